@@ -1,0 +1,1 @@
+"""Declarations of what the data looks like; they import nothing of the pipeline."""

@@ -1,0 +1,84 @@
+"""The record schemas: the only place where a feature's name is a string.
+
+A record is a `tf.train.Example` in which every feature is one bytes value: a
+little-endian array, unpadded, holding real masked positions only. Shapes use
+these letters: S segments, L tokens, P masked positions, K top-k, T cached
+temperatures.
+"""
+
+import dataclasses
+
+import numpy as np
+
+# Stands for `id_dtype(vocab_size)` in a feature's declaration.
+ID_DTYPE = "id"
+
+EXAMPLE_ID = "example_id"
+INPUT_IDS = "input_ids"
+SEGMENT_LENGTHS = "segment_lengths"
+MASKED_LM_POSITIONS = "masked_lm_positions"
+MASKED_LM_IDS = "masked_lm_ids"
+TOPK_IDS = "topk_ids"
+TOPK_LOGITS = "topk_logits"
+LOG_TAIL_MASSES = "log_tail_masses"
+LABEL_LOG_PROBS = "label_log_probs"
+
+# Names that a batch has beside those of a record: BERT's own.
+INPUT_MASK = "input_mask"
+SEGMENT_IDS = "segment_ids"
+MASKED_LM_WEIGHTS = "masked_lm_weights"
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """Returns the dtype of token ids in a record: uint16, or int32 above 65,536 tokens."""
+    return np.dtype("<u2") if vocab_size <= 65_536 else np.dtype("<i4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One feature of a record.
+
+    Attributes:
+        name: its key in the `tf.train.Example`.
+        dtype: a NumPy dtype string (little-endian), or `ID_DTYPE`.
+        shape: the array's dimensions, one letter each, row-major.
+        meaning: one sentence for people.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+    meaning: str
+
+    def numpy_dtype(self, vocab_size: int) -> np.dtype:
+        """Returns the dtype for a vocabulary of this size."""
+        return id_dtype(vocab_size) if self.dtype == ID_DTYPE else np.dtype(self.dtype)
+
+
+MASKED_EXAMPLE_FEATURES: tuple[Feature, ...] = (
+    Feature(EXAMPLE_ID, "|u1", ("16",), "Digest of seed, document, window and copy."),
+    Feature(INPUT_IDS, ID_DTYPE, ("L",), "Token ids after masking, with [CLS] and [SEP]."),
+    Feature(SEGMENT_LENGTHS, "<u2", ("S",), "Tokens of each segment, [CLS] and [SEP] included."),
+    Feature(MASKED_LM_POSITIONS, "<u2", ("P",), "Masked positions in input_ids, ascending."),
+    Feature(MASKED_LM_IDS, ID_DTYPE, ("P",), "The true token at each masked position."),
+)
+
+TEACHER_FEATURES: tuple[Feature, ...] = (
+    Feature(TOPK_IDS, ID_DTYPE, ("P", "K"), "The teacher's most probable tokens, descending."),
+    Feature(TOPK_LOGITS, "<f2", ("P", "K"), "Their logits, each minus the position's largest."),
+    Feature(
+        LOG_TAIL_MASSES, "<f4", ("P", "T"), "Log of the mass outside the top-k, a temperature."
+    ),
+    Feature(LABEL_LOG_PROBS, "<f2", ("P",), "The teacher's log-probability of the label, T=1."),
+)
+
+TEACHER_CACHE_FEATURES: tuple[Feature, ...] = MASKED_EXAMPLE_FEATURES + TEACHER_FEATURES
+
+MASKED_EXAMPLES = "masked_examples"
+TEACHER_CACHE = "teacher_cache"
+
+# What a directory of each kind holds, by the manifest's `kind`.
+FEATURES: dict[str, tuple[Feature, ...]] = {
+    MASKED_EXAMPLES: MASKED_EXAMPLE_FEATURES,
+    TEACHER_CACHE: TEACHER_CACHE_FEATURES,
+}

@@ -1,0 +1,1 @@
+"""Offline, two-stage distillation of BERT-like masked language models."""

@@ -1,0 +1,14 @@
+"""The exceptions that stand for what the user can mend."""
+
+
+class InputError(ValueError):
+    """Something outside the program is not as it must be: a flag, a file, a disk.
+
+    The text is a single line that names the flag or the file, what was expected
+    and what was received. The commands print it as `error: …` and exit with 1,
+    without a traceback; any other exception is a defect of the program.
+    """
+
+
+class InterruptedRunError(InputError):
+    """A run was cut short from outside; the same command continues it."""

@@ -1,0 +1,1 @@
+"""What lies on disk: records, the codec of the top-k logits, shards, manifests."""

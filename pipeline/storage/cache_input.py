@@ -1,0 +1,147 @@
+"""The directory of shards that a stage reads: found, narrowed, checked before any work."""
+
+import dataclasses
+import fnmatch
+import glob
+import os
+import pathlib
+
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.storage import manifest as manifests
+from pipeline.storage.manifest import Manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheInput:
+    """A complete cache directory, or some of its shards.
+
+    Attributes:
+        directory: the cache directory.
+        manifest: its manifest, with the shards that are to be read.
+        flag: the flag that named it.
+    """
+
+    directory: pathlib.Path
+    manifest: Manifest
+    flag: str
+
+
+def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
+    """Opens what `--input_dir` or `--input_file` names.
+
+    Args:
+        input_dir: a cache directory.
+        input_file: a glob of its shards (or the directory).
+
+    Raises:
+        InputError: not exactly one is given, nothing is there, or the
+            directory is not complete.
+    """
+    if (input_dir is None) == (input_file is None):
+        raise InputError(
+            "--input_dir: expected either it or --input_file, "
+            f"received {'neither' if input_dir is None else 'both'}"
+        )
+    if input_file is not None and pathlib.Path(input_file).is_dir():
+        input_dir, input_file, flag = input_file, None, "--input_file"
+    else:
+        flag = "--input_dir" if input_file is None else "--input_file"
+    if input_file is None:
+        return CacheInput(pathlib.Path(input_dir), manifests.load(input_dir, flag=flag), flag)
+    directory, pattern = os.path.split(input_file)
+    if pathlib.Path(input_file).is_file():
+        # A name is no pattern, whatever characters are in it.
+        pattern = glob.escape(pattern)
+    manifest = manifests.load(directory or ".", flag=flag)
+    splits = {
+        split: tuple(shard for shard in shards if fnmatch.fnmatch(shard.file, pattern))
+        for split, shards in manifest.splits.items()
+    }
+    splits = {split: shards for split, shards in splits.items() if shards}
+    if not splits:
+        present = [shard.file for shards in manifest.splits.values() for shard in shards]
+        raise InputError(
+            f"{flag}: expected a glob of shards such as {directory}/{present[0]}, "
+            f"received {input_file}, which matches none"
+        )
+    return CacheInput(
+        pathlib.Path(directory or "."), dataclasses.replace(manifest, splits=splits), flag
+    )
+
+
+def expect_settings(cache: CacheInput, **given: int | None) -> None:
+    """Checks flags against the manifest that holds their values.
+
+    Args:
+        cache: the directory.
+        **given: the values of flags by name; None where a flag was not given.
+
+    Raises:
+        InputError: one contradicts the manifest; prints both values.
+    """
+    for name, value in given.items():
+        there = getattr(cache.manifest, name)
+        if value is not None and value != there:
+            raise InputError(
+                f"--{name}: expected {there}, as in {cache.directory / manifests.MANIFEST_FILE}, "
+                f"received {value}"
+            )
+
+
+def expect_vocab(
+    cache: CacheInput, vocab_size: int, vocab_file: files.PathLike | None, flag: str
+) -> None:
+    """Checks that a model has the vocabulary that a cache was made with.
+
+    Args:
+        cache: the directory.
+        vocab_size: the model's.
+        vocab_file: its `vocab.txt`, compared token by token; None where it has
+            none, and the sizes alone are compared.
+        flag: the flag that named the model.
+
+    Raises:
+        InputError: they differ; prints both.
+    """
+    expected = cache.manifest.vocab
+    if vocab_size != expected.size:
+        raise InputError(
+            f"{flag}: expected a vocabulary of {expected.size} tokens, as in {cache.directory}, "
+            f"received one of {vocab_size}"
+        )
+    if vocab_file is None:
+        return
+    received = manifests.vocab_info(manifests.read_tokens(vocab_file, flag=flag))
+    if received.sha256 != expected.sha256:
+        raise InputError(
+            f"{flag}: expected the vocabulary of {cache.directory} (SHA-256 {expected.sha256}), "
+            f"received {vocab_file} (SHA-256 {received.sha256}, {received.size} tokens)"
+        )
+
+
+def expect_segments(cache: CacheInput, type_vocab_size: int, flag: str) -> None:
+    """Checks that a model knows as many segments as a cache's inputs have.
+
+    Raises:
+        InputError: it knows fewer; prints both.
+    """
+    needed = 2 if cache.manifest.flags.get("segments") == "pair" else 1
+    if type_vocab_size < needed:
+        raise InputError(
+            f"{flag}: expected a model of at least {needed} segments (--segments of "
+            f"{cache.directory}), received type_vocab_size {type_vocab_size}"
+        )
+
+
+def expect_positions(cache: CacheInput, max_position_embeddings: int, flag: str) -> None:
+    """Checks that a model takes inputs as long as a cache's.
+
+    Raises:
+        InputError: it has fewer positions; prints both.
+    """
+    if cache.manifest.max_seq_length > max_position_embeddings:
+        raise InputError(
+            f"{flag}: expected a model of at least {cache.manifest.max_seq_length} positions "
+            f"(max_seq_length of {cache.directory}), received {max_position_embeddings}"
+        )

@@ -1,0 +1,347 @@
+"""The manifest: what a directory of shards holds, published last.
+
+A directory goes through three states. `claim` writes `request.json`: the
+settings that decide the data. Then shards appear, each whole, each with a
+hidden sidecar of its count and checksum. When all are there, `publish` writes
+`manifest.json`; a directory without one is unfinished.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_specs.records import FEATURES, TEACHER_CACHE
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.storage.logit_codec import CODECS
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+REQUEST_FILE = "request.json"
+TRAIN = "train"
+EVAL = "eval"
+SPLITS = (TRAIN, EVAL)
+
+_SHARD_FILE = re.compile(r"(train|eval)-(\d{5})-of-(\d{5})\.tfrecord")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """One shard: its file's name, examples, bytes and SHA-256 (hexadecimal)."""
+
+    file: str
+    num_examples: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabInfo:
+    """The vocabulary: its size and the SHA-256 of its token list, joined by newlines."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherInfo:
+    """What a teacher cache adds.
+
+    Attributes:
+        truncation_factor: K, ids kept at a masked position.
+        logit_encoding: a name in `pipeline.storage.logit_codec.CODECS`.
+        temperatures: those with a stored tail mass, ascending.
+        teacher: the teacher's `config` and the `sha256` of its weights.
+        parent: the `sha256` of the masked examples' manifest.
+    """
+
+    truncation_factor: int
+    logit_encoding: str
+    temperatures: tuple[float, ...]
+    teacher: Mapping[str, Any]
+    parent: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a cache directory holds. Attributes are named as in `manifest.json`."""
+
+    kind: str
+    vocab: VocabInfo
+    special_ids: Mapping[str, int]
+    max_seq_length: int
+    max_predictions_per_seq: int
+    dupe_factor: int
+    seed: int
+    flags: Mapping[str, Any]
+    splits: Mapping[str, Sequence[ShardInfo]]
+    tokenizer_files: tuple[str, ...] = ()
+    statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    teacher_info: TeacherInfo | None = None
+
+    def num_examples(self, split: str) -> int:
+        """Returns how many examples a split has; 0 where there is none."""
+        return sum(shard.num_examples for shard in self.splits.get(split, ()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object that `manifest.json` holds."""
+        value = dataclasses.asdict(self)
+        value["format_version"] = FORMAT_VERSION
+        value.update(value.pop("teacher_info") or {})
+        return value
+
+    def sha256(self) -> str:
+        """Returns the SHA-256 of the manifest as it is written."""
+        return hashlib.sha256(files.json_bytes(self.to_json())).hexdigest()
+
+
+def read_tokens(path: files.PathLike, *, flag: str) -> tuple[str, ...]:
+    """Reads a `vocab.txt`: one token a line, its line number its id.
+
+    Raises:
+        InputError: there is no such file, or it is not UTF-8.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{flag}: expected a vocab.txt, received {path}: no such file")
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{flag}: expected UTF-8 text in {path} ({error})") from error
+    tokens = [line.rstrip("\r") for line in lines]
+    while tokens and not tokens[-1]:
+        tokens.pop()
+    return tuple(tokens)
+
+
+def vocab_info(tokens: Sequence[str]) -> VocabInfo:
+    """Returns the identity of a token list."""
+    return VocabInfo(len(tokens), hashlib.sha256("\n".join(tokens).encode("utf-8")).hexdigest())
+
+
+def shard_file(split: str, index: int, num_shards: int) -> str:
+    """Returns a shard's file name, such as `train-00000-of-00008.tfrecord`."""
+    return f"{split}-{index:05d}-of-{num_shards:05d}.tfrecord"
+
+
+def sidecar_path(directory: files.PathLike, file: str) -> pathlib.Path:
+    """Returns the path of a shard's sidecar; hidden, so that no glob of shards meets it."""
+    return pathlib.Path(directory) / f".{file}.json"
+
+
+def completed_shard(directory: files.PathLike, file: str) -> ShardInfo | None:
+    """Returns the sidecar of a shard that is whole, or None."""
+    path, sidecar = pathlib.Path(directory) / file, sidecar_path(directory, file)
+    if not (path.is_file() and sidecar.is_file()):
+        return None
+    try:
+        shard = _parse_shard(files.read_json(sidecar), str(sidecar))
+    except InputError:
+        # A damaged sidecar: the shard is made again.
+        return None
+    return shard if path.stat().st_size == shard.bytes else None
+
+
+def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Returns, in one line, the first setting in which two requests differ."""
+    for name in sorted(set(there) | set(here)):
+        if there.get(name) != here.get(name):
+            return f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+    return ""
+
+
+def check_claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: str) -> bool:
+    """Checks that a directory may be the place of a request; changes nothing.
+
+    Args:
+        directory: the output directory; it need not exist.
+        request: the settings that decide the data, as JSON values.
+        flag: the flag that named the directory.
+
+    Returns:
+        whether the directory is new; False where it holds this very request.
+
+    Raises:
+        InputError: it holds another request, or files that no request of ours made.
+    """
+    directory = pathlib.Path(directory)
+    path = directory / REQUEST_FILE
+    # Listed before the request is looked for: another task may be writing it now.
+    names = os.listdir(directory) if directory.is_dir() else []
+    present = sorted(name for name in names if not name.endswith(".tmp"))
+    if path.is_file():
+        difference = describe_difference(files.read_json(path), request)
+        if difference:
+            raise InputError(
+                f"{flag}: {directory} holds the output of another request: {difference}"
+            )
+        return False
+    if present:
+        raise InputError(
+            f"{flag}: expected an empty directory or one of the same request, "
+            f"received {directory}, which holds {present[0]!r} and no {REQUEST_FILE}"
+        )
+    return True
+
+
+def claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: str) -> bool:
+    """Marks a directory, which is made, as the place of a request, or recognises its own.
+
+    Arguments, result and errors are those of `check_claim`. Call it when nothing
+    that the user could mend is left to go wrong: a corrected command may then
+    still use the directory.
+    """
+    is_new = check_claim(directory, request, flag=flag)
+    if is_new:
+        directory = files.make_directory(directory, flag)
+        files.write_json(directory / REQUEST_FILE, request)
+    return is_new
+
+
+def publish(directory: files.PathLike, manifest: Manifest) -> None:
+    """Writes the manifest: from now on the directory is complete."""
+    directory = pathlib.Path(directory)
+    for shard in (shard for split in manifest.splits.values() for shard in split):
+        # What a killed process left half-written; the whole shard is beside it.
+        files.temporary_path(directory / shard.file).unlink(missing_ok=True)
+    files.write_json(directory / MANIFEST_FILE, manifest.to_json())
+
+
+def load(directory: files.PathLike, *, flag: str) -> Manifest:
+    """Reads and checks a manifest.
+
+    Args:
+        directory: a cache directory.
+        flag: the flag that named it.
+
+    Raises:
+        InputError: there is none, or a field is missing or not as it must be.
+    """
+    path = pathlib.Path(directory) / MANIFEST_FILE
+    if not path.is_file():
+        state = "no cache"
+        if (path.parent / REQUEST_FILE).is_file():
+            state = "an unfinished one: run the command that makes it again"
+        raise InputError(
+            f"{flag}: expected a complete cache directory with {MANIFEST_FILE}, "
+            f"received {directory}, which is {state}"
+        )
+    value = files.read_json(path)
+    if value.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: expected format_version {FORMAT_VERSION}, "
+            f"received {value.get('format_version')!r}"
+        )
+    try:
+        return _parse(value, str(path))
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: missing or misshapen field {error}") from error
+
+
+def _parse(value: Mapping[str, Any], path: str) -> Manifest:
+    if value["kind"] not in FEATURES:
+        raise InputError(f"{path}: expected kind in {sorted(FEATURES)}, received {value['kind']!r}")
+    teacher_info = None
+    if value["kind"] == TEACHER_CACHE:
+        names = [field.name for field in dataclasses.fields(TeacherInfo)]
+        teacher_info = TeacherInfo(**{name: value[name] for name in names})
+        if teacher_info.logit_encoding not in CODECS:
+            raise InputError(
+                f"{path}: expected logit_encoding in {sorted(CODECS)}, "
+                f"received {teacher_info.logit_encoding!r}"
+            )
+        _expect_count(teacher_info.truncation_factor, f"{path}: truncation_factor")
+        temperatures = tuple(float(t) for t in teacher_info.temperatures)
+        teacher_info = dataclasses.replace(teacher_info, temperatures=temperatures)
+    splits = {
+        split: tuple(_parse_shard(shard, path) for shard in shards)
+        for split, shards in value["splits"].items()
+    }
+    sizes = ("max_seq_length", "max_predictions_per_seq", "dupe_factor", "seed")
+    for name in sizes:
+        _expect_count(value[name], f"{path}: {name}")
+    return Manifest(
+        kind=value["kind"],
+        vocab=VocabInfo(**value["vocab"]),
+        special_ids=dict(value["special_ids"]),
+        flags=dict(value["flags"]),
+        splits=splits,
+        tokenizer_files=tuple(_plain_name(name, path) for name in value["tokenizer_files"]),
+        statistics=dict(value.get("statistics", {})),
+        teacher_info=teacher_info,
+        **{name: value[name] for name in sizes},
+    )
+
+
+def _plain_name(name: Any, path: str) -> str:
+    """Returns a file name that cannot lead out of the directory."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
+        raise InputError(f"{path}: expected a plain file name, received {name!r}")
+    return name
+
+
+def _expect_count(value: Any, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{what}: expected a count, received {value!r}")
+
+
+def _parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
+    try:
+        shard = ShardInfo(**value)
+    except TypeError as error:
+        raise InputError(f"{path}: expected a shard's description, received {value!r}") from error
+    if not (isinstance(shard.file, str) and _SHARD_FILE.fullmatch(shard.file)):
+        raise InputError(f"{path}: expected the name of a shard, received {shard.file!r}")
+    if not (isinstance(shard.sha256, str) and _SHA256.fullmatch(shard.sha256)):
+        raise InputError(f"{path}: expected a SHA-256 for {shard.file}, received {shard.sha256!r}")
+    _expect_count(shard.num_examples, f"{path}: num_examples of {shard.file}")
+    _expect_count(shard.bytes, f"{path}: bytes of {shard.file}")
+    return shard
+
+
+def copy_tokenizer(source: files.PathLike, manifest: Manifest, target: files.PathLike) -> None:
+    """Copies the tokenizer's files from one directory to another.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for name in manifest.tokenizer_files:
+        path = pathlib.Path(source) / name
+        if not path.is_file():
+            raise InputError(f"{path}: this tokenizer file is missing")
+        files.write_bytes(pathlib.Path(target) / name, path.read_bytes())
+
+
+def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None:
+    """Checks a directory's shards against its manifest.
+
+    Args:
+        directory: the cache directory.
+        manifest: its manifest, or one narrowed to some of its shards.
+        full: whether to check every byte (SHA-256), or sizes only.
+
+    Raises:
+        InputError: a shard is missing, of another size, or has other bytes.
+    """
+    for shard in (shard for split in manifest.splits.values() for shard in split):
+        path = pathlib.Path(directory) / shard.file
+        if not path.is_file():
+            raise InputError(f"{path}: this shard is missing")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise InputError(
+                f"{path}: this shard is truncated or damaged: "
+                f"expected {shard.bytes} bytes, received {size}"
+            )
+        if full and (received := files.sha256_file(path)) != shard.sha256:
+            raise InputError(
+                f"{path}: this shard is damaged: "
+                f"expected SHA-256 {shard.sha256}, received {received}"
+            )

@@ -1,0 +1,122 @@
+"""Shards as TensorFlow datasets of padded batches. The only reader that needs TensorFlow."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from data_specs import records
+from pipeline import files
+from pipeline.storage import shuffling
+from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.manifest import Manifest
+
+
+def training_records(
+    directory: files.PathLike, manifest: Manifest, split: str, *, seed: int, start: int, buffer: int
+) -> tf.data.Dataset:
+    """Returns the endless shuffled stream of a split's serialised records.
+
+    Args:
+        directory: the cache directory.
+        manifest: its manifest.
+        split: which split.
+        seed: decides the order.
+        start: records to leave out at the beginning, over all epochs: what a
+            run that resumes has already used.
+        buffer: records in the shuffle buffer.
+    """
+    shards = [shard for shard in manifest.splits[split] if shard.num_examples]
+
+    def plan():
+        for group in shuffling.record_groups(shards, seed, start=start):
+            paths = [str(pathlib.Path(directory) / file) for file in group.files]
+            yield paths, group.skip, group.shuffle_seed
+
+    def read_group(paths, skip, shuffle_seed):
+        dataset = tf.data.Dataset.from_tensor_slices(paths).interleave(
+            tf.data.TFRecordDataset, cycle_length=shuffling.GROUP_SIZE, block_length=1
+        )
+        dataset = dataset.shuffle(buffer, seed=shuffle_seed, reshuffle_each_iteration=False)
+        return dataset.skip(skip)
+
+    signature = (
+        tf.TensorSpec([None], tf.string),
+        tf.TensorSpec([], tf.int64),
+        tf.TensorSpec([], tf.int64),
+    )
+    return tf.data.Dataset.from_generator(plan, output_signature=signature).flat_map(read_group)
+
+
+def evaluation_records(
+    directory: files.PathLike, manifest: Manifest, split: str
+) -> tf.data.Dataset:
+    """Returns a split's serialised records once, in their stored order."""
+    paths = [str(pathlib.Path(directory) / shard.file) for shard in manifest.splits[split]]
+    return tf.data.TFRecordDataset(paths)
+
+
+def _decode(value: tf.Tensor, feature: records.Feature, vocab_size: int, length: int) -> tf.Tensor:
+    dtype = feature.numpy_dtype(vocab_size)
+    return tf.io.decode_raw(value, tf.as_dtype(dtype), fixed_length=length * dtype.itemsize)
+
+
+def parse_batch(serialized: tf.Tensor, manifest: Manifest) -> Mapping[str, Any]:
+    """Decodes a batch of records to padded tensors.
+
+    Args:
+        serialized: string [B].
+        manifest: lengths, dtypes and codec come from it.
+
+    Returns:
+        int32 `input_ids` [B, L], `segment_lengths` [B, 2], `masked_lm_positions`
+        and `masked_lm_ids` [B, P]; float32 `masked_lm_weights` [B, P], 1 at real
+        positions; from a teacher cache `topk_ids` int32 and `topk_logits`
+        float32 [B, P, K] and `log_tail_masses` float32 [B, P, T]. Padding is 0, and
+        −inf in the last.
+    """
+    features = {
+        feature.name: feature
+        for feature in records.FEATURES[manifest.kind]
+        if feature.name not in (records.EXAMPLE_ID, records.LABEL_LOG_PROBS)
+    }
+    parsed = tf.io.parse_example(
+        serialized, {name: tf.io.FixedLenFeature([], tf.string) for name in features}
+    )
+    positions = manifest.max_predictions_per_seq
+    lengths = {
+        records.INPUT_IDS: manifest.max_seq_length,
+        records.SEGMENT_LENGTHS: 2,
+        records.MASKED_LM_POSITIONS: positions,
+        records.MASKED_LM_IDS: positions,
+    }
+    batch = {
+        name: tf.cast(_decode(parsed[name], features[name], manifest.vocab.size, length), tf.int32)
+        for name, length in lengths.items()
+    }
+    count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
+    batch[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, positions, dtype=tf.float32)
+    if manifest.teacher_info is not None:
+        batch.update(_decode_teacher(parsed, features, manifest))
+        real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
+        # A log of 0 would be a tail of all the mass, and a top-k of none.
+        tails = tf.where(real, batch[records.LOG_TAIL_MASSES], -float("inf"))
+        batch[records.LOG_TAIL_MASSES] = tails
+    return batch
+
+
+def _decode_teacher(
+    parsed: Mapping[str, tf.Tensor], features: Mapping[str, records.Feature], manifest: Manifest
+) -> dict[str, tf.Tensor]:
+    info, positions = manifest.teacher_info, manifest.max_predictions_per_seq
+    codec = CODECS[info.logit_encoding](manifest.vocab.size)
+    ids, logits = codec.decode_tensors(tf, parsed, positions, info.truncation_factor)
+    name = records.LOG_TAIL_MASSES
+    count = positions * len(info.temperatures)
+    tails = _decode(parsed[name], features[name], manifest.vocab.size, count)
+    return {
+        records.TOPK_IDS: ids,
+        records.TOPK_LOGITS: logits,
+        name: tf.reshape(tails, (-1, positions, len(info.temperatures))),
+    }

@@ -1,0 +1,138 @@
+"""An external sort: records spilled by the chunks of a corpus, read back by key range.
+
+Each chunk writes one file, sorted by key. A shard is a range of keys: it takes
+that range out of every file, sorts it and has its records, in an order that
+does not depend on how the corpus was cut or who cut it. A spill file is
+
+    a line of JSON (the header) | a NumPy array of `_INDEX` | the records' bytes
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+
+KEY_SPACE = 2**64
+# Keys are the first 8 bytes of an example id, big-endian, so that their order
+# is that of the ids; the other 8 settle ties.
+_INDEX = np.dtype(
+    [("key", "<u8"), ("tie", "<u8"), ("group", "<u8"), ("start", "<u8"), ("size", "<u4")]
+)
+# What one step of a sorted reading holds in memory, roughly.
+_STEP_BYTES = 32 * 2**20
+_MAX_HEADER_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A record on its way to a shard.
+
+    Attributes:
+        example_id: 16 bytes; the sort key.
+        group: 64 bits by which a reader selects, such as a document's hash.
+        record: the serialised example.
+    """
+
+    example_id: bytes
+    group: int
+    record: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyRange:
+    """Keys from `low` to below `high`, and groups from `min_group` to below `max_group`."""
+
+    low: int
+    high: int
+    min_group: int
+    max_group: int
+
+
+def write_spill(path: files.PathLike, entries: Sequence[Entry], header: Mapping[str, Any]) -> None:
+    """Writes a spill file atomically.
+
+    Args:
+        path: the file.
+        entries: in any order.
+        header: small JSON values, for `read_header`.
+    """
+    ordered = sorted(entries, key=lambda entry: entry.example_id)
+    index = np.zeros(len(ordered), _INDEX)
+    ids = np.frombuffer(b"".join(entry.example_id for entry in ordered), ">u8").reshape(-1, 2)
+    index["key"], index["tie"] = ids[:, 0], ids[:, 1]
+    index["group"] = [entry.group for entry in ordered]
+    index["size"] = [len(entry.record) for entry in ordered]
+    index["start"][1:] = np.cumsum(index["size"][:-1], dtype=np.uint64)
+    with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(json.dumps(header).encode("utf-8") + b"\n")
+        np.save(file, index, allow_pickle=False)
+        file.writelines(entry.record for entry in ordered)
+
+
+def read_header(path: files.PathLike) -> dict[str, Any] | None:
+    """Returns a spill file's header, or None where there is no such file."""
+    if not pathlib.Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        return json.loads(file.readline(_MAX_HEADER_BYTES))
+
+
+def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
+    """Returns a spill file's index, mapped, and the offset of its first record."""
+    with open(path, "rb") as file:
+        file.readline(_MAX_HEADER_BYTES)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        offset = file.tell()
+    if not shape[0]:
+        return np.zeros(0, _INDEX), offset
+    index = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+    return index, offset + index.nbytes
+
+
+def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, bytes]:
+    index, base = _open_index(path)
+    bounds = np.searchsorted(index["key"], np.array([low, high - 1], np.uint64), side="left")
+    first, last = int(bounds[0]), int(bounds[1])
+    while last < len(index) and int(index["key"][last]) < high:
+        last += 1
+    part = np.array(index[first:last])
+    if not len(part):
+        return part, b""
+    begin, end = int(part["start"][0]), int(part["start"][-1]) + int(part["size"][-1])
+    with open(path, "rb") as file:
+        file.seek(base + begin)
+        content = file.read(end - begin)
+    part["start"] -= np.uint64(begin)
+    return part, content
+
+
+def read_sorted(
+    paths: Sequence[files.PathLike], keys: KeyRange, *, expected_bytes: int
+) -> Iterator[bytes]:
+    """Yields the records of a range, in the order of their keys.
+
+    Args:
+        paths: the spill files.
+        keys: which records.
+        expected_bytes: roughly what the range holds; it is read in steps of
+            32 MB, so that memory does not grow with it.
+    """
+    steps = max(1, -(-expected_bytes // _STEP_BYTES))
+    bounds = [keys.low + (keys.high - keys.low) * step // steps for step in range(steps + 1)]
+    for low, high in itertools.pairwise(bounds):
+        parts = [_read_range(pathlib.Path(path), low, high) for path in paths]
+        rows = [
+            (int(row["key"]), int(row["tie"]), int(row["start"]), int(row["size"]), number)
+            for number, (index, _) in enumerate(parts)
+            for row in index
+            if keys.min_group <= int(row["group"]) < keys.max_group
+        ]
+        for _, _, start, size, number in sorted(rows):
+            yield parts[number][1][start : start + size]

@@ -1,0 +1,212 @@
+"""Claims, sidecars, manifests: nothing complete is lost, nothing wrong is read."""
+
+import json
+import pathlib
+
+import pytest
+
+from data_specs.records import MASKED_EXAMPLES
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.storage import cache_input, manifest, serialization, writer
+
+
+def _manifest(shards: tuple[manifest.ShardInfo, ...]) -> manifest.Manifest:
+    return manifest.Manifest(
+        kind=MASKED_EXAMPLES,
+        vocab=manifest.vocab_info(["[PAD]", "一"]),
+        special_ids={"pad": 0},
+        max_seq_length=8,
+        max_predictions_per_seq=2,
+        dupe_factor=1,
+        seed=0,
+        flags={"segments": "pair"},
+        splits={"train": shards},
+        tokenizer_files=("vocab.txt",),
+    )
+
+
+@pytest.fixture
+def complete(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A complete directory of one shard."""
+    manifest.claim(tmp_path, {"seed": 0}, flag="--output_dir")
+    file = manifest.shard_file("train", 0, 1)
+    shard = writer.write_shard(tmp_path, file, [b"one", b"two"])
+    manifest.publish(tmp_path, _manifest((shard,)))
+    return tmp_path
+
+
+def test_a_manifest_comes_back(complete: pathlib.Path) -> None:
+    loaded = manifest.load(complete, flag="--input_dir")
+    assert json.loads(json.dumps(loaded.to_json())) == json.loads(
+        (complete / "manifest.json").read_text()
+    )
+    assert loaded.num_examples("train") == 2
+    assert loaded.num_examples("eval") == 0
+    # sha256 of "[PAD]\n一" in UTF-8, by sha256sum.
+    digest = "89fff3169c1ac6cf8a7a7f5fe25f9402f5645830b98c5acad7a93200558061b7"
+    assert loaded.vocab == manifest.VocabInfo(2, digest)
+
+
+def test_a_claim_is_recognised_and_a_different_one_refused(tmp_path: pathlib.Path) -> None:
+    request = {"dupe_factor": 5, "seed": 1}
+    assert manifest.claim(tmp_path, request, flag="--output_dir")
+    assert not manifest.claim(tmp_path, request, flag="--output_dir")
+    with pytest.raises(InputError, match="dupe_factor is 5 there and 3 here"):
+        manifest.claim(tmp_path, {"dupe_factor": 3, "seed": 1}, flag="--output_dir")
+
+
+def test_a_directory_of_other_files_is_left_alone(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"--output_dir: expected an empty .* 'thesis.txt'"):
+        manifest.claim(tmp_path, {}, flag="--output_dir")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_shard_that_fails_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    def records():
+        yield b"one"
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError):
+        writer.write_shard(tmp_path, "train-00000-of-00001.tfrecord", records())
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_of_one_shard_do_not_mix(tmp_path: pathlib.Path) -> None:
+    file = "train-00000-of-00001.tfrecord"
+
+    def interrupted():
+        yield b"one"
+        with pytest.raises(InputError, match="another process is writing this file"):
+            writer.write_shard(tmp_path, file, [b"two"])
+        yield b"three"
+
+    shard = writer.write_shard(tmp_path, file, interrupted())
+    assert shard.sha256 == files.sha256_file(tmp_path / file)
+    assert list(serialization.read_records(tmp_path / file)) == [b"one", b"three"]
+    # What a killed process leaves behind stops nobody.
+    files.temporary_path(tmp_path / file).write_bytes(b"left" * 100)
+    writer.write_shard(tmp_path, file, [b"four"])
+    assert list(serialization.read_records(tmp_path / file)) == [b"four"]
+
+
+def test_a_damaged_sidecar_is_made_again(complete: pathlib.Path) -> None:
+    file = "train-00000-of-00001.tfrecord"
+    manifest.sidecar_path(complete, file).write_text("{")
+    assert manifest.completed_shard(complete, file) is None
+
+
+def test_a_half_written_shard_is_not_complete(complete: pathlib.Path) -> None:
+    file = "train-00000-of-00001.tfrecord"
+    assert manifest.completed_shard(complete, file).num_examples == 2
+    (complete / file).write_bytes((complete / file).read_bytes()[:-1])
+    assert manifest.completed_shard(complete, file) is None
+    (complete / file).unlink()
+    assert manifest.completed_shard(complete, file) is None
+
+
+@pytest.mark.parametrize("position", [0, 9, 15, 30])
+def test_one_flipped_byte_is_refused(complete: pathlib.Path, position: int) -> None:
+    path = complete / "train-00000-of-00001.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(bytes(content))
+    loaded = manifest.load(complete, flag="--input_dir")
+    manifest.verify(complete, loaded, full=False)
+    with pytest.raises(InputError, match=f"{path}: this shard is damaged: expected SHA-256"):
+        manifest.verify(complete, loaded, full=True)
+
+
+def test_a_truncated_and_a_missing_shard_are_named(complete: pathlib.Path) -> None:
+    path = complete / "train-00000-of-00001.tfrecord"
+    loaded = manifest.load(complete, flag="--input_dir")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match=f"{path}: this shard is truncated .* received 35"):
+        manifest.verify(complete, loaded, full=False)
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path}: this shard is missing"):
+        manifest.verify(complete, loaded, full=False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format_version", 2, "expected format_version 1, received 2"),
+        ("kind", "parquet", "expected kind in"),
+        ("max_seq_length", "512", "max_seq_length: expected a count, received '512'"),
+        ("vocab", {"size": 3}, "missing or misshapen field"),
+        (
+            "tokenizer_files",
+            ["../vocab.txt"],
+            "expected a plain file name, received '../vocab.txt'",
+        ),
+        ("splits", {"train": [{"file": "../../x.tfrecord"}]}, "expected a shard's description"),
+        (
+            "splits",
+            {"train": [{"file": "/etc/passwd", "num_examples": 1, "bytes": 1, "sha256": "0" * 64}]},
+            "expected the name of a shard, received '/etc/passwd'",
+        ),
+    ],
+)
+def test_a_manifest_that_is_not_one_is_refused(
+    complete: pathlib.Path, field: str, value: object, message: str
+) -> None:
+    path = complete / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(InputError, match=message):
+        manifest.load(complete, flag="--input_dir")
+
+
+def test_an_unfinished_directory_is_told_from_none(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(
+        InputError, match=r"--input_dir: expected a complete cache .*, which is no cache"
+    ):
+        manifest.load(tmp_path, flag="--input_dir")
+    manifest.claim(tmp_path, {}, flag="--output_dir")
+    with pytest.raises(InputError, match="an unfinished one: run the command that makes it again"):
+        manifest.load(tmp_path, flag="--input_dir")
+
+
+def test_a_glob_narrows_a_cache(complete: pathlib.Path) -> None:
+    whole = cache_input.open_cache(None, str(complete))
+    assert whole.manifest == manifest.load(complete, flag="--input_dir")
+    some = cache_input.open_cache(None, str(complete / "train-*"))
+    assert some.manifest.num_examples("train") == 2
+    with pytest.raises(InputError, match="which matches none"):
+        cache_input.open_cache(None, str(complete / "eval-*"))
+    with pytest.raises(InputError, match="received neither"):
+        cache_input.open_cache(None, None)
+
+
+def test_a_flag_that_contradicts_the_manifest_prints_both(complete: pathlib.Path) -> None:
+    cache = cache_input.open_cache(str(complete), None)
+    cache_input.expect_settings(cache, max_seq_length=8, max_predictions_per_seq=None)
+    with pytest.raises(InputError, match=r"--max_seq_length: expected 8, .*, received 512"):
+        cache_input.expect_settings(cache, max_seq_length=512)
+
+
+def test_a_model_of_another_vocabulary_is_refused(
+    complete: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = cache_input.open_cache(str(complete), None)
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "vocab.txt").write_text("[PAD]\n一\n", encoding="utf-8")
+    cache_input.expect_vocab(cache, 2, folder / "vocab.txt", "--teacher")
+    with pytest.raises(InputError, match="--teacher: expected a vocabulary of 2 tokens.* of 3"):
+        cache_input.expect_vocab(cache, 3, None, "--teacher")
+    (folder / "vocab.txt").write_text("[PAD]\n二\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"--teacher: .*SHA-256 .* received .*SHA-256"):
+        cache_input.expect_vocab(cache, 2, folder / "vocab.txt", "--teacher")
+    with pytest.raises(InputError, match="at least 8 positions .* received 4"):
+        cache_input.expect_positions(cache, 4, "--teacher")
+
+
+def test_copies_of_the_tokenizer(complete: pathlib.Path, tmp_path_factory) -> None:
+    target = tmp_path_factory.mktemp("target")
+    loaded = manifest.load(complete, flag="--input_dir")
+    with pytest.raises(InputError, match=r"vocab.txt: this tokenizer file is missing"):
+        manifest.copy_tokenizer(complete, loaded, target)
+    (complete / "vocab.txt").write_text("x")
+    manifest.copy_tokenizer(complete, loaded, target)
+    assert (target / "vocab.txt").read_text() == "x"

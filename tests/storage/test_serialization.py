@@ -1,0 +1,88 @@
+"""Records: the same bytes as TensorFlow writes, and no way to be misread."""
+
+import pathlib
+
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from pipeline.storage import serialization
+
+FEATURES = st.dictionaries(st.text(min_size=1, max_size=20), st.binary(max_size=300), min_size=1)
+
+
+def _tensorflow_bytes(features: dict[str, bytes]) -> bytes:
+    example = tf.train.Example()
+    for name, value in features.items():
+        example.features.feature[name].bytes_list.value.append(value)
+    return example.SerializeToString(deterministic=True)
+
+
+@given(FEATURES)
+def test_examples_are_tensorflows_deterministic_bytes(features: dict[str, bytes]) -> None:
+    assert serialization.encode_example(features) == _tensorflow_bytes(features)
+
+
+@given(FEATURES)
+def test_examples_come_back(features: dict[str, bytes]) -> None:
+    assert serialization.decode_example(serialization.encode_example(features)) == features
+
+
+def test_golden_example() -> None:
+    record = serialization.encode_example({"b": b"\x01\x02", "a": b""})
+    # Written out by hand: Example{Features{a: BytesList{""}, b: BytesList{"\x01\x02"}}}.
+    first = b"\x0a\x01a" + b"\x12\x04" + b"\x0a\x02" + b"\x0a\x00"
+    second = b"\x0a\x01b" + b"\x12\x06" + b"\x0a\x04" + b"\x0a\x02\x01\x02"
+    entries = b"\x0a\x09" + first + b"\x0a\x0b" + second
+    assert record == b"\x0a\x18" + entries
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(record: bytes) -> None:
+    try:
+        features = serialization.decode_example(record)
+    except (ValueError, UnicodeDecodeError):
+        return
+    assert all(isinstance(value, bytes) for value in features.values())
+
+
+@given(st.lists(st.binary(max_size=100), max_size=5))
+def test_framing_is_tensorflows(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("framing") / "rows.tfrecord"
+    path.write_bytes(b"".join(map(serialization.frame_record, rows)))
+    assert [row.numpy() for row in tf.data.TFRecordDataset(str(path))] == rows
+    assert list(serialization.read_records(path)) == rows
+
+
+def _damaged_file(path: pathlib.Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        list(serialization.read_records(path))
+    return str(error.value)
+
+
+def test_every_truncation_and_every_flipped_bit_is_noticed(tmp_path: pathlib.Path) -> None:
+    whole = serialization.frame_record(b"first") + serialization.frame_record(b"second")
+    boundary = len(serialization.frame_record(b"first"))
+    path = tmp_path / "shard.tfrecord"
+    for length in range(1, len(whole)):
+        if length != boundary:
+            assert str(path) in _damaged_file(path, whole[:length])
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        _damaged_file(path, bytes(flipped))
+
+
+def test_the_message_names_file_and_place(tmp_path: pathlib.Path) -> None:
+    frame = serialization.frame_record(b"0123456789")
+    damaged = frame + frame[:-6] + b"?" + frame[-5:]
+    message = _damaged_file(tmp_path / "x.tfrecord", damaged)
+    assert message == (
+        f"{tmp_path / 'x.tfrecord'}: broken record at byte 26: "
+        "the checksum of its data does not match"
+    )

@@ -1,0 +1,103 @@
+"""The order of training: every record once an epoch, and a resumed stream is the rest."""
+
+import itertools
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs.records import MASKED_EXAMPLES
+from pipeline.storage import manifest, reader, shuffling, writer
+
+COUNTS = st.lists(st.integers(1, 20), min_size=1, max_size=12)
+
+
+def _shards(counts: list[int]) -> list[manifest.ShardInfo]:
+    return [
+        manifest.ShardInfo(manifest.shard_file("train", i, len(counts)), count, 0, "0" * 64)
+        for i, count in enumerate(counts)
+    ]
+
+
+@given(COUNTS, st.integers(0, 100), st.integers(0, 300), st.integers(1, 4))
+def test_a_resumed_plan_is_the_rest_of_the_plan(
+    counts: list[int], seed: int, start: int, group_size: int
+) -> None:
+    shards = _shards(counts)
+    sizes = {shard.file: shard.num_examples for shard in shards}
+
+    def positions(begin: int) -> list[tuple[int, int]]:
+        """Names each of the next 100 records by its group's seed and its place in it."""
+        groups = shuffling.record_groups(shards, seed, start=begin, group_size=group_size)
+        stream = (
+            (group.shuffle_seed, place)
+            for group in groups
+            for place in range(group.skip, sum(sizes[file] for file in group.files))
+        )
+        return list(itertools.islice(stream, 100))
+
+    whole = shuffling.record_groups(shards, seed, start=0, group_size=group_size)
+    stream = (
+        (group.shuffle_seed, place)
+        for group in whole
+        for place in range(sum(sizes[file] for file in group.files))
+    )
+    assert positions(start) == list(itertools.islice(stream, start, start + 100))
+
+
+@given(COUNTS, st.integers(0, 100))
+def test_an_epoch_visits_every_shard_once(counts: list[int], seed: int) -> None:
+    shards = _shards(counts)
+    groups = shuffling.record_groups(shards, seed, start=0, group_size=3)
+    per_epoch = -(-len(counts) // 3)
+    for _ in range(3):
+        files = [file for group in itertools.islice(groups, per_epoch) for file in group.files]
+        assert sorted(files) == [shard.file for shard in shards]
+
+
+@pytest.fixture
+def directory(tmp_path: pathlib.Path) -> tuple[pathlib.Path, manifest.Manifest]:
+    """Eleven shards of five records that name their shard and place."""
+    infos = [
+        writer.write_shard(
+            tmp_path,
+            manifest.shard_file("train", shard, 11),
+            [b"%d/%d" % (shard, place) for place in range(5)],
+        )
+        for shard in range(11)
+    ]
+    described = manifest.Manifest(
+        kind=MASKED_EXAMPLES,
+        vocab=manifest.vocab_info(["x"]),
+        special_ids={},
+        max_seq_length=1,
+        max_predictions_per_seq=1,
+        dupe_factor=1,
+        seed=0,
+        flags={},
+        splits={"train": tuple(infos)},
+    )
+    return tmp_path, described
+
+
+def _take(directory, *, seed: int, start: int, count: int) -> list[bytes]:
+    path, described = directory
+    dataset = reader.training_records(path, described, "train", seed=seed, start=start, buffer=20)
+    return list(dataset.take(count).as_numpy_iterator())
+
+
+def test_records_of_many_shards_are_mixed(directory) -> None:
+    records = _take(directory, seed=1, start=0, count=165)
+    epochs = [records[begin : begin + 55] for begin in (0, 55, 110)]
+    assert all(len(set(epoch)) == 55 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert len({record.split(b"/")[0] for record in records[:8]}) >= 4
+    assert records == _take(directory, seed=1, start=0, count=165)
+    assert records != _take(directory, seed=2, start=0, count=165)
+
+
+@pytest.mark.parametrize("start", [1, 17, 40, 54, 55, 56, 100, 163])
+def test_a_resumed_stream_is_the_rest_of_the_stream(directory, start: int) -> None:
+    whole = _take(directory, seed=3, start=0, count=165)
+    assert _take(directory, seed=3, start=start, count=165 - start) == whole[start:]

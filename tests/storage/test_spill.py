@@ -1,0 +1,60 @@
+"""The external sort: the order of keys, however the records were spilled."""
+
+import hashlib
+import itertools
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.storage import spill
+
+
+def _entries(count: int) -> list[spill.Entry]:
+    return [
+        spill.Entry(
+            hashlib.blake2b(bytes([number]), digest_size=16).digest(),
+            number % 3,
+            b"r%d" % number * (number % 5),
+        )
+        for number in range(count)
+    ]
+
+
+@given(
+    count=st.integers(0, 60),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+    shards=st.integers(1, 5),
+    expected_bytes=st.sampled_from([0, 2**26, 2**28]),
+)
+def test_shards_are_the_sorted_records(
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    cuts: list[int],
+    shards: int,
+    expected_bytes: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("spill")
+    entries = _entries(count)
+    bounds = [0, *sorted(cuts), 60]
+    paths = []
+    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        paths.append(folder / f"{number}.spill")
+        spill.write_spill(paths[-1], entries[begin:end], {"number": number})
+        assert spill.read_header(paths[-1]) == {"number": number}
+    wanted = [
+        entry.record
+        for entry in sorted(entries, key=lambda entry: entry.example_id)
+        if 1 <= entry.group < 3
+    ]
+    received = []
+    for shard in range(shards):
+        low, high = (spill.KEY_SPACE * n // shards for n in (shard, shard + 1))
+        keys = spill.KeyRange(low, high, 1, 3)
+        received += spill.read_sorted(paths, keys, expected_bytes=expected_bytes)
+    assert received == wanted
+
+
+def test_no_file_no_header(tmp_path: pathlib.Path) -> None:
+    assert spill.read_header(tmp_path / "none.spill") is None
