@@ -1,0 +1,413 @@
+"""Model directories: found, checked, read into a model, and written.
+
+Two layouts are read, Hugging Face's (`config.json`, `model.safetensors`, also in
+shards) and Google's (`bert_config.json`, `bert_model.ckpt`); Hugging Face's is
+written. Nothing is ever unpickled. Keras and TensorFlow are imported only where
+weights meet a model, so that a wrong path is reported at once.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes  # noqa: F401  (teaches NumPy the dtype bfloat16)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pipeline.errors import InputError
+from pipeline.files import PathLike, atomic_path, json_bytes, read_json, sha256_file, write_json
+from pipeline.models.config import EncoderConfig
+from pipeline.models.weight_names import (
+    HF_TIED,
+    Shape,
+    check_tensors,
+    modern_hf_name,
+    weight_table,
+)
+
+if TYPE_CHECKING:
+    from pipeline.models.masked_lm import MaskedLM
+
+HF_CONFIG = "config.json"
+HF_WEIGHTS = "model.safetensors"
+HF_INDEX = "model.safetensors.index.json"
+HF_PICKLE = "pytorch_model.bin"
+GOOGLE_CONFIG = "bert_config.json"
+GOOGLE_PREFIX = "bert_model.ckpt"
+VOCAB_FILE = "vocab.txt"
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def _hf_weight_files(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the safetensors files of a directory, the index's shards in sorted order."""
+    if (directory / HF_WEIGHTS).is_file():
+        return (directory / HF_WEIGHTS,)
+    if (directory / HF_INDEX).is_file():
+        return _indexed_files(directory / HF_INDEX)
+    if (directory / HF_PICKLE).is_file() or (directory / f"{HF_PICKLE}.index.json").is_file():
+        raise InputError(
+            f"{directory}: expected {HF_WEIGHTS}, received only {HF_PICKLE}, which is a pickle and "
+            f'is not read; convert it: python -c "from transformers import AutoModelForMaskedLM; '
+            f"AutoModelForMaskedLM.from_pretrained({str(directory)!r})"
+            f'.save_pretrained({str(directory)!r}, safe_serialization=True)"'
+        )
+    raise InputError(f"{directory}: expected {HF_WEIGHTS} or {HF_INDEX}, found neither")
+
+
+def _indexed_files(index: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: weight_map: expected an object of file names")
+    files = []
+    for name in sorted({str(name) for name in weight_map.values()}):
+        # A name with a folder in it would make us read outside the model directory.
+        if name != os.path.basename(name) or "\\" in name or not name.endswith(".safetensors"):
+            raise InputError(
+                f"{index}: weight_map: expected the name of a .safetensors file beside the "
+                f"index, received {name!r}"
+            )
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index}: weight_map: no such file: {index.parent / name}")
+        files.append(index.parent / name)
+    return tuple(files)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """Where a tensor of a safetensors file is, without its content."""
+
+    file: pathlib.Path
+    stored_name: str
+    shape: Shape
+
+
+def _list_tensors(files: tuple[pathlib.Path, ...]) -> dict[str, _Tensor]:
+    """Returns all tensors by their modern names."""
+    tensors: dict[str, _Tensor] = {}
+    for path, file in _opened(files):
+        for stored_name in file.keys():  # noqa: SIM118  (it is no mapping)
+            name, header = modern_hf_name(stored_name), file.get_slice(stored_name)
+            if name in tensors:
+                raise InputError(
+                    f"{path}: tensor {stored_name} is there twice, first as "
+                    f"{tensors[name].stored_name} in {tensors[name].file.name}"
+                )
+            tensors[name] = _Tensor(path, stored_name, tuple(header.get_shape()))
+    return tensors
+
+
+def _opened(files: tuple[pathlib.Path, ...]) -> Iterator[tuple[pathlib.Path, Any]]:
+    for path in files:
+        try:
+            with safe_open(path, framework="np") as file:
+                yield path, file
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path}: expected a safetensors file, cannot read it ({error})"
+            ) from (error)
+
+
+def _read_tensors(files: tuple[pathlib.Path, ...], wanted: Mapping[str, _Tensor]) -> dict:
+    """Returns the wanted tensors, float32, by the keys of `wanted`."""
+    arrays: dict[str, np.ndarray] = {}
+    for path, file in _opened(files):
+        for name, tensor in wanted.items():
+            if tensor.file != path:
+                continue
+            dtype = file.get_slice(tensor.stored_name).get_dtype()
+            if dtype not in _FLOATS:
+                raise InputError(
+                    f"{path}: {tensor.stored_name}: expected one of {', '.join(_FLOATS)}, "
+                    f"received {dtype}"
+                )
+            arrays[name] = file.get_tensor(tensor.stored_name).astype(np.float32)
+    return arrays
+
+
+def _check_tied(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Raises InputError when a stored copy of a tied tensor differs from its original."""
+    for copy, original in HF_TIED.items():
+        if copy in arrays and not np.array_equal(arrays[copy], arrays[original]):
+            raise InputError(
+                f"{where}: {copy}: expected the same values as {original}, received others; "
+                "a model with an untied output layer is not supported"
+            )
+
+
+def read_hf_weights(directory: PathLike, config: EncoderConfig) -> dict[str, np.ndarray]:
+    """Reads the weights of a masked-LM model in Hugging Face's layout.
+
+    Args:
+        directory: holds `model.safetensors`, or an index and its shards.
+        config: the model's configuration.
+
+    Returns:
+        float32 arrays by our names (`weight_names`), every weight present.
+
+    Raises:
+        InputError: no safetensors file, an unreadable one, tensors that are not
+            those of the configuration, or an untied output layer.
+    """
+    directory = pathlib.Path(directory)
+    files = _hf_weight_files(directory)
+    tensors = _list_tensors(files)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    check_tensors(shapes, config, layout="hf", where=str(directory))
+    table = weight_table(config)
+    wanted = {
+        name: tensors[name] for name in (*(row.hf for row in table), *HF_TIED) if name in tensors
+    }
+    arrays = _read_tensors(files, wanted)
+    _check_tied(arrays, str(directory))
+    return {
+        row.ours: np.ascontiguousarray(arrays[row.hf].T if row.transpose_hf else arrays[row.hf])
+        for row in table
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A model on disk whose files are known to be there, its weights not yet read.
+
+    Attributes:
+        config: the encoder's configuration.
+        layout: `"hf"` or `"tf1"`.
+        weight_files: the files that hold the weights; empty for random weights.
+        location: the directory (hf) or the checkpoint's prefix (tf1); None for
+            random weights.
+        vocab_file: `vocab.txt` beside the configuration, or None.
+    """
+
+    config: EncoderConfig
+    layout: str
+    weight_files: tuple[pathlib.Path, ...]
+    location: pathlib.Path | None
+    vocab_file: pathlib.Path | None
+
+    @classmethod
+    def from_google(
+        cls,
+        config_file: PathLike,
+        checkpoint: PathLike | None,
+        *,
+        config_flag: str = "--bert_config_file",
+        checkpoint_flag: str = "--init_checkpoint",
+    ) -> "ModelSource":
+        """Resolves a configuration file and a checkpoint's prefix.
+
+        Args:
+            config_file: Google's `bert_config.json` (or a `config.json`).
+            checkpoint: prefix such as `…/bert_model.ckpt`, the name of its
+                `.index` file too; None for random weights.
+            config_flag: the flag that named the first, for messages.
+            checkpoint_flag: the flag that named the second.
+
+        Raises:
+            InputError: a file is missing or the configuration is not valid.
+        """
+        config_file = pathlib.Path(config_file)
+        if not config_file.is_file():
+            raise InputError(f"{config_flag}: no such file: {config_file}")
+        config = EncoderConfig.from_json(config_file)
+        prefix, files = None, ()
+        if checkpoint is not None:
+            prefix = pathlib.Path(os.fspath(checkpoint).removesuffix(".index"))
+            files = _tf1_files(prefix, checkpoint_flag)
+        return cls(config, "tf1", files, prefix, _vocab_beside(config_file))
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights to read; without, a model starts at random."""
+        return self.location is not None
+
+    def read_weights(self) -> dict[str, np.ndarray]:
+        """Reads all weights; float32 arrays by our names.
+
+        Raises:
+            InputError: the weights are not those of the configuration.
+            ValueError: there are none, see `has_weights`.
+        """
+        if self.location is None:
+            raise ValueError("read_weights: expected a source with weights, received one without")
+        if self.layout == "hf":
+            return read_hf_weights(self.location, self.config)
+        # Imports TensorFlow, which other sources do not need.
+        from pipeline.models.tf1_checkpoint import read_tf1_weights
+
+        return read_tf1_weights(os.fspath(self.location), self.config)
+
+    def sha256(self) -> str:
+        """Returns a digest of configuration and weight files, wherever they lie.
+
+        Returns:
+            SHA-256, in hexadecimal, of the configuration's JSON followed by one
+            line for each weight file: its own SHA-256.
+        """
+        digest = hashlib.sha256(json_bytes(self.config.to_dict()))
+        for path in self.weight_files:
+            digest.update(f"{sha256_file(path)}\n".encode())
+        return digest.hexdigest()
+
+
+def _vocab_beside(config_file: pathlib.Path) -> pathlib.Path | None:
+    path = config_file.with_name(VOCAB_FILE)
+    return path if path.is_file() else None
+
+
+def _tf1_files(prefix: pathlib.Path, flag: str) -> tuple[pathlib.Path, ...]:
+    index = prefix.with_name(f"{prefix.name}.index")
+    if not index.is_file():
+        raise InputError(
+            f"{flag}: expected the prefix of a TensorFlow checkpoint, no such file: {index}"
+        )
+    shards = sorted(
+        path for path in prefix.parent.iterdir() if path.name.startswith(f"{prefix.name}.data-")
+    )
+    if not shards:
+        raise InputError(f"{flag}: no such file: {prefix}.data-00000-of-00001")
+    return (*shards, index)
+
+
+def find_model(directory: PathLike, flag: str) -> ModelSource:
+    """Finds a model directory's configuration and weights in either layout.
+
+    Args:
+        directory: holds `config.json` with safetensors, or `bert_config.json` with
+            `bert_model.ckpt.index`; when both, the first is taken.
+        flag: the flag that named it, for messages.
+
+    Returns:
+        the source; its weights are read by `read_weights`.
+
+    Raises:
+        InputError: not a directory, neither layout, weights missing, or an invalid
+            configuration.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{flag}: no such directory: {directory}")
+    config_file = directory / HF_CONFIG
+    if config_file.is_file():
+        try:
+            config, files = EncoderConfig.from_json(config_file), _hf_weight_files(directory)
+        except InputError as error:
+            raise InputError(f"{flag}: {error}") from error
+        return ModelSource(config, "hf", files, directory, _vocab_beside(config_file))
+    if (directory / GOOGLE_CONFIG).is_file():
+        return ModelSource.from_google(
+            directory / GOOGLE_CONFIG,
+            directory / GOOGLE_PREFIX,
+            config_flag=flag,
+            checkpoint_flag=flag,
+        )
+    raise InputError(
+        f"{flag}: expected {HF_CONFIG} or {GOOGLE_CONFIG} in {directory}, found neither"
+    )
+
+
+def load_masked_lm(
+    source: ModelSource, *, dtype: str | None = None, logits_dtype: str | None = None, seed: int = 0
+) -> "MaskedLM":
+    """Makes a model with a source's weights, or random ones where it has none.
+
+    Args:
+        source: from `find_model` or `ModelSource.from_google`.
+        dtype: name of a dtype policy, None for the global one.
+        logits_dtype: see `MaskedLM`.
+        seed: of random weights and of dropout.
+
+    Raises:
+        InputError: the weights are not those of the configuration.
+    """
+    weights = source.read_weights() if source.has_weights else None
+    # Imports Keras, after everything that a user may have got wrong.
+    from pipeline.models.masked_lm import MaskedLM
+
+    model = MaskedLM(source.config, dtype=dtype, logits_dtype=logits_dtype, seed=seed)
+    if weights is not None:
+        assign_weights(model, weights)
+    return model
+
+
+def _variables(model: "MaskedLM") -> dict[str, Any]:
+    """Returns the model's weights by our names."""
+    return {variable.path.removeprefix(f"{model.path}/"): variable for variable in model.weights}
+
+
+def assign_weights(model: "MaskedLM", weights: Mapping[str, np.ndarray]) -> None:
+    """Sets every variable of a model.
+
+    Args:
+        model: is changed in place, only if everything fits.
+        weights: arrays by our names, one for each variable and no other.
+
+    Raises:
+        ValueError: a weight is missing, surplus or of another shape.
+    """
+    variables = _variables(model)
+    differing = sorted(variables.keys() ^ weights.keys())
+    if differing:
+        raise ValueError(
+            f"weights: expected one for each of {len(variables)} variables, received "
+            f"{len(weights)}; differing: {', '.join(differing[:3])}"
+        )
+    for name, variable in variables.items():
+        if tuple(variable.shape) != weights[name].shape:
+            raise ValueError(
+                f"weights: {name}: expected shape {list(variable.shape)}, "
+                f"received {list(weights[name].shape)}"
+            )
+    for name, variable in variables.items():
+        variable.assign(weights[name])
+
+
+def get_weights(model: "MaskedLM") -> dict[str, np.ndarray]:
+    """Returns copies of all weights, float32, by our names."""
+    return {
+        name: np.array(variable.numpy(), dtype=np.float32)
+        for name, variable in _variables(model).items()
+    }
+
+
+def save_tensors(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file atomically.
+
+    Args:
+        path: the file.
+        tensors: contiguous arrays by name.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            # The format that `transformers` asks for.
+            save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), os.fspath(path)) from error
+
+
+def save_hf(directory: PathLike, model: "MaskedLM") -> None:
+    """Writes `config.json` and `model.safetensors`, each atomically, the weights first.
+
+    `transformers` loads the directory as a BertForMaskedLM. The tied output matrix
+    is not stored a second time.
+
+    Args:
+        directory: must exist.
+        model: its weights are written in float32.
+    """
+    directory = pathlib.Path(directory)
+    weights = get_weights(model)
+    tensors = {
+        row.hf: np.ascontiguousarray(weights[row.ours].T if row.transpose_hf else weights[row.ours])
+        for row in weight_table(model.config)
+    }
+    save_tensors(directory / HF_WEIGHTS, tensors)
+    write_json(directory / HF_CONFIG, model.config.to_hf())

@@ -1,0 +1,162 @@
+"""The shape of an encoder, read from either layout's configuration file."""
+
+import dataclasses
+import math
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.files import PathLike, read_json
+
+# "gelu" is the exact form 0.5·x·(1 + erf(x/√2)); the next two are two names of
+# its tanh approximation (Hendrycks and Gimpel, 2016).
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+MODEL_TYPE = "bert"
+
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_POSITIVE = ("initializer_range", "layer_norm_eps")
+
+# Settings of the Hugging Face layout that change what the model computes, with
+# the only value that is built here. Absent means that value.
+_FIXED_OPTIONS: dict[str, Any] = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
+def _is_number(value: Any) -> bool:
+    # bool is a kind of int in Python; `true` is no number here.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _mistake(config: "EncoderConfig") -> tuple[str, str] | None:
+    """Returns (key, expectation) of the first value that is not allowed."""
+    for key in _COUNTS:
+        value = getattr(config, key)
+        if not _is_integer(value) or value < 1:
+            return key, "a positive integer"
+    for key in _RATES:
+        value = getattr(config, key)
+        if not _is_number(value) or not 0 <= value < 1:
+            return key, "a number in [0, 1)"
+    for key in _POSITIVE:
+        value = getattr(config, key)
+        if not _is_number(value) or value <= 0:
+            return key, "a positive number"
+    if config.hidden_act not in ACTIVATIONS:
+        return "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
+    if config.hidden_size % config.num_attention_heads:
+        return "hidden_size", f"a multiple of num_attention_heads={config.num_attention_heads}"
+    if not _is_integer(config.pad_token_id) or not 0 <= config.pad_token_id < config.vocab_size:
+        return "pad_token_id", f"an integer in [0, {config.vocab_size})"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """What fixes an encoder's variables and what it computes.
+
+    Attributes:
+        vocab_size: tokens, V.
+        hidden_size: width of a hidden state, D; a multiple of the heads.
+        num_hidden_layers: transformer layers, N.
+        num_attention_heads: heads of each layer, H.
+        intermediate_size: width inside the feed-forward block.
+        hidden_act: one of `ACTIVATIONS`; of the feed-forward block and the head.
+        max_position_embeddings: the longest input, in tokens.
+        type_vocab_size: segments that have an embedding.
+        hidden_dropout_prob: dropout of embeddings and residual branches.
+        attention_probs_dropout_prob: dropout of attention probabilities.
+        initializer_range: deviation of random weights (truncated normal).
+        layer_norm_eps: added to the variance in layer normalisation.
+        pad_token_id: id of [PAD]; only recorded, `input_mask` tells the padding.
+
+    Raises:
+        InputError: a value has the wrong type or range.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    max_position_embeddings: int
+    type_vocab_size: int
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        mistake = _mistake(self)
+        if mistake is not None:
+            key, expected = mistake
+            raise InputError(f"{key}: expected {expected}, received {getattr(self, key)!r}")
+
+    @classmethod
+    def from_json(cls, path: PathLike) -> "EncoderConfig":
+        """Reads a `config.json` (Hugging Face) or a `bert_config.json` (Google).
+
+        Google's file has no `model_type`. Its "gelu" is taken as the erf form,
+        as in the released code that its checkpoints were trained with.
+
+        Args:
+            path: the file.
+
+        Returns:
+            the configuration; keys that no computation here needs are left out.
+
+        Raises:
+            InputError: not a JSON object, another model type, a missing key, or
+                a value of wrong type or range; names file, key, expected and
+                received.
+        """
+        raw = read_json(path)
+        model_type = raw.get("model_type", MODEL_TYPE)
+        if model_type != MODEL_TYPE:
+            raise InputError(
+                f"{path}: model_type: expected {MODEL_TYPE!r}, received {model_type!r}"
+            )
+        for key, expected in _FIXED_OPTIONS.items():
+            if raw.get(key, expected) != expected:
+                raise InputError(f"{path}: {key}: expected {expected!r}, received {raw[key]!r}")
+        values = {}
+        for field in dataclasses.fields(cls):
+            if raw.get(field.name) is not None:
+                values[field.name] = raw[field.name]
+            elif field.default is dataclasses.MISSING:
+                raise InputError(f"{path}: {field.name}: expected a value, the key is missing")
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, in the order of declaration, for a manifest."""
+        return dataclasses.asdict(self)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the `config.json` from which `transformers` makes a BertForMaskedLM."""
+        return {
+            "architectures": ["BertForMaskedLM"],
+            "model_type": MODEL_TYPE,
+            **self.to_dict(),
+            **_FIXED_OPTIONS,
+        }

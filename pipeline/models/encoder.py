@@ -1,0 +1,333 @@
+"""BERT's encoder in `keras.ops`: embeddings and post-norm transformer layers.
+
+Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
+Understanding" (2019). Shapes: B batch, L length, D hidden size, H heads, N layers.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from pipeline.models.config import EncoderConfig
+from pipeline.seeding import hash64
+
+Tensor = Any
+DType = str | keras.DTypePolicy | None
+
+# Added to the scores of padding. Its exponential is 0 in every dtype and, unlike
+# -1e9, it fits float16; a row of nothing but padding becomes uniform, not NaN.
+MASKED_SCORE = -30_000.0
+
+
+def _gelu(x: Tensor) -> Tensor:
+    # Written with erf because ONNX has no Erfc, into which libraries' own GELU is
+    # often rewritten.
+    return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": _gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": ops.relu,
+}
+
+
+def _stream_seed(seed: int, purpose: str, name: str) -> int:
+    return hash64(seed, purpose, name) % 2**31
+
+
+def random_weights(config: EncoderConfig, *, seed: int, name: str) -> keras.Initializer:
+    """Returns BERT's initial distribution, a truncated normal, on a stream of its own.
+
+    Args:
+        config: gives the deviation, `initializer_range`.
+        seed: the model's seed.
+        name: the variable's name within the model; no two share numbers.
+    """
+    return keras.initializers.TruncatedNormal(
+        stddev=config.initializer_range, seed=_stream_seed(seed, "initial weights", name)
+    )
+
+
+def make_dense(
+    config: EncoderConfig, size: int, *, scope: str, name: str, seed: int, dtype: DType
+) -> keras.layers.Dense:
+    """Returns a dense layer [..., any] → [..., size] with BERT's initial weights."""
+    initializer = random_weights(config, seed=seed, name=f"{scope}/{name}")
+    return keras.layers.Dense(size, kernel_initializer=initializer, name=name, dtype=dtype)
+
+
+def make_layer_norm(config: EncoderConfig, *, dtype: DType) -> keras.layers.LayerNormalization:
+    """Returns a layer normalisation over D; it computes in float32 by itself."""
+    return keras.layers.LayerNormalization(
+        epsilon=config.layer_norm_eps, name="layer_norm", dtype=dtype
+    )
+
+
+def make_dropout(
+    rate: float, *, scope: str, seed: int, dtype: DType, name: str = "dropout"
+) -> keras.layers.Dropout:
+    """Returns a dropout layer with a random stream of its own."""
+    stream = _stream_seed(seed, "dropout", f"{scope}/{name}")
+    return keras.layers.Dropout(rate, seed=stream, name=name, dtype=dtype)
+
+
+class Embeddings(keras.layers.Layer):
+    """Sum of word, position and segment embeddings, normalised, [B, L, D].
+
+    The three tables are float32 variables that are never cast on access, so that
+    the vocabulary matmul can read the word embeddings exactly.
+    """
+
+    def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
+        super().__init__(name="embeddings", dtype=dtype)
+        self.config = config
+        self.seed = seed
+        self.layer_norm = make_layer_norm(config, dtype=self.dtype_policy)
+        self.dropout = make_dropout(
+            config.hidden_dropout_prob, scope=self.name, seed=seed, dtype=self.dtype_policy
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.word_embeddings = self._table("word_embeddings", self.config.vocab_size)
+        self.position_embeddings = self._table(
+            "position_embeddings", self.config.max_position_embeddings
+        )
+        self.segment_embeddings = self._table("segment_embeddings", self.config.type_vocab_size)
+        self.layer_norm.build((None, None, self.config.hidden_size))
+        self.dropout.build((None, None, self.config.hidden_size))
+
+    def _table(self, name: str, rows: int) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=(rows, self.config.hidden_size),
+            initializer=random_weights(self.config, seed=self.seed, name=f"{self.name}/{name}"),
+            autocast=False,
+        )
+
+    def call(self, input_ids: Tensor, segment_ids: Tensor, training: bool | None = None) -> Tensor:
+        """Embeds tokens.
+
+        Args:
+            input_ids: int [B, L].
+            segment_ids: int [B, L].
+            training: whether dropout is active.
+
+        Returns:
+            [B, L, D] in the compute dtype.
+        """
+        length = ops.shape(input_ids)[1]
+        # The product with 1.0 makes the gradient dense. Taking rows of the variable
+        # itself gives TensorFlow a sparse gradient in which a repeated id has several
+        # rows that Adam and gradient clipping do not merge. Rows are summed in
+        # float32 both ways: a frequent token's gradient has thousands of addends.
+        words = ops.take(ops.convert_to_tensor(self.word_embeddings) * 1.0, input_ids, axis=0)
+        segments = ops.take(
+            ops.convert_to_tensor(self.segment_embeddings) * 1.0, segment_ids, axis=0
+        )
+        positions = ops.convert_to_tensor(self.position_embeddings)[:length]
+        hidden = self.layer_norm(words + segments + ops.expand_dims(positions, 0))
+        return self.dropout(ops.cast(hidden, self.compute_dtype), training=training)
+
+
+class Attention(keras.layers.Layer):
+    """Self-attention with its output projection, residual and normalisation."""
+
+    def __init__(
+        self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name="attention", dtype=dtype)
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.scale = self.head_size**-0.5
+        scope = f"{scope}/{self.name}"
+        policy = self.dtype_policy
+        self.query, self.key, self.value, self.projection = (
+            make_dense(config, config.hidden_size, scope=scope, name=name, seed=seed, dtype=policy)
+            for name in ("query", "key", "value", "output")
+        )
+        self.probability_dropout = make_dropout(
+            config.attention_probs_dropout_prob,
+            scope=scope,
+            seed=seed,
+            dtype=policy,
+            name="probability_dropout",
+        )
+        self.dropout = make_dropout(
+            config.hidden_dropout_prob, scope=scope, seed=seed, dtype=policy
+        )
+        self.layer_norm = make_layer_norm(config, dtype=policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        shape = (None, None, self.config.hidden_size)
+        for layer in (self.query, self.key, self.value, self.projection, self.layer_norm):
+            layer.build(shape)
+        self.dropout.build(shape)
+        self.probability_dropout.build((None, self.config.num_attention_heads, None, None))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        batch, length = ops.shape(x)[:2]
+        x = ops.reshape(x, (batch, length, self.config.num_attention_heads, self.head_size))
+        return ops.transpose(x, (0, 2, 1, 3))
+
+    def call(self, hidden: Tensor, score_mask: Tensor, training: bool | None = None) -> Tensor:
+        """Attends within each row of the batch.
+
+        Args:
+            hidden: [B, L, D].
+            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding.
+            training: whether dropout is active.
+
+        Returns:
+            [B, L, D].
+        """
+        query = self._split_heads(self.query(hidden) * self.scale)
+        key = self._split_heads(self.key(hidden))
+        value = self._split_heads(self.value(hidden))
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) + score_mask
+        probabilities = self._softmax(scores)
+        probabilities = self.probability_dropout(probabilities, training=training)
+        context = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
+        output = self.projection(ops.reshape(context, ops.shape(hidden)))
+        return self.layer_norm(hidden + self.dropout(output, training=training))
+
+    def _softmax(self, scores: Tensor) -> Tensor:
+        return ops.cast(ops.softmax(ops.cast(scores, "float32")), self.compute_dtype)
+
+
+class FeedForward(keras.layers.Layer):
+    """The two dense layers after attention, with residual and normalisation."""
+
+    def __init__(
+        self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name="feed_forward", dtype=dtype)
+        self.config = config
+        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
+        scope = f"{scope}/{self.name}"
+        policy = self.dtype_policy
+        self.intermediate, self.projection = (
+            make_dense(config, size, scope=scope, name=name, seed=seed, dtype=policy)
+            for name, size in (
+                ("intermediate", config.intermediate_size),
+                ("output", config.hidden_size),
+            )
+        )
+        self.dropout = make_dropout(
+            config.hidden_dropout_prob, scope=scope, seed=seed, dtype=policy
+        )
+        self.layer_norm = make_layer_norm(config, dtype=policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        shape = (None, None, self.config.hidden_size)
+        self.intermediate.build(shape)
+        self.projection.build((None, None, self.config.intermediate_size))
+        self.dropout.build(shape)
+        self.layer_norm.build(shape)
+
+    def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
+        """Maps [B, L, D] to [B, L, D], each position for itself."""
+        output = self.projection(self.activation(self.intermediate(hidden)))
+        return self.layer_norm(hidden + self.dropout(output, training=training))
+
+
+class EncoderLayer(keras.layers.Layer):
+    """One transformer layer, [B, L, D] → [B, L, D]."""
+
+    def __init__(
+        self, config: EncoderConfig, *, index: int, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name=f"layer_{index}", dtype=dtype)
+        policy = self.dtype_policy
+        self.attention = Attention(config, scope=self.name, seed=seed, dtype=policy)
+        self.feed_forward = FeedForward(config, scope=self.name, seed=seed, dtype=policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.attention.build(input_shape)
+        self.feed_forward.build(input_shape)
+
+    def call(self, hidden: Tensor, score_mask: Tensor, training: bool | None = None) -> Tensor:
+        """Applies attention, then the feed-forward block; see `Attention.call`."""
+        hidden = self.attention(hidden, score_mask, training=training)
+        return self.feed_forward(hidden, training=training)
+
+
+class Encoder(keras.layers.Layer):
+    """BERT without its head and without its pooler.
+
+    Args:
+        config: shapes and rates.
+        seed: of the initial weights and of dropout.
+        dtype: a dtype policy or its name; None for the global one.
+        name: first part of the variables' paths.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, *, seed: int = 0, dtype: DType = None, name: str = "encoder"
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.config = config
+        policy = self.dtype_policy
+        self.embeddings = Embeddings(config, seed=seed, dtype=policy)
+        self.encoder_layers = [
+            EncoderLayer(config, index=index, seed=seed, dtype=policy)
+            for index in range(config.num_hidden_layers)
+        ]
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.embeddings.build()
+        for layer in self.encoder_layers:
+            layer.build()
+
+    def call(
+        self,
+        inputs: Mapping[str, Tensor],
+        training: bool | None = None,
+        return_hidden_states: bool = False,
+    ) -> Tensor | list[Tensor]:
+        """Encodes a batch.
+
+        Args:
+            inputs: `input_ids`, `input_mask` (1 at tokens, 0 at padding) and
+                `segment_ids`, int [B, L] each; other entries are left alone. L is
+                at most `max_position_embeddings`.
+            training: whether dropout is active.
+            return_hidden_states: whether to return all states.
+
+        Returns:
+            the last hidden state [B, L, D] in the compute dtype; or the list of
+            all N + 1, the embeddings' output first.
+
+        Raises:
+            ValueError: L is known and exceeds `max_position_embeddings`.
+        """
+        input_ids = ops.cast(inputs[INPUT_IDS], "int32")
+        self._check_length(input_ids.shape[1])
+        mask = ops.cast(inputs[INPUT_MASK], self.compute_dtype)
+        score_mask = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
+        segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
+        states = [self.embeddings(input_ids, segment_ids, training=training)]
+        for layer in self.encoder_layers:
+            states.append(layer(states[-1], score_mask, training=training))
+        return states if return_hidden_states else states[-1]
+
+    def _check_length(self, length: int | None) -> None:
+        limit = self.config.max_position_embeddings
+        if length is not None and length > limit:
+            raise ValueError(
+                f"{INPUT_IDS}: expected at most max_position_embeddings={limit} tokens, "
+                f"received {length}"
+            )

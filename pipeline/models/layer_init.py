@@ -1,0 +1,110 @@
+"""A student's first weights: the teacher's embeddings, head and some of its layers."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.models.config import EncoderConfig
+from pipeline.models.weight_names import weight_table
+
+_LAYER_MAP_FLAG = "--layer_map"
+_LAYER = re.compile(r"encoder/layer_(\d+)/")
+
+
+def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
+    """Returns the teacher's layers, evenly spaced, that the student starts from.
+
+    Layer i of N comes from layer round(i·(L − 1)/(N − 1)) of L, so the first and
+    the last are always taken; a single layer comes from the teacher's first.
+
+    Args:
+        teacher_layers: L, at least 1.
+        student_layers: N, at least 1.
+
+    Returns:
+        N teacher layers, ascending.
+
+    Raises:
+        InputError: N is not between 1 and L.
+
+    Example:
+        `default_layer_map(12, 6)` is `(0, 2, 4, 7, 9, 11)`, DistilBERT's choice.
+    """
+    if not 1 <= student_layers <= teacher_layers:
+        raise InputError(
+            f"--student_layers: expected 1 to {teacher_layers}, the teacher's "
+            f"number of layers, received {student_layers}"
+        )
+    if student_layers == 1:
+        return (0,)
+    step = (teacher_layers - 1) / (student_layers - 1)
+    return tuple(round(index * step) for index in range(student_layers))
+
+
+def parse_layer_map(text: str, teacher_layers: int, student_layers: int) -> tuple[int, ...]:
+    """Reads the value of `--layer_map`, for example `0,2,4,7,9,11`.
+
+    Args:
+        text: teacher layers from 0, ascending, separated by commas.
+        teacher_layers: layers of the teacher.
+        student_layers: layers of the student.
+
+    Returns:
+        one teacher layer for each student layer.
+
+    Raises:
+        InputError: not that many ascending integers, or one is out of range.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise InputError(
+            f"{_LAYER_MAP_FLAG}: expected integers separated by commas, received {text!r}"
+        )
+    layers = tuple(int(part) for part in parts)
+    if len(layers) != student_layers:
+        raise InputError(
+            f"{_LAYER_MAP_FLAG}: expected {student_layers} layers, one for each of the student's, "
+            f"received {len(layers)}: {text!r}"
+        )
+    if list(layers) != sorted(set(layers)):
+        raise InputError(f"{_LAYER_MAP_FLAG}: expected ascending layers, received {text!r}")
+    if layers[-1] >= teacher_layers:
+        raise InputError(
+            f"{_LAYER_MAP_FLAG}: expected layers from 0 to {teacher_layers - 1}, received {text!r}"
+        )
+    return layers
+
+
+def student_weights(
+    teacher_weights: Mapping[str, np.ndarray],
+    teacher_config: EncoderConfig,
+    *,
+    layer_map: Sequence[int],
+) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
+    """Takes over embeddings, head and chosen layers of a teacher.
+
+    Args:
+        teacher_weights: all of the teacher's weights by our names.
+        teacher_config: its configuration.
+        layer_map: the teacher layer for each student layer, each in range.
+
+    Returns:
+        the student's configuration (the teacher's but for the number of layers)
+        and all of its weights by our names: copies, not views.
+
+    Example:
+        with `layer_map=(0, 3)`, the student's `encoder/layer_1/…` is the teacher's
+        `encoder/layer_3/…`.
+    """
+    config = dataclasses.replace(teacher_config, num_hidden_layers=len(layer_map))
+
+    def source(ours: str) -> str:
+        return _LAYER.sub(lambda match: f"encoder/layer_{layer_map[int(match[1])]}/", ours)
+
+    weights = {
+        name.ours: np.array(teacher_weights[source(name.ours)]) for name in weight_table(config)
+    }
+    return config, weights

@@ -1,0 +1,148 @@
+"""The encoder with BERT's masked-LM head, which sees only the masked positions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from data_specs.records import MASKED_LM_POSITIONS
+from pipeline.models.config import EncoderConfig
+from pipeline.models.encoder import (
+    ACTIVATION_FUNCTIONS,
+    DType,
+    Encoder,
+    Tensor,
+    make_dense,
+    make_layer_norm,
+)
+
+
+def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Picks the hidden states at given positions of each row.
+
+    The product with a one-hot matrix is exact, its gradient is again a product,
+    and it is split over devices along the batch like everything else; a gather
+    with flattened indices would make JAX collect the whole batch on each device.
+    It costs less than a thousandth of the encoder.
+
+    Args:
+        hidden: [B, L, D], finite.
+        positions: int32 [B, P], each in [0, L).
+
+    Returns:
+        [B, P, D], `out[b, p] = hidden[b, positions[b, p]]`.
+    """
+    length = ops.shape(hidden)[1]
+    one_hot = ops.equal(ops.expand_dims(positions, -1), ops.arange(length, dtype="int32"))
+    return ops.matmul(ops.cast(one_hot, hidden.dtype), hidden)
+
+
+class MaskedLMHead(keras.layers.Layer):
+    """Dense, activation and normalisation before the vocabulary; holds the output bias.
+
+    The vocabulary matmul is left to the model: a layer casts its float arguments
+    to the compute dtype, and the word embeddings must arrive in float32.
+    """
+
+    def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
+        super().__init__(name="head", dtype=dtype)
+        self.config = config
+        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
+        policy = self.dtype_policy
+        self.transform = make_dense(
+            config, config.hidden_size, scope=self.name, name="transform", seed=seed, dtype=policy
+        )
+        self.layer_norm = make_layer_norm(config, dtype=policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        shape = (None, None, self.config.hidden_size)
+        self.transform.build(shape)
+        self.layer_norm.build(shape)
+        self.bias = self.add_weight(
+            name="bias", shape=(self.config.vocab_size,), initializer="zeros", autocast=False
+        )
+
+    def call(self, hidden: Tensor) -> Tensor:
+        """Maps [B, P, D] to [B, P, D] in the compute dtype."""
+        return self.layer_norm(self.activation(self.transform(hidden)))
+
+
+class MaskedLM(keras.Model):
+    """BERT for masked language modelling; all variables exist once it is constructed.
+
+    Args:
+        config: shapes and rates.
+        dtype: name of a dtype policy, for example `"mixed_bfloat16"`; None for the
+            global one.
+        logits_dtype: dtype of the vocabulary matmul; None for the compute dtype.
+            `"float32"` keeps a teacher's logits exact under mixed precision.
+        seed: of the initial weights and of dropout.
+        name: the model's name; variables' paths relative to it are those of
+            `weight_names`.
+
+    Example:
+        `MaskedLM(config)(batch)` is float32 [B, P, V] for a batch with `input_ids`,
+        `input_mask`, `segment_ids` [B, L] and `masked_lm_positions` [B, P].
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        dtype: DType = None,
+        logits_dtype: str | None = None,
+        seed: int = 0,
+        name: str = "masked_lm",
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.config = config
+        policy = self.dtype_policy
+        self.encoder = Encoder(config, seed=seed, dtype=policy)
+        self.head = MaskedLMHead(config, seed=seed, dtype=policy)
+        self.logits_dtype = self.compute_dtype if logits_dtype is None else logits_dtype
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.encoder.build()
+        self.head.build()
+
+    def call(
+        self,
+        inputs: Mapping[str, Tensor],
+        training: bool | None = None,
+        return_hidden_states: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Computes the logits at the masked positions.
+
+        Args:
+            inputs: what `Encoder.call` takes, and `masked_lm_positions`, int [B, P];
+                padding slots may hold any position, for example 0.
+            training: whether dropout is active.
+            return_hidden_states: whether to return the encoder's states too.
+
+        Returns:
+            logits, float32 [B, P, V]; or these and the list of N + 1 hidden states
+            [B, L, D], the embeddings' output first.
+        """
+        states = self.encoder(inputs, training=training, return_hidden_states=True)
+        positions = ops.cast(inputs[MASKED_LM_POSITIONS], "int32")
+        # Only these positions go through the vocabulary, the dearest matmul.
+        hidden = self.head(gather_positions(states[-1], positions))
+        logits = self._vocabulary_logits(hidden)
+        return (logits, states) if return_hidden_states else logits
+
+    def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        table = ops.convert_to_tensor(self.encoder.embeddings.word_embeddings)
+        logits = ops.matmul(
+            ops.cast(hidden, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
+        )
+        return ops.cast(logits, "float32") + ops.convert_to_tensor(self.head.bias)
+
+    def hidden_states(
+        self, inputs: Mapping[str, Tensor], *, training: bool | None = None
+    ) -> list[Tensor]:
+        """Returns the N + 1 hidden states [B, L, D]; needs no masked positions."""
+        return self.encoder(inputs, training=training, return_hidden_states=True)

@@ -1,0 +1,163 @@
+"""What each weight is called: here, in a Hugging Face directory, in Google's checkpoints."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+from pipeline.errors import InputError
+from pipeline.models.config import EncoderConfig
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightName:
+    """One weight.
+
+    Attributes:
+        ours: the variable's path relative to the model.
+        hf: its name in `model.safetensors`.
+        tf1: its name in a TensorFlow-1 checkpoint.
+        shape: ours, which is also TensorFlow 1's.
+        transpose_hf: whether `transformers` keeps the transpose: dense kernels
+            are [in, out] here and [out, in] there.
+    """
+
+    ours: str
+    hf: str
+    tf1: str
+    shape: Shape
+    transpose_hf: bool = False
+
+    @property
+    def hf_shape(self) -> Shape:
+        """The shape in `model.safetensors`."""
+        return self.shape[::-1] if self.transpose_hf else self.shape
+
+
+def _tf1_scope(hf: str) -> str:
+    """Example: `bert.encoder.layer.3.output.dense` is `bert/encoder/layer_3/output/dense`."""
+    return re.sub(r"\.layer\.(\d+)\.", r"/layer_\1/", hf).replace(".", "/")
+
+
+def _dense(ours: str, hf: str, *, inputs: int, units: int) -> Iterator[WeightName]:
+    tf1 = _tf1_scope(hf)
+    yield WeightName(f"{ours}/kernel", f"{hf}.weight", f"{tf1}/kernel", (inputs, units), True)
+    yield WeightName(f"{ours}/bias", f"{hf}.bias", f"{tf1}/bias", (units,))
+
+
+def _layer_norm(ours: str, hf: str, *, size: int) -> Iterator[WeightName]:
+    tf1 = _tf1_scope(hf)
+    yield WeightName(f"{ours}/gamma", f"{hf}.weight", f"{tf1}/gamma", (size,))
+    yield WeightName(f"{ours}/beta", f"{hf}.bias", f"{tf1}/beta", (size,))
+
+
+def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
+    tables = (
+        ("word_embeddings", "word_embeddings", config.vocab_size),
+        ("position_embeddings", "position_embeddings", config.max_position_embeddings),
+        ("segment_embeddings", "token_type_embeddings", config.type_vocab_size),
+    )
+    size = config.hidden_size
+    for ours, theirs, rows in tables:
+        hf, tf1 = f"bert.embeddings.{theirs}.weight", f"bert/embeddings/{theirs}"
+        yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
+    yield from _layer_norm("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
+
+
+def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
+    ours, hf = f"encoder/layer_{index}", f"bert.encoder.layer.{index}"
+    size, inner = config.hidden_size, config.intermediate_size
+    attention = f"{ours}/attention"
+    for part in ("query", "key", "value"):
+        yield from _dense(
+            f"{attention}/{part}", f"{hf}.attention.self.{part}", inputs=size, units=size
+        )
+    output = f"{hf}.attention.output"
+    yield from _dense(f"{attention}/output", f"{output}.dense", inputs=size, units=size)
+    yield from _layer_norm(f"{attention}/layer_norm", f"{output}.LayerNorm", size=size)
+    forward = f"{ours}/feed_forward"
+    yield from _dense(
+        f"{forward}/intermediate", f"{hf}.intermediate.dense", inputs=size, units=inner
+    )
+    yield from _dense(f"{forward}/output", f"{hf}.output.dense", inputs=inner, units=size)
+    yield from _layer_norm(f"{forward}/layer_norm", f"{hf}.output.LayerNorm", size=size)
+
+
+def _head(config: EncoderConfig) -> Iterator[WeightName]:
+    hf, size = "cls.predictions.transform", config.hidden_size
+    yield from _dense("head/transform", f"{hf}.dense", inputs=size, units=size)
+    yield from _layer_norm("head/layer_norm", f"{hf}.LayerNorm", size=size)
+    yield WeightName(
+        "head/bias", "cls.predictions.bias", "cls/predictions/output_bias", (config.vocab_size,)
+    )
+
+
+def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
+    """Returns every weight of a model, each once."""
+    layers = (name for index in range(config.num_hidden_layers) for name in _layer(index, config))
+    return (*_embeddings(config), *layers, *_head(config))
+
+
+# Second copies that some Hugging Face checkpoints store, and what they repeat.
+HF_TIED: Mapping[str, str] = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+# The encoder's own tensors: one that no weight takes means that the
+# configuration is not the checkpoint's. The pooler and other heads are not used.
+_ENCODER = re.compile(r"bert[./](encoder|embeddings)[./].*")
+_NOT_WEIGHTS = re.compile(
+    r".*/(adam_[mv]|lamb_[mv]|adamw_[mv])(_\d+)?|.*/(Adam|Adam_1|LAMB|LAMB_1)"
+    r"|.*/ExponentialMovingAverage|.*\.position_ids"
+)
+
+
+def modern_hf_name(name: str) -> str:
+    """Returns today's name of a tensor: files of 2019 call a norm's weights gamma and beta."""
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+
+def check_tensors(
+    shapes: Mapping[str, Shape], config: EncoderConfig, *, layout: str, where: str
+) -> None:
+    """Checks that a checkpoint has the tensors of a configuration.
+
+    Args:
+        shapes: of every tensor in the checkpoint, by its name there.
+        config: the model's configuration.
+        layout: `hf` or `tf1`.
+        where: the checkpoint, for messages.
+
+    Raises:
+        InputError: tensors are missing or misshapen, or belong to layers or
+            embeddings that the configuration does not have.
+    """
+    if layout == "hf":
+        wanted = {row.hf: row.hf_shape for row in weight_table(config)}
+    else:
+        wanted = {row.tf1: row.shape for row in weight_table(config)}
+    problems = {
+        "missing": [
+            f"{name} {list(shape)}" for name, shape in wanted.items() if name not in shapes
+        ],
+        "misshapen": [
+            f"{name}: expected {list(shape)}, received {list(shapes[name])}"
+            for name, shape in wanted.items()
+            if name in shapes and tuple(shapes[name]) != shape
+        ],
+        "not in the configuration": [
+            name
+            for name in sorted(set(shapes) - set(wanted))
+            if _ENCODER.fullmatch(name) and not _NOT_WEIGHTS.fullmatch(name)
+        ],
+    }
+    for problem, entries in problems.items():
+        if entries:
+            rest = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
+            plural = "" if len(entries) == 1 else "s"
+            raise InputError(
+                f"{where}: {len(entries)} tensor{plural} {problem}: {'; '.join(entries[:3])}{rest}"
+            )

@@ -1,0 +1,88 @@
+"""The same numbers on JAX, and no TensorFlow where it is not needed."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline.models.checkpoints import assign_weights, save_hf
+from pipeline.models.masked_lm import MaskedLM
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+FORWARD = """
+import sys
+import numpy as np
+import jax
+from pipeline.models import encoder, layer_init, weight_names
+from pipeline.models.checkpoints import find_model, load_masked_lm
+
+folder = sys.argv[1]
+model = load_masked_lm(find_model(folder, "--teacher"))
+assert "tensorflow" not in sys.modules
+with np.load(folder + "/batch.npz") as file:
+    batch = dict(file)
+
+def loss(trainable):
+    state = model.non_trainable_variables
+    logits, _ = model.stateless_call(trainable, [v.value for v in state], batch, training=False)
+    return (logits**2).mean()
+
+gradients = jax.grad(loss)([variable.value for variable in model.trainable_variables])
+by_path = {v.path: np.asarray(g) for v, g in zip(model.trainable_variables, gradients)}
+np.savez(folder + "/jax.npz", logits=np.asarray(model(batch)), **by_path)
+"""
+
+LIGHT = """
+import sys
+from pipeline.models import checkpoints, config, weight_names, layer_init
+heavy = {"tensorflow", "keras", "jax", "torch"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def run(code: str, *arguments: str, backend: str) -> None:
+    environment = os.environ | {
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_runs_before_the_flags_are_checked_is_light():
+    run(LIGHT, backend="tensorflow")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="compares with TensorFlow")
+def test_jax_equals_tensorflow_and_needs_none(tmp_path, config, weights, batch):
+    import tensorflow as tf
+
+    model = MaskedLM(config)
+    # Smaller, so that gradients are of the order of 1.
+    assign_weights(model, {name: 0.5 * value for name, value in weights.items()})
+    save_hf(tmp_path, model)
+    np.savez(tmp_path / "batch.npz", **batch)
+    run(FORWARD, str(tmp_path), backend="jax")
+    with tf.GradientTape() as tape:
+        logits = model(batch, training=False)
+        loss = tf.reduce_mean(logits**2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    with np.load(tmp_path / "jax.npz") as jax:
+        np.testing.assert_allclose(logits.numpy(), jax["logits"], rtol=0, atol=1e-5)
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+            np.testing.assert_allclose(gradient.numpy(), jax[variable.path], rtol=1e-4, atol=1e-5)

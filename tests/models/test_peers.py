@@ -1,0 +1,133 @@
+"""Against torch and transformers, and with the models beside the project: opt-in."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from data_specs.records import INPUT_IDS, INPUT_MASK, MASKED_LM_POSITIONS, SEGMENT_IDS
+from pipeline.models.checkpoints import (
+    assign_weights,
+    find_model,
+    get_weights,
+    load_masked_lm,
+    save_hf,
+)
+from pipeline.models.layer_init import default_layer_map, student_weights
+from pipeline.models.masked_lm import MaskedLM
+
+SHARED = pathlib.Path(__file__).parents[3] / "shared"
+
+
+def make_batch(vocab_size: int, length: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(8)
+    mask = np.ones((4, length), np.int32)
+    mask[1, length - 3 :] = 0
+    segments = np.zeros((4, length), np.int32)
+    segments[2:, length // 2 :] = 1
+    return {
+        INPUT_IDS: random.integers(0, vocab_size, (4, length)).astype(np.int32),
+        INPUT_MASK: mask,
+        SEGMENT_IDS: segments,
+        MASKED_LM_POSITIONS: np.sort(random.integers(0, length - 3, (4, 5))).astype(np.int32),
+    }
+
+
+def run_torch(model, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Returns logits at the masked positions and all hidden states of a torch model."""
+    import torch
+
+    with torch.no_grad():
+        output = model.eval()(
+            input_ids=torch.tensor(batch[INPUT_IDS]).long(),
+            attention_mask=torch.tensor(batch[INPUT_MASK]),
+            token_type_ids=torch.tensor(batch[SEGMENT_IDS]).long(),
+            output_hidden_states=True,
+        )
+    positions = batch[MASKED_LM_POSITIONS][:, :, None]
+    logits = np.take_along_axis(output.logits.numpy(), positions, axis=1)
+    return logits, [state.numpy() for state in output.hidden_states]
+
+
+def load_torch(directory: pathlib.Path):
+    """Loads a directory as `transformers` does; nothing may be missing or left over."""
+    transformers = pytest.importorskip("transformers")
+    model, report = transformers.AutoModelForMaskedLM.from_pretrained(
+        directory, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report.values()), report
+    return model
+
+
+def assert_parity(model: MaskedLM, peer, batch: dict[str, np.ndarray], *, atol: float) -> None:
+    logits, states = model(batch, return_hidden_states=True)
+    peer_logits, peer_states = run_torch(peer, batch)
+    differences = [float(np.abs(np.asarray(logits) - peer_logits).max())]
+    real = batch[INPUT_MASK] == 1
+    for ours, theirs in zip(states, peer_states, strict=True):
+        differences.append(float(np.abs(np.asarray(ours) - theirs)[real].max()))
+    print("max abs difference: logits, hidden states", differences)
+    assert max(differences) < atol
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_theirs_in_ours(tmp_path, hidden_act):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    settings = transformers.BertConfig(
+        vocab_size=53,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=19,
+        hidden_act=hidden_act,
+        initializer_range=0.3,
+        attn_implementation="eager",
+    )
+    peer = transformers.BertForMaskedLM(settings)
+    peer.save_pretrained(tmp_path)
+    model = load_masked_lm(find_model(tmp_path, "--teacher"))
+    assert_parity(model, peer, make_batch(53, 17), atol=1e-5)
+
+
+@pytest.mark.peers
+def test_ours_in_theirs(tmp_path, config, weights):
+    model = MaskedLM(config)
+    assign_weights(model, {name: 0.7 * value for name, value in weights.items()})
+    save_hf(tmp_path, model)
+    assert_parity(model, load_torch(tmp_path), make_batch(37, 17), atol=1e-5)
+
+
+@pytest.mark.peers
+def test_exported_student_in_theirs(tmp_path, config, weights):
+    layer_map = default_layer_map(config.num_hidden_layers, 2)
+    student_config, student = student_weights(weights, config, layer_map=layer_map)
+    model = MaskedLM(student_config)
+    assign_weights(model, student)
+    save_hf(tmp_path, model)
+    peer = load_torch(tmp_path)
+    assert type(peer).__name__ == "BertForMaskedLM"
+    assert_parity(model, peer, make_batch(37, 17), atol=1e-5)
+
+
+@pytest.mark.shared
+def test_public_tf1_fixture_lands():
+    source = find_model(SHARED / "data/fixtures/tf1_tiny_ckpt", "--teacher")
+    model = load_masked_lm(source)
+    found = source.read_weights()
+    for name, value in get_weights(model).items():
+        np.testing.assert_array_equal(value, found[name])
+    batch = make_batch(source.config.vocab_size, 12)
+    assert np.isfinite(np.asarray(model(batch))).all()
+
+
+@pytest.mark.shared
+@pytest.mark.peers
+def test_real_teacher_parity():
+    directory = SHARED / "models/zh-bert-4L-256"
+    model = load_masked_lm(find_model(directory, "--teacher"))
+    # Its logits reach 20, where one float32 rounding is 2e-6.
+    assert_parity(model, load_torch(directory), make_batch(21_128, 64), atol=3e-5)
