@@ -1,0 +1,167 @@
+"""What the commands share: parsing flags, and turning mistakes into one line and exit status 1."""
+
+import importlib
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from pipeline.errors import InputError
+
+_HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
+
+
+def run(
+    flag_values: flags.FlagValues,
+    command: Callable[[flags.FlagValues], None],
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses flags and runs a command.
+
+    Args:
+        flag_values: the command's flags.
+        command: what to run; it gets the parsed flags.
+        description: printed above the flags by `--help`.
+        argv: program name and arguments; the process's own by default.
+
+    Returns:
+        the exit status: 0, or 1 after one line `error: …` on stderr for
+        whatever the user can mend, or 130 when interrupted.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    if any(argument in _HELP for argument in argv[1:]):
+        print(f"{description}\n{flag_values.get_help(include_special_flags=False)}")
+        return 0
+    # Else TensorFlow prints a page of notes on every start.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        _parse(flag_values, argv)
+        command(flag_values)
+    except InputError as error:
+        return _fail(str(error))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error)
+        return _fail(f"{place}{reason}; what is complete is kept, the same command continues")
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+    try:
+        rest = flag_values(argv)[1:]
+    except (flags.Error, OSError) as error:
+        raise InputError(str(error).removeprefix("flag ")) from error
+    if rest:
+        raise InputError(f"expected flags only, received the argument {rest[0]!r}")
+
+
+def _fail(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+class FlagTable:
+    """A command's own flags, apart from those of any other command in the process.
+
+    Attributes:
+        values: the flags; parsed by `run`.
+    """
+
+    def __init__(self) -> None:
+        self.values = flags.FlagValues()
+
+    def string(self, name: str, default: str | None, text: str) -> None:
+        """Defines a flag that holds text."""
+        flags.DEFINE_string(name, default, text, flag_values=self.values)
+
+    def boolean(self, name: str, default: bool | None, text: str) -> None:
+        """Defines `--name` and `--noname`, also `--name=True`."""
+        flags.DEFINE_bool(name, default, text, flag_values=self.values)
+
+    def integer(
+        self, name: str, default: int | None, text: str, *, low: int, high: int | None = None
+    ) -> None:
+        """Defines a flag that holds an integer from `low` to `high`."""
+        flags.DEFINE_integer(name, default, text, low, high, flag_values=self.values)
+
+    def number(
+        self, name: str, default: float | None, text: str, *, low: float, high: float | None = None
+    ) -> None:
+        """Defines a flag that holds a number from `low` to `high`."""
+        flags.DEFINE_float(name, default, text, low, high, flag_values=self.values)
+        flags.register_validator(
+            name, math.isfinite, message="expected a finite number", flag_values=self.values
+        )
+
+    def choice(self, name: str, default: str | None, text: str, *, of: Sequence[str]) -> None:
+        """Defines a flag that holds one of several words."""
+        flags.DEFINE_enum(name, default, list(of), text, flag_values=self.values)
+
+    def alias(self, name: str, other: str) -> None:
+        """Defines another name of a flag."""
+        flags.DEFINE_alias(name, other, flag_values=self.values)
+
+    def backend(self) -> None:
+        """Defines `--backend`."""
+        backends = ["tensorflow", "jax"]
+        self.choice("backend", "tensorflow", "What Keras computes with.", of=backends)
+
+    def require(self, *names: str) -> None:
+        """Makes flags that have no default required."""
+        for name in names:
+            flags.register_validator(
+                name,
+                lambda value: value is not None and value != "",
+                message="this flag is required",
+                flag_values=self.values,
+            )
+
+
+def parse_numbers(name: str, text: str) -> tuple[float, ...]:
+    """Reads numbers separated by commas.
+
+    Raises:
+        InputError: a part is no number.
+    """
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"--{name}: expected numbers such as 1,2, received {text!r}")
+    return numbers
+
+
+def choose_backend(values: flags.FlagValues, *modules: str) -> None:
+    """Sets Keras's backend and imports it; it must not have been imported before.
+
+    TensorFlow's native code greets on stderr before any setting can silence it:
+    what is said during the import goes nowhere.
+
+    Args:
+        values: parsed flags with `--backend`.
+        *modules: what else to import.
+    """
+    os.environ["KERAS_BACKEND"] = values.backend
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            for module in ("keras", *modules):
+                importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(
+                f"--backend: {values.backend} cannot be imported ({error}); install it, "
+                "for example with pip install '.[jax]'"
+            ) from error
+        finally:
+            os.dup2(original, 2)
+            os.close(original)

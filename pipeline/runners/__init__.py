@@ -1,0 +1,1 @@
+"""How jobs, one a shard, are run."""

@@ -1,0 +1,75 @@
+"""Jobs over the processes of this machine."""
+
+import collections
+import concurrent.futures
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from pipeline.errors import InterruptedRunError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def num_cpus() -> int:
+    """Returns how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _exit_with_parent() -> None:
+    """Ends this worker when its parent is killed; else it would wait for jobs for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Iterable[Job], *, max_workers: int
+) -> Iterator[Result]:
+    """Runs a function over jobs and yields the results in the jobs' order.
+
+    At most a few jobs a worker are taken from `jobs` ahead of their results, so
+    that a lazy `jobs` keeps memory bounded.
+
+    Args:
+        function: picklable; runs in a worker process, or here with one worker.
+        jobs: picklable.
+        max_workers: processes.
+
+    Raises:
+        InterruptedRunError: a worker was killed, for example for want of memory.
+    """
+    if max_workers == 1:
+        yield from map(function, jobs)
+        return
+    # Spawned, not forked: the caller may have threads.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        max_workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_exit_with_parent,
+    )
+    pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+    try:
+        for job in jobs:
+            pending.append(pool.submit(function, job))
+            if len(pending) >= 2 * max_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise InterruptedRunError(
+            "--max_workers: a worker process was killed, perhaps for want of memory; "
+            f"received {max_workers} workers. The same command continues where it stopped"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,1 @@
+"""From a corpus to masked examples: documents, tokens, words, windows, masks."""

@@ -1,0 +1,165 @@
+"""One document becomes masked examples."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data_specs import records
+from pipeline import seeding
+from pipeline.storage import serialization
+from pipeline.text import masking, segmenters, windows
+from pipeline.text.settings import MaskedExamplesConfig
+from pipeline.text.tokenizers import load_tokenizer
+
+# Tokenised at a time: bounds the memory of a long document.
+_TEXT_SLICE_CHARS = 2**17
+# A short target length is at least this part of the usual one: windows of a few
+# tokens teach nothing, and a long document would become millions of them.
+_SHORTEST_SHARE = 8
+UNMASKABLE = "without a word to mask"
+
+
+@dataclasses.dataclass(frozen=True)
+class _TokenizedDocument:
+    """A document's tokens: ids int32 [n]; which begin a word or a line, bool [n]."""
+
+    ids: np.ndarray
+    word_starts: np.ndarray
+    line_starts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """A span: ids int32 [n]; word starts and special tokens bool [n]; where it is split."""
+
+    ids: np.ndarray
+    word_starts: np.ndarray
+    special: np.ndarray
+    split: int | None
+
+
+class DocumentMasker:
+    """Turns documents into masked examples; one a process."""
+
+    def __init__(self, config: MaskedExamplesConfig) -> None:
+        self._config = config
+        self._tokenizer = load_tokenizer(
+            config.vocab_file, do_lower_case=config.do_lower_case, flag="--vocab_file"
+        )
+        self._segment = segmenters.SEGMENTERS[config.segmenter]()
+        special = self._tokenizer.special_ids
+        self._is_special = np.zeros(len(self._tokenizer.vocab), bool)
+        self._is_special[list(special.values())] = True
+        self._policy = masking.MaskingPolicy(
+            masked_lm_prob=config.masked_lm_prob,
+            max_predictions_per_seq=config.max_predictions_per_seq,
+            mask_id=special["mask"],
+            replacement_ids=np.flatnonzero(~self._is_special),
+        )
+        self._id_dtype = records.id_dtype(len(self._tokenizer.vocab))
+
+    def _tokenize(self, text: str) -> _TokenizedDocument:
+        ids, word_starts, line_starts = [], [], []
+        for piece in _text_slices(text):
+            tokens = self._tokenizer.tokenize(piece)
+            ids.append(tokens.ids)
+            if self._config.do_whole_word_mask:
+                word_starts.append(segmenters.word_starts(piece, tokens, self._segment))
+            else:
+                word_starts.append(np.ones(len(tokens.ids), bool))
+            line_starts.append(_line_starts(piece, tokens.starts))
+        return _TokenizedDocument(
+            np.concatenate(ids), np.concatenate(word_starts), np.concatenate(line_starts)
+        )
+
+    def examples(
+        self, text: str, key: bytes, statistics: Counter[str]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yields the masked copies of every window of a document.
+
+        Args:
+            text: the document.
+            key: its digest: every random choice depends on it.
+            statistics: counts are added to it.
+
+        Yields:
+            example ids and serialised examples.
+        """
+        seed = self._config.random_seed
+        document = self._tokenize(text)
+        unknown = document.ids == self._tokenizer.special_ids["unk"]
+        statistics["tokens"] += len(document.ids)
+        statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
+        copies = range(self._config.dupe_factor)
+        streams = [seeding.stream(seed, "mask", key, copy) for copy in copies]
+        for number, window in enumerate(self._windows(document, key)):
+            masked = self._masked_copies(window, streams)
+            statistics["windows" if masked else f"windows {UNMASKABLE}"] += 1
+            for copy, features in enumerate(masked):
+                example_id = seeding.digest(seed, "example", key, number, copy)
+                features[records.EXAMPLE_ID] = example_id
+                statistics["examples"] += 1
+                statistics["masked_positions"] += len(features[records.MASKED_LM_POSITIONS]) // 2
+                yield example_id, serialization.encode_example(features)
+
+    def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[_Window]:
+        config = self._config
+        length = config.window_length
+        random = seeding.stream(config.random_seed, "window length", key)
+        if random.random() < config.short_seq_prob:
+            length = int(random.integers(max(1, length // _SHORTEST_SHARE), length + 1))
+        special = self._is_special[document.ids]
+        splits = seeding.stream(config.random_seed, "segments", key)
+        for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
+            span = slice(begin, end)
+            starts, split = document.word_starts[span], None
+            if config.segments == "pair":
+                split = windows.split_point(starts, document.line_starts[span], splits)
+            yield _Window(document.ids[span], starts, special[span], split)
+
+    def _masked_copies(
+        self, window: _Window, streams: Sequence[np.random.Generator]
+    ) -> list[dict[str, bytes]]:
+        """Returns the features of each copy; none where no word can be masked."""
+        special_ids = self._tokenizer.special_ids
+        tokens, segment_lengths, places = windows.build_input(
+            window.ids, window.split, special_ids["cls"], special_ids["sep"]
+        )
+        num_to_predict = self._policy.num_to_predict(len(tokens))
+        words = masking.maskable_words(window.word_starts, window.special, num_to_predict)
+        if not len(words.starts):
+            return []
+        copies = []
+        for random in streams:
+            chosen = masking.choose_positions(words, num_to_predict, random)
+            labels, positions = window.ids[chosen], places[chosen]
+            masked = tokens.copy()
+            masked[positions] = masking.mask_tokens(labels, self._policy, random)
+            copies.append(
+                {
+                    records.INPUT_IDS: masked.astype(self._id_dtype).tobytes(),
+                    records.SEGMENT_LENGTHS: segment_lengths.astype("<u2").tobytes(),
+                    records.MASKED_LM_POSITIONS: positions.astype("<u2").tobytes(),
+                    records.MASKED_LM_IDS: labels.astype(self._id_dtype).tobytes(),
+                }
+            )
+        return copies
+
+
+def _text_slices(text: str) -> Iterator[str]:
+    """Yields a text in parts that end with a line, or where a line is endless, anywhere."""
+    begin = 0
+    while len(text) - begin > _TEXT_SLICE_CHARS:
+        end = text.rfind("\n", begin, begin + _TEXT_SLICE_CHARS) + 1
+        end = end if end > begin else begin + _TEXT_SLICE_CHARS
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
+
+
+def _line_starts(text: str, token_starts: np.ndarray) -> np.ndarray:
+    code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    lines = np.searchsorted(np.flatnonzero(code_points == ord("\n")), token_starts)
+    return np.concatenate([np.ones(min(1, len(lines)), bool), lines[1:] != lines[:-1]])

@@ -1,0 +1,371 @@
+"""Stage 1a: a corpus becomes masked examples.
+
+    chunks of documents ─ workers: tokens, windows, masks ─ spill files sorted by key
+        └─ workers: each shard takes its range of keys out of every spill file
+
+An example's key is a hash, so that the copies of a window spread over all
+shards and each shard comes out shuffled, in an order that depends on nothing
+but seed and text.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from data_specs import records
+from pipeline import files, seeding
+from pipeline.errors import InputError, InterruptedRunError
+from pipeline.runners import local
+from pipeline.runners.shard_job import ShardJob
+from pipeline.storage import manifest as manifests
+from pipeline.storage import spill, writer
+from pipeline.storage.manifest import EVAL, TRAIN, Manifest
+from pipeline.text import corpus
+from pipeline.text.document_masker import UNMASKABLE, DocumentMasker
+from pipeline.text.settings import MaskedExamplesConfig
+from pipeline.text.tokenizers import WordPieceTokenizer, load_tokenizer
+
+_SPILL_FOLDER = ".spill"
+_PLAN_FILE = "plan.json"
+# A teacher cache has one shard for each of ours. This is what one may grow to
+# at the usual k, so that ours are smaller.
+_MAX_SHARD_BYTES = 128 * 2**20
+_USUAL_TRUNCATION_FACTOR = 128
+_BAD_ROWS = "bad rows"
+_SHORT = "shorter than --min_chars"
+
+# One tokenizer, segmenter and policy a process, however many chunks it handles.
+_masker = functools.lru_cache(maxsize=1)(DocumentMasker)
+
+
+def _spill_folder(config: MaskedExamplesConfig) -> pathlib.Path:
+    return pathlib.Path(config.output_dir) / _SPILL_FOLDER
+
+
+def _spill_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
+    return _spill_folder(config) / f"{index:08d}.spill"
+
+
+@dataclasses.dataclass(frozen=True)
+class _ChunkResult:
+    """A chunk that is masked: its spill file's header, and how far the corpus has been read."""
+
+    header: Mapping[str, Any]
+    bytes_read: int
+
+
+def _mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> _ChunkResult:
+    """Masks a chunk's documents into a spill file; one that is there already stays."""
+    path = _spill_path(config, chunk.index)
+    header = spill.read_header(path)
+    if header is None or header["fingerprint"] != chunk.fingerprint():
+        header, entries = _mask_documents(config, chunk)
+        spill.write_spill(path, entries, header)
+    return _ChunkResult(header, chunk.bytes_read)
+
+
+def _mask_documents(
+    config: MaskedExamplesConfig, chunk: corpus.Chunk
+) -> tuple[dict[str, Any], list[spill.Entry]]:
+    statistics: Counter[str] = Counter(documents=len(chunk.documents))
+    skipped: Counter[str] = Counter()
+    entries: list[spill.Entry] = []
+    for document in chunk.documents:
+        try:
+            text = corpus.document_text(document, config.text_fields).strip()
+        except InputError:
+            if not config.skip_bad_lines:
+                raise
+            skipped[_BAD_ROWS] += 1
+            continue
+        if len(text) < config.min_chars:
+            skipped[_SHORT] += 1
+            continue
+        content = text.encode("utf-8")
+        # By content, so that two copies of a text never stand on both sides.
+        group = seeding.hash64(config.random_seed, "split", document.split_key or content)
+        key = seeding.digest(document.file.name, document.ordinal, content)
+        before = len(entries)
+        for example_id, record in _masker(config).examples(text, key, statistics):
+            entries.append(spill.Entry(example_id, group, record))
+        skipped[UNMASKABLE] += len(entries) == before
+    groups = [entry.group for entry in entries]
+    header = {
+        "fingerprint": chunk.fingerprint(),
+        "statistics": dict(statistics),
+        "skipped": {reason: count for reason, count in skipped.items() if count},
+        "bytes": sum(len(entry.record) for entry in entries),
+        "groups": [min(groups), max(groups)] if groups else None,
+    }
+    return header, entries
+
+
+def _mask_corpus(
+    config: MaskedExamplesConfig, corpus_files: Sequence[corpus.CorpusFile]
+) -> list[Mapping[str, Any]]:
+    """First half: masks every chunk into its spill file and returns their headers."""
+    _spill_folder(config).mkdir(exist_ok=True)
+    results = local.run_jobs(
+        functools.partial(_mask_chunk, config),
+        corpus.read_chunks(corpus_files),
+        max_workers=config.max_workers,
+    )
+    headers = []
+    total = sum(file.bytes for file in corpus_files)
+    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="masking") as bar:
+        for result in results:
+            headers.append(result.header)
+            bar.update(result.bytes_read - bar.n)
+    return headers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is known once every document has been seen.
+
+    Attributes:
+        corpus_digest: of all chunks.
+        num_chunks: spill files.
+        eval_below: a document whose hash is below this is in the eval split.
+        num_shards: shards of each split.
+        record_bytes: of all records.
+        statistics: for the manifest and the summary.
+    """
+
+    corpus_digest: str
+    num_chunks: int
+    eval_below: int
+    num_shards: Mapping[str, int]
+    record_bytes: int
+    statistics: Mapping[str, Any]
+
+    def keys(self, job: ShardJob) -> spill.KeyRange:
+        """Returns what belongs into a shard."""
+        count = self.num_shards[job.split]
+        low, high = (spill.KEY_SPACE * number // count for number in (job.index, job.index + 1))
+        if job.split == EVAL:
+            return spill.KeyRange(low, high, 0, self.eval_below)
+        return spill.KeyRange(low, high, self.eval_below, spill.KEY_SPACE)
+
+    def jobs(self) -> tuple[ShardJob, ...]:
+        """Returns every shard to be made."""
+        return tuple(
+            ShardJob(split, index, manifests.shard_file(split, index, count))
+            for split, count in self.num_shards.items()
+            for index in range(count)
+        )
+
+
+def _eval_threshold(fraction: float, lowest: int, highest: int) -> int:
+    """Returns the document hash below which a document is in the eval split.
+
+    At least one document is in it where two differ, and never all of them.
+
+    Args:
+        fraction: the wanted share of the documents.
+        lowest: the smallest hash of any document.
+        highest: the largest.
+    """
+    threshold = int(fraction * spill.KEY_SPACE)
+    if not threshold or lowest == highest:
+        return 0
+    return min(max(threshold, lowest + 1), highest)
+
+
+def _plan(
+    config: MaskedExamplesConfig,
+    headers: Sequence[Mapping[str, Any]],
+    corpus_files: Sequence[corpus.CorpusFile],
+    id_bytes: int,
+) -> _Plan:
+    statistics: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    for header in headers:
+        statistics.update(header["statistics"])
+        skipped.update(header["skipped"])
+    ranges = [header["groups"] for header in headers if header["groups"]]
+    if not ranges:
+        raise InputError(
+            f"--input_dir: expected text to mask, received {statistics['documents']} documents, "
+            f"all skipped: {_describe_counts(skipped)}"
+        )
+    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    eval_below = _eval_threshold(config.eval_fraction, lowest, highest)
+    record_bytes = sum(header["bytes"] for header in headers)
+    cached_bytes = _USUAL_TRUNCATION_FACTOR * (id_bytes + 2) * statistics["masked_positions"]
+    shards = (record_bytes + cached_bytes) / _MAX_SHARD_BYTES
+    eval_share = config.eval_fraction if eval_below else 0.0
+    num_shards = {TRAIN: config.num_shards or max(1, -int(-shards * (1.0 - eval_share) // 1))}
+    if eval_below:
+        num_shards[EVAL] = max(1, -int(-shards * eval_share // 1))
+    counts = dict(statistics) | {
+        "skipped": dict(skipped),
+        "corpus_files": len(corpus_files),
+        "corpus_bytes": sum(file.bytes for file in corpus_files),
+    }
+    digest = seeding.digest(*(header["fingerprint"] for header in headers)).hex()
+    return _Plan(digest, len(headers), eval_below, num_shards, record_bytes, counts)
+
+
+def _describe_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+def _write_shard(config: MaskedExamplesConfig, plan: _Plan, job: ShardJob) -> manifests.ShardInfo:
+    done = manifests.completed_shard(config.output_dir, job.file)
+    if done is not None:
+        return done
+    ordered = spill.read_sorted(
+        [_spill_path(config, index) for index in range(plan.num_chunks)],
+        plan.keys(job),
+        expected_bytes=plan.record_bytes // plan.num_shards[job.split],
+    )
+    return writer.write_shard(config.output_dir, job.file, ordered)
+
+
+def _write_shards(
+    config: MaskedExamplesConfig, plan: _Plan
+) -> dict[str, tuple[manifests.ShardInfo, ...]]:
+    """Second half: every shard out of the spill files."""
+    jobs = plan.jobs()
+    _expect_same_corpus(config, plan, jobs)
+    results = local.run_jobs(
+        functools.partial(_write_shard, config, plan), jobs, max_workers=config.max_workers
+    )
+    splits: dict[str, list[manifests.ShardInfo]] = {split: [] for split in plan.num_shards}
+    with tqdm.tqdm(total=len(jobs), unit="shard", desc="writing") as bar:
+        for job, shard in zip(jobs, results, strict=True):
+            splits[job.split].append(shard)
+            bar.update()
+    return {split: tuple(shards) for split, shards in splits.items()}
+
+
+def _expect_same_corpus(
+    config: MaskedExamplesConfig, plan: _Plan, jobs: Sequence[ShardJob]
+) -> None:
+    """Refuses to mix shards of two corpora, should the text have changed between two runs."""
+    path = _spill_folder(config) / _PLAN_FILE
+    started = files.read_json(path)["corpus"] if path.is_file() else plan.corpus_digest
+    if started != plan.corpus_digest and any(
+        manifests.completed_shard(config.output_dir, job.file) for job in jobs
+    ):
+        raise InputError(
+            f"--input_dir: the text has changed since {config.output_dir} was begun: "
+            f"expected digest {started}, received {plan.corpus_digest}"
+        )
+    files.write_json(path, {"corpus": plan.corpus_digest})
+
+
+def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
+    """Makes a directory of masked examples, or finishes one.
+
+    Args:
+        config: what was asked for.
+
+    Returns:
+        the manifest that stands in `config.output_dir` now.
+
+    Raises:
+        InputError: the corpus, the vocabulary or the directory is not as it must
+            be. A directory that this call began is then as it was before.
+    """
+    if (
+        pathlib.Path(config.output_dir)
+        .resolve()
+        .is_relative_to(pathlib.Path(config.input_dir).resolve())
+    ):
+        raise InputError(
+            f"--output_dir: expected a folder outside --input_dir={config.input_dir}, which is "
+            f"read with all below it, received {config.output_dir}"
+        )
+    corpus_files = corpus.find_files(config.input_dir, flag="--input_dir")
+    tokenizer = load_tokenizer(
+        config.vocab_file, do_lower_case=config.do_lower_case, flag="--vocab_file"
+    )
+    is_new = manifests.claim(config.output_dir, config.request(tokenizer.info), flag="--output_dir")
+    if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
+        manifest = manifests.load(config.output_dir, flag="--output_dir")
+        _expect_corpus_size(config, manifest, corpus_files)
+    else:
+        try:
+            manifest = _make(config, corpus_files, tokenizer)
+        except InterruptedRunError:
+            raise
+        except InputError:
+            if is_new:
+                _withdraw(config, tokenizer)
+            raise
+    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    return manifest
+
+
+def _make(
+    config: MaskedExamplesConfig,
+    corpus_files: Sequence[corpus.CorpusFile],
+    tokenizer: WordPieceTokenizer,
+) -> Manifest:
+    for name, content in tokenizer.files().items():
+        files.write_bytes(pathlib.Path(config.output_dir) / name, content)
+    headers = _mask_corpus(config, corpus_files)
+    id_bytes = records.id_dtype(tokenizer.info.size).itemsize
+    plan = _plan(config, headers, corpus_files, id_bytes)
+    manifest = Manifest(
+        kind=records.MASKED_EXAMPLES,
+        vocab=tokenizer.info,
+        special_ids=tokenizer.special_ids,
+        max_seq_length=config.max_seq_length,
+        max_predictions_per_seq=config.max_predictions_per_seq,
+        dupe_factor=config.dupe_factor,
+        seed=config.random_seed,
+        flags=config.request(tokenizer.info),
+        splits=_write_shards(config, plan),
+        tokenizer_files=tuple(sorted(tokenizer.files())),
+        statistics=plan.statistics,
+    )
+    manifests.publish(config.output_dir, manifest)
+    return manifest
+
+
+def _withdraw(config: MaskedExamplesConfig, tokenizer: WordPieceTokenizer) -> None:
+    """Leaves the directory as it was found: a corrected command may use it."""
+    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    for name in (*tokenizer.files(), manifests.REQUEST_FILE):
+        (pathlib.Path(config.output_dir) / name).unlink(missing_ok=True)
+
+
+def _expect_corpus_size(
+    config: MaskedExamplesConfig, manifest: Manifest, corpus_files: Sequence[corpus.CorpusFile]
+) -> None:
+    there = tuple(manifest.statistics[name] for name in ("corpus_files", "corpus_bytes"))
+    here = len(corpus_files), sum(file.bytes for file in corpus_files)
+    if there != here:
+        raise InputError(
+            f"--output_dir: {config.output_dir} was made from {there[0]} files, {there[1]} bytes; "
+            f"received {here[0]} files, {here[1]} bytes; choose an empty directory"
+        )
+
+
+def describe(manifest: Manifest) -> Iterator[str]:
+    """Yields the lines of the summary."""
+    counts = manifest.statistics
+    skipped = counts["skipped"]
+    tokens = counts.get("tokens", 0)
+    rate = counts.get("unknown_tokens", 0) / max(1, tokens)
+    yield f"documents  {counts['documents']:,} read, {sum(skipped.values()):,} skipped"
+    for reason, count in sorted(skipped.items()):
+        yield f"             {count:,} {reason}"
+    yield f"tokens     {tokens:,}, {rate:.3%} [UNK]"
+    yield f"windows    {counts['windows']:,}"
+    for split, shards in manifest.splits.items():
+        size = sum(shard.bytes for shard in shards)
+        yield (
+            f"{split:<10} {manifest.num_examples(split):,} examples, {size:,} bytes, "
+            f"{len(shards):,} shard{'s' * (len(shards) != 1)}"
+        )
+    yield f"masked     {counts['masked_positions']:,} positions"

@@ -1,0 +1,167 @@
+"""A tiny world for the tests: a corpus, a vocabulary, a teacher, and caches made from them.
+
+Everything is made here, from sentences written for these tests and random weights.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from pipeline.text.masked_examples import create_masked_examples
+from pipeline.text.settings import MaskedExamplesConfig
+
+# The machines that run this are shared: a slow example is no failure.
+settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("default")
+
+SENTENCES = (
+    "春天来了，院子里的桃树开满了花。",
+    "老师在黑板上写下今天的题目，学生们认真地听讲。",
+    "这家小店的面条又便宜又好吃，中午总是坐满了人。",
+    "他每天早上六点起床，先跑步，然后读一个小时的书。",
+    "火车晚点了两个小时，旅客们在车站里耐心地等待。",
+    "我们用BERT模型处理文本，效果比以前好得多。",
+    "图书馆周末不开门，所以她只好去咖啡馆写论文。",
+    "山上的空气很新鲜，远处可以看见大海和船。",
+    "The small model learns from the large one, step by step.",
+    "请把这些数据放进文件夹，再运行第二个程序。",
+    "雨停以后，孩子们跑到街上踩水，笑声传得很远。",
+    "工程师检查了机器，发现是一颗螺丝松了。",
+)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORD_PIECES = ("the", "small", "model", "large", "one", "step", "by", "be", "##rt", "learn", "##s")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out opt-in tests unless -m asks for something."""
+    if config.option.markexpr:
+        return
+    opt_in = {"peers", "shared", "slow"}
+    kept = [item for item in items if not opt_in & {mark.name for mark in item.iter_markers()}]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def make_text(seed: int, num_documents: int) -> list[str]:
+    """Returns documents of 2 to 12 sentences, one a line."""
+    random = np.random.default_rng(seed)
+    return [
+        "\n".join(random.choice(SENTENCES, size=random.integers(2, 13)))
+        for _ in range(num_documents)
+    ]
+
+
+@pytest.fixture(scope="session")
+def vocab_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A vocabulary of the sentences' characters, but for one that becomes [UNK]."""
+    characters = sorted(set("".join(SENTENCES).lower()) - set(" 螺"))
+    pieces = [*WORD_PIECES, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join([*SPECIAL, *characters, *pieces]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def vocab(vocab_file: pathlib.Path) -> list[str]:
+    """The tokens of `vocab_file`."""
+    return vocab_file.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Sixty documents in two text files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = make_text(seed=1, num_documents=60)
+    (folder / "a.txt").write_text("\n\n".join(documents[:40]) + "\n", encoding="utf-8")
+    (folder / "b.txt").write_text("\n\n".join(documents[40:]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def examples_config(corpus_dir: pathlib.Path, vocab_file: pathlib.Path) -> MaskedExamplesConfig:
+    """How the session's masked examples are made; replace `output_dir` to make others."""
+    return MaskedExamplesConfig(
+        input_dir=str(corpus_dir),
+        output_dir="",
+        vocab_file=str(vocab_file),
+        max_seq_length=48,
+        max_predictions_per_seq=8,
+        doc_stride=30,
+        dupe_factor=2,
+        eval_fraction=0.2,
+        num_shards=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def examples_dir(
+    tmp_path_factory: pytest.TempPathFactory, examples_config: MaskedExamplesConfig
+) -> pathlib.Path:
+    """A complete directory of masked examples; read only."""
+    folder = tmp_path_factory.mktemp("examples") / "masked"
+    create_masked_examples(dataclasses.replace(examples_config, output_dir=str(folder)))
+    return folder
+
+
+def save_tiny_bert(
+    folder: pathlib.Path, vocab_file: pathlib.Path, *, seed: int, num_layers: int = 3
+) -> pathlib.Path:
+    """Writes a random BERT with a vocabulary as a Hugging Face directory."""
+    from pipeline.models.checkpoints import save_hf
+    from pipeline.models.config import EncoderConfig
+    from pipeline.models.masked_lm import MaskedLM
+
+    config = EncoderConfig(
+        vocab_size=len(vocab_file.read_text(encoding="utf-8").splitlines()),
+        hidden_size=32,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        intermediate_size=64,
+        hidden_act="gelu",
+        max_position_embeddings=64,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        # Wide enough for a distribution with something to tell.
+        initializer_range=0.3,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_hf(folder, MaskedLM(config, seed=seed))
+    (folder / "vocab.txt").write_bytes(vocab_file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory, vocab_file: pathlib.Path) -> pathlib.Path:
+    """A random three-layer teacher; read only."""
+    return save_tiny_bert(tmp_path_factory.mktemp("teacher"), vocab_file, seed=7)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(
+    tmp_path_factory: pytest.TempPathFactory,
+    examples_dir: pathlib.Path,
+    teacher_dir: pathlib.Path,
+) -> pathlib.Path:
+    """A complete teacher cache with k = 16; read only."""
+    from pipeline.teacher.capture import create_teacher_cache
+    from pipeline.teacher.settings import TeacherCacheConfig
+
+    folder = tmp_path_factory.mktemp("cache") / "teacher"
+    create_teacher_cache(
+        TeacherCacheConfig(
+            output_dir=str(folder),
+            input_dir=str(examples_dir),
+            teacher=str(teacher_dir),
+            truncation_factor=16,
+            predict_batch_size=8,
+        )
+    )
+    return folder
