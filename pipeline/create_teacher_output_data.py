@@ -1,0 +1,71 @@
+"""Stage 1b: runs the teacher once over masked examples and caches what it says.
+
+create_teacher_output_data --input_dir=EXAMPLES --teacher=MODEL --output_dir=CACHE
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from pipeline import command_line
+from pipeline.storage.logit_codec import CODECS
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this command's flags."""
+    table = command_line.FlagTable()
+    table.string("input_dir", None, "The masked examples, from create_pretraining_data.")
+    table.string("input_file", None, "Instead of --input_dir: a glob of its shards.")
+    table.string("output_dir", None, "Where the cache goes: an empty folder, or an unfinished one.")
+    table.string(
+        "teacher", None, "A model directory: Hugging Face's BERT (safetensors), or Google's."
+    )
+    table.string("bert_config_file", None, "Instead of --teacher: a bert_config.json.")
+    table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
+    table.integer("truncation_factor", 128, "k: the tokens kept at a masked position.", low=1)
+    table.string("temperatures", "1,2", "Those at which the mass outside the k is kept; 1 first.")
+    table.choice("logit_encoding", "float16", "How logits are packed.", of=list(CODECS))
+    table.choice(
+        "compute_dtype",
+        "float32",
+        "What the encoder computes in; logits are float32 in any case.",
+        of=["float32", "mixed_bfloat16"],
+    )
+    table.integer("predict_batch_size", 64, "Examples of a batch.", low=1)
+    table.integer("max_seq_length", None, "Checked against the masked examples.", low=1)
+    table.integer("max_predictions_per_seq", None, "Checked against the masked examples.", low=1)
+    table.choice("verify", "full", "Check every input byte first, or sizes.", of=["full", "sizes"])
+    table.integer("num_tasks", 1, "Processes started by hand that share the shards.", low=1)
+    table.integer("task_index", 0, "Which of them this is, from 0.", low=0)
+    table.backend()
+    table.require("output_dir")
+    return table.values
+
+
+def _create(values: flags.FlagValues) -> None:
+    from pipeline.teacher.settings import TeacherCacheConfig
+
+    settings = values.flag_values_dict()
+    settings["temperatures"] = command_line.parse_numbers("temperatures", values.temperatures)
+    names = TeacherCacheConfig.__dataclass_fields__
+    config = TeacherCacheConfig(**{name: settings[name] for name in names})
+    command_line.choose_backend(values)
+
+    from pipeline.teacher import capture
+
+    manifest = capture.create_teacher_cache(config)
+    if manifest is None:
+        print(f"task {config.task_index} of {config.num_tasks} is done; others still have shards")
+        return
+    print("\n".join(capture.describe(manifest)))
+    print(f"teacher cache: {config.output_dir}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return command_line.run(define_flags(), _create, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

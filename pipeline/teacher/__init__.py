@@ -1,0 +1,1 @@
+"""The teacher's forward pass and what is kept of it."""

@@ -1,0 +1,271 @@
+"""Stage 1b: the teacher runs once over masked examples; what it says is cached."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tqdm
+
+from data_specs import records
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+from pipeline.runners import local
+from pipeline.runners.shard_job import ShardJob, assigned_jobs
+from pipeline.storage import cache_input, serialization, writer
+from pipeline.storage import manifest as manifests
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
+from pipeline.teacher import inference, truncation
+from pipeline.teacher.settings import TeacherCacheConfig
+
+# Targets held in memory: the examples of a block are sorted by length, so that
+# more would batch better.
+_BLOCK_BYTES = 128 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """Turns records of masked examples into records of the teacher cache.
+
+    Attributes:
+        manifest: of the masked examples.
+        batch_size: B.
+        truncation_factor: K.
+        logit_encoding: names the codec.
+        forward: the compiled teacher, from a batch to what is kept of it.
+        on_examples: called with the number of examples just done.
+    """
+
+    manifest: Manifest
+    batch_size: int
+    truncation_factor: int
+    logit_encoding: str
+    forward: Callable[[inference.Arrays], dict[str, np.ndarray]]
+    on_examples: Callable[[int], None]
+
+    def records(self, serialized: Iterator[bytes]) -> Iterator[bytes]:
+        """Yields the cache's record for each masked example, in order."""
+        info = self.manifest
+        example_bytes = info.max_predictions_per_seq * self.truncation_factor * 8
+        batches = max(1, _BLOCK_BYTES // (example_bytes * self.batch_size))
+        block_size = batches * self.batch_size
+        while block := list(itertools.islice(serialized, block_size)):
+            examples = [
+                inference.decode_masked_example(
+                    serialization.decode_example(record), self.manifest.vocab.size
+                )
+                for record in block
+            ]
+            yield from self._block_records(examples)
+
+    def _block_records(self, examples: Sequence[inference.MaskedExample]) -> list[bytes]:
+        done: list[bytes] = [b""] * len(examples)
+        lengths = [len(example.input_ids) for example in examples]
+        for indices in inference.length_batches(lengths, self.batch_size):
+            chosen = [examples[index] for index in indices]
+            for index, record in zip(indices, self._batch_records(chosen), strict=True):
+                done[index] = record
+            self.on_examples(len(indices))
+        return done
+
+    def _batch_records(self, examples: Sequence[inference.MaskedExample]) -> Iterator[bytes]:
+        batch = inference.build_batch(
+            examples,
+            batch_size=self.batch_size,
+            max_seq_length=self.manifest.max_seq_length,
+            max_predictions_per_seq=self.manifest.max_predictions_per_seq,
+        )
+        output = self.forward(batch)
+        counts = np.array([len(example.masked_lm_ids) for example in examples])
+        width = batch[records.MASKED_LM_IDS].shape[1]
+        real = np.arange(width) < counts[:, None]
+        kept = {name: value[: len(examples)][real] for name, value in output.items()}
+        if not np.isfinite(kept[records.TOPK_LOGITS]).all():
+            raise InputError(
+                "--teacher: expected finite logits, received NaN or infinity; "
+                "is the checkpoint damaged, or does --compute_dtype not suit it?"
+            )
+        row_splits = np.concatenate([[0], np.cumsum(counts)])
+        codec = CODECS[self.logit_encoding](self.manifest.vocab.size)
+        packed = codec.encode(kept[records.TOPK_IDS], kept[records.TOPK_LOGITS], row_splits)
+        tails = kept[records.LOG_TAIL_MASSES].astype("<f4")
+        labels = kept[records.LABEL_LOG_PROBS].astype("<f2")
+        for example, features, (begin, end) in zip(
+            examples, packed, itertools.pairwise(row_splits), strict=True
+        ):
+            features[records.LOG_TAIL_MASSES] = tails[begin:end].tobytes()
+            features[records.LABEL_LOG_PROBS] = labels[begin:end].tobytes()
+            yield serialization.encode_example({**example.features, **features})
+
+
+def _find_teacher(config: TeacherCacheConfig) -> checkpoints.ModelSource:
+    if config.teacher is not None:
+        return checkpoints.find_model(config.teacher, "--teacher")
+    return checkpoints.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
+
+
+def _check(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> CacheInput:
+    """Opens the masked examples and refuses what does not fit them."""
+    cache = cache_input.open_cache(config.input_dir, config.input_file)
+    if cache.manifest.kind != records.MASKED_EXAMPLES:
+        raise InputError(
+            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, "
+            f"received {cache.directory}, which holds a {cache.manifest.kind}"
+        )
+    cache_input.expect_settings(
+        cache,
+        max_seq_length=config.max_seq_length,
+        max_predictions_per_seq=config.max_predictions_per_seq,
+    )
+    flag = "--teacher" if config.teacher is not None else "--bert_config_file"
+    vocab_file = source.vocab_file if config.teacher is not None else None
+    cache_input.expect_vocab(cache, source.config.vocab_size, vocab_file, flag)
+    cache_input.expect_positions(cache, source.config.max_position_embeddings, flag)
+    cache_input.expect_segments(cache, source.config.type_vocab_size, flag)
+    return cache
+
+
+def _request(
+    config: TeacherCacheConfig, cache: CacheInput, source: checkpoints.ModelSource
+) -> dict[str, Any]:
+    shards = [shard.file for shards in cache.manifest.splits.values() for shard in shards]
+    whole = manifests.load(cache.directory, flag=cache.flag)
+    return {
+        "kind": records.TEACHER_CACHE,
+        "parent": {"sha256": whole.sha256()},
+        "shards": shards,
+        "teacher": {"config": source.config.to_dict(), "sha256": source.sha256()},
+        "truncation_factor": min(config.truncation_factor, cache.manifest.vocab.size),
+        "temperatures": list(config.temperatures),
+        "logit_encoding": config.logit_encoding,
+        "compute_dtype": config.compute_dtype,
+        "predict_batch_size": config.predict_batch_size,
+        "backend": keras.config.backend(),
+    }
+
+
+def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
+    """Makes a teacher cache, or finishes one, or does this task's share of it.
+
+    Args:
+        config: what was asked for.
+
+    Returns:
+        the manifest, or None where shards of other tasks are still missing.
+
+    Raises:
+        InputError: the masked examples, the teacher or the directory is not as
+            it must be. Shards that are whole stay.
+    """
+    source = _find_teacher(config)
+    cache = _check(config, source)
+    request = _request(config, cache, source)
+    manifests.check_claim(config.output_dir, request, flag="--output_dir")
+    if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
+        return manifests.load(config.output_dir, flag="--output_dir")
+    manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
+    jobs = [
+        ShardJob(split, index, shard.file)
+        for split, shards in cache.manifest.splits.items()
+        for index, shard in enumerate(shards)
+    ]
+    mine = assigned_jobs(jobs, num_tasks=config.num_tasks, task_index=config.task_index)
+    missing = [job for job in mine if not manifests.completed_shard(config.output_dir, job.file)]
+    if missing:
+        model = checkpoints.load_masked_lm(
+            source, dtype=config.compute_dtype, logits_dtype="float32"
+        )
+        manifests.claim(config.output_dir, request, flag="--output_dir")
+        _run_teacher(config, cache, model, missing)
+    return _publish_when_complete(config, cache, request)
+
+
+def _run_teacher(
+    config: TeacherCacheConfig,
+    cache: CacheInput,
+    model: keras.Model,
+    jobs: Sequence[ShardJob],
+) -> None:
+    truncation_factor = min(config.truncation_factor, cache.manifest.vocab.size)
+    keep = functools.partial(
+        truncation.truncate,
+        truncation_factor=truncation_factor,
+        temperatures=config.temperatures,
+    )
+    forward = inference.compile_forward(
+        model, lambda logits, batch: keep(logits, batch[records.MASKED_LM_IDS])
+    )
+    counts = {
+        shard.file: shard.num_examples
+        for shards in cache.manifest.splits.values()
+        for shard in shards
+    }
+    total = sum(counts[job.file] for job in jobs)
+    with tqdm.tqdm(total=total, unit=" examples", desc="teacher", smoothing=0.1) as bar:
+        capture = Capture(
+            manifest=cache.manifest,
+            batch_size=config.predict_batch_size,
+            truncation_factor=truncation_factor,
+            logit_encoding=config.logit_encoding,
+            forward=forward,
+            on_examples=bar.update,
+        )
+        for job in jobs:
+            serialized = serialization.read_records(cache.directory / job.file)
+            writer.write_shard(config.output_dir, job.file, capture.records(serialized))
+
+
+def _publish_when_complete(
+    config: TeacherCacheConfig, cache: CacheInput, request: dict[str, Any]
+) -> Manifest | None:
+    splits: dict[str, tuple[ShardInfo, ...]] = {}
+    for split, shards in cache.manifest.splits.items():
+        done = [manifests.completed_shard(config.output_dir, shard.file) for shard in shards]
+        if None in done:
+            return None
+        splits[split] = tuple(shard for shard in done if shard is not None)
+    manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+    # What a byte-equal repetition needs, beside the request.
+    environment = {
+        "machine": platform.machine(),
+        "threads": local.num_cpus(),
+        "keras": keras.__version__,
+    }
+    manifest = dataclasses.replace(
+        cache.manifest,
+        kind=records.TEACHER_CACHE,
+        flags={**cache.manifest.flags, **request},
+        splits=splits,
+        statistics={**cache.manifest.statistics, "environment": environment},
+        teacher_info=TeacherInfo(
+            truncation_factor=request["truncation_factor"],
+            logit_encoding=request["logit_encoding"],
+            temperatures=tuple(request["temperatures"]),
+            teacher=request["teacher"],
+            parent=request["parent"],
+        ),
+    )
+    manifests.publish(config.output_dir, manifest)
+    return manifest
+
+
+def describe(manifest: Manifest) -> Iterator[str]:
+    """Yields the lines of the summary."""
+    info = manifest.teacher_info
+    for split in manifests.SPLITS:
+        shards = manifest.splits.get(split, ())
+        size = sum(shard.bytes for shard in shards)
+        count = manifest.num_examples(split)
+        yield (
+            f"{split:<10} {count:,} examples, {size:,} bytes, "
+            f"{size / max(1, count):,.0f} an example"
+        )
+    vocab_size = manifest.vocab.size
+    yield f"kept       top {info.truncation_factor} of {vocab_size:,}, {info.logit_encoding}"

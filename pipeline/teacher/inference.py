@@ -1,0 +1,169 @@
+"""Batches of masked examples for the teacher, and its forward pass compiled.
+
+Examples of a block are sorted by length and cut into batches; each batch is
+padded to the next of at most eight lengths, so that a compiler sees a bounded
+number of shapes, and a batch depends on nothing but its block.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from data_specs import records
+
+NUM_LENGTHS = 8
+# Masked positions of a batch are padded to a multiple of this.
+POSITION_STEP = 4
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedExample:
+    """An example as it was stored, with the parts that a batch needs decoded.
+
+    Attributes:
+        features: the record's features.
+        input_ids: int [L].
+        segment_lengths: int [S].
+        masked_lm_positions: int [P].
+        masked_lm_ids: int [P].
+    """
+
+    features: Mapping[str, bytes]
+    input_ids: np.ndarray
+    segment_lengths: np.ndarray
+    masked_lm_positions: np.ndarray
+    masked_lm_ids: np.ndarray
+
+
+def decode_masked_example(features: Mapping[str, bytes], vocab_size: int) -> MaskedExample:
+    """Decodes a record's features.
+
+    Args:
+        features: of one record.
+        vocab_size: decides the dtype of ids.
+    """
+    arrays = {
+        feature.name: np.frombuffer(features[feature.name], feature.numpy_dtype(vocab_size))
+        for feature in records.MASKED_EXAMPLE_FEATURES
+        if feature.name != records.EXAMPLE_ID
+    }
+    return MaskedExample(features, **arrays)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def padded_length(length: int, max_seq_length: int) -> int:
+    """Returns the length that an input is padded to: one of at most eight.
+
+    Example: with `max_seq_length` 512 the lengths are 64, 128, … 512.
+    """
+    step = _round_up(-(-max_seq_length // NUM_LENGTHS), 8)
+    return min(_round_up(length, step), max_seq_length)
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
+    """Yields the indices of batches of similar length, together covering all examples.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: examples of a batch; the last may have fewer.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    for begin in range(0, len(order), batch_size):
+        yield order[begin : begin + batch_size]
+
+
+def build_batch(
+    examples: Sequence[MaskedExample],
+    *,
+    batch_size: int,
+    max_seq_length: int,
+    max_predictions_per_seq: int,
+) -> Arrays:
+    """Pads examples to a batch of one of a bounded number of shapes.
+
+    Args:
+        examples: at most `batch_size`; rows beyond them are empty.
+        batch_size: B.
+        max_seq_length: of the cache.
+        max_predictions_per_seq: of the cache.
+
+    Returns:
+        int32 arrays by BERT's names: `input_ids`, `input_mask`, `segment_ids`
+        [B, L]; `masked_lm_positions`, `masked_lm_ids` [B, P].
+    """
+    longest = max(len(example.input_ids) for example in examples)
+    most = max(len(example.masked_lm_ids) for example in examples)
+    length = padded_length(longest, max_seq_length)
+    positions = min(_round_up(most, POSITION_STEP), max_predictions_per_seq)
+    names = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+    batch = {name: np.zeros((batch_size, length), np.int32) for name in names}
+    for name in (records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS):
+        batch[name] = np.zeros((batch_size, positions), np.int32)
+    for row, example in enumerate(examples):
+        count, masked = len(example.input_ids), len(example.masked_lm_ids)
+        batch[records.INPUT_IDS][row, :count] = example.input_ids
+        batch[records.INPUT_MASK][row, :count] = 1
+        batch[records.SEGMENT_IDS][row, int(example.segment_lengths[0]) : count] = 1
+        batch[records.MASKED_LM_POSITIONS][row, :masked] = example.masked_lm_positions
+        batch[records.MASKED_LM_IDS][row, :masked] = example.masked_lm_ids
+    return batch
+
+
+def compile_forward(
+    model: keras.Model, keep: Callable[[Any, Mapping[str, Any]], Any]
+) -> Callable[[Arrays], Arrays]:
+    """Compiles a model's forward pass and what is kept of its output.
+
+    On TensorFlow one graph serves all shapes, whatever comes first: a shard
+    that is redone meets the same kernels. On JAX there is a program a shape.
+
+    Args:
+        model: called with a batch, not in training.
+        keep: called with the model's output and the batch, inside the graph.
+
+    Returns:
+        a function from a batch, as `build_batch` returns it, to NumPy arrays.
+    """
+    if keras.config.backend() == "jax":
+        return _compile_jax(model, keep)
+    return _compile_tensorflow(model, keep)
+
+
+def _compile_jax(model: keras.Model, keep: Callable) -> Callable[[Arrays], Arrays]:
+    import jax
+
+    @jax.jit
+    def forward(variables, batch):
+        output, _ = model.stateless_call(*variables, batch, training=False)
+        return keep(output, batch)
+
+    groups = (model.trainable_variables, model.non_trainable_variables)
+    variables = [[variable.value for variable in group] for group in groups]
+    return lambda batch: jax.device_get(forward(variables, batch))
+
+
+def _compile_tensorflow(model: keras.Model, keep: Callable) -> Callable[[Arrays], Arrays]:
+    import tensorflow as tf
+
+    names = (
+        records.INPUT_IDS,
+        records.INPUT_MASK,
+        records.SEGMENT_IDS,
+        records.MASKED_LM_POSITIONS,
+        records.MASKED_LM_IDS,
+    )
+    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
+
+    @tf.function(input_signature=[signature])
+    def forward(batch):
+        return keep(model(batch, training=False), batch)
+
+    return lambda batch: {name: value.numpy() for name, value in forward(batch).items()}

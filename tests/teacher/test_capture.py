@@ -1,0 +1,280 @@
+"""Stage 1b, from masked examples to a cache."""
+
+import dataclasses
+import json
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from data_specs import records
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+from pipeline.storage import manifest, serialization
+from pipeline.storage.logit_codec import CODECS, topk_probabilities
+from pipeline.teacher import capture
+from pipeline.teacher.capture import create_teacher_cache
+from pipeline.teacher.settings import TeacherCacheConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(examples_dir, teacher_dir, tmp_path) -> TeacherCacheConfig:
+    """How `cache_dir` was made, but for the output."""
+    return TeacherCacheConfig(
+        output_dir=str(tmp_path / "cache"),
+        input_dir=str(examples_dir),
+        teacher=str(teacher_dir),
+        truncation_factor=16,
+        predict_batch_size=8,
+    )
+
+
+def _records(folder: pathlib.Path, split: str) -> list[dict[str, bytes]]:
+    loaded = manifest.load(folder, flag="--input_dir")
+    return [
+        serialization.decode_example(record)
+        for shard in loaded.splits[split]
+        for record in serialization.read_records(folder / shard.file)
+    ]
+
+
+def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_dir) -> None:
+    """One example at a time, unpadded, all in float64 after the logits."""
+    source = checkpoints.find_model(str(teacher_dir), "--teacher")
+    model = checkpoints.load_masked_lm(source)
+    vocab_size = source.config.vocab_size
+    codec = CODECS["float16"](vocab_size)
+    originals = _records(examples_dir, "eval")
+    cached = _records(cache_dir, "eval")
+    assert len(originals) == len(cached) > 20
+    for original, record in zip(originals, cached, strict=True):
+        assert {name: record[name] for name in original} == original
+        arrays = {
+            feature.name: np.frombuffer(record[feature.name], feature.numpy_dtype(vocab_size))
+            for feature in records.TEACHER_CACHE_FEATURES
+        }
+        length = len(arrays[records.INPUT_IDS])
+        segments = np.arange(length) >= arrays[records.SEGMENT_LENGTHS][0]
+        logits = np.asarray(
+            model(
+                {
+                    records.INPUT_IDS: arrays[records.INPUT_IDS][None].astype("int32"),
+                    records.INPUT_MASK: np.ones((1, length), "int32"),
+                    records.SEGMENT_IDS: segments[None].astype("int32"),
+                    records.MASKED_LM_POSITIONS: arrays[records.MASKED_LM_POSITIONS][None].astype(
+                        "int32"
+                    ),
+                }
+            )
+        )[0].astype(np.float64)
+        positions = len(logits)
+        ids, kept = codec.decode(record, positions)
+        tails = arrays[records.LOG_TAIL_MASSES].reshape(positions, 2)
+        for column, temperature in enumerate((1.0, 2.0)):
+            exact = np.exp(logits / temperature)
+            exact /= exact.sum(-1, keepdims=True)
+            p, rest = topk_probabilities(kept, tails[:, column], temperature, k=16)
+            np.testing.assert_allclose(p, np.take_along_axis(exact, ids, -1), rtol=5e-3, atol=1e-6)
+            np.testing.assert_allclose(rest, 1.0 - np.sort(exact)[:, -16:].sum(-1), atol=1e-5)
+        labels = arrays[records.MASKED_LM_IDS]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        np.testing.assert_allclose(
+            arrays[records.LABEL_LOG_PROBS],
+            log_probs[np.arange(positions), labels],
+            rtol=2e-3,
+            atol=1e-3,
+        )
+
+
+def test_the_manifest_tells_where_the_cache_comes_from(cache_dir, examples_dir) -> None:
+    loaded = manifest.load(cache_dir, flag="--input_dir")
+    parent = manifest.load(examples_dir, flag="--input_dir")
+    info = loaded.teacher_info
+    assert info.parent == {"sha256": parent.sha256()}
+    assert info.temperatures == (1.0, 2.0) and info.truncation_factor == 16
+    assert len(info.teacher["sha256"]) == 64
+    assert loaded.num_examples("train") == parent.num_examples("train")
+    assert loaded.vocab == parent.vocab
+    assert (cache_dir / "vocab.txt").read_bytes() == (examples_dir / "vocab.txt").read_bytes()
+    assert loaded.statistics["environment"]["threads"] >= 1
+
+
+def test_a_repetition_is_byte_equal(cache_dir, config) -> None:
+    create_teacher_cache(config)
+    assert _bytes(pathlib.Path(config.output_dir)) == _bytes(cache_dir)
+
+
+def test_tasks_share_the_shards(cache_dir, config) -> None:
+    folder = pathlib.Path(config.output_dir)
+    for index in (2, 0, 1):
+        task = dataclasses.replace(config, num_tasks=3, task_index=index)
+        made = create_teacher_cache(task)
+        assert (made is None) == (index != 1)
+        assert (folder / "manifest.json").exists() == (index == 1)
+    assert _bytes(folder) == _bytes(cache_dir)
+
+
+def test_whole_shards_are_not_made_again(cache_dir, config, monkeypatch) -> None:
+    folder = pathlib.Path(config.output_dir)
+    shutil.copytree(cache_dir, folder)
+    (folder / "manifest.json").unlink()
+    lost = "train-00001-of-00003.tfrecord"
+    (folder / lost).unlink()
+    made = []
+    write_shard = capture.writer.write_shard
+
+    def noted(directory, file, serialized):
+        made.append(file)
+        return write_shard(directory, file, serialized)
+
+    monkeypatch.setattr(capture.writer, "write_shard", noted)
+    create_teacher_cache(config)
+    assert made == [lost]
+    assert _bytes(folder) == _bytes(cache_dir)
+
+
+def test_k_is_at_most_the_vocabulary(config, vocab) -> None:
+    made = create_teacher_cache(
+        dataclasses.replace(
+            config, truncation_factor=10_000, input_dir=None, input_file=config.input_dir + "/eval*"
+        )
+    )
+    assert made.teacher_info.truncation_factor == len(vocab)
+    assert list(made.splits) == ["eval"]
+
+
+def test_bfloat16_stays_close(cache_dir, config) -> None:
+    create_teacher_cache(
+        dataclasses.replace(
+            config,
+            compute_dtype="mixed_bfloat16",
+            input_dir=None,
+            input_file=config.input_dir + "/eval*",
+        )
+    )
+    pairs = zip(
+        _records(cache_dir, "eval"), _records(pathlib.Path(config.output_dir), "eval"), strict=True
+    )
+    differences = [
+        np.abs(
+            np.frombuffer(a[records.LABEL_LOG_PROBS], "<f2").astype(float)
+            - np.frombuffer(b[records.LABEL_LOG_PROBS], "<f2").astype(float)
+        )
+        for a, b in pairs
+    ]
+    assert 0.0 < np.concatenate(differences).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None}, "--teacher: expected either it or .* received neither"),
+        ({"bert_config_file": "x"}, "received both"),
+        ({"init_checkpoint": "x"}, "--init_checkpoint: expected --bert_config_file beside it"),
+        ({"teacher": None, "bert_config_file": "x"}, "--init_checkpoint: expected the teacher's"),
+        ({"task_index": 1}, "--task_index: expected less than --num_tasks=1, received 1"),
+        ({"temperatures": (2.0,)}, "--temperatures: expected ascending .* received 2"),
+        ({"max_seq_length": 512}, "--max_seq_length: expected 48, .* received 512"),
+        ({"max_predictions_per_seq": 9}, "--max_predictions_per_seq: expected 8"),
+        ({"input_dir": "/nowhere"}, "--input_dir: expected a complete cache directory"),
+        ({"teacher": "/nowhere"}, "--teacher: "),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, changes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        create_teacher_cache(dataclasses.replace(config, **changes))
+    assert not pathlib.Path(config.output_dir).exists()
+
+
+def test_a_cache_is_no_input(config, cache_dir) -> None:
+    with pytest.raises(InputError, match=r"expected masked_examples, .* holds a teacher_cache"):
+        create_teacher_cache(dataclasses.replace(config, input_dir=str(cache_dir)))
+
+
+def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(examples_dir, damaged)
+    path = damaged / "train-00002-of-00003.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+        create_teacher_cache(dataclasses.replace(config, input_dir=str(damaged)))
+    # Sizes alone do not tell; the record's own checksum does.
+    with pytest.raises(InputError, match=f"{path}: broken record at byte 0"):
+        create_teacher_cache(dataclasses.replace(config, input_dir=str(damaged), verify="sizes"))
+    done = sorted(path.name for path in pathlib.Path(config.output_dir).glob("*.tfrecord"))
+    assert done == [
+        "eval-00000-of-00001.tfrecord",
+        "train-00000-of-00003.tfrecord",
+        "train-00001-of-00003.tfrecord",
+    ]
+
+
+def test_a_teacher_without_segments_is_refused_for_pairs(config, tmp_path, teacher_dir) -> None:
+    other = tmp_path / "teacher"
+    shutil.copytree(teacher_dir, other)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "type_vocab_size": 1}))
+    with pytest.raises(InputError, match="at least 2 segments .* received type_vocab_size 1"):
+        create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
+
+
+def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:
+    other = tmp_path / "teacher"
+    shutil.copytree(teacher_dir, other)
+    weights = load_file(other / "model.safetensors")
+    weights["cls.predictions.bias"][3] = np.nan
+    save_file(weights, other / "model.safetensors")
+    with pytest.raises(InputError, match="--teacher: expected finite logits"):
+        create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
+    assert not list(pathlib.Path(config.output_dir).glob("*.tfrecord"))
+
+
+def test_another_teacher_is_another_request(config, tmp_path, teacher_dir) -> None:
+    create_teacher_cache(config)
+    other = tmp_path / "teacher"
+    shutil.copytree(teacher_dir, other)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "layer_norm_eps": 1e-6}))
+    with pytest.raises(InputError, match="holds the output of another request: teacher is"):
+        create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(cache_dir, config) -> None:
+    """Each process is killed within the seconds that a whole run takes; the last one ends."""
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.create_teacher_output_data",
+        f"--input_dir={config.input_dir}",
+        f"--teacher={config.teacher}",
+        f"--output_dir={config.output_dir}",
+        "--truncation_factor=16",
+        "--predict_batch_size=8",
+    ]
+    begun = time.perf_counter()
+    subprocess.run([*command, f"--output_dir={config.output_dir}-whole"], cwd=ROOT, check=True)
+    seconds = time.perf_counter() - begun
+    moments = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        time.sleep(seconds * moments.uniform(0.4, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert _bytes(pathlib.Path(config.output_dir)) == _bytes(cache_dir)

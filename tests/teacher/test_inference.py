@@ -1,0 +1,54 @@
+"""Batches: bounded shapes, every example once, padding that means nothing."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs import records
+from pipeline.teacher import inference
+
+
+@given(st.integers(1, 512), st.integers(1, 512))
+def test_at_most_eight_lengths(length: int, max_seq_length: int) -> None:
+    lengths = {inference.padded_length(n, max_seq_length) for n in range(1, max_seq_length + 1)}
+    assert len(lengths) <= inference.NUM_LENGTHS
+    assert max(lengths) == max_seq_length
+    if length <= max_seq_length:
+        assert inference.padded_length(length, max_seq_length) >= length
+
+
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=100), st.integers(1, 16))
+def test_batches_hold_every_example_once(lengths: list[int], batch_size: int) -> None:
+    batches = list(inference.length_batches(lengths, batch_size))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    ordered = [lengths[index] for batch in batches for index in batch]
+    assert ordered == sorted(lengths)
+
+
+def _example(ids: list[int], segments: list[int], positions: list[int]):
+    return inference.MaskedExample(
+        features={},
+        input_ids=np.array(ids),
+        segment_lengths=np.array(segments),
+        masked_lm_positions=np.array(positions),
+        masked_lm_ids=np.array([9] * len(positions)),
+    )
+
+
+def test_a_batch_by_hand() -> None:
+    batch = inference.build_batch(
+        [_example([2, 7, 8, 3], [4], [1]), _example([2, 4, 3, 6, 3], [3, 2], [1, 3])],
+        batch_size=3,
+        max_seq_length=16,
+        max_predictions_per_seq=8,
+    )
+    assert batch[records.INPUT_IDS].tolist() == [
+        [2, 7, 8, 3, 0, 0, 0, 0],
+        [2, 4, 3, 6, 3, 0, 0, 0],
+        [0] * 8,
+    ]
+    assert batch[records.INPUT_MASK].sum(axis=1).tolist() == [4, 5, 0]
+    assert batch[records.SEGMENT_IDS].tolist() == [[0] * 8, [0, 0, 0, 1, 1, 0, 0, 0], [0] * 8]
+    assert batch[records.MASKED_LM_POSITIONS].tolist() == [[1, 0, 0, 0], [1, 3, 0, 0], [0] * 4]
+    assert batch[records.MASKED_LM_IDS].tolist() == [[9, 0, 0, 0], [9, 9, 0, 0], [0] * 4]
