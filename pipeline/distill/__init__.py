@@ -1,0 +1,1 @@
+"""Losses, the objective, and the training of a student from a cache."""

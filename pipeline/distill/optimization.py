@@ -1,0 +1,94 @@
+"""AdamW as BERT is trained: warm-up, linear decay, no weight decay on biases and norms."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from pipeline.distill.settings import DistillConfig
+
+
+class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that rises linearly to its peak and falls linearly to zero.
+
+    With u the updates done, w the warm-up and n the total, the next update's
+    rate is peak · (u + 1) / w while u < w, then peak · (n − u) / (n − w).
+
+    Args:
+        peak: the highest rate.
+        warmup_steps: w.
+        num_train_steps: n.
+        steps_per_update: calls of the optimizer that make one update, with
+            gradient accumulation; Keras counts the calls.
+    """
+
+    def __init__(
+        self, peak: float, *, warmup_steps: int, num_train_steps: int, steps_per_update: int = 1
+    ) -> None:
+        self.peak = peak
+        self.warmup_steps = warmup_steps
+        self.num_train_steps = num_train_steps
+        self.steps_per_update = steps_per_update
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the rate of the update that call number `step` belongs to."""
+        update = ops.cast(
+            ops.floor_divide(ops.cast(step, "int32"), self.steps_per_update), "float32"
+        )
+        rising = (update + 1.0) / max(1, self.warmup_steps)
+        falling = (self.num_train_steps - update) / max(1, self.num_train_steps - self.warmup_steps)
+        return self.peak * ops.maximum(ops.where(update < self.warmup_steps, rising, falling), 0.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            "peak": self.peak,
+            "warmup_steps": self.warmup_steps,
+            "num_train_steps": self.num_train_steps,
+            "steps_per_update": self.steps_per_update,
+        }
+
+
+def learning_rate_schedule(config: DistillConfig) -> WarmupLinearDecay:
+    """Returns the schedule of a run."""
+    return WarmupLinearDecay(
+        config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        num_train_steps=config.num_train_steps,
+        steps_per_update=config.gradient_accumulation_steps,
+    )
+
+
+def build_optimizer(
+    variables: list[keras.Variable],
+    schedule: WarmupLinearDecay,
+    *,
+    weight_decay: float,
+    clip_norm: float,
+) -> keras.optimizers.Optimizer:
+    """Returns AdamW for a model's variables.
+
+    Vectors, which are biases and the parameters of layer norms, have no weight
+    decay (Devlin et al., 2019). Gradients are clipped by their global norm.
+
+    Args:
+        variables: the trainable ones.
+        schedule: the learning rate.
+        weight_decay: decoupled (Loshchilov and Hutter, 2019).
+        clip_norm: the largest global norm; 0 for no clipping.
+    """
+    count = schedule.steps_per_update
+    optimizer = keras.optimizers.AdamW(
+        learning_rate=schedule,
+        weight_decay=weight_decay,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-6,
+        global_clipnorm=clip_norm or None,
+        gradient_accumulation_steps=count if count > 1 else None,
+    )
+    optimizer.exclude_from_weight_decay(
+        var_list=[variable for variable in variables if len(variable.shape) < 2]
+    )
+    optimizer.build(variables)
+    return optimizer

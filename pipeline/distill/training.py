@@ -1,0 +1,381 @@
+"""Stage 2: a student is trained from a cache."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tqdm
+
+from pipeline.distill import optimization, targets, training_state
+from pipeline.distill.distiller import Distiller
+from pipeline.distill.objective import Objective
+from pipeline.distill.run_log import RunLog
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.errors import InputError
+from pipeline.models import checkpoints, layer_init
+from pipeline.models.config import EncoderConfig
+from pipeline.models.masked_lm import MaskedLM
+from pipeline.storage import cache_input
+from pipeline.storage import manifest as manifests
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.manifest import EVAL, TRAIN
+
+# What a request leaves out: settings that do not decide the student.
+_FREE_SETTINGS = (
+    "output_dir",
+    "input_dir",
+    "input_file",
+    # Held by the cache, whose checksum is in the request.
+    "max_seq_length",
+    "max_predictions_per_seq",
+    "do_eval",
+    "eval_batch_size",
+    "max_eval_steps",
+    "save_checkpoints_steps",
+    "log_steps",
+    "verify",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentStart:
+    """Where training begins.
+
+    Attributes:
+        source: the model that weights are taken from.
+        config: the student's dimensions.
+        layer_map: the source's layers; None for all of them.
+        flag: the flag that named the source.
+    """
+
+    source: checkpoints.ModelSource
+    config: EncoderConfig
+    layer_map: tuple[int, ...] | None
+    flag: str
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what decides the first weights, for the request."""
+        return {
+            "sha256": self.source.sha256(),
+            "config": self.config.to_dict(),
+            "layer_map": self.layer_map,
+        }
+
+    def build(self, config: DistillConfig) -> MaskedLM:
+        """Returns the student with its first weights."""
+        if self.layer_map is None:
+            return checkpoints.load_masked_lm(
+                self.source, dtype=config.compute_dtype, seed=config.random_seed
+            )
+        _, weights = layer_init.student_weights(
+            self.source.read_weights(), self.source.config, layer_map=self.layer_map
+        )
+        model = MaskedLM(self.config, dtype=config.compute_dtype, seed=config.random_seed)
+        checkpoints.assign_weights(model, weights)
+        return model
+
+
+def find_student(config: StudentConfig) -> StudentStart:
+    """Finds what the flags name.
+
+    Raises:
+        InputError: a file is missing, or the layers do not fit.
+    """
+    if config.student is not None:
+        source = checkpoints.find_model(config.student, "--student")
+        return StudentStart(source, source.config, None, "--student")
+    if config.bert_config_file is not None:
+        source = checkpoints.ModelSource.from_google(
+            config.bert_config_file, config.init_checkpoint
+        )
+        return StudentStart(source, source.config, None, "--bert_config_file")
+    source = checkpoints.find_model(config.init_from, "--init_from")
+    layer_map = _layer_map(config, source.config.num_hidden_layers)
+    student = dataclasses.replace(source.config, num_hidden_layers=len(layer_map))
+    return StudentStart(source, student, layer_map, "--init_from")
+
+
+def _layer_map(config: StudentConfig, teacher_layers: int) -> tuple[int, ...]:
+    if config.layer_map is None:
+        return layer_init.default_layer_map(teacher_layers, config.student_layers)
+    count = config.student_layers or config.layer_map.count(",") + 1
+    return layer_init.parse_layer_map(config.layer_map, teacher_layers, count)
+
+
+def build_objective(config: DistillConfig, cache: CacheInput) -> Objective:
+    """Returns the objective over a cache.
+
+    Raises:
+        InputError: a loss or temperature that the cache does not hold, or a k above the cached one.
+    """
+    info = cache.manifest.teacher_info
+    if info is None:
+        if config.truncation_factor is not None:
+            raise InputError(
+                f"--truncation_factor: expected a teacher cache in {cache.directory}, "
+                f"received {cache.manifest.kind}, which hold no top-k"
+            )
+        return Objective(config.losses, temperature=config.temperature, tail=config.tail)
+    wanted = config.truncation_factor
+    if wanted is not None and min(wanted, cache.manifest.vocab.size) > info.truncation_factor:
+        raise InputError(
+            f"--truncation_factor: expected at most {info.truncation_factor}, "
+            f"as in {cache.directory}, received {wanted}"
+        )
+    return Objective(
+        weights=config.losses,
+        temperature=config.temperature,
+        tail=config.tail,
+        truncation_factor=min(wanted or info.truncation_factor, info.truncation_factor),
+        cached_temperatures=info.temperatures,
+    )
+
+
+def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
+    """Opens the cache and refuses what does not fit it, before any training."""
+    cache = cache_input.open_cache(config.input_dir, config.input_file)
+    cache_input.expect_settings(
+        cache,
+        max_seq_length=config.max_seq_length,
+        max_predictions_per_seq=config.max_predictions_per_seq,
+    )
+    cache_input.expect_vocab(cache, start.config.vocab_size, start.source.vocab_file, start.flag)
+    cache_input.expect_positions(cache, start.config.max_position_embeddings, start.flag)
+    cache_input.expect_segments(cache, start.config.type_vocab_size, start.flag)
+    if config.do_train and not cache.manifest.num_examples(TRAIN):
+        raise InputError(
+            f"{cache.flag}: expected train examples in {cache.directory}, received none"
+        )
+    if config.do_eval and not config.do_train and not cache.manifest.num_examples(EVAL):
+        raise InputError(
+            f"{cache.flag}: expected eval examples in {cache.directory}, received none"
+        )
+    return cache
+
+
+def _request(
+    config: DistillConfig, cache: CacheInput, start: StudentStart, truncation_factor: int | None
+) -> dict[str, Any]:
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in (*_FREE_SETTINGS, "student")
+    }
+    request = {
+        "kind": "student",
+        "cache": cache.manifest.sha256(),
+        "student": start.describe(),
+        "backend": keras.config.backend(),
+        **settings,
+        "num_warmup_steps": config.warmup_steps,
+        "truncation_factor": truncation_factor,
+    }
+    return json.loads(json.dumps(request))
+
+
+def _compile(config: DistillConfig, student: MaskedLM, objective: Objective) -> Distiller:
+    distiller = Distiller(student, objective)
+    optimizer = optimization.build_optimizer(
+        distiller.trainable_variables,
+        optimization.learning_rate_schedule(config),
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    # XLA is JAX's only way. On a CPU, TensorFlow is faster without it.
+    distiller.compile(optimizer=optimizer, jit_compile=keras.config.backend() == "jax")
+    return distiller
+
+
+class _Evaluation:
+    """The eval split, or as much of it as is asked for, in batches that are made once.
+
+    Args:
+        config: what was asked for.
+        cache: has eval examples.
+    """
+
+    def __init__(self, config: DistillConfig, cache: CacheInput) -> None:
+        size = config.eval_batch_size
+        self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
+        self._steps = -(-self._count // size)
+        self._batches = targets.evaluation_batches(cache, batch_size=size, max_steps=self._steps)
+
+    def run(self, distiller: Distiller) -> dict[str, float]:
+        """Returns the report of a student."""
+        begun = time.perf_counter()
+        distiller.evaluate(self._batches, steps=self._steps, verbose=0, return_dict=True)
+        report = distiller.evaluation_report()
+        seconds = time.perf_counter() - begun
+        return {**report, "examples_per_second": self._count / seconds}
+
+
+def _find_evaluation(config: DistillConfig, cache: CacheInput) -> _Evaluation | None:
+    if not (config.do_eval and cache.manifest.num_examples(EVAL)):
+        return None
+    return _Evaluation(config, cache)
+
+
+class _Progress(keras.callbacks.Callback):
+    """Logs, evaluates and writes checkpoints while `fit` runs.
+
+    Args:
+        config: what was asked for.
+        evaluation: what to evaluate on, if anything.
+        log: where lines go.
+        start: updates already done.
+    """
+
+    def __init__(
+        self, config: DistillConfig, evaluation: _Evaluation | None, log: RunLog, start: int
+    ) -> None:
+        super().__init__()
+        self._config = config
+        self._evaluation = evaluation
+        self._log = log
+        self._start = start
+        self._logged = start
+        self._clock = time.perf_counter()
+        self._bar = tqdm.tqdm(
+            total=config.num_train_steps, initial=start, unit=" steps", desc="distill"
+        )
+        self.last_report: dict[str, float] = {}
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts updates and does what is due."""
+        done, rest = divmod(batch + 1, self._config.gradient_accumulation_steps)
+        if rest:
+            return
+        step = self._start + done
+        config = self._config
+        self._bar.update()
+        last = step == config.num_train_steps
+        due = last or step % config.save_checkpoints_steps == 0
+        if due or step % config.log_steps == 0:
+            self._synchronize()
+            self._write_training_line(step)
+        if due:
+            # The checkpoint last: what is measured up to it is never lost.
+            if self._evaluation is not None:
+                self._write_evaluation_line(step)
+            training_state.save(config.output_dir, self.model, step)
+            self._clock = time.perf_counter()
+
+    def _synchronize(self) -> None:
+        # On JAX, variables are up to date only when asked.
+        if keras.config.backend() == "jax":
+            self.model.jax_state_sync()
+
+    def _write_training_line(self, step: int) -> None:
+        report = self.model.training_report()
+        seconds = time.perf_counter() - self._clock
+        examples = (step - self._logged) * self._config.examples_per_step
+        if not math.isfinite(report["loss"]):
+            raise InputError(
+                f"--learning_rate: training diverged by step {step}: expected a finite loss, "
+                f"received {report['loss']}; the last checkpoint is from before"
+            )
+        config = self._config
+        schedule = optimization.learning_rate_schedule(config)
+        rate = float(schedule((step - 1) * config.gradient_accumulation_steps))
+        line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
+        self._log.write(step, TRAIN, line)
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in report.items()})
+        self.model.reset_metrics()
+        self._logged, self._clock = step, time.perf_counter()
+
+    def _write_evaluation_line(self, step: int) -> None:
+        self.last_report = self._evaluation.run(self.model)
+        self._log.write(step, EVAL, self.last_report)
+        self.model.reset_metrics()
+
+    def close(self) -> None:
+        """Ends the bar and the log."""
+        self._bar.close()
+        self._log.close()
+
+
+def distill(config: DistillConfig) -> Mapping[str, float]:
+    """Trains a student, or finishes a run that was killed, and evaluates it.
+
+    Args:
+        config: what was asked for.
+
+    Returns:
+        what the last evaluation measured; empty without one.
+
+    Raises:
+        InputError: the cache, the student or the directory is not as it must
+            be. Checkpoints that are whole stay.
+    """
+    start = find_student(config.student)
+    cache = _open(config, start)
+    objective = build_objective(config, cache)
+    request = _request(config, cache, start, objective.truncation_factor)
+    if config.do_train:
+        manifests.check_claim(config.output_dir, request, flag="--output_dir")
+    manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
+    if keras.config.backend() == "jax":
+        # TensorFlow only reads records here; it would take the GPU's memory from JAX.
+        tf.config.set_visible_devices([], "GPU")
+    keras.utils.set_random_seed(config.random_seed)
+    if config.deterministic and keras.config.backend() == "tensorflow":
+        tf.config.experimental.enable_op_determinism()
+    distiller = _compile(config, start.build(config), objective)
+    evaluation = _find_evaluation(config, cache)
+    try:
+        if not config.do_train:
+            return evaluation.run(distiller)
+        manifests.claim(config.output_dir, request, flag="--output_dir")
+        return _train(config, cache, distiller, evaluation)
+    except tf.errors.DataLossError as error:
+        # A record's own checksum failed: this names the shard.
+        manifests.verify(cache.directory, cache.manifest, full=True)
+        raise InputError(f"{cache.flag}: {cache.directory}: {error.message}") from error
+
+
+def _train(
+    config: DistillConfig,
+    cache: CacheInput,
+    distiller: Distiller,
+    evaluation: _Evaluation | None,
+) -> Mapping[str, float]:
+    steps = training_state.checkpoint_steps(config.output_dir)
+    start = steps[-1] if steps else 0
+    if steps:
+        training_state.restore(config.output_dir, distiller, start)
+    log = RunLog(config.output_dir, start=start)
+    report: Mapping[str, float] = {}
+    if start < config.num_train_steps:
+        progress = _Progress(config, evaluation, log, start)
+        batches = targets.training_batches(
+            cache,
+            batch_size=config.train_batch_size,
+            seed=config.random_seed,
+            start=start * config.examples_per_step,
+            shuffle_buffer_size=config.shuffle_buffer_size,
+        )
+        remaining = (config.num_train_steps - start) * config.gradient_accumulation_steps
+        try:
+            distiller.fit(
+                batches, steps_per_epoch=remaining, callbacks=[progress], verbose=0, shuffle=False
+            )
+        finally:
+            progress.close()
+        report = progress.last_report
+    elif evaluation is not None:
+        report = evaluation.run(distiller)
+    manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+    checkpoints.save_hf(pathlib.Path(config.output_dir), distiller.student)
+    return report
+
+
+def describe(report: Mapping[str, float]) -> Iterator[str]:
+    """Yields the lines of the summary."""
+    for name, value in report.items():
+        yield f"{name:<22} {value:.4f}"

@@ -1,0 +1,111 @@
+"""Stage 2: trains a student from a teacher cache, without the teacher.
+
+run_distill --input_dir=CACHE --init_from=TEACHER --student_layers=2 --output_dir=STUDENT
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from pipeline import command_line
+from pipeline.distill import settings
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this command's flags."""
+    table = command_line.FlagTable()
+    _define_data(table)
+    _define_student(table)
+    _define_objective(table)
+    _define_training(table)
+    return table.values
+
+
+def _define_data(table: command_line.FlagTable) -> None:
+    table.string("input_dir", None, "A teacher cache, or masked examples for --losses=masked_lm=1.")
+    table.string("input_file", None, "Instead of --input_dir: a glob of its shards.")
+    table.string(
+        "output_dir",
+        None,
+        "The student's directory: empty, or of an unfinished run. Needed to train.",
+    )
+    table.integer("max_seq_length", None, "Checked against the cache.", low=1)
+    table.integer("max_predictions_per_seq", None, "Checked against the cache.", low=1)
+    table.integer("truncation_factor", None, "k: at most the cached one, the default.", low=1)
+    table.choice("verify", "full", "Check every byte first, or sizes.", of=["full", "sizes"])
+
+
+def _define_student(table: command_line.FlagTable) -> None:
+    table.string("student", None, "The student to start from: a model directory.")
+    table.string("bert_config_file", None, "Instead of --student: a config, random without more.")
+    table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
+    table.string("init_from", None, "Instead of --student: the teacher to take layers from.")
+    table.integer("student_layers", None, "With --init_from: how many layers.", low=1)
+    table.string(
+        "layer_map", None, "With --init_from: which, such as 0,3; evenly spaced by default."
+    )
+
+
+def _define_objective(table: command_line.FlagTable) -> None:
+    table.string(
+        "losses",
+        "soft_cross_entropy=1,probability_cosine=1",
+        f"Losses and weights, of {', '.join(settings.LOSS_NEEDS)}.",
+    )
+    table.number("temperature", 1.0, "Of soft_cross_entropy and kl_divergence.", low=0.01)
+    table.choice(
+        "tail",
+        None,
+        "What becomes of the mass outside the top-k; by default drop for soft_cross_entropy, "
+        "bucket for kl_divergence.",
+        of=settings.TAIL_POLICIES,
+    )
+
+
+def _define_training(table: command_line.FlagTable) -> None:
+    table.boolean("do_train", True, "Whether to train.")
+    table.boolean("do_eval", True, "Whether to evaluate, at every checkpoint and in the end.")
+    table.integer("train_batch_size", 32, "Examples of a batch.", low=1)
+    table.integer("eval_batch_size", 32, "Examples of a batch of evaluation.", low=1)
+    table.integer("gradient_accumulation_steps", 1, "Batches of one update.", low=1)
+    table.integer("num_train_steps", 100_000, "Updates.", low=1)
+    table.integer("num_warmup_steps", None, "Updates of rising rate; a tenth by default.", low=0)
+    table.number("learning_rate", 5e-5, "The highest.", low=0.0)
+    table.number("weight_decay", 0.01, "Decoupled; none on biases and norms.", low=0.0)
+    table.number("clip_norm", 1.0, "The gradient's largest global norm; 0 for any.", low=0.0)
+    table.choice(
+        "compute_dtype", "float32", "What to compute in.", of=["float32", "mixed_bfloat16"]
+    )
+    table.integer("random_seed", 12345, "Of order, dropout and new weights.", low=0, high=2**32 - 1)
+    table.integer("shuffle_buffer_size", 10_000, "Examples that are mixed.", low=1)
+    table.integer("save_checkpoints_steps", 1_000, "Updates between checkpoints.", low=1)
+    table.integer("log_steps", 100, "Updates between lines of metrics.jsonl.", low=1)
+    table.integer("max_eval_steps", 100, "At most so many batches of evaluation.", low=1)
+    table.boolean("deterministic", True, "Whether a repeated run gives the same bits on a CPU.")
+    table.backend()
+
+
+def _distill(values: flags.FlagValues) -> None:
+    given = values.flag_values_dict()
+    names = settings.StudentConfig.__dataclass_fields__
+    given["student"] = settings.StudentConfig(**{name: given[name] for name in names})
+    given["losses"] = settings.parse_losses(values.losses)
+    names = settings.DistillConfig.__dataclass_fields__
+    config = settings.DistillConfig(**{name: given[name] for name in names})
+    command_line.choose_backend(values, "tensorflow")
+
+    from pipeline.distill import training
+
+    print("\n".join(training.describe(training.distill(config))))
+    if config.do_train:
+        print(f"student: {config.output_dir}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return command_line.run(define_flags(), _distill, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

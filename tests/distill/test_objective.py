@@ -1,0 +1,181 @@
+"""The objective over a batch, its gradient, the metrics and the optimizer."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs import records
+from pipeline.distill import settings
+from pipeline.distill.metrics import CalibrationError
+from pipeline.distill.objective import Objective, mean_over_positions
+from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
+from pipeline.errors import InputError
+
+ALL = tuple(settings.LOSS_NEEDS)
+
+
+def _targets(seed: int = 0, *, padded: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    shape = (2, 3 + padded)
+    logits = -np.sort(random.exponential(2.0, (*shape, 5)), axis=-1).astype("float32")
+    weights = np.ones(shape, "float32")
+    tails = np.log(random.uniform(0.05, 0.5, (*shape, 2))).astype("float32")
+    targets = {
+        records.MASKED_LM_IDS: random.integers(0, 30, shape).astype("int32"),
+        records.TOPK_IDS: np.argsort(random.random((*shape, 30)), -1)[..., :5].astype("int32"),
+        records.TOPK_LOGITS: logits - logits[..., :1],
+        records.LOG_TAIL_MASSES: tails,
+        records.MASKED_LM_WEIGHTS: weights,
+    }
+    if padded:
+        # As the reader pads: zeros, and a tail of no mass.
+        for value in targets.values():
+            value[:, 3:] = 0
+        targets[records.LOG_TAIL_MASSES][:, 3:] = -np.inf
+    return targets
+
+
+def _objective(weights: dict[str, float], **changes) -> Objective:
+    return Objective(weights, truncation_factor=5, cached_temperatures=(1.0, 2.0), **changes)
+
+
+def _mean(objective: Objective, logits: np.ndarray, targets) -> dict[str, float]:
+    values = objective.per_position(logits, targets, ALL)
+    weights = targets[records.MASKED_LM_WEIGHTS]
+    return {name: float(mean_over_positions(value, weights)) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("tail", [None, *settings.TAIL_POLICIES])
+def test_padding_contributes_nothing(tail: str | None, temperature: float) -> None:
+    objective = _objective(dict.fromkeys(ALL, 1.0), tail=tail, temperature=temperature)
+    targets = _targets()
+    logits = np.random.default_rng(1).normal(0.0, 2.0, (2, 3, 30)).astype("float32")
+    padded = {
+        name: np.concatenate([value, _targets(padded=2)[name][:, 3:]], axis=1)
+        for name, value in targets.items()
+    }
+    padded[records.MASKED_LM_WEIGHTS][:, 3:] = 0
+    wide = tf.Variable(np.concatenate([logits, np.full((2, 2, 30), 50.0, "float32")], axis=1))
+    with tf.GradientTape() as tape:
+        values = objective.per_position(wide.value(), padded, ALL)
+        weights = padded[records.MASKED_LM_WEIGHTS]
+        means = {name: mean_over_positions(value, weights) for name, value in values.items()}
+        total = objective.total(means)
+    assert set(means) == set(ALL)
+    for name, mean in _mean(objective, logits, targets).items():
+        np.testing.assert_allclose(float(means[name]), mean, rtol=1e-5)
+    gradient = tape.gradient(total, wide).numpy()
+    assert np.isfinite(gradient).all()
+    assert not gradient[:, 3:].any()
+    assert gradient[:, :3].any()
+
+
+def test_the_total_is_the_weighted_sum() -> None:
+    objective = _objective({"masked_lm": 2.0, "probability_cosine": 0.5})
+    means = _mean(objective, np.zeros((2, 3, 30), "float32"), _targets())
+    total = 2.0 * means["masked_lm"] + 0.5 * means["probability_cosine"]
+    assert float(objective.total(means)) == pytest.approx(total)
+    assert means["masked_lm"] == pytest.approx(np.log(30.0), rel=1e-6)
+
+
+def test_temperature_touches_only_the_soft_losses() -> None:
+    logits = np.random.default_rng(1).normal(0.0, 2.0, (2, 3, 30)).astype("float32")
+    one = _mean(_objective({"masked_lm": 1.0}), logits, _targets())
+    two = _mean(_objective({"masked_lm": 1.0}, temperature=2.0), logits, _targets())
+    changed = {name for name in ALL if not np.isclose(one[name], two[name])}
+    assert changed == {"soft_cross_entropy", "kl_divergence"}
+
+
+def test_default_tails_are_the_ancestors_and_the_bucket() -> None:
+    logits = np.random.default_rng(1).normal(0.0, 2.0, (2, 3, 30)).astype("float32")
+    default = _mean(_objective({"masked_lm": 1.0}), logits, _targets())
+    drop = _mean(_objective({"masked_lm": 1.0}, tail="drop"), logits, _targets())
+    bucket = _mean(_objective({"masked_lm": 1.0}, tail="bucket"), logits, _targets())
+    assert default["soft_cross_entropy"] == drop["soft_cross_entropy"]
+    assert default["kl_divergence"] == bucket["kl_divergence"]
+
+
+def test_labels_alone_need_no_teacher() -> None:
+    objective = Objective({"masked_lm": 1.0})
+    targets = _targets()
+    values = objective.per_position(np.zeros((2, 3, 30), "float32"), targets, {"masked_lm"})
+    np.testing.assert_allclose(values["masked_lm"], np.log(30.0), rtol=1e-6)
+    assert objective.supported == ("masked_lm",)
+    with pytest.raises(InputError, match="--losses: kl_divergence needs the teacher's top-k"):
+        Objective({"kl_divergence": 1.0})
+
+
+def test_a_temperature_without_a_tail_mass_needs_renormalize() -> None:
+    message = r"--temperature: expected one with a cached tail mass \(1, 2\).* received 3"
+    with pytest.raises(InputError, match=message):
+        _objective({"kl_divergence": 1.0}, temperature=3.0)
+    objective = _objective({"kl_divergence": 1.0}, temperature=3.0, tail="renormalize")
+    assert _mean(objective, np.zeros((2, 3, 30), "float32"), _targets())["kl_divergence"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cross_entropy=1", "expected names of soft_cross_entropy, .* received 'cross_entropy'"),
+        ("masked_lm=x", "expected a number for masked_lm, received 'x'"),
+        ("masked_lm=0", "expected a weight above 0 for masked_lm, received 0"),
+        ("masked_lm=nan", "expected a weight above 0 for masked_lm, received nan"),
+        ("masked_lm,masked_lm=2", "expected each loss once, received masked_lm twice"),
+        (" ,", "expected at least one loss, received none"),
+    ],
+)
+def test_losses_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"--losses: {message}"):
+        settings.parse_losses(text)
+
+
+def test_losses_are_read() -> None:
+    parsed = settings.parse_losses("kl_divergence=5, masked_lm=2,probability_cosine")
+    assert parsed == {"kl_divergence": 5.0, "masked_lm": 2.0, "probability_cosine": 1.0}
+
+
+@given(st.integers(0, 10**6))
+def test_calibration_error_equals_a_plain_computation(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    confidence = random.random((4, 6)).astype("float32")
+    correct = (random.random((4, 6)) < 0.5).astype("float32")
+    weight = (random.random((4, 6)) < 0.8).astype("float32")
+    metric = CalibrationError()
+    metric.update_state(confidence[:2], correct[:2], weight[:2])
+    metric.update_state(confidence[2:], correct[2:], weight[2:])
+    bins = np.minimum((confidence * np.float32(15)).astype(int), 14)
+    expected = sum(
+        abs((weight * (correct - confidence))[bins == number].sum()) for number in range(15)
+    ) / max(1.0, weight.sum())
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_calibration_of_the_sure_and_wrong() -> None:
+    metric = CalibrationError()
+    ones = np.ones((1, 4), "float32")
+    metric.update_state(ones, np.array([[1.0, 0.0, 0.0, 0.0]], "float32"), ones)
+    assert float(metric.result()) == pytest.approx(0.75)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    schedule = WarmupLinearDecay(1.0, warmup_steps=4, num_train_steps=8)
+    rates = [float(schedule(step)) for step in range(9)]
+    np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0])
+    stretched = WarmupLinearDecay(1.0, warmup_steps=4, num_train_steps=8, steps_per_update=3)
+    np.testing.assert_allclose(
+        [float(stretched(step)) for step in range(24)], np.repeat(rates[:8], 3)
+    )
+
+
+def test_decay_leaves_biases_and_norms_alone() -> None:
+    import keras
+
+    matrix, vector = (keras.Variable(np.ones(shape, "float32")) for shape in ((2, 2), (2,)))
+    schedule = WarmupLinearDecay(0.1, warmup_steps=0, num_train_steps=10**6)
+    optimizer = build_optimizer([matrix, vector], schedule, weight_decay=0.5, clip_norm=1.0)
+    optimizer.apply([tf.zeros((2, 2)), tf.zeros(2)], [matrix, vector])
+    np.testing.assert_allclose(matrix.numpy(), 1.0 - 0.1 * 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(vector.numpy(), 1.0)

@@ -1,0 +1,407 @@
+"""Stage 2: accumulation, exact resume, what a run leaves behind, both backends."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from data_specs import records
+from pipeline.distill import training, training_state
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+from pipeline.models.config import EncoderConfig
+from pipeline.models.masked_lm import MaskedLM
+
+ROOT = pathlib.Path(__file__).parents[2]
+DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
+
+
+@pytest.fixture
+def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
+    """Two layers of the teacher's three, twelve steps."""
+    return DistillConfig(
+        output_dir=str(tmp_path / "student"),
+        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
+        losses=DISTILLATION,
+        input_dir=str(cache_dir),
+        train_batch_size=8,
+        eval_batch_size=8,
+        num_train_steps=12,
+        learning_rate=1e-3,
+        save_checkpoints_steps=5,
+        log_steps=3,
+        shuffle_buffer_size=64,
+    )
+
+
+def _lines(folder: str | pathlib.Path) -> list[dict]:
+    """Returns metrics.jsonl without what depends on the clock."""
+    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line) for line in lines]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
+
+
+def _weights(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
+    return load_file(pathlib.Path(folder) / "model.safetensors")
+
+
+def _assert_same_bits(one: str | pathlib.Path, two: str | pathlib.Path) -> None:
+    first, second = _weights(one), _weights(two)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
+    report = training.distill(config)
+    folder = pathlib.Path(config.output_dir)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "request.json",
+        "tensorboard",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+    assert len(list((folder / "tensorboard" / "train").glob("events*"))) == 1
+    assert training_state.checkpoint_steps(folder) == [10, 12]
+    lines = _lines(folder)
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (3, "train"),
+        (5, "train"),
+        (5, "eval"),
+        (6, "train"),
+        (9, "train"),
+        (10, "train"),
+        (10, "eval"),
+        (12, "train"),
+        (12, "eval"),
+    ]
+    # Warm-up of a tenth, one step, then down to 1/11 of the peak at the last.
+    assert lines[-2]["learning_rate"] == pytest.approx(1e-3 / 11, rel=1e-5)
+    assert set(lines[0]) == {"step", "split", "loss", *DISTILLATION, "learning_rate"}
+    last = lines[-1]
+    for name in (
+        "soft_cross_entropy",
+        "kl_divergence",
+        "probability_cosine",
+        "masked_lm",
+        "masked_lm_accuracy",
+        "masked_lm_perplexity",
+        "teacher_agreement",
+        "teacher_accuracy",
+        "calibration_error",
+    ):
+        assert last[name] == report[name], name
+    assert last["loss"] == pytest.approx(last["soft_cross_entropy"] + last["probability_cosine"])
+    assert last["masked_lm_perplexity"] == pytest.approx(np.exp(last["masked_lm"]))
+    assert lines[-1]["loss"] < lines[2]["loss"]
+    assert checkpoints.find_model(str(folder), "--student").config.num_hidden_layers == 2
+
+
+def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
+    """The teacher as its own student: it agrees with itself, and its divergence is 0."""
+    evaluated = training.distill(
+        dataclasses.replace(config, student=StudentConfig(student=str(teacher_dir)), do_train=False)
+    )
+    assert evaluated["teacher_agreement"] > 0.99
+    assert evaluated["masked_lm_accuracy"] == pytest.approx(evaluated["teacher_accuracy"], abs=0.01)
+    assert evaluated["kl_divergence"] == pytest.approx(0.0, abs=1e-5)
+    assert evaluated["probability_cosine"] == pytest.approx(0.0, abs=1e-5)
+    assert not pathlib.Path(config.output_dir).exists()
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    training.distill(whole)
+    for moment in (4, 7, 11):
+        cut = dataclasses.replace(config, output_dir=str(tmp_path / f"cut{moment}"))
+        update = training.tqdm.tqdm.update
+        calls = []
+
+        def killed(bar, count=1, *, limit=moment, calls=calls, update=update):
+            calls.append(count)
+            if len(calls) == limit:
+                raise KeyboardInterrupt
+            return update(bar, count)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.tqdm.tqdm, "update", killed)
+            with pytest.raises(KeyboardInterrupt):
+                training.distill(cut)
+        assert not (pathlib.Path(cut.output_dir) / "model.safetensors").exists()
+        training.distill(cut)
+        assert _lines(cut.output_dir)[-3:] == _lines(whole.output_dir)[-3:]
+        _assert_same_bits(cut.output_dir, whole.output_dir)
+
+
+def test_a_finished_run_is_not_run_again(config) -> None:
+    training.distill(config)
+    before = _lines(config.output_dir)
+    report = training.distill(config)
+    assert _lines(config.output_dir) == before
+    assert report["masked_lm"] == before[-1]["masked_lm"]
+    with pytest.raises(InputError, match="another request: learning_rate is 0.001 there"):
+        training.distill(dataclasses.replace(config, learning_rate=2e-3))
+
+
+def test_a_damaged_checkpoint_is_named(config) -> None:
+    training.distill(config)
+    path = pathlib.Path(config.output_dir) / "checkpoints" / "step-00000012.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{path}: a damaged checkpoint"):
+        training.distill(config)
+
+
+def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
+    """Two batches of the same number of masked positions against both at once."""
+    import tensorflow as tf
+
+    from pipeline.distill.distiller import Distiller
+    from pipeline.distill.objective import Objective
+    from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
+
+    random = np.random.default_rng(0)
+    source = checkpoints.find_model(str(teacher_dir), "--student")
+    settings = dataclasses.replace(
+        source.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    vocab_size = settings.vocab_size
+
+    def batch(rows: int) -> tuple[dict, dict]:
+        inputs = {
+            records.INPUT_IDS: random.integers(5, vocab_size, (rows, 20)).astype("int32"),
+            records.INPUT_MASK: np.ones((rows, 20), "int32"),
+            records.SEGMENT_IDS: np.zeros((rows, 20), "int32"),
+            records.MASKED_LM_POSITIONS: np.tile(np.arange(1, 5, dtype="int32"), (rows, 1)),
+        }
+        targets = {
+            records.MASKED_LM_IDS: random.integers(5, vocab_size, (rows, 4)).astype("int32"),
+            records.MASKED_LM_WEIGHTS: np.ones((rows, 4), "float32"),
+        }
+        return inputs, targets
+
+    large = [batch(16) for _ in range(3)]
+    small = [
+        tuple({name: value[half] for name, value in part.items()} for part in pair)
+        for pair in large
+        for half in (slice(0, 8), slice(8, 16))
+    ]
+    trained = []
+    for batches, count in ((large, 1), (small, 2)):
+        model = MaskedLM(settings)
+        checkpoints.assign_weights(model, source.read_weights())
+        distiller = Distiller(model, Objective({"masked_lm": 1.0}))
+        schedule = WarmupLinearDecay(
+            1e-3, warmup_steps=1, num_train_steps=10, steps_per_update=count
+        )
+        optimizer = build_optimizer(
+            distiller.trainable_variables, schedule, weight_decay=0.01, clip_norm=0.5
+        )
+        distiller.compile(optimizer=optimizer, jit_compile=False)
+        for inputs, targets in batches:
+            distiller.train_on_batch(
+                {name: tf.constant(value) for name, value in inputs.items()},
+                {name: tf.constant(value) for name, value in targets.items()},
+            )
+        trained.append(checkpoints.get_weights(model))
+    start = source.read_weights()
+    for name, value in trained[0].items():
+        np.testing.assert_allclose(trained[1][name], value, atol=2e-5, err_msg=name)
+        assert np.abs(value - start[name]).max() > 1e-4 or name.endswith("key/bias")
+
+
+def test_accumulation_counts_updates(config) -> None:
+    training.distill(dataclasses.replace(config, gradient_accumulation_steps=2, train_batch_size=4))
+    lines = _lines(config.output_dir)
+    assert lines[-1]["step"] == 12
+    rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
+    assert rates[-1] < 2e-4
+
+
+def test_a_run_that_diverges_says_so(config) -> None:
+    with pytest.raises(InputError, match="--learning_rate: training diverged by step"):
+        training.distill(
+            dataclasses.replace(config, learning_rate=1e30, clip_norm=0.0, num_warmup_steps=0)
+        )
+
+
+def test_a_smaller_k_takes_the_prefix(config) -> None:
+    reports = {}
+    for k in (16, 4):
+        changed = dataclasses.replace(
+            config, truncation_factor=k, do_train=False, tail="renormalize"
+        )
+        reports[k] = training.distill(changed)
+    assert reports[4]["masked_lm"] == reports[16]["masked_lm"]
+    assert reports[4]["soft_cross_entropy"] < reports[16]["soft_cross_entropy"]
+    with pytest.raises(InputError, match=r"--truncation_factor: expected at most 16.* received 17"):
+        training.distill(dataclasses.replace(config, truncation_factor=17))
+
+
+def test_a_teacher_is_trained_from_plain_examples(config, examples_dir, tmp_path, vocab) -> None:
+    """From a configuration alone, by labels alone."""
+    file = tmp_path / "bert_config.json"
+    settings = EncoderConfig.from_json(pathlib.Path(config.student.init_from) / "config.json")
+    file.write_text(json.dumps({**settings.to_dict(), "initializer_range": 0.02}))
+    report = training.distill(
+        dataclasses.replace(
+            config,
+            input_dir=str(examples_dir),
+            student=StudentConfig(bert_config_file=str(file)),
+            losses={"masked_lm": 1.0},
+            num_train_steps=60,
+            learning_rate=1e-2,
+        )
+    )
+    assert set(report) == {
+        "loss",
+        "masked_lm",
+        "masked_lm_perplexity",
+        "masked_lm_accuracy",
+        "calibration_error",
+        "examples_per_second",
+    }
+    # Far better than guessing among the vocabulary.
+    assert report["masked_lm_perplexity"] < 0.7 * len(vocab)
+
+
+def test_mixed_precision_stays_close(config, tmp_path) -> None:
+    reports = [
+        training.distill(
+            dataclasses.replace(config, compute_dtype=dtype, output_dir=str(tmp_path / dtype))
+        )
+        for dtype in ("float32", "mixed_bfloat16")
+    ]
+    # Logits of this random model reach 10, where bfloat16 has steps of 0.06.
+    assert reports[1]["loss"] == pytest.approx(reports[0]["loss"], rel=0.05)
+    assert reports[1]["loss"] != reports[0]["loss"]
+    assert _weights(tmp_path / "mixed_bfloat16")["cls.predictions.bias"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses": {"masked_lm": 1.0}, "max_seq_length": 128}, "--max_seq_length: expected 48"),
+        ({"do_train": False, "do_eval": False}, "--do_train: expected it or --do_eval"),
+        ({"num_warmup_steps": 13}, "--num_warmup_steps: expected at most --num_train_steps=12"),
+        ({"temperature": 3.0}, "--temperature: expected one with a cached tail mass"),
+        ({"input_dir": None}, "--input_dir: expected either it or --input_file"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(config, changes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        training.distill(dataclasses.replace(config, **changes))
+    assert not pathlib.Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "--student: expected one of .* received none"),
+        ({"student": "a", "init_from": "b"}, "received --student and --init_from"),
+        ({"init_from": "a"}, "--init_from: expected --student_layers or --layer_map"),
+        ({"student": "a", "student_layers": 2}, "--student_layers: expected --init_from"),
+        (
+            {"student": "a", "init_checkpoint": "b"},
+            "--init_checkpoint: expected --bert_config_file",
+        ),
+    ],
+)
+def test_students_that_are_none(changes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        StudentConfig(**changes)
+
+
+def test_a_damaged_cache_is_refused_before_training(config, cache_dir, tmp_path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(cache_dir, damaged)
+    path = damaged / "train-00000-of-00003.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+        training.distill(dataclasses.replace(config, input_dir=str(damaged)))
+    assert not (pathlib.Path(config.output_dir) / "checkpoints").exists()
+
+
+def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(cache_dir, damaged)
+    path = damaged / "eval-00000-of-00001.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 4
+    path.write_bytes(bytes(content))
+    changed = dataclasses.replace(config, input_dir=str(damaged), verify="sizes", do_train=False)
+    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+        training.distill(changed)
+
+
+def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:
+    training.distill(config)
+    before = _lines(config.output_dir)
+    given = {"max_seq_length": 48, "max_predictions_per_seq": 8, "truncation_factor": 16}
+    training.distill(dataclasses.replace(config, **given))
+    assert _lines(config.output_dir) == before
+
+
+def _command(config: DistillConfig, backend: str, folder: pathlib.Path, **more) -> list[str]:
+    settings = {
+        "backend": backend,
+        "input_dir": config.input_dir,
+        "init_from": config.student.init_from,
+        "student_layers": 2,
+        "output_dir": folder,
+        "train_batch_size": 8,
+        "eval_batch_size": 8,
+        "num_train_steps": 12,
+        "learning_rate": 1e-3,
+        "save_checkpoints_steps": 5,
+        "log_steps": 3,
+        **more,
+    }
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    return [sys.executable, "-m", "pipeline.run_distill", *flags]
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+
+
+@pytest.mark.slow
+def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -> None:
+    more = {"num_train_steps": 400, "save_checkpoints_steps": 20, "max_eval_steps": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(
+        _command(config, "tensorflow", whole, **more), cwd=ROOT, check=True, env=_environment()
+    )
+    killed = 0
+    for _ in range(5):
+        process = subprocess.Popen(
+            _command(config, "tensorflow", cut, **more), cwd=ROOT, env=_environment()
+        )
+        begun = training_state.checkpoint_steps(cut)
+        while process.poll() is None and training_state.checkpoint_steps(cut)[-1:] == begun[-1:]:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    subprocess.run(
+        _command(config, "tensorflow", cut, **more), cwd=ROOT, check=True, env=_environment()
+    )
+    assert killed >= 3
+    assert _lines(cut) == _lines(whole)
+    _assert_same_bits(cut, whole)
