@@ -1,0 +1,185 @@
+"""The rules of the house that a reading of the source can check."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from data_specs import records
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("data_specs/*.py")])
+
+# A module may import only modules of earlier lines, or earlier ones of its own.
+LAYERS = (
+    ("data_specs.records",),
+    ("pipeline.errors", "pipeline.files", "pipeline.seeding"),
+    (
+        "pipeline.models.config",
+        "pipeline.models.encoder",
+        "pipeline.models.masked_lm",
+        "pipeline.models.weight_names",
+        "pipeline.models.tf1_checkpoint",
+        "pipeline.models.checkpoints",
+        "pipeline.models.layer_init",
+    ),
+    ("pipeline.runners.shard_job", "pipeline.runners.local"),
+    (
+        "pipeline.storage.serialization",
+        "pipeline.storage.logit_codec",
+        "pipeline.storage.manifest",
+        "pipeline.storage.cache_input",
+        "pipeline.storage.spill",
+        "pipeline.storage.shuffling",
+        "pipeline.storage.writer",
+        "pipeline.storage.reader",
+    ),
+    (
+        "pipeline.text.settings",
+        "pipeline.text.corpus",
+        "pipeline.text.tokenizers",
+        "pipeline.text.segmenters",
+        "pipeline.text.windows",
+        "pipeline.text.masking",
+        "pipeline.text.document_masker",
+        "pipeline.text.masked_examples",
+    ),
+    (
+        "pipeline.teacher.settings",
+        "pipeline.teacher.inference",
+        "pipeline.teacher.truncation",
+        "pipeline.teacher.capture",
+    ),
+    (
+        "pipeline.distill.settings",
+        "pipeline.distill.losses",
+        "pipeline.distill.objective",
+        "pipeline.distill.targets",
+        "pipeline.distill.metrics",
+        "pipeline.distill.distiller",
+        "pipeline.distill.optimization",
+        "pipeline.distill.training_state",
+        "pipeline.distill.run_log",
+        "pipeline.distill.training",
+    ),
+    (
+        "pipeline.command_line",
+        "pipeline.create_pretraining_data",
+        "pipeline.create_teacher_output_data",
+        "pipeline.run_distill",
+    ),
+)
+ORDER = {name: index for index, name in enumerate(name for layer in LAYERS for name in layer)}
+# These run where only Keras and JAX are installed.
+TENSORFLOW_FREE = [
+    name
+    for name in ORDER
+    if name.startswith(("pipeline.models.", "pipeline.distill."))
+    and name
+    not in (
+        "pipeline.models.tf1_checkpoint",
+        "pipeline.distill.targets",
+        "pipeline.distill.training",
+    )
+]
+
+
+def _module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+    """Returns every module of ours that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found & set(ORDER)
+
+
+def test_every_module_has_its_place() -> None:
+    names = {_module_name(path) for path in SOURCES if path.name != "__init__.py"}
+    assert names == set(ORDER)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_module_name)
+def test_imports_run_one_way(path: pathlib.Path) -> None:
+    name = _module_name(path)
+    backwards = {other for other in _imports(path) if ORDER[other] >= ORDER.get(name, -1)}
+    assert not backwards, f"{name} imports {sorted(backwards)}"
+
+
+def test_feature_names_are_strings_in_one_place_only() -> None:
+    names = {feature.name for feature in records.TEACHER_CACHE_FEATURES}
+    names |= {records.INPUT_MASK, records.SEGMENT_IDS, records.MASKED_LM_WEIGHTS}
+    found = [
+        f"{_module_name(path)}:{node.lineno} {node.value}"
+        for path in SOURCES
+        if path.name != "records.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not found
+
+
+def test_only_commands_know_flags() -> None:
+    users = {
+        _module_name(path)
+        for path in SOURCES
+        if any(
+            isinstance(node, ast.ImportFrom | ast.Import) and "absl" in ast.unparse(node)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    }
+    assert users == set(LAYERS[-1])
+
+
+def test_no_assert_in_library_code() -> None:
+    found = [
+        f"{_module_name(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert)
+    ]
+    assert not found
+
+
+def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_models_and_losses_run_without_tensorflow() -> None:
+    imports = "; ".join(f"import {name}" for name in TENSORFLOW_FREE)
+    code = (
+        f"import sys; sys.modules['tensorflow'] = None; {imports}; print(sys.modules['tensorflow'])"
+    )
+    result = _run(code, KERAS_BACKEND="jax")
+    assert result.stdout.strip() == "None", result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["create_pretraining_data", "create_teacher_output_data", "run_distill"]
+)
+def test_a_mistaken_flag_is_answered_before_anything_heavy_is_imported(command: str) -> None:
+    code = (
+        f"import sys; from pipeline import {command} as c; status = c.main(['x', '--no_such=1']); "
+        "heavy = {'tensorflow', 'keras', 'jax', 'tokenizers', 'rjieba'} & set(sys.modules); "
+        "print(status, sorted(heavy))"
+    )
+    result = _run(code)
+    assert result.stdout.strip() == "1 []"
+    assert result.stderr.startswith("error: ")

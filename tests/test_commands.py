@@ -1,0 +1,382 @@
+"""The three commands as people meet them: what they print, and what mistakes cost."""
+
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pipeline import create_pretraining_data, create_teacher_output_data, files, run_distill
+from pipeline.storage import manifest
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "data_specs" / "recipes").glob("*.flags"))
+COMMANDS = {
+    "create_pretraining_data": create_pretraining_data,
+    "create_teacher_output_data": create_teacher_output_data,
+    "run_distill": run_distill,
+}
+
+
+def _fails(capsys, command, *flags: str) -> str:
+    """Runs a command that must fail and returns the one line it prints."""
+    status = command.main(["command", *flags])
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.replace("\r", "\n").split("\n") if line]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert status == 1
+    assert len(errors) == 1 and lines[-1] == errors[0]
+    assert "Traceback" not in captured.err
+    return errors[0]
+
+
+@pytest.fixture
+def stage_1a(corpus_dir, vocab_file, tmp_path) -> dict[str, str]:
+    """Flags of a stage 1a that works, by name."""
+    return {
+        "input_dir": str(corpus_dir),
+        "vocab_file": str(vocab_file),
+        "output_dir": str(tmp_path / "examples"),
+        "max_seq_length": "48",
+        "max_predictions_per_seq": "8",
+        "doc_stride": "30",
+        "max_workers": "1",
+    }
+
+
+def _flags(settings: dict[str, str], **changes: str) -> list[str]:
+    return [f"--{name}={value}" for name, value in {**settings, **changes}.items()]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_every_flag_and_succeeds(capsys, name: str) -> None:
+    assert COMMANDS[name].main([name, "--help"]) == 0
+    printed = capsys.readouterr().out
+    values = COMMANDS[name].define_flags()
+    own = {flag for flags in values.flags_by_module_dict().values() for flag in flags}
+    for flag in own:
+        assert f"-{flag.name}" in printed or f"[no]{flag.name}" in printed, flag.name
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_flagfiles(recipe: pathlib.Path) -> None:
+    values = run_distill.define_flags()
+    values(["run_distill", f"--flagfile={recipe}", "--output_dir=x"])
+    assert values.num_train_steps > 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_dir": "/nowhere"}, "--input_dir: expected a file, a folder or a glob"),
+        ({"vocab_file": "/nowhere"}, "--vocab_file: expected a vocab.txt, received /nowhere"),
+        ({"dupe_factor": "0"}, "--dupe_factor=0: "),
+        ({"dupe_factor": "many"}, "--dupe_factor=many: "),
+        ({"segmenter": "words"}, "--segmenter=words: value should be one of <jieba|"),
+        ({"max_predictions_per_seq": "46"}, "--max_predictions_per_seq: expected at most 45"),
+        ({"output_dir": ""}, "--output_dir=: this flag is required"),
+        ({"eval_fraction": "nan"}, "--eval_fraction=nan: expected a finite number"),
+        ({"no_such_flag": "1"}, "Unknown command line flag 'no_such_flag'"),
+        ({"text_fields": ","}, "--text_fields: expected the names of fields, received none"),
+    ],
+)
+def test_mistakes_of_stage_1a(capsys, stage_1a, changes: dict[str, str], message: str) -> None:
+    assert message in _fails(capsys, create_pretraining_data, *_flags(stage_1a, **changes))
+    assert not pathlib.Path(stage_1a["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bad_line_names_file_and_line(capsys, stage_1a, tmp_path, workers: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"title": "a", "content": "b"}\n{broken\n', encoding="utf-8")
+    changes = {"input_dir": str(path), "max_workers": workers}
+    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, **changes))
+    assert f"error: {path}, line 2: not JSON" in line
+    assert not list(pathlib.Path(stage_1a["output_dir"]).iterdir())
+
+
+def test_the_output_may_not_lie_in_the_corpus(capsys, stage_1a) -> None:
+    inside = stage_1a["input_dir"] + "/examples"
+    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, output_dir=inside))
+    assert "--output_dir: expected a folder outside --input_dir=" in line
+
+
+def test_an_empty_corpus(capsys, stage_1a, tmp_path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("短\n\n短\n", encoding="utf-8")
+    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, input_dir=str(path)))
+    assert "received 2 documents, all skipped: 2 shorter than --min_chars" in line
+
+
+def test_a_full_disk_loses_nothing(capsys, stage_1a, monkeypatch) -> None:
+    """The same flags, after there is room again, end as if nothing had been."""
+    folder = pathlib.Path(stage_1a["output_dir"])
+    real = files.os.replace
+    renamed = []
+
+    def full(source, target):
+        if "train-" in str(target) and str(target).endswith(".tfrecord"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        renamed.append(str(target))
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full)
+        line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, num_shards="2"))
+    assert "train-00000-of-00002.tfrecord: No space left on device" in line
+    assert renamed and not (folder / "manifest.json").exists()
+    assert not list(folder.glob("**/*.tmp"))
+    assert create_pretraining_data.main(["x", *_flags(stage_1a, num_shards="2")]) == 0
+    manifest.verify(folder, manifest.load(folder, flag="--output_dir"), full=True)
+
+
+def test_the_summary(capsys, stage_1a) -> None:
+    assert create_pretraining_data.main(["x", *_flags(stage_1a, random_next="True")]) == 0
+    captured = capsys.readouterr()
+    assert "note: --random_next has no effect" in captured.err
+    loaded = manifest.load(stage_1a["output_dir"], flag="--output_dir")
+    for expected in (
+        "documents  60 read, 0 skipped",
+        f"windows    {loaded.statistics['windows']:,}",
+        f"train      {loaded.num_examples('train'):,} examples, ",
+        f"eval       {loaded.num_examples('eval'):,} examples, ",
+        "[UNK]",
+    ):
+        assert expected in captured.out
+
+
+def test_another_request_prints_both_values(capsys, stage_1a) -> None:
+    assert create_pretraining_data.main(["x", *_flags(stage_1a)]) == 0
+    capsys.readouterr()
+    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, masked_lm_prob="0.2"))
+    assert "masked_lm_prob is 0.15 there and 0.2 here" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("create_teacher_output_data", ["--teacher=x"], "--output_dir=None: this flag is required"),
+        ("create_teacher_output_data", ["--output_dir=x"], "--teacher: expected either it or"),
+        (
+            "create_teacher_output_data",
+            ["--output_dir=x", "--teacher=y", "--temperatures=1,b"],
+            "--temperatures: expected numbers such as 1,2, received '1,b'",
+        ),
+        (
+            "create_teacher_output_data",
+            ["--output_dir=x", "--teacher=/nowhere", "--input_dir=/nowhere"],
+            "--teacher: ",
+        ),
+        (
+            "run_distill",
+            ["--output_dir=x", "--student=y", "--losses=cross_entropy=1"],
+            "--losses: expected names of soft_cross_entropy, kl_divergence",
+        ),
+        ("run_distill", ["--output_dir=x", "--backend=torch"], "--backend=torch: "),
+        ("run_distill", ["--output_dir=x"], "--student: expected one of --student"),
+        ("run_distill", ["--student=x"], "--output_dir: expected a folder for the student"),
+        (
+            "run_distill",
+            ["--output_dir=x", "--student=/nowhere", "--input_dir=y"],
+            "--student: ",
+        ),
+    ],
+)
+def test_mistakes_of_the_later_stages(capsys, command, flags, message: str) -> None:
+    assert message in _fails(capsys, COMMANDS[command], *flags)
+    assert not pathlib.Path("x").exists()
+
+
+def _corrupt(path: pathlib.Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_what_a_cache_and_a_model_must_share(
+    capsys, cache_dir, examples_dir, teacher_dir, tmp_path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(teacher_dir, other)
+    with open(other / "vocab.txt", "a", encoding="utf-8") as file:
+        file.write("又一\n")
+    base = [f"--output_dir={tmp_path / 'out'}"]
+    line = _fails(
+        capsys,
+        create_teacher_output_data,
+        *base,
+        f"--input_dir={examples_dir}",
+        f"--teacher={other}",
+    )
+    assert "--teacher: expected the vocabulary of" in line
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    (other / "vocab.txt").unlink()
+    line = _fails(capsys, run_distill, *base, f"--input_dir={cache_dir}", f"--student={other}")
+    assert "--student: expected a model of at least 48 positions" in line
+    (other / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    line = _fails(
+        capsys,
+        create_teacher_output_data,
+        *base,
+        f"--input_dir={examples_dir}",
+        f"--teacher={other}",
+    )
+    assert "tensors misshapen: bert.embeddings.word_embeddings.weight: expected" in line
+    damaged = tmp_path / "damaged"
+    shutil.copytree(cache_dir, damaged)
+    _corrupt(damaged / "train-00001-of-00003.tfrecord")
+    line = _fails(capsys, run_distill, *base, f"--input_dir={damaged}", f"--student={teacher_dir}")
+    assert "train-00001-of-00003.tfrecord: this shard is damaged" in line
+    line = _fails(
+        capsys, run_distill, *base, f"--input_dir={examples_dir}", f"--student={teacher_dir}"
+    )
+    assert "needs the teacher's top-k, which masked examples lack" in line
+
+
+def _run(name: str, *flags: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    result = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{name}", *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout
+
+
+def _last_evaluation(folder: pathlib.Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == "eval"][-1]
+
+
+def test_end_to_end_on_both_backends(stage_1a, teacher_dir, tmp_path) -> None:
+    """Corpus to student, each command a process; both backends measure the same."""
+    _run("create_pretraining_data", *_flags(stage_1a, max_workers="2", eval_fraction="0.2"))
+    reports = {}
+    for backend in ("tensorflow", "jax"):
+        cache, student = tmp_path / f"cache_{backend}", tmp_path / f"student_{backend}"
+        common = [f"--backend={backend}"]
+        _run(
+            "create_teacher_output_data",
+            *common,
+            f"--input_dir={stage_1a['output_dir']}",
+            f"--teacher={teacher_dir}",
+            f"--output_dir={cache}",
+            "--truncation_factor=16",
+        )
+        # Both train from one cache; dropout would draw other numbers on each backend.
+        config = json.loads((teacher_dir / "config.json").read_text())
+        still = tmp_path / "still"
+        shutil.copytree(teacher_dir, still, dirs_exist_ok=True)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            config[name] = 0.0
+        (still / "config.json").write_text(json.dumps(config))
+        printed = _run(
+            "run_distill",
+            *common,
+            f"--input_dir={tmp_path / 'cache_tensorflow'}",
+            f"--init_from={still}",
+            "--student_layers=2",
+            f"--output_dir={student}",
+            "--train_batch_size=8",
+            "--num_train_steps=12",
+            "--learning_rate=1e-3",
+            "--save_checkpoints_steps=10",
+            "--log_steps=4",
+        )
+        assert "teacher_agreement" in printed and f"student: {student}" in printed
+        reports[backend] = _last_evaluation(student)
+    for name, value in reports["tensorflow"].items():
+        if name not in ("split", "examples_per_second"):
+            assert reports["jax"][name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
+    caches = [
+        manifest.load(tmp_path / f"cache_{backend}", flag="--input_dir")
+        for backend in ("tensorflow", "jax")
+    ]
+    assert caches[0].num_examples("train") == caches[1].num_examples("train")
+    assert caches[0].teacher_info == caches[1].teacher_info
+
+
+def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path) -> None:
+    """As its page has them, slips mended and sizes reduced, with Google checkpoints."""
+    import tensorflow as tf
+
+    from pipeline.models import checkpoints, weight_names
+
+    google = tmp_path / "google"
+    google.mkdir()
+    source = checkpoints.find_model(str(teacher_dir), "--teacher")
+    weights = source.read_weights()
+    tensors = {row.tf1: weights[row.ours] for row in weight_names.weight_table(source.config)}
+    tf.raw_ops.SaveV2(
+        prefix=str(google / "bert_model.ckpt"),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(value) for value in tensors.values()],
+    )
+    (google / "bert_config.json").write_text(json.dumps(dataclasses.asdict(source.config)))
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [
+        {"title": f"第{n}天", "content": "春天来了，院子里的桃树开满了花。" * (n % 4 + 1)}
+        for n in range(30)
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (data / "rows.json").write_text("\n".join(lines), encoding="utf-8")
+    examples, cache, student = (tmp_path / name for name in ("examples", "cache", "student"))
+    lengths = ["--max_seq_length=48", "--max_predictions_per_seq=8"]
+    _run(
+        "create_pretraining_data",
+        f"--input_dir={data}",
+        f"--output_dir={examples}",
+        f"--vocab_file={vocab_file}",
+        "--do_whole_word_mask=True",
+        "--random_next=True",
+        *lengths,
+        "--random_seed=12345",
+        "--dupe_factor=5",
+        "--masked_lm_prob=0.15",
+        "--doc_stride=24",
+        "--max_workers=2",
+        "--short_seq_prob=0.1",
+    )
+    _run(
+        "create_teacher_output_data",
+        f"--bert_config_file={google}/bert_config.json",
+        f"--input_file={examples}/*.tfrecord",
+        f"--output_dir={cache}",
+        "--truncation_factor=128",
+        f"--init_checkpoint={google}/bert_model.ckpt",
+        *lengths,
+        "--predict_batch_size=64",
+    )
+    _run(
+        "run_distill",
+        f"--bert_config_file={google}/bert_config.json",
+        f"--input_file={cache}/*.tfrecord",
+        f"--output_dir={student}",
+        f"--init_checkpoint={google}/bert_model.ckpt",
+        "--truncation_factor=128",
+        *lengths,
+        "--do_train=True",
+        "--do_eval=True",
+        "--train_batch_size=8",
+        "--eval_batch_size=16",
+        "--num_train_steps=6",
+        "--num_warmup_steps=2",
+    )
+    loaded = checkpoints.find_model(str(student), "--student").read_weights()
+    moved = [np.abs(loaded[name] - weights[name]).max() for name in weights]
+    assert min(moved) >= 0 and 0 < max(moved) < 1e-3
