@@ -34,7 +34,8 @@ def run(
     """
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):
-        print(f"{description}\n{flag_values.get_help(include_special_flags=False)}")
+        text = flag_values.get_help(include_special_flags=False)
+        print(f"{description}\nFlags (--flagfile=FILE reads them from a file):\n{text}")
         return 0
     # Else TensorFlow prints a page of notes on every start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -47,8 +48,8 @@ def run(
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
         return _fail(f"{place}{reason}; what is complete is kept, the same command continues")
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted; the same command continues", file=sys.stderr)
         return 130
     return 0
 
@@ -57,7 +58,9 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     try:
         rest = flag_values(argv)[1:]
     except (flags.Error, OSError) as error:
-        raise InputError(str(error).removeprefix("flag ")) from error
+        # A validator's message stands behind the flags that it is about.
+        text = str(error).removeprefix("flag ")
+        raise InputError(text[max(0, text.find("missing: ")) :]) from error
     if rest:
         raise InputError(f"expected flags only, received the argument {rest[0]!r}")
 
@@ -115,13 +118,14 @@ class FlagTable:
 
     def require(self, *names: str) -> None:
         """Makes flags that have no default required."""
-        for name in names:
-            flags.register_validator(
-                name,
-                lambda value: value is not None and value != "",
-                message="this flag is required",
-                flag_values=self.values,
-            )
+
+        def nothing_missing(given: dict[str, str | None]) -> bool:
+            missing = [f"--{name}" for name in names if not given[name]]
+            if missing:
+                raise flags.ValidationError(f"missing: {', '.join(missing)} (see --help)")
+            return True
+
+        flags.register_multi_flags_validator(names, nothing_missing, flag_values=self.values)
 
 
 def parse_numbers(name: str, text: str) -> tuple[float, ...]:
@@ -140,7 +144,9 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> None:
-    """Sets Keras's backend and imports it; it must not have been imported before.
+    """Sets Keras's backend, imports it and says what it computes on.
+
+    Keras must not have been imported before.
 
     TensorFlow's native code greets on stderr before any setting can silence it:
     what is said during the import goes nowhere.
@@ -165,3 +171,5 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> None:
         finally:
             os.dup2(original, 2)
             os.close(original)
+    devices = importlib.import_module("keras.distribution").list_devices()
+    print(f"computing with {values.backend} on {', '.join(devices)}", file=sys.stderr)

@@ -77,7 +77,7 @@ def _define_places(table: command_line.FlagTable) -> None:
         low=1,
         high=99999,
     )
-    table.integer("max_workers", local.num_cpus(), "Processes.", low=1, high=512)
+    table.integer("max_workers", local.num_cpus(), "How many processes to use.", low=1, high=512)
 
 
 def _create(values: flags.FlagValues) -> None:

@@ -23,8 +23,15 @@ def define_flags() -> flags.FlagValues:
     )
     table.string("bert_config_file", None, "Instead of --teacher: a bert_config.json.")
     table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
-    table.integer("truncation_factor", 128, "k: the tokens kept at a masked position.", low=1)
-    table.string("temperatures", "1,2", "Those at which the mass outside the k is kept; 1 first.")
+    table.integer(
+        "truncation_factor",
+        128,
+        "k: how many of the teacher's tokens are kept at a masked position.",
+        low=1,
+    )
+    table.string(
+        "temperatures", "1,2", "Temperatures at which the mass outside the top-k is kept; 1 first."
+    )
     table.choice("logit_encoding", "float16", "How logits are packed.", of=list(CODECS))
     table.choice(
         "compute_dtype",
@@ -32,12 +39,14 @@ def define_flags() -> flags.FlagValues:
         "What the encoder computes in; logits are float32 in any case.",
         of=["float32", "mixed_bfloat16"],
     )
-    table.integer("predict_batch_size", 64, "Examples of a batch.", low=1)
+    table.integer("predict_batch_size", 64, "Examples in a batch of the teacher.", low=1)
     table.integer("max_seq_length", None, "Checked against the masked examples.", low=1)
     table.integer("max_predictions_per_seq", None, "Checked against the masked examples.", low=1)
     table.choice("verify", "full", "Check every input byte first, or sizes.", of=["full", "sizes"])
-    table.integer("num_tasks", 1, "Processes started by hand that share the shards.", low=1)
-    table.integer("task_index", 0, "Which of them this is, from 0.", low=0)
+    table.integer("num_tasks", 1, "How many processes, started by hand, share the shards.", low=1)
+    table.integer(
+        "task_index", 0, "With --num_tasks: which of the processes this is, from 0.", low=0
+    )
     table.backend()
     table.require("output_dir")
     return table.values

@@ -28,11 +28,16 @@ def _define_data(table: command_line.FlagTable) -> None:
     table.string(
         "output_dir",
         None,
-        "The student's directory: empty, or of an unfinished run. Needed to train.",
+        "The student's directory: empty, or of an unfinished run. Required to train.",
     )
     table.integer("max_seq_length", None, "Checked against the cache.", low=1)
     table.integer("max_predictions_per_seq", None, "Checked against the cache.", low=1)
-    table.integer("truncation_factor", None, "k: at most the cached one, the default.", low=1)
+    table.integer(
+        "truncation_factor",
+        None,
+        "k, the teacher's tokens to use at a position: at most the cached one, the default.",
+        low=1,
+    )
     table.choice("verify", "full", "Check every byte first, or sizes.", of=["full", "sizes"])
 
 
@@ -53,7 +58,9 @@ def _define_objective(table: command_line.FlagTable) -> None:
         "soft_cross_entropy=1,probability_cosine=1",
         f"Losses and weights, of {', '.join(settings.LOSS_NEEDS)}.",
     )
-    table.number("temperature", 1.0, "Of soft_cross_entropy and kl_divergence.", low=0.01)
+    table.number(
+        "temperature", 1.0, "The temperature T of soft_cross_entropy and kl_divergence.", low=0.01
+    )
     table.choice(
         "tail",
         None,
@@ -66,19 +73,35 @@ def _define_objective(table: command_line.FlagTable) -> None:
 def _define_training(table: command_line.FlagTable) -> None:
     table.boolean("do_train", True, "Whether to train.")
     table.boolean("do_eval", True, "Whether to evaluate, at every checkpoint and in the end.")
-    table.integer("train_batch_size", 32, "Examples of a batch.", low=1)
-    table.integer("eval_batch_size", 32, "Examples of a batch of evaluation.", low=1)
-    table.integer("gradient_accumulation_steps", 1, "Batches of one update.", low=1)
-    table.integer("num_train_steps", 100_000, "Updates.", low=1)
-    table.integer("num_warmup_steps", None, "Updates of rising rate; a tenth by default.", low=0)
-    table.number("learning_rate", 5e-5, "The highest.", low=0.0)
-    table.number("weight_decay", 0.01, "Decoupled; none on biases and norms.", low=0.0)
-    table.number("clip_norm", 1.0, "The gradient's largest global norm; 0 for any.", low=0.0)
-    table.choice(
-        "compute_dtype", "float32", "What to compute in.", of=["float32", "mixed_bfloat16"]
+    table.integer("train_batch_size", 32, "Examples in a batch of training.", low=1)
+    table.integer("eval_batch_size", 32, "Examples in a batch of evaluation.", low=1)
+    table.integer("gradient_accumulation_steps", 1, "Batches that make one update.", low=1)
+    table.integer("num_train_steps", 100_000, "How many updates to train for.", low=1)
+    table.integer(
+        "num_warmup_steps",
+        None,
+        "Updates over which the learning rate rises to its peak; a tenth of all by default.",
+        low=0,
     )
-    table.integer("random_seed", 12345, "Of order, dropout and new weights.", low=0, high=2**32 - 1)
-    table.integer("shuffle_buffer_size", 10_000, "Examples that are mixed.", low=1)
+    table.number(
+        "learning_rate", 5e-5, "The peak; from there the rate falls linearly to 0.", low=0.0
+    )
+    table.number(
+        "weight_decay", 0.01, "Decoupled weight decay; none on biases and layer norms.", low=0.0
+    )
+    table.number(
+        "clip_norm", 1.0, "Gradients are clipped to this global norm; 0 for no clipping.", low=0.0
+    )
+    table.choice(
+        "compute_dtype",
+        "float32",
+        "What the student computes in.",
+        of=["float32", "mixed_bfloat16"],
+    )
+    table.integer(
+        "random_seed", 12345, "Decides order, dropout and new weights.", low=0, high=2**32 - 1
+    )
+    table.integer("shuffle_buffer_size", 10_000, "How many examples are mixed in memory.", low=1)
     table.integer("save_checkpoints_steps", 1_000, "Updates between checkpoints.", low=1)
     table.integer("log_steps", 100, "Updates between lines of metrics.jsonl.", low=1)
     table.integer("max_eval_steps", 100, "At most so many batches of evaluation.", low=1)

@@ -80,7 +80,7 @@ def test_recipes_are_flagfiles(recipe: pathlib.Path) -> None:
         ({"dupe_factor": "many"}, "--dupe_factor=many: "),
         ({"segmenter": "words"}, "--segmenter=words: value should be one of <jieba|"),
         ({"max_predictions_per_seq": "46"}, "--max_predictions_per_seq: expected at most 45"),
-        ({"output_dir": ""}, "--output_dir=: this flag is required"),
+        ({"output_dir": "", "vocab_file": ""}, "error: missing: --output_dir, --vocab_file (see"),
         ({"eval_fraction": "nan"}, "--eval_fraction=nan: expected a finite number"),
         ({"no_such_flag": "1"}, "Unknown command line flag 'no_such_flag'"),
         ({"text_fields": ","}, "--text_fields: expected the names of fields, received none"),
@@ -111,7 +111,7 @@ def test_an_empty_corpus(capsys, stage_1a, tmp_path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("短\n\n短\n", encoding="utf-8")
     line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, input_dir=str(path)))
-    assert "received 2 documents, all skipped: 2 shorter than --min_chars" in line
+    assert "received 2 documents, all skipped: 2 shorter than --min_chars (--min_chars=20)" in line
 
 
 def test_a_full_disk_loses_nothing(capsys, stage_1a, monkeypatch) -> None:
@@ -161,7 +161,11 @@ def test_another_request_prints_both_values(capsys, stage_1a) -> None:
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
-        ("create_teacher_output_data", ["--teacher=x"], "--output_dir=None: this flag is required"),
+        (
+            "create_teacher_output_data",
+            ["--teacher=x"],
+            "error: missing: --output_dir (see --help)",
+        ),
         ("create_teacher_output_data", ["--output_dir=x"], "--teacher: expected either it or"),
         (
             "create_teacher_output_data",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -361,10 +362,18 @@ def _train(
             shuffle_buffer_size=config.shuffle_buffer_size,
         )
         remaining = (config.num_train_steps - start) * config.gradient_accumulation_steps
+        if start:
+            print(f"continuing from step {start}", file=sys.stderr)
         try:
             distiller.fit(
                 batches, steps_per_epoch=remaining, callbacks=[progress], verbose=0, shuffle=False
             )
+        except KeyboardInterrupt as interrupt:
+            saved = training_state.checkpoint_steps(config.output_dir)[-1:] or [0]
+            raise KeyboardInterrupt(
+                f"interrupted; the same command continues from step {saved[0]}, the last "
+                f"checkpoint (--save_checkpoints_steps={config.save_checkpoints_steps})"
+            ) from interrupt
         finally:
             progress.close()
         report = progress.last_report

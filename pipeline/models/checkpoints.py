@@ -291,7 +291,9 @@ def find_model(directory: PathLike, flag: str) -> ModelSource:
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
-        raise InputError(f"{flag}: no such directory: {directory}")
+        raise InputError(
+            f"{flag}: no such directory: {directory} (a model of a hub must be downloaded first)"
+        )
     config_file = directory / HF_CONFIG
     if config_file.is_file():
         try:

@@ -178,7 +178,8 @@ def check_claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: 
         difference = describe_difference(files.read_json(path), request)
         if difference:
             raise InputError(
-                f"{flag}: {directory} holds the output of another request: {difference}"
+                f"{flag}: {directory} holds the output of another request: {difference}; "
+                "choose another directory, or delete this one"
             )
         return False
     if present:
@@ -228,8 +229,9 @@ def load(directory: files.PathLike, *, flag: str) -> Manifest:
         if (path.parent / REQUEST_FILE).is_file():
             state = "an unfinished one: run the command that makes it again"
         raise InputError(
-            f"{flag}: expected a complete cache directory with {MANIFEST_FILE}, "
-            f"received {directory}, which is {state}"
+            f"{flag}: expected a complete cache directory with {MANIFEST_FILE} (masked examples "
+            f"of create_pretraining_data, or a teacher cache), received {directory}, "
+            f"which is {state}"
         )
     value = files.read_json(path)
     if value.get("format_version") != FORMAT_VERSION:

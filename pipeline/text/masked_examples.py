@@ -193,7 +193,7 @@ def _plan(
     if not ranges:
         raise InputError(
             f"--input_dir: expected text to mask, received {statistics['documents']} documents, "
-            f"all skipped: {_describe_counts(skipped)}"
+            f"all skipped: {_describe_counts(skipped)} (--min_chars={config.min_chars})"
         )
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
     eval_below = _eval_threshold(config.eval_fraction, lowest, highest)

@@ -140,7 +140,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
 
         with monkeypatch.context() as patch:
             patch.setattr(training.tqdm.tqdm, "update", killed)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt, match=f"from step {moment // 5 * 5}, the last"):
                 training.distill(cut)
         assert not (pathlib.Path(cut.output_dir) / "model.safetensors").exists()
         training.distill(cut)

@@ -279,7 +279,11 @@ def test_find_model_without_model(directory, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     (directory / "model.safetensors").unlink()
     for path, message in (
-        (empty / "gone", f"--student: no such directory: {empty / 'gone'}"),
+        (
+            empty / "gone",
+            f"--student: no such directory: {empty / 'gone'} "
+            "(a model of a hub must be downloaded first)",
+        ),
         (
             empty,
             f"--student: expected config.json or bert_config.json in {empty}, found neither",

@@ -52,7 +52,7 @@ def test_a_claim_is_recognised_and_a_different_one_refused(tmp_path: pathlib.Pat
     request = {"dupe_factor": 5, "seed": 1}
     assert manifest.claim(tmp_path, request, flag="--output_dir")
     assert not manifest.claim(tmp_path, request, flag="--output_dir")
-    with pytest.raises(InputError, match="dupe_factor is 5 there and 3 here"):
+    with pytest.raises(InputError, match="dupe_factor is 5 there and 3 here; choose another"):
         manifest.claim(tmp_path, {"dupe_factor": 3, "seed": 1}, flag="--output_dir")
 
 
