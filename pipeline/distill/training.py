@@ -353,6 +353,8 @@ def _train(
     log = RunLog(config.output_dir, start=start)
     report: Mapping[str, float] = {}
     if start < config.num_train_steps:
+        if start:
+            print(f"continuing from step {start}", file=sys.stderr)
         progress = _Progress(config, evaluation, log, start)
         batches = targets.training_batches(
             cache,
@@ -362,8 +364,6 @@ def _train(
             shuffle_buffer_size=config.shuffle_buffer_size,
         )
         remaining = (config.num_train_steps - start) * config.gradient_accumulation_steps
-        if start:
-            print(f"continuing from step {start}", file=sys.stderr)
         try:
             distiller.fit(
                 batches, steps_per_epoch=remaining, callbacks=[progress], verbose=0, shuffle=False
