@@ -128,11 +128,14 @@ def read_sorted(
     bounds = [keys.low + (keys.high - keys.low) * step // steps for step in range(steps + 1)]
     for low, high in itertools.pairwise(bounds):
         parts = [_read_range(pathlib.Path(path), low, high) for path in paths]
-        rows = [
-            (int(row["key"]), int(row["tie"]), int(row["start"]), int(row["size"]), number)
-            for number, (index, _) in enumerate(parts)
-            for row in index
-            if keys.min_group <= int(row["group"]) < keys.max_group
-        ]
-        for _, _, start, size, number in sorted(rows):
-            yield parts[number][1][start : start + size]
+        index = np.concatenate([part for part, _ in parts])
+        number = np.repeat(np.arange(len(parts)), [len(part) for part, _ in parts])
+        # The last group that is wanted, as what follows it may not fit 64 bits.
+        last_group = np.uint64(keys.max_group - 1)
+        wanted = (index["group"] >= np.uint64(keys.min_group)) & (index["group"] <= last_group)
+        index, number = index[wanted], number[wanted]
+        order = np.lexsort((index["tie"], index["key"]))
+        starts = index["start"][order].tolist()
+        sizes = index["size"][order].tolist()
+        for part, start, size in zip(number[order].tolist(), starts, sizes, strict=True):
+            yield parts[part][1][start : start + size]
