@@ -21,10 +21,9 @@ from pipeline.models.encoder import (
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     """Picks the hidden states at given positions of each row.
 
-    The product with a one-hot matrix is exact, its gradient is again a product,
-    and it is split over devices along the batch like everything else; a gather
-    with flattened indices would make JAX collect the whole batch on each device.
-    It costs less than a thousandth of the encoder.
+    The product with a one-hot matrix is exact, and its gradient is again a
+    product that each row computes for itself, with no index into other rows. It
+    cost a hundredth of the forward pass where it was measured (4 layers × 256).
 
     Args:
         hidden: [B, L, D], finite.

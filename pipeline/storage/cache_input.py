@@ -43,31 +43,27 @@ def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
             "--input_dir: expected either it or --input_file, "
             f"received {'neither' if input_dir is None else 'both'}"
         )
-    if input_file is not None and pathlib.Path(input_file).is_dir():
-        input_dir, input_file, flag = input_file, None, "--input_file"
-    else:
-        flag = "--input_dir" if input_file is None else "--input_file"
-    if input_file is None:
-        return CacheInput(pathlib.Path(input_dir), manifests.load(input_dir, flag=flag), flag)
+    flag = "--input_dir" if input_file is None else "--input_file"
+    given = input_dir if input_file is None else input_file
+    if input_file is None or pathlib.Path(input_file).is_dir():
+        return CacheInput(pathlib.Path(given), manifests.load(given, flag=flag), flag)
     directory, pattern = os.path.split(input_file)
+    directory = pathlib.Path(directory or ".")
     if pathlib.Path(input_file).is_file():
         # A name is no pattern, whatever characters are in it.
         pattern = glob.escape(pattern)
-    manifest = manifests.load(directory or ".", flag=flag)
+    manifest = manifests.load(directory, flag=flag)
     splits = {
         split: tuple(shard for shard in shards if fnmatch.fnmatch(shard.file, pattern))
         for split, shards in manifest.splits.items()
     }
     splits = {split: shards for split, shards in splits.items() if shards}
     if not splits:
-        present = [shard.file for shards in manifest.splits.values() for shard in shards]
         raise InputError(
-            f"{flag}: expected a glob of shards such as {directory}/{present[0]}, "
+            f"{flag}: expected a glob of shards such as {directory}/train-*.tfrecord, "
             f"received {input_file}, which matches none"
         )
-    return CacheInput(
-        pathlib.Path(directory or "."), dataclasses.replace(manifest, splits=splits), flag
-    )
+    return CacheInput(directory, dataclasses.replace(manifest, splits=splits), flag)
 
 
 def expect_settings(cache: CacheInput, **given: int | None) -> None:
