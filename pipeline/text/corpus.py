@@ -109,10 +109,7 @@ def find_files(pattern: str, *, flag: str) -> tuple[CorpusFile, ...]:
     """
     if pathlib.Path(pattern).is_dir():
         paths = [
-            os.path.join(folder, name)
-            for folder, folders, names in os.walk(pattern)
-            if not folders.sort()
-            for name in names
+            os.path.join(folder, name) for folder, _, names in os.walk(pattern) for name in names
         ]
         root = pattern
     else:
