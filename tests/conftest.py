@@ -4,6 +4,7 @@ Everything is made here, from sentences written for these tests and random weigh
 """
 
 import dataclasses
+import io
 import os
 import pathlib
 
@@ -12,8 +13,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import settings
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers, processors, trainers
 
+from data_specs.corpora import CorpusSource
 from pipeline.text.masked_examples import create_masked_examples
 from pipeline.text.settings import MaskedExamplesConfig
 
@@ -35,6 +40,15 @@ SENTENCES = (
     "雨停以后，孩子们跑到街上踩水，笑声传得很远。",
     "工程师检查了机器，发现是一颗螺丝松了。",
 )
+ENGLISH = (
+    "The unbelievable weather made everyone happy, and nobody believed it.",
+    "Hello, world! It is unbelievable how believable this weather is.",
+)
+RUSSIAN = (
+    "Сегодня прекрасная погода, и неописуемая красота вокруг.",
+    "Привет, мир! Неописуемо прекрасная погода стоит сегодня.",
+)
+LINES = [*SENTENCES, *ENGLISH * 8, *RUSSIAN * 8]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORD_PIECES = ("the", "small", "model", "large", "one", "step", "by", "be", "##rt", "learn", "##s")
 
@@ -88,7 +102,7 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def examples_config(corpus_dir: pathlib.Path, vocab_file: pathlib.Path) -> MaskedExamplesConfig:
     """How the session's masked examples are made; replace `output_dir` to make others."""
     return MaskedExamplesConfig(
-        input_dir=str(corpus_dir),
+        corpora=(CorpusSource(input_dir=str(corpus_dir)),),
         output_dir="",
         vocab_file=str(vocab_file),
         max_seq_length=48,
@@ -165,3 +179,49 @@ def cache_dir(
         )
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def spiece_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A SentencePiece unigram model with BERT's special tokens."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES),
+        model_writer=model,
+        vocab_size=330,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_piece="[PAD]",
+        unk_piece="[UNK]",
+        control_symbols=["[CLS]", "[SEP]"],
+        user_defined_symbols=["[MASK]", "!"],
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("spiece") / "spiece.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="session")
+def bpe_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A byte-level BPE as RoBERTa's."""
+    tokenizer = FastTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    # What a file may have switched on, and must not cut our text.
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=9)
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path

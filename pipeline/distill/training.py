@@ -26,6 +26,7 @@ from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, TRAIN
+from pipeline.text import tokenizers
 
 # What a request leaves out: settings that do not decide the student.
 _FREE_SETTINGS = (
@@ -146,7 +147,8 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    cache_input.expect_vocab(cache, start.config.vocab_size, start.source.vocab_file, start.flag)
+    vocab_files = tokenizers.tokenizer_files(start.source.directory)
+    tokenizers.expect_vocab(cache, start.config.vocab_size, vocab_files, start.flag)
     cache_input.expect_positions(cache, start.config.max_position_embeddings, start.flag)
     cache_input.expect_segments(cache, start.config.type_vocab_size, start.flag)
     if config.do_train and not cache.manifest.num_examples(TRAIN):

@@ -39,7 +39,6 @@ HF_INDEX = "model.safetensors.index.json"
 HF_PICKLE = "pytorch_model.bin"
 GOOGLE_CONFIG = "bert_config.json"
 GOOGLE_PREFIX = "bert_model.ckpt"
-VOCAB_FILE = "vocab.txt"
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -181,14 +180,14 @@ class ModelSource:
         weight_files: the files that hold the weights; empty for random weights.
         location: the directory (hf) or the checkpoint's prefix (tf1); None for
             random weights.
-        vocab_file: `vocab.txt` beside the configuration, or None.
+        directory: where the configuration lies, and usually the tokenizer.
     """
 
     config: EncoderConfig
     layout: str
     weight_files: tuple[pathlib.Path, ...]
     location: pathlib.Path | None
-    vocab_file: pathlib.Path | None
+    directory: pathlib.Path
 
     @classmethod
     def from_google(
@@ -219,7 +218,7 @@ class ModelSource:
         if checkpoint is not None:
             prefix = pathlib.Path(os.fspath(checkpoint).removesuffix(".index"))
             files = _tf1_files(prefix, checkpoint_flag)
-        return cls(config, "tf1", files, prefix, _vocab_beside(config_file))
+        return cls(config, "tf1", files, prefix, config_file.parent)
 
     @property
     def has_weights(self) -> bool:
@@ -253,11 +252,6 @@ class ModelSource:
         for path in self.weight_files:
             digest.update(f"{sha256_file(path)}\n".encode())
         return digest.hexdigest()
-
-
-def _vocab_beside(config_file: pathlib.Path) -> pathlib.Path | None:
-    path = config_file.with_name(VOCAB_FILE)
-    return path if path.is_file() else None
 
 
 def _tf1_files(prefix: pathlib.Path, flag: str) -> tuple[pathlib.Path, ...]:
@@ -300,7 +294,7 @@ def find_model(directory: PathLike, flag: str) -> ModelSource:
             config, files = EncoderConfig.from_json(config_file), _hf_weight_files(directory)
         except InputError as error:
             raise InputError(f"{flag}: {error}") from error
-        return ModelSource(config, "hf", files, directory, _vocab_beside(config_file))
+        return ModelSource(config, "hf", files, directory, config_file.parent)
     if (directory / GOOGLE_CONFIG).is_file():
         return ModelSource.from_google(
             directory / GOOGLE_CONFIG,
@@ -396,20 +390,27 @@ def save_tensors(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def save_hf(directory: PathLike, model: "MaskedLM") -> None:
-    """Writes `config.json` and `model.safetensors`, each atomically, the weights first.
+    """Writes a model as `save_hf_weights` does, in float32."""
+    save_hf_weights(directory, model.config, get_weights(model))
+
+
+def save_hf_weights(
+    directory: PathLike, config: EncoderConfig, weights: Mapping[str, np.ndarray]
+) -> None:
+    """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
     `transformers` loads the directory as a BertForMaskedLM. The tied output matrix
     is not stored a second time.
 
     Args:
         directory: must exist.
-        model: its weights are written in float32.
+        config: the model's configuration.
+        weights: float32 arrays by our names.
     """
     directory = pathlib.Path(directory)
-    weights = get_weights(model)
     tensors = {
         row.hf: np.ascontiguousarray(weights[row.ours].T if row.transpose_hf else weights[row.ours])
-        for row in weight_table(model.config)
+        for row in weight_table(config)
     }
     save_tensors(directory / HF_WEIGHTS, tensors)
-    write_json(directory / HF_CONFIG, model.config.to_hf())
+    write_json(directory / HF_CONFIG, config.to_hf())

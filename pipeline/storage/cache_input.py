@@ -6,7 +6,6 @@ import glob
 import os
 import pathlib
 
-from pipeline import files
 from pipeline.errors import InputError
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
@@ -83,37 +82,6 @@ def expect_settings(cache: CacheInput, **given: int | None) -> None:
                 f"--{name}: expected {there}, as in {cache.directory / manifests.MANIFEST_FILE}, "
                 f"received {value}"
             )
-
-
-def expect_vocab(
-    cache: CacheInput, vocab_size: int, vocab_file: files.PathLike | None, flag: str
-) -> None:
-    """Checks that a model has the vocabulary that a cache was made with.
-
-    Args:
-        cache: the directory.
-        vocab_size: the model's.
-        vocab_file: its `vocab.txt`, compared token by token; None where it has
-            none, and the sizes alone are compared.
-        flag: the flag that named the model.
-
-    Raises:
-        InputError: they differ; prints both.
-    """
-    expected = cache.manifest.vocab
-    if vocab_size != expected.size:
-        raise InputError(
-            f"{flag}: expected a vocabulary of {expected.size} tokens, as in {cache.directory}, "
-            f"received one of {vocab_size}"
-        )
-    if vocab_file is None:
-        return
-    received = manifests.vocab_info(manifests.read_tokens(vocab_file, flag=flag))
-    if received.sha256 != expected.sha256:
-        raise InputError(
-            f"{flag}: expected the vocabulary of {cache.directory} (SHA-256 {expected.sha256}), "
-            f"received {vocab_file} (SHA-256 {received.sha256}, {received.size} tokens)"
-        )
 
 
 def expect_segments(cache: CacheInput, type_vocab_size: int, flag: str) -> None:

@@ -24,6 +24,7 @@ from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
 from pipeline.teacher import inference, truncation
 from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.text import tokenizers
 
 # Targets held in memory: the examples of a block are sorted by length, so that
 # more would batch better.
@@ -125,8 +126,8 @@ def _check(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> Cache
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
     flag = "--teacher" if config.teacher is not None else "--bert_config_file"
-    vocab_file = source.vocab_file if config.teacher is not None else None
-    cache_input.expect_vocab(cache, source.config.vocab_size, vocab_file, flag)
+    vocab_files = () if config.teacher is None else tokenizers.tokenizer_files(config.teacher)
+    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, flag)
     cache_input.expect_positions(cache, source.config.max_position_embeddings, flag)
     cache_input.expect_segments(cache, source.config.type_vocab_size, flag)
     return cache

@@ -1,123 +1,132 @@
-"""Tokenizers: text to token ids, with offsets into the text and word ids."""
+"""The tokenizer that a file or a model directory names."""
 
-import dataclasses
-import functools
 import json
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+import pathlib
+from collections.abc import Sequence
 
 from pipeline.errors import InputError
+from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import VocabInfo, read_tokens, vocab_info
+from pipeline.text import sentencepieces, tokenizer_json, wordpiece
+from pipeline.text.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 
-SPECIAL_TOKENS = {
-    "pad": "[PAD]",
-    "unk": "[UNK]",
-    "cls": "[CLS]",
-    "sep": "[SEP]",
-    "mask": "[MASK]",
-}
-VOCAB_FILE = "vocab.txt"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-# The longest word that WordPiece splits, as in BERT's own tokenizer.
-_MAX_WORD_CHARS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """The tokens of a text.
-
-    Attributes:
-        ids: int32 [n].
-        starts: int32 [n], the character of the text at which each begins.
-        word_ids: int32 [n], equal for the pieces of one word.
-    """
-
-    ids: np.ndarray
-    starts: np.ndarray
-    word_ids: np.ndarray
+_SENTENCEPIECE_SUFFIXES = (".model", ".spm")
+# What a model directory's tokenizer may be called, the first that is there taken.
+_FILE_NAMES = (
+    wordpiece.VOCAB_FILE,
+    TOKENIZER_FILE,
+    sentencepieces.MODEL_FILE,
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "spm.model",
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class WordPieceTokenizer:
-    """BERT's tokenizer: clean, split at spaces, punctuation and Chinese characters, WordPiece.
-
-    Attributes:
-        vocab: the tokens in the order of their ids.
-        do_lower_case: whether to lower-case and strip accents.
-    """
-
-    vocab: tuple[str, ...]
-    do_lower_case: bool
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        ids = {token: index for index, token in enumerate(self.vocab)}
-        tokenizer = Tokenizer(
-            WordPiece(
-                vocab=ids,
-                unk_token=SPECIAL_TOKENS["unk"],
-                max_input_chars_per_word=_MAX_WORD_CHARS,
-            )
-        )
-        # No special token is registered, so that a literal "[MASK]" in a text
-        # is five ordinary characters and never the special token.
-        tokenizer.normalizer = BertNormalizer(lowercase=self.do_lower_case)
-        tokenizer.pre_tokenizer = BertPreTokenizer()
-        return tokenizer
-
-    @functools.cached_property
-    def special_ids(self) -> Mapping[str, int]:
-        """The ids of `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`."""
-        return {name: self.vocab.index(token) for name, token in SPECIAL_TOKENS.items()}
-
-    @property
-    def info(self) -> VocabInfo:
-        """The vocabulary's identity."""
-        return vocab_info(self.vocab)
-
-    def tokenize(self, text: str) -> Tokens:
-        """Tokenises a text, without special tokens."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        count = len(encoding.ids)
-        return Tokens(
-            ids=np.array(encoding.ids, np.int32),
-            starts=np.fromiter((start for start, _ in encoding.offsets), np.int32, count),
-            word_ids=np.array(encoding.word_ids, np.int32),
-        )
-
-    def files(self) -> dict[str, bytes]:
-        """Returns the files that make a directory self-contained, by name."""
-        config = {
-            "do_lower_case": self.do_lower_case,
-            "tokenizer_class": "BertTokenizer",
-            **{f"{name}_token": token for name, token in SPECIAL_TOKENS.items()},
-        }
-        return {
-            VOCAB_FILE: ("\n".join(self.vocab) + "\n").encode("utf-8"),
-            TOKENIZER_CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
-        }
+def tokenizer_files(directory: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the files of a model directory that describe its tokenizer, the best first."""
+    paths = (pathlib.Path(directory) / name for name in _FILE_NAMES)
+    return tuple(path for path in paths if path.is_file())
 
 
-def _expect_special_tokens(tokens: Sequence[str], path: str, flag: str) -> None:
-    missing = [token for token in SPECIAL_TOKENS.values() if token not in tokens]
-    if missing:
-        raise InputError(
-            f"{flag}: expected a vocabulary with {', '.join(SPECIAL_TOKENS.values())}, "
-            f"received {path}, which has {len(tokens)} tokens and no {', '.join(missing)}"
-        )
-
-
-def load_tokenizer(vocab_file: str, *, do_lower_case: bool, flag: str) -> WordPieceTokenizer:
-    """Loads the tokenizer of a `vocab.txt`.
+def find_vocab_file(path: str, *, flag: str) -> str:
+    """Returns a tokenizer's file, where a model directory is given the best in it.
 
     Raises:
-        InputError: there is no such file, it is not UTF-8, or lacks a special token.
+        InputError: the directory has none.
     """
-    tokens = read_tokens(vocab_file, flag=flag)
-    _expect_special_tokens(tokens, vocab_file, flag)
-    return WordPieceTokenizer(tokens, do_lower_case)
+    if not pathlib.Path(path).is_dir():
+        return path
+    found = tokenizer_files(path)
+    if not found:
+        raise InputError(
+            f"{flag}: expected one of {', '.join(_FILE_NAMES)} in {path}, found none of them"
+        )
+    return str(found[0])
+
+
+def load_tokenizer(vocab_file: str, *, do_lower_case: bool | None, flag: str) -> Tokenizer:
+    """Loads a tokenizer.
+
+    Args:
+        vocab_file: a SentencePiece model (`.model`, `.spm`), a `tokenizer.json`,
+            a `vocab.txt`, or a model directory that has one of them.
+        do_lower_case: whether to lower-case text; None for what the
+            `tokenizer_config.json` beside it says, and without one, yes for
+            WordPiece and no for SentencePiece.
+        flag: the flag that named the file.
+
+    Raises:
+        InputError: it cannot be read, lacks a special token, or has a
+            normaliser of its own that `do_lower_case` would contradict.
+    """
+    path = find_vocab_file(vocab_file, flag=flag)
+    if path.endswith(".json"):
+        if do_lower_case is not None:
+            raise InputError(
+                f"--do_lower_case: {path} has a normaliser of its own; "
+                f"expected no --do_lower_case, received {do_lower_case}"
+            )
+        return tokenizer_json.load_tokenizer_json(path, flag=flag)
+    is_sentencepiece = path.endswith(_SENTENCEPIECE_SUFFIXES)
+    if do_lower_case is None:
+        do_lower_case = _configured_lower_case(path, default=not is_sentencepiece)
+    load = sentencepieces.load_sentencepiece if is_sentencepiece else wordpiece.load_wordpiece
+    return load(path, do_lower_case=do_lower_case, flag=flag)
+
+
+def _configured_lower_case(path: str, *, default: bool) -> bool:
+    """Returns what the model's own settings say: a cased model must not lose its capitals."""
+    config_file = pathlib.Path(path).with_name(TOKENIZER_CONFIG_FILE)
+    try:
+        value = json.loads(config_file.read_bytes()).get("do_lower_case")
+    except (OSError, ValueError, AttributeError):
+        # None there, or not one of a tokenizer: nothing is said.
+        value = None
+    return value if isinstance(value, bool) else default
+
+
+def read_vocab_info(path: pathlib.Path, *, flag: str) -> VocabInfo:
+    """Returns the identity of the vocabulary in a tokenizer's file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.suffix == ".json":
+        return vocab_info(tokenizer_json.read_vocab(str(path), flag=flag)[0])
+    if path.suffix in _SENTENCEPIECE_SUFFIXES:
+        return vocab_info(sentencepieces.read_pieces(str(path), flag=flag)[0])
+    return vocab_info(read_tokens(path, flag=flag))
+
+
+def expect_vocab(
+    cache: CacheInput, vocab_size: int, vocab_files: Sequence[pathlib.Path], flag: str
+) -> None:
+    """Checks that a model has the vocabulary that a cache was made with.
+
+    Args:
+        cache: the directory.
+        vocab_size: the model's.
+        vocab_files: the files of its tokenizer, compared token by token, of which
+            one must agree; where there are none, the sizes alone are compared.
+        flag: the flag that named the model.
+
+    Raises:
+        InputError: they differ; prints both.
+    """
+    expected = cache.manifest.vocab
+    if vocab_size != expected.size:
+        raise InputError(
+            f"{flag}: expected a vocabulary of {expected.size} tokens, as in {cache.directory}, "
+            f"received one of {vocab_size}"
+        )
+    found = []
+    for path in vocab_files:
+        received = read_vocab_info(path, flag=flag)
+        if received == expected:
+            return
+        found.append(f"{path} (SHA-256 {received.sha256}, {received.size} tokens)")
+    if found:
+        raise InputError(
+            f"{flag}: expected the vocabulary of {cache.directory} (SHA-256 {expected.sha256}), "
+            f"received {', '.join(found)}"
+        )

@@ -57,7 +57,7 @@ def message_of(source: ModelSource) -> str:
 
 def test_everything_lands(directory, config, weights):
     source = find_model(directory, "--teacher")
-    assert (source.config, source.vocab_file) == (config, directory / "vocab.txt")
+    assert (source.config, source.directory) == (config, directory)
     found = source.read_weights()
     assert found.keys() == weights.keys()
     for name, value in found.items():

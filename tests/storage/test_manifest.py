@@ -9,6 +9,7 @@ from data_specs.records import MASKED_EXAMPLES
 from pipeline import files
 from pipeline.errors import InputError
 from pipeline.storage import cache_input, manifest, serialization, writer
+from pipeline.text import tokenizers
 
 
 def _manifest(shards: tuple[manifest.ShardInfo, ...]) -> manifest.Manifest:
@@ -147,6 +148,20 @@ def test_a_truncated_and_a_missing_shard_are_named(complete: pathlib.Path) -> No
             {"train": [{"file": "/etc/passwd", "num_examples": 1, "bytes": 1, "sha256": "0" * 64}]},
             "expected the name of a shard, received '/etc/passwd'",
         ),
+        (
+            "splits",
+            {
+                "train": [
+                    {
+                        "file": "train-00002-of-00002.tfrecord",
+                        "num_examples": 1,
+                        "bytes": 1,
+                        "sha256": "0" * 64,
+                    }
+                ]
+            },
+            "expected the name of a shard, received 'train-00002-of-00002.tfrecord'",
+        ),
     ],
 )
 def test_a_manifest_that_is_not_one_is_refused(
@@ -192,12 +207,13 @@ def test_a_model_of_another_vocabulary_is_refused(
     cache = cache_input.open_cache(str(complete), None)
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("[PAD]\n一\n", encoding="utf-8")
-    cache_input.expect_vocab(cache, 2, folder / "vocab.txt", "--teacher")
+    files = (folder / "vocab.txt",)
+    tokenizers.expect_vocab(cache, 2, files, "--teacher")
     with pytest.raises(InputError, match="--teacher: expected a vocabulary of 2 tokens.* of 3"):
-        cache_input.expect_vocab(cache, 3, None, "--teacher")
+        tokenizers.expect_vocab(cache, 3, (), "--teacher")
     (folder / "vocab.txt").write_text("[PAD]\n二\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"--teacher: .*SHA-256 .* received .*SHA-256"):
-        cache_input.expect_vocab(cache, 2, folder / "vocab.txt", "--teacher")
+        tokenizers.expect_vocab(cache, 2, files, "--teacher")
     with pytest.raises(InputError, match="at least 8 positions .* received 4"):
         cache_input.expect_positions(cache, 4, "--teacher")
 

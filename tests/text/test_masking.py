@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.text import masking, segmenters, windows
-from pipeline.text.tokenizers import Tokens
+from pipeline.text.tokens import Tokens
 
 SPECIAL_IDS = np.arange(5)
 POLICY = masking.MaskingPolicy(
@@ -106,13 +106,14 @@ def test_segments_begin_at_lines_else_at_words(starts: list[bool], seed: int) ->
         assert split == len(starts)
 
 
-def _tokens(starts: list[int], word_ids: list[int]) -> Tokens:
-    return Tokens(np.arange(len(starts)), np.array(starts), np.array(word_ids))
+def _tokens(starts: list[int], ends: list[int], word_ids: list[int]) -> Tokens:
+    ids = np.arange(len(starts))
+    return Tokens(ids, np.array(starts), np.array(ends), np.array(word_ids))
 
 
 def test_word_starts_by_hand() -> None:
     text = "使用BERT模型"
-    tokens = _tokens([0, 1, 2, 4, 6, 7], [0, 1, 2, 2, 3, 4])
+    tokens = _tokens([0, 1, 2, 4, 6, 7], [1, 2, 4, 6, 7, 8], [0, 1, 2, 2, 3, 4])
     segments = {
         "jieba": [True, False, True, False, True, False],
         "whitespace": [True, False, True, False, True, False],
@@ -125,7 +126,7 @@ def test_word_starts_by_hand() -> None:
 
 def test_words_of_segmented_text_end_at_spaces() -> None:
     text = "使用 模 型"
-    tokens = _tokens([0, 1, 3, 5], [0, 1, 2, 3])
+    tokens = _tokens([0, 1, 3, 5], [1, 2, 4, 6], [0, 1, 2, 3])
     segment = segmenters.SEGMENTERS["whitespace"]()
     assert segmenters.word_starts(text, tokens, segment).tolist() == [True, False, True, True]
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.text.tokenizers import WordPieceTokenizer, load_tokenizer
+from pipeline.text.tokenizers import load_tokenizer
+from pipeline.text.wordpiece import WordPieceTokenizer
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)

@@ -1,0 +1,247 @@
+"""Tokenizers that bring their own marks: SentencePiece and byte-level BPE, trained here."""
+
+import json
+import pathlib
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import pre_tokenizers
+
+from pipeline.errors import InputError
+from pipeline.text import segmenters, tokens
+from pipeline.text.tokenizers import load_tokenizer, read_vocab_info, tokenizer_files
+from tests.conftest import ENGLISH, LINES
+
+SHARED = pathlib.Path(__file__).parents[3] / "shared"
+TEXT = st.text(
+    st.one_of(
+        st.characters(exclude_categories=["Cs"]),
+        st.sampled_from("今天天气很好，。Hello unbelievable, мир привет\n\t  ㍿ﬁéİ𝕏▁Ġ[]<>"),
+    ),
+    max_size=60,
+)
+
+
+@pytest.fixture(scope="module", params=["spiece", "bpe"])
+def tokenizer(request, spiece_file, bpe_file) -> tokens.Tokenizer:
+    """Either of the two."""
+    path = {"spiece": spiece_file, "bpe": bpe_file}[request.param]
+    return load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+
+
+def _spaceless(text: str) -> str:
+    return "".join(text.split())
+
+
+@given(TEXT)
+def test_every_token_points_at_its_text(tokenizer, text: str) -> None:
+    found = tokenizer.tokenize(text)
+    assert len(found.ids) == len(found.starts) == len(found.ends) == len(found.word_ids)
+    assert (found.starts <= found.ends).all() and (found.ends <= len(text)).all()
+    assert (np.diff(found.starts) >= 0).all() and (np.diff(found.word_ids) >= 0).all()
+    covered = np.zeros(len(text), bool)
+    for index, start, end in zip(found.ids, found.starts, found.ends, strict=True):
+        covered[start:end] = True
+        assert start == end or not text[start].isspace()
+        _expect_same_text(tokenizer.vocab[index], text[start:end])
+    left_out = {char for char, there in zip(text, covered, strict=True) if not there}
+    # Spaces, and what a normaliser drops: characters that cannot be seen.
+    assert all(
+        char.isspace() or unicodedata.category(char) in ("Cc", "Cf", "Mn", "Zs", "Cn", "Lo", "So")
+        for char in left_out
+    )
+
+
+def _expect_same_text(token: str, span: str) -> None:
+    """A token is its span's text, or part of a character that was taken apart."""
+    if token in ("[UNK]", "<unk>"):
+        return
+    if set(token) <= set(pre_tokenizers.ByteLevel.alphabet()):
+        decoded = _bytes_of(token).strip()
+        whole = span.encode("utf-8")
+        if decoded in whole:
+            return
+    plain = token.replace("▁", "")
+    normal = _spaceless(unicodedata.normalize("NFKC", span))
+    assert plain in normal or normal in plain or len(span) == 1, (token, span)
+
+
+def _bytes_of(token: str) -> bytes:
+    """Undoes byte-level BPE's alphabet: printable bytes are themselves, others from U+0100 on."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): byte for byte in kept}
+    others = (byte for byte in range(256) if byte not in kept)
+    table.update({chr(256 + number): byte for number, byte in enumerate(others)})
+    return bytes(table[char] for char in token)
+
+
+@given(TEXT)
+def test_no_text_becomes_a_special_token_but_unk(tokenizer, text: str) -> None:
+    special = set(tokenizer.special_ids.values()) - {tokenizer.special_ids["unk"]}
+    text += "[MASK] [CLS] <mask> <s> </s>"
+    assert not special & set(tokenizer.tokenize(text).ids.tolist())
+
+
+@given(TEXT)
+def test_word_starts_of_any_text(tokenizer, text: str) -> None:
+    found = tokenizer.tokenize(text)
+    starts = segmenters.word_starts(text, found, segmenters.load_segmenter("jieba"))
+    assert starts.shape == found.ids.shape
+    if len(starts):
+        assert starts[0]
+        # A word never begins within a character.
+        parts = (found.starts[1:] < found.ends[:-1]) & (found.word_ids[1:] == found.word_ids[:-1])
+        assert not (starts[1:] & parts).any()
+
+
+def _words(tokenizer: tokens.Tokenizer, text: str) -> list[str]:
+    found = tokenizer.tokenize(text)
+    starts = segmenters.word_starts(text, found, segmenters.load_segmenter("jieba"))
+    groups = np.split(np.arange(len(starts)), np.flatnonzero(starts)[1:])
+    return [text[found.starts[group].min() : found.ends[group].max()] for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("今天天气很好，我们读书。", ["今天天气", "很", "好", "，", "我们", "读书", "。"]),
+        (
+            "Hello, unbelievable weather!",
+            ["Hello", ",", "unbelievable", "weather", "!"],
+        ),
+        ("Привет, неописуемая погода.", ["Привет", ",", "неописуемая", "погода", "."]),
+    ],
+)
+def test_whole_words_in_three_languages(tokenizer, text: str, words: list[str]) -> None:
+    assert _words(tokenizer, text) == words
+
+
+def test_special_ids(spiece_file, bpe_file) -> None:
+    spiece = load_tokenizer(str(spiece_file), do_lower_case=None, flag="--vocab_file")
+    names = {name: spiece.vocab[index] for name, index in spiece.special_ids.items()}
+    assert names == {name: f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    bpe = load_tokenizer(str(bpe_file), do_lower_case=None, flag="--vocab_file")
+    assert bpe.special_ids == {"cls": 0, "pad": 1, "sep": 2, "unk": 3, "mask": 4}
+    for tokenizer in (spiece, bpe):
+        assert np.flatnonzero(tokenizer.is_special()).tolist() == sorted(
+            tokenizer.special_ids.values()
+        )
+
+
+def test_a_long_text_is_not_cut(bpe_file) -> None:
+    tokenizer = load_tokenizer(str(bpe_file), do_lower_case=None, flag="--vocab_file")
+    found = tokenizer.tokenize(ENGLISH[0])
+    assert found.ends[-1] == len(ENGLISH[0])
+
+
+def test_lower_case_keeps_places(spiece_file) -> None:
+    lower = load_tokenizer(str(spiece_file), do_lower_case=True, flag="--vocab_file")
+    assert lower.tokenize("THE weather").ids.tolist() == lower.tokenize("the weather").ids.tolist()
+    # The lower case of İ is two characters: it is left alone, so that places stay.
+    assert lower.tokenize("İThe").ends[-1] == 4
+
+
+def test_a_directory_is_self_contained(tokenizer, tmp_path) -> None:
+    for name, content in tokenizer.files().items():
+        (tmp_path / name).write_bytes(content)
+    again = load_tokenizer(str(tmp_path), do_lower_case=None, flag="--vocab_file")
+    for line in LINES:
+        assert again.tokenize(line).ids.tolist() == tokenizer.tokenize(line).ids.tolist()
+    for path in tokenizer_files(tmp_path):
+        assert read_vocab_info(path, flag="--teacher") == tokenizer.info
+
+
+def test_a_unigram_model_becomes_a_tokenizer_json(spiece_file) -> None:
+    tokenizer = load_tokenizer(str(spiece_file), do_lower_case=None, flag="--vocab_file")
+    converted = FastTokenizer.from_buffer(tokenizer.files()["tokenizer.json"])
+    for line in LINES:
+        expected = tokenizer.tokenize(line).ids.tolist()
+        assert converted.encode(line, add_special_tokens=False).ids == expected, line
+    cls, sep = tokenizer.special_ids["cls"], tokenizer.special_ids["sep"]
+    assert converted.encode("a", "b").ids.count(sep) == 2
+    assert converted.encode("a").ids[0] == cls
+
+
+def test_case_is_read_from_the_models_own_settings(vocab_file, tmp_path) -> None:
+    (tmp_path / "vocab.txt").write_bytes(vocab_file.read_bytes())
+    for value in (True, False):
+        settings = tmp_path / "tokenizer_config.json"
+        settings.write_text(json.dumps({"do_lower_case": value}), encoding="utf-8")
+        loaded = load_tokenizer(str(tmp_path), do_lower_case=None, flag="--vocab_file")
+        assert loaded.do_lower_case is value
+    settings.unlink()
+    assert load_tokenizer(str(tmp_path), do_lower_case=None, flag="--vocab_file").do_lower_case
+
+
+def test_bad_tokenizers(tmp_path, bpe_file) -> None:
+    def fails(path: pathlib.Path, match: str, *, do_lower_case: bool | None = None) -> None:
+        with pytest.raises(InputError, match=match):
+            load_tokenizer(str(path), do_lower_case=do_lower_case, flag="--vocab_file")
+
+    fails(tmp_path, "--vocab_file: expected one of vocab.txt, .* found none of them")
+    fails(tmp_path / "x.model", "--vocab_file: expected a SentencePiece model, .* no such file")
+    fails(tmp_path / "x.json", "--vocab_file: expected a tokenizer.json, .* no such file")
+    (tmp_path / "x.model").write_text("no model")
+    fails(tmp_path / "x.model", "expected a SentencePiece model, .* cannot be read as one")
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    fails(tmp_path / "vocab.json", "expected a tokenizer.json of the tokenizers library, .*merges")
+    fails(bpe_file, "--do_lower_case: .* normaliser of its own", do_lower_case=True)
+    content = bpe_file.read_text(encoding="utf-8").replace("<mask>", "<blank>")
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    fails(tmp_path / "tokenizer.json", r"no \[MASK\] or <mask>$")
+
+
+def test_a_huge_id_is_refused(tmp_path, bpe_file) -> None:
+    content = json.loads(bpe_file.read_text(encoding="utf-8"))
+    content["model"]["vocab"]["zzz"] = 2**31 - 2
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match="--vocab_file: expected 1 to 16777216 tokens"):
+        load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+
+
+@pytest.mark.peers
+def test_transformers_reads_the_same_tokens(tokenizer, tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    for name, content in tokenizer.files().items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.mask_token_id == tokenizer.special_ids["mask"]
+    assert theirs.pad_token_id == tokenizer.special_ids["pad"]
+    for line in LINES:
+        expected = tokenizer.tokenize(line).ids.tolist()
+        assert theirs.encode(line, add_special_tokens=False) == expected, line
+
+
+@pytest.mark.peers
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["xlnet_en_spiece", "xlnet_zh_spiece", "cluecorpussmall_spm"])
+def test_transformers_reads_public_models_alike(name: str, tmp_path) -> None:
+    """Ties between ways of equal score may fall otherwise: two lines of CLUE's model do."""
+    from transformers import AutoTokenizer
+
+    path = SHARED / "data" / "vocab" / f"{name}.model"
+    ours = load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+    for file, content in ours.files().items():
+        (tmp_path / file).write_bytes(content)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ("en/mlm/classic_books.txt", "zh/mlm/reviews.txt", "ru/mlm/dialogues_anekdots.txt")
+    lines = [
+        line
+        for text in texts
+        for line in (SHARED / "data" / text).read_text(encoding="utf-8")[:100_000].splitlines()
+        if line.strip()
+    ]
+    differing = [
+        line
+        for line in lines
+        if theirs.encode(line, add_special_tokens=False) != ours.tokenize(line).ids.tolist()
+    ]
+    assert len(differing) <= len(lines) // 200
