@@ -143,33 +143,39 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
     return numbers
 
 
+def import_quietly(*modules: str) -> None:
+    """Imports modules; what is said on stderr meanwhile goes nowhere.
+
+    TensorFlow's native code greets there before any setting can silence it.
+    """
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            for module in modules:
+                importlib.import_module(module)
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+
+
 def choose_backend(values: flags.FlagValues, *modules: str) -> None:
     """Sets Keras's backend, imports it and says what it computes on.
 
     Keras must not have been imported before.
-
-    TensorFlow's native code greets on stderr before any setting can silence it:
-    what is said during the import goes nowhere.
 
     Args:
         values: parsed flags with `--backend`.
         *modules: what else to import.
     """
     os.environ["KERAS_BACKEND"] = values.backend
-    sys.stderr.flush()
-    original = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            for module in ("keras", *modules):
-                importlib.import_module(module)
-        except ImportError as error:
-            raise InputError(
-                f"--backend: {values.backend} cannot be imported ({error}); install it, "
-                "for example with pip install '.[jax]'"
-            ) from error
-        finally:
-            os.dup2(original, 2)
-            os.close(original)
+    try:
+        import_quietly("keras", *modules)
+    except ImportError as error:
+        raise InputError(
+            f"--backend: {values.backend} cannot be imported ({error}); install it, "
+            "for example with pip install '.[jax]'"
+        ) from error
     devices = importlib.import_module("keras.distribution").list_devices()
     print(f"computing with {values.backend} on {', '.join(devices)}", file=sys.stderr)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from data_specs import corpora
 from pipeline import command_line
+from pipeline.errors import InputError
 from pipeline.runners import local
 
 
@@ -16,13 +18,19 @@ def define_flags() -> flags.FlagValues:
     """Returns this command's flags."""
     table = command_line.FlagTable()
     _define_places(table)
-    table.boolean("do_lower_case", True, "Whether to lower-case and strip accents.")
+    table.boolean(
+        "do_lower_case",
+        None,
+        "Whether to lower-case (WordPiece: and strip accents); by default what the "
+        "tokenizer_config.json beside the vocabulary says, and without one, yes for a vocab.txt "
+        "and no for a SentencePiece model.",
+    )
     table.boolean("do_whole_word_mask", True, "Whether to mask whole words.")
     table.choice(
         "segmenter",
-        "jieba",
-        "What says where Chinese words begin.",
-        of=["jieba", "whitespace", "none"],
+        None,
+        "What says where Chinese words begin; by default what --corpus_spec says, else jieba.",
+        of=corpora.SEGMENTERS,
     )
     table.choice(
         "segments",
@@ -46,7 +54,7 @@ def define_flags() -> flags.FlagValues:
     table.integer("dupe_factor", 5, "Differently masked copies of each window.", low=1)
     table.integer("random_seed", 12345, "Decides every random choice.", low=0)
     table.boolean("random_next", None, "Accepted for old command lines; has no effect.")
-    table.require("input_dir", "output_dir", "vocab_file")
+    table.require("output_dir", "vocab_file")
     return table.values
 
 
@@ -55,13 +63,33 @@ def _define_places(table: command_line.FlagTable) -> None:
         "input_dir",
         None,
         "The corpus: a file, a folder or a glob. Files named .json or .jsonl hold JSON lines or "
-        "one JSON array, others text with a blank line between documents; .gz is unpacked.",
+        "one JSON array, others text with a blank line between documents; .gz is unpacked. With "
+        "--tfds_name, where TensorFlow datasets are kept.",
     )
+    table.string(
+        "corpus_spec",
+        None,
+        f"How the files of --input_dir are read: {', '.join(corpora.names())}, or a .yaml file "
+        "of the form of those in data_specs/corpora.",
+    )
+    table.string(
+        "tfds_name", None, "Instead of files: a TensorFlow dataset, name[/config][:version]."
+    )
+    table.string("corpora", None, "Instead of one corpus: a .yaml file with several, weighted.")
     table.string(
         "output_dir", None, "Where the masked examples go: an empty folder, or an unfinished one."
     )
-    table.string("vocab_file", None, "The teacher's vocab.txt.")
-    table.string("text_fields", "title,content", "The fields of a JSON row that are its text.")
+    table.string(
+        "vocab_file",
+        None,
+        "The teacher's vocab.txt, tokenizer.json or SentencePiece model, or its directory.",
+    )
+    table.string(
+        "text_fields",
+        None,
+        "The fields of a row that are its text; by default what --corpus_spec says, the only text "
+        "feature of --tfds_name, else title,content.",
+    )
     table.alias("params", "text_fields")
     table.integer("min_chars", 20, "Documents with fewer characters are skipped.", low=1)
     table.boolean(
@@ -80,16 +108,47 @@ def _define_places(table: command_line.FlagTable) -> None:
     table.integer("max_workers", local.num_cpus(), "How many processes to use.", low=1, high=512)
 
 
+def _find_corpora(values: flags.FlagValues) -> tuple[corpora.CorpusSource, ...]:
+    """Returns the corpora that the flags name.
+
+    Raises:
+        InputError: none, or a mixture and one beside it, or a mixture that is not as it must be.
+    """
+    single = ("input_dir", "corpus_spec", "tfds_name", "text_fields", "segmenter")
+    given = {name: values[name].value for name in single if values[name].value is not None}
+    if values.corpora is not None and given:
+        raise InputError(
+            f"--corpora: expected it alone, received --{next(iter(given))} beside it, "
+            "which belongs into the file"
+        )
+    if values.corpora is None and "input_dir" not in given and "tfds_name" not in given:
+        raise InputError("missing: --input_dir, or --tfds_name, or --corpora (see --help)")
+    try:
+        if values.corpora is not None:
+            return corpora.load_mixture(values.corpora)
+        if "text_fields" in given:
+            names = (name.strip() for name in given["text_fields"].split(","))
+            given["text_fields"] = tuple(name for name in names if name)
+            if not given["text_fields"]:
+                raise ValueError("text_fields: expected the names of fields, received none")
+        return (corpora.CorpusSource(**given),)
+    except ValueError as error:
+        flag = "--corpora: " if values.corpora is not None else "--"
+        raise InputError(f"{flag}{error}") from error
+
+
 def _create(values: flags.FlagValues) -> None:
+    sources = _find_corpora(values)
+    if any(source.tfds_name is not None for source in sources):
+        command_line.import_quietly("tensorflow_datasets", "tensorflow")
+
     from pipeline.text import masked_examples
     from pipeline.text.settings import MaskedExamplesConfig
 
     if values.random_next is not None:
         print("note: --random_next has no effect: segments are always consecutive", file=sys.stderr)
-    settings = values.flag_values_dict()
+    settings = values.flag_values_dict() | {"corpora": sources}
     names = MaskedExamplesConfig.__dataclass_fields__
-    fields = settings["text_fields"].split(",")
-    settings["text_fields"] = tuple(name.strip() for name in fields if name.strip())
     config = MaskedExamplesConfig(**{name: settings[name] for name in names})
     manifest = masked_examples.create_masked_examples(config)
     print("\n".join(masked_examples.describe(manifest)))

@@ -48,10 +48,8 @@ class DocumentMasker:
         self._tokenizer = load_tokenizer(
             config.vocab_file, do_lower_case=config.do_lower_case, flag="--vocab_file"
         )
-        self._segment = segmenters.SEGMENTERS[config.segmenter]()
         special = self._tokenizer.special_ids
-        self._is_special = np.zeros(len(self._tokenizer.vocab), bool)
-        self._is_special[list(special.values())] = True
+        self._is_special = self._tokenizer.is_special()
         self._policy = masking.MaskingPolicy(
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
@@ -60,13 +58,14 @@ class DocumentMasker:
         )
         self._id_dtype = records.id_dtype(len(self._tokenizer.vocab))
 
-    def _tokenize(self, text: str) -> _TokenizedDocument:
+    def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
+        segment = segmenters.load_segmenter(segmenter)
         ids, word_starts, line_starts = [], [], []
         for piece in _text_slices(text):
             tokens = self._tokenizer.tokenize(piece)
             ids.append(tokens.ids)
             if self._config.do_whole_word_mask:
-                word_starts.append(segmenters.word_starts(piece, tokens, self._segment))
+                word_starts.append(segmenters.word_starts(piece, tokens, segment))
             else:
                 word_starts.append(np.ones(len(tokens.ids), bool))
             line_starts.append(_line_starts(piece, tokens.starts))
@@ -74,8 +73,25 @@ class DocumentMasker:
             np.concatenate(ids), np.concatenate(word_starts), np.concatenate(line_starts)
         )
 
+    def num_copies(self, key: bytes, weight: float) -> int:
+        """Returns how many ways a document is masked.
+
+        Args:
+            key: its digest.
+            weight: its corpus's: `weight · dupe_factor` copies, where that is no
+                whole number on average over documents.
+        """
+        uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
+        return int(weight * self._config.dupe_factor + uniform)
+
     def examples(
-        self, text: str, key: bytes, statistics: Counter[str]
+        self,
+        text: str,
+        key: bytes,
+        statistics: Counter[str],
+        *,
+        segmenter: str,
+        num_copies: int,
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yields the masked copies of every window of a document.
 
@@ -83,17 +99,19 @@ class DocumentMasker:
             text: the document.
             key: its digest: every random choice depends on it.
             statistics: counts are added to it.
+            segmenter: a name in `segmenters.SEGMENTERS`.
+            num_copies: masked copies of each window.
 
         Yields:
             example ids and serialised examples.
         """
         seed = self._config.random_seed
-        document = self._tokenize(text)
-        unknown = document.ids == self._tokenizer.special_ids["unk"]
+        document = self._tokenize(text, segmenter)
+        # A byte-level vocabulary may have no unknown token.
+        unknown = document.ids == self._tokenizer.special_ids.get("unk", -1)
         statistics["tokens"] += len(document.ids)
         statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
-        copies = range(self._config.dupe_factor)
-        streams = [seeding.stream(seed, "mask", key, copy) for copy in copies]
+        streams = [seeding.stream(seed, "mask", key, copy) for copy in range(num_copies)]
         for number, window in enumerate(self._windows(document, key)):
             masked = self._masked_copies(window, streams)
             statistics["windows" if masked else f"windows {UNMASKABLE}"] += 1

@@ -26,10 +26,11 @@ from pipeline.runners.shard_job import ShardJob
 from pipeline.storage import manifest as manifests
 from pipeline.storage import spill, writer
 from pipeline.storage.manifest import EVAL, TRAIN, Manifest
-from pipeline.text import corpus
+from pipeline.text import corpus, documents
 from pipeline.text.document_masker import UNMASKABLE, DocumentMasker
 from pipeline.text.settings import MaskedExamplesConfig
-from pipeline.text.tokenizers import WordPieceTokenizer, load_tokenizer
+from pipeline.text.tokenizers import load_tokenizer
+from pipeline.text.tokens import Tokenizer
 
 _SPILL_FOLDER = ".spill"
 _PLAN_FILE = "plan.json"
@@ -39,6 +40,7 @@ _MAX_SHARD_BYTES = 128 * 2**20
 _USUAL_TRUNCATION_FACTOR = 128
 _BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
+_LEFT_OUT = "left out by the weight of their corpus"
 
 # One tokenizer, segmenter and policy a process, however many chunks it handles.
 _masker = functools.lru_cache(maxsize=1)(DocumentMasker)
@@ -75,35 +77,55 @@ def _mask_documents(
 ) -> tuple[dict[str, Any], list[spill.Entry]]:
     statistics: Counter[str] = Counter(documents=len(chunk.documents))
     skipped: Counter[str] = Counter()
+    by_corpus: Counter[str] = Counter()
     entries: list[spill.Entry] = []
     for document in chunk.documents:
-        try:
-            text = corpus.document_text(document, config.text_fields).strip()
-        except InputError:
-            if not config.skip_bad_lines:
-                raise
-            skipped[_BAD_ROWS] += 1
-            continue
-        if len(text) < config.min_chars:
-            skipped[_SHORT] += 1
-            continue
-        content = text.encode("utf-8")
-        # By content, so that two copies of a text never stand on both sides.
-        group = seeding.hash64(config.random_seed, "split", document.split_key or content)
-        key = seeding.digest(document.file.name, document.ordinal, content)
         before = len(entries)
-        for example_id, record in _masker(config).examples(text, key, statistics):
-            entries.append(spill.Entry(example_id, group, record))
-        skipped[UNMASKABLE] += len(entries) == before
+        reason = _mask_document(config, document, statistics, entries)
+        if reason is not None:
+            skipped[reason] += 1
+        by_corpus[document.file.corpus.label] += len(entries) - before
     groups = [entry.group for entry in entries]
     header = {
         "fingerprint": chunk.fingerprint(),
         "statistics": dict(statistics),
-        "skipped": {reason: count for reason, count in skipped.items() if count},
+        "skipped": dict(skipped),
+        "examples": dict(by_corpus),
         "bytes": sum(len(entry.record) for entry in entries),
         "groups": [min(groups), max(groups)] if groups else None,
     }
     return header, entries
+
+
+def _mask_document(
+    config: MaskedExamplesConfig,
+    document: documents.RawDocument,
+    statistics: Counter[str],
+    entries: list[spill.Entry],
+) -> str | None:
+    """Adds a document's masked examples to `entries`; returns why there are none."""
+    try:
+        text = documents.document_text(document)
+    except InputError:
+        if not config.skip_bad_lines:
+            raise
+        return _BAD_ROWS
+    if len(text) < config.min_chars:
+        return _SHORT
+    content = text.encode("utf-8")
+    # By content, so that two copies of a text never stand on both sides.
+    group = seeding.hash64(config.random_seed, "split", document.split_key or content)
+    key = seeding.digest(document.file.key, document.ordinal, content)
+    masker, settings = _masker(config), document.file.corpus
+    num_copies = masker.num_copies(key, settings.weight)
+    if not num_copies:
+        return _LEFT_OUT
+    before = len(entries)
+    examples = masker.examples(
+        text, key, statistics, segmenter=settings.spec.segmenter, num_copies=num_copies
+    )
+    entries.extend(spill.Entry(example_id, group, record) for example_id, record in examples)
+    return UNMASKABLE if len(entries) == before else None
 
 
 def _mask_corpus(
@@ -186,9 +208,11 @@ def _plan(
 ) -> _Plan:
     statistics: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
+    by_corpus: Counter[str] = Counter()
     for header in headers:
         statistics.update(header["statistics"])
         skipped.update(header["skipped"])
+        by_corpus.update(header["examples"])
     ranges = [header["groups"] for header in headers if header["groups"]]
     if not ranges:
         raise InputError(
@@ -206,6 +230,7 @@ def _plan(
         num_shards[EVAL] = max(1, -int(-shards * eval_share // 1))
     counts = dict(statistics) | {
         "skipped": dict(skipped),
+        "examples_by_corpus": dict(by_corpus),
         "corpus_files": len(corpus_files),
         "corpus_bytes": sum(file.bytes for file in corpus_files),
     }
@@ -275,26 +300,20 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
         InputError: the corpus, the vocabulary or the directory is not as it must
             be. A directory that this call began is then as it was before.
     """
-    if (
-        pathlib.Path(config.output_dir)
-        .resolve()
-        .is_relative_to(pathlib.Path(config.input_dir).resolve())
-    ):
-        raise InputError(
-            f"--output_dir: expected a folder outside --input_dir={config.input_dir}, which is "
-            f"read with all below it, received {config.output_dir}"
-        )
-    corpus_files = corpus.find_files(config.input_dir, flag="--input_dir")
+    _expect_output_outside(config)
+    corpora = corpus.resolve(config.corpora)
     tokenizer = load_tokenizer(
         config.vocab_file, do_lower_case=config.do_lower_case, flag="--vocab_file"
     )
-    is_new = manifests.claim(config.output_dir, config.request(tokenizer.info), flag="--output_dir")
+    corpus_files = corpus.open_corpora(config.corpora, corpora)
+    request = config.request(tokenizer, corpora)
+    is_new = manifests.claim(config.output_dir, request, flag="--output_dir")
     if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
         manifest = manifests.load(config.output_dir, flag="--output_dir")
         _expect_corpus_size(config, manifest, corpus_files)
     else:
         try:
-            manifest = _make(config, corpus_files, tokenizer)
+            manifest = _make(config, corpus_files, tokenizer, request)
         except InterruptedRunError:
             raise
         except InputError:
@@ -305,10 +324,23 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     return manifest
 
 
+def _expect_output_outside(config: MaskedExamplesConfig) -> None:
+    output_dir = pathlib.Path(config.output_dir).resolve()
+    for source in config.corpora:
+        if source.input_dir is None or source.tfds_name is not None:
+            continue
+        if output_dir.is_relative_to(pathlib.Path(source.input_dir).resolve()):
+            raise InputError(
+                f"--output_dir: expected a folder outside --input_dir={source.input_dir}, which "
+                f"is read with all below it, received {config.output_dir}"
+            )
+
+
 def _make(
     config: MaskedExamplesConfig,
     corpus_files: Sequence[corpus.CorpusFile],
-    tokenizer: WordPieceTokenizer,
+    tokenizer: Tokenizer,
+    request: Mapping[str, Any],
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         files.write_bytes(pathlib.Path(config.output_dir) / name, content)
@@ -323,7 +355,7 @@ def _make(
         max_predictions_per_seq=config.max_predictions_per_seq,
         dupe_factor=config.dupe_factor,
         seed=config.random_seed,
-        flags=config.request(tokenizer.info),
+        flags=request,
         splits=_write_shards(config, plan),
         tokenizer_files=tuple(sorted(tokenizer.files())),
         statistics=plan.statistics,
@@ -332,7 +364,7 @@ def _make(
     return manifest
 
 
-def _withdraw(config: MaskedExamplesConfig, tokenizer: WordPieceTokenizer) -> None:
+def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
     """Leaves the directory as it was found: a corrected command may use it."""
     shutil.rmtree(_spill_folder(config), ignore_errors=True)
     for name in (*tokenizer.files(), manifests.REQUEST_FILE):
@@ -360,6 +392,10 @@ def describe(manifest: Manifest) -> Iterator[str]:
     yield f"documents  {counts['documents']:,} read, {sum(skipped.values()):,} skipped"
     for reason, count in sorted(skipped.items()):
         yield f"             {count:,} {reason}"
+    by_corpus = counts["examples_by_corpus"]
+    if len(by_corpus) > 1:
+        for label, count in sorted(by_corpus.items()):
+            yield f"             {count:,} examples of {label}"
     yield f"tokens     {tokens:,}, {rate:.3%} [UNK]"
     yield f"windows    {counts['windows']:,}"
     for split, shards in manifest.splits.items():

@@ -2,25 +2,29 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from data_specs import records
+from data_specs.corpora import CorpusSource
 from pipeline.errors import InputError
-from pipeline.storage.manifest import VocabInfo
+from pipeline.text.documents import Corpus
+from pipeline.text.tokens import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedExamplesConfig:
-    """What `create_pretraining_data` was asked for; fields are named as its flags."""
+    """What `create_pretraining_data` was asked for; fields are named as its flags.
 
-    input_dir: str
+    `corpora` are what `--input_dir`, `--corpus_spec`, `--tfds_name` and `--corpora` name.
+    """
+
+    corpora: tuple[CorpusSource, ...]
     output_dir: str
     vocab_file: str
-    do_lower_case: bool = True
+    do_lower_case: bool | None = None
     do_whole_word_mask: bool = True
-    segmenter: str = "jieba"
     segments: str = "pair"
-    text_fields: tuple[str, ...] = ("title", "content")
     max_seq_length: int = 512
     max_predictions_per_seq: int = 20
     masked_lm_prob: float = 0.15
@@ -46,8 +50,6 @@ class MaskedExamplesConfig:
                 f"(--max_seq_length={self.max_seq_length} less {self.num_special} special tokens), "
                 f"received {self.max_predictions_per_seq}"
             )
-        if not self.text_fields:
-            raise InputError("--text_fields: expected the names of fields, received none")
 
     @property
     def num_special(self) -> int:
@@ -59,10 +61,26 @@ class MaskedExamplesConfig:
         """The longest window, in tokens of the document."""
         return self.max_seq_length - self.num_special
 
-    def request(self, vocab: VocabInfo) -> dict[str, Any]:
-        """Returns the settings that decide the data, as JSON values."""
+    def request(self, tokenizer: Tokenizer, corpora: Sequence[Corpus]) -> dict[str, Any]:
+        """Returns the settings that decide the data, as JSON values.
+
+        Args:
+            tokenizer: what `vocab_file` names.
+            corpora: `self.corpora`, resolved.
+        """
         settings = dataclasses.asdict(self)
-        for name in ("input_dir", "output_dir", "vocab_file", "max_workers"):
+        for name in ("output_dir", "vocab_file", "max_workers"):
             del settings[name]
-        request = {"kind": records.MASKED_EXAMPLES, "vocab": dataclasses.asdict(vocab), **settings}
+        settings["do_lower_case"] = tokenizer.do_lower_case
+        settings["corpora"] = [
+            {
+                "name": corpus.label,
+                "tfds_name": corpus.tfds_name,
+                "weight": corpus.weight,
+                **corpus.spec.reading(),
+            }
+            for corpus in corpora
+        ]
+        vocab = dataclasses.asdict(tokenizer.info)
+        request = {"kind": records.MASKED_EXAMPLES, "vocab": vocab, **settings}
         return json.loads(json.dumps(request))

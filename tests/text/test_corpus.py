@@ -3,23 +3,26 @@
 import gzip
 import json
 import pathlib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_specs.corpora import CorpusSpec
 from pipeline.errors import InputError
-from pipeline.text import corpus
+from pipeline.text import corpus, readers
+from pipeline.text.documents import Corpus, document_text
 
-FIELDS = ("title", "content")
 ROWS = [{"title": f"题目{n}", "content": f"内容 {n}", "other": n} for n in range(5)]
 TEXTS = [f"题目{n}\n内容 {n}" for n in range(5)]
 
 
-def _texts(pattern: pathlib.Path | str, fields: tuple[str, ...] = FIELDS) -> list[str]:
-    files = corpus.find_files(str(pattern), flag="--input_dir")
+def _texts(pattern: pathlib.Path | str, **settings: Any) -> list[str]:
+    read = Corpus(spec=CorpusSpec(**settings))
+    files = corpus.find_files(str(pattern), flag="--input_dir", corpus=read)
     return [
-        corpus.document_text(document, fields)
+        document_text(document)
         for chunk in corpus.read_chunks(files)
         for document in chunk.documents
     ]
@@ -53,14 +56,14 @@ def test_rows_of_every_form(tmp_path: pathlib.Path, name: str, content: str) -> 
 def test_a_row_is_its_fields_joined(tmp_path: pathlib.Path) -> None:
     row = {"title": "", "content": None, "answer": "好", "q": "吗"}
     path = _write(tmp_path / "x.json", json.dumps(row))
-    assert _texts(path, ("title", "content", "q", "answer")) == ["吗\n好"]
+    assert _texts(path, text_fields=("title", "content", "q", "answer")) == ["吗\n好"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.txt.gz"])
 def test_text_is_split_at_blank_lines(tmp_path: pathlib.Path, name: str) -> None:
     content = "\ufeff\n\n第一行\n第二行\r\n \t \n\n\n另一篇"
     path = _write(tmp_path / name, content.removeprefix("\ufeff"))
-    assert _texts(path) == ["第一行\n第二行\r\n", "另一篇"]
+    assert _texts(path) == ["第一行\n第二行", "另一篇"]
 
 
 def test_folders_globs_and_hidden_files(tmp_path: pathlib.Path) -> None:
@@ -76,7 +79,7 @@ def test_folders_globs_and_hidden_files(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_long_document_is_cut_at_lines_and_stays_on_one_side(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(corpus, "MAX_PIECE_BYTES", 64)
+    monkeypatch.setattr(readers, "MAX_PIECE_BYTES", 64)
     lines = [f"第{n}行的文字\n" for n in range(30)]
     path = _write(tmp_path / "long.txt", "".join(lines) + "\n短的文档\n")
     files = corpus.find_files(str(path), flag="--input_dir")
@@ -93,13 +96,13 @@ def test_a_long_document_is_cut_at_lines_and_stays_on_one_side(tmp_path, monkeyp
 @given(st.text(alphabet="a汉😀é", min_size=1, max_size=200))
 def test_an_endless_line_is_cut_between_characters(tmp_path_factory, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "MAX_PIECE_BYTES", 32)
+        patch.setattr(readers, "MAX_PIECE_BYTES", 32)
         path = _write(tmp_path_factory.mktemp("line") / "x.txt", text)
         assert "".join(_texts(path)) == text
 
 
 def test_an_array_is_read_block_by_block(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(corpus, "_BLOCK_CHARS", 7)
+    monkeypatch.setattr(readers, "_BLOCK_CHARS", 7)
     assert _texts(_write(tmp_path / "x.json", json.dumps(ROWS))) == TEXTS
 
 
@@ -136,7 +139,7 @@ def test_bad_rows_are_named(tmp_path, name: str, content: str | bytes, message: 
 )
 def test_what_is_no_array_is_refused(tmp_path, content: str) -> None:
     with pytest.raises(InputError, match="x.json"):
-        _texts(_write(tmp_path / "x.json", content), ("title",))
+        _texts(_write(tmp_path / "x.json", content), text_fields=("title",))
 
 
 def test_an_empty_array_is_empty(tmp_path) -> None:
@@ -146,7 +149,7 @@ def test_an_empty_array_is_empty(tmp_path) -> None:
 def test_half_a_surrogate_pair_is_no_text(tmp_path) -> None:
     path = _write(tmp_path / "x.jsonl", '{"title": "ab\\ud800"}')
     with pytest.raises(InputError, match="line 1: expected text, received half a surrogate pair"):
-        _texts(path, ("title",))
+        _texts(path, text_fields=("title",))
 
 
 def test_a_line_of_wide_spaces_is_blank(tmp_path) -> None:
@@ -179,7 +182,7 @@ def test_a_broken_gzip_file_is_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_endless_row_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(corpus, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
     for name, content in (("x.jsonl", LINES.replace("内容", "内容" * 50)), ("y.json", "[" + LINES)):
         path = _write(tmp_path / name, content)
         with pytest.raises(InputError, match=name):

@@ -2,12 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 
 from data_specs import records
+from data_specs.corpora import CorpusSource
 from pipeline import seeding
 from pipeline.errors import InputError
 from pipeline.storage import manifest, serialization
@@ -133,9 +134,8 @@ def test_no_document_is_on_both_sides(tmp_path, examples_config) -> None:
     folder = _make(
         examples_config,
         tmp_path / "out",
-        input_dir=str(corpus),
+        corpora=(CorpusSource(input_dir=str(corpus), segmenter="none"),),
         vocab_file=str(vocabulary),
-        segmenter="none",
     )
     train, evaluation = (
         {token for example in _read(folder, split) for token in _restored(example)[1:-1]}
@@ -155,7 +155,12 @@ def test_an_eval_document_where_there_are_two(
     corpus.write_text(text, encoding="utf-8")
     for fraction in (0.01, 0.5):
         folder = tmp_path / str(fraction)
-        _make(examples_config, folder, input_dir=str(corpus), eval_fraction=fraction)
+        _make(
+            examples_config,
+            folder,
+            corpora=(CorpusSource(input_dir=str(corpus)),),
+            eval_fraction=fraction,
+        )
         loaded = manifest.load(folder, flag="--input_dir")
         assert sorted(loaded.splits) == splits
         assert all(loaded.num_examples(split) for split in splits)
@@ -181,10 +186,12 @@ def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
     )
     folder = tmp_path / "out"
     with pytest.raises(InputError, match="line 3: not JSON"):
-        _make(examples_config, folder, input_dir=str(corpus))
+        _make(examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),))
     # A directory that the failed command began is as it was before.
     assert not list(folder.iterdir())
-    _make(examples_config, folder, input_dir=str(corpus), skip_bad_lines=True)
+    _make(
+        examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),), skip_bad_lines=True
+    )
     statistics = manifest.load(folder, flag="--input_dir").statistics
     assert statistics["documents"] == 4
     assert statistics["skipped"] == {
@@ -237,7 +244,8 @@ def test_golden_masks(examples_config, vocab) -> None:
     """The format's promise: these bytes do not change without a new format version."""
     masker = document_masker.DocumentMasker(examples_config)
     key = seeding.digest("golden")
-    made = list(masker.examples("春天来了，院子里的桃树开满了花。", key, defaultdict(int)))
+    text = "春天来了，院子里的桃树开满了花。"
+    made = list(masker.examples(text, key, Counter(), segmenter="jieba", num_copies=2))
     assert [example_id.hex() for example_id, _ in made] == GOLDEN_IDS
     features = [serialization.decode_example(record) for _, record in made]
     positions = [np.frombuffer(f[records.MASKED_LM_POSITIONS], "<u2").tolist() for f in features]
@@ -256,7 +264,6 @@ GOLDEN_LABELS = ["春", "天", "里"]
     [
         ({"max_predictions_per_seq": 46}, "--max_predictions_per_seq: expected at most 45"),
         ({"max_seq_length": 3}, "--max_seq_length: expected more than the 3 special tokens"),
-        ({"text_fields": ()}, "--text_fields: expected the names of fields, received none"),
     ],
 )
 def test_settings_that_do_not_fit(examples_config, changes, message: str) -> None:

@@ -1,0 +1,82 @@
+"""Cleaning: what stands in a corpus's files and is no text."""
+
+import html
+import re
+from collections.abc import Callable, Sequence
+
+_BREAK_TAG = re.compile(r"<br\s*/?>|</p>", re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
+_SPACES = re.compile(r"[^\S\n]+")
+_BLANK_LINES = re.compile(r"\s*\n\s*")
+_HEADING = re.compile(r"^(?: ?=)+ (.*?) (?:= ?)+$", re.MULTILINE)
+_SPLIT_SIGN = re.compile(r" @([-,.])@ ")
+_SUBTITLE_STYLE = re.compile(r"\{[^{}\n]*\}|[♪#*]")
+_SUBTITLE_DASH = re.compile(r"^\s*[-–—]+\s*", re.MULTILINE)
+_MENTION = re.compile(r"\[(?:id|club)\d+(?::[^|\]]*)?\|([^\]]*)\]")
+_BOOK_BEGINS = re.compile(r"^\*\*\* ?START OF [^\n]*$", re.MULTILINE)
+_BOOK_ENDS = re.compile(r"^\*\*\* ?END OF [^\n]*$", re.MULTILINE)
+
+
+def _drop_first_line(text: str) -> str:
+    """`DataBaseItem: 6_57…\\nТекст` → `Текст`."""
+    return text.partition("\n")[2]
+
+
+def _gutenberg(text: str) -> str:
+    """Leaves the book between the marks of Project Gutenberg, a paragraph a line."""
+    begin, end = _BOOK_BEGINS.search(text), _BOOK_ENDS.search(text)
+    text = text[begin.end() if begin else 0 : end.start() if end else len(text)]
+    return "\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+
+
+def _html(text: str) -> str:
+    """`现在<br>呢&nbsp;？` → `现在\\n呢 ？`, also where it was escaped twice."""
+    text = html.unescape(html.unescape(text))
+    return _TAG.sub("", _BREAK_TAG.sub("\n", text))
+
+
+def _line_breaks(text: str) -> str:
+    """`\\r\\n` and `\\r` → `\\n`."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _mentions(text: str) -> str:
+    """`[id12890229|Евгений], можно` → `Евгений, можно`."""
+    return _MENTION.sub(r"\1", text)
+
+
+def _spaces(text: str) -> str:
+    """One space for a run of them, no blank lines."""
+    return _BLANK_LINES.sub("\n", _SPACES.sub(" ", text)).strip()
+
+
+def _subtitles(text: str) -> str:
+    """`{\\an8}- Где он? ♪` → `Где он? `."""
+    return _SUBTITLE_DASH.sub("", _SUBTITLE_STYLE.sub("", text))
+
+
+def _wikitext(text: str) -> str:
+    """` = = Gameplay = = ` → `Gameplay`, `role @-@ playing` → `role-playing`."""
+    lines = "\n".join(line.strip() for line in text.split("\n"))
+    return _SPLIT_SIGN.sub(r"\1", _HEADING.sub(r"\1", lines))
+
+
+# The steps that a corpus's declaration may name; `data_specs.corpora.CLEANING`
+# repeats their names.
+STEPS: dict[str, Callable[[str], str]] = {
+    "drop_first_line": _drop_first_line,
+    "gutenberg": _gutenberg,
+    "html": _html,
+    "line_breaks": _line_breaks,
+    "mentions": _mentions,
+    "spaces": _spaces,
+    "subtitles": _subtitles,
+    "wikitext": _wikitext,
+}
+
+
+def clean(text: str, steps: Sequence[str]) -> str:
+    """Applies steps of cleaning, named as in `STEPS`, one after another."""
+    for step in steps:
+        text = STEPS[step](text)
+    return text

@@ -1,0 +1,261 @@
+"""Declarations of corpora: each one reads a small file of the true format."""
+
+import gzip
+import json
+import pathlib
+
+import pytest
+
+from data_specs import corpora
+from data_specs.corpora import CorpusSource
+from pipeline.errors import InputError
+from pipeline.text import cleaning, corpus, segmenters
+from pipeline.text.documents import document_text
+
+BAIKE_ROW = {
+    "qid": "qid_1",
+    "category": "生活",
+    "title": "冬天进补好吗？ ",
+    "desc": "",
+    "answer": "你好！\r\r当然是冬天好，&nbsp;不宜过多。",
+}
+WEBTEXT_ROW = {
+    "qid": 1,
+    "title": "机器人会写小说吗？",
+    "desc": "如果会，<br>水平如何？",
+    "topic": "机器人",
+    "star": 3,
+    "content": "<p>还不会。</p>以后&amp;将来也许会。",
+    "answer_id": 2,
+    "answerer_tags": "",
+}
+NEWS_ROW = {
+    "news_id": "1",
+    "keywords": "雪",
+    "title": "北方今日降雪",
+    "desc": "今日北方",
+    "source": "报",
+    "time": "03-22 12:00",
+    "content": "今日北方普遍降雪。",
+}
+WIKI_ROW = {"id": "53", "url": "u", "title": "经济学", "text": "经济学\n\n经济学是一门科学。"}
+# Every line of the true files ends with a space.
+WIKITEXT = "\n".join(
+    [
+        " ",
+        " = Robert Boulter = ",
+        " ",
+        " Robert Boulter is an English film , role @-@ playing actor . "
+        "He earned 1 @,@ 000 pounds . ",
+        " ",
+        " = = Career = = ",
+        " ",
+        " He had a role in 2000 . ",
+        " ",
+        " = Du Fu = ",
+        " ",
+        " Du Fu was a poet . ",
+        "",
+    ]
+)
+GUTENBERG = """The Project Gutenberg eBook of A Tale
+
+This eBook is for the use of anyone.
+
+*** START OF THE PROJECT GUTENBERG EBOOK A TALE ***
+
+It was the best
+of times.
+
+It was the worst.
+
+*** END OF THE PROJECT GUTENBERG EBOOK A TALE ***
+
+Updated editions will replace this one.
+"""
+SUBTITLES = "".join(f"- Реплика номер {n}. ♪\n" for n in range(250))
+SOCIAL = """\ufeffDataBaseItem: 6_5756
+Кстати, как неожиданно
+DataBaseItem: 6_5757
+[id12890229|Евгений], можно
+и по-другому
+"""
+
+
+def _lines(*rows: dict) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# What lies where, and the documents that come out.
+CASES = {
+    "wiki_zh": ({"AA/wiki_00": _lines(WIKI_ROW)}, ["经济学\n经济学是一门科学。"]),
+    "news2016zh": (
+        {"news2016zh_valid.json": _lines(NEWS_ROW)},
+        ["北方今日降雪\n今日北方普遍降雪。"],
+    ),
+    "baike2018qa": (
+        {"baike_qa_train.json": _lines(BAIKE_ROW)},
+        ["冬天进补好吗？\n你好！\n当然是冬天好， 不宜过多。"],
+    ),
+    "webtext2019zh": (
+        {"web_text_zh_testa.json": _lines(WEBTEXT_ROW)},
+        ["机器人会写小说吗？\n如果会，\n水平如何？\n还不会。\n以后&将来也许会。"],
+    ),
+    "opensubtitles_ru": (
+        {"ru.txt.gz": SUBTITLES},
+        [
+            "\n".join(f"Реплика номер {n}." for n in range(begin, min(250, begin + 100)))
+            for begin in (0, 100, 200)
+        ],
+    ),
+    "taiga_social": (
+        {"home/texts/vktexts.txt": SOCIAL},
+        ["Кстати, как неожиданно", "Евгений, можно\nи по-другому"],
+    ),
+    "taiga_prose": (
+        {"texts/1.txt": "Первый абзац.\r\n\r\nВторой  абзац.\r\n", "texts/2.txt": "Другой."},
+        ["Первый абзац.\nВторой абзац.", "Другой."],
+    ),
+    "wikitext": (
+        {"wiki.train.raw": WIKITEXT},
+        [
+            "Robert Boulter\nRobert Boulter is an English film , role-playing actor . "
+            "He earned 1,000 pounds .\nCareer\nHe had a role in 2000 .",
+            "Du Fu\nDu Fu was a poet .",
+        ],
+    ),
+    "bookcorpus": (
+        {"books_large_p1.txt": "".join(f"sentence {n} .\n" for n in range(201))},
+        ["\n".join(f"sentence {n} ." for n in range(200)), "sentence 200 ."],
+    ),
+    "gutenberg": ({"98-0.txt": GUTENBERG}, ["It was the best of times.\nIt was the worst."]),
+}
+
+
+def _write(folder: pathlib.Path, files: dict[str, str]) -> pathlib.Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode("utf-8")
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return folder
+
+
+def _documents(*sources: CorpusSource) -> list[str]:
+    files = corpus.open_corpora(sources, corpus.resolve(sources))
+    chunks = corpus.read_chunks(files)
+    return [document_text(document) for chunk in chunks for document in chunk.documents]
+
+
+def test_every_declaration_has_a_case() -> None:
+    assert set(CASES) == set(corpora.names())
+
+
+@pytest.mark.parametrize("name", corpora.names())
+def test_each_reads_its_true_format(tmp_path, name: str) -> None:
+    files, expected = CASES[name]
+    # Files that are not the corpus's lie beside it.
+    _write(tmp_path, files | {"LICENSE": "x", "readme.md": "y"})
+    assert _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec=name)) == expected
+    spec = corpora.load_spec(name)
+    assert spec.name == name and spec.title and spec.url.startswith("https://") and spec.licence
+    assert spec.language in ("zh", "ru", "en")
+
+
+@pytest.mark.parametrize("name", corpora.names())
+def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
+    _write(tmp_path, {"other.csv": "a,b\n"})
+    with pytest.raises(InputError, match=f"--input_dir: .* files of --corpus_spec={name} .*none"):
+        _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec=name))
+
+
+def test_rows_without_the_fields_are_refused(tmp_path) -> None:
+    _write(tmp_path, {"AA/wiki_00": _lines({"id": "1", "content": "x"})})
+    with pytest.raises(InputError, match=r"wiki_00, line 1: .*text \(--corpus_spec=wiki_zh\)"):
+        _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec="wiki_zh"))
+
+
+def test_names_agree_with_what_is_built() -> None:
+    assert set(corpora.CLEANING) == set(cleaning.STEPS)
+    assert set(corpora.SEGMENTERS) == set(segmenters.SEGMENTERS)
+
+
+def test_ones_own_declaration(tmp_path) -> None:
+    spec = tmp_path / "mine.yaml"
+    spec.write_text("reader: text\ndocuments: lines\nlines_per_document: 2\n", encoding="utf-8")
+    _write(tmp_path / "text", {"a.txt": "一\n二\n三\n"})
+    source = CorpusSource(input_dir=str(tmp_path / "text"), corpus_spec=str(spec))
+    assert _documents(source) == ["一\n二", "三"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("readers: text\n", "unknown key 'readers', expected keys of name, title, url"),
+        ("reader: csv\n", "reader: expected one of auto, rows, text, received 'csv'"),
+        ("text_fields: text\n", "text_fields: expected a list of words, received 'text'"),
+        ("cleaning: [soap]\n", "cleaning: expected one of drop_first_line, .*, received 'soap'"),
+        ("documents: lines\n", "lines_per_document: expected a number above 0"),
+        ("documents: starts\n", "document_start: expected a regular expression"),
+        ("documents: starts\ndocument_start: '('\n", "document_start: .* received '\\('"),
+        ("lines_per_document: many\n", "lines_per_document: expected a number, received 'many'"),
+        ("title: 3\n", "title: expected text, received 3"),
+        ("a: [\n", "not YAML"),
+        ("- a\n", "expected keys and values, received list"),
+    ],
+)
+def test_mistakes_in_a_declaration(tmp_path, content: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        corpora.load_spec(str(path))
+    with pytest.raises(InputError, match="--corpus_spec: "):
+        corpus.resolve([CorpusSource(input_dir="x", corpus_spec=str(path))])
+
+
+def test_an_unknown_declaration() -> None:
+    for name in ("wiki", "../corpora/wiki_zh", "/etc/passwd", "no.yaml"):
+        with pytest.raises(ValueError, match="expected one of baike2018qa, .* or a .yaml file"):
+            corpora.load_spec(name)
+
+
+def test_a_mixture(tmp_path) -> None:
+    _write(tmp_path / "wiki", CASES["wiki_zh"][0])
+    _write(tmp_path, {"own/a.txt": "一\n\n二"})
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(
+        "corpora:\n"
+        "- {corpus_spec: wiki_zh, input_dir: wiki, weight: 2}\n"
+        "- {name: own, input_dir: own/a.txt, segmenter: none, text_fields: [a]}\n",
+        encoding="utf-8",
+    )
+    sources = corpora.load_mixture(str(mixture))
+    assert [(source.label, source.weight) for source in sources] == [("wiki_zh", 2.0), ("own", 1.0)]
+    assert _documents(*sources) == [*CASES["wiki_zh"][1], "一", "二"]
+    keys = [file.key for file in corpus.open_corpora(sources, corpus.resolve(sources))]
+    assert keys == ["wiki_zh/AA/wiki_00", "own/a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("corpora: []\n", "expected the one key corpora with a list"),
+        ("corpus: []\n", "expected the one key corpora with a list"),
+        ("corpora: [a]\n", "corpus 1: expected keys and values, received 'a'"),
+        ("corpora: [{weight: 1}]\n", "corpus 1: input_dir: expected it or tfds_name"),
+        ("corpora: [{input_dir: a, weight: 0}]\n", r"weight: expected a number in \(0, 1000\]"),
+        ("corpora: [{input_dir: a, wieght: 1}]\n", "corpus 1: unknown key 'wieght'"),
+        ("corpora: [{input_dir: a, segmenter: x}]\n", "segmenter: expected one of jieba"),
+    ],
+)
+def test_mistakes_in_a_mixture(tmp_path, content: str, message: str) -> None:
+    path = tmp_path / "mixture.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        corpora.load_mixture(str(path))
+
+
+def test_two_corpora_need_two_names() -> None:
+    sources = [CorpusSource(input_dir="a"), CorpusSource(input_dir="b")]
+    with pytest.raises(InputError, match="--corpora: expected a name for each corpus"):
+        corpus.resolve(sources)

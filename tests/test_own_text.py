@@ -1,0 +1,113 @@
+"""The user's own tokenizer and text through all three stages, and what they may get wrong."""
+
+import json
+import pathlib
+
+import pytest
+
+from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
+from pipeline.storage import manifest
+from pipeline.text.tokenizers import load_tokenizer
+from tests.conftest import SENTENCES, save_tiny_bert
+
+
+def _main(command, *arguments: str) -> int:
+    return command.main([command.__name__, *arguments])
+
+
+@pytest.fixture(params=["spiece_file", "bpe_file"])
+def tokenizer_file(request) -> pathlib.Path:
+    """A SentencePiece model, then a byte-level BPE."""
+    return request.getfixturevalue(request.param)
+
+
+def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_file), do_lower_case=None, flag="--vocab_file")
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(map(str, range(len(tokenizer.vocab)))), encoding="utf-8")
+    teacher = save_tiny_bert(tmp_path / "teacher", words, seed=5, num_layers=2)
+    (teacher / "vocab.txt").unlink()
+    (teacher / tokenizer_file.name).write_bytes(tokenizer_file.read_bytes())
+    examples, cache, student = (str(tmp_path / name) for name in ("examples", "cache", "student"))
+    assert not _main(
+        create_pretraining_data,
+        f"--input_dir={corpus_dir}",
+        f"--vocab_file={teacher}",
+        f"--output_dir={examples}",
+        "--max_seq_length=48",
+        "--max_predictions_per_seq=8",
+        "--doc_stride=30",
+        "--dupe_factor=1",
+        "--max_workers=1",
+    )
+    made = manifest.load(examples, flag="--input_dir")
+    assert made.special_ids == tokenizer.special_ids
+    assert made.vocab == tokenizer.info
+    assert not _main(
+        create_teacher_output_data,
+        f"--input_dir={examples}",
+        f"--teacher={teacher}",
+        f"--output_dir={cache}",
+        "--truncation_factor=8",
+    )
+    assert not _main(
+        run_distill,
+        f"--input_dir={cache}",
+        f"--init_from={teacher}",
+        "--student_layers=1",
+        f"--output_dir={student}",
+        "--num_train_steps=2",
+        "--train_batch_size=4",
+    )
+    again = load_tokenizer(student, do_lower_case=None, flag="--student")
+    for line in SENTENCES:
+        assert again.tokenize(line).ids.tolist() == tokenizer.tokenize(line).ids.tolist()
+    capsys.readouterr()
+    # A student with another tokenizer of the same size is refused.
+    other = next(path for path in pathlib.Path(student).iterdir() if path.name == "tokenizer.json")
+    content = json.loads(other.read_text(encoding="utf-8"))
+    vocab = content["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab["zzzzzz"] = vocab.pop(max(vocab, key=vocab.__getitem__))
+        content["model"]["merges"] = []
+    else:
+        vocab[-1][0] = "zzzzzz"
+    other.write_text(json.dumps(content), encoding="utf-8")
+    (pathlib.Path(student) / "spiece.model").unlink(missing_ok=True)
+    arguments = (f"--input_dir={cache}", f"--student={student}", "--do_train=False")
+    assert _main(run_distill, *arguments) == 1
+    assert "error: --student: expected the vocabulary of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: missing: --input_dir, or --tfds_name, or --corpora"),
+        (
+            ["--corpora=x.yaml", "--input_dir=y"],
+            "error: --corpora: expected it alone, received --",
+        ),
+        (["--corpora=no.yaml"], "error: --corpora: no.yaml: cannot be read: No such file"),
+        (["--input_dir=x", "--corpus_spec=wiki"], "error: --corpus_spec: expected one of baike20"),
+        (["--tfds_name=no_such_set"], "error: --tfds_name: expected name[/config][:version]"),
+        (
+            ["--tfds_name=a", "--corpus_spec=wiki_zh"],
+            "error: --tfds_name: expected it or corpus_spec, received both",
+        ),
+        (["--input_dir=x", "--text_fields=,"], "error: --text_fields: expected the names of field"),
+    ],
+)
+def test_mistakes(capsys, vocab_file, tmp_path, arguments: list[str], message: str) -> None:
+    fixed = (f"--vocab_file={vocab_file}", f"--output_dir={tmp_path / 'out'}")
+    assert _main(create_pretraining_data, *fixed, *arguments) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and lines[0].startswith(message), lines
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_without_mask(capsys, corpus_dir, tmp_path) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
+    arguments = (f"--input_dir={corpus_dir}", f"--vocab_file={path}", f"--output_dir={tmp_path}/o")
+    assert _main(create_pretraining_data, *arguments) == 1
+    assert "no [MASK] or <mask>" in capsys.readouterr().err
