@@ -129,6 +129,19 @@ def shard_file(split: str, index: int, num_shards: int) -> str:
     return f"{split}-{index:05d}-of-{num_shards:05d}.tfrecord"
 
 
+def _is_shard_file(file: str) -> bool:
+    match = _SHARD_FILE.fullmatch(file)
+    return match is not None and int(match[2]) < int(match[3])
+
+
+def shard_place(file: str) -> tuple[int, int]:
+    """Returns (index, number of shards) of a file named by `shard_file`."""
+    match = _SHARD_FILE.fullmatch(file)
+    if match is None:
+        raise ValueError(f"file: expected the name of a shard, received {file!r}")
+    return int(match[2]), int(match[3])
+
+
 def sidecar_path(directory: files.PathLike, file: str) -> pathlib.Path:
     """Returns the path of a shard's sidecar; hidden, so that no glob of shards meets it."""
     return pathlib.Path(directory) / f".{file}.json"
@@ -299,7 +312,7 @@ def _parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
         shard = ShardInfo(**value)
     except TypeError as error:
         raise InputError(f"{path}: expected a shard's description, received {value!r}") from error
-    if not (isinstance(shard.file, str) and _SHARD_FILE.fullmatch(shard.file)):
+    if not (isinstance(shard.file, str) and _is_shard_file(shard.file)):
         raise InputError(f"{path}: expected the name of a shard, received {shard.file!r}")
     if not (isinstance(shard.sha256, str) and _SHA256.fullmatch(shard.sha256)):
         raise InputError(f"{path}: expected a SHA-256 for {shard.file}, received {shard.sha256!r}")

@@ -1,0 +1,135 @@
+"""A cache directory as a TensorFlow dataset, read where it lies.
+
+    builder = teacher_cache_tfds.TeacherCache("cache")
+    builder.info.splits["train"].num_examples
+    for example in tfds.as_numpy(builder.as_dataset(split="eval[:10]")):
+        example["topk_ids"]
+
+Nothing is copied and nothing is written into the directory.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+
+from data_specs import records
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.storage import manifest as manifests
+from pipeline.storage.manifest import Manifest
+
+_FILE_TEMPLATE = "{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}"
+# Letters of a feature's shape that are known from the manifest; others vary.
+_TRUNCATION, _TEMPERATURES = "K", "T"
+
+
+class _CacheInfo(tfds.core.DatasetInfo):
+    """What is known of a cache: all of it is in the manifest."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does not ask any server, unlike other datasets."""
+
+
+class TeacherCache(FileReaderBuilder, skip_registration=True):
+    """A read-only `tfds.core.DatasetBuilder` over a teacher cache, or over masked examples.
+
+    An example holds the features of `data_specs.records` as arrays of their
+    dtypes, unpadded: `input_ids` [L], `masked_lm_positions` [P], `topk_ids` and
+    `topk_logits` [P, K], `log_tail_masses` [P, T] and so on. Splits, also such as
+    `train[:10%]`, and shards are the directory's own; `info.metadata` is the
+    manifest.
+
+    Args:
+        directory: a complete cache directory.
+
+    Raises:
+        InputError: it is none, or a shard is missing or of another size.
+    """
+
+    name = records.TEACHER_CACHE
+    VERSION = tfds.core.Version(f"{manifests.FORMAT_VERSION}.0.0")
+
+    def __init__(self, directory: files.PathLike) -> None:
+        self._manifest = manifests.load(directory, flag=str(directory))
+        manifests.verify(directory, self._manifest, full=False)
+        super().__init__(data_dir=str(pathlib.Path(directory).resolve()))
+        # What a copy in another process is made from.
+        self._original_state = {"directory": str(directory)}
+
+    def _build_data_dir(self, data_dir: str) -> tuple[str, str]:
+        return data_dir, data_dir
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        manifest = self._manifest
+        info = _CacheInfo(
+            builder=self,
+            description=f"{manifest.kind}: {manifest.num_examples('train')} train examples of at "
+            f"most {manifest.max_seq_length} tokens.",
+            features=tfds.features.FeaturesDict(
+                {
+                    feature.name: _tensor_feature(feature, manifest)
+                    for feature in records.FEATURES[manifest.kind]
+                }
+            ),
+            metadata=tfds.core.MetadataDict(manifest.to_json()),
+        )
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=self.data_path,
+            template=_FILE_TEMPLATE,
+            dataset_name=self.name,
+            filetype_suffix="tfrecord",
+        )
+        info.set_splits(
+            tfds.core.splits.SplitDict(
+                [
+                    tfds.core.SplitInfo(
+                        name=split,
+                        shard_lengths=_shard_lengths(shards),
+                        num_bytes=sum(shard.bytes for shard in shards),
+                        filename_template=template,
+                    )
+                    for split, shards in manifest.splits.items()
+                ]
+            )
+        )
+        return info
+
+    def is_prepared(self) -> bool:
+        """Always: an incomplete directory is refused at the start."""
+        return True
+
+    def _download_and_prepare(self, **options: Any) -> None:
+        raise InputError(f"{self.data_dir}: a cache is made by create_teacher_output_data")
+
+
+def _shard_lengths(shards: Sequence[manifests.ShardInfo]) -> list[int]:
+    """Returns the examples of every shard that the names count; 0 for one that is not there.
+
+    A cache of `--input_file=…/train-0000?-of-00040.tfrecord` has some of 40 only.
+    """
+    places = [manifests.shard_place(shard.file) for shard in shards]
+    lengths = [0] * max(count for _, count in places)
+    for shard, (index, _) in zip(shards, places, strict=True):
+        lengths[index] = shard.num_examples
+    return lengths
+
+
+def _tensor_feature(feature: records.Feature, manifest: Manifest) -> tfds.features.Tensor:
+    info = manifest.teacher_info
+    sizes: dict[str, int] = {}
+    if info is not None:
+        sizes = {_TRUNCATION: info.truncation_factor, _TEMPERATURES: len(info.temperatures)}
+    shape = tuple(
+        int(letter) if letter.isdigit() else sizes.get(letter) for letter in feature.shape
+    )
+    dtype = np.dtype(feature.numpy_dtype(manifest.vocab.size)).newbyteorder("=")
+    return tfds.features.Tensor(
+        shape=shape,
+        dtype=dtype.type,
+        encoding=tfds.features.Encoding.BYTES,
+        doc=tfds.features.Documentation(desc=feature.meaning),
+    )
