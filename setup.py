@@ -26,6 +26,7 @@ setup(
         "jax": ["jax>=0.7"],
         "gpu": ["tensorflow[and-cuda]>=2.20", "jax[cuda12]>=0.7"],
         "tpu": ["jax[tpu]>=0.7"],
+        "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.8"],
         "peers": ["torch", "transformers>=4.50"],
         "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "jax>=0.7"],
     },

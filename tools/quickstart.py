@@ -1,0 +1,264 @@
+"""The whole pipeline on real text; `bash tools/quickstart.sh` installs and runs it.
+
+A small teacher is trained (unless --teacher names one) and runs once over masked
+examples; a student of half its layers is trained from what it said, and once more
+from the true tokens alone. Everything goes into --work; a run that was stopped
+continues there.
+"""
+
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import flags
+
+from data_specs import corpora, records
+from pipeline import command_line, files
+from pipeline.errors import InputError
+from pipeline.models import checkpoints, neighbor_init
+from pipeline.models.config import EncoderConfig
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization
+from tools import quickstart_report, quickstart_text
+
+_SETTINGS_FILE = "settings.json"
+_MAX_SEQ_LENGTH = 64
+# The teacher sees all train examples; what it says is kept of one shard in so many.
+_NUM_SHARDS = 6
+_TEACHER_STEPS = 850
+_STUDENT_STEPS = 400
+_SEED = 12345
+
+
+def _compute_dtype() -> str:
+    """Returns what to train in: bfloat16 where the processor has instructions for it."""
+    path = pathlib.Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    has_it = "avx512_bf16" in text or "amx_bf16" in text
+    return "mixed_bfloat16" if has_it else "float32"
+
+
+def _run(command: str, **settings: object) -> None:
+    """Runs one of the three commands, after showing how one would type it."""
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    print(f"$ {command} {' '.join(arguments)}", flush=True)
+    status = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{command}", *arguments], check=False
+    ).returncode
+    if status:
+        # The command has said why.
+        raise SystemExit(status)
+
+
+class Quickstart:
+    """The steps, in order; each leaves a file behind and is skipped when that is there.
+
+    Args:
+        work: where everything goes.
+        teacher: the user's own model directory, or None.
+        corpus: the user's own text, or None.
+    """
+
+    def __init__(
+        self, work: pathlib.Path, teacher: pathlib.Path | None, corpus: pathlib.Path | None
+    ) -> None:
+        self.work = work
+        self.own_teacher = teacher
+        self.own_corpus = corpus
+        self.teacher = work / "teacher" if teacher is None else teacher
+        self.compute_dtype = _compute_dtype()
+
+    def claim(self) -> None:
+        """Makes the folder, or recognises it as that of the same run.
+
+        Raises:
+            InputError: it holds a run with another teacher or corpus.
+        """
+        files.make_directory(self.work, "--work")
+        settings = {
+            "teacher": str(self.own_teacher and self.own_teacher.resolve()),
+            "corpus": str(self.own_corpus and self.own_corpus.resolve()),
+        }
+        path = self.work / _SETTINGS_FILE
+        there = files.read_json(path) if path.is_file() else settings
+        if there != settings:
+            raise InputError(
+                f"--work: {self.work} holds a run with another teacher or corpus: "
+                f"{manifests.describe_difference(there, settings)}; choose another with WORK=…"
+            )
+        files.write_json(path, settings)
+
+    def steps(self) -> Sequence[tuple[str, pathlib.Path, Callable[[], None]]]:
+        """Returns what each step is, the file that it leaves, and how it is done."""
+        work = self.work
+        train_teacher = [
+            ("a teacher's first weights", work / "start/config.json", self.make_start),
+            ("training the teacher", work / "teacher/config.json", self.train_teacher),
+        ]
+        vocabulary = [("a vocabulary", work / "vocab.txt", self.make_vocabulary)]
+        own = self.own_teacher is not None
+        return [
+            ("text", work / quickstart_text.CORPORA_FILE, self.make_corpora),
+            *([] if own else vocabulary),
+            ("1a: masked examples", work / "examples/manifest.json", self.mask),
+            *([] if own else train_teacher),
+            ("1b: the teacher runs once", work / "cache/manifest.json", self.run_teacher),
+            ("2: a student distilled", work / "distilled/config.json", self.distil),
+            ("the same student undistilled", work / "undistilled/config.json", self.train_alone),
+        ]
+
+    def make_corpora(self) -> None:
+        """Writes the documents, or where the user's are."""
+        if self.own_corpus is None:
+            quickstart_text.write_package_corpora(self.work)
+        else:
+            quickstart_text.write_own_corpus(self.work, self.own_corpus)
+
+    def make_vocabulary(self) -> None:
+        """Learns a WordPiece vocabulary from the documents."""
+        sources = corpora.load_mixture(str(self.work / quickstart_text.CORPORA_FILE))
+        tokens = quickstart_text.train_vocabulary(quickstart_text.read_texts(sources))
+        print(f"{len(tokens):,} tokens")
+        files.write_bytes(self.work / "vocab.txt", ("\n".join(tokens) + "\n").encode("utf-8"))
+
+    def mask(self) -> None:
+        """Stage 1a."""
+        _run(
+            "create_pretraining_data",
+            corpora=self.work / quickstart_text.CORPORA_FILE,
+            vocab_file=self.own_teacher or self.work / "vocab.txt",
+            output_dir=self.work / "examples",
+            segments="single",
+            max_seq_length=_MAX_SEQ_LENGTH,
+            doc_stride=_MAX_SEQ_LENGTH - 2,
+            max_predictions_per_seq=10,
+            dupe_factor=1,
+            eval_fraction=0.015,
+            num_shards=_NUM_SHARDS,
+        )
+
+    def make_start(self) -> None:
+        """Writes weights from which a small model learns within minutes."""
+        manifest = manifests.load(self.work / "examples", flag="--work")
+        config = EncoderConfig(
+            vocab_size=manifest.vocab.size,
+            hidden_size=192,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=768,
+            hidden_act="gelu",
+            max_position_embeddings=128,
+            type_vocab_size=2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        counts = np.zeros(config.vocab_size, np.int64)
+        path = self.work / "examples" / manifest.splits[manifests.TRAIN][0].file
+        dtype = records.id_dtype(config.vocab_size)
+        for record in serialization.read_records(path):
+            labels = serialization.decode_example(record)[records.MASKED_LM_IDS]
+            counts += np.bincount(np.frombuffer(labels, dtype), minlength=len(counts))
+        weights = neighbor_init.neighbor_weights(config, counts, seed=_SEED)
+        folder = files.make_directory(self.work / "start", "--work")
+        checkpoints.save_hf_weights(folder, config, weights)
+
+    def train_teacher(self) -> None:
+        """Trains the teacher on the true tokens."""
+        _run(
+            "run_distill",
+            input_dir=self.work / "examples",
+            student=self.work / "start",
+            output_dir=self.work / "teacher",
+            losses="masked_lm=1",
+            num_train_steps=_TEACHER_STEPS,
+            num_warmup_steps=20,
+            train_batch_size=64,
+            learning_rate=2e-3,
+            save_checkpoints_steps=250,
+            max_eval_steps=20,
+            compute_dtype=self.compute_dtype,
+        )
+
+    def run_teacher(self) -> None:
+        """Stage 1b, over the first shard of each split."""
+        _run(
+            "create_teacher_output_data",
+            input_file=self.work / "examples/*-00000-of-*.tfrecord",
+            teacher=self.teacher,
+            output_dir=self.work / "cache",
+            predict_batch_size=64,
+        )
+
+    def distil(self) -> None:
+        """Stage 2, from the cache."""
+        self._train_student("distilled", "soft_cross_entropy=1,probability_cosine=1")
+
+    def train_alone(self) -> None:
+        """The same start, data and steps, without what the teacher said."""
+        self._train_student("undistilled", "masked_lm=1")
+
+    def _train_student(self, name: str, losses: str) -> None:
+        layers = checkpoints.find_model(self.teacher, "--teacher").config.num_hidden_layers
+        _run(
+            "run_distill",
+            input_dir=self.work / "cache",
+            init_from=self.teacher,
+            student_layers=max(1, layers // 2),
+            output_dir=self.work / name,
+            losses=losses,
+            tail="bucket",
+            num_train_steps=_STUDENT_STEPS,
+            train_batch_size=32,
+            learning_rate=1e-3 if self.own_teacher is None else 1e-4,
+            save_checkpoints_steps=_STUDENT_STEPS // 4,
+            max_eval_steps=10_000,
+            eval_batch_size=64,
+            compute_dtype=self.compute_dtype,
+        )
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = command_line.FlagTable()
+    table.string("work", "quickstart", "Where everything goes.")
+    table.string("teacher", None, "One's own teacher, a model directory; trained here without.")
+    table.string("corpus", None, "One's own text: a file, a folder or a glob.")
+    return table.values
+
+
+def _quickstart(values: flags.FlagValues) -> None:
+    begun = time.monotonic()
+    teacher, corpus = (
+        pathlib.Path(value) if value is not None else None
+        for value in (values.teacher, values.corpus)
+    )
+    if teacher is not None:
+        checkpoints.find_model(teacher, "--teacher")
+    run = Quickstart(pathlib.Path(values.work), teacher, corpus)
+    run.claim()
+    steps = run.steps()
+    for number, (title, result, step) in enumerate(steps, 1):
+        done = " (done before)" if result.is_file() else ""
+        minutes = (time.monotonic() - begun) / 60
+        print(f"\n[{number}/{len(steps) + 1}] {title}{done}   {minutes:.1f} min", flush=True)
+        if not done:
+            step()
+    print(f"\n[{len(steps) + 1}/{len(steps) + 1}] table and picture", flush=True)
+    command_line.import_quietly("tensorflow")
+    report = quickstart_report.measure(run.work, run.teacher)
+    print(f"\n{quickstart_report.table(report)}\n")
+    picture = quickstart_report.draw(report, run.work)
+    print(f"picture: {picture}")
+    print(f"{(time.monotonic() - begun) / 60:.1f} minutes; everything is in {run.work}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return command_line.run(define_flags(), _quickstart, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

