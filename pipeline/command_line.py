@@ -35,7 +35,7 @@ def run(
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):
         text = flag_values.get_help(include_special_flags=False)
-        print(f"{description}\nFlags (--flagfile=FILE reads them from a file):\n{text}")
+        _print_all(f"{description}\nFlags (--flagfile=FILE reads them from a file):\n{text}")
         return 0
     # Else TensorFlow prints a page of notes on every start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -52,6 +52,15 @@ def run(
         print(str(interrupt) or "interrupted; the same command continues", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_all(text: str) -> None:
+    """Prints to a reader that may stop reading, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Else Python tries once more at its end, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:

@@ -55,6 +55,7 @@ LAYERS = (
         "pipeline.text.windows",
         "pipeline.text.masking",
         "pipeline.text.document_masker",
+        "pipeline.text.shard_plan",
         "pipeline.text.masked_examples",
     ),
     (

@@ -64,6 +64,14 @@ def test_help_lists_every_flag_and_succeeds(capsys, name: str) -> None:
         assert f"-{flag.name}" in printed or f"[no]{flag.name}" in printed, flag.name
 
 
+def test_help_may_be_cut_short() -> None:
+    command = f"{sys.executable} -m pipeline.run_distill --help | head -n 1"
+    result = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("Stage 2: ") and not result.stderr
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_flagfiles(recipe: pathlib.Path) -> None:
     values = run_distill.define_flags()

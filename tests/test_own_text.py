@@ -10,14 +10,27 @@ from pipeline.storage import manifest
 from pipeline.text.tokenizers import load_tokenizer
 from tests.conftest import SENTENCES, save_tiny_bert
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 
 def _main(command, *arguments: str) -> int:
     return command.main([command.__name__, *arguments])
 
 
-@pytest.fixture(params=["spiece_file", "bpe_file"])
+SHARED_MODELS = ("xlnet_en_spiece", "xlnet_zh_spiece", "cluecorpussmall_spm")
+
+
+@pytest.fixture(
+    params=[
+        "spiece_file",
+        "bpe_file",
+        *(pytest.param(name, marks=pytest.mark.shared) for name in SHARED_MODELS),
+    ]
+)
 def tokenizer_file(request) -> pathlib.Path:
-    """A SentencePiece model, then a byte-level BPE."""
+    """A SentencePiece model, then a byte-level BPE; public models where they lie beside."""
+    if request.param in SHARED_MODELS:
+        return ROOT.parent / "shared" / "data" / "vocab" / f"{request.param}.model"
     return request.getfixturevalue(request.param)
 
 
@@ -27,7 +40,8 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
     words.write_text("\n".join(map(str, range(len(tokenizer.vocab)))), encoding="utf-8")
     teacher = save_tiny_bert(tmp_path / "teacher", words, seed=5, num_layers=2)
     (teacher / "vocab.txt").unlink()
-    (teacher / tokenizer_file.name).write_bytes(tokenizer_file.read_bytes())
+    name = "spiece.model" if tokenizer_file.suffix == ".model" else "tokenizer.json"
+    (teacher / name).write_bytes(tokenizer_file.read_bytes())
     examples, cache, student = (str(tmp_path / name) for name in ("examples", "cache", "student"))
     assert not _main(
         create_pretraining_data,

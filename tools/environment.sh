@@ -36,6 +36,8 @@ make_environment() {
     -e ".[$extras]" 2>&1 | tee "$log" | show_last_line; then
     local package
     package="$(sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' "$log" | head -n 1)"
+    # A network that fails in the middle: what was being fetched.
+    package="${package:-$(sed -n 's/^ *Collecting \([^ ]*\).*/\1/p' "$log" | tail -n 1)}"
     echo "error: could not install ${package:-the project}: is there a network, and a release" \
       "of it for $("$VENV/bin/python" --version)? pip's own words are in $log;" \
       "the same command continues" >&2

@@ -7,6 +7,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import EVAL, Manifest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LATENCY_RUNS = 60
 # Records that sizes are measured on.
@@ -242,28 +246,10 @@ def draw(report: Report, work: pathlib.Path) -> pathlib.Path:
     figure, (agreement, accuracy, sizes) = pyplot.subplots(
         1, 3, figsize=(13, 4.2), width_ratios=(3, 3, 2), layout="constrained"
     )
-    for axes, column, title in ((agreement, 2, "agreement"), (accuracy, 1, "accuracy")):
-        for name, points in report.curves.items():
-            steps = [point[0] for point in points]
-            shares = [100.0 * point[column] for point in points]
-            axes.plot(steps, shares, marker="o", color=_COLOURS[name], label=name)
-            axes.annotate(
-                f"{shares[-1]:.1f}%",
-                (steps[-1], shares[-1]),
-                textcoords="offset points",
-                xytext=(6, -3),
-                color=_COLOURS[name],
-            )
-        axes.set_title(f"{title}, %")
-        axes.set_xlabel("updates")
-        axes.margins(x=0.14)
-        axes.grid(alpha=0.3)
-    agreement.set_title("first guess is the teacher's, %")
-    accuracy.set_title("masked token guessed, %")
+    _draw_curves(agreement, report, 2, "first guess is the teacher's, %")
+    _draw_curves(accuracy, report, 1, "masked token guessed, %")
     of_teacher = 100.0 * report.models[0].accuracy
     accuracy.axhline(of_teacher, color=_COLOURS["teacher"], linestyle="--", label="teacher")
-    for axes in (agreement, accuracy):
-        axes.legend(frameon=False)
     bars = sizes.bar(
         ["this cache", "int64 and\nfloat lists"],
         [report.position_bytes, report.ancestor_bytes],
@@ -271,6 +257,8 @@ def draw(report: Report, work: pathlib.Path) -> pathlib.Path:
     )
     sizes.bar_label(bars, fmt="%.0f")
     sizes.set_title("bytes a masked position")
+    for axes in (agreement, accuracy):
+        axes.legend(frameon=False)
     for axes in (agreement, accuracy, sizes):
         axes.spines[["top", "right"]].set_visible(False)
     path = work / "report.png"
@@ -280,3 +268,22 @@ def draw(report: Report, work: pathlib.Path) -> pathlib.Path:
     files.write_bytes(work / "report.txt", (table(report) + "\n").encode("utf-8"))
     files.write_json(work / "report.json", dataclasses.asdict(report))
     return path
+
+
+def _draw_curves(axes: "Axes", report: Report, column: int, title: str) -> None:
+    """Draws one measure of each student over its updates, the last value beside its point."""
+    for name, points in report.curves.items():
+        steps = [point[0] for point in points]
+        shares = [100.0 * point[column] for point in points]
+        axes.plot(steps, shares, marker="o", color=_COLOURS[name], label=name)
+        axes.annotate(
+            f"{shares[-1]:.1f}%",
+            (steps[-1], shares[-1]),
+            textcoords="offset points",
+            xytext=(6, -3),
+            color=_COLOURS[name],
+        )
+    axes.set_title(title)
+    axes.set_xlabel("updates")
+    axes.margins(x=0.14)
+    axes.grid(alpha=0.3)

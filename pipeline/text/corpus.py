@@ -56,43 +56,41 @@ def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
     """Returns the corpora of a run with all their settings; files are not looked at.
 
     Raises:
-        InputError: an unknown declaration, or two corpora of one name.
+        InputError: an unknown declaration or dataset, or two corpora of one name.
     """
-    resolved = []
-    for source in sources:
-        spec = CorpusSpec()
-        if source.corpus_spec is not None:
-            try:
-                spec = corpus_specs.load_spec(source.corpus_spec)
-            except ValueError as error:
-                raise InputError(f"--corpus_spec: {error}") from error
-        changes = {
-            name: getattr(source, name)
-            for name in ("text_fields", "segmenter")
-            if getattr(source, name) is not None
-        }
-        if source.tfds_name is not None:
-            # Imports TensorFlow, which files do not need.
-            from pipeline.text import tfds_corpus
-
-            changes["text_fields"] = tfds_corpus.choose_fields(source)
-        resolved.append(
-            Corpus(
-                label=source.label,
-                spec=dataclasses.replace(spec, **changes),
-                weight=source.weight,
-                tfds_name=source.tfds_name,
-                tfds_dir=source.input_dir if source.tfds_name is not None else None,
-            )
-        )
-    labels = [corpus.label for corpus in resolved]
+    labels = [source.label for source in sources]
     for label in labels:
         if labels.count(label) > 1:
             raise InputError(
                 f"--corpora: expected a name for each corpus, received {label or 'none'!r} "
                 f"{labels.count(label)} times; add name: to tell them apart"
             )
-    return tuple(resolved)
+    return tuple(_resolve(source) for source in sources)
+
+
+def _resolve(source: CorpusSource) -> Corpus:
+    spec, changes = CorpusSpec(), {}
+    if source.corpus_spec is not None:
+        try:
+            spec = corpus_specs.load_spec(source.corpus_spec)
+        except ValueError as error:
+            raise InputError(f"--corpus_spec: {error}") from error
+    for name in ("text_fields", "segmenter"):
+        if getattr(source, name) is not None:
+            changes[name] = getattr(source, name)
+    is_tfds = source.tfds_name is not None
+    if is_tfds:
+        # Imports TensorFlow, which files do not need.
+        from pipeline.text import tfds_corpus
+
+        changes["text_fields"] = tfds_corpus.choose_fields(source)
+    return Corpus(
+        label=source.label,
+        spec=dataclasses.replace(spec, **changes),
+        weight=source.weight,
+        tfds_name=source.tfds_name,
+        tfds_dir=source.input_dir if is_tfds else None,
+    )
 
 
 def open_corpora(
@@ -130,17 +128,7 @@ def find_files(pattern: str, *, flag: str, corpus: Corpus = _ANY_CORPUS) -> tupl
     Raises:
         InputError: nothing is there, or all of it is empty.
     """
-    if pathlib.Path(pattern).is_dir():
-        paths = [
-            os.path.join(folder, name) for folder, _, names in os.walk(pattern) for name in names
-        ]
-        root = pattern
-    else:
-        # A name is no pattern, whatever characters are in it.
-        is_file = pathlib.Path(pattern).is_file()
-        matches = [pattern] if is_file else glob.glob(pattern, recursive=True)
-        paths = [path for path in matches if pathlib.Path(path).is_file()]
-        root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    paths, root = _list_paths(pattern)
     found = [
         CorpusFile(path, os.path.relpath(path, root or "."), os.path.getsize(path), corpus)
         for path in paths
@@ -164,6 +152,18 @@ def find_files(pattern: str, *, flag: str, corpus: Corpus = _ANY_CORPUS) -> tupl
     if not any(file.bytes for file in visible):
         raise InputError(f"{flag}: expected text, received {pattern}: every file there is empty")
     return tuple(sorted(visible, key=lambda file: file.name))
+
+
+def _list_paths(pattern: str) -> tuple[list[str], str]:
+    """Returns the files that a path or glob names, and the folder that their names begin at."""
+    if pathlib.Path(pattern).is_dir():
+        walk = os.walk(pattern)
+        return [os.path.join(folder, name) for folder, _, names in walk for name in names], pattern
+    # A name is no pattern, whatever characters are in it.
+    is_file = pathlib.Path(pattern).is_file()
+    matches = [pattern] if is_file else glob.glob(pattern, recursive=True)
+    paths = [path for path in matches if pathlib.Path(path).is_file()]
+    return paths, os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
 
 
 def _is_declared(file: CorpusFile) -> bool:

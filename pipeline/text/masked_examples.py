@@ -25,19 +25,16 @@ from pipeline.runners import local
 from pipeline.runners.shard_job import ShardJob
 from pipeline.storage import manifest as manifests
 from pipeline.storage import spill, writer
-from pipeline.storage.manifest import EVAL, TRAIN, Manifest
+from pipeline.storage.manifest import Manifest
 from pipeline.text import corpus, documents
 from pipeline.text.document_masker import UNMASKABLE, DocumentMasker
 from pipeline.text.settings import MaskedExamplesConfig
+from pipeline.text.shard_plan import ShardPlan, make_plan
 from pipeline.text.tokenizers import load_tokenizer
 from pipeline.text.tokens import Tokenizer
 
 _SPILL_FOLDER = ".spill"
 _PLAN_FILE = "plan.json"
-# A teacher cache has one shard for each of ours. This is what one may grow to
-# at the usual k, so that ours are smaller.
-_MAX_SHARD_BYTES = 128 * 2**20
-_USUAL_TRUNCATION_FACTOR = 128
 _BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
 _LEFT_OUT = "left out by the weight of their corpus"
@@ -147,102 +144,9 @@ def _mask_corpus(
     return headers
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is known once every document has been seen.
-
-    Attributes:
-        corpus_digest: of all chunks.
-        num_chunks: spill files.
-        eval_below: a document whose hash is below this is in the eval split.
-        num_shards: shards of each split.
-        record_bytes: of all records.
-        statistics: for the manifest and the summary.
-    """
-
-    corpus_digest: str
-    num_chunks: int
-    eval_below: int
-    num_shards: Mapping[str, int]
-    record_bytes: int
-    statistics: Mapping[str, Any]
-
-    def keys(self, job: ShardJob) -> spill.KeyRange:
-        """Returns what belongs into a shard."""
-        count = self.num_shards[job.split]
-        low, high = (spill.KEY_SPACE * number // count for number in (job.index, job.index + 1))
-        if job.split == EVAL:
-            return spill.KeyRange(low, high, 0, self.eval_below)
-        return spill.KeyRange(low, high, self.eval_below, spill.KEY_SPACE)
-
-    def jobs(self) -> tuple[ShardJob, ...]:
-        """Returns every shard to be made."""
-        return tuple(
-            ShardJob(split, index, manifests.shard_file(split, index, count))
-            for split, count in self.num_shards.items()
-            for index in range(count)
-        )
-
-
-def _eval_threshold(fraction: float, lowest: int, highest: int) -> int:
-    """Returns the document hash below which a document is in the eval split.
-
-    At least one document is in it where two differ, and never all of them.
-
-    Args:
-        fraction: the wanted share of the documents.
-        lowest: the smallest hash of any document.
-        highest: the largest.
-    """
-    threshold = int(fraction * spill.KEY_SPACE)
-    if not threshold or lowest == highest:
-        return 0
-    return min(max(threshold, lowest + 1), highest)
-
-
-def _plan(
-    config: MaskedExamplesConfig,
-    headers: Sequence[Mapping[str, Any]],
-    corpus_files: Sequence[corpus.CorpusFile],
-    id_bytes: int,
-) -> _Plan:
-    statistics: Counter[str] = Counter()
-    skipped: Counter[str] = Counter()
-    by_corpus: Counter[str] = Counter()
-    for header in headers:
-        statistics.update(header["statistics"])
-        skipped.update(header["skipped"])
-        by_corpus.update(header["examples"])
-    ranges = [header["groups"] for header in headers if header["groups"]]
-    if not ranges:
-        raise InputError(
-            f"--input_dir: expected text to mask, received {statistics['documents']} documents, "
-            f"all skipped: {_describe_counts(skipped)} (--min_chars={config.min_chars})"
-        )
-    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
-    eval_below = _eval_threshold(config.eval_fraction, lowest, highest)
-    record_bytes = sum(header["bytes"] for header in headers)
-    cached_bytes = _USUAL_TRUNCATION_FACTOR * (id_bytes + 2) * statistics["masked_positions"]
-    shards = (record_bytes + cached_bytes) / _MAX_SHARD_BYTES
-    eval_share = config.eval_fraction if eval_below else 0.0
-    num_shards = {TRAIN: config.num_shards or max(1, -int(-shards * (1.0 - eval_share) // 1))}
-    if eval_below:
-        num_shards[EVAL] = max(1, -int(-shards * eval_share // 1))
-    counts = dict(statistics) | {
-        "skipped": dict(skipped),
-        "examples_by_corpus": dict(by_corpus),
-        "corpus_files": len(corpus_files),
-        "corpus_bytes": sum(file.bytes for file in corpus_files),
-    }
-    digest = seeding.digest(*(header["fingerprint"] for header in headers)).hex()
-    return _Plan(digest, len(headers), eval_below, num_shards, record_bytes, counts)
-
-
-def _describe_counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "none"
-
-
-def _write_shard(config: MaskedExamplesConfig, plan: _Plan, job: ShardJob) -> manifests.ShardInfo:
+def _write_shard(
+    config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
+) -> manifests.ShardInfo:
     done = manifests.completed_shard(config.output_dir, job.file)
     if done is not None:
         return done
@@ -255,7 +159,7 @@ def _write_shard(config: MaskedExamplesConfig, plan: _Plan, job: ShardJob) -> ma
 
 
 def _write_shards(
-    config: MaskedExamplesConfig, plan: _Plan
+    config: MaskedExamplesConfig, plan: ShardPlan
 ) -> dict[str, tuple[manifests.ShardInfo, ...]]:
     """Second half: every shard out of the spill files."""
     jobs = plan.jobs()
@@ -272,7 +176,7 @@ def _write_shards(
 
 
 def _expect_same_corpus(
-    config: MaskedExamplesConfig, plan: _Plan, jobs: Sequence[ShardJob]
+    config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob]
 ) -> None:
     """Refuses to mix shards of two corpora, should the text have changed between two runs."""
     path = _spill_folder(config) / _PLAN_FILE
@@ -346,7 +250,7 @@ def _make(
         files.write_bytes(pathlib.Path(config.output_dir) / name, content)
     headers = _mask_corpus(config, corpus_files)
     id_bytes = records.id_dtype(tokenizer.info.size).itemsize
-    plan = _plan(config, headers, corpus_files, id_bytes)
+    plan = make_plan(config, headers, corpus_files, id_bytes)
     manifest = Manifest(
         kind=records.MASKED_EXAMPLES,
         vocab=tokenizer.info,

@@ -12,7 +12,7 @@ from data_specs.corpora import CorpusSource
 from pipeline import seeding
 from pipeline.errors import InputError
 from pipeline.storage import manifest, serialization
-from pipeline.text import document_masker, masked_examples
+from pipeline.text import document_masker, masked_examples, shard_plan
 from pipeline.text.masked_examples import create_masked_examples
 
 
@@ -168,11 +168,11 @@ def test_an_eval_document_where_there_are_two(
 
 def test_eval_threshold_by_hand() -> None:
     half = 2**63
-    assert masked_examples._eval_threshold(0.5, 10, 2**64 - 1) == half
-    assert masked_examples._eval_threshold(0.0, 10, 20) == 0
-    assert masked_examples._eval_threshold(0.5, half + 5, half + 9) == half + 6
-    assert masked_examples._eval_threshold(0.5, 5, 9) == 9
-    assert masked_examples._eval_threshold(0.5, 5, 5) == 0
+    assert shard_plan.eval_threshold(0.5, 10, 2**64 - 1) == half
+    assert shard_plan.eval_threshold(0.0, 10, 20) == 0
+    assert shard_plan.eval_threshold(0.5, half + 5, half + 9) == half + 6
+    assert shard_plan.eval_threshold(0.5, 5, 9) == 9
+    assert shard_plan.eval_threshold(0.5, 5, 5) == 0
 
 
 def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:

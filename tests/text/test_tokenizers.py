@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -36,10 +37,14 @@ def test_tokens_by_hand(tokenizer) -> None:
 def test_places_lie_in_the_text_and_ascend(tokenizer, text: str) -> None:
     tokens = tokenizer.tokenize(text)
     assert len(tokens.ids) == len(tokens.starts) == len(tokens.word_ids)
-    if len(tokens.ids):
-        assert tokens.starts.min() >= 0 and tokens.starts.max() < len(text)
-        assert (tokens.starts[1:] >= tokens.starts[:-1]).all()
-        assert tokens.ids.max() < len(tokenizer.vocab)
+    assert (tokens.starts[1:] >= tokens.starts[:-1]).all()
+    for index, start, end in zip(tokens.ids, tokens.starts, tokens.ends, strict=True):
+        assert 0 <= start < end <= len(text)
+        token = tokenizer.vocab[index].removeprefix("##")
+        # Lower-cased, and without accents, as BERT's normaliser leaves it.
+        plain = unicodedata.normalize("NFD", text[start:end]).lower()
+        seen = "".join(char for char in plain if unicodedata.category(char)[0] not in "MC")
+        assert token in ("[UNK]", seen)
 
 
 @given(TEXT)
