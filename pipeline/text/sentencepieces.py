@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,13 +16,12 @@ from pipeline.text.tokens import (
     Tokens,
     find_special_ids,
     one_line,
+    read_tokenizer_file,
     visible_spans,
 )
 
 MODEL_FILE = "spiece.model"
 WORD_MARK = "▁"
-# The largest public models are below 20 MB.
-_MAX_MODEL_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +112,7 @@ def read_pieces(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
     Raises:
         InputError: there is no such file, or it is no SentencePiece model.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise InputError(f"{flag}: expected a SentencePiece model, received {path}: no such file")
-    if file.stat().st_size > _MAX_MODEL_BYTES:
-        raise InputError(
-            f"{flag}: expected a SentencePiece model of at most {_MAX_MODEL_BYTES} bytes, "
-            f"received {path} of {file.stat().st_size}"
-        )
-    model = file.read_bytes()
+    model = read_tokenizer_file(path, what="a SentencePiece model", flag=flag)
     try:
         processor = _open_model(model)
     except (RuntimeError, OSError, ValueError) as error:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,10 +16,10 @@ from pipeline.text.tokens import (
     Tokens,
     find_special_ids,
     one_line,
+    read_tokenizer_file,
     visible_spans,
 )
 
-_MAX_FILE_BYTES = 256 * 2**20
 _MAX_VOCAB = 2**24
 _BYTE_LEVEL_MARK = "Ġ"
 _METASPACE_MARK = "▁"
@@ -94,15 +93,7 @@ def read_vocab(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
     Raises:
         InputError: there is no such file, or it is no `tokenizer.json`.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise InputError(f"{flag}: expected a {TOKENIZER_FILE}, received {path}: no such file")
-    if file.stat().st_size > _MAX_FILE_BYTES:
-        raise InputError(
-            f"{flag}: expected a {TOKENIZER_FILE} of at most {_MAX_FILE_BYTES} bytes, "
-            f"received {path} of {file.stat().st_size}"
-        )
-    content = file.read_bytes()
+    content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}", flag=flag)
     try:
         json.loads(content)
         ids = FastTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)

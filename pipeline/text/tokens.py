@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ SPECIAL_TOKENS: Mapping[str, tuple[str, ...]] = {
 }
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+# The largest public tokenizers are below 20 MB.
+_MAX_FILE_BYTES = 256 * 2**20
 _LINE_BREAKS = str.maketrans("\n\r\t", "   ")
 
 
@@ -110,6 +113,28 @@ def find_special_ids(vocab: Sequence[str], path: str, flag: str) -> dict[str, in
             f"received {path}, which has {len(vocab)} tokens and no {', no '.join(missing)}"
         )
     return {name: index for name, index in found.items() if index is not None}
+
+
+def read_tokenizer_file(path: str, *, what: str, flag: str) -> bytes:
+    """Reads a tokenizer's file whole.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+        flag: the flag that named it.
+
+    Raises:
+        InputError: there is no such file, or it is too large to be one.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise InputError(f"{flag}: expected {what}, received {path}: no such file")
+    if file.stat().st_size > _MAX_FILE_BYTES:
+        raise InputError(
+            f"{flag}: expected {what} of at most {_MAX_FILE_BYTES} bytes, "
+            f"received {path} of {file.stat().st_size}"
+        )
+    return file.read_bytes()
 
 
 def one_line(text: str) -> str:

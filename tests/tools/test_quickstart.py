@@ -83,7 +83,8 @@ def test_the_whole_of_it_on_a_small_corpus(tmp_path, monkeypatch) -> None:
     corpus.write_text("\n\n".join(make_text(seed=4, num_documents=400)), encoding="utf-8")
     code = (
         "import sys; from tools import quickstart as q; "
-        "q._TEACHER_STEPS, q._STUDENT_STEPS, q._NUM_SHARDS = 30, 12, 2; "
+        "q._TEACHER_STEPS = dict.fromkeys(q._TEACHER_STEPS, 30); "
+        "q._STUDENT_STEPS, q._NUM_SHARDS = 12, 2; "
         f"sys.exit(q.main(['quickstart', '--work={tmp_path / 'work'}', '--corpus={corpus}']))"
     )
     command = [sys.executable, "-c", code]
