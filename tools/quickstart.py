@@ -76,14 +76,20 @@ class Quickstart:
         """Makes the folder, or recognises it as that of the same run.
 
         Raises:
-            InputError: it holds a run with another teacher or corpus.
+            InputError: it holds a run with another teacher or corpus, or other files.
         """
         files.make_directory(self.work, "--work")
+        path = self.work / _SETTINGS_FILE
+        present = sorted(item.name for item in self.work.iterdir())
+        if present and not path.is_file():
+            raise InputError(
+                f"--work: expected an empty folder or that of an earlier run, received "
+                f"{self.work}, which holds {present[0]!r}; choose another with WORK=…"
+            )
         settings = {
             "teacher": str(self.own_teacher and self.own_teacher.resolve()),
             "corpus": str(self.own_corpus and self.own_corpus.resolve()),
         }
-        path = self.work / _SETTINGS_FILE
         there = files.read_json(path) if path.is_file() else settings
         if there != settings:
             raise InputError(

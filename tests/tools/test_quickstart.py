@@ -49,6 +49,10 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path) -> None:
     quickstart.Quickstart(tmp_path, None, None).claim()
     with pytest.raises(InputError, match="another teacher or corpus: corpus is 'None' there"):
         quickstart.Quickstart(tmp_path, None, tmp_path).claim()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("x")
+    with pytest.raises(InputError, match="--work: expected an empty folder .* 'letter.txt'"):
+        quickstart.Quickstart(tmp_path / "mine", None, None).claim()
 
 
 def test_the_ancestors_record_holds_the_same_values(cache_dir) -> None:
