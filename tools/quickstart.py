@@ -80,7 +80,8 @@ class Quickstart:
         """
         files.make_directory(self.work, "--work")
         path = self.work / _SETTINGS_FILE
-        present = sorted(item.name for item in self.work.iterdir())
+        names = (item.name for item in self.work.iterdir())
+        present = sorted(name for name in names if not name.endswith(".tmp"))
         if present and not path.is_file():
             raise InputError(
                 f"--work: expected an empty folder or that of an earlier run, received "
