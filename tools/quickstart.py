@@ -22,6 +22,8 @@ from pipeline.models import checkpoints, neighbor_init
 from pipeline.models.config import EncoderConfig
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
+from pipeline.text import tokenizers
+from pipeline.text.corpus import find_files
 from tools import quickstart_report, quickstart_text
 
 _SETTINGS_FILE = "settings.json"
@@ -243,8 +245,12 @@ def _quickstart(values: flags.FlagValues) -> None:
         pathlib.Path(value) if value is not None else None
         for value in (values.teacher, values.corpus)
     )
+    # What the user may have got wrong first: a corrected command may then use the folder.
     if teacher is not None:
         checkpoints.find_model(teacher, "--teacher")
+        tokenizers.find_vocab_file(str(teacher), flag="--teacher")
+    if corpus is not None:
+        find_files(str(corpus), flag="--corpus")
     run = Quickstart(pathlib.Path(values.work), teacher, corpus)
     run.claim()
     steps = run.steps()

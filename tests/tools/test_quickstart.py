@@ -55,6 +55,14 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path) -> None:
         quickstart.Quickstart(tmp_path / "mine", None, None).claim()
 
 
+@pytest.mark.parametrize("flag", ["teacher", "corpus"])
+def test_a_wrong_path_leaves_no_folder(tmp_path, capsys, flag: str) -> None:
+    work = tmp_path / "work"
+    assert quickstart.main(["quickstart", f"--work={work}", f"--{flag}=/nowhere"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: --{flag}: ")
+    assert not work.exists()
+
+
 def test_the_ancestors_record_holds_the_same_values(cache_dir) -> None:
     import tensorflow as tf
 
