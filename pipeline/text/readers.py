@@ -61,8 +61,10 @@ def _documents_of(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
 
 
 def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
-    """Returns what says, of a line, whether it is blank and how many lines there are before
-    it in the document, whether the document ends before it.
+    """Returns what says whether a document ends before a line.
+
+    It is called with the line, whether that is blank, and how many lines the
+    document has so far.
     """
     if spec.documents == "lines":
         return lambda line, blank, count: count >= spec.lines_per_document
