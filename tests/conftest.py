@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import pathlib
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -125,9 +126,17 @@ def examples_dir(
 
 
 def save_tiny_bert(
-    folder: pathlib.Path, vocab_file: pathlib.Path, *, seed: int, num_layers: int = 3
+    folder: pathlib.Path,
+    vocab_file: pathlib.Path,
+    *,
+    seed: int,
+    num_layers: int = 3,
+    **changes: Any,
 ) -> pathlib.Path:
-    """Writes a random BERT with a vocabulary as a Hugging Face directory."""
+    """Writes a random BERT with a vocabulary as a Hugging Face directory.
+
+    `changes` are made to its configuration: another `model_type`, for example.
+    """
     from pipeline.models.checkpoints import save_hf
     from pipeline.models.config import EncoderConfig
     from pipeline.models.masked_lm import MaskedLM
@@ -146,6 +155,7 @@ def save_tiny_bert(
         # Wide enough for a distribution with something to tell.
         initializer_range=0.3,
     )
+    config = dataclasses.replace(config, **changes)
     folder.mkdir(parents=True, exist_ok=True)
     save_hf(folder, MaskedLM(config, seed=seed))
     (folder / "vocab.txt").write_bytes(vocab_file.read_bytes())

@@ -17,6 +17,13 @@ def _main(command, *arguments: str) -> int:
     return command.main([command.__name__, *arguments])
 
 
+# What makes the tests' BERT a RoBERTa.
+ROBERTA = {
+    "model_type": "roberta",
+    "pad_token_id": 1,
+    "type_vocab_size": 1,
+    "max_position_embeddings": 50,
+}
 SHARED_MODELS = ("xlnet_en_spiece", "xlnet_zh_spiece", "cluecorpussmall_spm")
 
 
@@ -38,7 +45,10 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
     tokenizer = load_tokenizer(str(tokenizer_file), do_lower_case=None, flag="--vocab_file")
     words = tmp_path / "words.txt"
     words.write_text("\n".join(map(str, range(len(tokenizer.vocab)))), encoding="utf-8")
-    teacher = save_tiny_bert(tmp_path / "teacher", words, seed=5, num_layers=2)
+    is_roberta = tokenizer_file.name == "tokenizer.json"
+    teacher = save_tiny_bert(
+        tmp_path / "teacher", words, seed=5, num_layers=2, **(ROBERTA if is_roberta else {})
+    )
     (teacher / "vocab.txt").unlink()
     name = "spiece.model" if tokenizer_file.suffix == ".model" else "tokenizer.json"
     (teacher / name).write_bytes(tokenizer_file.read_bytes())
@@ -53,6 +63,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         "--doc_stride=30",
         "--dupe_factor=1",
         "--max_workers=1",
+        "--segments=single" if is_roberta else "--segments=pair",
     )
     made = manifest.load(examples, flag="--input_dir")
     assert made.special_ids == tokenizer.special_ids

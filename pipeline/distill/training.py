@@ -149,7 +149,7 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
     )
     vocab_files = tokenizers.tokenizer_files(start.source.directory)
     tokenizers.expect_vocab(cache, start.config.vocab_size, vocab_files, start.flag)
-    cache_input.expect_positions(cache, start.config.max_position_embeddings, start.flag)
+    cache_input.expect_positions(cache, start.config.max_input_length, start.flag)
     cache_input.expect_segments(cache, start.config.type_vocab_size, start.flag)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
         raise InputError(

@@ -23,10 +23,10 @@ from pipeline.errors import InputError
 from pipeline.files import PathLike, atomic_path, json_bytes, read_json, sha256_file, write_json
 from pipeline.models.config import EncoderConfig
 from pipeline.models.weight_names import (
-    HF_TIED,
     Shape,
     check_tensors,
     modern_hf_name,
+    tied_hf_names,
     weight_table,
 )
 
@@ -129,9 +129,9 @@ def _read_tensors(files: tuple[pathlib.Path, ...], wanted: Mapping[str, _Tensor]
     return arrays
 
 
-def _check_tied(arrays: Mapping[str, np.ndarray], where: str) -> None:
+def _check_tied(arrays: Mapping[str, np.ndarray], tied: Mapping[str, str], where: str) -> None:
     """Raises InputError when a stored copy of a tied tensor differs from its original."""
-    for copy, original in HF_TIED.items():
+    for copy, original in tied.items():
         if copy in arrays and not np.array_equal(arrays[copy], arrays[original]):
             raise InputError(
                 f"{where}: {copy}: expected the same values as {original}, received others; "
@@ -158,12 +158,12 @@ def read_hf_weights(directory: PathLike, config: EncoderConfig) -> dict[str, np.
     tensors = _list_tensors(files)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     check_tensors(shapes, config, layout="hf", where=str(directory))
-    table = weight_table(config)
+    table, tied = weight_table(config), tied_hf_names(config)
     wanted = {
-        name: tensors[name] for name in (*(row.hf for row in table), *HF_TIED) if name in tensors
+        name: tensors[name] for name in (*(row.hf for row in table), *tied) if name in tensors
     }
     arrays = _read_tensors(files, wanted)
-    _check_tied(arrays, str(directory))
+    _check_tied(arrays, tied, str(directory))
     return {
         row.ours: np.ascontiguousarray(arrays[row.hf].T if row.transpose_hf else arrays[row.hf])
         for row in table
@@ -399,8 +399,8 @@ def save_hf_weights(
 ) -> None:
     """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
-    `transformers` loads the directory as a BertForMaskedLM. The tied output matrix
-    is not stored a second time.
+    `transformers` loads the directory as the family's masked LM. The tied output
+    matrix is not stored a second time.
 
     Args:
         directory: must exist.

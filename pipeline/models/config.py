@@ -11,7 +11,28 @@ from pipeline.files import PathLike, read_json
 # its tanh approximation (Hendrycks and Gimpel, 2016).
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
-MODEL_TYPE = "bert"
+BERT = "bert"
+DISTILBERT = "distilbert"
+# RoBERTa and its multilingual sister: no segments, positions counted from the
+# padding's id on, a GELU in the head whatever the layers have.
+ROBERTAS = ("roberta", "xlm-roberta")
+# The families that are built here, and what `transformers` calls them.
+ARCHITECTURES = {
+    BERT: "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
+    DISTILBERT: "DistilBertForMaskedLM",
+}
+# What DistilBERT's configuration calls ours.
+_DISTILBERT_KEYS = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "hidden_act": "activation",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
 
 _COUNTS = (
     "vocab_size",
@@ -46,9 +67,14 @@ def _is_integer(value: Any) -> bool:
 
 def _mistake(config: "EncoderConfig") -> tuple[str, str] | None:
     """Returns (key, expectation) of the first value that is not allowed."""
+    if config.model_type not in ARCHITECTURES:
+        return "model_type", f"one of {', '.join(ARCHITECTURES)}"
     for key in _COUNTS:
         value = getattr(config, key)
-        if not _is_integer(value) or value < 1:
+        if config.model_type == DISTILBERT and key == "type_vocab_size":
+            if value != 0:
+                return key, "0, as DistilBERT has no segments"
+        elif not _is_integer(value) or value < 1:
             return key, "a positive integer"
     for key in _RATES:
         value = getattr(config, key)
@@ -64,6 +90,8 @@ def _mistake(config: "EncoderConfig") -> tuple[str, str] | None:
         return "hidden_size", f"a multiple of num_attention_heads={config.num_attention_heads}"
     if not _is_integer(config.pad_token_id) or not 0 <= config.pad_token_id < config.vocab_size:
         return "pad_token_id", f"an integer in [0, {config.vocab_size})"
+    if config.max_input_length < 1:
+        return "max_position_embeddings", f"more than {config.position_offset}"
     return None
 
 
@@ -78,13 +106,15 @@ class EncoderConfig:
         num_attention_heads: heads of each layer, H.
         intermediate_size: width inside the feed-forward block.
         hidden_act: one of `ACTIVATIONS`; of the feed-forward block and the head.
-        max_position_embeddings: the longest input, in tokens.
-        type_vocab_size: segments that have an embedding.
+        max_position_embeddings: rows of the position table.
+        type_vocab_size: segments that have an embedding; 0 for DistilBERT.
         hidden_dropout_prob: dropout of embeddings and residual branches.
         attention_probs_dropout_prob: dropout of attention probabilities.
         initializer_range: deviation of random weights (truncated normal).
         layer_norm_eps: added to the variance in layer normalisation.
-        pad_token_id: id of [PAD]; only recorded, `input_mask` tells the padding.
+        pad_token_id: id of [PAD]; `input_mask` tells the padding, but RoBERTa's
+            positions begin after this.
+        model_type: one of `ARCHITECTURES`.
 
     Raises:
         InputError: a value has the wrong type or range.
@@ -103,12 +133,28 @@ class EncoderConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+    model_type: str = BERT
 
     def __post_init__(self) -> None:
         mistake = _mistake(self)
         if mistake is not None:
             key, expected = mistake
             raise InputError(f"{key}: expected {expected}, received {getattr(self, key)!r}")
+
+    @property
+    def position_offset(self) -> int:
+        """The row of the position table that belongs to the first token."""
+        return self.pad_token_id + 1 if self.model_type in ROBERTAS else 0
+
+    @property
+    def max_input_length(self) -> int:
+        """The longest input, in tokens."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def head_act(self) -> str:
+        """The activation of the head."""
+        return "gelu" if self.model_type in ROBERTAS else self.hidden_act
 
     @classmethod
     def from_json(cls, path: PathLike) -> "EncoderConfig":
@@ -129,20 +175,27 @@ class EncoderConfig:
                 received.
         """
         raw = read_json(path)
-        model_type = raw.get("model_type", MODEL_TYPE)
-        if model_type != MODEL_TYPE:
+        model_type = raw.get("model_type", BERT)
+        if model_type not in ARCHITECTURES:
             raise InputError(
-                f"{path}: model_type: expected {MODEL_TYPE!r}, received {model_type!r}"
+                f"{path}: model_type: expected one of {', '.join(ARCHITECTURES)}, "
+                f"received {model_type!r}"
             )
         for key, expected in _FIXED_OPTIONS.items():
             if raw.get(key, expected) != expected:
                 raise InputError(f"{path}: {key}: expected {expected!r}, received {raw[key]!r}")
-        values = {}
+        values: dict[str, Any] = {"model_type": model_type}
+        renamed = _DISTILBERT_KEYS if model_type == DISTILBERT else {}
+        if model_type in ROBERTAS:
+            values["pad_token_id"] = 1
+        if model_type == DISTILBERT:
+            values["type_vocab_size"] = 0
         for field in dataclasses.fields(cls):
-            if raw.get(field.name) is not None:
-                values[field.name] = raw[field.name]
-            elif field.default is dataclasses.MISSING:
-                raise InputError(f"{path}: {field.name}: expected a value, the key is missing")
+            key = renamed.get(field.name, field.name)
+            if raw.get(key) is not None:
+                values[field.name] = raw[key]
+            elif field.default is dataclasses.MISSING and field.name not in values:
+                raise InputError(f"{path}: {key}: expected a value, the key is missing")
         try:
             return cls(**values)
         except InputError as error:
@@ -153,10 +206,13 @@ class EncoderConfig:
         return dataclasses.asdict(self)
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the `config.json` from which `transformers` makes a BertForMaskedLM."""
+        """Returns the `config.json` from which `transformers` makes the same masked LM."""
+        values = self.to_dict()
+        if self.model_type == DISTILBERT:
+            del values["type_vocab_size"]
+            values = {_DISTILBERT_KEYS.get(name, name): value for name, value in values.items()}
         return {
-            "architectures": ["BertForMaskedLM"],
-            "model_type": MODEL_TYPE,
-            **self.to_dict(),
+            "architectures": [ARCHITECTURES[self.model_type]],
+            **values,
             **_FIXED_OPTIONS,
         }

@@ -102,7 +102,8 @@ class Embeddings(keras.layers.Layer):
         self.position_embeddings = self._table(
             "position_embeddings", self.config.max_position_embeddings
         )
-        self.segment_embeddings = self._table("segment_embeddings", self.config.type_vocab_size)
+        if self.config.type_vocab_size:
+            self.segment_embeddings = self._table("segment_embeddings", self.config.type_vocab_size)
         self.layer_norm.build((None, None, self.config.hidden_size))
         self.dropout.build((None, None, self.config.hidden_size))
 
@@ -131,11 +132,12 @@ class Embeddings(keras.layers.Layer):
         # rows that Adam and gradient clipping do not merge. Rows are summed in
         # float32 both ways: a frequent token's gradient has thousands of addends.
         words = ops.take(ops.convert_to_tensor(self.word_embeddings) * 1.0, input_ids, axis=0)
-        segments = ops.take(
-            ops.convert_to_tensor(self.segment_embeddings) * 1.0, segment_ids, axis=0
-        )
-        positions = ops.convert_to_tensor(self.position_embeddings)[:length]
-        hidden = self.layer_norm(words + segments + ops.expand_dims(positions, 0))
+        if self.config.type_vocab_size:
+            table = ops.convert_to_tensor(self.segment_embeddings) * 1.0
+            words = words + ops.take(table, segment_ids, axis=0)
+        first = self.config.position_offset
+        positions = ops.convert_to_tensor(self.position_embeddings)[first : first + length]
+        hidden = self.layer_norm(words + ops.expand_dims(positions, 0))
         return self.dropout(ops.cast(hidden, self.compute_dtype), training=training)
 
 
@@ -303,7 +305,7 @@ class Encoder(keras.layers.Layer):
         Args:
             inputs: `input_ids`, `input_mask` (1 at tokens, 0 at padding) and
                 `segment_ids`, int [B, L] each; other entries are left alone. L is
-                at most `max_position_embeddings`.
+                at most `config.max_input_length`.
             training: whether dropout is active.
             return_hidden_states: whether to return all states.
 
@@ -312,7 +314,7 @@ class Encoder(keras.layers.Layer):
             all N + 1, the embeddings' output first.
 
         Raises:
-            ValueError: L is known and exceeds `max_position_embeddings`.
+            ValueError: L is known and exceeds `config.max_input_length`.
         """
         input_ids = ops.cast(inputs[INPUT_IDS], "int32")
         self._check_length(input_ids.shape[1])
@@ -325,9 +327,9 @@ class Encoder(keras.layers.Layer):
         return states if return_hidden_states else states[-1]
 
     def _check_length(self, length: int | None) -> None:
-        limit = self.config.max_position_embeddings
+        limit = self.config.max_input_length
         if length is not None and length > limit:
             raise ValueError(
-                f"{INPUT_IDS}: expected at most max_position_embeddings={limit} tokens, "
+                f"{INPUT_IDS}: expected at most {limit} tokens (max_position_embeddings), "
                 f"received {length}"
             )

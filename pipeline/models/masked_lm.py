@@ -47,7 +47,7 @@ class MaskedLMHead(keras.layers.Layer):
     def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
         super().__init__(name="head", dtype=dtype)
         self.config = config
-        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
+        self.activation = ACTIVATION_FUNCTIONS[config.head_act]
         policy = self.dtype_policy
         self.transform = make_dense(
             config, config.hidden_size, scope=self.name, name="transform", seed=seed, dtype=policy

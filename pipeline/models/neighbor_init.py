@@ -108,7 +108,8 @@ def neighbor_weights(
     weights[words] *= _WORD_DEVIATION / config.initializer_range
     weights[words][:, : config.hidden_size // 4 * 2] = 0.0
     weights["encoder/embeddings/position_embeddings"] = _position_table(config)
-    weights["encoder/embeddings/segment_embeddings"][:] = 0.0
+    if config.type_vocab_size:
+        weights["encoder/embeddings/segment_embeddings"][:] = 0.0
     for layer in range(min(_NEIGHBOR_LAYERS, config.num_hidden_layers)):
         _set_neighbor_heads(config, layer, weights)
         for part in ("value", "output"):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pipeline.errors import InputError
-from pipeline.models.config import EncoderConfig
+from pipeline.models.config import BERT, DISTILBERT, EncoderConfig
 
 Shape = tuple[int, ...]
 
@@ -61,7 +61,8 @@ def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
     size = config.hidden_size
     for ours, theirs, rows in tables:
         hf, tf1 = f"bert.embeddings.{theirs}.weight", f"bert/embeddings/{theirs}"
-        yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
+        if rows:
+            yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
     yield from _layer_norm("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
 
 
@@ -93,24 +94,78 @@ def _head(config: EncoderConfig) -> Iterator[WeightName]:
     )
 
 
+# What a family calls BERT's parts; the first rule that matches counts.
+_ROBERTA_RULES = (
+    (r"bert\.", "roberta."),
+    (r"cls\.predictions\.transform\.dense", "lm_head.dense"),
+    (r"cls\.predictions\.transform\.LayerNorm", "lm_head.layer_norm"),
+    (r"cls\.predictions\.", "lm_head."),
+)
+_DISTILBERT_LAYER = r"bert\.encoder\.layer\.(\d+)\."
+_DISTILBERT_RULES = (
+    (r"bert\.embeddings", "distilbert.embeddings"),
+    *(
+        (_DISTILBERT_LAYER + theirs, rf"distilbert.transformer.layer.\1.{name}")
+        for theirs, name in (
+            (r"attention\.self\.query", "attention.q_lin"),
+            (r"attention\.self\.key", "attention.k_lin"),
+            (r"attention\.self\.value", "attention.v_lin"),
+            (r"attention\.output\.dense", "attention.out_lin"),
+            (r"attention\.output\.LayerNorm", "sa_layer_norm"),
+            (r"intermediate\.dense", "ffn.lin1"),
+            (r"output\.dense", "ffn.lin2"),
+            (r"output\.LayerNorm", "output_layer_norm"),
+        )
+    ),
+    (r"cls\.predictions\.transform\.dense", "vocab_transform"),
+    (r"cls\.predictions\.transform\.LayerNorm", "vocab_layer_norm"),
+    (r"cls\.predictions\.decoder\.weight", "vocab_projector.weight"),
+    (r"cls\.predictions\.(?:decoder\.)?bias", "vocab_projector.bias"),
+)
+
+
+def _family_name(bert_name: str, model_type: str) -> str:
+    """Example: RoBERTa's for `cls.predictions.bias` is `lm_head.bias`."""
+    if model_type == BERT:
+        return bert_name
+    rules = _DISTILBERT_RULES if model_type == DISTILBERT else _ROBERTA_RULES
+    for pattern, replacement in rules:
+        if re.match(pattern, bert_name):
+            return re.sub(rf"^{pattern}", replacement, bert_name)
+    raise ValueError(f"bert_name: expected one of BERT's, received {bert_name!r}")
+
+
 def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model, each once."""
     layers = (name for index in range(config.num_hidden_layers) for name in _layer(index, config))
-    return (*_embeddings(config), *layers, *_head(config))
+    rows = (*_embeddings(config), *layers, *_head(config))
+    return tuple(
+        dataclasses.replace(row, hf=_family_name(row.hf, config.model_type)) for row in rows
+    )
 
 
 # Second copies that some Hugging Face checkpoints store, and what they repeat.
-HF_TIED: Mapping[str, str] = {
+_TIED: Mapping[str, str] = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
+
+def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
+    """Returns what a checkpoint may hold twice: the name of the copy, and of the original."""
+    names = {
+        _family_name(copy, config.model_type): _family_name(original, config.model_type)
+        for copy, original in _TIED.items()
+    }
+    return {copy: original for copy, original in names.items() if copy != original}
+
+
 # The encoder's own tensors: one that no weight takes means that the
 # configuration is not the checkpoint's. The pooler and other heads are not used.
-_ENCODER = re.compile(r"bert[./](encoder|embeddings)[./].*")
+_ENCODER = re.compile(r"(bert|roberta|distilbert)[./](encoder|transformer|embeddings)[./].*")
 _NOT_WEIGHTS = re.compile(
     r".*/(adam_[mv]|lamb_[mv]|adamw_[mv])(_\d+)?|.*/(Adam|Adam_1|LAMB|LAMB_1)"
-    r"|.*/ExponentialMovingAverage|.*\.position_ids"
+    r"|.*/ExponentialMovingAverage|.*\.(position|token_type)_ids"
 )
 
 

@@ -128,7 +128,7 @@ def _check(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> Cache
     flag = "--teacher" if config.teacher is not None else "--bert_config_file"
     vocab_files = () if config.teacher is None else tokenizers.tokenizer_files(config.teacher)
     tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, flag)
-    cache_input.expect_positions(cache, source.config.max_position_embeddings, flag)
+    cache_input.expect_positions(cache, source.config.max_input_length, flag)
     cache_input.expect_segments(cache, source.config.type_vocab_size, flag)
     return cache
 

@@ -61,7 +61,11 @@ def test_to_dict_has_every_field_in_order(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "roberta"}, "model_type: expected 'bert', received 'roberta'"),
+        (
+            {"model_type": "electra"},
+            "model_type: expected one of bert, roberta, xlm-roberta, distilbert, "
+            "received 'electra'",
+        ),
         ({"vocab_size": "absent"}, "vocab_size: expected a value, the key is missing"),
         ({"hidden_size": None}, "hidden_size: expected a value, the key is missing"),
         ({"vocab_size": 0}, "vocab_size: expected a positive integer, received 0"),

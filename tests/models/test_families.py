@@ -1,0 +1,188 @@
+"""RoBERTa, XLM-R and DistilBERT: BERT's encoder with their names, positions and segments."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from data_specs.records import INPUT_IDS, INPUT_MASK, MASKED_LM_POSITIONS, SEGMENT_IDS
+from pipeline.errors import InputError
+from pipeline.models.checkpoints import assign_weights, find_model, get_weights, load_masked_lm
+from pipeline.models.checkpoints import save_hf as save
+from pipeline.models.config import EncoderConfig
+from pipeline.models.layer_init import student_weights
+from pipeline.models.masked_lm import MaskedLM
+from pipeline.models.weight_names import tied_hf_names, weight_table
+
+BERT = EncoderConfig(
+    vocab_size=37,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    hidden_act="gelu",
+    max_position_embeddings=20,
+    type_vocab_size=1,
+    hidden_dropout_prob=0.1,
+    attention_probs_dropout_prob=0.1,
+    initializer_range=0.4,
+)
+ROBERTA = dataclasses.replace(
+    BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=22
+)
+DISTILBERT = dataclasses.replace(BERT, model_type="distilbert", type_vocab_size=0)
+FAMILIES = {
+    "roberta": ROBERTA,
+    "xlm-roberta": dataclasses.replace(ROBERTA, model_type="xlm-roberta"),
+    "distilbert": DISTILBERT,
+}
+
+
+def _batch(pad_id: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(3)
+    mask = np.ones((3, 12), np.int32)
+    mask[1, 9:] = 0
+    ids = random.integers(2, 37, (3, 12)).astype(np.int32)
+    return {
+        INPUT_IDS: np.where(mask == 1, ids, pad_id).astype(np.int32),
+        INPUT_MASK: mask,
+        SEGMENT_IDS: np.zeros((3, 12), np.int32),
+        MASKED_LM_POSITIONS: np.array([[1, 4, 8]] * 3, np.int32),
+    }
+
+
+def test_names_by_hand() -> None:
+    roberta = {row.ours: row.hf for row in weight_table(ROBERTA)}
+    assert roberta["encoder/embeddings/word_embeddings"] == (
+        "roberta.embeddings.word_embeddings.weight"
+    )
+    assert roberta["encoder/layer_1/attention/output/kernel"] == (
+        "roberta.encoder.layer.1.attention.output.dense.weight"
+    )
+    assert roberta["head/layer_norm/gamma"] == "lm_head.layer_norm.weight"
+    assert roberta["head/bias"] == "lm_head.bias"
+    assert tied_hf_names(ROBERTA) == {
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
+    distilbert = {row.ours: row.hf for row in weight_table(DISTILBERT)}
+    assert distilbert["encoder/layer_0/attention/query/bias"] == (
+        "distilbert.transformer.layer.0.attention.q_lin.bias"
+    )
+    assert distilbert["encoder/layer_1/feed_forward/output/kernel"] == (
+        "distilbert.transformer.layer.1.ffn.lin2.weight"
+    )
+    assert distilbert["head/transform/kernel"] == "vocab_transform.weight"
+    assert distilbert["head/bias"] == "vocab_projector.bias"
+    assert "encoder/embeddings/segment_embeddings" not in distilbert
+    assert tied_hf_names(DISTILBERT) == {
+        "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"
+    }
+
+
+def test_roberta_is_bert_with_shifted_positions() -> None:
+    roberta = MaskedLM(ROBERTA, seed=2)
+    weights = get_weights(roberta)
+    positions = "encoder/embeddings/position_embeddings"
+    bert = MaskedLM(BERT)
+    assign_weights(bert, {**weights, positions: weights[positions][2:]})
+    batch = _batch(pad_id=1)
+    np.testing.assert_allclose(roberta(batch), bert(batch), atol=1e-6)
+    assert (ROBERTA.max_input_length, BERT.max_input_length) == (20, 20)
+
+
+def test_distilbert_is_bert_without_segments() -> None:
+    distilbert = MaskedLM(DISTILBERT, seed=2)
+    weights = get_weights(distilbert)
+    bert = MaskedLM(BERT)
+    segments = np.zeros((1, 16), np.float32)
+    assign_weights(bert, {**weights, "encoder/embeddings/segment_embeddings": segments})
+    batch = _batch(pad_id=0)
+    np.testing.assert_allclose(distilbert(batch), bert(batch), atol=1e-6)
+
+
+def test_robertas_head_has_gelu_whatever_its_layers_have() -> None:
+    assert dataclasses.replace(ROBERTA, hidden_act="relu").head_act == "gelu"
+    assert dataclasses.replace(BERT, hidden_act="relu").head_act == "relu"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_written_and_read_again(tmp_path: pathlib.Path, family: str) -> None:
+    model = MaskedLM(FAMILIES[family], seed=4)
+    save(tmp_path, model)
+    source = find_model(tmp_path, "--teacher")
+    assert source.config == FAMILIES[family]
+    batch = _batch(FAMILIES[family].pad_token_id)
+    np.testing.assert_array_equal(load_masked_lm(source)(batch), model(batch))
+    config, weights = student_weights(source.read_weights(), source.config, layer_map=(1,))
+    student = MaskedLM(config)
+    assign_weights(student, weights)
+    assert np.isfinite(np.asarray(student(batch))).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "t5"}, "model_type: expected one of bert, roberta, xlm-roberta, distilb"),
+        ({"max_position_embeddings": 2}, "max_position_embeddings: expected more than 2"),
+        ({"vocab_size": None}, "vocab_size: expected a value, the key is missing"),
+    ],
+)
+def test_what_is_no_roberta(tmp_path, changes: dict, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**ROBERTA.to_hf(), **changes}))
+    with pytest.raises(InputError, match=message):
+        EncoderConfig.from_json(path)
+
+
+def test_distilberts_own_keys(tmp_path) -> None:
+    path = tmp_path / "config.json"
+    written = DISTILBERT.to_hf()
+    assert (written["dim"], written["n_layers"], written["activation"]) == (16, 2, "gelu")
+    path.write_text(json.dumps(written))
+    assert EncoderConfig.from_json(path) == DISTILBERT
+    path.write_text(json.dumps({key: value for key, value in written.items() if key != "dim"}))
+    with pytest.raises(InputError, match="dim: expected a value, the key is missing"):
+        EncoderConfig.from_json(path)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("family", FAMILIES)
+def test_against_transformers(tmp_path, family: str) -> None:
+    """Both ways: theirs read here, and ours read there with nothing missing or left over."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    config = FAMILIES[family]
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "ours").mkdir()
+    settings = transformers.AutoConfig.for_model(
+        **{key: value for key, value in config.to_hf().items() if key != "architectures"}
+    )
+    theirs = transformers.AutoModelForMaskedLM.from_config(settings, attn_implementation="eager")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_masked_lm(find_model(tmp_path / "theirs", "--teacher"))
+    save(tmp_path / "ours", ours)
+    again, report = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report.values()), report
+    batch = _batch(config.pad_token_id)
+    logits, states = ours(batch, return_hidden_states=True)
+    real = batch[INPUT_MASK] == 1
+    for model in (theirs, again):
+        with torch.no_grad():
+            output = model.eval()(
+                input_ids=torch.tensor(batch[INPUT_IDS]).long(),
+                attention_mask=torch.tensor(batch[INPUT_MASK]),
+                output_hidden_states=True,
+            )
+        positions = batch[MASKED_LM_POSITIONS][:, :, None]
+        peer = np.take_along_axis(output.logits.numpy(), positions, axis=1)
+        differences = [np.abs(np.asarray(logits) - peer).max()]
+        for mine, other in zip(states, output.hidden_states, strict=True):
+            differences.append(np.abs(np.asarray(mine) - other.numpy())[real].max())
+        print(family, "max abs difference: logits, hidden states", differences)
+        assert max(differences) < 1e-5
