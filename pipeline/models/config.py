@@ -13,6 +13,9 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 BERT = "bert"
 DISTILBERT = "distilbert"
+# Narrow embeddings, projected to the hidden size, and one layer applied again and
+# again (Lan et al., 2020).
+ALBERT = "albert"
 # RoBERTa and its multilingual sister: no segments, positions counted from the
 # padding's id on, a GELU in the head whatever the layers have.
 ROBERTAS = ("roberta", "xlm-roberta")
@@ -22,6 +25,7 @@ ARCHITECTURES = {
     "roberta": "RobertaForMaskedLM",
     "xlm-roberta": "XLMRobertaForMaskedLM",
     DISTILBERT: "DistilBertForMaskedLM",
+    ALBERT: "AlbertForMaskedLM",
 }
 # What DistilBERT's configuration calls ours.
 _DISTILBERT_KEYS = {
@@ -54,6 +58,12 @@ _FIXED_OPTIONS: dict[str, Any] = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
+# Of ALBERT: one group of one layer, which all share.
+_FIXED_ALBERT_OPTIONS: dict[str, Any] = {"num_hidden_groups": 1, "inner_group_num": 1}
+
+
+def _fixed_options(model_type: str) -> dict[str, Any]:
+    return _FIXED_OPTIONS | (_FIXED_ALBERT_OPTIONS if model_type == ALBERT else {})
 
 
 def _is_number(value: Any) -> bool:
@@ -90,6 +100,11 @@ def _mistake(config: "EncoderConfig") -> tuple[str, str] | None:
         return "hidden_size", f"a multiple of num_attention_heads={config.num_attention_heads}"
     if not _is_integer(config.pad_token_id) or not 0 <= config.pad_token_id < config.vocab_size:
         return "pad_token_id", f"an integer in [0, {config.vocab_size})"
+    if config.model_type == ALBERT:
+        if not _is_integer(config.embedding_size) or config.embedding_size < 1:
+            return "embedding_size", "a positive integer"
+    elif config.embedding_size is not None:
+        return "embedding_size", f"none, as {config.model_type} has none"
     if config.max_input_length < 1:
         return "max_position_embeddings", f"more than {config.position_offset}"
     return None
@@ -115,6 +130,7 @@ class EncoderConfig:
         pad_token_id: id of [PAD]; `input_mask` tells the padding, but RoBERTa's
             positions begin after this.
         model_type: one of `ARCHITECTURES`.
+        embedding_size: width of ALBERT's embeddings; others have the hidden size.
 
     Raises:
         InputError: a value has the wrong type or range.
@@ -134,12 +150,23 @@ class EncoderConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
     model_type: str = BERT
+    embedding_size: int | None = None
 
     def __post_init__(self) -> None:
         mistake = _mistake(self)
         if mistake is not None:
             key, expected = mistake
             raise InputError(f"{key}: expected {expected}, received {getattr(self, key)!r}")
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings, and of what meets the vocabulary."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def num_distinct_layers(self) -> int:
+        """Layers that have weights of their own."""
+        return 1 if self.model_type == ALBERT else self.num_hidden_layers
 
     @property
     def position_offset(self) -> int:
@@ -181,7 +208,7 @@ class EncoderConfig:
                 f"{path}: model_type: expected one of {', '.join(ARCHITECTURES)}, "
                 f"received {model_type!r}"
             )
-        for key, expected in _FIXED_OPTIONS.items():
+        for key, expected in _fixed_options(model_type).items():
             if raw.get(key, expected) != expected:
                 raise InputError(f"{path}: {key}: expected {expected!r}, received {raw[key]!r}")
         values: dict[str, Any] = {"model_type": model_type}
@@ -192,6 +219,8 @@ class EncoderConfig:
             values["type_vocab_size"] = 0
         for field in dataclasses.fields(cls):
             key = renamed.get(field.name, field.name)
+            if field.name == "embedding_size" and model_type != ALBERT:
+                continue
             if raw.get(key) is not None:
                 values[field.name] = raw[key]
             elif field.default is dataclasses.MISSING and field.name not in values:
@@ -211,8 +240,10 @@ class EncoderConfig:
         if self.model_type == DISTILBERT:
             del values["type_vocab_size"]
             values = {_DISTILBERT_KEYS.get(name, name): value for name, value in values.items()}
+        if self.model_type != ALBERT:
+            del values["embedding_size"]
         return {
             "architectures": [ARCHITECTURES[self.model_type]],
             **values,
-            **_FIXED_OPTIONS,
+            **_fixed_options(self.model_type),
         }

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
-from pipeline.models.config import EncoderConfig
+from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.seeding import hash64
 
 Tensor = Any
@@ -83,6 +83,8 @@ def make_dropout(
 class Embeddings(keras.layers.Layer):
     """Sum of word, position and segment embeddings, normalised, [B, L, D].
 
+    ALBERT's are narrower than D, and projected to it.
+
     The three tables are float32 variables that are never cast on access, so that
     the vocabulary matmul can read the word embeddings exactly.
     """
@@ -95,6 +97,16 @@ class Embeddings(keras.layers.Layer):
         self.dropout = make_dropout(
             config.hidden_dropout_prob, scope=self.name, seed=seed, dtype=self.dtype_policy
         )
+        self.projection = None
+        if config.model_type == ALBERT:
+            self.projection = make_dense(
+                config,
+                config.hidden_size,
+                scope=self.name,
+                name="projection",
+                seed=seed,
+                dtype=self.dtype_policy,
+            )
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -104,13 +116,16 @@ class Embeddings(keras.layers.Layer):
         )
         if self.config.type_vocab_size:
             self.segment_embeddings = self._table("segment_embeddings", self.config.type_vocab_size)
-        self.layer_norm.build((None, None, self.config.hidden_size))
-        self.dropout.build((None, None, self.config.hidden_size))
+        shape = (None, None, self.config.embedding_width)
+        self.layer_norm.build(shape)
+        self.dropout.build(shape)
+        if self.projection is not None:
+            self.projection.build(shape)
 
     def _table(self, name: str, rows: int) -> keras.Variable:
         return self.add_weight(
             name=name,
-            shape=(rows, self.config.hidden_size),
+            shape=(rows, self.config.embedding_width),
             initializer=random_weights(self.config, seed=self.seed, name=f"{self.name}/{name}"),
             autocast=False,
         )
@@ -138,7 +153,8 @@ class Embeddings(keras.layers.Layer):
         first = self.config.position_offset
         positions = ops.convert_to_tensor(self.position_embeddings)[first : first + length]
         hidden = self.layer_norm(words + ops.expand_dims(positions, 0))
-        return self.dropout(ops.cast(hidden, self.compute_dtype), training=training)
+        hidden = self.dropout(ops.cast(hidden, self.compute_dtype), training=training)
+        return hidden if self.projection is None else self.projection(hidden)
 
 
 class Attention(keras.layers.Layer):
@@ -285,7 +301,7 @@ class Encoder(keras.layers.Layer):
         self.embeddings = Embeddings(config, seed=seed, dtype=policy)
         self.encoder_layers = [
             EncoderLayer(config, index=index, seed=seed, dtype=policy)
-            for index in range(config.num_hidden_layers)
+            for index in range(config.num_distinct_layers)
         ]
 
     def build(self, input_shape: Any = None) -> None:
@@ -322,7 +338,8 @@ class Encoder(keras.layers.Layer):
         score_mask = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
         states = [self.embeddings(input_ids, segment_ids, training=training)]
-        for layer in self.encoder_layers:
+        for index in range(self.config.num_hidden_layers):
+            layer = self.encoder_layers[index % len(self.encoder_layers)]
             states.append(layer(states[-1], score_mask, training=training))
         return states if return_hidden_states else states[-1]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.models.config import EncoderConfig
+from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.models.weight_names import weight_table
 
 _LAYER_MAP_FLAG = "--layer_map"
@@ -97,11 +97,15 @@ def student_weights(
 
     Example:
         with `layer_map=(0, 3)`, the student's `encoder/layer_1/…` is the teacher's
-        `encoder/layer_3/…`.
+        `encoder/layer_3/…`. An ALBERT applies its one layer as often as there are
+        numbers.
     """
     config = dataclasses.replace(teacher_config, num_hidden_layers=len(layer_map))
 
     def source(ours: str) -> str:
+        if config.model_type == ALBERT:
+            # Its one layer is all of the teacher's.
+            return ours
         return _LAYER.sub(lambda match: f"encoder/layer_{layer_map[int(match[1])]}/", ours)
 
     weights = {

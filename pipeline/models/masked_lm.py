@@ -50,21 +50,25 @@ class MaskedLMHead(keras.layers.Layer):
         self.activation = ACTIVATION_FUNCTIONS[config.head_act]
         policy = self.dtype_policy
         self.transform = make_dense(
-            config, config.hidden_size, scope=self.name, name="transform", seed=seed, dtype=policy
+            config,
+            config.embedding_width,
+            scope=self.name,
+            name="transform",
+            seed=seed,
+            dtype=policy,
         )
         self.layer_norm = make_layer_norm(config, dtype=policy)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
-        shape = (None, None, self.config.hidden_size)
-        self.transform.build(shape)
-        self.layer_norm.build(shape)
+        self.transform.build((None, None, self.config.hidden_size))
+        self.layer_norm.build((None, None, self.config.embedding_width))
         self.bias = self.add_weight(
             name="bias", shape=(self.config.vocab_size,), initializer="zeros", autocast=False
         )
 
     def call(self, hidden: Tensor) -> Tensor:
-        """Maps [B, P, D] to [B, P, D] in the compute dtype."""
+        """Maps [B, P, D] to [B, P, E] in the compute dtype; E is D but for ALBERT."""
         return self.layer_norm(self.activation(self.transform(hidden)))
 
 

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from pipeline import seeding
-from pipeline.models.config import EncoderConfig
+from pipeline.models.config import BERT, EncoderConfig
 from pipeline.models.weight_names import weight_table
 
 _NEIGHBOR_LAYERS = 2
@@ -88,13 +88,18 @@ def neighbor_weights(
     """Returns first weights for training a small masked language model from nothing.
 
     Args:
-        config: the model; `hidden_size` is a multiple of 4.
+        config: a BERT; `hidden_size` is a multiple of 4.
         token_counts: int [V], how often each token stands in the text.
         seed: decides everything that is random.
 
     Returns:
         float32 arrays by our names, all of `weight_table(config)`.
+
+    Raises:
+        ValueError: the model is of another family.
     """
+    if config.model_type != BERT:
+        raise ValueError(f"config: expected a {BERT}, received a {config.model_type}")
     weights: dict[str, np.ndarray] = {}
     for row in weight_table(config):
         random = seeding.stream(seed, "neighbor weights", row.ours)
@@ -108,8 +113,7 @@ def neighbor_weights(
     weights[words] *= _WORD_DEVIATION / config.initializer_range
     weights[words][:, : config.hidden_size // 4 * 2] = 0.0
     weights["encoder/embeddings/position_embeddings"] = _position_table(config)
-    if config.type_vocab_size:
-        weights["encoder/embeddings/segment_embeddings"][:] = 0.0
+    weights["encoder/embeddings/segment_embeddings"][:] = 0.0
     for layer in range(min(_NEIGHBOR_LAYERS, config.num_hidden_layers)):
         _set_neighbor_heads(config, layer, weights)
         for part in ("value", "output"):

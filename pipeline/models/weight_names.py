@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pipeline.errors import InputError
-from pipeline.models.config import BERT, DISTILBERT, EncoderConfig
+from pipeline.models.config import ALBERT, BERT, DISTILBERT, EncoderConfig
 
 Shape = tuple[int, ...]
 
@@ -58,12 +58,16 @@ def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
         ("position_embeddings", "position_embeddings", config.max_position_embeddings),
         ("segment_embeddings", "token_type_embeddings", config.type_vocab_size),
     )
-    size = config.hidden_size
+    size = config.embedding_width
     for ours, theirs, rows in tables:
         hf, tf1 = f"bert.embeddings.{theirs}.weight", f"bert/embeddings/{theirs}"
         if rows:
             yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
     yield from _layer_norm("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
+    if config.model_type == ALBERT:
+        hf = "bert.encoder.embedding_hidden_mapping_in"
+        ours = "encoder/embeddings/projection"
+        yield from _dense(ours, hf, inputs=size, units=config.hidden_size)
 
 
 def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
@@ -86,8 +90,8 @@ def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
 
 
 def _head(config: EncoderConfig) -> Iterator[WeightName]:
-    hf, size = "cls.predictions.transform", config.hidden_size
-    yield from _dense("head/transform", f"{hf}.dense", inputs=size, units=size)
+    hf, size = "cls.predictions.transform", config.embedding_width
+    yield from _dense("head/transform", f"{hf}.dense", inputs=config.hidden_size, units=size)
     yield from _layer_norm("head/layer_norm", f"{hf}.LayerNorm", size=size)
     yield WeightName(
         "head/bias", "cls.predictions.bias", "cls/predictions/output_bias", (config.vocab_size,)
@@ -124,12 +128,35 @@ _DISTILBERT_RULES = (
 )
 
 
+_ALBERT_LAYER = r"bert\.encoder\.layer\.0\."
+_ALBERT_RULES = (
+    *(
+        (_ALBERT_LAYER + theirs, rf"albert.encoder.albert_layer_groups.0.albert_layers.0.{name}")
+        for theirs, name in (
+            (r"attention\.self\.", "attention."),
+            (r"attention\.output\.", "attention."),
+            (r"intermediate\.dense", "ffn"),
+            (r"output\.dense", "ffn_output"),
+            (r"output\.LayerNorm", "full_layer_layer_norm"),
+        )
+    ),
+    (r"bert\.", "albert."),
+    (r"cls\.predictions\.transform\.", "predictions."),
+    (r"cls\.predictions\.", "predictions."),
+)
+_RULES = {
+    "roberta": _ROBERTA_RULES,
+    "xlm-roberta": _ROBERTA_RULES,
+    DISTILBERT: _DISTILBERT_RULES,
+    ALBERT: _ALBERT_RULES,
+}
+
+
 def _family_name(bert_name: str, model_type: str) -> str:
     """Example: RoBERTa's for `cls.predictions.bias` is `lm_head.bias`."""
     if model_type == BERT:
         return bert_name
-    rules = _DISTILBERT_RULES if model_type == DISTILBERT else _ROBERTA_RULES
-    for pattern, replacement in rules:
+    for pattern, replacement in _RULES[model_type]:
         if re.match(pattern, bert_name):
             return re.sub(rf"^{pattern}", replacement, bert_name)
     raise ValueError(f"bert_name: expected one of BERT's, received {bert_name!r}")
@@ -137,7 +164,7 @@ def _family_name(bert_name: str, model_type: str) -> str:
 
 def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model, each once."""
-    layers = (name for index in range(config.num_hidden_layers) for name in _layer(index, config))
+    layers = (name for index in range(config.num_distinct_layers) for name in _layer(index, config))
     rows = (*_embeddings(config), *layers, *_head(config))
     return tuple(
         dataclasses.replace(row, hf=_family_name(row.hf, config.model_type)) for row in rows
@@ -162,7 +189,7 @@ def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
 
 # The encoder's own tensors: one that no weight takes means that the
 # configuration is not the checkpoint's. The pooler and other heads are not used.
-_ENCODER = re.compile(r"(bert|roberta|distilbert)[./](encoder|transformer|embeddings)[./].*")
+_ENCODER = re.compile(r"(bert|roberta|distilbert|albert)[./](encoder|transformer|embeddings)[./].*")
 _NOT_WEIGHTS = re.compile(
     r".*/(adam_[mv]|lamb_[mv]|adamw_[mv])(_\d+)?|.*/(Adam|Adam_1|LAMB|LAMB_1)"
     r"|.*/ExponentialMovingAverage|.*\.(position|token_type)_ids"

@@ -63,7 +63,7 @@ def test_to_dict_has_every_field_in_order(config):
     [
         (
             {"model_type": "electra"},
-            "model_type: expected one of bert, roberta, xlm-roberta, distilbert, "
+            "model_type: expected one of bert, roberta, xlm-roberta, distilbert, albert, "
             "received 'electra'",
         ),
         ({"vocab_size": "absent"}, "vocab_size: expected a value, the key is missing"),

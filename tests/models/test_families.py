@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -33,10 +34,14 @@ ROBERTA = dataclasses.replace(
     BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=22
 )
 DISTILBERT = dataclasses.replace(BERT, model_type="distilbert", type_vocab_size=0)
+ALBERT = dataclasses.replace(
+    BERT, model_type="albert", embedding_size=6, type_vocab_size=2, num_hidden_layers=3
+)
 FAMILIES = {
     "roberta": ROBERTA,
     "xlm-roberta": dataclasses.replace(ROBERTA, model_type="xlm-roberta"),
     "distilbert": DISTILBERT,
+    "albert": ALBERT,
 }
 
 
@@ -103,6 +108,27 @@ def test_distilbert_is_bert_without_segments() -> None:
     np.testing.assert_allclose(distilbert(batch), bert(batch), atol=1e-6)
 
 
+def test_an_albert_of_unit_projections_is_a_bert_of_equal_layers() -> None:
+    config = dataclasses.replace(ALBERT, embedding_size=16, type_vocab_size=1)
+    albert = MaskedLM(config, seed=2)
+    weights = get_weights(albert)
+    projection = "encoder/embeddings/projection"
+    weights[f"{projection}/kernel"], weights[f"{projection}/bias"] = np.eye(16), np.zeros(16)
+    assign_weights(albert, weights)
+    bert = MaskedLM(dataclasses.replace(BERT, num_hidden_layers=3))
+    copied = {
+        row.ours: weights[re.sub(r"layer_\d+/", "layer_0/", row.ours)]
+        for row in weight_table(bert.config)
+    }
+    assign_weights(bert, copied)
+    batch = _batch(pad_id=0)
+    np.testing.assert_allclose(albert(batch), bert(batch), atol=1e-6)
+    shapes = {row.ours: row.shape for row in weight_table(ALBERT)}
+    assert shapes["encoder/embeddings/word_embeddings"] == (37, 6)
+    assert shapes["head/transform/kernel"] == (16, 6)
+    assert not any(name.startswith("encoder/layer_1") for name in shapes)
+
+
 def test_robertas_head_has_gelu_whatever_its_layers_have() -> None:
     assert dataclasses.replace(ROBERTA, hidden_act="relu").head_act == "gelu"
     assert dataclasses.replace(BERT, hidden_act="relu").head_act == "relu"
@@ -128,6 +154,11 @@ def test_written_and_read_again(tmp_path: pathlib.Path, family: str) -> None:
         ({"model_type": "t5"}, "model_type: expected one of bert, roberta, xlm-roberta, distilb"),
         ({"max_position_embeddings": 2}, "max_position_embeddings: expected more than 2"),
         ({"vocab_size": None}, "vocab_size: expected a value, the key is missing"),
+        ({"model_type": "albert"}, "embedding_size: expected a positive integer, received None"),
+        (
+            {"model_type": "albert", "num_hidden_groups": 2},
+            "num_hidden_groups: expected 1, received 2",
+        ),
     ],
 )
 def test_what_is_no_roberta(tmp_path, changes: dict, message: str) -> None:
