@@ -8,7 +8,9 @@ import importlib.util
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from unicodedata import category
 
+import numpy as np
 import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -21,6 +23,7 @@ from pipeline import files
 from pipeline.errors import InputError
 from pipeline.text import corpus
 from pipeline.text.documents import document_text
+from pipeline.text.segmenters import is_chinese
 from pipeline.text.tokens import SPECIAL_TOKENS
 
 CORPORA_FILE = "corpora.yaml"
@@ -111,17 +114,31 @@ def read_texts(sources: Sequence[CorpusSource]) -> Iterator[str]:
 
 
 def train_vocabulary(texts: Iterable[str]) -> list[str]:
-    """Returns a WordPiece vocabulary, lower-cased, BERT's special tokens first."""
+    """Returns a WordPiece vocabulary, lower-cased, BERT's special tokens first.
+
+    The same texts give the same tokens: the trainer numbers the pieces `##x` as it
+    meets them, in an order that differs from run to run, and settles ties by
+    number. So they are numbered here.
+    """
     tokenizer = Tokenizer(WordPiece(unk_token=SPECIAL_TOKENS["unk"][0]))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
+    normal = [tokenizer.normalizer.normalize_str(text) for text in texts]
+    characters = sorted(set().union(*normal))
+    points = np.array([ord(char) for char in characters], np.uint32)
+    inner = [
+        char
+        for char, chinese in zip(characters, is_chinese(points), strict=True)
+        # What BERT splits off anyway stands within no word.
+        if not (chinese or char.isspace() or category(char)[0] == "P" or char in "$+<=>^`|~")
+    ]
+    special = [spellings[0] for spellings in SPECIAL_TOKENS.values()]
     trainer = WordPieceTrainer(
         vocab_size=_VOCAB_SIZE,
         min_frequency=2,
         limit_alphabet=_MAX_CHARACTERS,
-        special_tokens=[spellings[0] for spellings in SPECIAL_TOKENS.values()],
+        special_tokens=[*special, *(f"##{char}" for char in inner)],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    ids = tokenizer.get_vocab()
-    return sorted(ids, key=ids.__getitem__)
+    tokenizer.train_from_iterator(normal, trainer)
+    return [*special, *sorted(set(tokenizer.get_vocab()) - set(special))]

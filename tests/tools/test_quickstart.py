@@ -35,6 +35,7 @@ def test_a_vocabulary_has_the_special_tokens_first_and_every_frequent_character(
     tokens = quickstart_text.train_vocabulary(texts)
     assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert {"春", "，", "the"} <= set(tokens) and len(tokens) == len(set(tokens))
+    assert all(quickstart_text.train_vocabulary(texts) == tokens for _ in range(3))
 
 
 def test_a_large_corpus_is_used_in_part(tmp_path) -> None:
