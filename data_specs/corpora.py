@@ -32,7 +32,7 @@ CLEANING = (
 )
 SEGMENTERS = ("jieba", "whitespace", "none")
 
-_METADATA = ("name", "title", "url", "licence", "files")
+_METADATA = ("name", "title", "url", "licence", "language", "files")
 _MIXTURE_KEY = "corpora"
 
 

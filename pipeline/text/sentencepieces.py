@@ -61,6 +61,12 @@ class SentencePieceTokenizer(Tokenizer):
             (piece.startswith(WORD_MARK) for piece in self.vocab), bool, len(self.vocab)
         )
 
+    @functools.cached_property
+    def _has_text(self) -> np.ndarray:
+        return np.fromiter(
+            (bool(piece.strip(WORD_MARK)) for piece in self.vocab), bool, len(self.vocab)
+        )
+
     def is_special(self) -> np.ndarray:
         """See `Tokenizer`."""
         return self._is_special
@@ -75,6 +81,9 @@ class SentencePieceTokenizer(Tokenizer):
         ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding["offsets"], np.int32).reshape(-1, 2)
         starts, ends = visible_spans(text, offsets)
+        # Of the pieces of one character, such as 3, ⁄, 4 of ¾, only the last has it.
+        without = (starts == ends) & self._has_text[ids]
+        ends = np.where(without, np.minimum(starts + 1, len(text)), ends).astype(np.int32)
         word_ids = np.cumsum(self._begins_word[ids], dtype=np.int32)
         return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
 
