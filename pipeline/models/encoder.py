@@ -15,6 +15,9 @@ from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.seeding import hash64
 
 Tensor = Any
+# What an encoder gives.
+HIDDEN_STATES = "hidden_states"
+ATTENTIONS = "attentions"
 DType = str | keras.DTypePolicy | None
 
 # Added to the scores of padding. Its exponential is 0 in every dtype and, unlike
@@ -198,7 +201,9 @@ class Attention(keras.layers.Layer):
         x = ops.reshape(x, (batch, length, self.config.num_attention_heads, self.head_size))
         return ops.transpose(x, (0, 2, 1, 3))
 
-    def call(self, hidden: Tensor, score_mask: Tensor, training: bool | None = None) -> Tensor:
+    def call(
+        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Attends within each row of the batch.
 
         Args:
@@ -207,20 +212,19 @@ class Attention(keras.layers.Layer):
             training: whether dropout is active.
 
         Returns:
-            [B, L, D].
+            [B, L, D]; and the attention map float32 [B, H, L, L], each query's
+            probabilities over the keys, before dropout.
         """
         query = self._split_heads(self.query(hidden) * self.scale)
         key = self._split_heads(self.key(hidden))
         value = self._split_heads(self.value(hidden))
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) + score_mask
-        probabilities = self._softmax(scores)
+        attention_map = ops.softmax(ops.cast(scores, "float32"))
+        probabilities = ops.cast(attention_map, self.compute_dtype)
         probabilities = self.probability_dropout(probabilities, training=training)
         context = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
         output = self.projection(ops.reshape(context, ops.shape(hidden)))
-        return self.layer_norm(hidden + self.dropout(output, training=training))
-
-    def _softmax(self, scores: Tensor) -> Tensor:
-        return ops.cast(ops.softmax(ops.cast(scores, "float32")), self.compute_dtype)
+        return self.layer_norm(hidden + self.dropout(output, training=training)), attention_map
 
 
 class FeedForward(keras.layers.Layer):
@@ -276,10 +280,12 @@ class EncoderLayer(keras.layers.Layer):
         self.attention.build(input_shape)
         self.feed_forward.build(input_shape)
 
-    def call(self, hidden: Tensor, score_mask: Tensor, training: bool | None = None) -> Tensor:
+    def call(
+        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Applies attention, then the feed-forward block; see `Attention.call`."""
-        hidden = self.attention(hidden, score_mask, training=training)
-        return self.feed_forward(hidden, training=training)
+        hidden, attention_map = self.attention(hidden, score_mask, training=training)
+        return self.feed_forward(hidden, training=training), attention_map
 
 
 class Encoder(keras.layers.Layer):
@@ -311,11 +317,8 @@ class Encoder(keras.layers.Layer):
             layer.build()
 
     def call(
-        self,
-        inputs: Mapping[str, Tensor],
-        training: bool | None = None,
-        return_hidden_states: bool = False,
-    ) -> Tensor | list[Tensor]:
+        self, inputs: Mapping[str, Tensor], training: bool | None = None
+    ) -> dict[str, list[Tensor]]:
         """Encodes a batch.
 
         Args:
@@ -323,11 +326,10 @@ class Encoder(keras.layers.Layer):
                 `segment_ids`, int [B, L] each; other entries are left alone. L is
                 at most `config.max_input_length`.
             training: whether dropout is active.
-            return_hidden_states: whether to return all states.
 
         Returns:
-            the last hidden state [B, L, D] in the compute dtype; or the list of
-            all N + 1, the embeddings' output first.
+            `hidden_states`: all N + 1, [B, L, D] in the compute dtype, the
+            embeddings' output first; `attentions`: N maps, float32 [B, H, L, L].
 
         Raises:
             ValueError: L is known and exceeds `config.max_input_length`.
@@ -338,10 +340,13 @@ class Encoder(keras.layers.Layer):
         score_mask = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
         states = [self.embeddings(input_ids, segment_ids, training=training)]
+        attentions = []
         for index in range(self.config.num_hidden_layers):
             layer = self.encoder_layers[index % len(self.encoder_layers)]
-            states.append(layer(states[-1], score_mask, training=training))
-        return states if return_hidden_states else states[-1]
+            hidden, attention_map = layer(states[-1], score_mask, training=training)
+            states.append(hidden)
+            attentions.append(attention_map)
+        return {HIDDEN_STATES: states, ATTENTIONS: attentions}
 
     def _check_length(self, length: int | None) -> None:
         limit = self.config.max_input_length

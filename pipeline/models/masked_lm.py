@@ -10,12 +10,15 @@ from data_specs.records import MASKED_LM_POSITIONS
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import (
     ACTIVATION_FUNCTIONS,
+    HIDDEN_STATES,
     DType,
     Encoder,
     Tensor,
     make_dense,
     make_layer_norm,
 )
+
+LOGITS = "logits"
 
 
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
@@ -112,30 +115,31 @@ class MaskedLM(keras.Model):
         self.encoder.build()
         self.head.build()
 
-    def call(
-        self,
-        inputs: Mapping[str, Tensor],
-        training: bool | None = None,
-        return_hidden_states: bool = False,
-    ) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Computes the logits at the masked positions.
+    def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> Tensor:
+        """Returns the logits of `activations`, float32 [B, P, V]."""
+        return self.activations(inputs, training=training)[LOGITS]
+
+    def activations(
+        self, inputs: Mapping[str, Tensor], training: bool | None = None
+    ) -> dict[str, Any]:
+        """Computes the logits at the masked positions, and all that leads to them.
 
         Args:
-            inputs: what `Encoder.call` takes, and `masked_lm_positions`, int [B, P];
-                padding slots may hold any position, for example 0.
+            inputs: what `Encoder.call` takes, and `masked_lm_positions`, int [B, P],
+                whose padding slots may hold any position, for example 0; without
+                it, logits are those of all L positions.
             training: whether dropout is active.
-            return_hidden_states: whether to return the encoder's states too.
 
         Returns:
-            logits, float32 [B, P, V]; or these and the list of N + 1 hidden states
-            [B, L, D], the embeddings' output first.
+            `logits`, float32 [B, P, V], and what `Encoder.call` returns.
         """
-        states = self.encoder(inputs, training=training, return_hidden_states=True)
-        positions = ops.cast(inputs[MASKED_LM_POSITIONS], "int32")
-        # Only these positions go through the vocabulary, the dearest matmul.
-        hidden = self.head(gather_positions(states[-1], positions))
-        logits = self._vocabulary_logits(hidden)
-        return (logits, states) if return_hidden_states else logits
+        outputs = self.encoder(inputs, training=training)
+        hidden = outputs[HIDDEN_STATES][-1]
+        if MASKED_LM_POSITIONS in inputs:
+            # Only these positions go through the vocabulary, the dearest matmul.
+            positions = ops.cast(inputs[MASKED_LM_POSITIONS], "int32")
+            hidden = gather_positions(hidden, positions)
+        return {LOGITS: self._vocabulary_logits(self.head(hidden)), **outputs}
 
     def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
         table = ops.convert_to_tensor(self.encoder.embeddings.word_embeddings)
@@ -143,9 +147,3 @@ class MaskedLM(keras.Model):
             ops.cast(hidden, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
         )
         return ops.cast(logits, "float32") + ops.convert_to_tensor(self.head.bias)
-
-    def hidden_states(
-        self, inputs: Mapping[str, Tensor], *, training: bool | None = None
-    ) -> list[Tensor]:
-        """Returns the N + 1 hidden states [B, L, D]; needs no masked positions."""
-        return self.encoder(inputs, training=training, return_hidden_states=True)

@@ -13,8 +13,9 @@ from pipeline.errors import InputError
 from pipeline.models.checkpoints import assign_weights, find_model, get_weights, load_masked_lm
 from pipeline.models.checkpoints import save_hf as save
 from pipeline.models.config import EncoderConfig
+from pipeline.models.encoder import ATTENTIONS, HIDDEN_STATES
 from pipeline.models.layer_init import student_weights
-from pipeline.models.masked_lm import MaskedLM
+from pipeline.models.masked_lm import LOGITS, MaskedLM
 from pipeline.models.weight_names import tied_hf_names, weight_table
 
 BERT = EncoderConfig(
@@ -201,7 +202,7 @@ def test_against_transformers(tmp_path, family: str) -> None:
     )
     assert not any(report.values()), report
     batch = _batch(config.pad_token_id)
-    logits, states = ours(batch, return_hidden_states=True)
+    mine = ours.activations(batch)
     real = batch[INPUT_MASK] == 1
     for model in (theirs, again):
         with torch.no_grad():
@@ -209,11 +210,15 @@ def test_against_transformers(tmp_path, family: str) -> None:
                 input_ids=torch.tensor(batch[INPUT_IDS]).long(),
                 attention_mask=torch.tensor(batch[INPUT_MASK]),
                 output_hidden_states=True,
+                output_attentions=True,
             )
         positions = batch[MASKED_LM_POSITIONS][:, :, None]
         peer = np.take_along_axis(output.logits.numpy(), positions, axis=1)
-        differences = [np.abs(np.asarray(logits) - peer).max()]
-        for mine, other in zip(states, output.hidden_states, strict=True):
-            differences.append(np.abs(np.asarray(mine) - other.numpy())[real].max())
-        print(family, "max abs difference: logits, hidden states", differences)
+        differences = [np.abs(np.asarray(mine[LOGITS]) - peer).max()]
+        for one, other in zip(mine[HIDDEN_STATES], output.hidden_states, strict=True):
+            differences.append(np.abs(np.asarray(one) - other.numpy())[real].max())
+        for one, other in zip(mine[ATTENTIONS], output.attentions, strict=True):
+            gaps = np.abs(np.asarray(one) - other.numpy())
+            differences.append(np.moveaxis(gaps, 1, 2)[real].max())
+        print(family, "max abs difference: logits, hidden states, attentions", differences)
         assert max(differences) < 1e-5

@@ -13,8 +13,9 @@ from pipeline.models.checkpoints import (
     load_masked_lm,
     save_hf,
 )
+from pipeline.models.encoder import ATTENTIONS, HIDDEN_STATES
 from pipeline.models.layer_init import default_layer_map, student_weights
-from pipeline.models.masked_lm import MaskedLM
+from pipeline.models.masked_lm import LOGITS, MaskedLM
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
 
@@ -33,8 +34,8 @@ def make_batch(vocab_size: int, length: int) -> dict[str, np.ndarray]:
     }
 
 
-def run_torch(model, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns logits at the masked positions and all hidden states of a torch model."""
+def run_torch(model, batch: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Returns logits at the masked positions, hidden states and attention maps of a torch model."""
     import torch
 
     with torch.no_grad():
@@ -43,10 +44,14 @@ def run_torch(model, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, list[np.
             attention_mask=torch.tensor(batch[INPUT_MASK]),
             token_type_ids=torch.tensor(batch[SEGMENT_IDS]).long(),
             output_hidden_states=True,
+            output_attentions=True,
         )
     positions = batch[MASKED_LM_POSITIONS][:, :, None]
-    logits = np.take_along_axis(output.logits.numpy(), positions, axis=1)
-    return logits, [state.numpy() for state in output.hidden_states]
+    return {
+        LOGITS: [np.take_along_axis(output.logits.numpy(), positions, axis=1)],
+        HIDDEN_STATES: [state.numpy() for state in output.hidden_states],
+        ATTENTIONS: [attention.numpy() for attention in output.attentions],
+    }
 
 
 def load_torch(directory: pathlib.Path):
@@ -60,14 +65,21 @@ def load_torch(directory: pathlib.Path):
 
 
 def assert_parity(model: MaskedLM, peer, batch: dict[str, np.ndarray], *, atol: float) -> None:
-    logits, states = model(batch, return_hidden_states=True)
-    peer_logits, peer_states = run_torch(peer, batch)
-    differences = [float(np.abs(np.asarray(logits) - peer_logits).max())]
+    ours = model.activations(batch)
+    ours[LOGITS] = [ours[LOGITS]]
+    theirs = run_torch(peer, batch)
     real = batch[INPUT_MASK] == 1
-    for ours, theirs in zip(states, peer_states, strict=True):
-        differences.append(float(np.abs(np.asarray(ours) - theirs)[real].max()))
-    print("max abs difference: logits, hidden states", differences)
-    assert max(differences) < atol
+    # Axes of what is compared at real tokens: an attention map's queries.
+    seen = {LOGITS: ..., HIDDEN_STATES: real, ATTENTIONS: real}
+    differences = {}
+    for name, place in seen.items():
+        assert len(ours[name]) == len(theirs[name])
+        pairs = zip(map(np.asarray, ours[name]), theirs[name], strict=True)
+        if name == ATTENTIONS:
+            pairs = ((np.moveaxis(one, 1, 2), np.moveaxis(two, 1, 2)) for one, two in pairs)
+        differences[name] = max(float(np.abs(one - two)[place].max()) for one, two in pairs)
+    print("max abs differences", differences)
+    assert max(differences.values()) < atol
 
 
 @pytest.mark.peers
