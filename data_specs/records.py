@@ -3,7 +3,7 @@
 A record is a `tf.train.Example` in which every feature is one bytes value: a
 little-endian array, unpadded, holding real masked positions only. Shapes use
 these letters: S segments, L tokens, P masked positions, K top-k, T cached
-temperatures.
+temperatures, G groups of teacher layers, D the teacher's hidden size.
 """
 
 import dataclasses
@@ -22,6 +22,8 @@ TOPK_IDS = "topk_ids"
 TOPK_LOGITS = "topk_logits"
 LOG_TAIL_MASSES = "log_tail_masses"
 LABEL_LOG_PROBS = "label_log_probs"
+HIDDEN_STATES = "hidden_states"
+HIDDEN_SCALES = "hidden_scales"
 
 # Names that a batch has beside those of a record: BERT's own.
 INPUT_MASK = "input_mask"
@@ -73,6 +75,17 @@ TEACHER_FEATURES: tuple[Feature, ...] = (
 )
 
 TEACHER_CACHE_FEATURES: tuple[Feature, ...] = MASKED_EXAMPLE_FEATURES + TEACHER_FEATURES
+
+# What a teacher cache may hold beside these, by how it is encoded.
+HIDDEN_FEATURES: dict[str, tuple[Feature, ...]] = {
+    "float16": (
+        Feature(HIDDEN_STATES, "<f2", ("P", "G", "D"), "Mean hidden state of each layer group."),
+    ),
+    "int8": (
+        Feature(HIDDEN_STATES, "|i1", ("P", "G", "D"), "The same, in steps of its scale."),
+        Feature(HIDDEN_SCALES, "<f4", ("P", "G"), "What a step of each hidden state is worth."),
+    ),
+}
 
 MASKED_EXAMPLES = "masked_examples"
 TEACHER_CACHE = "teacher_cache"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from data_specs.records import HIDDEN_FEATURES
 from pipeline import command_line
 from pipeline.storage.logit_codec import CODECS
 
@@ -19,7 +20,7 @@ def define_flags() -> flags.FlagValues:
     table.string("input_file", None, "Instead of --input_dir: a glob of its shards.")
     table.string("output_dir", None, "Where the cache goes: an empty folder, or an unfinished one.")
     table.string(
-        "teacher", None, "A model directory: Hugging Face's BERT (safetensors), or Google's."
+        "teacher", None, "A model directory: Hugging Face's (safetensors), or Google's BERT."
     )
     table.string("bert_config_file", None, "Instead of --teacher: a bert_config.json.")
     table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
@@ -33,6 +34,14 @@ def define_flags() -> flags.FlagValues:
         "temperatures", "1,2", "Temperatures at which the mass outside the top-k is kept; 1 first."
     )
     table.choice("logit_encoding", "float16", "How logits are packed.", of=list(CODECS))
+    table.string(
+        "cache_hidden_states",
+        None,
+        "Groups of teacher layers, such as 1-6,7-12, whose mean hidden state is kept too.",
+    )
+    table.choice(
+        "hidden_encoding", "float16", "How hidden states are packed.", of=list(HIDDEN_FEATURES)
+    )
     table.choice(
         "compute_dtype",
         "float32",

@@ -10,13 +10,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.seeding import hash64
 
 Tensor = Any
-# What an encoder gives.
-HIDDEN_STATES = "hidden_states"
+# What an encoder gives beside its hidden states.
 ATTENTIONS = "attentions"
 DType = str | keras.DTypePolicy | None
 

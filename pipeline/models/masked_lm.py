@@ -6,11 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from data_specs.records import MASKED_LM_POSITIONS
+from data_specs.records import HIDDEN_STATES, MASKED_LM_POSITIONS
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import (
     ACTIVATION_FUNCTIONS,
-    HIDDEN_STATES,
     DType,
     Encoder,
     Tensor,

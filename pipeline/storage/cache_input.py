@@ -90,11 +90,11 @@ def expect_segments(cache: CacheInput, type_vocab_size: int, flag: str) -> None:
     Raises:
         InputError: it knows fewer; prints both.
     """
-    needed = 2 if cache.manifest.flags.get("segments") == "pair" else 1
-    if type_vocab_size < needed:
+    if cache.manifest.flags.get("segments") == "pair" and type_vocab_size < 2:
         raise InputError(
-            f"{flag}: expected a model of at least {needed} segments (--segments of "
-            f"{cache.directory}), received type_vocab_size {type_vocab_size}"
+            f"{flag}: expected a model of two segments, as --segments=pair made "
+            f"{cache.directory}, received one with type_vocab_size {type_vocab_size}; make the "
+            "masked examples with --segments=single"
         )
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_specs.records import FEATURES, TEACHER_CACHE
+from data_specs.records import FEATURES, HIDDEN_FEATURES, TEACHER_CACHE, Feature
 from pipeline import files
 from pipeline.errors import InputError
 from pipeline.storage.logit_codec import CODECS
@@ -26,6 +26,8 @@ TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
 
+# Of `TeacherInfo`: what caches made before there were hidden states lack.
+_LATER_FIELDS = ("hidden_groups", "hidden_encoding", "hidden_size", "bytes_per_position")
 _SHARD_FILE = re.compile(r"(train|eval)-(\d{5})-of-(\d{5})\.tfrecord")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -58,6 +60,11 @@ class TeacherInfo:
         temperatures: those with a stored tail mass, ascending.
         teacher: the teacher's `config` and the `sha256` of its weights.
         parent: the `sha256` of the masked examples' manifest.
+        hidden_groups: the groups of teacher layers, such as `1-6`, whose mean
+            hidden state is kept; empty where none is.
+        hidden_encoding: a name in `pipeline.storage.hidden_codec.HIDDEN_CODECS`.
+        hidden_size: D of the kept states.
+        bytes_per_position: what each feature takes at a masked position.
     """
 
     truncation_factor: int
@@ -65,6 +72,10 @@ class TeacherInfo:
     temperatures: tuple[float, ...]
     teacher: Mapping[str, Any]
     parent: Mapping[str, str]
+    hidden_groups: tuple[str, ...] = ()
+    hidden_encoding: str | None = None
+    hidden_size: int | None = None
+    bytes_per_position: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +94,14 @@ class Manifest:
     tokenizer_files: tuple[str, ...] = ()
     statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teacher_info: TeacherInfo | None = None
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features of a record."""
+        features = FEATURES[self.kind]
+        if self.teacher_info is not None and self.teacher_info.hidden_groups:
+            features += HIDDEN_FEATURES[self.teacher_info.hidden_encoding]
+        return features
 
     def num_examples(self, split: str) -> int:
         """Returns how many examples a split has; 0 where there is none."""
@@ -265,16 +284,7 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
         raise InputError(f"{path}: expected kind in {sorted(FEATURES)}, received {value['kind']!r}")
     teacher_info = None
     if value["kind"] == TEACHER_CACHE:
-        names = [field.name for field in dataclasses.fields(TeacherInfo)]
-        teacher_info = TeacherInfo(**{name: value[name] for name in names})
-        if teacher_info.logit_encoding not in CODECS:
-            raise InputError(
-                f"{path}: expected logit_encoding in {sorted(CODECS)}, "
-                f"received {teacher_info.logit_encoding!r}"
-            )
-        _expect_count(teacher_info.truncation_factor, f"{path}: truncation_factor")
-        temperatures = tuple(float(t) for t in teacher_info.temperatures)
-        teacher_info = dataclasses.replace(teacher_info, temperatures=temperatures)
+        teacher_info = _parse_teacher_info(value, path)
     splits = {
         split: tuple(_parse_shard(shard, path) for shard in shards)
         for split, shards in value["splits"].items()
@@ -292,6 +302,30 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
         statistics=dict(value.get("statistics", {})),
         teacher_info=teacher_info,
         **{name: value[name] for name in sizes},
+    )
+
+
+def _parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
+    fields = dataclasses.fields(TeacherInfo)
+    required = [field.name for field in fields if field.name not in _LATER_FIELDS]
+    given = {name: value[name] for name in _LATER_FIELDS if value.get(name) is not None}
+    info = TeacherInfo(**{name: value[name] for name in required}, **given)
+    if info.logit_encoding not in CODECS:
+        raise InputError(
+            f"{path}: expected logit_encoding in {sorted(CODECS)}, received {info.logit_encoding!r}"
+        )
+    _expect_count(info.truncation_factor, f"{path}: truncation_factor")
+    if info.hidden_groups:
+        if info.hidden_encoding not in HIDDEN_FEATURES:
+            raise InputError(
+                f"{path}: expected hidden_encoding in {sorted(HIDDEN_FEATURES)}, "
+                f"received {info.hidden_encoding!r}"
+            )
+        _expect_count(info.hidden_size, f"{path}: hidden_size")
+    return dataclasses.replace(
+        info,
+        temperatures=tuple(float(t) for t in info.temperatures),
+        hidden_groups=tuple(str(group) for group in info.hidden_groups),
     )
 
 

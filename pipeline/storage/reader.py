@@ -9,6 +9,7 @@ import tensorflow as tf
 from data_specs import records
 from pipeline import files
 from pipeline.storage import shuffling
+from pipeline.storage.hidden_codec import HIDDEN_CODECS
 from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import Manifest
 
@@ -73,12 +74,13 @@ def parse_batch(serialized: tf.Tensor, manifest: Manifest) -> Mapping[str, Any]:
         int32 `input_ids` [B, L], `segment_lengths` [B, 2], `masked_lm_positions`
         and `masked_lm_ids` [B, P]; float32 `masked_lm_weights` [B, P], 1 at real
         positions; from a teacher cache `topk_ids` int32 and `topk_logits`
-        float32 [B, P, K] and `log_tail_masses` float32 [B, P, T]. Padding is 0, and
-        −inf in the last.
+        float32 [B, P, K] and `log_tail_masses` float32 [B, P, T], and where it has
+        them `hidden_states` float32 [B, P, G, D]. Padding is 0, and −inf in the
+        tails.
     """
     features = {
         feature.name: feature
-        for feature in records.FEATURES[manifest.kind]
+        for feature in manifest.features
         if feature.name not in (records.EXAMPLE_ID, records.LABEL_LOG_PROBS)
     }
     parsed = tf.io.parse_example(
@@ -115,8 +117,12 @@ def _decode_teacher(
     name = records.LOG_TAIL_MASSES
     count = positions * len(info.temperatures)
     tails = _decode(parsed[name], features[name], manifest.vocab.size, count)
-    return {
+    decoded = {
         records.TOPK_IDS: ids,
         records.TOPK_LOGITS: logits,
         name: tf.reshape(tails, (-1, positions, len(info.temperatures))),
     }
+    if info.hidden_groups:
+        hidden = HIDDEN_CODECS[info.hidden_encoding](len(info.hidden_groups), info.hidden_size)
+        decoded[records.HIDDEN_STATES] = hidden.decode_tensors(tf, parsed, positions)
+    return decoded

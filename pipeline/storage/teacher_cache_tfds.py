@@ -24,7 +24,7 @@ from pipeline.storage.manifest import Manifest
 
 _FILE_TEMPLATE = "{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}"
 # Letters of a feature's shape that are known from the manifest; others vary.
-_TRUNCATION, _TEMPERATURES = "K", "T"
+_TRUNCATION, _TEMPERATURES, _GROUPS, _HIDDEN_SIZE = "K", "T", "G", "D"
 
 
 class _CacheInfo(tfds.core.DatasetInfo):
@@ -70,10 +70,7 @@ class TeacherCache(FileReaderBuilder, skip_registration=True):
             description=f"{manifest.kind}: {manifest.num_examples('train')} train examples of at "
             f"most {manifest.max_seq_length} tokens.",
             features=tfds.features.FeaturesDict(
-                {
-                    feature.name: _tensor_feature(feature, manifest)
-                    for feature in records.FEATURES[manifest.kind]
-                }
+                {feature.name: _tensor_feature(feature, manifest) for feature in manifest.features}
             ),
             metadata=tfds.core.MetadataDict(manifest.to_json()),
         )
@@ -122,7 +119,12 @@ def _tensor_feature(feature: records.Feature, manifest: Manifest) -> tfds.featur
     info = manifest.teacher_info
     sizes: dict[str, int] = {}
     if info is not None:
-        sizes = {_TRUNCATION: info.truncation_factor, _TEMPERATURES: len(info.temperatures)}
+        sizes = {
+            _TRUNCATION: info.truncation_factor,
+            _TEMPERATURES: len(info.temperatures),
+            _GROUPS: len(info.hidden_groups),
+            _HIDDEN_SIZE: info.hidden_size,
+        }
     shape = tuple(
         int(letter) if letter.isdigit() else sizes.get(letter) for letter in feature.shape
     )

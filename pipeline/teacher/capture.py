@@ -1,11 +1,11 @@
 """Stage 1b: the teacher runs once over masked examples; what it says is cached."""
 
 import dataclasses
-import functools
 import itertools
+import math
 import pathlib
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,13 +14,17 @@ import tqdm
 
 from data_specs import records
 from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.models import checkpoints, layer_groups
+from pipeline.models.group_means import mean_state
+from pipeline.models.layer_groups import TeacherGroup
+from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 from pipeline.runners import local
 from pipeline.runners.shard_job import ShardJob, assigned_jobs
 from pipeline.storage import cache_input, serialization, writer
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.hidden_codec import HIDDEN_CODECS, HiddenCodec
+from pipeline.storage.logit_codec import CODECS, Float16Codec
 from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
 from pipeline.teacher import inference, truncation
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -39,7 +43,8 @@ class Capture:
         manifest: of the masked examples.
         batch_size: B.
         truncation_factor: K.
-        logit_encoding: names the codec.
+        codec: packs the top-k.
+        hidden_codec: packs the hidden states; None without.
         forward: the compiled teacher, from a batch to what is kept of it.
         on_examples: called with the number of examples just done.
     """
@@ -47,14 +52,17 @@ class Capture:
     manifest: Manifest
     batch_size: int
     truncation_factor: int
-    logit_encoding: str
+    codec: Float16Codec
+    hidden_codec: HiddenCodec | None
     forward: Callable[[inference.Arrays], dict[str, np.ndarray]]
     on_examples: Callable[[int], None]
 
     def records(self, serialized: Iterator[bytes]) -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order."""
-        info = self.manifest
-        example_bytes = info.max_predictions_per_seq * self.truncation_factor * 8
+        position_bytes = self.truncation_factor * 8
+        if self.hidden_codec is not None:
+            position_bytes += self.hidden_codec.num_groups * self.hidden_codec.hidden_size * 4
+        example_bytes = self.manifest.max_predictions_per_seq * position_bytes
         batches = max(1, _BLOCK_BYTES // (example_bytes * self.batch_size))
         block_size = batches * self.batch_size
         while block := list(itertools.islice(serialized, block_size)):
@@ -93,17 +101,27 @@ class Capture:
                 "--teacher: expected finite logits, received NaN or infinity; "
                 "is the checkpoint damaged, or does --compute_dtype not suit it?"
             )
-        row_splits = np.concatenate([[0], np.cumsum(counts)])
-        codec = CODECS[self.logit_encoding](self.manifest.vocab.size)
-        packed = codec.encode(kept[records.TOPK_IDS], kept[records.TOPK_LOGITS], row_splits)
+        packed = self._pack(kept, np.concatenate([[0], np.cumsum(counts)]))
+        for example, features in zip(examples, packed, strict=True):
+            yield serialization.encode_example({**example.features, **features})
+
+    def _pack(
+        self, kept: Mapping[str, np.ndarray], row_splits: np.ndarray
+    ) -> list[dict[str, bytes]]:
+        """Returns the features of each example."""
+        packed = self.codec.encode(kept[records.TOPK_IDS], kept[records.TOPK_LOGITS], row_splits)
+        hidden: list[dict[str, bytes]] = [{} for _ in packed]
+        if self.hidden_codec is not None:
+            hidden = self.hidden_codec.encode(kept[records.HIDDEN_STATES], row_splits)
         tails = kept[records.LOG_TAIL_MASSES].astype("<f4")
         labels = kept[records.LABEL_LOG_PROBS].astype("<f2")
-        for example, features, (begin, end) in zip(
-            examples, packed, itertools.pairwise(row_splits), strict=True
+        for features, states, (begin, end) in zip(
+            packed, hidden, itertools.pairwise(row_splits), strict=True
         ):
+            features.update(states)
             features[records.LOG_TAIL_MASSES] = tails[begin:end].tobytes()
             features[records.LABEL_LOG_PROBS] = labels[begin:end].tobytes()
-            yield serialization.encode_example({**example.features, **features})
+        return packed
 
 
 def _find_teacher(config: TeacherCacheConfig) -> checkpoints.ModelSource:
@@ -133,9 +151,19 @@ def _check(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> Cache
     return cache
 
 
+def _truncation_factor(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> int:
+    return min(config.truncation_factor, source.config.vocab_size)
+
+
 def _request(
     config: TeacherCacheConfig, cache: CacheInput, source: checkpoints.ModelSource
 ) -> dict[str, Any]:
+    groups = _find_groups(config, source)
+    hidden = {
+        "hidden_groups": [str(group) for group in groups],
+        "hidden_encoding": config.hidden_encoding,
+        "hidden_size": source.config.hidden_size,
+    }
     shards = [shard.file for shards in cache.manifest.splits.values() for shard in shards]
     whole = manifests.load(cache.directory, flag=cache.flag)
     return {
@@ -143,13 +171,59 @@ def _request(
         "parent": {"sha256": whole.sha256()},
         "shards": shards,
         "teacher": {"config": source.config.to_dict(), "sha256": source.sha256()},
-        "truncation_factor": min(config.truncation_factor, cache.manifest.vocab.size),
+        "truncation_factor": _truncation_factor(config, source),
         "temperatures": list(config.temperatures),
         "logit_encoding": config.logit_encoding,
+        # Absent without, as in requests from before there were any.
+        **(hidden if groups else {}),
         "compute_dtype": config.compute_dtype,
         "predict_batch_size": config.predict_batch_size,
         "backend": keras.config.backend(),
     }
+
+
+def _find_groups(
+    config: TeacherCacheConfig, source: checkpoints.ModelSource
+) -> tuple[TeacherGroup, ...]:
+    """Returns the groups of layers whose hidden states are kept; none unless asked for."""
+    if config.cache_hidden_states is None:
+        return ()
+    return layer_groups.parse_teacher_groups(
+        config.cache_hidden_states, source.config.num_hidden_layers, "--cache_hidden_states"
+    )
+
+
+def _hidden_codec(
+    config: TeacherCacheConfig, source: checkpoints.ModelSource
+) -> HiddenCodec | None:
+    groups = _find_groups(config, source)
+    if not groups:
+        return None
+    return HIDDEN_CODECS[config.hidden_encoding](len(groups), source.config.hidden_size)
+
+
+def _keep(
+    config: TeacherCacheConfig, source: checkpoints.ModelSource
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
+    """Returns what takes the teacher's outputs of a batch to what is kept of them."""
+    groups = _find_groups(config, source)
+
+    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        kept = truncation.truncate(
+            outputs[LOGITS],
+            batch[records.MASKED_LM_IDS],
+            truncation_factor=_truncation_factor(config, source),
+            temperatures=config.temperatures,
+        )
+        if groups:
+            means = [mean_state(outputs[records.HIDDEN_STATES], group) for group in groups]
+            places = batch[records.MASKED_LM_POSITIONS]
+            kept[records.HIDDEN_STATES] = keras.ops.stack(
+                [gather_positions(mean, places) for mean in means], axis=2
+            )
+        return kept
+
+    return keep
 
 
 def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
@@ -184,25 +258,18 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
             source, dtype=config.compute_dtype, logits_dtype="float32"
         )
         manifests.claim(config.output_dir, request, flag="--output_dir")
-        _run_teacher(config, cache, model, missing)
+        _run_teacher(config, cache, source, model, missing)
     return _publish_when_complete(config, cache, request)
 
 
 def _run_teacher(
     config: TeacherCacheConfig,
     cache: CacheInput,
-    model: keras.Model,
+    source: checkpoints.ModelSource,
+    model: MaskedLM,
     jobs: Sequence[ShardJob],
 ) -> None:
-    truncation_factor = min(config.truncation_factor, cache.manifest.vocab.size)
-    keep = functools.partial(
-        truncation.truncate,
-        truncation_factor=truncation_factor,
-        temperatures=config.temperatures,
-    )
-    forward = inference.compile_forward(
-        model, lambda logits, batch: keep(logits, batch[records.MASKED_LM_IDS])
-    )
+    forward = inference.compile_forward(model, _keep(config, source))
     counts = {
         shard.file: shard.num_examples
         for shards in cache.manifest.splits.values()
@@ -213,8 +280,9 @@ def _run_teacher(
         capture = Capture(
             manifest=cache.manifest,
             batch_size=config.predict_batch_size,
-            truncation_factor=truncation_factor,
-            logit_encoding=config.logit_encoding,
+            truncation_factor=_truncation_factor(config, source),
+            codec=CODECS[config.logit_encoding](source.config.vocab_size),
+            hidden_codec=_hidden_codec(config, source),
             forward=forward,
             on_examples=bar.update,
         )
@@ -251,10 +319,43 @@ def _publish_when_complete(
             temperatures=tuple(request["temperatures"]),
             teacher=request["teacher"],
             parent=request["parent"],
+            hidden_groups=tuple(request.get("hidden_groups", ())),
+            hidden_encoding=request.get("hidden_encoding"),
+            hidden_size=request.get("hidden_size"),
+        ),
+    )
+    manifest = dataclasses.replace(
+        manifest,
+        teacher_info=dataclasses.replace(
+            manifest.teacher_info, bytes_per_position=bytes_per_position(manifest)
         ),
     )
     manifests.publish(config.output_dir, manifest)
     return manifest
+
+
+def bytes_per_position(manifest: Manifest) -> dict[str, int]:
+    """Returns what the teacher's features take at a masked position, by name.
+
+    Args:
+        manifest: of a teacher cache.
+    """
+    info = manifest.teacher_info
+    sizes = {
+        "P": 1,
+        "K": info.truncation_factor,
+        "T": len(info.temperatures),
+        "G": len(info.hidden_groups),
+        "D": info.hidden_size or 0,
+    }
+    features = [
+        feature for feature in manifest.features if feature not in records.MASKED_EXAMPLE_FEATURES
+    ]
+    return {
+        feature.name: math.prod(sizes[letter] for letter in feature.shape)
+        * feature.numpy_dtype(manifest.vocab.size).itemsize
+        for feature in features
+    }
 
 
 def describe(manifest: Manifest) -> Iterator[str]:
@@ -270,3 +371,9 @@ def describe(manifest: Manifest) -> Iterator[str]:
         )
     vocab_size = manifest.vocab.size
     yield f"kept       top {info.truncation_factor} of {vocab_size:,}, {info.logit_encoding}"
+    if info.hidden_groups:
+        groups = ", ".join(info.hidden_groups)
+        yield f"           hidden states of layers {groups}, {info.hidden_encoding}"
+    sizes = info.bytes_per_position
+    parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    yield f"           {sum(sizes.values()):,} bytes a masked position: {parts}"

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from data_specs import records
+from pipeline.models.masked_lm import MaskedLM
 
 NUM_LENGTHS = 8
 # Masked positions of a batch are padded to a multiple of this.
@@ -118,7 +119,7 @@ def build_batch(
 
 
 def compile_forward(
-    model: keras.Model, keep: Callable[[Any, Mapping[str, Any]], Any]
+    model: MaskedLM, keep: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 ) -> Callable[[Arrays], Arrays]:
     """Compiles a model's forward pass and what is kept of its output.
 
@@ -126,8 +127,9 @@ def compile_forward(
     that is redone meets the same kernels. On JAX there is a program a shape.
 
     Args:
-        model: called with a batch, not in training.
-        keep: called with the model's output and the batch, inside the graph.
+        model: computes a batch, not in training.
+        keep: called with the model's `activations` and the batch, inside the
+            graph; what it does not use is not computed.
 
     Returns:
         a function from a batch, as `build_batch` returns it, to NumPy arrays.
@@ -137,20 +139,21 @@ def compile_forward(
     return _compile_tensorflow(model, keep)
 
 
-def _compile_jax(model: keras.Model, keep: Callable) -> Callable[[Arrays], Arrays]:
+def _compile_jax(model: MaskedLM, keep: Callable) -> Callable[[Arrays], Arrays]:
     import jax
 
+    variables = model.variables
+
     @jax.jit
-    def forward(variables, batch):
-        output, _ = model.stateless_call(*variables, batch, training=False)
-        return keep(output, batch)
+    def forward(values, batch):
+        with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)):
+            return keep(model.activations(batch, training=False), batch)
 
-    groups = (model.trainable_variables, model.non_trainable_variables)
-    variables = [[variable.value for variable in group] for group in groups]
-    return lambda batch: jax.device_get(forward(variables, batch))
+    values = [variable.value for variable in variables]
+    return lambda batch: jax.device_get(forward(values, batch))
 
 
-def _compile_tensorflow(model: keras.Model, keep: Callable) -> Callable[[Arrays], Arrays]:
+def _compile_tensorflow(model: MaskedLM, keep: Callable) -> Callable[[Arrays], Arrays]:
     import tensorflow as tf
 
     names = (
@@ -164,6 +167,6 @@ def _compile_tensorflow(model: keras.Model, keep: Callable) -> Callable[[Arrays]
 
     @tf.function(input_signature=[signature])
     def forward(batch):
-        return keep(model(batch, training=False), batch)
+        return keep(model.activations(batch, training=False), batch)
 
     return lambda batch: {name: value.numpy() for name, value in forward(batch).items()}

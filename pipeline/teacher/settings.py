@@ -21,6 +21,8 @@ class TeacherCacheConfig:
     truncation_factor: int = 128
     temperatures: tuple[float, ...] = (1.0, 2.0)
     logit_encoding: str = "float16"
+    cache_hidden_states: str | None = None
+    hidden_encoding: str = "float16"
     compute_dtype: str = "float32"
     predict_batch_size: int = 64
     max_seq_length: int | None = None

@@ -9,7 +9,11 @@ from data_specs import records
 
 
 def truncate(
-    logits: Any, labels: Any, *, truncation_factor: int, temperatures: Sequence[float]
+    logits: Any,
+    labels: Any | None = None,
+    *,
+    truncation_factor: int,
+    temperatures: Sequence[float],
 ) -> dict[str, Any]:
     """Keeps the exact top-k, the mass of the rest and the label's probability.
 
@@ -19,9 +23,9 @@ def truncate(
 
     Args:
         logits: float32 [..., V].
-        labels: int [...], the true tokens.
+        labels: int [...], the true tokens; without them, no label's probability.
         truncation_factor: K, at most V.
-        temperatures: T values, the first of them 1.
+        temperatures: T values; with labels, the first of them 1.
 
     Returns:
         `topk_ids` int32 [..., K] and `topk_logits` float32 [..., K] in
@@ -38,16 +42,18 @@ def truncate(
         weights = ops.exp((logits - largest) / temperature)
         tail = ops.sum(ops.where(outside, weights, 0.0), axis=-1)
         tail += ties * ops.exp((smallest - largest)[..., 0] / temperature)
-        kept = ops.sum(ops.exp((values - largest) / temperature), axis=-1)
-        log_tails.append(ops.log(tail) - ops.log(kept + tail))
-        log_total = ops.log(kept + tail) if log_total is None else log_total
-    label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
-    return {
+        total = ops.sum(ops.exp((values - largest) / temperature), axis=-1) + tail
+        log_tails.append(ops.log(tail) - ops.log(total))
+        log_total = ops.log(total) if log_total is None else log_total
+    kept = {
         records.TOPK_IDS: ids,
         records.TOPK_LOGITS: values,
         records.LOG_TAIL_MASSES: ops.stack(log_tails, axis=-1),
-        records.LABEL_LOG_PROBS: (label_logits - largest)[..., 0] - log_total,
     }
+    if labels is not None:
+        label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
+        kept[records.LABEL_LOG_PROBS] = (label_logits - largest)[..., 0] - log_total
+    return kept
 
 
 def _count(condition: Any) -> Any:

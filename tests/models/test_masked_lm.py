@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 from data_specs import records
 from pipeline.models import checkpoints
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import HIDDEN_STATES
 from pipeline.models.masked_lm import MaskedLM
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_bert.npz")
@@ -59,7 +58,7 @@ def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None
     model = checkpoints.load_masked_lm(checkpoints.find_model(str(golden_dir), "--teacher"))
     inputs = _inputs(golden)
     np.testing.assert_allclose(np.asarray(model(inputs)), golden["logits"], atol=1e-5)
-    states = model.activations(inputs)[HIDDEN_STATES]
+    states = model.activations(inputs)[records.HIDDEN_STATES]
     real = golden["input_mask"].astype(bool)
     for state, expected in zip(states, golden["hidden_states"], strict=True):
         np.testing.assert_allclose(np.asarray(state)[real], expected[real], atol=1e-5)
@@ -166,7 +165,7 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path, activation: str
     logits, states = _peer_logits(tmp_path, inputs)
     np.testing.assert_allclose(np.asarray(model(inputs)), logits, atol=1e-5)
     real = inputs[records.INPUT_MASK].astype(bool)
-    for ours, theirs in zip(model.activations(inputs)[HIDDEN_STATES], states, strict=True):
+    for ours, theirs in zip(model.activations(inputs)[records.HIDDEN_STATES], states, strict=True):
         np.testing.assert_allclose(np.asarray(ours)[real], theirs[real], atol=1e-5)
 
 

@@ -5,7 +5,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from data_specs.records import INPUT_IDS, INPUT_MASK, MASKED_LM_POSITIONS, SEGMENT_IDS
+from data_specs.records import (
+    HIDDEN_STATES,
+    INPUT_IDS,
+    INPUT_MASK,
+    MASKED_LM_POSITIONS,
+    SEGMENT_IDS,
+)
 from pipeline.models.checkpoints import (
     assign_weights,
     find_model,
@@ -13,7 +19,7 @@ from pipeline.models.checkpoints import (
     load_masked_lm,
     save_hf,
 )
-from pipeline.models.encoder import ATTENTIONS, HIDDEN_STATES
+from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.layer_init import default_layer_map, student_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 

@@ -229,7 +229,7 @@ def test_a_teacher_without_segments_is_refused_for_pairs(config, tmp_path, teach
     shutil.copytree(teacher_dir, other)
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**settings, "type_vocab_size": 1}))
-    with pytest.raises(InputError, match="at least 2 segments .* received type_vocab_size 1"):
+    with pytest.raises(InputError, match="a model of two segments, .* type_vocab_size 1"):
         create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
 
 

@@ -1,0 +1,159 @@
+"""Which teacher layers a student layer is compared with.
+
+Layers are numbered as people count them: 1 to N, the output of each; 0 is the
+embeddings' output, which has a hidden state but no attention map.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+
+from pipeline.errors import InputError
+
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class TeacherGroup:
+    """Consecutive teacher layers, `first` to `last`, whose mean is taken."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerGroup:
+    """A student layer and the teacher's layers that it is compared with."""
+
+    teacher: TeacherGroup
+    student: int
+
+    def __str__(self) -> str:
+        return f"{self.teacher}:{self.student}"
+
+
+def _parse_range(text: str, num_layers: int, flag: str) -> TeacherGroup:
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{flag}: expected teacher layers such as 6 or 1-6, received {text!r}")
+    group = TeacherGroup(int(match[1]), int(match[2] or match[1]))
+    if group.first > group.last:
+        raise InputError(f"{flag}: expected an ascending range, received {text!r}")
+    if group.last > num_layers:
+        raise InputError(
+            f"{flag}: expected teacher layers from 0 to {num_layers}, received {text!r}"
+        )
+    return group
+
+
+def parse_teacher_groups(text: str, num_layers: int, flag: str) -> tuple[TeacherGroup, ...]:
+    """Reads groups of teacher layers, for example `1-6,7-12`; they may overlap.
+
+    Args:
+        text: the flag's value.
+        num_layers: the teacher's, N.
+        flag: for messages.
+
+    Raises:
+        InputError: a part is no group, is out of range or is there twice.
+    """
+    groups = tuple(_parse_range(part, num_layers, flag) for part in text.split(","))
+    for group in groups:
+        if groups.count(group) > 1:
+            raise InputError(f"{flag}: expected each group once, received {group} twice")
+    return groups
+
+
+def preset_groups(
+    name: str, teacher_layers: int, student_layers: int, flag: str
+) -> tuple[LayerGroup, ...]:
+    """Returns the groups that a preset stands for.
+
+    Args:
+        name: `last`: the last states of both, as DistilBERT; `mean`: consecutive
+            groups of equal size, as DistilRuBERT; `skip`: the last of each of
+            those, as TinyBERT.
+        teacher_layers: N.
+        student_layers: the student's.
+        flag: for messages.
+
+    Raises:
+        InputError: the teacher's layers cannot be shared out equally.
+
+    Example:
+        for 12 and 2 layers `mean` is `1-6:1,7-12:2` and `skip` is `6:1,12:2`.
+    """
+    if name == "last":
+        return (LayerGroup(TeacherGroup(teacher_layers, teacher_layers), student_layers),)
+    size, rest = divmod(teacher_layers, student_layers)
+    if rest:
+        raise InputError(
+            f"{flag}: expected explicit groups such as 1-6:1,7-12:2, received {name} for "
+            f"{teacher_layers} teacher layers, which {student_layers} student layers cannot "
+            "share equally"
+        )
+    first = 1 if name == "mean" else size
+    return tuple(
+        LayerGroup(TeacherGroup(index * size + first, (index + 1) * size), index + 1)
+        for index in range(student_layers)
+    )
+
+
+PRESETS = ("last", "mean", "skip")
+
+
+def parse_layer_groups(
+    text: str, teacher_layers: int, student_layers: int, flag: str
+) -> tuple[LayerGroup, ...]:
+    """Reads `--layer_groups`: a preset, or for example `1-6:1,7-12:2`.
+
+    Args:
+        text: the flag's value.
+        teacher_layers: N.
+        student_layers: the student's.
+        flag: for messages.
+
+    Raises:
+        InputError: no such preset, or groups that are out of range or overlap,
+            or a student layer that is there twice.
+    """
+    if text in PRESETS:
+        return preset_groups(text, teacher_layers, student_layers, flag)
+    groups = []
+    for part in text.split(","):
+        teacher, colon, student = part.partition(":")
+        if not colon or not student.strip().isdecimal():
+            raise InputError(
+                f"{flag}: expected {', '.join(PRESETS)}, or groups such as 1-6:1,7-12:2, "
+                f"received {text!r}"
+            )
+        if int(student) > student_layers:
+            raise InputError(
+                f"{flag}: expected student layers from 0 to {student_layers}, received {part!r}"
+            )
+        groups.append(LayerGroup(_parse_range(teacher, teacher_layers, flag), int(student)))
+    _expect_apart(groups, flag)
+    return tuple(groups)
+
+
+def _expect_apart(groups: Sequence[LayerGroup], flag: str) -> None:
+    """Refuses what is more likely a slip, such as 1-6:1,6-12:2, than a wish."""
+    students = [group.student for group in groups]
+    for student in students:
+        if students.count(student) > 1:
+            raise InputError(f"{flag}: expected each student layer once, received {student} twice")
+    ordered = sorted(group.teacher for group in groups)
+    for one, two in itertools.pairwise(ordered):
+        if two.first <= one.last:
+            raise InputError(
+                f"{flag}: expected groups that do not overlap, received {one} and {two}"
+            )
+
+
+def describe(groups: Iterable[LayerGroup]) -> str:
+    """Returns what `parse_layer_groups` reads."""
+    return ",".join(map(str, groups))
