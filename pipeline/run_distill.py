@@ -48,7 +48,31 @@ def _define_student(table: command_line.FlagTable) -> None:
     table.string("init_from", None, "Instead of --student: the teacher to take layers from.")
     table.integer("student_layers", None, "With --init_from: how many layers.", low=1)
     table.string(
-        "layer_map", None, "With --init_from: which, such as 0,3; evenly spaced by default."
+        "layer_map",
+        None,
+        "With --init_from: which layers, from 0: even (the default), first, last, every:k, or "
+        "such as 0,2,4,7,9,11.",
+    )
+    table.integer(
+        "student_hidden_size",
+        None,
+        "With --init_from: a narrower student, cut from the teacher's weights.",
+        low=1,
+    )
+    table.integer(
+        "student_attention_heads", None, "With --init_from: its heads; the teacher's.", low=1
+    )
+    table.integer(
+        "student_intermediate_size",
+        None,
+        "With --init_from: its feed-forward size; shrunk with the hidden size by default.",
+        low=1,
+    )
+    table.boolean(
+        "drop_segments", False, "With --init_from: make a BERT a DistilBERT, without segments."
+    )
+    table.string(
+        "freeze", None, f"Embeddings that are not trained, of {', '.join(settings.FREEZABLE)}."
     )
 
 
@@ -57,6 +81,32 @@ def _define_objective(table: command_line.FlagTable) -> None:
         "losses",
         "soft_cross_entropy=1,probability_cosine=1",
         f"Losses and weights, of {', '.join(settings.LOSS_NEEDS)}.",
+    )
+    table.string(
+        "loss_schedules",
+        None,
+        "How weights go from those of --losses to a last one, such as masked_lm=linear:0 or "
+        "hidden_cosine=cosine:0.1; constant by default.",
+    )
+    table.string(
+        "teacher",
+        None,
+        "A live teacher, a model directory: what the cache does not hold is computed in the same "
+        "step.",
+    )
+    table.choice(
+        "loss_positions",
+        "masked",
+        "Where distributions are compared: at the masked positions, or with --teacher at all "
+        "tokens.",
+        of=settings.LOSS_POSITIONS,
+    )
+    table.string(
+        "layer_groups",
+        None,
+        "What hidden_cosine and attention_mse compare: last, mean, skip, or teacher layers and a "
+        "student layer such as 1-6:1,7-12:2; by default last for hidden_cosine, mean for "
+        "attention_mse.",
     )
     table.number(
         "temperature", 1.0, "The temperature T of soft_cross_entropy and kl_divergence.", low=0.01
@@ -114,6 +164,9 @@ def _distill(values: flags.FlagValues) -> None:
     names = settings.StudentConfig.__dataclass_fields__
     given["student"] = settings.StudentConfig(**{name: given[name] for name in names})
     given["losses"] = settings.parse_losses(values.losses)
+    given["loss_schedules"] = settings.parse_loss_schedules(values.loss_schedules, given["losses"])
+    freeze = (name.strip() for name in (values.freeze or "").split(","))
+    given["freeze"] = tuple(name for name in freeze if name)
     names = settings.DistillConfig.__dataclass_fields__
     config = settings.DistillConfig(**{name: given[name] for name in names})
     command_line.choose_backend(values, "tensorflow")

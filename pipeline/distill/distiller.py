@@ -1,45 +1,160 @@
 """The student with its objective, as a Keras model that `fit` and `evaluate` know to run."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from data_specs import records
+from pipeline.distill import losses as loss_functions
 from pipeline.distill.metrics import CalibrationError
 from pipeline.distill.objective import Objective, mean_over_positions
+from pipeline.distill.settings import (
+    ATTENTION,
+    ATTENTION_MSE,
+    HIDDEN,
+    HIDDEN_COSINE,
+    HIDDEN_COSINE_MASKED,
+    LOSS_NEEDS,
+    MASKED_LM,
+)
+from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.group_means import mean_attention, mean_state
+from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
+from pipeline.seeding import hash64
+
+STUDENT = "student"
+TEACHER = "teacher"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where a batch's losses are computed; P is L where they go over all tokens.
+
+    Attributes:
+        targets: as `Objective.per_position` takes them.
+        masked: float32 [B, P], 1 at real masked positions.
+        real: float32 [B, P], 1 where the distributions are compared.
+    """
+
+    targets: Mapping[str, Any]
+    masked: Any
+    real: Any
+
+
+def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -> _Places:
+    """Puts the labels of the masked positions where they stand among all tokens.
+
+    Example: labels [7, 9] at positions [1, 3] of 5 tokens become [0, 7, 0, 9, 0].
+    """
+    tokens = ops.arange(ops.shape(inputs[records.INPUT_IDS])[1], dtype="int32")
+    positions = ops.cast(inputs[records.MASKED_LM_POSITIONS], "int32")
+    here = ops.equal(ops.expand_dims(positions, -1), tokens)
+    weights = ops.expand_dims(targets[records.MASKED_LM_WEIGHTS], -1)
+    here = ops.cast(here, "float32") * weights
+    labels = ops.expand_dims(targets[records.MASKED_LM_IDS], -1)
+    return _Places(
+        {records.MASKED_LM_IDS: ops.sum(ops.cast(here, labels.dtype) * labels, axis=1)},
+        masked=ops.sum(here, axis=1),
+        real=ops.cast(inputs[records.INPUT_MASK], "float32"),
+    )
 
 
 class Distiller(keras.Model):
     """Trains a student by an objective.
 
-    Called with a batch's inputs it returns the student's logits at the masked
-    positions, float32 [B, P, V]; `compute_loss` compares them with the targets.
-    In training only losses that have a weight are computed, in evaluation all
-    that the cache supports, and what people read.
+    Called with a batch's inputs it returns what the student, and the live teacher
+    if there is one, say of it; `compute_loss` compares these with each other and
+    with the targets. In training only losses that have a weight are computed, in
+    evaluation all that can be, and what people read.
 
     Args:
-        student: takes a batch's inputs, returns logits.
+        student: takes a batch's inputs.
         objective: what to make small.
+        teacher: a live one, which stays as it is; None where the cache holds all.
+        teacher_hidden_size: of the states that are compared with the student's; a
+            student of another size gets a learned projection for each layer group.
+        num_steps: calls of the optimizer in all, over which weights change.
+        seed: of the projections' first weights.
     """
 
-    def __init__(self, student: keras.Model, objective: Objective) -> None:
+    def __init__(
+        self,
+        student: MaskedLM,
+        objective: Objective,
+        *,
+        teacher: MaskedLM | None = None,
+        teacher_hidden_size: int | None = None,
+        num_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
         super().__init__(name="distiller")
         self.student = student
         self.objective = objective
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.trainable = False
         self._means = {name: keras.metrics.Mean(name=name) for name in objective.supported}
         guesses = ["masked_lm_accuracy"]
         if objective.has_teacher:
             guesses += ["teacher_agreement", "teacher_accuracy"]
         self._guesses = {name: keras.metrics.Mean(name=name) for name in guesses}
         self._calibration = CalibrationError()
+        self._num_steps = num_steps
+        self._step = None
+        if objective.schedules:
+            self._step = self.add_weight(
+                name="step", shape=(), dtype="int32", initializer="zeros", trainable=False
+            )
+        self.projections = self._make_projections(teacher_hidden_size, seed)
         self.built = True
 
-    def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
-        """Returns the student's logits at the masked positions, float32 [B, P, V]."""
-        return self.student(inputs, training=training)
+    def _make_projections(self, size: int | None, seed: int) -> list[keras.layers.Layer]:
+        """Returns a projection for each layer group whose states differ in size."""
+        own_size = self.student.config.hidden_size
+        compared = {HIDDEN_COSINE, HIDDEN_COSINE_MASKED} & set(self.objective.weights)
+        if not compared or size is None or size == own_size:
+            return []
+        projections = []
+        for group in self.objective.hidden_groups:
+            stream = hash64(seed, "hidden projection", str(group)) % 2**31
+            projection = keras.layers.Dense(
+                size,
+                use_bias=False,
+                kernel_initializer=keras.initializers.LecunNormal(seed=stream),
+                name=f"hidden_projection_{group.student}",
+            )
+            projection.build((None, None, own_size))
+            projections.append(projection)
+        return projections
+
+    @property
+    def state_variables(self) -> list[keras.Variable]:
+        """What changes in training without being trained: frozen weights, seeds, counters."""
+        fixed = () if self.teacher is None else self.teacher.variables
+        ids = {id(variable) for variable in fixed}
+        return [one for one in self.non_trainable_variables if id(one) not in ids]
+
+    def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
+        """Returns `student` and, with a live teacher, `teacher`: activations by name."""
+        if self.objective.loss_positions == "all":
+            inputs = {k: v for k, v in inputs.items() if k != records.MASKED_LM_POSITIONS}
+        said = {STUDENT: self._needed(self.student.activations(inputs, training=training))}
+        if self.teacher is not None:
+            activations = self._needed(self.teacher.activations(inputs, training=False))
+            said[TEACHER] = keras.tree.map_structure(ops.stop_gradient, activations)
+        return said
+
+    def _needed(self, activations: Mapping[str, Any]) -> dict[str, Any]:
+        """Leaves out what nothing is compared with: maps are large."""
+        needs = {LOSS_NEEDS[name] for name in self.objective.weights}
+        names = {LOGITS}
+        names |= {records.HIDDEN_STATES} if HIDDEN in needs else set()
+        names |= {ATTENTIONS} if ATTENTION in needs else set()
+        return {name: activations[name] for name in names}
 
     def compute_loss(
         self,
@@ -49,26 +164,108 @@ class Distiller(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the objective's mean over the batch's real masked positions."""
-        del x, sample_weight
-        weights = y[records.MASKED_LM_WEIGHTS]
+        """Returns the objective's mean over the batch's real positions."""
+        del sample_weight
+        masked = y[records.MASKED_LM_WEIGHTS]
+        places = _Places(y, masked, masked)
+        if self.objective.loss_positions == "all":
+            places = _spread_over_tokens(x, y)
         names = self.objective.weights if training else self.objective.supported
-        values = self.objective.per_position(y_pred, y, names)
-        means = {name: mean_over_positions(value, weights) for name, value in values.items()}
-        count = ops.sum(weights)
-        for name, mean in means.items():
-            self._means[name].update_state(mean, sample_weight=count)
+        logits, teacher_logits = y_pred[STUDENT][LOGITS], None
+        if self.teacher is not None:
+            teacher_logits = y_pred[TEACHER][LOGITS]
+        values = self.objective.per_position(logits, places.targets, names, teacher_logits)
+        means = {}
+        for name, value in values.items():
+            weights = places.masked if name == MASKED_LM else places.real
+            means[name] = mean_over_positions(value, weights)
+            self._means[name].update_state(means[name], sample_weight=ops.sum(weights))
+        means.update(self._layer_losses(x, y, y_pred, names))
         if not training:
-            self._update_guesses(y, y_pred, weights)
-        return self.objective.total(means)
+            self._update_guesses(places, logits, teacher_logits)
+        return self.objective.total(means, self._progress(training))
 
-    def _update_guesses(self, targets: Mapping[str, Any], logits: Any, weights: Any) -> None:
-        labels = targets[records.MASKED_LM_IDS]
+    def _progress(self, training: bool) -> Any:
+        """Returns the part of all steps that is done, and counts one more in training."""
+        if self._step is None:
+            return 0.0
+        progress = ops.cast(self._step, "float32") / float(max(1, self._num_steps - 1))
+        if training:
+            self._step.assign(self._step + 1)
+        return ops.minimum(progress, 1.0)
+
+    def _layer_losses(
+        self, inputs: Mapping[str, Any], targets: Mapping[str, Any], said: Any, names: Any
+    ) -> dict[str, Any]:
+        """Returns the means of the losses that compare layers, and counts them."""
+        means = {}
+        for name in names:
+            if LOSS_NEEDS[name] not in (HIDDEN, ATTENTION):
+                continue
+            if name == ATTENTION_MSE:
+                mask = ops.cast(inputs[records.INPUT_MASK], "float32")
+                count = ops.sum(ops.square(ops.sum(mask, axis=1)))
+                means[name] = self._attention_mse(said, mask)
+            else:
+                over_masked = name == HIDDEN_COSINE_MASKED
+                weights = targets[records.MASKED_LM_WEIGHTS]
+                if not over_masked:
+                    weights = ops.cast(inputs[records.INPUT_MASK], "float32")
+                count = ops.sum(weights)
+                pairs = self._hidden_pairs(inputs, targets, said, over_masked=over_masked)
+                means[name] = sum(
+                    mean_over_positions(loss_functions.hidden_cosine(*pair), weights)
+                    for pair in pairs
+                ) / len(pairs)
+            self._means[name].update_state(means[name], sample_weight=count)
+        return means
+
+    def _attention_mse(self, said: Mapping[str, Any], mask: Any) -> Any:
+        groups = self.objective.attention_groups
+        return sum(
+            loss_functions.attention_mse(
+                mean_attention(said[TEACHER][ATTENTIONS], group.teacher),
+                said[STUDENT][ATTENTIONS][group.student - 1],
+                mask,
+            )
+            for group in groups
+        ) / len(groups)
+
+    def _hidden_pairs(
+        self,
+        inputs: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        said: Mapping[str, Any],
+        *,
+        over_masked: bool,
+    ) -> Sequence[tuple[Any, Any]]:
+        """Returns the teacher's and the student's state of each layer group."""
+        objective, pairs = self.objective, []
+        for number, group in enumerate(objective.hidden_groups):
+            own = said[STUDENT][records.HIDDEN_STATES][group.student]
+            if over_masked and objective.hidden_cached:
+                index = objective.cached_groups.index(group.teacher)
+                other = targets[records.HIDDEN_STATES][:, :, index]
+            else:
+                other = mean_state(said[TEACHER][records.HIDDEN_STATES], group.teacher)
+                if over_masked:
+                    other = gather_positions(other, inputs[records.MASKED_LM_POSITIONS])
+            if over_masked:
+                own = gather_positions(own, inputs[records.MASKED_LM_POSITIONS])
+            own = ops.cast(own, "float32")
+            pairs.append((other, self.projections[number](own) if self.projections else own))
+        return pairs
+
+    def _update_guesses(self, places: _Places, logits: Any, teacher_logits: Any) -> None:
+        labels, weights = places.targets[records.MASKED_LM_IDS], places.masked
         guess = ops.cast(ops.argmax(logits, axis=-1), labels.dtype)
         right = ops.cast(ops.equal(guess, labels), "float32")
         self._guesses["masked_lm_accuracy"].update_state(right, sample_weight=weights)
         if self.objective.has_teacher:
-            first = targets[records.TOPK_IDS][..., 0]
+            if self.objective.topk_cached:
+                first = places.targets[records.TOPK_IDS][..., 0]
+            else:
+                first = ops.cast(ops.argmax(teacher_logits, axis=-1), labels.dtype)
             for name, other in (("teacher_agreement", guess), ("teacher_accuracy", labels)):
                 equal = ops.cast(ops.equal(first, other), "float32")
                 self._guesses[name].update_state(equal, sample_weight=weights)
@@ -84,7 +281,7 @@ class Distiller(keras.Model):
 
     def _read(self, names: Any) -> dict[str, float]:
         means = {name: float(self._means[name].result()) for name in names}
-        return {"loss": float(self.objective.total(means)), **means}
+        return {"loss": float(self.objective.total(means, self._progress(False))), **means}
 
     def training_report(self) -> dict[str, float]:
         """Returns the losses since the last reset: their sum and each by name."""
@@ -98,7 +295,7 @@ class Distiller(keras.Model):
         teacher `teacher_agreement` (same first guess) and `teacher_accuracy`.
         """
         report = self._read(self.objective.supported)
-        report["masked_lm_perplexity"] = math.exp(min(report["masked_lm"], 700.0))
+        report["masked_lm_perplexity"] = math.exp(min(report[MASKED_LM], 700.0))
         report.update({name: float(mean.result()) for name, mean in self._guesses.items()})
         report["calibration_error"] = float(self._calibration.result())
         return report

@@ -1,7 +1,8 @@
-"""The losses at a masked position, between teacher p and student q.
+"""The losses between teacher p and student q.
 
-Letters as in DESIGN: K top-k ids, V vocabulary; `...` stands for [B, P]. Every
-function returns one value a position; averaging is the objective's.
+Letters as in DESIGN: K top-k ids, V vocabulary; `...` stands for [B, P], the masked
+positions, or [B, L], all tokens. Every function returns one value a position;
+averaging is the objective's. Only `attention_mse` compares pairs of positions.
 
 What is outside the top-k, the tail, has mass 1 − Σ_K p. A tail policy says what
 becomes of it:
@@ -26,7 +27,7 @@ class Teacher:
     """The teacher's distribution at one temperature.
 
     Attributes:
-        ids: int [..., K].
+        ids: int [..., K]; None where K is the whole vocabulary in its order.
         probabilities: float32 [..., K].
         tail: float32 [...], the mass outside K.
     """
@@ -70,17 +71,32 @@ def teacher_distribution(
     return Teacher(ids[..., :truncation_factor], kept, tail + dropped)
 
 
+def dense_distribution(logits: Any, *, temperature: float) -> Teacher:
+    """Returns the whole of a live teacher's distribution: softmax(logits / T), no tail.
+
+    Args:
+        logits: float32 [..., V].
+        temperature: T.
+    """
+    probabilities = ops.softmax(logits / temperature, axis=-1)
+    return Teacher(None, probabilities, ops.zeros_like(probabilities[..., 0]))
+
+
 def student_log_probs(logits: Any, ids: Any, labels: Any, *, temperature: float) -> Student:
     """Returns the student's log-probabilities at the ids and the label.
 
     Args:
         logits: float32 [..., V].
-        ids: int [..., K].
+        ids: int [..., K]; None for the whole vocabulary.
         labels: int [...].
         temperature: T.
     """
     scaled = logits / temperature if temperature != 1.0 else logits
     normaliser = ops.logsumexp(scaled, axis=-1, keepdims=True)
+    if ids is None:
+        log_probs = scaled - normaliser
+        at_label = ops.take_along_axis(log_probs, ops.expand_dims(labels, -1), axis=-1)
+        return Student(log_probs, at_label[..., 0], labels)
     wanted = ops.concatenate([ids, ops.expand_dims(labels, -1)], axis=-1)
     log_probs = ops.take_along_axis(scaled, wanted, axis=-1) - normaliser
     return Student(log_probs[..., :-1], log_probs[..., -1], labels)
@@ -135,7 +151,7 @@ def negative_entropy(teacher: Teacher, labels: Any, *, tail: str) -> Any:
         p = p / ops.sum(p, axis=-1, keepdims=True)
     if tail == "bucket":
         return ops.sum(_xlogx(p), axis=-1) + _xlogx(teacher.tail)
-    if tail == "label":
+    if tail == "label" and teacher.ids is not None:
         hit = ops.cast(ops.equal(teacher.ids, ops.expand_dims(labels, -1)), p.dtype)
         inside = p + hit * ops.expand_dims(teacher.tail, -1)
         outside = teacher.tail * (1.0 - ops.sum(hit, axis=-1))
@@ -177,3 +193,45 @@ def probability_cosine(teacher: Teacher, student: Student) -> Any:
 def masked_lm(student: Student) -> Any:
     """−log q(label), at temperature 1: Devlin et al., 2019."""
     return -student.label_log_probs
+
+
+# Below this a length counts as this, as in PyTorch's CosineEmbeddingLoss.
+_SMALLEST_LENGTH_SQUARED = 1e-12
+
+
+def hidden_cosine(teacher: Any, student: Any) -> Any:
+    """1 − cos of two hidden states: DistilBERT's third loss (Sanh et al., 2019).
+
+    Args:
+        teacher: float [..., D], or the mean of several layers' (DistilRuBERT).
+        student: float [..., D], projected to the teacher's size where it has another.
+
+    Returns:
+        float32 [...], from 0 to 2.
+    """
+    teacher, student = ops.cast(teacher, "float32"), ops.cast(student, "float32")
+    product = ops.sum(teacher * student, axis=-1)
+    lengths = [
+        ops.sum(state * state, axis=-1) + _SMALLEST_LENGTH_SQUARED for state in (teacher, student)
+    ]
+    return 1.0 - product * ops.rsqrt(lengths[0] * lengths[1])
+
+
+def attention_mse(teacher: Any, student: Any, input_mask: Any) -> Any:
+    """Mean squared difference of two attention maps, over heads and pairs of real tokens.
+
+    Padding is left out as a query and as a key: what `MSELoss` gives on the
+    elements that belong to real tokens (DistilRuBERT's fourth loss).
+
+    Args:
+        teacher: float32 [B, H, L, L], or the mean of several layers'.
+        student: float32 [B, H, L, L].
+        input_mask: [B, L], 1 at real tokens.
+
+    Returns:
+        float32 [], one number for the batch.
+    """
+    mask = ops.cast(input_mask, "float32")
+    pairs = ops.expand_dims(mask, 2) * ops.expand_dims(mask, 1)
+    squares = ops.mean(ops.square(teacher - student), axis=1)
+    return ops.sum(squares * pairs) / ops.maximum(ops.sum(pairs), 1.0)

@@ -6,21 +6,91 @@ from collections.abc import Mapping
 
 from pipeline.errors import InputError
 
-# What a loss compares the student with: the teacher's top-k, or the true token.
+# What a loss compares the student with: the teacher's distribution, the true
+# token, the teacher's hidden states or attention maps.
 TOPK = "topk"
 LABEL = "label"
+HIDDEN = "hidden states"
+ATTENTION = "attention maps"
+
+SOFT_CROSS_ENTROPY = "soft_cross_entropy"
+KL_DIVERGENCE = "kl_divergence"
+PROBABILITY_COSINE = "probability_cosine"
+MASKED_LM = "masked_lm"
+HIDDEN_COSINE = "hidden_cosine"
+# The same over the masked positions only: all that a cache can hold.
+HIDDEN_COSINE_MASKED = "hidden_cosine_masked"
+ATTENTION_MSE = "attention_mse"
 
 # The losses that `--losses` takes, and what each needs.
 LOSS_NEEDS: Mapping[str, str] = {
-    "soft_cross_entropy": TOPK,
-    "kl_divergence": TOPK,
-    "probability_cosine": TOPK,
-    "masked_lm": LABEL,
+    SOFT_CROSS_ENTROPY: TOPK,
+    KL_DIVERGENCE: TOPK,
+    PROBABILITY_COSINE: TOPK,
+    MASKED_LM: LABEL,
+    HIDDEN_COSINE: HIDDEN,
+    HIDDEN_COSINE_MASKED: HIDDEN,
+    ATTENTION_MSE: ATTENTION,
 }
+LOSS_POSITIONS = ("masked", "all")
+SCHEDULES = ("constant", "linear", "cosine")
 TAIL_POLICIES = ("drop", "renormalize", "bucket", "label")
 # What happens to the tail unless `--tail` says otherwise; the first as the
 # Chinese RoBERTa-wwm distillation did.
-DEFAULT_TAILS: Mapping[str, str] = {"soft_cross_entropy": "drop", "kl_divergence": "bucket"}
+DEFAULT_TAILS: Mapping[str, str] = {SOFT_CROSS_ENTROPY: "drop", KL_DIVERGENCE: "bucket"}
+# Which layers are compared unless `--layer_groups` says otherwise: DistilBERT's
+# last ones, DistilRuBERT's equal groups.
+DEFAULT_LAYER_GROUPS: Mapping[str, str] = {HIDDEN: "last", ATTENTION: "mean"}
+# Tables that `--freeze` takes, and their variables' names.
+FREEZABLE = ("word_embeddings", "position_embeddings", "segment_embeddings")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSchedule:
+    """How a loss's weight goes over the updates, from its first value to its last.
+
+    Attributes:
+        shape: one of `SCHEDULES`.
+        last: the weight at the last update.
+    """
+
+    shape: str
+    last: float
+
+
+def parse_loss_schedules(
+    text: str | None, losses: Mapping[str, float]
+) -> dict[str, WeightSchedule]:
+    """Reads `--loss_schedules`.
+
+    Args:
+        text: such as `masked_lm=linear:0,hidden_cosine=cosine:0.5`; or None.
+        losses: the losses and their first weights.
+
+    Raises:
+        InputError: a loss that has no weight or is there twice, an unknown shape,
+            a last weight that is not a number of at least 0.
+    """
+    schedules: dict[str, WeightSchedule] = {}
+    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, _, value = part.partition("=")
+        shape, _, last = value.partition(":")
+        if name not in losses or name in schedules:
+            raise InputError(
+                f"--loss_schedules: expected losses of --losses ({', '.join(losses)}), each once, "
+                f"received {name!r}"
+            )
+        try:
+            weight = losses[name] if shape == "constant" and not last else float(last)
+        except ValueError:
+            weight = math.nan
+        if shape not in SCHEDULES or not 0.0 <= weight < math.inf:
+            raise InputError(
+                f"--loss_schedules: expected {name}=constant, {name}=linear:LAST or "
+                f"{name}=cosine:LAST with a last weight of at least 0, received {part!r}"
+            )
+        schedules[name] = WeightSchedule(shape, weight)
+    return schedules
 
 
 def parse_losses(text: str) -> dict[str, float]:
@@ -66,6 +136,10 @@ class StudentConfig:
     init_from: str | None = None
     student_layers: int | None = None
     layer_map: str | None = None
+    student_hidden_size: int | None = None
+    student_attention_heads: int | None = None
+    student_intermediate_size: int | None = None
+    drop_segments: bool = False
 
     def __post_init__(self) -> None:
         given = [
@@ -82,13 +156,18 @@ class StudentConfig:
             raise InputError(
                 "--init_checkpoint: expected --bert_config_file beside it, received none"
             )
-        if self.init_from is not None and self.student_layers is None and self.layer_map is None:
+        shaping = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name.startswith(("student_", "layer_", "drop_")) and getattr(self, field.name)
+        ]
+        if self.init_from is not None and not shaping:
             raise InputError(
                 "--init_from: expected --student_layers or --layer_map beside it, received neither"
             )
-        if self.init_from is None and (self.student_layers or self.layer_map):
+        if self.init_from is None and shaping:
             raise InputError(
-                "--student_layers: expected --init_from=<teacher> beside it, received none"
+                f"--{shaping[0]}: expected --init_from=<teacher> beside it, received none"
             )
 
 
@@ -104,6 +183,11 @@ class DistillConfig:
 
     student: StudentConfig
     losses: Mapping[str, float]
+    loss_schedules: Mapping[str, WeightSchedule] = dataclasses.field(default_factory=dict)
+    teacher: str | None = None
+    loss_positions: str = "masked"
+    layer_groups: str | None = None
+    freeze: tuple[str, ...] = ()
     output_dir: str | None = None
     input_dir: str | None = None
     input_file: str | None = None
@@ -136,6 +220,11 @@ class DistillConfig:
             raise InputError("--do_train: expected it or --do_eval, received neither")
         if self.do_train and not self.output_dir:
             raise InputError("--output_dir: expected a folder for the student, received none")
+        for name in self.freeze:
+            if name not in FREEZABLE:
+                raise InputError(
+                    f"--freeze: expected names of {', '.join(FREEZABLE)}, received {name!r}"
+                )
         if self.warmup_steps > self.num_train_steps:
             raise InputError(
                 f"--num_warmup_steps: expected at most --num_train_steps={self.num_train_steps}, "

@@ -18,6 +18,7 @@ _TARGETS = (
     records.TOPK_IDS,
     records.TOPK_LOGITS,
     records.LOG_TAIL_MASSES,
+    records.HIDDEN_STATES,
 )
 
 

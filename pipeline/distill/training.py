@@ -1,7 +1,5 @@
 """Stage 2: a student is trained from a cache."""
 
-import dataclasses
-import json
 import math
 import pathlib
 import sys
@@ -15,175 +13,30 @@ import tqdm
 
 from pipeline.distill import optimization, targets, training_state
 from pipeline.distill.distiller import Distiller
-from pipeline.distill.objective import Objective
+from pipeline.distill.preparation import Preparation, prepare
 from pipeline.distill.run_log import RunLog
-from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill.settings import DistillConfig
 from pipeline.errors import InputError
-from pipeline.models import checkpoints, layer_init
-from pipeline.models.config import EncoderConfig
-from pipeline.models.masked_lm import MaskedLM
-from pipeline.storage import cache_input
+from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, TRAIN
-from pipeline.text import tokenizers
-
-# What a request leaves out: settings that do not decide the student.
-_FREE_SETTINGS = (
-    "output_dir",
-    "input_dir",
-    "input_file",
-    # Held by the cache, whose checksum is in the request.
-    "max_seq_length",
-    "max_predictions_per_seq",
-    "do_eval",
-    "eval_batch_size",
-    "max_eval_steps",
-    "save_checkpoints_steps",
-    "log_steps",
-    "verify",
-)
 
 
-@dataclasses.dataclass(frozen=True)
-class StudentStart:
-    """Where training begins.
-
-    Attributes:
-        source: the model that weights are taken from.
-        config: the student's dimensions.
-        layer_map: the source's layers; None for all of them.
-        flag: the flag that named the source.
-    """
-
-    source: checkpoints.ModelSource
-    config: EncoderConfig
-    layer_map: tuple[int, ...] | None
-    flag: str
-
-    def describe(self) -> dict[str, Any]:
-        """Returns what decides the first weights, for the request."""
-        return {
-            "sha256": self.source.sha256(),
-            "config": self.config.to_dict(),
-            "layer_map": self.layer_map,
-        }
-
-    def build(self, config: DistillConfig) -> MaskedLM:
-        """Returns the student with its first weights."""
-        if self.layer_map is None:
-            return checkpoints.load_masked_lm(
-                self.source, dtype=config.compute_dtype, seed=config.random_seed
-            )
-        _, weights = layer_init.student_weights(
-            self.source.read_weights(), self.source.config, layer_map=self.layer_map
+def _compile(run: Preparation) -> Distiller:
+    config, teacher = run.config, None
+    if run.teacher is not None:
+        teacher = checkpoints.load_masked_lm(
+            run.teacher, dtype=config.compute_dtype, logits_dtype="float32"
         )
-        model = MaskedLM(self.config, dtype=config.compute_dtype, seed=config.random_seed)
-        checkpoints.assign_weights(model, weights)
-        return model
-
-
-def find_student(config: StudentConfig) -> StudentStart:
-    """Finds what the flags name.
-
-    Raises:
-        InputError: a file is missing, or the layers do not fit.
-    """
-    if config.student is not None:
-        source = checkpoints.find_model(config.student, "--student")
-        return StudentStart(source, source.config, None, "--student")
-    if config.bert_config_file is not None:
-        source = checkpoints.ModelSource.from_google(
-            config.bert_config_file, config.init_checkpoint
-        )
-        return StudentStart(source, source.config, None, "--bert_config_file")
-    source = checkpoints.find_model(config.init_from, "--init_from")
-    layer_map = _layer_map(config, source.config.num_hidden_layers)
-    student = dataclasses.replace(source.config, num_hidden_layers=len(layer_map))
-    return StudentStart(source, student, layer_map, "--init_from")
-
-
-def _layer_map(config: StudentConfig, teacher_layers: int) -> tuple[int, ...]:
-    if config.layer_map is None:
-        return layer_init.default_layer_map(teacher_layers, config.student_layers)
-    count = config.student_layers or config.layer_map.count(",") + 1
-    return layer_init.parse_layer_map(config.layer_map, teacher_layers, count)
-
-
-def build_objective(config: DistillConfig, cache: CacheInput) -> Objective:
-    """Returns the objective over a cache.
-
-    Raises:
-        InputError: a loss or temperature that the cache does not hold, or a k above the cached one.
-    """
-    info = cache.manifest.teacher_info
-    if info is None:
-        if config.truncation_factor is not None:
-            raise InputError(
-                f"--truncation_factor: expected a teacher cache in {cache.directory}, "
-                f"received {cache.manifest.kind}, which hold no top-k"
-            )
-        return Objective(config.losses, temperature=config.temperature, tail=config.tail)
-    wanted = config.truncation_factor
-    if wanted is not None and min(wanted, cache.manifest.vocab.size) > info.truncation_factor:
-        raise InputError(
-            f"--truncation_factor: expected at most {info.truncation_factor}, "
-            f"as in {cache.directory}, received {wanted}"
-        )
-    return Objective(
-        weights=config.losses,
-        temperature=config.temperature,
-        tail=config.tail,
-        truncation_factor=min(wanted or info.truncation_factor, info.truncation_factor),
-        cached_temperatures=info.temperatures,
+    distiller = Distiller(
+        run.start.build(config),
+        run.objective,
+        teacher=teacher,
+        teacher_hidden_size=run.teacher_hidden_size,
+        num_steps=config.num_train_steps * config.gradient_accumulation_steps,
+        seed=config.random_seed,
     )
-
-
-def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
-    """Opens the cache and refuses what does not fit it, before any training."""
-    cache = cache_input.open_cache(config.input_dir, config.input_file)
-    cache_input.expect_settings(
-        cache,
-        max_seq_length=config.max_seq_length,
-        max_predictions_per_seq=config.max_predictions_per_seq,
-    )
-    vocab_files = tokenizers.tokenizer_files(start.source.directory)
-    tokenizers.expect_vocab(cache, start.config.vocab_size, vocab_files, start.flag)
-    cache_input.expect_positions(cache, start.config.max_input_length, start.flag)
-    cache_input.expect_segments(cache, start.config.type_vocab_size, start.flag)
-    if config.do_train and not cache.manifest.num_examples(TRAIN):
-        raise InputError(
-            f"{cache.flag}: expected train examples in {cache.directory}, received none"
-        )
-    if config.do_eval and not config.do_train and not cache.manifest.num_examples(EVAL):
-        raise InputError(
-            f"{cache.flag}: expected eval examples in {cache.directory}, received none"
-        )
-    return cache
-
-
-def _request(
-    config: DistillConfig, cache: CacheInput, start: StudentStart, truncation_factor: int | None
-) -> dict[str, Any]:
-    settings = {
-        name: value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in (*_FREE_SETTINGS, "student")
-    }
-    request = {
-        "kind": "student",
-        "cache": cache.manifest.sha256(),
-        "student": start.describe(),
-        "backend": keras.config.backend(),
-        **settings,
-        "num_warmup_steps": config.warmup_steps,
-        "truncation_factor": truncation_factor,
-    }
-    return json.loads(json.dumps(request))
-
-
-def _compile(config: DistillConfig, student: MaskedLM, objective: Objective) -> Distiller:
-    distiller = Distiller(student, objective)
     optimizer = optimization.build_optimizer(
         distiller.trainable_variables,
         optimization.learning_rate_schedule(config),
@@ -316,10 +169,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
         InputError: the cache, the student or the directory is not as it must
             be. Checkpoints that are whole stay.
     """
-    start = find_student(config.student)
-    cache = _open(config, start)
-    objective = build_objective(config, cache)
-    request = _request(config, cache, start, objective.truncation_factor)
+    run = prepare(config)
+    cache, request = run.cache, run.request()
     if config.do_train:
         manifests.check_claim(config.output_dir, request, flag="--output_dir")
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
@@ -329,7 +180,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    distiller = _compile(config, start.build(config), objective)
+    distiller = _compile(run)
     evaluation = _find_evaluation(config, cache)
     try:
         if not config.do_train:

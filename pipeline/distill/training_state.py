@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline import files
+from pipeline.distill.distiller import Distiller
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 
@@ -23,7 +24,7 @@ _KEPT = 2
 _FILE = re.compile(r"step-(\d{8})\.safetensors")
 
 
-def _variables(model: keras.Model) -> Iterator[tuple[str, keras.Variable]]:
+def _variables(model: Distiller) -> Iterator[tuple[str, keras.Variable]]:
     """Yields every variable of the run under a name that is unique and stable.
 
     Seeds and optimizer slots have their number instead of Keras's name, which
@@ -31,7 +32,7 @@ def _variables(model: keras.Model) -> Iterator[tuple[str, keras.Variable]]:
     """
     for variable in model.trainable_variables:
         yield variable.path, variable
-    groups = {"state": model.non_trainable_variables, "optimizer": model.optimizer.variables}
+    groups = {"state": model.state_variables, "optimizer": model.optimizer.variables}
     for group, variables in groups.items():
         for index, variable in enumerate(variables):
             yield f"{group}/{index:05d}", variable
@@ -48,7 +49,7 @@ def _path(output_dir: files.PathLike, step: int) -> pathlib.Path:
     return pathlib.Path(output_dir) / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
 
 
-def save(output_dir: files.PathLike, model: keras.Model, step: int) -> None:
+def save(output_dir: files.PathLike, model: Distiller, step: int) -> None:
     """Writes a checkpoint and removes all but the newest two.
 
     Args:
@@ -67,7 +68,7 @@ def save(output_dir: files.PathLike, model: keras.Model, step: int) -> None:
         _path(output_dir, old).unlink()
 
 
-def restore(output_dir: files.PathLike, model: keras.Model, step: int) -> None:
+def restore(output_dir: files.PathLike, model: Distiller, step: int) -> None:
     """Reads a checkpoint back.
 
     Args:

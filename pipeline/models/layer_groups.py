@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.errors import InputError
 
+# More than a group can name.
+MOST_LAYERS = 9_999
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 

@@ -11,6 +11,7 @@ from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.models.weight_names import weight_table
 
 _LAYER_MAP_FLAG = "--layer_map"
+LAYER_MAP_PRESETS = ("even", "first", "last", "every:k")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
 
 
@@ -44,31 +45,72 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
     return tuple(round(index * step) for index in range(student_layers))
 
 
-def parse_layer_map(text: str, teacher_layers: int, student_layers: int) -> tuple[int, ...]:
-    """Reads the value of `--layer_map`, for example `0,2,4,7,9,11`.
+def _preset_layer_map(
+    name: str, teacher_layers: int, student_layers: int | None
+) -> tuple[int, ...] | None:
+    """Returns the layers of a preset; None where the text is no preset."""
+    if name in ("even", "first", "last"):
+        if student_layers is None:
+            raise InputError(
+                f"{_LAYER_MAP_FLAG}: expected --student_layers beside {name}, received none"
+            )
+        # Checks the number, too.
+        even = default_layer_map(teacher_layers, student_layers)
+        first = 0 if name == "first" else teacher_layers - student_layers
+        return even if name == "even" else tuple(range(first, first + student_layers))
+    match = re.fullmatch(r"every:([1-9]\d{0,3})", name)
+    if match is None:
+        return None
+    layers = tuple(range(int(match[1]) - 1, teacher_layers, int(match[1])))
+    if not layers:
+        raise InputError(
+            f"{_LAYER_MAP_FLAG}: expected every:1 to every:{teacher_layers}, the teacher's "
+            f"number of layers, received {name!r}"
+        )
+    return layers
+
+
+def parse_layer_map(
+    text: str, teacher_layers: int, student_layers: int | None = None
+) -> tuple[int, ...]:
+    """Reads the value of `--layer_map`.
 
     Args:
-        text: teacher layers from 0, ascending, separated by commas.
+        text: `even`, evenly spaced; `first` or `last`, so many consecutive ones;
+            `every:k`, each k-th, the k-th first; or teacher layers from 0,
+            ascending, separated by commas, such as `0,2,4,7,9,11`.
         teacher_layers: layers of the teacher.
-        student_layers: layers of the student.
+        student_layers: layers of the student; None for as many as the text says.
 
     Returns:
         one teacher layer for each student layer.
 
     Raises:
-        InputError: not that many ascending integers, or one is out of range.
+        InputError: no preset and not that many ascending integers, or one is out
+            of range.
+
+    Example:
+        `parse_layer_map("every:4", 12)` is `(3, 7, 11)`.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise InputError(
-            f"{_LAYER_MAP_FLAG}: expected integers separated by commas, received {text!r}"
-        )
-    layers = tuple(int(part) for part in parts)
-    if len(layers) != student_layers:
+    layers = _preset_layer_map(text.strip(), teacher_layers, student_layers)
+    if layers is None:
+        layers = _explicit_layer_map(text, teacher_layers)
+    if student_layers is not None and len(layers) != student_layers:
         raise InputError(
             f"{_LAYER_MAP_FLAG}: expected {student_layers} layers, one for each of the student's, "
             f"received {len(layers)}: {text!r}"
         )
+    return layers
+
+
+def _explicit_layer_map(text: str, teacher_layers: int) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise InputError(
+            f"{_LAYER_MAP_FLAG}: expected {', '.join(LAYER_MAP_PRESETS)}, or integers separated "
+            f"by commas, received {text!r}"
+        )
+    layers = tuple(int(part) for part in parts)
     if list(layers) != sorted(set(layers)):
         raise InputError(f"{_LAYER_MAP_FLAG}: expected ascending layers, received {text!r}")
     if layers[-1] >= teacher_layers:

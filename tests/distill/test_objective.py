@@ -13,7 +13,10 @@ from pipeline.distill.objective import Objective, mean_over_positions
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.errors import InputError
 
-ALL = tuple(settings.LOSS_NEEDS)
+# Those that compare distributions or labels.
+ALL = tuple(
+    name for name, need in settings.LOSS_NEEDS.items() if need in (settings.TOPK, settings.LABEL)
+)
 
 
 def _targets(seed: int = 0, *, padded: int = 0) -> dict[str, np.ndarray]:

@@ -1,0 +1,263 @@
+"""All that is found and checked before a student is trained."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from pipeline.distill.objective import Objective
+from pipeline.distill.settings import (
+    ATTENTION,
+    DEFAULT_LAYER_GROUPS,
+    HIDDEN,
+    HIDDEN_COSINE,
+    HIDDEN_COSINE_MASKED,
+    LOSS_NEEDS,
+    DistillConfig,
+)
+from pipeline.distill.student import StudentStart, find_student
+from pipeline.errors import InputError
+from pipeline.models import checkpoints, layer_groups
+from pipeline.models.config import EncoderConfig
+from pipeline.models.layer_groups import LayerGroup, TeacherGroup
+from pipeline.storage import cache_input
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.manifest import EVAL, TRAIN, TeacherInfo
+from pipeline.text import tokenizers
+
+# What a request leaves out: settings that do not decide the student.
+_FREE_SETTINGS = (
+    "output_dir",
+    "input_dir",
+    "input_file",
+    # Held by the cache, whose checksum is in the request.
+    "max_seq_length",
+    "max_predictions_per_seq",
+    "do_eval",
+    "eval_batch_size",
+    "max_eval_steps",
+    "save_checkpoints_steps",
+    "log_steps",
+    "verify",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """A run that may begin.
+
+    Attributes:
+        config: what was asked for.
+        cache: what is read.
+        start: where the student comes from.
+        teacher: a live one; None without.
+        objective: what is made small.
+        teacher_hidden_size: of the states that are compared with the student's;
+            None where nothing is known of them.
+    """
+
+    config: DistillConfig
+    cache: CacheInput
+    start: StudentStart
+    teacher: checkpoints.ModelSource | None
+    objective: Objective
+    teacher_hidden_size: int | None
+
+    def request(self) -> dict[str, Any]:
+        """Returns the settings that decide the student, as JSON values."""
+        settings = {
+            name: value
+            for name, value in dataclasses.asdict(self.config).items()
+            if name not in (*_FREE_SETTINGS, "student", "teacher", "layer_groups")
+        }
+        objective = self.objective
+        layers = {
+            "hidden_groups": layer_groups.describe(objective.hidden_groups),
+            "attention_groups": layer_groups.describe(objective.attention_groups),
+        }
+        request = {
+            "kind": "student",
+            "cache": self.cache.manifest.sha256(),
+            "student": self.start.describe(),
+            "teacher": None if self.teacher is None else self.teacher.sha256(),
+            "backend": keras.config.backend(),
+            **settings,
+            **layers,
+            "losses": objective.weights,
+            "num_warmup_steps": self.config.warmup_steps,
+            "truncation_factor": objective.truncation_factor,
+        }
+        return json.loads(json.dumps(request, default=dict))
+
+
+def prepare(config: DistillConfig) -> Preparation:
+    """Finds and checks everything that the flags name.
+
+    Raises:
+        InputError: something is missing or does not fit.
+    """
+    start = find_student(config.student)
+    cache = _open(config, start)
+    teacher = None
+    if config.teacher is not None:
+        teacher = checkpoints.find_model(config.teacher, "--teacher")
+        _expect_fit(cache, teacher, teacher.config, "--teacher")
+    info = cache.manifest.teacher_info
+    known = _known_teacher(info) if teacher is None else teacher.config
+    objective = build_objective(config, cache, start.config, known)
+    size = None if known is None else known.hidden_size
+    if objective.hidden_cached and info is not None:
+        size = info.hidden_size
+    return Preparation(config, cache, start, teacher, objective, size)
+
+
+def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
+    """Opens the cache and refuses what does not fit it, before any training."""
+    cache = cache_input.open_cache(config.input_dir, config.input_file)
+    cache_input.expect_settings(
+        cache,
+        max_seq_length=config.max_seq_length,
+        max_predictions_per_seq=config.max_predictions_per_seq,
+    )
+    _expect_fit(cache, start.source, start.config, start.flag)
+    if config.do_train and not cache.manifest.num_examples(TRAIN):
+        raise InputError(
+            f"{cache.flag}: expected train examples in {cache.directory}, received none"
+        )
+    if config.do_eval and not config.do_train and not cache.manifest.num_examples(EVAL):
+        raise InputError(
+            f"{cache.flag}: expected eval examples in {cache.directory}, received none"
+        )
+    return cache
+
+
+def _expect_fit(
+    cache: CacheInput, source: checkpoints.ModelSource, config: EncoderConfig, flag: str
+) -> None:
+    """Refuses a model that cannot read the cache's inputs."""
+    vocab_files = tokenizers.tokenizer_files(source.directory)
+    tokenizers.expect_vocab(cache, config.vocab_size, vocab_files, flag)
+    cache_input.expect_positions(cache, config.max_input_length, flag)
+    cache_input.expect_segments(cache, config.type_vocab_size, flag)
+
+
+def _known_teacher(info: TeacherInfo | None) -> EncoderConfig | None:
+    """Returns the configuration of the teacher that a cache was made with, if it says so."""
+    settings = None if info is None else info.teacher.get("config")
+    if not isinstance(settings, Mapping):
+        return None
+    try:
+        return EncoderConfig(**settings)
+    except (TypeError, InputError):
+        # Of a family that came later, or several teachers': only layers need it.
+        return None
+
+
+def build_objective(
+    config: DistillConfig, cache: CacheInput, student: EncoderConfig, teacher: EncoderConfig | None
+) -> Objective:
+    """Returns the objective over a cache.
+
+    Args:
+        config: what was asked for.
+        cache: what is read.
+        student: its configuration.
+        teacher: that of the live teacher, or of the one that made the cache, if known.
+
+    Raises:
+        InputError: a loss whose target is nowhere, a temperature that the cache
+            does not hold, a k above the cached one, or layers that do not fit.
+    """
+    info, live = cache.manifest.teacher_info, config.teacher is not None
+    cached = _cached_groups(info)
+    groups = {
+        need: _groups(config, need, student, teacher)
+        for need in (HIDDEN, ATTENTION)
+        if any(LOSS_NEEDS[name] == need for name in config.losses)
+    }
+    if ATTENTION in groups and live:
+        _expect_heads(student, teacher)
+    return Objective(
+        weights=_resolved(config.losses, live=live, cached=bool(cached)),
+        temperature=config.temperature,
+        tail=config.tail,
+        truncation_factor=_truncation_factor(config, cache, info),
+        cached_temperatures=() if info is None else info.temperatures,
+        live=live,
+        loss_positions=config.loss_positions,
+        hidden_groups=groups.get(HIDDEN, ()),
+        attention_groups=groups.get(ATTENTION, ()),
+        cached_groups=cached,
+        schedules=_resolved(config.loss_schedules, live=live, cached=bool(cached)),
+    )
+
+
+def _resolved(values: Mapping[str, Any], *, live: bool, cached: bool) -> dict[str, Any]:
+    """Calls the hidden loss what it is where its states come from a cache."""
+    renamed = {HIDDEN_COSINE: HIDDEN_COSINE_MASKED} if cached and not live else {}
+    result = {renamed.get(name, name): value for name, value in values.items()}
+    if len(result) != len(values):
+        raise InputError(
+            f"--losses: without --teacher, {HIDDEN_COSINE} is {HIDDEN_COSINE_MASKED}; "
+            "expected one of them, received both"
+        )
+    return result
+
+
+def _cached_groups(info: TeacherInfo | None) -> tuple[TeacherGroup, ...]:
+    if info is None or not info.hidden_groups:
+        return ()
+    text = ",".join(info.hidden_groups)
+    return layer_groups.parse_teacher_groups(text, layer_groups.MOST_LAYERS, "hidden_groups")
+
+
+def _groups(
+    config: DistillConfig, need: str, student: EncoderConfig, teacher: EncoderConfig | None
+) -> tuple[LayerGroup, ...]:
+    """Returns the layers that a kind of loss compares."""
+    if teacher is None:
+        # Without a cache either: the loss is refused for that.
+        return ()
+    text = config.layer_groups
+    groups = layer_groups.parse_layer_groups(
+        DEFAULT_LAYER_GROUPS[need] if text is None else text,
+        teacher.num_hidden_layers,
+        student.num_hidden_layers,
+        "--layer_groups",
+    )
+    for group in groups:
+        if need == ATTENTION and 0 in (group.teacher.first, group.student):
+            raise InputError(
+                f"--layer_groups: expected layers from 1 on, as embeddings have no {ATTENTION}, "
+                f"received {group}"
+            )
+    return groups
+
+
+def _expect_heads(student: EncoderConfig, teacher: EncoderConfig) -> None:
+    if student.num_attention_heads != teacher.num_attention_heads:
+        raise InputError(
+            f"--losses: attention_mse expected a student of {teacher.num_attention_heads} "
+            f"attention heads, as the teacher, received {student.num_attention_heads}"
+        )
+
+
+def _truncation_factor(
+    config: DistillConfig, cache: CacheInput, info: TeacherInfo | None
+) -> int | None:
+    wanted, vocab_size = config.truncation_factor, cache.manifest.vocab.size
+    if info is None or config.loss_positions == "all":
+        if wanted is not None and config.teacher is None:
+            raise InputError(
+                f"--truncation_factor: expected a teacher cache in {cache.directory}, "
+                f"received {cache.manifest.kind}, which hold no top-k"
+            )
+        return None if wanted is None else min(wanted, vocab_size)
+    if wanted is not None and min(wanted, vocab_size) > info.truncation_factor:
+        raise InputError(
+            f"--truncation_factor: expected at most {info.truncation_factor}, "
+            f"as in {cache.directory}, received {wanted}"
+        )
+    return min(wanted or info.truncation_factor, info.truncation_factor)

@@ -1,0 +1,112 @@
+"""Where a student comes from, and what it is made into before training."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.errors import InputError
+from pipeline.models import checkpoints, layer_init, slicing
+from pipeline.models.config import EncoderConfig
+from pipeline.models.masked_lm import MaskedLM
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentStart:
+    """Where training begins.
+
+    Attributes:
+        source: the model that weights are taken from.
+        config: the student's dimensions.
+        layer_map: the source's layers; None for the source as it is.
+        flag: the flag that named the source.
+    """
+
+    source: checkpoints.ModelSource
+    config: EncoderConfig
+    layer_map: tuple[int, ...] | None
+    flag: str
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what decides the first weights, for the request."""
+        return {
+            "sha256": self.source.sha256(),
+            "config": self.config.to_dict(),
+            "layer_map": self.layer_map,
+        }
+
+    def build(self, config: DistillConfig) -> MaskedLM:
+        """Returns the student with its first weights, its frozen tables frozen."""
+        if self.layer_map is None:
+            model = checkpoints.load_masked_lm(
+                self.source, dtype=config.compute_dtype, seed=config.random_seed
+            )
+        else:
+            model = MaskedLM(self.config, dtype=config.compute_dtype, seed=config.random_seed)
+            checkpoints.assign_weights(model, self._weights(config.student))
+        _freeze(model, config.freeze)
+        return model
+
+    def _weights(self, config: StudentConfig) -> slicing.Weights:
+        """Takes layers, then leaves out segments, then cuts."""
+        source = self.source.config
+        whole, weights = layer_init.student_weights(
+            self.source.read_weights(), source, layer_map=self.layer_map
+        )
+        if config.drop_segments:
+            whole, weights = slicing.without_segments(weights, whole)
+        return slicing.narrow_weights(weights, whole, self.config)
+
+
+def find_student(config: StudentConfig) -> StudentStart:
+    """Finds what the flags name.
+
+    Raises:
+        InputError: a file is missing, or layers or sizes do not fit.
+    """
+    if config.student is not None:
+        source = checkpoints.find_model(config.student, "--student")
+        return StudentStart(source, source.config, None, "--student")
+    if config.bert_config_file is not None:
+        source = checkpoints.ModelSource.from_google(
+            config.bert_config_file, config.init_checkpoint
+        )
+        return StudentStart(source, source.config, None, "--bert_config_file")
+    source = checkpoints.find_model(config.init_from, "--init_from")
+    layer_map = _layer_map(config, source.config.num_hidden_layers)
+    student = dataclasses.replace(source.config, num_hidden_layers=len(layer_map))
+    if config.drop_segments:
+        student = slicing.config_without_segments(student)
+    student = slicing.narrow_config(
+        student,
+        hidden_size=config.student_hidden_size,
+        num_attention_heads=config.student_attention_heads,
+        intermediate_size=config.student_intermediate_size,
+    )
+    return StudentStart(source, student, layer_map, "--init_from")
+
+
+def _layer_map(config: StudentConfig, teacher_layers: int) -> tuple[int, ...]:
+    if config.layer_map is None:
+        wanted = teacher_layers if config.student_layers is None else config.student_layers
+        return layer_init.default_layer_map(teacher_layers, wanted)
+    return layer_init.parse_layer_map(config.layer_map, teacher_layers, config.student_layers)
+
+
+def _freeze(model: MaskedLM, names: Sequence[str]) -> None:
+    """Keeps tables of embeddings as they are.
+
+    Raises:
+        InputError: the student has no such table.
+    """
+    tables = {
+        variable.path.rpartition("/")[2]: variable
+        for variable in model.encoder.embeddings.trainable_variables
+    }
+    for name in names:
+        if name not in tables:
+            raise InputError(
+                f"--freeze: expected tables that the student has, received {name} for a "
+                f"{model.config.model_type}"
+            )
+        tables[name].trainable = False

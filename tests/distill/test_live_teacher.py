@@ -1,0 +1,349 @@
+"""A live teacher beside the cache, hidden states in the cache, and what students are made into."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from data_specs import records
+from pipeline.distill import preparation, targets, training, training_state
+from pipeline.distill.settings import DistillConfig, StudentConfig, WeightSchedule
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+from pipeline.storage import manifest as manifests
+from pipeline.teacher.capture import create_teacher_cache
+from pipeline.teacher.settings import TeacherCacheConfig
+from tests.conftest import save_tiny_bert
+
+DISTRIBUTION = ("soft_cross_entropy", "kl_divergence", "probability_cosine")
+
+
+@pytest.fixture(scope="module")
+def hidden_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Path:
+    """A cache with the hidden states of layers 1-3 and 3, in 8 bits."""
+    folder = tmp_path_factory.mktemp("hidden") / "cache"
+    create_teacher_cache(
+        TeacherCacheConfig(
+            output_dir=str(folder),
+            input_dir=str(examples_dir),
+            teacher=str(teacher_dir),
+            truncation_factor=16,
+            predict_batch_size=8,
+            cache_hidden_states="1-3,3",
+            hidden_encoding="int8",
+        )
+    )
+    return folder
+
+
+@pytest.fixture
+def config(examples_dir, teacher_dir, tmp_path) -> DistillConfig:
+    """Two of the teacher's three layers, from masked examples and the teacher itself."""
+    return DistillConfig(
+        output_dir=str(tmp_path / "student"),
+        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
+        losses={"kl_divergence": 1.0, "hidden_cosine": 1.0},
+        input_dir=str(examples_dir),
+        teacher=str(teacher_dir),
+        train_batch_size=8,
+        eval_batch_size=8,
+        num_train_steps=12,
+        learning_rate=1e-3,
+        save_checkpoints_steps=5,
+        log_steps=3,
+        shuffle_buffer_size=64,
+    )
+
+
+def _evaluate(config: DistillConfig, **changes) -> dict[str, float]:
+    return dict(training.distill(dataclasses.replace(config, do_train=False, **changes)))
+
+
+def _lines(folder: str | pathlib.Path, split: str) -> list[dict]:
+    text = (pathlib.Path(folder) / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("tail", [None, "bucket", "label", "renormalize"])
+def test_a_live_and_a_cached_top_k_agree(config, cache_dir, tail, temperature) -> None:
+    """Within what float16 logits lose: 2^-11 of the distance to the largest."""
+    changes = {"losses": {"kl_divergence": 1.0}, "tail": tail, "temperature": temperature}
+    live = _evaluate(config, truncation_factor=16, **changes)
+    cached = _evaluate(config, input_dir=str(cache_dir), teacher=None, **changes)
+    assert live.keys() == cached.keys()
+    for name in live.keys() - {"examples_per_second", "loss"}:
+        assert live[name] == pytest.approx(cached[name], rel=2e-3, abs=1e-5), name
+
+
+def test_the_whole_distribution_is_that_of_k_equal_to_the_vocabulary(config, vocab) -> None:
+    changes = {"losses": {"kl_divergence": 1.0}, "temperature": 3.0}
+    dense = _evaluate(config, **changes)
+    for tail in ("drop", "bucket", "label", "renormalize"):
+        truncated = _evaluate(config, truncation_factor=len(vocab), tail=tail, **changes)
+        for name in DISTRIBUTION:
+            assert truncated[name] == pytest.approx(dense[name], rel=1e-4, abs=1e-5), (tail, name)
+
+
+def test_cached_and_live_targets_mix(config, hidden_cache_dir) -> None:
+    """The top-k from the cache, all hidden states from the teacher."""
+    mixed = _evaluate(config, input_dir=str(hidden_cache_dir), layer_groups="3:2")
+    cached = _evaluate(config, input_dir=str(hidden_cache_dir), teacher=None, layer_groups="3:2")
+    assert mixed["kl_divergence"] == cached["kl_divergence"]
+    assert set(mixed) - set(cached) == {"hidden_cosine"}
+    assert set(cached) - set(mixed) == {"hidden_cosine_masked"}
+    both = _evaluate(
+        config,
+        losses={"hidden_cosine_masked": 1.0},
+        layer_groups="3:2",
+    )
+    # 8 bits: at most 1/254 of the largest number off, so a cosine of nearly 1.
+    assert cached["hidden_cosine_masked"] == pytest.approx(both["hidden_cosine_masked"], abs=2e-4)
+    assert abs(both["hidden_cosine_masked"] - mixed["hidden_cosine"]) > 1e-3
+
+
+def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> None:
+    manifest = manifests.load(hidden_cache_dir, flag="")
+    info = manifest.teacher_info
+    assert (info.hidden_groups, info.hidden_encoding, info.hidden_size) == (
+        ("1-3", "3"),
+        "int8",
+        32,
+    )
+    assert info.bytes_per_position == {
+        "topk_ids": 32,
+        "topk_logits": 32,
+        "log_tail_masses": 8,
+        "label_log_probs": 2,
+        "hidden_states": 64,
+        "hidden_scales": 8,
+    }
+    cache = preparation.cache_input.open_cache(str(hidden_cache_dir), None)
+    model = checkpoints.load_masked_lm(checkpoints.find_model(str(teacher_dir), ""))
+    inputs, kept = next(iter(targets.evaluation_batches(cache, batch_size=4, max_steps=1)))
+    states = [np.asarray(one) for one in model.activations(inputs)[records.HIDDEN_STATES]]
+    rows = np.arange(4)[:, None]
+    positions = np.asarray(inputs[records.MASKED_LM_POSITIONS])
+    real = np.asarray(kept[records.MASKED_LM_WEIGHTS]) > 0
+    for index, mean in enumerate((np.mean(states[1:], axis=0), states[3])):
+        expected = mean[rows, positions]
+        received = np.asarray(kept[records.HIDDEN_STATES])[:, :, index]
+        bound = np.abs(expected).max(axis=-1, keepdims=True) / 254 * 1.01
+        assert (np.abs(received - expected) <= bound)[real].all()
+
+
+def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) -> None:
+    losses = {
+        "kl_divergence": 5.0,
+        "masked_lm": 2.0,
+        "hidden_cosine": 1.0,
+        "attention_mse": 100.0,
+    }
+    changed = dataclasses.replace(
+        config,
+        losses=losses,
+        loss_positions="all",
+        temperature=2.0,
+        # Of the teacher's three layers.
+        layer_groups="1-2:1,3:2",
+        num_train_steps=60,
+        save_checkpoints_steps=60,
+        log_steps=10,
+    )
+    training.distill(changed)
+    lines = _lines(config.output_dir, "train")
+    for name in ("kl_divergence", "hidden_cosine", "attention_mse", "loss"):
+        assert lines[-1][name] < 0.9 * lines[0][name], name
+    last = lines[-1]
+    total = sum(weight * last[name] for name, weight in losses.items())
+    assert last["loss"] == pytest.approx(total, rel=1e-5)
+    # The teacher is in no checkpoint.
+    path = pathlib.Path(config.output_dir) / "checkpoints" / "step-00000060.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        size = sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    student = sum(value.size for value in load_file(path.parents[1] / "model.safetensors").values())
+    assert size < 3.1 * student + 1000
+
+
+def test_all_positions_are_the_masked_ones_and_the_rest(config) -> None:
+    """Over all tokens the labels' loss stays that of the masked ones."""
+    masked = _evaluate(config)
+    everywhere = _evaluate(config, loss_positions="all")
+    for name in ("masked_lm", "masked_lm_accuracy", "teacher_agreement", "calibration_error"):
+        assert everywhere[name] == pytest.approx(masked[name], rel=1e-5), name
+    assert everywhere["hidden_cosine"] == pytest.approx(masked["hidden_cosine"], rel=1e-5)
+    assert everywhere["kl_divergence"] != pytest.approx(masked["kl_divergence"], rel=1e-3)
+
+
+def test_a_student_of_another_size_learns_a_projection(config, hidden_cache_dir) -> None:
+    """Narrower, without a teacher beside it; and a killed run ends with the same bits."""
+    changed = dataclasses.replace(
+        config,
+        input_dir=str(hidden_cache_dir),
+        teacher=None,
+        student=dataclasses.replace(config.student, student_hidden_size=16),
+        losses={"hidden_cosine": 1.0, "masked_lm": 1.0},
+        loss_schedules={"masked_lm": WeightSchedule("linear", 0.0)},
+        layer_groups="1-3:1",
+    )
+    training.distill(changed)
+    lines = _lines(changed.output_dir, "eval")
+    assert lines[-1]["hidden_cosine_masked"] < lines[0]["hidden_cosine_masked"]
+    weights = load_file(pathlib.Path(changed.output_dir) / "model.safetensors")
+    assert weights["bert.embeddings.word_embeddings.weight"].shape[1] == 16
+    assert not any("projection" in name for name in weights)
+    again = dataclasses.replace(changed, output_dir=changed.output_dir + "2")
+    training.distill(again)
+    folder = pathlib.Path(again.output_dir)
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+    (folder / "checkpoints" / "step-00000012.safetensors").unlink()
+    training.distill(again)
+    assert _lines(folder, "train") != []
+    other = load_file(folder / "model.safetensors")
+    for name, value in weights.items():
+        np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+def test_weights_follow_their_schedules(config) -> None:
+    """The last update has the last weight, whatever the accumulation."""
+    changed = dataclasses.replace(
+        config,
+        losses={"masked_lm": 2.0, "kl_divergence": 1.0},
+        loss_schedules={
+            "masked_lm": WeightSchedule("linear", 0.0),
+            "kl_divergence": WeightSchedule("cosine", 3.0),
+        },
+        gradient_accumulation_steps=2,
+        train_batch_size=4,
+        log_steps=1,
+    )
+    training.distill(changed)
+    for line in _lines(config.output_dir, "train"):
+        # Read after the update, when the step of the next is counted.
+        part = min(1.0, line["step"] * 2 / 23)
+        expected = (2.0 - 2.0 * part) * line["masked_lm"]
+        expected += (1.0 + 2.0 * (1 - np.cos(np.pi * part)) / 2) * line["kl_divergence"]
+        assert line["loss"] == pytest.approx(expected, rel=1e-4)
+    assert _lines(config.output_dir, "train")[-1]["loss"] == pytest.approx(
+        3.0 * _lines(config.output_dir, "train")[-1]["kl_divergence"], rel=1e-4
+    )
+
+
+def test_frozen_tables_stay(config, teacher_dir) -> None:
+    training.distill(dataclasses.replace(config, freeze=("position_embeddings", "word_embeddings")))
+    trained = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
+    teacher = load_file(teacher_dir / "model.safetensors")
+    for table, moves in (("word", False), ("position", False), ("token_type", True)):
+        name = f"bert.embeddings.{table}_embeddings.weight"
+        assert np.array_equal(trained[name], teacher[name]) != moves, name
+
+
+def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, corpus_dir) -> None:
+    """Without segments, from the layers that a preset names."""
+    from data_specs.corpora import CorpusSource
+    from pipeline.text.masked_examples import create_masked_examples
+    from pipeline.text.settings import MaskedExamplesConfig
+
+    single = tmp_path / "single"
+    create_masked_examples(
+        MaskedExamplesConfig(
+            corpora=(CorpusSource(input_dir=str(corpus_dir)),),
+            output_dir=str(single),
+            vocab_file=str(vocab_file),
+            segments="single",
+            max_seq_length=48,
+            max_predictions_per_seq=8,
+            dupe_factor=1,
+            eval_fraction=0.2,
+        )
+    )
+    teacher = save_tiny_bert(tmp_path / "deep", vocab_file, seed=3, num_layers=4)
+    student = StudentConfig(init_from=str(teacher), layer_map="every:2", drop_segments=True)
+    changed = dataclasses.replace(
+        config, input_dir=str(single), teacher=str(teacher), student=student
+    )
+    training.distill(changed)
+    found = checkpoints.find_model(changed.output_dir, "--student").config
+    assert (found.model_type, found.num_hidden_layers, found.type_vocab_size) == (
+        "distilbert",
+        2,
+        0,
+    )
+    pairs = dataclasses.replace(changed, input_dir=config.input_dir, output_dir=str(tmp_path / "x"))
+    with pytest.raises(InputError, match="expected a model of two segments, .*--segments=single"):
+        training.distill(pairs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"teacher": None, "losses": {"hidden_cosine": 1.0}, "input_dir": "cache"},
+            "--losses: hidden_cosine needs the teacher's hidden states, and nothing here holds "
+            "any; expected a teacher cache of create_teacher_output_data --cache_hidden_states=3 "
+            r"or a live teacher \(--teacher=DIR\)",
+        ),
+        (
+            {"teacher": None, "losses": {"hidden_cosine": 1.0}, "layer_groups": "1-2:1"},
+            "needs the teacher's hidden states, and nothing here holds any but of layers 1-3, 3; "
+            "expected a teacher cache of create_teacher_output_data --cache_hidden_states=1-2 or",
+        ),
+        (
+            {"teacher": None, "losses": {"attention_mse": 1.0}, "layer_groups": "1-3:2"},
+            "--losses: attention_mse needs the teacher's attention maps, and nothing here holds "
+            r"any; expected a live teacher \(--teacher=DIR\) \(no cache holds attention maps\)",
+        ),
+        (
+            {"teacher": None, "losses": {"kl_divergence": 1.0}, "loss_positions": "all"},
+            "--loss_positions: expected masked, the positions that a cache holds, or a live",
+        ),
+        (
+            {
+                "teacher": None,
+                "losses": {"hidden_cosine": 1.0, "hidden_cosine_masked": 1.0},
+                "layer_groups": "3:2",
+            },
+            "--losses: without --teacher, hidden_cosine is hidden_cosine_masked; expected one",
+        ),
+        ({"layer_groups": "1-4:1"}, "--layer_groups: expected teacher layers from 0 to 3, "),
+        (
+            {"losses": {"attention_mse": 1.0}, "layer_groups": "0-3:1"},
+            "--layer_groups: expected layers from 1 on, as embeddings have no attention maps",
+        ),
+        (
+            {"losses": {"attention_mse": 1.0}},
+            "--layer_groups: expected explicit groups such as 1-6:1,7-12:2, received mean for 3",
+        ),
+        ({"freeze": ("pooler",)}, "--freeze: expected names of word_embeddings, position_emb"),
+        ({"teacher": "nowhere"}, "--teacher: no such directory: nowhere"),
+    ],
+)
+def test_what_does_not_fit(config, cache_dir, hidden_cache_dir, changes, message) -> None:
+    caches = {"cache": cache_dir}
+    folder = caches.get(changes.get("input_dir"), hidden_cache_dir)
+    with pytest.raises(InputError, match=message):
+        training.distill(dataclasses.replace(config, **{**changes, "input_dir": str(folder)}))
+    assert not pathlib.Path(config.output_dir).exists()
+
+
+def test_heads_must_be_as_many(config) -> None:
+    student = dataclasses.replace(config.student, student_hidden_size=16, student_attention_heads=2)
+    losses = {"attention_mse": 1.0}
+    with pytest.raises(InputError, match="attention_mse expected a student of 4 attention heads"):
+        training.distill(
+            dataclasses.replace(config, student=student, losses=losses, layer_groups="1:1")
+        )
+
+
+def test_a_teacher_changes_the_request(config, tmp_path, vocab_file) -> None:
+    training.distill(config)
+    other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8)
+    with pytest.raises(InputError, match="holds the output of another request: teacher is"):
+        training.distill(dataclasses.replace(config, teacher=str(other)))
+    assert training_state.checkpoint_steps(config.output_dir) == [10, 12]
