@@ -18,12 +18,13 @@ DISTILBERT = "distilbert"
 ALBERT = "albert"
 # RoBERTa and its multilingual sister: no segments, positions counted from the
 # padding's id on, a GELU in the head whatever the layers have.
-ROBERTAS = ("roberta", "xlm-roberta")
+XLM_ROBERTA = "xlm-roberta"
+ROBERTAS = ("roberta", XLM_ROBERTA)
 # The families that are built here, and what `transformers` calls them.
 ARCHITECTURES = {
     BERT: "BertForMaskedLM",
     "roberta": "RobertaForMaskedLM",
-    "xlm-roberta": "XLMRobertaForMaskedLM",
+    XLM_ROBERTA: "XLMRobertaForMaskedLM",
     DISTILBERT: "DistilBertForMaskedLM",
     ALBERT: "AlbertForMaskedLM",
 }
