@@ -261,6 +261,24 @@ def test_a_tokenizer_json_numbers_xlm_roberta_alike(xlm_roberta_file, tmp_path) 
     assert found == [ours.info] * 2
 
 
+@given(TEXT)
+def test_no_text_becomes_a_special_token_of_a_tokenizer_json(converted, text: str) -> None:
+    """Among a unigram model's pieces are the special tokens, which a text may spell out."""
+    special = set(converted.special_ids.values()) - {converted.special_ids["unk"]}
+    for spelled in ("<mask>", "[MASK]", "<s>", "</s>", "<pad>", "[SEP]"):
+        assert not special & set(converted.tokenize(text + spelled + text).ids.tolist())
+
+
+@pytest.fixture(scope="module", params=["spiece_file", "xlm_roberta_file"])
+def converted(request, tmp_path_factory) -> tokens.Tokenizer:
+    """A SentencePiece model as the `tokenizer.json` that a student gets."""
+    path = request.getfixturevalue(request.param)
+    loaded = load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+    file = tmp_path_factory.mktemp("converted") / "tokenizer.json"
+    file.write_bytes(loaded.files()["tokenizer.json"])
+    return load_tokenizer(str(file), do_lower_case=None, flag="--vocab_file")
+
+
 def test_case_is_read_from_the_models_own_settings(vocab_file, tmp_path) -> None:
     (tmp_path / "vocab.txt").write_bytes(vocab_file.read_bytes())
     for value in (True, False):
