@@ -112,7 +112,7 @@ class SentencePieceTokenizer(Tokenizer):
             has_segments=not self.fairseq,
         )
         kind = "LlamaTokenizer" if converted is None else "PreTrainedTokenizerFast"
-        # Which would number the tokens alike without tokenizer.json, but cannot lower-case.
+        # Its class splits and numbers alike, but does not lower-case.
         if self.fairseq and not self.do_lower_case:
             kind = "XLMRobertaTokenizer"
         files = {
@@ -143,7 +143,7 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
 
     Returns:
         the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa,
-        unless the file has a padding and a mask of its own.
+        unless the file has a padding or a mask of its own.
 
     Example:
         `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>`: a piece

@@ -55,26 +55,28 @@ def tokenizer_json(
         return None
     proto = _ModelProto.FromString(model)
     scores = dict(zip(token_ids, _scores(proto, token_ids, special_ids), strict=True))
-    tokenizer = Tokenizer(
-        Unigram(
-            [(token, scores.get(index, 0.0)) for index, token in enumerate(vocab)],
-            unk_id=special_ids["unk"],
-            byte_fallback=proto.trainer_spec.byte_fallback,
-        )
-    )
+    pieces = [(token, scores.get(index, 0.0)) for index, token in enumerate(vocab)]
+    byte_fallback = proto.trainer_spec.byte_fallback
+    tokenizer = Tokenizer(Unigram(pieces, special_ids["unk"], byte_fallback))
     tokenizer.normalizer = _normalizer(proto, do_lower_case=do_lower_case)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE_MARK, "always")
     tokenizer.decoder = decoders.Metaspace(_SPACE_MARK, "always")
     tokenizer.add_special_tokens(
         [AddedToken(vocab[index], special=True) for index in special_ids.values()]
     )
+    tokenizer.post_processor = _template(vocab, special_ids, has_segments=has_segments)
+    return tokenizer.to_str(pretty=False).encode("utf-8")
+
+
+def _template(
+    vocab: Sequence[str], special_ids: Mapping[str, int], *, has_segments: bool
+) -> TemplateProcessing:
     cls, sep = (vocab[special_ids[name]] for name in ("cls", "sep"))
-    tokenizer.post_processor = TemplateProcessing(
+    return TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=(_BERT_PAIR if has_segments else _ROBERTA_PAIR).format(cls=cls, sep=sep),
         special_tokens=[(cls, special_ids["cls"]), (sep, special_ids["sep"])],
     )
-    return tokenizer.to_str(pretty=False).encode("utf-8")
 
 
 def _scores(
