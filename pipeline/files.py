@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import secrets
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,3 +154,57 @@ def make_directory(path: PathLike, flag: str) -> pathlib.Path:
     except OSError as error:
         raise InputError(f"{flag}: cannot make the folder {path}: {error.strerror}") from error
     return path
+
+
+def expect_new_directory(path: PathLike, flag: str) -> None:
+    """Checks that a folder is not there or empty, but for temporary files of a killed run.
+
+    Args:
+        path: the folder.
+        flag: the flag that named it, for the error message.
+
+    Raises:
+        InputError: it holds something, or a file has that name.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{flag}: expected a folder, received {path}, which is a file")
+    names = (item.name for item in path.iterdir()) if path.is_dir() else ()
+    present = sorted(name for name in names if not name.endswith(".tmp"))
+    if present:
+        raise InputError(
+            f"{flag}: expected a new or an empty folder, received {path}, "
+            f"which holds {present[0]!r}; nothing is overwritten"
+        )
+
+
+@contextlib.contextmanager
+def staged_directory(path: PathLike, *, last: str) -> Iterator[pathlib.Path]:
+    """Yields a hidden folder inside `path`, whose files move up when the block succeeds.
+
+    When the block raises, it is removed with all that is in it.
+
+    Args:
+        path: the final folder, which must exist.
+        last: the file that moves last, without which the others count for nothing.
+
+    Yields:
+        the hidden folder, to be filled with files inside the block.
+
+    Raises:
+        InputError: meanwhile `path` has got a file of the same name.
+    """
+    path = pathlib.Path(path)
+    stage = path / f".{secrets.token_hex(4)}.tmp"
+    stage.mkdir()
+    try:
+        yield stage
+        for file in sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name)):
+            with open(file, "rb") as content:
+                os.fsync(content.fileno())
+            if (path / file.name).exists():
+                raise InputError(f"{path / file.name}: expected no such file, found one")
+            os.replace(file, path / file.name)
+        _sync_directory(path)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

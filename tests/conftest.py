@@ -5,6 +5,7 @@ Everything is made here, from sentences written for these tests and random weigh
 
 import dataclasses
 import io
+import json
 import os
 import pathlib
 from typing import Any
@@ -214,6 +215,29 @@ def spiece_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("spiece") / "spiece.model"
     path.write_bytes(model.getvalue())
     return path
+
+
+def train_xlm_roberta(folder: pathlib.Path, **settings: Any) -> pathlib.Path:
+    """Writes a SentencePiece model with its usual first pieces, and XLM-RoBERTa's settings."""
+    model = io.BytesIO()
+    settings = {"vocab_size": 330, "hard_vocab_limit": False, **settings}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES),
+        model_writer=model,
+        character_coverage=1.0,
+        minloglevel=2,
+        **settings,
+    )
+    (folder / "config.json").write_text(json.dumps({"model_type": "xlm-roberta"}))
+    path = folder / "sentencepiece.bpe.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="session")
+def xlm_roberta_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A SentencePiece model in an XLM-RoBERTa's directory; read only."""
+    return train_xlm_roberta(tmp_path_factory.mktemp("xlm_roberta"))
 
 
 @pytest.fixture(scope="session")

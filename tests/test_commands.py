@@ -205,6 +205,34 @@ def test_mistakes_of_the_later_stages(capsys, command, flags, message: str) -> N
     assert not pathlib.Path("x").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "model_type",
+            "electra",
+            "expected one of bert, roberta, xlm-roberta, distilbert, albert, received 'electra'",
+        ),
+        (
+            "hidden_act",
+            "swish",
+            "expected one of gelu, gelu_new, gelu_pytorch_tanh, relu, received 'swish'",
+        ),
+    ],
+)
+def test_a_teacher_that_is_not_built_here(
+    capsys, examples_dir, teacher_dir, tmp_path, key: str, value: str, message: str
+) -> None:
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    shutil.copytree(teacher_dir, teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**config, key: value}))
+    flags = (f"--input_dir={examples_dir}", f"--teacher={teacher}", f"--output_dir={out}")
+    line = _fails(capsys, create_teacher_output_data, *flags)
+    assert line == f"error: --teacher: {teacher / 'config.json'}: {key}: {message}"
+    assert not out.exists()
+
+
 def _corrupt(path: pathlib.Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

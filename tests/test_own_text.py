@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
 from pipeline.storage import manifest
-from pipeline.text.tokenizers import load_tokenizer
+from pipeline.text.tokenizers import load_tokenizer, read_vocab_info
 from tests.conftest import SENTENCES, save_tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,6 +24,7 @@ ROBERTA = {
     "type_vocab_size": 1,
     "max_position_embeddings": 50,
 }
+XLM_ROBERTA = {**ROBERTA, "model_type": "xlm-roberta"}
 SHARED_MODELS = ("xlnet_en_spiece", "xlnet_zh_spiece", "cluecorpussmall_spm")
 
 
@@ -31,11 +32,12 @@ SHARED_MODELS = ("xlnet_en_spiece", "xlnet_zh_spiece", "cluecorpussmall_spm")
     params=[
         "spiece_file",
         "bpe_file",
+        "xlm_roberta_file",
         *(pytest.param(name, marks=pytest.mark.shared) for name in SHARED_MODELS),
     ]
 )
 def tokenizer_file(request) -> pathlib.Path:
-    """A SentencePiece model, then a byte-level BPE; public models where they lie beside."""
+    """A SentencePiece model, a byte-level BPE, XLM-RoBERTa's; public ones where they lie beside."""
     if request.param in SHARED_MODELS:
         return ROOT.parent / "shared" / "data" / "vocab" / f"{request.param}.model"
     return request.getfixturevalue(request.param)
@@ -45,12 +47,11 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
     tokenizer = load_tokenizer(str(tokenizer_file), do_lower_case=None, flag="--vocab_file")
     words = tmp_path / "words.txt"
     words.write_text("\n".join(map(str, range(len(tokenizer.vocab)))), encoding="utf-8")
-    is_roberta = tokenizer_file.name == "tokenizer.json"
-    teacher = save_tiny_bert(
-        tmp_path / "teacher", words, seed=5, num_layers=2, **(ROBERTA if is_roberta else {})
-    )
+    families = {"tokenizer.json": ROBERTA, "sentencepiece.bpe.model": XLM_ROBERTA}
+    changes = families.get(tokenizer_file.name, {})
+    teacher = save_tiny_bert(tmp_path / "teacher", words, seed=5, num_layers=2, **changes)
     (teacher / "vocab.txt").unlink()
-    name = "spiece.model" if tokenizer_file.suffix == ".model" else "tokenizer.json"
+    name = tokenizer_file.name if changes else "spiece.model"
     (teacher / name).write_bytes(tokenizer_file.read_bytes())
     examples, cache, student = (str(tmp_path / name) for name in ("examples", "cache", "student"))
     assert not _main(
@@ -63,7 +64,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         "--doc_stride=30",
         "--dupe_factor=1",
         "--max_workers=1",
-        "--segments=single" if is_roberta else "--segments=pair",
+        "--segments=single" if changes else "--segments=pair",
     )
     made = manifest.load(examples, flag="--input_dir")
     assert made.special_ids == tokenizer.special_ids
@@ -98,7 +99,10 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
     else:
         vocab[-1][0] = "zzzzzz"
     other.write_text(json.dumps(content), encoding="utf-8")
-    (pathlib.Path(student) / "spiece.model").unlink(missing_ok=True)
+    for path in pathlib.Path(student).glob("*.model"):
+        # Both files of XLM-RoBERTa's name its vocabulary.
+        assert read_vocab_info(path, flag="--student") == tokenizer.info
+        path.unlink()
     arguments = (f"--input_dir={cache}", f"--student={student}", "--do_train=False")
     assert _main(run_distill, *arguments) == 1
     assert "error: --student: expected the vocabulary of" in capsys.readouterr().err

@@ -18,12 +18,13 @@ DISTILBERT = "distilbert"
 ALBERT = "albert"
 # RoBERTa and its multilingual sister: no segments, positions counted from the
 # padding's id on, a GELU in the head whatever the layers have.
-ROBERTAS = ("roberta", "xlm-roberta")
+XLM_ROBERTA = "xlm-roberta"
+ROBERTAS = ("roberta", XLM_ROBERTA)
 # The families that are built here, and what `transformers` calls them.
 ARCHITECTURES = {
     BERT: "BertForMaskedLM",
     "roberta": "RobertaForMaskedLM",
-    "xlm-roberta": "XLMRobertaForMaskedLM",
+    XLM_ROBERTA: "XLMRobertaForMaskedLM",
     DISTILBERT: "DistilBertForMaskedLM",
     ALBERT: "AlbertForMaskedLM",
 }
@@ -49,6 +50,11 @@ _COUNTS = (
 )
 _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _POSITIVE = ("initializer_range", "layer_norm_eps")
+
+# All that Google's `bert_config.json` says; the rest is fixed in its code.
+_GOOGLE_KEYS = (*_COUNTS, *_RATES, "hidden_act", "initializer_range")
+_GOOGLE_ACTIVATIONS = ("gelu", "relu")
+_GOOGLE_LAYER_NORM_EPS = 1e-12
 
 # Settings of the Hugging Face layout that change what the model computes, with
 # the only value that is built here. Absent means that value.
@@ -247,3 +253,24 @@ class EncoderConfig:
             **values,
             **_fixed_options(self.model_type),
         }
+
+    def to_google(self) -> dict[str, Any]:
+        """Returns the `bert_config.json` from which Google's code makes the same model.
+
+        Its code counts padding by the mask alone, so `pad_token_id` is left out.
+
+        Raises:
+            InputError: a value that changes what the model computes cannot be said there.
+        """
+        expectations = {
+            "model_type": (BERT,),
+            "hidden_act": _GOOGLE_ACTIVATIONS,
+            "layer_norm_eps": (_GOOGLE_LAYER_NORM_EPS,),
+        }
+        for key, allowed in expectations.items():
+            if getattr(self, key) not in allowed:
+                raise InputError(
+                    f"{key}: expected {' or '.join(map(str, allowed))}, as Google's layout "
+                    f"has no other, received {getattr(self, key)!r}"
+                )
+        return {key: getattr(self, key) for key in _GOOGLE_KEYS}

@@ -18,53 +18,78 @@ _SYMBOL_PENALTY = 0.1
 _ModelProto = sentencepiece_model_pb2.ModelProto
 
 
+# What stands around a pair of texts: BERT's way, and RoBERTa's, which has no segments.
+_BERT_PAIR = "{cls} $A {sep} $B:1 {sep}:1"
+_ROBERTA_PAIR = "{cls} $A {sep} {sep} $B {sep}"
+
+
+def is_unigram(model: bytes) -> bool:
+    """Returns whether a model file's bytes are of the unigram type."""
+    trainer = _ModelProto.FromString(model).trainer_spec
+    return trainer.model_type == trainer.UNIGRAM
+
+
 def tokenizer_json(
-    model: bytes, vocab: Sequence[str], special_ids: Mapping[str, int], *, do_lower_case: bool
+    model: bytes,
+    vocab: Sequence[str],
+    special_ids: Mapping[str, int],
+    *,
+    token_ids: Sequence[int],
+    do_lower_case: bool,
+    has_segments: bool = True,
 ) -> bytes | None:
     """Converts a SentencePiece model.
 
     Args:
         model: the model file's bytes.
-        vocab: its pieces.
+        vocab: the tokens.
         special_ids: the ids of pad, unk, cls, sep and mask.
+        token_ids: of each of its pieces, in their order, the token's id.
         do_lower_case: whether text is lower-cased before.
+        has_segments: whether the second text of a pair is segment 1.
 
     Returns:
         the `tokenizer.json`'s bytes; None for a model that is not of the unigram type.
     """
-    proto = _ModelProto.FromString(model)
-    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
+    if not is_unigram(model):
         return None
-    tokenizer = Tokenizer(
-        Unigram(
-            _scores(proto, set(special_ids.values())),
-            unk_id=special_ids["unk"],
-            byte_fallback=proto.trainer_spec.byte_fallback,
-        )
-    )
+    proto = _ModelProto.FromString(model)
+    scores = dict(zip(token_ids, _scores(proto, token_ids, special_ids), strict=True))
+    pieces = [(token, scores.get(index, 0.0)) for index, token in enumerate(vocab)]
+    byte_fallback = proto.trainer_spec.byte_fallback
+    tokenizer = Tokenizer(Unigram(pieces, special_ids["unk"], byte_fallback))
     tokenizer.normalizer = _normalizer(proto, do_lower_case=do_lower_case)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE_MARK, "always")
     tokenizer.decoder = decoders.Metaspace(_SPACE_MARK, "always")
     tokenizer.add_special_tokens(
         [AddedToken(vocab[index], special=True) for index in special_ids.values()]
     )
-    cls, sep = (vocab[special_ids[name]] for name in ("cls", "sep"))
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(cls, special_ids["cls"]), (sep, special_ids["sep"])],
-    )
+    tokenizer.post_processor = _template(vocab, special_ids, has_segments=has_segments)
     return tokenizer.to_str(pretty=False).encode("utf-8")
 
 
-def _scores(proto: _ModelProto, special: set[int]) -> list[tuple[str, float]]:
-    kinds = _ModelProto.SentencePiece
+def _template(
+    vocab: Sequence[str], special_ids: Mapping[str, int], *, has_segments: bool
+) -> TemplateProcessing:
+    cls, sep = (vocab[special_ids[name]] for name in ("cls", "sep"))
+    return TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=(_BERT_PAIR if has_segments else _ROBERTA_PAIR).format(cls=cls, sep=sep),
+        special_tokens=[(cls, special_ids["cls"]), (sep, special_ids["sep"])],
+    )
+
+
+def _scores(
+    proto: _ModelProto, token_ids: Sequence[int], special_ids: Mapping[str, int]
+) -> list[float]:
+    """Returns each piece's score."""
+    kinds, special = _ModelProto.SentencePiece, set(special_ids.values())
     best = max(piece.score for piece in proto.pieces if piece.type == kinds.NORMAL)
     return [
-        (piece.piece, best * len(piece.piece) - _SYMBOL_PENALTY)
+        best * len(piece.piece) - _SYMBOL_PENALTY
         if piece.type == kinds.USER_DEFINED and index not in special
-        else (piece.piece, piece.score)
-        for index, piece in enumerate(proto.pieces)
+        else piece.score
+        for index, piece in zip(token_ids, proto.pieces, strict=True)
     ]
 
 

@@ -55,19 +55,26 @@ class JsonTokenizer(Tokenizer):
         mark = _BYTE_LEVEL_MARK if byte_level else _METASPACE_MARK
         return np.fromiter((token.startswith(mark) for token in self.vocab), bool, len(self.vocab))
 
-    def is_special(self) -> np.ndarray:
-        """See `Tokenizer`."""
+    @functools.cached_property
+    def _is_special(self) -> np.ndarray:
         special = np.fromiter((not token for token in self.vocab), bool, len(self.vocab))
         added = self._tokenizer.get_added_tokens_decoder()
         special[[index for index, token in added.items() if token.special]] = True
         special[list(self.special_ids.values())] = True
         return special
 
+    def is_special(self) -> np.ndarray:
+        """See `Tokenizer`."""
+        return self._is_special
+
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         text = one_line(text)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
+        if "unk" in self.special_ids:
+            # A unigram model has them among its pieces, which a text may spell out.
+            ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         starts, ends = visible_spans(text, offsets)
         # An added token belongs to no word of the text: it is one of its own.

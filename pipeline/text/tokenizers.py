@@ -3,8 +3,10 @@
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.models.checkpoints import HF_CONFIG
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import VocabInfo, read_tokens, vocab_info
 from pipeline.text import sentencepieces, tokenizer_json, wordpiece
@@ -16,7 +18,7 @@ _FILE_NAMES = (
     wordpiece.VOCAB_FILE,
     TOKENIZER_FILE,
     sentencepieces.MODEL_FILE,
-    "sentencepiece.bpe.model",
+    sentencepieces.XLM_ROBERTA_FILE,
     "tokenizer.model",
     "spm.model",
 )
@@ -49,7 +51,8 @@ def load_tokenizer(vocab_file: str, *, do_lower_case: bool | None, flag: str) ->
 
     Args:
         vocab_file: a SentencePiece model (`.model`, `.spm`), a `tokenizer.json`,
-            a `vocab.txt`, or a model directory that has one of them.
+            a `vocab.txt`, or a model directory that has one of them. Beside an
+            XLM-RoBERTa's `config.json` a SentencePiece model is numbered as its.
         do_lower_case: whether to lower-case text; None for what the
             `tokenizer_config.json` beside it says, and without one, yes for
             WordPiece and no for SentencePiece.
@@ -69,20 +72,24 @@ def load_tokenizer(vocab_file: str, *, do_lower_case: bool | None, flag: str) ->
         return tokenizer_json.load_tokenizer_json(path, flag=flag)
     is_sentencepiece = path.endswith(_SENTENCEPIECE_SUFFIXES)
     if do_lower_case is None:
-        do_lower_case = _configured_lower_case(path, default=not is_sentencepiece)
-    load = sentencepieces.load_sentencepiece if is_sentencepiece else wordpiece.load_wordpiece
-    return load(path, do_lower_case=do_lower_case, flag=flag)
+        # A cased model must not lose its capitals.
+        said = _setting_beside(path, TOKENIZER_CONFIG_FILE, "do_lower_case")
+        do_lower_case = said if isinstance(said, bool) else not is_sentencepiece
+    if not is_sentencepiece:
+        return wordpiece.load_wordpiece(path, do_lower_case=do_lower_case, flag=flag)
+    model_type = _setting_beside(path, HF_CONFIG, "model_type")
+    return sentencepieces.load_sentencepiece(
+        path, do_lower_case=do_lower_case, flag=flag, model_type=model_type
+    )
 
 
-def _configured_lower_case(path: str, *, default: bool) -> bool:
-    """Returns what the model's own settings say: a cased model must not lose its capitals."""
-    config_file = pathlib.Path(path).with_name(TOKENIZER_CONFIG_FILE)
+def _setting_beside(path: str, name: str, key: str) -> Any:
+    """Returns what a file of settings beside a tokenizer says; None where it says nothing."""
     try:
-        value = json.loads(config_file.read_bytes()).get("do_lower_case")
+        return json.loads(pathlib.Path(path).with_name(name).read_bytes()).get(key)
     except (OSError, ValueError, AttributeError):
-        # None there, or not one of a tokenizer: nothing is said.
-        value = None
-    return value if isinstance(value, bool) else default
+        # No such file, or not one of settings.
+        return None
 
 
 def read_vocab_info(path: pathlib.Path, *, flag: str) -> VocabInfo:
@@ -94,7 +101,9 @@ def read_vocab_info(path: pathlib.Path, *, flag: str) -> VocabInfo:
     if path.suffix == ".json":
         return vocab_info(tokenizer_json.read_vocab(str(path), flag=flag)[0])
     if path.suffix in _SENTENCEPIECE_SUFFIXES:
-        return vocab_info(sentencepieces.read_pieces(str(path), flag=flag)[0])
+        pieces, _ = sentencepieces.read_pieces(str(path), flag=flag)
+        model_type = _setting_beside(str(path), HF_CONFIG, "model_type")
+        return vocab_info(sentencepieces.number_tokens(pieces, model_type)[0])
     return vocab_info(read_tokens(path, flag=flag))
 
 

@@ -6,6 +6,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
@@ -14,7 +15,7 @@ from tokenizers import pre_tokenizers
 from pipeline.errors import InputError
 from pipeline.text import segmenters, tokens
 from pipeline.text.tokenizers import load_tokenizer, read_vocab_info, tokenizer_files
-from tests.conftest import ENGLISH, LINES
+from tests.conftest import ENGLISH, LINES, train_xlm_roberta
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
 TEXT = st.text(
@@ -26,11 +27,20 @@ TEXT = st.text(
 )
 
 
-@pytest.fixture(scope="module", params=["spiece", "bpe"])
-def tokenizer(request, spiece_file, bpe_file) -> tokens.Tokenizer:
-    """Either of the two."""
-    path = {"spiece": spiece_file, "bpe": bpe_file}[request.param]
+@pytest.fixture(scope="module", params=["spiece_file", "bpe_file", "xlm_roberta_file"])
+def tokenizer(request) -> tokens.Tokenizer:
+    """Each of the three."""
+    path = request.getfixturevalue(request.param)
     return load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+
+
+def _write(tokenizer: tokens.Tokenizer, folder: pathlib.Path) -> None:
+    """Writes a tokenizer's files beside the settings of a model that may use it."""
+    files = tokenizer.files()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    model_type = "xlm-roberta" if "sentencepiece.bpe.model" in files else "bert"
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
 
 
 def _spaceless(text: str) -> str:
@@ -157,8 +167,7 @@ def test_lower_case_keeps_places(spiece_file) -> None:
 
 
 def test_a_directory_is_self_contained(tokenizer, tmp_path) -> None:
-    for name, content in tokenizer.files().items():
-        (tmp_path / name).write_bytes(content)
+    _write(tokenizer, tmp_path)
     again = load_tokenizer(str(tmp_path), do_lower_case=None, flag="--vocab_file")
     for line in LINES:
         assert again.tokenize(line).ids.tolist() == tokenizer.tokenize(line).ids.tolist()
@@ -166,15 +175,108 @@ def test_a_directory_is_self_contained(tokenizer, tmp_path) -> None:
         assert read_vocab_info(path, flag="--teacher") == tokenizer.info
 
 
-def test_a_unigram_model_becomes_a_tokenizer_json(spiece_file) -> None:
-    tokenizer = load_tokenizer(str(spiece_file), do_lower_case=None, flag="--vocab_file")
+@pytest.mark.parametrize("name", ["spiece_file", "xlm_roberta_file"])
+def test_a_unigram_model_becomes_a_tokenizer_json(request, name: str) -> None:
+    path = request.getfixturevalue(name)
+    tokenizer = load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
     converted = FastTokenizer.from_buffer(tokenizer.files()["tokenizer.json"])
     for line in LINES:
         expected = tokenizer.tokenize(line).ids.tolist()
         assert converted.encode(line, add_special_tokens=False).ids == expected, line
     cls, sep = tokenizer.special_ids["cls"], tokenizer.special_ids["sep"]
-    assert converted.encode("a", "b").ids.count(sep) == 2
+    pair = converted.encode("a", "b")
+    # RoBERTa has two marks between the texts, and no segments.
+    is_bert = name == "spiece_file"
+    assert pair.ids.count(sep) == (2 if is_bert else 3)
+    assert set(pair.type_ids) == ({0, 1} if is_bert else {0})
     assert converted.encode("a").ids[0] == cls
+
+
+def test_xlm_roberta_numbers_tokens_as_fairseq(xlm_roberta_file) -> None:
+    """0 to 3 are its own, a piece after the third has its place plus one, the mask is last."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(xlm_roberta_file))
+    size = pieces.get_piece_size()
+    for path in (xlm_roberta_file, xlm_roberta_file.parent):
+        loaded = load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+        assert len(loaded.vocab) == size + 2
+        assert loaded.vocab[:5] == ("<s>", "<pad>", "</s>", "<unk>", pieces.id_to_piece(3))
+        assert loaded.vocab[-2:] == (pieces.id_to_piece(size - 1), "<mask>")
+        assert loaded.special_ids == {"cls": 0, "pad": 1, "sep": 2, "unk": 3, "mask": size + 1}
+        assert np.flatnonzero(loaded.is_special()).tolist() == [0, 1, 2, 3, size + 1]
+        for line in [*LINES, "螺丝 Ω ≠ <s> <mask>"]:
+            places = pieces.encode(line)
+            expected = [place + 1 if place >= 3 else (3, 0, 2)[place] for place in places]
+            assert loaded.tokenize(line).ids.tolist() == expected, line
+    assert 3 in expected
+    assert read_vocab_info(xlm_roberta_file, flag="--teacher") == loaded.info
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", None])
+def test_other_models_number_tokens_as_the_file_does(
+    xlm_roberta_file, spiece_file, tmp_path, model_type: str | None
+) -> None:
+    for source in (xlm_roberta_file, spiece_file):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    if model_type is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(InputError, match="has 240 tokens and no .*<pad>, no .*<mask>"):
+        path = str(tmp_path / xlm_roberta_file.name)
+        load_tokenizer(path, do_lower_case=None, flag="--vocab_file")
+    plain = load_tokenizer(str(spiece_file), do_lower_case=None, flag="--vocab_file")
+    again = load_tokenizer(str(tmp_path), do_lower_case=None, flag="--vocab_file")
+    assert again.info == plain.info and "spiece.model" in again.files()
+
+
+def test_a_model_with_a_mask_of_its_own_keeps_its_ids(spiece_file, tmp_path) -> None:
+    """Beside any configuration: a student of XLM-RoBERTa's kind may have such a tokenizer."""
+    own = {"user_defined_symbols": ["<pad>", "<mask>"]}
+    for path in (spiece_file, train_xlm_roberta(tmp_path, **own)):
+        copy = tmp_path / "spiece.model"
+        copy.write_bytes(path.read_bytes())
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(copy))
+        loaded = load_tokenizer(str(copy), do_lower_case=None, flag="--vocab_file")
+        assert loaded.vocab == tuple(map(pieces.id_to_piece, range(len(pieces))))
+        assert loaded.tokenize(LINES[0]).ids.tolist() == pieces.encode(LINES[0])
+
+
+def test_an_xlm_roberta_of_another_type(tmp_path) -> None:
+    path = train_xlm_roberta(tmp_path, model_type="char")
+    with pytest.raises(InputError) as error:
+        load_tokenizer(str(tmp_path), do_lower_case=None, flag="--vocab_file")
+    assert str(error.value) == (
+        "--vocab_file: expected a SentencePiece model of the unigram type, as xlm-roberta's, "
+        f"received {path} of another type"
+    )
+
+
+def test_a_tokenizer_json_numbers_xlm_roberta_alike(xlm_roberta_file, tmp_path) -> None:
+    """Where both lie in a directory, either is its vocabulary."""
+    ours = load_tokenizer(str(xlm_roberta_file), do_lower_case=None, flag="--vocab_file")
+    _write(ours, tmp_path)
+    assert load_tokenizer(str(tmp_path), do_lower_case=None, flag="-").files().keys() == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    found = [read_vocab_info(path, flag="-") for path in tokenizer_files(tmp_path)]
+    assert found == [ours.info] * 2
+
+
+@given(TEXT)
+def test_no_text_becomes_a_special_token_of_a_tokenizer_json(converted, text: str) -> None:
+    """Among a unigram model's pieces are the special tokens, which a text may spell out."""
+    special = set(converted.special_ids.values()) - {converted.special_ids["unk"]}
+    for spelled in ("<mask>", "[MASK]", "<s>", "</s>", "<pad>", "[SEP]"):
+        assert not special & set(converted.tokenize(text + spelled + text).ids.tolist())
+
+
+@pytest.fixture(scope="module", params=["spiece_file", "xlm_roberta_file"])
+def converted(request, tmp_path_factory) -> tokens.Tokenizer:
+    """A SentencePiece model as the `tokenizer.json` that a student gets."""
+    path = request.getfixturevalue(request.param)
+    loaded = load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+    file = tmp_path_factory.mktemp("converted") / "tokenizer.json"
+    file.write_bytes(loaded.files()["tokenizer.json"])
+    return load_tokenizer(str(file), do_lower_case=None, flag="--vocab_file")
 
 
 def test_case_is_read_from_the_models_own_settings(vocab_file, tmp_path) -> None:
@@ -219,15 +321,39 @@ def test_a_huge_id_is_refused(tmp_path, bpe_file) -> None:
 def test_transformers_reads_the_same_tokens(tokenizer, tmp_path) -> None:
     from transformers import AutoTokenizer
 
-    for name, content in tokenizer.files().items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    _write(tokenizer, tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.mask_token_id == tokenizer.special_ids["mask"]
     assert theirs.pad_token_id == tokenizer.special_ids["pad"]
     for line in LINES:
         expected = tokenizer.tokenize(line).ids.tolist()
         assert theirs.encode(line, add_special_tokens=False) == expected, line
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("do_lower_case", [False, True])
+def test_transformers_numbers_xlm_roberta_alike(
+    xlm_roberta_file, tmp_path, do_lower_case: bool
+) -> None:
+    """Its tokenizer made from the same file, and from what is written here."""
+    from transformers import AutoTokenizer, XLMRobertaTokenizer
+
+    ours = load_tokenizer(str(xlm_roberta_file), do_lower_case=do_lower_case, flag="-")
+    _write(ours, tmp_path)
+    written = AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(written, XLMRobertaTokenizer) is not do_lower_case
+    theirs = XLMRobertaTokenizer.from_pretrained(xlm_roberta_file.parent)
+    for peer in (theirs, written):
+        assert len(peer) == len(ours.vocab)
+        assert peer.convert_ids_to_tokens(list(range(len(peer)))) == list(ours.vocab)
+        for name, index in ours.special_ids.items():
+            assert getattr(peer, f"{name}_token_id") == index
+    for line in LINES:
+        expected = ours.tokenize(line).ids.tolist()
+        assert written.encode(line, add_special_tokens=False) == expected, line
+        lowered = line.lower() if do_lower_case else line
+        assert theirs.encode(lowered, add_special_tokens=False) == expected, line
+    assert written.encode("a", "b") == theirs.encode("a", "b")
 
 
 @pytest.mark.peers

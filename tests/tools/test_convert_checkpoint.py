@@ -1,0 +1,355 @@
+"""Conversion between the two layouts: bit-equal there and back, whole or not at all."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.models.checkpoints import find_model
+from pipeline.models.config import EncoderConfig
+from pipeline.models.tf1_checkpoint import write_tf1_weights
+from tests.conftest import save_tiny_bert
+from tools import convert_checkpoint
+
+tf = pytest.importorskip("tensorflow")
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+LAYER = (
+    "attention/output/LayerNorm/beta",
+    "attention/output/LayerNorm/gamma",
+    "attention/output/dense/bias",
+    "attention/output/dense/kernel",
+    "attention/self/key/bias",
+    "attention/self/key/kernel",
+    "attention/self/query/bias",
+    "attention/self/query/kernel",
+    "attention/self/value/bias",
+    "attention/self/value/kernel",
+    "intermediate/dense/bias",
+    "intermediate/dense/kernel",
+    "output/LayerNorm/beta",
+    "output/LayerNorm/gamma",
+    "output/dense/bias",
+    "output/dense/kernel",
+)
+# Of a BERT with three layers, in alphabetical order, as Google's own checkpoints list them.
+GOOGLE_NAMES = [
+    "bert/embeddings/LayerNorm/beta",
+    "bert/embeddings/LayerNorm/gamma",
+    "bert/embeddings/position_embeddings",
+    "bert/embeddings/token_type_embeddings",
+    "bert/embeddings/word_embeddings",
+    *(f"bert/encoder/layer_{index}/{name}" for index in range(3) for name in LAYER),
+    "bert/pooler/dense/bias",
+    "bert/pooler/dense/kernel",
+    "cls/predictions/output_bias",
+    "cls/predictions/transform/LayerNorm/beta",
+    "cls/predictions/transform/LayerNorm/gamma",
+    "cls/predictions/transform/dense/bias",
+    "cls/predictions/transform/dense/kernel",
+    "cls/seq_relationship/output_bias",
+    "cls/seq_relationship/output_weights",
+]
+
+
+def _convert(*flags: str, status: int = 0) -> None:
+    assert convert_checkpoint.main(["convert_checkpoint", *flags]) == status
+
+
+def _fails(capsys, *flags: str) -> str:
+    _convert(*flags, status=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0].removeprefix("error: ")
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_there_and_back_is_bit_equal(teacher_dir, tmp_path, capsys) -> None:
+    google, again = tmp_path / "google", tmp_path / "deep" / "again"
+    _convert(f"--input={teacher_dir}", f"--output_dir={google}", "--layout=tf1")
+    assert capsys.readouterr().out.splitlines() == [
+        "weights    58 of a bert, from hf",
+        "tokenizer  vocab.txt",
+        f"model: {google}",
+    ]
+    assert _names(google) == [
+        "bert_config.json",
+        "bert_model.ckpt.data-00000-of-00001",
+        "bert_model.ckpt.index",
+        "vocab.txt",
+    ]
+    _convert(f"--input={google}", f"--output_dir={again}", "--layout=hf")
+    assert _names(again) == ["config.json", "model.safetensors", "vocab.txt"]
+    for name in _names(again):
+        assert (again / name).read_bytes() == (teacher_dir / name).read_bytes(), name
+
+
+def test_googles_names_shapes_and_keys(teacher_dir, tmp_path) -> None:
+    google = tmp_path / "google"
+    _convert(f"--input={teacher_dir}", f"--output_dir={google}", "--layout=tf1")
+    listed = dict(tf.train.list_variables(str(google / "bert_model.ckpt")))
+    assert sorted(listed) == GOOGLE_NAMES
+    assert listed["bert/encoder/layer_1/intermediate/dense/kernel"] == [32, 64]
+    assert listed["bert/pooler/dense/kernel"] == [32, 32]
+    assert listed["cls/seq_relationship/output_weights"] == [2, 32]
+    reader = tf.train.load_checkpoint(str(google / "bert_model.ckpt"))
+    for name in GOOGLE_NAMES:
+        assert reader.get_tensor(name).dtype == np.float32
+        if "pooler" in name or "seq_relationship" in name:
+            assert not reader.get_tensor(name).any()
+    theirs = load_file(teacher_dir / "model.safetensors")
+    np.testing.assert_array_equal(
+        reader.get_tensor("bert/encoder/layer_2/output/dense/kernel"),
+        theirs["bert.encoder.layer.2.output.dense.weight"].T,
+    )
+    assert json.loads((google / "bert_config.json").read_text()) == {
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 32,
+        "initializer_range": 0.3,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "type_vocab_size": 2,
+        "vocab_size": find_model(teacher_dir, "--input").config.vocab_size,
+    }
+
+
+def test_tensorflow_1s_saver_restores_it(teacher_dir, tmp_path) -> None:
+    """Into variables made by name, as Google's own code does."""
+    google = tmp_path / "google"
+    _convert(f"--input={teacher_dir}", f"--output_dir={google}", "--layout=tf1")
+    prefix = str(google / "bert_model.ckpt")
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        for name, shape in tf.train.list_variables(prefix):
+            tf.compat.v1.get_variable(name, shape, use_resource=False)
+        tf.compat.v1.train.Saver().restore(session, prefix)
+        words = session.run("bert/embeddings/word_embeddings:0")
+    theirs = load_file(teacher_dir / "model.safetensors")
+    np.testing.assert_array_equal(words, theirs["bert.embeddings.word_embeddings.weight"])
+
+
+def test_a_pair_of_files_and_every_tokenizer_file(teacher_dir, tmp_path) -> None:
+    google = tmp_path / "google"
+    _convert(f"--input={teacher_dir}", f"--output_dir={google}", "--layout=tf1")
+    copied = {"tokenizer_config.json", "special_tokens_map.json", "spiece.model", "tokenizer.json"}
+    for name in (*copied, "adam.txt", "events"):
+        (google / name).write_text(name, encoding="utf-8")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    _convert(
+        f"--bert_config_file={google / 'bert_config.json'}",
+        f"--init_checkpoint={google / 'bert_model.ckpt'}",
+        f"--output_dir={empty}",
+        "--layout=hf",
+    )
+    assert set(_names(empty)) == copied | {"config.json", "model.safetensors", "vocab.txt"}
+    assert all((empty / name).read_text(encoding="utf-8") == name for name in copied)
+    assert (empty / "model.safetensors").read_bytes() == (
+        teacher_dir / "model.safetensors"
+    ).read_bytes()
+
+
+def test_other_families_stay_in_their_layout(vocab_file, tmp_path, capsys) -> None:
+    changes = {"model_type": "roberta", "pad_token_id": 1, "type_vocab_size": 1}
+    roberta = save_tiny_bert(tmp_path / "roberta", vocab_file, seed=1, num_layers=1, **changes)
+    out = tmp_path / "out"
+    message = _fails(capsys, f"--input={roberta}", f"--output_dir={out}", "--layout=tf1")
+    assert message == (
+        "--layout=tf1: model_type: expected bert, as Google's layout has no other, "
+        "received 'roberta'; hf takes every model"
+    )
+    assert not out.exists()
+    _convert(f"--input={roberta}", f"--output_dir={out}", "--layout=hf")
+    for name in ("config.json", "model.safetensors"):
+        assert (out / name).read_bytes() == (roberta / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "gelu_new"}, "hidden_act: expected gelu or relu, as Google's layout has"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps: expected 1e-12, as Google's layout has no oth"),
+    ],
+)
+def test_what_googles_configuration_cannot_say(
+    vocab_file, tmp_path, capsys, changes, message
+) -> None:
+    model = save_tiny_bert(tmp_path / "model", vocab_file, seed=1, num_layers=1, **changes)
+    line = _fails(capsys, f"--input={model}", f"--output_dir={tmp_path / 'out'}", "--layout=tf1")
+    assert line.startswith(f"--layout=tf1: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layout=hf"], "missing: --output_dir (see --help)"),
+        (["--output_dir=x"], "missing: --layout (see --help)"),
+        (["--output_dir=x", "--layout=onnx"], "--layout=onnx: value should be one of <hf|tf1>"),
+        (
+            ["--output_dir=x", "--layout=hf"],
+            "--input: expected either it or --bert_config_file with --init_checkpoint, "
+            "received neither",
+        ),
+        (
+            ["--output_dir=x", "--layout=hf", "--input=a", "--bert_config_file=b"],
+            "--input: expected either it or --bert_config_file with --init_checkpoint, "
+            "received both",
+        ),
+        (
+            ["--output_dir=x", "--layout=hf", "--input=a", "--init_checkpoint=b"],
+            "--init_checkpoint: expected --bert_config_file beside it, received --input",
+        ),
+        (
+            ["--output_dir=x", "--layout=hf", "--bert_config_file=a"],
+            "--init_checkpoint: expected the model's checkpoint, received none",
+        ),
+        (
+            ["--output_dir=x", "--layout=hf", "--input=/nowhere"],
+            "--input: no such directory: /nowhere (a model of a hub must be downloaded first)",
+        ),
+    ],
+)
+def test_mistakes(capsys, flags: list[str], message: str) -> None:
+    assert _fails(capsys, *flags) == message
+    assert not pathlib.Path("x").exists()
+
+
+def test_nothing_is_overwritten(teacher_dir, tmp_path, capsys) -> None:
+    (tmp_path / "letter.txt").write_text("x")
+    flags = (f"--input={teacher_dir}", "--layout=hf")
+    assert _fails(capsys, *flags, f"--output_dir={tmp_path}") == (
+        f"--output_dir: expected a new or an empty folder, received {tmp_path}, "
+        "which holds 'letter.txt'; nothing is overwritten"
+    )
+    assert _names(tmp_path) == ["letter.txt"]
+    path = tmp_path / "letter.txt"
+    assert _fails(capsys, *flags, f"--output_dir={path}") == (
+        f"--output_dir: expected a folder, received {path}, which is a file"
+    )
+
+
+def test_weights_that_do_not_fit_leave_no_folder(teacher_dir, tmp_path, capsys) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(teacher_dir, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    line = _fails(capsys, f"--input={model}", f"--output_dir={tmp_path / 'out'}", "--layout=tf1")
+    assert "16 tensors not in the configuration" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_an_empty_folder(teacher_dir, tmp_path, capsys, monkeypatch) -> None:
+    flags = (f"--input={teacher_dir}", f"--output_dir={tmp_path / 'out'}", "--layout=tf1")
+
+    def full(**arguments) -> None:
+        pathlib.Path(f"{arguments['prefix']}.index").write_bytes(b"half")
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left\non device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.raw_ops, "SaveV2", full)
+        line = _fails(capsys, *flags)
+    assert line.endswith(
+        "bert_model.ckpt: No space left on device; what is complete is kept, "
+        "the same command continues"
+    )
+    assert _names(tmp_path / "out") == []
+    _convert(*flags)
+    assert len(_names(tmp_path / "out")) == 4
+
+
+def test_files_move_up_together_and_the_last_one_last(tmp_path, monkeypatch) -> None:
+    moved = []
+    real = os.replace
+
+    def replace(source, target) -> None:
+        moved.append(pathlib.Path(target).name)
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with files.staged_directory(tmp_path, last="b") as stage:
+        for name in "abc":
+            (stage / name).write_text(name)
+        files.expect_new_directory(tmp_path, "--output_dir")
+    assert moved == ["a", "c", "b"] and _names(tmp_path) == ["a", "b", "c"]
+    with (
+        pytest.raises(InputError, match="a: expected no such file, found one"),
+        files.staged_directory(tmp_path, last="b") as stage,
+    ):
+        (stage / "a").write_text("other")
+    assert (tmp_path / "a").read_text() == "a" and _names(tmp_path) == ["a", "b", "c"]
+
+
+def test_google_has_names_for_bert_alone(tmp_path, teacher_dir) -> None:
+    config = find_model(teacher_dir, "--input").config
+    albert = dataclasses.replace(config, model_type="albert", embedding_size=8)
+    with pytest.raises(ValueError, match="config: expected model_type bert, received albert"):
+        write_tf1_weights(str(tmp_path / "x"), albert, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistaken_flag_is_answered_before_anything_heavy_is_imported() -> None:
+    code = (
+        "import sys; from tools import convert_checkpoint as c; "
+        "status = c.main(['x', '--layout=onnx', '--output_dir=x']); "
+        "print(status, sorted({'tensorflow', 'keras', 'safetensors'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "1 []"
+
+
+@pytest.mark.shared
+def test_the_public_fixture_there_and_back(tmp_path) -> None:
+    fixture = SHARED / "data" / "fixtures" / "tf1_tiny_ckpt"
+    hf, google = tmp_path / "hf", tmp_path / "google"
+    _convert(f"--input={fixture}", f"--output_dir={hf}", "--layout=hf")
+    _convert(f"--input={hf}", f"--output_dir={google}", "--layout=tf1")
+    assert EncoderConfig.from_json(google / "bert_config.json") == (
+        EncoderConfig.from_json(fixture / "bert_config.json")
+    )
+    before, after = (
+        tf.train.load_checkpoint(str(folder / "bert_model.ckpt")) for folder in (fixture, google)
+    )
+    theirs = before.get_variable_to_shape_map()
+    names = {name for name in theirs if "adam_" not in name} - {"global_step"}
+    assert names == set(after.get_variable_to_shape_map())
+    for name in names:
+        if "pooler" not in name and "seq_relationship" not in name:
+            np.testing.assert_array_equal(before.get_tensor(name), after.get_tensor(name))
+
+
+@pytest.mark.peers
+def test_transformers_reads_what_came_back(teacher_dir, tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    google, again = tmp_path / "google", tmp_path / "again"
+    _convert(f"--input={teacher_dir}", f"--output_dir={google}", "--layout=tf1")
+    _convert(f"--input={google}", f"--output_dir={again}", "--layout=hf")
+    ids = torch.tensor([[2, 7, 9, 4, 11, 3]])
+    logits = []
+    for folder in (teacher_dir, again):
+        model, report = transformers.AutoModelForMaskedLM.from_pretrained(
+            folder, output_loading_info=True
+        )
+        assert not any(report.values()), report
+        with torch.no_grad():
+            logits.append(model.eval()(input_ids=ids).logits)
+    assert torch.equal(*logits)

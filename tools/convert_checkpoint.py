@@ -1,0 +1,121 @@
+"""A masked-LM model from one layout into the other.
+
+python -m tools.convert_checkpoint --input=MODEL --output_dir=NEW --layout=hf
+
+hf is Hugging Face's: config.json and model.safetensors, for every family that is
+built here. tf1 is Google's: bert_config.json and bert_model.ckpt, for BERT alone.
+Weights are copied bit by bit (of another type than float32, converted to it), the
+tokenizer's files as they are. Of other heads nothing is kept: in tf1 the pooler and
+the sentence-pair head are zeros, so that code which restores a whole pre-trained
+BERT finds them.
+"""
+
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from pipeline import command_line
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.models.checkpoints import ModelSource
+
+_HF, _TF1 = "hf", "tf1"
+# What else may lie beside a tokenizer's own file.
+_TOKENIZER_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = command_line.FlagTable()
+    table.string("input", None, "A model directory in either layout.")
+    table.string("bert_config_file", None, "Instead of --input: a bert_config.json.")
+    table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
+    table.string("output_dir", None, "Where the model goes: a new or an empty folder.")
+    table.choice("layout", None, "The layout to write.", of=[_HF, _TF1])
+    table.require("output_dir", "layout")
+    return table.values
+
+
+def _find_source(values: flags.FlagValues) -> "ModelSource":
+    from pipeline.models import checkpoints
+
+    if (values.input is None) == (values.bert_config_file is None):
+        raise InputError(
+            "--input: expected either it or --bert_config_file with --init_checkpoint, "
+            f"received {'neither' if values.input is None else 'both'}"
+        )
+    if values.input is not None:
+        if values.init_checkpoint is not None:
+            raise InputError(
+                "--init_checkpoint: expected --bert_config_file beside it, received --input"
+            )
+        return checkpoints.find_model(values.input, "--input")
+    if values.init_checkpoint is None:
+        raise InputError("--init_checkpoint: expected the model's checkpoint, received none")
+    return checkpoints.ModelSource.from_google(values.bert_config_file, values.init_checkpoint)
+
+
+def _write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str) -> list[str]:
+    """Writes a model with its tokenizer's files, and returns the names of these."""
+    from pipeline import files
+    from pipeline.models import checkpoints
+    from pipeline.text import tokenizers
+
+    weights = source.read_weights()
+    settings = (source.directory / name for name in _TOKENIZER_SETTINGS)
+    found = [*tokenizers.tokenizer_files(source.directory), *filter(pathlib.Path.is_file, settings)]
+    # Not before the weights have been read: a mistake leaves no folder.
+    files.make_directory(directory, "--output_dir")
+    last = checkpoints.HF_CONFIG if layout == _HF else checkpoints.GOOGLE_CONFIG
+    with files.staged_directory(directory, last=last) as stage:
+        if layout == _HF:
+            checkpoints.save_hf_weights(stage, source.config, weights)
+        else:
+            # Imports TensorFlow, which the other layout does not need.
+            from pipeline.models.tf1_checkpoint import write_tf1_weights
+
+            write_tf1_weights(str(stage / checkpoints.GOOGLE_PREFIX), source.config, weights)
+            files.write_json(stage / last, source.config.to_google())
+        for path in found:
+            shutil.copyfile(path, stage / path.name)
+    return [path.name for path in found]
+
+
+def _convert(values: flags.FlagValues) -> None:
+    from pipeline import files
+    from pipeline.models import weight_names
+
+    source, directory = _find_source(values), pathlib.Path(values.output_dir)
+    if values.layout == _TF1:
+        try:
+            source.config.to_google()
+        except InputError as error:
+            raise InputError(f"--layout=tf1: {error}; hf takes every model") from error
+    files.expect_new_directory(directory, "--output_dir")
+    if _TF1 in (source.layout, values.layout):
+        command_line.import_quietly("tensorflow")
+    copied = _write_model(source, directory, layout=values.layout)
+    table = weight_names.weight_table(source.config)
+    print(f"weights    {len(table)} of a {source.config.model_type}, from {source.layout}")
+    print(f"tokenizer  {', '.join(copied) or 'no file of one beside the model'}")
+    print(f"model: {directory}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return command_line.run(define_flags(), _convert, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
