@@ -12,6 +12,9 @@ from pipeline.models.layer_init import default_layer_map, parse_layer_map, stude
 from pipeline.models.weight_names import weight_table
 
 
+INTEGERS = "--layer_map: expected even, first, last, every:k, or integers separated by commas"
+
+
 @pytest.mark.parametrize(
     ("teacher", "student", "expected"),
     [
@@ -45,21 +48,60 @@ def test_default_layer_map_refuses(student):
     ("text", "message"),
     [
         (
-            "0,3,5",
-            "--layer_map: expected 2 layers, one for each of the student's, received 3: '0,3,5'",
+            "0,2,3",
+            "--layer_map: expected 2 layers, one for each of the student's, received 3: '0,2,3'",
         ),
         ("3,0", "--layer_map: expected ascending layers, received '3,0'"),
         ("0,0", "--layer_map: expected ascending layers, received '0,0'"),
         ("0,4", "--layer_map: expected layers from 0 to 3, received '0,4'"),
-        ("0,-1", "--layer_map: expected integers separated by commas, received '0,-1'"),
-        ("", "--layer_map: expected integers separated by commas, received ''"),
-        ("0,²", "--layer_map: expected integers separated by commas, received '0,²'"),
+        (
+            "0,-1",
+            f"{INTEGERS}, received '0,-1'",
+        ),
+        (
+            "",
+            f"{INTEGERS}, received ''",
+        ),
+        (
+            "0,²",
+            f"{INTEGERS}, received '0,²'",
+        ),
     ],
 )
 def test_parse_layer_map_refuses(text, message):
     with pytest.raises(InputError) as error:
         parse_layer_map(text, 4, 2)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "student", "expected"),
+    [
+        ("even", 6, (0, 2, 4, 7, 9, 11)),
+        ("first", 3, (0, 1, 2)),
+        ("last", 3, (9, 10, 11)),
+        ("every:4", None, (3, 7, 11)),
+        ("every:2", 6, (1, 3, 5, 7, 9, 11)),
+        ("0,2,4,7,9,11", None, (0, 2, 4, 7, 9, 11)),
+    ],
+)
+def test_presets(text, student, expected):
+    assert parse_layer_map(text, 12, student) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "student", "message"),
+    [
+        ("last", None, "--layer_map: expected --student_layers beside last, received none"),
+        ("first", 13, "--student_layers: expected 1 to 12"),
+        ("every:13", None, "--layer_map: expected every:1 to every:12, the teacher's number of"),
+        ("every:4", 2, "--layer_map: expected 2 layers, .* received 3: 'every:4'"),
+        ("every:0", None, "--layer_map: expected even, first, last, every:k, or integers"),
+    ],
+)
+def test_presets_that_are_none(text, student, message):
+    with pytest.raises(InputError, match=message):
+        parse_layer_map(text, 12, student)
 
 
 def test_parse_layer_map_allows_spaces():

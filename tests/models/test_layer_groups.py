@@ -1,0 +1,88 @@
+"""Which layers are compared: read, preset, refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from pipeline.models import layer_groups
+from pipeline.models.group_means import mean_attention, mean_state
+from pipeline.models.layer_groups import LayerGroup, TeacherGroup
+
+FLAG = "--layer_groups"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1-6:1,7-12:2", "1-6:1,7-12:2"),
+        (" 12 : 2 , 0:0", "12:2,0:0"),
+        ("last", "12:2"),
+        ("mean", "1-6:1,7-12:2"),
+        ("skip", "6:1,12:2"),
+    ],
+)
+def test_groups_are_read(text: str, expected: str) -> None:
+    groups = layer_groups.parse_layer_groups(text, 12, 2, FLAG)
+    assert layer_groups.describe(groups) == expected
+    assert layer_groups.parse_layer_groups(expected, 12, 2, FLAG) == groups
+
+
+def test_a_group_by_hand() -> None:
+    (group,) = layer_groups.parse_layer_groups("1-6:1", 12, 2, FLAG)
+    assert group == LayerGroup(TeacherGroup(1, 6), 1)
+    groups = layer_groups.parse_teacher_groups("1-6,4-6, 12", 12, FLAG)
+    assert groups == (TeacherGroup(1, 6), TeacherGroup(4, 6), TeacherGroup(12, 12))
+
+
+@given(st.integers(1, 12), st.integers(1, 8))
+def test_presets_share_the_teachers_layers(size: int, student: int) -> None:
+    teacher = size * student
+    groups = layer_groups.preset_groups("mean", teacher, student, FLAG)
+    covered = [n for g in groups for n in range(g.teacher.first, g.teacher.last + 1)]
+    assert covered == list(range(1, teacher + 1))
+    assert [group.student for group in groups] == list(range(1, student + 1))
+    skipped = layer_groups.preset_groups("skip", teacher, student, FLAG)
+    assert [group.teacher.first for group in skipped] == [group.teacher.last for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("first", "expected last, mean, skip, or groups such as 1-6:1,7-12:2, received 'first'"),
+        ("1-6", "expected last, mean, skip, or groups such as 1-6:1,7-12:2, received '1-6'"),
+        ("1-6:1,x:2", "expected teacher layers such as 6 or 1-6, received 'x'"),
+        ("6-1:1", "expected an ascending range, received '6-1'"),
+        ("7-13:2", "expected teacher layers from 0 to 12, received '7-13'"),
+        ("1-6:1,7-12:6", "expected student layers from 0 to 5, received '7-12:6'"),
+        ("1-6:1,7-12:1", "expected each student layer once, received 1 twice"),
+        ("1-6:1,6-12:2", "expected groups that do not overlap, received 1-6 and 6-12"),
+        (
+            "mean",
+            "expected explicit groups such as 1-6:1,7-12:2, received mean for 12 teacher layers, "
+            "which 5 student layers cannot share equally",
+        ),
+    ],
+)
+def test_what_is_no_group(text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        layer_groups.parse_layer_groups(text, 12, 5, FLAG)
+    assert str(error.value) == f"{FLAG}: {message}"
+
+
+def test_a_cached_group_twice() -> None:
+    with pytest.raises(InputError, match="--x: expected each group once, received 1-6 twice"):
+        layer_groups.parse_teacher_groups("1-6,12,1-6", 12, "--x")
+
+
+def test_means_by_hand() -> None:
+    states = [np.full((1, 2, 3), number, "float32") for number in range(5)]
+    np.testing.assert_array_equal(mean_state(states, TeacherGroup(2, 4)), np.full((1, 2, 3), 3.0))
+    np.testing.assert_array_equal(mean_state(states, TeacherGroup(0, 1)), np.full((1, 2, 3), 0.5))
+    # The first map belongs to layer 1.
+    maps = [np.full((1, 1, 2, 2), number, "float32") for number in range(1, 5)]
+    np.testing.assert_array_equal(
+        mean_attention(maps, TeacherGroup(1, 2)), np.full((1, 1, 2, 2), 1.5)
+    )
+    np.testing.assert_array_equal(mean_attention(maps, TeacherGroup(4, 4)), maps[3])
