@@ -11,7 +11,6 @@ from pipeline.errors import InputError
 from pipeline.models.layer_init import default_layer_map, parse_layer_map, student_weights
 from pipeline.models.weight_names import weight_table
 
-
 INTEGERS = "--layer_map: expected even, first, last, every:k, or integers separated by commas"
 
 
