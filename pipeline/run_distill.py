@@ -155,6 +155,11 @@ def _define_training(table: command_line.FlagTable) -> None:
     table.integer("save_checkpoints_steps", 1_000, "Updates between checkpoints.", low=1)
     table.integer("log_steps", 100, "Updates between lines of metrics.jsonl.", low=1)
     table.integer("max_eval_steps", 100, "At most so many batches of evaluation.", low=1)
+    table.boolean(
+        "run_local",
+        False,
+        "Shrink batches, steps and evaluation to a run of minutes, which claims no quality.",
+    )
     table.boolean("deterministic", True, "Whether a repeated run gives the same bits on a CPU.")
     table.backend()
 
@@ -167,6 +172,11 @@ def _distill(values: flags.FlagValues) -> None:
     given["loss_schedules"] = settings.parse_loss_schedules(values.loss_schedules, given["losses"])
     freeze = (name.strip() for name in (values.freeze or "").split(","))
     given["freeze"] = tuple(name for name in freeze if name)
+    if values.run_local:
+        changes = settings.shrink(given)
+        described = ", ".join(f"{name} {value:g}" for name, value in changes.items())
+        print(f"--run_local: {described}", file=sys.stderr)
+        given |= changes
     names = settings.DistillConfig.__dataclass_fields__
     config = settings.DistillConfig(**{name: given[name] for name in names})
     command_line.choose_backend(values, "tensorflow")

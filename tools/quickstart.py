@@ -6,25 +6,23 @@ from the true tokens alone. Everything goes into --work; a run that was stopped
 continues there.
 """
 
+import dataclasses
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from absl import flags
 
-from data_specs import corpora, records
+from data_specs import corpora
 from pipeline import command_line, files
 from pipeline.errors import InputError
-from pipeline.models import checkpoints, neighbor_init
-from pipeline.models.config import EncoderConfig
+from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization
 from pipeline.text import tokenizers
 from pipeline.text.corpus import find_files
-from tools import quickstart_report, quickstart_text
+from tools import local_teacher, quickstart_report, quickstart_text
+from tools.commands import run_command
 
 _SETTINGS_FILE = "settings.json"
 _MAX_SEQ_LENGTH = 64
@@ -44,18 +42,6 @@ def _compute_dtype() -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     has_it = "avx512_bf16" in text or "amx_bf16" in text
     return "mixed_bfloat16" if has_it else "float32"
-
-
-def _run(command: str, **settings: object) -> None:
-    """Runs one of the three commands, after showing how one would type it."""
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
-    print(f"$ {command} {' '.join(arguments)}", flush=True)
-    status = subprocess.run(
-        [sys.executable, "-m", f"pipeline.{command}", *arguments], check=False
-    ).returncode
-    if status:
-        # The command has said why.
-        raise SystemExit(status)
 
 
 class Quickstart:
@@ -138,7 +124,7 @@ class Quickstart:
 
     def mask(self) -> None:
         """Stage 1a."""
-        _run(
+        run_command(
             "create_pretraining_data",
             corpora=self.work / quickstart_text.CORPORA_FILE,
             vocab_file=self.own_teacher or self.work / "vocab.txt",
@@ -155,31 +141,14 @@ class Quickstart:
     def make_start(self) -> None:
         """Writes weights from which a small model learns within minutes."""
         manifest = manifests.load(self.work / "examples", flag="--work")
-        config = EncoderConfig(
-            vocab_size=manifest.vocab.size,
-            hidden_size=192,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=768,
-            hidden_act="gelu",
-            max_position_embeddings=128,
-            type_vocab_size=2,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        counts = np.zeros(config.vocab_size, np.int64)
-        path = self.work / "examples" / manifest.splits[manifests.TRAIN][0].file
-        dtype = records.id_dtype(config.vocab_size)
-        for record in serialization.read_records(path):
-            labels = serialization.decode_example(record)[records.MASKED_LM_IDS]
-            counts += np.bincount(np.frombuffer(labels, dtype), minlength=len(counts))
-        weights = neighbor_init.neighbor_weights(config, counts, seed=_SEED)
-        folder = files.make_directory(self.work / "start", "--work")
-        checkpoints.save_hf_weights(folder, config, weights)
+        config = local_teacher.local_config(manifest, num_hidden_layers=4, hidden_size=192)
+        # Longer inputs than those of the examples.
+        config = dataclasses.replace(config, max_position_embeddings=128)
+        local_teacher.write_start(self.work / "examples", self.work / "start", config, seed=_SEED)
 
     def train_teacher(self) -> None:
         """Trains the teacher on the true tokens."""
-        _run(
+        run_command(
             "run_distill",
             input_dir=self.work / "examples",
             student=self.work / "start",
@@ -196,7 +165,7 @@ class Quickstart:
 
     def run_teacher(self) -> None:
         """Stage 1b, over the first shard of each split."""
-        _run(
+        run_command(
             "create_teacher_output_data",
             input_file=self.work / "examples/*-00000-of-*.tfrecord",
             teacher=self.teacher,
@@ -214,7 +183,7 @@ class Quickstart:
 
     def _train_student(self, name: str, losses: str) -> None:
         layers = checkpoints.find_model(self.teacher, "--teacher").config.num_hidden_layers
-        _run(
+        run_command(
             "run_distill",
             input_dir=self.work / "cache",
             init_from=self.teacher,

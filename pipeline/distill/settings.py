@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.errors import InputError
 
@@ -242,3 +243,36 @@ class DistillConfig:
     def examples_per_step(self) -> int:
         """Examples of one update."""
         return self.train_batch_size * self.gradient_accumulation_steps
+
+
+# What `--run_local` leaves at most of each setting.
+_LOCAL_LIMITS: Mapping[str, int] = {
+    "train_batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    "num_train_steps": 60,
+    "num_warmup_steps": 6,
+    "eval_batch_size": 8,
+    "max_eval_steps": 8,
+    "save_checkpoints_steps": 30,
+    "log_steps": 10,
+}
+# A published rate is for months of steps and models of their size.
+_LOCAL_LEARNING_RATE = 2e-3
+
+
+def shrink(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what changes for a run of minutes, by the names of `DistillConfig`.
+
+    It shows that a recipe runs and that its losses fall; it claims no quality.
+
+    Args:
+        given: the settings by name.
+    """
+    changes = {
+        name: limit
+        for name, limit in _LOCAL_LIMITS.items()
+        if given[name] is None or given[name] > limit
+    }
+    if given["learning_rate"] < _LOCAL_LEARNING_RATE:
+        changes["learning_rate"] = _LOCAL_LEARNING_RATE
+    return changes

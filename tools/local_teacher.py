@@ -1,0 +1,61 @@
+"""First weights of small teachers that are trained in minutes, where no real one is at hand."""
+
+import pathlib
+
+import numpy as np
+
+from data_specs import records
+from pipeline import files
+from pipeline.models import checkpoints, neighbor_init
+from pipeline.models.config import EncoderConfig
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization
+from pipeline.storage.manifest import Manifest
+
+
+def local_config(manifest: Manifest, *, num_hidden_layers: int, hidden_size: int) -> EncoderConfig:
+    """Returns the configuration of a small BERT for the inputs of a directory.
+
+    Args:
+        manifest: of masked examples or unmasked windows.
+        num_hidden_layers: N.
+        hidden_size: D, a multiple of 16; four heads.
+    """
+    return EncoderConfig(
+        vocab_size=manifest.vocab.size,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=4,
+        intermediate_size=4 * hidden_size,
+        hidden_act="gelu",
+        max_position_embeddings=manifest.max_seq_length,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+def write_start(
+    examples_dir: files.PathLike, directory: files.PathLike, config: EncoderConfig, *, seed: int
+) -> None:
+    """Writes weights from which a small model learns within minutes, as a model directory.
+
+    Args:
+        examples_dir: masked examples or unmasked windows: tokens are counted in
+            the first shard of their train split.
+        directory: where the model goes; it is made.
+        config: from `local_config`.
+        seed: of what is random in them.
+    """
+    manifest = manifests.load(examples_dir, flag="--input_dir")
+    counts = np.zeros(config.vocab_size, np.int64)
+    dtype = records.id_dtype(config.vocab_size)
+    shard = manifest.splits[manifests.TRAIN][0].file
+    for record in serialization.read_records(pathlib.Path(examples_dir) / shard):
+        features = serialization.decode_example(record)
+        tokens = features.get(records.MASKED_LM_IDS, features[records.INPUT_IDS])
+        counts += np.bincount(np.frombuffer(tokens, dtype), minlength=len(counts))
+    weights = neighbor_init.neighbor_weights(config, counts, seed=seed)
+    folder = files.make_directory(directory, "--work")
+    manifests.copy_tokenizer(examples_dir, manifest, folder)
+    checkpoints.save_hf_weights(folder, config, weights)

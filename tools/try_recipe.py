@@ -1,0 +1,183 @@
+"""A published recipe, shrunk to minutes, on one's own text: does it run here, do its losses fall?
+
+python -m tools.try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.txt --work=DIR
+
+Masks the text as the recipe wants it, trains a teacher of 12 layers and 64 dimensions
+for a minute, lets it make a cache where the recipe reads one, and runs the recipe's
+flagfile with --run_local. Nothing is said about quality. Stopped at any moment, the same
+command continues.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from pipeline import command_line, files
+from pipeline.errors import InputError
+from pipeline.storage import manifest as manifests
+from tools import local_teacher
+from tools.commands import run_command
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_SEED = 12345
+_LAYERS, _HIDDEN_SIZE = 12, 64
+_TEACHER_STEPS = 100
+_NUM_SHARDS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a flagfile needs around it.
+
+    Attributes:
+        masking: flags of `create_pretraining_data`.
+        cached: whether it reads a teacher cache, or wants a live teacher.
+        from_layers: whether the student begins with the teacher's layers, or is a
+            model of its own.
+    """
+
+    masking: Mapping[str, object]
+    cached: bool
+    from_layers: bool
+
+
+_STATIC = {"dupe_factor": 1, "segments": "pair"}
+_DYNAMIC = {
+    "masking": "dynamic",
+    "mask_smoothing": 0.7,
+    "do_whole_word_mask": False,
+    "segments": "single",
+}
+RECIPES: Mapping[str, Recipe] = {
+    "roberta_wwm": Recipe(_STATIC, cached=True, from_layers=False),
+    "roberta_wwm_3layers": Recipe(_STATIC, cached=True, from_layers=True),
+    "distilbert": Recipe(_DYNAMIC, cached=False, from_layers=True),
+    "distilrubert_tiny": Recipe(_DYNAMIC, cached=False, from_layers=True),
+}
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = command_line.FlagTable()
+    table.choice("recipe", None, "A name in data_specs/recipes.", of=list(RECIPES))
+    table.string("corpus", None, "Text: a file, a folder or a glob.")
+    table.string("vocab_file", None, "A vocab.txt, tokenizer.json or SentencePiece model.")
+    table.string("work", None, "Where everything goes.")
+    table.integer("max_seq_length", 64, "The longest input.", low=16, high=512)
+    table.require("recipe", "corpus", "vocab_file", "work")
+    return table.values
+
+
+def _mask(values: flags.FlagValues, recipe: Recipe, work: pathlib.Path) -> None:
+    length = values.max_seq_length
+    run_command(
+        "create_pretraining_data",
+        input_dir=values.corpus,
+        vocab_file=values.vocab_file,
+        output_dir=work / "examples",
+        max_seq_length=length,
+        doc_stride=length - 2,
+        max_predictions_per_seq=-(-length * 15 // 100),
+        eval_fraction=0.01,
+        num_shards=_NUM_SHARDS,
+        **recipe.masking,
+    )
+
+
+def _train_teacher(work: pathlib.Path) -> None:
+    manifest = manifests.load(work / "examples", flag="--work")
+    config = local_teacher.local_config(
+        manifest, num_hidden_layers=_LAYERS, hidden_size=_HIDDEN_SIZE
+    )
+    if not (work / "start" / "config.json").is_file():
+        local_teacher.write_start(work / "examples", work / "start", config, seed=_SEED)
+    run_command(
+        "run_distill",
+        input_dir=work / "examples",
+        student=work / "start",
+        output_dir=work / "teacher",
+        losses="masked_lm=1",
+        num_train_steps=_TEACHER_STEPS,
+        num_warmup_steps=10,
+        train_batch_size=32,
+        learning_rate=2e-3,
+        max_eval_steps=10,
+        save_checkpoints_steps=_TEACHER_STEPS,
+    )
+
+
+def _make_cache(work: pathlib.Path) -> None:
+    """The teacher over the first shard of each split: enough for the steps of a local run."""
+    run_command(
+        "create_teacher_output_data",
+        input_file=work / "examples/*-00000-of-*.tfrecord",
+        teacher=work / "teacher",
+        output_dir=work / "cache",
+    )
+
+
+def _distil(name: str, recipe: Recipe, work: pathlib.Path) -> None:
+    own = {"student": work / "start"}
+    settings = {"init_from": work / "teacher"} if recipe.from_layers else own
+    if not recipe.cached:
+        settings["teacher"] = work / "teacher"
+    run_command(
+        "run_distill",
+        flagfile=_ROOT / "data_specs" / "recipes" / f"{name}.flags",
+        run_local=True,
+        input_dir=work / ("cache" if recipe.cached else "examples"),
+        output_dir=work / "student",
+        **settings,
+    )
+
+
+def losses_over_steps(directory: files.PathLike) -> list[dict[str, float]]:
+    """Returns the train lines of a run's `metrics.jsonl`."""
+    text = (pathlib.Path(directory) / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [line for line in lines if line["split"] == manifests.TRAIN]
+
+
+def _describe(work: pathlib.Path) -> str:
+    lines = losses_over_steps(work / "student")
+    first, last = lines[0], lines[-1]
+    left_out = ("step", "split", "learning_rate", "examples_per_second")
+    rows = [f"{'':<22} step {first['step']:>4}  step {last['step']:>4}"]
+    rows += [
+        f"{name:<22} {first[name]:>9.4f}  {last[name]:>9.4f}"
+        for name in first
+        if name not in left_out
+    ]
+    return "\n".join(rows)
+
+
+def _try(values: flags.FlagValues) -> None:
+    recipe, work = RECIPES[values.recipe], pathlib.Path(values.work)
+    settings = {name: values[name].value for name in ("recipe", "corpus", "vocab_file")}
+    settings["max_seq_length"] = values.max_seq_length
+    path = work / "settings.json"
+    files.make_directory(work, "--work")
+    there = files.read_json(path) if path.is_file() else settings
+    if there != settings:
+        difference = manifests.describe_difference(there, settings)
+        raise InputError(f"--work: {work} holds another try: {difference}; choose another folder")
+    files.write_json(path, settings)
+    _mask(values, recipe, work)
+    _train_teacher(work)
+    if recipe.cached:
+        _make_cache(work)
+    _distil(values.recipe, recipe, work)
+    print(f"\n{_describe(work)}\nstudent: {work / 'student'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return command_line.run(define_flags(), _try, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
