@@ -60,6 +60,7 @@ LAYERS = (
     ),
     (
         "pipeline.teacher.settings",
+        "pipeline.teacher.summary",
         "pipeline.teacher.inference",
         "pipeline.teacher.truncation",
         "pipeline.teacher.capture",

@@ -56,7 +56,8 @@ class TeacherInfo:
         truncation_factor: K, ids kept at a masked position.
         logit_encoding: a name in `pipeline.storage.logit_codec.CODECS`.
         temperatures: those with a stored tail mass, ascending.
-        teacher: the teacher's `config` and the `sha256` of its weights.
+        teacher: the teacher's `config` and the `sha256` of its weights; of a merged
+            cache `merged`, a list of its inputs' teachers, each with its `weight`.
         parent: the `sha256` of the masked examples' manifest.
     """
 
@@ -273,6 +274,7 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
                 f"received {teacher_info.logit_encoding!r}"
             )
         _expect_count(teacher_info.truncation_factor, f"{path}: truncation_factor")
+        _expect_teacher(teacher_info.teacher, path)
         temperatures = tuple(float(t) for t in teacher_info.temperatures)
         teacher_info = dataclasses.replace(teacher_info, temperatures=temperatures)
     splits = {
@@ -305,6 +307,19 @@ def _plain_name(name: Any, path: str) -> str:
 def _expect_count(value: Any, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{what}: expected a count, received {value!r}")
+
+
+def _expect_teacher(teacher: Mapping[str, Any], path: str) -> None:
+    if "merged" not in teacher:
+        if not _SHA256.fullmatch(teacher["sha256"]):
+            raise InputError(
+                f"{path}: expected a teacher's SHA-256, received {teacher['sha256']!r}"
+            )
+        return
+    for part in teacher["merged"]:
+        if not 0.0 < part["weight"] <= 1.0:
+            raise InputError(f"{path}: expected a teacher's weight, received {part['weight']!r}")
+        _expect_teacher(part, path)
 
 
 def _parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:

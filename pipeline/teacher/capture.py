@@ -255,18 +255,3 @@ def _publish_when_complete(
     )
     manifests.publish(config.output_dir, manifest)
     return manifest
-
-
-def describe(manifest: Manifest) -> Iterator[str]:
-    """Yields the lines of the summary."""
-    info = manifest.teacher_info
-    for split in manifests.SPLITS:
-        shards = manifest.splits.get(split, ())
-        size = sum(shard.bytes for shard in shards)
-        count = manifest.num_examples(split)
-        yield (
-            f"{split:<10} {count:,} examples, {size:,} bytes, "
-            f"{size / max(1, count):,.0f} an example"
-        )
-    vocab_size = manifest.vocab.size
-    yield f"kept       top {info.truncation_factor} of {vocab_size:,}, {info.logit_encoding}"
