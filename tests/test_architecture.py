@@ -61,6 +61,7 @@ LAYERS = (
     (
         "pipeline.teacher.settings",
         "pipeline.teacher.summary",
+        "pipeline.teacher.merging",
         "pipeline.teacher.inference",
         "pipeline.teacher.truncation",
         "pipeline.teacher.capture",
