@@ -70,13 +70,13 @@ def _create(values: flags.FlagValues) -> None:
     config = TeacherCacheConfig(**{name: settings[name] for name in names})
     command_line.choose_backend(values)
 
-    from pipeline.teacher import capture
+    from pipeline.teacher import capture, summary
 
     manifest = capture.create_teacher_cache(config)
     if manifest is None:
         print(f"task {config.task_index} of {config.num_tasks} is done; others still have shards")
         return
-    print("\n".join(capture.describe(manifest)))
+    print("\n".join(summary.describe(manifest)))
     print(f"teacher cache: {config.output_dir}")
 
 

@@ -34,6 +34,7 @@ LAYERS = (
         "pipeline.storage.serialization",
         "pipeline.storage.logit_codec",
         "pipeline.storage.hidden_codec",
+        "pipeline.storage.teacher_info",
         "pipeline.storage.manifest",
         "pipeline.storage.cache_input",
         "pipeline.storage.spill",
@@ -64,6 +65,8 @@ LAYERS = (
     ),
     (
         "pipeline.teacher.settings",
+        "pipeline.teacher.summary",
+        "pipeline.teacher.merging",
         "pipeline.teacher.inference",
         "pipeline.teacher.truncation",
         "pipeline.teacher.capture",

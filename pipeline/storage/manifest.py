@@ -8,16 +8,23 @@ hidden sidecar of its count and checksum. When all are there, `publish` writes
 
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_specs.records import FEATURES, HIDDEN_FEATURES, TEACHER_CACHE, Feature
+from data_specs.records import (
+    FEATURES,
+    HIDDEN_FEATURES,
+    MASKED_EXAMPLE_FEATURES,
+    TEACHER_CACHE,
+    Feature,
+)
 from pipeline import files
 from pipeline.errors import InputError
-from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.teacher_info import SHA256, TeacherInfo, expect_count, parse_teacher_info
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -26,10 +33,7 @@ TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
 
-# Of `TeacherInfo`: what caches made before there were hidden states lack.
-_LATER_FIELDS = ("hidden_groups", "hidden_encoding", "hidden_size", "bytes_per_position")
 _SHARD_FILE = re.compile(r"(train|eval)-(\d{5})-of-(\d{5})\.tfrecord")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,34 +52,6 @@ class VocabInfo:
 
     size: int
     sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherInfo:
-    """What a teacher cache adds.
-
-    Attributes:
-        truncation_factor: K, ids kept at a masked position.
-        logit_encoding: a name in `pipeline.storage.logit_codec.CODECS`.
-        temperatures: those with a stored tail mass, ascending.
-        teacher: the teacher's `config` and the `sha256` of its weights.
-        parent: the `sha256` of the masked examples' manifest.
-        hidden_groups: the groups of teacher layers, such as `1-6`, whose mean
-            hidden state is kept; empty where none is.
-        hidden_encoding: a name in `pipeline.storage.hidden_codec.HIDDEN_CODECS`.
-        hidden_size: D of the kept states.
-        bytes_per_position: what each feature takes at a masked position.
-    """
-
-    truncation_factor: int
-    logit_encoding: str
-    temperatures: tuple[float, ...]
-    teacher: Mapping[str, Any]
-    parent: Mapping[str, str]
-    hidden_groups: tuple[str, ...] = ()
-    hidden_encoding: str | None = None
-    hidden_size: int | None = None
-    bytes_per_position: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +79,16 @@ class Manifest:
             features += HIDDEN_FEATURES[self.teacher_info.hidden_encoding]
         return features
 
+    def bytes_per_position(self) -> dict[str, int]:
+        """Returns what each feature of a teacher cache takes at a masked position."""
+        sizes = {"P": 1, **self.teacher_info.sizes}
+        return {
+            feature.name: math.prod(sizes[letter] for letter in feature.shape)
+            * feature.numpy_dtype(self.vocab.size).itemsize
+            for feature in self.features
+            if feature not in MASKED_EXAMPLE_FEATURES
+        }
+
     def num_examples(self, split: str) -> int:
         """Returns how many examples a split has; 0 where there is none."""
         return sum(shard.num_examples for shard in self.splits.get(split, ()))
@@ -112,6 +98,9 @@ class Manifest:
         value = dataclasses.asdict(self)
         value["format_version"] = FORMAT_VERSION
         value.update(value.pop("teacher_info") or {})
+        if self.teacher_info is not None:
+            # For people: it follows from the rest.
+            value["bytes_per_position"] = self.bytes_per_position()
         return value
 
     def sha256(self) -> str:
@@ -284,14 +273,14 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
         raise InputError(f"{path}: expected kind in {sorted(FEATURES)}, received {value['kind']!r}")
     teacher_info = None
     if value["kind"] == TEACHER_CACHE:
-        teacher_info = _parse_teacher_info(value, path)
+        teacher_info = parse_teacher_info(value, path)
     splits = {
         split: tuple(_parse_shard(shard, path) for shard in shards)
         for split, shards in value["splits"].items()
     }
     sizes = ("max_seq_length", "max_predictions_per_seq", "dupe_factor", "seed")
     for name in sizes:
-        _expect_count(value[name], f"{path}: {name}")
+        expect_count(value[name], f"{path}: {name}")
     return Manifest(
         kind=value["kind"],
         vocab=VocabInfo(**value["vocab"]),
@@ -305,40 +294,11 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
     )
 
 
-def _parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
-    fields = dataclasses.fields(TeacherInfo)
-    required = [field.name for field in fields if field.name not in _LATER_FIELDS]
-    given = {name: value[name] for name in _LATER_FIELDS if value.get(name) is not None}
-    info = TeacherInfo(**{name: value[name] for name in required}, **given)
-    if info.logit_encoding not in CODECS:
-        raise InputError(
-            f"{path}: expected logit_encoding in {sorted(CODECS)}, received {info.logit_encoding!r}"
-        )
-    _expect_count(info.truncation_factor, f"{path}: truncation_factor")
-    if info.hidden_groups:
-        if info.hidden_encoding not in HIDDEN_FEATURES:
-            raise InputError(
-                f"{path}: expected hidden_encoding in {sorted(HIDDEN_FEATURES)}, "
-                f"received {info.hidden_encoding!r}"
-            )
-        _expect_count(info.hidden_size, f"{path}: hidden_size")
-    return dataclasses.replace(
-        info,
-        temperatures=tuple(float(t) for t in info.temperatures),
-        hidden_groups=tuple(str(group) for group in info.hidden_groups),
-    )
-
-
 def _plain_name(name: Any, path: str) -> str:
     """Returns a file name that cannot lead out of the directory."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
         raise InputError(f"{path}: expected a plain file name, received {name!r}")
     return name
-
-
-def _expect_count(value: Any, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(f"{what}: expected a count, received {value!r}")
 
 
 def _parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
@@ -348,10 +308,10 @@ def _parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
         raise InputError(f"{path}: expected a shard's description, received {value!r}") from error
     if not (isinstance(shard.file, str) and _is_shard_file(shard.file)):
         raise InputError(f"{path}: expected the name of a shard, received {shard.file!r}")
-    if not (isinstance(shard.sha256, str) and _SHA256.fullmatch(shard.sha256)):
+    if not (isinstance(shard.sha256, str) and SHA256.fullmatch(shard.sha256)):
         raise InputError(f"{path}: expected a SHA-256 for {shard.file}, received {shard.sha256!r}")
-    _expect_count(shard.num_examples, f"{path}: num_examples of {shard.file}")
-    _expect_count(shard.bytes, f"{path}: bytes of {shard.file}")
+    expect_count(shard.num_examples, f"{path}: num_examples of {shard.file}")
+    expect_count(shard.bytes, f"{path}: bytes of {shard.file}")
     return shard
 
 

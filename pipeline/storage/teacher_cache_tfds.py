@@ -23,8 +23,6 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 
 _FILE_TEMPLATE = "{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}"
-# Letters of a feature's shape that are known from the manifest; others vary.
-_TRUNCATION, _TEMPERATURES, _GROUPS, _HIDDEN_SIZE = "K", "T", "G", "D"
 
 
 class _CacheInfo(tfds.core.DatasetInfo):
@@ -117,14 +115,8 @@ def _shard_lengths(shards: Sequence[manifests.ShardInfo]) -> list[int]:
 
 def _tensor_feature(feature: records.Feature, manifest: Manifest) -> tfds.features.Tensor:
     info = manifest.teacher_info
-    sizes: dict[str, int] = {}
-    if info is not None:
-        sizes = {
-            _TRUNCATION: info.truncation_factor,
-            _TEMPERATURES: len(info.temperatures),
-            _GROUPS: len(info.hidden_groups),
-            _HIDDEN_SIZE: info.hidden_size,
-        }
+    # Letters of a shape that are known from the manifest; others vary.
+    sizes = {} if info is None else info.sizes
     shape = tuple(
         int(letter) if letter.isdigit() else sizes.get(letter) for letter in feature.shape
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import pathlib
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -324,56 +323,5 @@ def _publish_when_complete(
             hidden_size=request.get("hidden_size"),
         ),
     )
-    manifest = dataclasses.replace(
-        manifest,
-        teacher_info=dataclasses.replace(
-            manifest.teacher_info, bytes_per_position=bytes_per_position(manifest)
-        ),
-    )
     manifests.publish(config.output_dir, manifest)
     return manifest
-
-
-def bytes_per_position(manifest: Manifest) -> dict[str, int]:
-    """Returns what the teacher's features take at a masked position, by name.
-
-    Args:
-        manifest: of a teacher cache.
-    """
-    info = manifest.teacher_info
-    sizes = {
-        "P": 1,
-        "K": info.truncation_factor,
-        "T": len(info.temperatures),
-        "G": len(info.hidden_groups),
-        "D": info.hidden_size or 0,
-    }
-    features = [
-        feature for feature in manifest.features if feature not in records.MASKED_EXAMPLE_FEATURES
-    ]
-    return {
-        feature.name: math.prod(sizes[letter] for letter in feature.shape)
-        * feature.numpy_dtype(manifest.vocab.size).itemsize
-        for feature in features
-    }
-
-
-def describe(manifest: Manifest) -> Iterator[str]:
-    """Yields the lines of the summary."""
-    info = manifest.teacher_info
-    for split in manifests.SPLITS:
-        shards = manifest.splits.get(split, ())
-        size = sum(shard.bytes for shard in shards)
-        count = manifest.num_examples(split)
-        yield (
-            f"{split:<10} {count:,} examples, {size:,} bytes, "
-            f"{size / max(1, count):,.0f} an example"
-        )
-    vocab_size = manifest.vocab.size
-    yield f"kept       top {info.truncation_factor} of {vocab_size:,}, {info.logit_encoding}"
-    if info.hidden_groups:
-        groups = ", ".join(info.hidden_groups)
-        yield f"           hidden states of layers {groups}, {info.hidden_encoding}"
-    sizes = info.bytes_per_position
-    parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    yield f"           {sum(sizes.values()):,} bytes a masked position: {parts}"

@@ -115,7 +115,7 @@ def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> 
         "int8",
         32,
     )
-    assert info.bytes_per_position == {
+    assert manifest.bytes_per_position() == {
         "topk_ids": 32,
         "topk_logits": 32,
         "log_tail_masses": 8,

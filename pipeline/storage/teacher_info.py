@@ -1,0 +1,105 @@
+"""What a teacher cache's manifest says of the teacher, and of what is kept of it."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from data_specs.records import HIDDEN_FEATURES
+from pipeline.errors import InputError
+from pipeline.storage.logit_codec import CODECS
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# Of `TeacherInfo`: what caches made before there were hidden states lack.
+_LATER_FIELDS = ("hidden_groups", "hidden_encoding", "hidden_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherInfo:
+    """What a teacher cache adds.
+
+    Attributes:
+        truncation_factor: K, ids kept at a masked position.
+        logit_encoding: a name in `pipeline.storage.logit_codec.CODECS`.
+        temperatures: those with a stored tail mass, ascending.
+        teacher: the teacher's `config` and the `sha256` of its weights; of a merged
+            cache `merged`, a list of its inputs' teachers, each with its `weight`.
+        parent: the `sha256` of the masked examples' manifest.
+        hidden_groups: the groups of teacher layers, such as `1-6`, whose mean
+            hidden state is kept; empty where none is.
+        hidden_encoding: a name in `pipeline.storage.hidden_codec.HIDDEN_CODECS`.
+        hidden_size: D of the kept states.
+    """
+
+    truncation_factor: int
+    logit_encoding: str
+    temperatures: tuple[float, ...]
+    teacher: Mapping[str, Any]
+    parent: Mapping[str, str]
+    hidden_groups: tuple[str, ...] = ()
+    hidden_encoding: str | None = None
+    hidden_size: int | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes by the letters of `data_specs.records`."""
+        return {
+            "K": self.truncation_factor,
+            "T": len(self.temperatures),
+            "G": len(self.hidden_groups),
+            "D": self.hidden_size or 0,
+        }
+
+
+def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
+    """Reads and checks the fields of a manifest.
+
+    Args:
+        value: the manifest's object.
+        path: its file, for messages.
+
+    Raises:
+        InputError: a value is not as it must be.
+        KeyError: a field is missing.
+    """
+    fields = dataclasses.fields(TeacherInfo)
+    required = [field.name for field in fields if field.name not in _LATER_FIELDS]
+    given = {name: value[name] for name in _LATER_FIELDS if value.get(name) is not None}
+    info = TeacherInfo(**{name: value[name] for name in required}, **given)
+    if info.logit_encoding not in CODECS:
+        raise InputError(
+            f"{path}: expected logit_encoding in {sorted(CODECS)}, received {info.logit_encoding!r}"
+        )
+    expect_count(info.truncation_factor, f"{path}: truncation_factor")
+    _expect_teacher(info.teacher, path)
+    if info.hidden_groups:
+        if info.hidden_encoding not in HIDDEN_FEATURES:
+            raise InputError(
+                f"{path}: expected hidden_encoding in {sorted(HIDDEN_FEATURES)}, "
+                f"received {info.hidden_encoding!r}"
+            )
+        expect_count(info.hidden_size, f"{path}: hidden_size")
+    return dataclasses.replace(
+        info,
+        temperatures=tuple(float(t) for t in info.temperatures),
+        hidden_groups=tuple(str(group) for group in info.hidden_groups),
+    )
+
+
+def expect_count(value: Any, what: str) -> None:
+    """Raises InputError unless a value is an integer of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{what}: expected a count, received {value!r}")
+
+
+def _expect_teacher(teacher: Mapping[str, Any], path: str) -> None:
+    if "merged" not in teacher:
+        if not SHA256.fullmatch(teacher["sha256"]):
+            raise InputError(
+                f"{path}: expected a teacher's SHA-256, received {teacher['sha256']!r}"
+            )
+        return
+    for part in teacher["merged"]:
+        if not 0.0 < part["weight"] <= 1.0:
+            raise InputError(f"{path}: expected a teacher's weight, received {part['weight']!r}")
+        _expect_teacher(part, path)

@@ -1,0 +1,39 @@
+"""What a teacher cache holds, in lines for people."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.storage import manifest as manifests
+from pipeline.storage.manifest import Manifest
+
+
+def describe(manifest: Manifest) -> Iterator[str]:
+    """Yields the lines of the summary of a teacher cache."""
+    info = manifest.teacher_info
+    for split in manifests.SPLITS:
+        shards = manifest.splits.get(split, ())
+        size = sum(shard.bytes for shard in shards)
+        count = manifest.num_examples(split)
+        yield (
+            f"{split:<10} {count:,} examples, {size:,} bytes, "
+            f"{size / max(1, count):,.0f} an example"
+        )
+    vocab_size = manifest.vocab.size
+    yield f"kept       top {info.truncation_factor} of {vocab_size:,}, {info.logit_encoding}"
+    if info.hidden_groups:
+        groups = ", ".join(info.hidden_groups)
+        yield f"           hidden states of layers {groups}, {info.hidden_encoding}"
+    sizes = manifest.bytes_per_position()
+    parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    yield f"           {sum(sizes.values()):,} bytes a masked position: {parts}"
+    for weight, sha256 in _teachers(info.teacher, 1.0):
+        share = f", weight {weight:.4g}" if "merged" in info.teacher else ""
+        yield f"teacher    SHA-256 {sha256}{share}"
+
+
+def _teachers(teacher: Mapping[str, Any], weight: float) -> Iterator[tuple[float, str]]:
+    """Yields each teacher's weight and checksum; a merged cache may have been merged again."""
+    if "merged" not in teacher:
+        yield weight, teacher["sha256"]
+    for part in teacher.get("merged", ()):
+        yield from _teachers(part, weight * part["weight"])

@@ -1,0 +1,85 @@
+"""Two caches of two random teachers over the same examples, and what they are merged to."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline.storage import serialization, writer
+from pipeline.teacher.capture import create_teacher_cache
+from pipeline.teacher.settings import TeacherCacheConfig
+from tests.conftest import save_tiny_bert
+from tools.merge_caches import MergeConfig, merge_caches
+
+Features = dict[str, bytes]
+
+
+@pytest.fixture(scope="session")
+def other_teacher_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
+    """Another random teacher."""
+    return save_tiny_bert(tmp_path_factory.mktemp("other"), vocab_file, seed=8, num_layers=2)
+
+
+@pytest.fixture(scope="session")
+def other_cache_dir(tmp_path_factory, examples_dir, other_teacher_dir) -> pathlib.Path:
+    """What it says about the examples of `cache_dir`, with k = 12; read only."""
+    folder = tmp_path_factory.mktemp("other_cache") / "teacher"
+    create_teacher_cache(
+        TeacherCacheConfig(
+            output_dir=str(folder),
+            input_dir=str(examples_dir),
+            teacher=str(other_teacher_dir),
+            truncation_factor=12,
+            predict_batch_size=8,
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def merged_dir(tmp_path_factory, cache_dir, other_cache_dir) -> pathlib.Path:
+    """Both merged, 3 to 1; read only."""
+    folder = tmp_path_factory.mktemp("merged") / "cache"
+    merge_caches(MergeConfig((str(cache_dir), str(other_cache_dir)), str(folder), (3.0, 1.0)))
+    return folder
+
+
+def read_shard(folder: pathlib.Path, file: str) -> list[Features]:
+    """Returns the features of each record of a shard."""
+    return [
+        serialization.decode_example(record) for record in serialization.read_records(folder / file)
+    ]
+
+
+def copy_cache(source: pathlib.Path, folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """Copies a cache whose manifest says something else."""
+    shutil.copytree(source, folder)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def rewrite_cache(
+    source: pathlib.Path,
+    folder: pathlib.Path,
+    change: Callable[[list[Features]], list[Features]],
+    **changes: Any,
+) -> pathlib.Path:
+    """Copies a cache with other records in every shard, and a manifest that says so."""
+    copy_cache(source, folder, **changes)
+    value = json.loads((folder / "manifest.json").read_text())
+    for shards in value["splits"].values():
+        for place, shard in enumerate(shards):
+            changed = change(read_shard(source, shard["file"]))
+            made = writer.write_shard(
+                folder, shard["file"], [serialization.encode_example(row) for row in changed]
+            )
+            # The count stays: whoever reads finds fewer or more.
+            kept = {"num_examples": shard["num_examples"]}
+            shards[place] = {**dataclasses.asdict(made), **kept}
+    (folder / "manifest.json").write_text(json.dumps(value))
+    return folder

@@ -1,0 +1,297 @@
+"""Two real caches of two random teachers become one."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.distill import training
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+from pipeline.models.masked_lm import MaskedLM
+from pipeline.storage import logit_codec, writer
+from pipeline.storage import manifest as manifests
+from pipeline.storage.logit_codec import CODECS, topk_probabilities
+from pipeline.storage.teacher_cache_tfds import TeacherCache
+from pipeline.teacher.capture import create_teacher_cache
+from pipeline.teacher.settings import TeacherCacheConfig
+from tests.tools.conftest import Features, read_shard, rewrite_cache
+from tools import merge_caches as tool
+from tools.merge_caches import MergeConfig, merge_caches
+
+ROOT = pathlib.Path(__file__).parents[2]
+LOST = "train-00001-of-00003.tfrecord"
+EVAL = "eval-00000-of-00001.tfrecord"
+
+
+def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _decode(features: Features, info: manifests.TeacherInfo, vocab_size: int):
+    """Returns ids, probabilities and tail at temperature 1 of one record."""
+    count = len(features[records.MASKED_LM_POSITIONS]) // 2
+    ids, logits = CODECS[info.logit_encoding](vocab_size).decode(features, count)
+    tails = np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4").reshape(count, -1)
+    p, tail = topk_probabilities(logits, tails[:, 0], 1.0, k=info.truncation_factor)
+    return ids, p, tail
+
+
+def _dense(model: MaskedLM, features: Features, vocab_size: int) -> np.ndarray:
+    """Returns a teacher's probabilities at one record's masked positions: float64 [P, V]."""
+    arrays = {
+        feature.name: np.frombuffer(features[feature.name], feature.numpy_dtype(vocab_size))
+        for feature in records.MASKED_EXAMPLE_FEATURES
+    }
+    length = len(arrays[records.INPUT_IDS])
+    segments = np.arange(length) >= arrays[records.SEGMENT_LENGTHS][0]
+    batch = {
+        records.INPUT_IDS: arrays[records.INPUT_IDS],
+        records.INPUT_MASK: np.ones(length),
+        records.SEGMENT_IDS: segments,
+        records.MASKED_LM_POSITIONS: arrays[records.MASKED_LM_POSITIONS],
+    }
+    batch = {name: value[None].astype("int32") for name, value in batch.items()}
+    logits = np.asarray(model(batch))[0].astype(np.float64)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def test_whole_lists_are_the_average_of_the_dense_teachers(
+    examples_dir, teacher_dir, other_teacher_dir, vocab, tmp_path
+) -> None:
+    folders = []
+    for name, teacher in (("a", teacher_dir), ("b", other_teacher_dir)):
+        folders.append(str(tmp_path / name))
+        create_teacher_cache(
+            TeacherCacheConfig(
+                output_dir=folders[-1],
+                input_file=f"{examples_dir}/{EVAL}",
+                teacher=str(teacher),
+                truncation_factor=10_000,
+                predict_batch_size=8,
+            )
+        )
+    merged = tmp_path / "merged"
+    made = merge_caches(MergeConfig(tuple(folders), str(merged), (0.25, 0.75)))
+    assert made.teacher_info.truncation_factor == len(vocab)
+    models = [
+        checkpoints.load_masked_lm(checkpoints.find_model(str(teacher), "--teacher"))
+        for teacher in (teacher_dir, other_teacher_dir)
+    ]
+    for features in read_shard(merged, EVAL)[:6]:
+        ids, p, tail = _decode(features, made.teacher_info, len(vocab))
+        exact = 0.25 * _dense(models[0], features, len(vocab))
+        exact += 0.75 * _dense(models[1], features, len(vocab))
+        assert (tail == 0.0).all()
+        # Logits of at most 20 below the largest, rounded by 2^-11 of themselves in each list.
+        np.testing.assert_allclose(p, np.take_along_axis(exact, ids, -1), rtol=0.04, atol=1e-6)
+        np.testing.assert_allclose(p[:, 0], exact.max(-1), rtol=4e-3)
+        assert (np.sort(ids, axis=-1) == np.arange(len(vocab))).all()
+        labels = np.frombuffer(features[records.MASKED_LM_IDS], records.id_dtype(len(vocab)))
+        np.testing.assert_allclose(
+            np.frombuffer(features[records.LABEL_LOG_PROBS], "<f2"),
+            np.log(exact[np.arange(len(labels)), labels]),
+            rtol=2e-3,
+            atol=2e-3,
+        )
+
+
+def test_every_record_is_the_weighted_sum_of_two(cache_dir, other_cache_dir, merged_dir) -> None:
+    """Over dictionaries, shard by shard; nothing of the examples is changed."""
+    folders = (cache_dir, other_cache_dir, merged_dir)
+    a, b, merged = (manifests.load(folder, flag="--input_dir") for folder in folders)
+    vocab_size = merged.vocab.size
+    assert merged.teacher_info.truncation_factor == 16
+    for shard in (EVAL, LOST):
+        rows = [read_shard(folder, shard) for folder in folders]
+        assert len(rows[0]) == len(rows[2]) > 10
+        for one, other, both in zip(*rows, strict=True):
+            names = {feature.name for feature in records.MASKED_EXAMPLE_FEATURES}
+            assert {name: both[name] for name in names} == {name: one[name] for name in names}
+            assert len(both[records.LOG_TAIL_MASSES]) == 2 * len(both[records.LABEL_LOG_PROBS])
+            sums = [_decode(one, a.teacher_info, vocab_size)]
+            sums.append(_decode(other, b.teacher_info, vocab_size))
+            ids, p, tail = _decode(both, merged.teacher_info, vocab_size)
+            for position in range(len(ids)):
+                found: dict[int, float] = {}
+                for weight, (their_ids, their_p, _) in zip((0.75, 0.25), sums, strict=True):
+                    for token, value in zip(their_ids[position], their_p[position], strict=True):
+                        found[int(token)] = found.get(int(token), 0.0) + weight * value
+                best = sorted(found.values(), reverse=True)[:16]
+                np.testing.assert_allclose(p[position], best, rtol=0.02)
+                np.testing.assert_allclose(
+                    [found[int(token)] for token in ids[position]], best, rtol=1e-9
+                )
+                np.testing.assert_allclose(sum(best) + tail[position], 1.0, atol=1e-6)
+
+
+def test_the_manifest_tells_what_was_merged(cache_dir, other_cache_dir, merged_dir) -> None:
+    folders = (cache_dir, other_cache_dir, merged_dir)
+    a, b, merged = (manifests.load(folder, flag="--input_dir") for folder in folders)
+    assert merged.teacher_info.temperatures == (1.0,)
+    assert merged.teacher_info.parent == a.teacher_info.parent
+    assert merged.teacher_info.teacher == {
+        "merged": [
+            {**a.teacher_info.teacher, "weight": 0.75},
+            {**b.teacher_info.teacher, "weight": 0.25},
+        ]
+    }
+    assert merged.flags["segments"] == a.flags["segments"] == "pair"
+    # The teachers differ, so neither is a flag of the merged cache.
+    assert "teacher" in a.flags and "teacher" not in merged.flags
+    request = json.loads((merged_dir / "request.json").read_text())
+    assert request["merged"] == [
+        {"manifest": a.sha256(), "weight": 0.75},
+        {"manifest": b.sha256(), "weight": 0.25},
+    ]
+    assert str(cache_dir.parent) not in (merged_dir / "request.json").read_text()
+    assert (merged_dir / "vocab.txt").read_bytes() == (cache_dir / "vocab.txt").read_bytes()
+    manifests.verify(merged_dir, merged, full=True)
+    builder = TeacherCache(merged_dir)
+    assert builder.info.metadata["teacher"]["merged"][1]["weight"] == 0.25
+    (example,) = list(builder.as_dataset(split="eval[:1]").as_numpy_iterator())
+    assert example[records.TOPK_IDS].shape[1:] == (16,)
+    assert example[records.LOG_TAIL_MASSES].shape[1:] == (1,)
+
+
+def test_a_student_learns_from_it(merged_dir, teacher_dir, tmp_path) -> None:
+    config = DistillConfig(
+        output_dir=str(tmp_path / "student"),
+        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
+        losses={"kl_divergence": 1.0, "probability_cosine": 1.0},
+        input_dir=str(merged_dir),
+        train_batch_size=8,
+        num_train_steps=12,
+        learning_rate=1e-3,
+        log_steps=12,
+    )
+    before = training.distill(
+        dataclasses.replace(
+            config,
+            do_train=False,
+            student=StudentConfig(student=str(teacher_dir)),
+        )
+    )
+    report = training.distill(config)
+    start = dataclasses.replace(config, num_train_steps=1, output_dir=str(tmp_path / "start"))
+    assert report["loss"] < training.distill(start)["loss"]
+    # Three quarters of the average are this teacher's.
+    assert 0.5 < before["teacher_agreement"] < 1.0
+    with pytest.raises(InputError, match=r"cached tail mass \(1\), .* received 2"):
+        training.distill(dataclasses.replace(config, temperature=2.0, output_dir=f"{tmp_path}/x"))
+
+
+def test_a_cache_merged_with_itself_stays(cache_dir, tmp_path) -> None:
+    merge_caches(MergeConfig((str(cache_dir), str(cache_dir)), str(tmp_path / "merged")))
+    pairs = read_shard(cache_dir, EVAL), read_shard(tmp_path / "merged", EVAL)
+    for one, both in zip(*pairs, strict=True):
+        logits = np.frombuffer(one[records.TOPK_LOGITS], "<f2")
+        np.testing.assert_array_equal(np.frombuffer(both[records.TOPK_LOGITS], "<f2"), logits)
+        # Of tokens whose logits are equal in float16 the smaller comes first.
+        ids = [np.frombuffer(row[records.TOPK_IDS], "<u2").reshape(-1, 16) for row in (one, both)]
+        np.testing.assert_array_equal(*np.sort(ids, axis=-1))
+        ties = (np.diff(logits.reshape(-1, 16), axis=-1) == 0.0).any(-1)
+        np.testing.assert_array_equal(ids[0][~ties], ids[1][~ties])
+        tails = np.frombuffer(one[records.LOG_TAIL_MASSES], "<f4").reshape(-1, 2)[:, 0]
+        np.testing.assert_allclose(
+            np.frombuffer(both[records.LOG_TAIL_MASSES], "<f4"), tails, atol=1e-6
+        )
+        assert both[records.LABEL_LOG_PROBS] == one[records.LABEL_LOG_PROBS]
+
+
+def test_order_and_scale_of_weights_do_not_matter(
+    cache_dir, other_cache_dir, merged_dir, tmp_path
+) -> None:
+    swapped = MergeConfig((str(other_cache_dir), str(cache_dir)), str(tmp_path), (0.5, 1.5))
+    merge_caches(swapped)
+    assert (tmp_path / EVAL).read_bytes() == (merged_dir / EVAL).read_bytes()
+
+
+def test_each_cache_has_its_own_codec_and_only_known_features_are_kept(
+    cache_dir, other_cache_dir, merged_dir, tmp_path, monkeypatch
+) -> None:
+    class Negated(logit_codec.Float16Codec):
+        """Logits with the other sign."""
+
+        def decode(self, features, num_positions):
+            ids, logits = super().decode(features, num_positions)
+            return ids, -logits
+
+    def negate(rows: list[Features]) -> list[Features]:
+        for row in rows:
+            logits = -np.frombuffer(row[records.TOPK_LOGITS], "<f2")
+            row |= {records.TOPK_LOGITS: logits.tobytes(), "hidden_states": b"1234"}
+        return rows
+
+    monkeypatch.setitem(CODECS, "negated", Negated)
+    other = rewrite_cache(other_cache_dir, tmp_path / "other", negate, logit_encoding="negated")
+    merge_caches(MergeConfig((str(cache_dir), str(other)), str(tmp_path / "merged"), (3.0, 1.0)))
+    assert (tmp_path / "merged" / EVAL).read_bytes() == (merged_dir / EVAL).read_bytes()
+    names = {feature.name for feature in records.TEACHER_CACHE_FEATURES}
+    assert set(read_shard(tmp_path / "merged", EVAL)[0]) == names
+
+
+def test_what_is_lost_is_made_again_with_the_same_bytes(
+    cache_dir, other_cache_dir, merged_dir, tmp_path, monkeypatch
+) -> None:
+    folder = tmp_path / "merged"
+    shutil.copytree(merged_dir, folder)
+    config = MergeConfig((str(cache_dir), str(other_cache_dir)), str(folder), (3.0, 1.0))
+    for path in ("manifest.json", LOST, f".{LOST}.json"):
+        (folder / path).unlink()
+    made = []
+    write_shard = writer.write_shard
+
+    def noted(directory, file, serialized):
+        made.append(file)
+        return write_shard(directory, file, serialized)
+
+    monkeypatch.setattr(tool.writer, "write_shard", noted)
+    merge_caches(config)
+    assert made == [LOST]
+    assert _bytes(folder) == _bytes(merged_dir)
+    # What is complete is only looked at.
+    assert merge_caches(config) == manifests.load(merged_dir, flag="--output_dir")
+    assert made == [LOST]
+
+
+def test_the_program_prints_each_teachers_share(
+    cache_dir, other_cache_dir, merged_dir, tmp_path, capsys
+) -> None:
+    first, second = (
+        manifests.load(folder, flag="--input_dir").teacher_info.teacher["sha256"]
+        for folder in (cache_dir, other_cache_dir)
+    )
+    # The third is a merged one, whose teachers have shares of its share.
+    inputs = f"--input_dirs={cache_dir},{other_cache_dir},{merged_dir}"
+    flags = [inputs, "--weights=1,1,2", "--truncation_factor=4", f"--output_dir={tmp_path}/merged"]
+    assert tool.main(["merge_caches", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("kept       top 4 of ")
+    assert lines[3].endswith("topk_ids 8, topk_logits 8, log_tail_masses 4, label_log_probs 2")
+    assert lines[4:] == [
+        f"teacher    SHA-256 {first}, weight 0.25",
+        f"teacher    SHA-256 {second}, weight 0.25",
+        f"teacher    SHA-256 {first}, weight 0.375",
+        f"teacher    SHA-256 {second}, weight 0.125",
+        f"teacher cache: {tmp_path}/merged",
+    ]
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; import tools.merge_caches; "
+        "print(sorted({'tensorflow', 'keras', 'jax', 'tokenizers'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

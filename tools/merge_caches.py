@@ -1,0 +1,247 @@
+"""Averages teacher caches over the same masked examples into one: several teachers, one cache.
+
+python -m tools.merge_caches --input_dirs=CACHE_A,CACHE_B --weights=0.5,0.5 --output_dir=MERGED
+
+The probabilities are averaged at temperature 1, the only temperature of the
+merged cache. Killed at any moment, the same command finishes the rest.
+"""
+
+import dataclasses
+import math
+import pathlib
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import flags
+
+from data_specs import records
+from pipeline import command_line
+from pipeline.errors import InputError
+from pipeline.storage import manifest as manifests
+from pipeline.storage import writer
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
+from pipeline.teacher import merging, summary
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeConfig:
+    """What was asked for; fields are named as the flags.
+
+    `weights` are equal unless given; `truncation_factor` is the largest of the
+    caches unless given.
+    """
+
+    input_dirs: tuple[str, ...]
+    output_dir: str
+    weights: tuple[float, ...] | None = None
+    truncation_factor: int | None = None
+    logit_encoding: str = "float16"
+    verify: str = "full"
+
+    def __post_init__(self) -> None:
+        if len(self.input_dirs) < 2 or not all(self.input_dirs):
+            raise InputError(
+                "--input_dirs: expected two caches or more, separated by commas, "
+                f"received {','.join(self.input_dirs)!r}"
+            )
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.input_dirs):
+            raise InputError(
+                f"--weights: expected {len(self.input_dirs)}, one for each of --input_dirs, "
+                f"received {len(self.weights)}"
+            )
+        if not all(weight > 0.0 for weight in self.shares):
+            raise InputError(
+                "--weights: expected numbers above 0, received "
+                + ",".join(f"{weight:g}" for weight in self.weights)
+            )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights, of sum 1."""
+        weights = self.weights or (1.0,) * len(self.input_dirs)
+        total = math.fsum(weights)
+        # A sum of 0 is of weights that are refused.
+        return tuple(weight / total if total > 0.0 else 0.0 for weight in weights)
+
+
+def _open(config: MergeConfig) -> list[CacheInput]:
+    flag = "--input_dirs"
+    caches = [
+        CacheInput(pathlib.Path(path), manifests.load(path, flag=flag), flag)
+        for path in config.input_dirs
+    ]
+    merging.expect_same_examples(caches)
+    return caches
+
+
+def _truncation_factor(config: MergeConfig, caches: Sequence[CacheInput]) -> int:
+    """Returns the merged cache's K; more than the longest list may not be there everywhere."""
+    vocab_size = caches[0].manifest.vocab.size
+    longest = max(cache.manifest.teacher_info.truncation_factor for cache in caches)
+    wanted = min(config.truncation_factor or longest, vocab_size)
+    if wanted > longest:
+        raise InputError(
+            f"--truncation_factor: expected at most {longest}, the largest of --input_dirs, "
+            f"received {config.truncation_factor}"
+        )
+    return wanted
+
+
+def _request(config: MergeConfig, caches: Sequence[CacheInput]) -> dict[str, Any]:
+    first = caches[0].manifest
+    return {
+        "kind": records.TEACHER_CACHE,
+        "merged": [
+            {"manifest": cache.manifest.sha256(), "weight": weight}
+            for cache, weight in zip(caches, config.shares, strict=True)
+        ],
+        "parent": first.teacher_info.parent,
+        "shards": [shard.file for shards in first.splits.values() for shard in shards],
+        "truncation_factor": _truncation_factor(config, caches),
+        "temperatures": [merging.TEMPERATURE],
+        "logit_encoding": config.logit_encoding,
+    }
+
+
+def merge_caches(config: MergeConfig) -> Manifest:
+    """Merges teacher caches, or finishes a merge that was killed.
+
+    Args:
+        config: what was asked for.
+
+    Returns:
+        the merged cache's manifest.
+
+    Raises:
+        InputError: the caches or the directory are not as they must be. Shards
+            that are whole stay.
+    """
+    caches = _open(config)
+    request = _request(config, caches)
+    manifests.check_claim(config.output_dir, request, flag="--output_dir")
+    if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
+        return manifests.load(config.output_dir, flag="--output_dir")
+    for cache in caches:
+        manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
+    manifests.claim(config.output_dir, request, flag="--output_dir")
+    splits = _merge_shards(config, caches, request["truncation_factor"])
+    return _publish(config, caches, request, splits)
+
+
+def _merge_shards(
+    config: MergeConfig, caches: Sequence[CacheInput], truncation_factor: int
+) -> dict[str, tuple[ShardInfo, ...]]:
+    done = {
+        (split, shard): manifests.completed_shard(config.output_dir, shard.file)
+        for split, shards in caches[0].manifest.splits.items()
+        for shard in shards
+    }
+    total = sum(shard.num_examples for (_, shard), whole in done.items() if whole is None)
+    with tqdm.tqdm(total=total, unit=" examples", desc="merge", smoothing=0.1) as bar:
+        merger = merging.CacheMerger(
+            caches=caches,
+            weights=config.shares,
+            truncation_factor=truncation_factor,
+            logit_encoding=config.logit_encoding,
+            on_examples=bar.update,
+        )
+        for (split, shard), whole in done.items():
+            if whole is None:
+                done[split, shard] = writer.write_shard(
+                    config.output_dir, shard.file, merger.records(shard.file)
+                )
+    return {
+        split: tuple(done[split, shard] for shard in shards)
+        for split, shards in caches[0].manifest.splits.items()
+    }
+
+
+def _in_common(mappings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the entries that all have: of flags, those of the masked examples at least."""
+    first, *others = mappings
+    return {
+        name: value
+        for name, value in first.items()
+        if all(name in other and other[name] == value for other in others)
+    }
+
+
+def _publish(
+    config: MergeConfig,
+    caches: Sequence[CacheInput],
+    request: dict[str, Any],
+    splits: dict[str, tuple[ShardInfo, ...]],
+) -> Manifest:
+    inputs = [cache.manifest for cache in caches]
+    manifests.copy_tokenizer(caches[0].directory, inputs[0], config.output_dir)
+    # What a byte-equal repetition needs, beside the request.
+    environment = {"machine": platform.machine(), "numpy": np.__version__}
+    manifest = dataclasses.replace(
+        inputs[0],
+        flags={**_in_common([manifest.flags for manifest in inputs]), **request},
+        splits=splits,
+        statistics={
+            **_in_common([manifest.statistics for manifest in inputs]),
+            "environment": environment,
+        },
+        teacher_info=TeacherInfo(
+            truncation_factor=request["truncation_factor"],
+            logit_encoding=request["logit_encoding"],
+            temperatures=tuple(request["temperatures"]),
+            teacher={
+                "merged": [
+                    {**manifest.teacher_info.teacher, "weight": weight}
+                    for manifest, weight in zip(inputs, config.shares, strict=True)
+                ]
+            },
+            parent=request["parent"],
+        ),
+    )
+    manifests.publish(config.output_dir, manifest)
+    return manifest
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = command_line.FlagTable()
+    table.string("input_dirs", None, "Teacher caches over the same examples, comma-separated.")
+    table.string("weights", None, "One number above 0 for each cache, such as 2,1; equal without.")
+    table.string("output_dir", None, "Where the cache goes: an empty folder, or an unfinished one.")
+    table.integer(
+        "truncation_factor",
+        None,
+        "k: how many tokens are kept at a masked position; the largest of the caches without.",
+        low=1,
+    )
+    table.choice("logit_encoding", "float16", "How logits are packed.", of=list(CODECS))
+    table.choice("verify", "full", "Check every input byte first, or sizes.", of=["full", "sizes"])
+    table.require("input_dirs", "output_dir")
+    return table.values
+
+
+def _merge(values: flags.FlagValues) -> None:
+    settings = values.flag_values_dict()
+    settings["input_dirs"] = tuple(values.input_dirs.split(","))
+    if values.weights is not None:
+        settings["weights"] = command_line.parse_numbers("weights", values.weights)
+    names = MergeConfig.__dataclass_fields__
+    manifest = merge_caches(MergeConfig(**{name: settings[name] for name in names}))
+    print("\n".join(summary.describe(manifest)))
+    print(f"teacher cache: {values.output_dir}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return command_line.run(define_flags(), _merge, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
