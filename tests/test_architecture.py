@@ -31,6 +31,7 @@ LAYERS = (
         "pipeline.storage.serialization",
         "pipeline.storage.logit_codec",
         "pipeline.storage.manifest",
+        "pipeline.storage.vocab_subset",
         "pipeline.storage.cache_input",
         "pipeline.storage.spill",
         "pipeline.storage.shuffling",

@@ -68,6 +68,7 @@ class Distiller(keras.Model):
         right = ops.cast(ops.equal(guess, labels), "float32")
         self._guesses["masked_lm_accuracy"].update_state(right, sample_weight=weights)
         if self.objective.has_teacher:
+            # Of the tokens that the student knows: a guess that it lacks has moved behind.
             first = targets[records.TOPK_IDS][..., 0]
             for name, other in (("teacher_agreement", guess), ("teacher_accuracy", labels)):
                 equal = ops.cast(ops.equal(first, other), "float32")
@@ -95,7 +96,8 @@ class Distiller(keras.Model):
 
         `loss`, each supported loss, `masked_lm_accuracy`, `masked_lm_perplexity`
         (e to the mean −log q of the label), `calibration_error`, and with a
-        teacher `teacher_agreement` (same first guess) and `teacher_accuracy`.
+        teacher `teacher_agreement` (same first guess) and `teacher_accuracy`; the
+        teacher's first guess is the first among the tokens that the student knows.
         """
         report = self._read(self.objective.supported)
         report["masked_lm_perplexity"] = math.exp(min(report["masked_lm"], 700.0))

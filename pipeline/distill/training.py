@@ -98,16 +98,11 @@ def find_student(config: StudentConfig) -> StudentStart:
         )
         return StudentStart(source, source.config, None, "--bert_config_file")
     source = checkpoints.find_model(config.init_from, "--init_from")
-    layer_map = _layer_map(config, source.config.num_hidden_layers)
+    layer_map = layer_init.choose_layers(
+        source.config.num_hidden_layers, config.student_layers, config.layer_map
+    )
     student = dataclasses.replace(source.config, num_hidden_layers=len(layer_map))
     return StudentStart(source, student, layer_map, "--init_from")
-
-
-def _layer_map(config: StudentConfig, teacher_layers: int) -> tuple[int, ...]:
-    if config.layer_map is None:
-        return layer_init.default_layer_map(teacher_layers, config.student_layers)
-    count = config.student_layers or config.layer_map.count(",") + 1
-    return layer_init.parse_layer_map(config.layer_map, teacher_layers, count)
 
 
 def build_objective(config: DistillConfig, cache: CacheInput) -> Objective:
@@ -148,7 +143,8 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
     vocab_files = tokenizers.tokenizer_files(start.source.directory)
-    tokenizers.expect_vocab(cache, start.config.vocab_size, vocab_files, start.flag)
+    subset = tokenizers.find_subset(cache, start.config.vocab_size, vocab_files, start.flag)
+    cache = dataclasses.replace(cache, vocab_subset=subset)
     cache_input.expect_positions(cache, start.config.max_input_length, start.flag)
     cache_input.expect_segments(cache, start.config.type_vocab_size, start.flag)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
@@ -170,10 +166,13 @@ def _request(
         for name, value in dataclasses.asdict(config).items()
         if name not in (*_FREE_SETTINGS, "student")
     }
+    subset = cache.vocab_subset
     request = {
         "kind": "student",
         "cache": cache.manifest.sha256(),
         "student": start.describe(),
+        # A part of the cache's vocabulary; None where it is all of it.
+        "vocab": subset and subset.vocab.sha256,
         "backend": keras.config.backend(),
         **settings,
         "num_warmup_steps": config.warmup_steps,
@@ -318,6 +317,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     """
     start = find_student(config.student)
     cache = _open(config, start)
+    if cache.vocab_subset is not None:
+        print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
     objective = build_objective(config, cache)
     request = _request(config, cache, start, objective.truncation_factor)
     if config.do_train:
@@ -381,7 +382,10 @@ def _train(
         report = progress.last_report
     elif evaluation is not None:
         report = evaluation.run(distiller)
-    manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+    if cache.vocab_subset is None:
+        manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+    else:
+        cache.vocab_subset.write_tokenizer(config.output_dir)
     checkpoints.save_hf(pathlib.Path(config.output_dir), distiller.student)
     return report
 
