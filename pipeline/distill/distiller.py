@@ -263,6 +263,7 @@ class Distiller(keras.Model):
         self._guesses["masked_lm_accuracy"].update_state(right, sample_weight=weights)
         if self.objective.has_teacher:
             if self.objective.topk_cached:
+                # Of the tokens that the student knows: a guess that it lacks has moved behind.
                 first = places.targets[records.TOPK_IDS][..., 0]
             else:
                 first = ops.cast(ops.argmax(teacher_logits, axis=-1), labels.dtype)
@@ -292,7 +293,8 @@ class Distiller(keras.Model):
 
         `loss`, each supported loss, `masked_lm_accuracy`, `masked_lm_perplexity`
         (e to the mean −log q of the label), `calibration_error`, and with a
-        teacher `teacher_agreement` (same first guess) and `teacher_accuracy`.
+        teacher `teacher_agreement` (same first guess) and `teacher_accuracy`; the
+        teacher's first guess is the first among the tokens that the student knows.
         """
         report = self._read(self.objective.supported)
         report["masked_lm_perplexity"] = math.exp(min(report[MASKED_LM], 700.0))

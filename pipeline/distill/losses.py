@@ -20,6 +20,8 @@ from keras import ops
 # Smallest distance of the student's top-k mass from 1, in its logarithm:
 # float32 knows it no better.
 _SMALLEST_LOG_REST = 1e-7
+# The log-probability beside an id below 0, which is none: e to it is 0, and it is finite.
+_NO_ID_LOG_PROB = -1e4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Teacher:
     """The teacher's distribution at one temperature.
 
     Attributes:
-        ids: int [..., K]; None where K is the whole vocabulary in its order.
-        probabilities: float32 [..., K].
+        ids: int [..., K], −1 where there is none; None where K is the whole
+            vocabulary in its order.
+        probabilities: float32 [..., K], 0 where there is no id.
         tail: float32 [...], the mass outside K.
     """
 
@@ -87,7 +90,9 @@ def student_log_probs(logits: Any, ids: Any, labels: Any, *, temperature: float)
 
     Args:
         logits: float32 [..., V].
-        ids: int [..., K]; None for the whole vocabulary.
+        ids: int [..., K]; one below 0 is no id (the teacher's is a token that the
+            student lacks) and has no probability and no gradient. None for the
+            whole vocabulary.
         labels: int [...].
         temperature: T.
     """
@@ -97,9 +102,10 @@ def student_log_probs(logits: Any, ids: Any, labels: Any, *, temperature: float)
         log_probs = scaled - normaliser
         at_label = ops.take_along_axis(log_probs, ops.expand_dims(labels, -1), axis=-1)
         return Student(log_probs, at_label[..., 0], labels)
-    wanted = ops.concatenate([ids, ops.expand_dims(labels, -1)], axis=-1)
+    wanted = ops.concatenate([ops.maximum(ids, 0), ops.expand_dims(labels, -1)], axis=-1)
     log_probs = ops.take_along_axis(scaled, wanted, axis=-1) - normaliser
-    return Student(log_probs[..., :-1], log_probs[..., -1], labels)
+    inside = ops.where(ops.less(ids, 0), _NO_ID_LOG_PROB, log_probs[..., :-1])
+    return Student(inside, log_probs[..., -1], labels)
 
 
 def _xlogx(x: Any) -> Any:

@@ -77,10 +77,13 @@ class Preparation:
             "hidden_groups": layer_groups.describe(objective.hidden_groups),
             "attention_groups": layer_groups.describe(objective.attention_groups),
         }
+        subset = self.cache.vocab_subset
         request = {
             "kind": "student",
             "cache": self.cache.manifest.sha256(),
             "student": self.start.describe(),
+            # A part of the cache's vocabulary; None where it is all of it.
+            "vocab": subset and subset.vocab.sha256,
             "teacher": None if self.teacher is None else self.teacher.sha256(),
             "backend": keras.config.backend(),
             **settings,
@@ -100,10 +103,7 @@ def prepare(config: DistillConfig) -> Preparation:
     """
     start = find_student(config.student)
     cache = _open(config, start)
-    teacher = None
-    if config.teacher is not None:
-        teacher = checkpoints.find_model(config.teacher, "--teacher")
-        _expect_fit(cache, teacher, teacher.config, "--teacher")
+    teacher = _find_teacher(config, cache)
     info = cache.manifest.teacher_info
     known = _known_teacher(info) if teacher is None else teacher.config
     objective = build_objective(config, cache, start.config, known)
@@ -121,7 +121,10 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    _expect_fit(cache, start.source, start.config, start.flag)
+    vocab_files = tokenizers.tokenizer_files(start.source.directory)
+    subset = tokenizers.find_subset(cache, start.config.vocab_size, vocab_files, start.flag)
+    cache = dataclasses.replace(cache, vocab_subset=subset)
+    _expect_inputs_fit(cache, start.config, start.flag)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
         raise InputError(
             f"{cache.flag}: expected train examples in {cache.directory}, received none"
@@ -133,14 +136,25 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
     return cache
 
 
-def _expect_fit(
-    cache: CacheInput, source: checkpoints.ModelSource, config: EncoderConfig, flag: str
-) -> None:
-    """Refuses a model that cannot read the cache's inputs."""
-    vocab_files = tokenizers.tokenizer_files(source.directory)
-    tokenizers.expect_vocab(cache, config.vocab_size, vocab_files, flag)
+def _expect_inputs_fit(cache: CacheInput, config: EncoderConfig, flag: str) -> None:
     cache_input.expect_positions(cache, config.max_input_length, flag)
     cache_input.expect_segments(cache, config.type_vocab_size, flag)
+
+
+def _find_teacher(config: DistillConfig, cache: CacheInput) -> checkpoints.ModelSource | None:
+    """Finds the live teacher, if there is one, and refuses one that cannot read the inputs."""
+    if config.teacher is None:
+        return None
+    source = checkpoints.find_model(config.teacher, "--teacher")
+    if cache.vocab_subset is not None:
+        raise InputError(
+            "--teacher: expected none beside a student that knows only some of the cache's tokens, "
+            f"as both read the same inputs, received {config.teacher}; a teacher cache has its word"
+        )
+    vocab_files = tokenizers.tokenizer_files(source.directory)
+    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, "--teacher")
+    _expect_inputs_fit(cache, source.config, "--teacher")
+    return source
 
 
 def _known_teacher(info: TeacherInfo | None) -> EncoderConfig | None:

@@ -73,7 +73,9 @@ def find_student(config: StudentConfig) -> StudentStart:
         )
         return StudentStart(source, source.config, None, "--bert_config_file")
     source = checkpoints.find_model(config.init_from, "--init_from")
-    layer_map = _layer_map(config, source.config.num_hidden_layers)
+    layer_map = layer_init.choose_layers(
+        source.config.num_hidden_layers, config.student_layers, config.layer_map
+    )
     student = dataclasses.replace(source.config, num_hidden_layers=len(layer_map))
     if config.drop_segments:
         student = slicing.config_without_segments(student)
@@ -84,13 +86,6 @@ def find_student(config: StudentConfig) -> StudentStart:
         intermediate_size=config.student_intermediate_size,
     )
     return StudentStart(source, student, layer_map, "--init_from")
-
-
-def _layer_map(config: StudentConfig, teacher_layers: int) -> tuple[int, ...]:
-    if config.layer_map is None:
-        wanted = teacher_layers if config.student_layers is None else config.student_layers
-        return layer_init.default_layer_map(teacher_layers, wanted)
-    return layer_init.parse_layer_map(config.layer_map, teacher_layers, config.student_layers)
 
 
 def _freeze(model: MaskedLM, names: Sequence[str]) -> None:

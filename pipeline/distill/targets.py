@@ -6,9 +6,9 @@ from typing import Any
 import tensorflow as tf
 
 from data_specs import records
-from pipeline.storage import reader
+from pipeline.storage import reader, vocab_subset
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import EVAL, TRAIN, Manifest
+from pipeline.storage.manifest import EVAL, TRAIN
 
 Batch = tuple[dict[str, Any], dict[str, Any]]
 
@@ -48,8 +48,13 @@ def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
     return inputs, {name: batch[name] for name in _TARGETS if name in batch}
 
 
-def _decode(serialized: tf.Tensor, manifest: Manifest) -> Batch:
-    return inputs_and_targets(reader.parse_batch(serialized, manifest))
+def _decode(serialized: tf.Tensor, cache: CacheInput) -> Batch:
+    batch = reader.parse_batch(serialized, cache.manifest)
+    if cache.vocab_subset is not None:
+        info = cache.manifest.teacher_info
+        temperatures = () if info is None else info.temperatures
+        batch = vocab_subset.remap_batch(tf, batch, cache.vocab_subset, temperatures)
+    return inputs_and_targets(batch)
 
 
 def training_batches(
@@ -73,7 +78,7 @@ def training_batches(
         buffer=shuffle_buffer_size,
     )
     dataset = dataset.batch(batch_size, drop_remainder=True)
-    return _decoded(dataset, cache.manifest)
+    return _decoded(dataset, cache)
 
 
 def evaluation_batches(cache: CacheInput, *, batch_size: int, max_steps: int) -> tf.data.Dataset:
@@ -101,12 +106,12 @@ def evaluation_batches(cache: CacheInput, *, batch_size: int, max_steps: int) ->
             {name: pad(value) for name, value in targets.items()},
         )
 
-    return _decoded(dataset, cache.manifest).map(fill).prefetch(2)
+    return _decoded(dataset, cache).map(fill).prefetch(2)
 
 
-def _decoded(dataset: tf.data.Dataset, manifest: Manifest) -> tf.data.Dataset:
+def _decoded(dataset: tf.data.Dataset, cache: CacheInput) -> tf.data.Dataset:
     decoded = dataset.map(
-        lambda serialized: _decode(serialized, manifest),
+        lambda serialized: _decode(serialized, cache),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )

@@ -171,6 +171,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     """
     run = prepare(config)
     cache, request = run.cache, run.request()
+    if cache.vocab_subset is not None:
+        print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
     if config.do_train:
         manifests.check_claim(config.output_dir, request, flag="--output_dir")
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
@@ -232,7 +234,10 @@ def _train(
         report = progress.last_report
     elif evaluation is not None:
         report = evaluation.run(distiller)
-    manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+    if cache.vocab_subset is None:
+        manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+    else:
+        cache.vocab_subset.write_tokenizer(config.output_dir)
     checkpoints.save_hf(pathlib.Path(config.output_dir), distiller.student)
     return report
 

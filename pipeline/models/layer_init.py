@@ -1,4 +1,4 @@
-"""A student's first weights: the teacher's embeddings, head and some of its layers."""
+"""A student's first weights: the teacher's embeddings, head and some of its layers or tokens."""
 
 import dataclasses
 import re
@@ -13,6 +13,9 @@ from pipeline.models.weight_names import weight_table
 _LAYER_MAP_FLAG = "--layer_map"
 LAYER_MAP_PRESETS = ("even", "first", "last", "every:k")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
+_WORDS = "encoder/embeddings/word_embeddings"
+_POSITIONS = "encoder/embeddings/position_embeddings"
+_OUTPUT_BIAS = "head/bias"
 
 
 def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
@@ -120,6 +123,24 @@ def _explicit_layer_map(text: str, teacher_layers: int) -> tuple[int, ...]:
     return layers
 
 
+def choose_layers(
+    teacher_layers: int, student_layers: int | None, layer_map: str | None
+) -> tuple[int, ...]:
+    """Returns the teacher's layers that `--student_layers` and `--layer_map` name.
+
+    Args:
+        teacher_layers: layers of the teacher.
+        student_layers: how many; None for as many as `layer_map` has.
+        layer_map: as `parse_layer_map` reads it; None for `default_layer_map`'s.
+
+    Raises:
+        InputError: they do not fit the teacher or each other.
+    """
+    if layer_map is None:
+        return default_layer_map(teacher_layers, student_layers or teacher_layers)
+    return parse_layer_map(layer_map, teacher_layers, student_layers)
+
+
 def student_weights(
     teacher_weights: Mapping[str, np.ndarray],
     teacher_config: EncoderConfig,
@@ -154,3 +175,38 @@ def student_weights(
         name.ours: np.array(teacher_weights[source(name.ours)]) for name in weight_table(config)
     }
     return config, weights
+
+
+def reduce_vocabulary(
+    weights: Mapping[str, np.ndarray], config: EncoderConfig, kept_ids: np.ndarray
+) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
+    """Keeps the word embeddings and output biases of some tokens.
+
+    On inputs of kept tokens the logits at these are the old ones.
+
+    Args:
+        weights: all weights of a model by our names.
+        config: its configuration.
+        kept_ids: int [n], ascending, with the padding's.
+
+    Returns:
+        the configuration with n tokens, and all weights by our names.
+
+    Example:
+        with `kept_ids` 0, 1, 4 the embedding of token 4 becomes row 2. Where the
+        padding of a RoBERTa moves from id 3 to id 1, its positions, which are counted
+        from there, begin two rows earlier: the first two rows are left out.
+    """
+    pad_id = int(np.searchsorted(kept_ids, config.pad_token_id))
+    if pad_id == len(kept_ids) or kept_ids[pad_id] != config.pad_token_id:
+        raise ValueError(f"kept_ids: expected the padding's id {config.pad_token_id} among them")
+    reduced = dataclasses.replace(config, pad_token_id=pad_id)
+    moved = config.position_offset - reduced.position_offset
+    reduced = dataclasses.replace(
+        reduced,
+        vocab_size=len(kept_ids),
+        max_position_embeddings=config.max_position_embeddings - moved,
+    )
+    gathered = {name: weights[name][kept_ids] for name in (_WORDS, _OUTPUT_BIAS)}
+    positions = {_POSITIONS: weights[_POSITIONS][moved:]}
+    return reduced, {**weights, **gathered, **positions}

@@ -9,6 +9,7 @@ import pathlib
 from pipeline.errors import InputError
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.vocab_subset import VocabSubset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +20,14 @@ class CacheInput:
         directory: the cache directory.
         manifest: its manifest, with the shards that are to be read.
         flag: the flag that named it.
+        vocab_subset: the tokens of a student that knows only some of the cache's;
+            None for one that knows all.
     """
 
     directory: pathlib.Path
     manifest: Manifest
     flag: str
+    vocab_subset: VocabSubset | None = None
 
 
 def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:

@@ -7,8 +7,10 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.models.checkpoints import HF_CONFIG
+from pipeline.storage import vocab_subset
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import VocabInfo, read_tokens, vocab_info
+from pipeline.storage.vocab_subset import VocabSubset
 from pipeline.text import sentencepieces, tokenizer_json, wordpiece
 from pipeline.text.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 
@@ -92,19 +94,28 @@ def _setting_beside(path: str, name: str, key: str) -> Any:
         return None
 
 
+def read_vocab(path: pathlib.Path, *, flag: str) -> tuple[str, ...]:
+    """Returns the tokens of a tokenizer's file in the order of their ids.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.suffix == ".json":
+        return tokenizer_json.read_vocab(str(path), flag=flag)[0]
+    if path.suffix in _SENTENCEPIECE_SUFFIXES:
+        pieces, _ = sentencepieces.read_pieces(str(path), flag=flag)
+        model_type = _setting_beside(str(path), HF_CONFIG, "model_type")
+        return sentencepieces.number_tokens(pieces, model_type)[0]
+    return read_tokens(path, flag=flag)
+
+
 def read_vocab_info(path: pathlib.Path, *, flag: str) -> VocabInfo:
     """Returns the identity of the vocabulary in a tokenizer's file.
 
     Raises:
         InputError: it cannot be read.
     """
-    if path.suffix == ".json":
-        return vocab_info(tokenizer_json.read_vocab(str(path), flag=flag)[0])
-    if path.suffix in _SENTENCEPIECE_SUFFIXES:
-        pieces, _ = sentencepieces.read_pieces(str(path), flag=flag)
-        model_type = _setting_beside(str(path), HF_CONFIG, "model_type")
-        return vocab_info(sentencepieces.number_tokens(pieces, model_type)[0])
-    return vocab_info(read_tokens(path, flag=flag))
+    return vocab_info(read_vocab(path, flag=flag))
 
 
 def expect_vocab(
@@ -139,3 +150,68 @@ def expect_vocab(
             f"{flag}: expected the vocabulary of {cache.directory} (SHA-256 {expected.sha256}), "
             f"received {', '.join(found)}"
         )
+
+
+def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
+    """Loads the tokenizer that a cache was made with from the files in it.
+
+    Of a SentencePiece model the model itself, not the `tokenizer.json` made of it.
+
+    Raises:
+        InputError: none of the files has the manifest's vocabulary.
+    """
+    expected = cache.manifest.vocab
+    for path in _own_files_first(tokenizer_files(cache.directory)):
+        if read_vocab_info(path, flag=cache.flag) == expected:
+            return load_tokenizer(str(path), do_lower_case=None, flag=cache.flag)
+    raise InputError(
+        f"{cache.flag}: expected the tokenizer's files in {cache.directory} (SHA-256 of the "
+        f"tokens {expected.sha256}), found none of them"
+    )
+
+
+def _own_files_first(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    return sorted(paths, key=lambda path: path.suffix == ".json")
+
+
+def find_subset(
+    cache: CacheInput, vocab_size: int, vocab_files: Sequence[pathlib.Path], flag: str
+) -> VocabSubset | None:
+    """Finds how a student reads a cache: as it is, or knowing only some of its tokens.
+
+    Args:
+        cache: the directory.
+        vocab_size: the student's.
+        vocab_files: the files of its tokenizer; the first that has as many tokens
+            decides.
+        flag: the flag that named the student.
+
+    Returns:
+        the student's tokens; None where its vocabulary is the cache's.
+
+    Raises:
+        InputError: the vocabulary is neither the cache's nor a part of it.
+    """
+    paths = _own_files_first(vocab_files) if vocab_size < cache.manifest.vocab.size else []
+    for path in paths:
+        tokens = read_vocab(path, flag=flag)
+        if len(tokens) == vocab_size:
+            break
+    else:
+        expect_vocab(cache, vocab_size, vocab_files, flag)
+        return None
+    reference = load_cache_tokenizer(cache)
+    special_ids = reference.special_ids
+    where = f"{flag}: {path}"
+    table = vocab_subset.id_table(reference.vocab, tokens, special_ids, where=where)
+    unknown = special_ids.get("unk", special_ids["pad"])
+    # The student sees the cache's text, whatever its own settings say of capitals.
+    lower = None if path.suffix == ".json" else reference.do_lower_case
+    tokenizer = load_tokenizer(str(path), do_lower_case=lower, flag=flag)
+    return VocabSubset(
+        table=table,
+        unknown_id=int(table[unknown]),
+        unknown_token=reference.vocab[unknown],
+        vocab=vocab_info(tokens),
+        tokenizer_files=tokenizer.files(),
+    )

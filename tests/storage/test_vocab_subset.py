@@ -1,0 +1,340 @@
+"""A cache read with fewer tokens: hand-computed values, and what must hold of any cache."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs import records
+from pipeline.distill import losses
+from pipeline.distill.objective import Objective
+from pipeline.distill.settings import TAIL_POLICIES
+from pipeline.errors import InputError
+from pipeline.storage.manifest import VocabInfo
+from pipeline.storage.vocab_subset import NO_ID, VocabSubset, id_table, remap_batch
+
+TEMPERATURES = (1.0, 2.0)
+TOKENS = ["[PAD]", "[UNK]", "a", "b", "c"]
+SPECIAL = {"pad": 0, "unk": 1}
+LOG = math.log
+
+
+def _subset(table: list[int] | np.ndarray, unknown_id: int = 1) -> VocabSubset:
+    table = np.asarray(table, np.int32)
+    return VocabSubset(table, unknown_id, "[UNK]", VocabInfo(int((table >= 0).sum()), ""), {})
+
+
+def _batch(
+    topk_ids: np.ndarray, logits: np.ndarray, log_tails: np.ndarray, labels: np.ndarray
+) -> dict[str, tf.Tensor]:
+    """One example of P masked positions."""
+    count = len(labels)
+    return {
+        records.INPUT_IDS: tf.constant([[2, 5, 4, 0]], tf.int32),
+        records.SEGMENT_LENGTHS: tf.constant([[3, 0]], tf.int32),
+        records.MASKED_LM_POSITIONS: tf.ones([1, count], tf.int32),
+        records.MASKED_LM_IDS: tf.constant(labels[None], tf.int32),
+        records.MASKED_LM_WEIGHTS: tf.ones([1, count], tf.float32),
+        records.TOPK_IDS: tf.constant(topk_ids[None], tf.int32),
+        records.TOPK_LOGITS: tf.constant(logits[None], tf.float32),
+        records.LOG_TAIL_MASSES: tf.constant(log_tails[None], tf.float32),
+    }
+
+
+def _remapped(batch, table, unknown_id: int = 1) -> dict[str, np.ndarray]:
+    remapped = remap_batch(tf, batch, _subset(table, unknown_id), TEMPERATURES)
+    for name, value in remapped.items():
+        assert (value.shape, value.dtype) == (batch[name].shape, batch[name].dtype), name
+    return {name: value.numpy() for name, value in remapped.items()}
+
+
+def test_a_table_by_hand() -> None:
+    table = id_table(TOKENS, ["[PAD]", "[UNK]", "c", "a"], SPECIAL, where="x")
+    assert table.tolist() == [0, 1, 3, NO_ID, 2] and table.dtype == np.int32
+    # Ids without a token, as a tokenizer.json may have, stand for nothing.
+    table = id_table(["[PAD]", "[UNK]", "", "a"], ["[PAD]", "", "[UNK]"], SPECIAL, where="x")
+    assert table.tolist() == [0, 2, NO_ID, NO_ID]
+    # A text's "a" is the last one, in either vocabulary.
+    twice = ["[PAD]", "[UNK]", "a", "b", "a"]
+    table = id_table(twice, ["[PAD]", "[UNK]", "a", "a"], SPECIAL, where="x")
+    assert table.tolist() == [0, 1, NO_ID, NO_ID, 3]
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (
+            "[PAD] [UNK] a z",
+            "--student: v.txt: expected only tokens of the cache's vocabulary, "
+            "received 'z' (id 3), which it lacks",
+        ),
+        (
+            "[PAD] a b",
+            "--student: v.txt: expected the cache's special tokens, "
+            "received a vocabulary without '[UNK]' (unk)",
+        ),
+    ],
+)
+def test_other_vocabularies_are_refused(student: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        id_table(TOKENS, student.split(), SPECIAL, where="--student: v.txt")
+    assert str(error.value) == message
+
+
+def test_a_batch_by_hand() -> None:
+    """Of six tokens, 3 and 4 are lacking: 5 becomes 3.
+
+    The first position's top-k has p = 0.4, 0.3, 0.2 at T = 1 and a tail of 0.1. At
+    T = 2 the shares within the top-k are as √0.4, √0.3, √0.2 of their sum.
+    """
+    p = np.array([0.4, 0.3, 0.2])
+    logits = np.log(p) - LOG(0.4)
+    batch = _batch(
+        np.array([[3, 5, 2], [2, 5, 1], [3, 4, 3], [2, 3, 5]]),
+        np.tile(logits, (4, 1)),
+        np.tile([LOG(0.1), LOG(0.2)], (4, 1)),
+        np.array([5, 2, 5, 4]),
+    )
+    got = _remapped(batch, [0, 1, 2, NO_ID, NO_ID, 3])
+    assert got[records.INPUT_IDS].tolist() == [[2, 3, 1, 0]]
+    # The third has no kept id, the fourth no label.
+    assert got[records.MASKED_LM_WEIGHTS].tolist() == [[1, 1, 0, 0]]
+    assert got[records.MASKED_LM_IDS].tolist() == [[3, 2, 3, 1]]
+    ids = got[records.TOPK_IDS][0].tolist()
+    assert ids == [[3, 2, NO_ID], [2, 3, 1], [0, 0, 0], [2, 3, NO_ID]]
+    np.testing.assert_allclose(got[records.TOPK_LOGITS][0, 0, :2], logits[1:], rtol=1e-6)
+    assert got[records.TOPK_LOGITS][0, 0, 2] < -1e4
+    np.testing.assert_array_equal(got[records.TOPK_LOGITS][0, 2], 0.0)
+    roots = np.sqrt(p) / np.sqrt(p).sum()
+    expected = [
+        [0.1 + 0.9 * 0.4 / 0.9, 0.2 + 0.8 * roots[0]],
+        [0.1, 0.2],
+        [0.0, 0.0],
+        [0.1 + 0.9 * 0.3 / 0.9, 0.2 + 0.8 * roots[1]],
+    ]
+    np.testing.assert_allclose(np.exp(got[records.LOG_TAIL_MASSES][0]), expected, rtol=1e-6)
+
+
+def test_without_unk_a_lacking_token_is_padding() -> None:
+    batch = _batch(np.array([[2]]), np.zeros((1, 1)), np.full((1, 2), -1.0), np.array([5]))
+    got = _remapped(batch, [0, 1, 2, 3, 4, NO_ID], unknown_id=0)
+    assert got[records.INPUT_IDS].tolist() == [[2, 0, 4, 0]]
+    assert got[records.MASKED_LM_IDS].tolist() == [[0]]
+
+
+def test_masked_examples_have_no_teacher_to_rename() -> None:
+    whole = _batch(np.array([[2]]), np.zeros((1, 1)), np.full((1, 2), -1.0), np.array([4]))
+    teacher = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
+    batch = {name: value for name, value in whole.items() if name not in teacher}
+    got = remap_batch(tf, batch, _subset([0, 1, 2, 3, NO_ID, 4]), ())
+    assert got.keys() == batch.keys()
+    assert got[records.INPUT_IDS].numpy().tolist() == [[2, 4, 1, 0]]
+    assert got[records.MASKED_LM_WEIGHTS].numpy().tolist() == [[0.0]]
+
+
+def test_a_teacher_sure_of_a_lacking_token_counts_for_nothing() -> None:
+    """Its kept ids would be 1e-9 of all: 1 − tail is 0 in float32."""
+    logits = np.array([[0.0, -20.7], [0.0, -5.0]])
+    batch = _batch(np.array([[3, 2], [3, 2]]), logits, np.full((2, 2), -30.0), np.array([2, 2]))
+    got = _remapped(batch, [0, 1, 2, NO_ID, NO_ID, 3])
+    assert got[records.MASKED_LM_WEIGHTS].tolist() == [[0, 1]]
+    assert got[records.TOPK_IDS].tolist() == [[[0, 0], [2, NO_ID]]]
+
+
+def test_padding_and_a_whole_tail_stay() -> None:
+    """The tail of padding is none; a tail of nearly everything is the teacher's own."""
+    tails = np.array([[-np.inf, -np.inf], [-1e-7, -1e-7]])
+    batch = _batch(np.array([[0, 0], [2, 5]]), np.zeros((2, 2)), tails, np.array([0, 2]))
+    batch[records.MASKED_LM_WEIGHTS] = tf.constant([[0.0, 1.0]])
+    got = _remapped(batch, [0, 1, 2, NO_ID, NO_ID, 3])
+    np.testing.assert_array_equal(got[records.LOG_TAIL_MASSES][0], tails.astype("float32"))
+    assert got[records.MASKED_LM_WEIGHTS].tolist() == [[0, 1]]
+    assert got[records.TOPK_IDS].tolist() == [[[0, 0], [2, 3]]]
+
+
+V, POSITIONS = 24, 5
+
+
+@st.composite
+def _caches(draw: st.DrawFn):
+    """A dense teacher [P, V], its cached top-k, and the student's table."""
+    random = np.random.default_rng(draw(st.integers(0, 10**6)))
+    scale = draw(st.sampled_from([0.3, 2.0, 6.0]))
+    k = draw(st.integers(1, V))
+    share = draw(st.sampled_from([0.0, 0.2, 0.6, 0.9]))
+    dense = np.sort(random.normal(0.0, scale, (POSITIONS, V)))[:, ::-1].astype("float32")
+    ids = np.argsort(random.random((POSITIONS, V)), axis=-1)
+    kept = random.random(V) >= share
+    kept[:2] = True
+    table = np.where(kept, np.cumsum(kept) - 1, NO_ID)
+    labels = random.choice(np.flatnonzero(kept), POSITIONS)
+    return dense.astype(np.float64), ids, k, table, labels
+
+
+def _softmax(values: np.ndarray) -> np.ndarray:
+    weights = np.exp(values - values.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _cached(dense: np.ndarray, ids: np.ndarray, k: int, labels: np.ndarray):
+    log_tails = np.zeros((len(dense), 2))
+    with np.errstate(divide="ignore"):
+        for index, temperature in enumerate(TEMPERATURES):
+            log_tails[:, index] = np.log(_softmax(dense / temperature)[:, k:].sum(-1))
+    logits = dense[:, :k] - dense[:, :1]
+    return _batch(ids[:, :k], logits, log_tails, labels)
+
+
+@given(_caches())
+def test_each_kept_token_keeps_its_probability(case) -> None:
+    dense, ids, k, table, labels = case
+    got = _remapped(_cached(dense, ids, k, labels), table)
+    real = got[records.MASKED_LM_WEIGHTS][0] > 0
+    for index, temperature in enumerate(TEMPERATURES):
+        p = _softmax(dense / temperature)
+        teacher = losses.teacher_distribution(
+            got[records.TOPK_IDS][0],
+            got[records.TOPK_LOGITS][0],
+            got[records.LOG_TAIL_MASSES][0, :, index],
+            temperature=temperature,
+            truncation_factor=k,
+        )
+        probabilities, tail = np.asarray(teacher.probabilities), np.asarray(teacher.tail)
+        np.testing.assert_allclose(probabilities.sum(-1) + tail, 1.0, atol=1e-6)
+        for row in np.flatnonzero(real):
+            kept = [(table[i], x) for i, x in zip(ids[row, :k], p[row], strict=False)]
+            kept = [(i, x) for i, x in kept if i != NO_ID]
+            found = teacher.ids[row]
+            # In their old order, and nothing behind them.
+            assert found.tolist() == [i for i, _ in kept] + [NO_ID] * (k - len(kept))
+            old = [x for _, x in kept]
+            np.testing.assert_allclose(probabilities[row, : len(kept)], old, atol=1e-6)
+            np.testing.assert_array_equal(probabilities[row, len(kept) :], 0.0)
+            np.testing.assert_allclose(tail[row], 1.0 - sum(old), atol=1e-6)
+    alone = [(table[ids[row, :k]] == NO_ID).all() for row in range(POSITIONS)]
+    assert not (real & alone).any()
+    # Only where nearly all mass is removed may another position count for nothing.
+    for row in np.flatnonzero(~real & ~np.array(alone)):
+        removed = table[ids[row, :k]] == NO_ID
+        assert (1 - _softmax(dense[row])[k:].sum() - _softmax(dense[row])[:k][removed].sum()) < 2e-6
+
+
+@given(_caches())
+def test_all_tokens_change_nothing(case) -> None:
+    dense, ids, k, _, labels = case
+    batch = _cached(dense, ids, k, labels)
+    got = _remapped(batch, np.arange(V))
+    for name, value in batch.items():
+        np.testing.assert_array_equal(got[name].view("int32"), value.numpy().view("int32"), name)
+
+
+def _plain_losses(
+    p: np.ndarray, log_q: np.ndarray, inside: list[int], label: int, policy: str
+) -> tuple[float, float]:
+    """Cross-entropy and Σ p log(p / q) of one position, over the student's whole vocabulary.
+
+    Args:
+        p: the teacher's mass of each of the student's tokens; it does not sum to 1.
+        log_q: the student's.
+        inside: the tokens of the top-k.
+        label: the true token.
+        policy: what becomes of the rest of 1.
+    """
+    classes = [(p[i], log_q[i]) for i in inside]
+    rest = 1.0 - sum(x for x, _ in classes)
+    outside = [i for i in range(len(p)) if i not in inside]
+    if policy == "renormalize":
+        norm_p, norm_q = sum(x for x, _ in classes), sum(np.exp(y) for _, y in classes)
+        classes = [(x / norm_p, y - LOG(norm_q)) for x, y in classes]
+    if policy == "bucket":
+        classes.append((rest, np.log(np.exp(log_q[outside]).sum())))
+    if policy == "label":
+        hit = {i: p[i] for i in inside}
+        hit[label] = hit.get(label, 0.0) + rest
+        classes = [(x, log_q[i]) for i, x in hit.items()]
+    cross = -sum(x * y for x, y in classes)
+    return cross, cross + sum(x * LOG(x) for x, _ in classes if x > 0)
+
+
+@pytest.mark.parametrize("policy", TAIL_POLICIES)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@given(case=_caches(), seed=st.integers(0, 10**6))
+def test_losses_are_those_of_the_dense_distribution(case, seed, policy, temperature) -> None:
+    dense, ids, k, table, labels = case
+    size = int((table >= 0).sum())
+    got = _remapped(_cached(dense, ids, k, labels), table)
+    objective = Objective({"kl_divergence": 1.0}, temperature, policy, k, TEMPERATURES)
+    student = np.random.default_rng(seed).normal(0.0, 2.0, (1, POSITIONS, size)).astype("float32")
+    names = ("soft_cross_entropy", "kl_divergence", "probability_cosine", "masked_lm")
+    found = objective.per_position(student, got, names)
+    found = {name: np.asarray(value)[0] for name, value in found.items()}
+    for row in np.flatnonzero(got[records.MASKED_LM_WEIGHTS][0] > 0):
+        old = [i for i in ids[row, :k] if table[i] != NO_ID]
+        inside, label = [int(table[i]) for i in old], int(table[labels[row]])
+        if len(inside) == size and policy == "bucket":
+            # The student has no token left for the bucket; the loss is cut off there.
+            continue
+        p = np.zeros((2, size))
+        for level, t in enumerate((temperature, 1.0)):
+            by_token = dict(zip(ids[row], _softmax(dense[row] / t), strict=True))
+            p[level, inside] = [by_token[i] for i in old]
+        log_q = np.log(_softmax(student[0, row].astype(np.float64) / temperature))
+        cross, divergence = _plain_losses(p[0], log_q, inside, label, policy)
+        # Renormalised, a share is known no better than the kept mass.
+        close = {"rtol": 1e-3 if p.sum(-1).min() < 1e-3 else 2e-5, "atol": 2e-5}
+        np.testing.assert_allclose(found["soft_cross_entropy"][row], cross, **close)
+        divergence *= temperature**2
+        np.testing.assert_allclose(found["kl_divergence"][row], divergence, rtol=1e-3, atol=1e-4)
+        q = _softmax(student[0, row].astype(np.float64))
+        a, b = p[1, inside], q[inside]
+        cosine = 1.0 - a @ b / math.sqrt((a @ a) * (b @ b))
+        np.testing.assert_allclose(found["probability_cosine"][row], cosine, atol=2e-5)
+        label_loss = -LOG(q[label])
+        np.testing.assert_allclose(found["masked_lm"][row], label_loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", TAIL_POLICIES)
+def test_gradients_are_finite_and_come_from_no_lacking_token(policy: str) -> None:
+    """Position 0 lacks two ids of its top-k, position 1 all of them."""
+    logits = np.log([[0.4, 0.3, 0.2], [0.4, 0.3, 0.2]])
+    ids, tails = np.array([[3, 5, 4], [3, 4, 4]]), np.full((2, 2), LOG(0.1))
+    table = [0, 1, 2, NO_ID, NO_ID, 3]
+    got = _remapped(_batch(ids, logits, tails, np.array([5, 2])), table)
+    objective = Objective({"kl_divergence": 1.0}, 1.0, policy, 3, TEMPERATURES)
+    weights = got[records.MASKED_LM_WEIGHTS]
+    assert weights.tolist() == [[1, 0]]
+    student = tf.constant(np.random.default_rng(0).normal(size=(1, 2, 4)).astype("float32"))
+    names = ("soft_cross_entropy", "kl_divergence", "probability_cosine", "masked_lm")
+    for name in names:
+        with tf.GradientTape() as tape:
+            tape.watch(student)
+            values = objective.per_position(student, got, names)[name]
+            loss = tf.reduce_sum(tf.where(weights > 0, values, 0.0))
+        gradient = tape.gradient(loss, student).numpy()
+        assert np.isfinite(gradient).all(), name
+        np.testing.assert_array_equal(gradient[0, 1], 0.0)
+    # The entries themselves: nothing flows out of one that is no id.
+    with tf.GradientTape() as tape:
+        tape.watch(student)
+        found = losses.student_log_probs(
+            student, got[records.TOPK_IDS], got[records.MASKED_LM_IDS], temperature=1.0
+        )
+        inside = found.log_probs[0, 0, 1:]
+    assert tape.gradient(inside, student).numpy().tolist() == np.zeros((1, 2, 4)).tolist()
+    assert inside.numpy().tolist() == [-1e4, -1e4]
+
+
+def test_another_temperature_still_renormalizes() -> None:
+    logits = np.array([[0.0, -1.0, -2.0]])
+    batch = _batch(np.array([[3, 5, 2]]), logits, np.full((1, 2), -3.0), np.array([5]))
+    got = _remapped(batch, [0, 1, 2, NO_ID, NO_ID, 3])
+    for temperature in (0.05, 3.0, 1e4):
+        objective = Objective({"kl_divergence": 1.0}, temperature, "renormalize", 3, TEMPERATURES)
+        teacher = objective._teacher(got, None, temperature)
+        p = np.asarray(teacher.probabilities)[0, 0]
+        np.testing.assert_allclose(
+            p / p.sum(), [*_softmax(np.array([-1.0, -2.0]) / temperature), 0.0], rtol=1e-5
+        )

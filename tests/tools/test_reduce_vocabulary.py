@@ -1,0 +1,470 @@
+"""Students of a smaller vocabulary: made from a teacher, trained from its whole cache."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_specs.corpora import CorpusSource
+from data_specs.records import INPUT_IDS, INPUT_MASK, MASKED_LM_POSITIONS, SEGMENT_IDS
+from pipeline import run_distill
+from pipeline.models import checkpoints
+from pipeline.models.config import EncoderConfig
+from pipeline.storage import cache_input, serialization
+from pipeline.storage import manifest as manifests
+from pipeline.text import tokenizers
+from pipeline.text.masked_examples import create_masked_examples
+from tests.conftest import ENGLISH, LINES, RUSSIAN, save_tiny_bert
+from tools import reduce_vocabulary
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _run(**settings: object) -> int:
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    return reduce_vocabulary.main(["reduce_vocabulary", *flags])
+
+
+def _fails(capsys, module, **settings: object) -> str:
+    """Runs a command that must fail and returns the one line it prints."""
+    capsys.readouterr()
+    assert module.main(["command", *(f"--{name}={value}" for name, value in settings.items())]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("error: ")
+
+
+def _tokens(folder: pathlib.Path) -> list[str]:
+    return (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture(scope="module")
+def flags(cache_dir, teacher_dir) -> dict[str, object]:
+    """Where to take from."""
+    return {"input_dir": cache_dir, "teacher": teacher_dir}
+
+
+@pytest.fixture(scope="module")
+def student_dir(tmp_path_factory, flags) -> pathlib.Path:
+    """All layers of the teacher, some half of its tokens; read only."""
+    folder = tmp_path_factory.mktemp("reduced") / "student"
+    assert _run(**flags, output_dir=folder, coverage=0.8) == 0
+    return folder
+
+
+def test_the_logits_are_the_teachers_at_the_kept_tokens(student_dir, teacher_dir, vocab) -> None:
+    tokens = _tokens(student_dir)
+    places = {token: index for index, token in enumerate(vocab)}
+    old_ids = np.array([places[token] for token in tokens])
+    assert 30 < len(tokens) < 0.6 * len(vocab) and (np.diff(old_ids) > 0).all()
+    random = np.random.default_rng(0)
+    ids = random.integers(0, len(tokens), (3, 20))
+    batch = {
+        INPUT_MASK: np.ones((3, 20), "int32"),
+        SEGMENT_IDS: np.zeros((3, 20), "int32"),
+        MASKED_LM_POSITIONS: np.tile(np.arange(20, dtype="int32"), (3, 1)),
+    }
+    student, teacher = (
+        checkpoints.load_masked_lm(checkpoints.find_model(folder, "--student"))
+        for folder in (student_dir, teacher_dir)
+    )
+    small = np.asarray(student({INPUT_IDS: ids.astype("int32"), **batch}))
+    large = np.asarray(teacher({INPUT_IDS: old_ids[ids].astype("int32"), **batch}))
+    assert small.shape == (3, 20, len(tokens))
+    np.testing.assert_allclose(small, large[..., old_ids], atol=1e-6)
+
+
+def test_what_it_writes_and_prints(flags, tmp_path, capsys, vocab) -> None:
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("##z\nmodel\n", encoding="utf-8")
+    folder = tmp_path / "student"
+    assert _run(**flags, output_dir=folder, vocab_size=40, keep_tokens=wanted, layer_map="0,2") == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+    tokens = _tokens(folder)
+    assert len(tokens) == 40 and {"##z", "model", *vocab[:5]} <= set(tokens)
+    config = EncoderConfig.from_json(folder / "config.json")
+    assert (config.vocab_size, config.num_hidden_layers) == (40, 2)
+    teacher = EncoderConfig.from_json(pathlib.Path(flags["teacher"]) / "config.json")
+    # Of D = 32 and two layers: embeddings 40 and 64 + 2 rows and a norm; a layer's four
+    # and two dense maps and two norms; the head's dense map, norm and 40 biases.
+    layer = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 64
+    count = (40 + 64 + 2) * 32 + 64 + 2 * layer + (32 * 32 + 32 + 64 + 40)
+    assert reduce_vocabulary.count_parameters(config) == count
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed[:4]] == [
+        ["teacher", "student"],
+        ["tokens", str(len(vocab)), "40"],
+        ["layers", "3", "2"],
+        ["parameters", f"{reduce_vocabulary.count_parameters(teacher):,}", f"{count:,}"],
+    ]
+    assert printed[5].split()[-1] == f"{40 * 32 / count:.1%}"
+    assert printed[6].startswith("covered: ") and printed[-1] == f"student: {folder}"
+
+
+def test_coverage_is_what_it_says(student_dir, flags, tmp_path, capsys) -> None:
+    assert _run(**flags, output_dir=tmp_path / "more", vocab_size=len(_tokens(student_dir))) == 0
+    share = float(capsys.readouterr().out.split("covered: ")[1].split("%")[0])
+    assert 80.0 <= share < 83.0
+    # As many as stand for four fifths are the most frequent ones.
+    assert _tokens(tmp_path / "more") == _tokens(student_dir)
+
+
+def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path) -> None:
+    """By the commands alone, in a process that cannot import transformers."""
+    folder = tmp_path / "trained"
+    flags = [
+        f"--input_dir={cache_dir}",
+        f"--student={student_dir}",
+        f"--output_dir={folder}",
+        "--num_train_steps=60",
+        "--train_batch_size=8",
+        "--log_steps=10",
+        "--learning_rate=3e-3",
+        "--max_eval_steps=3",
+    ]
+    code = (
+        "import sys; sys.modules['transformers'] = None; from pipeline import run_distill; "
+        f"sys.exit(run_distill.main({['run_distill', *flags]!r}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    size = len(_tokens(student_dir))
+    assert (
+        f"vocabulary: {size:,} of the cache's {len(_tokens(cache_dir)):,} tokens; others are read "
+        "as [UNK], their mass joins the tail\n"
+    ) in result.stderr
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["split"] == "train"]
+    assert losses[-1] < 0.9 * losses[0]
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (student_dir / name).read_bytes()
+    assert EncoderConfig.from_json(folder / "config.json").vocab_size == size
+    request = json.loads((folder / "request.json").read_text())
+    sha256 = tokenizers.read_vocab_info(student_dir / "vocab.txt", flag="--student").sha256
+    assert request["vocab"] == sha256
+
+
+def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tmp_path) -> None:
+    """With every token of the eval inputs: over the kept top-k it is the cached teacher."""
+    from pipeline.distill import training
+    from pipeline.distill.settings import DistillConfig, StudentConfig
+
+    shard = manifests.load(cache_dir, flag="--input_dir").splits["eval"][0]
+    examples = map(serialization.decode_example, serialization.read_records(cache_dir / shard.file))
+    used = np.unique(np.concatenate([np.frombuffer(e[INPUT_IDS], "<u2") for e in examples]))
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("\n".join(vocab[index] for index in used) + "\n", encoding="utf-8")
+    student = tmp_path / "student"
+    settings = {"keep_tokens": wanted, "min_count": 10**6, "output_dir": student}
+    assert _run(**flags, **settings) == 0
+    # One of the text's besides, and no others.
+    assert len(used) <= len(_tokens(student)) <= len(used) + 2 < len(vocab) - 20
+    report = training.distill(
+        DistillConfig(
+            student=StudentConfig(student=str(student)),
+            losses={"kl_divergence": 1.0},
+            tail="renormalize",
+            input_dir=str(cache_dir),
+            do_train=False,
+        )
+    )
+    assert report["kl_divergence"] == pytest.approx(0.0, abs=1e-5)
+    assert report["probability_cosine"] == pytest.approx(0.0, abs=1e-5)
+    assert report["teacher_agreement"] > 0.99
+    assert report["masked_lm_accuracy"] == pytest.approx(report["teacher_accuracy"], abs=0.01)
+
+
+def test_masked_examples_are_read_in_part_too(student_dir, examples_dir, tmp_path, capsys) -> None:
+    settings = {
+        "input_dir": examples_dir,
+        "init_from": student_dir,
+        "student_layers": 1,
+        "losses": "masked_lm=1",
+        "num_train_steps": 2,
+        "train_batch_size": 4,
+        "max_eval_steps": 1,
+        "output_dir": tmp_path / "trained",
+    }
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    assert run_distill.main(["run_distill", *flags]) == 0
+    assert "tokens; others are read as [UNK]\n" in capsys.readouterr().err
+
+
+def test_another_vocabulary_of_the_same_run_is_another_request(
+    student_dir, cache_dir, tmp_path, capsys
+) -> None:
+    """Two students of the same weights whose tokens are called otherwise."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in student_dir.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    tokens = _tokens(other)
+    tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
+    (other / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    settings = {"input_dir": cache_dir, "output_dir": tmp_path / "trained", "num_train_steps": 1}
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    assert run_distill.main(["run_distill", *flags, f"--student={student_dir}"]) == 0
+    assert "another request: vocab is '" in _fails(capsys, run_distill, **settings, student=other)
+
+
+def test_students_that_are_no_part_of_the_cache(student_dir, cache_dir, tmp_path, capsys) -> None:
+    def message(tokens: list[str]) -> str:
+        folder = tmp_path / f"student{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_bytes((student_dir / name).read_bytes())
+        (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+        found = _fails(
+            capsys, run_distill, input_dir=cache_dir, student=folder, output_dir=tmp_path / "no"
+        )
+        return found.replace(f"{folder}/", "").replace(str(cache_dir), "CACHE")
+
+    tokens, large = _tokens(student_dir), _tokens(cache_dir)
+    assert message([*tokens[:-1], "жук"]) == (
+        "--student: vocab.txt: expected only tokens of the cache's vocabulary, "
+        f"received 'жук' (id {len(tokens) - 1}), which it lacks"
+    )
+    spare = next(token for token in large if token not in tokens)
+    assert message([*tokens[:4], spare, *tokens[5:]]) == (
+        "--student: vocab.txt: expected the cache's special tokens, "
+        "received a vocabulary without '[MASK]' (mask)"
+    )
+    # Not as many tokens as the model has rows: what it would mean cannot be known.
+    assert message(tokens[:-1]) == (
+        f"--student: expected a vocabulary of {len(large)} tokens, as in CACHE, "
+        f"received one of {len(tokens)}"
+    )
+    assert not (tmp_path / "no").exists()
+
+
+def test_other_stages_want_the_whole_vocabulary(student_dir, examples_dir, tmp_path, capsys):
+    from pipeline import create_teacher_output_data
+
+    found = _fails(
+        capsys,
+        create_teacher_output_data,
+        input_dir=examples_dir,
+        teacher=student_dir,
+        output_dir=tmp_path / "cache",
+    )
+    assert found.startswith("--teacher: expected a vocabulary of ")
+
+
+def test_mistakes(flags, tmp_path, capsys, student_dir, vocab) -> None:
+    def message(**changes: object) -> str:
+        settings = {**flags, "output_dir": tmp_path / "out", **changes}
+        return _fails(capsys, reduce_vocabulary, **settings)
+
+    assert message() == (
+        "--vocab_size: expected one of --vocab_size, --coverage, --min_count, received none"
+    )
+    assert message(vocab_size=5) == (
+        f"--vocab_size: expected 6 to {len(vocab)}: the 5 special and wanted tokens and at least "
+        "one more, received 5"
+    )
+    for wrong in ("0", "1.5", "0.5,0.6"):
+        expected = f"--coverage: expected a share in (0, 1], received {wrong}"
+        assert message(coverage=wrong) == expected
+    assert message(coverage="most") == ("--coverage: expected numbers such as 1,2, received 'most'")
+    assert message(vocab_size=9, student_layers=4) == (
+        "--student_layers: expected 1 to 3, the teacher's number of layers, received 4"
+    )
+    assert message(vocab_size=9, output_dir=student_dir) == (
+        "--output_dir: expected a new or empty directory, "
+        f"received {student_dir}, which holds 'config.json'"
+    )
+    assert message(vocab_size=9, teacher=student_dir).startswith(
+        f"--teacher: expected a vocabulary of {len(vocab)} tokens, as in "
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def _spiece_world(folder: pathlib.Path, vocab_file: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns masked examples and a teacher of another tokenizer."""
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    documents = ["\n".join(LINES[i::4]) for i in range(4)]
+    (corpus / "a.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    from pipeline.text.settings import MaskedExamplesConfig
+
+    create_masked_examples(
+        MaskedExamplesConfig(
+            corpora=(CorpusSource(input_dir=str(corpus)),),
+            output_dir=str(folder / "examples"),
+            vocab_file=str(vocab_file),
+            max_seq_length=48,
+            max_predictions_per_seq=8,
+            doc_stride=30,
+            dupe_factor=1,
+            eval_fraction=0.2,
+            segments="single",
+        )
+    )
+    tokens = tokenizers.read_vocab(vocab_file, flag="--vocab_file")
+    names = folder / "names.txt"
+    names.write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    teacher = save_tiny_bert(folder / "teacher", names, seed=3)
+    (teacher / "vocab.txt").unlink()
+    (teacher / vocab_file.name).write_bytes(vocab_file.read_bytes())
+    return folder / "examples", teacher
+
+
+def test_a_sentencepiece_student(spiece_file, tmp_path) -> None:
+    from pipeline.distill import training
+    from pipeline.distill.settings import DistillConfig, StudentConfig
+
+    examples, teacher = _spiece_world(tmp_path, spiece_file)
+    student = tmp_path / "student"
+    assert _run(input_dir=examples, teacher=teacher, output_dir=student, vocab_size=150) == 0
+    names = {"spiece.model", "tokenizer.json", "tokenizer_config.json"}
+    assert names <= {path.name for path in student.iterdir()}
+    lists = [tokenizers.read_vocab(path, flag="") for path in tokenizers.tokenizer_files(student)]
+    assert len(lists) == 2 and lists[0] == lists[1] and len(lists[0]) == 150
+    trained = tmp_path / "trained"
+    training.distill(
+        DistillConfig(
+            student=StudentConfig(student=str(student)),
+            losses={"masked_lm": 1.0},
+            input_dir=str(examples),
+            output_dir=str(trained),
+            num_train_steps=2,
+            train_batch_size=4,
+        )
+    )
+    for name in names:
+        assert (trained / name).read_bytes() == (student / name).read_bytes(), name
+
+
+def test_a_tokenizer_json_cannot_be_reduced(bpe_file, tmp_path, capsys) -> None:
+    examples, teacher = _spiece_world(tmp_path, bpe_file)
+    output_dir = tmp_path / "student"
+    found = _fails(
+        capsys,
+        reduce_vocabulary,
+        input_dir=examples,
+        teacher=teacher,
+        output_dir=output_dir,
+        vocab_size=100,
+    )
+    assert found == (
+        "--input_dir: expected a WordPiece vocabulary (vocab.txt) or a SentencePiece unigram "
+        "model (.model), whose tokens can be left out, received a tokenizer.json"
+    )
+    assert not output_dir.exists()
+
+
+def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe_file) -> None:
+    """One that was made elsewhere: without <unk>, and without the last hundred tokens."""
+    content = json.loads(bpe_file.read_text(encoding="utf-8"))
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != "<unk>"]
+    vocab = content["model"]["vocab"]
+    names = sorted(vocab, key=vocab.get)
+    names.remove("<unk>")
+    content["model"]["vocab"] = {token: index for index, token in enumerate(names)}
+    for token in content["added_tokens"]:
+        token["id"] = names.index(token["content"])
+    whole = tmp_path / "tokenizer.json"
+    whole.write_text(json.dumps(content), encoding="utf-8")
+    examples, _ = _spiece_world(tmp_path, whole)
+    content["model"]["vocab"] = {token: index for index, token in enumerate(names[:-100])}
+    kept = set(names[:-100])
+    content["model"]["merges"] = [
+        merge for merge in content["model"]["merges"] if {*merge, "".join(merge)} <= kept
+    ]
+    part = tmp_path / "part" / "tokenizer.json"
+    part.parent.mkdir()
+    part.write_text(json.dumps(content), encoding="utf-8")
+    cache = cache_input.open_cache(str(examples), None)
+    subset = tokenizers.find_subset(cache, len(kept), (part,), "--student")
+    assert (subset.unknown_token, subset.unknown_id) == ("<pad>", names.index("<pad>"))
+    assert subset.table.tolist() == [*range(len(kept)), *[-1] * 100]
+    assert subset.describe(cache.manifest) == (
+        f"vocabulary: {len(kept)} of the cache's {len(names)} tokens; others are read as <pad>"
+    )
+
+
+@pytest.mark.peers
+def test_transformers_reads_a_reduced_student(student_dir, spiece_file, tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    examples, teacher = _spiece_world(tmp_path, spiece_file)
+    pieces = tmp_path / "student"
+    assert _run(input_dir=examples, teacher=teacher, output_dir=pieces, coverage=0.9) == 0
+    for folder in (student_dir, pieces):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+        path = str(tokenizers._own_files_first(tokenizers.tokenizer_files(folder))[0])
+        ours = tokenizers.load_tokenizer(path, do_lower_case=None, flag="--student")
+        assert model.config.vocab_size == len(theirs) == len(ours.vocab)
+        assert model.config.pad_token_id == theirs.pad_token_id
+        for line in (*LINES[:12], ENGLISH[0], RUSSIAN[0]):
+            ids = theirs.encode(line, add_special_tokens=False)
+            assert ids == ours.tokenize(line).ids.tolist(), line
+        batch = theirs(f"春天{theirs.mask_token}了", return_tensors="pt")
+        with torch.no_grad():
+            assert torch.isfinite(model(**batch).logits).all()
+
+
+def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_file) -> None:
+    """Its padding is token 7 and becomes 5; the logits stay."""
+    from pipeline.models import layer_init
+
+    folder = save_tiny_bert(
+        tmp_path / "roberta",
+        vocab_file,
+        seed=5,
+        model_type="roberta",
+        type_vocab_size=1,
+        pad_token_id=7,
+    )
+    source = checkpoints.find_model(folder, "--teacher")
+    weights = source.read_weights()
+    kept = np.array([0, 1, 2, 3, 4, 7, 9, 20, 31])
+    config, reduced = layer_init.reduce_vocabulary(weights, source.config, kept)
+    assert config == dataclasses.replace(
+        source.config, vocab_size=9, pad_token_id=5, max_position_embeddings=62
+    )
+    assert config.max_input_length == source.config.max_input_length
+    (tmp_path / "small").mkdir()
+    checkpoints.save_hf_weights(tmp_path / "small", config, reduced)
+    ids = np.array([[2, 8, 7, 6, 3]])
+    outputs = []
+    for place, tokens in ((folder, kept[ids]), (tmp_path / "small", ids)):
+        model = checkpoints.load_masked_lm(checkpoints.find_model(place, "--student"))
+        batch = {
+            INPUT_IDS: tokens.astype("int32"),
+            INPUT_MASK: np.ones((1, 5), "int32"),
+            SEGMENT_IDS: np.zeros((1, 5), "int32"),
+            MASKED_LM_POSITIONS: np.arange(5, dtype="int32")[None],
+        }
+        outputs.append(np.asarray(model(batch)))
+    np.testing.assert_allclose(outputs[1], outputs[0][..., kept], atol=1e-6)
+    with pytest.raises(ValueError, match="expected the padding's id 7 among them"):
+        layer_init.reduce_vocabulary(weights, source.config, np.array([0, 1, 8]))
+
+
+def test_a_student_without_settings_gets_the_caches_casing(
+    examples_config, vocab_file, tmp_path
+) -> None:
+    examples = tmp_path / "examples"
+    changed = dataclasses.replace(examples_config, output_dir=str(examples), do_lower_case=False)
+    create_masked_examples(changed)
+    path = tmp_path / "student" / "vocab.txt"
+    path.parent.mkdir()
+    tokens = vocab_file.read_text(encoding="utf-8").splitlines()[:100]
+    path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    cache = cache_input.open_cache(str(examples), None)
+    subset = tokenizers.find_subset(cache, 100, (path,), "--student")
+    assert json.loads(subset.tokenizer_files["tokenizer_config.json"])["do_lower_case"] is False
+    assert subset.tokenizer_files["vocab.txt"] == path.read_bytes()
