@@ -31,6 +31,7 @@ LAYERS = (
         "pipeline.storage.serialization",
         "pipeline.storage.logit_codec",
         "pipeline.storage.manifest",
+        "pipeline.storage.token_counts",
         "pipeline.storage.cache_input",
         "pipeline.storage.spill",
         "pipeline.storage.shuffling",
@@ -54,6 +55,7 @@ LAYERS = (
         "pipeline.text.segmenters",
         "pipeline.text.windows",
         "pipeline.text.masking",
+        "pipeline.text.window_masking",
         "pipeline.text.document_masker",
         "pipeline.text.shard_plan",
         "pipeline.text.masked_examples",
@@ -128,7 +130,7 @@ def test_imports_run_one_way(path: pathlib.Path) -> None:
 
 
 def test_feature_names_are_strings_in_one_place_only() -> None:
-    names = {feature.name for feature in records.TEACHER_CACHE_FEATURES}
+    names = {feature.name for features in records.FEATURES.values() for feature in features}
     names |= {records.INPUT_MASK, records.SEGMENT_IDS, records.MASKED_LM_WEIGHTS}
     found = [
         f"{_module_name(path)}:{node.lineno} {node.value}"

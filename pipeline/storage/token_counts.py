@@ -1,0 +1,88 @@
+"""How often each token is in a directory of unmasked windows: `token_counts.npy`.
+
+Which tokens are rare is known only when every chunk of the corpus has been
+read. Each chunk leaves counts beside its spill file; their sum, int64 [V],
+stands beside the shards, with its size and checksum in the manifest.
+"""
+
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from data_specs import records
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.storage import serialization
+from pipeline.storage.manifest import FileInfo, Manifest
+
+TOKEN_COUNTS_FILE = "token_counts.npy"
+
+_DTYPE = np.dtype("<i8")
+
+
+def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
+    """Counts the tokens of records, `[CLS]` and `[SEP]` included.
+
+    Args:
+        serialized: records with `input_ids`.
+        vocab_size: V.
+
+    Returns:
+        int64 [V].
+    """
+    dtype = records.id_dtype(vocab_size)
+    contents = [serialization.decode_example(record)[records.INPUT_IDS] for record in serialized]
+    return np.bincount(np.frombuffer(b"".join(contents), dtype), minlength=vocab_size)
+
+
+def write_counts(path: files.PathLike, counts: np.ndarray) -> FileInfo:
+    """Writes counts, int [V], atomically; returns the file's size and checksum."""
+    buffer = io.BytesIO()
+    np.save(buffer, counts.astype(_DTYPE), allow_pickle=False)
+    files.write_bytes(path, buffer.getvalue())
+    path = pathlib.Path(path)
+    return FileInfo(path.name, path.stat().st_size, files.sha256_file(path))
+
+
+def _read(path: pathlib.Path, vocab_size: int) -> np.ndarray:
+    if not path.is_file():
+        raise InputError(f"{path}: this file of token counts is missing")
+    size = vocab_size * _DTYPE.itemsize
+    try:
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            content = file.read(size + 1)
+    except ValueError as error:
+        raise InputError(f"{path}: expected an array of counts ({error})") from error
+    if (shape, dtype, len(content)) != ((vocab_size,), _DTYPE, size):
+        raise InputError(
+            f"{path}: expected the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes, "
+            f"received shape {shape}, {dtype} in {len(content)} bytes"
+        )
+    return np.frombuffer(content, _DTYPE)
+
+
+def sum_counts(paths: Sequence[files.PathLike], vocab_size: int) -> np.ndarray:
+    """Returns the sum of what `write_counts` wrote into several files, int64 [V].
+
+    Raises:
+        InputError: a file is missing, or holds something else.
+    """
+    total = np.zeros(vocab_size, _DTYPE)
+    for path in paths:
+        total += _read(pathlib.Path(path), vocab_size)
+    return total
+
+
+def load_counts(directory: files.PathLike, manifest: Manifest) -> np.ndarray:
+    """Returns the counts of a directory of unmasked windows, int64 [V].
+
+    Raises:
+        InputError: the manifest names none, or the file holds something else.
+    """
+    if manifest.token_counts is None:
+        raise InputError(f"{directory}: expected {records.UNMASKED_WINDOWS} with token counts")
+    return _read(pathlib.Path(directory) / manifest.token_counts.file, manifest.vocab.size)
