@@ -70,6 +70,7 @@ LAYERS = (
         "pipeline.distill.settings",
         "pipeline.distill.losses",
         "pipeline.distill.objective",
+        "pipeline.distill.dynamic_masking",
         "pipeline.distill.targets",
         "pipeline.distill.metrics",
         "pipeline.distill.distiller",
@@ -94,6 +95,7 @@ TENSORFLOW_FREE = [
     and name
     not in (
         "pipeline.models.tf1_checkpoint",
+        "pipeline.distill.dynamic_masking",
         "pipeline.distill.targets",
         "pipeline.distill.training",
     )

@@ -22,6 +22,7 @@ class Objective:
         tail: the tail policy; None for each loss's own default.
         truncation_factor: k, at most the cached one; None without a cache.
         cached_temperatures: those whose tail mass the cache holds; empty without one.
+        source: what is read without a cache, for messages.
     """
 
     weights: Mapping[str, float]
@@ -29,14 +30,15 @@ class Objective:
     tail: str | None = None
     truncation_factor: int | None = None
     cached_temperatures: tuple[float, ...] = ()
+    source: str = "masked examples"
 
     def __post_init__(self) -> None:
         lacking = [name for name in self.weights if name not in self.supported]
         if lacking:
             raise InputError(
-                f"--losses: {lacking[0]} needs the teacher's top-k, which masked examples lack; "
-                "expected a teacher cache (make one with create_teacher_output_data) "
-                "or --losses=masked_lm=1"
+                f"--losses: {lacking[0]} needs the teacher's top-k, which {self.source} lack; "
+                "expected a teacher cache (make one of masked examples with "
+                "create_teacher_output_data) or --losses=masked_lm=1"
             )
         needs_tail = self._policy("kl_divergence") != "renormalize"
         if self.has_teacher and needs_tail and self.temperature not in self.cached_temperatures:

@@ -123,7 +123,12 @@ def build_objective(config: DistillConfig, cache: CacheInput) -> Objective:
                 f"--truncation_factor: expected a teacher cache in {cache.directory}, "
                 f"received {cache.manifest.kind}, which hold no top-k"
             )
-        return Objective(config.losses, temperature=config.temperature, tail=config.tail)
+        return Objective(
+            config.losses,
+            temperature=config.temperature,
+            tail=config.tail,
+            source=cache.manifest.kind.replace("_", " "),
+        )
     wanted = config.truncation_factor
     if wanted is not None and min(wanted, cache.manifest.vocab.size) > info.truncation_factor:
         raise InputError(

@@ -74,6 +74,25 @@ def load_tokenizer(vocab_file: str, *, do_lower_case: bool | None, flag: str) ->
     return load(path, do_lower_case=do_lower_case, flag=flag)
 
 
+def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
+    """Loads the tokenizer that a cache directory was made with, from its own files.
+
+    Raises:
+        InputError: it cannot be read, or has another vocabulary than the manifest says.
+    """
+    # Beside a SentencePiece model a tokenizer.json is its translation, which does
+    # not know all of the model's special tokens.
+    is_sentencepiece = sentencepieces.MODEL_FILE in cache.manifest.tokenizer_files
+    path = cache.directory / sentencepieces.MODEL_FILE if is_sentencepiece else cache.directory
+    tokenizer = load_tokenizer(str(path), do_lower_case=None, flag=cache.flag)
+    if tokenizer.info != cache.manifest.vocab:
+        raise InputError(
+            f"{cache.flag}: expected in {cache.directory} the tokenizer that it was made with "
+            f"(SHA-256 {cache.manifest.vocab.sha256}), received another ({tokenizer.info.sha256})"
+        )
+    return tokenizer
+
+
 def _configured_lower_case(path: str, *, default: bool) -> bool:
     """Returns what the model's own settings say: a cased model must not lose its capitals."""
     config_file = pathlib.Path(path).with_name(TOKENIZER_CONFIG_FILE)
