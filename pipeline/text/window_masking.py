@@ -159,8 +159,7 @@ def decode_window(features: Mapping[str, bytes], id_dtype: np.dtype) -> WindowIn
     segment_lengths = np.frombuffer(features[records.SEGMENT_LENGTHS], "<u2")
     begins_word = np.zeros(len(input_ids), bool)
     begins_word[np.frombuffer(features[records.WORD_STARTS], "<u2")] = True
-    is_token = np.ones(len(input_ids), bool)
-    is_token[0] = False
-    is_token[np.cumsum(segment_lengths, dtype=np.int64) - 1] = False
-    places = np.flatnonzero(is_token)
+    places = np.arange(1, len(input_ids) - len(segment_lengths))
+    # Those of the second segment stand behind one more [SEP].
+    places[int(segment_lengths[0]) - 2 :] += 1
     return WindowInput(input_ids, segment_lengths, places, begins_word[places])
