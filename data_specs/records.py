@@ -2,8 +2,8 @@
 
 A record is a `tf.train.Example` in which every feature is one bytes value: a
 little-endian array, unpadded, holding real masked positions only. Shapes use
-these letters: S segments, L tokens, P masked positions, K top-k, T cached
-temperatures, G groups of teacher layers, D the teacher's hidden size.
+these letters: S segments, L tokens, W beginnings of words, P masked positions, K
+top-k, T cached temperatures, G groups of teacher layers, D the teacher's hidden size.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ ID_DTYPE = "id"
 EXAMPLE_ID = "example_id"
 INPUT_IDS = "input_ids"
 SEGMENT_LENGTHS = "segment_lengths"
+WORD_STARTS = "word_starts"
 MASKED_LM_POSITIONS = "masked_lm_positions"
 MASKED_LM_IDS = "masked_lm_ids"
 TOPK_IDS = "topk_ids"
@@ -57,10 +58,15 @@ class Feature:
         return id_dtype(vocab_size) if self.dtype == ID_DTYPE else np.dtype(self.dtype)
 
 
+_EXAMPLE_ID = Feature(EXAMPLE_ID, "|u1", ("16",), "Digest of seed, document, window and copy.")
+_SEGMENT_LENGTHS = Feature(
+    SEGMENT_LENGTHS, "<u2", ("S",), "Tokens of each segment, [CLS] and [SEP] included."
+)
+
 MASKED_EXAMPLE_FEATURES: tuple[Feature, ...] = (
-    Feature(EXAMPLE_ID, "|u1", ("16",), "Digest of seed, document, window and copy."),
+    _EXAMPLE_ID,
     Feature(INPUT_IDS, ID_DTYPE, ("L",), "Token ids after masking, with [CLS] and [SEP]."),
-    Feature(SEGMENT_LENGTHS, "<u2", ("S",), "Tokens of each segment, [CLS] and [SEP] included."),
+    _SEGMENT_LENGTHS,
     Feature(MASKED_LM_POSITIONS, "<u2", ("P",), "Masked positions in input_ids, ascending."),
     Feature(MASKED_LM_IDS, ID_DTYPE, ("P",), "The true token at each masked position."),
 )
@@ -87,11 +93,20 @@ HIDDEN_FEATURES: dict[str, tuple[Feature, ...]] = {
     ),
 }
 
+UNMASKED_WINDOW_FEATURES: tuple[Feature, ...] = (
+    _EXAMPLE_ID,
+    Feature(INPUT_IDS, ID_DTYPE, ("L",), "The true token ids, with [CLS] and [SEP]."),
+    _SEGMENT_LENGTHS,
+    Feature(WORD_STARTS, "<u2", ("W",), "Positions in input_ids where words begin, ascending."),
+)
+
 MASKED_EXAMPLES = "masked_examples"
+UNMASKED_WINDOWS = "unmasked_windows"
 TEACHER_CACHE = "teacher_cache"
 
 # What a directory of each kind holds, by the manifest's `kind`.
 FEATURES: dict[str, tuple[Feature, ...]] = {
     MASKED_EXAMPLES: MASKED_EXAMPLE_FEATURES,
+    UNMASKED_WINDOWS: UNMASKED_WINDOW_FEATURES,
     TEACHER_CACHE: TEACHER_CACHE_FEATURES,
 }

@@ -1,5 +1,7 @@
 """Stage 1a: masks a corpus a fixed number of ways and writes masked examples.
 
+With --masking=dynamic it writes unmasked windows, which run_distill masks anew each epoch.
+
 create_pretraining_data --input_dir=CORPUS --vocab_file=vocab.txt --output_dir=EXAMPLES
 """
 
@@ -41,8 +43,6 @@ def define_flags() -> flags.FlagValues:
     table.integer(
         "max_seq_length", 512, "The longest input, with special tokens.", low=1, high=65535
     )
-    table.integer("max_predictions_per_seq", 20, "The most masked tokens of an input.", low=1)
-    table.number("masked_lm_prob", 0.15, "The share of tokens to mask.", low=0.0, high=1.0)
     table.number(
         "short_seq_prob",
         0.1,
@@ -51,11 +51,37 @@ def define_flags() -> flags.FlagValues:
         high=1.0,
     )
     table.integer("doc_stride", 256, "Tokens between the beginnings of two windows.", low=1)
-    table.integer("dupe_factor", 5, "Differently masked copies of each window.", low=1)
+    _define_masking(table)
     table.integer("random_seed", 12345, "Decides every random choice.", low=0)
     table.boolean("random_next", None, "Accepted for old command lines; has no effect.")
     table.require("output_dir", "vocab_file")
     return table.values
+
+
+def _define_masking(table: command_line.FlagTable) -> None:
+    table.choice(
+        "masking",
+        "static",
+        "Whether masks are drawn here, which a teacher cache needs, or by run_distill, anew each "
+        "epoch.",
+        of=["static", "dynamic"],
+    )
+    table.integer("max_predictions_per_seq", 20, "The most masked tokens of an input.", low=1)
+    table.number("masked_lm_prob", 0.15, "The share of tokens to mask.", low=0.0, high=1.0)
+    table.number(
+        "mask_smoothing",
+        0.0,
+        "With --masking=dynamic: a word is drawn in proportion to count ** -mask_smoothing of its "
+        "tokens, so that rare ones are masked more often; 0.7 is DistilBERT's.",
+        low=0.0,
+        high=10.0,
+    )
+    table.integer(
+        "dupe_factor",
+        None,
+        "Differently masked copies of each window; by default 5. None with --masking=dynamic.",
+        low=1,
+    )
 
 
 def _define_places(table: command_line.FlagTable) -> None:
@@ -152,7 +178,7 @@ def _create(values: flags.FlagValues) -> None:
     config = MaskedExamplesConfig(**{name: settings[name] for name in names})
     manifest = masked_examples.create_masked_examples(config)
     print("\n".join(masked_examples.describe(manifest)))
-    print(f"masked examples: {config.output_dir}")
+    print(f"{manifest.kind.replace('_', ' ')}: {config.output_dir}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,11 @@ def define_flags() -> flags.FlagValues:
 
 
 def _define_data(table: command_line.FlagTable) -> None:
-    table.string("input_dir", None, "A teacher cache, or masked examples for --losses=masked_lm=1.")
+    table.string(
+        "input_dir",
+        None,
+        "A teacher cache; or masked examples or unmasked windows for --losses=masked_lm=1.",
+    )
     table.string("input_file", None, "Instead of --input_dir: a glob of its shards.")
     table.string(
         "output_dir",

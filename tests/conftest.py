@@ -126,6 +126,24 @@ def examples_dir(
     return folder
 
 
+@pytest.fixture(scope="session")
+def windows_config(examples_config: MaskedExamplesConfig) -> MaskedExamplesConfig:
+    """How the session's unmasked windows are made, from the same text and seed."""
+    return dataclasses.replace(
+        examples_config, masking="dynamic", mask_smoothing=0.7, dupe_factor=None
+    )
+
+
+@pytest.fixture(scope="session")
+def windows_dir(
+    tmp_path_factory: pytest.TempPathFactory, windows_config: MaskedExamplesConfig
+) -> pathlib.Path:
+    """A complete directory of unmasked windows; read only."""
+    folder = tmp_path_factory.mktemp("windows") / "unmasked"
+    create_masked_examples(dataclasses.replace(windows_config, output_dir=str(folder)))
+    return folder
+
+
 def save_tiny_bert(
     folder: pathlib.Path,
     vocab_file: pathlib.Path,

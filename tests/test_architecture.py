@@ -39,6 +39,7 @@ LAYERS = (
         "pipeline.storage.vocab_subset",
         "pipeline.storage.cache_input",
         "pipeline.storage.token_counts",
+        "pipeline.storage.cache_tokens",
         "pipeline.storage.spill",
         "pipeline.storage.shuffling",
         "pipeline.storage.writer",
@@ -62,6 +63,7 @@ LAYERS = (
         "pipeline.text.segmenters",
         "pipeline.text.windows",
         "pipeline.text.masking",
+        "pipeline.text.window_masking",
         "pipeline.text.document_masker",
         "pipeline.text.shard_plan",
         "pipeline.text.masked_examples",
@@ -78,6 +80,7 @@ LAYERS = (
         "pipeline.distill.settings",
         "pipeline.distill.losses",
         "pipeline.distill.objective",
+        "pipeline.distill.dynamic_masking",
         "pipeline.distill.targets",
         "pipeline.distill.metrics",
         "pipeline.distill.distiller",
@@ -104,6 +107,7 @@ TENSORFLOW_FREE = [
     and name
     not in (
         "pipeline.models.tf1_checkpoint",
+        "pipeline.distill.dynamic_masking",
         "pipeline.distill.targets",
         "pipeline.distill.training",
     )
@@ -140,7 +144,7 @@ def test_imports_run_one_way(path: pathlib.Path) -> None:
 
 
 def test_feature_names_are_strings_in_one_place_only() -> None:
-    names = {feature.name for feature in records.TEACHER_CACHE_FEATURES}
+    names = {feature.name for features in records.FEATURES.values() for feature in features}
     names |= {records.INPUT_MASK, records.SEGMENT_IDS, records.MASKED_LM_WEIGHTS}
     found = [
         f"{_module_name(path)}:{node.lineno} {node.value}"

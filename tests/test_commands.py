@@ -92,6 +92,18 @@ def test_recipes_are_flagfiles(recipe: pathlib.Path) -> None:
         ({"eval_fraction": "nan"}, "--eval_fraction=nan: expected a finite number"),
         ({"no_such_flag": "1"}, "Unknown command line flag 'no_such_flag'"),
         ({"text_fields": ","}, "--text_fields: expected the names of fields, received none"),
+        ({"masking": "moving"}, "--masking=moving: value should be one of <static|dynamic>"),
+        (
+            {"masking": "dynamic", "dupe_factor": "5"},
+            "--dupe_factor: expected none beside --masking=dynamic, which masks each window anew "
+            "each epoch, received 5",
+        ),
+        (
+            {"mask_smoothing": "0.7"},
+            "--mask_smoothing: expected --masking=dynamic beside it, as it needs the counts of "
+            "the whole corpus before the first mask, received --masking=static",
+        ),
+        ({"masking": "dynamic", "mask_smoothing": "-1"}, "--mask_smoothing=-1: "),
     ],
 )
 def test_mistakes_of_stage_1a(capsys, stage_1a, changes: dict[str, str], message: str) -> None:
@@ -157,6 +169,31 @@ def test_the_summary(capsys, stage_1a) -> None:
         "[UNK]",
     ):
         assert expected in captured.out
+
+
+def test_the_summary_of_unmasked_windows(capsys, stage_1a) -> None:
+    assert create_pretraining_data.main(["x", *_flags(stage_1a, masking="dynamic")]) == 0
+    printed = capsys.readouterr().out
+    loaded = manifest.load(stage_1a["output_dir"], flag="--output_dir")
+    assert (
+        loaded.num_examples("train") + loaded.num_examples("eval") == loaded.statistics["windows"]
+    )
+    assert f"windows    {loaded.statistics['windows']:,}" in printed
+    assert "masked     by run_distill, anew each epoch" in printed
+    assert f"unmasked windows: {stage_1a['output_dir']}" in printed
+
+
+def test_static_masks_are_the_default_five_copies(capsys, stage_1a) -> None:
+    assert create_pretraining_data.main(["x", *_flags(stage_1a)]) == 0
+    loaded = manifest.load(stage_1a["output_dir"], flag="--output_dir")
+    assert loaded.dupe_factor == loaded.flags["dupe_factor"] == 5
+    # As requests were before there were others: a directory of then is recognised.
+    assert not {"masking", "mask_smoothing"} & loaded.flags.keys()
+    assert create_pretraining_data.main(["x", "--help"]) == 0
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert "Differently masked copies of each window; by default 5." in help_text
+    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, masking="dynamic"))
+    assert "kind is 'masked_examples' there and 'unmasked_windows' here" in line
 
 
 def test_another_request_prints_both_values(capsys, stage_1a) -> None:
@@ -277,7 +314,7 @@ def test_what_a_cache_and_a_model_must_share(
     line = _fails(
         capsys, run_distill, *base, f"--input_dir={examples_dir}", f"--student={teacher_dir}"
     )
-    assert "needs the teacher's top-k, which masked examples lack" in line
+    assert "needs the teacher's top-k, and nothing here holds any" in line
 
 
 def _run(name: str, *flags: str) -> str:

@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.models import checkpoints, layer_init
 from pipeline.models.config import EncoderConfig
 from pipeline.models.weight_names import weight_table
-from pipeline.storage import cache_input, token_counts
+from pipeline.storage import cache_input, cache_tokens
 from pipeline.storage import manifest as manifests
 from pipeline.text import tokenizers, vocab_reduction
 from pipeline.text.tokens import Tokenizer
@@ -117,7 +117,7 @@ def _reduce(values: flags.FlagValues) -> None:
     tokenizer = tokenizers.load_cache_tokenizer(cache)
     always = _always_kept(tokenizer, values.keep_tokens, source.config.pad_token_id)
     manifests.verify(cache.directory, cache.manifest, full=values.verify == "full")
-    counts = vocab_reduction.text_counts(token_counts.count_tokens(cache), tokenizer)
+    counts = vocab_reduction.text_counts(cache_tokens.count_tokens(cache), tokenizer)
     kept_ids = vocab_reduction.choose_tokens(counts, always, limit)
     config, weights = layer_init.student_weights(
         source.read_weights(), source.config, layer_map=layer_map

@@ -1,11 +1,12 @@
 """Batches for the student: records decoded in TensorFlow, whatever computes the step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from data_specs import records
+from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
 from pipeline.storage import reader, vocab_subset
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, TRAIN
@@ -26,7 +27,8 @@ def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
     """Splits a decoded batch into what the student sees and what it is compared with.
 
     Args:
-        batch: as `pipeline.storage.reader.parse_batch` returns it.
+        batch: as `pipeline.storage.reader.parse_batch` or `WindowReader.parse_batch`
+            returns it.
 
     Returns:
         inputs `input_ids`, `input_mask`, `segment_ids` int32 [B, L] and
@@ -48,13 +50,29 @@ def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
     return inputs, {name: batch[name] for name in _TARGETS if name in batch}
 
 
-def _decode(serialized: tf.Tensor, cache: CacheInput) -> Batch:
-    batch = reader.parse_batch(serialized, cache.manifest)
-    if cache.vocab_subset is not None:
-        info = cache.manifest.teacher_info
-        temperatures = () if info is None else info.temperatures
-        batch = vocab_subset.remap_batch(tf, batch, cache.vocab_subset, temperatures)
-    return inputs_and_targets(batch)
+def _decoder(
+    cache: CacheInput, *, seed: int, purpose: str
+) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
+    """Returns what decodes a batch of records, string [B], with their epochs, int64 [B].
+
+    Where windows are stored unmasked, it masks them.
+    """
+    windows = None
+    if cache.manifest.kind == records.UNMASKED_WINDOWS:
+        windows = WindowReader(cache, seed=seed, purpose=purpose)
+    info, subset = cache.manifest.teacher_info, cache.vocab_subset
+    temperatures = () if info is None else info.temperatures
+
+    def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> Batch:
+        if windows is not None:
+            batch = windows.parse_batch(serialized, epochs)
+        else:
+            batch = reader.parse_batch(serialized, cache.manifest)
+        if subset is not None:
+            batch = vocab_subset.remap_batch(tf, batch, subset, temperatures)
+        return inputs_and_targets(batch)
+
+    return decode
 
 
 def training_batches(
@@ -65,7 +83,7 @@ def training_batches(
     Args:
         cache: a cache directory.
         batch_size: B.
-        seed: decides the order.
+        seed: decides the order, and the masks where windows are stored unmasked.
         start: examples already used; the stream begins with the next one.
         shuffle_buffer_size: examples.
     """
@@ -78,14 +96,15 @@ def training_batches(
         buffer=shuffle_buffer_size,
     )
     dataset = dataset.batch(batch_size, drop_remainder=True)
-    return _decoded(dataset, cache)
+    return _decoded(dataset, _decoder(cache, seed=seed, purpose=TRAINING))
 
 
 def evaluation_batches(cache: CacheInput, *, batch_size: int, max_steps: int) -> tf.data.Dataset:
     """Returns the eval split's batches, in stored order.
 
     The last batch is filled up with empty rows, so that shapes stay the same;
-    they have no real masked position and count for nothing.
+    they have no real masked position and count for nothing. Windows that are
+    stored unmasked are masked in the same way each time, whatever the run's seed.
 
     Args:
         cache: a cache directory.
@@ -93,7 +112,9 @@ def evaluation_batches(cache: CacheInput, *, batch_size: int, max_steps: int) ->
         max_steps: at most so many batches.
     """
     dataset = reader.evaluation_records(cache.directory, cache.manifest, EVAL)
+    dataset = dataset.map(lambda record: (record, tf.constant(0, tf.int64)))
     dataset = dataset.batch(batch_size).take(max_steps)
+    decode = _decoder(cache, seed=cache.manifest.seed, purpose=EVALUATION)
 
     def fill(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
         def pad(value: tf.Tensor) -> tf.Tensor:
@@ -106,13 +127,11 @@ def evaluation_batches(cache: CacheInput, *, batch_size: int, max_steps: int) ->
             {name: pad(value) for name, value in targets.items()},
         )
 
-    return _decoded(dataset, cache).map(fill).prefetch(2)
+    return _decoded(dataset, decode).map(fill).prefetch(2)
 
 
-def _decoded(dataset: tf.data.Dataset, cache: CacheInput) -> tf.data.Dataset:
-    decoded = dataset.map(
-        lambda serialized: _decode(serialized, cache),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+def _decoded(
+    dataset: tf.data.Dataset, decode: Callable[[tf.Tensor, tf.Tensor], Batch]
+) -> tf.data.Dataset:
+    decoded = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return decoded.prefetch(4)

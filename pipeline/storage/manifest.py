@@ -20,6 +20,7 @@ from data_specs.records import (
     HIDDEN_FEATURES,
     MASKED_EXAMPLE_FEATURES,
     TEACHER_CACHE,
+    UNMASKED_WINDOWS,
     Feature,
 )
 from pipeline import files
@@ -47,6 +48,15 @@ class ShardInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """A file beside the shards: its name, bytes and SHA-256 (hexadecimal)."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class VocabInfo:
     """The vocabulary: its size and the SHA-256 of its token list, joined by newlines."""
 
@@ -56,7 +66,10 @@ class VocabInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a cache directory holds. Attributes are named as in `manifest.json`."""
+    """What a cache directory holds. Attributes are named as in `manifest.json`.
+
+    A teacher cache alone has `teacher_info`, unmasked windows alone `token_counts`.
+    """
 
     kind: str
     vocab: VocabInfo
@@ -70,6 +83,7 @@ class Manifest:
     tokenizer_files: tuple[str, ...] = ()
     statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teacher_info: TeacherInfo | None = None
+    token_counts: FileInfo | None = None
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -101,6 +115,8 @@ class Manifest:
         if self.teacher_info is not None:
             # For people: it follows from the rest.
             value["bytes_per_position"] = self.bytes_per_position()
+        if self.token_counts is None:
+            del value["token_counts"]
         return value
 
     def sha256(self) -> str:
@@ -169,8 +185,11 @@ def completed_shard(directory: files.PathLike, file: str) -> ShardInfo | None:
 
 
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Returns, in one line, the first setting in which two requests differ."""
-    for name in sorted(set(there) | set(here)):
+    """Returns, in one line, the first setting in which two requests differ.
+
+    The kind comes first: other settings follow from it.
+    """
+    for name in sorted(set(there) | set(here), key=lambda key: (key != "kind", key)):
         if there.get(name) != here.get(name):
             return f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
     return ""
@@ -274,6 +293,11 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
     teacher_info = None
     if value["kind"] == TEACHER_CACHE:
         teacher_info = parse_teacher_info(value, path)
+    token_counts = None
+    if value["kind"] == UNMASKED_WINDOWS:
+        token_counts = FileInfo(**value["token_counts"])
+        _plain_name(token_counts.file, path)
+        _expect_contents(token_counts, path)
     splits = {
         split: tuple(_parse_shard(shard, path) for shard in shards)
         for split, shards in value["splits"].items()
@@ -290,6 +314,7 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
         tokenizer_files=tuple(_plain_name(name, path) for name in value["tokenizer_files"]),
         statistics=dict(value.get("statistics", {})),
         teacher_info=teacher_info,
+        token_counts=token_counts,
         **{name: value[name] for name in sizes},
     )
 
@@ -308,11 +333,15 @@ def _parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
         raise InputError(f"{path}: expected a shard's description, received {value!r}") from error
     if not (isinstance(shard.file, str) and _is_shard_file(shard.file)):
         raise InputError(f"{path}: expected the name of a shard, received {shard.file!r}")
-    if not (isinstance(shard.sha256, str) and SHA256.fullmatch(shard.sha256)):
-        raise InputError(f"{path}: expected a SHA-256 for {shard.file}, received {shard.sha256!r}")
     expect_count(shard.num_examples, f"{path}: num_examples of {shard.file}")
-    expect_count(shard.bytes, f"{path}: bytes of {shard.file}")
+    _expect_contents(shard, path)
     return shard
+
+
+def _expect_contents(info: ShardInfo | FileInfo, path: str) -> None:
+    if not (isinstance(info.sha256, str) and SHA256.fullmatch(info.sha256)):
+        raise InputError(f"{path}: expected a SHA-256 for {info.file}, received {info.sha256!r}")
+    expect_count(info.bytes, f"{path}: bytes of {info.file}")
 
 
 def copy_tokenizer(source: files.PathLike, manifest: Manifest, target: files.PathLike) -> None:
@@ -329,7 +358,7 @@ def copy_tokenizer(source: files.PathLike, manifest: Manifest, target: files.Pat
 
 
 def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None:
-    """Checks a directory's shards against its manifest.
+    """Checks a directory's shards, and its token counts, against its manifest.
 
     Args:
         directory: the cache directory.
@@ -337,20 +366,26 @@ def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None
         full: whether to check every byte (SHA-256), or sizes only.
 
     Raises:
-        InputError: a shard is missing, of another size, or has other bytes.
+        InputError: a file is missing, of another size, or has other bytes.
     """
+    directory = pathlib.Path(directory)
     for shard in (shard for split in manifest.splits.values() for shard in split):
-        path = pathlib.Path(directory) / shard.file
-        if not path.is_file():
-            raise InputError(f"{path}: this shard is missing")
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise InputError(
-                f"{path}: this shard is truncated or damaged: "
-                f"expected {shard.bytes} bytes, received {size}"
-            )
-        if full and (received := files.sha256_file(path)) != shard.sha256:
-            raise InputError(
-                f"{path}: this shard is damaged: "
-                f"expected SHA-256 {shard.sha256}, received {received}"
-            )
+        _verify_file(directory / shard.file, shard, "shard", full=full)
+    if manifest.token_counts is not None:
+        info = manifest.token_counts
+        _verify_file(directory / info.file, info, "file of token counts", full=full)
+
+
+def _verify_file(path: pathlib.Path, info: ShardInfo | FileInfo, what: str, *, full: bool) -> None:
+    if not path.is_file():
+        raise InputError(f"{path}: this {what} is missing")
+    size = path.stat().st_size
+    if size != info.bytes:
+        raise InputError(
+            f"{path}: this {what} is truncated or damaged: "
+            f"expected {info.bytes} bytes, received {size}"
+        )
+    if full and (received := files.sha256_file(path)) != info.sha256:
+        raise InputError(
+            f"{path}: this {what} is damaged: expected SHA-256 {info.sha256}, received {received}"
+        )

@@ -17,7 +17,7 @@ from pipeline.storage.manifest import Manifest
 def training_records(
     directory: files.PathLike, manifest: Manifest, split: str, *, seed: int, start: int, buffer: int
 ) -> tf.data.Dataset:
-    """Returns the endless shuffled stream of a split's serialised records.
+    """Returns the endless shuffled stream of a split's records, each with its epoch.
 
     Args:
         directory: the cache directory.
@@ -27,23 +27,28 @@ def training_records(
         start: records to leave out at the beginning, over all epochs: what a
             run that resumes has already used.
         buffer: records in the shuffle buffer.
+
+    Returns:
+        pairs of a serialised record, string [], and the number of its epoch,
+        int64 [], from 0.
     """
     shards = [shard for shard in manifest.splits[split] if shard.num_examples]
 
     def plan():
         for group in shuffling.record_groups(shards, seed, start=start):
             paths = [str(pathlib.Path(directory) / file) for file in group.files]
-            yield paths, group.skip, group.shuffle_seed
+            yield paths, group.skip, group.shuffle_seed, group.epoch
 
-    def read_group(paths, skip, shuffle_seed):
+    def read_group(paths, skip, shuffle_seed, epoch):
         dataset = tf.data.Dataset.from_tensor_slices(paths).interleave(
             tf.data.TFRecordDataset, cycle_length=shuffling.GROUP_SIZE, block_length=1
         )
         dataset = dataset.shuffle(buffer, seed=shuffle_seed, reshuffle_each_iteration=False)
-        return dataset.skip(skip)
+        return dataset.skip(skip).map(lambda record: (record, epoch))
 
     signature = (
         tf.TensorSpec([None], tf.string),
+        tf.TensorSpec([], tf.int64),
         tf.TensorSpec([], tf.int64),
         tf.TensorSpec([], tf.int64),
     )
@@ -64,7 +69,7 @@ def _decode(value: tf.Tensor, feature: records.Feature, vocab_size: int, length:
 
 
 def parse_batch(serialized: tf.Tensor, manifest: Manifest) -> Mapping[str, Any]:
-    """Decodes a batch of records to padded tensors.
+    """Decodes a batch of masked examples, or of a teacher cache, to padded tensors.
 
     Args:
         serialized: string [B].

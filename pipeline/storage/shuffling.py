@@ -7,7 +7,7 @@ the group it stopped in.
 
 Example: shards of 10, 10 and 5 records in groups of two. Record 27 of the
 stream is in epoch 1 (25 records each) and, if that epoch's order is (2, 0, 1),
-in its first group, after two others: `RecordGroup(("c", "a"), skip=2, …)`.
+in its first group, after two others: `RecordGroup(("c", "a"), skip=2, …, epoch=1)`.
 """
 
 import dataclasses
@@ -28,11 +28,13 @@ class RecordGroup:
         files: the shards read in turn.
         skip: records at its beginning, in shuffled order, to leave out.
         shuffle_seed: seeds the group's shuffle buffer.
+        epoch: which visit of the split it belongs to, from 0.
     """
 
     files: tuple[str, ...]
     skip: int
     shuffle_seed: int
+    epoch: int
 
 
 def record_groups(
@@ -58,6 +60,7 @@ def record_groups(
                     files=tuple(shard.file for shard in group),
                     skip=skip,
                     shuffle_seed=seeding.hash64(seed, "record order", epoch, begin) >> 1,
+                    epoch=epoch,
                 )
             skip = max(0, skip - count)
         epoch += 1

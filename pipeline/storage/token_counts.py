@@ -1,95 +1,88 @@
-"""How often each token stands in the text that masked examples were made of."""
+"""How often each token is in a directory of unmasked windows: `token_counts.npy`.
 
-import itertools
-from collections.abc import Iterator, Mapping
+Which tokens are rare is known only when every chunk of the corpus has been
+read. Each chunk leaves counts beside its spill file; their sum, int64 [V],
+stands beside the shards, with its size and checksum in the manifest.
+"""
+
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import tqdm
 
 from data_specs import records
+from pipeline import files
 from pipeline.errors import InputError
 from pipeline.storage import serialization
-from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import TRAIN
+from pipeline.storage.manifest import FileInfo, Manifest
 
-# Records counted at once: some megabytes.
-_CHUNK = 4_096
+TOKEN_COUNTS_FILE = "token_counts.npy"
+
+_DTYPE = np.dtype("<i8")
 
 
-def count_tokens(cache: CacheInput) -> np.ndarray:
-    """Counts the true tokens of the train split, with the masked ones put back.
-
-    A token counts as often as examples hold it: of windows that overlap, and of
-    each differently masked copy.
+def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
+    """Counts the tokens of records, `[CLS]` and `[SEP]` included.
 
     Args:
-        cache: masked examples or a teacher cache.
-
-    Returns:
-        int64 [V].
-
-    Raises:
-        InputError: a shard is damaged.
-    """
-    vocab_size = cache.manifest.vocab.size
-    counts = np.zeros(vocab_size, np.int64)
-    shards = cache.manifest.splits.get(TRAIN, ())
-    total = sum(shard.num_examples for shard in shards)
-    with tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="count") as bar:
-        for shard in shards:
-            path = cache.directory / shard.file
-            for chunk in _chunks(serialization.read_records(path)):
-                try:
-                    examples = [serialization.decode_example(record) for record in chunk]
-                    tokens = true_tokens(examples, vocab_size)
-                    counts += np.bincount(tokens, minlength=vocab_size)
-                except (KeyError, ValueError) as error:
-                    raise InputError(f"{path}: a damaged record ({error})") from error
-                bar.update(len(chunk))
-    return counts
-
-
-def _chunks(stream: Iterator[bytes]) -> Iterator[tuple[bytes, ...]]:
-    while chunk := tuple(itertools.islice(stream, _CHUNK)):
-        yield chunk
-
-
-def true_tokens(examples: list[Mapping[str, bytes]], vocab_size: int) -> np.ndarray:
-    """Returns the tokens of examples before masking, one example after the other.
-
-    Args:
-        examples: the features of each.
+        serialized: records with `input_ids`.
         vocab_size: V.
 
     Returns:
-        int [tokens of all examples].
-
-    Raises:
-        KeyError: a feature is missing.
-        ValueError: positions or ids are out of range, or features contradict each other.
-
-    Example:
-        `input_ids` 2 4 9 3 with `masked_lm_positions` 1 and `masked_lm_ids` 7 are the
-        true tokens 2 7 9 3.
+        int64 [V].
     """
     dtype = records.id_dtype(vocab_size)
+    contents = [serialization.decode_example(record)[records.INPUT_IDS] for record in serialized]
+    return np.bincount(np.frombuffer(b"".join(contents), dtype), minlength=vocab_size)
 
-    def joined(name: str, kind: str | np.dtype) -> np.ndarray:
-        return np.frombuffer(b"".join(example[name] for example in examples), kind)
 
-    def counts(name: str, kind: str | np.dtype) -> np.ndarray:
-        return np.array([len(example[name]) for example in examples]) // np.dtype(kind).itemsize
+def write_counts(path: files.PathLike, counts: np.ndarray) -> FileInfo:
+    """Writes counts, int [V], atomically; returns the file's size and checksum."""
+    buffer = io.BytesIO()
+    np.save(buffer, counts.astype(_DTYPE), allow_pickle=False)
+    files.write_bytes(path, buffer.getvalue())
+    path = pathlib.Path(path)
+    return FileInfo(path.name, path.stat().st_size, files.sha256_file(path))
 
-    tokens = joined(records.INPUT_IDS, dtype).copy()
-    labels = joined(records.MASKED_LM_IDS, dtype)
-    lengths = counts(records.INPUT_IDS, dtype)
-    masked = counts(records.MASKED_LM_POSITIONS, "<u2")
-    if not np.array_equal(masked, counts(records.MASKED_LM_IDS, dtype)):
-        raise ValueError("expected a label at each masked position")
-    positions = joined(records.MASKED_LM_POSITIONS, "<u2").astype(np.int64)
-    if (positions >= np.repeat(lengths, masked)).any():
-        raise ValueError("expected masked positions within the input")
-    tokens[np.repeat(np.cumsum(lengths) - lengths, masked) + positions] = labels
-    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
-        raise ValueError(f"expected ids of {vocab_size} tokens, received others")
-    return tokens
+
+def _read(path: pathlib.Path, vocab_size: int) -> np.ndarray:
+    if not path.is_file():
+        raise InputError(f"{path}: this file of token counts is missing")
+    size = vocab_size * _DTYPE.itemsize
+    try:
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            content = file.read(size + 1)
+    except ValueError as error:
+        raise InputError(f"{path}: expected an array of counts ({error})") from error
+    if (shape, dtype, len(content)) != ((vocab_size,), _DTYPE, size):
+        raise InputError(
+            f"{path}: expected the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes, "
+            f"received shape {shape}, {dtype} in {len(content)} bytes"
+        )
+    return np.frombuffer(content, _DTYPE)
+
+
+def sum_counts(paths: Sequence[files.PathLike], vocab_size: int) -> np.ndarray:
+    """Returns the sum of what `write_counts` wrote into several files, int64 [V].
+
+    Raises:
+        InputError: a file is missing, or holds something else.
+    """
+    total = np.zeros(vocab_size, _DTYPE)
+    for path in paths:
+        total += _read(pathlib.Path(path), vocab_size)
+    return total
+
+
+def load_counts(directory: files.PathLike, manifest: Manifest) -> np.ndarray:
+    """Returns the counts of a directory of unmasked windows, int64 [V].
+
+    Raises:
+        InputError: the manifest names none, or the file holds something else.
+    """
+    if manifest.token_counts is None:
+        raise InputError(f"{directory}: expected {records.UNMASKED_WINDOWS} with token counts")
+    return _read(pathlib.Path(directory) / manifest.token_counts.file, manifest.vocab.size)

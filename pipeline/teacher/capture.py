@@ -132,6 +132,12 @@ def _find_teacher(config: TeacherCacheConfig) -> checkpoints.ModelSource:
 def _check(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> CacheInput:
     """Opens the masked examples and refuses what does not fit them."""
     cache = cache_input.open_cache(config.input_dir, config.input_file)
+    if cache.manifest.kind == records.UNMASKED_WINDOWS:
+        raise InputError(
+            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, received {cache.directory}, which "
+            f"holds {records.UNMASKED_WINDOWS}: masks change each epoch, so that there is nothing "
+            "to cache; use --masking=static for a cache, or a live teacher: run_distill --teacher"
+        )
     if cache.manifest.kind != records.MASKED_EXAMPLES:
         raise InputError(
             f"{cache.flag}: expected {records.MASKED_EXAMPLES}, "

@@ -1,17 +1,19 @@
-"""One document becomes masked examples."""
+"""One document becomes masked examples, or unmasked windows."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from data_specs import records
 from pipeline import seeding
 from pipeline.storage import serialization
-from pipeline.text import masking, segmenters, windows
+from pipeline.text import segmenters, window_masking, windows
+from pipeline.text.masking import Words
 from pipeline.text.settings import MaskedExamplesConfig
 from pipeline.text.tokenizers import load_tokenizer
+from pipeline.text.window_masking import WindowInput
 
 # Tokenised at a time: bounds the memory of a long document.
 _TEXT_SLICE_CHARS = 2**17
@@ -30,33 +32,26 @@ class _TokenizedDocument:
     line_starts: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    """A span: ids int32 [n]; word starts and special tokens bool [n]; where it is split."""
-
-    ids: np.ndarray
-    word_starts: np.ndarray
-    special: np.ndarray
-    split: int | None
-
-
 class DocumentMasker:
-    """Turns documents into masked examples; one a process."""
+    """Turns documents into masked examples or, for dynamic masks, windows; one a process."""
 
     def __init__(self, config: MaskedExamplesConfig) -> None:
         self._config = config
         self._tokenizer = load_tokenizer(
             config.vocab_file, do_lower_case=config.do_lower_case, flag="--vocab_file"
         )
-        special = self._tokenizer.special_ids
         self._is_special = self._tokenizer.is_special()
-        self._policy = masking.MaskingPolicy(
+        self._policy = window_masking.masking_policy(
+            self._tokenizer,
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
-            mask_id=special["mask"],
-            replacement_ids=np.flatnonzero(~self._is_special),
         )
-        self._id_dtype = records.id_dtype(len(self._tokenizer.vocab))
+        self._id_dtype = records.id_dtype(self.vocab_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the tokens of the vocabulary."""
+        return len(self._tokenizer.vocab)
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
         segment = segmenters.load_segmenter(segmenter)
@@ -74,15 +69,15 @@ class DocumentMasker:
         )
 
     def num_copies(self, key: bytes, weight: float) -> int:
-        """Returns how many ways a document is masked.
+        """Returns how many ways a document is masked; how often it is stored where it is not.
 
         Args:
             key: its digest.
-            weight: its corpus's: `weight · dupe_factor` copies, where that is no
-                whole number on average over documents.
+            weight: its corpus's: `weight · copies` of the settings, where that is
+                no whole number on average over documents.
         """
         uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
-        return int(weight * self._config.dupe_factor + uniform)
+        return int(weight * self._config.copies + uniform)
 
     def examples(
         self,
@@ -93,14 +88,14 @@ class DocumentMasker:
         segmenter: str,
         num_copies: int,
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Yields the masked copies of every window of a document.
+        """Yields the masked copies of every window of a document, or the window as it is.
 
         Args:
             text: the document.
             key: its digest: every random choice depends on it.
             statistics: counts are added to it.
             segmenter: a name in `segmenters.SEGMENTERS`.
-            num_copies: masked copies of each window.
+            num_copies: copies of each window.
 
         Yields:
             example ids and serialised examples.
@@ -113,57 +108,45 @@ class DocumentMasker:
         statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
         streams = [seeding.stream(seed, "mask", key, copy) for copy in range(num_copies)]
         for number, window in enumerate(self._windows(document, key)):
-            masked = self._masked_copies(window, streams)
-            statistics["windows" if masked else f"windows {UNMASKABLE}"] += 1
-            for copy, features in enumerate(masked):
+            words = window_masking.maskable_words(window, self._policy, self._is_special)
+            maskable = len(words.starts) > 0
+            statistics["windows" if maskable else f"windows {UNMASKABLE}"] += 1
+            for copy, random in enumerate(streams if maskable else ()):
                 example_id = seeding.digest(seed, "example", key, number, copy)
+                features = self._features(window, words, random, statistics)
                 features[records.EXAMPLE_ID] = example_id
                 statistics["examples"] += 1
-                statistics["masked_positions"] += len(features[records.MASKED_LM_POSITIONS]) // 2
                 yield example_id, serialization.encode_example(features)
 
-    def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[_Window]:
-        config = self._config
+    def _features(
+        self,
+        window: WindowInput,
+        words: Words,
+        random: np.random.Generator,
+        statistics: Counter[str],
+    ) -> dict[str, bytes]:
+        if self._config.is_dynamic:
+            return window_masking.window_features(window, self._id_dtype)
+        masked = window_masking.mask_window(window, words, self._policy, random)
+        statistics["masked_positions"] += len(masked.positions)
+        return window_masking.masked_features(window, masked, self._id_dtype)
+
+    def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
+        config, special_ids = self._config, self._tokenizer.special_ids
         length = config.window_length
         random = seeding.stream(config.random_seed, "window length", key)
         if random.random() < config.short_seq_prob:
             length = int(random.integers(max(1, length // _SHORTEST_SHARE), length + 1))
-        special = self._is_special[document.ids]
         splits = seeding.stream(config.random_seed, "segments", key)
         for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
             span = slice(begin, end)
             starts, split = document.word_starts[span], None
             if config.segments == "pair":
                 split = windows.split_point(starts, document.line_starts[span], splits)
-            yield _Window(document.ids[span], starts, special[span], split)
-
-    def _masked_copies(
-        self, window: _Window, streams: Sequence[np.random.Generator]
-    ) -> list[dict[str, bytes]]:
-        """Returns the features of each copy; none where no word can be masked."""
-        special_ids = self._tokenizer.special_ids
-        tokens, segment_lengths, places = windows.build_input(
-            window.ids, window.split, special_ids["cls"], special_ids["sep"]
-        )
-        num_to_predict = self._policy.num_to_predict(len(tokens))
-        words = masking.maskable_words(window.word_starts, window.special, num_to_predict)
-        if not len(words.starts):
-            return []
-        copies = []
-        for random in streams:
-            chosen = masking.choose_positions(words, num_to_predict, random)
-            labels, positions = window.ids[chosen], places[chosen]
-            masked = tokens.copy()
-            masked[positions] = masking.mask_tokens(labels, self._policy, random)
-            copies.append(
-                {
-                    records.INPUT_IDS: masked.astype(self._id_dtype).tobytes(),
-                    records.SEGMENT_LENGTHS: segment_lengths.astype("<u2").tobytes(),
-                    records.MASKED_LM_POSITIONS: positions.astype("<u2").tobytes(),
-                    records.MASKED_LM_IDS: labels.astype(self._id_dtype).tobytes(),
-                }
+            inputs = windows.build_input(
+                document.ids[span], split, special_ids["cls"], special_ids["sep"]
             )
-        return copies
+            yield WindowInput(*inputs, starts)
 
 
 def _text_slices(text: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Stage 1a: a corpus becomes masked examples.
+"""Stage 1a: a corpus becomes masked examples, or windows that are masked when they are read.
 
     chunks of documents ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file
@@ -24,7 +24,7 @@ from pipeline.errors import InputError, InterruptedRunError
 from pipeline.runners import local
 from pipeline.runners.shard_job import ShardJob
 from pipeline.storage import manifest as manifests
-from pipeline.storage import spill, writer
+from pipeline.storage import spill, token_counts, writer
 from pipeline.storage.manifest import Manifest
 from pipeline.text import corpus, documents
 from pipeline.text.document_masker import UNMASKABLE, DocumentMasker
@@ -51,6 +51,10 @@ def _spill_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
     return _spill_folder(config) / f"{index:08d}.spill"
 
 
+def _counts_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
+    return _spill_folder(config) / f"{index:08d}.counts.npy"
+
+
 @dataclasses.dataclass(frozen=True)
 class _ChunkResult:
     """A chunk that is masked: its spill file's header, and how far the corpus has been read."""
@@ -65,6 +69,12 @@ def _mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> _ChunkResu
     header = spill.read_header(path)
     if header is None or header["fingerprint"] != chunk.fingerprint():
         header, entries = _mask_documents(config, chunk)
+        if config.is_dynamic:
+            # Before the spill file, which says that the chunk is done.
+            counts = token_counts.count_tokens(
+                (entry.record for entry in entries), _masker(config).vocab_size
+            )
+            token_counts.write_counts(_counts_path(config, chunk.index), counts)
         spill.write_spill(path, entries, header)
     return _ChunkResult(header, chunk.bytes_read)
 
@@ -192,7 +202,7 @@ def _expect_same_corpus(
 
 
 def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
-    """Makes a directory of masked examples, or finishes one.
+    """Makes a directory of masked examples or unmasked windows, or finishes one.
 
     Args:
         config: what was asked for.
@@ -251,21 +261,33 @@ def _make(
     headers = _mask_corpus(config, corpus_files)
     id_bytes = records.id_dtype(tokenizer.info.size).itemsize
     plan = make_plan(config, headers, corpus_files, id_bytes)
+    splits = _write_shards(config, plan)
     manifest = Manifest(
-        kind=records.MASKED_EXAMPLES,
+        kind=config.kind,
         vocab=tokenizer.info,
         special_ids=tokenizer.special_ids,
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
-        dupe_factor=config.dupe_factor,
+        dupe_factor=config.copies,
         seed=config.random_seed,
         flags=request,
-        splits=_write_shards(config, plan),
+        splits=splits,
         tokenizer_files=tuple(sorted(tokenizer.files())),
         statistics=plan.statistics,
+        token_counts=_write_token_counts(config, plan, tokenizer.info.size),
     )
     manifests.publish(config.output_dir, manifest)
     return manifest
+
+
+def _write_token_counts(
+    config: MaskedExamplesConfig, plan: ShardPlan, vocab_size: int
+) -> manifests.FileInfo | None:
+    if not config.is_dynamic:
+        return None
+    paths = [_counts_path(config, index) for index in range(plan.num_chunks)]
+    path = pathlib.Path(config.output_dir) / token_counts.TOKEN_COUNTS_FILE
+    return token_counts.write_counts(path, token_counts.sum_counts(paths, vocab_size))
 
 
 def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
@@ -308,4 +330,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
             f"{split:<10} {manifest.num_examples(split):,} examples, {size:,} bytes, "
             f"{len(shards):,} shard{'s' * (len(shards) != 1)}"
         )
-    yield f"masked     {counts['masked_positions']:,} positions"
+    if manifest.kind == records.UNMASKED_WINDOWS:
+        yield "masked     by run_distill, anew each epoch"
+    else:
+        yield f"masked     {counts['masked_positions']:,} positions"

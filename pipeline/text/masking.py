@@ -2,6 +2,7 @@
 
 Devlin et al., 2019, section 3.1: of the chosen tokens 80% become [MASK], 10% a
 random token, 10% stay. Whole words as in Cui et al., 2019 (Chinese RoBERTa-wwm).
+Rare tokens preferred as in Sanh et al., 2019 (DistilBERT).
 """
 
 import dataclasses
@@ -63,18 +64,62 @@ def maskable_words(word_starts: np.ndarray, special: np.ndarray, longest: int) -
     begins = word_starts.copy()
     begins[0] = True
     starts = np.flatnonzero(begins)
-    lengths = np.diff(starts, append=len(begins))
+    lengths = np.concatenate([starts[1:], [len(begins)]]) - starts
     allowed = (lengths <= longest) & ~np.logical_or.reduceat(special, starts)
     return Words(starts[allowed], lengths[allowed])
 
 
-def choose_positions(words: Words, num_to_predict: int, random: np.random.Generator) -> np.ndarray:
+def token_weights(counts: np.ndarray, smoothing: float) -> np.ndarray:
+    """Returns how much masking prefers each token: `count ** -smoothing`, float64 [V].
+
+    Sanh et al., 2019 (DistilBERT), with a smoothing of 0.7, after the subsampling
+    of Mikolov et al., 2013. A token that was never seen counts as one seen once.
+
+    Args:
+        counts: int [V], how often each token is in the corpus.
+        smoothing: 0 for no preference.
+    """
+    return np.maximum(counts, 1).astype(np.float64) ** -smoothing
+
+
+def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
+    """Returns the mean weight of each word's tokens, float64 [words].
+
+    Args:
+        words: some of a window's words.
+        weights: float64 [n], of the window's tokens.
+    """
+    bounds = np.array([words.starts, words.starts + words.lengths]).T.ravel()
+    # Sums between neighbouring bounds: every other one is a word's. The 0 stands
+    # behind a word that ends the window.
+    sums = np.add.reduceat(np.concatenate([weights, [0.0]]), bounds)[::2]
+    return sums / words.lengths
+
+
+def _weighted_order(weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Returns a random order, as drawn one by one in proportion to weight, none twice.
+
+    Efraimidis and Spirakis, 2006: the largest u^(1/w) first, or, which is the
+    same, the smallest −log(u)/w, where −log(u) is exponentially distributed.
+    """
+    return np.argsort(random.standard_exponential(len(weights)) / weights, kind="stable")
+
+
+def choose_positions(
+    words: Words,
+    num_to_predict: int,
+    random: np.random.Generator,
+    *,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
     """Chooses whole words at random until no more fit.
 
     Args:
         words: the words that may be masked.
         num_to_predict: at most so many tokens.
         random: decides.
+        weights: float64 [words], above 0: words are drawn in proportion to them;
+            None for words that are all alike.
 
     Returns:
         the chosen tokens, within the window, ascending: int [p], 0 < p ≤
@@ -83,7 +128,9 @@ def choose_positions(words: Words, num_to_predict: int, random: np.random.Genera
     starts, lengths = words.starts.tolist(), words.lengths.tolist()
     chosen: list[int] = []
     room = num_to_predict
-    for index in random.permutation(len(starts)).tolist():
+    count = len(starts)
+    order = random.permutation(count) if weights is None else _weighted_order(weights, random)
+    for index in order.tolist():
         if lengths[index] <= room:
             room -= lengths[index]
             chosen.extend(range(starts[index], starts[index] + lengths[index]))

@@ -1,14 +1,16 @@
 """Claims, sidecars, manifests: nothing complete is lost, nothing wrong is read."""
 
+import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
-from data_specs.records import MASKED_EXAMPLES
+from data_specs.records import MASKED_EXAMPLES, UNMASKED_WINDOWS
 from pipeline import files
 from pipeline.errors import InputError
-from pipeline.storage import cache_input, manifest, serialization, writer
+from pipeline.storage import cache_input, manifest, serialization, token_counts, writer
 from pipeline.text import tokenizers
 
 
@@ -171,6 +173,78 @@ def test_a_manifest_that_is_not_one_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(InputError, match=message):
         manifest.load(complete, flag="--input_dir")
+
+
+@pytest.fixture
+def windows(complete: pathlib.Path) -> pathlib.Path:
+    """A complete directory of unmasked windows: one shard and the counts of two tokens."""
+    info = token_counts.write_counts(complete / "token_counts.npy", np.array([3, 4]))
+    loaded = manifest.load(complete, flag="--input_dir")
+    described = dataclasses.replace(loaded, kind=UNMASKED_WINDOWS, token_counts=info)
+    manifest.publish(complete, described)
+    return complete
+
+
+def test_token_counts_come_back(windows: pathlib.Path) -> None:
+    loaded = manifest.load(windows, flag="--input_dir")
+    manifest.verify(windows, loaded, full=True)
+    assert token_counts.load_counts(windows, loaded).tolist() == [3, 4]
+    assert np.load(windows / "token_counts.npy").dtype == np.int64
+    examples = dataclasses.replace(loaded, token_counts=None)
+    with pytest.raises(InputError, match="expected unmasked_windows with token counts"):
+        token_counts.load_counts(windows, examples)
+
+
+def test_damaged_token_counts_are_named(windows: pathlib.Path) -> None:
+    path = windows / "token_counts.npy"
+    loaded = manifest.load(windows, flag="--input_dir")
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + b"12345678")
+    manifest.verify(windows, loaded, full=False)
+    with pytest.raises(InputError, match=f"{path}: this file of token counts is damaged"):
+        manifest.verify(windows, loaded, full=True)
+    path.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=f"{path}: this file of token counts is truncated"):
+        manifest.verify(windows, loaded, full=False)
+    with pytest.raises(
+        InputError, match="expected the counts of 2 tokens, int64 in 16 bytes, .* in 15 bytes"
+    ):
+        token_counts.load_counts(windows, loaded)
+    token_counts.write_counts(path, np.array([1, 2, 3]))
+    with pytest.raises(InputError, match=r"received shape \(3,\), int64 in 17 bytes"):
+        token_counts.load_counts(windows, loaded)
+    for other in (np.array([1.0, 2.0]), np.array([{}, {}], object)):
+        np.save(path, other, allow_pickle=True)
+        with pytest.raises(InputError, match="expected the counts of 2 tokens"):
+            token_counts.load_counts(windows, loaded)
+    path.write_bytes(b"no array")
+    with pytest.raises(InputError, match=f"{path}: expected an array of counts"):
+        token_counts.load_counts(windows, loaded)
+    path.unlink()
+    for read in (
+        lambda: token_counts.load_counts(windows, loaded),
+        lambda: manifest.verify(windows, loaded, full=False),
+    ):
+        with pytest.raises(InputError, match=f"{path}: this file of token counts is missing"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "missing or misshapen field"),
+        ({"file": "../x.npy", "bytes": 1, "sha256": "0" * 64}, "expected a plain file name"),
+        ({"file": "x.npy", "bytes": 1, "sha256": "0"}, "expected a SHA-256 for x.npy"),
+        ({"file": "x.npy", "bytes": -1, "sha256": "0" * 64}, "bytes of x.npy: expected a count"),
+    ],
+)
+def test_a_manifest_of_wrong_token_counts_is_refused(
+    windows: pathlib.Path, value: object, message: str
+) -> None:
+    path = windows / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "token_counts": value}))
+    with pytest.raises(InputError, match=message):
+        manifest.load(windows, flag="--input_dir")
 
 
 def test_an_unfinished_directory_is_told_from_none(tmp_path: pathlib.Path) -> None:

@@ -84,7 +84,10 @@ def directory(tmp_path: pathlib.Path) -> tuple[pathlib.Path, manifest.Manifest]:
 def _take(directory, *, seed: int, start: int, count: int) -> list[bytes]:
     path, described = directory
     dataset = reader.training_records(path, described, "train", seed=seed, start=start, buffer=20)
-    return list(dataset.take(count).as_numpy_iterator())
+    taken = list(dataset.take(count).as_numpy_iterator())
+    # Eleven shards of five records are an epoch.
+    assert [epoch for _, epoch in taken] == [(start + n) // 55 for n in range(count)]
+    return [record for record, _ in taken]
 
 
 def test_records_of_many_shards_are_mixed(directory) -> None:

@@ -78,6 +78,23 @@ def test_masked_examples_too(examples_dir) -> None:
     assert records.TOPK_IDS not in example and records.INPUT_IDS in example
 
 
+def test_unmasked_windows_too(windows_dir) -> None:
+    loaded = manifests.load(windows_dir, flag="--input_dir")
+    builder = TeacherCache(windows_dir)
+    found = list(tfds.as_numpy(builder.as_dataset(split="train")))
+    assert len(found) == loaded.num_examples("train")
+    stored = {
+        features[records.EXAMPLE_ID]: features
+        for shard in loaded.splits["train"]
+        for record in serialization.read_records(windows_dir / shard.file)
+        for features in [serialization.decode_example(record)]
+    }
+    for example in found:
+        features = stored[bytes(example[records.EXAMPLE_ID])]
+        assert example.keys() == features.keys()
+        assert {name: value.tobytes() for name, value in example.items()} == features
+
+
 def test_some_of_the_shards(cache_dir, tmp_path) -> None:
     """A cache made from a glob of shards has a part of those that the names count."""
     folder = tmp_path / "part"

@@ -278,3 +278,15 @@ def test_killed_at_ten_random_moments(cache_dir, config) -> None:
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True)
     assert _bytes(pathlib.Path(config.output_dir)) == _bytes(cache_dir)
+
+
+def test_unmasked_windows_are_refused(config, windows_dir) -> None:
+    message = (
+        f"--input_dir: expected masked_examples, received {windows_dir}, which holds "
+        "unmasked_windows: masks change each epoch, so that there is nothing to cache; use "
+        "--masking=static for a cache, or a live teacher: run_distill --teacher"
+    )
+    with pytest.raises(InputError) as refused:
+        create_teacher_cache(dataclasses.replace(config, input_dir=str(windows_dir)))
+    assert str(refused.value) == message
+    assert not pathlib.Path(config.output_dir).exists()

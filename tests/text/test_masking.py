@@ -1,6 +1,9 @@
 """Windows, words and masks: properties and values worked out by hand."""
 
+import itertools
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +54,70 @@ def test_no_word_is_left_that_would_fit() -> None:
         chosen = masking.choose_positions(words, 3, np.random.default_rng(seed)).tolist()
         # Words of 3, 1 and 2 tokens: either the first, or the other two.
         assert chosen in ([0, 1, 2], [3, 4, 5])
+
+
+def test_weights_by_hand() -> None:
+    # 1, 1, 16 ** -0.5, 100 ** -0.5: a token that is nowhere counts as one seen once.
+    weights = masking.token_weights(np.array([0, 1, 16, 100]), 0.5)
+    np.testing.assert_allclose(weights, [1.0, 1.0, 0.25, 0.1])
+    assert masking.token_weights(np.array([0, 9]), 0.0).tolist() == [1.0, 1.0]
+    # Words of the tokens 0-1, 3 and 4-6; token 2 is in none.
+    words = masking.Words(np.array([0, 3, 4]), np.array([2, 1, 3]))
+    of_tokens = np.array([1.0, 2.0, 100.0, 7.0, 1.0, 2.0, 6.0])
+    assert masking.word_weights(words, of_tokens).tolist() == [1.5, 7.0, 3.0]
+
+
+def _shares(weights: list[float], num_to_predict: int, draws: int) -> np.ndarray:
+    """Returns how often each of several words of one token is chosen."""
+    words = masking.Words(np.arange(len(weights)), np.ones(len(weights), int))
+    random = np.random.default_rng(5)
+    chosen = [
+        masking.choose_positions(words, num_to_predict, random, weights=np.array(weights))
+        for _ in range(draws)
+    ]
+    return np.bincount(np.concatenate(chosen), minlength=len(weights)) / draws
+
+
+def test_one_of_two_words_is_drawn_in_proportion() -> None:
+    draws = 20_000
+    for weights in ([3.0, 1.0], [1e-60, 9e-60], [0.5, 0.5]):
+        expected = np.array(weights) / sum(weights)
+        # Four standard deviations of a binomial share.
+        tolerance = 4 * np.sqrt(expected.prod() / draws)
+        np.testing.assert_allclose(_shares(weights, 1, draws), expected, atol=tolerance)
+
+
+def test_rare_words_are_preferred_by_the_formula() -> None:
+    """Against the sum over every order in which three of six words can be drawn."""
+    draws = 20_000
+    weights = masking.token_weights(np.array([1, 2, 5, 30, 400, 9000]), 0.7).tolist()
+    expected = np.zeros(6)
+    for order in itertools.permutations(range(6), 3):
+        rest, probability = sum(weights), 1.0
+        for word in order:
+            probability *= weights[word] / rest
+            rest -= weights[word]
+        expected[list(order)] += probability
+    assert expected.sum() == pytest.approx(3.0)
+    shares = _shares(weights, 3, draws)
+    tolerance = 4 * np.sqrt(expected * (1 - expected) / draws) + 1e-4
+    assert (np.abs(shares - expected) < tolerance).all(), (shares, expected)
+    assert (np.diff(shares) < 0).all()
+
+
+@given(windows_with_words(), st.integers(1, 30), st.integers(0, 10**6))
+def test_weighted_words_are_whole_and_within_the_cap(window, cap: int, seed: int) -> None:
+    ids, starts = window
+    words = masking.maskable_words(starts, np.isin(ids, SPECIAL_IDS), cap)
+    weights = masking.word_weights(words, 1.0 / ids) if len(words.starts) else np.zeros(0)
+    random = np.random.default_rng(seed)
+    chosen = masking.choose_positions(words, cap, random, weights=weights).tolist()
+    spans = [range(begin, begin + n) for begin, n in zip(words.starts, words.lengths, strict=True)]
+    whole = [span for span in spans if set(span) <= set(chosen)]
+    assert sorted(itertools.chain(*whole)) == chosen
+    room = cap - len(chosen)
+    assert room >= 0
+    assert all(len(span) > room for span in spans if span not in whole)
 
 
 def test_eighty_ten_ten() -> None:

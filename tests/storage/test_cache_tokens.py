@@ -7,7 +7,7 @@ import pytest
 
 from data_specs import records
 from pipeline.errors import InputError
-from pipeline.storage import cache_input, serialization, token_counts
+from pipeline.storage import cache_input, cache_tokens, serialization
 
 
 def _example(tokens: list[int], positions: list[int], labels: list[int]) -> dict[str, bytes]:
@@ -21,7 +21,13 @@ def _example(tokens: list[int], positions: list[int], labels: list[int]) -> dict
 def test_true_tokens_by_hand() -> None:
     examples = [_example([2, 4, 9, 4, 3], [1, 3], [7, 8]), _example([2, 3], [], [])]
     examples.append(_example([2, 4, 3], [1], [5]))
-    assert token_counts.true_tokens(examples, 10).tolist() == [2, 7, 9, 8, 3, 2, 3, 2, 5, 3]
+    assert cache_tokens.true_tokens(examples, 10).tolist() == [2, 7, 9, 8, 3, 2, 3, 2, 5, 3]
+    # Nothing is masked in a window.
+    window = {
+        records.INPUT_IDS: np.array([2, 4, 3], "<u2").tobytes(),
+        records.WORD_STARTS: np.array([1], "<u2").tobytes(),
+    }
+    assert cache_tokens.true_tokens([window, window], 10).tolist() == [2, 4, 3, 2, 4, 3]
 
 
 @pytest.mark.parametrize(
@@ -34,12 +40,12 @@ def test_true_tokens_by_hand() -> None:
 )
 def test_records_that_contradict_themselves(example: dict[str, bytes], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        token_counts.true_tokens([_example([2, 3], [], []), example], 10)
+        cache_tokens.true_tokens([_example([2, 3], [], []), example], 10)
 
 
 @pytest.mark.parametrize("chunk", [7, 4_096])
 def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, chunk: int) -> None:
-    monkeypatch.setattr(token_counts, "_CHUNK", chunk)
+    monkeypatch.setattr(cache_tokens, "_CHUNK", chunk)
     cache = cache_input.open_cache(str(cache_dir), None)
     expected: collections.Counter[int] = collections.Counter()
     for shard in cache.manifest.splits["train"]:
@@ -53,7 +59,7 @@ def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, chunk: in
             ):
                 tokens[position] = int(label)
             expected.update(tokens)
-    counts = token_counts.count_tokens(cache)
+    counts = cache_tokens.count_tokens(cache)
     assert len(cache.manifest.splits["train"]) == 3
     assert dict(expected) == {i: int(n) for i, n in enumerate(counts) if n}
     # [MASK] stands nowhere once what it hides is put back.
@@ -65,4 +71,4 @@ def test_a_damaged_record_is_named(cache_dir, monkeypatch) -> None:
     broken = [serialization.encode_example(_example([2, 4, 3], [9], [5]))]
     monkeypatch.setattr(serialization, "read_records", lambda path: iter(broken))
     with pytest.raises(InputError, match=r"train-00000-of-00003.tfrecord: a damaged record \(exp"):
-        token_counts.count_tokens(cache)
+        cache_tokens.count_tokens(cache)

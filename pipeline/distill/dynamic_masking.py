@@ -1,0 +1,128 @@
+"""Unmasked windows masked while they are read, anew each epoch.
+
+A window's masks depend on the run's seed, its example id and the epoch alone:
+not on the batch it is in, nor on where a run was interrupted.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from data_specs import records
+from pipeline import seeding
+from pipeline.errors import InputError
+from pipeline.storage import token_counts
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.manifest import MANIFEST_FILE
+from pipeline.text import masking, tokenizers, window_masking
+
+# Whose masks are drawn: two purposes never share random numbers.
+TRAINING = "mask"
+EVALUATION = "eval mask"
+
+_STORED = tuple(feature.name for feature in records.UNMASKED_WINDOW_FEATURES)
+_NAMES = (
+    records.INPUT_IDS,
+    records.SEGMENT_LENGTHS,
+    records.MASKED_LM_POSITIONS,
+    records.MASKED_LM_IDS,
+)
+
+
+def _setting(cache: CacheInput, name: str) -> float:
+    value = cache.manifest.flags.get(name)
+    if not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+        raise InputError(
+            f"{cache.flag}: expected a number for {name} in "
+            f"{cache.directory / MANIFEST_FILE}, received {value!r}"
+        )
+    return float(value)
+
+
+class WindowReader:
+    """Masks records of unmasked windows, by the settings of their manifest.
+
+    Args:
+        cache: a directory of unmasked windows.
+        seed: decides the masks.
+        purpose: `TRAINING` or `EVALUATION`.
+
+    Raises:
+        InputError: the directory's tokenizer, token counts or settings are not as they
+            must be.
+    """
+
+    def __init__(self, cache: CacheInput, *, seed: int, purpose: str) -> None:
+        manifest = cache.manifest
+        tokenizer = tokenizers.load_cache_tokenizer(cache)
+        self._is_special = tokenizer.is_special()
+        self._policy = window_masking.masking_policy(
+            tokenizer,
+            masked_lm_prob=_setting(cache, "masked_lm_prob"),
+            max_predictions_per_seq=manifest.max_predictions_per_seq,
+        )
+        smoothing = _setting(cache, "mask_smoothing")
+        self._token_weights = None
+        if smoothing:
+            counts = token_counts.load_counts(cache.directory, manifest)
+            self._token_weights = masking.token_weights(counts, smoothing)
+        self._seed, self._purpose = seed, purpose
+        self._id_dtype = records.id_dtype(manifest.vocab.size)
+        positions = manifest.max_predictions_per_seq
+        self._widths = dict(
+            zip(_NAMES, (manifest.max_seq_length, 2, positions, positions), strict=True)
+        )
+
+    def mask(
+        self, features: Mapping[str, bytes], epoch: int
+    ) -> tuple[window_masking.WindowInput, window_masking.MaskedWindow]:
+        """Masks one window.
+
+        Args:
+            features: of its record.
+            epoch: from 0; another epoch has other masks.
+        """
+        window = window_masking.decode_window(features, self._id_dtype)
+        words = window_masking.maskable_words(window, self._policy, self._is_special)
+        random = seeding.stream(self._seed, self._purpose, features[records.EXAMPLE_ID], epoch)
+        masked = window_masking.mask_window(
+            window, words, self._policy, random, token_weights=self._token_weights
+        )
+        return window, masked
+
+    def _mask_rows(self, epochs: np.ndarray, *features: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns a batch as arrays in the order of `_NAMES`, then the weights."""
+        batch = [np.zeros((len(epochs), width), np.int32) for width in self._widths.values()]
+        weights = np.zeros((len(epochs), self._widths[records.MASKED_LM_IDS]), np.float32)
+        rows = zip(*(values.tolist() for values in features), strict=True)
+        for row, (epoch, values) in enumerate(zip(epochs.tolist(), rows, strict=True)):
+            window, masked = self.mask(dict(zip(_STORED, values, strict=True)), epoch)
+            parts = (masked.input_ids, window.segment_lengths, masked.positions, masked.labels)
+            for array, part in zip(batch, parts, strict=True):
+                array[row, : len(part)] = part
+            weights[row, : len(masked.labels)] = 1.0
+        return *batch, weights
+
+    def parse_batch(self, serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        """Decodes and masks a batch of records, to padded tensors.
+
+        Args:
+            serialized: string [B].
+            epochs: int64 [B].
+
+        Returns:
+            what `pipeline.storage.reader.parse_batch` returns of masked examples.
+        """
+        parsed = tf.io.parse_example(
+            serialized, {name: tf.io.FixedLenFeature([], tf.string) for name in _STORED}
+        )
+        features = [parsed[name] for name in _STORED]
+        types = [tf.int32] * len(_NAMES) + [tf.float32]
+        values = tf.numpy_function(self._mask_rows, [epochs, *features], types, stateful=False)
+        batch = dict(zip((*_NAMES, records.MASKED_LM_WEIGHTS), values, strict=True))
+        widths = {**self._widths, records.MASKED_LM_WEIGHTS: self._widths[records.MASKED_LM_IDS]}
+        for name, value in batch.items():
+            value.set_shape([serialized.shape[0], widths[name]])
+        return batch

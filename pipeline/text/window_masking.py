@@ -1,0 +1,165 @@
+"""One window: as an input, as a record, and masked.
+
+Static masks are made here by stage 1a, dynamic ones by the reader of stage 2,
+anew each epoch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from data_specs import records
+from pipeline.text import masking
+from pipeline.text.masking import MaskingPolicy, Words
+from pipeline.text.tokens import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowInput:
+    """A window with its special tokens, not masked.
+
+    Attributes:
+        input_ids: int [L], with `[CLS]` and `[SEP]`.
+        segment_lengths: int [1 or 2], with `[CLS]` and `[SEP]`.
+        places: int [n], the position in the input of each token of the window.
+        word_starts: bool [n], which tokens of the window begin a word.
+    """
+
+    input_ids: np.ndarray
+    segment_lengths: np.ndarray
+    places: np.ndarray
+    word_starts: np.ndarray
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """The window's own tokens, int [n]."""
+        return self.input_ids[self.places]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedWindow:
+    """A window after masking.
+
+    Attributes:
+        input_ids: int [L].
+        positions: int [p], the masked positions in the input, ascending.
+        labels: int [p], the true tokens there.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    labels: np.ndarray
+
+
+def masking_policy(
+    tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions_per_seq: int
+) -> MaskingPolicy:
+    """Returns how windows of a tokenizer's tokens are masked.
+
+    Args:
+        tokenizer: its special tokens never stand in for a masked one.
+        masked_lm_prob: see `MaskingPolicy`.
+        max_predictions_per_seq: see `MaskingPolicy`.
+    """
+    return MaskingPolicy(
+        masked_lm_prob=masked_lm_prob,
+        max_predictions_per_seq=max_predictions_per_seq,
+        mask_id=tokenizer.special_ids["mask"],
+        replacement_ids=np.flatnonzero(~tokenizer.is_special()),
+    )
+
+
+def maskable_words(window: WindowInput, policy: MaskingPolicy, is_special: np.ndarray) -> Words:
+    """Returns the words of a window that may be masked.
+
+    Args:
+        window: the window.
+        policy: says how long a word may be.
+        is_special: bool [V].
+    """
+    longest = policy.num_to_predict(len(window.input_ids))
+    return masking.maskable_words(window.word_starts, is_special[window.token_ids], longest)
+
+
+def mask_window(
+    window: WindowInput,
+    words: Words,
+    policy: MaskingPolicy,
+    random: np.random.Generator,
+    *,
+    token_weights: np.ndarray | None = None,
+) -> MaskedWindow:
+    """Masks a window in one way.
+
+    Args:
+        window: the window.
+        words: as `maskable_words` returns them.
+        policy: how it is masked.
+        random: decides.
+        token_weights: float64 [V], how much each token is preferred, as
+            `masking.token_weights` returns it; None for words that are all alike.
+    """
+    tokens = window.token_ids
+    weights = None
+    if token_weights is not None:
+        weights = masking.word_weights(words, token_weights[tokens])
+    num_to_predict = policy.num_to_predict(len(window.input_ids))
+    chosen = masking.choose_positions(words, num_to_predict, random, weights=weights)
+    labels, positions = tokens[chosen], window.places[chosen]
+    input_ids = window.input_ids.copy()
+    input_ids[positions] = masking.mask_tokens(labels, policy, random)
+    return MaskedWindow(input_ids, positions, labels)
+
+
+def masked_features(
+    window: WindowInput, masked: MaskedWindow, id_dtype: np.dtype
+) -> dict[str, bytes]:
+    """Returns the features of a masked example, but for its id.
+
+    Args:
+        window: before masking.
+        masked: after it.
+        id_dtype: of token ids.
+    """
+    return {
+        records.INPUT_IDS: masked.input_ids.astype(id_dtype).tobytes(),
+        records.SEGMENT_LENGTHS: window.segment_lengths.astype("<u2").tobytes(),
+        records.MASKED_LM_POSITIONS: masked.positions.astype("<u2").tobytes(),
+        records.MASKED_LM_IDS: masked.labels.astype(id_dtype).tobytes(),
+    }
+
+
+def window_features(window: WindowInput, id_dtype: np.dtype) -> dict[str, bytes]:
+    """Returns the features of an unmasked window, but for its id.
+
+    Args:
+        window: the window.
+        id_dtype: of token ids.
+    """
+    return {
+        records.INPUT_IDS: window.input_ids.astype(id_dtype).tobytes(),
+        records.SEGMENT_LENGTHS: window.segment_lengths.astype("<u2").tobytes(),
+        records.WORD_STARTS: window.places[window.word_starts].astype("<u2").tobytes(),
+    }
+
+
+def decode_window(features: Mapping[str, bytes], id_dtype: np.dtype) -> WindowInput:
+    """Reads back what `window_features` wrote.
+
+    Args:
+        features: of one record.
+        id_dtype: of token ids.
+
+    Example:
+        segments of 4 and 2 tokens hold the window's tokens at 1, 2 and 4: what is
+        left without `[CLS]` at 0 and each segment's `[SEP]` at 3 and 5.
+    """
+    input_ids = np.frombuffer(features[records.INPUT_IDS], id_dtype)
+    segment_lengths = np.frombuffer(features[records.SEGMENT_LENGTHS], "<u2")
+    begins_word = np.zeros(len(input_ids), bool)
+    begins_word[np.frombuffer(features[records.WORD_STARTS], "<u2")] = True
+    places = np.arange(1, len(input_ids) - len(segment_lengths))
+    # Those of the second segment stand behind one more [SEP].
+    places[int(segment_lengths[0]) - 2 :] += 1
+    return WindowInput(input_ids, segment_lengths, places, begins_word[places])

@@ -1,0 +1,352 @@
+"""Windows masked while they are read: as static ones are, anew each epoch, and never by chance."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from safetensors.numpy import load_file
+
+from data_specs import records
+from pipeline.distill import targets, training
+from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.errors import InputError
+from pipeline.storage import cache_input, manifest, reader, serialization, token_counts
+from pipeline.storage.cache_input import CacheInput
+from pipeline.text import tokenizers
+from pipeline.text.masked_examples import create_masked_examples
+
+
+@pytest.fixture
+def cache(windows_dir) -> CacheInput:
+    """The session's unmasked windows."""
+    return cache_input.open_cache(str(windows_dir), None)
+
+
+def _stored(cache: CacheInput, split: str = "train") -> list[bytes]:
+    return [
+        record
+        for shard in cache.manifest.splits[split]
+        for record in serialization.read_records(cache.directory / shard.file)
+    ]
+
+
+def _parse(windows: WindowReader, serialized: list[bytes], epoch: int) -> dict[str, np.ndarray]:
+    epochs = np.full(len(serialized), epoch, np.int64)
+    batch = windows.parse_batch(tf.constant(serialized), tf.constant(epochs))
+    return {name: value.numpy() for name, value in batch.items()}
+
+
+def _assert_equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_batches_are_as_those_of_static_examples(cache, examples_dir) -> None:
+    """Names, dtypes and static shapes: what trains on one trains on the other."""
+    static = cache_input.open_cache(str(examples_dir), None)
+    made = [
+        targets.training_batches(one, batch_size=4, seed=1, start=0, shuffle_buffer_size=10)
+        for one in (static, cache)
+    ]
+    assert made[0].element_spec == made[1].element_spec
+    assert made[1].element_spec[0][records.INPUT_IDS].shape == (4, 48)
+    made = [targets.evaluation_batches(one, batch_size=4, max_steps=9) for one in (static, cache)]
+    assert made[0].element_spec == made[1].element_spec
+
+
+def test_masks_are_whole_words_of_the_window(cache, vocab) -> None:
+    """Over three epochs: the invariants that static examples have."""
+    windows = WindowReader(cache, seed=3, purpose=TRAINING)
+    serialized = _stored(cache)
+    special = {vocab.index(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
+    mask_id = vocab.index("[MASK]")
+    totals = dict.fromkeys(("tokens", "masked", "mask", "kept"), 0)
+    for epoch in range(3):
+        batch = _parse(windows, serialized, epoch)
+        for row, record in enumerate(serialized):
+            features = serialization.decode_example(record)
+            true = np.frombuffer(features[records.INPUT_IDS], "<u2").astype(int)
+            starts = set(np.frombuffer(features[records.WORD_STARTS], "<u2").tolist())
+            ends = np.cumsum(np.frombuffer(features[records.SEGMENT_LENGTHS], "<u2"), dtype=int) - 1
+            count = int(batch[records.MASKED_LM_WEIGHTS][row].sum())
+            positions = batch[records.MASKED_LM_POSITIONS][row, :count]
+            labels = batch[records.MASKED_LM_IDS][row, :count]
+            ids = batch[records.INPUT_IDS][row]
+            assert 0 < count <= 8
+            assert count <= max(1, round(0.15 * len(true)))
+            assert (np.diff(positions) > 0).all()
+            assert (labels == true[positions]).all()
+            assert not special & set(labels.tolist())
+            assert not ids[len(true) :].any()
+            unchanged = np.setdiff1d(np.arange(len(true)), positions)
+            assert (ids[unchanged] == true[unchanged]).all()
+            # A word is masked with all its tokens, or not at all.
+            inside = [place for place in range(1, len(true)) if place not in ends]
+            for before, place in itertools.pairwise(inside):
+                if place not in starts:
+                    assert (place in positions) == (before in positions)
+            totals["tokens"] += len(true)
+            totals["masked"] += count
+            totals["mask"] += int((ids[positions] == mask_id).sum())
+            totals["kept"] += int((ids[positions] == labels).sum())
+    assert totals["masked"] > 1000
+    # Words that do not fit, and the cap of 8 of 48, leave less than 0.15.
+    assert 0.11 < totals["masked"] / totals["tokens"] <= 0.155
+    assert abs(totals["mask"] / totals["masked"] - 0.8) < 0.04
+    assert abs(totals["kept"] / totals["masked"] - 0.1) < 0.03
+
+
+def test_epochs_differ_and_repeat(cache) -> None:
+    serialized = _stored(cache)
+    windows = WindowReader(cache, seed=3, purpose=TRAINING)
+    first = _parse(windows, serialized, 0)
+    again = _parse(WindowReader(cache, seed=3, purpose=TRAINING), serialized, 0)
+    _assert_equal(first, again)
+    others = (
+        _parse(windows, serialized, 1),
+        _parse(WindowReader(cache, seed=4, purpose=TRAINING), serialized, 0),
+        _parse(WindowReader(cache, seed=3, purpose=EVALUATION), serialized, 0),
+    )
+    name = records.MASKED_LM_POSITIONS
+    # Short windows have few choices.
+    full = (first[records.MASKED_LM_WEIGHTS].sum(axis=1) >= 5).nonzero()[0]
+    assert len(full) > 20
+    for other in others:
+        same = (first[name][full] == other[name][full]).all(axis=1)
+        assert same.mean() < 0.05
+
+
+def test_masks_do_not_depend_on_the_batch(cache) -> None:
+    windows = WindowReader(cache, seed=3, purpose=TRAINING)
+    serialized = _stored(cache)[:20]
+    whole = _parse(windows, serialized, 2)
+    order = np.random.default_rng(0).permutation(20)
+    mixed = _parse(windows, [serialized[index] for index in order], 2)
+    _assert_equal({name: value[order] for name, value in whole.items()}, mixed)
+    single = [_parse(windows, [record], 2) for record in serialized]
+    joined = {name: np.concatenate([one[name] for one in single]) for name in whole}
+    _assert_equal(whole, joined)
+    # Epochs of its own for each row.
+    epochs = tf.constant([0, 2] * 10, tf.int64)
+    both = windows.parse_batch(tf.constant(serialized), epochs)
+    zero = _parse(windows, serialized, 0)
+    for name, value in both.items():
+        np.testing.assert_array_equal(value[0::2], zero[name][0::2])
+        np.testing.assert_array_equal(value[1::2], whole[name][1::2])
+
+
+def _batches(cache: CacheInput, *, start: int, count: int) -> list[dict[str, np.ndarray]]:
+    dataset = targets.training_batches(
+        cache, batch_size=8, seed=5, start=start, shuffle_buffer_size=30
+    )
+    return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
+
+
+def test_a_resumed_stream_is_the_rest_with_the_masks_of_its_epochs(cache) -> None:
+    total = cache.manifest.num_examples("train")
+    count = 2 * total // 8 + 4
+    whole = _batches(cache, start=0, count=count)
+    for skipped in (1, total // 8, total // 8 + 1, count - 2):
+        rest = _batches(cache, start=skipped * 8, count=count - skipped)
+        for one, two in zip(whole[skipped:], rest, strict=True):
+            _assert_equal(one, two)
+    # The same windows come in each epoch, with other masks.
+    windows = WindowReader(cache, seed=5, purpose=TRAINING)
+    stream = reader.training_records(
+        cache.directory, cache.manifest, "train", seed=5, start=0, buffer=30
+    )
+    pairs = list(itertools.islice(stream.as_numpy_iterator(), count * 8))
+    assert {epoch for _, epoch in pairs} == {0, 1, 2}
+    for number, batch in enumerate(whole):
+        for row, (record, epoch) in enumerate(pairs[number * 8 : number * 8 + 8]):
+            _, masked = windows.mask(serialization.decode_example(record), int(epoch))
+            got = batch[records.INPUT_IDS][row, : len(masked.input_ids)]
+            np.testing.assert_array_equal(got, masked.input_ids)
+
+
+def test_evaluation_is_the_same_each_time(cache) -> None:
+    dataset = targets.evaluation_batches(cache, batch_size=8, max_steps=3)
+    first, second = ([{**i, **t} for i, t in dataset.as_numpy_iterator()] for _ in range(2))
+    assert len(first) == 3
+    for one, two in zip(first, second, strict=True):
+        _assert_equal(one, two)
+    expected = _parse(
+        WindowReader(cache, seed=cache.manifest.seed, purpose=EVALUATION),
+        _stored(cache, "eval")[:8],
+        0,
+    )
+    np.testing.assert_array_equal(first[0][records.INPUT_IDS], expected[records.INPUT_IDS])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.7])
+def test_tokens_are_masked_as_often_as_the_formula_says(
+    windows_config, tmp_path, smoothing: float
+) -> None:
+    """One token of each window: over many epochs, chi-squared against the weights."""
+    folder = tmp_path / "windows"
+    create_masked_examples(
+        dataclasses.replace(
+            windows_config,
+            output_dir=str(folder),
+            max_predictions_per_seq=1,
+            do_whole_word_mask=False,
+            mask_smoothing=smoothing,
+        )
+    )
+    cache = cache_input.open_cache(str(folder), None)
+    windows = WindowReader(cache, seed=3, purpose=TRAINING)
+    record = max(_stored(cache), key=len)
+    features = serialization.decode_example(record)
+    ids = np.frombuffer(features[records.INPUT_IDS], "<u2")
+    draws = 6000
+    seen = np.zeros(len(ids))
+    for epoch in range(draws):
+        _, masked = windows.mask(features, epoch)
+        seen[masked.positions] += 1
+    counts = np.load(folder / token_counts.TOKEN_COUNTS_FILE)[ids]
+    special = cache.manifest.special_ids.values()
+    weights = np.where(np.isin(ids, list(special)), 0.0, counts.astype(float) ** -smoothing)
+    expected = draws * weights / weights.sum()
+    assert seen.sum() == draws and not seen[weights == 0].any()
+    real = expected > 0
+    assert expected[real].min() > 20
+    degrees = real.sum() - 1
+    statistic = ((seen - expected)[real] ** 2 / expected[real]).sum()
+    # Mean and deviation of chi-squared, which is near normal at some 40 degrees.
+    assert abs(statistic - degrees) < 4 * np.sqrt(2 * degrees)
+    if smoothing:
+        rare, common = weights[real].argmax(), weights[real].argmin()
+        assert seen[real][rare] > 1.5 * seen[real][common]
+
+
+def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
+    windows_config, spiece_file, bpe_file, tmp_path
+) -> None:
+    for file in (spiece_file, bpe_file):
+        folder = tmp_path / file.stem
+        create_masked_examples(
+            dataclasses.replace(
+                windows_config, output_dir=str(folder), vocab_file=str(file), segments="single"
+            )
+        )
+        cache = cache_input.open_cache(str(folder), None)
+        original = tokenizers.load_tokenizer(str(file), do_lower_case=None, flag="--vocab_file")
+        loaded = tokenizers.load_cache_tokenizer(cache)
+        assert type(loaded) is type(original)
+        np.testing.assert_array_equal(loaded.is_special(), original.is_special())
+        batch = _parse(WindowReader(cache, seed=1, purpose=TRAINING), _stored(cache), 0)
+        assert (batch[records.MASKED_LM_WEIGHTS].sum(axis=1) > 0).all()
+        labels = batch[records.MASKED_LM_IDS][batch[records.MASKED_LM_WEIGHTS] > 0]
+        assert not original.is_special()[labels].any()
+
+
+def _changed(cache: CacheInput, **changes) -> CacheInput:
+    return dataclasses.replace(cache, manifest=dataclasses.replace(cache.manifest, **changes))
+
+
+def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
+    flags = {**cache.manifest.flags, "masked_lm_prob": "0.15"}
+    with pytest.raises(
+        InputError, match="--input_dir: expected a number for masked_lm_prob in .*received '0.15'"
+    ):
+        WindowReader(_changed(cache, flags=flags), seed=1, purpose=TRAINING)
+    other = manifest.VocabInfo(cache.manifest.vocab.size, "0" * 64)
+    with pytest.raises(InputError, match="--input_dir: expected the tokenizer.s files in .*, found none"):
+        WindowReader(_changed(cache, vocab=other), seed=1, purpose=TRAINING)
+
+
+@pytest.fixture
+def config(windows_dir, teacher_dir, tmp_path) -> DistillConfig:
+    """Thirty steps on labels alone, over more than one epoch."""
+    return DistillConfig(
+        output_dir=str(tmp_path / "student"),
+        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
+        losses={"masked_lm": 1.0},
+        input_dir=str(windows_dir),
+        train_batch_size=16,
+        eval_batch_size=8,
+        num_train_steps=30,
+        learning_rate=3e-3,
+        save_checkpoints_steps=10,
+        log_steps=5,
+        shuffle_buffer_size=64,
+    )
+
+
+def _lines(config: DistillConfig) -> list[dict]:
+    """Returns metrics.jsonl without what depends on the clock."""
+    lines = (pathlib.Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line) for line in lines]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch, tmp_path) -> None:
+    # The second epoch begins before the checkpoint of step 20.
+    assert cache.manifest.num_examples("train") < 20 * 16
+    training.distill(config)
+    lines = _lines(config)
+    losses = {split: [] for split in ("train", "eval")}
+    for line in lines:
+        losses[line["split"]].append(line["loss"])
+    assert losses["train"][-1] < 0.9 * losses["train"][0]
+    assert losses["eval"] == sorted(losses["eval"], reverse=True)
+    wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
+    cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
+    update = training.tqdm.tqdm.update
+    calls = []
+
+    def killed(bar, count=1):
+        calls.append(count)
+        if len(calls) == 26:
+            raise KeyboardInterrupt
+        return update(bar, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.tqdm.tqdm, "update", killed)
+        with pytest.raises(KeyboardInterrupt, match="from step 20, the last"):
+            training.distill(cut)
+    training.distill(cut)
+    assert _lines(cut)[-3:] == lines[-3:]
+    weights = load_file(pathlib.Path(cut.output_dir) / "model.safetensors")
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(weights[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"losses": {"kl_divergence": 1.0}},
+            "--losses: kl_divergence needs the teacher's top-k, and nothing here holds any; "
+            r"expected a teacher cache .* or a live teacher \(--teacher=DIR\)",
+        ),
+        (
+            {"truncation_factor": 4},
+            "--truncation_factor: expected a teacher cache in .*, received unmasked_windows, "
+            "which hold no top-k",
+        ),
+        ({"max_predictions_per_seq": 9}, "--max_predictions_per_seq: expected 8, as in"),
+    ],
+)
+def test_what_unmasked_windows_cannot_give(config, changes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        training.distill(dataclasses.replace(config, **changes))
+    assert not pathlib.Path(config.output_dir).exists()
+
+
+def test_damaged_counts_are_refused_before_training(config, windows_dir, tmp_path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(windows_dir, damaged)
+    path = damaged / token_counts.TOKEN_COUNTS_FILE
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=f"{path}: this file of token counts is damaged"):
+        training.distill(dataclasses.replace(config, input_dir=str(damaged)))
