@@ -258,7 +258,7 @@ def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
     ):
         WindowReader(_changed(cache, flags=flags), seed=1, purpose=TRAINING)
     other = manifest.VocabInfo(cache.manifest.vocab.size, "0" * 64)
-    with pytest.raises(InputError, match="--input_dir: expected the tokenizer.s files in .*, found none"):
+    with pytest.raises(InputError, match="--input_dir: expected the tokenizer.s files in "):
         WindowReader(_changed(cache, vocab=other), seed=1, purpose=TRAINING)
 
 
