@@ -3,7 +3,7 @@
 python -m tools.try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.txt --work=DIR
 
 Masks the text as the recipe wants it, trains a teacher of 12 layers and 64 dimensions
-for a minute, lets it make a cache where the recipe reads one, and runs the recipe's
+for some minutes, lets it make a cache where the recipe reads one, and runs the recipe's
 flagfile with --run_local. Nothing is said about quality. Stopped at any moment, the same
 command continues.
 """
@@ -25,7 +25,7 @@ from tools.commands import run_command
 _ROOT = pathlib.Path(__file__).parents[1]
 _SEED = 12345
 _LAYERS, _HIDDEN_SIZE = 12, 64
-_TEACHER_STEPS = 100
+_TEACHER_STEPS = 300
 _NUM_SHARDS = 16
 
 
@@ -102,7 +102,7 @@ def _train_teacher(work: pathlib.Path) -> None:
         output_dir=work / "teacher",
         losses="masked_lm=1",
         num_train_steps=_TEACHER_STEPS,
-        num_warmup_steps=10,
+        num_warmup_steps=20,
         train_batch_size=32,
         learning_rate=2e-3,
         max_eval_steps=10,

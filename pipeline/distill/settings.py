@@ -250,7 +250,6 @@ _LOCAL_LIMITS: Mapping[str, int] = {
     "train_batch_size": 8,
     "gradient_accumulation_steps": 2,
     "num_train_steps": 60,
-    "num_warmup_steps": 6,
     "eval_batch_size": 8,
     "max_eval_steps": 8,
     "save_checkpoints_steps": 30,
@@ -260,7 +259,7 @@ _LOCAL_LIMITS: Mapping[str, int] = {
 _LOCAL_LEARNING_RATE = 2e-3
 
 
-def shrink(given: Mapping[str, Any]) -> dict[str, Any]:
+def shrink(given: dict[str, Any]) -> dict[str, Any]:
     """Returns what changes for a run of minutes, by the names of `DistillConfig`.
 
     It shows that a recipe runs and that its losses fall; it claims no quality.
@@ -268,11 +267,10 @@ def shrink(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         given: the settings by name.
     """
-    changes = {
-        name: limit
-        for name, limit in _LOCAL_LIMITS.items()
-        if given[name] is None or given[name] > limit
-    }
+    changes = {name: limit for name, limit in _LOCAL_LIMITS.items() if given[name] > limit}
+    if given["num_warmup_steps"] is not None:
+        # A tenth, as for a run that says nothing.
+        changes["num_warmup_steps"] = (given | changes)["num_train_steps"] // 10
     if given["learning_rate"] < _LOCAL_LEARNING_RATE:
         changes["learning_rate"] = _LOCAL_LEARNING_RATE
     return changes

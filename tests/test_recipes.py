@@ -1,0 +1,183 @@
+"""Each published recipe, by its flagfile, shrunk with --run_local."""
+
+import json
+import pathlib
+
+import pytest
+
+from data_specs.corpora import CorpusSource
+from pipeline import run_distill
+from pipeline.distill import settings
+from pipeline.models.checkpoints import find_model
+from pipeline.teacher.capture import create_teacher_cache
+from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.text.masked_examples import create_masked_examples
+from pipeline.text.settings import MaskedExamplesConfig
+from tests.conftest import save_tiny_bert
+from tools import try_recipe
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+RECIPES = sorted((ROOT / "data_specs" / "recipes").glob("*.flags"))
+
+
+@pytest.fixture(scope="module")
+def deep_teacher(tmp_path_factory, vocab_file) -> pathlib.Path:
+    """Twelve random layers."""
+    folder = tmp_path_factory.mktemp("deep") / "teacher"
+    # No dropout: losses of few steps shall fall.
+    return save_tiny_bert(
+        folder,
+        vocab_file,
+        seed=2,
+        num_layers=12,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+def _inputs(recipe: str, folder: pathlib.Path, corpus_dir, vocab_file, teacher) -> pathlib.Path:
+    """Masked as the recipe wants it, with the teacher's cache where it reads one."""
+    needs = try_recipe.RECIPES[recipe]
+    create_masked_examples(
+        MaskedExamplesConfig(
+            corpora=(CorpusSource(input_dir=str(corpus_dir)),),
+            output_dir=str(folder / "examples"),
+            vocab_file=str(vocab_file),
+            max_seq_length=48,
+            max_predictions_per_seq=8,
+            doc_stride=30,
+            eval_fraction=0.2,
+            **needs.masking,
+        )
+    )
+    if not needs.cached:
+        return folder / "examples"
+    create_teacher_cache(
+        TeacherCacheConfig(
+            output_dir=str(folder / "cache"),
+            input_dir=str(folder / "examples"),
+            teacher=str(teacher),
+            predict_batch_size=16,
+        )
+    )
+    return folder / "cache"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs_and_its_losses_fall(
+    recipe, corpus_dir, vocab_file, deep_teacher, tmp_path, capsys
+) -> None:
+    folder = _inputs(recipe.stem, tmp_path, corpus_dir, vocab_file, deep_teacher)
+    needs = try_recipe.RECIPES[recipe.stem]
+    if needs.from_layers:
+        student = f"--init_from={deep_teacher}"
+    else:
+        other = save_tiny_bert(tmp_path / "other", vocab_file, seed=3, num_layers=4)
+        student = f"--student={other}"
+    teacher = [] if needs.cached else [f"--teacher={deep_teacher}"]
+    flags = [
+        f"--flagfile={recipe}",
+        f"--input_dir={folder}",
+        f"--output_dir={tmp_path / 'student'}",
+        student,
+        *teacher,
+        "--run_local",
+        # Fewer than a local run has.
+        "--num_train_steps=30",
+        "--gradient_accumulation_steps=1",
+        "--max_eval_steps=2",
+    ]
+    assert run_distill.main(["run_distill", *flags]) == 0
+    assert "--run_local: " in capsys.readouterr().err
+    lines = try_recipe.losses_over_steps(tmp_path / "student")
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    weights = settings.parse_losses(dict(_flags(recipe))["losses"])
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    for name in weights.keys() - {"masked_lm"}:
+        assert lines[-1][name] < lines[0][name], name
+    model_type = "distilbert" if recipe.stem == "distilbert" else "bert"
+    assert find_model(tmp_path / "student", "--student").config.model_type == model_type
+
+
+def _flags(recipe: pathlib.Path) -> list[tuple[str, str]]:
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    return [
+        (name, value)
+        for name, _, value in (
+            line.removeprefix("--").partition("=") for line in lines if line.startswith("--")
+        )
+    ]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_opens_with_its_source_needs_and_cost(recipe: pathlib.Path) -> None:
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    opening = "\n".join(line for line in lines if line.startswith("#"))
+    assert lines[0].startswith("# ")
+    for part in ("# Source: ", "# Needs ", "# Cost: ", f"recipes/{recipe.name}", "--run_local"):
+        assert part in opening, part
+
+
+def test_published_settings() -> None:
+    """What the sources say, once more."""
+    wide = dict(_flags(ROOT / "data_specs/recipes/roberta_wwm.flags"))
+    assert (wide["train_batch_size"], wide["learning_rate"]) == ("384", "5e-5")
+    assert (wide["num_train_steps"], wide["num_warmup_steps"]) == ("1000000", "20000")
+    half = dict(_flags(ROOT / "data_specs/recipes/distilbert.flags"))
+    assert half["losses"] == "kl_divergence=5,masked_lm=2,hidden_cosine=1"
+    batch = int(half["train_batch_size"]) * int(half["gradient_accumulation_steps"])
+    assert (batch, half["temperature"], half["layer_map"]) == (4096, "2", "0,2,4,7,9,11")
+    tiny = dict(_flags(ROOT / "data_specs/recipes/distilrubert_tiny.flags"))
+    assert (tiny["student_layers"], tiny["layer_groups"]) == ("2", "1-6:1,7-12:2")
+
+
+def test_what_a_local_run_changes() -> None:
+    names = settings.DistillConfig.__dataclass_fields__
+    given = {name: field.default for name, field in names.items()}
+    changed = settings.shrink({**given, "train_batch_size": 4, "learning_rate": 1e-2})
+    assert "train_batch_size" not in changed
+    assert "learning_rate" not in changed
+    assert changed["num_train_steps"] == 60
+    assert "num_warmup_steps" not in changed
+    few = settings.shrink({**given, "num_train_steps": 30, "num_warmup_steps": 300})
+    assert "num_train_steps" not in few
+    assert few["num_warmup_steps"] == 3
+
+
+CORPORA = {
+    "roberta_wwm": ("zh/mlm/fewclue_unlabeled.txt", "bert_chinese_21128.txt"),
+    "roberta_wwm_3layers": ("zh/mlm/fewclue_unlabeled.txt", "bert_chinese_21128.txt"),
+    "distilbert": ("en/mlm/classic_books.txt", "bert_uncased_30522.txt"),
+    "distilrubert_tiny": ("ru/mlm/dialogues_anekdots.txt", "bert_multi_cased_119547.txt"),
+}
+CLASSES = {"distilbert": "DistilBertForMaskedLM"}
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.peers
+@pytest.mark.parametrize("recipe", CORPORA)
+def test_a_recipe_on_real_text(recipe: str, tmp_path) -> None:
+    """Minutes each; `transformers` loads the student, nothing missing or left over."""
+    transformers = pytest.importorskip("transformers")
+    corpus, vocab = CORPORA[recipe]
+    status = try_recipe.main(
+        [
+            "try_recipe",
+            f"--recipe={recipe}",
+            f"--corpus={SHARED / corpus}",
+            f"--vocab_file={SHARED / 'vocab' / vocab}",
+            f"--work={tmp_path}",
+        ]
+    )
+    assert status == 0
+    lines = try_recipe.losses_over_steps(tmp_path / "student")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    model, report = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "student", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert type(model).__name__ == CLASSES.get(recipe, "BertForMaskedLM")
+    text = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert model.config.vocab_size == text["vocab_size"]
