@@ -72,32 +72,34 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _mask(values: flags.FlagValues, recipe: Recipe, work: pathlib.Path) -> None:
+def _mask(
+    values: flags.FlagValues, output_dir: pathlib.Path, masking: Mapping[str, object]
+) -> None:
     length = values.max_seq_length
     run_command(
         "create_pretraining_data",
         input_dir=values.corpus,
         vocab_file=values.vocab_file,
-        output_dir=work / "examples",
+        output_dir=output_dir,
         max_seq_length=length,
         doc_stride=length - 2,
         max_predictions_per_seq=-(-length * 15 // 100),
         eval_fraction=0.01,
         num_shards=_NUM_SHARDS,
-        **recipe.masking,
+        **masking,
     )
 
 
-def _train_teacher(work: pathlib.Path) -> None:
-    manifest = manifests.load(work / "examples", flag="--work")
+def _train_teacher(work: pathlib.Path, examples: pathlib.Path) -> None:
+    manifest = manifests.load(examples, flag="--work")
     config = local_teacher.local_config(
         manifest, num_hidden_layers=_LAYERS, hidden_size=_HIDDEN_SIZE
     )
     if not (work / "start" / "config.json").is_file():
-        local_teacher.write_start(work / "examples", work / "start", config, seed=_SEED)
+        local_teacher.write_start(examples, work / "start", config, seed=_SEED)
     run_command(
         "run_distill",
-        input_dir=work / "examples",
+        input_dir=examples,
         student=work / "start",
         output_dir=work / "teacher",
         losses="masked_lm=1",
@@ -166,8 +168,13 @@ def _try(values: flags.FlagValues) -> None:
         difference = manifests.describe_difference(there, settings)
         raise InputError(f"--work: {work} holds another try: {difference}; choose another folder")
     files.write_json(path, settings)
-    _mask(values, recipe, work)
-    _train_teacher(work)
+    _mask(values, work / "examples", recipe.masking)
+    examples = work / "examples"
+    if "masking" in recipe.masking:
+        # A teacher of minutes learns little from rare words alone.
+        examples = work / "teacher_examples"
+        _mask(values, examples, _STATIC | {"segments": recipe.masking["segments"]})
+    _train_teacher(work, examples)
     if recipe.cached:
         _make_cache(work)
     _distil(values.recipe, recipe, work)

@@ -256,7 +256,7 @@ _LOCAL_LIMITS: Mapping[str, int] = {
     "log_steps": 10,
 }
 # A published rate is for months of steps and models of their size.
-_LOCAL_LEARNING_RATE = 2e-3
+_LOCAL_LEARNING_RATE = 1e-3
 
 
 def shrink(given: dict[str, Any]) -> dict[str, Any]:
