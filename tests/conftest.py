@@ -187,6 +187,19 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory, vocab_file: pathlib.Pa
     return save_tiny_bert(tmp_path_factory.mktemp("teacher"), vocab_file, seed=7)
 
 
+def make_cache(
+    folder: pathlib.Path, examples: pathlib.Path, teacher: pathlib.Path, **changes: Any
+) -> pathlib.Path:
+    """Makes a teacher cache with k = 16, or as `changes` say."""
+    from pipeline.teacher.capture import create_teacher_cache
+    from pipeline.teacher.settings import TeacherCacheConfig
+
+    places = {"output_dir": str(folder), "input_dir": str(examples), "teacher": str(teacher)}
+    settings = {"truncation_factor": 16, "predict_batch_size": 8, **changes}
+    create_teacher_cache(TeacherCacheConfig(**places, **settings))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def cache_dir(
     tmp_path_factory: pytest.TempPathFactory,
@@ -194,20 +207,7 @@ def cache_dir(
     teacher_dir: pathlib.Path,
 ) -> pathlib.Path:
     """A complete teacher cache with k = 16; read only."""
-    from pipeline.teacher.capture import create_teacher_cache
-    from pipeline.teacher.settings import TeacherCacheConfig
-
-    folder = tmp_path_factory.mktemp("cache") / "teacher"
-    create_teacher_cache(
-        TeacherCacheConfig(
-            output_dir=str(folder),
-            input_dir=str(examples_dir),
-            teacher=str(teacher_dir),
-            truncation_factor=16,
-            predict_batch_size=8,
-        )
-    )
-    return folder
+    return make_cache(tmp_path_factory.mktemp("cache") / "teacher", examples_dir, teacher_dir)
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,9 @@ from data_specs.corpora import CorpusSource
 from pipeline import run_distill
 from pipeline.distill import settings
 from pipeline.models.checkpoints import find_model
-from pipeline.teacher.capture import create_teacher_cache
-from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.text.masked_examples import create_masked_examples
 from pipeline.text.settings import MaskedExamplesConfig
-from tests.conftest import save_tiny_bert
+from tests.conftest import make_cache, save_tiny_bert
 from tools import try_recipe
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -53,15 +51,9 @@ def _inputs(recipe: str, folder: pathlib.Path, corpus_dir, vocab_file, teacher) 
     )
     if not needs.cached:
         return folder / "examples"
-    create_teacher_cache(
-        TeacherCacheConfig(
-            output_dir=str(folder / "cache"),
-            input_dir=str(folder / "examples"),
-            teacher=str(teacher),
-            predict_batch_size=16,
-        )
+    return make_cache(
+        folder / "cache", folder / "examples", teacher, truncation_factor=128, predict_batch_size=16
     )
-    return folder / "cache"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -15,9 +15,7 @@ from pipeline.distill.settings import DistillConfig, StudentConfig, WeightSchedu
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
-from pipeline.teacher.capture import create_teacher_cache
-from pipeline.teacher.settings import TeacherCacheConfig
-from tests.conftest import save_tiny_bert
+from tests.conftest import make_cache, save_tiny_bert
 
 DISTRIBUTION = ("soft_cross_entropy", "kl_divergence", "probability_cosine")
 
@@ -26,18 +24,9 @@ DISTRIBUTION = ("soft_cross_entropy", "kl_divergence", "probability_cosine")
 def hidden_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Path:
     """A cache with the hidden states of layers 1-3 and 3, in 8 bits."""
     folder = tmp_path_factory.mktemp("hidden") / "cache"
-    create_teacher_cache(
-        TeacherCacheConfig(
-            output_dir=str(folder),
-            input_dir=str(examples_dir),
-            teacher=str(teacher_dir),
-            truncation_factor=16,
-            predict_batch_size=8,
-            cache_hidden_states="1-3,3",
-            hidden_encoding="int8",
-        )
+    return make_cache(
+        folder, examples_dir, teacher_dir, cache_hidden_states="1-3,3", hidden_encoding="int8"
     )
-    return folder
 
 
 @pytest.fixture

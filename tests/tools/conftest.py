@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.storage import serialization, writer
-from pipeline.teacher.capture import create_teacher_cache
-from pipeline.teacher.settings import TeacherCacheConfig
-from tests.conftest import save_tiny_bert
+from tests.conftest import make_cache, save_tiny_bert
 from tools.merge_caches import MergeConfig, merge_caches
 
 Features = dict[str, bytes]
@@ -28,16 +26,7 @@ def other_teacher_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
 def other_cache_dir(tmp_path_factory, examples_dir, other_teacher_dir) -> pathlib.Path:
     """What it says about the examples of `cache_dir`, with k = 12; read only."""
     folder = tmp_path_factory.mktemp("other_cache") / "teacher"
-    create_teacher_cache(
-        TeacherCacheConfig(
-            output_dir=str(folder),
-            input_dir=str(examples_dir),
-            teacher=str(other_teacher_dir),
-            truncation_factor=12,
-            predict_batch_size=8,
-        )
-    )
-    return folder
+    return make_cache(folder, examples_dir, other_teacher_dir, truncation_factor=12)
 
 
 @pytest.fixture(scope="session")
