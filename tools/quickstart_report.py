@@ -173,6 +173,7 @@ def _latencies(
 ) -> list[float]:
     """Returns the median milliseconds that each model takes for one example, in turns."""
     # Keras is imported only now that there is something to compute.
+    from pipeline.models.masked_lm import LOGITS
     from pipeline.teacher import inference
 
     batch = inference.build_batch(
@@ -184,7 +185,7 @@ def _latencies(
     forwards = [
         inference.compile_forward(
             checkpoints.load_masked_lm(checkpoints.find_model(place, "--teacher")),
-            lambda logits, _: {"logits": logits},
+            lambda outputs, _: {LOGITS: outputs[LOGITS]},
         )
         for place in places
     ]
