@@ -186,7 +186,9 @@ def _distill(values: flags.FlagValues) -> None:
         given |= changes
     names = settings.DistillConfig.__dataclass_fields__
     config = settings.DistillConfig(**{name: given[name] for name in names})
-    command_line.choose_backend(values, "tensorflow")
+    devices = command_line.choose_backend(values, "tensorflow")
+    chosen = command_line.choose_compute_dtype(values, devices)
+    config = dataclasses.replace(config, compute_dtype=chosen)
 
     from pipeline.distill import training
 

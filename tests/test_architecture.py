@@ -42,6 +42,7 @@ LAYERS = (
         "pipeline.storage.cache_tokens",
         "pipeline.storage.spill",
         "pipeline.storage.shuffling",
+        "pipeline.storage.length_buckets",
         "pipeline.storage.writer",
         "pipeline.storage.reader",
         "pipeline.storage.teacher_cache_tfds",
