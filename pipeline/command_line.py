@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from pipeline import compute_dtype
 from pipeline.errors import InputError
 
 _HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
@@ -125,6 +126,11 @@ class FlagTable:
         backends = ["tensorflow", "jax"]
         self.choice("backend", "tensorflow", "What Keras computes with.", of=backends)
 
+    def compute_dtype(self, text: str) -> None:
+        """Defines `--compute_dtype`; see `choose_compute_dtype`."""
+        text = f"{text} auto is mixed_bfloat16 where there are instructions for it, else float32."
+        self.choice("compute_dtype", compute_dtype.FLOAT32, text, of=compute_dtype.CHOICES)
+
     def require(self, *names: str) -> None:
         """Makes flags that have no default required."""
 
@@ -169,7 +175,7 @@ def import_quietly(*modules: str) -> None:
             os.close(original)
 
 
-def choose_backend(values: flags.FlagValues, *modules: str) -> None:
+def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
     """Sets Keras's backend, imports it and says what it computes on.
 
     Keras must not have been imported before.
@@ -177,6 +183,9 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> None:
     Args:
         values: parsed flags with `--backend`.
         *modules: what else to import.
+
+    Returns:
+        Keras's names of the devices.
     """
     os.environ["KERAS_BACKEND"] = values.backend
     try:
@@ -188,3 +197,18 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> None:
         ) from error
     devices = importlib.import_module("keras.distribution").list_devices()
     print(f"computing with {values.backend} on {', '.join(devices)}", file=sys.stderr)
+    return devices
+
+
+def choose_compute_dtype(values: flags.FlagValues, devices: Sequence[str]) -> str:
+    """Returns what to compute in; where `--compute_dtype=auto` leaves it open, says what and why.
+
+    Args:
+        values: parsed flags with `--compute_dtype`.
+        devices: as `choose_backend` returns them.
+    """
+    if values.compute_dtype != compute_dtype.AUTO:
+        return values.compute_dtype
+    chosen, reason = compute_dtype.detect(devices)
+    print(f"--compute_dtype=auto: {chosen}, as {reason}", file=sys.stderr)
+    return chosen

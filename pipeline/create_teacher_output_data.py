@@ -3,6 +3,7 @@
 create_teacher_output_data --input_dir=EXAMPLES --teacher=MODEL --output_dir=CACHE
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -42,12 +43,7 @@ def define_flags() -> flags.FlagValues:
     table.choice(
         "hidden_encoding", "float16", "How hidden states are packed.", of=list(HIDDEN_FEATURES)
     )
-    table.choice(
-        "compute_dtype",
-        "float32",
-        "What the encoder computes in; logits are float32 in any case.",
-        of=["float32", "mixed_bfloat16"],
-    )
+    table.compute_dtype("What the encoder computes in; logits are float32 in any case.")
     table.integer("predict_batch_size", 64, "Examples in a batch of the teacher.", low=1)
     table.integer("max_seq_length", None, "Checked against the masked examples.", low=1)
     table.integer("max_predictions_per_seq", None, "Checked against the masked examples.", low=1)
@@ -68,7 +64,9 @@ def _create(values: flags.FlagValues) -> None:
     settings["temperatures"] = command_line.parse_numbers("temperatures", values.temperatures)
     names = TeacherCacheConfig.__dataclass_fields__
     config = TeacherCacheConfig(**{name: settings[name] for name in names})
-    command_line.choose_backend(values)
+    devices = command_line.choose_backend(values)
+    chosen = command_line.choose_compute_dtype(values, devices)
+    config = dataclasses.replace(config, compute_dtype=chosen)
 
     from pipeline.teacher import capture, summary
 

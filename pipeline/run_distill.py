@@ -3,6 +3,7 @@
 run_distill --input_dir=CACHE --init_from=TEACHER --student_layers=2 --output_dir=STUDENT
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -146,16 +147,18 @@ def _define_training(table: command_line.FlagTable) -> None:
     table.number(
         "clip_norm", 1.0, "Gradients are clipped to this global norm; 0 for no clipping.", low=0.0
     )
-    table.choice(
-        "compute_dtype",
-        "float32",
-        "What the student computes in.",
-        of=["float32", "mixed_bfloat16"],
-    )
+    table.compute_dtype("What the student computes in.")
     table.integer(
         "random_seed", 12345, "Decides order, dropout and new weights.", low=0, high=2**32 - 1
     )
     table.integer("shuffle_buffer_size", 10_000, "How many examples are mixed in memory.", low=1)
+    table.integer(
+        "length_buckets",
+        8,
+        "Batches hold inputs of similar length, padded to the next of so many lengths; 1 pads all "
+        "to the longest that may be.",
+        low=1,
+    )
     table.integer("save_checkpoints_steps", 1_000, "Updates between checkpoints.", low=1)
     table.integer("log_steps", 100, "Updates between lines of metrics.jsonl.", low=1)
     table.integer("max_eval_steps", 100, "At most so many batches of evaluation.", low=1)
@@ -183,7 +186,9 @@ def _distill(values: flags.FlagValues) -> None:
         given |= changes
     names = settings.DistillConfig.__dataclass_fields__
     config = settings.DistillConfig(**{name: given[name] for name in names})
-    command_line.choose_backend(values, "tensorflow")
+    devices = command_line.choose_backend(values, "tensorflow")
+    chosen = command_line.choose_compute_dtype(values, devices)
+    config = dataclasses.replace(config, compute_dtype=chosen)
 
     from pipeline.distill import training
 

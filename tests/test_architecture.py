@@ -15,7 +15,7 @@ SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("data_specs/*.py")]
 # A module may import only modules of earlier lines, or earlier ones of its own.
 LAYERS = (
     ("data_specs.records", "data_specs.corpora"),
-    ("pipeline.errors", "pipeline.files", "pipeline.seeding"),
+    ("pipeline.errors", "pipeline.files", "pipeline.seeding", "pipeline.compute_dtype"),
     (
         "pipeline.models.config",
         "pipeline.models.encoder",
@@ -42,6 +42,7 @@ LAYERS = (
         "pipeline.storage.cache_tokens",
         "pipeline.storage.spill",
         "pipeline.storage.shuffling",
+        "pipeline.storage.length_buckets",
         "pipeline.storage.writer",
         "pipeline.storage.reader",
         "pipeline.storage.teacher_cache_tfds",

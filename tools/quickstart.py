@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from data_specs import corpora
-from pipeline import command_line, files
+from pipeline import command_line, compute_dtype, files
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
@@ -29,19 +29,11 @@ _MAX_SEQ_LENGTH = 64
 # The teacher sees all train examples; what it says is kept of one shard in so many.
 _NUM_SHARDS = 6
 # What some four minutes are enough for on two cores, by what is computed in.
-_TEACHER_STEPS = {"mixed_bfloat16": 1_000, "float32": 720}
+_TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
 # Few beside the teacher's: with many more, labels alone bring the student of a teacher
 # that was trained for minutes as far as the teacher itself.
 _STUDENT_STEPS = 120
 _SEED = 12345
-
-
-def _compute_dtype() -> str:
-    """Returns what to train in: bfloat16 where the processor has instructions for it."""
-    path = pathlib.Path("/proc/cpuinfo")
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    has_it = "avx512_bf16" in text or "amx_bf16" in text
-    return "mixed_bfloat16" if has_it else "float32"
 
 
 class Quickstart:
@@ -60,7 +52,7 @@ class Quickstart:
         self.own_teacher = teacher
         self.own_corpus = corpus
         self.teacher = work / "teacher" if teacher is None else teacher
-        self.compute_dtype = _compute_dtype()
+        self.compute_dtype, _ = compute_dtype.detect()
 
     def claim(self) -> None:
         """Makes the folder, or recognises it as that of the same run.

@@ -63,6 +63,14 @@ def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -
     )
 
 
+def _add_mean(metric: keras.metrics.Mean, values: Any, weights: Any) -> Any:
+    """Adds positions to a metric and returns their mean."""
+    mean = mean_over_positions(values, weights)
+    # Given [B, P], Keras weighs with the mean over P, which changes with the batch.
+    metric.update_state(mean, sample_weight=ops.sum(weights))
+    return mean
+
+
 class Distiller(keras.Model):
     """Trains a student by an objective.
 
@@ -178,8 +186,7 @@ class Distiller(keras.Model):
         means = {}
         for name, value in values.items():
             weights = places.masked if name == MASKED_LM else places.real
-            means[name] = mean_over_positions(value, weights)
-            self._means[name].update_state(means[name], sample_weight=ops.sum(weights))
+            means[name] = _add_mean(self._means[name], value, weights)
         means.update(self._layer_losses(x, y, y_pred, names))
         if not training:
             self._update_guesses(places, logits, teacher_logits)
@@ -260,7 +267,7 @@ class Distiller(keras.Model):
         labels, weights = places.targets[records.MASKED_LM_IDS], places.masked
         guess = ops.cast(ops.argmax(logits, axis=-1), labels.dtype)
         right = ops.cast(ops.equal(guess, labels), "float32")
-        self._guesses["masked_lm_accuracy"].update_state(right, sample_weight=weights)
+        _add_mean(self._guesses["masked_lm_accuracy"], right, weights)
         if self.objective.has_teacher:
             if self.objective.topk_cached:
                 # Of the tokens that the student knows: a guess that it lacks has moved behind.
@@ -269,7 +276,7 @@ class Distiller(keras.Model):
                 first = ops.cast(ops.argmax(teacher_logits, axis=-1), labels.dtype)
             for name, other in (("teacher_agreement", guess), ("teacher_accuracy", labels)):
                 equal = ops.cast(ops.equal(first, other), "float32")
-                self._guesses[name].update_state(equal, sample_weight=weights)
+                _add_mean(self._guesses[name], equal, weights)
         confidence = ops.exp(ops.max(logits, axis=-1) - ops.logsumexp(logits, axis=-1))
         self._calibration.update_state(confidence, right, sample_weight=weights)
 

@@ -60,7 +60,9 @@ class _Evaluation:
         size = config.eval_batch_size
         self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
         self._steps = -(-self._count // size)
-        self._batches = targets.evaluation_batches(cache, batch_size=size, max_steps=self._steps)
+        self._batches = targets.evaluation_batches(
+            cache, batch_size=size, max_steps=self._steps, buckets=config.length_buckets
+        )
 
     def run(self, distiller: Distiller) -> dict[str, float]:
         """Returns the report of a student."""
@@ -217,6 +219,7 @@ def _train(
             seed=config.random_seed,
             start=start * config.examples_per_step,
             shuffle_buffer_size=config.shuffle_buffer_size,
+            buckets=config.length_buckets,
         )
         remaining = (config.num_train_steps - start) * config.gradient_accumulation_steps
         try:

@@ -14,8 +14,8 @@ import numpy as np
 
 from data_specs import records
 from pipeline.models.masked_lm import MaskedLM
+from pipeline.storage import length_buckets
 
-NUM_LENGTHS = 8
 # Masked positions of a batch are padded to a multiple of this.
 POSITION_STEP = 4
 
@@ -60,15 +60,6 @@ def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def padded_length(length: int, max_seq_length: int) -> int:
-    """Returns the length that an input is padded to: one of at most eight.
-
-    Example: with `max_seq_length` 512 the lengths are 64, 128, … 512.
-    """
-    step = _round_up(-(-max_seq_length // NUM_LENGTHS), 8)
-    return min(_round_up(length, step), max_seq_length)
-
-
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
     """Yields the indices of batches of similar length, together covering all examples.
 
@@ -102,7 +93,7 @@ def build_batch(
     """
     longest = max(len(example.input_ids) for example in examples)
     most = max(len(example.masked_lm_ids) for example in examples)
-    length = padded_length(longest, max_seq_length)
+    length = length_buckets.padded_length(longest, max_seq_length)
     positions = min(_round_up(most, POSITION_STEP), max_predictions_per_seq)
     names = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
     batch = {name: np.zeros((batch_size, length), np.int32) for name in names}

@@ -8,15 +8,6 @@ from data_specs import records
 from pipeline.teacher import inference
 
 
-@given(st.integers(1, 512), st.integers(1, 512))
-def test_at_most_eight_lengths(length: int, max_seq_length: int) -> None:
-    lengths = {inference.padded_length(n, max_seq_length) for n in range(1, max_seq_length + 1)}
-    assert len(lengths) <= inference.NUM_LENGTHS
-    assert max(lengths) == max_seq_length
-    if length <= max_seq_length:
-        assert inference.padded_length(length, max_seq_length) >= length
-
-
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=100), st.integers(1, 16))
 def test_batches_hold_every_example_once(lengths: list[int], batch_size: int) -> None:
     batches = list(inference.length_batches(lengths, batch_size))

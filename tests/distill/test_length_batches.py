@@ -1,0 +1,396 @@
+"""Batches of similar length: the stream's examples, cut to few shapes, with equal losses."""
+
+import collections
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from safetensors.numpy import load_file
+
+from data_specs import records
+from data_specs.corpora import CorpusSource
+from pipeline import seeding
+from pipeline.distill import preparation, targets, training
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.storage import cache_input, length_buckets, reader, serialization
+from pipeline.storage.cache_input import CacheInput
+from pipeline.teacher.capture import create_teacher_cache
+from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.text.masked_examples import create_masked_examples
+from tests.conftest import SENTENCES, save_tiny_bert
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def mixed_dir(tmp_path_factory, examples_config) -> pathlib.Path:
+    """Masked examples of 1 to 60 tokens' documents, most of them short."""
+    random = np.random.default_rng(5)
+    folder = tmp_path_factory.mktemp("mixed")
+    documents = [
+        "".join(random.choice(SENTENCES, 3))[: int(length)]
+        for length in np.minimum(3 + random.exponential(15, 300), 58)
+    ]
+    (folder / "text.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    changes = {
+        "corpora": (CorpusSource(input_dir=str(folder / "text.txt")),),
+        "output_dir": str(folder / "masked"),
+        "segments": "single",
+        "max_seq_length": 60,
+        "max_predictions_per_seq": 8,
+        "dupe_factor": 1,
+        "min_chars": 3,
+    }
+    create_masked_examples(dataclasses.replace(examples_config, **changes))
+    return folder / "masked"
+
+
+@pytest.fixture
+def cache(mixed_dir) -> CacheInput:
+    """The module's masked examples."""
+    return cache_input.open_cache(str(mixed_dir), None)
+
+
+@pytest.fixture(scope="module")
+def still_teacher_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
+    """A teacher without dropout, so that a student made from it has none."""
+    return save_tiny_bert(
+        tmp_path_factory.mktemp("still"),
+        vocab_file,
+        seed=7,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed_cache_dir(tmp_path_factory, mixed_dir, still_teacher_dir) -> pathlib.Path:
+    """A teacher cache of them, with hidden states of layers 2-3."""
+    folder = tmp_path_factory.mktemp("mixed_cache") / "cache"
+    create_teacher_cache(
+        TeacherCacheConfig(
+            output_dir=str(folder),
+            input_dir=str(mixed_dir),
+            teacher=str(still_teacher_dir),
+            truncation_factor=16,
+            predict_batch_size=8,
+            cache_hidden_states="2-3",
+        )
+    )
+    return folder
+
+
+SETTINGS = {"batch_size": 4, "seed": 5, "shuffle_buffer_size": 40}
+
+
+def _batches(cache: CacheInput, *, count: int, start: int = 0, buckets: int = 8) -> list[dict]:
+    dataset = targets.training_batches(cache, **SETTINGS, start=start, buckets=buckets)
+    return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
+
+
+def _stream(cache: CacheInput, count: int) -> list[bytes]:
+    """Returns the shuffled stream's first records."""
+    dataset = reader.training_records(
+        cache.directory, cache.manifest, "train", seed=5, start=0, buffer=40
+    )
+    return [record for record, _ in itertools.islice(dataset.as_numpy_iterator(), count)]
+
+
+def _input_ids(record: bytes) -> tuple[int, ...]:
+    features = serialization.decode_example(record)
+    return tuple(np.frombuffer(features[records.INPUT_IDS], "<u2").tolist())
+
+
+def _rows(batches: list[dict]) -> list[tuple[int, ...]]:
+    """Returns each row's tokens, without padding."""
+    return [
+        tuple(row[: mask.sum()].tolist())
+        for batch in batches
+        for row, mask in zip(batch[records.INPUT_IDS], batch[records.INPUT_MASK], strict=True)
+    ]
+
+
+def _assert_equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_windows_equal_a_plain_computation(cache) -> None:
+    """Ten batches a window, as the shuffle buffer has room for forty examples."""
+    batches = _batches(cache, count=3 * 10)
+    stream = [_input_ids(record) for record in _stream(cache, 3 * 40)]
+    for window in range(3):
+        wanted = stream[window * 40 : window * 40 + 40]
+        ordered = sorted(wanted, key=len)
+        order = seeding.stream(5, "batch order", window).permutation(10)
+        expected = [row for number in order for row in ordered[number * 4 : number * 4 + 4]]
+        received = _rows(batches[window * 10 : window * 10 + 10])
+        assert received == expected
+        assert collections.Counter(received) == collections.Counter(wanted)
+
+
+def test_an_epoch_has_each_record_once(cache) -> None:
+    """Where windows divide it."""
+    stored = [
+        _input_ids(record)
+        for shard in cache.manifest.splits["train"]
+        for record in serialization.read_records(cache.directory / shard.file)
+    ]
+    total = len(stored)
+    window = max(size for size in range(1, 33) if total % size == 0)
+    assert 1 < window < total
+    dataset = targets.training_batches(
+        cache, batch_size=1, seed=5, start=0, shuffle_buffer_size=window, buckets=8
+    )
+    taken = [{**inputs, **wanted} for inputs, wanted in dataset.take(total).as_numpy_iterator()]
+    assert collections.Counter(_rows(taken)) == collections.Counter(stored)
+
+
+def test_a_resumed_stream_is_the_rest(cache) -> None:
+    """From any place in a window, over the end of the epoch."""
+    count = cache.manifest.num_examples("train") // 4 + 12
+    whole = _batches(cache, count=count)
+    for used in (1, 9, 10, 11, 15, count - 2):
+        rest = _batches(cache, count=min(14, count - used), start=used * 4)
+        for one, two in zip(whole[used:], rest, strict=False):
+            _assert_equal(one, two)
+
+
+@pytest.mark.parametrize("buckets", [2, 3, 8, 100])
+def test_shapes_are_few_and_the_smallest(cache, buckets: int) -> None:
+    lengths = length_buckets.bucket_lengths(60, buckets)
+    assert len(lengths) <= buckets
+    seen = set()
+    for batch in _batches(cache, count=60, buckets=buckets):
+        rows, length = batch[records.INPUT_IDS].shape
+        width = batch[records.MASKED_LM_IDS].shape[1]
+        seen.add((length, width))
+        longest = batch[records.INPUT_MASK].sum(axis=1).max()
+        most = batch[records.MASKED_LM_WEIGHTS].sum(axis=1).max()
+        assert rows == 4
+        assert length == min(size for size in lengths if size >= longest)
+        assert width == min(size for size in (2, 4, 6, 8) if size >= most)
+    assert len(seen) <= 4 * len(lengths)
+    assert len({length for length, _ in seen}) > 1
+
+
+def test_one_bucket_is_the_stream_padded(cache) -> None:
+    """As without any buckets: batches in the stream's order, all of the longest length."""
+    stream = _stream(cache, 40)
+    for number, batch in enumerate(_batches(cache, count=10, buckets=1)):
+        parsed = reader.parse_batch(
+            tf.constant(stream[number * 4 : number * 4 + 4]), cache.manifest
+        )
+        inputs, wanted = targets.inputs_and_targets(parsed)
+        expected = {name: value.numpy() for name, value in {**inputs, **wanted}.items()}
+        _assert_equal(batch, expected)
+        assert batch[records.INPUT_IDS].shape == (4, 60)
+
+
+def test_nothing_but_padding_is_cut_off(mixed_cache_dir) -> None:
+    """A teacher cache's top-k, tails and hidden states, too; in evaluation in stored order."""
+    cache = cache_input.open_cache(str(mixed_cache_dir), None)
+    made = [
+        list(
+            targets.evaluation_batches(
+                cache, batch_size=2, max_steps=99, buckets=buckets
+            ).as_numpy_iterator()
+        )
+        for buckets in (1, 8)
+    ]
+    smaller = 0
+    for whole, trimmed in zip(*made, strict=True):
+        for one, two in zip(whole, trimmed, strict=True):
+            assert one.keys() == two.keys()
+            for name, value in two.items():
+                size = value.shape[1]
+                smaller += size < one[name].shape[1]
+                np.testing.assert_array_equal(one[name][:, :size], value, err_msg=name)
+                if name in (records.INPUT_MASK, records.MASKED_LM_WEIGHTS):
+                    assert not one[name][:, size:].any()
+    assert records.HIDDEN_STATES in made[0][0][1]
+    assert smaller > 10
+
+
+def test_a_position_that_lost_its_weight_does_not_end_the_row(cache) -> None:
+    """As where the student lacks the label: the positions behind it stay."""
+    parsed = dict(reader.parse_batch(tf.constant(_stream(cache, 4)), cache.manifest))
+    weights = np.zeros((4, 8), np.float32)
+    weights[2, [0, 4]] = 1.0
+    parsed[records.MASKED_LM_WEIGHTS] = tf.constant(weights)
+    trimmed = targets.trim_batch(parsed, cache.manifest, 8)
+    assert trimmed[records.MASKED_LM_WEIGHTS].numpy().tolist() == weights[:, :6].tolist()
+
+
+LIVE = {"kl_divergence": 5.0, "masked_lm": 2.0, "hidden_cosine": 1.0, "attention_mse": 100.0}
+CASES = {
+    "cached": {
+        "losses": {
+            "soft_cross_entropy": 1.0,
+            "kl_divergence": 1.0,
+            "probability_cosine": 1.0,
+            "masked_lm": 1.0,
+            "hidden_cosine_masked": 1.0,
+        },
+        "layer_groups": "2-3:2",
+        "teacher": None,
+    },
+    "live": {"losses": LIVE, "layer_groups": "1-2:1,3:2"},
+    "live, all positions": {
+        "losses": {**LIVE, "soft_cross_entropy": 1.0, "probability_cosine": 1.0},
+        "layer_groups": "1-2:1,3:2",
+        "loss_positions": "all",
+    },
+}
+
+
+def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
+    """Trains one step on the same rows, padded and trimmed, and evaluates on both."""
+    settings = {"teacher": teacher, **CASES[case]}
+    config = DistillConfig(
+        output_dir="none",
+        student=StudentConfig(init_from=teacher, student_layers=2),
+        input_dir=cache_dir,
+        **settings,
+    )
+    run = preparation.prepare(config)
+    records_ = reader.evaluation_records(run.cache.directory, run.cache.manifest, "train")
+    parsed = reader.parse_batch(tf.constant(_shortest(records_, 6)), run.cache.manifest)
+    made = [parsed, targets.trim_batch(parsed, run.cache.manifest, 8)]
+    assert made[1][records.INPUT_IDS].shape[1] <= 24 and made[0][records.INPUT_IDS].shape[1] == 60
+    assert made[1][records.MASKED_LM_IDS].shape[1] < 8
+    reports, changes = [], []
+    for batch in made:
+        distiller = training._compile(run)
+        # A rate of 1 and no moments: what changes is the gradient.
+        jit = keras.config.backend() == "jax"
+        distiller.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=jit)
+        before = [np.array(one) for one in distiller.trainable_variables]
+        inputs, wanted = (
+            {name: value.numpy() for name, value in part.items()}
+            for part in targets.inputs_and_targets(batch)
+        )
+        distiller.evaluate(tf.data.Dataset.from_tensors((inputs, wanted)), verbose=0)
+        report = dict(distiller.evaluation_report())
+        distiller.reset_metrics()
+        distiller.train_on_batch(inputs, wanted)
+        reports.append({**report, "trained": distiller.training_report()["loss"]})
+        after = [np.array(one) for one in distiller.trainable_variables]
+        changes.append([two - one for one, two in zip(before, after, strict=True)])
+    assert set(settings["losses"]) < set(reports[0])
+    for name, value in reports[0].items():
+        np.testing.assert_allclose(reports[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert sum(np.abs(change).max() > 1e-2 for change in changes[0]) > 20
+    for one, two in zip(*changes, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(one).max()))
+
+
+def _shortest(dataset: tf.data.Dataset, count: int) -> list[bytes]:
+    stored = sorted(dataset.as_numpy_iterator(), key=lambda record: len(_input_ids(record)))
+    # Of several lengths, the first of them shortest.
+    return stored[: 4 * count : 4]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_equal(case, mixed_cache_dir, mixed_dir, still_teacher_dir):
+    folder = mixed_cache_dir if case == "cached" else mixed_dir
+    expect_equal_losses(case, str(folder), str(still_teacher_dir))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+def test_losses_and_gradients_are_equal_on_jax(
+    mixed_cache_dir, mixed_dir, still_teacher_dir
+) -> None:
+    code = (
+        "import sys; from tests.distill import test_length_batches as t; "
+        "cached, plain, teacher = sys.argv[1:]; "
+        "[t.expect_equal_losses(case, cached if case == 'cached' else plain, teacher) "
+        "for case in t.CASES]"
+    )
+    environment = os.environ | {
+        "KERAS_BACKEND": "jax",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }
+    folders = [str(folder) for folder in (mixed_cache_dir, mixed_dir, still_teacher_dir)]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *folders],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def config(mixed_cache_dir, still_teacher_dir, tmp_path) -> DistillConfig:
+    """Two layers of the teacher's three; twelve updates of two batches."""
+    return DistillConfig(
+        output_dir=str(tmp_path / "student"),
+        student=StudentConfig(init_from=str(still_teacher_dir), student_layers=2),
+        losses={"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
+        input_dir=str(mixed_cache_dir),
+        train_batch_size=4,
+        gradient_accumulation_steps=2,
+        eval_batch_size=4,
+        num_train_steps=12,
+        learning_rate=1e-3,
+        save_checkpoints_steps=4,
+        log_steps=3,
+        shuffle_buffer_size=40,
+    )
+
+
+def _lines(config: DistillConfig) -> list[dict]:
+    """Returns metrics.jsonl without what depends on the clock."""
+    text = (pathlib.Path(config.output_dir) / "metrics.jsonl").read_text()
+    parsed = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
+    """Windows of ten batches, five updates: killed within the first and the second."""
+    training.distill(config)
+    wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
+    for moment in (6, 11):
+        cut = dataclasses.replace(config, output_dir=str(tmp_path / f"cut{moment}"))
+        update, calls = training.tqdm.tqdm.update, []
+
+        def killed(bar, count=1, *, limit=moment, calls=calls, update=update):
+            calls.append(count)
+            if len(calls) == limit:
+                raise KeyboardInterrupt
+            return update(bar, count)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.tqdm.tqdm, "update", killed)
+            with pytest.raises(KeyboardInterrupt, match=f"from step {moment // 4 * 4}, the last"):
+                training.distill(cut)
+        training.distill(cut)
+        assert _lines(cut)[-3:] == _lines(config)[-3:]
+        weights = load_file(pathlib.Path(cut.output_dir) / "model.safetensors")
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(weights[name], value, err_msg=name)
+
+
+def test_evaluation_reports_the_same_numbers(config) -> None:
+    reports = [
+        training.distill(dataclasses.replace(config, do_train=False, length_buckets=buckets))
+        for buckets in (1, 8)
+    ]
+    assert reports[0].keys() == reports[1].keys()
+    for name in reports[0].keys() - {"examples_per_second"}:
+        assert reports[1][name] == pytest.approx(reports[0][name], rel=1e-5, abs=1e-6), name
