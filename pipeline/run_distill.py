@@ -19,7 +19,9 @@ def define_flags() -> flags.FlagValues:
     _define_data(table)
     _define_student(table)
     _define_objective(table)
+    _define_live_teacher(table)
     _define_training(table)
+    _define_run(table)
     return table.values
 
 
@@ -27,7 +29,8 @@ def _define_data(table: command_line.FlagTable) -> None:
     table.string(
         "input_dir",
         None,
-        "A teacher cache; or masked examples or unmasked windows for --losses=masked_lm=1.",
+        "A teacher cache; or masked examples or unmasked windows, with --teacher or for "
+        "--losses=masked_lm=1.",
     )
     table.string("input_file", None, "Instead of --input_dir: a glob of its shards.")
     table.string(
@@ -93,6 +96,19 @@ def _define_objective(table: command_line.FlagTable) -> None:
         "How weights go from those of --losses to a last one, such as masked_lm=linear:0 or "
         "hidden_cosine=cosine:0.1; constant by default.",
     )
+    table.number(
+        "temperature", 1.0, "The temperature T of soft_cross_entropy and kl_divergence.", low=0.01
+    )
+    table.choice(
+        "tail",
+        None,
+        "What becomes of the mass outside the top-k; by default drop for soft_cross_entropy, "
+        "bucket for kl_divergence.",
+        of=settings.TAIL_POLICIES,
+    )
+
+
+def _define_live_teacher(table: command_line.FlagTable) -> None:
     table.string(
         "teacher",
         None,
@@ -112,16 +128,6 @@ def _define_objective(table: command_line.FlagTable) -> None:
         "What hidden_cosine and attention_mse compare: last, mean, skip, or teacher layers and a "
         "student layer such as 1-6:1,7-12:2; by default last for hidden_cosine, mean for "
         "attention_mse.",
-    )
-    table.number(
-        "temperature", 1.0, "The temperature T of soft_cross_entropy and kl_divergence.", low=0.01
-    )
-    table.choice(
-        "tail",
-        None,
-        "What becomes of the mass outside the top-k; by default drop for soft_cross_entropy, "
-        "bucket for kl_divergence.",
-        of=settings.TAIL_POLICIES,
     )
 
 
@@ -147,6 +153,9 @@ def _define_training(table: command_line.FlagTable) -> None:
     table.number(
         "clip_norm", 1.0, "Gradients are clipped to this global norm; 0 for no clipping.", low=0.0
     )
+
+
+def _define_run(table: command_line.FlagTable) -> None:
     table.compute_dtype("What the student computes in.")
     table.integer(
         "random_seed", 12345, "Decides order, dropout and new weights.", low=0, high=2**32 - 1

@@ -213,25 +213,8 @@ def _train(
         if start:
             print(f"continuing from step {start}", file=sys.stderr)
         progress = _Progress(config, evaluation, log, start)
-        batches = targets.training_batches(
-            cache,
-            batch_size=config.train_batch_size,
-            seed=config.random_seed,
-            start=start * config.examples_per_step,
-            shuffle_buffer_size=config.shuffle_buffer_size,
-            buckets=config.length_buckets,
-        )
-        remaining = (config.num_train_steps - start) * config.gradient_accumulation_steps
         try:
-            distiller.fit(
-                batches, steps_per_epoch=remaining, callbacks=[progress], verbose=0, shuffle=False
-            )
-        except KeyboardInterrupt as interrupt:
-            saved = training_state.checkpoint_steps(config.output_dir)[-1:] or [0]
-            raise KeyboardInterrupt(
-                f"interrupted; the same command continues from step {saved[0]}, the last "
-                f"checkpoint (--save_checkpoints_steps={config.save_checkpoints_steps})"
-            ) from interrupt
+            _fit(config, cache, distiller, progress, start)
         finally:
             progress.close()
         report = progress.last_report
@@ -243,6 +226,37 @@ def _train(
         cache.vocab_subset.write_tokenizer(config.output_dir)
     checkpoints.save_hf(pathlib.Path(config.output_dir), distiller.student)
     return report
+
+
+def _fit(
+    config: DistillConfig,
+    cache: CacheInput,
+    distiller: Distiller,
+    progress: _Progress,
+    start: int,
+) -> None:
+    """Makes the updates from `start` on."""
+    remaining = (config.num_train_steps - start) * config.gradient_accumulation_steps
+    batches = targets.training_batches(
+        cache,
+        batch_size=config.train_batch_size,
+        seed=config.random_seed,
+        start=start * config.examples_per_step,
+        shuffle_buffer_size=config.shuffle_buffer_size,
+        buckets=config.length_buckets,
+    )
+    # An endless stream would still be read ahead while the process ends.
+    batches = batches.take(remaining)
+    try:
+        distiller.fit(
+            batches, steps_per_epoch=remaining, callbacks=[progress], verbose=0, shuffle=False
+        )
+    except KeyboardInterrupt as interrupt:
+        saved = training_state.checkpoint_steps(config.output_dir)[-1:] or [0]
+        raise KeyboardInterrupt(
+            f"interrupted; the same command continues from step {saved[0]}, the last "
+            f"checkpoint (--save_checkpoints_steps={config.save_checkpoints_steps})"
+        ) from interrupt
 
 
 def describe(report: Mapping[str, float]) -> Iterator[str]:
