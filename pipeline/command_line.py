@@ -109,7 +109,10 @@ class FlagTable:
         """Defines a flag that holds a number from `low` to `high`."""
         flags.DEFINE_float(name, default, text, low, high, flag_values=self.values)
         flags.register_validator(
-            name, math.isfinite, message="expected a finite number", flag_values=self.values
+            name,
+            lambda value: value is None or math.isfinite(value),
+            message="expected a finite number",
+            flag_values=self.values,
         )
 
     def choice(self, name: str, default: str | None, text: str, *, of: Sequence[str]) -> None:

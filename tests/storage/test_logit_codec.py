@@ -36,7 +36,7 @@ def test_decoded_probabilities_at_each_temperature_and_prefix(
     vocab_size, k = 300, 32
     logits = _dense(seed, positions, vocab_size, scale)
     ids, values = _top(logits, k)
-    codec = Float16Codec(vocab_size)
+    codec = Float16Codec(vocab_size, k)
     (features,) = codec.encode(ids, values.astype(np.float32), np.array([0, positions]))
     decoded_ids, decoded = codec.decode(features, positions)
     np.testing.assert_array_equal(decoded_ids, ids)
@@ -65,13 +65,13 @@ def test_numpy_and_tensorflow_decode_the_same(seed: int, vocab_size: int) -> Non
     total = int(row_splits[-1])
     ids = random.integers(0, vocab_size, (total, k))
     values = -np.sort(random.exponential(5.0, (total, k)), axis=-1).astype(np.float32)
-    codec = Float16Codec(vocab_size)
+    codec = Float16Codec(vocab_size, k)
     rows = codec.encode(ids, values, row_splits)
     tensors = {
         name: tf.constant([row[name] for row in rows])
         for name in (records.TOPK_IDS, records.TOPK_LOGITS)
     }
-    got_ids, got_logits = codec.decode_tensors(tf, tensors, padded, k)
+    got_ids, got_logits = codec.decode_tensors(tf, tensors, padded)
     for row, count in enumerate(counts):
         if not count:
             continue
@@ -82,7 +82,7 @@ def test_numpy_and_tensorflow_decode_the_same(seed: int, vocab_size: int) -> Non
 
 
 def test_golden_bytes() -> None:
-    codec = Float16Codec(300)
+    codec = Float16Codec(300, 2)
     (row,) = codec.encode(
         np.array([[258, 3]]), np.array([[2.0, 0.5]], np.float32), np.array([0, 1])
     )
@@ -93,14 +93,14 @@ def test_golden_bytes() -> None:
 
 
 def test_four_bytes_an_id_with_its_value() -> None:
-    codec = Float16Codec(21_128)
+    codec = Float16Codec(21_128, 128)
     (row,) = codec.encode(np.zeros((20, 128)), np.zeros((20, 128), np.float32), np.array([0, 20]))
     assert sum(map(len, row.values())) == 20 * 128 * 4
 
 
 @pytest.mark.parametrize("name", CODECS)
 def test_every_codec_takes_logits_far_below_the_largest(name: str) -> None:
-    codec = CODECS[name](10)
+    codec = CODECS[name](10, 3, token_counts=np.ones(10, np.int64))
     values = np.array([[1e6, -1e6, -np.inf]], np.float32)
     (row,) = codec.encode(np.array([[1, 2, 3]]), values, np.array([0, 1]))
     _, logits = codec.decode(row, 1)

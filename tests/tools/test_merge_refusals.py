@@ -30,7 +30,7 @@ EVAL = "eval-00000-of-00001.tfrecord"
         ({"weights": "half,half"}, "--weights: expected numbers such as 1,2, received 'half,half'"),
         ({"truncation_factor": "17"}, "--truncation_factor: expected at most 16, .* received 17"),
         ({"truncation_factor": "0"}, "--truncation_factor=0: "),
-        ({"logit_encoding": "text"}, "--logit_encoding=text: value should be one of <float16>"),
+        ({"logit_encoding": "text"}, "--logit_encoding=text: value should be one of <float16\\|uint8\\|compact>"),
     ],
 )
 def test_mistaken_flags(
