@@ -155,6 +155,21 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
     return numbers
 
 
+def parse_counts(name: str, text: str) -> tuple[int, ...]:
+    """Reads whole numbers above 0 separated by commas, and returns each once, ascending.
+
+    Raises:
+        InputError: a part is no such number.
+    """
+    try:
+        counts = {int(part) for part in text.split(",")}
+    except ValueError:
+        counts = set()
+    if not counts or min(counts) < 1:
+        raise InputError(f"--{name}: expected whole numbers such as 1,5, received {text!r}")
+    return tuple(sorted(counts))
+
+
 def import_quietly(*modules: str) -> None:
     """Imports modules; what is said on stderr meanwhile goes nowhere.
 

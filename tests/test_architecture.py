@@ -75,11 +75,16 @@ LAYERS = (
     ),
     (
         "pipeline.teacher.settings",
+        "pipeline.teacher.teacher_input",
         "pipeline.teacher.summary",
         "pipeline.teacher.merging",
         "pipeline.teacher.inference",
         "pipeline.teacher.truncation",
         "pipeline.teacher.sampling",
+        "pipeline.teacher.fidelity",
+        "pipeline.teacher.dense_sample",
+        "pipeline.teacher.planning",
+        "pipeline.teacher.cache_report",
         "pipeline.teacher.capture",
     ),
     (

@@ -19,6 +19,7 @@ from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import EVAL, Manifest
 from pipeline.storage.topk_codec import TopKCodec
+from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -214,15 +215,7 @@ def table(report: Report) -> str:
         )
         for model in report.models
     ]
-    widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (titles, *rows)
-    ]
-    lines.insert(1, "-" * len(lines[0]))
+    lines = aligned_lines(titles, rows)
     ratio = report.ancestor_bytes / report.position_bytes
     return "\n".join(
         [

@@ -20,7 +20,7 @@ from pipeline.models.layer_groups import TeacherGroup
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 from pipeline.runners import local
 from pipeline.runners.shard_job import ShardJob, assigned_jobs
-from pipeline.storage import cache_codec, cache_input, serialization, shard_info, writer
+from pipeline.storage import cache_codec, serialization, shard_info, writer
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.hidden_codec import HIDDEN_CODECS, HiddenCodec
@@ -28,9 +28,8 @@ from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
 from pipeline.storage.shard_info import FileInfo
 from pipeline.storage.teacher_info import SAMPLED, TOPK
 from pipeline.storage.topk_codec import TopKCodec
-from pipeline.teacher import inference, sampling, truncation
+from pipeline.teacher import inference, sampling, teacher_input, truncation
 from pipeline.teacher.settings import TeacherCacheConfig
-from pipeline.text import tokenizers
 
 # Targets held in memory: the examples of a block are sorted by length, so that
 # more would batch better.
@@ -144,39 +143,6 @@ class Capture:
         return packed
 
 
-def _find_teacher(config: TeacherCacheConfig) -> checkpoints.ModelSource:
-    if config.teacher is not None:
-        return checkpoints.find_model(config.teacher, "--teacher")
-    return checkpoints.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
-
-
-def _check(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> CacheInput:
-    """Opens the masked examples and refuses what does not fit them."""
-    cache = cache_input.open_cache(config.input_dir, config.input_file)
-    if cache.manifest.kind == records.UNMASKED_WINDOWS:
-        raise InputError(
-            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, received {cache.directory}, which "
-            f"holds {records.UNMASKED_WINDOWS}: masks change each epoch, so that there is nothing "
-            "to cache; use --masking=static for a cache, or a live teacher: run_distill --teacher"
-        )
-    if cache.manifest.kind != records.MASKED_EXAMPLES:
-        raise InputError(
-            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, "
-            f"received {cache.directory}, which holds a {cache.manifest.kind}"
-        )
-    cache_input.expect_settings(
-        cache,
-        max_seq_length=config.max_seq_length,
-        max_predictions_per_seq=config.max_predictions_per_seq,
-    )
-    flag = "--teacher" if config.teacher is not None else "--bert_config_file"
-    vocab_files = () if config.teacher is None else tokenizers.tokenizer_files(config.teacher)
-    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, flag)
-    cache_input.expect_positions(cache, source.config.max_input_length, flag)
-    cache_input.expect_segments(cache, source.config.type_vocab_size, flag)
-    return cache
-
-
 def _truncation_factor(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> int:
     return min(config.truncation_factor, source.config.vocab_size)
 
@@ -273,8 +239,8 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
         InputError: the masked examples, the teacher or the directory is not as
             it must be. Shards that are whole stay.
     """
-    source = _find_teacher(config)
-    cache = _check(config, source)
+    source = teacher_input.find_teacher(config)
+    cache = teacher_input.open_examples(config, source)
     request = _request(config, cache, source)
     manifests.check_claim(config.output_dir, request, flag="--output_dir")
     if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
