@@ -58,12 +58,10 @@ def draw(plans: Sequence["CachePlan"], path: files.PathLike) -> None:
             )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    # Plain numbers, also where a decade has fewer than two of its own.
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    for name in ("major", "minor"):
-        getattr(axes.yaxis, f"set_{name}_formatter")(
-            ticker.LogFormatter(minor_thresholds=(2.0, 0.5))
-        )
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     axes.margins(x=0.08)
     axes.set_xlabel("bytes a masked position")
     axes.set_ylabel("divergence from the teacher, nats")
