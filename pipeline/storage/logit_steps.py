@@ -56,7 +56,7 @@ class LogitSteps:
             present: bool [positions, K], false where there is no id.
         """
         near = present & (shifted >= -_FURTHEST)
-        distances = np.where(near, -shifted, np.float32(0.0))
+        distances = np.where(near, np.abs(shifted), np.float32(0.0))
         ranges = distances.max(axis=-1, initial=0.0).astype("<f2")
         # A range that float16 rounds to 0 is of equal logits.
         scales = np.where(ranges > 0, ranges, np.float16(1.0)).astype(np.float32)

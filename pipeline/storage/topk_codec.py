@@ -149,7 +149,8 @@ class TopKCodec(abc.ABC):
         the rows are [5, −1] and [3, 8].
         """
         if len(flat) != counts.sum():
-            raise ValueError(f"expected {counts.sum()} values of a top-k, received {len(flat)}")
+            each = "" if self.variable else f", {self.truncation_factor} at each position"
+            raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {len(flat)}")
         rows = np.full((len(counts), self.truncation_factor), fill, flat.dtype)
         rows[np.arange(self.truncation_factor) < counts[:, np.newaxis]] = flat
         return rows

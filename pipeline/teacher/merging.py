@@ -321,11 +321,10 @@ def _decode_block(
             labels = np.frombuffer(features[records.LABEL_LOG_PROBS], "<f2")
         except (KeyError, ValueError) as error:
             raise InputError(f"{cache.directory / file}: broken record: {error}") from error
-        shape = (count, info.truncation_factor)
-        if (ids.shape, logits.shape, len(labels)) != (shape, shape, count):
+        if len(labels) != count:
             raise InputError(
-                f"{cache.directory / file}: expected {info.truncation_factor} ids at each of "
-                f"{count} masked positions, received {ids.shape} ids and {len(labels)} labels"
+                f"{cache.directory / file}: expected label_log_probs at {count} masked positions, "
+                f"received {len(labels)}"
             )
         rows.append((ids, logits, tails, labels.astype(np.float64)))
     part = TopK(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
