@@ -69,7 +69,7 @@ def report_fidelity(config: ReportConfig) -> tuple["CacheReport", dict[str, Any]
         "compute_dtype": config.compute_dtype,
         "truncation_factor": info.truncation_factor,
         "logit_encoding": info.logit_encoding,
-        # A merged cache has none.
+        # None of caches that were merged and differ in it.
         "cache_compute_dtype": cache.manifest.flags.get("compute_dtype"),
     }
     return report, about

@@ -102,7 +102,7 @@ def test_a_merged_cache(merged_dir, teacher_dir, capsys) -> None:
     report, about = report_fidelity(
         ReportConfig(str(merged_dir), str(teacher_dir), sample=12, any_teacher=True)
     )
-    assert about["cache_compute_dtype"] is None
+    assert about["cache_compute_dtype"] == "float32"
     assert set(report.kl_divergence) == {"1"}
     # Three quarters of it are this teacher's: KL(p ‖ q) is at most −log of that share.
     assert 0.001 < report.kl_divergence["1"].max < -math.log(0.75) + 1e-3
