@@ -18,7 +18,7 @@ from data_specs.records import (
 )
 from pipeline.storage import logit_steps
 from pipeline.storage.logit_steps import LogitSteps
-from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec
+from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec, joined
 
 # A gap of at least this is written behind the others.
 _LONG = 255
@@ -149,44 +149,32 @@ class CompactCodec(TopKCodec):
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
         width = self.truncation_factor
         if self.variable:
-            given = counts = self.tensor_counts(tf, features, max_positions)
+            counts = self.tensor_counts(tf, features, max_positions)
         else:
             real = tf.strings.length(features[TOPK_RANGES]) // 2
             counts = tf.sequence_mask(real, max_positions, dtype=tf.int32) * width
-            given = None
-        present = tf.range(width) < counts[..., tf.newaxis]
-        gaps = self._tensor_gaps(tf, features, counts, given, present)
+        # Padding costs nothing: all work is on the rows of real positions.
+        present = self.present_tensor(tf, counts)
+        gaps = self.tensor_rows(tf, self._tensor_gaps(tf, features, counts), counts)
         ranks = tf.cumsum(gaps + 1, axis=-1) - 1
         ids = tf.gather(tf.constant(self._tokens), tf.where(present, ranks, 0))
-        flat = tf.io.decode_raw(
-            tf.io.decode_compressed(features[TOPK_LOGITS], "ZLIB"),
-            tf.uint8,
-            fixed_length=max_positions * width,
-        )
-        steps = tf.cast(self.tensor_rows(tf, flat, given, max_positions), tf.int32)
+        steps = tf.io.decode_compressed(features[TOPK_LOGITS], "ZLIB")
+        steps = self.tensor_rows(tf, tf.cast(joined(tf, steps, "|u1"), tf.int32), counts)
         # The step and its column in one number: sorting numbers is faster than finding an
         # order, and of equal steps the first column stays first.
         keys = tf.where(present, steps, _LONG + 1) * width + tf.range(width)
         keys = -tf.math.top_k(-keys, width).values
-        ids = tf.gather(ids, keys % width, batch_dims=2)
-        ranges = logit_steps.tensor_ranges(tf, features[TOPK_RANGES], max_positions)
+        ids = tf.gather(ids, keys % width, batch_dims=1)
+        ranges = tf.cast(joined(tf, features[TOPK_RANGES], "<f2"), tf.float32)
         logits = self.steps.decode_tensors(tf, tf.minimum(keys // width, _LONG), ranges)
-        return self.end_rows(tf, ids, logits, counts)
+        return self.spread(tf, ids, logits, counts)
 
-    def _tensor_gaps(
-        self, tf: Any, features: dict[str, Any], counts: Any, given: Any | None, present: Any
-    ) -> Any:
-        """Returns gaps, int32 [B, P, K], 0 where there is no id."""
-        max_positions, dtype = counts.shape[1], id_dtype(self.vocab_size)
+    def _tensor_gaps(self, tf: Any, features: dict[str, Any], counts: Any) -> Any:
+        """Returns the gaps of all records, int32 [n], row after row."""
         payload = tf.io.decode_compressed(features[TOPK_IDS], "ZLIB")
-        flat = tf.io.decode_raw(
-            payload, tf.uint8, fixed_length=max_positions * self.truncation_factor
-        )
-        short = tf.cast(self.tensor_rows(tf, flat, given, max_positions), tf.int32)
-        short = tf.where(present, short, 0)
         totals = tf.reduce_sum(counts, axis=-1)
-        # One record's behind another's: the order in which `where` finds their places.
+        gaps = joined(tf, tf.strings.substr(payload, tf.zeros_like(totals), totals), "|u1")
+        gaps = tf.cast(gaps, tf.int32)
         rest = tf.strings.substr(payload, totals, tf.strings.length(payload) - totals)
-        long = tf.io.decode_raw(tf.strings.reduce_join(rest), tf.as_dtype(dtype))
-        places = tf.where(short == _LONG)
-        return tf.tensor_scatter_nd_update(short, places, tf.cast(long, tf.int32))
+        long = tf.cast(joined(tf, rest, id_dtype(self.vocab_size)), tf.int32)
+        return tf.tensor_scatter_nd_update(gaps, tf.where(gaps == _LONG), long)

@@ -24,7 +24,7 @@ from data_specs.records import (
 from pipeline.storage import logit_steps
 from pipeline.storage.compact_codec import CompactCodec
 from pipeline.storage.logit_steps import LogitSteps, split_rows
-from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec
+from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec, joined
 
 # The smallest finite float16. A logit this far below the largest has no mass.
 _FLOAT16_LOWEST = np.float32(-65504.0)
@@ -62,14 +62,16 @@ class Float16Codec(TopKCodec):
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
+        if self.variable:
+            counts = self.tensor_counts(tf, features, max_positions)
+            ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
+            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts)
+            logits = tf.cast(joined(tf, features[TOPK_LOGITS], "<f2"), tf.float32)
+            return self.spread(tf, ids, self.tensor_rows(tf, logits, counts), counts)
+        ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
         # Padded decoding knows no float16: the same bits, read as uint16.
-        length = max_positions * self.truncation_factor * 2
-        bits = tf.io.decode_raw(features[TOPK_LOGITS], tf.uint16, fixed_length=length)
-        logits = tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
-        counts = self.tensor_counts(tf, features, max_positions) if self.variable else None
-        ids = _plain_id_tensors(self, tf, features, counts, max_positions)
-        logits = self.tensor_rows(tf, logits, counts, max_positions)
-        return (ids, logits) if counts is None else self.end_rows(tf, ids, logits, counts)
+        bits = _padded(self, tf, features[TOPK_LOGITS], np.dtype("<u2"), max_positions)
+        return tf.cast(ids, tf.int32), tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +112,21 @@ class Uint8Codec(TopKCodec):
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
-        length = max_positions * self.truncation_factor
-        steps = tf.io.decode_raw(features[TOPK_LOGITS], tf.uint8, fixed_length=length)
-        ranges = logit_steps.tensor_ranges(tf, features[TOPK_RANGES], max_positions)
-        counts = self.tensor_counts(tf, features, max_positions) if self.variable else None
-        ids = _plain_id_tensors(self, tf, features, counts, max_positions)
-        steps = tf.cast(self.tensor_rows(tf, steps, counts, max_positions), tf.int32)
-        logits = self.steps.decode_tensors(tf, steps, ranges)
-        return (ids, logits) if counts is None else self.end_rows(tf, ids, logits, counts)
+        if self.variable:
+            counts = self.tensor_counts(tf, features, max_positions)
+            ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
+            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts)
+            steps = tf.cast(joined(tf, features[TOPK_LOGITS], "|u1"), tf.int32)
+            ranges = tf.cast(joined(tf, features[TOPK_RANGES], "<f2"), tf.float32)
+            steps = self.tensor_rows(tf, steps, counts)
+            return self.spread(tf, ids, self.steps.decode_tensors(tf, steps, ranges), counts)
+        ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
+        steps = _padded(self, tf, features[TOPK_LOGITS], np.dtype("|u1"), max_positions)
+        # Padded decoding knows no float16: the same bits, read as uint16.
+        bits = tf.io.decode_raw(features[TOPK_RANGES], tf.uint16, fixed_length=max_positions * 2)
+        ranges = tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
+        logits = self.steps.decode_tensors(tf, tf.cast(steps, tf.int32), ranges)
+        return tf.cast(ids, tf.int32), logits
 
 
 def _plain_ids(codec: TopKCodec, features: dict[str, bytes], counts: np.ndarray) -> np.ndarray:
@@ -131,13 +140,12 @@ def _plain_ids(codec: TopKCodec, features: dict[str, bytes], counts: np.ndarray)
     return codec.rows(ids, counts, NO_ID)
 
 
-def _plain_id_tensors(
-    codec: TopKCodec, tf: Any, features: dict[str, Any], counts: Any | None, max_positions: int
-) -> Any:
-    dtype = id_dtype(codec.vocab_size)
-    length = max_positions * codec.truncation_factor * dtype.itemsize
-    ids = tf.io.decode_raw(features[TOPK_IDS], tf.as_dtype(dtype), fixed_length=length)
-    return tf.cast(codec.tensor_rows(tf, ids, counts, max_positions), tf.int32)
+def _padded(codec: TopKCodec, tf: Any, content: Any, dtype: np.dtype, max_positions: int) -> Any:
+    """Returns the rows of a batch where each has K values: [B, P, K], 0 at padding."""
+    width = codec.truncation_factor
+    length = max_positions * width * dtype.itemsize
+    values = tf.io.decode_raw(content, tf.as_dtype(dtype), fixed_length=length)
+    return tf.reshape(values, (-1, max_positions, width))
 
 
 # The one place to add a codec: the names that `--logit_encoding` takes.

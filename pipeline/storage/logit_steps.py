@@ -72,7 +72,7 @@ class LogitSteps:
         return np.where(steps == _NO_MASS, _NO_MASS_LOGIT, logits)
 
     def decode_tensors(self, tf: Any, steps: Any, ranges: Any) -> Any:
-        """Returns logits, float32 [B, P, K], from numbers int32 [B, P, K] and float32 [B, P]."""
+        """Returns float32 [..., K], from numbers int32 [..., K] and ranges float32 [...]."""
         logits = tf.gather(tf.constant(self.distances), steps) * -ranges[..., tf.newaxis]
         return tf.where(steps == _NO_MASS, _NO_MASS_LOGIT, logits)
 
@@ -90,13 +90,6 @@ def read_ranges(content: bytes, num_positions: int) -> np.ndarray:
             f"expected {num_positions} ranges of at least 0, received {ranges.tolist()}"
         )
     return ranges
-
-
-def tensor_ranges(tf: Any, content: Any, max_positions: int) -> Any:
-    """Reads the ranges of a batch of records, float32 [B, P], 0 at padding."""
-    # Padded decoding knows no float16: the same bits, read as uint16.
-    bits = tf.io.decode_raw(content, tf.uint16, fixed_length=max_positions * 2)
-    return tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
 
 
 def split_rows(values: np.ndarray, present: np.ndarray, row_splits: np.ndarray) -> list[bytes]:

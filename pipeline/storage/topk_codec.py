@@ -163,38 +163,52 @@ class TopKCodec(abc.ABC):
         )
         return tf.cast(counts, tf.int32)
 
-    def tensor_rows(self, tf: Any, flat: Any, counts: Any | None, max_positions: int) -> Any:
-        """Cuts the values of a batch of records into rows; see `rows`.
+    def tensor_rows(self, tf: Any, flat: Any, counts: Any) -> Any:
+        """Cuts the values of a batch of records into the rows of real positions; see `rows`.
 
         Args:
             tf: the TensorFlow module.
-            flat: [B, P·K], the values of each record row after row, then anything.
-            counts: int32 [B, P]; None where each row has K.
-            max_positions: P.
+            flat: [n], row after row, one record after another.
+            counts: int32 [B, P], 0 at padding.
 
         Returns:
-            [B, P, K]; anything where a row has no value.
+            [R, K] for R real positions; anything where a row has no more values.
         """
         width = self.truncation_factor
-        if counts is None:
-            return tf.reshape(flat, (-1, max_positions, width))
-        starts = tf.cumsum(counts, axis=-1, exclusive=True)
-        places = starts[..., tf.newaxis] + tf.range(width)
-        places = tf.minimum(places, max_positions * width - 1)
-        return tf.gather(flat, places, batch_dims=1)
+        if not self.variable:
+            return tf.reshape(flat, (-1, width))
+        ends = tf.cumsum(tf.boolean_mask(counts, counts > 0))
+        places = (ends - tf.boolean_mask(counts, counts > 0))[:, tf.newaxis] + tf.range(width)
+        return tf.gather(flat, tf.minimum(places, tf.size(flat) - 1))
 
-    def end_rows(self, tf: Any, ids: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
-        """Writes `NO_ID` and its logit behind each row, and 0 at padding.
+    def present_tensor(self, tf: Any, counts: Any) -> Any:
+        """Returns where the rows of real positions have an id, bool [R, K]; counts as above."""
+        real = tf.boolean_mask(counts, counts > 0)
+        return tf.range(self.truncation_factor) < real[:, tf.newaxis]
+
+    def spread(self, tf: Any, ids: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
+        """Puts the rows of real positions where they belong in a batch.
 
         Args:
             tf: the TensorFlow module.
-            ids: int32 [B, P, K].
-            logits: float32 [B, P, K].
+            ids: int32 [R, K].
+            logits: float32 [R, K].
             counts: int32 [B, P], 0 at padding.
+
+        Returns:
+            int32 and float32 [B, P, K]: with `NO_ID` and its logit behind each row,
+            and 0 at padding.
         """
-        present = tf.range(self.truncation_factor) < counts[..., tf.newaxis]
-        real = counts[..., tf.newaxis] > 0
-        return (
-            tf.where(present, ids, tf.where(real, NO_ID, 0)),
-            tf.where(present, logits, tf.where(real, NO_ID_LOGIT, 0.0)),
+        present = self.present_tensor(tf, counts)
+        places, width = tf.where(counts > 0), self.truncation_factor
+        shape = tf.concat([tf.shape(counts), [width]], axis=0)
+        spread = (
+            tf.scatter_nd(places, tf.where(present, values, fill), tf.cast(shape, tf.int64))
+            for values, fill in ((ids, NO_ID), (logits, NO_ID_LOGIT))
         )
+        return tuple(tf.ensure_shape(values, (None, counts.shape[1], width)) for values in spread)
+
+
+def joined(tf: Any, content: Any, dtype: np.dtype | str) -> Any:
+    """Returns the numbers in the bytes of a batch, string [B], one record after another."""
+    return tf.io.decode_raw(tf.strings.reduce_join(content), tf.as_dtype(np.dtype(dtype)))

@@ -214,6 +214,35 @@ def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
         cache_codec.open_codec(folder, manifests.load(folder, flag=""))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"truncation": "all"}, r"expected truncation in \['sampled', 'topk'\], received 'all'"),
+        ({"truncation_mass": 2}, "expected a truncation_mass above 0 and at most 1, received 2"),
+        ({"logit_encoding": "text"}, "expected logit_encoding in .*, received 'text'"),
+        ({"token_counts": None}, "missing or misshapen field"),
+        (
+            {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
+            "expected a plain file name",
+        ),
+        ({"measured": None}, "expected what was measured of eval-00000-of-00001.tfrecord"),
+        ({"measured": {}}, "expected num_positions and other counts of eval-.*, received {}"),
+        ({"measured": [1]}, "expected num_positions and other counts of eval-.*"),
+        ({"measured": {"num_positions": -1}}, "num_positions of eval-.*: expected a count, .* -1"),
+    ],
+)
+def test_broken_manifests(caches, tmp_path, changes, message) -> None:
+    value = json.loads((caches["compact0.3"] / "manifest.json").read_text())
+    if "measured" in changes:
+        for shard in value["splits"]["eval"]:
+            shard |= changes
+    else:
+        value |= changes
+    (tmp_path / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match=f"^{tmp_path}/manifest.json: {message}"):
+        manifests.load(tmp_path, flag="")
+
+
 @pytest.mark.parametrize("target", CODECS)
 def test_any_caches_are_merged_to_any(caches, cache_dir, tmp_path, target) -> None:
     """A cache merged with itself in another packing stays, within the codecs' error."""
