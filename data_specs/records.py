@@ -3,7 +3,8 @@
 A record is a `tf.train.Example` in which every feature is one bytes value: a
 little-endian array, unpadded, holding real masked positions only. Shapes use
 these letters: S segments, L tokens, W beginnings of words, P masked positions, K
-top-k, T cached temperatures, G groups of teacher layers, D the teacher's hidden size.
+top-k, T cached temperatures, G groups of teacher layers, D the teacher's hidden size, Z
+compressed bytes.
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ TOPK_IDS = "topk_ids"
 TOPK_LOGITS = "topk_logits"
 LOG_TAIL_MASSES = "log_tail_masses"
 LABEL_LOG_PROBS = "label_log_probs"
+TOPK_RANGES = "topk_ranges"
+TOPK_COUNTS = "topk_counts"
 HIDDEN_STATES = "hidden_states"
 HIDDEN_SCALES = "hidden_scales"
 
@@ -71,15 +74,41 @@ MASKED_EXAMPLE_FEATURES: tuple[Feature, ...] = (
     Feature(MASKED_LM_IDS, ID_DTYPE, ("P",), "The true token at each masked position."),
 )
 
-TEACHER_FEATURES: tuple[Feature, ...] = (
-    Feature(TOPK_IDS, ID_DTYPE, ("P", "K"), "The teacher's most probable tokens, descending."),
-    Feature(TOPK_LOGITS, "<f2", ("P", "K"), "Their logits, each minus the position's largest."),
+_TOPK_IDS = Feature(
+    TOPK_IDS, ID_DTYPE, ("P", "K"), "The teacher's most probable tokens, descending."
+)
+_TOPK_RANGES = Feature(TOPK_RANGES, "<f2", ("P",), "The largest logit minus the smallest.")
+
+# The top-k, by how it is encoded. Bytes Z are compressed: zlib (RFC 1950).
+TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
+    "float16": (
+        _TOPK_IDS,
+        Feature(TOPK_LOGITS, "<f2", ("P", "K"), "Their logits, each minus the position's largest."),
+    ),
+    "uint8": (
+        _TOPK_IDS,
+        Feature(TOPK_LOGITS, "|u1", ("P", "K"), "Their logits, in steps of the position's range."),
+        _TOPK_RANGES,
+    ),
+    "compact": (
+        Feature(TOPK_IDS, "|u1", ("Z",), "Gaps between the tokens' ranks by frequency."),
+        Feature(TOPK_LOGITS, "|u1", ("Z",), "Their logits, in steps of the position's range."),
+        _TOPK_RANGES,
+    ),
+}
+# Where fewer than K ids are kept at some positions; the arrays then have as many.
+TOPK_COUNTS_FEATURE = Feature(TOPK_COUNTS, "<u2", ("P",), "How many ids are kept.")
+
+# What every teacher cache holds beside the top-k.
+MASS_FEATURES: tuple[Feature, ...] = (
     Feature(
         LOG_TAIL_MASSES, "<f4", ("P", "T"), "Log of the mass outside the top-k, a temperature."
     ),
     Feature(LABEL_LOG_PROBS, "<f2", ("P",), "The teacher's log-probability of the label, T=1."),
 )
+TEACHER_FEATURES: tuple[Feature, ...] = TOPK_FEATURES["float16"] + MASS_FEATURES
 
+# Of a cache in float16.
 TEACHER_CACHE_FEATURES: tuple[Feature, ...] = MASKED_EXAMPLE_FEATURES + TEACHER_FEATURES
 
 # What a teacher cache may hold beside these, by how it is encoded.

@@ -110,7 +110,10 @@ class FlagTable:
         """Defines a flag that holds a number from `low` to `high`."""
         flags.DEFINE_float(name, default, text, low, high, flag_values=self.values)
         flags.register_validator(
-            name, math.isfinite, message="expected a finite number", flag_values=self.values
+            name,
+            lambda value: value is None or math.isfinite(value),
+            message="expected a finite number",
+            flag_values=self.values,
         )
 
     def choice(self, name: str, default: str | None, text: str, *, of: Sequence[str]) -> None:
@@ -156,6 +159,21 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
     if not all(map(math.isfinite, numbers)):
         raise InputError(f"--{name}: expected numbers such as 1,2, received {text!r}")
     return numbers
+
+
+def parse_counts(name: str, text: str) -> tuple[int, ...]:
+    """Reads whole numbers above 0 separated by commas, and returns each once, ascending.
+
+    Raises:
+        InputError: a part is no such number.
+    """
+    try:
+        counts = {int(part) for part in text.split(",")}
+    except ValueError:
+        counts = set()
+    if not counts or min(counts) < 1:
+        raise InputError(f"--{name}: expected whole numbers such as 1,5, received {text!r}")
+    return tuple(sorted(counts))
 
 
 def import_quietly(*modules: str) -> None:

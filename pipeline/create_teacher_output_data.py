@@ -12,6 +12,7 @@ from absl import flags
 from data_specs.records import HIDDEN_FEATURES
 from pipeline import command_line
 from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.teacher_info import SAMPLED, TOPK, TRUNCATIONS
 
 
 def define_flags() -> flags.FlagValues:
@@ -31,8 +32,25 @@ def define_flags() -> flags.FlagValues:
         "k: how many of the teacher's tokens are kept at a masked position.",
         low=1,
     )
+    table.choice(
+        "truncation",
+        TOPK,
+        "Keep the k most probable tokens, or those of k random draws from the teacher's "
+        "distribution, which are right on average.",
+        of=list(TRUNCATIONS),
+    )
+    table.number(
+        "truncation_mass",
+        None,
+        "Keep no more tokens at a position than have this mass, such as 0.999; at most k.",
+        low=0.0,
+        high=1.0,
+    )
     table.string(
-        "temperatures", "1,2", "Temperatures at which the mass outside the top-k is kept; 1 first."
+        "temperatures",
+        None,
+        "Temperatures at which the mass outside the top-k is kept; 1 first. Without: 1,2, or 1 "
+        "with --truncation=sampled.",
     )
     table.choice("logit_encoding", "float16", "How logits are packed.", of=list(CODECS))
     table.string(
@@ -61,7 +79,10 @@ def _create(values: flags.FlagValues) -> None:
     from pipeline.teacher.settings import TeacherCacheConfig
 
     settings = values.flag_values_dict()
-    settings["temperatures"] = command_line.parse_numbers("temperatures", values.temperatures)
+    temperatures = values.temperatures
+    if temperatures is None:
+        temperatures = "1" if values.truncation == SAMPLED else "1,2"
+    settings["temperatures"] = command_line.parse_numbers("temperatures", temperatures)
     names = TeacherCacheConfig.__dataclass_fields__
     config = TeacherCacheConfig(**{name: settings[name] for name in names})
     devices = command_line.choose_backend(values)

@@ -178,6 +178,25 @@ def expect_new_directory(path: PathLike, flag: str) -> None:
         )
 
 
+def expect_new_file(path: PathLike, flag: str) -> None:
+    """Checks that a file can be written: it is not there, its folder is.
+
+    Args:
+        path: the file.
+        flag: the flag that named it, for the error message.
+
+    Raises:
+        InputError: something has that name, or there is no such folder.
+    """
+    path = pathlib.Path(path)
+    if path.exists():
+        raise InputError(
+            f"{flag}: expected a new file, received {path}, which exists; nothing is overwritten"
+        )
+    if not path.parent.is_dir():
+        raise InputError(f"{flag}: expected an existing folder, received {path.parent}")
+
+
 @contextlib.contextmanager
 def staged_directory(path: PathLike, *, last: str) -> Iterator[pathlib.Path]:
     """Yields a hidden folder inside `path`, whose files move up when the block succeeds.

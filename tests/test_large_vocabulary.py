@@ -9,7 +9,7 @@ import pytest
 from data_specs import records
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
 from pipeline.models.checkpoints import find_model, load_masked_lm
-from pipeline.storage import manifest, reader, serialization
+from pipeline.storage import cache_codec, manifest, reader, serialization
 from pipeline.storage.logit_codec import CODECS
 from tests.conftest import LINES, SPECIAL, save_tiny_bert
 
@@ -93,7 +93,7 @@ def test_seventy_thousand_tokens(tmp_path) -> None:
         "--truncation_factor=8",
         "--predict_batch_size=8",
     )
-    codec, model = CODECS["float16"](70_000), load_masked_lm(find_model(teacher, "--teacher"))
+    codec, model = CODECS["float16"](70_000, 8), load_masked_lm(find_model(teacher, "--teacher"))
     found = []
     for example in _examples(cache):
         found.append(codec.decode(example, len(_ids(example, records.MASKED_LM_IDS)))[0])
@@ -133,7 +133,7 @@ def test_the_multilingual_vocabulary_through_three_stages(tmp_path) -> None:
         assert (ids > LAST_UINT16).any() and ids.min() >= 0 and ids.max() < 119_547
     # What stage 2 reads are the same ids.
     (batch,) = reader.evaluation_records(cache, made, "eval").batch(1).take(1)
-    parsed = reader.parse_batch(batch, made)
+    parsed = reader.parse_batch(batch, made, cache_codec.open_codec(cache, made))
     first = serialization.decode_example(batch.numpy()[0])
     count = len(_ids(first, records.MASKED_LM_IDS))
     topk = np.asarray(parsed[records.TOPK_IDS])[0, :count]

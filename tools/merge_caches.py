@@ -6,6 +6,7 @@ The probabilities are averaged at temperature 1, the only temperature of the
 merged cache. Killed at any moment, the same command finishes the rest.
 """
 
+import collections
 import dataclasses
 import math
 import pathlib
@@ -21,8 +22,8 @@ from absl import flags
 from data_specs import records
 from pipeline import command_line
 from pipeline.errors import InputError
+from pipeline.storage import cache_codec, writer
 from pipeline.storage import manifest as manifests
-from pipeline.storage import writer
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
@@ -97,6 +98,7 @@ def _truncation_factor(config: MergeConfig, caches: Sequence[CacheInput]) -> int
 
 def _request(config: MergeConfig, caches: Sequence[CacheInput]) -> dict[str, Any]:
     first = caches[0].manifest
+    mass = _truncation_mass(caches)
     return {
         "kind": records.TEACHER_CACHE,
         "merged": [
@@ -108,7 +110,32 @@ def _request(config: MergeConfig, caches: Sequence[CacheInput]) -> dict[str, Any
         "truncation_factor": _truncation_factor(config, caches),
         "temperatures": [merging.TEMPERATURE],
         "logit_encoding": config.logit_encoding,
+        **({} if mass is None else {"truncation_mass": mass}),
     }
+
+
+def _truncation_mass(caches: Sequence[CacheInput]) -> float | None:
+    """Returns the mass that the ids of each cache have at least; None where all have k."""
+    masses = [cache.manifest.teacher_info.truncation_mass for cache in caches]
+    return min((mass for mass in masses if mass is not None), default=None)
+
+
+def _teacher_info(
+    config: MergeConfig, caches: Sequence[CacheInput], request: dict[str, Any]
+) -> TeacherInfo:
+    return TeacherInfo(
+        truncation_factor=request["truncation_factor"],
+        logit_encoding=request["logit_encoding"],
+        temperatures=tuple(request["temperatures"]),
+        teacher={
+            "merged": [
+                {**cache.manifest.teacher_info.teacher, "weight": weight}
+                for cache, weight in zip(caches, config.shares, strict=True)
+            ]
+        },
+        parent=request["parent"],
+        truncation_mass=request.get("truncation_mass"),
+    )
 
 
 def merge_caches(config: MergeConfig) -> Manifest:
@@ -132,12 +159,32 @@ def merge_caches(config: MergeConfig) -> Manifest:
     for cache in caches:
         manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     manifests.claim(config.output_dir, request, flag="--output_dir")
-    splits = _merge_shards(config, caches, request["truncation_factor"])
-    return _publish(config, caches, request, splits)
+    info = _teacher_info(config, caches, request)
+    counts = cache_codec.count_tokens(
+        config.output_dir, info, caches[0].directory, caches[0].manifest
+    )
+    splits = _merge_shards(config, caches, info)
+    inputs = [cache.manifest for cache in caches]
+    manifests.copy_tokenizer(caches[0].directory, inputs[0], config.output_dir)
+    # What a byte-equal repetition needs, beside the request.
+    environment = {"machine": platform.machine(), "numpy": np.__version__}
+    manifest = dataclasses.replace(
+        inputs[0],
+        flags={**_in_common([manifest.flags for manifest in inputs]), **request},
+        splits=splits,
+        statistics={
+            **_in_common([manifest.statistics for manifest in inputs]),
+            "environment": environment,
+        },
+        teacher_info=info,
+        token_counts=counts,
+    )
+    manifests.publish(config.output_dir, manifest)
+    return manifest
 
 
 def _merge_shards(
-    config: MergeConfig, caches: Sequence[CacheInput], truncation_factor: int
+    config: MergeConfig, caches: Sequence[CacheInput], info: TeacherInfo
 ) -> dict[str, tuple[ShardInfo, ...]]:
     done = {
         (split, shard): manifests.completed_shard(config.output_dir, shard.file)
@@ -149,15 +196,15 @@ def _merge_shards(
         merger = merging.CacheMerger(
             caches=caches,
             weights=config.shares,
-            truncation_factor=truncation_factor,
-            logit_encoding=config.logit_encoding,
+            codec=cache_codec.make_codec(config.output_dir, info, caches[0].manifest.vocab.size),
             on_examples=bar.update,
         )
         for (split, shard), whole in done.items():
             if whole is None:
-                done[split, shard] = writer.write_shard(
-                    config.output_dir, shard.file, merger.records(shard.file)
-                )
+                measured: collections.Counter[str] = collections.Counter()
+                merged = merger.records(shard.file, measured)
+                told = measured if manifests.varies_in_size(info) else None
+                done[split, shard] = writer.write_shard(config.output_dir, shard.file, merged, told)
     return {
         split: tuple(done[split, shard] for shard in shards)
         for split, shards in caches[0].manifest.splits.items()
@@ -172,41 +219,6 @@ def _in_common(mappings: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name, value in first.items()
         if all(name in other and other[name] == value for other in others)
     }
-
-
-def _publish(
-    config: MergeConfig,
-    caches: Sequence[CacheInput],
-    request: dict[str, Any],
-    splits: dict[str, tuple[ShardInfo, ...]],
-) -> Manifest:
-    inputs = [cache.manifest for cache in caches]
-    manifests.copy_tokenizer(caches[0].directory, inputs[0], config.output_dir)
-    # What a byte-equal repetition needs, beside the request.
-    environment = {"machine": platform.machine(), "numpy": np.__version__}
-    manifest = dataclasses.replace(
-        inputs[0],
-        flags={**_in_common([manifest.flags for manifest in inputs]), **request},
-        splits=splits,
-        statistics={
-            **_in_common([manifest.statistics for manifest in inputs]),
-            "environment": environment,
-        },
-        teacher_info=TeacherInfo(
-            truncation_factor=request["truncation_factor"],
-            logit_encoding=request["logit_encoding"],
-            temperatures=tuple(request["temperatures"]),
-            teacher={
-                "merged": [
-                    {**manifest.teacher_info.teacher, "weight": weight}
-                    for manifest, weight in zip(inputs, config.shares, strict=True)
-                ]
-            },
-            parent=request["parent"],
-        ),
-    )
-    manifests.publish(config.output_dir, manifest)
-    return manifest
 
 
 def define_flags() -> flags.FlagValues:

@@ -15,10 +15,11 @@ from data_specs import records
 from pipeline import files
 from pipeline.models import checkpoints
 from pipeline.models.weight_names import weight_table
+from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization
-from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import EVAL, Manifest
+from pipeline.storage.topk_codec import TopKCodec
+from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,6 +98,7 @@ def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
     teacher_accuracy = lines["distilled"][-1]["teacher_accuracy"]
     scores["teacher"] = (teacher_accuracy, -float(label_log_probs.mean()), 1.0)
     sample = evaluation[:_SAMPLE]
+    codec = cache_codec.open_codec(cache, manifest)
     return Report(
         models=tuple(
             ModelReport(name, _num_parameters(place), *scores[name], latency)
@@ -111,7 +113,9 @@ def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
         },
         num_positions=len(label_log_probs),
         position_bytes=_bytes_each(sample, serialization.encode_example),
-        ancestor_bytes=_bytes_each(sample, lambda example: _ancestor_record(example, manifest)),
+        ancestor_bytes=_bytes_each(
+            sample, lambda example: _ancestor_record(example, manifest, codec)
+        ),
         truncation_factor=manifest.teacher_info.truncation_factor,
     )
 
@@ -128,7 +132,7 @@ def _bytes_each(
     return sum(len(encode(example)) for example in examples) / positions
 
 
-def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest) -> bytes:
+def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest, codec: TopKCodec) -> bytes:
     """Returns an example as the Chinese RoBERTa-wwm distillation stores it.
 
     Lists of int64 and of float, inputs padded to the longest, masked positions to
@@ -141,9 +145,7 @@ def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest) -> bytes:
     factor = manifest.teacher_info.truncation_factor
     count = len(example[records.MASKED_LM_POSITIONS]) // 2
     tokens = np.frombuffer(example[records.INPUT_IDS], dtype)
-    ids, logits = CODECS[manifest.teacher_info.logit_encoding](manifest.vocab.size).decode(
-        dict(example), count
-    )
+    ids, logits = codec.decode(dict(example), count)
 
     def integers(values: np.ndarray, size: int) -> tf.train.Feature:
         padded = np.pad(np.asarray(values, np.int64).ravel(), (0, size - values.size))
@@ -214,15 +216,7 @@ def table(report: Report) -> str:
         )
         for model in report.models
     ]
-    widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (titles, *rows)
-    ]
-    lines.insert(1, "-" * len(lines[0]))
+    lines = aligned_lines(titles, rows)
     ratio = report.ancestor_bytes / report.position_bytes
     return "\n".join(
         [

@@ -49,6 +49,7 @@ class Objective:
         truncation_factor: k, at most the cached one; None without a cache, and
             then a live teacher's whole distribution.
         cached_temperatures: those whose tail mass the cache holds; empty without one.
+        sampled: whether the cache holds random draws instead of a top-k.
         live: whether there is a live teacher.
         loss_positions: over what the distribution losses go: `masked` positions
             or `all` real tokens.
@@ -63,6 +64,7 @@ class Objective:
     tail: str | None = None
     truncation_factor: int | None = None
     cached_temperatures: tuple[float, ...] = ()
+    sampled: bool = False
     live: bool = False
     loss_positions: str = "masked"
     hidden_groups: tuple[LayerGroup, ...] = ()
@@ -79,6 +81,8 @@ class Objective:
                 "--loss_positions: expected masked, the positions that a cache holds, or "
                 f"{_FROM_TEACHER} beside it, received all"
             )
+        if self.topk_cached and self.sampled:
+            self._check_sampled()
         needs_tail = self._policy(KL_DIVERGENCE) != "renormalize"
         if self.topk_cached and needs_tail and self.temperature not in self.cached_temperatures:
             cached = ", ".join(f"{value:g}" for value in self.cached_temperatures)
@@ -86,6 +90,19 @@ class Objective:
                 f"--temperature: expected one with a cached tail mass ({cached}), or any with "
                 f"--tail=renormalize or {_FROM_TEACHER} over masked examples, "
                 f"received {self.temperature:g}"
+            )
+
+    def _check_sampled(self) -> None:
+        """Refuses what draws say nothing about: only expectations under the teacher."""
+        if self.temperature != 1.0:
+            raise InputError(
+                "--temperature: expected 1, the only one of a cache of --truncation=sampled, "
+                f"received {self.temperature:g}"
+            )
+        if PROBABILITY_COSINE in self.weights:
+            raise InputError(
+                f"--losses: {PROBABILITY_COSINE} needs a top-k; with a cache of "
+                f"--truncation=sampled expected {SOFT_CROSS_ENTROPY} or {KL_DIVERGENCE}"
             )
 
     def _has(self, name: str) -> bool:
@@ -136,8 +153,11 @@ class Objective:
         of layers where they are trained.
         """
         free = {LABEL, TOPK} if self.has_teacher else {LABEL}
+        without = {PROBABILITY_COSINE} if self.sampled and self.topk_cached else set()
         return tuple(
-            name for name, need in LOSS_NEEDS.items() if need in free or name in self.weights
+            name
+            for name, need in LOSS_NEEDS.items()
+            if name in self.weights or (need in free and name not in without)
         )
 
     def _policy(self, name: str) -> str:

@@ -25,6 +25,7 @@ from pipeline.models.layer_groups import LayerGroup, TeacherGroup
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, TRAIN, TeacherInfo
+from pipeline.storage.teacher_info import SAMPLED
 from pipeline.text import tokenizers
 
 # What a request leaves out: settings that do not decide the student.
@@ -199,6 +200,7 @@ def build_objective(
         tail=config.tail,
         truncation_factor=_truncation_factor(config, cache, info),
         cached_temperatures=() if info is None else info.temperatures,
+        sampled=info is not None and info.truncation == SAMPLED,
         live=live,
         loss_positions=config.loss_positions,
         hidden_groups=groups.get(HIDDEN, ()),
@@ -273,5 +275,10 @@ def _truncation_factor(
         raise InputError(
             f"--truncation_factor: expected at most {info.truncation_factor}, "
             f"as in {cache.directory}, received {wanted}"
+        )
+    if info.truncation == SAMPLED and (wanted or info.truncation_factor) < info.truncation_factor:
+        raise InputError(
+            f"--truncation_factor: expected {info.truncation_factor}, all draws of a cache of "
+            f"--truncation=sampled, received {wanted}"
         )
     return min(wanted or info.truncation_factor, info.truncation_factor)

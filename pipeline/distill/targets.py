@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
-from pipeline.storage import length_buckets, reader, vocab_subset
+from pipeline.storage import cache_codec, length_buckets, reader, vocab_subset
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, TRAIN, Manifest
 
@@ -101,12 +101,13 @@ def _decoder(
         windows = WindowReader(cache, seed=seed, purpose=purpose)
     info, subset = cache.manifest.teacher_info, cache.vocab_subset
     temperatures = () if info is None else info.temperatures
+    codec = None if info is None else cache_codec.open_codec(cache.directory, cache.manifest)
 
     def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> Batch:
         if windows is not None:
             batch = windows.parse_batch(serialized, epochs)
         else:
-            batch = reader.parse_batch(serialized, cache.manifest)
+            batch = reader.parse_batch(serialized, cache.manifest, codec)
         if subset is not None:
             batch = vocab_subset.remap_batch(tf, batch, subset, temperatures)
         if buckets > 1:

@@ -9,18 +9,29 @@ imported without it.
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from data_specs.records import TOPK_IDS, TOPK_LOGITS, id_dtype
+from data_specs.records import (
+    TOPK_FEATURES,
+    TOPK_IDS,
+    TOPK_LOGITS,
+    TOPK_RANGES,
+    Feature,
+    id_dtype,
+)
+from pipeline.storage import logit_steps
+from pipeline.storage.compact_codec import CompactCodec
+from pipeline.storage.logit_steps import LogitSteps, split_rows
+from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec, joined
 
 # The smallest finite float16. A logit this far below the largest has no mass.
 _FLOAT16_LOWEST = np.float32(-65504.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Float16Codec:
+class Float16Codec(TopKCodec):
     """Ids in the vocabulary's dtype, logits in float16: 4 bytes an id and its value.
 
     Each logit is stored minus the position's largest, where float16 has its
@@ -28,77 +39,121 @@ class Float16Codec:
     largest is off by at most a factor exp(2^-11 · |log p|) or so.
     """
 
-    vocab_size: int
+    stored: ClassVar[tuple[Feature, ...]] = TOPK_FEATURES["float16"]
 
-    def encode(
-        self, topk_ids: np.ndarray, topk_logits: np.ndarray, row_splits: np.ndarray
+    def _encode(
+        self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
     ) -> list[dict[str, bytes]]:
-        """Packs the positions of several records.
-
-        Args:
-            topk_ids: int [positions, K], descending by logit.
-            topk_logits: float32 [positions, K], on any scale.
-            row_splits: int [records + 1], where each record's positions begin.
-
-        Returns:
-            for each record its features.
-        """
-        shifted = topk_logits - topk_logits[:, :1]
         logits = np.maximum(shifted, _FLOAT16_LOWEST).astype("<f2")
-        ids = topk_ids.astype(id_dtype(self.vocab_size))
+        parts = zip(
+            split_rows(ids.astype(id_dtype(self.vocab_size)), present, row_splits),
+            split_rows(logits, present, row_splits),
+            strict=True,
+        )
+        return [{TOPK_IDS: one, TOPK_LOGITS: two} for one, two in parts]
+
+    def decode(
+        self, features: dict[str, bytes], num_positions: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks one record; see `TopKCodec.decode`."""
+        counts = self.counts(features, num_positions)
+        logits = np.frombuffer(features[TOPK_LOGITS], "<f2").astype(np.float32)
+        return _plain_ids(self, features, counts), self.rows(logits, counts, NO_ID_LOGIT)
+
+    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
+        if self.variable:
+            counts = self.tensor_counts(tf, features, max_positions)
+            ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
+            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts)
+            logits = tf.cast(joined(tf, features[TOPK_LOGITS], "<f2"), tf.float32)
+            return self.spread(tf, ids, self.tensor_rows(tf, logits, counts), counts)
+        ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
+        # Padded decoding knows no float16: the same bits, read as uint16.
+        bits = _padded(self, tf, features[TOPK_LOGITS], np.dtype("<u2"), max_positions)
+        return tf.cast(ids, tf.int32), tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uint8Codec(TopKCodec):
+    """Ids in the vocabulary's dtype, logits in a byte: 3 bytes an id and its value.
+
+    A logit is one of 254 steps of the position's range; see `LogitSteps`.
+    """
+
+    stored: ClassVar[tuple[Feature, ...]] = TOPK_FEATURES["uint8"]
+    steps: ClassVar[LogitSteps] = LogitSteps(bend=1.0, last=254)
+
+    def _encode(
+        self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
+    ) -> list[dict[str, bytes]]:
+        steps, ranges = self.steps.encode(shifted, present)
+        parts = zip(
+            split_rows(ids.astype(id_dtype(self.vocab_size)), present, row_splits),
+            split_rows(steps, present, row_splits),
+            itertools.pairwise(row_splits),
+            strict=True,
+        )
         return [
-            {TOPK_IDS: ids[start:end].tobytes(), TOPK_LOGITS: logits[start:end].tobytes()}
-            for start, end in itertools.pairwise(row_splits)
+            {TOPK_IDS: one, TOPK_LOGITS: two, TOPK_RANGES: ranges[start:end].tobytes()}
+            for one, two, (start, end) in parts
         ]
 
     def decode(
         self, features: dict[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks one record.
+        """Unpacks one record; see `TopKCodec.decode`."""
+        counts = self.counts(features, num_positions)
+        ranges = logit_steps.read_ranges(features[TOPK_RANGES], num_positions)
+        steps = self.rows(np.frombuffer(features[TOPK_LOGITS], np.uint8), counts, 0)
+        ids = _plain_ids(self, features, counts)
+        logits = self.steps.decode(steps, ranges)
+        return ids, np.where(ids == NO_ID, np.float32(NO_ID_LOGIT), logits)
 
-        Args:
-            features: the record's features.
-            num_positions: P.
-
-        Returns:
-            ids int32 [P, K] and logits float32 [P, K], descending; the first of
-            each row is 0.
-        """
-        ids = np.frombuffer(features[TOPK_IDS], id_dtype(self.vocab_size))
-        logits = np.frombuffer(features[TOPK_LOGITS], "<f2")
-        return (
-            ids.astype(np.int32).reshape(num_positions, -1),
-            logits.astype(np.float32).reshape(num_positions, -1),
-        )
-
-    def decode_tensors(
-        self, tf: Any, features: dict[str, Any], max_positions: int, truncation_factor: int
-    ) -> tuple[Any, Any]:
-        """Unpacks a batch of records inside a TensorFlow graph.
-
-        Args:
-            tf: the TensorFlow module.
-            features: each feature as a string tensor [B].
-            max_positions: P to pad to; padding is id 0 and logit 0.
-            truncation_factor: K.
-
-        Returns:
-            ids int32 [B, P, K] and logits float32 [B, P, K].
-        """
-        shape = (-1, max_positions, truncation_factor)
-        count = max_positions * truncation_factor
-        dtype = id_dtype(self.vocab_size)
-        ids = tf.io.decode_raw(
-            features[TOPK_IDS], tf.as_dtype(dtype), fixed_length=count * dtype.itemsize
-        )
+    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
+        if self.variable:
+            counts = self.tensor_counts(tf, features, max_positions)
+            ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
+            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts)
+            steps = tf.cast(joined(tf, features[TOPK_LOGITS], "|u1"), tf.int32)
+            ranges = tf.cast(joined(tf, features[TOPK_RANGES], "<f2"), tf.float32)
+            steps = self.tensor_rows(tf, steps, counts)
+            return self.spread(tf, ids, self.steps.decode_tensors(tf, steps, ranges), counts)
+        ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
+        steps = _padded(self, tf, features[TOPK_LOGITS], np.dtype("|u1"), max_positions)
         # Padded decoding knows no float16: the same bits, read as uint16.
-        bits = tf.io.decode_raw(features[TOPK_LOGITS], tf.uint16, fixed_length=count * 2)
-        logits = tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
-        return tf.reshape(tf.cast(ids, tf.int32), shape), tf.reshape(logits, shape)
+        bits = tf.io.decode_raw(features[TOPK_RANGES], tf.uint16, fixed_length=max_positions * 2)
+        ranges = tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
+        logits = self.steps.decode_tensors(tf, tf.cast(steps, tf.int32), ranges)
+        return tf.cast(ids, tf.int32), logits
+
+
+def _plain_ids(codec: TopKCodec, features: dict[str, bytes], counts: np.ndarray) -> np.ndarray:
+    """Returns ids, int32 [P, K], that are stored as they are."""
+    ids = np.frombuffer(features[TOPK_IDS], id_dtype(codec.vocab_size)).astype(np.int32)
+    if len(ids) and not 0 <= ids.min() <= ids.max() < codec.vocab_size:
+        raise ValueError(
+            f"{TOPK_IDS}: expected ids of {codec.vocab_size} tokens, "
+            f"received some from {ids.min()} to {ids.max()}"
+        )
+    return codec.rows(ids, counts, NO_ID)
+
+
+def _padded(codec: TopKCodec, tf: Any, content: Any, dtype: np.dtype, max_positions: int) -> Any:
+    """Returns the rows of a batch where each has K values: [B, P, K], 0 at padding."""
+    width = codec.truncation_factor
+    length = max_positions * width * dtype.itemsize
+    values = tf.io.decode_raw(content, tf.as_dtype(dtype), fixed_length=length)
+    return tf.reshape(values, (-1, max_positions, width))
 
 
 # The one place to add a codec: the names that `--logit_encoding` takes.
-CODECS = {"float16": Float16Codec}
+CODECS: dict[str, type[TopKCodec]] = {
+    "float16": Float16Codec,
+    "uint8": Uint8Codec,
+    "compact": CompactCodec,
+}
 
 
 def topk_probabilities(

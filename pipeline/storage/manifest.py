@@ -19,13 +19,25 @@ from data_specs.records import (
     FEATURES,
     HIDDEN_FEATURES,
     MASKED_EXAMPLE_FEATURES,
+    MASS_FEATURES,
     TEACHER_CACHE,
+    TOPK_COUNTS_FEATURE,
     UNMASKED_WINDOWS,
     Feature,
 )
 from pipeline import files
 from pipeline.errors import InputError
-from pipeline.storage.teacher_info import SHA256, TeacherInfo, expect_count, parse_teacher_info
+from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.shard_info import (
+    NUM_IDS,
+    SHARD_FILE,
+    FileInfo,
+    ShardInfo,
+    expect_contents,
+    measured_means,
+    parse_shard,
+)
+from pipeline.storage.teacher_info import TeacherInfo, expect_count, parse_teacher_info
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -33,27 +45,6 @@ REQUEST_FILE = "request.json"
 TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
-
-_SHARD_FILE = re.compile(r"(train|eval)-(\d{5})-of-(\d{5})\.tfrecord")
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardInfo:
-    """One shard: its file's name, examples, bytes and SHA-256 (hexadecimal)."""
-
-    file: str
-    num_examples: int
-    bytes: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class FileInfo:
-    """A file beside the shards: its name, bytes and SHA-256 (hexadecimal)."""
-
-    file: str
-    bytes: int
-    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +59,8 @@ class VocabInfo:
 class Manifest:
     """What a cache directory holds. Attributes are named as in `manifest.json`.
 
-    A teacher cache alone has `teacher_info`, unmasked windows alone `token_counts`.
+    A teacher cache alone has `teacher_info`; `token_counts` have unmasked windows, and
+    teacher caches of codecs that need them.
     """
 
     kind: str
@@ -88,20 +80,41 @@ class Manifest:
     @property
     def features(self) -> tuple[Feature, ...]:
         """The features of a record."""
-        features = FEATURES[self.kind]
-        if self.teacher_info is not None and self.teacher_info.hidden_groups:
-            features += HIDDEN_FEATURES[self.teacher_info.hidden_encoding]
+        info = self.teacher_info
+        if info is None:
+            return FEATURES[self.kind]
+        features = MASKED_EXAMPLE_FEATURES + CODECS[info.logit_encoding].stored
+        if info.variable:
+            features += (TOPK_COUNTS_FEATURE,)
+        features += MASS_FEATURES
+        if info.hidden_groups:
+            features += HIDDEN_FEATURES[info.hidden_encoding]
         return features
 
-    def bytes_per_position(self) -> dict[str, int]:
-        """Returns what each feature of a teacher cache takes at a masked position."""
+    def bytes_per_position(self) -> dict[str, float]:
+        """Returns what each feature of a teacher cache takes at a masked position.
+
+        The mean, as measured, where that varies.
+        """
         sizes = {"P": 1, **self.teacher_info.sizes}
+        added = [feature for feature in self.features if feature not in MASKED_EXAMPLE_FEATURES]
+        means = measured_means(
+            [shard for shards in self.splits.values() for shard in shards],
+            [feature.name for feature in added],
+        )
+        if means is not None:
+            return {name: round(mean, 2) for name, mean in means.items()}
         return {
             feature.name: math.prod(sizes[letter] for letter in feature.shape)
             * feature.numpy_dtype(self.vocab.size).itemsize
-            for feature in self.features
-            if feature not in MASKED_EXAMPLE_FEATURES
+            for feature in added
         }
+
+    def ids_per_position(self) -> float:
+        """Returns how many ids a teacher cache holds at a masked position, in the mean."""
+        shards = [shard for shards in self.splits.values() for shard in shards]
+        means = measured_means(shards, [NUM_IDS])
+        return self.teacher_info.truncation_factor if means is None else means[NUM_IDS]
 
     def num_examples(self, split: str) -> int:
         """Returns how many examples a split has; 0 where there is none."""
@@ -111,8 +124,12 @@ class Manifest:
         """Returns the object that `manifest.json` holds."""
         value = dataclasses.asdict(self)
         value["format_version"] = FORMAT_VERSION
-        value.update(value.pop("teacher_info") or {})
+        value["splits"] = {
+            split: [shard.to_json() for shard in shards] for split, shards in self.splits.items()
+        }
+        del value["teacher_info"]
         if self.teacher_info is not None:
+            value.update(self.teacher_info.to_json())
             # For people: it follows from the rest.
             value["bytes_per_position"] = self.bytes_per_position()
         if self.token_counts is None:
@@ -153,14 +170,9 @@ def shard_file(split: str, index: int, num_shards: int) -> str:
     return f"{split}-{index:05d}-of-{num_shards:05d}.tfrecord"
 
 
-def _is_shard_file(file: str) -> bool:
-    match = _SHARD_FILE.fullmatch(file)
-    return match is not None and int(match[2]) < int(match[3])
-
-
 def shard_place(file: str) -> tuple[int, int]:
     """Returns (index, number of shards) of a file named by `shard_file`."""
-    match = _SHARD_FILE.fullmatch(file)
+    match = SHARD_FILE.fullmatch(file)
     if match is None:
         raise ValueError(f"file: expected the name of a shard, received {file!r}")
     return int(match[2]), int(match[3])
@@ -177,7 +189,7 @@ def completed_shard(directory: files.PathLike, file: str) -> ShardInfo | None:
     if not (path.is_file() and sidecar.is_file()):
         return None
     try:
-        shard = _parse_shard(files.read_json(sidecar), str(sidecar))
+        shard = parse_shard(files.read_json(sidecar), str(sidecar))
     except InputError:
         # A damaged sidecar: the shard is made again.
         return None
@@ -294,15 +306,19 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
     if value["kind"] == TEACHER_CACHE:
         teacher_info = parse_teacher_info(value, path)
     token_counts = None
-    if value["kind"] == UNMASKED_WINDOWS:
+    if value["kind"] == UNMASKED_WINDOWS or _needs_token_counts(teacher_info):
         token_counts = FileInfo(**value["token_counts"])
         _plain_name(token_counts.file, path)
-        _expect_contents(token_counts, path)
+        expect_contents(token_counts, path)
     splits = {
-        split: tuple(_parse_shard(shard, path) for shard in shards)
+        split: tuple(parse_shard(shard, path) for shard in shards)
         for split, shards in value["splits"].items()
     }
     sizes = ("max_seq_length", "max_predictions_per_seq", "dupe_factor", "seed")
+    if teacher_info is not None and varies_in_size(teacher_info):
+        for shard in (shard for shards in splits.values() for shard in shards):
+            if shard.measured is None:
+                raise InputError(f"{path}: expected what was measured of {shard.file}")
     for name in sizes:
         expect_count(value[name], f"{path}: {name}")
     return Manifest(
@@ -319,29 +335,20 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
     )
 
 
+def varies_in_size(info: TeacherInfo) -> bool:
+    """Returns whether records of equal shape may differ in size, so that shards are measured."""
+    return info.variable or CODECS[info.logit_encoding].compresses
+
+
+def _needs_token_counts(info: TeacherInfo | None) -> bool:
+    return info is not None and CODECS[info.logit_encoding].needs_token_counts
+
+
 def _plain_name(name: Any, path: str) -> str:
     """Returns a file name that cannot lead out of the directory."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
         raise InputError(f"{path}: expected a plain file name, received {name!r}")
     return name
-
-
-def _parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
-    try:
-        shard = ShardInfo(**value)
-    except TypeError as error:
-        raise InputError(f"{path}: expected a shard's description, received {value!r}") from error
-    if not (isinstance(shard.file, str) and _is_shard_file(shard.file)):
-        raise InputError(f"{path}: expected the name of a shard, received {shard.file!r}")
-    expect_count(shard.num_examples, f"{path}: num_examples of {shard.file}")
-    _expect_contents(shard, path)
-    return shard
-
-
-def _expect_contents(info: ShardInfo | FileInfo, path: str) -> None:
-    if not (isinstance(info.sha256, str) and SHA256.fullmatch(info.sha256)):
-        raise InputError(f"{path}: expected a SHA-256 for {info.file}, received {info.sha256!r}")
-    expect_count(info.bytes, f"{path}: bytes of {info.file}")
 
 
 def copy_tokenizer(source: files.PathLike, manifest: Manifest, target: files.PathLike) -> None:

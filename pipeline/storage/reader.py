@@ -11,8 +11,8 @@ from data_specs import records
 from pipeline import files
 from pipeline.storage import length_buckets, shuffling
 from pipeline.storage.hidden_codec import HIDDEN_CODECS
-from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.topk_codec import TopKCodec
 
 
 def training_records(
@@ -117,12 +117,16 @@ def _decode(value: tf.Tensor, feature: records.Feature, vocab_size: int, length:
     return tf.io.decode_raw(value, tf.as_dtype(dtype), fixed_length=length * dtype.itemsize)
 
 
-def parse_batch(serialized: tf.Tensor, manifest: Manifest) -> Mapping[str, Any]:
+def parse_batch(
+    serialized: tf.Tensor, manifest: Manifest, codec: TopKCodec | None = None
+) -> Mapping[str, Any]:
     """Decodes a batch of masked examples, or of a teacher cache, to padded tensors.
 
     Args:
         serialized: string [B].
-        manifest: lengths, dtypes and codec come from it.
+        manifest: lengths and dtypes come from it.
+        codec: of a teacher cache, from `cache_codec.open_codec`; None for masked
+            examples.
 
     Returns:
         int32 `input_ids` [B, L], `segment_lengths` [B, 2], `masked_lm_positions`
@@ -130,7 +134,7 @@ def parse_batch(serialized: tf.Tensor, manifest: Manifest) -> Mapping[str, Any]:
         positions; from a teacher cache `topk_ids` int32 and `topk_logits`
         float32 [B, P, K] and `log_tail_masses` float32 [B, P, T], and where it has
         them `hidden_states` float32 [B, P, G, D]. Padding is 0, and −inf in the
-        tails.
+        tails. Where a real position has fewer ids, `NO_ID` and its logit follow.
     """
     features = {
         feature.name: feature
@@ -154,7 +158,7 @@ def parse_batch(serialized: tf.Tensor, manifest: Manifest) -> Mapping[str, Any]:
     count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
     batch[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, positions, dtype=tf.float32)
     if manifest.teacher_info is not None:
-        batch.update(_decode_teacher(parsed, features, manifest))
+        batch.update(_decode_teacher(parsed, features, manifest, codec))
         real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
         # A log of 0 would be a tail of all the mass, and a top-k of none.
         tails = tf.where(real, batch[records.LOG_TAIL_MASSES], -float("inf"))
@@ -163,11 +167,13 @@ def parse_batch(serialized: tf.Tensor, manifest: Manifest) -> Mapping[str, Any]:
 
 
 def _decode_teacher(
-    parsed: Mapping[str, tf.Tensor], features: Mapping[str, records.Feature], manifest: Manifest
+    parsed: Mapping[str, tf.Tensor],
+    features: Mapping[str, records.Feature],
+    manifest: Manifest,
+    codec: TopKCodec,
 ) -> dict[str, tf.Tensor]:
     info, positions = manifest.teacher_info, manifest.max_predictions_per_seq
-    codec = CODECS[info.logit_encoding](manifest.vocab.size)
-    ids, logits = codec.decode_tensors(tf, parsed, positions, info.truncation_factor)
+    ids, logits = codec.decode_tensors(tf, parsed, positions)
     name = records.LOG_TAIL_MASSES
     count = positions * len(info.temperatures)
     tails = _decode(parsed[name], features[name], manifest.vocab.size, count)

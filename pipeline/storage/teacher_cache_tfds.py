@@ -45,7 +45,8 @@ class TeacherCache(FileReaderBuilder, skip_registration=True):
         directory: a complete cache directory.
 
     Raises:
-        InputError: it is none, or a shard is missing or of another size.
+        InputError: it is none, a shard is missing or of another size, or its arrays
+            have no plain shape.
     """
 
     name = records.TEACHER_CACHE
@@ -53,6 +54,7 @@ class TeacherCache(FileReaderBuilder, skip_registration=True):
 
     def __init__(self, directory: files.PathLike) -> None:
         self._manifest = manifests.load(directory, flag=str(directory))
+        _expect_plain_arrays(directory, self._manifest)
         manifests.verify(directory, self._manifest, full=False)
         super().__init__(data_dir=str(pathlib.Path(directory).resolve()))
         # What a copy in another process is made from.
@@ -99,6 +101,16 @@ class TeacherCache(FileReaderBuilder, skip_registration=True):
 
     def _download_and_prepare(self, **options: Any) -> None:
         raise InputError(f"{self.data_dir}: a cache is made by create_teacher_output_data")
+
+
+def _expect_plain_arrays(directory: files.PathLike, manifest: Manifest) -> None:
+    info = manifest.teacher_info
+    if info is not None and (info.logit_encoding != "float16" or info.variable):
+        kept = "fewer than k ids at some positions" if info.variable else info.logit_encoding
+        raise InputError(
+            f"{directory}: expected a teacher cache of --logit_encoding=float16 with k ids at "
+            f"each position, received {kept}; pipeline.storage.reader reads it"
+        )
 
 
 def _shard_lengths(shards: Sequence[manifests.ShardInfo]) -> list[int]:

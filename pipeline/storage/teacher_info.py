@@ -10,8 +10,19 @@ from pipeline.errors import InputError
 from pipeline.storage.logit_codec import CODECS
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# Of `TeacherInfo`: what caches made before there were hidden states lack.
-_LATER_FIELDS = ("hidden_groups", "hidden_encoding", "hidden_size")
+# How the ids of a masked position are chosen: the most probable, or by chance.
+TOPK = "topk"
+SAMPLED = "sampled"
+TRUNCATIONS = (TOPK, SAMPLED)
+
+# Of `TeacherInfo`: what caches made before there was such a thing lack.
+_LATER_FIELDS = (
+    "hidden_groups",
+    "hidden_encoding",
+    "hidden_size",
+    "truncation",
+    "truncation_mass",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +30,8 @@ class TeacherInfo:
     """What a teacher cache adds.
 
     Attributes:
-        truncation_factor: K, ids kept at a masked position.
+        truncation_factor: K, ids kept at a masked position, or the most where that
+            varies; draws at one where `truncation` is `sampled`.
         logit_encoding: a name in `pipeline.storage.logit_codec.CODECS`.
         temperatures: those with a stored tail mass, ascending.
         teacher: the teacher's `config` and the `sha256` of its weights; of a merged
@@ -29,6 +41,8 @@ class TeacherInfo:
             hidden state is kept; empty where none is.
         hidden_encoding: a name in `pipeline.storage.hidden_codec.HIDDEN_CODECS`.
         hidden_size: D of the kept states.
+        truncation: one of `TRUNCATIONS`.
+        truncation_mass: the mass at which a position's ids end; None for none.
     """
 
     truncation_factor: int
@@ -39,6 +53,13 @@ class TeacherInfo:
     hidden_groups: tuple[str, ...] = ()
     hidden_encoding: str | None = None
     hidden_size: int | None = None
+    truncation: str = TOPK
+    truncation_mass: float | None = None
+
+    @property
+    def variable(self) -> bool:
+        """Whether positions may have fewer than K ids."""
+        return self.truncation == SAMPLED or self.truncation_mass is not None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -49,6 +70,19 @@ class TeacherInfo:
             "G": len(self.hidden_groups),
             "D": self.hidden_size or 0,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields of a manifest.
+
+        What is kept is told only where it is not simply the top-k, as in manifests
+        from before there was a choice.
+        """
+        value = dataclasses.asdict(self)
+        if self.truncation == TOPK:
+            del value["truncation"]
+        if self.truncation_mass is None:
+            del value["truncation_mass"]
+        return value
 
 
 def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
@@ -71,6 +105,15 @@ def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
             f"{path}: expected logit_encoding in {sorted(CODECS)}, received {info.logit_encoding!r}"
         )
     expect_count(info.truncation_factor, f"{path}: truncation_factor")
+    if info.truncation not in TRUNCATIONS:
+        raise InputError(
+            f"{path}: expected truncation in {sorted(TRUNCATIONS)}, received {info.truncation!r}"
+        )
+    if info.truncation_mass is not None and not 0.0 < info.truncation_mass <= 1.0:
+        raise InputError(
+            f"{path}: expected a truncation_mass above 0 and at most 1, "
+            f"received {info.truncation_mass!r}"
+        )
     _expect_teacher(info.teacher, path)
     if info.hidden_groups:
         if info.hidden_encoding not in HIDDEN_FEATURES:

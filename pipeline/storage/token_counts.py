@@ -1,11 +1,13 @@
-"""How often each token is in a directory of unmasked windows: `token_counts.npy`.
+"""How often each token is in a directory's text: `token_counts.npy`, int64 [V].
 
-Which tokens are rare is known only when every chunk of the corpus has been
-read. Each chunk leaves counts beside its spill file; their sum, int64 [V],
-stands beside the shards, with its size and checksum in the manifest.
+It stands beside the shards, with its size and checksum in the manifest: beside
+unmasked windows, and in teacher caches of codecs that give frequent tokens small
+numbers. Which tokens are rare is known only when every chunk of the corpus has
+been read; each chunk leaves counts beside its spill file, to be summed.
 """
 
 import io
+import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -26,15 +28,20 @@ def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
     """Counts the tokens of records, `[CLS]` and `[SEP]` included.
 
     Args:
-        serialized: records with `input_ids`.
+        serialized: records with `input_ids`; where they are masked the true tokens
+            count, too.
         vocab_size: V.
 
     Returns:
         int64 [V].
     """
     dtype = records.id_dtype(vocab_size)
-    contents = [serialization.decode_example(record)[records.INPUT_IDS] for record in serialized]
-    return np.bincount(np.frombuffer(b"".join(contents), dtype), minlength=vocab_size)
+    counts = np.zeros(vocab_size, np.int64)
+    for record in serialized:
+        features = serialization.decode_example(record)
+        content = features[records.INPUT_IDS] + features.get(records.MASKED_LM_IDS, b"")
+        counts += np.bincount(np.frombuffer(content, dtype), minlength=vocab_size)
+    return counts
 
 
 def write_counts(path: files.PathLike, counts: np.ndarray) -> FileInfo:
@@ -42,7 +49,34 @@ def write_counts(path: files.PathLike, counts: np.ndarray) -> FileInfo:
     buffer = io.BytesIO()
     np.save(buffer, counts.astype(_DTYPE), allow_pickle=False)
     files.write_bytes(path, buffer.getvalue())
-    path = pathlib.Path(path)
+    return _file_info(pathlib.Path(path))
+
+
+def ensure_counts(
+    directory: files.PathLike, shards: Iterable[files.PathLike], vocab_size: int
+) -> FileInfo:
+    """Counts the tokens of shards in a file of a directory, unless it is there.
+
+    Args:
+        directory: where the file goes.
+        shards: all that are counted, whichever of them a task is for.
+        vocab_size: V.
+
+    Returns:
+        the file's size and checksum.
+
+    Raises:
+        InputError: the file holds something else, or a shard is damaged.
+    """
+    path = pathlib.Path(directory) / TOKEN_COUNTS_FILE
+    if not path.is_file():
+        serialized = itertools.chain.from_iterable(map(serialization.read_records, shards))
+        return write_counts(path, count_tokens(serialized, vocab_size))
+    _read(path, vocab_size)
+    return _file_info(path)
+
+
+def _file_info(path: pathlib.Path) -> FileInfo:
     return FileInfo(path.name, path.stat().st_size, files.sha256_file(path))
 
 
@@ -78,7 +112,7 @@ def sum_counts(paths: Sequence[files.PathLike], vocab_size: int) -> np.ndarray:
 
 
 def load_counts(directory: files.PathLike, manifest: Manifest) -> np.ndarray:
-    """Returns the counts of a directory of unmasked windows, int64 [V].
+    """Returns the counts of a directory that has them, int64 [V].
 
     Raises:
         InputError: the manifest names none, or the file holds something else.

@@ -20,11 +20,8 @@ from data_specs import records
 from pipeline import files
 from pipeline.errors import InputError
 from pipeline.storage.manifest import Manifest, VocabInfo
+from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT
 
-# Stands for a token that the student lacks.
-NO_ID = -1
-# The logit beside it: finite, and without mass at any temperature.
-_NO_ID_LOGIT = -1e30
 # What the teacher must at least give to the kept ids of a position: float32 knows a
 # smaller 1 − tail no better than by its first digit.
 _SMALLEST_MASS = 1e-6
@@ -146,7 +143,9 @@ def remap_batch(
 def _remap_teacher(
     tf: Any, batch: dict[str, Any], table: Any, temperatures: Sequence[float]
 ) -> None:
-    ids = tf.gather(table, batch[records.TOPK_IDS])
+    given = batch[records.TOPK_IDS]
+    # Where a position has fewer ids than others, there is nothing to rename.
+    ids = tf.where(given == NO_ID, NO_ID, tf.gather(table, tf.maximum(given, 0)))
     logits, old_tails = batch[records.TOPK_LOGITS], batch[records.LOG_TAIL_MASSES]
     removed = ids == NO_ID
     tails = tf.stack(
@@ -158,12 +157,12 @@ def _remap_teacher(
     )
     light = tf.reduce_min(-tf.math.expm1(tails), axis=-1) < _SMALLEST_MASS
     # Where nothing was removed, a tail is whatever the teacher made it.
-    light = tf.reduce_any(removed, axis=-1) & light
+    light = tf.reduce_any(removed & (given != NO_ID), axis=-1) & light
     empty = (light | tf.reduce_all(removed, axis=-1))[..., tf.newaxis]
     # TensorFlow's sort keeps the order of what is equal when it is asked to.
     order = tf.argsort(tf.cast(removed, tf.int32), axis=-1, stable=True)
     ids = tf.gather(ids, order, batch_dims=2)
-    logits = tf.gather(tf.where(removed, _NO_ID_LOGIT, logits), order, batch_dims=2)
+    logits = tf.gather(tf.where(removed, NO_ID_LOGIT, logits), order, batch_dims=2)
     batch[records.TOPK_IDS] = tf.where(empty, 0, ids)
     batch[records.TOPK_LOGITS] = tf.where(empty, 0.0, logits)
     batch[records.LOG_TAIL_MASSES] = tf.where(empty, -float("inf"), tails)

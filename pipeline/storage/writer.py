@@ -1,16 +1,18 @@
 """Shards that appear whole or not at all."""
 
-import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pipeline import files
 from pipeline.storage import manifest, serialization
 
 
 def write_shard(
-    directory: files.PathLike, file: str, records: Iterable[bytes]
+    directory: files.PathLike,
+    file: str,
+    records: Iterable[bytes],
+    measured: Mapping[str, int] | None = None,
 ) -> manifest.ShardInfo:
     """Writes one shard and its sidecar.
 
@@ -21,6 +23,7 @@ def write_shard(
         directory: the cache directory.
         file: the shard's name.
         records: serialised examples, in order; consumed as they are written.
+        measured: what `ShardInfo` tells of them; read when all are written.
 
     Returns:
         the shard's count, size and checksum.
@@ -36,6 +39,8 @@ def write_shard(
                 output.write(framed)
                 num_examples += 1
                 num_bytes += len(framed)
-        shard = manifest.ShardInfo(file, num_examples, num_bytes, checksum.hexdigest())
-        files.write_json(manifest.sidecar_path(directory, file), dataclasses.asdict(shard))
+        sha256 = checksum.hexdigest()
+        told = None if measured is None else dict(measured)
+        shard = manifest.ShardInfo(file, num_examples, num_bytes, sha256, told)
+        files.write_json(manifest.sidecar_path(directory, file), shard.to_json())
     return shard

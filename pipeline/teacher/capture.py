@@ -1,5 +1,6 @@
 """Stage 1b: the teacher runs once over masked examples; what it says is cached."""
 
+import collections
 import dataclasses
 import itertools
 import pathlib
@@ -19,15 +20,16 @@ from pipeline.models.layer_groups import TeacherGroup
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 from pipeline.runners import local
 from pipeline.runners.shard_job import ShardJob, assigned_jobs
-from pipeline.storage import cache_input, serialization, writer
+from pipeline.storage import cache_codec, serialization, shard_info, writer
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.hidden_codec import HIDDEN_CODECS, HiddenCodec
-from pipeline.storage.logit_codec import CODECS, Float16Codec
 from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
-from pipeline.teacher import inference, truncation
+from pipeline.storage.shard_info import FileInfo
+from pipeline.storage.teacher_info import SAMPLED, TOPK
+from pipeline.storage.topk_codec import TopKCodec
+from pipeline.teacher import inference, sampling, teacher_input, truncation
 from pipeline.teacher.settings import TeacherCacheConfig
-from pipeline.text import tokenizers
 
 # Targets held in memory: the examples of a block are sorted by length, so that
 # more would batch better.
@@ -41,24 +43,32 @@ class Capture:
     Attributes:
         manifest: of the masked examples.
         batch_size: B.
-        truncation_factor: K.
         codec: packs the top-k.
         hidden_codec: packs the hidden states; None without.
         forward: the compiled teacher, from a batch to what is kept of it.
+        num_draws: draws at a position where `forward` keeps all logits; None where
+            it keeps the top-k.
         on_examples: called with the number of examples just done.
     """
 
     manifest: Manifest
     batch_size: int
-    truncation_factor: int
-    codec: Float16Codec
+    codec: TopKCodec
     hidden_codec: HiddenCodec | None
     forward: Callable[[inference.Arrays], dict[str, np.ndarray]]
+    num_draws: int | None
     on_examples: Callable[[int], None]
 
-    def records(self, serialized: Iterator[bytes]) -> Iterator[bytes]:
-        """Yields the cache's record for each masked example, in order."""
-        position_bytes = self.truncation_factor * 8
+    def records(
+        self, serialized: Iterator[bytes], measured: collections.Counter[str]
+    ) -> Iterator[bytes]:
+        """Yields the cache's record for each masked example, in order.
+
+        Args:
+            serialized: the masked examples.
+            measured: as `ShardInfo.measured`; each record is added before it comes.
+        """
+        position_bytes = self.codec.truncation_factor * 8
         if self.hidden_codec is not None:
             position_bytes += self.hidden_codec.num_groups * self.hidden_codec.hidden_size * 4
         example_bytes = self.manifest.max_predictions_per_seq * position_bytes
@@ -71,19 +81,26 @@ class Capture:
                 )
                 for record in block
             ]
-            yield from self._block_records(examples)
+            yield from self._block_records(examples, measured)
 
-    def _block_records(self, examples: Sequence[inference.MaskedExample]) -> list[bytes]:
+    def _block_records(
+        self, examples: Sequence[inference.MaskedExample], measured: collections.Counter[str]
+    ) -> list[bytes]:
         done: list[bytes] = [b""] * len(examples)
         lengths = [len(example.input_ids) for example in examples]
         for indices in inference.length_batches(lengths, self.batch_size):
             chosen = [examples[index] for index in indices]
-            for index, record in zip(indices, self._batch_records(chosen), strict=True):
-                done[index] = record
+            features = self._batch_features(chosen)
+            for index, example, added in zip(indices, chosen, features, strict=True):
+                shard_info.measure_record(measured, added, self.codec.truncation_factor)
+                done[index] = serialization.encode_example({**example.features, **added})
             self.on_examples(len(indices))
         return done
 
-    def _batch_records(self, examples: Sequence[inference.MaskedExample]) -> Iterator[bytes]:
+    def _batch_features(
+        self, examples: Sequence[inference.MaskedExample]
+    ) -> list[dict[str, bytes]]:
+        """Returns what the cache adds to each example."""
         batch = inference.build_batch(
             examples,
             batch_size=self.batch_size,
@@ -95,14 +112,17 @@ class Capture:
         width = batch[records.MASKED_LM_IDS].shape[1]
         real = np.arange(width) < counts[:, None]
         kept = {name: value[: len(examples)][real] for name, value in output.items()}
-        if not np.isfinite(kept[records.TOPK_LOGITS]).all():
+        said = kept[records.TOPK_LOGITS] if self.num_draws is None else kept.pop(LOGITS)
+        if not np.isfinite(said).all():
             raise InputError(
                 "--teacher: expected finite logits, received NaN or infinity; "
                 "is the checkpoint damaged, or does --compute_dtype not suit it?"
             )
-        packed = self._pack(kept, np.concatenate([[0], np.cumsum(counts)]))
-        for example, features in zip(examples, packed, strict=True):
-            yield serialization.encode_example({**example.features, **features})
+        if self.num_draws is not None:
+            seed = self.manifest.seed
+            drawn = sampling.sample_positions(said, examples, seed=seed, num_draws=self.num_draws)
+            kept.update(drawn)
+        return self._pack(kept, np.concatenate([[0], np.cumsum(counts)]))
 
     def _pack(
         self, kept: Mapping[str, np.ndarray], row_splits: np.ndarray
@@ -123,39 +143,6 @@ class Capture:
         return packed
 
 
-def _find_teacher(config: TeacherCacheConfig) -> checkpoints.ModelSource:
-    if config.teacher is not None:
-        return checkpoints.find_model(config.teacher, "--teacher")
-    return checkpoints.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
-
-
-def _check(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> CacheInput:
-    """Opens the masked examples and refuses what does not fit them."""
-    cache = cache_input.open_cache(config.input_dir, config.input_file)
-    if cache.manifest.kind == records.UNMASKED_WINDOWS:
-        raise InputError(
-            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, received {cache.directory}, which "
-            f"holds {records.UNMASKED_WINDOWS}: masks change each epoch, so that there is nothing "
-            "to cache; use --masking=static for a cache, or a live teacher: run_distill --teacher"
-        )
-    if cache.manifest.kind != records.MASKED_EXAMPLES:
-        raise InputError(
-            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, "
-            f"received {cache.directory}, which holds a {cache.manifest.kind}"
-        )
-    cache_input.expect_settings(
-        cache,
-        max_seq_length=config.max_seq_length,
-        max_predictions_per_seq=config.max_predictions_per_seq,
-    )
-    flag = "--teacher" if config.teacher is not None else "--bert_config_file"
-    vocab_files = () if config.teacher is None else tokenizers.tokenizer_files(config.teacher)
-    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, flag)
-    cache_input.expect_positions(cache, source.config.max_input_length, flag)
-    cache_input.expect_segments(cache, source.config.type_vocab_size, flag)
-    return cache
-
-
 def _truncation_factor(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> int:
     return min(config.truncation_factor, source.config.vocab_size)
 
@@ -169,6 +156,7 @@ def _request(
         "hidden_encoding": config.hidden_encoding,
         "hidden_size": source.config.hidden_size,
     }
+    mass = config.truncation_mass
     shards = [shard.file for shards in cache.manifest.splits.values() for shard in shards]
     whole = manifests.load(cache.directory, flag=cache.flag)
     return {
@@ -181,6 +169,8 @@ def _request(
         "logit_encoding": config.logit_encoding,
         # Absent without, as in requests from before there were any.
         **(hidden if groups else {}),
+        **({} if config.truncation == TOPK else {"truncation": config.truncation}),
+        **({} if mass is None else {"truncation_mass": mass}),
         "compute_dtype": config.compute_dtype,
         "predict_batch_size": config.predict_batch_size,
         "backend": keras.config.backend(),
@@ -214,12 +204,17 @@ def _keep(
     groups = _find_groups(config, source)
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        sampled = config.truncation == SAMPLED
         kept = truncation.truncate(
             outputs[LOGITS],
             batch[records.MASKED_LM_IDS],
-            truncation_factor=_truncation_factor(config, source),
+            truncation_factor=1 if sampled else _truncation_factor(config, source),
             temperatures=config.temperatures,
+            truncation_mass=config.truncation_mass,
         )
+        if sampled:
+            # The draws are NumPy's: the same on any backend.
+            kept[LOGITS] = outputs[LOGITS]
         if groups:
             means = [mean_state(outputs[records.HIDDEN_STATES], group) for group in groups]
             places = batch[records.MASKED_LM_POSITIONS]
@@ -244,8 +239,8 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
         InputError: the masked examples, the teacher or the directory is not as
             it must be. Shards that are whole stay.
     """
-    source = _find_teacher(config)
-    cache = _check(config, source)
+    source = teacher_input.find_teacher(config)
+    cache = teacher_input.open_examples(config, source)
     request = _request(config, cache, source)
     manifests.check_claim(config.output_dir, request, flag="--output_dir")
     if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
@@ -263,8 +258,31 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
             source, dtype=config.compute_dtype, logits_dtype="float32"
         )
         manifests.claim(config.output_dir, request, flag="--output_dir")
-        _run_teacher(config, cache, source, model, missing)
+        _count_tokens(config, cache, request)
+        _run_teacher(config, cache, source, model, _teacher_info(request), missing)
     return _publish_when_complete(config, cache, request)
+
+
+def _teacher_info(request: Mapping[str, Any]) -> TeacherInfo:
+    return TeacherInfo(
+        truncation_factor=request["truncation_factor"],
+        logit_encoding=request["logit_encoding"],
+        temperatures=tuple(request["temperatures"]),
+        teacher=request["teacher"],
+        parent=request["parent"],
+        hidden_groups=tuple(request.get("hidden_groups", ())),
+        hidden_encoding=request.get("hidden_encoding"),
+        hidden_size=request.get("hidden_size"),
+        truncation=request.get("truncation", TOPK),
+        truncation_mass=request.get("truncation_mass"),
+    )
+
+
+def _count_tokens(
+    config: TeacherCacheConfig, cache: CacheInput, request: Mapping[str, Any]
+) -> FileInfo | None:
+    info = _teacher_info(request)
+    return cache_codec.count_tokens(config.output_dir, info, cache.directory, cache.manifest)
 
 
 def _run_teacher(
@@ -272,6 +290,7 @@ def _run_teacher(
     cache: CacheInput,
     source: checkpoints.ModelSource,
     model: MaskedLM,
+    info: TeacherInfo,
     jobs: Sequence[ShardJob],
 ) -> None:
     forward = inference.compile_forward(model, _keep(config, source))
@@ -285,15 +304,18 @@ def _run_teacher(
         capture = Capture(
             manifest=cache.manifest,
             batch_size=config.predict_batch_size,
-            truncation_factor=_truncation_factor(config, source),
-            codec=CODECS[config.logit_encoding](source.config.vocab_size),
+            codec=cache_codec.make_codec(config.output_dir, info, source.config.vocab_size),
             hidden_codec=_hidden_codec(config, source),
             forward=forward,
+            num_draws=info.truncation_factor if info.truncation == SAMPLED else None,
             on_examples=bar.update,
         )
         for job in jobs:
             serialized = serialization.read_records(cache.directory / job.file)
-            writer.write_shard(config.output_dir, job.file, capture.records(serialized))
+            measured: collections.Counter[str] = collections.Counter()
+            serialized = capture.records(serialized, measured)
+            told = measured if manifests.varies_in_size(info) else None
+            writer.write_shard(config.output_dir, job.file, serialized, told)
 
 
 def _publish_when_complete(
@@ -318,16 +340,8 @@ def _publish_when_complete(
         flags={**cache.manifest.flags, **request},
         splits=splits,
         statistics={**cache.manifest.statistics, "environment": environment},
-        teacher_info=TeacherInfo(
-            truncation_factor=request["truncation_factor"],
-            logit_encoding=request["logit_encoding"],
-            temperatures=tuple(request["temperatures"]),
-            teacher=request["teacher"],
-            parent=request["parent"],
-            hidden_groups=tuple(request.get("hidden_groups", ())),
-            hidden_encoding=request.get("hidden_encoding"),
-            hidden_size=request.get("hidden_size"),
-        ),
+        teacher_info=_teacher_info(request),
+        token_counts=_count_tokens(config, cache, request),
     )
     manifests.publish(config.output_dir, manifest)
     return manifest

@@ -6,7 +6,9 @@ tail. All sums are of logarithms in float64, a tail's too: as 1 − Σ of the to
 probabilities it would cancel to nothing, or below zero, wherever the teachers are sure.
 """
 
+import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,10 +17,11 @@ import numpy as np
 
 from data_specs import records
 from pipeline.errors import InputError
-from pipeline.storage import serialization
+from pipeline.storage import cache_codec, serialization, shard_info
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.teacher_info import SAMPLED
+from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec
 
 # The one temperature at which the average is defined. At another one the mass
 # outside the merged lists is not known.
@@ -33,7 +36,8 @@ class TopK:
     """What a cache holds of a teacher at some masked positions, decoded.
 
     Attributes:
-        ids: int [positions, K], no id twice at a position.
+        ids: int [positions, K], no id twice at a position; `NO_ID` where there are no
+            more.
         logits: float [positions, K], on any scale.
         log_tail_masses: float [positions], at temperature 1.
         label_log_probs: float [positions], at temperature 1.
@@ -54,9 +58,10 @@ def merge_topk(parts: Sequence[TopK], weights: Sequence[float], *, truncation_fa
         truncation_factor: K of the result, at most the largest of the parts.
 
     Returns:
-        ids in descending order, of equal ones the smaller first; float64 logits,
-        each the log-probability minus the position's largest; the tail, −inf
-        where nothing is left out; the labels' log-probabilities.
+        ids in descending order, of equal ones the smaller first, then `NO_ID` where
+        all lists together have fewer; float64 logits, each the log-probability minus
+        the position's largest; the tail, −inf where nothing is left out; the labels'
+        log-probabilities.
 
     Example: half of {5: 0.6, 2: 0.3, tail 0.1} and half of {2: 0.5, 7: 0.4, tail
     0.1} are {2: 0.4, 5: 0.3, 7: 0.2, tail 0.1}. With K = 2 this is ids [2, 5],
@@ -74,11 +79,12 @@ def merge_topk(parts: Sequence[TopK], weights: Sequence[float], *, truncation_fa
     order = np.argsort(-log_probs, axis=-1, kind="stable")
     log_probs = np.take_along_axis(log_probs, order, axis=-1)
     kept = log_probs[:, :truncation_factor]
+    is_none = kept == -np.inf
     tails = np.stack([_log_tails(part) for part in parts], axis=-1) + log_weights
     labels = np.stack([part.label_log_probs for part in parts], axis=-1) + log_weights
     return TopK(
-        ids=np.take_along_axis(ids, order[:, :truncation_factor], axis=-1),
-        logits=kept - kept[:, :1],
+        ids=np.where(is_none, NO_ID, np.take_along_axis(ids, order, axis=-1)[:, : kept.shape[1]]),
+        logits=np.where(is_none, NO_ID_LOGIT, kept - kept[:, :1]),
         log_tail_masses=_log_sum(np.concatenate([log_probs[:, truncation_factor:], tails], -1)),
         label_log_probs=_log_sum(labels),
     )
@@ -90,10 +96,10 @@ def _log_tails(part: TopK) -> np.ndarray:
 
 
 def _log_probs(part: TopK) -> np.ndarray:
-    """Returns float64 [positions, K]: log of (1 − tail) · softmax(logits)."""
+    """Returns float64 [positions, K]: log of (1 − tail) · softmax(logits), −inf for `NO_ID`."""
     logits = part.logits.astype(np.float64)
     shift = np.log(-np.expm1(_log_tails(part))) - _log_sum(logits)
-    return logits + shift[:, np.newaxis]
+    return np.where(part.ids == NO_ID, -np.inf, logits + shift[:, np.newaxis])
 
 
 def _log_sum(log_values: np.ndarray) -> np.ndarray:
@@ -108,7 +114,7 @@ def _add_equal_ids(ids: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, 
     """Adds the probabilities of equal ids of each row.
 
     Args:
-        ids: int64 [positions, n], not negative.
+        ids: int64 [positions, n]; a `NO_ID` is as any other.
         log_probs: float64 [positions, n].
 
     Returns:
@@ -155,14 +161,20 @@ def expect_same_examples(caches: Sequence[CacheInput]) -> None:
     """Checks by their manifests that caches can be merged.
 
     Raises:
-        InputError: one is no teacher cache, has no tail at temperature 1, or
-            holds other examples than the first; says what differs, and both values.
+        InputError: one is no teacher cache, has draws instead of a top-k, has no
+            tail at temperature 1, or holds other examples than the first; says what
+            differs, and both values.
     """
     for cache in caches:
         if cache.manifest.kind != records.TEACHER_CACHE:
             raise InputError(
                 f"{cache.flag}: expected teacher caches, "
                 f"received {cache.directory}, which holds {cache.manifest.kind}"
+            )
+        if cache.manifest.teacher_info.truncation == SAMPLED:
+            raise InputError(
+                f"{cache.flag}: expected caches of --truncation=topk, "
+                f"received {cache.directory}, of --truncation=sampled"
             )
         temperatures = cache.manifest.teacher_info.temperatures
         if TEMPERATURE not in temperatures:
@@ -186,19 +198,26 @@ class CacheMerger:
     Attributes:
         caches: checked by `expect_same_examples`.
         weights: one for each, above 0, of sum 1.
-        truncation_factor: K of the result.
-        logit_encoding: names the codec of the result.
+        codec: of the result.
         on_examples: called with the number of examples just done.
     """
 
     caches: Sequence[CacheInput]
     weights: Sequence[float]
-    truncation_factor: int
-    logit_encoding: str
+    codec: TopKCodec
     on_examples: Callable[[int], None]
 
-    def records(self, file: str) -> Iterator[bytes]:
+    @functools.cached_property
+    def _codecs(self) -> list[TopKCodec]:
+        """The codec of each cache."""
+        return [cache_codec.open_codec(cache.directory, cache.manifest) for cache in self.caches]
+
+    def records(self, file: str, measured: collections.Counter[str]) -> Iterator[bytes]:
         """Yields the merged record for each example of a shard, in order.
+
+        Args:
+            file: the shard's name.
+            measured: as `ShardInfo.measured`; each record is added before it comes.
 
         Raises:
             InputError: the caches hold other examples, or a record is not as its
@@ -218,7 +237,7 @@ class CacheMerger:
             self._expect_same_records(blocks, file, done)
             if not blocks[0]:
                 return
-            yield from self._merge_block(blocks, file)
+            yield from self._merge_block(blocks, file, measured)
             done += len(blocks[0])
             self.on_examples(len(blocks[0]))
 
@@ -236,26 +255,29 @@ class CacheMerger:
                     raise _refusal(first, cache, f"{what} of record {index} of {file}", a, b)
 
     def _merge_block(
-        self, blocks: Sequence[Sequence[Mapping[str, bytes]]], file: str
+        self,
+        blocks: Sequence[Sequence[Mapping[str, bytes]]],
+        file: str,
+        measured: collections.Counter[str],
     ) -> Iterator[bytes]:
         parts = [
-            _decode_block(cache, block, file)
-            for cache, block in zip(self.caches, blocks, strict=True)
+            _decode_block(cache, codec, block, file)
+            for cache, codec, block in zip(self.caches, self._codecs, blocks, strict=True)
         ]
-        merged = merge_topk(parts, self.weights, truncation_factor=self.truncation_factor)
+        merged = merge_topk(parts, self.weights, truncation_factor=self.codec.truncation_factor)
         counts = [_num_positions(features) for features in blocks[0]]
         row_splits = np.concatenate([[0], np.cumsum(counts)])
-        codec = CODECS[self.logit_encoding](self.caches[0].manifest.vocab.size)
-        packed = codec.encode(merged.ids, merged.logits.astype(np.float32), row_splits)
+        packed = self.codec.encode(merged.ids, merged.logits.astype(np.float32), row_splits)
         tails = merged.log_tail_masses.astype("<f4")
         labels = merged.label_log_probs.astype("<f2")
         for example, features, (begin, end) in zip(
             blocks[0], packed, itertools.pairwise(row_splits), strict=True
         ):
-            for feature in records.MASKED_EXAMPLE_FEATURES:
-                features[feature.name] = example[feature.name]
             features[records.LOG_TAIL_MASSES] = tails[begin:end].tobytes()
             features[records.LABEL_LOG_PROBS] = labels[begin:end].tobytes()
+            shard_info.measure_record(measured, features, self.codec.truncation_factor)
+            for feature in records.MASKED_EXAMPLE_FEATURES:
+                features[feature.name] = example[feature.name]
             yield serialization.encode_example(features)
 
 
@@ -283,10 +305,11 @@ def _num_positions(features: Mapping[str, bytes]) -> int:
     return len(features[records.MASKED_LM_POSITIONS]) // 2
 
 
-def _decode_block(cache: CacheInput, block: Sequence[Mapping[str, bytes]], file: str) -> TopK:
+def _decode_block(
+    cache: CacheInput, codec: TopKCodec, block: Sequence[Mapping[str, bytes]], file: str
+) -> TopK:
     """Decodes what a cache holds at all masked positions of several records."""
     info = cache.manifest.teacher_info
-    codec = CODECS[info.logit_encoding](cache.manifest.vocab.size)
     column = info.temperatures.index(TEMPERATURE)
     rows = []
     for features in block:
@@ -298,11 +321,10 @@ def _decode_block(cache: CacheInput, block: Sequence[Mapping[str, bytes]], file:
             labels = np.frombuffer(features[records.LABEL_LOG_PROBS], "<f2")
         except (KeyError, ValueError) as error:
             raise InputError(f"{cache.directory / file}: broken record: {error}") from error
-        shape = (count, info.truncation_factor)
-        if (ids.shape, logits.shape, len(labels)) != (shape, shape, count):
+        if len(labels) != count:
             raise InputError(
-                f"{cache.directory / file}: expected {info.truncation_factor} ids at each of "
-                f"{count} masked positions, received {ids.shape} ids and {len(labels)} labels"
+                f"{cache.directory / file}: expected label_log_probs at {count} masked positions, "
+                f"received {len(labels)}"
             )
         rows.append((ids, logits, tails, labels.astype(np.float64)))
     part = TopK(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))

@@ -3,6 +3,7 @@
 import dataclasses
 
 from pipeline.errors import InputError
+from pipeline.storage.teacher_info import SAMPLED, TOPK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class TeacherCacheConfig:
     init_checkpoint: str | None = None
     truncation_factor: int = 128
     temperatures: tuple[float, ...] = (1.0, 2.0)
+    truncation: str = TOPK
+    truncation_mass: float | None = None
     logit_encoding: str = "float16"
     cache_hidden_states: str | None = None
     hidden_encoding: str = "float16"
@@ -54,4 +57,24 @@ class TeacherCacheConfig:
             raise InputError(
                 "--temperatures: expected ascending numbers beginning with 1, received "
                 + ",".join(f"{value:g}" for value in self.temperatures)
+            )
+        self._check_truncation()
+
+    def _check_truncation(self) -> None:
+        mass = self.truncation_mass
+        if mass is not None and not 0.0 < mass <= 1.0:
+            raise InputError(
+                f"--truncation_mass: expected a number above 0 and at most 1, received {mass:g}"
+            )
+        if self.truncation != SAMPLED:
+            return
+        if mass is not None:
+            raise InputError(
+                f"--truncation_mass: expected none with --truncation=sampled, received {mass:g}"
+            )
+        if self.temperatures != (1.0,):
+            given = ",".join(f"{value:g}" for value in self.temperatures)
+            raise InputError(
+                "--temperatures: expected 1, the only temperature of --truncation=sampled, "
+                f"received {given}"
             )

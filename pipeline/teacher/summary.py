@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.teacher_info import SAMPLED
 
 
 def describe(manifest: Manifest) -> Iterator[str]:
@@ -19,16 +20,33 @@ def describe(manifest: Manifest) -> Iterator[str]:
             f"{size / max(1, count):,.0f} an example"
         )
     vocab_size = manifest.vocab.size
-    yield f"kept       top {info.truncation_factor} of {vocab_size:,}, {info.logit_encoding}"
+    yield f"kept       {_kept(manifest)} of {vocab_size:,}, {info.logit_encoding}"
     if info.hidden_groups:
         groups = ", ".join(info.hidden_groups)
         yield f"           hidden states of layers {groups}, {info.hidden_encoding}"
     sizes = manifest.bytes_per_position()
-    parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    yield f"           {sum(sizes.values()):,} bytes a masked position: {parts}"
+    parts = ", ".join(f"{name} {_number(size)}" for name, size in sizes.items())
+    total = _number(sum(sizes.values()))
+    yield f"           {total} bytes a masked position: {parts}"
     for weight, sha256 in _teachers(info.teacher, 1.0):
         share = f", weight {weight:.4g}" if "merged" in info.teacher else ""
         yield f"teacher    SHA-256 {sha256}{share}"
+
+
+def _kept(manifest: Manifest) -> str:
+    info = manifest.teacher_info
+    if not info.variable:
+        return f"top {info.truncation_factor}"
+    mean = f"{manifest.ids_per_position():.1f} on average"
+    if info.truncation == SAMPLED:
+        return f"tokens of {info.truncation_factor} draws, {mean},"
+    mass = f"{info.truncation_mass:g} of the mass"
+    return f"top {info.truncation_factor} up to {mass}, {mean},"
+
+
+def _number(value: float) -> str:
+    """Returns a whole number as it is, a mean with one digit behind the point."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
 def _teachers(teacher: Mapping[str, Any], weight: float) -> Iterator[tuple[float, str]]:

@@ -6,6 +6,7 @@ from typing import Any
 from keras import ops
 
 from data_specs import records
+from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT
 
 
 def truncate(
@@ -14,6 +15,7 @@ def truncate(
     *,
     truncation_factor: int,
     temperatures: Sequence[float],
+    truncation_mass: float | None = None,
 ) -> dict[str, Any]:
     """Keeps the exact top-k, the mass of the rest and the label's probability.
 
@@ -26,10 +28,13 @@ def truncate(
         labels: int [...], the true tokens; without them, no label's probability.
         truncation_factor: K, at most V.
         temperatures: T values; with labels, the first of them 1.
+        truncation_mass: above 0; a position's ids end where they have this mass at
+            temperature 1. There is at least one, and what is dropped is in the tail.
 
     Returns:
         `topk_ids` int32 [..., K] and `topk_logits` float32 [..., K] in
-        descending order, `log_tail_masses` float32 [..., T] (−inf where nothing
+        descending order, where there are no more `NO_ID` and its logit;
+        `log_tail_masses` float32 [..., T] (−inf where nothing
         is left out), `label_log_probs` float32 [...] at temperature 1.
     """
     values, ids = ops.top_k(logits, truncation_factor)
@@ -37,23 +42,43 @@ def truncate(
     outside = logits < smallest
     # Logits equal to the smallest one kept, of which not all fitted.
     ties = _count(logits == smallest) - _count(values == smallest)
-    log_tails, log_total = [], None
+    log_tails, log_total, kept = [], None, None
+    if truncation_mass is not None:
+        total = ops.sum(ops.exp(logits - largest), axis=-1, keepdims=True)
+        kept = _needed(ops.exp(values - largest) / total, truncation_mass)
     for temperature in temperatures:
         weights = ops.exp((logits - largest) / temperature)
         tail = ops.sum(ops.where(outside, weights, 0.0), axis=-1)
         tail += ties * ops.exp((smallest - largest)[..., 0] / temperature)
-        total = ops.sum(ops.exp((values - largest) / temperature), axis=-1) + tail
+        inside = ops.exp((values - largest) / temperature)
+        if kept is not None:
+            tail += ops.sum(ops.where(kept, 0.0, inside), axis=-1)
+            inside = ops.where(kept, inside, 0.0)
+        total = ops.sum(inside, axis=-1) + tail
         log_tails.append(ops.log(tail) - ops.log(total))
         log_total = ops.log(total) if log_total is None else log_total
-    kept = {
+    if kept is not None:
+        ids, values = ops.where(kept, ids, NO_ID), ops.where(kept, values, NO_ID_LOGIT)
+    result = {
         records.TOPK_IDS: ids,
         records.TOPK_LOGITS: values,
         records.LOG_TAIL_MASSES: ops.stack(log_tails, axis=-1),
     }
     if labels is not None:
         label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
-        kept[records.LABEL_LOG_PROBS] = (label_logits - largest)[..., 0] - log_total
-    return kept
+        result[records.LABEL_LOG_PROBS] = (label_logits - largest)[..., 0] - log_total
+    return result
+
+
+def _needed(probabilities: Any, mass: float) -> Any:
+    """Returns which of the top-k are needed for a mass: bool [..., K], the first always.
+
+    Example: for 0.8 of [0.5, 0.25, 0.125] all three are; for 0.75 the first two.
+    """
+    before = ops.cumsum(probabilities, axis=-1) - probabilities
+    # The first whatever it is: NaN must be seen by who reads it.
+    first = ops.arange(probabilities.shape[-1]) == 0
+    return ops.logical_or(before < mass, first)
 
 
 def _count(condition: Any) -> Any:

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.storage import manifest, reader, serialization
+from pipeline.storage.logit_codec import Float16Codec
 
 
 @pytest.mark.parametrize("vocab_size", [100, 65_536, 65_537, 119_547])
@@ -47,7 +48,7 @@ def test_a_batch_is_the_records_padded(vocab_size: int) -> None:
         splits={},
         teacher_info=manifest.TeacherInfo(k, "float16", (1.0, 2.0), {}, {}),
     )
-    batch = reader.parse_batch(tf.constant(serialized), described)
+    batch = reader.parse_batch(tf.constant(serialized), described, Float16Codec(vocab_size, k))
     for index, row in enumerate(rows):
         count = len(row[records.MASKED_LM_IDS])
         assert batch[records.MASKED_LM_WEIGHTS][index].numpy().sum() == count

@@ -144,6 +144,21 @@ def test_a_teacher_sure_of_a_lacking_token_counts_for_nothing() -> None:
     assert got[records.TOPK_IDS].tolist() == [[[0, 0], [2, NO_ID]]]
 
 
+def test_rows_of_fewer_ids_by_hand() -> None:
+    """Of p = 0.6, 0.3 and a tail of 0.1 without token 4; where none is removed, nothing changes."""
+    logits = np.array([[0.0, LOG(0.5), -1e30], [0.0, -1e30, -1e30], [0.0, -1e30, -1e30]])
+    tails = np.array([[LOG(0.1), LOG(0.2)], [-1e-8, -1e-8], [LOG(0.1), LOG(0.1)]])
+    ids = np.array([[2, 4, NO_ID], [2, NO_ID, NO_ID], [4, NO_ID, NO_ID]])
+    got = _remapped(_batch(ids, logits, tails, np.array([2, 2, 2])), [0, 1, 2, NO_ID, NO_ID, 3])
+    kept = got[records.TOPK_IDS][0].tolist()
+    assert kept == [[2, NO_ID, NO_ID], [2, NO_ID, NO_ID], [0, 0, 0]]
+    assert got[records.MASKED_LM_WEIGHTS].tolist() == [[1, 1, 0]]
+    masses = np.exp(got[records.LOG_TAIL_MASSES][0])
+    share = math.sqrt(0.5) / (1.0 + math.sqrt(0.5))
+    np.testing.assert_allclose(masses[0], [0.1 + 0.9 / 3, 0.2 + 0.8 * share], rtol=1e-5)
+    np.testing.assert_allclose(masses[1], [1.0, 1.0], rtol=1e-6)
+
+
 def test_padding_and_a_whole_tail_stay() -> None:
     """The tail of padding is none; a tail of nearly everything is the teacher's own."""
     tails = np.array([[-np.inf, -np.inf], [-1e-7, -1e-7]])

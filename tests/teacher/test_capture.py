@@ -56,7 +56,7 @@ def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_
     source = checkpoints.find_model(str(teacher_dir), "--teacher")
     model = checkpoints.load_masked_lm(source)
     vocab_size = source.config.vocab_size
-    codec = CODECS["float16"](vocab_size)
+    codec = CODECS["float16"](vocab_size, 16)
     originals = _records(examples_dir, "eval")
     cached = _records(cache_dir, "eval")
     assert len(originals) == len(cached) > 20
@@ -136,9 +136,9 @@ def test_whole_shards_are_not_made_again(cache_dir, config, monkeypatch) -> None
     made = []
     write_shard = capture.writer.write_shard
 
-    def noted(directory, file, serialized):
+    def noted(directory, file, serialized, measured):
         made.append(file)
-        return write_shard(directory, file, serialized)
+        return write_shard(directory, file, serialized, measured)
 
     monkeypatch.setattr(capture.writer, "write_shard", noted)
     create_teacher_cache(config)

@@ -32,7 +32,7 @@ def _topk(p: np.ndarray, k: int) -> TopK:
 
 def _stored(part: TopK) -> TopK:
     """Returns what is left of a part after the codec."""
-    codec = Float16Codec(VOCAB_SIZE)
+    codec = Float16Codec(VOCAB_SIZE, part.ids.shape[-1])
     splits = np.array([0, len(part.ids)])
     (features,) = codec.encode(part.ids, part.logits.astype(np.float32), splits)
     ids, logits = codec.decode(features, len(part.ids))

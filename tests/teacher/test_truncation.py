@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
+from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT
 from pipeline.teacher.truncation import truncate
 
 TEMPERATURES = (1.0, 2.0)
@@ -76,3 +77,65 @@ def test_any_leading_shape(shape: tuple[int, ...]) -> None:
     assert tuple(kept[records.TOPK_IDS].shape) == (*shape, 5)
     assert tuple(kept[records.LOG_TAIL_MASSES].shape) == (*shape, 3)
     assert tuple(kept[records.LABEL_LOG_PROBS].shape) == shape
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.3, 2.0, 8.0]),
+    st.sampled_from([1, 4, 50, 200]),
+    st.sampled_from([0.01, 0.5, 0.9, 0.999, 1.0]),
+)
+def test_ids_end_where_they_have_the_mass(seed: int, scale: float, k: int, mass: float) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(0.0, scale, (6, 200)).astype(np.float32)
+    kept = truncate(
+        logits,
+        np.zeros(6, int),
+        truncation_factor=k,
+        temperatures=TEMPERATURES,
+        truncation_mass=mass,
+    )
+    kept = {name: np.asarray(value) for name, value in kept.items()}
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    p = np.take_along_axis(np.exp(_log_softmax(logits)), order, -1)
+    for row, ids in enumerate(kept[records.TOPK_IDS]):
+        count = int((ids >= 0).sum())
+        assert ids.tolist() == [*order[row, :count], *[NO_ID] * (k - count)]
+        values = kept[records.TOPK_LOGITS][row]
+        np.testing.assert_array_equal(values[:count], logits[row, order[row, :count]])
+        assert (values[count:] == np.float32(NO_ID_LOGIT)).all()
+        # One id fewer has not the mass, and so many have it, but for float32's rounding.
+        assert count >= 1 and p[row, : count - 1].sum() < mass + 2e-6
+        assert count == k or p[row, :count].sum() > mass - 2e-6
+        for column, temperature in enumerate(TEMPERATURES):
+            rest = _log_softmax(logits, temperature)[row, order[row, count:]]
+            exact = np.log(np.exp(rest).sum()) if len(rest) else -np.inf
+            np.testing.assert_allclose(
+                kept[records.LOG_TAIL_MASSES][row, column], exact, rtol=1e-5, atol=2e-5
+            )
+
+
+def test_a_mass_by_hand() -> None:
+    p = np.array([0.125, 0.5, 0.0625, 0.25, 0.0625])
+    logits = np.log(p)[None]
+    for mass, count in ((0.4, 1), (0.5, 1), (0.7, 2), (0.75, 2), (0.76, 3), (1.0, 4)):
+        kept = truncate(
+            logits.astype("float32"),
+            truncation_factor=4,
+            temperatures=(1.0,),
+            truncation_mass=mass - 1e-6,
+        )
+        ids = np.asarray(kept[records.TOPK_IDS])[0]
+        assert ids.tolist() == [*[1, 3, 0, 2][:count], *[NO_ID] * (4 - count)]
+        tail = np.exp(kept[records.LOG_TAIL_MASSES])[0, 0]
+        np.testing.assert_allclose(tail, 1.0 - p[[1, 3, 0, 2][:count]].sum(), rtol=1e-5)
+
+
+def test_a_broken_teacher_is_not_hidden_by_a_mass() -> None:
+    kept = truncate(
+        np.full((1, 4), np.nan, np.float32),
+        truncation_factor=2,
+        temperatures=(1.0,),
+        truncation_mass=0.5,
+    )
+    assert np.isnan(np.asarray(kept[records.TOPK_LOGITS])).any()

@@ -38,7 +38,9 @@ def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
 def _decode(features: Features, info: manifests.TeacherInfo, vocab_size: int):
     """Returns ids, probabilities and tail at temperature 1 of one record."""
     count = len(features[records.MASKED_LM_POSITIONS]) // 2
-    ids, logits = CODECS[info.logit_encoding](vocab_size).decode(features, count)
+    ids, logits = CODECS[info.logit_encoding](vocab_size, info.truncation_factor).decode(
+        features, count
+    )
     tails = np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4").reshape(count, -1)
     p, tail = topk_probabilities(logits, tails[:, 0], 1.0, k=info.truncation_factor)
     return ids, p, tail
@@ -250,9 +252,9 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(
     made = []
     write_shard = writer.write_shard
 
-    def noted(directory, file, serialized):
+    def noted(directory, file, serialized, measured):
         made.append(file)
-        return write_shard(directory, file, serialized)
+        return write_shard(directory, file, serialized, measured)
 
     monkeypatch.setattr(tool.writer, "write_shard", noted)
     merge_caches(config)

@@ -1,0 +1,106 @@
+"""Logits in a byte each: steps of a position's range, finer for probable tokens."""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+
+# A logit so far below the largest has no mass: e^-64, and e^-32 at temperature 2.
+_FURTHEST = np.float32(64.0)
+# The step of one further below, and what it is read as.
+_NO_MASS = 255
+_NO_MASS_LOGIT = np.float32(-65504.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitSteps:
+    """Numbers from 0 to `last` for the distance x of a logit from the largest.
+
+    With r the largest distance at the position, and b the `bend`, the number c
+    stands for the distance
+
+        x(c) = −r · log(1 − (1 − e^−b) · c / last) / b
+
+    so that x(0) = 0, x(last) = r, and the last step is e^b times as long as the
+    first: an error matters in proportion to the token's probability, and most
+    tokens are improbable. Without bend (b → 0) steps are equal.
+
+    A distance is off by at most half a step, `half_step` · r.
+
+    Attributes:
+        bend: b, above 0.
+        last: at most 254.
+    """
+
+    bend: float
+    last: int
+
+    @functools.cached_property
+    def distances(self) -> np.ndarray:
+        """float32 [256]: x / r of each number; 1 above `last`."""
+        parts = np.minimum(np.arange(256) / self.last, 1.0)
+        return (-np.log1p(parts * np.expm1(-self.bend)) / self.bend).astype(np.float32)
+
+    @property
+    def half_step(self) -> float:
+        """Half of the longest step, in parts of the range."""
+        return float(np.diff(self.distances).max()) / 2.0
+
+    def encode(self, shifted: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the nearest numbers, uint8 [positions, K], and the ranges r, float16 [positions].
+
+        Args:
+            shifted: float32 [positions, K], logits minus their row's largest.
+            present: bool [positions, K], false where there is no id.
+        """
+        near = present & (shifted >= -_FURTHEST)
+        distances = np.where(near, np.abs(shifted), np.float32(0.0))
+        ranges = distances.max(axis=-1, initial=0.0).astype("<f2")
+        # A range that float16 rounds to 0 is of equal logits.
+        scales = np.where(ranges > 0, ranges, np.float16(1.0)).astype(np.float32)
+        known = self.distances[: self.last + 1]
+        middles = (known[1:] + known[:-1]) / 2
+        steps = np.searchsorted(middles, distances / scales[:, np.newaxis])
+        steps = np.where(ranges[:, np.newaxis] > 0, steps, 0)
+        return np.where(present & ~near, _NO_MASS, steps).astype(np.uint8), ranges
+
+    def decode(self, steps: np.ndarray, ranges: np.ndarray) -> np.ndarray:
+        """Returns logits, float32 [P, K], from numbers [P, K] and ranges float16 [P]."""
+        logits = self.distances[steps] * -ranges.astype(np.float32)[:, np.newaxis]
+        return np.where(steps == _NO_MASS, _NO_MASS_LOGIT, logits)
+
+    def decode_tensors(self, tf: Any, steps: Any, ranges: Any) -> Any:
+        """Returns float32 [..., K], from numbers int32 [..., K] and ranges float32 [...]."""
+        logits = tf.gather(tf.constant(self.distances), steps) * -ranges[..., tf.newaxis]
+        return tf.where(steps == _NO_MASS, _NO_MASS_LOGIT, logits)
+
+
+def read_ranges(content: bytes, num_positions: int) -> np.ndarray:
+    """Reads the ranges of a record, float16 [P].
+
+    Raises:
+        ValueError: these are not P numbers of at least 0.
+    """
+    ranges = np.frombuffer(content, "<f2")
+    # Not a number is no number of at least 0.
+    if len(ranges) != num_positions or not ((ranges >= 0) & np.isfinite(ranges)).all():
+        raise ValueError(
+            f"expected {num_positions} ranges of at least 0, received {ranges.tolist()}"
+        )
+    return ranges
+
+
+def split_rows(values: np.ndarray, present: np.ndarray, row_splits: np.ndarray) -> list[bytes]:
+    """Returns the bytes of each record's values that are there, row after row.
+
+    Args:
+        values: [positions, K].
+        present: bool [positions, K].
+        row_splits: int [records + 1], where each record's positions begin.
+    """
+    return [
+        values[start:end][present[start:end]].tobytes()
+        for start, end in itertools.pairwise(row_splits)
+    ]

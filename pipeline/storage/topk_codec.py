@@ -1,0 +1,214 @@
+"""What all codecs of the top-k have in common: rows of k ids, or of fewer.
+
+Letters as in `data_specs.records`: P masked positions, K top-k. Where the number
+of ids varies, a record holds the ids that are there, row after row without gaps,
+and how many each row has; decoded, a row ends in `NO_ID`s.
+"""
+
+import abc
+import dataclasses
+import itertools
+from typing import Any, ClassVar
+
+import numpy as np
+
+from data_specs.records import TOPK_COUNTS, TOPK_COUNTS_FEATURE, Feature
+
+# Stands where a row has no more ids, and for a token that a student lacks.
+NO_ID = -1
+# The logit beside it: finite, and without mass at any temperature.
+NO_ID_LOGIT = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKCodec(abc.ABC):
+    """Packs ids and logits of masked positions into features of a record.
+
+    Attributes:
+        vocab_size: V.
+        truncation_factor: K, ids at a position, or the most where that varies.
+        variable: whether positions may have fewer.
+        token_counts: int64 [V], how often each token is in the text, for codecs
+            that give frequent tokens small numbers; else None.
+        stored: the features that it writes, without the counts of `variable`.
+        needs_token_counts: whether it needs `token_counts`.
+        compresses: whether records of equal shape may differ in size.
+    """
+
+    vocab_size: int
+    truncation_factor: int
+    variable: bool = False
+    token_counts: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    stored: ClassVar[tuple[Feature, ...]]
+    needs_token_counts: ClassVar[bool] = False
+    compresses: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.needs_token_counts and self.token_counts is None:
+            raise ValueError("token_counts: expected the counts of all tokens, received none")
+
+    def encode(
+        self, topk_ids: np.ndarray, topk_logits: np.ndarray, row_splits: np.ndarray
+    ) -> list[dict[str, bytes]]:
+        """Packs the positions of several records.
+
+        Args:
+            topk_ids: int [positions, K], descending by logit; where `variable`, a
+                row may end in `NO_ID`s.
+            topk_logits: float32 [positions, K], on any scale.
+            row_splits: int [records + 1], where each record's positions begin.
+
+        Returns:
+            for each record its features.
+
+        Raises:
+            ValueError: a row has no id, or fewer than K though that does not vary.
+        """
+        present = topk_ids >= 0
+        if not present[:, : 1 if self.variable else None].all():
+            least = 1 if self.variable else self.truncation_factor
+            raise ValueError(f"topk_ids: expected at least {least} at each position")
+        packed = self._encode(topk_ids, topk_logits - topk_logits[:, :1], present, row_splits)
+        if self.variable:
+            counts = present.sum(axis=-1).astype("<u2")
+            for features, (start, end) in zip(packed, itertools.pairwise(row_splits), strict=True):
+                features[TOPK_COUNTS] = counts[start:end].tobytes()
+        return packed
+
+    @abc.abstractmethod
+    def _encode(
+        self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
+    ) -> list[dict[str, bytes]]:
+        """Packs logits that are minus their row's largest; `present` is bool [positions, K]."""
+
+    @abc.abstractmethod
+    def decode(
+        self, features: dict[str, bytes], num_positions: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks one record.
+
+        Args:
+            features: the record's features.
+            num_positions: P.
+
+        Returns:
+            ids int32 [P, K] and logits float32 [P, K], descending; the first of
+            each row is 0. A row of fewer ids ends in `NO_ID` and `NO_ID_LOGIT`.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged.
+        """
+
+    @abc.abstractmethod
+    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Unpacks a batch of records inside a TensorFlow graph.
+
+        Args:
+            tf: the TensorFlow module.
+            features: each feature as a string tensor [B].
+            max_positions: P to pad to; padding is id 0 and logit 0.
+
+        Returns:
+            ids int32 [B, P, K] and logits float32 [B, P, K], as `decode` has them.
+        """
+
+    def counts(self, features: dict[str, bytes], num_positions: int) -> np.ndarray:
+        """Returns how many ids each position of a record has, int64 [P].
+
+        Raises:
+            ValueError: these are not P numbers from 1 to K.
+        """
+        if not self.variable:
+            return np.full(num_positions, self.truncation_factor, np.int64)
+        counts = np.frombuffer(features[TOPK_COUNTS], TOPK_COUNTS_FEATURE.dtype).astype(np.int64)
+        fits = (counts >= 1) & (counts <= self.truncation_factor)
+        if len(counts) != num_positions or not fits.all():
+            raise ValueError(
+                f"{TOPK_COUNTS}: expected {num_positions} numbers from 1 to "
+                f"{self.truncation_factor}, received {counts.tolist()}"
+            )
+        return counts
+
+    def rows(self, flat: np.ndarray, counts: np.ndarray, fill: float) -> np.ndarray:
+        """Cuts the values of a record into rows.
+
+        Args:
+            flat: [n], row after row.
+            counts: int [P], how many each row has.
+            fill: what stands behind them.
+
+        Returns:
+            [P, K] of the dtype of `flat`.
+
+        Raises:
+            ValueError: n is not the sum of the counts.
+
+        Example: of [5, 3, 8] and the counts [1, 2], with K = 2 and −1 behind them,
+        the rows are [5, −1] and [3, 8].
+        """
+        if len(flat) != counts.sum():
+            each = "" if self.variable else f", {self.truncation_factor} at each position"
+            raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {len(flat)}")
+        rows = np.full((len(counts), self.truncation_factor), fill, flat.dtype)
+        rows[np.arange(self.truncation_factor) < counts[:, np.newaxis]] = flat
+        return rows
+
+    def tensor_counts(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Returns how many ids each position has where that varies: int32 [B, P], 0 at padding."""
+        dtype = np.dtype(TOPK_COUNTS_FEATURE.dtype)
+        counts = tf.io.decode_raw(
+            features[TOPK_COUNTS], tf.as_dtype(dtype), fixed_length=max_positions * dtype.itemsize
+        )
+        return tf.cast(counts, tf.int32)
+
+    def tensor_rows(self, tf: Any, flat: Any, counts: Any) -> Any:
+        """Cuts the values of a batch of records into the rows of real positions; see `rows`.
+
+        Args:
+            tf: the TensorFlow module.
+            flat: [n], row after row, one record after another.
+            counts: int32 [B, P], 0 at padding.
+
+        Returns:
+            [R, K] for R real positions; anything where a row has no more values.
+        """
+        width = self.truncation_factor
+        if not self.variable:
+            return tf.reshape(flat, (-1, width))
+        ends = tf.cumsum(tf.boolean_mask(counts, counts > 0))
+        places = (ends - tf.boolean_mask(counts, counts > 0))[:, tf.newaxis] + tf.range(width)
+        return tf.gather(flat, tf.minimum(places, tf.size(flat) - 1))
+
+    def present_tensor(self, tf: Any, counts: Any) -> Any:
+        """Returns where the rows of real positions have an id, bool [R, K]; counts as above."""
+        real = tf.boolean_mask(counts, counts > 0)
+        return tf.range(self.truncation_factor) < real[:, tf.newaxis]
+
+    def spread(self, tf: Any, ids: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
+        """Puts the rows of real positions where they belong in a batch.
+
+        Args:
+            tf: the TensorFlow module.
+            ids: int32 [R, K].
+            logits: float32 [R, K].
+            counts: int32 [B, P], 0 at padding.
+
+        Returns:
+            int32 and float32 [B, P, K]: with `NO_ID` and its logit behind each row,
+            and 0 at padding.
+        """
+        present = self.present_tensor(tf, counts)
+        places, width = tf.where(counts > 0), self.truncation_factor
+        shape = tf.concat([tf.shape(counts), [width]], axis=0)
+        spread = (
+            tf.scatter_nd(places, tf.where(present, values, fill), tf.cast(shape, tf.int64))
+            for values, fill in ((ids, NO_ID), (logits, NO_ID_LOGIT))
+        )
+        return tuple(tf.ensure_shape(values, (None, counts.shape[1], width)) for values in spread)
+
+
+def joined(tf: Any, content: Any, dtype: np.dtype | str) -> Any:
+    """Returns the numbers in the bytes of a batch, string [B], one record after another."""
+    return tf.io.decode_raw(tf.strings.reduce_join(content), tf.as_dtype(np.dtype(dtype)))

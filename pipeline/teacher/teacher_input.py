@@ -1,0 +1,72 @@
+"""What the teacher's runs start from: a model on disk, and masked examples that fit it."""
+
+from data_specs import records
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+from pipeline.storage import cache_input
+from pipeline.storage.cache_input import CacheInput
+from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.text import tokenizers
+
+
+def find_teacher(config: TeacherCacheConfig) -> checkpoints.ModelSource:
+    """Returns the teacher that `--teacher` or `--bert_config_file` names.
+
+    Raises:
+        InputError: it is not there, or its configuration is not valid.
+    """
+    if config.teacher is not None:
+        return checkpoints.find_model(config.teacher, "--teacher")
+    return checkpoints.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
+
+
+def open_examples(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> CacheInput:
+    """Opens the masked examples and refuses what does not fit them.
+
+    Args:
+        config: names them, and the teacher.
+        source: the teacher.
+
+    Raises:
+        InputError: they are not complete or of another kind, or the flags or the
+            teacher do not fit them.
+    """
+    cache = cache_input.open_cache(config.input_dir, config.input_file)
+    if cache.manifest.kind == records.UNMASKED_WINDOWS:
+        raise InputError(
+            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, received {cache.directory}, which "
+            f"holds {records.UNMASKED_WINDOWS}: masks change each epoch, so that there is nothing "
+            "to cache; use --masking=static for a cache, or a live teacher: run_distill --teacher"
+        )
+    if cache.manifest.kind != records.MASKED_EXAMPLES:
+        raise InputError(
+            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, "
+            f"received {cache.directory}, which holds a {cache.manifest.kind}"
+        )
+    cache_input.expect_settings(
+        cache,
+        max_seq_length=config.max_seq_length,
+        max_predictions_per_seq=config.max_predictions_per_seq,
+    )
+    expect_fitting(config, source, cache)
+    return cache
+
+
+def expect_fitting(
+    config: TeacherCacheConfig, source: checkpoints.ModelSource, cache: CacheInput
+) -> None:
+    """Checks that a teacher has a cache's vocabulary, and room for its inputs.
+
+    Args:
+        config: how the teacher was named.
+        source: the teacher.
+        cache: masked examples, or a teacher cache.
+
+    Raises:
+        InputError: it does not fit; prints both values.
+    """
+    flag = "--teacher" if config.teacher is not None else "--bert_config_file"
+    vocab_files = () if config.teacher is None else tokenizers.tokenizer_files(config.teacher)
+    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, flag)
+    cache_input.expect_positions(cache, source.config.max_input_length, flag)
+    cache_input.expect_segments(cache, source.config.type_vocab_size, flag)

@@ -1,0 +1,380 @@
+"""Every way to make a cache smaller, from the teacher to a trained student."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline import create_teacher_output_data
+from pipeline.distill import targets, training
+from pipeline.distill.objective import Objective
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.errors import InputError
+from pipeline.storage import cache_codec, cache_input, serialization, vocab_subset
+from pipeline.storage import manifest as manifests
+from pipeline.storage.logit_codec import CODECS, topk_probabilities
+from pipeline.storage.teacher_cache_tfds import TeacherCache
+from pipeline.storage.topk_codec import NO_ID
+from pipeline.storage.vocab_subset import VocabSubset
+from pipeline.teacher import summary
+from pipeline.teacher.capture import create_teacher_cache
+from pipeline.teacher.settings import TeacherCacheConfig
+from tools.merge_caches import MergeConfig, merge_caches
+
+EVAL = "eval-00000-of-00001.tfrecord"
+WAYS = {
+    f"{encoding}{mass or ''}": {"logit_encoding": encoding, "truncation_mass": mass}
+    for encoding in CODECS
+    for mass in (None, 0.3)
+} | {
+    f"{encoding}sampled": {
+        "logit_encoding": encoding,
+        "truncation": "sampled",
+        "temperatures": (1.0,),
+    }
+    for encoding in CODECS
+}
+TOPK_WAYS = [name for name in WAYS if not name.endswith("sampled")]
+
+
+@pytest.fixture(scope="module")
+def config(examples_dir, teacher_dir) -> TeacherCacheConfig:
+    """How `cache_dir` was made, but for the output."""
+    return TeacherCacheConfig(
+        output_dir="",
+        input_dir=str(examples_dir),
+        teacher=str(teacher_dir),
+        truncation_factor=16,
+        predict_batch_size=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def caches(config, cache_dir, tmp_path_factory) -> dict[str, pathlib.Path]:
+    """A cache made in each way; read only."""
+    folder = tmp_path_factory.mktemp("encodings")
+    for name, changes in WAYS.items():
+        create_teacher_cache(dataclasses.replace(config, output_dir=str(folder / name), **changes))
+    return {name: folder / name for name in WAYS}
+
+
+def _student(cache: pathlib.Path, teacher: pathlib.Path, output: pathlib.Path) -> DistillConfig:
+    return DistillConfig(
+        output_dir=str(output),
+        student=StudentConfig(init_from=str(teacher), student_layers=2),
+        losses={"kl_divergence": 1.0, "soft_cross_entropy": 1.0},
+        input_dir=str(cache),
+        train_batch_size=8,
+        num_train_steps=10,
+        learning_rate=1e-3,
+        log_steps=10,
+    )
+
+
+def _features(folder: pathlib.Path) -> list[dict[str, bytes]]:
+    return [
+        serialization.decode_example(record) for record in serialization.read_records(folder / EVAL)
+    ]
+
+
+def _decoded(folder: pathlib.Path):
+    """Yields ids, probabilities and tail of each record, at temperature 1."""
+    manifest = manifests.load(folder, flag="")
+    codec = cache_codec.open_codec(folder, manifest)
+    for features in _features(folder):
+        count = len(features[records.LABEL_LOG_PROBS]) // 2
+        ids, logits = codec.decode(features, count)
+        tails = np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4").reshape(count, -1)
+        yield ids, *topk_probabilities(logits, tails[:, 0], 1.0, k=16)
+
+
+@pytest.mark.parametrize("name", TOPK_WAYS)
+def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir, name) -> None:
+    counts = []
+    for one, other in zip(_decoded(caches[name]), _decoded(cache_dir), strict=True):
+        for ids, p, tail, known_ids, known_p, known_tail in zip(*one, *other, strict=True):
+            known = dict(zip(known_ids, known_p, strict=True))
+            real = ids >= 0
+            # Half a step of a range of at most 20, at the least probable of them.
+            exact = [known[token] for token in ids[real]]
+            np.testing.assert_allclose(p[real], exact, rtol=0.12)
+            np.testing.assert_allclose(p[real][:3], exact[:3], rtol=0.06)
+            assert (p[~real] == 0.0).all()
+            dropped = sum(value for token, value in known.items() if token not in ids)
+            np.testing.assert_allclose(tail, known_tail + dropped, rtol=2e-3, atol=1e-6)
+            counts.append(real.sum())
+    mean = np.mean(counts)
+    assert mean == 16 if WAYS[name]["truncation_mass"] is None else 1 < mean < 15
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_student_learns_from_it(caches, teacher_dir, tmp_path, name) -> None:
+    first = _student(caches[name], teacher_dir, tmp_path / "first")
+    start = training.distill(dataclasses.replace(first, num_train_steps=1))
+    later = training.distill(dataclasses.replace(first, output_dir=str(tmp_path / "later")))
+    assert np.isfinite(later["loss"]) and later["loss"] < start["loss"]
+    assert ("probability_cosine" in later) == (not name.endswith("sampled"))
+
+
+@pytest.mark.parametrize("name", [name for name in TOPK_WAYS if "0.3" not in name])
+def test_the_teacher_agrees_with_itself(caches, teacher_dir, tmp_path, name) -> None:
+    config = dataclasses.replace(
+        _student(caches[name], teacher_dir, tmp_path),
+        do_train=False,
+        student=StudentConfig(student=str(teacher_dir)),
+        temperature=2.0,
+    )
+    report = training.distill(config)
+    assert report["kl_divergence"] == pytest.approx(0.0, abs=1e-3)
+    assert report["teacher_agreement"] > 0.98
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_the_manifest_measures_what_is_there(caches, name) -> None:
+    manifest = manifests.load(caches[name], flag="")
+    totals: dict[str, int] = {}
+    positions = ids = 0
+    for shard in (shard for shards in manifest.splits.values() for shard in shards):
+        for record in serialization.read_records(caches[name] / shard.file):
+            features = serialization.decode_example(record)
+            positions += len(features[records.LABEL_LOG_PROBS]) // 2
+            for feature in manifest.features:
+                content = features[feature.name]
+                totals[feature.name] = totals.get(feature.name, 0) + len(content)
+            if records.TOPK_COUNTS in features:
+                ids += np.frombuffer(features[records.TOPK_COUNTS], "<u2").astype(int).sum()
+    known = {feature.name for feature in records.MASKED_EXAMPLE_FEATURES}
+    assert set(totals) == {feature.name for feature in manifest.features}
+    means = {key: value / positions for key, value in totals.items() if key not in known}
+    assert manifest.bytes_per_position() == pytest.approx(means, abs=0.005)
+    lines = "\n".join(summary.describe(manifest))
+    if manifest.teacher_info.variable:
+        assert manifest.ids_per_position() == pytest.approx(ids / positions)
+        assert f", {ids / positions:.1f} on average, of " in lines
+        assert f"{sum(manifest.bytes_per_position().values()):,.1f} bytes a masked" in lines
+    else:
+        assert manifest.ids_per_position() == 16
+    stored = json.loads((caches[name] / "manifest.json").read_text())
+    assert stored["bytes_per_position"] == manifest.bytes_per_position()
+
+
+def test_smaller_ways_are_smaller(caches) -> None:
+    sizes = {
+        name: sum(manifests.load(folder, flag="").bytes_per_position().values())
+        for name, folder in caches.items()
+    }
+    assert sizes["compact"] < sizes["uint8"] < sizes["float16"] == 16 * 4 + 10
+    for encoding in CODECS:
+        assert sizes[f"{encoding}0.3"] < sizes[encoding]
+
+
+@pytest.mark.parametrize("name", ["compact", "compact0.3", "compactsampled"])
+def test_tasks_make_the_same_bytes(caches, config, tmp_path, name) -> None:
+    folder = tmp_path / "cache"
+    for index in (1, 2, 0):
+        create_teacher_cache(
+            dataclasses.replace(
+                config, output_dir=str(folder), num_tasks=3, task_index=index, **WAYS[name]
+            )
+        )
+    names = sorted(path.name for path in caches[name].iterdir())
+    assert names == sorted(path.name for path in folder.iterdir())
+    for file in names:
+        assert (folder / file).read_bytes() == (caches[name] / file).read_bytes(), file
+
+
+def test_the_counts_are_of_the_true_tokens_and_the_masked(caches, examples_dir) -> None:
+    manifest = manifests.load(caches["compact"], flag="")
+    expected = np.zeros(manifest.vocab.size, int)
+    for file in sorted(examples_dir.glob("*.tfrecord")):
+        for record in serialization.read_records(file):
+            features = serialization.decode_example(record)
+            for name in (records.INPUT_IDS, records.MASKED_LM_IDS):
+                np.add.at(expected, np.frombuffer(features[name], "<u2"), 1)
+    assert manifest.token_counts.file == "token_counts.npy"
+    counts = np.load(caches["compact"] / "token_counts.npy")
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(caches["compact"], folder)
+    path = folder / "token_counts.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="this file of token counts is damaged"):
+        training.distill(_student(folder, teacher_dir, tmp_path / "student"))
+    path.unlink()
+    with pytest.raises(InputError, match="this file of token counts is missing"):
+        cache_codec.open_codec(folder, manifests.load(folder, flag=""))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"truncation": "all"}, r"expected truncation in \['sampled', 'topk'\], received 'all'"),
+        ({"truncation_mass": 2}, "expected a truncation_mass above 0 and at most 1, received 2"),
+        ({"logit_encoding": "text"}, "expected logit_encoding in .*, received 'text'"),
+        ({"token_counts": None}, "missing or misshapen field"),
+        (
+            {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
+            "expected a plain file name",
+        ),
+        ({"measured": None}, "expected what was measured of eval-00000-of-00001.tfrecord"),
+        ({"measured": {}}, "expected num_positions and other counts of eval-.*, received {}"),
+        ({"measured": [1]}, "expected num_positions and other counts of eval-.*"),
+        ({"measured": {"num_positions": -1}}, "num_positions of eval-.*: expected a count, .* -1"),
+    ],
+)
+def test_broken_manifests(caches, tmp_path, changes, message) -> None:
+    value = json.loads((caches["compact0.3"] / "manifest.json").read_text())
+    if "measured" in changes:
+        for shard in value["splits"]["eval"]:
+            shard |= changes
+    else:
+        value |= changes
+    (tmp_path / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match=f"^{tmp_path}/manifest.json: {message}"):
+        manifests.load(tmp_path, flag="")
+
+
+@pytest.mark.parametrize("target", CODECS)
+def test_any_caches_are_merged_to_any(caches, cache_dir, tmp_path, target) -> None:
+    """A cache merged with itself in another packing stays, within the codecs' error."""
+    for name in TOPK_WAYS:
+        merged = tmp_path / name
+        pair = (str(caches[name]), str(cache_dir))
+        made = merge_caches(MergeConfig(pair, str(merged), logit_encoding=target))
+        assert made.teacher_info.truncation_mass == WAYS[name]["truncation_mass"]
+        assert made.teacher_info.logit_encoding == target
+        manifests.verify(merged, made, full=True)
+        for one, other in zip(_decoded(merged), _decoded(cache_dir), strict=True):
+            np.testing.assert_allclose(one[1][:, 0], other[1][:, 0], rtol=0.05)
+            np.testing.assert_allclose(one[1].sum(-1) + one[2], 1.0, atol=1e-6)
+            assert (one[0] >= 0).all() and one[0].shape == other[0].shape
+
+
+def test_lists_that_together_are_shorter_than_k(caches, tmp_path) -> None:
+    pair = (str(caches["compact0.3"]), str(caches["float160.3"]))
+    made = merge_caches(MergeConfig(pair, str(tmp_path / "merged"), logit_encoding="uint8"))
+    assert 1 < made.ids_per_position() < 15
+    for one, other in zip(_decoded(tmp_path / "merged"), _decoded(caches["uint80.3"]), strict=True):
+        np.testing.assert_array_equal(one[0] == NO_ID, other[0] == NO_ID)
+        np.testing.assert_array_equal(np.sort(one[0], axis=-1), np.sort(other[0], axis=-1))
+
+
+def test_draws_are_not_merged(caches, cache_dir, tmp_path) -> None:
+    pair = (str(cache_dir), str(caches["compactsampled"]))
+    with pytest.raises(
+        InputError, match="expected caches of --truncation=topk, received .*sampled"
+    ):
+        merge_caches(MergeConfig(pair, str(tmp_path / "merged")))
+
+
+@pytest.mark.parametrize("name", TOPK_WAYS)
+def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
+    """What a student of fewer tokens sees is what it sees of float16."""
+    batches = []
+    for folder in (caches[name], cache_dir):
+        cache = cache_input.open_cache(str(folder), None)
+        size = cache.manifest.vocab.size
+        table = np.where(np.arange(size) % 3 == 1, vocab_subset.NO_ID, np.arange(size))
+        table[:5] = np.arange(5)
+        subset = VocabSubset(
+            table.astype(np.int32), 1, "[UNK]", manifests.VocabInfo(size, "0" * 64), {}
+        )
+        cache = dataclasses.replace(cache, vocab_subset=subset)
+        (batch,) = targets.evaluation_batches(cache, batch_size=16, max_steps=1)
+        batches.append({key: value.numpy() for key, value in batch[1].items()})
+    one, other = batches
+    real = one[records.MASKED_LM_WEIGHTS] > 0
+    assert (real <= (other[records.MASKED_LM_WEIGHTS] > 0)).all() and real.any()
+    if WAYS[name]["truncation_mass"] is None:
+        np.testing.assert_allclose(
+            one[records.LOG_TAIL_MASSES][real], other[records.LOG_TAIL_MASSES][real], atol=0.1
+        )
+    for ids, wanted in zip(one[records.TOPK_IDS][real], other[records.TOPK_IDS][real], strict=True):
+        assert set(ids[ids >= 0]) <= set(wanted[wanted >= 0]) and ids[0] >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("uint8", "uint8"),
+        ("compact", "compact"),
+        ("float160.3", "fewer than k ids at some positions"),
+    ],
+)
+def test_tfds_reads_plain_arrays_only(caches, name, kept) -> None:
+    with pytest.raises(InputError) as error:
+        TeacherCache(caches[name])
+    assert str(error.value) == (
+        f"{caches[name]}: expected a teacher cache of --logit_encoding=float16 with k ids at "
+        f"each position, received {kept}; pipeline.storage.reader reads it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"temperature": 2.0}, "--temperature: expected 1, the only one of a cache of .* 2"),
+        (
+            {"losses": {"probability_cosine": 1.0}},
+            "--losses: probability_cosine needs a top-k; with a cache of --truncation=sampled",
+        ),
+        ({"truncation_factor": 8}, "--truncation_factor: expected 16, all draws .* received 8"),
+    ],
+)
+def test_what_draws_cannot_say(caches, teacher_dir, tmp_path, flags, message) -> None:
+    config = _student(caches["compactsampled"], teacher_dir, tmp_path / "student")
+    with pytest.raises(InputError, match=message):
+        training.distill(dataclasses.replace(config, **flags))
+    Objective({"kl_divergence": 1.0}, sampled=True, cached_temperatures=(1.0,))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--truncation_mass=0", "--truncation_mass: expected a number above 0 and at most 1"),
+        ("--truncation_mass=1.5", "--truncation_mass=1.5: "),
+        ("--truncation=all", "--truncation=all: value should be one of <topk|sampled>"),
+        (
+            "--truncation=sampled --truncation_mass=0.9",
+            "--truncation_mass: expected none with --truncation=sampled, received 0.9",
+        ),
+        (
+            "--truncation=sampled --temperatures=1,2",
+            "--temperatures: expected 1, the only temperature of --truncation=sampled, "
+            "received 1,2",
+        ),
+    ],
+)
+def test_mistaken_flags(capsys, flags, message) -> None:
+    arguments = ["x", "--input_dir=a", "--teacher=b", "--output_dir=c", *flags.split()]
+    assert create_teacher_output_data.main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_the_command_draws(examples_dir, teacher_dir, tmp_path, capsys, caches) -> None:
+    """Temperatures follow from the truncation where they are not given."""
+    arguments = {
+        "input_dir": examples_dir,
+        "teacher": teacher_dir,
+        "output_dir": tmp_path / "cache",
+        "truncation_factor": 16,
+        "predict_batch_size": 8,
+        "truncation": "sampled",
+        "logit_encoding": "compact",
+    }
+    flags = [f"--{name}={value}" for name, value in arguments.items()]
+    assert create_teacher_output_data.main(["x", *flags]) == 0
+    assert "kept       tokens of 16 draws, " in capsys.readouterr().out
+    assert (tmp_path / "cache" / EVAL).read_bytes() == (
+        caches["compactsampled"] / EVAL
+    ).read_bytes()

@@ -1,0 +1,141 @@
+"""Reports on caches: the command, what it writes, and which teachers it refuses."""
+
+import json
+import math
+
+import pytest
+
+from data_specs import records
+from pipeline.errors import InputError
+from pipeline.models.checkpoints import find_model
+from tests.conftest import make_cache, save_tiny_bert
+from tools import fidelity_report as tool
+from tools.fidelity_report import ReportConfig, report_fidelity
+
+
+def _run(cache, teacher, *others: str) -> int:
+    flags = (f"--input_dir={cache}", f"--teacher={teacher}", "--sample=12")
+    return tool.main(["fidelity_report", *flags, "--predict_batch_size=8", *others])
+
+
+def _error(capsys) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    (line,) = lines
+    return line
+
+
+def test_the_command(cache_dir, teacher_dir, tmp_path, capsys) -> None:
+    output = tmp_path / "report.json"
+    assert _run(cache_dir, teacher_dir, f"--output={output}") == 0
+    report = json.loads(output.read_text())
+    assert set(report) == {
+        "teacher",
+        "compute_dtype",
+        "cache_compute_dtype",
+        "truncation_factor",
+        "logit_encoding",
+        "num_examples",
+        "num_positions",
+        "kl_divergence",
+        "top1_agreement",
+        "mass_kept",
+        "topk_error",
+        "tail_error",
+        "label_error",
+        "calibration_error",
+        "cached_calibration_error",
+        "hidden",
+        "bytes_per_position",
+    }
+    assert report["teacher"] == find_model(teacher_dir, "--teacher").sha256()
+    assert report["truncation_factor"] == 16
+    assert report["cache_compute_dtype"] == report["compute_dtype"] == "float32"
+    assert report["num_examples"] == 12
+    assert set(report["kl_divergence"]["2"]) == {"mean", "p99", "max"}
+    assert report["kl_divergence"]["1"]["max"] < 1e-4
+    assert report["bytes_per_position"] == {
+        records.TOPK_IDS: 32.0,
+        records.TOPK_LOGITS: 32.0,
+        records.LOG_TAIL_MASSES: 8.0,
+        records.LABEL_LOG_PROBS: 2.0,
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("KL(teacher || cached), T = 1  ")
+    assert f"same first guess{' ' * 29}{report['top1_agreement']:.2%}" in lines
+    assert lines[-1] == f"report: {output}"
+
+
+def test_the_same_report_twice(cache_dir, teacher_dir) -> None:
+    config = ReportConfig(str(cache_dir), str(teacher_dir), sample=12, predict_batch_size=8)
+    assert report_fidelity(config) == report_fidelity(config)
+
+
+def test_lower_precision_shows(cache_dir, teacher_dir) -> None:
+    settings = {"sample": 12, "predict_batch_size": 8}
+    places = str(cache_dir), str(teacher_dir)
+    exact, _ = report_fidelity(ReportConfig(*places, **settings))
+    rough, about = report_fidelity(
+        ReportConfig(*places, compute_dtype="mixed_bfloat16", **settings)
+    )
+    assert about["compute_dtype"] == "mixed_bfloat16"
+    assert rough.kl_divergence["1"].mean > 10 * exact.kl_divergence["1"].mean
+
+
+def test_another_teacher(cache_dir, teacher_dir, other_teacher_dir, capsys) -> None:
+    assert _run(cache_dir, other_teacher_dir) == 1
+    there, here = (
+        find_model(path, "--teacher").sha256() for path in (teacher_dir, other_teacher_dir)
+    )
+    assert _error(capsys) == (
+        f"error: --teacher: expected the teacher of {cache_dir} (SHA-256 {there}), "
+        f"received SHA-256 {here}; --any_teacher compares it all the same"
+    )
+    assert _run(cache_dir, other_teacher_dir, "--any_teacher") == 0
+
+
+def test_a_merged_cache(merged_dir, teacher_dir, capsys) -> None:
+    assert _run(merged_dir, teacher_dir) == 1
+    assert _error(capsys) == (
+        f"error: --input_dir: {merged_dir} was merged from 2 caches: there is no single teacher "
+        "to compare it with; --any_teacher compares it with --teacher all the same"
+    )
+    report, about = report_fidelity(
+        ReportConfig(str(merged_dir), str(teacher_dir), sample=12, any_teacher=True)
+    )
+    assert about["cache_compute_dtype"] == "float32"
+    assert set(report.kl_divergence) == {"1"}
+    # Three quarters of it are this teacher's: KL(p ‖ q) is at most −log of that share.
+    assert 0.001 < report.kl_divergence["1"].max < -math.log(0.75) + 1e-3
+
+
+def test_random_draws_are_refused(examples_dir, teacher_dir, tmp_path) -> None:
+    made = make_cache(
+        tmp_path / "cache",
+        examples_dir,
+        teacher_dir,
+        truncation="sampled",
+        temperatures=(1.0,),
+    )
+    with pytest.raises(InputError, match="^--input_dir: expected a cache of the top-k, received"):
+        report_fidelity(ReportConfig(str(made), str(teacher_dir)))
+
+
+def test_examples_are_no_cache(examples_dir, teacher_dir, capsys) -> None:
+    assert _run(examples_dir, teacher_dir) == 1
+    assert _error(capsys) == (
+        f"error: --input_dir: expected a teacher_cache, received {examples_dir}, "
+        "which holds masked_examples"
+    )
+
+
+def test_mistakes(cache_dir, teacher_dir, vocab_file, tmp_path, capsys) -> None:
+    assert tool.main(["fidelity_report", f"--input_dir={cache_dir}"]) == 1
+    assert _error(capsys) == "error: missing: --teacher (see --help)"
+    path = tmp_path / "report.json"
+    path.write_text("mine")
+    assert _run(cache_dir, teacher_dir, f"--output={path}") == 1
+    assert _error(capsys).startswith(f"error: --output: expected a new file, received {path}")
+    assert path.read_text() == "mine"
+    short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=40)
+    assert _run(cache_dir, short, "--any_teacher") == 1
+    assert _error(capsys).startswith("error: --teacher: expected a model of at least 48 positions")

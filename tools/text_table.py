@@ -1,0 +1,21 @@
+"""Tables as text."""
+
+from collections.abc import Sequence
+
+
+def aligned_lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table: the first column flush left, the others flush right.
+
+    Args:
+        titles: of the columns; a line is drawn below them.
+        rows: the cells, as many as there are titles.
+    """
+    widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (titles, *rows)
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
