@@ -42,10 +42,11 @@ def truncate(
     outside = logits < smallest
     # Logits equal to the smallest one kept, of which not all fitted.
     ties = _count(logits == smallest) - _count(values == smallest)
-    log_tails, log_total, kept = [], None, None
+    kept = None
     if truncation_mass is not None:
         total = ops.sum(ops.exp(logits - largest), axis=-1, keepdims=True)
         kept = _needed(ops.exp(values - largest) / total, truncation_mass)
+    log_tails, log_total = [], None
     for temperature in temperatures:
         weights = ops.exp((logits - largest) / temperature)
         tail = ops.sum(ops.where(outside, weights, 0.0), axis=-1)
