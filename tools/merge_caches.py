@@ -160,15 +160,29 @@ def merge_caches(config: MergeConfig) -> Manifest:
         manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     manifests.claim(config.output_dir, request, flag="--output_dir")
     info = _teacher_info(config, caches, request)
+    # Before the first shard: the codec may need them.
     counts = cache_codec.count_tokens(
         config.output_dir, info, caches[0].directory, caches[0].manifest
     )
     splits = _merge_shards(config, caches, info)
+    manifest = _describe(caches, request, splits)
+    manifest = dataclasses.replace(manifest, teacher_info=info, token_counts=counts)
+    manifests.copy_tokenizer(caches[0].directory, manifest, config.output_dir)
+    manifests.publish(config.output_dir, manifest)
+    return manifest
+
+
+def _describe(
+    caches: Sequence[CacheInput],
+    request: dict[str, Any],
+    splits: dict[str, tuple[ShardInfo, ...]],
+) -> Manifest:
+    """Returns the manifest, but for what is kept of the teachers."""
     inputs = [cache.manifest for cache in caches]
-    manifests.copy_tokenizer(caches[0].directory, inputs[0], config.output_dir)
     # What a byte-equal repetition needs, beside the request.
     environment = {"machine": platform.machine(), "numpy": np.__version__}
-    manifest = dataclasses.replace(
+    environment |= cache_codec.environment(request["logit_encoding"])
+    return dataclasses.replace(
         inputs[0],
         flags={**_in_common([manifest.flags for manifest in inputs]), **request},
         splits=splits,
@@ -176,11 +190,7 @@ def merge_caches(config: MergeConfig) -> Manifest:
             **_in_common([manifest.statistics for manifest in inputs]),
             "environment": environment,
         },
-        teacher_info=info,
-        token_counts=counts,
     )
-    manifests.publish(config.output_dir, manifest)
-    return manifest
 
 
 def _merge_shards(

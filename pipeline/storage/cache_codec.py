@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import zlib
 
 from pipeline import files
 from pipeline.storage import manifest as manifests
@@ -47,6 +48,11 @@ def count_tokens(
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     paths = [pathlib.Path(source) / shard.file for shard in shards]
     return token_counts.ensure_counts(directory, paths, manifest.vocab.size)
+
+
+def environment(logit_encoding: str) -> dict[str, str]:
+    """Returns what equal bytes need beside the settings: the version of what compresses them."""
+    return {"zlib": zlib.ZLIB_RUNTIME_VERSION} if CODECS[logit_encoding].compresses else {}
 
 
 def make_codec(directory: files.PathLike, info: TeacherInfo, vocab_size: int) -> TopKCodec:

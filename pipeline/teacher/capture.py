@@ -333,6 +333,7 @@ def _publish_when_complete(
         "machine": platform.machine(),
         "threads": local.num_cpus(),
         "keras": keras.__version__,
+        **cache_codec.environment(config.logit_encoding),
     }
     manifest = dataclasses.replace(
         cache.manifest,

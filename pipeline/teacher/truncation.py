@@ -38,36 +38,46 @@ def truncate(
         is left out), `label_log_probs` float32 [...] at temperature 1.
     """
     values, ids = ops.top_k(logits, truncation_factor)
-    smallest, largest = values[..., -1:], values[..., :1]
-    outside = logits < smallest
-    # Logits equal to the smallest one kept, of which not all fitted.
-    ties = _count(logits == smallest) - _count(values == smallest)
-    log_tails, log_total, kept = [], None, None
+    largest, kept = values[..., :1], None
     if truncation_mass is not None:
         total = ops.sum(ops.exp(logits - largest), axis=-1, keepdims=True)
         kept = _needed(ops.exp(values - largest) / total, truncation_mass)
-    for temperature in temperatures:
-        weights = ops.exp((logits - largest) / temperature)
-        tail = ops.sum(ops.where(outside, weights, 0.0), axis=-1)
-        tail += ties * ops.exp((smallest - largest)[..., 0] / temperature)
-        inside = ops.exp((values - largest) / temperature)
-        if kept is not None:
-            tail += ops.sum(ops.where(kept, 0.0, inside), axis=-1)
-            inside = ops.where(kept, inside, 0.0)
-        total = ops.sum(inside, axis=-1) + tail
-        log_tails.append(ops.log(tail) - ops.log(total))
-        log_total = ops.log(total) if log_total is None else log_total
+    masses = [_masses(logits, values, kept, temperature) for temperature in temperatures]
     if kept is not None:
         ids, values = ops.where(kept, ids, NO_ID), ops.where(kept, values, NO_ID_LOGIT)
     result = {
         records.TOPK_IDS: ids,
         records.TOPK_LOGITS: values,
-        records.LOG_TAIL_MASSES: ops.stack(log_tails, axis=-1),
+        records.LOG_TAIL_MASSES: ops.stack(
+            [ops.log(tail) - ops.log(total) for tail, total in masses], axis=-1
+        ),
     }
     if labels is not None:
         label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
-        result[records.LABEL_LOG_PROBS] = (label_logits - largest)[..., 0] - log_total
+        result[records.LABEL_LOG_PROBS] = (label_logits - largest)[..., 0] - ops.log(masses[0][1])
     return result
+
+
+def _masses(logits: Any, values: Any, kept: Any | None, temperature: float) -> tuple[Any, Any]:
+    """Returns the tail's weight and all weight, float32 [...]; that of the largest logit is 1.
+
+    Args:
+        logits: float32 [..., V].
+        values: float32 [..., K], the largest of them.
+        kept: bool [..., K], which of these are no tail; None for all.
+        temperature: T.
+    """
+    smallest, largest = values[..., -1:], values[..., :1]
+    weights = ops.exp((logits - largest) / temperature)
+    tail = ops.sum(ops.where(logits < smallest, weights, 0.0), axis=-1)
+    # Logits equal to the smallest one in the list, of which not all fitted.
+    ties = _count(logits == smallest) - _count(values == smallest)
+    tail += ties * ops.exp((smallest - largest)[..., 0] / temperature)
+    inside = ops.exp((values - largest) / temperature)
+    if kept is not None:
+        tail += ops.sum(ops.where(kept, 0.0, inside), axis=-1)
+        inside = ops.where(kept, inside, 0.0)
+    return tail, ops.sum(inside, axis=-1) + tail
 
 
 def _needed(probabilities: Any, mass: float) -> Any:
