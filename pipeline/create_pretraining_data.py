@@ -20,6 +20,7 @@ def define_flags() -> flags.FlagValues:
     """Returns this command's flags."""
     table = command_line.FlagTable()
     _define_places(table)
+    _define_documents(table)
     table.boolean(
         "do_lower_case",
         None,
@@ -102,6 +103,9 @@ def _define_places(table: command_line.FlagTable) -> None:
         "tfds_name", None, "Instead of files: a TensorFlow dataset, name[/config][:version]."
     )
     table.string("corpora", None, "Instead of one corpus: a .yaml file with several, weighted.")
+
+
+def _define_documents(table: command_line.FlagTable) -> None:
     table.string(
         "output_dir", None, "Where the masked examples go: an empty folder, or an unfinished one."
     )

@@ -26,6 +26,23 @@ def define_flags() -> flags.FlagValues:
     )
     table.string("bert_config_file", None, "Instead of --teacher: a bert_config.json.")
     table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
+    _define_kept(table)
+    table.compute_dtype("What the encoder computes in; logits are float32 in any case.")
+    table.integer("predict_batch_size", 64, "Examples in a batch of the teacher.", low=1)
+    table.integer("max_seq_length", None, "Checked against the masked examples.", low=1)
+    table.integer("max_predictions_per_seq", None, "Checked against the masked examples.", low=1)
+    table.choice("verify", "full", "Check every input byte first, or sizes.", of=["full", "sizes"])
+    table.integer("num_tasks", 1, "How many processes, started by hand, share the shards.", low=1)
+    table.integer(
+        "task_index", 0, "With --num_tasks: which of the processes this is, from 0.", low=0
+    )
+    table.backend()
+    table.require("output_dir")
+    return table.values
+
+
+def _define_kept(table: command_line.FlagTable) -> None:
+    """Defines what is kept of what the teacher says."""
     table.integer(
         "truncation_factor",
         128,
@@ -61,18 +78,6 @@ def define_flags() -> flags.FlagValues:
     table.choice(
         "hidden_encoding", "float16", "How hidden states are packed.", of=list(HIDDEN_FEATURES)
     )
-    table.compute_dtype("What the encoder computes in; logits are float32 in any case.")
-    table.integer("predict_batch_size", 64, "Examples in a batch of the teacher.", low=1)
-    table.integer("max_seq_length", None, "Checked against the masked examples.", low=1)
-    table.integer("max_predictions_per_seq", None, "Checked against the masked examples.", low=1)
-    table.choice("verify", "full", "Check every input byte first, or sizes.", of=["full", "sizes"])
-    table.integer("num_tasks", 1, "How many processes, started by hand, share the shards.", low=1)
-    table.integer(
-        "task_index", 0, "With --num_tasks: which of the processes this is, from 0.", low=0
-    )
-    table.backend()
-    table.require("output_dir")
-    return table.values
 
 
 def _create(values: flags.FlagValues) -> None:
