@@ -13,8 +13,8 @@ from data_specs import records
 from pipeline import seeding
 from pipeline.errors import InputError
 from pipeline.models.masked_lm import LOGITS, MaskedLM
+from pipeline.storage import length_buckets, serialization
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import Manifest
 from pipeline.teacher import inference
@@ -147,7 +147,7 @@ def run_teacher(
     by_length: dict[int, list[MaskedExample]] = collections.defaultdict(list)
     for example in examples:
         if len(example.masked_lm_ids):
-            length = inference.padded_length(len(example.input_ids), manifest.max_seq_length)
+            length = length_buckets.padded_length(len(example.input_ids), manifest.max_seq_length)
             by_length[length].append(example)
     warm: set[Any] = set()
     for _, group in sorted(by_length.items()):

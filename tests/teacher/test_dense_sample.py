@@ -9,7 +9,7 @@ from data_specs import records
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.models.masked_lm import LOGITS
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input, length_buckets, serialization
 from pipeline.teacher import dense_sample, inference
 
 
@@ -91,7 +91,7 @@ def test_the_teacher_says_what_it_says_to_one_example(examples, model) -> None:
     assert sorted(_names(e for b in batches for e in b.examples)) == sorted(_names(drawn))
     for batch in batches:
         assert batch.seconds > 0.0
-        lengths = {inference.padded_length(len(e.input_ids), 48) for e in batch.examples}
+        lengths = {length_buckets.padded_length(len(e.input_ids), 48) for e in batch.examples}
         assert len(lengths) == 1
         np.testing.assert_array_equal(batch.kept["twice"], batch.logits * 2)
         covered = np.concatenate([np.arange(10**4)[block] for block in batch.blocks()])
