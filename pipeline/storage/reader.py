@@ -135,7 +135,12 @@ def parse_batch(
         float32 [B, P, K] and `log_tail_masses` float32 [B, P, T], and where it has
         them `hidden_states` float32 [B, P, G, D]. Padding is 0, and −inf in the
         tails. Where a real position has fewer ids, `NO_ID` and its logit follow.
+
+    Raises:
+        ValueError: a teacher cache without its codec.
     """
+    if manifest.teacher_info is not None and codec is None:
+        raise ValueError("codec: expected that of the teacher cache, received none")
     features = {
         feature.name: feature
         for feature in manifest.features

@@ -21,7 +21,7 @@ from data_specs.corpora import CorpusSource
 from pipeline import seeding
 from pipeline.distill import preparation, targets, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.storage import cache_input, length_buckets, reader, serialization
+from pipeline.storage import cache_codec, cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -265,7 +265,10 @@ def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
     )
     run = preparation.prepare(config)
     records_ = reader.evaluation_records(run.cache.directory, run.cache.manifest, "train")
-    parsed = reader.parse_batch(tf.constant(_shortest(records_, 6)), run.cache.manifest)
+    manifest, codec = run.cache.manifest, None
+    if manifest.teacher_info is not None:
+        codec = cache_codec.open_codec(run.cache.directory, manifest)
+    parsed = reader.parse_batch(tf.constant(_shortest(records_, 6)), manifest, codec)
     made = [parsed, targets.trim_batch(parsed, run.cache.manifest, 8)]
     assert made[1][records.INPUT_IDS].shape[1] <= 24 and made[0][records.INPUT_IDS].shape[1] == 60
     assert made[1][records.MASKED_LM_IDS].shape[1] < 8
