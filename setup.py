@@ -28,7 +28,7 @@ setup(
         "tpu": ["jax[tpu]>=0.7"],
         "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.8"],
         "peers": ["torch", "transformers>=4.50"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "jax>=0.7"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "jax>=0.7"],
     },
     entry_points={
         "console_scripts": [

@@ -12,4 +12,5 @@ source tools/environment.sh
 make_environment test
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-exec "$VENV/bin/python" -m pytest "$@"
+# Two processes: each holds TensorFlow.
+exec "$VENV/bin/python" -m pytest -n 2 --dist=worksteal "$@"

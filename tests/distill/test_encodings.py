@@ -111,11 +111,11 @@ def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir,
     assert mean == 16 if WAYS[name]["truncation_mass"] is None else 1 < mean < 15
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ["uint8", "compact0.3", "float16sampled"])
 def test_a_student_learns_from_it(caches, teacher_dir, tmp_path, name) -> None:
-    first = _student(caches[name], teacher_dir, tmp_path / "first")
-    start = training.distill(dataclasses.replace(first, num_train_steps=1))
-    later = training.distill(dataclasses.replace(first, output_dir=str(tmp_path / "later")))
+    config = _student(caches[name], teacher_dir, tmp_path / "student")
+    start = training.distill(dataclasses.replace(config, do_train=False))
+    later = training.distill(config)
     assert np.isfinite(later["loss"]) and later["loss"] < start["loss"]
     assert ("probability_cosine" in later) == (not name.endswith("sampled"))
 

@@ -137,7 +137,9 @@ def test_tensorflow_1s_saver_restores_it(teacher_dir, tmp_path) -> None:
     prefix = str(google / "bert_model.ckpt")
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for name, shape in tf.train.list_variables(prefix):
-            tf.compat.v1.get_variable(name, shape, use_resource=False)
+            # Not random: a test before this one may have asked for determinism.
+            zeros = tf.compat.v1.zeros_initializer()
+            tf.compat.v1.get_variable(name, shape, initializer=zeros, use_resource=False)
         tf.compat.v1.train.Saver().restore(session, prefix)
         words = session.run("bert/embeddings/word_embeddings:0")
     theirs = load_file(teacher_dir / "model.safetensors")
