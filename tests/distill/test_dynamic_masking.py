@@ -277,6 +277,8 @@ def config(windows_dir, teacher_dir, tmp_path) -> DistillConfig:
         save_checkpoints_steps=10,
         log_steps=5,
         shuffle_buffer_size=64,
+        # Batches of mixed lengths are about equally hard.
+        length_buckets=1,
     )
 
 
@@ -295,8 +297,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch, tmp
     losses = {split: [] for split in ("train", "eval")}
     for line in lines:
         losses[line["split"]].append(line["loss"])
-    # Of batches of similar length, some are harder than others.
-    assert losses["train"][-1] < 0.95 * losses["train"][0]
+    assert losses["train"][-1] < 0.9 * losses["train"][0]
     assert losses["eval"] == sorted(losses["eval"], reverse=True)
     wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
