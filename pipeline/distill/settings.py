@@ -210,7 +210,7 @@ class DistillConfig:
     compute_dtype: str = "float32"
     random_seed: int = 12345
     shuffle_buffer_size: int = 10_000
-    length_buckets: int = 8
+    length_buckets: int = 1
     save_checkpoints_steps: int = 1_000
     log_steps: int = 100
     max_eval_steps: int = 100

@@ -277,8 +277,6 @@ def config(windows_dir, teacher_dir, tmp_path) -> DistillConfig:
         save_checkpoints_steps=10,
         log_steps=5,
         shuffle_buffer_size=64,
-        # Batches of mixed lengths are about equally hard.
-        length_buckets=1,
     )
 
 

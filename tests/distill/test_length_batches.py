@@ -354,6 +354,7 @@ def config(mixed_cache_dir, still_teacher_dir, tmp_path) -> DistillConfig:
         save_checkpoints_steps=4,
         log_steps=3,
         shuffle_buffer_size=40,
+        length_buckets=8,
     )
 
 

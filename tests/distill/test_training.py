@@ -40,8 +40,6 @@ def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
         learning_rate=1e-3,
         save_checkpoints_steps=5,
         log_steps=3,
-        # One shape: each costs a second of tracing.
-        length_buckets=1,
         shuffle_buffer_size=64,
     )
 
