@@ -14,6 +14,7 @@ serialisation does. A TFRecord is
     uint64 length | uint32 masked crc32c(length) | data | uint32 masked crc32c(data)
 """
 
+import functools
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -54,13 +55,22 @@ def encode_example(features: Mapping[str, bytes]) -> bytes:
     Returns:
         the bytes that TensorFlow's deterministic serialisation gives.
     """
-    entries = []
+    parts = []
     for name in sorted(features):
-        key = _delimited(_BYTES_FIELD_1, name.encode("utf-8"))
-        bytes_list = _delimited(_BYTES_FIELD_1, features[name])
-        feature = _delimited(_BYTES_FIELD_1, bytes_list)
-        entries.append(_delimited(_BYTES_FIELD_1, key + _delimited(_BYTES_FIELD_2, feature)))
-    return _delimited(_BYTES_FIELD_1, b"".join(entries))
+        content = features[name]
+        parts += (_entry_head(name, len(content)), content)
+    body = b"".join(parts)
+    return _delimited(_BYTES_FIELD_1, body)
+
+
+@functools.lru_cache(maxsize=4096)
+def _entry_head(name: str, length: int) -> bytes:
+    """Returns what stands before a feature's content: records share names and lengths."""
+    key = _delimited(_BYTES_FIELD_1, name.encode("utf-8"))
+    value = _BYTES_FIELD_1 + _varint(length)
+    bytes_list = _BYTES_FIELD_1 + _varint(len(value) + length) + value
+    feature = _BYTES_FIELD_2 + _varint(len(bytes_list) + length) + bytes_list
+    return _BYTES_FIELD_1 + _varint(len(key) + len(feature) + length) + key + feature
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
