@@ -29,7 +29,7 @@ LAYERS = (
         "pipeline.models.slicing",
         "pipeline.models.neighbor_init",
     ),
-    ("pipeline.runners.shard_job", "pipeline.runners.local"),
+    ("pipeline.runners.shard_job", "pipeline.runners.local", "pipeline.runners.ahead"),
     (
         "pipeline.storage.serialization",
         "pipeline.storage.topk_codec",

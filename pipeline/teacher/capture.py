@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import pathlib
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ from pipeline.models.group_means import mean_state
 from pipeline.models.layer_groups import TeacherGroup
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 from pipeline.runners import local
+from pipeline.runners.ahead import ahead
 from pipeline.runners.shard_job import ShardJob, assigned_jobs
 from pipeline.storage import cache_codec, serialization, shard_info, writer
 from pipeline.storage import manifest as manifests
@@ -34,6 +35,21 @@ from pipeline.teacher.settings import TeacherCacheConfig
 # Targets held in memory: the examples of a block are sorted by length, so that
 # more would batch better.
 _BLOCK_BYTES = 128 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class _TeacherBatch:
+    """What the teacher says of some examples of a block.
+
+    Attributes:
+        block: the examples.
+        indices: which of them are the batch's.
+        output: as `Capture.forward` returns it.
+    """
+
+    block: Sequence[inference.MaskedExample]
+    indices: np.ndarray
+    output: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,48 +84,56 @@ class Capture:
             serialized: the masked examples.
             measured: as `ShardInfo.measured`; each record is added before it comes.
         """
+        # Reading, the teacher, and packing with writing go on at the same time.
+        blocks = ahead(self._read_blocks(serialized), depth=1)
+        done: list[tuple[int, bytes]] = []
+        for batch in ahead(self._run_teacher(blocks)):
+            examples = [batch.block[index] for index in batch.indices]
+            features = self._features(batch.output, examples)
+            for index, example, added in zip(batch.indices, examples, features, strict=True):
+                shard_info.measure_record(measured, added, self.codec.truncation_factor)
+                record = serialization.encode_example({**example.features, **added})
+                done.append((index, record))
+            self.on_examples(len(examples))
+            if len(done) == len(batch.block):
+                yield from (record for _, record in sorted(done))
+                done = []
+
+    def _read_blocks(self, serialized: Iterator[bytes]) -> Iterator[list[inference.MaskedExample]]:
+        """Yields examples that are sorted by length together, in their order."""
         position_bytes = self.codec.truncation_factor * 8
         if self.hidden_codec is not None:
             position_bytes += self.hidden_codec.num_groups * self.hidden_codec.hidden_size * 4
         example_bytes = self.manifest.max_predictions_per_seq * position_bytes
         batches = max(1, _BLOCK_BYTES // (example_bytes * self.batch_size))
-        block_size = batches * self.batch_size
-        while block := list(itertools.islice(serialized, block_size)):
-            examples = [
+        while block := list(itertools.islice(serialized, batches * self.batch_size)):
+            yield [
                 inference.decode_masked_example(
                     serialization.decode_example(record), self.manifest.vocab.size
                 )
                 for record in block
             ]
-            yield from self._block_records(examples, measured)
 
-    def _block_records(
-        self, examples: Sequence[inference.MaskedExample], measured: collections.Counter[str]
-    ) -> list[bytes]:
-        done: list[bytes] = [b""] * len(examples)
-        lengths = [len(example.input_ids) for example in examples]
-        for indices in inference.length_batches(lengths, self.batch_size):
-            chosen = [examples[index] for index in indices]
-            features = self._batch_features(chosen)
-            for index, example, added in zip(indices, chosen, features, strict=True):
-                shard_info.measure_record(measured, added, self.codec.truncation_factor)
-                done[index] = serialization.encode_example({**example.features, **added})
-            self.on_examples(len(indices))
-        return done
+    def _run_teacher(
+        self, blocks: Iterable[Sequence[inference.MaskedExample]]
+    ) -> Iterator[_TeacherBatch]:
+        for block in blocks:
+            lengths = [len(example.input_ids) for example in block]
+            for indices in inference.length_batches(lengths, self.batch_size):
+                batch = inference.build_batch(
+                    [block[index] for index in indices],
+                    batch_size=self.batch_size,
+                    max_seq_length=self.manifest.max_seq_length,
+                    max_predictions_per_seq=self.manifest.max_predictions_per_seq,
+                )
+                yield _TeacherBatch(block, indices, self.forward(batch))
 
-    def _batch_features(
-        self, examples: Sequence[inference.MaskedExample]
+    def _features(
+        self, output: Mapping[str, np.ndarray], examples: Sequence[inference.MaskedExample]
     ) -> list[dict[str, bytes]]:
-        """Returns what the cache adds to each example."""
-        batch = inference.build_batch(
-            examples,
-            batch_size=self.batch_size,
-            max_seq_length=self.manifest.max_seq_length,
-            max_predictions_per_seq=self.manifest.max_predictions_per_seq,
-        )
-        output = self.forward(batch)
+        """Returns what the cache adds to each example of a batch."""
         counts = np.array([len(example.masked_lm_ids) for example in examples])
-        width = batch[records.MASKED_LM_IDS].shape[1]
+        width = output[records.LABEL_LOG_PROBS].shape[1]
         real = np.arange(width) < counts[:, None]
         kept = {name: value[: len(examples)][real] for name, value in output.items()}
         said = kept[records.TOPK_LOGITS] if self.num_draws is None else kept.pop(LOGITS)
@@ -197,10 +221,15 @@ def _hidden_codec(
     return HIDDEN_CODECS[config.hidden_encoding](len(groups), source.config.hidden_size)
 
 
-def _keep(
+def keep_function(
     config: TeacherCacheConfig, source: checkpoints.ModelSource
 ) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
-    """Returns what takes the teacher's outputs of a batch to what is kept of them."""
+    """Returns what takes the teacher's outputs of a batch to what is kept of them.
+
+    Args:
+        config: what was asked for.
+        source: the teacher.
+    """
     groups = _find_groups(config, source)
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,7 +322,7 @@ def _run_teacher(
     info: TeacherInfo,
     jobs: Sequence[ShardJob],
 ) -> None:
-    forward = inference.compile_forward(model, _keep(config, source))
+    forward = inference.compile_forward(model, keep_function(config, source))
     counts = {
         shard.file: shard.num_examples
         for shards in cache.manifest.splits.values()
