@@ -23,7 +23,8 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, TRAIN
 
 
-def _compile(run: Preparation) -> Distiller:
+def build_distiller(run: Preparation) -> Distiller:
+    """Returns the student of a run with its objective and optimizer, ready to `fit`."""
     config, teacher = run.config, None
     if run.teacher is not None:
         teacher = checkpoints.load_masked_lm(
@@ -184,7 +185,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    distiller = _compile(run)
+    distiller = build_distiller(run)
     evaluation = _find_evaluation(config, cache)
     try:
         if not config.do_train:

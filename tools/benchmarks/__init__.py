@@ -1,0 +1,1 @@
+"""What `tools.benchmark_pipeline` measures, a module for each stage."""

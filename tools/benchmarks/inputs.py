@@ -1,0 +1,112 @@
+"""What the benchmarks run on: text, a teacher, and what the commands make of them."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import shutil
+
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+from pipeline.storage import cache_input
+from pipeline.storage.cache_input import CacheInput
+from pipeline.text import tokenizers
+from tools.benchmarks import processes
+
+# Text for the stages that a teacher or student computes in.
+_SAMPLE_BYTES = 600_000
+MAX_SEQ_LENGTH = 512
+TRUNCATION_FACTOR = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is measured.
+
+    Attributes:
+        work: everything that is made goes here.
+        corpus: a text file; of long documents, if the full lengths are to be met.
+        mixed_corpus: a text file of documents of mixed length.
+        teacher: a model directory.
+        repeats: of each pair of measurements.
+    """
+
+    work: pathlib.Path
+    corpus: pathlib.Path
+    mixed_corpus: pathlib.Path
+    teacher: pathlib.Path
+    repeats: int
+
+    @property
+    def vocab(self) -> pathlib.Path:
+        """The teacher's tokenizer file."""
+        return pathlib.Path(tokenizers.find_vocab_file(str(self.teacher), flag="--teacher"))
+
+    def check(self) -> None:
+        """Raises InputError unless the teacher is a model that is to be had."""
+        checkpoints.find_model(self.teacher, "--teacher")
+        tokenizers.find_vocab_file(str(self.teacher), flag="--teacher")
+
+    def has(self, *packages: str) -> bool:
+        """Whether all of some optional packages are installed."""
+        return all(importlib.util.find_spec(package) for package in packages)
+
+    def new_directory(self, name: str) -> pathlib.Path:
+        """Returns a folder of `work` that is not there."""
+        path = self.work / name
+        self.remove(path)
+        return path
+
+    def remove(self, path: pathlib.Path) -> None:
+        """Removes what a benchmark made; nothing outside `work`."""
+        if path.is_dir() and self.work.resolve() in path.resolve().parents:
+            shutil.rmtree(path)
+
+    def _examples(self, name: str, corpus: pathlib.Path, length: int, stride: int) -> pathlib.Path:
+        """Masks a part of a corpus once, in single segments."""
+        output = self.work / name
+        text = self.work / f"{name}.txt"
+        if not text.is_file():
+            files.write_bytes(text, _first_lines(corpus, _SAMPLE_BYTES))
+        processes.run(
+            "create_pretraining_data",
+            input_dir=text,
+            vocab_file=self.vocab,
+            output_dir=output,
+            max_seq_length=length,
+            doc_stride=stride,
+            segments="single",
+            dupe_factor=1,
+        )
+        return output
+
+    def examples(self, *, mixed: bool) -> CacheInput:
+        """Returns masked examples of at most 512 tokens; of mixed length, if asked for."""
+        if mixed:
+            path = self._examples("mixed", self.mixed_corpus, MAX_SEQ_LENGTH, MAX_SEQ_LENGTH - 2)
+        else:
+            path = self._examples("full", self.corpus, MAX_SEQ_LENGTH, MAX_SEQ_LENGTH - 2)
+        return cache_input.open_cache(str(path), None)
+
+    def cache(self, *, mixed: bool) -> CacheInput:
+        """Returns the teacher cache of these examples, k = 128, float16."""
+        examples = self.examples(mixed=mixed).directory
+        output = self.work / f"cache-{examples.name}"
+        processes.run(
+            "create_teacher_output_data",
+            input_dir=examples,
+            teacher=self.teacher,
+            output_dir=output,
+            compute_dtype="auto",
+            truncation_factor=TRUNCATION_FACTOR,
+        )
+        return cache_input.open_cache(str(output), None)
+
+
+def _first_lines(path: pathlib.Path, size: int) -> bytes:
+    """Returns the beginning of a text file, to the end of a line."""
+    with open(path, "rb") as file:
+        content = file.read(size)
+    if b"\n" not in content:
+        raise InputError(f"expected a text file of several lines, received {path}")
+    return content[: content.rindex(b"\n") + 1]

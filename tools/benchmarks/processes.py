@@ -1,0 +1,79 @@
+"""Whole commands, timed, with the memory of all their processes (Linux's `/proc`)."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+_INTERVAL = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A command that ended well.
+
+    Attributes:
+        seconds: from its start to its end.
+        memory: resident bytes of all its processes, each tenth of a second.
+    """
+
+    seconds: float
+    memory: tuple[int, ...]
+
+    @property
+    def peak(self) -> int:
+        """The most memory at one time, in bytes."""
+        return max(self.memory, default=0)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in path.read_text().split()]
+    return found
+
+
+def _resident(pid: int) -> int:
+    """Returns the resident bytes of a process and all that it began; 0 once it has ended."""
+    try:
+        pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(_resident, _children(pid)))
+    except (OSError, IndexError):
+        return 0
+
+
+def run(command: str, **settings: object) -> Finished:
+    """Runs one of the three commands in a process of its own.
+
+    Args:
+        command: `create_pretraining_data`, `create_teacher_output_data` or
+            `run_distill`.
+        **settings: its flags.
+
+    Raises:
+        SystemExit: it failed; shows what it said.
+    """
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    with tempfile.TemporaryFile() as said:
+        begun = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"pipeline.{command}", *arguments],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        memory = []
+        while process.poll() is None:
+            memory.append(_resident(process.pid))
+            try:
+                process.wait(_INTERVAL)
+            except subprocess.TimeoutExpired:
+                continue
+        seconds = time.perf_counter() - begun
+        if process.returncode:
+            said.seek(0)
+            text = said.read().decode("utf-8", "replace")
+            raise SystemExit(f"{command} {' '.join(arguments)}\n{text}")
+    return Finished(seconds, tuple(memory))

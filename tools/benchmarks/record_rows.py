@@ -1,0 +1,148 @@
+"""Writing, reading and the size of records, against lists of int64 and float."""
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from data_specs import records
+from pipeline.distill import targets
+from pipeline.storage import cache_codec, reader, serialization, writer
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.manifest import TRAIN
+from tools.benchmarks import ancestor_layout
+from tools.benchmarks.inputs import MAX_SEQ_LENGTH, TRUNCATION_FACTOR, Inputs
+from tools.benchmarks.measurement import Row, alternate, compared
+
+_BATCH_SIZE = 32
+_EXAMPLES = 384
+# Each example is written so often: shards hold thousands of records.
+_COPIES = 8
+_READ_BATCHES = 100
+_SIZES_OF = (records.TOPK_IDS, records.TOPK_LOGITS)
+
+
+def padded_examples(cache: CacheInput, count: int) -> list[dict[str, np.ndarray]]:
+    """Returns the arrays of a cache's first examples, padded, as a script would hold them."""
+    codec = cache_codec.open_codec(cache.directory, cache.manifest)
+    dataset = reader.evaluation_records(cache.directory, cache.manifest, TRAIN).take(count)
+    found = []
+    for serialized in dataset.batch(_BATCH_SIZE):
+        batch = reader.parse_batch(serialized, cache.manifest, codec)
+        inputs, other = targets.inputs_and_targets(batch)
+        arrays = {name: value.numpy() for name, value in {**inputs, **other}.items()}
+        del arrays[records.LOG_TAIL_MASSES]
+        found += [
+            {name: value[row] for name, value in arrays.items()} for row in range(len(serialized))
+        ]
+    return found
+
+
+def _ours(
+    cache: CacheInput, padded: Sequence[Mapping[str, np.ndarray]], inputs: Inputs, name: str
+) -> float:
+    """Returns the seconds a record that the teacher's output takes to a file of ours."""
+    codec = cache_codec.open_codec(cache.directory, cache.manifest)
+    kept = []
+    for one in padded:
+        count = int(one[records.MASKED_LM_WEIGHTS].sum())
+        kept.append(tuple(one[name][:count] for name in _SIZES_OF))
+    masked = cache.directory / cache.manifest.splits[TRAIN][0].file
+    others = [
+        serialization.decode_example(record)
+        for record in itertools.islice(serialization.read_records(masked), _EXAMPLES)
+    ]
+    splits = np.cumsum([0, *(len(ids) for ids, _ in kept)])
+    ids, logits = (np.concatenate(values) for values in zip(*kept, strict=True))
+    directory = inputs.new_directory(name)
+    directory.mkdir()
+
+    def serialized() -> Iterator[bytes]:
+        for begin in range(0, len(padded), _BATCH_SIZE):
+            bounds = splits[begin : begin + _BATCH_SIZE + 1]
+            rows = slice(bounds[0], bounds[-1])
+            packed = codec.encode(ids[rows], logits[rows], bounds - bounds[0])
+            for number, features in enumerate(packed, begin):
+                yield serialization.encode_example({**others[number % len(others)], **features})
+
+    begun = time.perf_counter()
+    writer.write_shard(directory, "records.tfrecord", serialized())
+    seconds = time.perf_counter() - begun
+    inputs.remove(directory)
+    return seconds / len(padded)
+
+
+def _ancestor(padded: Sequence[Mapping[str, np.ndarray]], inputs: Inputs) -> float:
+    path = inputs.work / "ancestor.tfrecord"
+    begun = time.perf_counter()
+    ancestor_layout.write(path, padded)
+    return (time.perf_counter() - begun) / len(padded)
+
+
+def writing(inputs: Inputs, cache: CacheInput) -> Row:
+    """Returns how fast records are written, the arrays being in memory."""
+    padded = padded_examples(cache, _EXAMPLES) * _COPIES
+    figures = alternate(
+        lambda: 1e6 * _ours(cache, padded, inputs, "written"),
+        lambda: 1e6 * _ancestor(padded, inputs),
+        inputs.repeats,
+    )
+    return compared(
+        figures,
+        larger_is_better=False,
+        name="writing a record, float16, k=128",
+        unit="µs",
+        against="lists of int64 and float",
+        least_ratio=10.0,
+        note=f"checksums included, {len(padded)} records of {MAX_SEQ_LENGTH} tokens",
+    )
+
+
+def _rate(dataset: tf.data.Dataset) -> float:
+    """Returns the records a second of a stream of batches, once it runs."""
+    iterator = iter(dataset)
+    for _ in range(_READ_BATCHES // 5):
+        next(iterator)
+    begun = time.perf_counter()
+    for _ in range(_READ_BATCHES):
+        next(iterator)
+    return _READ_BATCHES * _BATCH_SIZE / (time.perf_counter() - begun)
+
+
+def reading(inputs: Inputs, cache: CacheInput) -> Iterator[Row]:
+    """Yields how fast ready batches come from a cache, all of a run's own reading."""
+    padded = padded_examples(cache, _EXAMPLES)
+    _ancestor(padded, inputs)
+    positions = cache.manifest.max_predictions_per_seq
+    sizes = (MAX_SEQ_LENGTH, positions, TRUNCATION_FACTOR)
+    path = inputs.work / "ancestor.tfrecord"
+
+    def ours() -> float:
+        return _rate(
+            targets.training_batches(
+                cache, batch_size=_BATCH_SIZE, seed=0, start=0, shuffle_buffer_size=1_000
+            )
+        )
+
+    yield compared(
+        alternate(
+            ours,
+            lambda: _rate(ancestor_layout.batches(path, sizes, _BATCH_SIZE)),
+            inputs.repeats,
+        ),
+        larger_is_better=True,
+        name=f"reading to ready batches, {cache.manifest.teacher_info.logit_encoding}, k=128",
+        unit="records/s",
+        against="lists of int64 and float",
+        least_ratio=6.0,
+        note=f"{MAX_SEQ_LENGTH} tokens, shuffled",
+    )
+
+
+def rows(inputs: Inputs) -> Iterator[Row]:
+    """Yields how fast records are written and read."""
+    cache = inputs.cache(mixed=False)
+    yield writing(inputs, cache)
+    yield from reading(inputs, cache)

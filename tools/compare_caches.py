@@ -1,0 +1,237 @@
+"""What a smaller teacher cache costs: the same student from each of several, side by side.
+
+python -m tools.compare_caches --caches=CACHE,SMALLER --work=DIR --seeds=1,2 \\
+  --distill_flags="--init_from=TEACHER --student_layers=2 --num_train_steps=400"
+
+Each student is trained for the same steps and evaluated on the eval split of the first
+cache, so that all are measured by the same teacher's word. Stopped at any moment, the
+same command continues.
+"""
+
+import dataclasses
+import pathlib
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from pipeline import command_line, files
+from pipeline.errors import InputError
+from pipeline.storage import manifest as manifests
+from pipeline.storage.manifest import Manifest
+from tools.commands import run_command
+from tools.text_table import aligned_lines
+
+# Of the report on an eval split: its names there, and over the columns of the table.
+METRICS: Mapping[str, str] = {
+    "masked_lm_accuracy": "accuracy",
+    "masked_lm": "masked LM",
+    "teacher_agreement": "agreement",
+    "kl_divergence": "KL",
+    "calibration_error": "calibration",
+}
+_OWN_FLAGS = ("input_dir", "input_file", "output_dir", "random_seed", "do_train", "do_eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One cache and its students.
+
+    Attributes:
+        cache: the directory.
+        kept: k, and how many ids a position has on average.
+        logit_encoding: how they are packed.
+        bytes_per_position: the cache adds at a masked position.
+        scores: for each seed, each of `METRICS`.
+    """
+
+    cache: str
+    kept: tuple[int, float]
+    logit_encoding: str
+    bytes_per_position: float
+    scores: Mapping[int, Mapping[str, float]]
+
+    def mean(self, name: str) -> float:
+        """Returns a metric's mean over the seeds."""
+        return statistics.fmean(score[name] for score in self.scores.values())
+
+    def deviation(self, name: str) -> float | None:
+        """Returns a metric's standard deviation over the seeds; None with one seed."""
+        values = [score[name] for score in self.scores.values()]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _open(paths: Sequence[str]) -> list[Manifest]:
+    """Returns the manifests of caches of the same examples.
+
+    Raises:
+        InputError: one is no teacher cache, or holds other examples than the first.
+    """
+    found = [manifests.load(path, flag="--caches") for path in paths]
+    for path, manifest in zip(paths, found, strict=True):
+        if manifest.teacher_info is None:
+            raise InputError(f"--caches: expected teacher caches, received {path}, which is none")
+        if not manifest.num_examples(manifests.TRAIN):
+            raise InputError(f"--caches: expected train examples, received {path} without any")
+        first, other = (
+            (one.num_examples(manifests.TRAIN), one.teacher_info.parent["sha256"])
+            for one in (found[0], manifest)
+        )
+        if first != other:
+            raise InputError(
+                f"--caches: expected caches of the same masked examples, received {paths[0]} "
+                f"({first[0]:,} train examples, parent {first[1][:8]}…) and {path} "
+                f"({other[0]:,}, parent {other[1][:8]}…)"
+            )
+    if not found[0].num_examples(manifests.EVAL):
+        raise InputError(f"--caches: expected eval examples in the first, {paths[0]} has none")
+    return found
+
+
+def _check_flags(given: Sequence[str]) -> None:
+    for flag in given:
+        name = flag.lstrip("-").partition("=")[0]
+        if name.removeprefix("no") in _OWN_FLAGS or name in _OWN_FLAGS:
+            raise InputError(f"--distill_flags: expected no --{name}, which is chosen for each run")
+
+
+def evaluate(student: pathlib.Path, cache: str, max_steps: int) -> dict[str, float]:
+    """Returns what `METRICS` are of a student on a cache's eval split.
+
+    Args:
+        student: a model directory.
+        cache: a cache directory.
+        max_steps: at most so many batches of 32.
+    """
+    import keras
+
+    from pipeline.distill import training
+    from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
+
+    config = DistillConfig(
+        StudentConfig(student=str(student)),
+        parse_losses("kl_divergence=1"),
+        input_dir=cache,
+        do_train=False,
+        max_eval_steps=max_steps,
+        verify="sizes",
+    )
+    report = training.distill(config)
+    # Else the models of all students stay in memory.
+    keras.backend.clear_session()
+    return {name: report[name] for name in METRICS}
+
+
+def compare(
+    caches: Sequence[str],
+    work: pathlib.Path,
+    seeds: Sequence[int],
+    distill_flags: Sequence[str],
+    max_eval_steps: int = 200,
+) -> list[Comparison]:
+    """Trains a student from each cache with each seed, and evaluates it on the first cache.
+
+    Args:
+        caches: cache directories of the same masked examples.
+        work: the students' directories go here, `<number of the cache>-<seed>`.
+        seeds: of the runs.
+        distill_flags: what else `run_distill` is asked for.
+        max_eval_steps: at most so many batches of 32 of evaluation.
+
+    Raises:
+        InputError: the caches or the flags are not as they must be.
+        SystemExit: a run failed and has said why.
+    """
+    found = _open(caches)
+    _check_flags(distill_flags)
+    students = {}
+    for number, cache in enumerate(caches):
+        for seed in seeds:
+            student = students[number, seed] = work / f"{number}-{seed}"
+            settings = {"input_dir": cache, "output_dir": student, "random_seed": seed}
+            run_command("run_distill", *distill_flags, do_eval=False, **settings)
+    comparisons = []
+    for number, (cache, manifest) in enumerate(zip(caches, found, strict=True)):
+        scores = {
+            seed: evaluate(students[number, seed], caches[0], max_eval_steps) for seed in seeds
+        }
+        info = manifest.teacher_info
+        comparisons.append(
+            Comparison(
+                cache,
+                (info.truncation_factor, manifest.ids_per_position()),
+                info.logit_encoding,
+                sum(manifest.bytes_per_position().values()),
+                scores,
+            )
+        )
+    return comparisons
+
+
+def _cell(comparison: Comparison, name: str) -> str:
+    deviation = comparison.deviation(name)
+    spread = "" if deviation is None else f" ±{deviation:.4f}"
+    return f"{comparison.mean(name):.4f}{spread}"
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """Returns the comparison as text."""
+    rows = [
+        (
+            pathlib.Path(one.cache).name,
+            one.logit_encoding,
+            str(one.kept[0]),
+            f"{one.kept[1]:.1f}",
+            f"{one.bytes_per_position:.1f}",
+            *(_cell(one, name) for name in METRICS),
+        )
+        for one in comparisons
+    ]
+    titles = ("cache", "encoding", "k", "ids", "bytes", *METRICS.values())
+    seeds = len(comparisons[0].scores)
+    return "\n".join(
+        [
+            *aligned_lines(titles, rows),
+            "",
+            "bytes: the cache adds at a masked position; ids: kept there on average",
+            f"on the eval split of {comparisons[0].cache}; mean and deviation of {seeds} seeds",
+        ]
+    )
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = command_line.FlagTable()
+    table.string("caches", None, "Teacher caches of the same examples, separated by commas.")
+    table.string("work", None, "Where the students go.")
+    table.string("seeds", "1,2", "Each trains one student from each cache.")
+    table.string("distill_flags", None, "What run_distill is asked for, besides the cache.")
+    table.integer("max_eval_steps", 200, "At most so many batches of 32 of evaluation.", low=1)
+    table.string("output", None, "A new JSON file for what the table says.")
+    table.require("caches", "work", "distill_flags")
+    return table.values
+
+
+def _compare(values: flags.FlagValues) -> None:
+    if values.output:
+        files.expect_new_file(values.output, "--output")
+    caches = [cache.strip() for cache in values.caches.split(",")]
+    seeds = command_line.parse_counts("seeds", values.seeds)
+    command_line.import_quietly("tensorflow")
+    work = files.make_directory(values.work, "--work")
+    found = compare(caches, work, seeds, shlex.split(values.distill_flags), values.max_eval_steps)
+    print(f"\n{table(found)}")
+    if values.output:
+        files.write_json(values.output, [dataclasses.asdict(one) for one in found])
+        print(f"comparison: {values.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return command_line.run(define_flags(), _compare, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
