@@ -34,6 +34,7 @@ def define_flags() -> flags.FlagValues:
     table.string("teacher", None, "A Hugging Face directory of a BERT.")
     table.string("work", None, "A folder for what is made; a second run uses what is there.")
     table.string("groups", ",".join(GROUPS), "What is measured.")
+    table.integer("max_seq_length", 512, "Of the inputs to teacher and student.", low=16)
     table.integer("repeats", 5, "Pairs of each measurement.", low=1)
     table.string("output", None, "A new JSON file for what the table says.")
     table.require("corpus", "teacher", "work")
@@ -146,7 +147,14 @@ def _benchmark(values: flags.FlagValues) -> None:
     from tools.benchmarks.inputs import Inputs
 
     work = files.make_directory(values.work, "--work")
-    inputs = Inputs(work, corpus, mixed or corpus, pathlib.Path(values.teacher), values.repeats)
+    inputs = Inputs(
+        work,
+        corpus,
+        mixed or corpus,
+        pathlib.Path(values.teacher),
+        values.repeats,
+        values.max_seq_length,
+    )
     inputs.check()
     command_line.import_quietly("tensorflow")
     about, sources, rows = machine.describe(), _sources(inputs, large), []

@@ -15,8 +15,7 @@ from tools.benchmarks import processes
 
 # Text for the stages that a teacher or student computes in.
 _SAMPLE_BYTES = 600_000
-MAX_SEQ_LENGTH = 512
-TRUNCATION_FACTOR = 128
+_TRUNCATION_FACTOR = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Inputs:
         mixed_corpus: a text file of documents of mixed length.
         teacher: a model directory.
         repeats: of each pair of measurements.
+        max_seq_length: of the inputs.
     """
 
     work: pathlib.Path
@@ -36,6 +36,13 @@ class Inputs:
     mixed_corpus: pathlib.Path
     teacher: pathlib.Path
     repeats: int
+    max_seq_length: int = 512
+
+    @property
+    def truncation_factor(self) -> int:
+        """The k of caches: 128, or the teacher's whole vocabulary."""
+        source = checkpoints.find_model(self.teacher, "--teacher")
+        return min(_TRUNCATION_FACTOR, source.config.vocab_size)
 
     @property
     def vocab(self) -> pathlib.Path:
@@ -62,7 +69,7 @@ class Inputs:
         if path.is_dir() and self.work.resolve() in path.resolve().parents:
             shutil.rmtree(path)
 
-    def _examples(self, name: str, corpus: pathlib.Path, length: int, stride: int) -> pathlib.Path:
+    def _examples(self, name: str, corpus: pathlib.Path) -> pathlib.Path:
         """Masks a part of a corpus once, in single segments."""
         output = self.work / name
         text = self.work / f"{name}.txt"
@@ -73,19 +80,17 @@ class Inputs:
             input_dir=text,
             vocab_file=self.vocab,
             output_dir=output,
-            max_seq_length=length,
-            doc_stride=stride,
+            max_seq_length=self.max_seq_length,
+            doc_stride=self.max_seq_length - 2,
             segments="single",
             dupe_factor=1,
         )
         return output
 
     def examples(self, *, mixed: bool) -> CacheInput:
-        """Returns masked examples of at most 512 tokens; of mixed length, if asked for."""
-        if mixed:
-            path = self._examples("mixed", self.mixed_corpus, MAX_SEQ_LENGTH, MAX_SEQ_LENGTH - 2)
-        else:
-            path = self._examples("full", self.corpus, MAX_SEQ_LENGTH, MAX_SEQ_LENGTH - 2)
+        """Returns masked examples; of mixed length, if asked for."""
+        name, corpus = ("mixed", self.mixed_corpus) if mixed else ("full", self.corpus)
+        path = self._examples(name, corpus)
         return cache_input.open_cache(str(path), None)
 
     def cache(self, *, mixed: bool) -> CacheInput:
@@ -98,7 +103,7 @@ class Inputs:
             teacher=self.teacher,
             output_dir=output,
             compute_dtype="auto",
-            truncation_factor=TRUNCATION_FACTOR,
+            truncation_factor=self.truncation_factor,
         )
         return cache_input.open_cache(str(output), None)
 

@@ -13,7 +13,7 @@ from pipeline.storage import cache_codec, reader, serialization, writer
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import TRAIN
 from tools.benchmarks import ancestor_layout
-from tools.benchmarks.inputs import MAX_SEQ_LENGTH, TRUNCATION_FACTOR, Inputs
+from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.measurement import Row, alternate, compared
 
 _BATCH_SIZE = 32
@@ -92,11 +92,11 @@ def writing(inputs: Inputs, cache: CacheInput) -> Row:
     return compared(
         figures,
         larger_is_better=False,
-        name="writing a record, float16, k=128",
+        name=f"writing a record, float16, k={inputs.truncation_factor}",
         unit="µs",
         against="lists of int64 and float",
         least_ratio=10.0,
-        note=f"checksums included, {len(padded)} records of {MAX_SEQ_LENGTH} tokens",
+        note=f"checksums included, {len(padded)} records of {inputs.max_seq_length} tokens",
     )
 
 
@@ -116,7 +116,7 @@ def reading(inputs: Inputs, cache: CacheInput) -> Iterator[Row]:
     padded = padded_examples(cache, _EXAMPLES)
     _ancestor(padded, inputs)
     positions = cache.manifest.max_predictions_per_seq
-    sizes = (MAX_SEQ_LENGTH, positions, TRUNCATION_FACTOR)
+    sizes = (inputs.max_seq_length, positions, inputs.truncation_factor)
     path = inputs.work / "ancestor.tfrecord"
 
     def ours() -> float:
@@ -133,11 +133,11 @@ def reading(inputs: Inputs, cache: CacheInput) -> Iterator[Row]:
             inputs.repeats,
         ),
         larger_is_better=True,
-        name=f"reading to ready batches, {cache.manifest.teacher_info.logit_encoding}, k=128",
+        name=f"reading to ready batches, float16, k={inputs.truncation_factor}",
         unit="records/s",
         against="lists of int64 and float",
         least_ratio=6.0,
-        note=f"{MAX_SEQ_LENGTH} tokens, shuffled",
+        note=f"{inputs.max_seq_length} tokens, shuffled",
     )
 
 

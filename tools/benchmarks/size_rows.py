@@ -11,7 +11,7 @@ from pipeline.teacher import planning
 from pipeline.teacher.planning import CachePlan
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.benchmarks import ancestor_layout, record_rows
-from tools.benchmarks.inputs import TRUNCATION_FACTOR, Inputs
+from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.measurement import Row
 
 _SAMPLE = 192
@@ -44,7 +44,7 @@ def _measure(inputs: Inputs, mass: float | None, encodings: list[str]) -> list[C
             inputs.examples(mixed=False),
             config,
             sample=_SAMPLE,
-            truncation_factors=[TRUNCATION_FACTOR],
+            truncation_factors=[inputs.truncation_factor],
             logit_encodings=encodings,
         ).plans
     )
@@ -56,7 +56,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
     for plan in _measure(inputs, None, list(CODECS)):
         name = plan.logit_encoding
         yield Row(
-            name=f"cache, {name}, k={TRUNCATION_FACTOR}",
+            name=f"cache, {name}, k={plan.truncation_factor}",
             unit="bytes a position",
             ours=plan.position_bytes,
             against="lists of int64 and float",
@@ -80,5 +80,5 @@ def rows(inputs: Inputs) -> Iterator[Row]:
             against="lists of int64 and float",
             baseline=lists,
             ratio=lists / plan.position_bytes,
-            note=f"{plan.ids_per_position:.1f} ids a position, at most {TRUNCATION_FACTOR}",
+            note=f"{plan.ids_per_position:.1f} ids a position, at most {plan.truncation_factor}",
         )

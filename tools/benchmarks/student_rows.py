@@ -1,6 +1,8 @@
 """Stage 2 against its own step on one batch, padding to the longest, and PyTorch."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import statistics
 import time
@@ -11,17 +13,17 @@ import keras
 import tensorflow as tf
 
 from data_specs import records
+from pipeline import files
 from pipeline.distill import targets, training
 from pipeline.distill.preparation import prepare
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
-from pipeline.models.config import EncoderConfig
 from pipeline.storage.cache_input import CacheInput
 from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.measurement import Row, alternate, compared
 
 _BATCH_SIZE = 32
-_LOG_STEPS = 6
-_LINES = 4
+_LOG_STEPS = 4
+_LINES = 3
 _LOSSES = "soft_cross_entropy=1,probability_cosine=1"
 _LAYERS = 2
 # The shape of the three-layer Chinese student, and its inputs here.
@@ -31,7 +33,6 @@ _PEER_SHAPE = {
     "num_attention_heads": 12,
     "intermediate_size": 3072,
     "hidden_act": "gelu",
-    "max_position_embeddings": 512,
     "type_vocab_size": 2,
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
@@ -62,7 +63,9 @@ def _config(inputs: Inputs, cache: CacheInput, dtype: str, **settings: Any) -> D
 def _run_rate(inputs: Inputs, config: DistillConfig) -> float:
     """Returns the examples a second of a whole run, as its own log tells it."""
     directory = inputs.new_directory("student")
-    training.distill(config)
+    # Its progress is not this program's.
+    with contextlib.redirect_stderr(io.StringIO()):
+        training.distill(config)
     text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
     rates = [json.loads(line)["examples_per_second"] for line in text.splitlines()]
     inputs.remove(directory)
@@ -94,6 +97,10 @@ def _first_batch(cache: CacheInput, batch_size: int) -> Any:
     return next(iter(stream))
 
 
+def _about() -> str:
+    return f"{_LAYERS} layers of the teacher, batches of {_BATCH_SIZE}"
+
+
 def _against_step(inputs: Inputs, dtype: str) -> Row:
     cache = inputs.cache(mixed=False)
     config = _config(inputs, cache, dtype, length_buckets=1)
@@ -108,7 +115,7 @@ def _against_step(inputs: Inputs, dtype: str) -> Row:
         unit="examples/s",
         against="its step on one batch kept in memory",
         least_ratio=0.95,
-        note=f"{_LAYERS} layers of the teacher, batches of {_BATCH_SIZE}, 512 tokens",
+        note=f"{_about()}, {inputs.max_seq_length} tokens",
     )
 
 
@@ -126,12 +133,12 @@ def _against_padding(inputs: Inputs, dtype: str) -> Row:
         unit="examples/s",
         against="all padded to max_seq_length",
         least_ratio=1.5,
-        note=f"{_LAYERS} layers of the teacher, batches of {_BATCH_SIZE}",
+        note=_about(),
     )
 
 
 def _peer_batch(cache: CacheInput) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns a batch of 128 tokens: the beginning of longer ones, and what is masked there."""
+    """Returns a batch of at most 128 tokens: longer inputs are cut."""
     inputs, other = _first_batch(cache, _PEER_BATCH_SIZE)
     inputs = {
         name: value[:, :_PEER_LENGTH] if name != records.MASKED_LM_POSITIONS else value
@@ -139,7 +146,10 @@ def _peer_batch(cache: CacheInput) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     # Positions beyond the end are moved into it: the work stays the same.
     places = inputs[records.MASKED_LM_POSITIONS]
-    return {**inputs, records.MASKED_LM_POSITIONS: places % _PEER_LENGTH}, other
+    return {
+        **inputs,
+        records.MASKED_LM_POSITIONS: places % inputs[records.INPUT_IDS].shape[1],
+    }, other
 
 
 def _own_step(
@@ -162,9 +172,13 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
     from tools.benchmarks import pytorch_peer
 
     cache = inputs.cache(mixed=False)
-    shape = {"vocab_size": cache.manifest.vocab.size, **_PEER_SHAPE}
+    shape = {
+        "vocab_size": cache.manifest.vocab.size,
+        "max_position_embeddings": inputs.max_seq_length,
+        **_PEER_SHAPE,
+    }
     path = inputs.work / "peer_config.json"
-    path.write_text(json.dumps(EncoderConfig.from_dict(shape).to_google()), encoding="utf-8")
+    files.write_json(path, shape)
     config = _config(
         inputs, cache, dtype, student=StudentConfig(bert_config_file=str(path)), length_buckets=1
     )

@@ -19,7 +19,7 @@ from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import TRAIN
 from pipeline.teacher import capture, inference
 from pipeline.teacher.settings import TeacherCacheConfig
-from tools.benchmarks.inputs import TRUNCATION_FACTOR, Inputs
+from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.measurement import Row, alternate, compared
 
 _BATCH_SIZE = 32
@@ -27,7 +27,7 @@ _EXAMPLES = 384
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sample:
+class Sample:
     """Masked examples, serialised, and the batches that stage 1b makes of them."""
 
     cache: CacheInput
@@ -69,11 +69,11 @@ class _Sample:
         ]
 
 
-def _draw(cache: CacheInput) -> _Sample:
+def draw(cache: CacheInput) -> Sample:
     """Returns evenly spaced examples of the first shard."""
     found = list(serialization.read_records(cache.directory / cache.manifest.splits[TRAIN][0].file))
     step = max(1, len(found) // _EXAMPLES)
-    return _Sample(cache, found[::step][:_EXAMPLES])
+    return Sample(cache, found[::step][:_EXAMPLES])
 
 
 def _forward_rate(forward: Callable[[Any], Any], batches: Sequence[Any], count: int) -> float:
@@ -83,11 +83,12 @@ def _forward_rate(forward: Callable[[Any], Any], batches: Sequence[Any], count: 
     return count / (time.perf_counter() - begun)
 
 
-def _bare(model: MaskedLM) -> Callable[[inference.Arrays], inference.Arrays]:
+def bare_forward(model: MaskedLM) -> Callable[[inference.Arrays], inference.Arrays]:
+    """Returns what computes the logits at the masked positions of a batch, and no more."""
     return inference.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
 
 
-def _capture_rate(sample: _Sample, made: capture.Capture, inputs: Inputs) -> float:
+def _capture_rate(sample: Sample, made: capture.Capture, inputs: Inputs) -> float:
     """Returns the examples a second from serialised examples to a shard on the disk."""
     directory = inputs.new_directory("captured")
     directory.mkdir()
@@ -99,14 +100,15 @@ def _capture_rate(sample: _Sample, made: capture.Capture, inputs: Inputs) -> flo
     return len(sample.serialized) / seconds
 
 
-def _make_capture(sample: _Sample, source: ModelSource, model: MaskedLM) -> capture.Capture:
-    config = TeacherCacheConfig(
-        output_dir="", teacher="", truncation_factor=TRUNCATION_FACTOR, input_dir=""
-    )
+def _make_capture(
+    inputs: Inputs, sample: Sample, source: ModelSource, model: MaskedLM
+) -> capture.Capture:
+    k = inputs.truncation_factor
+    config = TeacherCacheConfig(output_dir="", teacher="", truncation_factor=k)
     return capture.Capture(
         manifest=sample.cache.manifest,
         batch_size=_BATCH_SIZE,
-        codec=CODECS["float16"](source.config.vocab_size, TRUNCATION_FACTOR, False, None),
+        codec=CODECS["float16"](source.config.vocab_size, k),
         hidden_codec=None,
         forward=inference.compile_forward(model, capture.keep_function(config, source)),
         num_draws=None,
@@ -115,9 +117,9 @@ def _make_capture(sample: _Sample, source: ModelSource, model: MaskedLM) -> capt
 
 
 def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
-    sample = _draw(inputs.examples(mixed=False))
+    sample = draw(inputs.examples(mixed=False))
     model = checkpoints.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
-    forward, made = _bare(model), _make_capture(sample, source, model)
+    forward, made = bare_forward(model), _make_capture(inputs, sample, source, model)
     count = len(sample.serialized)
 
     def ours() -> float:
@@ -139,9 +141,9 @@ def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
 
 
 def _against_padding(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
-    sample = _draw(inputs.examples(mixed=True))
+    sample = draw(inputs.examples(mixed=True))
     model = checkpoints.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
-    forward, made = _bare(model), _make_capture(sample, source, model)
+    forward, made = bare_forward(model), _make_capture(inputs, sample, source, model)
     full, count = sample.full_batches, len(sample.serialized)
     ours = functools.partial(_capture_rate, sample, made, inputs)
     ours(), forward(full[0])
@@ -156,7 +158,7 @@ def _against_padding(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
     )
 
 
-def _about(sample: _Sample) -> str:
+def _about(sample: Sample) -> str:
     tokens = sum(int(batch[records.INPUT_MASK].sum()) for batch in sample.batches)
     return f"{len(sample.serialized)} examples of {tokens / len(sample.serialized):.0f} tokens"
 
@@ -164,10 +166,10 @@ def _about(sample: _Sample) -> str:
 def _against_pytorch(inputs: Inputs, source: ModelSource, dtype: str) -> Iterator[Row]:
     from tools.benchmarks import pytorch_peer
 
-    sample = _draw(inputs.examples(mixed=False))
+    sample = draw(inputs.examples(mixed=False))
     batches, count = sample.batches[:4], 4 * _BATCH_SIZE
     model = checkpoints.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
-    forward = _bare(model)
+    forward = bare_forward(model)
     peer = pytorch_peer.Teacher(inputs.teacher, dtype)
     tensors = [pytorch_peer.tensors(batch) for batch in batches]
     ways: Mapping[str, tuple[Callable, float]] = {
