@@ -163,9 +163,9 @@ def _define_run(table: command_line.FlagTable) -> None:
     table.integer("shuffle_buffer_size", 10_000, "How many examples are mixed in memory.", low=1)
     table.integer(
         "length_buckets",
-        1,
-        "With 8, batches hold inputs of similar length, padded to the next of so many lengths; "
-        "with 1 all are padded to the longest that may be.",
+        8,
+        "Inputs of an update are sorted by length and computed in parts, padded to the next of "
+        "so many lengths; with 1 all are padded to the longest that may be.",
         low=1,
     )
     table.integer("save_checkpoints_steps", 1_000, "Updates between checkpoints.", low=1)

@@ -19,7 +19,9 @@ from pipeline.distill.settings import (
     HIDDEN_COSINE,
     HIDDEN_COSINE_MASKED,
     LOSS_NEEDS,
+    LOSS_SHARES,
     MASKED_LM,
+    TOPK,
 )
 from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.group_means import mean_attention, mean_state
@@ -85,7 +87,8 @@ class Distiller(keras.Model):
         teacher: a live one, which stays as it is; None where the cache holds all.
         teacher_hidden_size: of the states that are compared with the student's; a
             student of another size gets a learned projection for each layer group.
-        num_steps: calls of the optimizer in all, over which weights change.
+        num_steps: updates in all, over which weights of losses change.
+        steps_per_update: calls of the optimizer that make one update.
         seed: of the projections' first weights.
     """
 
@@ -97,6 +100,7 @@ class Distiller(keras.Model):
         teacher: MaskedLM | None = None,
         teacher_hidden_size: int | None = None,
         num_steps: int = 1,
+        steps_per_update: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(name="distiller")
@@ -112,6 +116,7 @@ class Distiller(keras.Model):
         self._guesses = {name: keras.metrics.Mean(name=name) for name in guesses}
         self._calibration = CalibrationError()
         self._num_steps = num_steps
+        self._steps_per_update = steps_per_update
         self._step = None
         if objective.schedules:
             self._step = self.add_weight(
@@ -172,7 +177,11 @@ class Distiller(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the objective's mean over the batch's real positions."""
+        """Returns the objective's mean over the batch's real positions.
+
+        In training, where the batch is a chunk of a group, its part of the mean over
+        the group's; what is reported are means over positions either way.
+        """
         del sample_weight
         masked = y[records.MASKED_LM_WEIGHTS]
         places = _Places(y, masked, masked)
@@ -190,13 +199,24 @@ class Distiller(keras.Model):
         means.update(self._layer_losses(x, y, y_pred, names))
         if not training:
             self._update_guesses(places, logits, teacher_logits)
+        elif LOSS_SHARES in y:
+            shares = y[LOSS_SHARES]
+            means = {name: mean * shares[self._share(name)] for name, mean in means.items()}
         return self.objective.total(means, self._progress(training))
 
+    def _share(self, name: str) -> int:
+        """Returns which of `LOSS_SHARES` a loss has: of masked positions, tokens or pairs."""
+        if name == ATTENTION_MSE:
+            return 2
+        everywhere = self.objective.loss_positions == "all" and LOSS_NEEDS[name] == TOPK
+        return 1 if everywhere or name == HIDDEN_COSINE else 0
+
     def _progress(self, training: bool) -> Any:
-        """Returns the part of all steps that is done, and counts one more in training."""
+        """Returns the part of all updates that is done, and counts a call in training."""
         if self._step is None:
             return 0.0
-        progress = ops.cast(self._step, "float32") / float(max(1, self._num_steps - 1))
+        updates = ops.floor_divide(self._step, self._steps_per_update)
+        progress = ops.cast(updates, "float32") / float(max(1, self._num_steps - 1))
         if training:
             self._step.assign(self._step + 1)
         return ops.minimum(progress, 1.0)
@@ -279,6 +299,13 @@ class Distiller(keras.Model):
                 _add_mean(self._guesses[name], equal, weights)
         confidence = ops.exp(ops.max(logits, axis=-1) - ops.logsumexp(logits, axis=-1))
         self._calibration.update_state(confidence, right, sample_weight=weights)
+
+    def set_updates(self, updates: int) -> None:
+        """Sets what counts calls, of which an update may take another number than before."""
+        calls = updates * self._steps_per_update
+        self.optimizer.variables[0].assign(calls)
+        if self._step is not None:
+            self._step.assign(calls)
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None

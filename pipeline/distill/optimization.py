@@ -18,8 +18,8 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         peak: the highest rate.
         warmup_steps: w.
         num_train_steps: n.
-        steps_per_update: calls of the optimizer that make one update, with
-            gradient accumulation; Keras counts the calls.
+        steps_per_update: calls of the optimizer that make one update, where its
+            examples are computed in parts; Keras counts the calls.
     """
 
     def __init__(
@@ -49,13 +49,15 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def learning_rate_schedule(config: DistillConfig) -> WarmupLinearDecay:
-    """Returns the schedule of a run."""
+def learning_rate_schedule(
+    config: DistillConfig, *, steps_per_update: int = 1
+) -> WarmupLinearDecay:
+    """Returns the schedule of a run, of which so many calls of the optimizer make an update."""
     return WarmupLinearDecay(
         config.learning_rate,
         warmup_steps=config.warmup_steps,
         num_train_steps=config.num_train_steps,
-        steps_per_update=config.gradient_accumulation_steps,
+        steps_per_update=steps_per_update,
     )
 
 

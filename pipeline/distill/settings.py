@@ -34,6 +34,10 @@ LOSS_NEEDS: Mapping[str, str] = {
     ATTENTION_MSE: ATTENTION,
 }
 LOSS_POSITIONS = ("masked", "all")
+# A target where a batch is computed in chunks, float32 [3]: how much a chunk counts for
+# losses over masked positions, over tokens and over pairs of tokens, as a part of the mean
+# chunk.
+LOSS_SHARES = "loss_shares"
 SCHEDULES = ("constant", "linear", "cosine")
 TAIL_POLICIES = ("drop", "renormalize", "bucket", "label")
 # What happens to the tail unless `--tail` says otherwise; the first as the
@@ -177,8 +181,8 @@ class DistillConfig:
     """What `run_distill` was asked for; fields are named as its flags.
 
     Flags that a manifest holds are None unless given, and then must agree with
-    it; `truncation_factor` may be smaller. `train_batch_size` examples make a
-    step of the accelerator, `gradient_accumulation_steps` of those an update;
+    it; `truncation_factor` may be smaller. At most `train_batch_size` examples are
+    computed at once, `gradient_accumulation_steps` times as many make an update;
     all steps that are counted are updates.
     """
 
@@ -210,7 +214,7 @@ class DistillConfig:
     compute_dtype: str = "float32"
     random_seed: int = 12345
     shuffle_buffer_size: int = 10_000
-    length_buckets: int = 1
+    length_buckets: int = 8
     save_checkpoints_steps: int = 1_000
     log_steps: int = 100
     max_eval_steps: int = 100

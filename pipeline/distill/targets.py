@@ -7,8 +7,10 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
+from pipeline.distill.settings import LOSS_SHARES
 from pipeline.storage import cache_codec, length_buckets, reader, vocab_subset
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN, Manifest
 
 Batch = tuple[dict[str, Any], dict[str, Any]]
@@ -20,7 +22,12 @@ _TARGETS = (
     records.TOPK_LOGITS,
     records.LOG_TAIL_MASSES,
     records.HIDDEN_STATES,
+    LOSS_SHARES,
 )
+# Inputs whose lengths decide how batches are cut.
+_SAMPLE_SIZE = 1024
+# What a chunk costs whatever is in it, in tokens: gradients are added up, kernels begin.
+_CHUNK_COSTS = {"cpu": 128, "other": 8192}
 
 
 def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
@@ -82,19 +89,75 @@ def trim_batch(
     for name, value in batch.items():
         if name == records.INPUT_IDS:
             value = value[:, : _smallest_from(lengths, longest)]
-        elif name != records.SEGMENT_LENGTHS:
+        elif name not in (records.SEGMENT_LENGTHS, LOSS_SHARES):
             value = value[:, : _smallest_from(widths, most)]
         trimmed[name] = value
     return trimmed
 
 
+def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor]:
+    """Cuts a group into chunks of equally many rows, with what each has of the group's losses.
+
+    A loss is a mean over masked positions, over tokens, or over pairs of tokens of one
+    input. So that the mean over chunks is that over the group, each chunk's own mean
+    must count by how many of these it has: its share is their number over the mean
+    number of the group's chunks.
+
+    Example: of two chunks with 2 and 6 masked positions the shares are 0.5 and 1.5.
+
+    Args:
+        batch: as `pipeline.storage.reader.parse_batch` returns it, of G rows.
+        count: C; it divides G.
+
+    Returns:
+        the batch, [C, G / C, …] in place of [G, …], with `LOSS_SHARES` float32 [C, 3].
+    """
+    chunks = {
+        name: tf.reshape(value, [count, value.shape[0] // count, *value.shape[1:]])
+        for name, value in batch.items()
+    }
+    lengths = tf.cast(tf.reduce_sum(chunks[records.SEGMENT_LENGTHS], axis=2), tf.float32)
+    counts = tf.stack(
+        [
+            tf.reduce_sum(chunks[records.MASKED_LM_WEIGHTS], axis=[1, 2]),
+            tf.reduce_sum(lengths, axis=1),
+            tf.reduce_sum(tf.square(lengths), axis=1),
+        ],
+        axis=1,
+    )
+    shares = tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
+    return {**chunks, LOSS_SHARES: shares}
+
+
+def plan_chunks(
+    cache: CacheInput, *, batch_size: int, num_batches: int, buckets: int, on_cpu: bool
+) -> Chunking:
+    """Returns how to cut the examples of an update, by the lengths of the cache's inputs.
+
+    Args:
+        cache: has train examples.
+        batch_size: examples that are computed together at most.
+        num_batches: batches of an update.
+        buckets: lengths, at most; with 1 a batch is a chunk.
+        on_cpu: what computes.
+    """
+    lengths = reader.sample_lengths(cache.directory, cache.manifest, TRAIN, count=_SAMPLE_SIZE)
+    return length_buckets.plan_chunks(
+        lengths,
+        batch_size=batch_size,
+        num_batches=num_batches,
+        max_seq_length=cache.manifest.max_seq_length,
+        num_lengths=buckets,
+        chunk_cost=_CHUNK_COSTS["cpu" if on_cpu else "other"],
+    )
+
+
 def _decoder(
-    cache: CacheInput, *, seed: int, purpose: str, buckets: int
-) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
+    cache: CacheInput, *, seed: int, purpose: str
+) -> Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]:
     """Returns what decodes a batch of records, string [B], with their epochs, int64 [B].
 
-    Where windows are stored unmasked, it masks them. With several buckets, it trims
-    the batch.
+    Where windows are stored unmasked, it masks them.
     """
     windows = None
     if cache.manifest.kind == records.UNMASKED_WINDOWS:
@@ -103,65 +166,63 @@ def _decoder(
     temperatures = () if info is None else info.temperatures
     codec = None if info is None else cache_codec.open_codec(cache.directory, cache.manifest)
 
-    def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> Batch:
+    def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
         if windows is not None:
             batch = windows.parse_batch(serialized, epochs)
         else:
             batch = reader.parse_batch(serialized, cache.manifest, codec)
         if subset is not None:
             batch = vocab_subset.remap_batch(tf, batch, subset, temperatures)
-        if buckets > 1:
-            batch = trim_batch(batch, cache.manifest, buckets)
-        return inputs_and_targets(batch)
+        return batch
 
     return decode
 
 
+def _finisher(cache: CacheInput, buckets: int) -> Callable[[Mapping[str, tf.Tensor]], Batch]:
+    """Returns what makes of a decoded batch what the student takes, trimmed to several buckets."""
+
+    def finish(batch: Mapping[str, tf.Tensor]) -> Batch:
+        if buckets > 1:
+            batch = trim_batch(batch, cache.manifest, buckets)
+        return inputs_and_targets(batch)
+
+    return finish
+
+
 def training_batches(
-    cache: CacheInput,
-    *,
-    batch_size: int,
-    seed: int,
-    start: int,
-    shuffle_buffer_size: int,
-    buckets: int = 1,
+    cache: CacheInput, chunking: Chunking, *, seed: int, start: int, shuffle_buffer_size: int
 ) -> tf.data.Dataset:
     """Returns the endless stream of training batches.
 
-    With several buckets, batches hold inputs of similar length and are padded to
-    the next of so many lengths; see `reader.length_batches`. Its windows run over
-    the endless stream of examples, and may begin in one epoch and end in the next.
-    A run that resumes within a window forms it again.
+    Groups of the shuffled stream's examples are sorted by length and cut; what is
+    yielded are the chunks, shortest first, each padded to the next of a few lengths.
+    Which examples make an update does not change by that, nor do its gradients.
 
     Args:
         cache: a cache directory.
-        batch_size: B.
+        chunking: how groups are cut.
         seed: decides the order, and the masks where windows are stored unmasked.
-        start: examples already used, in whole batches; the stream begins with the
+        start: examples already used, in whole groups; the stream begins with the
             next one.
         shuffle_buffer_size: examples.
-        buckets: lengths, at most; with 1 all batches have the longest, and what is
-            in them is shuffled alone.
     """
-    count = length_buckets.window_batches(
-        cache.manifest.num_examples(TRAIN), batch_size, shuffle_buffer_size
-    )
-    window, used = divmod(start, count * batch_size) if buckets > 1 else (0, 0)
     dataset = reader.training_records(
-        cache.directory,
-        cache.manifest,
-        TRAIN,
-        seed=seed,
-        start=start - used,
-        buffer=shuffle_buffer_size,
+        cache.directory, cache.manifest, TRAIN, seed=seed, start=start, buffer=shuffle_buffer_size
     )
-    if buckets > 1:
-        dataset = reader.length_batches(
-            dataset, batch_size=batch_size, num_batches=count, seed=seed, start=window
-        ).skip(used // batch_size)
-    else:
-        dataset = dataset.batch(batch_size, drop_remainder=True)
-    return _decoded(dataset, _decoder(cache, seed=seed, purpose=TRAINING, buckets=buckets))
+    dataset = dataset.batch(chunking.group_size, drop_remainder=True)
+    decode = _decoder(cache, seed=seed, purpose=TRAINING)
+    count, buckets = chunking.num_chunks, chunking.num_lengths
+
+    def read(serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        if count > 1 and buckets > 1:
+            serialized, epochs = reader.sort_by_length(serialized, epochs)
+        batch = decode(serialized, epochs)
+        return cut_group(batch, count) if count > 1 else batch
+
+    dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    if count > 1:
+        dataset = dataset.unbatch()
+    return dataset.map(_finisher(cache, buckets)).prefetch(4)
 
 
 def evaluation_batches(
@@ -183,7 +244,7 @@ def evaluation_batches(
     dataset = reader.evaluation_records(cache.directory, cache.manifest, EVAL)
     dataset = dataset.map(lambda record: (record, tf.constant(0, tf.int64)))
     dataset = dataset.batch(batch_size).take(max_steps)
-    decode = _decoder(cache, seed=cache.manifest.seed, purpose=EVALUATION, buckets=buckets)
+    decode = _decoder(cache, seed=cache.manifest.seed, purpose=EVALUATION)
 
     def fill(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
         def pad(value: tf.Tensor) -> tf.Tensor:
@@ -196,11 +257,5 @@ def evaluation_batches(
             {name: pad(value) for name, value in targets.items()},
         )
 
-    return _decoded(dataset, decode).map(fill).prefetch(2)
-
-
-def _decoded(
-    dataset: tf.data.Dataset, decode: Callable[[tf.Tensor, tf.Tensor], Batch]
-) -> tf.data.Dataset:
-    decoded = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return decoded.prefetch(4)
+    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.map(_finisher(cache, buckets)).map(fill).prefetch(4)

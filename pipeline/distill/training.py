@@ -20,11 +20,33 @@ from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN
 
 
-def build_distiller(run: Preparation) -> Distiller:
-    """Returns the student of a run with its objective and optimizer, ready to `fit`."""
+def _find_chunking(config: DistillConfig, cache: CacheInput) -> Chunking:
+    devices = keras.distribution.list_devices()
+    return targets.plan_chunks(
+        cache,
+        batch_size=config.train_batch_size,
+        num_batches=config.gradient_accumulation_steps,
+        buckets=config.length_buckets,
+        on_cpu=all(device.startswith("cpu") for device in devices),
+    )
+
+
+def _steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
+    """Returns how many chunks make an update."""
+    return config.examples_per_step * chunking.num_chunks // chunking.group_size
+
+
+def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
+    """Returns the student of a run with its objective and optimizer, ready to `fit`.
+
+    Args:
+        run: what was found and checked.
+        steps_per_update: calls of the optimizer that make one update.
+    """
     config, teacher = run.config, None
     if run.teacher is not None:
         teacher = checkpoints.load_masked_lm(
@@ -35,12 +57,13 @@ def build_distiller(run: Preparation) -> Distiller:
         run.objective,
         teacher=teacher,
         teacher_hidden_size=run.teacher_hidden_size,
-        num_steps=config.num_train_steps * config.gradient_accumulation_steps,
+        num_steps=config.num_train_steps,
+        steps_per_update=steps_per_update,
         seed=config.random_seed,
     )
     optimizer = optimization.build_optimizer(
         distiller.trainable_variables,
-        optimization.learning_rate_schedule(config),
+        optimization.learning_rate_schedule(config, steps_per_update=steps_per_update),
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )
@@ -88,12 +111,20 @@ class _Progress(keras.callbacks.Callback):
         evaluation: what to evaluate on, if anything.
         log: where lines go.
         start: updates already done.
+        steps_per_update: chunks of an update.
     """
 
     def __init__(
-        self, config: DistillConfig, evaluation: _Evaluation | None, log: RunLog, start: int
+        self,
+        config: DistillConfig,
+        evaluation: _Evaluation | None,
+        log: RunLog,
+        *,
+        start: int,
+        steps_per_update: int,
     ) -> None:
         super().__init__()
+        self._steps_per_update = steps_per_update
         self._config = config
         self._evaluation = evaluation
         self._log = log
@@ -107,7 +138,7 @@ class _Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts updates and does what is due."""
-        done, rest = divmod(batch + 1, self._config.gradient_accumulation_steps)
+        done, rest = divmod(batch + 1, self._steps_per_update)
         if rest:
             return
         step = self._start + done
@@ -141,7 +172,7 @@ class _Progress(keras.callbacks.Callback):
             )
         config = self._config
         schedule = optimization.learning_rate_schedule(config)
-        rate = float(schedule((step - 1) * config.gradient_accumulation_steps))
+        rate = float(schedule(step - 1))
         line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
         self._log.write(step, TRAIN, line)
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in report.items()})
@@ -185,13 +216,14 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    distiller = build_distiller(run)
     evaluation = _find_evaluation(config, cache)
     try:
         if not config.do_train:
-            return evaluation.run(distiller)
+            return evaluation.run(build_distiller(run))
+        chunking = _find_chunking(config, cache)
+        distiller = build_distiller(run, _steps_per_update(config, chunking))
         manifests.claim(config.output_dir, request, flag="--output_dir")
-        return _train(config, cache, distiller, evaluation)
+        return _train(run, chunking, distiller, evaluation)
     except tf.errors.DataLossError as error:
         # A record's own checksum failed: this names the shard.
         manifests.verify(cache.directory, cache.manifest, full=True)
@@ -199,11 +231,12 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
 
 
 def _train(
-    config: DistillConfig,
-    cache: CacheInput,
+    run: Preparation,
+    chunking: Chunking,
     distiller: Distiller,
     evaluation: _Evaluation | None,
 ) -> Mapping[str, float]:
+    config, cache = run.config, run.cache
     steps = training_state.checkpoint_steps(config.output_dir)
     start = steps[-1] if steps else 0
     if steps:
@@ -213,9 +246,10 @@ def _train(
     if start < config.num_train_steps:
         if start:
             print(f"continuing from step {start}", file=sys.stderr)
-        progress = _Progress(config, evaluation, log, start)
+        calls = _steps_per_update(config, chunking)
+        progress = _Progress(config, evaluation, log, start=start, steps_per_update=calls)
         try:
-            _fit(config, cache, distiller, progress, start)
+            _fit(run, chunking, distiller, progress, start)
         finally:
             progress.close()
         report = progress.last_report
@@ -230,21 +264,17 @@ def _train(
 
 
 def _fit(
-    config: DistillConfig,
-    cache: CacheInput,
-    distiller: Distiller,
-    progress: _Progress,
-    start: int,
+    run: Preparation, chunking: Chunking, distiller: Distiller, progress: _Progress, start: int
 ) -> None:
     """Makes the updates from `start` on."""
-    remaining = (config.num_train_steps - start) * config.gradient_accumulation_steps
+    config = run.config
+    remaining = (config.num_train_steps - start) * _steps_per_update(config, chunking)
     batches = targets.training_batches(
-        cache,
-        batch_size=config.train_batch_size,
+        run.cache,
+        chunking,
         seed=config.random_seed,
         start=start * config.examples_per_step,
         shuffle_buffer_size=config.shuffle_buffer_size,
-        buckets=config.length_buckets,
     )
     # An endless stream would still be read ahead while the process ends.
     batches = batches.take(remaining)

@@ -1,7 +1,8 @@
 """Checkpoints of a run: everything that the next step depends on, in one safetensors file.
 
 Weights, the optimizer's slots and dropout's seed states; the place in the data
-follows from the step. A file appears whole or not at all.
+follows from the step. Between updates no gradient is accumulated. A file appears
+whole or not at all.
 """
 
 import pathlib
@@ -21,6 +22,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 # The newest, and the one before it: should the newest be damaged, the run goes
 # on from the other once the user deletes it.
 _KEPT = 2
+_ACCUMULATED = "gradient_accumulator"
 _FILE = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -32,7 +34,8 @@ def _variables(model: Distiller) -> Iterator[tuple[str, keras.Variable]]:
     """
     for variable in model.trainable_variables:
         yield variable.path, variable
-    groups = {"state": model.state_variables, "optimizer": model.optimizer.variables}
+    slots = [one for one in model.optimizer.variables if not one.name.endswith(_ACCUMULATED)]
+    groups = {"state": model.state_variables, "optimizer": slots}
     for group, variables in groups.items():
         for index, variable in enumerate(variables):
             yield f"{group}/{index:05d}", variable
@@ -69,7 +72,7 @@ def save(output_dir: files.PathLike, model: Distiller, step: int) -> None:
 
 
 def restore(output_dir: files.PathLike, model: Distiller, step: int) -> None:
-    """Reads a checkpoint back.
+    """Reads a checkpoint back, of a run whose updates may have been computed in other parts.
 
     Args:
         output_dir: the run's directory.
@@ -93,5 +96,6 @@ def restore(output_dir: files.PathLike, model: Distiller, step: int) -> None:
                         f"received {value.shape}"
                     )
                 variable.assign(value)
+        model.set_updates(step)
     except SafetensorError as error:
         raise InputError(f"{path}: a damaged checkpoint ({error}); delete it") from error

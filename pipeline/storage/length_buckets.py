@@ -1,13 +1,12 @@
-"""Inputs of similar length together, each batch padded to one of a few sizes.
+"""Inputs of similar length together, each chunk padded to one of a few sizes.
 
 A batch is as long as its longest input, so that an input among longer ones costs
-what they cost; and a compiler makes a program for each shape it meets. Hence inputs
-are sorted by length within a stretch of the stream, and lengths are rounded up.
+what they cost; and a compiler makes a program for each shape it meets. Hence the
+inputs of a batch are sorted by length and cut into chunks, and lengths are rounded up.
 """
 
 import bisect
-import itertools
-from collections.abc import Iterator
+import dataclasses
 
 import numpy as np
 
@@ -19,10 +18,26 @@ NUM_LENGTHS = 8
 NUM_WIDTHS = 4
 # Kernels like lengths that are a multiple of this.
 _LENGTH_STEP = 8
-# Batches of a window. Of Chinese reviews (94 tokens on average, at most 512) in batches
-# of 32, 16 batches were padded to 138 tokens on average, 32 to 128, 64 to 125, and all
-# of an epoch's 209 to 123.
-_WINDOW_BATCHES = 32
+# Examples that are sorted together at most, unless a batch has more: they are decoded at once.
+_MAX_GROUP = 512
+# Groups drawn to see how long chunks become.
+_NUM_DRAWS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunking:
+    """How the examples of an update are cut into parts that are computed one by one.
+
+    Attributes:
+        group_size: examples that are sorted by length together, and then cut.
+        num_chunks: parts of a group, of equally many examples.
+        num_lengths: lengths, at most, that parts are padded to; with 1 all have the
+            longest, and nothing is sorted.
+    """
+
+    group_size: int
+    num_chunks: int = 1
+    num_lengths: int = 1
 
 
 def _bucket_sizes(largest: int, count: int, multiple: int) -> tuple[int, ...]:
@@ -62,30 +77,59 @@ def padded_length(length: int, max_seq_length: int) -> int:
     return lengths[bisect.bisect_left(lengths, length)]
 
 
-def window_batches(num_examples: int, batch_size: int, buffer: int) -> int:
-    """Returns how many batches make a window, within which training sorts by length.
-
-    A window is no longer than an epoch, which would bring copies of an example, all
-    of one length, into one batch; and no larger than the shuffle buffer beside it.
+def group_batches(batch_size: int, num_batches: int) -> int:
+    """Returns how many batches of an update make a group: as many as there is room for.
 
     Args:
-        num_examples: of the split.
         batch_size: examples of a batch.
-        buffer: examples in the shuffle buffer.
+        num_batches: batches of an update; what is returned divides it.
     """
-    return max(1, min(_WINDOW_BATCHES, num_examples // batch_size, buffer // batch_size))
+    fitting = (
+        count
+        for count in range(1, num_batches + 1)
+        if num_batches % count == 0 and count * batch_size <= _MAX_GROUP
+    )
+    return max(fitting, default=1)
 
 
-def batch_orders(num_batches: int, *, seed: int, start: int) -> Iterator[np.ndarray]:
-    """Yields in which order the batches of a window are taken, window after window, without end.
+def plan_chunks(
+    lengths: np.ndarray,
+    *,
+    batch_size: int,
+    num_batches: int,
+    max_seq_length: int,
+    num_lengths: int,
+    chunk_cost: int,
+) -> Chunking:
+    """Returns into how many chunks to cut: where the padded tokens and the chunks cost least.
+
+    A chunk has at most the examples of a batch. Lengths that are all alike give no
+    reason to have more chunks than batches.
+
+    Example: of 4 inputs of lengths 10, 10, 10 and 500, one chunk has 4 · 512 padded
+    tokens, two have 2 · 64 + 2 · 512 = 1,152, four 3 · 64 + 512 = 704. With a cost of 500
+    tokens a chunk, two are best: 2,548, 2,152 and 2,704.
 
     Args:
-        num_batches: batches of a window.
-        seed: the run's seed.
-        start: the first window's number.
-
-    Yields:
-        int64 [num_batches], a permutation.
+        lengths: int [N], tokens of some of the inputs.
+        batch_size: examples of a batch.
+        num_batches: batches of an update.
+        max_seq_length: of the cache.
+        num_lengths: lengths, at most.
+        chunk_cost: what a chunk costs whatever is in it, in tokens.
     """
-    for window in itertools.count(start):
-        yield seeding.stream(seed, "batch order", window).permutation(num_batches)
+    batches = group_batches(batch_size, num_batches)
+    size = batches * batch_size
+    if num_lengths == 1 or not len(lengths):
+        return Chunking(size, batches)
+    sizes = np.array(bucket_lengths(max_seq_length, num_lengths))
+    drawn = seeding.stream(0, "chunk plan").choice(lengths, (_NUM_DRAWS, size))
+    drawn = np.sort(drawn, axis=1)
+
+    def cost(count: int) -> float:
+        longest = drawn.reshape(_NUM_DRAWS, count, -1).max(axis=2)
+        padded = sizes[np.searchsorted(sizes, longest)]
+        return float(padded.sum(axis=1).mean() * (size // count)) + count * chunk_cost
+
+    counts = [count for count in range(batches, size + 1, batches) if size % count == 0]
+    return Chunking(size, min(counts, key=cost), num_lengths)

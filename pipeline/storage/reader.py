@@ -1,7 +1,7 @@
 """Shards as TensorFlow datasets of padded batches. The only reader that needs TensorFlow."""
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline import files
-from pipeline.storage import length_buckets, shuffling
+from pipeline.storage import shuffling
 from pipeline.storage.hidden_codec import HIDDEN_CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.topk_codec import TopKCodec
@@ -56,44 +56,13 @@ def training_records(
     return tf.data.Dataset.from_generator(plan, output_signature=signature).flat_map(read_group)
 
 
-def length_batches(
-    dataset: tf.data.Dataset, *, batch_size: int, num_batches: int, seed: int, start: int
-) -> tf.data.Dataset:
-    """Cuts a stream into batches of similar length, for each window of it.
+def sort_by_length(serialized: tf.Tensor, epochs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sorts records, string [B], with their epochs, int64 [B], by the length of their inputs.
 
-    A window is the next `num_batches · batch_size` records. They are sorted by
-    length, those of equal length in the stream's order, and cut into batches, which
-    come in a random order.
-
-    Example: records of lengths 5, 9, 4, 9, 7, 2 in a window of 3 batches of 2 make the
-    batches (2, 4), (5, 7), (9, 9); the order 1, 2, 0 begins with (5, 7).
-
-    Args:
-        dataset: pairs as `training_records` returns them, from the beginning of a
-            window on.
-        batch_size: B.
-        num_batches: batches of a window.
-        seed: with the window's number it decides the order of its batches.
-        start: the first window's number.
-
-    Returns:
-        pairs of string [B] and int64 [B].
+    Those of equal length stay in their order.
     """
-
-    def orders() -> Iterator[np.ndarray]:
-        return length_buckets.batch_orders(num_batches, seed=seed, start=start)
-
-    def cut(serialized, epochs, order):
-        ranks = tf.argsort(_input_lengths(serialized), stable=True)
-        rows = tf.gather(tf.reshape(ranks, [num_batches, batch_size]), order)
-        return tf.gather(serialized, rows), tf.gather(epochs, rows)
-
-    windows = dataset.batch(num_batches * batch_size, drop_remainder=True)
-    permutations = tf.data.Dataset.from_generator(
-        orders, output_signature=tf.TensorSpec([num_batches], tf.int64)
-    )
-    zipped = tf.data.Dataset.zip(windows, permutations)
-    return zipped.map(lambda window, order: cut(*window, order)).unbatch()
+    ranks = tf.argsort(_input_lengths(serialized), stable=True)
+    return tf.gather(serialized, ranks), tf.gather(epochs, ranks)
 
 
 def _input_lengths(serialized: tf.Tensor) -> tf.Tensor:
@@ -102,6 +71,15 @@ def _input_lengths(serialized: tf.Tensor) -> tf.Tensor:
     parsed = tf.io.parse_example(serialized, {name: tf.io.FixedLenFeature([], tf.string)})
     lengths = tf.io.decode_raw(parsed[name], tf.uint16, fixed_length=2 * tf.uint16.size)
     return tf.reduce_sum(tf.cast(lengths, tf.int32), axis=1)
+
+
+def sample_lengths(
+    directory: files.PathLike, manifest: Manifest, split: str, *, count: int
+) -> np.ndarray:
+    """Returns how many tokens the first inputs of a split have, at most `count`, int32 [N]."""
+    dataset = evaluation_records(directory, manifest, split).take(count).batch(count)
+    parts = list(dataset.map(_input_lengths).as_numpy_iterator())
+    return np.concatenate([np.zeros(0, np.int32), *parts])
 
 
 def evaluation_records(

@@ -18,6 +18,7 @@ from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.errors import InputError
 from pipeline.storage import cache_input, manifest, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.length_buckets import Chunking
 from pipeline.text import tokenizers
 from pipeline.text.masked_examples import create_masked_examples
 
@@ -52,7 +53,7 @@ def test_batches_are_as_those_of_static_examples(cache, examples_dir) -> None:
     """Names, dtypes and static shapes: what trains on one trains on the other."""
     static = cache_input.open_cache(str(examples_dir), None)
     made = [
-        targets.training_batches(one, batch_size=4, seed=1, start=0, shuffle_buffer_size=10)
+        targets.training_batches(one, Chunking(4), seed=1, start=0, shuffle_buffer_size=10)
         for one in (static, cache)
     ]
     assert made[0].element_spec == made[1].element_spec
@@ -144,7 +145,7 @@ def test_masks_do_not_depend_on_the_batch(cache) -> None:
 
 def _batches(cache: CacheInput, *, start: int, count: int) -> list[dict[str, np.ndarray]]:
     dataset = targets.training_batches(
-        cache, batch_size=8, seed=5, start=start, shuffle_buffer_size=30
+        cache, Chunking(8), seed=5, start=start, shuffle_buffer_size=30
     )
     return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
 

@@ -1,6 +1,5 @@
-"""Batches of similar length: the stream's examples, cut to few shapes, with equal losses."""
+"""Updates cut into chunks of similar length: few shapes, with equal losses and gradients."""
 
-import collections
 import dataclasses
 import importlib.util
 import itertools
@@ -18,11 +17,11 @@ from safetensors.numpy import load_file
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
-from pipeline import seeding
 from pipeline.distill import preparation, targets, training
-from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig, WeightSchedule
 from pipeline.storage import cache_codec, cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.length_buckets import Chunking
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.text.masked_examples import create_masked_examples
@@ -89,11 +88,14 @@ def mixed_cache_dir(tmp_path_factory, mixed_dir, still_teacher_dir) -> pathlib.P
     return folder
 
 
-SETTINGS = {"batch_size": 4, "seed": 5, "shuffle_buffer_size": 40}
+# Twelve examples are sorted together and cut into chunks of four.
+GROUPS = Chunking(group_size=12, num_chunks=3, num_lengths=8)
 
 
-def _batches(cache: CacheInput, *, count: int, start: int = 0, buckets: int = 8) -> list[dict]:
-    dataset = targets.training_batches(cache, **SETTINGS, start=start, buckets=buckets)
+def _batches(
+    cache: CacheInput, *, count: int, start: int = 0, chunking: Chunking = GROUPS
+) -> list[dict]:
+    dataset = targets.training_batches(cache, chunking, seed=5, start=start, shuffle_buffer_size=40)
     return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
 
 
@@ -125,45 +127,43 @@ def _assert_equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-def test_windows_equal_a_plain_computation(cache) -> None:
-    """Ten batches a window, as the shuffle buffer has room for forty examples."""
-    batches = _batches(cache, count=3 * 10)
-    stream = [_input_ids(record) for record in _stream(cache, 3 * 40)]
-    for window in range(3):
-        wanted = stream[window * 40 : window * 40 + 40]
-        ordered = sorted(wanted, key=len)
-        order = seeding.stream(5, "batch order", window).permutation(10)
-        expected = [row for number in order for row in ordered[number * 4 : number * 4 + 4]]
-        received = _rows(batches[window * 10 : window * 10 + 10])
-        assert received == expected
-        assert collections.Counter(received) == collections.Counter(wanted)
-
-
-def test_an_epoch_has_each_record_once(cache) -> None:
-    """Where windows divide it."""
-    stored = [
-        _input_ids(record)
-        for shard in cache.manifest.splits["train"]
-        for record in serialization.read_records(cache.directory / shard.file)
-    ]
-    total = len(stored)
-    window = max(size for size in range(1, 33) if total % size == 0)
-    assert 1 < window < total
-    dataset = targets.training_batches(
-        cache, batch_size=1, seed=5, start=0, shuffle_buffer_size=window, buckets=8
-    )
-    taken = [{**inputs, **wanted} for inputs, wanted in dataset.take(total).as_numpy_iterator()]
-    assert collections.Counter(_rows(taken)) == collections.Counter(stored)
+def test_chunks_equal_a_plain_computation(cache) -> None:
+    """Over the end of the epoch; each group has the stream's next examples."""
+    groups = cache.manifest.num_examples("train") // 12 + 2
+    stream = [_input_ids(record) for record in _stream(cache, groups * 12)]
+    batches = _batches(cache, count=groups * 3)
+    for number in range(groups):
+        wanted = stream[number * 12 : number * 12 + 12]
+        assert _rows(batches[number * 3 : number * 3 + 3]) == sorted(wanted, key=len)
 
 
 def test_a_resumed_stream_is_the_rest(cache) -> None:
-    """From any place in a window, over the end of the epoch."""
-    count = cache.manifest.num_examples("train") // 4 + 12
-    whole = _batches(cache, count=count)
-    for used in (1, 9, 10, 11, 15, count - 2):
-        rest = _batches(cache, count=min(14, count - used), start=used * 4)
-        for one, two in zip(whole[used:], rest, strict=False):
+    """From any group, over the end of the epoch."""
+    groups = cache.manifest.num_examples("train") // 12 + 4
+    whole = _batches(cache, count=groups * 3)
+    for used in (1, 2, groups - 6, groups - 1):
+        rest = _batches(cache, count=(groups - used) * 3, start=used * 12)
+        for one, two in zip(whole[used * 3 :], rest, strict=True):
             _assert_equal(one, two)
+
+
+def test_shares_by_hand() -> None:
+    """Of 2 and 6 masked positions, 7 and 13 tokens, 4² + 3² and 5² + 8² pairs."""
+    batch = {
+        records.SEGMENT_LENGTHS: tf.constant([[4, 0], [2, 1], [5, 0], [3, 5]]),
+        records.MASKED_LM_WEIGHTS: tf.constant(
+            [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], tf.float32
+        ),
+    }
+    chunks = targets.cut_group(batch, 2)
+    expected = [[2 / 4, 7 / 10, 25 / 57], [6 / 4, 13 / 10, 89 / 57]]
+    np.testing.assert_allclose(chunks[LOSS_SHARES], expected, rtol=1e-6)
+    assert chunks[records.SEGMENT_LENGTHS].numpy().tolist() == [
+        [[4, 0], [2, 1]],
+        [[5, 0], [3, 5]],
+    ]
+    nothing = {**batch, records.MASKED_LM_WEIGHTS: tf.zeros((4, 4))}
+    assert targets.cut_group(nothing, 2)[LOSS_SHARES][:, 0].numpy().tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("buckets", [2, 3, 8, 100])
@@ -171,7 +171,8 @@ def test_shapes_are_few_and_the_smallest(cache, buckets: int) -> None:
     lengths = length_buckets.bucket_lengths(60, buckets)
     assert len(lengths) <= buckets
     seen = set()
-    for batch in _batches(cache, count=60, buckets=buckets):
+    chunking = dataclasses.replace(GROUPS, num_lengths=buckets)
+    for batch in _batches(cache, count=60, chunking=chunking):
         rows, length = batch[records.INPUT_IDS].shape
         width = batch[records.MASKED_LM_IDS].shape[1]
         seen.add((length, width))
@@ -184,16 +185,18 @@ def test_shapes_are_few_and_the_smallest(cache, buckets: int) -> None:
     assert len({length for length, _ in seen}) > 1
 
 
-def test_one_bucket_is_the_stream_padded(cache) -> None:
+@pytest.mark.parametrize("chunking", [Chunking(4), Chunking(12, num_chunks=3)])
+def test_one_bucket_is_the_stream_padded(cache, chunking: Chunking) -> None:
     """As without any buckets: batches in the stream's order, all of the longest length."""
-    stream = _stream(cache, 40)
-    for number, batch in enumerate(_batches(cache, count=10, buckets=1)):
+    stream = _stream(cache, 48)
+    for number, batch in enumerate(_batches(cache, count=12, chunking=chunking)):
         parsed = reader.parse_batch(
             tf.constant(stream[number * 4 : number * 4 + 4]), cache.manifest
         )
         inputs, wanted = targets.inputs_and_targets(parsed)
         expected = {name: value.numpy() for name, value in {**inputs, **wanted}.items()}
-        _assert_equal(batch, expected)
+        assert (LOSS_SHARES in batch) == (chunking.num_chunks > 1)
+        _assert_equal({name: batch[name] for name in batch if name != LOSS_SHARES}, expected)
         assert batch[records.INPUT_IDS].shape == (4, 60)
 
 
@@ -254,35 +257,57 @@ CASES = {
 }
 
 
-def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
-    """Trains one step on the same rows, padded and trimmed, and evaluates on both."""
-    settings = {"teacher": teacher, **CASES[case]}
+def _prepare(case: str, cache_dir: str, teacher: str, **changes) -> preparation.Preparation:
+    settings = {"teacher": teacher, **CASES[case], **changes}
     config = DistillConfig(
         output_dir="none",
         student=StudentConfig(init_from=teacher, student_layers=2),
         input_dir=cache_dir,
         **settings,
     )
-    run = preparation.prepare(config)
-    records_ = reader.evaluation_records(run.cache.directory, run.cache.manifest, "train")
+    return preparation.prepare(config)
+
+
+def _stored(run: preparation.Preparation) -> list[bytes]:
+    dataset = reader.evaluation_records(run.cache.directory, run.cache.manifest, "train")
+    return sorted(dataset.as_numpy_iterator(), key=lambda record: len(_input_ids(record)))
+
+
+def _parse(run: preparation.Preparation, serialized: list[bytes]) -> dict[str, tf.Tensor]:
     manifest, codec = run.cache.manifest, None
     if manifest.teacher_info is not None:
         codec = cache_codec.open_codec(run.cache.directory, manifest)
-    parsed = reader.parse_batch(tf.constant(_shortest(records_, 6)), manifest, codec)
+    return dict(reader.parse_batch(tf.constant(serialized), manifest, codec))
+
+
+def _arrays(batch: dict[str, tf.Tensor]) -> list[dict[str, np.ndarray]]:
+    parts = targets.inputs_and_targets(batch)
+    return [{name: value.numpy() for name, value in part.items()} for part in parts]
+
+
+def _expect_equal_changes(one: list[np.ndarray], two: list[np.ndarray]) -> None:
+    assert sum(np.abs(change).max() > 1e-2 for change in one) > 20
+    for first, second in zip(one, two, strict=True):
+        largest = max(1.0, np.abs(first).max())
+        np.testing.assert_allclose(second, first, rtol=1e-3, atol=1e-4 * largest)
+
+
+def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
+    """Trains one step on the same rows, padded and trimmed, and evaluates on both."""
+    run = _prepare(case, cache_dir, teacher)
+    # Of several lengths, the first of them shortest.
+    parsed = _parse(run, _stored(run)[:24:4])
     made = [parsed, targets.trim_batch(parsed, run.cache.manifest, 8)]
     assert made[1][records.INPUT_IDS].shape[1] <= 24 and made[0][records.INPUT_IDS].shape[1] == 60
     assert made[1][records.MASKED_LM_IDS].shape[1] < 8
     reports, changes = [], []
     for batch in made:
-        distiller = training._compile(run)
+        distiller = training.build_distiller(run)
         # A rate of 1 and no moments: what changes is the gradient.
         jit = keras.config.backend() == "jax"
         distiller.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=jit)
         before = [np.array(one) for one in distiller.trainable_variables]
-        inputs, wanted = (
-            {name: value.numpy() for name, value in part.items()}
-            for part in targets.inputs_and_targets(batch)
-        )
+        inputs, wanted = _arrays(batch)
         distiller.evaluate(tf.data.Dataset.from_tensors((inputs, wanted)), verbose=0)
         report = dict(distiller.evaluation_report())
         distiller.reset_metrics()
@@ -290,24 +315,44 @@ def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
         reports.append({**report, "trained": distiller.training_report()["loss"]})
         after = [np.array(one) for one in distiller.trainable_variables]
         changes.append([two - one for one, two in zip(before, after, strict=True)])
-    assert set(settings["losses"]) < set(reports[0])
+    assert set(CASES[case]["losses"]) < set(reports[0])
     for name, value in reports[0].items():
         np.testing.assert_allclose(reports[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    assert sum(np.abs(change).max() > 1e-2 for change in changes[0]) > 20
-    for one, two in zip(*changes, strict=True):
-        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(one).max()))
+    _expect_equal_changes(*changes)
 
 
-def _shortest(dataset: tf.data.Dataset, count: int) -> list[bytes]:
-    stored = sorted(dataset.as_numpy_iterator(), key=lambda record: len(_input_ids(record)))
-    # Of several lengths, the first of them shortest.
-    return stored[: 4 * count : 4]
+def expect_equal_updates(case: str, cache_dir: str, teacher: str) -> None:
+    """Makes two updates from a batch, at once and in three chunks of very different lengths."""
+    schedules = {name: WeightSchedule("linear", 0.5) for name in CASES[case]["losses"]}
+    run = _prepare(case, cache_dir, teacher, loss_schedules=schedules, num_train_steps=2)
+    stored = _stored(run)
+    whole = _parse(run, stored[:: len(stored) // 8][:9])
+    cut = targets.cut_group(whole, 3)
+    chunks = [{name: value[number] for name, value in cut.items()} for number in range(3)]
+    trimmed = [targets.trim_batch(chunk, run.cache.manifest, 8) for chunk in chunks]
+    assert len({chunk[records.INPUT_IDS].shape[1] for chunk in trimmed}) == 3
+    assert np.ptp(cut[LOSS_SHARES], axis=0).min() > 0.5
+    changes = []
+    for batches in ([whole], trimmed):
+        distiller = training.build_distiller(run, len(batches))
+        steps = len(batches) if len(batches) > 1 else None
+        distiller.compile(
+            optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps),
+            jit_compile=keras.config.backend() == "jax",
+        )
+        before = [np.array(one) for one in distiller.trainable_variables]
+        for batch in [*batches, *batches]:
+            distiller.train_on_batch(*_arrays(batch))
+        after = [np.array(one) for one in distiller.trainable_variables]
+        changes.append([two - one for one, two in zip(before, after, strict=True)])
+    _expect_equal_changes(*changes)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_equal(case, mixed_cache_dir, mixed_dir, still_teacher_dir):
     folder = mixed_cache_dir if case == "cached" else mixed_dir
     expect_equal_losses(case, str(folder), str(still_teacher_dir))
+    expect_equal_updates(case, str(folder), str(still_teacher_dir))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
@@ -318,7 +363,7 @@ def test_losses_and_gradients_are_equal_on_jax(
         "import sys; from tests.distill import test_length_batches as t; "
         "cached, plain, teacher = sys.argv[1:]; "
         "[t.expect_equal_losses(case, cached if case == 'cached' else plain, teacher) "
-        "for case in t.CASES]"
+        "for case in t.CASES]; t.expect_equal_updates('live', plain, teacher)"
     )
     environment = os.environ | {
         "KERAS_BACKEND": "jax",
@@ -366,7 +411,7 @@ def _lines(config: DistillConfig) -> list[dict]:
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
-    """Windows of ten batches, five updates: killed within the first and the second."""
+    """Updates of two batches, which are sorted together."""
     training.distill(config)
     wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
     for moment in (6, 11):
@@ -398,3 +443,51 @@ def test_evaluation_reports_the_same_numbers(config) -> None:
     assert reports[0].keys() == reports[1].keys()
     for name in reports[0].keys() - {"examples_per_second"}:
         assert reports[1][name] == pytest.approx(reports[0][name], rel=1e-5, abs=1e-6), name
+
+
+def test_training_is_that_of_padded_batches(config, tmp_path) -> None:
+    """The same examples make each update; eight lengths, one, and a batch of them all."""
+    changes = [
+        {},
+        {"length_buckets": 1},
+        {"length_buckets": 1, "train_batch_size": 8, "gradient_accumulation_steps": 1},
+    ]
+    made = []
+    for number, change in enumerate(changes):
+        folder = tmp_path / f"student{number}"
+        made.append(dataclasses.replace(config, output_dir=str(folder), **change))
+        training.distill(made[-1])
+    for other in made[1:]:
+        for one, two in zip(_lines(made[0]), _lines(other), strict=True):
+            assert one.keys() == two.keys()
+            for name in one.keys() - {"split"}:
+                assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-3), name
+
+
+def test_a_run_goes_on_in_other_chunks(config, monkeypatch, tmp_path) -> None:
+    """As where it began on another device."""
+    training.distill(config)
+    cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
+    counts, plan = [], targets.plan_chunks
+
+    def planned(*args, **settings):
+        counts.append(plan(*args, **settings).num_chunks)
+        return plan(*args, **settings)
+
+    def killed(bar, count=1):
+        if bar.n == 5:
+            raise KeyboardInterrupt
+        bar.n += count
+
+    monkeypatch.setattr(targets, "plan_chunks", planned)
+    monkeypatch.setitem(targets._CHUNK_COSTS, "cpu", 10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.tqdm.tqdm, "update", killed)
+        with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
+            training.distill(cut)
+    monkeypatch.setitem(targets._CHUNK_COSTS, "cpu", 0)
+    training.distill(cut)
+    assert counts == [2, 8]
+    for one, two in zip(_lines(config)[-3:], _lines(cut)[-3:], strict=True):
+        for name in one.keys() - {"split"}:
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-3), name

@@ -1,12 +1,12 @@
-"""The few sizes that batches are padded to, and windows of batches."""
+"""The few sizes that inputs are padded to, and into how many parts a batch is cut."""
 
-import itertools
-
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.storage import length_buckets
+from pipeline.storage.length_buckets import Chunking
 
 
 @given(st.integers(1, 2048), st.integers(1, 40))
@@ -54,19 +54,79 @@ def test_an_input_gets_the_next_length(max_seq_length: int, data: st.DataObject)
     assert not [size for size in lengths if length <= size < padded]
 
 
-def test_a_window_is_no_longer_than_an_epoch_or_the_buffer() -> None:
-    assert length_buckets.window_batches(10**6, 32, 10_000) == 32
-    assert length_buckets.window_batches(10**6, 384, 10_000) == 26
-    assert length_buckets.window_batches(100, 32, 10_000) == 3
-    assert length_buckets.window_batches(10, 32, 10_000) == 1
-    assert length_buckets.window_batches(10**6, 32, 1) == 1
+def test_groups_are_whole_parts_of_an_update() -> None:
+    """At most 512 examples, unless a batch has more."""
+    assert length_buckets.group_batches(32, 1) == 1
+    assert length_buckets.group_batches(4, 6) == 6
+    assert length_buckets.group_batches(32, 128) == 16
+    assert length_buckets.group_batches(8, 512) == 64
+    assert length_buckets.group_batches(100, 9) == 3
+    assert length_buckets.group_batches(384, 2) == 1
+    assert length_buckets.group_batches(1000, 3) == 1
 
 
-def test_orders_are_permutations_keyed_by_the_window() -> None:
-    first = list(itertools.islice(length_buckets.batch_orders(7, seed=3, start=0), 20))
-    assert all(sorted(order) == list(range(7)) for order in first)
-    assert len({tuple(order) for order in first}) > 15
-    rest = list(itertools.islice(length_buckets.batch_orders(7, seed=3, start=6), 14))
-    assert [order.tolist() for order in rest] == [order.tolist() for order in first[6:]]
-    other = list(itertools.islice(length_buckets.batch_orders(7, seed=4, start=0), 20))
-    assert [order.tolist() for order in other] != [order.tolist() for order in first]
+def _plan(lengths: list[int], **changes: int) -> Chunking:
+    settings = {
+        "batch_size": 32,
+        "num_batches": 1,
+        "max_seq_length": 512,
+        "num_lengths": 8,
+        "chunk_cost": 128,
+    }
+    return length_buckets.plan_chunks(np.array(lengths), **settings | changes)
+
+
+def test_lengths_all_alike_are_no_reason_to_cut() -> None:
+    for length in (10, 512):
+        assert _plan([length] * 50) == Chunking(32, 1, 8)
+        assert _plan([length] * 50, num_batches=4) == Chunking(128, 4, 8)
+
+
+def test_more_chunks_where_lengths_differ_and_chunks_are_cheap() -> None:
+    mixed = [60] * 90 + [500] * 10
+    counts = [_plan(mixed, chunk_cost=cost).num_chunks for cost in (0, 100, 1000, 10**6)]
+    assert counts[0] == 32
+    assert counts == sorted(counts, reverse=True)
+    assert counts[1] > counts[2] > counts[3] == 1
+    assert _plan(mixed, num_batches=4, chunk_cost=10**6).num_chunks == 4
+
+
+def test_one_length_and_no_inputs_leave_batches_as_they_are() -> None:
+    mixed = [60] * 90 + [500] * 10
+    assert _plan(mixed, num_lengths=1) == Chunking(32, 1, 1)
+    assert _plan(mixed, num_lengths=1, num_batches=2) == Chunking(64, 2, 1)
+    assert _plan([], num_batches=2) == Chunking(64, 2, 1)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.integers(0, 300),
+)
+def test_chunks_are_equal_parts_of_at_most_a_batch(
+    lengths: list[int], batch_size: int, num_batches: int, cost: int
+) -> None:
+    plan = _plan(
+        lengths,
+        batch_size=batch_size,
+        num_batches=num_batches,
+        max_seq_length=60,
+        chunk_cost=cost,
+    )
+    assert batch_size * num_batches % plan.group_size == 0
+    assert plan.group_size % plan.num_chunks == 0
+    assert plan.group_size // plan.num_chunks <= batch_size
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(0, 4), (500, 2), (3000, 1)])
+def test_the_example(cost: int, expected: int, monkeypatch) -> None:
+    """One chunk of 4 · 512 tokens, two of 2 · 64 and 2 · 512, four of 64, 64, 64 and 512."""
+
+    class Drawing:
+        def choice(self, lengths: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+            return np.tile(lengths, (shape[0], 1))
+
+    monkeypatch.setattr(length_buckets.seeding, "stream", lambda *key: Drawing())
+    plan = _plan([10, 500, 10, 10], batch_size=4, chunk_cost=cost)
+    assert plan == Chunking(4, expected, 8)

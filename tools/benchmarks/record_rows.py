@@ -11,6 +11,7 @@ from data_specs import records
 from pipeline.distill import targets
 from pipeline.storage import cache_codec, reader, serialization, writer
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import TRAIN
 from tools.benchmarks import ancestor_layout
 from tools.benchmarks.inputs import Inputs
@@ -122,7 +123,7 @@ def reading(inputs: Inputs, cache: CacheInput) -> Iterator[Row]:
     def ours() -> float:
         return _rate(
             targets.training_batches(
-                cache, batch_size=_BATCH_SIZE, seed=0, start=0, shuffle_buffer_size=1_000
+                cache, Chunking(_BATCH_SIZE), seed=0, start=0, shuffle_buffer_size=1_000
             )
         )
 

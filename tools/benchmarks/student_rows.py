@@ -18,6 +18,7 @@ from pipeline.distill import targets, training
 from pipeline.distill.preparation import prepare
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.length_buckets import Chunking
 from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.measurement import Row, alternate, compared
 
@@ -92,7 +93,7 @@ def _step_rate(config: DistillConfig, batch: Any) -> float:
 
 def _first_batch(cache: CacheInput, batch_size: int) -> Any:
     stream = targets.training_batches(
-        cache, batch_size=batch_size, seed=0, start=0, shuffle_buffer_size=1_000
+        cache, Chunking(batch_size), seed=0, start=0, shuffle_buffer_size=1_000
     )
     return next(iter(stream))
 
