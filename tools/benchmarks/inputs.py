@@ -93,10 +93,10 @@ class Inputs:
         path = self._examples(name, corpus)
         return cache_input.open_cache(str(path), None)
 
-    def cache(self, *, mixed: bool) -> CacheInput:
-        """Returns the teacher cache of these examples, k = 128, float16."""
+    def cache(self, *, mixed: bool, logit_encoding: str = "float16") -> CacheInput:
+        """Returns the teacher cache of these examples."""
         examples = self.examples(mixed=mixed).directory
-        output = self.work / f"cache-{examples.name}"
+        output = self.work / f"cache-{examples.name}-{logit_encoding}"
         processes.run(
             "create_teacher_output_data",
             input_dir=examples,
@@ -104,6 +104,7 @@ class Inputs:
             output_dir=output,
             compute_dtype="auto",
             truncation_factor=self.truncation_factor,
+            logit_encoding=logit_encoding,
         )
         return cache_input.open_cache(str(output), None)
 
