@@ -65,9 +65,10 @@ class Float16Codec(TopKCodec):
         if self.variable:
             counts = self.tensor_counts(tf, features, max_positions)
             ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
-            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts)
+            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts, NO_ID)
             logits = tf.cast(joined(tf, features[TOPK_LOGITS], "<f2"), tf.float32)
-            return self.spread(tf, ids, self.tensor_rows(tf, logits, counts), counts)
+            logits = self.tensor_rows(tf, logits, counts, NO_ID_LOGIT)
+            return self.spread(tf, ids, logits, counts)
         ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
         # Padded decoding knows no float16: the same bits, read as uint16.
         bits = _padded(self, tf, features[TOPK_LOGITS], np.dtype("<u2"), max_positions)
@@ -115,11 +116,13 @@ class Uint8Codec(TopKCodec):
         if self.variable:
             counts = self.tensor_counts(tf, features, max_positions)
             ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
-            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts)
+            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts, NO_ID)
             steps = tf.cast(joined(tf, features[TOPK_LOGITS], "|u1"), tf.int32)
             ranges = tf.cast(joined(tf, features[TOPK_RANGES], "<f2"), tf.float32)
-            steps = self.tensor_rows(tf, steps, counts)
-            return self.spread(tf, ids, self.steps.decode_tensors(tf, steps, ranges), counts)
+            steps = self.tensor_rows(tf, steps, counts, 0)
+            logits = self.steps.decode_tensors(tf, steps, ranges)
+            logits = tf.where(ids == NO_ID, NO_ID_LOGIT, logits)
+            return self.spread(tf, ids, logits, counts)
         ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
         steps = _padded(self, tf, features[TOPK_LOGITS], np.dtype("|u1"), max_positions)
         # Padded decoding knows no float16: the same bits, read as uint16.

@@ -68,8 +68,10 @@ class LogitSteps:
 
     def decode(self, steps: np.ndarray, ranges: np.ndarray) -> np.ndarray:
         """Returns logits, float32 [P, K], from numbers [P, K] and ranges float16 [P]."""
-        logits = self.distances[steps] * -ranges.astype(np.float32)[:, np.newaxis]
-        return np.where(steps == _NO_MASS, _NO_MASS_LOGIT, logits)
+        logits = self.distances.take(steps)
+        logits *= -ranges.astype(np.float32)[:, np.newaxis]
+        logits[steps == _NO_MASS] = _NO_MASS_LOGIT
+        return logits
 
     def decode_tensors(self, tf: Any, steps: Any, ranges: Any) -> Any:
         """Returns float32 [..., K], from numbers int32 [..., K] and ranges float32 [...]."""
