@@ -135,10 +135,11 @@ class CompactCodec(TopKCodec):
         else:
             real = tf.strings.length(features[TOPK_RANGES]) // 2
             counts = tf.sequence_mask(real, max_positions, dtype=tf.int32) * width
-        totals = tf.reduce_sum(counts, axis=-1)
         payload = tf.io.decode_compressed(features[TOPK_IDS], "ZLIB")
-        short = tf.strings.substr(payload, tf.zeros_like(totals), totals)
-        rest = tf.strings.substr(payload, totals, tf.strings.length(payload) - totals)
+        lengths = tf.strings.length(payload)
+        ends = tf.minimum(tf.reduce_sum(counts, axis=-1), lengths)
+        short = tf.strings.substr(payload, tf.zeros_like(ends), ends)
+        rest = tf.strings.substr(payload, ends, lengths - ends)
         steps = tf.io.decode_compressed(features[TOPK_LOGITS], "ZLIB")
         parts = [
             joined(tf, short, "|u1"),
@@ -151,7 +152,14 @@ class CompactCodec(TopKCodec):
         # TensorFlow's sort takes longer than all the rest, NumPy's next to nothing. Both
         # it and the other operations on a batch let go of Python's lock.
         ids, logits = tf.numpy_function(self._unpack, parts, [tf.int32, tf.float32], stateful=False)
-        return self.spread(tf, ids, logits, counts)
+        rows = tf.math.count_nonzero(counts, axis=-1)
+        padded = (
+            tf.RaggedTensor.from_row_lengths(values, rows, validate=False).to_tensor(
+                shape=[None, max_positions, width]
+            )
+            for values in (ids, logits)
+        )
+        return tuple(padded)
 
     def _unpack(
         self,

@@ -166,7 +166,7 @@ class TopKCodec(abc.ABC):
         return tf.cast(counts, tf.int32)
 
     def tensor_rows(self, tf: Any, flat: Any, counts: Any, fill: float) -> Any:
-        """Cuts the values of a batch of records into the rows of real positions; see `rows`.
+        """Cuts the values of a batch of records into rows, as `rows` does those of one.
 
         Args:
             tf: the TensorFlow module.
@@ -175,30 +175,16 @@ class TopKCodec(abc.ABC):
             fill: what stands behind them.
 
         Returns:
-            [R, K] for R real positions.
+            [B, P, K], 0 at padding.
         """
-        columns = tf.range(self.truncation_factor)
-        real = tf.boolean_mask(counts, counts > 0)[:, tf.newaxis]
-        starts = tf.cumsum(real) - real
-        rows = tf.gather(flat, tf.minimum(starts + columns, tf.size(flat) - 1))
-        return tf.where(columns < real, rows, tf.cast(fill, flat.dtype))
-
-    def spread(self, tf: Any, ids: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
-        """Puts the rows of real positions where they belong in a batch.
-
-        Args:
-            tf: the TensorFlow module.
-            ids: int32 [R, K].
-            logits: float32 [R, K].
-            counts: int32 [B, P], 0 at padding.
-
-        Returns:
-            int32 and float32 [B, P, K], 0 at padding.
-        """
-        places, width = tf.where(counts > 0), self.truncation_factor
-        shape = tf.cast(tf.concat([tf.shape(counts), [width]], axis=0), tf.int64)
-        spread = (tf.scatter_nd(places, values, shape) for values in (ids, logits))
-        return tuple(tf.ensure_shape(values, (None, counts.shape[1], width)) for values in spread)
+        # Fails where n is not the sum of the counts. What follows would read on behind them,
+        # and graphs lose a reshape that might have failed.
+        flat = tf.split(flat, tf.stack([tf.reduce_sum(counts), 0]))[0]
+        width, fill = self.truncation_factor, tf.cast(fill, flat.dtype)
+        ragged = tf.RaggedTensor.from_row_lengths(flat, tf.reshape(counts, [-1]), validate=False)
+        rows = ragged.to_tensor(fill, shape=[None, width])
+        rows = tf.reshape(rows, (-1, counts.shape[1], width))
+        return tf.where(counts[..., tf.newaxis] > 0, rows, tf.zeros([], flat.dtype))
 
 
 def joined(tf: Any, content: Any, dtype: np.dtype | str) -> Any:
