@@ -114,18 +114,16 @@ class Uint8Codec(TopKCodec):
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
         # Padded decoding knows no float16: the same bits, read as uint16.
         bits = tf.io.decode_raw(features[TOPK_RANGES], tf.uint16, fixed_length=max_positions * 2)
-        ranges = tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
+        ranges = tf.bitcast(bits, tf.float16)
         if self.variable:
             counts = self.tensor_counts(tf, features, max_positions)
             ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
             ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts, NO_ID)
             steps = self.tensor_rows(tf, joined(tf, features[TOPK_LOGITS], "|u1"), counts, 0)
-            steps = tf.cast(steps, tf.int32)
             logits = self.steps.decode_tensors(tf, steps, ranges)
             return ids, tf.where(ids == NO_ID, NO_ID_LOGIT, logits)
         ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
         steps = _padded(self, tf, features[TOPK_LOGITS], np.dtype("|u1"), max_positions)
-        steps = tf.cast(steps, tf.int32)
         return tf.cast(ids, tf.int32), self.steps.decode_tensors(tf, steps, ranges)
 
 

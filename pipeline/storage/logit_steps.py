@@ -67,16 +67,17 @@ class LogitSteps:
         return np.where(present & ~near, _NO_MASS, steps).astype(np.uint8), ranges
 
     def decode(self, steps: np.ndarray, ranges: np.ndarray) -> np.ndarray:
-        """Returns logits, float32 [P, K], from numbers [P, K] and ranges float16 [P]."""
+        """Returns logits, float32 [..., P, K], from numbers [..., P, K] and float16 [..., P]."""
         logits = self.distances.take(steps)
-        logits *= -ranges.astype(np.float32)[:, np.newaxis]
+        logits *= -ranges.astype(np.float32)[..., np.newaxis]
         logits[steps == _NO_MASS] = _NO_MASS_LOGIT
         return logits
 
     def decode_tensors(self, tf: Any, steps: Any, ranges: Any) -> Any:
-        """Returns float32 [..., K], from numbers int32 [..., K] and ranges float32 [...]."""
-        logits = tf.gather(tf.constant(self.distances), steps) * -ranges[..., tf.newaxis]
-        return tf.where(steps == _NO_MASS, _NO_MASS_LOGIT, logits)
+        """Does the same with tensors: uint8 [B, P, K] and float16 [B, P]."""
+        # TensorFlow's gather takes six times as long.
+        logits = tf.numpy_function(self.decode, [steps, ranges], tf.float32, stateful=False)
+        return tf.ensure_shape(logits, steps.shape)
 
 
 def read_ranges(content: bytes, num_positions: int) -> np.ndarray:
