@@ -14,6 +14,7 @@ serialisation does. A TFRecord is
     uint64 length | uint32 masked crc32c(length) | data | uint32 masked crc32c(data)
 """
 
+import functools
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,16 @@ def _delimited(tag: bytes, content: bytes) -> bytes:
     return tag + _varint(len(content)) + content
 
 
+@functools.lru_cache(maxsize=16_384)
+def _entry_prefix(name: str, length: int) -> bytes:
+    """Returns what stands before a feature's value: a record has few names and lengths."""
+    value = _BYTES_FIELD_1 + _varint(length)
+    bytes_list = _BYTES_FIELD_1 + _varint(len(value) + length) + value
+    feature = _BYTES_FIELD_2 + _varint(len(bytes_list) + length) + bytes_list
+    key = _delimited(_BYTES_FIELD_1, name.encode("utf-8"))
+    return _BYTES_FIELD_1 + _varint(len(key) + len(feature) + length) + key + feature
+
+
 def encode_example(features: Mapping[str, bytes]) -> bytes:
     """Serialises bytes features as a `tf.train.Example`.
 
@@ -54,13 +65,13 @@ def encode_example(features: Mapping[str, bytes]) -> bytes:
     Returns:
         the bytes that TensorFlow's deterministic serialisation gives.
     """
-    entries = []
+    parts = []
     for name in sorted(features):
-        key = _delimited(_BYTES_FIELD_1, name.encode("utf-8"))
-        bytes_list = _delimited(_BYTES_FIELD_1, features[name])
-        feature = _delimited(_BYTES_FIELD_1, bytes_list)
-        entries.append(_delimited(_BYTES_FIELD_1, key + _delimited(_BYTES_FIELD_2, feature)))
-    return _delimited(_BYTES_FIELD_1, b"".join(entries))
+        value = features[name]
+        parts += (_entry_prefix(name, len(value)), value)
+    # Values are copied once only.
+    length = sum(map(len, parts))
+    return b"".join((_BYTES_FIELD_1, _varint(length), *parts))
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
