@@ -103,7 +103,7 @@ def split_rows(values: np.ndarray, present: np.ndarray, row_splits: np.ndarray) 
         present: bool [positions, K].
         row_splits: int [records + 1], where each record's positions begin.
     """
-    return [
-        values[start:end][present[start:end]].tobytes()
-        for start, end in itertools.pairwise(row_splits)
-    ]
+    bounds = itertools.pairwise(row_splits)
+    if present.all():
+        return [values[start:end].tobytes() for start, end in bounds]
+    return [values[start:end][present[start:end]].tobytes() for start, end in bounds]
