@@ -22,6 +22,8 @@ from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec, joined
 
 # A gap of at least this is written behind the others.
 _LONG = 255
+# Of a byte, and of one more for what is not there.
+_STEP_BITS = 9
 
 
 def _compress(content: bytes) -> bytes:
@@ -80,16 +82,21 @@ class CompactCodec(TopKCodec):
     def _rank_bits(self) -> int:
         return (self.vocab_size - 1).bit_length()
 
+    @property
+    def _key_dtype(self) -> type[np.signedinteger]:
+        """Of a rank and a step in one number."""
+        return np.int32 if self._rank_bits + _STEP_BITS < 32 else np.int64
+
     def _encode(
         self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
     ) -> list[dict[str, bytes]]:
         steps, ranges = self.steps.encode(shifted, present)
-        # What is not there comes last.
-        ranks = np.where(present, self._ranks[ids], self.vocab_size)
-        order = np.argsort(ranks, axis=-1, kind="stable")
-        ranks, steps, present = (
-            np.take_along_axis(values, order, axis=-1) for values in (ranks, steps, present)
-        )
+        # What is not there comes last. The rank and the step in one number, as in `_unpack`.
+        ranks = np.where(present, self._ranks.take(ids), self.vocab_size).astype(self._key_dtype)
+        keys = ranks << 8 | steps
+        keys.sort(axis=-1)
+        ranks, steps = keys >> 8, keys.astype(np.uint8)
+        present = ranks < self.vocab_size
         gaps = np.diff(ranks, axis=-1, prepend=-1) - 1
         short = np.minimum(gaps, _LONG).astype(np.uint8)
         splits = present, row_splits
@@ -200,9 +207,9 @@ class CompactCodec(TopKCodec):
         """Returns ascending ranks, and 0 where there is no id; args as `_unpack`.
 
         Returns:
-            int32 [R, K]; int64 where a step, of 9 bits, and a rank need more.
+            int [R, K], with room for a step.
         """
-        gaps = gaps.astype(np.int32 if self._rank_bits <= 22 else np.int64)
+        gaps = gaps.astype(self._key_dtype)
         columns = np.arange(self.truncation_factor, dtype=gaps.dtype)
         places = np.flatnonzero(gaps == _LONG)
         if len(long) != len(places):
