@@ -70,6 +70,7 @@ LAYERS = (
         "pipeline.text.windows",
         "pipeline.text.masking",
         "pipeline.text.window_masking",
+        "pipeline.text.window_batches",
         "pipeline.text.document_masker",
         "pipeline.text.shard_plan",
         "pipeline.text.masked_examples",

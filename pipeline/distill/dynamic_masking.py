@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.storage import token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import MANIFEST_FILE
-from pipeline.text import masking, tokenizers, window_masking
+from pipeline.text import masking, tokenizers, window_batches, window_masking
 
 # Whose masks are drawn: two purposes never share random numbers.
 TRAINING = "mask"
@@ -75,35 +75,32 @@ class WindowReader:
             zip(_NAMES, (manifest.max_seq_length, 2, positions, positions), strict=True)
         )
 
-    def mask(
-        self, features: Mapping[str, bytes], epoch: int
-    ) -> tuple[window_masking.WindowInput, window_masking.MaskedWindow]:
-        """Masks one window.
+    def _mask_rows(self, epochs: np.ndarray, *features: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns a batch as arrays in the order of `_NAMES`, then the weights.
 
         Args:
-            features: of its record.
-            epoch: from 0; another epoch has other masks.
+            epochs: int64 [B].
+            *features: bytes [B], in the order of `_STORED`.
         """
-        window = window_masking.decode_window(features, self._id_dtype)
-        words = window_masking.maskable_words(window, self._policy, self._is_special)
-        random = seeding.stream(self._seed, self._purpose, features[records.EXAMPLE_ID], epoch)
-        masked = window_masking.mask_window(
-            window, words, self._policy, random, token_weights=self._token_weights
+        example_ids, *columns = (values.tolist() for values in features)
+        windows = window_batches.decode_windows(*columns, self._id_dtype)
+        keys = zip(example_ids, epochs.tolist(), strict=True)
+        masked = window_batches.mask_windows(
+            windows,
+            self._policy,
+            self._is_special,
+            seeding.streams(self._seed, self._purpose, keys),
+            token_weights=self._token_weights,
         )
-        return window, masked
-
-    def _mask_rows(self, epochs: np.ndarray, *features: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns a batch as arrays in the order of `_NAMES`, then the weights."""
-        batch = [np.zeros((len(epochs), width), np.int32) for width in self._widths.values()]
-        weights = np.zeros((len(epochs), self._widths[records.MASKED_LM_IDS]), np.float32)
-        rows = zip(*(values.tolist() for values in features), strict=True)
-        for row, (epoch, values) in enumerate(zip(epochs.tolist(), rows, strict=True)):
-            window, masked = self.mask(dict(zip(_STORED, values, strict=True)), epoch)
-            parts = (masked.input_ids, window.segment_lengths, masked.positions, masked.labels)
-            for array, part in zip(batch, parts, strict=True):
-                array[row, : len(part)] = part
-            weights[row, : len(masked.labels)] = 1.0
-        return *batch, weights
+        length, num_positions = self._widths[records.INPUT_IDS], self._widths[records.MASKED_LM_IDS]
+        real = np.arange(num_positions) < masked.counts[:, np.newaxis]
+        return (
+            window_batches.pad_rows(masked.input_ids, windows.lengths, length),
+            windows.segment_lengths,
+            window_batches.pad_rows(masked.positions, masked.counts, num_positions),
+            window_batches.pad_rows(masked.labels, masked.counts, num_positions),
+            real.astype(np.float32),
+        )
 
     def parse_batch(self, serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
         """Decodes and masks a batch of records, to padded tensors.

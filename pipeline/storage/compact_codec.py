@@ -22,6 +22,8 @@ from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec, joined
 
 # A gap of at least this is written behind the others.
 _LONG = 255
+# Of a byte, and of one more for what is not there.
+_STEP_BITS = 9
 
 
 def _compress(content: bytes) -> bytes:
@@ -76,16 +78,25 @@ class CompactCodec(TopKCodec):
         ranks[self._tokens] = np.arange(self.vocab_size)
         return ranks
 
+    @property
+    def _rank_bits(self) -> int:
+        return (self.vocab_size - 1).bit_length()
+
+    @property
+    def _key_dtype(self) -> type[np.signedinteger]:
+        """Of a rank and a step in one number."""
+        return np.int32 if self._rank_bits + _STEP_BITS < 32 else np.int64
+
     def _encode(
         self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
     ) -> list[dict[str, bytes]]:
         steps, ranges = self.steps.encode(shifted, present)
-        # What is not there comes last.
-        ranks = np.where(present, self._ranks[ids], self.vocab_size)
-        order = np.argsort(ranks, axis=-1, kind="stable")
-        ranks, steps, present = (
-            np.take_along_axis(values, order, axis=-1) for values in (ranks, steps, present)
-        )
+        # What is not there comes last. The rank and the step in one number, as in `_unpack`.
+        ranks = np.where(present, self._ranks.take(ids), self.vocab_size).astype(self._key_dtype)
+        keys = ranks << 8 | steps
+        keys.sort(axis=-1)
+        ranks, steps = keys >> 8, keys.astype(np.uint8)
+        present = ranks < self.vocab_size
         gaps = np.diff(ranks, axis=-1, prepend=-1) - 1
         short = np.minimum(gaps, _LONG).astype(np.uint8)
         splits = present, row_splits
@@ -113,37 +124,15 @@ class CompactCodec(TopKCodec):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks one record; see `TopKCodec.decode`."""
         counts = self.counts(features, num_positions)
-        total = int(counts.sum())
-        steps = np.frombuffer(_decompress(features[TOPK_LOGITS], total), np.uint8)
-        steps = self.rows(steps.astype(np.int64), counts, _LONG + 1)
-        ranges = logit_steps.read_ranges(features[TOPK_RANGES], num_positions)
-        ids = self._decode_ids(features[TOPK_IDS], counts)
-        # Stable: equal steps stay in the order of their ranks.
-        order = np.argsort(steps, axis=-1, kind="stable")
-        steps = np.take_along_axis(steps, order, axis=-1)
-        logits = self.steps.decode(np.minimum(steps, _LONG), ranges)
-        return (
-            np.take_along_axis(ids, order, axis=-1),
-            np.where(steps > _LONG, np.float32(NO_ID_LOGIT), logits),
-        )
-
-    def _decode_ids(self, content: bytes, counts: np.ndarray) -> np.ndarray:
-        """Returns ids, int32 [P, K], in the order of their ranks."""
         total, dtype = int(counts.sum()), id_dtype(self.vocab_size)
-        payload = _decompress(content, total * (1 + dtype.itemsize))
-        gaps = np.frombuffer(payload[:total], np.uint8).astype(np.int64)
-        long = np.frombuffer(payload[total:], dtype)
-        if len(long) != (gaps == _LONG).sum():
-            raise ValueError(
-                f"expected {(gaps == _LONG).sum()} long gaps of ranks, received {len(long)}"
-            )
-        gaps[gaps == _LONG] = long
-        gaps = self.rows(gaps, counts, 0)
-        ranks = np.cumsum(gaps + 1, axis=-1) - 1
-        present = np.arange(self.truncation_factor) < counts[:, np.newaxis]
-        if (gaps < 0).any() or (ranks[present] >= self.vocab_size).any():
-            raise ValueError(f"expected ranks of {self.vocab_size} tokens, received others")
-        return np.where(present, self._tokens[np.where(present, ranks, 0)], np.int32(NO_ID))
+        payload = _decompress(features[TOPK_IDS], total * (1 + dtype.itemsize))
+        return self._unpack(
+            np.frombuffer(payload[:total], np.uint8),
+            np.frombuffer(payload[total:], dtype),
+            np.frombuffer(_decompress(features[TOPK_LOGITS], total), np.uint8),
+            logit_steps.read_ranges(features[TOPK_RANGES], num_positions),
+            counts,
+        )
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
@@ -153,28 +142,86 @@ class CompactCodec(TopKCodec):
         else:
             real = tf.strings.length(features[TOPK_RANGES]) // 2
             counts = tf.sequence_mask(real, max_positions, dtype=tf.int32) * width
-        # Padding costs nothing: all work is on the rows of real positions.
-        present = self.present_tensor(tf, counts)
-        gaps = self.tensor_rows(tf, self._tensor_gaps(tf, features, counts), counts)
-        ranks = tf.cumsum(gaps + 1, axis=-1) - 1
-        ids = tf.gather(tf.constant(self._tokens), tf.where(present, ranks, 0))
-        steps = tf.io.decode_compressed(features[TOPK_LOGITS], "ZLIB")
-        steps = self.tensor_rows(tf, tf.cast(joined(tf, steps, "|u1"), tf.int32), counts)
-        # The step and its column in one number: sorting numbers is faster than finding an
-        # order, and of equal steps the first column stays first.
-        keys = tf.where(present, steps, _LONG + 1) * width + tf.range(width)
-        keys = -tf.math.top_k(-keys, width).values
-        ids = tf.gather(ids, keys % width, batch_dims=1)
-        ranges = tf.cast(joined(tf, features[TOPK_RANGES], "<f2"), tf.float32)
-        logits = self.steps.decode_tensors(tf, tf.minimum(keys // width, _LONG), ranges)
-        return self.spread(tf, ids, logits, counts)
-
-    def _tensor_gaps(self, tf: Any, features: dict[str, Any], counts: Any) -> Any:
-        """Returns the gaps of all records, int32 [n], row after row."""
         payload = tf.io.decode_compressed(features[TOPK_IDS], "ZLIB")
-        totals = tf.reduce_sum(counts, axis=-1)
-        gaps = joined(tf, tf.strings.substr(payload, tf.zeros_like(totals), totals), "|u1")
-        gaps = tf.cast(gaps, tf.int32)
-        rest = tf.strings.substr(payload, totals, tf.strings.length(payload) - totals)
-        long = tf.cast(joined(tf, rest, id_dtype(self.vocab_size)), tf.int32)
-        return tf.tensor_scatter_nd_update(gaps, tf.where(gaps == _LONG), long)
+        lengths = tf.strings.length(payload)
+        ends = tf.minimum(tf.reduce_sum(counts, axis=-1), lengths)
+        short = tf.strings.substr(payload, tf.zeros_like(ends), ends)
+        rest = tf.strings.substr(payload, ends, lengths - ends)
+        steps = tf.io.decode_compressed(features[TOPK_LOGITS], "ZLIB")
+        parts = [
+            joined(tf, short, "|u1"),
+            joined(tf, rest, id_dtype(self.vocab_size)),
+            joined(tf, steps, "|u1"),
+            joined(tf, features[TOPK_RANGES], "<f2"),
+            # Padding costs nothing: all work is on the rows of real positions.
+            tf.boolean_mask(counts, counts > 0),
+        ]
+        # TensorFlow's sort takes longer than all the rest, NumPy's next to nothing. Both
+        # it and the other operations on a batch let go of Python's lock.
+        ids, logits = tf.numpy_function(self._unpack, parts, [tf.int32, tf.float32], stateful=False)
+        rows = tf.math.count_nonzero(counts, axis=-1)
+        padded = (
+            tf.RaggedTensor.from_row_lengths(values, rows, validate=False).to_tensor(
+                shape=[None, max_positions, width]
+            )
+            for values in (ids, logits)
+        )
+        return tuple(padded)
+
+    def _unpack(
+        self,
+        gaps: np.ndarray,
+        long: np.ndarray,
+        steps: np.ndarray,
+        ranges: np.ndarray,
+        counts: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks what is stored of R positions.
+
+        Args:
+            gaps: uint8 [n], row after row.
+            long: the gaps that are 255 there.
+            steps: uint8 [n].
+            ranges: float16 [R].
+            counts: int [R], how many ids each row has.
+
+        Returns:
+            ids int32 [R, K] and logits float32 [R, K], descending.
+        """
+        ranks, bits = self._unpack_ranks(gaps, long, counts), self._rank_bits
+        # The step and the rank in one number: sorting numbers is faster than finding an
+        # order, and of equal steps the first rank stays first. In place, as fresh memory
+        # takes longer to get than all this to compute.
+        keys = self.rows(steps.astype(ranks.dtype), counts, _LONG + 1)
+        keys <<= bits
+        keys |= ranks
+        keys.sort(axis=-1)
+        ids = self._tokens.take(np.bitwise_and(keys, (1 << bits) - 1, out=ranks))
+        keys >>= bits
+        absent = keys > _LONG
+        logits = self.steps.decode(np.minimum(keys, _LONG, out=keys), ranges)
+        ids[absent], logits[absent] = NO_ID, NO_ID_LOGIT
+        return ids, logits
+
+    def _unpack_ranks(self, gaps: np.ndarray, long: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Returns ascending ranks, and 0 where there is no id; args as `_unpack`.
+
+        Returns:
+            int [R, K], with room for a step.
+        """
+        gaps = gaps.astype(self._key_dtype)
+        columns = np.arange(self.truncation_factor, dtype=gaps.dtype)
+        places = np.flatnonzero(gaps == _LONG)
+        if len(long) != len(places):
+            raise ValueError(f"expected {len(places)} long gaps of ranks, received {len(long)}")
+        gaps[places] = long
+        # Before sums, that they may not overflow.
+        fits = gaps.min(initial=0) >= 0 and gaps.max(initial=0) < self.vocab_size
+        ranks = self.rows(gaps, counts, 0)
+        np.cumsum(ranks, axis=-1, dtype=ranks.dtype, out=ranks)
+        ranks += columns
+        if self.variable:
+            ranks[columns >= counts[:, np.newaxis]] = 0
+        if not fits or ranks.max(initial=0) >= self.vocab_size:
+            raise ValueError(f"expected ranks of {self.vocab_size} tokens, received others")
+        return ranks

@@ -65,9 +65,9 @@ class Float16Codec(TopKCodec):
         if self.variable:
             counts = self.tensor_counts(tf, features, max_positions)
             ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
-            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts)
+            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts, NO_ID)
             logits = tf.cast(joined(tf, features[TOPK_LOGITS], "<f2"), tf.float32)
-            return self.spread(tf, ids, self.tensor_rows(tf, logits, counts), counts)
+            return ids, self.tensor_rows(tf, logits, counts, NO_ID_LOGIT)
         ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
         # Padded decoding knows no float16: the same bits, read as uint16.
         bits = _padded(self, tf, features[TOPK_LOGITS], np.dtype("<u2"), max_positions)
@@ -112,21 +112,19 @@ class Uint8Codec(TopKCodec):
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
+        # Padded decoding knows no float16: the same bits, read as uint16.
+        bits = tf.io.decode_raw(features[TOPK_RANGES], tf.uint16, fixed_length=max_positions * 2)
+        ranges = tf.bitcast(bits, tf.float16)
         if self.variable:
             counts = self.tensor_counts(tf, features, max_positions)
             ids = joined(tf, features[TOPK_IDS], id_dtype(self.vocab_size))
-            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts)
-            steps = tf.cast(joined(tf, features[TOPK_LOGITS], "|u1"), tf.int32)
-            ranges = tf.cast(joined(tf, features[TOPK_RANGES], "<f2"), tf.float32)
-            steps = self.tensor_rows(tf, steps, counts)
-            return self.spread(tf, ids, self.steps.decode_tensors(tf, steps, ranges), counts)
+            ids = self.tensor_rows(tf, tf.cast(ids, tf.int32), counts, NO_ID)
+            steps = self.tensor_rows(tf, joined(tf, features[TOPK_LOGITS], "|u1"), counts, 0)
+            logits = self.steps.decode_tensors(tf, steps, ranges)
+            return ids, tf.where(ids == NO_ID, NO_ID_LOGIT, logits)
         ids = _padded(self, tf, features[TOPK_IDS], id_dtype(self.vocab_size), max_positions)
         steps = _padded(self, tf, features[TOPK_LOGITS], np.dtype("|u1"), max_positions)
-        # Padded decoding knows no float16: the same bits, read as uint16.
-        bits = tf.io.decode_raw(features[TOPK_RANGES], tf.uint16, fixed_length=max_positions * 2)
-        ranges = tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
-        logits = self.steps.decode_tensors(tf, tf.cast(steps, tf.int32), ranges)
-        return tf.cast(ids, tf.int32), logits
+        return tf.cast(ids, tf.int32), self.steps.decode_tensors(tf, steps, ranges)
 
 
 def _plain_ids(codec: TopKCodec, features: dict[str, bytes], counts: np.ndarray) -> np.ndarray:

@@ -43,6 +43,23 @@ class LogitSteps:
         parts = np.minimum(np.arange(256) / self.last, 1.0)
         return (-np.log1p(parts * np.expm1(-self.bend)) / self.bend).astype(np.float32)
 
+    @functools.cached_property
+    def _middles(self) -> np.ndarray:
+        """float32 [last + 1]: what is above a number's middle is nearer to the next one."""
+        known = self.distances[: self.last + 1]
+        return np.append((known[1:] + known[:-1]) / 2, np.float32(np.inf))
+
+    @functools.cached_property
+    def _first_numbers(self) -> np.ndarray:
+        """uint8 [n + 1]: the number nearest to each n-th part of the range, from 0 on.
+
+        n is a power of 2 so large that the number changes at most once between two parts.
+        """
+        shortest = np.diff(self._middles[:-1]).min(initial=1.0)
+        parts = 2 ** int(np.ceil(-np.log2(shortest)) + 1)
+        edges = np.arange(parts + 1, dtype=np.float32) / np.float32(parts)
+        return np.searchsorted(self._middles, edges).astype(np.uint8)
+
     @property
     def half_step(self) -> float:
         """Half of the longest step, in parts of the range."""
@@ -60,21 +77,33 @@ class LogitSteps:
         ranges = distances.max(axis=-1, initial=0.0).astype("<f2")
         # A range that float16 rounds to 0 is of equal logits.
         scales = np.where(ranges > 0, ranges, np.float16(1.0)).astype(np.float32)
-        known = self.distances[: self.last + 1]
-        middles = (known[1:] + known[:-1]) / 2
-        steps = np.searchsorted(middles, distances / scales[:, np.newaxis])
+        steps = self._nearest(distances / scales[:, np.newaxis])
         steps = np.where(ranges[:, np.newaxis] > 0, steps, 0)
         return np.where(present & ~near, _NO_MASS, steps).astype(np.uint8), ranges
 
+    def _nearest(self, distances: np.ndarray) -> np.ndarray:
+        """Returns the nearest numbers, uint8, to distances in parts of the range.
+
+        As `np.searchsorted` among the middles finds them, in a fifth of the time.
+        """
+        numbers, parts = self._first_numbers, len(self._first_numbers) - 1
+        places = (distances * np.float32(parts)).astype(np.int32)
+        steps = numbers.take(np.minimum(places, parts, out=places))
+        steps += self._middles.take(steps) < distances
+        return steps
+
     def decode(self, steps: np.ndarray, ranges: np.ndarray) -> np.ndarray:
-        """Returns logits, float32 [P, K], from numbers [P, K] and ranges float16 [P]."""
-        logits = self.distances[steps] * -ranges.astype(np.float32)[:, np.newaxis]
-        return np.where(steps == _NO_MASS, _NO_MASS_LOGIT, logits)
+        """Returns logits, float32 [..., P, K], from numbers [..., P, K] and float16 [..., P]."""
+        logits = self.distances.take(steps)
+        logits *= -ranges.astype(np.float32)[..., np.newaxis]
+        logits[steps == _NO_MASS] = _NO_MASS_LOGIT
+        return logits
 
     def decode_tensors(self, tf: Any, steps: Any, ranges: Any) -> Any:
-        """Returns float32 [..., K], from numbers int32 [..., K] and ranges float32 [...]."""
-        logits = tf.gather(tf.constant(self.distances), steps) * -ranges[..., tf.newaxis]
-        return tf.where(steps == _NO_MASS, _NO_MASS_LOGIT, logits)
+        """Does the same with tensors: uint8 [B, P, K] and float16 [B, P]."""
+        # TensorFlow's gather takes six times as long.
+        logits = tf.numpy_function(self.decode, [steps, ranges], tf.float32, stateful=False)
+        return tf.ensure_shape(logits, steps.shape)
 
 
 def read_ranges(content: bytes, num_positions: int) -> np.ndarray:
@@ -100,7 +129,7 @@ def split_rows(values: np.ndarray, present: np.ndarray, row_splits: np.ndarray) 
         present: bool [positions, K].
         row_splits: int [records + 1], where each record's positions begin.
     """
-    return [
-        values[start:end][present[start:end]].tobytes()
-        for start, end in itertools.pairwise(row_splits)
-    ]
+    bounds = itertools.pairwise(row_splits)
+    if present.all():
+        return [values[start:end].tobytes() for start, end in bounds]
+    return [values[start:end][present[start:end]].tobytes() for start, end in bounds]

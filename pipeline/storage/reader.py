@@ -127,19 +127,7 @@ def parse_batch(
     parsed = tf.io.parse_example(
         serialized, {name: tf.io.FixedLenFeature([], tf.string) for name in features}
     )
-    positions = manifest.max_predictions_per_seq
-    lengths = {
-        records.INPUT_IDS: manifest.max_seq_length,
-        records.SEGMENT_LENGTHS: 2,
-        records.MASKED_LM_POSITIONS: positions,
-        records.MASKED_LM_IDS: positions,
-    }
-    batch = {
-        name: tf.cast(_decode(parsed[name], features[name], manifest.vocab.size, length), tf.int32)
-        for name, length in lengths.items()
-    }
-    count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
-    batch[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, positions, dtype=tf.float32)
+    batch = _decode_examples(parsed, features, manifest)
     if manifest.teacher_info is not None:
         batch.update(_decode_teacher(parsed, features, manifest, codec))
         real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
@@ -147,6 +135,25 @@ def parse_batch(
         tails = tf.where(real, batch[records.LOG_TAIL_MASSES], -float("inf"))
         batch[records.LOG_TAIL_MASSES] = tails
     return batch
+
+
+def _decode_examples(
+    parsed: Mapping[str, tf.Tensor], features: Mapping[str, records.Feature], manifest: Manifest
+) -> dict[str, tf.Tensor]:
+    positions = manifest.max_predictions_per_seq
+    lengths = {
+        records.INPUT_IDS: manifest.max_seq_length,
+        records.SEGMENT_LENGTHS: 2,
+        records.MASKED_LM_POSITIONS: positions,
+        records.MASKED_LM_IDS: positions,
+    }
+    decoded = {
+        name: tf.cast(_decode(parsed[name], features[name], manifest.vocab.size, length), tf.int32)
+        for name, length in lengths.items()
+    }
+    count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
+    decoded[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, positions, dtype=tf.float32)
+    return decoded
 
 
 def _decode_teacher(

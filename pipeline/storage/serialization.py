@@ -46,6 +46,16 @@ def _delimited(tag: bytes, content: bytes) -> bytes:
     return tag + _varint(len(content)) + content
 
 
+@functools.lru_cache(maxsize=16_384)
+def _entry_prefix(name: str, length: int) -> bytes:
+    """Returns what stands before a feature's value: a record has few names and lengths."""
+    value = _BYTES_FIELD_1 + _varint(length)
+    bytes_list = _BYTES_FIELD_1 + _varint(len(value) + length) + value
+    feature = _BYTES_FIELD_2 + _varint(len(bytes_list) + length) + bytes_list
+    key = _delimited(_BYTES_FIELD_1, name.encode("utf-8"))
+    return _BYTES_FIELD_1 + _varint(len(key) + len(feature) + length) + key + feature
+
+
 def encode_example(features: Mapping[str, bytes]) -> bytes:
     """Serialises bytes features as a `tf.train.Example`.
 
@@ -57,20 +67,11 @@ def encode_example(features: Mapping[str, bytes]) -> bytes:
     """
     parts = []
     for name in sorted(features):
-        content = features[name]
-        parts += (_entry_head(name, len(content)), content)
-    body = b"".join(parts)
-    return _delimited(_BYTES_FIELD_1, body)
-
-
-@functools.lru_cache(maxsize=4096)
-def _entry_head(name: str, length: int) -> bytes:
-    """Returns what stands before a feature's content: records share names and lengths."""
-    key = _delimited(_BYTES_FIELD_1, name.encode("utf-8"))
-    value = _BYTES_FIELD_1 + _varint(length)
-    bytes_list = _BYTES_FIELD_1 + _varint(len(value) + length) + value
-    feature = _BYTES_FIELD_2 + _varint(len(bytes_list) + length) + bytes_list
-    return _BYTES_FIELD_1 + _varint(len(key) + len(feature) + length) + key + feature
+        value = features[name]
+        parts += (_entry_prefix(name, len(value)), value)
+    # Values are copied once only.
+    length = sum(map(len, parts))
+    return b"".join((_BYTES_FIELD_1, _varint(length), *parts))
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:

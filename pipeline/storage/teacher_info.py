@@ -105,23 +105,10 @@ def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
             f"{path}: expected logit_encoding in {sorted(CODECS)}, received {info.logit_encoding!r}"
         )
     expect_count(info.truncation_factor, f"{path}: truncation_factor")
-    if info.truncation not in TRUNCATIONS:
-        raise InputError(
-            f"{path}: expected truncation in {sorted(TRUNCATIONS)}, received {info.truncation!r}"
-        )
-    if info.truncation_mass is not None and not 0.0 < info.truncation_mass <= 1.0:
-        raise InputError(
-            f"{path}: expected a truncation_mass above 0 and at most 1, "
-            f"received {info.truncation_mass!r}"
-        )
+    _expect_truncation(info, path)
     _expect_teacher(info.teacher, path)
     if info.hidden_groups:
-        if info.hidden_encoding not in HIDDEN_FEATURES:
-            raise InputError(
-                f"{path}: expected hidden_encoding in {sorted(HIDDEN_FEATURES)}, "
-                f"received {info.hidden_encoding!r}"
-            )
-        expect_count(info.hidden_size, f"{path}: hidden_size")
+        _expect_hidden_states(info, path)
     return dataclasses.replace(
         info,
         temperatures=tuple(float(t) for t in info.temperatures),
@@ -133,6 +120,27 @@ def expect_count(value: Any, what: str) -> None:
     """Raises InputError unless a value is an integer of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{what}: expected a count, received {value!r}")
+
+
+def _expect_truncation(info: TeacherInfo, path: str) -> None:
+    if info.truncation not in TRUNCATIONS:
+        raise InputError(
+            f"{path}: expected truncation in {sorted(TRUNCATIONS)}, received {info.truncation!r}"
+        )
+    if info.truncation_mass is not None and not 0.0 < info.truncation_mass <= 1.0:
+        raise InputError(
+            f"{path}: expected a truncation_mass above 0 and at most 1, "
+            f"received {info.truncation_mass!r}"
+        )
+
+
+def _expect_hidden_states(info: TeacherInfo, path: str) -> None:
+    if info.hidden_encoding not in HIDDEN_FEATURES:
+        raise InputError(
+            f"{path}: expected hidden_encoding in {sorted(HIDDEN_FEATURES)}, "
+            f"received {info.hidden_encoding!r}"
+        )
+    expect_count(info.hidden_size, f"{path}: hidden_size")
 
 
 def _expect_teacher(teacher: Mapping[str, Any], path: str) -> None:

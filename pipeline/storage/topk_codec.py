@@ -151,6 +151,8 @@ class TopKCodec(abc.ABC):
         if len(flat) != counts.sum():
             each = "" if self.variable else f", {self.truncation_factor} at each position"
             raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {len(flat)}")
+        if not self.variable:
+            return flat.reshape(-1, self.truncation_factor)
         rows = np.full((len(counts), self.truncation_factor), fill, flat.dtype)
         rows[np.arange(self.truncation_factor) < counts[:, np.newaxis]] = flat
         return rows
@@ -163,50 +165,26 @@ class TopKCodec(abc.ABC):
         )
         return tf.cast(counts, tf.int32)
 
-    def tensor_rows(self, tf: Any, flat: Any, counts: Any) -> Any:
-        """Cuts the values of a batch of records into the rows of real positions; see `rows`.
+    def tensor_rows(self, tf: Any, flat: Any, counts: Any, fill: float) -> Any:
+        """Cuts the values of a batch of records into rows, as `rows` does those of one.
 
         Args:
             tf: the TensorFlow module.
             flat: [n], row after row, one record after another.
             counts: int32 [B, P], 0 at padding.
+            fill: what stands behind them.
 
         Returns:
-            [R, K] for R real positions; anything where a row has no more values.
+            [B, P, K], 0 at padding.
         """
-        width = self.truncation_factor
-        if not self.variable:
-            return tf.reshape(flat, (-1, width))
-        ends = tf.cumsum(tf.boolean_mask(counts, counts > 0))
-        places = (ends - tf.boolean_mask(counts, counts > 0))[:, tf.newaxis] + tf.range(width)
-        return tf.gather(flat, tf.minimum(places, tf.size(flat) - 1))
-
-    def present_tensor(self, tf: Any, counts: Any) -> Any:
-        """Returns where the rows of real positions have an id, bool [R, K]; counts as above."""
-        real = tf.boolean_mask(counts, counts > 0)
-        return tf.range(self.truncation_factor) < real[:, tf.newaxis]
-
-    def spread(self, tf: Any, ids: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
-        """Puts the rows of real positions where they belong in a batch.
-
-        Args:
-            tf: the TensorFlow module.
-            ids: int32 [R, K].
-            logits: float32 [R, K].
-            counts: int32 [B, P], 0 at padding.
-
-        Returns:
-            int32 and float32 [B, P, K]: with `NO_ID` and its logit behind each row,
-            and 0 at padding.
-        """
-        present = self.present_tensor(tf, counts)
-        places, width = tf.where(counts > 0), self.truncation_factor
-        shape = tf.concat([tf.shape(counts), [width]], axis=0)
-        spread = (
-            tf.scatter_nd(places, tf.where(present, values, fill), tf.cast(shape, tf.int64))
-            for values, fill in ((ids, NO_ID), (logits, NO_ID_LOGIT))
-        )
-        return tuple(tf.ensure_shape(values, (None, counts.shape[1], width)) for values in spread)
+        # Fails where n is not the sum of the counts. What follows would read on behind them,
+        # and graphs lose a reshape that might have failed.
+        flat = tf.split(flat, tf.stack([tf.reduce_sum(counts), 0]))[0]
+        width, fill = self.truncation_factor, tf.cast(fill, flat.dtype)
+        ragged = tf.RaggedTensor.from_row_lengths(flat, tf.reshape(counts, [-1]), validate=False)
+        rows = ragged.to_tensor(fill, shape=[None, width])
+        rows = tf.reshape(rows, (-1, counts.shape[1], width))
+        return tf.where(counts[..., tf.newaxis] > 0, rows, tf.zeros([], flat.dtype))
 
 
 def joined(tf: Any, content: Any, dtype: np.dtype | str) -> Any:

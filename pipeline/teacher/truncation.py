@@ -32,30 +32,31 @@ def truncate(
             temperature 1. There is at least one, and what is dropped is in the tail.
 
     Returns:
-        `topk_ids` int32 [..., K] and `topk_logits` float32 [..., K] in
-        descending order, where there are no more `NO_ID` and its logit;
-        `log_tail_masses` float32 [..., T] (−inf where nothing
-        is left out), `label_log_probs` float32 [...] at temperature 1.
+        `topk_ids` int32 and `topk_logits` float32 [..., K] in descending order, where
+        there are no more `NO_ID` and its logit; `log_tail_masses` float32 [..., T] (−inf
+        where nothing is left out), `label_log_probs` float32 [...] at temperature 1.
     """
     values, ids = ops.top_k(logits, truncation_factor)
-    largest, kept = values[..., :1], None
-    if truncation_mass is not None:
-        total = ops.sum(ops.exp(logits - largest), axis=-1, keepdims=True)
-        kept = _needed(ops.exp(values - largest) / total, truncation_mass)
+    kept = None if truncation_mass is None else _needed(logits, values, truncation_mass)
     masses = [_masses(logits, values, kept, temperature) for temperature in temperatures]
     if kept is not None:
         ids, values = ops.where(kept, ids, NO_ID), ops.where(kept, values, NO_ID_LOGIT)
+    tails = [ops.log(tail) - ops.log(total) for tail, total in masses]
     result = {
         records.TOPK_IDS: ids,
         records.TOPK_LOGITS: values,
-        records.LOG_TAIL_MASSES: ops.stack(
-            [ops.log(tail) - ops.log(total) for tail, total in masses], axis=-1
-        ),
+        records.LOG_TAIL_MASSES: ops.stack(tails, axis=-1),
     }
     if labels is not None:
-        label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
-        result[records.LABEL_LOG_PROBS] = (label_logits - largest)[..., 0] - ops.log(masses[0][1])
+        weights = _log_weights(logits, labels, values)
+        result[records.LABEL_LOG_PROBS] = weights - ops.log(masses[0][1])
     return result
+
+
+def _log_weights(logits: Any, labels: Any, values: Any) -> Any:
+    """Returns the log of each label's weight, float32 [...]; that of the largest logit is 0."""
+    label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
+    return (label_logits - values[..., :1])[..., 0]
 
 
 def _masses(logits: Any, values: Any, kept: Any | None, temperature: float) -> tuple[Any, Any]:
@@ -80,11 +81,20 @@ def _masses(logits: Any, values: Any, kept: Any | None, temperature: float) -> t
     return tail, ops.sum(inside, axis=-1) + tail
 
 
-def _needed(probabilities: Any, mass: float) -> Any:
+def _needed(logits: Any, values: Any, mass: float) -> Any:
     """Returns which of the top-k are needed for a mass: bool [..., K], the first always.
 
-    Example: for 0.8 of [0.5, 0.25, 0.125] all three are; for 0.75 the first two.
+    Args:
+        logits: float32 [..., V].
+        values: float32 [..., K], the largest of them.
+        mass: at temperature 1.
+
+    Example: for 0.8 of the probabilities [0.5, 0.25, 0.125] all three are; for 0.75 the
+    first two.
     """
+    largest = values[..., :1]
+    total = ops.sum(ops.exp(logits - largest), axis=-1, keepdims=True)
+    probabilities = ops.exp(values - largest) / total
     before = ops.cumsum(probabilities, axis=-1) - probabilities
     # The first whatever it is: NaN must be seen by who reads it.
     first = ops.arange(probabilities.shape[-1]) == 0

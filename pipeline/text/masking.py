@@ -6,6 +6,8 @@ Rare tokens preferred as in Sanh et al., 2019 (DistilBERT).
 """
 
 import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -37,10 +39,10 @@ class MaskingPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """The words of a window that may be masked.
+    """The words of a window, or of windows one after another, that may be masked.
 
     Attributes:
-        starts: int [n], the first token of each, within the window.
+        starts: int [n], the first token of each, among those of the window or windows.
         lengths: int [n], tokens of each.
     """
 
@@ -48,24 +50,28 @@ class Words:
     lengths: np.ndarray
 
 
-def maskable_words(word_starts: np.ndarray, special: np.ndarray, longest: int) -> Words:
-    """Returns a window's words that may be masked.
+def maskable_words(
+    word_starts: np.ndarray, special: np.ndarray, longest: int | np.ndarray
+) -> Words:
+    """Returns the words of a window, or of windows one after another, that may be masked.
 
     A word with a special token in it, such as `[UNK]`, may not: there is nothing
     to learn from predicting one, and the rest of the word alone is no word. Nor
     may a word longer than all that is to be masked.
 
     Args:
-        word_starts: bool [n], which of the window's tokens begin a word; the
-            window's first token always does.
+        word_starts: bool [n], which of the tokens begin a word; the first always does,
+            and of several windows each window's first token must.
         special: bool [n], which are special.
-        longest: the most tokens a word may have.
+        longest: the most tokens a word may have; of several windows int [n], for
+            the words of each token's window.
     """
     begins = word_starts.copy()
     begins[0] = True
     starts = np.flatnonzero(begins)
     lengths = np.concatenate([starts[1:], [len(begins)]]) - starts
-    allowed = (lengths <= longest) & ~np.logical_or.reduceat(special, starts)
+    most = longest[starts] if isinstance(longest, np.ndarray) else longest
+    allowed = (lengths <= most) & ~np.logical_or.reduceat(special, starts)
     return Words(starts[allowed], lengths[allowed])
 
 
@@ -89,20 +95,52 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
         words: some of a window's words.
         weights: float64 [n], of the window's tokens.
     """
-    bounds = np.array([words.starts, words.starts + words.lengths]).T.ravel()
+    bounds = np.stack([words.starts, words.starts + words.lengths], axis=1).ravel()
     # Sums between neighbouring bounds: every other one is a word's. The 0 stands
     # behind a word that ends the window.
     sums = np.add.reduceat(np.concatenate([weights, [0.0]]), bounds)[::2]
     return sums / words.lengths
 
 
-def _weighted_order(weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def word_order(
+    count: int, random: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Returns a random order, as drawn one by one in proportion to weight, none twice.
 
     Efraimidis and Spirakis, 2006: the largest u^(1/w) first, or, which is the
     same, the smallest −log(u)/w, where −log(u) is exponentially distributed.
+
+    Args:
+        count: n.
+        random: decides.
+        weights: float64 [n], above 0; None for all orders alike.
+
+    Returns:
+        int [n], the numbers below n.
     """
-    return np.argsort(random.standard_exponential(len(weights)) / weights, kind="stable")
+    if weights is None:
+        return random.permutation(count)
+    return (random.standard_exponential(count) / weights).argsort(kind="stable")
+
+
+def choose_words(lengths: Sequence[int], order: Iterable[int], room: int) -> tuple[list[int], int]:
+    """Returns the words that fit, one after another, until no more do; and their tokens.
+
+    Args:
+        lengths: tokens of each word.
+        order: in which they are tried.
+        room: tokens, at most.
+
+    Example: of words of 2, 3 and 1 tokens in this order, 0 and 2 fit in 4; they have 3.
+    """
+    chosen, left = [], room
+    for index in order:
+        if lengths[index] <= left:
+            chosen.append(index)
+            left -= lengths[index]
+            if not left:
+                break
+    return chosen, room - left
 
 
 def choose_positions(
@@ -126,32 +164,49 @@ def choose_positions(
         `num_to_predict` where there is any word.
     """
     starts, lengths = words.starts.tolist(), words.lengths.tolist()
-    chosen: list[int] = []
-    room = num_to_predict
-    count = len(starts)
-    order = random.permutation(count) if weights is None else _weighted_order(weights, random)
-    for index in order.tolist():
-        if lengths[index] <= room:
-            room -= lengths[index]
-            chosen.extend(range(starts[index], starts[index] + lengths[index]))
-            if not room:
-                break
-    return np.array(sorted(chosen), np.int64)
+    order = word_order(len(starts), random, weights)
+    chosen, _ = choose_words(lengths, order.tolist(), num_to_predict)
+    tokens = [range(starts[word], starts[word] + lengths[word]) for word in sorted(chosen)]
+    return np.array(list(itertools.chain.from_iterable(tokens)), np.int64)
 
 
-def mask_tokens(
-    labels: np.ndarray, policy: MaskingPolicy, random: np.random.Generator
+def draw_tokens(
+    count: int, policy: MaskingPolicy, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what decides over masked positions: float64 [count] and int [count].
+
+    Args:
+        count: masked positions.
+        policy: the ids.
+        random: decides.
+    """
+    return random.random(count), random.integers(len(policy.replacement_ids), size=count)
+
+
+def masked_tokens(
+    labels: np.ndarray, policy: MaskingPolicy, draws: np.ndarray, picks: np.ndarray
 ) -> np.ndarray:
     """Returns what stands at the masked positions: 80% [MASK], 10% random, 10% kept.
 
     Args:
         labels: int [p], the true tokens.
         policy: the ids.
+        draws: float64 [p], from `draw_tokens`.
+        picks: int [p], from there, too.
+    """
+    replacements = policy.replacement_ids[picks]
+    kept = draws >= 1.0 - _KEEP_PROBABILITY
+    return np.where(draws < _MASK_PROBABILITY, policy.mask_id, np.where(kept, labels, replacements))
+
+
+def mask_tokens(
+    labels: np.ndarray, policy: MaskingPolicy, random: np.random.Generator
+) -> np.ndarray:
+    """Draws what stands at the masked positions of a window; see `masked_tokens`.
+
+    Args:
+        labels: int [p], the true tokens.
+        policy: the ids.
         random: decides.
     """
-    draw = random.random(len(labels))
-    replacements = policy.replacement_ids[
-        random.integers(len(policy.replacement_ids), size=len(labels))
-    ]
-    kept = draw >= 1.0 - _KEEP_PROBABILITY
-    return np.where(draw < _MASK_PROBABILITY, policy.mask_id, np.where(kept, labels, replacements))
+    return masked_tokens(labels, policy, *draw_tokens(len(labels), policy, random))

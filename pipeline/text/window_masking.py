@@ -1,11 +1,10 @@
 """One window: as an input, as a record, and masked.
 
-Static masks are made here by stage 1a, dynamic ones by the reader of stage 2,
-anew each epoch.
+Static masks are made here by stage 1a; `window_batches` makes dynamic ones for the
+reader of stage 2, anew each epoch.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -142,24 +141,3 @@ def window_features(window: WindowInput, id_dtype: np.dtype) -> dict[str, bytes]
         records.SEGMENT_LENGTHS: window.segment_lengths.astype("<u2").tobytes(),
         records.WORD_STARTS: window.places[window.word_starts].astype("<u2").tobytes(),
     }
-
-
-def decode_window(features: Mapping[str, bytes], id_dtype: np.dtype) -> WindowInput:
-    """Reads back what `window_features` wrote.
-
-    Args:
-        features: of one record.
-        id_dtype: of token ids.
-
-    Example:
-        segments of 4 and 2 tokens hold the window's tokens at 1, 2 and 4: what is
-        left without `[CLS]` at 0 and each segment's `[SEP]` at 3 and 5.
-    """
-    input_ids = np.frombuffer(features[records.INPUT_IDS], id_dtype)
-    segment_lengths = np.frombuffer(features[records.SEGMENT_LENGTHS], "<u2")
-    begins_word = np.zeros(len(input_ids), bool)
-    begins_word[np.frombuffer(features[records.WORD_STARTS], "<u2")] = True
-    places = np.arange(1, len(input_ids) - len(segment_lengths))
-    # Those of the second segment stand behind one more [SEP].
-    places[int(segment_lengths[0]) - 2 :] += 1
-    return WindowInput(input_ids, segment_lengths, places, begins_word[places])

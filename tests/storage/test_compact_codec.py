@@ -5,6 +5,8 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_specs import records
 from pipeline.storage.compact_codec import CompactCodec
@@ -80,6 +82,72 @@ def test_every_gap_is_long_in_a_large_vocabulary() -> None:
     got, _ = codec.decode_tensors(tf, tensors, 2)
     np.testing.assert_array_equal(got[:, 0], np.sort(ids, axis=-1))
     assert not np.any(got[:, 1])
+
+
+def _plain(codec: CompactCodec, features: dict[str, bytes], counts: list[int]):
+    """Decodes a record one id at a time: pairs of an id and its step, for each position."""
+    gaps, steps = _unpacked(features)
+    dtype = "<u2" if codec.vocab_size <= 65_536 else "<i4"
+    long = iter(np.frombuffer(gaps[sum(counts) :], dtype).tolist())
+    by_frequency = sorted(range(codec.vocab_size), key=lambda v: (-codec.token_counts[v], v))
+    place, rows = 0, []
+    for count in counts:
+        rank, row = -1, []
+        for gap, step in zip(gaps[place : place + count], steps[place:], strict=False):
+            rank += 1 + (next(long) if gap == 255 else gap)
+            row.append((by_frequency[rank], step))
+        # Python's sort keeps the order of equal steps.
+        rows.append(sorted(row, key=lambda pair: pair[1]))
+        place += count
+    return rows
+
+
+@given(st.integers(0, 10**6), st.sampled_from([(9, 9), (600, 3), (70_000, 40)]), st.booleans())
+def test_a_plain_decoder_finds_the_same(seed: int, size: tuple[int, int], variable: bool) -> None:
+    (vocab_size, k), random = size, np.random.default_rng(seed)
+    counts = np.full(4, k) if not variable else random.integers(1, k + 1, 4)
+    ids = np.stack([random.permutation(vocab_size)[:k] for _ in range(4)])
+    # Few different logits, and some without mass.
+    logits = -np.sort(random.choice([0.0, 1.0, 1.5, 3.0, 100.0], (4, k)), axis=-1)
+    absent = np.arange(k) >= counts[:, np.newaxis]
+    codec = CompactCodec(vocab_size, k, variable, random.integers(0, 5, vocab_size))
+    ids, logits = np.where(absent, NO_ID, ids), np.where(absent, NO_ID_LOGIT, logits)
+    features = _encode(codec, ids.tolist(), logits.tolist())
+    expected = _plain(codec, features, counts.tolist())
+    tensors = {name: tf.constant([value]) for name, value in features.items()}
+    batch = [values[0, :4].numpy() for values in codec.decode_tensors(tf, tensors, 5)]
+    ranges = np.frombuffer(features[records.TOPK_RANGES], "<f2").astype(np.float32)
+    for got_ids, got_logits in (codec.decode(features, 4), batch):
+        for row, pairs in enumerate(expected):
+            assert got_ids[row, : counts[row]].tolist() == [token for token, _ in pairs]
+            steps = np.array([step for _, step in pairs])
+            wanted = np.where(steps == 255, -65504, codec.steps.distances[steps] * -ranges[row])
+            np.testing.assert_array_equal(got_logits[row, : counts[row]], wanted)
+            assert (got_ids[row, counts[row] :] == NO_ID).all()
+            assert (got_logits[row, counts[row] :] == np.float32(NO_ID_LOGIT)).all()
+
+
+def test_ranks_that_with_their_steps_need_more_than_32_bits() -> None:
+    vocab_size = 2**22 + 1
+    codec = CompactCodec(vocab_size, 3, True, np.zeros(vocab_size, np.int64))
+    ids = [[2**22, 5, 2**21], [7, 2**22, NO_ID]]
+    features = _encode(codec, ids, [[0.0, -1.0, -80.0], [0.0, -80.0, NO_ID_LOGIT]])
+    got, logits = codec.decode(features, 2)
+    assert got.tolist() == ids
+    assert logits[1].tolist() == [0.0, -65504.0, np.float32(NO_ID_LOGIT)]
+
+
+@pytest.mark.parametrize("gap", [-1, 70_000, 2**31 - 1, -(2**31)])
+def test_long_gaps_whose_sums_might_overflow(gap: int) -> None:
+    codec = CompactCodec(70_000, 3, token_counts=np.zeros(70_000, np.int64))
+    features = _encode(codec, [[0, 300, 69_999]], [[3.0, 2.0, 1.0]])
+    long = np.array([gap, 2**31 - 1], "<i4").tobytes()
+    features[records.TOPK_IDS] = zlib.compress(bytes([0, 255, 255]) + long)
+    with pytest.raises(ValueError, match="expected ranks of 70000 tokens, received others"):
+        codec.decode(features, 1)
+    tensors = {name: tf.constant([value]) for name, value in features.items()}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="expected ranks of 70000 tokens"):
+        tf.function(lambda: codec.decode_tensors(tf, tensors, 1))()
 
 
 def test_frequent_tokens_make_it_small() -> None:

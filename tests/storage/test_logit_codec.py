@@ -220,6 +220,33 @@ def test_damage_by_name() -> None:
         plain.decode({**row, records.TOPK_LOGITS: b"\x00\x00\x00\x00"}, 1)
 
 
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("variable", [False, True])
+def test_shapes_are_known_before_decoding(name: str, variable: bool) -> None:
+    codec = _codec(name, 300, 20, variable=variable)
+    ids, values, splits = _rows(np.random.default_rng(0), [3], 300, 20, variable)
+    (row,) = codec.encode(ids, values, splits)
+    traced = tf.function(
+        lambda features: codec.decode_tensors(tf, features, 5)
+    ).get_concrete_function({feature: tf.TensorSpec([None], tf.string) for feature in row})
+    for spec, dtype in zip(traced.structured_outputs, (tf.int32, tf.float32), strict=True):
+        assert (spec.shape.as_list(), spec.dtype) == ([None, 5, 20], dtype)
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("counts", [[3, 3], [3, 1], [1, 1], [65_535, 2], [0, 0]])
+def test_a_batch_with_damaged_counts_is_refused(name: str, counts: list[int]) -> None:
+    """No bytes are read that are not the record's."""
+    codec = _codec(name, 1_000, 3, variable=True)
+    ids = np.array([[1, 2, NO_ID], [999, NO_ID, NO_ID]])
+    (row,) = codec.encode(ids, np.zeros((2, 3), np.float32), np.array([0, 2]))
+    row[records.TOPK_COUNTS] = np.array(counts, "<u2").tobytes()
+    tensors = {feature: tf.constant([value]) for feature, value in row.items()}
+    decode = tf.function(lambda: codec.decode_tensors(tf, tensors, 4))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode()
+
+
 def test_golden_bytes() -> None:
     codec = Float16Codec(300, 2)
     (row,) = codec.encode(

@@ -34,6 +34,23 @@ def test_the_nearest_number_is_taken(seed: int, scale: float) -> None:
     np.testing.assert_allclose(np.abs(got - shifted), best, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize(
+    ("bend", "last"), [(1.0, 254), (1.5, 225), (1e-6, 10), (9.0, 254), (1.0, 1)]
+)
+def test_between_two_numbers_the_middle_decides(bend: float, last: int) -> None:
+    """At each middle the smaller one, and the next float32 above it is the larger one's."""
+    steps = LogitSteps(bend, last)
+    known = steps.distances[: last + 1]
+    middles = (known[1:] + known[:-1]) / 2
+    above = np.nextafter(middles, np.float32(2.0))
+    # A range of 1, so that distances are parts of it as they are.
+    shifted = -np.concatenate([[0.0], middles, above, known, [1.0]]).astype(np.float32)[np.newaxis]
+    numbers, ranges = steps.encode(shifted, np.ones(shifted.shape, bool))
+    every = np.arange(last + 1)
+    assert ranges.tolist() == [1.0]
+    assert numbers[0].tolist() == [0, *every[:-1], *every[1:], *every, last]
+
+
 def test_far_logits_do_not_coarsen_the_others() -> None:
     steps = LogitSteps(1.0, 254)
     shifted = np.array([[0.0, -1.0, -2.0, -64.5, -np.inf, -1e30]], np.float32)

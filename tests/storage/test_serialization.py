@@ -25,6 +25,14 @@ def test_examples_are_tensorflows_deterministic_bytes(features: dict[str, bytes]
     assert serialization.encode_example(features) == _tensorflow_bytes(features)
 
 
+@pytest.mark.parametrize("limit", [2**7, 2**14, 2**21])
+def test_each_length_takes_the_bytes_that_it_needs(limit: int) -> None:
+    """Around where the value, its list, its feature, its entry or the example takes one more."""
+    for length in range(limit - 32, limit + 2):
+        features = {"logits": bytes(length), "b": b"1"}
+        assert serialization.encode_example(features) == _tensorflow_bytes(features)
+
+
 @given(FEATURES)
 def test_examples_come_back(features: dict[str, bytes]) -> None:
     assert serialization.decode_example(serialization.encode_example(features)) == features

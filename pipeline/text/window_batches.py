@@ -1,0 +1,174 @@
+"""Batches of unmasked windows: decoded and masked together.
+
+A window is masked as `window_masking.mask_window` does it, with the same random
+numbers. But all that is not drawn is computed for the whole batch at once, where
+its windows stand one after another.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from pipeline.text import masking
+from pipeline.text.masking import MaskingPolicy
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """B windows with their special tokens, not masked, one after another.
+
+    Attributes:
+        input_ids: int [n], with `[CLS]` and `[SEP]`.
+        lengths: int [B], how many of these each window has.
+        segment_lengths: int [B, 2], with `[CLS]` and `[SEP]`; 0 where there is no
+            second segment.
+        places: int [m], where in `input_ids` the windows' own tokens are.
+        counts: int [B], how many of these each window has.
+        word_starts: bool [m], which of them begin a word; a window's first one does.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    segment_lengths: np.ndarray
+    places: np.ndarray
+    counts: np.ndarray
+    word_starts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedWindows:
+    """B windows after masking, one after another.
+
+    Attributes:
+        input_ids: int [n].
+        positions: int [p], the masked positions, each within its own window, ascending.
+        labels: int [p], the true tokens there.
+        counts: int [B], how many masked positions each window has.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+
+
+def decode_windows(
+    input_ids: Sequence[bytes],
+    segment_lengths: Sequence[bytes],
+    word_starts: Sequence[bytes],
+    id_dtype: np.dtype,
+) -> Windows:
+    """Reads back what `window_masking.window_features` wrote of B windows.
+
+    Args:
+        input_ids: of each window.
+        segment_lengths: of each window.
+        word_starts: of each window.
+        id_dtype: of token ids.
+
+    Example:
+        segments of 4 and 2 tokens hold the window's tokens at 1, 2 and 4: what is
+        left without `[CLS]` at 0 and each segment's `[SEP]` at 3 and 5.
+    """
+    ids, lengths = _joined(input_ids, id_dtype)
+    segments, num_segments = _joined(segment_lengths, np.dtype("<u2"))
+    starts, num_starts = _joined(word_starts, np.dtype("<u2"))
+    ends = np.cumsum(lengths)
+    firsts = ends - lengths
+    begins_word = np.zeros(len(ids), bool)
+    begins_word[np.repeat(firsts, num_starts) + starts] = True
+    both = pad_rows(segments, num_segments, 2)
+    pairs = num_segments == 2
+    own = np.ones(len(ids), bool)
+    own[firsts] = own[ends - 1] = own[(firsts + both[:, 0] - 1)[pairs]] = False
+    places = np.flatnonzero(own)
+    counts = lengths - num_segments - 1
+    begins_word = begins_word[places]
+    begins_word[np.cumsum(counts) - counts] = True
+    return Windows(ids, lengths, both, places, counts, begins_word)
+
+
+def _joined(column: Sequence[bytes], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers of all rows, and how many each has, int64 [B]."""
+    counts = np.fromiter(map(len, column), np.int64, len(column)) // dtype.itemsize
+    return np.frombuffer(b"".join(column), dtype), counts
+
+
+def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:
+    """Cuts numbers into rows with 0 behind them.
+
+    Args:
+        flat: [n], row after row.
+        counts: int [B], how many each row has.
+        width: of a row.
+
+    Returns:
+        int32 [B, width].
+    """
+    rows = np.zeros((len(counts), width), np.int32)
+    rows[np.arange(width) < counts[:, np.newaxis]] = flat
+    return rows
+
+
+def mask_windows(
+    windows: Windows,
+    policy: MaskingPolicy,
+    is_special: np.ndarray,
+    streams: Iterable[np.random.Generator],
+    *,
+    token_weights: np.ndarray | None = None,
+) -> MaskedWindows:
+    """Masks windows in one way each.
+
+    Args:
+        windows: B windows.
+        policy: how they are masked.
+        is_special: bool [V].
+        streams: decide, one for each window; a stream may end where the next is asked for.
+        token_weights: as for `window_masking.mask_window`.
+    """
+    tokens = windows.input_ids[windows.places]
+    rooms = [policy.num_to_predict(length) for length in windows.lengths.tolist()]
+    longest = np.repeat(rooms, windows.counts)
+    words = masking.maskable_words(windows.word_starts, is_special[tokens], longest)
+    weights = None
+    if token_weights is not None:
+        weights = masking.word_weights(words, token_weights[tokens])
+    ends = np.searchsorted(words.starts, np.cumsum(windows.counts)).tolist()
+    lengths = words.lengths.tolist()
+    is_chosen = np.zeros(len(lengths), bool)
+    counts, draws, first = [], [], 0
+    for random, end, room in zip(streams, ends, rooms, strict=True):
+        own = None if weights is None else weights[first:end]
+        order = masking.word_order(end - first, random, own) + first
+        chosen, count = masking.choose_words(lengths, order.tolist(), room)
+        is_chosen[chosen] = True
+        counts.append(count)
+        draws.append(masking.draw_tokens(count, policy, random))
+        first = end
+    places = windows.places[_word_tokens(words.starts[is_chosen], words.lengths[is_chosen])]
+    return _masked(windows, places, np.array(counts), policy, draws)
+
+
+def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns the tokens of words, one word after another, from their first tokens and lengths."""
+    # How far each word's first token is from its place in what is returned.
+    shifts = starts - (np.cumsum(lengths) - lengths)
+    return np.repeat(shifts, lengths) + np.arange(lengths.sum())
+
+
+def _masked(
+    windows: Windows,
+    places: np.ndarray,
+    counts: np.ndarray,
+    policy: MaskingPolicy,
+    draws: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> MaskedWindows:
+    """Masks windows at given places in `input_ids`; `draws` are each window's `draw_tokens`."""
+    labels = windows.input_ids[places]
+    input_ids = windows.input_ids.copy()
+    parts = (np.concatenate(part) for part in zip(*draws, strict=True))
+    input_ids[places] = masking.masked_tokens(labels, policy, *parts)
+    firsts = np.repeat(np.cumsum(windows.lengths) - windows.lengths, counts)
+    return MaskedWindows(input_ids, places - firsts, labels, counts)
