@@ -27,7 +27,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.20", "jax[cuda12]>=0.7"],
         "tpu": ["jax[tpu]>=0.7"],
         "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.8"],
-        "peers": ["torch", "transformers>=4.50"],
+        "peers": ["torch", "transformers>=4.50", "jieba>=0.42"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "jax>=0.7"],
     },
     entry_points={
