@@ -37,14 +37,7 @@ def _compile(run: Preparation) -> Distiller:
         num_steps=config.num_train_steps * config.gradient_accumulation_steps,
         seed=config.random_seed,
     )
-    optimizer = optimization.build_optimizer(
-        distiller.trainable_variables,
-        optimization.learning_rate_schedule(config),
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
-    # XLA is JAX's only way. On a CPU, TensorFlow is faster without it.
-    distiller.compile(optimizer=optimizer, jit_compile=keras.config.backend() == "jax")
+    optimization.compile_distiller(distiller, config)
     return distiller
 
 
