@@ -92,10 +92,9 @@ def _tensorflow_step(distiller: Any, batch: Any) -> Callable[[], None]:
     import tensorflow as tf
 
     step = tf.function(distiller.train_step)
-    tensors = tf.nest.map_structure(tf.constant, batch)
 
     def run() -> None:
-        step(tensors)
+        step(batch)
         tf.test.experimental.sync_devices()
 
     return run

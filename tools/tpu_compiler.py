@@ -24,11 +24,14 @@ from tools.accelerators import TPUS, Accelerator
 from tools.step_programs import Workload
 
 GIB = 2**30
-# What the compiler may use of a chip's memory, in its own words when a program does not
-# fit ("Used 19.6G of 15.75G hbm").
+# What the compiler may use of a chip's memory, in its own words when a program does not fit.
 USABLE_GIB = {"v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
 _PROGRESS_SECONDS = 30.0
-_USED = re.compile(r"Used ([0-9.]+)([KMGT]) of ([0-9.]+)([KMGT]) hbm")
+# Its two ways to say what a program needs.
+_NEEDED = re.compile(
+    r"Used ([0-9.]+[KMGT]) of [0-9.]+[KMGT] hbm"
+    r"|memory required for HLO temporaries \(([0-9.]+[KMGT])\) exceeds"
+)
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -217,8 +220,11 @@ def needed_bytes(error: Exception) -> float | None:
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         raise error
-    match = _USED.search(text)
-    return None if match is None else float(match[1]) * _UNITS[match[2]]
+    match = _NEEDED.search(text)
+    if match is None:
+        return None
+    said = match[1] or match[2]
+    return float(said[:-1]) * _UNITS[said[-1]]
 
 
 @contextlib.contextmanager

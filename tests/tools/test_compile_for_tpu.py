@@ -80,6 +80,11 @@ def test_what_the_compiler_says_where_memory_is_too_small() -> None:
         "hbm. Used 19.62G of 15.75G hbm. Exceeded hbm capacity by 3.87G.\n\nTotal hbm usage"
     )
     assert tpu_compiler.needed_bytes(said) == 19.62 * 2**30
+    early = RuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (512.00G) exceeds available HBM (15.75G)."
+    )
+    assert tpu_compiler.needed_bytes(early) == 512 * 2**30
     assert tpu_compiler.needed_bytes(RuntimeError("RESOURCE_EXHAUSTED: no number")) is None
     with pytest.raises(RuntimeError, match="INTERNAL: a defect"):
         tpu_compiler.needed_bytes(RuntimeError("INTERNAL: a defect"))
