@@ -9,6 +9,7 @@ it needs. A program takes minutes to compile.
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,21 +27,22 @@ if TYPE_CHECKING:
     from tools.tpu_compiler import Program, Topology
 
 _PARTS = {"step": ("step",), "teacher": ("teacher",), "both": ("step", "teacher")}
+# How much larger the next batch may be, and how often the line may leave more than half
+# of the interval before it is trusted no more.
+_MOST_GROWTH = 4
+_TRIES_BY_LINE = 2
 # Of create_teacher_output_data.
 _PREDICT_BATCH_SIZE = 64
 
 
 def find_largest(
-    compile_batch: Callable[[int], "Program"],
-    *,
-    start: int,
-    multiple: int,
-    usable_bytes: float,
+    compile_batch: Callable[[int], "Program"], *, start: int, multiple: int, usable_bytes: float
 ) -> list["Program"]:
     """Finds the largest batch that fits: the next multiple was compiled too, and does not.
 
     Memory is nearly a line over the batch, so that two programs tell about where it
-    crosses what there is; the rest is trying.
+    crosses what there is. Where it is none, as the compiler saves memory when that gets
+    scarce, steps grow until a batch does not fit, and then the interval is halved.
 
     Args:
         compile_batch: compiles a batch of a size.
@@ -53,18 +55,23 @@ def find_largest(
         not even `multiple` examples do.
     """
     programs: list[Program] = []
-    size = start
-    while True:
+    size, low, high = start, 0, None
+    beyond, misled = 0, 0
+    while high is None or high - low > multiple:
         programs.append(compile_batch(size))
-        low = max((one.batch_size for one in programs if one.fits), default=0)
-        too_large = [one.batch_size for one in programs if not one.fits]
-        high = min(too_large, default=None)
-        if high is not None and high - low <= multiple:
-            return programs
+        width = math.inf if high is None else high - low
+        low, high = (size, high) if programs[-1].fits else (low, size)
         size = _next_size(programs, multiple, usable_bytes)
-        size = max(size, low + multiple)
-        if high is not None:
-            size = min(size, high - multiple)
+        if high is None:
+            least = low + (multiple << beyond)
+            beyond += size < least
+            size = min(max(size, least), _MOST_GROWTH * low)
+        else:
+            misled += 2 * (high - low) > width
+            if size >= high or misled >= _TRIES_BY_LINE:
+                size = (low + high) // 2 // multiple * multiple
+            size = max(size, low + multiple)
+    return programs
 
 
 def _next_size(programs: Sequence["Program"], multiple: int, usable_bytes: float) -> int:
