@@ -157,6 +157,13 @@ def _define_training(table: command_line.FlagTable) -> None:
 
 def _define_run(table: command_line.FlagTable) -> None:
     table.compute_dtype("What the student computes in.")
+    table.boolean(
+        "recompute_activations",
+        False,
+        "Rematerialisation (gradient checkpointing): keep only what goes from layer to layer of "
+        "the student, and compute the rest once more for gradients; the same numbers in less "
+        "memory and more time.",
+    )
     table.integer(
         "random_seed", 12345, "Decides order, dropout and new weights.", low=0, high=2**32 - 1
     )
@@ -180,7 +187,15 @@ def _define_run(table: command_line.FlagTable) -> None:
     table.backend()
 
 
-def _distill(values: flags.FlagValues) -> None:
+def read_config(values: flags.FlagValues) -> settings.DistillConfig:
+    """Returns what parsed flags ask for.
+
+    Args:
+        values: of `define_flags`; `--compute_dtype=auto` stays as it is.
+
+    Raises:
+        InputError: settings that do not go together.
+    """
     given = values.flag_values_dict()
     names = settings.StudentConfig.__dataclass_fields__
     given["student"] = settings.StudentConfig(**{name: given[name] for name in names})
@@ -194,7 +209,11 @@ def _distill(values: flags.FlagValues) -> None:
         print(f"--run_local: {described}", file=sys.stderr)
         given |= changes
     names = settings.DistillConfig.__dataclass_fields__
-    config = settings.DistillConfig(**{name: given[name] for name in names})
+    return settings.DistillConfig(**{name: given[name] for name in names})
+
+
+def _distill(values: flags.FlagValues) -> None:
+    config = read_config(values)
     devices = command_line.choose_backend(values, "tensorflow")
     chosen = command_line.choose_compute_dtype(values, devices)
     config = dataclasses.replace(config, compute_dtype=chosen)

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from pipeline.distill.distiller import Distiller
 from pipeline.distill.settings import DistillConfig
 
 
@@ -94,3 +95,23 @@ def build_optimizer(
     )
     optimizer.build(variables)
     return optimizer
+
+
+def compile_distiller(
+    distiller: Distiller, config: DistillConfig, *, steps_per_update: int = 1
+) -> None:
+    """Gives a distiller its optimizer, and says whether XLA compiles its steps.
+
+    Args:
+        distiller: with all its variables.
+        config: what was asked for.
+        steps_per_update: calls of the optimizer that make one update.
+    """
+    optimizer = build_optimizer(
+        distiller.trainable_variables,
+        learning_rate_schedule(config, steps_per_update=steps_per_update),
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    # XLA is JAX's only way. On a CPU, TensorFlow is faster without it.
+    distiller.compile(optimizer=optimizer, jit_compile=keras.config.backend() == "jax")

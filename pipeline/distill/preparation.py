@@ -8,20 +8,12 @@ from typing import Any
 import keras
 
 from pipeline.distill.objective import Objective
-from pipeline.distill.settings import (
-    ATTENTION,
-    DEFAULT_LAYER_GROUPS,
-    HIDDEN,
-    HIDDEN_COSINE,
-    HIDDEN_COSINE_MASKED,
-    LOSS_NEEDS,
-    DistillConfig,
-)
+from pipeline.distill.objective_choice import choose_objective
+from pipeline.distill.settings import DistillConfig
 from pipeline.distill.student import StudentStart, find_student
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, layer_groups
 from pipeline.models.config import EncoderConfig
-from pipeline.models.layer_groups import LayerGroup, TeacherGroup
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, TRAIN, TeacherInfo
@@ -42,6 +34,8 @@ _FREE_SETTINGS = (
     "save_checkpoints_steps",
     "log_steps",
     "verify",
+    # The same numbers in less memory.
+    "recompute_activations",
 )
 
 
@@ -185,79 +179,14 @@ def build_objective(
         InputError: a loss whose target is nowhere, a temperature that the cache
             does not hold, a k above the cached one, or layers that do not fit.
     """
-    info, live = cache.manifest.teacher_info, config.teacher is not None
-    cached = _cached_groups(info)
-    groups = {
-        need: _groups(config, need, student, teacher)
-        for need in (HIDDEN, ATTENTION)
-        if any(LOSS_NEEDS[name] == need for name in config.losses)
-    }
-    if ATTENTION in groups and live:
-        _expect_heads(student, teacher)
-    return Objective(
-        weights=_resolved(config.losses, live=live, cached=bool(cached)),
-        temperature=config.temperature,
-        tail=config.tail,
+    info = cache.manifest.teacher_info
+    return choose_objective(
+        config,
+        info,
+        student=student,
+        teacher=teacher,
         truncation_factor=_truncation_factor(config, cache, info),
-        cached_temperatures=() if info is None else info.temperatures,
-        sampled=info is not None and info.truncation == SAMPLED,
-        live=live,
-        loss_positions=config.loss_positions,
-        hidden_groups=groups.get(HIDDEN, ()),
-        attention_groups=groups.get(ATTENTION, ()),
-        cached_groups=cached,
-        schedules=_resolved(config.loss_schedules, live=live, cached=bool(cached)),
     )
-
-
-def _resolved(values: Mapping[str, Any], *, live: bool, cached: bool) -> dict[str, Any]:
-    """Calls the hidden loss what it is where its states come from a cache."""
-    renamed = {HIDDEN_COSINE: HIDDEN_COSINE_MASKED} if cached and not live else {}
-    result = {renamed.get(name, name): value for name, value in values.items()}
-    if len(result) != len(values):
-        raise InputError(
-            f"--losses: without --teacher, {HIDDEN_COSINE} is {HIDDEN_COSINE_MASKED}; "
-            "expected one of them, received both"
-        )
-    return result
-
-
-def _cached_groups(info: TeacherInfo | None) -> tuple[TeacherGroup, ...]:
-    if info is None or not info.hidden_groups:
-        return ()
-    text = ",".join(info.hidden_groups)
-    return layer_groups.parse_teacher_groups(text, layer_groups.MOST_LAYERS, "hidden_groups")
-
-
-def _groups(
-    config: DistillConfig, need: str, student: EncoderConfig, teacher: EncoderConfig | None
-) -> tuple[LayerGroup, ...]:
-    """Returns the layers that a kind of loss compares."""
-    if teacher is None:
-        # Without a cache either: the loss is refused for that.
-        return ()
-    text = config.layer_groups
-    groups = layer_groups.parse_layer_groups(
-        DEFAULT_LAYER_GROUPS[need] if text is None else text,
-        teacher.num_hidden_layers,
-        student.num_hidden_layers,
-        "--layer_groups",
-    )
-    for group in groups:
-        if need == ATTENTION and 0 in (group.teacher.first, group.student):
-            raise InputError(
-                f"--layer_groups: expected layers from 1 on, as embeddings have no {ATTENTION}, "
-                f"received {group}"
-            )
-    return groups
-
-
-def _expect_heads(student: EncoderConfig, teacher: EncoderConfig) -> None:
-    if student.num_attention_heads != teacher.num_attention_heads:
-        raise InputError(
-            f"--losses: attention_mse expected a student of {teacher.num_attention_heads} "
-            f"attention heads, as the teacher, received {student.num_attention_heads}"
-        )
 
 
 def _truncation_factor(

@@ -212,6 +212,7 @@ class DistillConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     compute_dtype: str = "float32"
+    recompute_activations: bool = False
     random_seed: int = 12345
     shuffle_buffer_size: int = 10_000
     length_buckets: int = 8

@@ -1,11 +1,10 @@
 """Where a student comes from, and what it is made into before training."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
+from pipeline.distill import student_shape
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.errors import InputError
 from pipeline.models import checkpoints, layer_init, slicing
 from pipeline.models.config import EncoderConfig
 from pipeline.models.masked_lm import MaskedLM
@@ -44,7 +43,7 @@ class StudentStart:
         else:
             model = MaskedLM(self.config, dtype=config.compute_dtype, seed=config.random_seed)
             checkpoints.assign_weights(model, self._weights(config.student))
-        _freeze(model, config.freeze)
+        student_shape.prepare_for_training(model, config)
         return model
 
     def _weights(self, config: StudentConfig) -> slicing.Weights:
@@ -73,35 +72,5 @@ def find_student(config: StudentConfig) -> StudentStart:
         )
         return StudentStart(source, source.config, None, "--bert_config_file")
     source = checkpoints.find_model(config.init_from, "--init_from")
-    layer_map = layer_init.choose_layers(
-        source.config.num_hidden_layers, config.student_layers, config.layer_map
-    )
-    student = dataclasses.replace(source.config, num_hidden_layers=len(layer_map))
-    if config.drop_segments:
-        student = slicing.config_without_segments(student)
-    student = slicing.narrow_config(
-        student,
-        hidden_size=config.student_hidden_size,
-        num_attention_heads=config.student_attention_heads,
-        intermediate_size=config.student_intermediate_size,
-    )
+    student, layer_map = student_shape.derive_config(source.config, config)
     return StudentStart(source, student, layer_map, "--init_from")
-
-
-def _freeze(model: MaskedLM, names: Sequence[str]) -> None:
-    """Keeps tables of embeddings as they are.
-
-    Raises:
-        InputError: the student has no such table.
-    """
-    tables = {
-        variable.path.rpartition("/")[2]: variable
-        for variable in model.encoder.embeddings.trainable_variables
-    }
-    for name in names:
-        if name not in tables:
-            raise InputError(
-                f"--freeze: expected tables that the student has, received {name} for a "
-                f"{model.config.model_type}"
-            )
-        tables[name].trainable = False

@@ -61,14 +61,7 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
         steps_per_update=steps_per_update,
         seed=config.random_seed,
     )
-    optimizer = optimization.build_optimizer(
-        distiller.trainable_variables,
-        optimization.learning_rate_schedule(config, steps_per_update=steps_per_update),
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
-    # XLA is JAX's only way. On a CPU, TensorFlow is faster without it.
-    distiller.compile(optimizer=optimizer, jit_compile=keras.config.backend() == "jax")
+    optimization.compile_distiller(distiller, config, steps_per_update=steps_per_update)
     return distiller
 
 

@@ -287,6 +287,26 @@ class EncoderLayer(keras.layers.Layer):
         return self.feed_forward(hidden, training=training), attention_map
 
 
+def _recomputed(layer: EncoderLayer, hidden: Tensor, score_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Applies a layer in training; its gradient computes it once more.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). The layer is
+    called as a function of its weights and of its dropouts' seeds, which come back
+    moved on: both times it draws the same, and the next call draws anew.
+    """
+    # Copies: a variable of TensorFlow would be read again, after it was moved on.
+    fixed = [ops.copy(variable.value) for variable in layer.non_trainable_variables]
+
+    def function(trainable: list[Tensor], hidden: Tensor) -> Any:
+        return layer.stateless_call(trainable, fixed, hidden, score_mask, training=True)
+
+    trainable = [variable.value for variable in layer.trainable_variables]
+    outputs, after = keras.remat(function)(trainable, hidden)
+    for variable, value in zip(layer.non_trainable_variables, after, strict=True):
+        variable.assign(value)
+    return outputs
+
+
 class Encoder(keras.layers.Layer):
     """BERT without its head and without its pooler.
 
@@ -295,6 +315,11 @@ class Encoder(keras.layers.Layer):
         seed: of the initial weights and of dropout.
         dtype: a dtype policy or its name; None for the global one.
         name: first part of the variables' paths.
+
+    Attributes:
+        recompute_activations: whether training keeps only what goes from layer to
+            layer and computes the rest of a layer once more for its gradient. Set
+            it before the first call.
     """
 
     def __init__(
@@ -302,6 +327,7 @@ class Encoder(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.config = config
+        self.recompute_activations = False
         policy = self.dtype_policy
         self.embeddings = Embeddings(config, seed=seed, dtype=policy)
         self.encoder_layers = [
@@ -342,7 +368,10 @@ class Encoder(keras.layers.Layer):
         attentions = []
         for index in range(self.config.num_hidden_layers):
             layer = self.encoder_layers[index % len(self.encoder_layers)]
-            hidden, attention_map = layer(states[-1], score_mask, training=training)
+            if training and self.recompute_activations:
+                hidden, attention_map = _recomputed(layer, states[-1], score_mask)
+            else:
+                hidden, attention_map = layer(states[-1], score_mask, training=training)
             states.append(hidden)
             attentions.append(attention_map)
         return {HIDDEN_STATES: states, ATTENTIONS: attentions}

@@ -130,17 +130,29 @@ def compile_forward(
     return _compile_tensorflow(model, keep)
 
 
-def _compile_jax(model: MaskedLM, keep: Callable) -> Callable[[Arrays], Arrays]:
-    import jax
+def stateless_forward(
+    model: MaskedLM, keep: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    """Returns a forward pass as a function of the values of `model.variables` and a batch.
 
+    Args:
+        model: computes a batch, not in training.
+        keep: as `compile_forward` takes it.
+    """
     variables = model.variables
 
-    @jax.jit
-    def forward(values, batch):
+    def forward(values: Sequence[Any], batch: Mapping[str, Any]) -> Any:
         with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)):
             return keep(model.activations(batch, training=False), batch)
 
-    values = [variable.value for variable in variables]
+    return forward
+
+
+def _compile_jax(model: MaskedLM, keep: Callable) -> Callable[[Arrays], Arrays]:
+    import jax
+
+    forward = jax.jit(stateless_forward(model, keep))
+    values = [variable.value for variable in model.variables]
     return lambda batch: jax.device_get(forward(values, batch))
 
 

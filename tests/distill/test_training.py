@@ -405,3 +405,18 @@ def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -
     assert killed >= 3
     assert _lines(cut) == _lines(whole)
     _assert_same_bits(cut, whole)
+
+
+def test_recomputing_activations_changes_no_bit(config, tmp_path) -> None:
+    """Even a run that was interrupted goes on with it: it decides nothing."""
+    few = dataclasses.replace(config, num_train_steps=4, save_checkpoints_steps=2)
+    training.distill(few)
+    recomputed = dataclasses.replace(
+        few, output_dir=str(tmp_path / "recomputed"), recompute_activations=True
+    )
+    training.distill(recomputed)
+    _assert_same_bits(few.output_dir, recomputed.output_dir)
+    requests = [
+        (pathlib.Path(one.output_dir) / "request.json").read_bytes() for one in (few, recomputed)
+    ]
+    assert requests[0] == requests[1]

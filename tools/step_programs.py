@@ -1,0 +1,201 @@
+"""The real step of `run_distill` and the real teacher forward, built from shapes alone.
+
+Nothing is read: weights and batches are random. Keras must know its backend when
+`build_distiller` or `build_teacher` is called; nothing here imports TensorFlow.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_specs import records
+from pipeline.distill.settings import DistillConfig
+from pipeline.models.config import EncoderConfig
+from pipeline.storage.teacher_info import TeacherInfo
+
+if TYPE_CHECKING:
+    from pipeline.distill.distiller import Distiller
+    from pipeline.models.masked_lm import MaskedLM
+
+Arrays = dict[str, np.ndarray]
+# Of a teacher cache, unless one says otherwise.
+_TEMPERATURES = (1.0, 2.0)
+_SEED = 12345
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is computed.
+
+    Attributes:
+        config: of `run_distill`; `teacher` tells whether one is beside the student,
+            else a batch holds the top-k of a cache.
+        student: its shape.
+        teacher: its shape.
+        max_seq_length: L.
+        max_predictions_per_seq: P.
+        truncation_factor: K, of the cache.
+    """
+
+    config: DistillConfig
+    student: EncoderConfig
+    teacher: EncoderConfig
+    max_seq_length: int
+    max_predictions_per_seq: int
+    truncation_factor: int = 128
+
+    @property
+    def live(self) -> bool:
+        """Whether the teacher runs beside the student."""
+        return self.config.teacher is not None
+
+    @property
+    def cached_ids(self) -> int:
+        """Ids at a masked position of the cache."""
+        return min(self.truncation_factor, self.teacher.vocab_size)
+
+    def teacher_info(self) -> TeacherInfo | None:
+        """Returns what the teacher cache holds; None where the teacher is live."""
+        if self.live:
+            return None
+        return TeacherInfo(self.cached_ids, "float16", _TEMPERATURES, teacher={}, parent={})
+
+
+def build_distiller(workload: Workload) -> "Distiller":
+    """Returns the student with its objective and optimizer, as `run_distill` trains it."""
+    from pipeline.distill.distiller import Distiller
+    from pipeline.distill.objective_choice import choose_objective
+    from pipeline.distill.optimization import compile_distiller
+    from pipeline.distill.student_shape import prepare_for_training
+    from pipeline.models.masked_lm import MaskedLM
+
+    config = workload.config
+    student = MaskedLM(workload.student, dtype=config.compute_dtype, seed=_SEED)
+    prepare_for_training(student, config)
+    objective = choose_objective(
+        config,
+        workload.teacher_info(),
+        student=workload.student,
+        teacher=workload.teacher,
+        truncation_factor=config.truncation_factor if workload.live else workload.cached_ids,
+    )
+    distiller = Distiller(
+        student,
+        objective,
+        teacher=build_teacher(workload) if workload.live else None,
+        teacher_hidden_size=workload.teacher.hidden_size,
+        num_steps=config.num_train_steps,
+        steps_per_update=config.gradient_accumulation_steps,
+        seed=_SEED,
+    )
+    compile_distiller(distiller, config, steps_per_update=config.gradient_accumulation_steps)
+    return distiller
+
+
+def train_variables(distiller: "Distiller") -> tuple[list[Any], ...]:
+    """Returns the variables of a step on JAX, in the order of `Distiller.train_step`'s state."""
+    return (
+        distiller.trainable_variables,
+        distiller.non_trainable_variables,
+        distiller.optimizer.variables,
+        distiller.metrics_variables,
+    )
+
+
+def build_teacher(workload: Workload) -> "MaskedLM":
+    """Returns a teacher of random weights."""
+    from pipeline.models.masked_lm import MaskedLM
+
+    dtype = workload.config.compute_dtype
+    return MaskedLM(workload.teacher, dtype=dtype, logits_dtype="float32", seed=_SEED)
+
+
+def keep_topk(workload: Workload, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    """Returns what `create_teacher_output_data` keeps of a teacher's outputs.
+
+    Args:
+        workload: gives K.
+        outputs: as `MaskedLM.activations` returns them.
+        batch: has the labels.
+    """
+    from pipeline.models.masked_lm import LOGITS
+    from pipeline.teacher import truncation
+
+    return truncation.truncate(
+        outputs[LOGITS],
+        batch[records.MASKED_LM_IDS],
+        truncation_factor=workload.cached_ids,
+        temperatures=_TEMPERATURES,
+    )
+
+
+def _random_inputs(
+    workload: Workload, config: EncoderConfig, batch_size: int, random: np.random.Generator
+) -> Arrays:
+    """Returns inputs without padding: two segments of half the length, or one."""
+    shape = (batch_size, workload.max_seq_length)
+    ids = random.integers(0, config.vocab_size, shape, dtype=np.int32)
+    second = np.arange(shape[1]) >= (shape[1] + 1) // 2
+    segments = np.broadcast_to(second & (config.type_vocab_size > 1), shape)
+    order = random.permuted(np.broadcast_to(np.arange(shape[1]), shape), axis=1)
+    positions = np.sort(order[:, : workload.max_predictions_per_seq], axis=1)
+    return {
+        records.INPUT_IDS: ids,
+        records.INPUT_MASK: np.ones(shape, np.int32),
+        records.SEGMENT_IDS: segments.astype(np.int32),
+        records.MASKED_LM_POSITIONS: positions.astype(np.int32),
+    }
+
+
+def _random_labels(workload: Workload, size: int, random: np.random.Generator) -> np.ndarray:
+    shape = (size, workload.max_predictions_per_seq)
+    return random.integers(0, workload.student.vocab_size, shape, dtype=np.int32)
+
+
+def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
+    """Returns inputs and targets as `pipeline.distill.targets` gives them, always the same.
+
+    Args:
+        workload: gives the shapes; a cache's top-k is in the targets unless the
+            teacher is live.
+        batch_size: B.
+
+    Returns:
+        inputs int32 [B, L] and [B, P]; targets `masked_lm_ids` int32 [B, P],
+        `masked_lm_weights` float32 [B, P], and from a cache `topk_ids` int32 and
+        `topk_logits` float32 [B, P, K], `log_tail_masses` float32 [B, P, T].
+    """
+    random = np.random.default_rng(_SEED)
+    inputs = _random_inputs(workload, workload.student, batch_size, random)
+    labels = _random_labels(workload, batch_size, random)
+    targets = {
+        records.MASKED_LM_IDS: labels,
+        records.MASKED_LM_WEIGHTS: np.ones(labels.shape, np.float32),
+    }
+    if not workload.live:
+        shape, count = (*labels.shape, workload.cached_ids), workload.student.vocab_size
+        # Distinct ids from a random one on, logits that fall from 0.
+        first = random.integers(0, count, (*labels.shape, 1))
+        targets[records.TOPK_IDS] = ((first + np.arange(shape[-1])) % count).astype(np.int32)
+        logits = np.linspace(0.0, -8.0, shape[-1], dtype=np.float32)
+        targets[records.TOPK_LOGITS] = np.broadcast_to(logits, shape).copy()
+        tails = (*labels.shape, len(_TEMPERATURES))
+        targets[records.LOG_TAIL_MASSES] = np.full(tails, np.log(0.05), np.float32)
+    return inputs, targets
+
+
+def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
+    """Returns a batch as `pipeline.teacher.inference.build_batch` gives it, always the same.
+
+    Args:
+        workload: gives the shapes.
+        batch_size: B.
+
+    Returns:
+        int32 [B, L] and [B, P]: the inputs, and the labels that stage 1b wants.
+    """
+    random = np.random.default_rng(_SEED)
+    inputs = _random_inputs(workload, workload.teacher, batch_size, random)
+    return {**inputs, records.MASKED_LM_IDS: _random_labels(workload, batch_size, random)}
