@@ -16,6 +16,7 @@ from pipeline.distill import targets
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.storage import cache_input
+from pipeline.storage.length_buckets import Chunking
 from tools import benchmark_step as tool
 from tools import model_flops, model_shapes, recipe_workloads, step_programs
 from tools.accelerators import TPUS, find_accelerator
@@ -180,13 +181,8 @@ def test_batches_are_like_those_of_a_cache(cache_dir, teacher_dir) -> None:
     shape = EncoderConfig.from_json(teacher_dir / "config.json")
     workload = _workload(cache_dir, shape)
     cache = cache_input.open_cache(str(cache_dir), None)
-    real = next(
-        iter(
-            targets.training_batches(
-                cache, batch_size=8, seed=1, start=0, shuffle_buffer_size=8
-            ).as_numpy_iterator()
-        )
-    )
+    batches = targets.training_batches(cache, Chunking(8), seed=1, start=0, shuffle_buffer_size=8)
+    real = next(batches.as_numpy_iterator())
     made = step_programs.step_batch(workload, 8)
     for one, other in zip(real, made, strict=True):
         assert {name: (value.shape, value.dtype) for name, value in one.items()} == {
