@@ -1,16 +1,16 @@
 """One document becomes masked examples, or unmasked windows."""
 
 import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from data_specs import records
 from pipeline import seeding
 from pipeline.storage import serialization
-from pipeline.text import segmenters, window_masking, windows
-from pipeline.text.masking import Words
+from pipeline.text import segmenters, window_batches, window_masking, windows
 from pipeline.text.settings import MaskedExamplesConfig
 from pipeline.text.tokenizers import load_tokenizer
 from pipeline.text.window_masking import WindowInput
@@ -20,6 +20,8 @@ _TEXT_SLICE_CHARS = 2**17
 # A short target length is at least this part of the usual one: windows of a few
 # tokens teach nothing, and a long document would become millions of them.
 _SHORTEST_SHARE = 8
+# Masked at a time: bounds the memory, too.
+_BLOCK_WINDOWS = 256
 UNMASKABLE = "without a word to mask"
 
 
@@ -106,30 +108,54 @@ class DocumentMasker:
         unknown = document.ids == self._tokenizer.special_ids.get("unk", -1)
         statistics["tokens"] += len(document.ids)
         statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
-        streams = [seeding.stream(seed, "mask", key, copy) for copy in range(num_copies)]
-        for number, window in enumerate(self._windows(document, key)):
-            words = window_masking.maskable_words(window, self._policy, self._is_special)
-            maskable = len(words.starts) > 0
-            statistics["windows" if maskable else f"windows {UNMASKABLE}"] += 1
-            for copy, random in enumerate(streams if maskable else ()):
-                example_id = seeding.digest(seed, "example", key, number, copy)
-                features = self._features(window, words, random, statistics)
-                features[records.EXAMPLE_ID] = example_id
-                statistics["examples"] += 1
-                yield example_id, serialization.encode_example(features)
-
-    def _features(
-        self,
-        window: WindowInput,
-        words: Words,
-        random: np.random.Generator,
-        statistics: Counter[str],
-    ) -> dict[str, bytes]:
+        found = self._windows(document, key)
         if self._config.is_dynamic:
-            return window_masking.window_features(window, self._id_dtype)
-        masked = window_masking.mask_window(window, words, self._policy, random)
-        statistics["masked_positions"] += len(masked.positions)
-        return window_masking.masked_features(window, masked, self._id_dtype)
+            features = self._unmasked(found, num_copies, statistics)
+        else:
+            streams = [seeding.stream(seed, "mask", key, copy) for copy in range(num_copies)]
+            features = self._masked(found, streams, statistics)
+        for number, copy, values in features:
+            example_id = seeding.digest(seed, "example", key, number, copy)
+            statistics["examples"] += 1
+            record = serialization.encode_example({**values, records.EXAMPLE_ID: example_id})
+            yield example_id, record
+
+    def _unmasked(
+        self, found: Iterable[WindowInput], num_copies: int, statistics: Counter[str]
+    ) -> Iterator[tuple[int, int, dict[str, bytes]]]:
+        """Yields windows: number, copy and features; those that can be masked."""
+        for number, window in enumerate(found):
+            words = window_masking.maskable_words(window, self._policy, self._is_special)
+            _count_window(statistics, maskable=len(words.starts) > 0)
+            features = window_masking.window_features(window, self._id_dtype)
+            for copy in range(num_copies if len(words.starts) else 0):
+                yield number, copy, features
+
+    def _masked(
+        self,
+        found: Iterator[WindowInput],
+        streams: Sequence[np.random.Generator],
+        statistics: Counter[str],
+    ) -> Iterator[tuple[int, int, dict[str, bytes]]]:
+        """Yields masked copies of windows: the window's number, the copy's, and its features.
+
+        A copy's stream masks one window after another.
+        """
+        begin = 0
+        while block := list(itertools.islice(found, _BLOCK_WINDOWS)):
+            rows = window_batches.join_windows(block * len(streams))
+            each = (stream for stream in streams for _ in block)
+            masked = window_batches.mask_windows(rows, self._policy, self._is_special, each)
+            statistics["masked_positions"] += len(masked.positions)
+            features = window_batches.masked_features(rows, masked, self._id_dtype)
+            places = itertools.product(range(len(streams)), range(begin, begin + len(block)))
+            counts = masked.counts.tolist()
+            for count in counts[: len(block)]:
+                _count_window(statistics, maskable=count > 0)
+            for (copy, number), count, values in zip(places, counts, features, strict=True):
+                if count:
+                    yield number, copy, values
+            begin += len(block)
 
     def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
         config, special_ids = self._config, self._tokenizer.special_ids
@@ -147,6 +173,10 @@ class DocumentMasker:
                 document.ids[span], split, special_ids["cls"], special_ids["sep"]
             )
             yield WindowInput(*inputs, starts)
+
+
+def _count_window(statistics: Counter[str], *, maskable: bool) -> None:
+    statistics["windows" if maskable else f"windows {UNMASKABLE}"] += 1
 
 
 def _text_slices(text: str) -> Iterator[str]:

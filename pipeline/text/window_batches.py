@@ -1,17 +1,20 @@
-"""Batches of unmasked windows: decoded and masked together.
+"""Batches of windows: decoded, masked and written together.
 
-A window is masked as `window_masking.mask_window` does it, with the same random
-numbers. But all that is not drawn is computed for the whole batch at once, where
-its windows stand one after another.
+Stage 1a makes static masks here, the reader of stage 2 dynamic ones, anew each epoch.
+Each window has its own random stream. All that is not drawn is computed for the whole
+batch at once, where its windows stand one after another.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from data_specs import records
 from pipeline.text import masking
 from pipeline.text.masking import MaskingPolicy
+from pipeline.text.window_masking import WindowInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,50 @@ def decode_windows(
     return Windows(ids, lengths, both, places, counts, begins_word)
 
 
+def join_windows(windows: Sequence[WindowInput]) -> Windows:
+    """Puts windows one after another."""
+    lengths = np.array([len(window.input_ids) for window in windows])
+    counts = np.array([len(window.places) for window in windows])
+    segments = np.concatenate([window.segment_lengths for window in windows])
+    num_segments = np.array([len(window.segment_lengths) for window in windows])
+    places = np.concatenate([window.places for window in windows])
+    word_starts = np.concatenate([window.word_starts for window in windows])
+    word_starts[np.cumsum(counts) - counts] = True
+    return Windows(
+        np.concatenate([window.input_ids for window in windows]),
+        lengths,
+        pad_rows(segments, num_segments, 2),
+        places + np.repeat(np.cumsum(lengths) - lengths, counts),
+        counts,
+        word_starts,
+    )
+
+
+def masked_features(
+    windows: Windows, masked: MaskedWindows, id_dtype: np.dtype
+) -> Iterator[dict[str, bytes]]:
+    """Yields the features of masked examples, but for their ids.
+
+    Args:
+        windows: before masking.
+        masked: after it.
+        id_dtype: of token ids.
+    """
+    input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)
+    segments, positions = windows.segment_lengths.astype("<u2"), masked.positions.astype("<u2")
+    num_segments = np.count_nonzero(segments, axis=1).tolist()
+    tokens = itertools.pairwise([0, *np.cumsum(windows.lengths).tolist()])
+    predictions = itertools.pairwise([0, *np.cumsum(masked.counts).tolist()])
+    for row, (token, prediction) in enumerate(zip(tokens, predictions, strict=True)):
+        there = slice(*prediction)
+        yield {
+            records.INPUT_IDS: input_ids[slice(*token)].tobytes(),
+            records.SEGMENT_LENGTHS: segments[row, : num_segments[row]].tobytes(),
+            records.MASKED_LM_POSITIONS: positions[there].tobytes(),
+            records.MASKED_LM_IDS: labels[there].tobytes(),
+        }
+
+
 def _joined(column: Sequence[bytes], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Returns the numbers of all rows, and how many each has, int64 [B]."""
     counts = np.fromiter(map(len, column), np.int64, len(column)) // dtype.itemsize
@@ -126,7 +173,8 @@ def mask_windows(
         policy: how they are masked.
         is_special: bool [V].
         streams: decide, one for each window; a stream may end where the next is asked for.
-        token_weights: as for `window_masking.mask_window`.
+        token_weights: float64 [V], how much each token is preferred, as
+            `masking.token_weights` returns it; None for words that are all alike.
     """
     tokens = windows.input_ids[windows.places]
     rooms = [policy.num_to_predict(length) for length in windows.lengths.tolist()]

@@ -1,8 +1,4 @@
-"""One window: as an input, as a record, and masked.
-
-Static masks are made here by stage 1a; `window_batches` makes dynamic ones for the
-reader of stage 2, anew each epoch.
-"""
+"""One window: as an input and, unmasked, as a record; `window_batches` masks many at once."""
 
 import dataclasses
 
@@ -36,21 +32,6 @@ class WindowInput:
         return self.input_ids[self.places]
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskedWindow:
-    """A window after masking.
-
-    Attributes:
-        input_ids: int [L].
-        positions: int [p], the masked positions in the input, ascending.
-        labels: int [p], the true tokens there.
-    """
-
-    input_ids: np.ndarray
-    positions: np.ndarray
-    labels: np.ndarray
-
-
 def masking_policy(
     tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions_per_seq: int
 ) -> MaskingPolicy:
@@ -79,54 +60,6 @@ def maskable_words(window: WindowInput, policy: MaskingPolicy, is_special: np.nd
     """
     longest = policy.num_to_predict(len(window.input_ids))
     return masking.maskable_words(window.word_starts, is_special[window.token_ids], longest)
-
-
-def mask_window(
-    window: WindowInput,
-    words: Words,
-    policy: MaskingPolicy,
-    random: np.random.Generator,
-    *,
-    token_weights: np.ndarray | None = None,
-) -> MaskedWindow:
-    """Masks a window in one way.
-
-    Args:
-        window: the window.
-        words: as `maskable_words` returns them.
-        policy: how it is masked.
-        random: decides.
-        token_weights: float64 [V], how much each token is preferred, as
-            `masking.token_weights` returns it; None for words that are all alike.
-    """
-    tokens = window.token_ids
-    weights = None
-    if token_weights is not None:
-        weights = masking.word_weights(words, token_weights[tokens])
-    num_to_predict = policy.num_to_predict(len(window.input_ids))
-    chosen = masking.choose_positions(words, num_to_predict, random, weights=weights)
-    labels, positions = tokens[chosen], window.places[chosen]
-    input_ids = window.input_ids.copy()
-    input_ids[positions] = masking.mask_tokens(labels, policy, random)
-    return MaskedWindow(input_ids, positions, labels)
-
-
-def masked_features(
-    window: WindowInput, masked: MaskedWindow, id_dtype: np.dtype
-) -> dict[str, bytes]:
-    """Returns the features of a masked example, but for its id.
-
-    Args:
-        window: before masking.
-        masked: after it.
-        id_dtype: of token ids.
-    """
-    return {
-        records.INPUT_IDS: masked.input_ids.astype(id_dtype).tobytes(),
-        records.SEGMENT_LENGTHS: window.segment_lengths.astype("<u2").tobytes(),
-        records.MASKED_LM_POSITIONS: masked.positions.astype("<u2").tobytes(),
-        records.MASKED_LM_IDS: masked.labels.astype(id_dtype).tobytes(),
-    }
 
 
 def window_features(window: WindowInput, id_dtype: np.dtype) -> dict[str, bytes]:

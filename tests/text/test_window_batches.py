@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from data_specs import records
 from pipeline import seeding
 from pipeline.text import masking, window_batches, window_masking, windows
+from tests.text import plain_masking
 
 CLS, SEP = 2, 3
 IS_SPECIAL = np.arange(1000) < 5
@@ -69,12 +70,21 @@ def test_each_window_is_masked_as_alone(token_weights, seed: int, size: int) -> 
     positions, labels = np.split(masked.positions, ends), np.split(masked.labels, ends)
     for row, (window, key) in enumerate(zip(batch, keys, strict=True)):
         words = window_masking.maskable_words(window, POLICY, IS_SPECIAL)
-        alone = window_masking.mask_window(
+        alone = plain_masking.mask_window(
             window, words, POLICY, seeding.stream(seed, "mask", *key), token_weights=token_weights
         )
         assert inputs[row].tolist() == alone.input_ids.tolist()
         assert positions[row].tolist() == alone.positions.tolist()
         assert labels[row].tolist() == alone.labels.tolist()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_joined_windows_are_those_of_their_records(seed: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    batch = [_window(random) for _ in range(size)]
+    joined, decoded = window_batches.join_windows(batch), _decoded(batch, "<u2")
+    for name in ("input_ids", "lengths", "segment_lengths", "places", "counts", "word_starts"):
+        assert getattr(joined, name).tolist() == getattr(decoded, name).tolist(), name
 
 
 def test_by_hand() -> None:

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
-from pipeline.text import masking, window_masking, windows
+from pipeline.text import masking, window_batches, window_masking, windows
+from tests.text import plain_masking
 
 CLS, SEP = 2, 3
 IS_SPECIAL = np.arange(1000) < 5
@@ -24,20 +25,19 @@ def window_inputs(draw: st.DrawFn) -> tuple[np.ndarray, window_masking.WindowInp
     return ids, window_masking.WindowInput(*inputs, random.random(count) < 0.6)
 
 
-@given(window_inputs(), st.integers(0, 100))
-def test_the_labels_at_their_positions_give_the_window_back(drawn, seed: int) -> None:
-    ids, window = drawn
-    assert window.token_ids.tolist() == ids.tolist()
-    words = window_masking.maskable_words(window, POLICY, IS_SPECIAL)
-    if not len(words.starts):
-        return
-    random = np.random.default_rng(seed)
-    masked = window_masking.mask_window(window, words, POLICY, random)
-    features = window_masking.masked_features(window, masked, np.dtype("<u2"))
-    positions = np.frombuffer(features[records.MASKED_LM_POSITIONS], "<u2")
-    ids = np.frombuffer(features[records.INPUT_IDS], "<u2").copy()
-    ids[positions] = np.frombuffer(features[records.MASKED_LM_IDS], "<u2")
-    assert ids.tolist() == window.input_ids.tolist()
+@given(st.lists(window_inputs(), min_size=1, max_size=3), st.integers(0, 100))
+def test_the_labels_at_their_positions_give_the_windows_back(drawn, seed: int) -> None:
+    rows = window_batches.join_windows([window for _, window in drawn])
+    streams = (np.random.default_rng(seed + row) for row in range(len(drawn)))
+    masked = window_batches.mask_windows(rows, POLICY, IS_SPECIAL, streams)
+    found = window_batches.masked_features(rows, masked, np.dtype("<u2"))
+    for (ids, window), features in zip(drawn, found, strict=True):
+        assert window.token_ids.tolist() == ids.tolist()
+        values = {name: np.frombuffer(value, "<u2") for name, value in features.items()}
+        inputs = values[records.INPUT_IDS].copy()
+        inputs[values[records.MASKED_LM_POSITIONS]] = values[records.MASKED_LM_IDS]
+        assert inputs.tolist() == window.input_ids.tolist()
+        assert values[records.SEGMENT_LENGTHS].tolist() == window.segment_lengths.tolist()
 
 
 def test_by_hand() -> None:
@@ -58,7 +58,7 @@ def test_by_hand() -> None:
     weights = np.where(np.isin(np.arange(1000), [8, 9]), 1.0, 1e-12)
     for seed in range(5):
         random = np.random.default_rng(seed)
-        masked = window_masking.mask_window(window, words, policy, random, token_weights=weights)
+        masked = plain_masking.mask_window(window, words, policy, random, token_weights=weights)
         assert masked.positions.tolist() == [2, 4]
         assert masked.labels.tolist() == [8, 9]
         assert masked.input_ids[[0, 1, 3, 5]].tolist() == [CLS, 7, SEP, SEP]
