@@ -33,43 +33,59 @@ def _exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_jobs(
-    function: Callable[[Job], Result], jobs: Iterable[Job], *, max_workers: int
-) -> Iterator[Result]:
-    """Runs a function over jobs and yields the results in the jobs' order.
+class Workers:
+    """Worker processes, which begin with the first job and end with the `with` block.
 
-    At most a few jobs a worker are taken from `jobs` ahead of their results, so
-    that a lazy `jobs` keeps memory bounded.
+    They are the same ones for all calls of `run`: a process takes a second to begin.
 
     Args:
-        function: picklable; runs in a worker process, or here with one worker.
-        jobs: picklable.
-        max_workers: processes.
-
-    Raises:
-        InterruptedRunError: a worker was killed, for example for want of memory.
+        max_workers: processes; with 1 all is done in this one.
     """
-    if max_workers == 1:
-        yield from map(function, jobs)
-        return
-    # Spawned, not forked: the caller may have threads.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        max_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_exit_with_parent,
-    )
-    pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
-    try:
-        for job in jobs:
-            pending.append(pool.submit(function, job))
-            if len(pending) >= 2 * max_workers:
+
+    def __init__(self, max_workers: int) -> None:
+        self._max_workers = max_workers
+        # Spawned, not forked: the caller may have threads.
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            max_workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_exit_with_parent,
+        )
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Runs a function over jobs and yields the results in the jobs' order.
+
+        At most a few jobs a worker are taken from `jobs` ahead of their results, so
+        that a lazy `jobs` keeps memory bounded.
+
+        Args:
+            function: picklable, if there are several workers.
+            jobs: the same.
+
+        Raises:
+            InterruptedRunError: a worker was killed, for example for want of memory.
+        """
+        if self._max_workers == 1:
+            yield from map(function, jobs)
+            return
+        pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+        try:
+            for job in jobs:
+                pending.append(self._pool.submit(function, job))
+                if len(pending) >= 2 * self._max_workers:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise InterruptedRunError(
-            "--max_workers: a worker process was killed, perhaps for want of memory; "
-            f"received {max_workers} workers. The same command continues where it stopped"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise InterruptedRunError(
+                "--max_workers: a worker process was killed, perhaps for want of memory; received "
+                f"{self._max_workers} workers. The same command continues where it stopped"
+            ) from error
+        finally:
+            for future in pending:
+                future.cancel()

@@ -143,11 +143,16 @@ class DocumentMasker:
         """
         begin = 0
         while block := list(itertools.islice(found, _BLOCK_WINDOWS)):
-            rows = window_batches.join_windows(block * len(streams))
-            each = (stream for stream in streams for _ in block)
-            masked = window_batches.mask_windows(rows, self._policy, self._is_special, each)
+            joined = window_batches.join_windows(block)
+            masked = window_batches.mask_windows(
+                joined,
+                self._policy,
+                self._is_special,
+                (stream for stream in streams for _ in block),
+                copies=len(streams),
+            )
             statistics["masked_positions"] += len(masked.positions)
-            features = window_batches.masked_features(rows, masked, self._id_dtype)
+            features = window_batches.masked_features(joined, masked, self._id_dtype)
             places = itertools.product(range(len(streams)), range(begin, begin + len(block)))
             counts = masked.counts.tolist()
             for count in counts[: len(block)]:

@@ -136,15 +136,14 @@ def _mask_document(
 
 
 def _mask_corpus(
-    config: MaskedExamplesConfig, corpus_files: Sequence[corpus.CorpusFile]
+    config: MaskedExamplesConfig,
+    corpus_files: Sequence[corpus.CorpusFile],
+    workers: local.Workers,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every chunk into its spill file and returns their headers."""
     _spill_folder(config).mkdir(exist_ok=True)
-    results = local.run_jobs(
-        functools.partial(_mask_chunk, config),
-        corpus.read_chunks(corpus_files),
-        max_workers=config.max_workers,
-    )
+    mask = functools.partial(_mask_chunk, config)
+    results = workers.run(mask, corpus.read_chunks(corpus_files))
     headers = []
     total = sum(file.bytes for file in corpus_files)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="masking") as bar:
@@ -169,14 +168,12 @@ def _write_shard(
 
 
 def _write_shards(
-    config: MaskedExamplesConfig, plan: ShardPlan
+    config: MaskedExamplesConfig, plan: ShardPlan, workers: local.Workers
 ) -> dict[str, tuple[manifests.ShardInfo, ...]]:
     """Second half: every shard out of the spill files."""
     jobs = plan.jobs()
     _expect_same_corpus(config, plan, jobs)
-    results = local.run_jobs(
-        functools.partial(_write_shard, config, plan), jobs, max_workers=config.max_workers
-    )
+    results = workers.run(functools.partial(_write_shard, config, plan), jobs)
     splits: dict[str, list[manifests.ShardInfo]] = {split: [] for split in plan.num_shards}
     with tqdm.tqdm(total=len(jobs), unit="shard", desc="writing") as bar:
         for job, shard in zip(jobs, results, strict=True):
@@ -258,10 +255,11 @@ def _make(
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         files.write_bytes(pathlib.Path(config.output_dir) / name, content)
-    headers = _mask_corpus(config, corpus_files)
-    id_bytes = records.id_dtype(tokenizer.info.size).itemsize
-    plan = make_plan(config, headers, corpus_files, id_bytes)
-    splits = _write_shards(config, plan)
+    with local.Workers(config.max_workers) as workers:
+        headers = _mask_corpus(config, corpus_files, workers)
+        id_bytes = records.id_dtype(tokenizer.info.size).itemsize
+        plan = make_plan(config, headers, corpus_files, id_bytes)
+        splits = _write_shards(config, plan, workers)
     manifest = Manifest(
         kind=config.kind,
         vocab=tokenizer.info,

@@ -41,13 +41,13 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedWindows:
-    """B windows after masking, one after another.
+    """R windows after masking, one after another.
 
     Attributes:
         input_ids: int [n].
         positions: int [p], the masked positions, each within its own window, ascending.
         labels: int [p], the true tokens there.
-        counts: int [B], how many masked positions each window has.
+        counts: int [R], how many masked positions each window has.
     """
 
     input_ids: np.ndarray
@@ -118,19 +118,22 @@ def masked_features(
 
     Args:
         windows: before masking.
-        masked: after it.
+        masked: after it, in one copy or several.
         id_dtype: of token ids.
     """
     input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)
     segments, positions = windows.segment_lengths.astype("<u2"), masked.positions.astype("<u2")
     num_segments = np.count_nonzero(segments, axis=1).tolist()
-    tokens = itertools.pairwise([0, *np.cumsum(windows.lengths).tolist()])
+    segments = [row[:count].tobytes() for row, count in zip(segments, num_segments, strict=True)]
+    copies = len(masked.counts) // len(segments)
+    tokens = itertools.pairwise([0, *np.cumsum(np.tile(windows.lengths, copies)).tolist()])
     predictions = itertools.pairwise([0, *np.cumsum(masked.counts).tolist()])
-    for row, (token, prediction) in enumerate(zip(tokens, predictions, strict=True)):
+    rows = zip(segments * copies, tokens, predictions, strict=True)
+    for segment_lengths, token, prediction in rows:
         there = slice(*prediction)
         yield {
             records.INPUT_IDS: input_ids[slice(*token)].tobytes(),
-            records.SEGMENT_LENGTHS: segments[row, : num_segments[row]].tobytes(),
+            records.SEGMENT_LENGTHS: segment_lengths,
             records.MASKED_LM_POSITIONS: positions[there].tobytes(),
             records.MASKED_LM_IDS: labels[there].tobytes(),
         }
@@ -164,39 +167,45 @@ def mask_windows(
     is_special: np.ndarray,
     streams: Iterable[np.random.Generator],
     *,
+    copies: int = 1,
     token_weights: np.ndarray | None = None,
 ) -> MaskedWindows:
-    """Masks windows in one way each.
+    """Masks windows in one way each, or in several.
 
     Args:
         windows: B windows.
         policy: how they are masked.
         is_special: bool [V].
-        streams: decide, one for each window; a stream may end where the next is asked for.
+        streams: decide, one for each masked window; a stream may end where the next is
+            asked for.
+        copies: C; all windows are masked, then all once more, and so on.
         token_weights: float64 [V], how much each token is preferred, as
             `masking.token_weights` returns it; None for words that are all alike.
+
+    Returns:
+        R = C · B masked windows.
     """
     tokens = windows.input_ids[windows.places]
     rooms = [policy.num_to_predict(length) for length in windows.lengths.tolist()]
     longest = np.repeat(rooms, windows.counts)
     words = masking.maskable_words(windows.word_starts, is_special[tokens], longest)
-    weights = None
-    if token_weights is not None:
-        weights = masking.word_weights(words, token_weights[tokens])
+    weights = None if token_weights is None else masking.word_weights(words, token_weights[tokens])
     ends = np.searchsorted(words.starts, np.cumsum(windows.counts)).tolist()
-    lengths = words.lengths.tolist()
-    is_chosen = np.zeros(len(lengths), bool)
-    counts, draws, first = [], [], 0
-    for random, end, room in zip(streams, ends, rooms, strict=True):
+    bounds, lengths = list(zip([0, *ends[:-1]], ends, rooms, strict=True)), words.lengths.tolist()
+    is_chosen = np.zeros((copies, len(lengths)), bool)
+    counts, draws = [], []
+    numbered = ((copy, *bound) for copy in range(copies) for bound in bounds)
+    for random, (copy, first, end, room) in zip(streams, numbered, strict=True):
         own = None if weights is None else weights[first:end]
         order = masking.word_order(end - first, random, own) + first
         chosen, count = masking.choose_words(lengths, order.tolist(), room)
-        is_chosen[chosen] = True
+        is_chosen[copy, chosen] = True
         counts.append(count)
         draws.append(masking.draw_tokens(count, policy, random))
-        first = end
-    places = windows.places[_word_tokens(words.starts[is_chosen], words.lengths[is_chosen])]
-    return _masked(windows, places, np.array(counts), policy, draws)
+    copy, word = np.nonzero(is_chosen)
+    places = windows.places[_word_tokens(words.starts[word], words.lengths[word])]
+    places += np.repeat(copy * len(windows.input_ids), words.lengths[word])
+    return _masked(windows, copies, places, np.array(counts), policy, draws)
 
 
 def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -208,15 +217,17 @@ def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def _masked(
     windows: Windows,
+    copies: int,
     places: np.ndarray,
     counts: np.ndarray,
     policy: MaskingPolicy,
     draws: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> MaskedWindows:
-    """Masks windows at given places in `input_ids`; `draws` are each window's `draw_tokens`."""
-    labels = windows.input_ids[places]
-    input_ids = windows.input_ids.copy()
+    """Masks copies of windows at given places; `draws` are each window's `draw_tokens`."""
+    input_ids = np.tile(windows.input_ids, copies)
+    labels = input_ids[places]
     parts = (np.concatenate(part) for part in zip(*draws, strict=True))
     input_ids[places] = masking.masked_tokens(labels, policy, *parts)
-    firsts = np.repeat(np.cumsum(windows.lengths) - windows.lengths, counts)
+    lengths = np.tile(windows.lengths, copies)
+    firsts = np.repeat(np.cumsum(lengths) - lengths, counts)
     return MaskedWindows(input_ids, places - firsts, labels, counts)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -52,7 +53,9 @@ class WordPieceTokenizer(Tokenizer):
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        # A list of pairs becomes an array in half the time when it is flat.
+        flat = itertools.chain.from_iterable(encoding.offsets)
+        offsets = np.fromiter(flat, np.int32, 2 * len(encoding)).reshape(-1, 2)
         return Tokens(
             ids=np.array(encoding.ids, np.int32),
             starts=offsets[:, 0],

@@ -78,6 +78,25 @@ def test_each_window_is_masked_as_alone(token_weights, seed: int, size: int) -> 
         assert labels[row].tolist() == alone.labels.tolist()
 
 
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 3))
+def test_copies_are_masked_one_after_another(seed: int, size: int, copies: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = window_batches.join_windows([_window(random) for _ in range(size)])
+
+    def masked(numbers: range, **settings: int) -> window_batches.MaskedWindows:
+        streams = (seeding.stream(seed, "mask", number) for number in numbers)
+        return window_batches.mask_windows(rows, POLICY, IS_SPECIAL, streams, **settings)
+
+    together = masked(range(copies * size), copies=copies)
+    alone = [masked(range(copy * size, (copy + 1) * size)) for copy in range(copies)]
+    for name in ("input_ids", "positions", "labels", "counts"):
+        parts = [getattr(one, name) for one in alone]
+        assert getattr(together, name).tolist() == np.concatenate(parts).tolist(), name
+    features = window_batches.masked_features(rows, together, np.dtype("<u2"))
+    each = (window_batches.masked_features(rows, one, np.dtype("<u2")) for one in alone)
+    assert list(features) == [row for copy in each for row in copy]
+
+
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_joined_windows_are_those_of_their_records(seed: int, size: int) -> None:
     random = np.random.default_rng(seed)

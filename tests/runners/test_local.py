@@ -1,0 +1,56 @@
+"""Jobs over processes: their order, which processes, and how far ahead jobs are taken."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.errors import InterruptedRunError
+from pipeline.runners import local
+
+
+def square(number: int) -> tuple[int, int]:
+    """Returns a square, and which process computed it."""
+    return number * number, os.getpid()
+
+
+def end_process(number: int) -> None:
+    """Ends the process as the kernel does that is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_one_worker_is_this_process() -> None:
+    with local.Workers(1) as workers:
+        assert list(workers.run(square, range(3))) == [(n * n, os.getpid()) for n in range(3)]
+
+
+def test_the_same_processes_do_all_runs() -> None:
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    with local.Workers(2) as workers:
+        results = workers.run(square, numbers())
+        first = next(results)
+        assert first[0] == 0
+        # Two jobs wait for each worker, and no more.
+        assert len(taken) == 4
+        rest = list(results)
+        again = list(workers.run(square, range(20)))
+    assert [square for square, _ in [first, *rest]] == [n * n for n in range(20)]
+    assert [square for square, _ in again] == [n * n for n in range(20)]
+    processes = {process for _, process in [first, *rest]}
+    assert os.getpid() not in processes
+    assert len(processes | {process for _, process in again}) <= 2
+
+
+def test_a_killed_worker_is_said() -> None:
+    with (
+        local.Workers(2) as workers,
+        pytest.raises(InterruptedRunError, match="--max_workers: a worker process was killed"),
+    ):
+        list(workers.run(end_process, range(4)))
