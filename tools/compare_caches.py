@@ -196,7 +196,8 @@ def table(comparisons: Sequence[Comparison]) -> str:
             *aligned_lines(titles, rows),
             "",
             "bytes: the cache adds at a masked position; ids: kept there on average",
-            f"on the eval split of {comparisons[0].cache}; mean and deviation of {seeds} seeds",
+            f"on the eval split of {comparisons[0].cache}; mean and deviation of {seeds} "
+            f"seed{'s' * (seeds > 1)}",
         ]
     )
 

@@ -10,9 +10,23 @@ import pytest
 from data_specs import records
 from tests.conftest import make_text
 from tools import benchmark_pipeline as tool
-from tools.benchmarks import measurement, processes
+from tools.benchmarks import (
+    measurement,
+    processes,
+    record_rows,
+    size_rows,
+    student_rows,
+    teacher_rows,
+)
 from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.measurement import Row
+
+_LITTLE = {
+    record_rows: {"_EXAMPLES": 32, "_COPIES": 2, "_READ_BATCH_SIZE": 16, "_READ_BATCHES": 5},
+    size_rows: {"_SAMPLE": 32},
+    teacher_rows: {"_EXAMPLES": 64},
+    student_rows: {"_LOG_STEPS": 1, "_LINES": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +45,11 @@ def work(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(autouse=True)
 def without_peers(request, monkeypatch) -> None:
-    """Nothing that this suite does without is looked for; one dtype is enough."""
+    """Nothing that this suite does without is looked for; little, in one dtype, is enough."""
     monkeypatch.setattr(tool.compute_dtype, "detect", lambda: ("float32", ""))
+    for module, settings in _LITTLE.items():
+        for name, value in settings.items():
+            monkeypatch.setattr(module, name, value)
     if "peers" not in {mark.name for mark in request.node.iter_markers()}:
         monkeypatch.setattr(Inputs, "has", lambda self, *packages: False)
 
@@ -125,7 +142,7 @@ def test_teacher_and_student(corpus, teacher_dir, work, tmp_path) -> None:
 @pytest.mark.peers
 def test_the_peers_compute_the_same(corpus, teacher_dir, work) -> None:
     from pipeline.models import checkpoints
-    from tools.benchmarks import pytorch_peer, teacher_rows
+    from tools.benchmarks import pytorch_peer
 
     inputs = Inputs(work, corpus, corpus, teacher_dir, 1, 48)
     batch = teacher_rows.draw(inputs.examples(mixed=False)).batches[0]

@@ -1,7 +1,6 @@
 """The same student from several caches: what it reports, and what it refuses."""
 
 import json
-import statistics
 
 import pytest
 
@@ -36,7 +35,7 @@ def test_students_are_measured_on_the_first_cache(
         f"--init_from='{teacher_dir}' --student_layers=1 --num_train_steps=3 --train_batch_size=8 "
         "--learning_rate=1e-3 --verify=sizes"
     )
-    flags = (f"--distill_flags={distill_flags}", "--seeds=2,1", "--max_eval_steps=2")
+    flags = (f"--distill_flags={distill_flags}", "--seeds=7", "--max_eval_steps=2")
     assert _compare([cache_dir, small_dir], tmp_path / "work", *flags, f"--output={output}") == 0
     found = json.loads(output.read_text())
     assert [one["cache"] for one in found] == [str(cache_dir), str(small_dir)]
@@ -44,7 +43,7 @@ def test_students_are_measured_on_the_first_cache(
     assert found[0]["bytes_per_position"] == 16 * 4 + 10
     assert found[1]["bytes_per_position"] < 40
     for number, one in enumerate(found):
-        assert set(one["scores"]) == {"1", "2"}
+        assert set(one["scores"]) == {"7"}
         for seed, scores in one["scores"].items():
             student = str(tmp_path / "work" / f"{number}-{seed}")
             config = DistillConfig(
@@ -56,12 +55,11 @@ def test_students_are_measured_on_the_first_cache(
             )
             report = training.distill(config)
             assert scores == {name: pytest.approx(report[name], rel=1e-5) for name in scores}
-    means = [one["scores"]["1"]["kl_divergence"] for one in found]
+    means = [one["scores"]["7"]["kl_divergence"] for one in found]
     assert means[0] != means[1]
     said = capsys.readouterr().out
-    value = statistics.fmean(one["masked_lm"] for one in found[1]["scores"].values())
-    assert f"{value:.4f} ±" in said
-    assert "mean and deviation of 2 seeds" in said
+    assert f"{found[1]['scores']['7']['masked_lm']:.4f} " in said
+    assert "mean and deviation of 1 seed" in said
 
 
 def test_one_seed_has_no_deviation() -> None:
