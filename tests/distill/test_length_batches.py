@@ -355,6 +355,7 @@ def test_losses_and_gradients_are_equal(case, mixed_cache_dir, mixed_dir, still_
     expect_equal_updates(case, str(folder), str(still_teacher_dir))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_losses_and_gradients_are_equal_on_jax(
     mixed_cache_dir, mixed_dir, still_teacher_dir
