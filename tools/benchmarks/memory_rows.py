@@ -38,7 +38,7 @@ def _mask(inputs: Inputs, corpus: pathlib.Path, output: pathlib.Path) -> process
         segments="single",
         dupe_factor=5,
         max_workers=2,
-        num_shards=200,
+        num_shards=800,
     )
 
 
@@ -81,7 +81,7 @@ def rows(inputs: Inputs, small: pathlib.Path, large: pathlib.Path) -> Iterator[R
         for corpus, output in zip((small, large), examples, strict=True)
     ]
     yield _grown(*peaks, "peak memory, stage 1a", "the small corpus", texts)
-    # One shard of 200, and eight: the teacher's time, not its memory, forbids all.
+    # One shard of 800, and eight: the teacher's time, not its memory, forbids all.
     caches = [inputs.new_directory(f"memory-cache-{name}") for name in ("small", "large")]
     globs = ("train-00000-*", "train-0000[0-7]-*")
     peaks = [
