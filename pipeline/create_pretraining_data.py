@@ -169,6 +169,9 @@ def _find_corpora(values: flags.FlagValues) -> tuple[corpora.CorpusSource, ...]:
 
 def _create(values: flags.FlagValues) -> None:
     sources = _find_corpora(values)
+    if values.max_workers > 1:
+        # Beside the imports of this process.
+        local.prepare("pipeline.command_line", "pipeline.text.masked_examples")
     if any(source.tfds_name is not None for source in sources):
         command_line.import_quietly("tensorflow_datasets", "tensorflow")
 
