@@ -14,7 +14,11 @@ SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("data_specs/*.py")]
 
 # A module may import only modules of earlier lines, or earlier ones of its own.
 LAYERS = (
-    ("data_specs.records", "data_specs.corpora"),
+    (
+        "data_specs.records",
+        "data_specs.declarations",
+        "data_specs.corpora",
+    ),
     ("pipeline.errors", "pipeline.files", "pipeline.seeding", "pipeline.compute_dtype"),
     (
         "pipeline.models.config",
