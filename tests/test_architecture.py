@@ -18,6 +18,7 @@ LAYERS = (
         "data_specs.records",
         "data_specs.declarations",
         "data_specs.corpora",
+        "data_specs.tasks",
     ),
     ("pipeline.errors", "pipeline.files", "pipeline.seeding", "pipeline.compute_dtype"),
     (
