@@ -112,6 +112,10 @@ LAYERS = (
         "pipeline.distill.training",
     ),
     (
+        "pipeline.finetune.task_rows",
+        "pipeline.finetune.task_data",
+    ),
+    (
         "pipeline.command_line",
         "pipeline.create_pretraining_data",
         "pipeline.create_teacher_output_data",
