@@ -114,6 +114,8 @@ LAYERS = (
     (
         "pipeline.finetune.task_rows",
         "pipeline.finetune.task_data",
+        "pipeline.finetune.features",
+        "pipeline.finetune.answers",
     ),
     (
         "pipeline.command_line",
