@@ -116,6 +116,9 @@ LAYERS = (
         "pipeline.finetune.task_data",
         "pipeline.finetune.features",
         "pipeline.finetune.answers",
+        "pipeline.finetune.answer_overlap",
+        "pipeline.finetune.metrics",
+        "pipeline.finetune.submissions",
     ),
     (
         "pipeline.command_line",
