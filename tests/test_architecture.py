@@ -14,7 +14,12 @@ SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("data_specs/*.py")]
 
 # A module may import only modules of earlier lines, or earlier ones of its own.
 LAYERS = (
-    ("data_specs.records", "data_specs.corpora"),
+    (
+        "data_specs.records",
+        "data_specs.declarations",
+        "data_specs.corpora",
+        "data_specs.tasks",
+    ),
     ("pipeline.errors", "pipeline.files", "pipeline.seeding", "pipeline.compute_dtype"),
     (
         "pipeline.models.config",
@@ -105,6 +110,15 @@ LAYERS = (
         "pipeline.distill.training_state",
         "pipeline.distill.run_log",
         "pipeline.distill.training",
+    ),
+    (
+        "pipeline.finetune.task_rows",
+        "pipeline.finetune.task_data",
+        "pipeline.finetune.features",
+        "pipeline.finetune.answers",
+        "pipeline.finetune.answer_overlap",
+        "pipeline.finetune.metrics",
+        "pipeline.finetune.submissions",
     ),
     (
         "pipeline.command_line",
