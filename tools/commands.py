@@ -1,4 +1,4 @@
-"""Running one of the three commands from a tool, as one would type it."""
+"""Running commands and other tools from a tool, as one would type it."""
 
 import shlex
 import subprocess
@@ -17,10 +17,28 @@ def run_command(command: str, *arguments: str, **settings: object) -> None:
     Raises:
         SystemExit: it failed, and has said why; with its status.
     """
-    typed = [*arguments, *(f"--{name}={value}" for name, value in settings.items())]
-    print(f"$ {command} {shlex.join(typed)}", flush=True)
-    status = subprocess.run(
-        [sys.executable, "-m", f"pipeline.{command}", *typed], check=False
-    ).returncode
+    _run(f"pipeline.{command}", command, [*arguments, *_typed(settings)])
+
+
+def run_tool(tool: str, **settings: object) -> None:
+    """Runs another tool likewise.
+
+    Args:
+        tool: the name of its module.
+        **settings: its flags, by name.
+
+    Raises:
+        SystemExit: it failed, and has said why; with its status.
+    """
+    _run(f"tools.{tool}", f"python -m tools.{tool}", _typed(settings))
+
+
+def _typed(settings: dict[str, object]) -> list[str]:
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def _run(module: str, shown: str, typed: list[str]) -> None:
+    print(f"$ {shown} {shlex.join(typed)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", module, *typed], check=False).returncode
     if status:
         raise SystemExit(status)
