@@ -1,0 +1,356 @@
+"""Examples as people read them: every codec, kind of directory and tokenizer, and mistakes."""
+
+import dataclasses
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization
+from pipeline.storage.cache_input import open_cache
+from pipeline.text.masked_examples import create_masked_examples
+from tests.conftest import make_cache, save_tiny_bert
+from tests.tools.conftest import copy_cache, read_shard, rewrite_cache
+from tests.tools.page_reading import parse
+from tools import inspect_cache as tool
+from tools import inspect_page, inspect_text
+from tools.shown_examples import (
+    KEPT,
+    MASKED,
+    REPLACED,
+    ExampleReader,
+    Guess,
+    MaskedPosition,
+    Piece,
+    Selection,
+    ShownExample,
+    TeacherWord,
+)
+from tools.text_width import columns
+
+
+def _fails(capsys, *flags: str) -> str:
+    assert tool.main(["inspect_cache", *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def _read(directory, *, count: int = 1000, num_guesses: int = 5, **selection) -> list[ShownExample]:
+    reader = ExampleReader(open_cache(str(directory), None), num_guesses=num_guesses)
+    return reader.read(Selection(selection.pop("split", "eval"), count=count, **selection))
+
+
+def _eval_records(directory) -> list[dict[str, bytes]]:
+    cache = manifests.load(directory, flag="")
+    return [one for shard in cache.splits["eval"] for one in read_shard(directory, shard.file)]
+
+
+def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
+    """By the recipe for reading a cache in plain Python, in float64."""
+    shown, stored = _read(cache_dir), _eval_records(cache_dir)
+    assert len(shown) == len(stored) == manifests.load(cache_dir, flag="").num_examples("eval")
+    treatments = set()
+    for one, features in zip(shown, stored, strict=True):
+        assert one.example_id == features[records.EXAMPLE_ID].hex()
+        inputs = np.frombuffer(features[records.INPUT_IDS], "<u2")
+        places = np.frombuffer(features[records.MASKED_LM_POSITIONS], "<u2")
+        labels = np.frombuffer(features[records.MASKED_LM_IDS], "<u2")
+        ids = np.frombuffer(features[records.TOPK_IDS], "<u2").reshape(-1, 16)
+        logits = np.frombuffer(features[records.TOPK_LOGITS], "<f2").reshape(-1, 16).astype(float)
+        tails = np.exp(np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4").reshape(-1, 2)[:, 0])
+        p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True) * (1.0 - tails[:, None])
+        assert one.num_tokens == len(inputs) and len(one.positions) == len(places)
+        for row, position in enumerate(one.positions):
+            word = position.teacher
+            assert position.label == vocab[labels[row]]
+            assert position.shown == vocab[inputs[places[row]]]
+            assert [guess.text for guess in word.guesses] == [vocab[i] for i in ids[row, :5]]
+            expected = pytest.approx(p[row, :5].tolist(), rel=1e-6)
+            assert [guess.probability for guess in word.guesses] == expected
+            assert word.tail == pytest.approx(tails[row])
+            total = sum(guess.probability for guess in word.guesses) + word.rest + word.tail
+            assert total == pytest.approx(1.0)
+            assert word.right == (ids[row, 0] == labels[row])
+            found = np.flatnonzero(ids[row] == labels[row])
+            assert word.label_rank == (found[0] + 1 if len(found) else None)
+            if word.label_rank is not None:
+                share = p[row, word.label_rank - 1]
+                assert word.label_probability == pytest.approx(share, rel=5e-3, abs=1e-6)
+            treatments.add(position.treatment)
+            same = position.shown == position.label
+            expected = MASKED if position.shown == "[MASK]" else KEPT if same else REPLACED
+            assert position.treatment == expected
+    assert treatments == {MASKED, KEPT, REPLACED}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logit_encoding": "uint8"},
+        {"logit_encoding": "compact"},
+        {"logit_encoding": "compact", "truncation_mass": 0.9},
+        {"logit_encoding": "float16", "truncation_mass": 0.9},
+        {"temperatures": (1.0,)},
+        {"truncation": "sampled", "truncation_factor": 64, "temperatures": (1.0,)},
+    ],
+    ids=str,
+)
+def test_every_codec(settings, examples_dir, teacher_dir, cache_dir, tmp_path, capsys) -> None:
+    folder = make_cache(tmp_path / "cache", examples_dir, teacher_dir, **settings)
+    page = tmp_path / "page.html"
+    assert tool.main(["x", f"--input_dir={folder}", f"--html={page}", "--examples=50"]) == 0
+    printed = capsys.readouterr().out
+    assert all(columns(line) <= 100 for line in printed.splitlines()[:-1])
+    parse(page.read_text(encoding="utf-8"))
+    drawn = "truncation" in settings
+    assert ("Guesses are drawn by chance" in printed) == drawn
+    for one, other in zip(_read(folder), _read(cache_dir), strict=True):
+        assert one.example_id == other.example_id and one.segments == other.segments
+        for position, expected in zip(one.positions, other.positions, strict=True):
+            word = position.teacher
+            assert position.label == expected.label
+            assert word.label_probability == expected.teacher.label_probability
+            total = sum(guess.probability for guess in word.guesses) + word.rest + word.tail
+            assert total == pytest.approx(1.0)
+            if not drawn:
+                first, second = expected.teacher.guesses[:2]
+                assert word.guesses[0].probability == pytest.approx(first.probability, abs=0.01)
+                # What is coarser may make two guesses equal.
+                if first.probability > 1.1 * second.probability:
+                    assert word.guesses[0].text == first.text
+            if "truncation_mass" in settings:
+                assert 1 <= word.num_ids <= 16
+                assert len(word.guesses) == min(5, word.num_ids)
+
+
+def test_masked_examples_and_windows(examples_dir, windows_dir, tmp_path, capsys) -> None:
+    page = tmp_path / "examples.html"
+    assert tool.main(["x", f"--input_dir={examples_dir}", f"--html={page}", "--examples=50"]) == 0
+    printed = capsys.readouterr().out
+    assert "masked examples: " in printed and "  labels:  1 " in printed
+    assert "[n:MASK] masked" in printed and "first guesses" not in printed
+    # A kept and a replaced token are each told as such, in both.
+    assert re.search(r"\[\d+:MASK\]", printed) and re.search(r"\[\d+=\S+\]", printed)
+    assert re.search(r"\[\d+~\S+\]", printed)
+    found = {
+        attributes.get("class") for tag, attributes in parse(page.read_text()).tags if tag == "mark"
+    }
+    assert found == {MASKED, KEPT, REPLACED}
+    assert tool.main(["x", f"--input_dir={windows_dir}", "--examples=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "a bar stands before each word" in printed and "MASK" not in printed
+
+
+def test_words_of_windows(windows_dir, vocab) -> None:
+    (one, *_), (features, *_) = _read(windows_dir), _eval_records(windows_dir)
+    inputs = np.frombuffer(features[records.INPUT_IDS], "<u2")
+    starts = np.frombuffer(features[records.WORD_STARTS], "<u2").tolist()
+    pieces = [piece for segment in one.segments for piece in segment]
+    kept = [at for at, token in enumerate(inputs) if vocab[token] not in ("[CLS]", "[SEP]")]
+    assert [piece.new_word for piece in pieces] == [at in starts for at in kept]
+    text = "".join(piece.text for piece in pieces)
+    assert text == "".join(vocab[inputs[at]].removeprefix("##") for at in kept)
+
+
+@pytest.mark.parametrize("kind", ["spiece_file", "bpe_file"])
+def test_other_tokenizers(kind, request, examples_config, tmp_path, capsys) -> None:
+    vocab_file = request.getfixturevalue(kind)
+    folder = tmp_path / "examples"
+    config = dataclasses.replace(
+        examples_config, output_dir=str(folder), vocab_file=str(vocab_file), do_lower_case=None
+    )
+    create_masked_examples(config)
+    assert tool.main(["x", f"--input_dir={folder}", "--examples=20"]) == 0
+    printed = capsys.readouterr().out
+    assert "▁" not in printed and "Ġ" not in printed
+    # What is not masked reads as the corpus does.
+    assert "step by step" in printed or "The small model" in printed or "春天" in printed
+
+
+def test_which_examples(cache_dir, examples_dir, tmp_path) -> None:
+    everything = _read(cache_dir, split="train", count=1000)
+    shards = manifests.load(cache_dir, flag="").splits["train"]
+    assert len(shards) == 3 and len({one.file for one in everything}) == 3
+    first = shards[0].num_examples
+    assert _read(cache_dir, split="train", first=first - 1, count=2) == everything[first - 1 :][:2]
+    chosen = everything[first]
+    assert (chosen.file, chosen.index) == (shards[1].file, 0)
+    (by_id,) = _read(cache_dir, split="train", example_id=chosen.example_id[:12])
+    assert by_id == chosen
+    # Shards that are not read need not be there.
+    part = tmp_path / "part"
+    shutil.copytree(cache_dir, part)
+    (part / shards[0].file).unlink()
+    (part / shards[2].file).unlink()
+    assert _read(part, split="train", first=first, count=3) == everything[first : first + 3]
+    some = open_cache(None, f"{part}/train-00001-*")
+    reader = ExampleReader(some, num_guesses=5)
+    assert reader.read(Selection("train", count=1)) == [chosen]
+
+
+def _position(number: int, treatment: str, shown: str, label: str, *guesses, **word):
+    teacher = None
+    if guesses:
+        settings = {"rest": 0.0, "tail": 0.1, "num_ids": 128, "label_rank": None, **word}
+        teacher = TeacherWord(guesses, label_probability=0.25, **settings)
+    return MaskedPosition(number, treatment, shown, label, teacher)
+
+
+def test_the_lines_of_an_example() -> None:
+    pieces = (
+        Piece("春", False),
+        Piece("[MASK]", False, 1),
+        Piece("，", False),
+        Piece("the", False),
+        Piece("##el", False, 2),
+        Piece("cat", True, 3),
+    )
+    example = ShownExample(
+        "00ff",
+        "e.tfrecord",
+        3,
+        8,
+        (pieces,),
+        (
+            _position(1, MASKED, "[MASK]", "天", Guess("天", 0.5, True), label_rank=1),
+            _position(2, KEPT, "##el", "##el", Guess("a", 0.0001, False), Guess("b", 0.0, False)),
+            _position(3, REPLACED, "cat", "dog", Guess("b", 0.3, False)),
+        ),
+    )
+    assert list(inspect_text.example_lines(example)) == [
+        "example 00ff",
+        "  e.tfrecord, record 3: 8 tokens, 3 masked (1 [MASK], 1 kept, 1 replaced)",
+        "",
+        "  春[1:MASK]，the[2=##el] [3~cat]",
+        "",
+        "    n  label   its p   rank    tail     first guesses (* the label)",
+        "    1  天      25.0%      1   10.0%  ✓  *天 50.0%",
+        "    2  ##el    25.0%  > 128   10.0%  ✗  a <0.1%   b 0.0%",
+        "    3  dog     25.0%  > 128   10.0%  ✗  b 30.0%",
+    ]
+    assert inspect_text.outcome([example]) == (
+        "The first guess is right at 1 of 3 masked positions (33%); "
+        "on average the label has 25.0%, the tail 10.0%."
+    )
+
+
+def test_tokens_cannot_leave_the_page() -> None:
+    nasty = '<script>alert("x")</script>'
+    example = ShownExample(
+        "00",
+        nasty,
+        0,
+        3,
+        ((Piece(nasty, True), Piece(nasty, True, 1)),),
+        (_position(1, REPLACED, nasty, nasty, Guess(nasty, 0.9, True), label_rank=1),),
+    )
+    page = inspect_page.examples_page(nasty, nasty, nasty, [example])
+    found = parse(page)
+    assert page.count("&lt;script&gt;") >= 8
+    assert nasty in "".join(found.text)
+    (policy,) = [
+        attributes["content"] for tag, attributes in found.tags if "http-equiv" in attributes
+    ]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert ("html", {"lang": "en"}) in found.tags
+
+
+def test_the_page_holds_what_the_terminal_says(cache_dir, tmp_path, capsys) -> None:
+    page = tmp_path / "page.html"
+    assert tool.main(["x", f"--input_dir={cache_dir}", f"--html={page}", "--examples=3"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"page: {page}"
+    found = parse(page.read_text(encoding="utf-8"))
+    shown = _read(cache_dir, count=3)
+    assert len(found.tables) == 3
+    for one, rows in zip(shown, found.tables, strict=True):
+        assert len(rows) == 1 + len(one.positions)
+        for position, row in zip(one.positions, rows[1:], strict=True):
+            assert row[:2] == [str(position.number), position.label]
+            assert row[2] == inspect_text.percent(position.teacher.label_probability)
+            assert row[4] == ("✓ right" if position.teacher.right else "✗ wrong")
+    outcome = inspect_text.outcome(shown)
+    assert outcome in "".join(found.text)
+    assert outcome in " ".join(printed.split())
+
+
+def test_mistakes(cache_dir, examples_dir, tmp_path, capsys) -> None:
+    assert (
+        _fails(capsys) == "error: --input_dir: expected either it or --input_file, received neither"
+    )
+    given = f"--input_dir={cache_dir}"
+    assert _fails(capsys, given, "--example_id=xyz") == (
+        "error: --example_id: expected up to 32 hexadecimal digits, received 'xyz'"
+    )
+    assert _fails(capsys, given, "--example_id=00", "--first=3") == (
+        "error: --first: expected none beside --example_id, received 3"
+    )
+    number = manifests.load(cache_dir, flag="").num_examples("eval")
+    assert _fails(capsys, given, "--first=9999") == (
+        f"error: --first: expected a number below {number}, the examples of the eval split of "
+        f"{cache_dir}, received 9999"
+    )
+    assert _fails(capsys, given, f"--example_id={'0' * 32}") == (
+        "error: --example_id: expected the id of an example in the eval split of "
+        f"{cache_dir}, or its beginning, received {'0' * 32}"
+    )
+    shard = f"--input_file={cache_dir}/train-00000-of-00003.tfrecord"
+    assert _fails(capsys, shard, "--split=eval") == (
+        f"error: --split: expected one of train, which {cache_dir} has, received eval"
+    )
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    assert _fails(capsys, given, f"--html={page}").startswith("error: --html: expected a new file")
+    assert page.read_text() == "mine"
+
+
+DAMAGE = {
+    records.LABEL_LOG_PROBS: (b"\0\0", "expected 6 label_log_probs, received 1"),
+    records.TOPK_IDS: (b"\0\0", "expected a top-k of 96 ids, 16 at each position, received 1"),
+    records.INPUT_IDS: (b"\xff\xff" * 48, "expected ids of "),
+    records.SEGMENT_LENGTHS: (b"\1\0", "expected segments of "),
+    records.LOG_TAIL_MASSES: (np.full(12, np.nan, "<f4").tobytes(), "received NaN"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_records(cache_dir, tmp_path, capsys, name: str) -> None:
+    """Whole by their checksums, but not what they must be."""
+    content, message = DAMAGE[name]
+
+    def change(rows):
+        return [{**row, name: content} for row in rows if len(row[records.MASKED_LM_IDS]) == 12]
+
+    folder = rewrite_cache(cache_dir, tmp_path / "cache", change)
+    line = _fails(capsys, f"--input_dir={folder}", "--split=train")
+    assert line.startswith(f"error: {folder}/train-00000-of-00003.tfrecord: broken record 0 (")
+    assert message in line
+
+
+def test_a_cache_without_the_tail_at_1(cache_dir, tmp_path, capsys) -> None:
+    folder = copy_cache(cache_dir, tmp_path / "cache", temperatures=[3, 4])
+    assert _fails(capsys, f"--input_dir={folder}") == (
+        "error: --input_dir: expected a cache with the tail's mass at temperature 1, "
+        f"received {folder} with (3.0, 4.0)"
+    )
+
+
+def test_a_shard_that_is_cut(cache_dir, tmp_path, capsys) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(cache_dir, folder)
+    (path,) = folder.glob("eval-*.tfrecord")
+    path.write_bytes(path.read_bytes()[:-1])
+    line = _fails(capsys, f"--input_dir={folder}")
+    assert line.startswith(f"error: {path}: this shard is truncated or damaged: expected ")
+
+
+def test_a_teacher_is_not_needed(examples_dir, tmp_path, vocab_file) -> None:
+    """Only the cache is read: its teacher may be gone."""
+    teacher = save_tiny_bert(tmp_path / "gone", vocab_file, seed=3)
+    folder = make_cache(tmp_path / "cache", examples_dir, teacher)
+    shutil.rmtree(teacher)
+    assert tool.main(["x", f"--input_dir={folder}", "--examples=1", "--guesses=1"]) == 0
+    assert next(serialization.read_records(next(folder.glob("eval-*"))))
