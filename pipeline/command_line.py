@@ -1,11 +1,12 @@
 """What the commands share: parsing flags, and turning mistakes into one line and exit status 1."""
 
+import contextlib
 import importlib
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
@@ -176,21 +177,28 @@ def parse_counts(name: str, text: str) -> tuple[int, ...]:
     return tuple(sorted(counts))
 
 
-def import_quietly(*modules: str) -> None:
-    """Imports modules; what is said on stderr meanwhile goes nowhere.
-
-    TensorFlow's native code greets there before any setting can silence it.
-    """
+@contextlib.contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """What is said on stderr inside the block goes nowhere, that of native code included."""
     sys.stderr.flush()
     original = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
         try:
-            for module in modules:
-                importlib.import_module(module)
+            yield
         finally:
             os.dup2(original, 2)
             os.close(original)
+
+
+def import_quietly(*modules: str) -> None:
+    """Imports modules; what is said on stderr meanwhile goes nowhere.
+
+    TensorFlow's native code greets there before any setting can silence it.
+    """
+    with silenced_stderr():
+        for module in modules:
+            importlib.import_module(module)
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:

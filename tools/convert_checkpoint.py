@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from pipeline.models.checkpoints import ModelSource
 
-_HF, _TF1 = "hf", "tf1"
+HF, _TF1 = "hf", "tf1"
 # What else may lie beside a tokenizer's own file.
 _TOKENIZER_SETTINGS = (
     "tokenizer_config.json",
@@ -42,7 +42,7 @@ def define_flags() -> flags.FlagValues:
     table.string("bert_config_file", None, "Instead of --input: a bert_config.json.")
     table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
     table.string("output_dir", None, "Where the model goes: a new or an empty folder.")
-    table.choice("layout", None, "The layout to write.", of=[_HF, _TF1])
+    table.choice("layout", None, "The layout to write.", of=[HF, _TF1])
     table.require("output_dir", "layout")
     return table.values
 
@@ -66,8 +66,18 @@ def _find_source(values: flags.FlagValues) -> "ModelSource":
     return checkpoints.ModelSource.from_google(values.bert_config_file, values.init_checkpoint)
 
 
-def _write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str) -> list[str]:
-    """Writes a model with its tokenizer's files, and returns the names of these."""
+def write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str) -> list[str]:
+    """Writes a model with its tokenizer's files, and returns the names of these.
+
+    Args:
+        source: has weights.
+        directory: is made unless it is there; holds no file of the same name.
+        layout: `hf` or `tf1`.
+
+    Raises:
+        InputError: the weights are not those of the configuration, or the folder
+            cannot be made.
+    """
     from pipeline import files
     from pipeline.models import checkpoints
     from pipeline.text import tokenizers
@@ -77,9 +87,9 @@ def _write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str)
     found = [*tokenizers.tokenizer_files(source.directory), *filter(pathlib.Path.is_file, settings)]
     # Not before the weights have been read: a mistake leaves no folder.
     files.make_directory(directory, "--output_dir")
-    last = checkpoints.HF_CONFIG if layout == _HF else checkpoints.GOOGLE_CONFIG
+    last = checkpoints.HF_CONFIG if layout == HF else checkpoints.GOOGLE_CONFIG
     with files.staged_directory(directory, last=last) as stage:
-        if layout == _HF:
+        if layout == HF:
             checkpoints.save_hf_weights(stage, source.config, weights)
         else:
             # Imports TensorFlow, which the other layout does not need.
@@ -105,7 +115,7 @@ def _convert(values: flags.FlagValues) -> None:
     files.expect_new_directory(directory, "--output_dir")
     if _TF1 in (source.layout, values.layout):
         command_line.import_quietly("tensorflow")
-    copied = _write_model(source, directory, layout=values.layout)
+    copied = write_model(source, directory, layout=values.layout)
     table = weight_names.weight_table(source.config)
     print(f"weights    {len(table)} of a {source.config.model_type}, from {source.layout}")
     print(f"tokenizer  {', '.join(copied) or 'no file of one beside the model'}")

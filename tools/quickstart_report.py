@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import statistics
 import time
@@ -14,7 +13,7 @@ import numpy as np
 from data_specs import records
 from pipeline import files
 from pipeline.models import checkpoints
-from pipeline.models.weight_names import weight_table
+from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import EVAL, Manifest
@@ -121,8 +120,7 @@ def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
 
 
 def _num_parameters(directory: pathlib.Path) -> int:
-    config = checkpoints.find_model(directory, "--teacher").config
-    return sum(math.prod(row.shape) for row in weight_table(config))
+    return count_parameters(checkpoints.find_model(directory, "--teacher").config)
 
 
 def _bytes_each(

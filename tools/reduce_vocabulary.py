@@ -9,7 +9,6 @@ ones, and writes a model directory: the teacher's layers, the rows of its word
 embeddings that are kept, and the smaller tokenizer. The cache is read as it is.
 """
 
-import math
 import os
 import pathlib
 import sys
@@ -22,7 +21,7 @@ from pipeline import command_line, files
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, layer_init
 from pipeline.models.config import EncoderConfig
-from pipeline.models.weight_names import weight_table
+from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, cache_tokens
 from pipeline.storage import manifest as manifests
 from pipeline.text import tokenizers, vocab_reduction
@@ -76,11 +75,6 @@ def _always_kept(tokenizer: Tokenizer, keep_tokens: str | None, pad_id: int) -> 
     if keep_tokens is None:
         return always
     return np.union1d(always, vocab_reduction.read_keep_tokens(keep_tokens, tokenizer.vocab))
-
-
-def count_parameters(config: EncoderConfig) -> int:
-    """Returns how many numbers a model's weights are."""
-    return sum(math.prod(row.shape) for row in weight_table(config))
 
 
 def table(teacher: EncoderConfig, student: EncoderConfig) -> str:

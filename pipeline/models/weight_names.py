@@ -1,6 +1,7 @@
 """What each weight is called: here, in a Hugging Face directory, in Google's checkpoints."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -176,6 +177,11 @@ _TIED: Mapping[str, str] = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
+
+
+def count_parameters(config: EncoderConfig) -> int:
+    """Returns how many numbers a masked LM's weights are; tied ones count once."""
+    return sum(math.prod(row.shape) for row in weight_table(config))
 
 
 def tied_hf_names(config: EncoderConfig) -> dict[str, str]:

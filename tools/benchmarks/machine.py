@@ -15,6 +15,8 @@ _PACKAGES = (
     "jieba",
     "torch",
     "transformers",
+    "ai-edge-litert",
+    "onnxruntime",
 )
 # Instructions that decide how fast a teacher is.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")

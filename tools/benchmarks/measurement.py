@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,29 @@ def alternate(
     pairs = [(ours(), baseline()) for _ in range(repeats)]
     first, second = zip(*pairs, strict=True)
     return list(first), list(second)
+
+
+def in_turns(
+    calls: Sequence[Callable[[], Any]], repeats: int, *, warm_up: int = 3
+) -> list[list[float]]:
+    """Times calls one after another, again and again, so that whatever else happens meets all.
+
+    Args:
+        calls: what is timed.
+        repeats: of each.
+        warm_up: calls of each before, which are not timed: they compile, and fill caches.
+
+    Returns:
+        seconds, run by run, of each call.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(warm_up + repeats):
+        for call, taken in zip(calls, times, strict=True):
+            begun = time.perf_counter()
+            call()
+            if turn >= warm_up:
+                taken.append(time.perf_counter() - begun)
+    return times
 
 
 def compared(

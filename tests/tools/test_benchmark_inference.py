@@ -1,0 +1,185 @@
+"""Latency and throughput: the table on both backends, and the arithmetic behind it."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from data_specs.records import INPUT_IDS, INPUT_MASK
+from pipeline.models.checkpoints import find_model, load_masked_lm
+from pipeline.models.weight_names import count_parameters
+from tests.conftest import save_tiny_bert
+from tools import benchmark_inference as tool
+from tools import inference_programs
+from tools.benchmarks import measurement
+from tools.inference_programs import Batches
+
+ROOT = pathlib.Path(__file__).parents[2]
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="runs on TensorFlow"
+)
+
+
+@pytest.fixture(scope="module")
+def student_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
+    """A smaller model."""
+    return save_tiny_bert(tmp_path_factory.mktemp("student"), vocab_file, seed=9, num_layers=1)
+
+
+def _flags(teacher, student, written, **others: object) -> list[str]:
+    given = {
+        "models": f"{teacher},{student}",
+        "seq_length": 24,
+        "batch_size": 3,
+        "repeats": 4,
+        "computations": "float32",
+        "output": written,
+        **others,
+    }
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _expect_report(path: pathlib.Path, teacher: pathlib.Path, student: pathlib.Path) -> None:
+    said = json.loads(path.read_text())
+    assert (said["seq_length"], said["batch_size"], said["repeats"]) == (24, 3, 4)
+    assert [row["model"] for row in said["rows"]] == [teacher.name, student.name]
+    for row, place in zip(said["rows"], (teacher, student), strict=True):
+        assert row["device"] == "cpu:0" and row["computation"] == "float32"
+        assert row["parameters"] == count_parameters(find_model(place, "--models").config)
+        weights = (place / "model.safetensors").stat().st_size
+        assert row["megabytes"] == pytest.approx(weights / 1e6)
+        for name in ("latency", "throughput"):
+            one = row[name]
+            assert 0 < one["smallest"] <= one["median"] <= one["largest"]
+    for name in ("latency", "throughput"):
+        assert said["rows"][0][name]["times_better"] == [1.0, 1.0, 1.0]
+
+
+@on_tensorflow
+def test_the_table(teacher_dir, student_dir, tmp_path, capsys) -> None:
+    output = tmp_path / "speed.json"
+    assert not tool.main(["benchmark_inference", *_flags(teacher_dir, student_dir, output)])
+    _expect_report(output, teacher_dir, student_dir)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [
+        *("computed", "parameters", "MB", "latency,", "s", "times", "better"),
+        *("sequences/s", "times", "better"),
+    ]
+    assert lines[2].startswith(teacher_dir.name) and lines[3].startswith(student_dir.name)
+    assert "latency of 1, throughput of 3, 24 tokens each; tensorflow; 4 turns: median" in lines[5]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+def test_on_jax(teacher_dir, student_dir, tmp_path) -> None:
+    output = tmp_path / "speed.json"
+    flags = _flags(teacher_dir, student_dir, output, backend="jax", computations="float32,int8")
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.benchmark_inference", *flags],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    _expect_report(output, teacher_dir, student_dir)
+    assert json.loads(output.read_text())["left_out"] == [
+        "int8 on cpu:0: left out, as a LiteRT model is made from a TensorFlow process "
+        "(--backend=tensorflow)"
+    ]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_the_encoders_last_hidden_states_are_computed(teacher_dir, dtype: str) -> None:
+    source = find_model(teacher_dir, "--models")
+    batch = Batches(20, 3).draw(3, source.config.vocab_size)
+    found = inference_programs.keras_forward(source, "cpu:0", dtype)(batch)
+    expected = load_masked_lm(source).activations(batch)["hidden_states"][-1].numpy()
+    assert found.dtype == np.float32 and found.shape == (3, 20, 32)
+    np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == "float32" else 0.15)
+
+
+def test_sequences_are_random_and_always_the_same() -> None:
+    batches = Batches(50, 4)
+    first, again = batches.draw(4, 300), batches.draw(4, 300)
+    ids = first[INPUT_IDS]
+    assert ids.shape == (4, 50) and ids.dtype == np.int32
+    assert (first[INPUT_MASK] == 1).all() and (ids == again[INPUT_IDS]).all()
+    assert ids.min() >= 0 and ids.max() < 300 and len(np.unique(ids)) > 100
+
+
+def test_calls_take_turns_and_the_first_ones_do_not_count() -> None:
+    order: list[str] = []
+    calls = [lambda name=name: order.append(name) for name in "ab"]
+    times = measurement.in_turns(calls, 3, warm_up=2)
+    assert "".join(order) == "ababababab" and [len(taken) for taken in times] == [3, 3]
+    assert all(seconds >= 0 for taken in times for seconds in taken)
+
+
+def test_ratios_are_those_of_the_turns() -> None:
+    faster = tool.measured([1.0, 2.0, 4.0], [2.0, 2.0, 12.0], larger_is_better=False)
+    assert faster.to_json() == {
+        "median": 2.0,
+        "smallest": 1.0,
+        "largest": 4.0,
+        "times_better": [2.0, 1.0, 3.0],
+    }
+    slower = tool.measured([1.0, 2.0], [2.0, 8.0], larger_is_better=True)
+    assert slower.to_json()["times_better"] == [0.375, 0.25, 0.5]
+
+
+def test_what_is_computed_where(monkeypatch) -> None:
+    monkeypatch.setattr(tool.formats, "missing_packages", lambda names: [])
+    everything = tool.parse_computations("int8,float32,mixed_bfloat16")
+    assert everything == ["float32", "mixed_bfloat16", "int8"]
+    detected = {"cpu:0": "float32", "gpu:0": "mixed_bfloat16"}
+    monkeypatch.setattr(
+        tool.compute_dtype, "detect", lambda devices: (detected[devices[0]], "of the test")
+    )
+    chosen, notes = tool.choose_computations(everything, ["gpu:0", "gpu:1"], "tensorflow")
+    assert chosen == [
+        *(("gpu:0", "float32"), ("gpu:0", "mixed_bfloat16")),
+        *(("cpu:0", "float32"), ("cpu:0", "int8")),
+    ]
+    assert notes == [
+        "int8 on gpu:0: left out, as LiteRT computes on the CPU here",
+        "mixed_bfloat16 on cpu:0: left out, as of the test",
+    ]
+    monkeypatch.setattr(tool.formats, "missing_packages", lambda names: ["ai-edge-litert"])
+    chosen, notes = tool.choose_computations(["int8"], ["cpu:0"], "tensorflow")
+    assert not chosen and notes == [
+        "int8 on cpu:0: left out, as ai-edge-litert is not installed (pip install '.[export]')"
+    ]
+
+
+def test_models_of_one_name_go_by_their_paths(vocab_file, tmp_path) -> None:
+    paths = [
+        save_tiny_bert(tmp_path / name / "model", vocab_file, seed=1, num_layers=1) for name in "ab"
+    ]
+    found = tool.find_models(f"{paths[0]}, {paths[1]}", 64)
+    assert [model.name for model in found] == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ","}, "--models: expected model directories, received none"),
+        ({"models": "/nowhere"}, "--models: no such directory: /nowhere"),
+        ({"seq_length": 65}, "--seq_length: expected at most 64, the positions of "),
+        ({"computations": "int4"}, "--computations: expected some of float32,mixed_bfloat16,int8"),
+        ({"output": "/nowhere/speed.json"}, "--output: expected an existing folder, received"),
+    ],
+)
+def test_mistakes(capsys, teacher_dir, student_dir, tmp_path, changes, message: str) -> None:
+    flags = _flags(teacher_dir, student_dir, tmp_path / "speed.json", **changes)
+    assert tool.main(["benchmark_inference", *flags]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]

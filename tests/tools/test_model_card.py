@@ -1,0 +1,150 @@
+"""The model card: front matter that a hub reads, and what a run left behind."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+import yaml
+
+from pipeline import run_distill
+from pipeline.errors import InputError
+from pipeline.models.checkpoints import find_model
+from pipeline.storage import manifest as manifests
+from tools import model_card as tool
+from tools.model_card import CardSettings, Origin, find_origin, model_card
+
+NOWHERE = Origin({}, None, {})
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, cache_dir, teacher_dir) -> pathlib.Path:
+    """A student that learned for two updates; read only."""
+    folder = tmp_path_factory.mktemp("run") / "student"
+    flags = {
+        "input_dir": cache_dir,
+        "init_from": teacher_dir,
+        "student_layers": 2,
+        "num_train_steps": 2,
+        "train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_eval_steps": 1,
+        "losses": "soft_cross_entropy=1,masked_lm=0.5",
+        "learning_rate": 5e-4,
+        "output_dir": folder,
+    }
+    given = [f"--{name}={value}" for name, value in flags.items()]
+    assert run_distill.main(["run_distill", *given]) == 0
+    return folder
+
+
+def _section(card: str, title: str) -> dict[str, str]:
+    """Returns the rows of a table of two columns below a title."""
+    text = card.split(f"## {title}\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] not in ("", "---")}
+
+
+def test_a_run_tells_how_it_was_made(run_dir, cache_dir, teacher_dir, tmp_path) -> None:
+    cache = manifests.load(cache_dir, flag="--input_dir")
+    scores = tmp_path / "scores.json"
+    scores.write_text('{"ChnSentiCorp": 91.25, "OCNLI": 70}')
+    settings = CardSettings("tiny", scores=str(scores))
+    config = find_model(run_dir, "--model").config
+    card = model_card(config, settings, find_origin(run_dir, cache))
+    teacher = find_model(teacher_dir, "--teacher")
+    size = config.vocab_size
+    first = next(line for line in card.splitlines() if line.startswith("A BERT"))
+    assert first.startswith(f"A BERT of 2 layers × 32, {size:,} tokens, 0.0")
+    assert first.endswith(
+        ", distilled from a larger model's predictions of masked tokens. It takes up to 64 tokens."
+    )
+    made = _section(card, "How it was made")
+    assert made["teacher"].startswith(f"BERT of 3 layers × 32, {size:,} tokens, ")
+    assert made["teacher"].endswith(f"SHA-256 `{teacher.sha256()}`")
+    assert made["trained on"] == (
+        f"{cache.num_examples('train'):,} examples of at most 48 tokens, the teacher's top 16 at "
+        f"masked positions; manifest's SHA-256 `{cache.sha256()}`"
+    )
+    assert made["started from"] == f"layers 0, 2 of a model with SHA-256 `{teacher.sha256()}`"
+    assert made["losses"] == "0.5 × masked_lm + 1 × soft_cross_entropy; temperature 1"
+    assert made["updates"] == "2 of 8 examples, learning rate 0.0005 after 0 of warm-up"
+    assert made["seed"] == "12345" and made["computed"] == "float32, tensorflow"
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    evaluation = [json.loads(line) for line in lines if json.loads(line)["split"] == "eval"][-1]
+    found = _section(card, "Scores")
+    assert found["ChnSentiCorp"] == "91.25" and found["OCNLI"] == "70"
+    assert found["teacher_agreement"] == f"{evaluation['teacher_agreement']:.4g}"
+    assert not {"step", "split", "examples_per_second"} & set(found)
+
+
+def test_another_cache_is_not_taken_for_the_runs_own(run_dir, cache_dir) -> None:
+    cache = manifests.load(cache_dir, flag="--input_dir")
+    other = dataclasses.replace(cache, seed=cache.seed + 1)
+    made = _section(
+        model_card(
+            find_model(run_dir, "--model").config, CardSettings("tiny"), find_origin(run_dir, other)
+        ),
+        "How it was made",
+    )
+    assert made["trained on"] == f"manifest's SHA-256 `{cache.sha256()}`"
+    assert "teacher" not in made
+
+
+def test_the_front_matter_is_yaml_of_what_is_known(teacher_dir) -> None:
+    config = find_model(teacher_dir, "--model").config
+    settings = CardSettings("tiny", "ru,en", "mit", "someone/large: model #1")
+    card = model_card(config, settings, NOWHERE, exports=[["", "MB"], ["hf", "1.5"]], note="how")
+    opening, front, rest = card.split("---\n", 2)
+    assert opening == "" and yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["bert", "masked-lm"],
+        "language": ["ru", "en"],
+        "license": "mit",
+        "base_model": "someone/large: model #1",
+    }
+    assert rest.endswith("## Exports\n\n|  | MB |\n| --- | --- |\n| hf | 1.5 |\n\nhow\n")
+    assert "distilled" not in rest and "## Scores" not in rest
+    bare = yaml.safe_load(tool.front_matter(config, CardSettings("x"), distilled=True)[4:-4])
+    assert bare["tags"] == ["bert", "masked-lm", "distillation"]
+    assert not {"license", "language", "base_model"} & bare.keys()
+
+
+@pytest.mark.peers
+def test_its_three_lines_load_the_model(teacher_dir, monkeypatch) -> None:
+    config = find_model(teacher_dir, "--model").config
+    card = model_card(config, CardSettings(str(teacher_dir)), NOWHERE)
+    code = card.split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert len(code.splitlines()) == 3
+    assert names["model"].config.hidden_size == config.hidden_size
+    assert names["tokenizer"].mask_token == "[MASK]"
+
+
+@pytest.mark.parametrize("value", ['"high"', "true", "NaN", "[1]", "null"])
+def test_scores_are_numbers(tmp_path, value: str) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(f'{{"fine": 1, "OCNLI": {value}}}')
+    with pytest.raises(InputError, match=f"--scores: {path}: OCNLI: expected a number, received "):
+        tool.read_scores(str(path))
+
+
+def test_each_score_once(tmp_path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text('{"OCNLI": 1.5}')
+    assert tool.read_scores(str(tmp_path / "a.json")) == {"OCNLI": 1.5}
+    with pytest.raises(InputError, match="b.json: OCNLI: expected each score once"):
+        tool.read_scores(f"{tmp_path}/a.json,{tmp_path}/b.json")
+    assert tool.read_scores(None) == {}
+
+
+def test_a_damaged_run(run_dir, tmp_path) -> None:
+    (tmp_path / "request.json").write_bytes((run_dir / "request.json").read_bytes())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{broken\n')
+    with pytest.raises(InputError, match="metrics.jsonl, line 2: not JSON"):
+        find_origin(tmp_path, None)
+    # A directory that some other program left.
+    (tmp_path / "request.json").write_text('{"kind": "masked_examples"}')
+    assert find_origin(tmp_path, None) == NOWHERE

@@ -1,0 +1,251 @@
+"""Writes a masked LM in the formats that others read, and checks each of them.
+
+python -m tools.export_student --model=STUDENT --sentences=FILE --output_dir=NEW
+
+hf is a clean Hugging Face directory with the tokenizer and a model card. saved_model takes
+ids, and with tensorflow-text and a WordPiece vocab.txt also text (signature from_text).
+litert is a file for phones, litert_int8 the same with weights of 8 bits; onnx is read by
+onnxruntime. All but litert_int8 are float32, and all take any batch and any length.
+
+Each is read again and compared with the model on real text: the lines of --sentences, every
+seventh token masked, or the eval examples of --input_dir. A format whose first guesses are
+not the model's (at least 99.9% of all positions, litert_int8 90%) or that lacks an operation
+is left out, and the command fails after the others are written. Files: output_dir/FORMAT/,
+and export.json with the figures. litert, litert_int8 and onnx need pip install '.[export]'.
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from pipeline import command_line, files
+from pipeline.errors import InputError
+from tools.exports import formats
+from tools.text_table import aligned_lines
+
+if TYPE_CHECKING:
+    from pipeline.models.checkpoints import ModelSource
+    from pipeline.storage.cache_input import CacheInput
+    from pipeline.text.tokens import Tokenizer
+    from tools.exports.examples import Example
+    from tools.exports.exporter import Report, Row
+    from tools.model_card import CardSettings, Origin
+
+REPORT_FILE = "export.json"
+_TITLES = ("", "read by", "largest difference", "same guess", "at least", "MB", "latency")
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = command_line.FlagTable()
+    table.string("model", None, "A model directory, for example of run_distill.")
+    table.string(
+        "formats", f"{formats.HF},{formats.SAVED_MODEL}", f"Of {','.join(formats.FORMATS)}."
+    )
+    table.string("output_dir", None, "Where exports go: a new or an empty folder.")
+    table.string("sentences", None, "A text file whose lines the exports are checked on.")
+    table.string("input_dir", None, "Instead: a cache, whose eval examples they are checked on.")
+    table.integer("num_sentences", 64, "How many lines or examples, at most.", low=1)
+    table.integer(
+        "max_seq_length",
+        None,
+        "Tokens that a text is cut to, also by from_text; as many as the model has positions.",
+        low=3,
+    )
+    table.integer("repeats", 20, "Runs that are timed, the formats in turns.", low=1)
+    table.string("name", None, "Of the model, in its card; the name of its directory.")
+    table.string("language", None, "For the card: such as zh, or ru,en.")
+    table.string("license", None, "For the card, such as apache-2.0; none unless it is given.")
+    table.string("base_model", None, "For the card: the teacher's name on a hub.")
+    table.string("scores", None, "For the card: JSON files of numbers by name.")
+    table.require("model", "output_dir")
+    return table.values
+
+
+def _max_seq_length(values: flags.FlagValues, source: "ModelSource") -> int:
+    limit = source.config.max_input_length
+    wanted = values.max_seq_length
+    if wanted is not None and wanted > limit:
+        raise InputError(
+            f"--max_seq_length: expected at most {limit}, the model's positions, received {wanted}"
+        )
+    return wanted or limit
+
+
+def _find_tokenizer(values: flags.FlagValues, source: "ModelSource") -> "Tokenizer | None":
+    from pipeline.text import tokenizers
+
+    if not tokenizers.tokenizer_files(source.directory) and values.sentences is None:
+        return None
+    tokenizer = tokenizers.load_tokenizer(str(source.directory), do_lower_case=None, flag="--model")
+    if len(tokenizer.vocab) > source.config.vocab_size:
+        raise InputError(
+            f"--model: expected a tokenizer of at most {source.config.vocab_size} tokens, as the "
+            f"model has, received {len(tokenizer.vocab)} in {source.directory}"
+        )
+    return tokenizer
+
+
+def _open_cache(values: flags.FlagValues, source: "ModelSource") -> "CacheInput | None":
+    if values.input_dir is None:
+        return None
+    from pipeline.storage import cache_input
+    from pipeline.text import tokenizers
+
+    cache = cache_input.open_cache(values.input_dir, None)
+    vocab_files = tokenizers.tokenizer_files(source.directory)
+    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, "--model")
+    cache_input.expect_positions(cache, source.config.max_input_length, "--model")
+    cache_input.expect_segments(cache, source.config.type_vocab_size, "--model")
+    return cache
+
+
+def _read_examples(
+    values: flags.FlagValues,
+    cache: "CacheInput | None",
+    tokenizer: "Tokenizer | None",
+    max_seq_length: int,
+) -> "list[Example]":
+    from tools.exports import examples
+
+    if cache is not None:
+        return examples.read_cache(cache, values.num_sentences)
+    return examples.read_lines(
+        values.sentences, tokenizer, count=values.num_sentences, max_seq_length=max_seq_length
+    )
+
+
+def cells(row: "Row") -> tuple[str, ...]:
+    """Returns a row of the table as text."""
+    latency = f"{row.latency * 1e3:.4g} ms"
+    if row.comparison is None:
+        return (row.name, row.reader, "", "", "", "", latency)
+    return (
+        row.name,
+        row.reader,
+        f"{row.comparison.largest_difference:.2g}",
+        f"{row.comparison.agreement:.2%}",
+        f"{row.least_agreement:.1%}",
+        f"{row.megabytes:.2f}",
+        latency,
+    )
+
+
+def describe(report: "Report") -> str:
+    """Returns, in a line, what the table's figures are of."""
+    compared = [row.comparison.num_guesses for row in report.rows if row.comparison is not None]
+    return (
+        f"difference and guesses: {report.num_examples} examples, {max(compared, default=0):,} "
+        f"first guesses; latency: one example of {report.latency_tokens} tokens, the median"
+    )
+
+
+def _write_report(
+    report: "Report", directory: pathlib.Path, values: flags.FlagValues, max_seq_length: int
+) -> None:
+    from tools.benchmarks import machine
+
+    content = {
+        "machine": machine.describe(),
+        "max_seq_length": max_seq_length,
+        "repeats": values.repeats,
+        "num_examples": report.num_examples,
+        "latency_tokens": report.latency_tokens,
+        "rows": [row.to_json() for row in report.rows],
+        "left_out": dict(report.left_out),
+    }
+    files.write_json(directory / REPORT_FILE, content)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """What the flags name, found and checked."""
+
+    source: "ModelSource"
+    tokenizer: "Tokenizer | None"
+    max_seq_length: int
+    examples: "list[Example]"
+    card: "CardSettings"
+    origin: "Origin"
+
+
+def _prepare(values: flags.FlagValues) -> _Prepared:
+    if (values.sentences is None) == (values.input_dir is None):
+        raise InputError(
+            "--sentences: expected either it or --input_dir, real text that exports are checked "
+            f"on, received {'neither' if values.sentences is None else 'both'}"
+        )
+    files.expect_new_directory(values.output_dir, "--output_dir")
+
+    from pipeline.models import checkpoints
+    from tools import model_card
+
+    source = checkpoints.find_model(values.model, "--model")
+    max_seq_length = _max_seq_length(values, source)
+    tokenizer, cache = _find_tokenizer(values, source), _open_cache(values, source)
+    name = values.name or pathlib.Path(values.model).resolve().name
+    # Read once more for the card: a mistake is told now.
+    model_card.read_scores(values.scores)
+    return _Prepared(
+        source,
+        tokenizer,
+        max_seq_length,
+        _read_examples(values, cache, tokenizer, max_seq_length),
+        model_card.CardSettings(
+            name, values.language, values.license, values.base_model, values.scores
+        ),
+        model_card.find_origin(values.model, None if cache is None else cache.manifest),
+    )
+
+
+def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) -> None:
+    from tools import model_card
+
+    text = model_card.model_card(
+        prepared.source.config,
+        prepared.card,
+        prepared.origin,
+        exports=[_TITLES, *map(cells, report.rows)],
+        note=describe(report),
+    )
+    files.write_bytes(directory / model_card.CARD_FILE, text.encode("utf-8"))
+
+
+def _export(values: flags.FlagValues) -> None:
+    wanted = formats.parse_formats(values.formats)
+    prepared, directory = _prepare(values), pathlib.Path(values.output_dir)
+    # Other backends' graphs are not TensorFlow's.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    command_line.import_quietly("keras", "tensorflow")
+    from tools.exports import exporter, hugging_face, saved_model
+
+    subject = hugging_face.masked_lm_subject(
+        prepared.source, prepared.tokenizer, prepared.max_seq_length
+    )
+    files.make_directory(directory, "--output_dir")
+    report = exporter.export(subject, wanted, prepared.examples, directory, repeats=values.repeats)
+    lines = aligned_lines(_TITLES, [cells(row) for row in report.rows])
+    print("\n".join([*lines, "", describe(report)]))
+    if formats.SAVED_MODEL in wanted and (reason := saved_model.why_no_text(subject)):
+        print(f"{formats.SAVED_MODEL} takes ids only: {reason}")
+    if (directory / formats.HF).is_dir():
+        _write_card(prepared, report, directory / formats.HF)
+    _write_report(report, directory, values, prepared.max_seq_length)
+    if report.left_out:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
+        raise InputError(f"--formats: left out: {reasons}; the others are in {directory}")
+    print(f"exports: {directory}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return command_line.run(define_flags(), _export, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

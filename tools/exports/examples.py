@@ -1,0 +1,122 @@
+"""Real inputs that exports are compared on: lines of a file, or a cache's eval examples."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_specs import records
+from pipeline.errors import InputError
+from pipeline.storage import serialization
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.manifest import EVAL
+from pipeline.text.tokens import Tokenizer
+from tools.exports.batches import Arrays, example_batch
+
+# One token of so many of a line is masked, as a model seldom errs on tokens that it sees.
+_MASK_STEP = 7
+# The first of them.
+_MASK_START = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One input.
+
+    Attributes:
+        batch: int32 [1, L] by BERT's names.
+        text: the line that it was made of, of which nothing is masked; None for an
+            example of a cache.
+    """
+
+    batch: Arrays
+    text: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return self.batch[records.INPUT_IDS].shape[1]
+
+
+def encode(tokenizer: Tokenizer, text: str, max_seq_length: int) -> np.ndarray:
+    """Returns the ids of a text, cut to a length, between [CLS] and [SEP]: int32 [L]."""
+    ids = tokenizer.tokenize(text).ids[: max_seq_length - 2]
+    special = tokenizer.special_ids
+    return np.concatenate([[special["cls"]], ids, [special["sep"]]]).astype(np.int32)
+
+
+def mask_some(ids: np.ndarray, mask_id: int) -> np.ndarray:
+    """Returns the ids of a text with every seventh token masked.
+
+    Example: of 10 tokens between [CLS] and [SEP], the third and the tenth.
+
+    Args:
+        ids: int [L], the first and the last of which are special.
+        mask_id: the id of [MASK].
+    """
+    masked = ids.copy()
+    masked[_MASK_START:-1:_MASK_STEP] = mask_id
+    return masked
+
+
+def read_lines(
+    path: str, tokenizer: Tokenizer, *, count: int, max_seq_length: int
+) -> list[Example]:
+    """Returns the first lines of a text file that have a token.
+
+    Args:
+        path: the file, UTF-8.
+        tokenizer: the model's.
+        count: how many at most.
+        max_seq_length: to which they are cut.
+
+    Raises:
+        InputError: no such file, not UTF-8, or no line with a token.
+    """
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--sentences: expected a text file, received {path}")
+    mask_id, examples = tokenizer.special_ids["mask"], []
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for line in map(str.strip, file):
+                ids = encode(tokenizer, line, max_seq_length)
+                if len(ids) > 2:
+                    examples.append(Example(example_batch(mask_some(ids, mask_id)), line))
+                if len(examples) == count:
+                    break
+    except UnicodeDecodeError as error:
+        raise InputError(f"--sentences: expected UTF-8 text in {path} ({error})") from error
+    if not examples:
+        raise InputError(f"--sentences: expected lines of text in {path}, found none")
+    return examples
+
+
+def read_cache(cache: CacheInput, count: int) -> list[Example]:
+    """Returns the first eval examples of a directory, masked as they are there.
+
+    Args:
+        cache: masked examples, unmasked windows or a teacher cache.
+        count: how many at most.
+
+    Raises:
+        InputError: it has no eval example.
+    """
+    dtype = records.id_dtype(cache.manifest.vocab.size)
+    examples = []
+    for features in itertools.islice(_eval_features(cache), count):
+        ids = np.frombuffer(features[records.INPUT_IDS], dtype)
+        lengths = np.frombuffer(features[records.SEGMENT_LENGTHS], "<u2")
+        examples.append(Example(example_batch(ids, int(lengths[0]))))
+    if not examples:
+        raise InputError(
+            f"{cache.flag}: expected eval examples in {cache.directory}, received none"
+        )
+    return examples
+
+
+def _eval_features(cache: CacheInput) -> Iterator[dict[str, bytes]]:
+    for shard in cache.manifest.splits.get(EVAL, ()):
+        for record in serialization.read_records(cache.directory / shard.file):
+            yield serialization.decode_example(record)

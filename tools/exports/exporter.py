@@ -1,0 +1,192 @@
+"""Writes formats, checks each against the model, and measures them in turns."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from data_specs.records import INPUT_IDS
+from tools.benchmarks import measurement
+from tools.exports import litert, onnx_model, saved_model
+from tools.exports.batches import Arrays, example_batch
+from tools.exports.examples import Example, encode
+from tools.exports.formats import FORMATS, HF, LITERT, LITERT_INT8, ONNX, SAVED_MODEL
+from tools.exports.program import run_program
+from tools.exports.subject import ExportError, Opened, Subject
+from tools.exports.verification import Comparison, compare
+
+_WRITERS: Mapping[str, Callable[[Subject, pathlib.Path], None]] = {
+    HF: lambda subject, directory: subject.write_hf(directory),
+    SAVED_MODEL: saved_model.write,
+    LITERT: litert.write,
+    LITERT_INT8: litert.write_int8,
+    ONNX: onnx_model.write,
+}
+_OPENERS: Mapping[str, Callable[[Subject, pathlib.Path], Opened]] = {
+    HF: lambda subject, directory: subject.open_hf(directory),
+    SAVED_MODEL: saved_model.open_saved_model,
+    LITERT: litert.open_litert,
+    LITERT_INT8: litert.open_litert,
+    ONNX: onnx_model.open_onnx,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to compute the model.
+
+    Attributes:
+        name: a format, or one of its signatures; `model` for the model itself.
+        reader: what computed it.
+        megabytes: of the export's files, 10⁶ bytes; None for the model itself.
+        comparison: with the model itself, for which it is None.
+        least_agreement: what the agreement must be.
+        latencies: seconds of one example, run by run.
+    """
+
+    name: str
+    reader: str
+    megabytes: float | None
+    comparison: Comparison | None
+    least_agreement: float | None
+    latencies: tuple[float, ...] = ()
+
+    @property
+    def latency(self) -> float:
+        """Seconds, the median."""
+        return statistics.median(self.latencies)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields, and the latencies' median and ends in place of all of them."""
+        value = dataclasses.asdict(self)
+        del value["latencies"]
+        return value | {
+            "latency_seconds": self.latency,
+            "fastest_seconds": min(self.latencies),
+            "slowest_seconds": max(self.latencies),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was exported.
+
+    Attributes:
+        rows: the model itself first, then what was exported.
+        left_out: why, by format.
+        num_examples: that were compared.
+        latency_tokens: tokens of the example that was timed.
+    """
+
+    rows: tuple[Row, ...]
+    left_out: Mapping[str, str]
+    num_examples: int
+    latency_tokens: int
+
+
+# A row, and what is timed for it.
+_Timed = tuple[Row, Callable[[], Any]]
+
+
+def export(
+    subject: Subject,
+    formats: Sequence[str],
+    examples: Sequence[Example],
+    directory: pathlib.Path,
+    *,
+    repeats: int,
+) -> Report:
+    """Exports a model.
+
+    A format appears as a folder of `directory` only when it was read again and agrees.
+
+    Args:
+        subject: what is exported.
+        formats: names of `FORMATS`.
+        examples: what they are compared on; the longest is timed.
+        directory: exists.
+        repeats: of the timing.
+    """
+    longest = max(examples, key=lambda example: example.num_tokens)
+    reference = run_program(subject.program)
+    model = Row("model", "Keras, float32", None, None, None)
+    timed: list[_Timed] = [(model, lambda: reference(longest.batch))]
+    left_out = {}
+    for name in formats:
+        stage = directory / f".{name}.tmp"
+        try:
+            timed += _export_one(subject, name, examples, stage, longest)
+            _publish(stage, directory / name)
+        except ExportError as error:
+            left_out[name] = str(error)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    times = measurement.in_turns([call for _, call in timed], repeats)
+    rows = tuple(
+        dataclasses.replace(row, latencies=tuple(taken))
+        for (row, _), taken in zip(timed, times, strict=True)
+    )
+    return Report(rows, left_out, len(examples), longest.num_tokens)
+
+
+def _export_one(
+    subject: Subject, name: str, examples: Sequence[Example], stage: pathlib.Path, longest: Example
+) -> list[_Timed]:
+    """Writes a format into `stage` and compares it with the model.
+
+    Raises:
+        ExportError: it cannot be written, or does not agree.
+    """
+    _WRITERS[name](subject, stage)
+    opened = _OPENERS[name](subject, stage)
+    size = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file()) / 1e6
+    least, reference = FORMATS[name].least_agreement, run_program(subject.program)
+    pairs = ((reference(example.batch), opened.run(example.batch)) for example in examples)
+    row = Row(name, opened.reader, size, compare(pairs), least)
+    timed: list[_Timed] = [(row, lambda: opened.run(longest.batch))]
+    _expect_agreement(row)
+    if opened.from_text is not None and longest.text is not None:
+        compared = compare(_text_pairs(subject, opened, examples))
+        row = Row(f"{name}, from text", opened.reader, size, compared, least)
+        _expect_agreement(row)
+        timed.append((row, lambda: opened.from_text(longest.text)))
+    return timed
+
+
+def _text_pairs(
+    subject: Subject, opened: Opened, examples: Sequence[Example]
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yields what the model and what the export make of texts.
+
+    A text whose ids differ agrees in nothing.
+    """
+    reference = run_program(subject.program)
+    for example in examples:
+        ids = encode(subject.tokenizer, example.text, subject.max_seq_length)
+        batch = example_batch(ids)
+        expected, received = reference(batch), opened.from_text(example.text)
+        if received[INPUT_IDS].tolist() != batch[INPUT_IDS].tolist():
+            received = {name: value[:0] for name, value in received.items()}
+        yield expected, received
+
+
+def _expect_agreement(row: Row) -> None:
+    compared = row.comparison
+    if compared.agreement < row.least_agreement:
+        raise ExportError(
+            f"{row.name}: expected at least {row.least_agreement:.1%} of the model's first "
+            f"guesses, received {compared.agreement:.1%} of {compared.num_guesses:,}, with "
+            f"differences of up to {compared.largest_difference:.3g}"
+        )
+
+
+def _publish(stage: pathlib.Path, final: pathlib.Path) -> None:
+    """Gives a folder its name, once all in it is on the disk."""
+    for path in stage.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    os.replace(stage, final)

@@ -1,0 +1,106 @@
+"""LiteRT (once TensorFlow Lite), in float32 and with weights of 8 bits."""
+
+import importlib.metadata
+import pathlib
+import re
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline import command_line, files
+from pipeline.runners import local
+from tools.exports import saved_model
+from tools.exports.batches import Arrays, Run
+from tools.exports.program import Program
+from tools.exports.subject import ExportError, Opened, Subject
+
+MODEL_FILE = "model.tflite"
+# How the converter names what it has no operation for.
+_LACKING = re.compile(r"(?:TF Select|Custom) ops: ([\w:]+(?:, [\w:]+)*)")
+
+
+def convert(program: Program, *, quantized: bool) -> bytes:
+    """Returns a program as the bytes of a LiteRT model.
+
+    Args:
+        program: what it computes.
+        quantized: whether weights are int8, and activations become so as they come
+            (dynamic range); else all is float32.
+
+    Raises:
+        ExportError: LiteRT lacks an operation.
+    """
+    with tempfile.TemporaryDirectory() as folder, command_line.silenced_stderr():
+        saved_model.write_ids(program, pathlib.Path(folder))
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            folder, signature_keys=[saved_model.IDS_SIGNATURE]
+        )
+        if quantized:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        try:
+            return converter.convert()
+        except Exception as error:
+            lacking = _LACKING.search(str(error))
+            if lacking is None:
+                raise
+            raise ExportError(f"LiteRT has no operation {lacking[1]}") from error
+
+
+def write(subject: Subject, directory: pathlib.Path) -> None:
+    """Writes a model in float32."""
+    _write(subject.program, directory, quantized=False)
+
+
+def write_int8(subject: Subject, directory: pathlib.Path) -> None:
+    """Writes a model with weights of 8 bits."""
+    _write(subject.program, directory, quantized=True)
+
+
+def _write(program: Program, directory: pathlib.Path, *, quantized: bool) -> None:
+    content = convert(program, quantized=quantized)
+    directory.mkdir()
+    files.write_bytes(directory / MODEL_FILE, content)
+
+
+def open_litert(subject: Subject, directory: pathlib.Path) -> Opened:
+    """Opens what was written."""
+    run = load(subject.program, directory / MODEL_FILE)
+    return Opened(run, f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}")
+
+
+def load(program: Program, path: pathlib.Path) -> Run:
+    """Returns what computes batches by a LiteRT model, on all processors.
+
+    Args:
+        program: what was converted.
+        path: the model.
+    """
+    with command_line.silenced_stderr():
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_path=str(path), num_threads=local.num_cpus())
+    runner = interpreter.get_signature_runner(saved_model.IDS_SIGNATURE)
+    places = {name: about["index"] for name, about in runner.get_input_details().items()}
+    results = {name: about["index"] for name, about in runner.get_output_details().items()}
+    shapes: dict[str, Any] = {}
+
+    def run(batch: Mapping[str, np.ndarray]) -> Arrays:
+        wanted = {name: batch[name].shape for name in places}
+        try:
+            if wanted != shapes:
+                for name, shape in wanted.items():
+                    interpreter.resize_tensor_input(places[name], shape)
+                with command_line.silenced_stderr():
+                    interpreter.allocate_tensors()
+                shapes.update(wanted)
+            for name, place in places.items():
+                interpreter.set_tensor(place, batch[name])
+            interpreter.invoke()
+        except RuntimeError as error:
+            raise ExportError(f"LiteRT cannot compute it ({error})") from error
+        return {name: interpreter.get_tensor(results[name]) for name in program.outputs}
+
+    return run

@@ -1,0 +1,117 @@
+"""A model as an export sees it: a function of named integers to named floats.
+
+Nothing that writes or checks a format knows more of a model. A model with another head
+is exported by one more function like `masked_lm_program`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from pipeline.models.masked_lm import LOGITS
+from tools.exports.batches import Arrays, Run
+
+if TYPE_CHECKING:
+    import keras
+
+    from pipeline.models.config import EncoderConfig
+    from pipeline.models.masked_lm import MaskedLM
+
+_LAST_HIDDEN_STATE = "last_hidden_state"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is exported.
+
+    Attributes:
+        inputs: names, each int32 [B, L].
+        outputs: names, each float32 [B, …]; the largest of its last axis is its guess.
+        variables: TensorFlow's variables, all that `call` reads.
+        call: from a tensor for each input to a tensor for each output.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    variables: tuple[Any, ...]
+    call: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def keras_program(
+    model: "keras.Model",
+    config: "EncoderConfig",
+    call: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    *,
+    outputs: tuple[str, ...],
+) -> Program:
+    """Returns the program of a Keras model over an encoder.
+
+    Args:
+        model: in float32, on TensorFlow; holds the variables.
+        config: the encoder's; where it knows one segment only, or none, there is no
+            input of segments.
+        call: takes `input_ids`, `input_mask` and `segment_ids`, int32 [B, L], and
+            computes `outputs`, not in training.
+        outputs: their names.
+    """
+    inputs = (INPUT_IDS, INPUT_MASK)
+    if config.type_vocab_size > 1:
+        inputs += (SEGMENT_IDS,)
+
+    def with_segments(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        if SEGMENT_IDS not in batch:
+            batch = {**batch, SEGMENT_IDS: ops.zeros_like(batch[INPUT_IDS])}
+        return call(batch)
+
+    variables = tuple(variable.value for variable in model.variables)
+    return Program(inputs, outputs, variables, with_segments)
+
+
+def masked_lm_program(model: "MaskedLM") -> Program:
+    """Returns the program of a masked LM: `logits`, float32 [B, L, V], of every position."""
+
+    def call(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {LOGITS: model.activations(batch, training=False)[LOGITS]}
+
+    return keras_program(model, model.config, call, outputs=(LOGITS,))
+
+
+def encoder_program(model: "MaskedLM") -> Program:
+    """Returns the program of a model without its head: `last_hidden_state`, [B, L, D]."""
+
+    def call(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        states = model.encoder(batch, training=False)[HIDDEN_STATES]
+        return {_LAST_HIDDEN_STATE: ops.cast(states[-1], "float32")}
+
+    return keras_program(model, model.config, call, outputs=(_LAST_HIDDEN_STATE,))
+
+
+def signature(program: Program) -> list[tf.TensorSpec]:
+    """Returns what a program takes: any batch, any length."""
+    return [tf.TensorSpec([None, None], tf.int32, name=name) for name in program.inputs]
+
+
+def compile_program(program: Program) -> tf.types.experimental.PolymorphicFunction:
+    """Returns a program as a graph whose arguments are its inputs, in their order."""
+
+    @tf.function(input_signature=signature(program), autograph=False)
+    def run(*values: tf.Tensor) -> dict[str, tf.Tensor]:
+        return dict(program.call(dict(zip(program.inputs, values, strict=True))))
+
+    return run
+
+
+def run_program(program: Program) -> Run:
+    """Returns what computes batches by the program itself, which exports are compared with."""
+    compiled = compile_program(program)
+
+    def run(batch: Mapping[str, np.ndarray]) -> Arrays:
+        outputs = compiled(*(tf.constant(batch[name]) for name in program.inputs))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return run

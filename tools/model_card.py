@@ -1,0 +1,259 @@
+"""The page that goes with a model: README.md, with the front matter that model hubs read."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from pipeline import files
+from pipeline.distill.settings import MASKED_LM
+from pipeline.errors import InputError
+from pipeline.models.config import ALBERT, BERT, DISTILBERT, XLM_ROBERTA, EncoderConfig
+from pipeline.models.weight_names import count_parameters
+from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
+
+CARD_FILE = "README.md"
+METRICS_FILE = "metrics.jsonl"
+# How the families are spelled.
+_FAMILIES = {
+    BERT: "BERT",
+    "roberta": "RoBERTa",
+    XLM_ROBERTA: "XLM-RoBERTa",
+    DISTILBERT: "DistilBERT",
+    ALBERT: "ALBERT",
+}
+# Of a line of `metrics.jsonl`, what is no score.
+_NO_SCORES = ("step", "split", "examples_per_second", "learning_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class CardSettings:
+    """What the user says of a model; fields are named as the flags of `export_student`."""
+
+    name: str
+    language: str | None = None
+    license: str | None = None
+    base_model: str | None = None
+    scores: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """How a model was made, as far as it is known.
+
+    Attributes:
+        request: what `run_distill` was asked for; empty where that is not known.
+        cache: the manifest of what it was trained on; None where it is not at hand.
+        evaluation: the last line of its evaluation.
+    """
+
+    request: Mapping[str, Any]
+    cache: Manifest | None
+    evaluation: Mapping[str, float]
+
+
+def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
+    """Reads what a run of `run_distill` left beside its model.
+
+    Args:
+        directory: the model's.
+        cache: a manifest that may be that of its cache, which the checksum tells.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    directory, request = pathlib.Path(directory), {}
+    if (directory / REQUEST_FILE).is_file():
+        request = files.read_json(directory / REQUEST_FILE)
+    if request.get("kind") != "student":
+        return Origin({}, None, {})
+    if cache is not None and cache.sha256() != request["cache"]:
+        cache = None
+    return Origin(request, cache, _last_evaluation(directory / METRICS_FILE))
+
+
+def _last_evaluation(path: pathlib.Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in reversed(list(enumerate(lines, start=1))):
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+        if values.get("split") == EVAL:
+            return {name: value for name, value in values.items() if name not in _NO_SCORES}
+    return {}
+
+
+def read_scores(paths: str | None) -> dict[str, float]:
+    """Reads `--scores`: JSON files of numbers by name, separated by commas.
+
+    Raises:
+        InputError: a value that is no number, or a name that is there twice.
+    """
+    scores: dict[str, float] = {}
+    for path in filter(None, (part.strip() for part in (paths or "").split(","))):
+        for name, value in files.read_json(path).items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise InputError(f"--scores: {path}: {name}: expected a number, received {value!r}")
+            if name in scores:
+                raise InputError(f"--scores: {path}: {name}: expected each score once")
+            scores[name] = float(value)
+    return scores
+
+
+def front_matter(config: EncoderConfig, settings: CardSettings, *, distilled: bool) -> str:
+    """Returns the YAML that model hubs read, between its two lines.
+
+    Args:
+        config: the model's.
+        settings: what the user says of it.
+        distilled: whether it learned from a teacher.
+    """
+    languages = [part.strip() for part in (settings.language or "").split(",") if part.strip()]
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "fill-mask"}
+    values["tags"] = [config.model_type, "masked-lm", *(["distillation"] if distilled else [])]
+    if languages:
+        values["language"] = languages
+    if settings.license:
+        values["license"] = settings.license
+    if settings.base_model:
+        values["base_model"] = settings.base_model
+    text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+    return f"---\n{text}---\n"
+
+
+def describe_shape(config: EncoderConfig) -> str:
+    """Returns a model's size in words, such as `BERT of 4 layers × 256`."""
+    return (
+        f"{_FAMILIES[config.model_type]} of {config.num_hidden_layers} layers × "
+        f"{config.hidden_size}, "
+        f"{config.vocab_size:,} tokens, {count_parameters(config) / 1e6:.2f} million parameters"
+    )
+
+
+def _is_distilled(origin: Origin) -> bool:
+    return bool(set(origin.request.get("losses", ())) - {MASKED_LM})
+
+
+def _table(rows: Iterable[Sequence[str]], titles: Sequence[str]) -> list[str]:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _teacher(origin: Origin) -> str | None:
+    """Returns the teacher in words; None where there was none, or nothing is known of it."""
+    if origin.request.get("teacher"):
+        return f"live, SHA-256 `{origin.request['teacher']}`"
+    info = None if origin.cache is None else origin.cache.teacher_info
+    if info is None:
+        return None
+    merged = info.teacher.get("merged")
+    if merged:
+        return f"{len(merged)} teachers, merged"
+    try:
+        shape = describe_shape(EncoderConfig(**info.teacher["config"]))
+    except (KeyError, TypeError, InputError):
+        shape = "of a family not known here"
+    return f"{shape}; SHA-256 `{info.teacher.get('sha256')}`"
+
+
+def _cache(origin: Origin) -> str:
+    checksum = f"manifest's SHA-256 `{origin.request['cache']}`"
+    if origin.cache is None:
+        return checksum
+    cache, kept = origin.cache, ""
+    if cache.teacher_info is not None:
+        kept = f", the teacher's top {cache.teacher_info.truncation_factor} at masked positions"
+    return (
+        f"{cache.num_examples(TRAIN):,} examples of at most {cache.max_seq_length} tokens{kept}; "
+        f"{checksum}"
+    )
+
+
+def _making(origin: Origin) -> list[str]:
+    """Returns the lines that say what a model was made from."""
+    request = origin.request
+    start = request["student"]
+    layers = start.get("layer_map")
+    begun = "a model" if layers is None else f"layers {', '.join(map(str, layers))} of a model"
+    losses = " + ".join(f"{weight:g} × {name}" for name, weight in request["losses"].items())
+    examples = request["train_batch_size"] * request["gradient_accumulation_steps"]
+    rows = [
+        ("teacher", _teacher(origin)),
+        ("trained on", _cache(origin)),
+        ("started from", f"{begun} with SHA-256 `{start['sha256']}`"),
+        ("losses", f"{losses}; temperature {request['temperature']:g}"),
+        ("tail", request.get("tail")),
+        (
+            "updates",
+            f"{request['num_train_steps']:,} of {examples:,} examples, learning rate "
+            f"{request['learning_rate']:g} after {request['num_warmup_steps']:,} of warm-up",
+        ),
+        ("seed", str(request["random_seed"])),
+        ("computed", f"{request['compute_dtype']}, {request['backend']}"),
+    ]
+    known = [(name, text) for name, text in rows if text is not None]
+    return ["## How it was made", "", *_table(known, ("", "")), ""]
+
+
+def _export_lines(exports: Sequence[Sequence[str]]) -> list[str]:
+    return ["## Exports", "", *_table(exports[1:], exports[0]), ""] if exports else []
+
+
+def model_card(
+    config: EncoderConfig,
+    settings: CardSettings,
+    origin: Origin,
+    *,
+    exports: Sequence[Sequence[str]] = (),
+    note: str = "",
+    auto_class: str = "AutoModelForMaskedLM",
+) -> str:
+    """Returns a model's README.md.
+
+    Args:
+        config: the model's.
+        settings: what the user says of it.
+        origin: how it was made.
+        exports: a table's cells, row by row, the titles first; none for no table.
+        note: a line below that table.
+        auto_class: of `transformers`, which loads it.
+
+    Raises:
+        InputError: `--scores` cannot be read.
+    """
+    distilled = _is_distilled(origin)
+    scores = {**origin.evaluation, **read_scores(settings.scores)}
+    article = "An" if config.model_type == ALBERT else "A"
+    what = f"{article} {describe_shape(config)}"
+    if distilled:
+        what += ", distilled from a larger model's predictions of masked tokens"
+    lines = [
+        front_matter(config, settings, distilled=distilled),
+        f"# {settings.name}",
+        "",
+        f"{what}. It takes up to {config.max_input_length} tokens.",
+        "",
+        "```python",
+        f"from transformers import {auto_class}, AutoTokenizer",
+        f"tokenizer = AutoTokenizer.from_pretrained({settings.name!r})",
+        f"model = {auto_class}.from_pretrained({settings.name!r})",
+        "```",
+        "",
+    ]
+    if origin.request:
+        lines += _making(origin)
+    if scores:
+        rows = [(name, f"{value:.4g}") for name, value in scores.items()]
+        lines += ["## Scores", "", *_table(rows, ("", "")), ""]
+    lines += _export_lines(exports)
+    if exports and note:
+        lines += [note, ""]
+    return "\n".join(lines).rstrip() + "\n"
