@@ -196,8 +196,8 @@ def test_a_format_that_disagrees_is_left_out(
     out = tmp_path / "out"
     line = _fails(capsys, model=teacher_dir, sentences=sentences, output_dir=out)
     assert line.startswith(
-        "--formats: left out: saved_model: saved_model: expected at least 99.9% of the model's "
-        "first guesses, received 0.0% of "
+        "--formats: left out: saved_model: expected at least 99.9% of the model's "
+        "first guesses given ids, received 0.0% of "
     )
     assert line.endswith(f"; the others are in {out}")
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "hf"]

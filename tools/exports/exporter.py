@@ -147,11 +147,11 @@ def _export_one(
     pairs = ((reference(example.batch), opened.run(example.batch)) for example in examples)
     row = Row(name, opened.reader, size, compare(pairs), least)
     timed: list[_Timed] = [(row, lambda: opened.run(longest.batch))]
-    _expect_agreement(row)
+    _expect_agreement(row, given="ids")
     if opened.from_text is not None and longest.text is not None:
         compared = compare(_text_pairs(subject, opened, examples))
         row = Row(f"{name}, from text", opened.reader, size, compared, least)
-        _expect_agreement(row)
+        _expect_agreement(row, given="texts")
         timed.append((row, lambda: opened.from_text(longest.text)))
     return timed
 
@@ -173,12 +173,12 @@ def _text_pairs(
         yield expected, received
 
 
-def _expect_agreement(row: Row) -> None:
+def _expect_agreement(row: Row, *, given: str) -> None:
     compared = row.comparison
     if compared.agreement < row.least_agreement:
         raise ExportError(
-            f"{row.name}: expected at least {row.least_agreement:.1%} of the model's first "
-            f"guesses, received {compared.agreement:.1%} of {compared.num_guesses:,}, with "
+            f"expected at least {row.least_agreement:.1%} of the model's first guesses given "
+            f"{given}, received {compared.agreement:.1%} of {compared.num_guesses:,}, with "
             f"differences of up to {compared.largest_difference:.3g}"
         )
 
