@@ -26,6 +26,13 @@ setup(
         "jax": ["jax>=0.7"],
         "gpu": ["tensorflow[and-cuda]>=2.20", "jax[cuda12]>=0.7"],
         "tpu": ["jax[tpu]>=0.7"],
+        "export": [
+            "tf2onnx>=1.17",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "ai-edge-litert>=2.0",
+            "tensorflow-text>=2.20",
+        ],
         "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.8"],
         "peers": ["torch", "transformers>=4.50", "jieba>=0.42"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "jax>=0.7"],
