@@ -1,0 +1,1 @@
+"""Fine-tuning: a task's data, heads, training, answers and scores."""
