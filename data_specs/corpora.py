@@ -8,10 +8,9 @@ each counts.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
-import yaml
+from data_specs import declarations
 
 FOLDER = pathlib.Path(__file__).with_name("corpora")
 
@@ -34,6 +33,14 @@ SEGMENTERS = ("jieba", "whitespace", "none")
 
 _METADATA = ("name", "title", "url", "licence", "language", "files")
 _MIXTURE_KEY = "corpora"
+# What a value must be where it is not text.
+_CHECKS = {
+    "files": declarations.words,
+    "text_fields": declarations.words,
+    "cleaning": declarations.words,
+    "lines_per_document": declarations.whole_number,
+    "weight": declarations.number,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +80,11 @@ class CorpusSpec:
     segmenter: str = "jieba"
 
     def __post_init__(self) -> None:
-        _expect_one_of("reader", self.reader, READERS)
-        _expect_one_of("documents", self.documents, DOCUMENTS)
-        _expect_one_of("segmenter", self.segmenter, SEGMENTERS)
+        declarations.expect_one_of("reader", self.reader, READERS)
+        declarations.expect_one_of("documents", self.documents, DOCUMENTS)
+        declarations.expect_one_of("segmenter", self.segmenter, SEGMENTERS)
         for step in self.cleaning:
-            _expect_one_of("cleaning", step, CLEANING)
+            declarations.expect_one_of("cleaning", step, CLEANING)
         if not self.text_fields:
             raise ValueError("text_fields: expected the names of fields, received none")
         if (self.documents == "lines") != (self.lines_per_document > 0):
@@ -135,7 +142,7 @@ class CorpusSource:
         if self.corpus_spec is not None and self.tfds_name is not None:
             raise ValueError("tfds_name: expected it or corpus_spec, received both")
         if self.segmenter is not None:
-            _expect_one_of("segmenter", self.segmenter, SEGMENTERS)
+            declarations.expect_one_of("segmenter", self.segmenter, SEGMENTERS)
         if not 0.0 < self.weight <= 1000.0:
             raise ValueError(f"weight: expected a number in (0, 1000], received {self.weight}")
 
@@ -149,14 +156,9 @@ class CorpusSource:
         return self.tfds_name or ""
 
 
-def _expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key}: expected one of {', '.join(allowed)}, received {value!r}")
-
-
 def names() -> tuple[str, ...]:
     """Returns the names of the known corpora."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    return declarations.known_names(FOLDER)
 
 
 def load_spec(name: str) -> CorpusSpec:
@@ -168,13 +170,9 @@ def load_spec(name: str) -> CorpusSpec:
     Raises:
         ValueError: there is none, or it is not as it must be; names the key.
     """
-    own = name.endswith((".yaml", ".yml"))
-    path = pathlib.Path(name) if own else FOLDER / f"{name}.yaml"
-    if not (path.is_file() if own else name in names()):
-        raise ValueError(
-            f"expected one of {', '.join(names())}, or a .yaml file, received {name!r}"
-        )
-    return _build(CorpusSpec, _load_mapping(path) | {"name": path.stem}, str(path))
+    path = declarations.find_declaration(FOLDER, name)
+    values = declarations.load_mapping(path) | {"name": path.stem}
+    return declarations.build(CorpusSpec, values, str(path), checks=_CHECKS)
 
 
 def load_mixture(path: str) -> tuple[CorpusSource, ...]:
@@ -185,7 +183,7 @@ def load_mixture(path: str) -> tuple[CorpusSource, ...]:
     Raises:
         ValueError: it is not as it must be; names the file and the key.
     """
-    content = _load_mapping(pathlib.Path(path))
+    content = declarations.load_mapping(pathlib.Path(path))
     entries = content.get(_MIXTURE_KEY)
     if set(content) != {_MIXTURE_KEY} or not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected the one key {_MIXTURE_KEY} with a list of corpora")
@@ -199,51 +197,5 @@ def load_mixture(path: str) -> tuple[CorpusSource, ...]:
             value = entry.get(key)
             if isinstance(value, str) and (key == "input_dir" or value.endswith((".yaml", ".yml"))):
                 entry[key] = str(folder / pathlib.Path(value).expanduser())
-        sources.append(_build(CorpusSource, entry, where))
+        sources.append(declarations.build(CorpusSource, entry, where, checks=_CHECKS))
     return tuple(sources)
-
-
-def _load_mapping(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values, received {type(content).__name__}")
-    return content
-
-
-def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """Makes a dataclass out of a mapping, checking keys and types."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = [str(key) for key in values if key not in fields]
-    if unknown:
-        raise ValueError(
-            f"{where}: unknown key {unknown[0]!r}, expected keys of {', '.join(fields)}"
-        )
-    checked = {key: _check_type(key, value, where) for key, value in values.items()}
-    try:
-        return kind(**checked)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-_LISTS = ("files", "text_fields", "cleaning")
-_NUMBERS = {"lines_per_document": int, "weight": float}
-
-
-def _check_type(key: str, value: Any, where: str) -> Any:
-    if key in _LISTS:
-        if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-            return tuple(value)
-        raise ValueError(f"{where}: {key}: expected a list of words, received {value!r}")
-    if key in _NUMBERS:
-        number = _NUMBERS[key]
-        if isinstance(value, number | int) and not isinstance(value, bool):
-            return number(value)
-        raise ValueError(f"{where}: {key}: expected a number, received {value!r}")
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {key}: expected text, received {value!r}")
-    return value

@@ -14,7 +14,12 @@ SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("data_specs/*.py")]
 
 # A module may import only modules of earlier lines, or earlier ones of its own.
 LAYERS = (
-    ("data_specs.records", "data_specs.corpora"),
+    (
+        "data_specs.records",
+        "data_specs.declarations",
+        "data_specs.corpora",
+        "data_specs.tasks",
+    ),
     ("pipeline.errors", "pipeline.files", "pipeline.seeding", "pipeline.compute_dtype"),
     (
         "pipeline.models.config",
@@ -112,6 +117,7 @@ LAYERS = (
         "pipeline.finetune.task_data",
         "pipeline.finetune.features",
         "pipeline.finetune.answers",
+        "pipeline.finetune.answer_overlap",
         "pipeline.finetune.metrics",
         "pipeline.finetune.submissions",
         "pipeline.finetune.settings",

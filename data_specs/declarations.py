@@ -1,0 +1,148 @@
+"""Declarations: YAML files that become frozen dataclasses, keys and types checked."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+
+def expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Checks a word.
+
+    Raises:
+        ValueError: it is none of the allowed ones; names the key.
+    """
+    if value not in allowed:
+        raise ValueError(f"{key}: expected one of {', '.join(allowed)}, received {value!r}")
+
+
+def known_names(folder: pathlib.Path) -> tuple[str, ...]:
+    """Returns the names of the declarations in a folder."""
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns the file of a declaration.
+
+    Args:
+        folder: where the known ones lie.
+        name: one of theirs, or the path of a `.yaml` file of one's own.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own = name.endswith((".yaml", ".yml"))
+    path = pathlib.Path(name) if own else folder / f"{name}.yaml"
+    names = known_names(folder)
+    if not (path.is_file() if own else name in names):
+        raise ValueError(f"expected one of {', '.join(names)}, or a .yaml file, received {name!r}")
+    return path
+
+
+def load_mapping(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a YAML file of keys and values.
+
+    Raises:
+        ValueError: it cannot be read or is something else; names the file.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys and values, received {type(content).__name__}")
+    return content
+
+
+def text(value: Any) -> str:
+    """Returns a value that is text.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, received {value!r}")
+    return value
+
+
+def words(value: Any) -> tuple[str, ...]:
+    """Returns a list of words, of one at least.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    raise ValueError(f"expected a list of words, received {value!r}")
+
+
+def whole_number(value: Any) -> int:
+    """Returns a whole number.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"expected a number, received {value!r}")
+
+
+def number(value: Any) -> float:
+    """Returns a number.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return float(value)
+    raise ValueError(f"expected a number, received {value!r}")
+
+
+def build(
+    kind: type,
+    values: Mapping[str, Any],
+    where: str,
+    *,
+    checks: Mapping[str, Callable[[Any], Any]],
+) -> Any:
+    """Makes a dataclass out of a mapping, checking keys and types.
+
+    Args:
+        kind: the dataclass.
+        values: its fields.
+        where: what they were read from, for messages; empty for a part of a declaration.
+        checks: what makes a value of what was read, by key; the others are text.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value is not as it must be; names it.
+    """
+    prefix = f"{where}: " if where else ""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = [str(key) for key in values if key not in fields]
+    if unknown:
+        raise ValueError(
+            f"{prefix}unknown key {unknown[0]!r}, expected keys of {', '.join(fields)}"
+        )
+    needed = [name for name, field in fields.items() if not _has_default(field)]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ValueError(f"{prefix}expected the keys {', '.join(needed)}, found no {missing[0]!r}")
+    checked = {}
+    for key, value in values.items():
+        try:
+            checked[key] = checks.get(key, text)(value)
+        except ValueError as error:
+            raise ValueError(f"{prefix}{key}: {error}") from error
+    try:
+        return kind(**checked)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from error
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    no = dataclasses.MISSING
+    return field.default is not no or field.default_factory is not no

@@ -1,0 +1,121 @@
+"""Declarations of tasks: what they must say, and what is refused."""
+
+import pytest
+
+from data_specs import tasks
+
+GLUE = ("sst2", "mrpc", "cola", "rte", "qnli", "qqp", "mnli", "stsb")
+CLUE = ("afqmc", "cmnli", "ocnli", "tnews", "cmrc2018")
+OTHERS = ("lcqmc", "chnsenticorp", "squad", "xquad_en", "xquad_ru", "xquad_zh", "rusentiment")
+MINE = """
+title: mine
+url: https://example.org
+licence: mine
+language: en
+kind: classification
+text_fields: [text]
+label_field: label
+labels: [bad, good]
+files: {train: [train.json], dev: [dev.json]}
+metrics: [accuracy]
+submission: {file: mine.json, format: clue}
+"""
+
+
+def test_the_known_tasks() -> None:
+    assert set(tasks.known_tasks()) == {*GLUE, *CLUE, *OTHERS}
+
+
+@pytest.mark.parametrize("name", tasks.known_tasks())
+def test_a_declaration_says_what_people_ask(name: str) -> None:
+    spec = tasks.load_task(name)
+    assert spec.name == name and spec.title and spec.licence and spec.url.startswith("https://")
+    assert spec.language in ("zh", "ru", "en")
+    assert {"train", "dev"} <= set(spec.files)
+    assert not set(spec.submission.split_files) - set(spec.files)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [("cola", "matthews"), ("stsb", "pearson"), ("squad", "f1"), ("rusentiment", "f1_weighted")],
+)
+def test_the_main_metric(name: str, metric: str) -> None:
+    assert tasks.load_task(name).main_metric == metric
+
+
+def test_mnli_is_handed_in_as_two_files() -> None:
+    submission = tasks.load_task("mnli").submission
+    assert submission.file_of("test") == "MNLI-m.tsv"
+    assert submission.file_of("test_mismatched") == "MNLI-mm.tsv"
+
+
+def test_what_is_said_for_people_decides_nothing() -> None:
+    reading = tasks.load_task("ocnli").reading()
+    assert reading["labels"] == ("entailment", "neutral", "contradiction")
+    assert not {"title", "url", "licence", "language"} & set(reading)
+
+
+def test_ones_own_declaration(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE, encoding="utf-8")
+    spec = tasks.load_task(str(path))
+    assert (spec.name, spec.labels, spec.files["dev"]) == ("mine", ("bad", "good"), ("dev.json",))
+
+
+def test_an_unknown_task() -> None:
+    for name in ("glue", "../tasks/rte", "/etc/passwd", "no.yaml"):
+        with pytest.raises(ValueError, match="expected one of afqmc, .* or a .yaml file"):
+            tasks.load_task(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("kind: class", "kid: class", "unknown key 'kid', expected keys of name, title"),
+        ("title: mine\n", "", "expected the keys name, title, .*, found no 'title'"),
+        ("kind: classification", "kind: sorting", "kind: expected one of classification, regr"),
+        ("label_field: label\n", "label_field: label\nreader: xls\n", "reader: expected one of js"),
+        ("[accuracy]", "[acuracy]", "metrics: expected one of accuracy, .*, received 'acuracy'"),
+        ("[accuracy]", "[pearson]", "metrics: expected one of accuracy, .*, received 'pearson'"),
+        ("[accuracy]", "accuracy", "metrics: expected a list of words, received 'accuracy'"),
+        ("[bad, good]", "[0, 1]", r"labels: expected a list of words, received \[0, 1\]"),
+        ("[bad, good]", "[good, good]", "labels: expected each once"),
+        ("[bad, good]", "[good]", "labels: expected two or more with kind: classification"),
+        ("[bad, good]", "[a, b, c]\nmetrics: [f1]", "metrics: expected f1 with two labels, rece"),
+        ("label_field: label\n", "", "label_field: expected the name of a field but with kind: s"),
+        ("[text]", "[a, b, c]", "text_fields: expected one or two, received 3"),
+        ("language: en", "language: en\nheader: false", "columns: expected the names of all wit"),
+        ("language: en", "language: en\ncolumns: [a]", "columns: .* received 1 with header: true"),
+        (
+            "language: en",
+            "language: en\nheader: false\ncolumns: [text]",
+            "columns: expected label among them, found none",
+        ),
+        ("language: en", "language: en\nheader: 1", "header: expected true or false, received 1"),
+        ("language: en", "language: en\nscore_range: [0, 5]", "score_range: expected two numbers"),
+        ("[dev.json]", "[../dev.json]", "files: expected names below the folder, received '../dev"),
+        ("[dev.json]", "[/dev.json]", "files: expected names below the folder"),
+        ("files: {train: [train.json], dev: [dev.json]}", "files: {}", "files: expected the files"),
+        ("format: clue", "format: kaggle", "submission: format: expected one of clue, glue, squad"),
+        ("format: clue", "form: clue", "submission: unknown key 'form', expected keys of file"),
+        ("file: mine.json, ", "", "submission: expected the keys file, format, found no 'file'"),
+    ],
+)
+def test_mistakes_in_a_declaration(tmp_path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    changed = MINE.replace(old, new, 1)
+    if new.endswith("metrics: [f1]"):
+        changed = changed.replace("metrics: [accuracy]\n", "")
+    assert changed != MINE
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        tasks.load_task(str(path))
+
+
+def test_spans_are_read_from_squads_json_only(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    changed = MINE.replace("label_field: label\n", "").replace("labels: [bad, good]\n", "")
+    changed = changed.replace("classification", "span").replace("accuracy", "squad")
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(ValueError, match="reader: expected squad with kind: span and only there"):
+        tasks.load_task(str(path))
