@@ -266,6 +266,10 @@ def _finetune(values: flags.FlagValues) -> None:
     print("\n".join(preparation.describe()), file=sys.stderr)
     chosen = command_line.choose_compute_dtype(values, _import_backend())
     config = dataclasses.replace(config, compute_dtype=chosen)
+
+    from pipeline.finetune import training
+
+    training.check_teacher_cache(preparation, config)
     _claim(config, preparation)
     runs = list(make_runs(config, preparation, grid))
     summary = summarize(runs, spec.main_metric)

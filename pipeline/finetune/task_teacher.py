@@ -8,6 +8,7 @@ student that reads the same ones learns from it without the teacher.
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -49,15 +50,37 @@ def cached_logits(
         InputError: the cache is of another task, other tokens, lengths or another
             teacher, or damaged.
     """
-    _expect_task(directory, inputs.task)
+    check_cache(directory, inputs, teacher, compute_dtype=compute_dtype)
     if teacher is None:
         manifest = manifests.load(directory, flag=_FLAG)
-        _expect_inputs(directory, manifest, inputs)
     else:
         manifest = _make_cache(directory, inputs, teacher, compute_dtype)
     manifests.verify(directory, manifest, full=True)
     paths = [pathlib.Path(directory) / shard.file for shard in manifest.splits.get(TRAIN, ())]
     return list(_read_logits(paths, inputs))
+
+
+def check_cache(
+    directory: str, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
+) -> None:
+    """Checks that a directory has, or may get, a teacher's logits; changes nothing.
+
+    Arguments and errors are those of `cached_logits`.
+    """
+    _expect_task(directory, inputs.task)
+    if teacher is None:
+        _expect_inputs(directory, manifests.load(directory, flag=_FLAG), inputs)
+    else:
+        manifests.check_claim(directory, _request(inputs, teacher, compute_dtype), flag=_FLAG)
+
+
+def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> dict[str, Any]:
+    return {
+        "kind": TASK_LOGITS,
+        **inputs.describe(),
+        "teacher": teacher.sha256(),
+        "compute_dtype": compute_dtype,
+    }
 
 
 def _expect_task(directory: str, task: str) -> None:
@@ -86,13 +109,7 @@ def _expect_inputs(directory: str, manifest: Manifest, inputs: TaskInputs) -> No
 def _make_cache(
     directory: str, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> Manifest:
-    request = {
-        "kind": TASK_LOGITS,
-        **inputs.describe(),
-        "teacher": teacher.sha256(),
-        "compute_dtype": compute_dtype,
-    }
-    manifests.check_claim(directory, request, flag=_FLAG)
+    request = _request(inputs, teacher, compute_dtype)
     if (pathlib.Path(directory) / manifests.MANIFEST_FILE).is_file():
         return manifests.load(directory, flag=_FLAG)
     manifests.claim(directory, request, flag=_FLAG)

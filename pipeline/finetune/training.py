@@ -5,6 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -65,6 +66,7 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
     directory = pathlib.Path(config.output_dir)
     if (directory / METRICS_FILE).is_file():
         return _read_result(directory)
+    check_teacher_cache(run, config)
     keras.utils.set_random_seed(config.random_seed)
     tf.config.experimental.enable_op_determinism()
     manifests.claim(directory, request, flag=_FLAG)
@@ -87,21 +89,37 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
         keras.backend.clear_session(free_memory=False)
 
 
+def check_teacher_cache(run: Preparation, config: FinetuneConfig) -> None:
+    """Checks the teacher's cache, where there is or will be one; changes nothing.
+
+    Raises:
+        InputError: it is that of another task, other inputs or another teacher.
+    """
+    if config.distills and run.train is not None:
+        task_teacher.check_cache(**_teacher_arguments(run, config))
+
+
 def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.ndarray] | None:
     """Returns what the teacher says of the training inputs; None without one.
 
     Raises:
-        InputError: the teacher, or its cache, does not fit the task and the inputs.
+        InputError: its cache does not fit the task and the inputs.
     """
     if not config.distills or run.train is None:
         return None
-    inputs = run.inputs(run.train, config)
+    return task_teacher.cached_logits(**_teacher_arguments(run, config))
+
+
+def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
     directory = config.teacher_cache
     if directory is None:
         directory = str(pathlib.Path(config.output_dir) / TEACHER_CACHE_FOLDER)
-    return task_teacher.cached_logits(
-        directory, inputs, run.teacher, compute_dtype=config.compute_dtype
-    )
+    return {
+        "directory": directory,
+        "inputs": run.inputs(run.train, config),
+        "teacher": run.teacher,
+        "compute_dtype": config.compute_dtype,
+    }
 
 
 class Trainer:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pipeline.finetune.features import Feature
 
+from pipeline.finetune.features import Feature
 from pipeline.finetune.head_layout import CLASSIFICATION, SPAN, Head
 from pipeline.finetune.settings import FinetuneConfig
 from pipeline.models.checkpoints import find_model

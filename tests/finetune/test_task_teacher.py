@@ -316,3 +316,11 @@ def test_a_cache_of_another_kind(config, cache_dir) -> None:
         "--teacher_cache: expected task_logits of a fine-tuned teacher, "
         f"received {cache_dir}, which holds teacher_cache"
     )
+
+
+def test_a_refused_cache_leaves_the_folder_free(config, tmp_path) -> None:
+    training.find_teacher_logits(prepare(config), config)
+    shorter = dataclasses.replace(config, max_seq_length=40)
+    assert "max_seq_length is 48 there and 40 here" in _fails(shorter)
+    assert not pathlib.Path(config.output_dir).exists()
+    training.finetune(config)

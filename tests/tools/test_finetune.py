@@ -45,7 +45,7 @@ def flags(sentiment_dir, model_dir, tmp_path) -> dict[str, object]:
         "data_dir": sentiment_dir,
         "model": model_dir,
         "output_dir": tmp_path / "runs",
-        "num_train_epochs": 6,
+        "num_train_epochs": 8,
         "learning_rates": "2e-3",
         **SMALL,
     }
@@ -61,15 +61,15 @@ def test_a_classification(capsys, flags) -> None:
     score = summary["runs"][0]["metrics"]["accuracy"]
     assert score > 0.9
     assert "chnsenticorp, dev, 32 examples\nlearning rate  seeds  accuracy\n" in printed.out
-    assert f"0.002 *            1     {100 * score:.2f}" in printed.out
+    assert f"0.002 *            1  {100 * score:>8.2f}\n" in printed.out
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["counts"]["num_train_steps"] == 36
+    assert metrics["counts"]["num_train_steps"] == 48
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 30, 36, 36]
-    assert lines[-1] == {"step": 36, "split": "eval", "accuracy": score}
-    assert lines[3]["loss"] < lines[0]["loss"]
-    # The rate has fallen to its last part: 2e-3 · 1 / (36 − 4).
-    assert lines[3]["learning_rate"] == pytest.approx(2e-3 / 32)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 48, 48]
+    assert lines[-1] == {"step": 48, "split": "eval", "accuracy": score}
+    assert lines[4]["loss"] < lines[0]["loss"]
+    # The rate has fallen to its last part: 2e-3 · 1 / (48 − 5).
+    assert lines[4]["learning_rate"] == pytest.approx(2e-3 / 43)
     # Predictions in the benchmark's form, of both splits.
     for split, count in (("dev", 32), ("test", 5)):
         rows = (run / f"predictions/{split}/ChnSentiCorp.tsv").read_text().splitlines()
@@ -97,7 +97,12 @@ def test_pairs(flags, pair_dir) -> None:
 
 
 def test_a_regression(flags, similarity_dir) -> None:
-    changes = {"task": "stsb", "data_dir": similarity_dir, "num_train_epochs": 10}
+    changes = {
+        "task": "stsb",
+        "data_dir": similarity_dir,
+        "num_train_epochs": 10,
+        "learning_rates": "5e-3",
+    }
     assert _run(**{**flags, **changes}) == 0
     (run,) = _summary(flags["output_dir"])["runs"]
     assert run["metrics"]["pearson"] > 0.9
@@ -200,7 +205,7 @@ def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> 
     again = {**flags, "model": model, "output_dir": tmp_path / "again"}
     capsys.readouterr()
     assert _run(**again, do_train=False) == 0
-    assert f"accuracy      {100 * run['metrics']['accuracy']:.2f}" in capsys.readouterr().out
+    assert f"accuracy     {100 * run['metrics']['accuracy']:.2f}\n" in capsys.readouterr().out
     assert (tmp_path / "again/evaluated/metrics.json").is_file()
     # On another task its head is dropped; it cannot be scored without training.
     other = {**again, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 1}
