@@ -4,7 +4,8 @@ A record is a `tf.train.Example` in which every feature is one bytes value: a
 little-endian array, unpadded, holding real masked positions only. Shapes use
 these letters: S segments, L tokens, W beginnings of words, P masked positions, K
 top-k, T cached temperatures, G groups of teacher layers, D the teacher's hidden size, Z
-compressed bytes.
+compressed bytes, C outputs of a task's head (two for each token, starts before ends, where
+it tells spans).
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ TOPK_RANGES = "topk_ranges"
 TOPK_COUNTS = "topk_counts"
 HIDDEN_STATES = "hidden_states"
 HIDDEN_SCALES = "hidden_scales"
+TEACHER_LOGITS = "teacher_logits"
 
 # Names that a batch has beside those of a record: BERT's own.
 INPUT_MASK = "input_mask"
@@ -129,13 +131,20 @@ UNMASKED_WINDOW_FEATURES: tuple[Feature, ...] = (
     Feature(WORD_STARTS, "<u2", ("W",), "Positions in input_ids where words begin, ascending."),
 )
 
+TASK_LOGITS_FEATURES: tuple[Feature, ...] = (
+    Feature(EXAMPLE_ID, "|u1", ("16",), "Digest of the input's tokens and segments."),
+    Feature(TEACHER_LOGITS, "<f4", ("C",), "What a fine-tuned teacher says of the input."),
+)
+
 MASKED_EXAMPLES = "masked_examples"
 UNMASKED_WINDOWS = "unmasked_windows"
 TEACHER_CACHE = "teacher_cache"
+TASK_LOGITS = "task_logits"
 
 # What a directory of each kind holds, by the manifest's `kind`.
 FEATURES: dict[str, tuple[Feature, ...]] = {
     MASKED_EXAMPLES: MASKED_EXAMPLE_FEATURES,
     UNMASKED_WINDOWS: UNMASKED_WINDOW_FEATURES,
     TEACHER_CACHE: TEACHER_CACHE_FEATURES,
+    TASK_LOGITS: TASK_LOGITS_FEATURES,
 }

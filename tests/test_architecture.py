@@ -26,6 +26,7 @@ LAYERS = (
         "pipeline.models.encoder",
         "pipeline.models.masked_lm",
         "pipeline.models.weight_names",
+        "pipeline.models.tensor_files",
         "pipeline.models.tf1_checkpoint",
         "pipeline.models.checkpoints",
         "pipeline.models.layer_init",
@@ -119,6 +120,17 @@ LAYERS = (
         "pipeline.finetune.answer_overlap",
         "pipeline.finetune.metrics",
         "pipeline.finetune.submissions",
+        "pipeline.finetune.settings",
+        "pipeline.finetune.head_layout",
+        "pipeline.finetune.heads",
+        "pipeline.finetune.batches",
+        "pipeline.finetune.objective",
+        "pipeline.finetune.task_inputs",
+        "pipeline.finetune.preparation",
+        "pipeline.finetune.prediction",
+        "pipeline.finetune.task_teacher",
+        "pipeline.finetune.evaluation",
+        "pipeline.finetune.training",
     ),
     (
         "pipeline.command_line",
@@ -132,13 +144,17 @@ ORDER = {name: index for index, name in enumerate(name for layer in LAYERS for n
 TENSORFLOW_FREE = [
     name
     for name in ORDER
-    if name.startswith(("pipeline.models.", "pipeline.distill."))
+    if name.startswith(("pipeline.models.", "pipeline.distill.", "pipeline.finetune."))
     and name
     not in (
         "pipeline.models.tf1_checkpoint",
         "pipeline.distill.dynamic_masking",
         "pipeline.distill.targets",
         "pipeline.distill.training",
+        "pipeline.finetune.prediction",
+        "pipeline.finetune.task_teacher",
+        "pipeline.finetune.evaluation",
+        "pipeline.finetune.training",
     )
 ]
 

@@ -11,122 +11,33 @@ import errno
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes  # noqa: F401  (teaches NumPy the dtype bfloat16)
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from pipeline.errors import InputError
-from pipeline.files import PathLike, atomic_path, json_bytes, read_json, sha256_file, write_json
+from pipeline.files import PathLike, atomic_path, json_bytes, sha256_file, write_json
 from pipeline.models.config import EncoderConfig
+from pipeline.models.tensor_files import HF_WEIGHTS, hf_weight_files, list_tensors, read_tensors
 from pipeline.models.weight_names import (
     Shape,
+    WeightName,
     check_tensors,
-    modern_hf_name,
     tied_hf_names,
     weight_table,
 )
 
 if TYPE_CHECKING:
+    import keras
+
     from pipeline.models.masked_lm import MaskedLM
 
 HF_CONFIG = "config.json"
-HF_WEIGHTS = "model.safetensors"
-HF_INDEX = "model.safetensors.index.json"
-HF_PICKLE = "pytorch_model.bin"
 GOOGLE_CONFIG = "bert_config.json"
 GOOGLE_PREFIX = "bert_model.ckpt"
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-def _hf_weight_files(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Returns the safetensors files of a directory, the index's shards in sorted order."""
-    if (directory / HF_WEIGHTS).is_file():
-        return (directory / HF_WEIGHTS,)
-    if (directory / HF_INDEX).is_file():
-        return _indexed_files(directory / HF_INDEX)
-    if (directory / HF_PICKLE).is_file() or (directory / f"{HF_PICKLE}.index.json").is_file():
-        raise InputError(
-            f"{directory}: expected {HF_WEIGHTS}, received only {HF_PICKLE}, which is a pickle and "
-            f'is not read; convert it: python -c "from transformers import AutoModelForMaskedLM; '
-            f"AutoModelForMaskedLM.from_pretrained({str(directory)!r})"
-            f'.save_pretrained({str(directory)!r}, safe_serialization=True)"'
-        )
-    raise InputError(f"{directory}: expected {HF_WEIGHTS} or {HF_INDEX}, found neither")
-
-
-def _indexed_files(index: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index}: weight_map: expected an object of file names")
-    files = []
-    for name in sorted({str(name) for name in weight_map.values()}):
-        # A name with a folder in it would make us read outside the model directory.
-        if name != os.path.basename(name) or "\\" in name or not name.endswith(".safetensors"):
-            raise InputError(
-                f"{index}: weight_map: expected the name of a .safetensors file beside the "
-                f"index, received {name!r}"
-            )
-        if not (index.parent / name).is_file():
-            raise InputError(f"{index}: weight_map: no such file: {index.parent / name}")
-        files.append(index.parent / name)
-    return tuple(files)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """Where a tensor of a safetensors file is, without its content."""
-
-    file: pathlib.Path
-    stored_name: str
-    shape: Shape
-
-
-def _list_tensors(files: tuple[pathlib.Path, ...]) -> dict[str, _Tensor]:
-    """Returns all tensors by their modern names."""
-    tensors: dict[str, _Tensor] = {}
-    for path, file in _opened(files):
-        for stored_name in file.keys():  # noqa: SIM118  (it is no mapping)
-            name, header = modern_hf_name(stored_name), file.get_slice(stored_name)
-            if name in tensors:
-                raise InputError(
-                    f"{path}: tensor {stored_name} is there twice, first as "
-                    f"{tensors[name].stored_name} in {tensors[name].file.name}"
-                )
-            tensors[name] = _Tensor(path, stored_name, tuple(header.get_shape()))
-    return tensors
-
-
-def _opened(files: tuple[pathlib.Path, ...]) -> Iterator[tuple[pathlib.Path, Any]]:
-    for path in files:
-        try:
-            with safe_open(path, framework="np") as file:
-                yield path, file
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path}: expected a safetensors file, cannot read it ({error})"
-            ) from (error)
-
-
-def _read_tensors(files: tuple[pathlib.Path, ...], wanted: Mapping[str, _Tensor]) -> dict:
-    """Returns the wanted tensors, float32, by the keys of `wanted`."""
-    arrays: dict[str, np.ndarray] = {}
-    for path, file in _opened(files):
-        for name, tensor in wanted.items():
-            if tensor.file != path:
-                continue
-            dtype = file.get_slice(tensor.stored_name).get_dtype()
-            if dtype not in _FLOATS:
-                raise InputError(
-                    f"{path}: {tensor.stored_name}: expected one of {', '.join(_FLOATS)}, "
-                    f"received {dtype}"
-                )
-            arrays[name] = file.get_tensor(tensor.stored_name).astype(np.float32)
-    return arrays
 
 
 def _check_tied(arrays: Mapping[str, np.ndarray], tied: Mapping[str, str], where: str) -> None:
@@ -139,12 +50,16 @@ def _check_tied(arrays: Mapping[str, np.ndarray], tied: Mapping[str, str], where
             )
 
 
-def read_hf_weights(directory: PathLike, config: EncoderConfig) -> dict[str, np.ndarray]:
-    """Reads the weights of a masked-LM model in Hugging Face's layout.
+def read_hf_weights(
+    directory: PathLike, config: EncoderConfig, table: Sequence[WeightName] | None = None
+) -> dict[str, np.ndarray]:
+    """Reads the weights of a model in Hugging Face's layout.
 
     Args:
         directory: holds `model.safetensors`, or an index and its shards.
         config: the model's configuration.
+        table: the weights to read; by default those of a masked LM, whose output
+            layer must be tied.
 
     Returns:
         float32 arrays by our names (`weight_names`), every weight present.
@@ -154,15 +69,16 @@ def read_hf_weights(directory: PathLike, config: EncoderConfig) -> dict[str, np.
             those of the configuration, or an untied output layer.
     """
     directory = pathlib.Path(directory)
-    files = _hf_weight_files(directory)
-    tensors = _list_tensors(files)
+    files = hf_weight_files(directory)
+    tensors = list_tensors(files)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    check_tensors(shapes, config, layout="hf", where=str(directory))
-    table, tied = weight_table(config), tied_hf_names(config)
+    tied = tied_hf_names(config) if table is None else {}
+    table = weight_table(config) if table is None else table
+    check_tensors(shapes, config, layout="hf", where=str(directory), table=table)
     wanted = {
         name: tensors[name] for name in (*(row.hf for row in table), *tied) if name in tensors
     }
-    arrays = _read_tensors(files, wanted)
+    arrays = read_tensors(files, wanted)
     _check_tied(arrays, tied, str(directory))
     return {
         row.ours: np.ascontiguousarray(arrays[row.hf].T if row.transpose_hf else arrays[row.hf])
@@ -225,8 +141,26 @@ class ModelSource:
         """Whether there are weights to read; without, a model starts at random."""
         return self.location is not None
 
-    def read_weights(self) -> dict[str, np.ndarray]:
-        """Reads all weights; float32 arrays by our names.
+    def tensor_shapes(self) -> dict[str, Shape]:
+        """Returns the shape of every tensor on disk by its name there; none for random weights.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        if self.location is None:
+            return {}
+        if self.layout == "hf":
+            tensors = list_tensors(self.weight_files)
+            return {name: tensor.shape for name, tensor in tensors.items()}
+        from pipeline.models.tf1_checkpoint import read_tf1_shapes
+
+        return read_tf1_shapes(os.fspath(self.location))
+
+    def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
+        """Reads weights; float32 arrays by our names.
+
+        Args:
+            table: which; all of a masked LM's by default.
 
         Raises:
             InputError: the weights are not those of the configuration.
@@ -235,11 +169,11 @@ class ModelSource:
         if self.location is None:
             raise ValueError("read_weights: expected a source with weights, received one without")
         if self.layout == "hf":
-            return read_hf_weights(self.location, self.config)
+            return read_hf_weights(self.location, self.config, table)
         # Imports TensorFlow, which other sources do not need.
         from pipeline.models.tf1_checkpoint import read_tf1_weights
 
-        return read_tf1_weights(os.fspath(self.location), self.config)
+        return read_tf1_weights(os.fspath(self.location), self.config, table)
 
     def sha256(self) -> str:
         """Returns a digest of configuration and weight files, wherever they lie.
@@ -291,7 +225,7 @@ def find_model(directory: PathLike, flag: str) -> ModelSource:
     config_file = directory / HF_CONFIG
     if config_file.is_file():
         try:
-            config, files = EncoderConfig.from_json(config_file), _hf_weight_files(directory)
+            config, files = EncoderConfig.from_json(config_file), hf_weight_files(directory)
         except InputError as error:
             raise InputError(f"{flag}: {error}") from error
         return ModelSource(config, "hf", files, directory, config_file.parent)
@@ -331,12 +265,12 @@ def load_masked_lm(
     return model
 
 
-def _variables(model: "MaskedLM") -> dict[str, Any]:
+def _variables(model: "keras.Model") -> dict[str, Any]:
     """Returns the model's weights by our names."""
     return {variable.path.removeprefix(f"{model.path}/"): variable for variable in model.weights}
 
 
-def assign_weights(model: "MaskedLM", weights: Mapping[str, np.ndarray]) -> None:
+def assign_weights(model: "keras.Model", weights: Mapping[str, np.ndarray]) -> None:
     """Sets every variable of a model.
 
     Args:
@@ -363,7 +297,7 @@ def assign_weights(model: "MaskedLM", weights: Mapping[str, np.ndarray]) -> None
         variable.assign(weights[name])
 
 
-def get_weights(model: "MaskedLM") -> dict[str, np.ndarray]:
+def get_weights(model: "keras.Model") -> dict[str, np.ndarray]:
     """Returns copies of all weights, float32, by our names."""
     return {
         name: np.array(variable.numpy(), dtype=np.float32)
@@ -407,10 +341,27 @@ def save_hf_weights(
         config: the model's configuration.
         weights: float32 arrays by our names.
     """
+    save_hf_tensors(directory, weights, weight_table(config), config.to_hf())
+
+
+def save_hf_tensors(
+    directory: PathLike,
+    weights: Mapping[str, np.ndarray],
+    table: Sequence[WeightName],
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
+
+    Args:
+        directory: must exist.
+        weights: float32 arrays by our names.
+        table: which of them, and their names in the file.
+        settings: the content of `config.json`.
+    """
     directory = pathlib.Path(directory)
     tensors = {
         row.hf: np.ascontiguousarray(weights[row.ours].T if row.transpose_hf else weights[row.ours])
-        for row in weight_table(config)
+        for row in table
     }
     save_tensors(directory / HF_WEIGHTS, tensors)
-    write_json(directory / HF_CONFIG, config.to_hf())
+    write_json(directory / HF_CONFIG, settings)

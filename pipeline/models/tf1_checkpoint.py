@@ -1,27 +1,51 @@
 """Checkpoints in Google's TensorFlow 1 layout: the one module here on TensorFlow."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import InputError
 from pipeline.models.config import BERT, EncoderConfig
-from pipeline.models.weight_names import Shape, check_tensors, weight_table
+from pipeline.models.weight_names import Shape, WeightName, check_tensors, weight_table
 
 # What TensorFlow raises for a damaged file; IndexError stands for one that is cut short.
 _READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 
 
-def read_tf1_weights(prefix: str, config: EncoderConfig) -> dict[str, np.ndarray]:
-    """Reads the weights of a masked-LM model.
+def read_tf1_shapes(prefix: str) -> dict[str, Shape]:
+    """Returns the shape of every tensor of a checkpoint by its name.
 
-    The optimizer's slots, the pooler and the sentence-pair head are passed over.
+    Args:
+        prefix: path of the checkpoint without `.index` or `.data-…`.
+
+    Raises:
+        InputError: the checkpoint cannot be read.
+    """
+    return _open(prefix)[1]
+
+
+def _open(prefix: str) -> tuple[Any, dict[str, Shape]]:
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        shapes = {name: tuple(s) for name, s in reader.get_variable_to_shape_map().items()}
+    except _READ_ERRORS as error:
+        raise _unreadable(prefix, error) from error
+    return reader, shapes
+
+
+def read_tf1_weights(
+    prefix: str, config: EncoderConfig, table: Sequence[WeightName] | None = None
+) -> dict[str, np.ndarray]:
+    """Reads the weights of a model.
 
     Args:
         prefix: path of the checkpoint without `.index` or `.data-…`.
         config: the model's configuration.
+        table: the weights to read; by default those of a masked LM, without the
+            optimizer's slots, the pooler and the sentence-pair head.
 
     Returns:
         float32 arrays by our names (`weight_names`), every weight present.
@@ -30,13 +54,9 @@ def read_tf1_weights(prefix: str, config: EncoderConfig) -> dict[str, np.ndarray
         InputError: the checkpoint cannot be read, or its tensors are not those of
             the configuration.
     """
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        shapes = {name: tuple(s) for name, s in reader.get_variable_to_shape_map().items()}
-    except _READ_ERRORS as error:
-        raise _unreadable(prefix, error) from error
-    table = weight_table(config)
-    check_tensors(shapes, config, layout="tf1", where=prefix)
+    reader, shapes = _open(prefix)
+    table = weight_table(config) if table is None else table
+    check_tensors(shapes, config, layout="tf1", where=prefix, table=table)
     try:
         tensors = {name.ours: reader.get_tensor(name.tf1) for name in table}
     except _READ_ERRORS as error:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.errors import InputError
 from pipeline.models.config import ALBERT, BERT, DISTILBERT, EncoderConfig
@@ -172,6 +172,11 @@ def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     )
 
 
+def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
+    """Returns every weight of a model but those of its head."""
+    return tuple(row for row in weight_table(config) if row.ours.startswith("encoder/"))
+
+
 # Second copies that some Hugging Face checkpoints store, and what they repeat.
 _TIED: Mapping[str, str] = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -209,7 +214,12 @@ def modern_hf_name(name: str) -> str:
 
 
 def check_tensors(
-    shapes: Mapping[str, Shape], config: EncoderConfig, *, layout: str, where: str
+    shapes: Mapping[str, Shape],
+    config: EncoderConfig,
+    *,
+    layout: str,
+    where: str,
+    table: Sequence[WeightName] | None = None,
 ) -> None:
     """Checks that a checkpoint has the tensors of a configuration.
 
@@ -218,15 +228,17 @@ def check_tensors(
         config: the model's configuration.
         layout: `hf` or `tf1`.
         where: the checkpoint, for messages.
+        table: the weights that are wanted; all of a masked LM's by default.
 
     Raises:
         InputError: tensors are missing or misshapen, or belong to layers or
             embeddings that the configuration does not have.
     """
+    table = weight_table(config) if table is None else table
     if layout == "hf":
-        wanted = {row.hf: row.hf_shape for row in weight_table(config)}
+        wanted = {row.hf: row.hf_shape for row in table}
     else:
-        wanted = {row.tf1: row.shape for row in weight_table(config)}
+        wanted = {row.tf1: row.shape for row in table}
     problems = {
         "missing": [
             f"{name} {list(shape)}" for name, shape in wanted.items() if name not in shapes

@@ -6,6 +6,7 @@ import glob
 import os
 import pathlib
 
+from data_specs.records import TASK_LOGITS
 from pipeline.errors import InputError
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
@@ -49,13 +50,13 @@ def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
     flag = "--input_dir" if input_file is None else "--input_file"
     given = input_dir if input_file is None else input_file
     if input_file is None or pathlib.Path(input_file).is_dir():
-        return CacheInput(pathlib.Path(given), manifests.load(given, flag=flag), flag)
+        return CacheInput(pathlib.Path(given), _load(pathlib.Path(given), flag), flag)
     directory, pattern = os.path.split(input_file)
     directory = pathlib.Path(directory or ".")
     if pathlib.Path(input_file).is_file():
         # A name is no pattern, whatever characters are in it.
         pattern = glob.escape(pattern)
-    manifest = manifests.load(directory, flag=flag)
+    manifest = _load(directory, flag)
     splits = {
         split: tuple(shard for shard in shards if fnmatch.fnmatch(shard.file, pattern))
         for split, shards in manifest.splits.items()
@@ -67,6 +68,16 @@ def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
             f"received {input_file}, which matches none"
         )
     return CacheInput(directory, dataclasses.replace(manifest, splits=splits), flag)
+
+
+def _load(directory: pathlib.Path, flag: str) -> Manifest:
+    manifest = manifests.load(directory, flag=flag)
+    if manifest.kind == TASK_LOGITS:
+        raise InputError(
+            f"{flag}: expected masked examples, unmasked windows or a teacher cache, received "
+            f"{directory}, which holds {manifest.kind}: a teacher's word on a task, for fine-tuning"
+        )
+    return manifest
 
 
 def expect_settings(cache: CacheInput, **given: int | None) -> None:

@@ -11,6 +11,14 @@ import pytest
 
 from pipeline.storage import serialization, writer
 from tests.conftest import make_cache, save_tiny_bert
+from tests.finetune.conftest import (  # noqa: F401  (fixtures)
+    model_dir,
+    pair_dir,
+    questions_dir,
+    sentiment_dir,
+    similarity_dir,
+    task_teacher_dir,
+)
 from tools.merge_caches import MergeConfig, merge_caches
 
 Features = dict[str, bytes]

@@ -1,0 +1,107 @@
+"""The safetensors files of a Hugging Face directory: found, listed and read; never a pickle."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (teaches NumPy the dtype bfloat16)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from pipeline.errors import InputError
+from pipeline.files import read_json
+from pipeline.models.weight_names import Shape, modern_hf_name
+
+HF_WEIGHTS = "model.safetensors"
+HF_INDEX = "model.safetensors.index.json"
+HF_PICKLE = "pytorch_model.bin"
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def hf_weight_files(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the safetensors files of a directory, the index's shards in sorted order."""
+    if (directory / HF_WEIGHTS).is_file():
+        return (directory / HF_WEIGHTS,)
+    if (directory / HF_INDEX).is_file():
+        return _indexed_files(directory / HF_INDEX)
+    if (directory / HF_PICKLE).is_file() or (directory / f"{HF_PICKLE}.index.json").is_file():
+        raise InputError(
+            f"{directory}: expected {HF_WEIGHTS}, received only {HF_PICKLE}, which is a pickle and "
+            f'is not read; convert it: python -c "from transformers import AutoModelForMaskedLM; '
+            f"AutoModelForMaskedLM.from_pretrained({str(directory)!r})"
+            f'.save_pretrained({str(directory)!r}, safe_serialization=True)"'
+        )
+    raise InputError(f"{directory}: expected {HF_WEIGHTS} or {HF_INDEX}, found neither")
+
+
+def _indexed_files(index: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: weight_map: expected an object of file names")
+    files = []
+    for name in sorted({str(name) for name in weight_map.values()}):
+        # A name with a folder in it would make us read outside the model directory.
+        if name != os.path.basename(name) or "\\" in name or not name.endswith(".safetensors"):
+            raise InputError(
+                f"{index}: weight_map: expected the name of a .safetensors file beside the "
+                f"index, received {name!r}"
+            )
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index}: weight_map: no such file: {index.parent / name}")
+        files.append(index.parent / name)
+    return tuple(files)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor of a safetensors file is, without its content."""
+
+    file: pathlib.Path
+    stored_name: str
+    shape: Shape
+
+
+def list_tensors(files: tuple[pathlib.Path, ...]) -> dict[str, StoredTensor]:
+    """Returns all tensors by their modern names."""
+    tensors: dict[str, StoredTensor] = {}
+    for path, file in _opened(files):
+        for stored_name in file.keys():  # noqa: SIM118  (it is no mapping)
+            name, header = modern_hf_name(stored_name), file.get_slice(stored_name)
+            if name in tensors:
+                raise InputError(
+                    f"{path}: tensor {stored_name} is there twice, first as "
+                    f"{tensors[name].stored_name} in {tensors[name].file.name}"
+                )
+            tensors[name] = StoredTensor(path, stored_name, tuple(header.get_shape()))
+    return tensors
+
+
+def _opened(files: tuple[pathlib.Path, ...]) -> Iterator[tuple[pathlib.Path, Any]]:
+    for path in files:
+        try:
+            with safe_open(path, framework="np") as file:
+                yield path, file
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path}: expected a safetensors file, cannot read it ({error})"
+            ) from (error)
+
+
+def read_tensors(files: tuple[pathlib.Path, ...], wanted: Mapping[str, StoredTensor]) -> dict:
+    """Returns the wanted tensors, float32, by the keys of `wanted`."""
+    arrays: dict[str, np.ndarray] = {}
+    for path, file in _opened(files):
+        for name, tensor in wanted.items():
+            if tensor.file != path:
+                continue
+            dtype = file.get_slice(tensor.stored_name).get_dtype()
+            if dtype not in _FLOATS:
+                raise InputError(
+                    f"{path}: {tensor.stored_name}: expected one of {', '.join(_FLOATS)}, "
+                    f"received {dtype}"
+                )
+            arrays[name] = file.get_tensor(tensor.stored_name).astype(np.float32)
+    return arrays

@@ -1,0 +1,321 @@
+"""`tools/finetune.py` end to end: a task of each kind, grids, and what it refuses."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.finetune.head_layout import CLASSIFICATION, SPAN, Head
+from tests.conftest import save_tiny_bert
+from tests.finetune.conftest import save_tiny_head
+from tools import finetune
+
+# A run of seconds.
+SMALL = {"train_batch_size": 16, "max_seq_length": 48, "compute_dtype": "float32"}
+
+
+def _run(**settings: object) -> int:
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    return finetune.main(["finetune", *flags])
+
+
+def _fails(capsys, **settings: object) -> str:
+    """Runs the tool, which must fail, and returns the one line it prints."""
+    capsys.readouterr()
+    assert _run(**settings) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("error: ")
+
+
+def _summary(folder: pathlib.Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture
+def flags(sentiment_dir, model_dir, tmp_path) -> dict[str, object]:
+    """A classification."""
+    return {
+        "task": "chnsenticorp",
+        "data_dir": sentiment_dir,
+        "model": model_dir,
+        "output_dir": tmp_path / "runs",
+        "num_train_epochs": 8,
+        "learning_rates": "2e-3",
+        **SMALL,
+    }
+
+
+def test_a_classification(capsys, flags) -> None:
+    folder = flags["output_dir"]
+    assert _run(**flags, predict_split="test", log_steps=10) == 0
+    printed = capsys.readouterr()
+    run = folder / "lr-0.002_seed-1"
+    assert "train: 96 examples" in printed.err and str(run) in printed.err
+    summary = _summary(folder)
+    score = summary["runs"][0]["metrics"]["accuracy"]
+    assert score > 0.9
+    assert "chnsenticorp, dev, 32 examples\nlearning rate  seeds  accuracy\n" in printed.out
+    assert f"0.002 *            1  {100 * score:>8.2f}\n" in printed.out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["counts"]["num_train_steps"] == 48
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 48, 48]
+    assert lines[-1] == {"step": 48, "split": "eval", "accuracy": score}
+    assert lines[4]["loss"] < lines[0]["loss"]
+    # The rate has fallen to its last part: 2e-3 · 1 / (48 − 5).
+    assert lines[4]["learning_rate"] == pytest.approx(2e-3 / 43)
+    # Predictions in the benchmark's form, of both splits.
+    for split, count in (("dev", 32), ("test", 5)):
+        rows = (run / f"predictions/{split}/ChnSentiCorp.tsv").read_text().splitlines()
+        assert rows[0] == "index\tprediction" and len(rows) == count + 1
+    said = [
+        row.split("\t")[1]
+        for row in (run / "predictions/dev/ChnSentiCorp.tsv").read_text().splitlines()[1:]
+    ]
+    truth = [line[0] for line in (flags["data_dir"] / "dev.tsv").read_text().splitlines()[1:]]
+    assert np.mean([one == two for one, two in zip(said, truth, strict=True)]) == score
+    config = json.loads((run / "model/config.json").read_text())
+    assert config["id2label"] == {"0": "0", "1": "1"}
+    assert (run / "model/vocab.txt").is_file()
+
+
+def test_pairs(flags, pair_dir) -> None:
+    """Three labels, of which the data has two; a row without agreement is left out."""
+    assert _run(**{**flags, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 10}) == 0
+    (run,) = _summary(flags["output_dir"])["runs"]
+    assert run["metrics"]["accuracy"] > 0.9
+    assert run["counts"]["num_train_examples"] == 95
+    path = flags["output_dir"] / run["directory"] / "predictions/dev/ocnli_50k_predict.json"
+    labels = {json.loads(line)["label"] for line in path.read_text().splitlines()}
+    assert labels <= {"entailment", "neutral", "contradiction"}
+
+
+def test_a_regression(flags, similarity_dir) -> None:
+    changes = {
+        "task": "stsb",
+        "data_dir": similarity_dir,
+        "num_train_epochs": 10,
+        "learning_rates": "5e-3",
+    }
+    assert _run(**{**flags, **changes}) == 0
+    (run,) = _summary(flags["output_dir"])["runs"]
+    assert run["metrics"]["pearson"] > 0.9
+    config = flags["output_dir"] / run["directory"] / "model/config.json"
+    assert json.loads(config.read_text())["problem_type"] == "regression"
+
+
+def test_questions(flags, questions_dir) -> None:
+    """Answers over several windows of a context."""
+    changes = {
+        "task": "cmrc2018",
+        "data_dir": questions_dir,
+        "num_train_epochs": 12,
+        "doc_stride": 20,
+        "max_seq_length": 40,
+    }
+    assert _run(**{**flags, **changes}) == 0
+    (run,) = _summary(flags["output_dir"])["runs"]
+    assert run["counts"]["num_train_inputs"] > run["counts"]["num_train_examples"] == 96
+    assert run["metrics"]["f1"] > 0.8
+    path = flags["output_dir"] / run["directory"] / "predictions/dev/cmrc2018_predict.json"
+    answers = json.loads(path.read_text())
+    assert len(answers) == 12 and "咖啡馆" in answers.values()
+
+
+def test_a_head_that_nobody_trained_scores_chance(flags) -> None:
+    """Over many seeds: each guesses all or most alike, and half of the labels are right."""
+    assert _run(**{**flags, "num_train_epochs": 0, "seeds": "1,2,3,4,5,6"}) == 0
+    (rate,) = _summary(flags["output_dir"])["rates"]
+    assert 0.3 < rate["metrics"]["accuracy"]["mean"] < 0.7
+
+
+def test_a_grid_is_finished_and_extended(capsys, flags) -> None:
+    folder = flags["output_dir"]
+    flags = {**flags, "num_train_epochs": 2, "learning_rates": "2e-3,1e-9"}
+    assert _run(**flags, seeds="1,2") == 0
+    summary = _summary(folder)
+    assert [(run["learning_rate"], run["seed"]) for run in summary["runs"]] == [
+        (2e-3, 1),
+        (2e-3, 2),
+        (1e-9, 1),
+        (1e-9, 2),
+    ]
+    assert summary["best_learning_rate"] == 2e-3
+    for rate in summary["rates"]:
+        scores = [
+            run["metrics"]["accuracy"]
+            for run in summary["runs"]
+            if run["learning_rate"] == rate["learning_rate"]
+        ]
+        spread = rate["metrics"]["accuracy"]
+        assert spread["mean"] == pytest.approx(sum(scores) / 2)
+        # The sample's deviation of two is their distance over the square root of 2.
+        assert spread["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert " ± " in capsys.readouterr().out
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
+    assert len(stamps) == 4
+    assert _run(**flags, seeds="1,2,3") == 0
+    assert len(_summary(folder)["runs"]) == 6
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_the_same_seed_gives_the_same_bits(flags, tmp_path) -> None:
+    """Whatever else the process has trained before."""
+    flags = {**flags, "num_train_epochs": 2}
+    assert _run(**flags, seeds="2") == 0
+    again = {**flags, "output_dir": tmp_path / "again"}
+    assert _run(**again, seeds="1,2") == 0
+    first, second, other = (
+        load_file(folder / name / "model/model.safetensors")
+        for folder, name in (
+            (flags["output_dir"], "lr-0.002_seed-2"),
+            (again["output_dir"], "lr-0.002_seed-2"),
+            (again["output_dir"], "lr-0.002_seed-1"),
+        )
+    )
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+    assert not np.array_equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_a_killed_run_is_made_again(flags) -> None:
+    flags = {**flags, "num_train_epochs": 1}
+    assert _run(**flags) == 0
+    run = flags["output_dir"] / "lr-0.002_seed-1"
+    before = load_file(run / "model/model.safetensors")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.json").unlink()
+    (run / "model/config.json").unlink()
+    assert _run(**flags) == 0
+    after = load_file(run / "model/model.safetensors")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> None:
+    assert _run(**flags) == 0
+    (run,) = _summary(flags["output_dir"])["runs"]
+    model = flags["output_dir"] / run["directory"] / "model"
+    again = {**flags, "model": model, "output_dir": tmp_path / "again"}
+    capsys.readouterr()
+    assert _run(**again, do_train=False) == 0
+    assert f"accuracy     {100 * run['metrics']['accuracy']:.2f}\n" in capsys.readouterr().out
+    assert (tmp_path / "again/evaluated/metrics.json").is_file()
+    # On another task its head is dropped; it cannot be scored without training.
+    other = {**again, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 1}
+    other["output_dir"] = tmp_path / "other"
+    assert _fails(capsys, **other, do_train=False) == (
+        "--task=ocnli expects a classification head with 3 labels (entailment, neutral, "
+        f"contradiction), received {model} with a classification head with 2 labels (0, 1)"
+    )
+    assert _run(**other) == 0
+
+
+def test_a_student_with_a_teacher(flags, task_teacher_dir) -> None:
+    teacher = {"finetune_teacher": task_teacher_dir, "distill_weight": 1.0}
+    assert _run(**{**flags, "num_train_epochs": 1}, **teacher, seeds="1,2") == 0
+    folder = flags["output_dir"]
+    assert (folder / "teacher_cache/manifest.json").is_file()
+    assert not list(folder.glob("lr-*/teacher_cache"))
+
+
+def test_predictions_in_bfloat16(flags) -> None:
+    assert _run(**{**flags, "compute_dtype": "mixed_bfloat16"}) == 0
+    assert _summary(flags["output_dir"])["runs"][0]["metrics"]["accuracy"] > 0.9
+
+
+def test_what_is_refused(capsys, flags, tmp_path, questions_dir, vocab_file, model_dir) -> None:
+    def fails(**changes: object) -> str:
+        return _fails(capsys, **{**flags, **changes})
+
+    line = fails(task="sentiment")
+    assert line.startswith("--task: expected one of afqmc, chnsenticorp, cmnli, ")
+    assert line.endswith("or a .yaml file, received 'sentiment'")
+    assert fails(data_dir=tmp_path / "nowhere").startswith("--data_dir: expected the folder of ")
+    assert fails(model=tmp_path / "nowhere").startswith("--model: no such directory: ")
+    bare = tmp_path / "bare"
+    shutil.copytree(model_dir, bare)
+    (bare / "vocab.txt").unlink()
+    assert fails(model=bare).startswith("--model: expected one of vocab.txt, tokenizer.json, ")
+    assert fails(max_seq_length=65) == (
+        f"--max_seq_length: expected at most 64, as {model_dir} has positions, received 65"
+    )
+    small = save_tiny_bert(tmp_path / "small", vocab_file, seed=1, vocab_size=50)
+    assert "expected a model of at least" in fails(model=small)
+    labelled = save_tiny_head(tmp_path / "head", model_dir, Head(CLASSIFICATION, ("a", "b")))
+    assert fails(task="cmrc2018", data_dir=questions_dir, model=labelled, do_train=False) == (
+        f"--task=cmrc2018 expects a span head, received {labelled} with a classification head "
+        "with 2 labels (a, b)"
+    )
+    span = save_tiny_head(tmp_path / "span", model_dir, Head(SPAN))
+    assert fails(model=span, do_train=False).endswith(f"received {span} with a span head")
+    assert fails(do_train=False).endswith(f"received {model_dir} with none")
+    assert fails(eval_split="validation") == (
+        "chnsenticorp: expected a split of train, dev, test, received 'validation'"
+    )
+    assert fails(learning_rates="1e-3,0") == (
+        "--learning_rates: expected numbers above 0, received 1e-3,0"
+    )
+    assert fails(seeds="0") == "--seeds: expected whole numbers such as 1,5, received '0'"
+    assert fails(do_train=False, finetune_teacher="x") == (
+        "--finetune_teacher: expected --do_train with a teacher, received --nodo_train"
+    )
+    # Nothing of all this was a run.
+    assert not pathlib.Path(flags["output_dir"]).exists()
+
+
+def test_a_split_without_labels_is_not_scored(capsys, flags, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(flags["data_dir"], data)
+    (data / "test.tsv").write_text("text_a\n火车晚点了两个小时。\n", "utf-8")
+    assert _fails(capsys, **{**flags, "data_dir": data}, eval_split="test") == (
+        "--eval_split: expected a split of --task=chnsenticorp with labels, received test, whose "
+        "example 0 has none"
+    )
+
+
+def test_another_request_prints_both_values(capsys, flags, tmp_path) -> None:
+    flags = {**flags, "num_train_epochs": 1}
+    assert _run(**flags) == 0
+    folder = flags["output_dir"]
+    line = _fails(capsys, **{**flags, "num_train_epochs": 2})
+    assert line == (
+        f"--output_dir: {folder} holds the output of another request: num_train_epochs is 1.0 "
+        "there and 2.0 here; choose another directory, or delete this one"
+    )
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("mine")
+    line = _fails(capsys, **{**flags, "output_dir": full})
+    assert "which holds 'notes.txt' and no request.json" in line
+    assert (full / "notes.txt").read_text() == "mine"
+
+
+def test_a_rate_too_high(capsys, flags) -> None:
+    line = _fails(capsys, **{**flags, "learning_rates": "1e30", "clip_norm": 0, "log_steps": 1})
+    assert line.startswith("--learning_rates: training diverged by step ")
+    assert not list(flags["output_dir"].glob("*/metrics.json"))
+
+
+def test_a_mistaken_flag_is_answered_before_anything_heavy_is_imported() -> None:
+    code = (
+        "import sys; from tools import finetune as f; "
+        "status = f.main(['x', '--task=x', '--data_dir=y', '--model=z', '--output_dir=o']); "
+        "heavy = {'tensorflow', 'keras', 'jax'} & set(sys.modules); print(status, sorted(heavy))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.stdout.strip() == "1 []", result.stderr
+    assert result.stderr.startswith("error: --task: ")

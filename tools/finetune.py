@@ -1,0 +1,294 @@
+"""Fine-tunes a model on a task, over learning rates and seeds, and scores it.
+
+python -m tools.finetune --task=chnsenticorp --data_dir=DATA --model=MODEL --output_dir=RUNS
+    --learning_rates=2e-5,3e-5,5e-5 --seeds=1,2,3
+
+Each run has a folder of its own in --output_dir with the fine-tuned model, its scores
+and its predictions in the form that the benchmark takes. A run that is finished is not
+made again. With --finetune_teacher a model that was fine-tuned before teaches its logits.
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags
+
+from pipeline import command_line, compute_dtype, files
+from pipeline.errors import InputError
+from pipeline.finetune.settings import FinetuneConfig
+from pipeline.storage import manifest as manifests
+from tools.text_table import aligned_lines
+
+if TYPE_CHECKING:
+    from pipeline.finetune.preparation import Preparation
+    from pipeline.finetune.training import Result
+
+SUMMARY_FILE = "summary.json"
+_TEACHER_CACHE = "teacher_cache"
+# Of a run alone; the rest is the same for all of a grid.
+_OWN_SETTINGS = ("learning_rate", "random_seed")
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = command_line.FlagTable()
+    table.string("task", None, "A known task, or the path of a declaration (.yaml) of one's own.")
+    table.string("data_dir", None, "The folder of its files.")
+    table.string("model", None, "A model directory with its tokenizer.")
+    table.string("output_dir", None, "Where the runs go: an empty folder, or that of the same.")
+    table.string("learning_rates", "3e-5", "Peaks; from there the rate falls linearly to 0.")
+    table.string("seeds", "1", "Each decides the order, dropout and new weights of a run.")
+    _define_training(table)
+    _define_inputs(table)
+    _define_distillation(table)
+    table.require("task", "data_dir", "model", "output_dir")
+    return table.values
+
+
+def _define_training(table: command_line.FlagTable) -> None:
+    table.boolean("do_train", True, "Whether to train; else the model's own head is scored.")
+    table.number(
+        "num_train_epochs", 3.0, "Passes over the training inputs; 0 scores a random head.", low=0.0
+    )
+    table.integer("train_batch_size", 32, "Inputs of a step.", low=1)
+    table.integer("predict_batch_size", 64, "Inputs of a batch of evaluation.", low=1)
+    table.number(
+        "warmup_proportion", 0.1, "The share of the steps that warms up.", low=0.0, high=1.0
+    )
+    table.number(
+        "weight_decay", 0.01, "Decoupled weight decay; none on biases and layer norms.", low=0.0
+    )
+    table.number(
+        "clip_norm", 1.0, "Gradients are clipped to this global norm; 0 for no clipping.", low=0.0
+    )
+    table.choice(
+        "compute_dtype",
+        compute_dtype.AUTO,
+        "What the encoder computes in. auto is mixed_bfloat16 where there are instructions for "
+        "it, else float32.",
+        of=compute_dtype.CHOICES,
+    )
+    table.integer("log_steps", 50, "Steps between lines of metrics.jsonl.", low=1)
+
+
+def _define_inputs(table: command_line.FlagTable) -> None:
+    table.integer(
+        "max_seq_length",
+        None,
+        "Tokens of an input at most; 128, or 384 for questions, or what the model has.",
+        low=4,
+    )
+    table.integer("doc_stride", 128, "Tokens between the windows of a long context.", low=1)
+    table.integer("max_query_length", 64, "Tokens of a question at most.", low=1)
+    table.integer("max_answer_length", 30, "Tokens of an answer at most.", low=1)
+    table.integer(
+        "max_train_examples", None, "So many training examples, drawn at random; all.", low=1
+    )
+    table.boolean("skip_bad_rows", False, "Leave out rows that cannot be used, and count them.")
+    table.string("eval_split", "dev", "The split that is scored, and decides the best rate.")
+    table.string("predict_split", None, "A split that is predicted too, such as test.")
+
+
+def _define_distillation(table: command_line.FlagTable) -> None:
+    table.string(
+        "finetune_teacher", None, "A model directory fine-tuned on the task, to learn from."
+    )
+    table.string(
+        "teacher_cache",
+        None,
+        "Where its logits over the training inputs are kept, for other students too; "
+        f"{_TEACHER_CACHE} in --output_dir. One that is complete needs no --finetune_teacher.",
+    )
+    table.number("distill_temperature", 2.0, "T of both distributions.", low=0.01)
+    table.number(
+        "distill_weight",
+        0.5,
+        "How much the teacher's logits count, from 0 to 1; the labels count the rest.",
+        low=0.0,
+        high=1.0,
+    )
+
+
+def read_config(values: flags.FlagValues) -> FinetuneConfig:
+    """Returns what parsed flags ask of every run of the grid."""
+    given = values.flag_values_dict()
+    if values.teacher_cache is None and values.finetune_teacher is not None:
+        given["teacher_cache"] = str(pathlib.Path(values.output_dir) / _TEACHER_CACHE)
+    names = FinetuneConfig.__dataclass_fields__
+    return FinetuneConfig(**{name: given[name] for name in names if name in given})
+
+
+def read_grid(values: flags.FlagValues) -> list[tuple[float, int]]:
+    """Returns the rate and the seed of each run, in order; one run where nothing is trained.
+
+    Raises:
+        InputError: a rate is not above 0, or a seed no whole number above 0.
+    """
+    rates = command_line.parse_numbers("learning_rates", values.learning_rates)
+    if min(rates) <= 0.0:
+        raise InputError(
+            f"--learning_rates: expected numbers above 0, received {values.learning_rates}"
+        )
+    seeds = command_line.parse_counts("seeds", values.seeds)
+    grid = [(rate, seed) for rate in dict.fromkeys(rates) for seed in seeds]
+    return grid if values.do_train else grid[:1]
+
+
+def run_folder(config: FinetuneConfig) -> str:
+    """Returns the name of a run's folder, such as `lr-3e-05_seed-1`."""
+    if not config.do_train:
+        return "evaluated"
+    return f"lr-{config.learning_rate:g}_seed-{config.random_seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of the grid and what it left."""
+
+    learning_rate: float
+    seed: int
+    result: "Result"
+
+
+def make_runs(
+    config: FinetuneConfig, preparation: "Preparation", grid: Sequence[tuple[float, int]]
+) -> Iterator[Run]:
+    """Makes the runs one after the other, or reads those that are finished.
+
+    Args:
+        config: what is the same for all.
+        preparation: likewise.
+        grid: the rate and the seed of each.
+    """
+    from pipeline.finetune import training
+
+    for number, (rate, seed) in enumerate(grid, 1):
+        run = dataclasses.replace(config, learning_rate=rate, random_seed=seed)
+        directory = pathlib.Path(config.output_dir) / run_folder(run)
+        print(f"[{number}/{len(grid)}] {directory}", file=sys.stderr)
+        run = dataclasses.replace(run, output_dir=str(directory))
+        yield Run(rate, seed, training.finetune(run, preparation))
+
+
+def summarize(runs: Sequence[Run], main_metric: str) -> dict[str, Any]:
+    """Returns means and deviations over seeds, and the rate that is best by its mean.
+
+    Args:
+        runs: all of a grid.
+        main_metric: the score that decides.
+
+    Returns:
+        JSON values: `rates`, a list of `learning_rate`, `num_seeds` and, under
+        `metrics`, of each score `mean` and `std`, the sample's standard deviation,
+        which a single seed does not have; `best_learning_rate`, of equal ones the
+        first; `runs`.
+    """
+    rates = []
+    for rate in dict.fromkeys(run.learning_rate for run in runs):
+        scores = [run.result.metrics for run in runs if run.learning_rate == rate]
+        rates.append(
+            {
+                "learning_rate": rate,
+                "num_seeds": len(scores),
+                "metrics": {name: _spread([score[name] for score in scores]) for name in scores[0]},
+            }
+        )
+    best = max(rates, key=lambda row: row["metrics"][main_metric]["mean"])
+    return {
+        "main_metric": main_metric,
+        "rates": rates,
+        "best_learning_rate": best["learning_rate"],
+        "runs": [
+            {
+                "learning_rate": run.learning_rate,
+                "seed": run.seed,
+                "directory": run.result.directory.name,
+                "metrics": dict(run.result.metrics),
+                "counts": dict(run.result.counts),
+            }
+            for run in runs
+        ],
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std}
+
+
+def table(summary: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of a summary's table: scores in hundredths, the best rate starred."""
+    rows, names = [], list(summary["rates"][0]["metrics"])
+    for row in summary["rates"]:
+        star = " *" if row["learning_rate"] == summary["best_learning_rate"] else ""
+        cells = [_cell(**row["metrics"][name]) for name in names]
+        rows.append([f"{row['learning_rate']:g}{star}", str(row["num_seeds"]), *cells])
+    return aligned_lines(["learning rate", "seeds", *names], rows)
+
+
+def _cell(mean: float, std: float | None) -> str:
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+
+
+def _claim(config: FinetuneConfig, preparation: "Preparation") -> None:
+    """Marks the folder as that of this grid; rates and seeds may be added to it later."""
+    request = preparation.request(config)
+    for name in _OWN_SETTINGS:
+        del request[name]
+    request["kind"] = "finetuning"
+    manifests.claim(config.output_dir, request, flag="--output_dir")
+
+
+def _import_backend() -> list[str]:
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    command_line.import_quietly("keras", "tensorflow")
+    import keras
+
+    devices = keras.distribution.list_devices()
+    print(f"computing with tensorflow on {', '.join(devices)}", file=sys.stderr)
+    return devices
+
+
+def _finetune(values: flags.FlagValues) -> None:
+    grid = read_grid(values)
+    config = read_config(values)
+
+    from pipeline.finetune.preparation import prepare
+
+    # All that may be wrong is found before anything heavy is imported.
+    preparation = prepare(config)
+    spec = preparation.spec
+    print("\n".join(preparation.describe()), file=sys.stderr)
+    chosen = command_line.choose_compute_dtype(values, _import_backend())
+    config = dataclasses.replace(config, compute_dtype=chosen)
+
+    from pipeline.finetune import training
+
+    training.check_teacher_cache(preparation, config)
+    _claim(config, preparation)
+    runs = list(make_runs(config, preparation, grid))
+    summary = summarize(runs, spec.main_metric)
+    summary = {"task": spec.name, "split": config.eval_split, **summary}
+    files.write_json(pathlib.Path(config.output_dir) / SUMMARY_FILE, summary)
+    print(f"{spec.name}, {config.eval_split}, {len(preparation.evaluation.examples):,} examples")
+    print("\n".join(table(summary) if config.do_train else _scores(runs[0])))
+    print(f"runs and {SUMMARY_FILE}: {config.output_dir}")
+
+
+def _scores(run: Run) -> Iterator[str]:
+    for name, value in run.result.metrics.items():
+        yield f"{name:<12} {100 * value:6.2f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return command_line.run(define_flags(), _finetune, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
