@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from data_specs.tasks import TaskSpec, load_task
 
+from data_specs.tasks import TaskSpec, load_task
 from pipeline import seeding
 from pipeline.errors import InputError
 from pipeline.finetune.features import Feature, build_features
