@@ -27,11 +27,11 @@ from absl import flags
 from pipeline import command_line, compute_dtype, files
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, weight_names
-from tools import inference_programs
 from tools.benchmarks import measurement
 from tools.exports import formats
-from tools.inference_programs import Batches, Forward
 from tools.text_table import aligned_lines
+from tools.workloads import inference_programs
+from tools.workloads.inference_programs import Batches, Forward
 
 INT8 = "int8"
 COMPUTATIONS = (compute_dtype.FLOAT32, compute_dtype.BFLOAT16, INT8)

@@ -21,9 +21,9 @@ from absl import flags
 from pipeline import command_line, files
 from pipeline.compute_dtype import BFLOAT16
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
-from tools import accelerators, model_flops, model_shapes, recipe_workloads, step_programs
-from tools.step_programs import Workload
 from tools.text_table import aligned_lines
+from tools.workloads import accelerators, model_flops, model_shapes, recipe_workloads, step_programs
+from tools.workloads.step_programs import Workload
 
 _PARTS = {"step": ("step",), "teacher": ("teacher",), "both": ("step", "teacher")}
 _LOSSES = "soft_cross_entropy=1,probability_cosine=1"

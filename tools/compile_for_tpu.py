@@ -19,12 +19,12 @@ from absl import flags
 from pipeline import command_line, files
 from pipeline.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.errors import InputError
-from tools import model_shapes, recipe_workloads
-from tools.step_programs import Workload
 from tools.text_table import aligned_lines
+from tools.workloads import model_shapes, recipe_workloads
+from tools.workloads.step_programs import Workload
 
 if TYPE_CHECKING:
-    from tools.tpu_compiler import Program, Topology
+    from tools.workloads.tpu_compiler import Program, Topology
 
 _PARTS = {"step": ("step",), "teacher": ("teacher",), "both": ("step", "teacher")}
 # How much larger the next batch may be, and how often the line may leave more than half
@@ -250,7 +250,7 @@ def _compile_parts(
     values: flags.FlagValues, workload: Workload, topology: "Topology"
 ) -> list["Program"]:
     """Compiles what was asked for, or batch after batch of it."""
-    from tools import tpu_compiler
+    from tools.workloads import tpu_compiler
 
     chips = f"the chips of {topology.name}"
     multiple = values.batch_multiple or topology.num_chips
@@ -278,7 +278,7 @@ def _compile(values: flags.FlagValues) -> None:
     workload = _workload(values)
     if values.json:
         files.expect_new_file(values.json, "--json")
-    from tools import tpu_compiler
+    from tools.workloads import tpu_compiler
 
     topology = tpu_compiler.open_topology(values.topology)
     programs = _compile_parts(values, workload, topology)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.text.tokens import Tokenizer
     from tools.exports.examples import Example
     from tools.exports.exporter import Report, Row
-    from tools.model_card import CardSettings, Origin
+    from tools.exports.model_card import CardSettings, Origin
 
 REPORT_FILE = "export.json"
 _TITLES = ("", "read by", "largest difference", "same guess", "at least", "MB", "latency")
@@ -183,7 +183,7 @@ def _prepare(values: flags.FlagValues) -> _Prepared:
     files.expect_new_directory(values.output_dir, "--output_dir")
 
     from pipeline.models import checkpoints
-    from tools import model_card
+    from tools.exports import model_card
 
     source = checkpoints.find_model(values.model, "--model")
     max_seq_length = _max_seq_length(values, source)
@@ -204,7 +204,7 @@ def _prepare(values: flags.FlagValues) -> _Prepared:
 
 
 def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) -> None:
-    from tools import model_card
+    from tools.exports import model_card
 
     text = model_card.model_card(
         prepared.source.config,

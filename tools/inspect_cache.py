@@ -54,8 +54,8 @@ def inspect_cache(config: InspectConfig) -> tuple[list[str], str]:
     """
     # The tokenizers are imported only now that there is something to read.
     from pipeline.storage.cache_input import open_cache
-    from tools import inspect_page, inspect_text
-    from tools.shown_examples import ExampleReader, Selection, choose_split
+    from tools.pages import inspect_page, inspect_text
+    from tools.pages.shown_examples import ExampleReader, Selection, choose_split
 
     cache = open_cache(config.input_dir, config.input_file)
     split = choose_split(cache, config.split)

@@ -42,10 +42,10 @@ def make_report(config: ReportConfig) -> str:
     Raises:
         InputError: something is missing or is not as it must be.
     """
-    from tools import report_caches, report_curves, report_scores
-    from tools.html_page import page
-    from tools.report_inputs import read_caches, read_comparison, read_fidelity, read_plan
-    from tools.report_runs import read_runs, short_names
+    from tools.pages import report_caches, report_curves, report_scores
+    from tools.pages.html_page import page
+    from tools.pages.report_inputs import read_caches, read_comparison, read_fidelity, read_plan
+    from tools.pages.report_runs import read_runs, short_names
 
     runs = read_runs(config.runs)
     speeds = report_scores.read_speeds(config.inference) if config.inference else []

@@ -18,9 +18,9 @@ from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.storage import cache_input
 from pipeline.storage.length_buckets import Chunking
 from tools import benchmark_step as tool
-from tools import model_flops, model_shapes, recipe_workloads, step_programs
-from tools.accelerators import TPUS, find_accelerator
-from tools.step_programs import Workload
+from tools.workloads import model_flops, model_shapes, recipe_workloads, step_programs
+from tools.workloads.accelerators import TPUS, find_accelerator
+from tools.workloads.step_programs import Workload
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What is not there where only Keras, JAX and NumPy are.
@@ -127,9 +127,9 @@ import os
 os.environ["KERAS_BACKEND"] = "jax"
 import dataclasses
 import jax
-from tools import recipe_workloads, tpu_compiler
-from tools.accelerators import TPUS
-from tools.tpu_compiler import GIB, Topology
+from tools.workloads import recipe_workloads, tpu_compiler
+from tools.workloads.accelerators import TPUS
+from tools.workloads.tpu_compiler import GIB, Topology
 topology = Topology("cpu", TPUS["v5e"], 16 * GIB, jax.devices())
 for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers"):
     workload = recipe_workloads.read_recipe(

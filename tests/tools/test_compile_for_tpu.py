@@ -14,9 +14,9 @@ import pytest
 from pipeline.errors import InputError
 from tests.tools.test_benchmark_step import write_config
 from tools import compile_for_tpu as tool
-from tools import recipe_workloads, tpu_compiler
-from tools.accelerators import TPUS
-from tools.tpu_compiler import Program, Topology
+from tools.workloads import recipe_workloads, tpu_compiler
+from tools.workloads.accelerators import TPUS
+from tools.workloads.tpu_compiler import Program, Topology
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOPOLOGY = Topology("v5e:2x2", TPUS["v5e"], 1000.0, devices=[None] * 4)

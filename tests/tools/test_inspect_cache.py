@@ -16,8 +16,8 @@ from tests.conftest import make_cache, save_tiny_bert
 from tests.tools.conftest import copy_cache, read_shard, rewrite_cache
 from tests.tools.page_reading import parse
 from tools import inspect_cache as tool
-from tools import inspect_page, inspect_text
-from tools.shown_examples import (
+from tools.pages import inspect_page, inspect_text
+from tools.pages.shown_examples import (
     KEPT,
     MASKED,
     REPLACED,
@@ -29,7 +29,7 @@ from tools.shown_examples import (
     ShownExample,
     TeacherWord,
 )
-from tools.text_width import columns
+from tools.pages.text_width import columns
 
 
 def _fails(capsys, *flags: str) -> str:

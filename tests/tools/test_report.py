@@ -12,10 +12,10 @@ from pipeline.storage import manifest as manifests
 from tests.conftest import make_cache
 from tests.tools.page_reading import charts, parse, read_points
 from tools import report as tool
-from tools.report_curves import finding, setting_text
-from tools.report_inputs import read_cache, reliability
-from tools.report_runs import flattened, short_names
-from tools.report_scores import model_folder
+from tools.pages.report_curves import finding, setting_text
+from tools.pages.report_inputs import read_cache, reliability
+from tools.pages.report_runs import flattened, short_names
+from tools.pages.report_scores import model_folder
 
 TRAIN = [
     {"step": step, "split": "train", "loss": 5.0 - step / 100, "learning_rate": 1e-3}
@@ -411,7 +411,7 @@ def test_the_teachers_reliability_is_that_of_its_cache(cache_dir) -> None:
     """As `fidelity_report` has it, which asks the teacher itself."""
     found = read_cache(str(cache_dir), "x").reliability
     from pipeline.storage.cache_input import open_cache
-    from tools.shown_examples import ExampleReader, Selection
+    from tools.pages.shown_examples import ExampleReader, Selection
 
     reader = ExampleReader(open_cache(str(cache_dir), None), num_guesses=1)
     words = [
@@ -444,8 +444,8 @@ def test_names() -> None:
 
 
 def test_titles_of_ties() -> None:
-    from tools.report_curves import ACCURACY
-    from tools.svg_parts import Point, Series
+    from tools.pages.report_curves import ACCURACY
+    from tools.pages.svg_parts import Point, Series
 
     series = [Series(name, (Point(1, 0.1), Point(2, 0.5))) for name in ("a", "b")]
     assert finding(ACCURACY, series) == "Masked tokens guessed: 2 runs end highest, at 50.0%"

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.html_page import NUM_COLOURS, Markup, element, figure, section, table
-from tools.report_inputs import CacheFacts
-from tools.report_runs import Run, split_settings
-from tools.svg_chart import line_chart, point_chart
-from tools.svg_parts import Point, Series
-from tools.svg_scales import Axis, Format
-from tools.text_width import visible
+from tools.pages.html_page import NUM_COLOURS, Markup, element, figure, section, table
+from tools.pages.report_inputs import CacheFacts
+from tools.pages.report_runs import Run, split_settings
+from tools.pages.svg_chart import line_chart, point_chart
+from tools.pages.svg_parts import Point, Series
+from tools.pages.svg_scales import Axis, Format
+from tools.pages.text_width import visible
 
 # A line of more points is drawn through the means of neighbours.
 _MAX_POINTS = 200

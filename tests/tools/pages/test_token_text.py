@@ -9,8 +9,8 @@ from tokenizers import models
 
 from pipeline.text.tokenizers import load_tokenizer
 from tests.conftest import ENGLISH, RUSSIAN, SENTENCES
-from tools import token_text
-from tools.token_text import Marks, TokenText, Word, space_between
+from tools.pages import token_text
+from tools.pages.token_text import Marks, TokenText, Word, space_between
 
 
 def _load(path):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pipeline.text.sentencepieces import WORD_MARK, SentencePieceTokenizer
 from pipeline.text.tokenizer_json import JsonTokenizer
 from pipeline.text.tokens import Tokenizer
-from tools.text_width import visible
+from tools.pages.text_width import visible
 
 _PIECE_MARK = "##"
 # No space stands before the first of these, nor after the second; neither at the third.

@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pipeline.errors import InputError
-from tools.html_page import Markup, element, figure, section, table
-from tools.report_curves import ACCURACY, megabytes, percents, whole_percents
-from tools.report_inputs import JsonFile
-from tools.report_runs import Run, short_names
-from tools.svg_chart import point_chart
-from tools.svg_intervals import Interval, interval_chart
-from tools.svg_parts import Point, Series
-from tools.svg_scales import Axis
-from tools.text_width import visible
+from tools.pages.html_page import Markup, element, figure, section, table
+from tools.pages.report_curves import ACCURACY, megabytes, percents, whole_percents
+from tools.pages.report_inputs import JsonFile
+from tools.pages.report_runs import Run, short_names
+from tools.pages.svg_chart import point_chart
+from tools.pages.svg_intervals import Interval, interval_chart
+from tools.pages.svg_parts import Point, Series
+from tools.pages.svg_scales import Axis
+from tools.pages.text_width import visible
 
 
 @dataclasses.dataclass(frozen=True)

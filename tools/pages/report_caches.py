@@ -3,12 +3,12 @@
 import itertools
 from collections.abc import Sequence
 
-from tools.html_page import Markup, element, figure, section, table
-from tools.report_curves import AGREEMENT, megabytes, percents, whole_percents
-from tools.report_inputs import CacheFacts, Fidelity, Taught
-from tools.svg_chart import point_chart
-from tools.svg_parts import Point, Series
-from tools.svg_scales import Axis
+from tools.pages.html_page import Markup, element, figure, section, table
+from tools.pages.report_curves import AGREEMENT, megabytes, percents, whole_percents
+from tools.pages.report_inputs import CacheFacts, Fidelity, Taught
+from tools.pages.svg_chart import point_chart
+from tools.pages.svg_parts import Point, Series
+from tools.pages.svg_scales import Axis
 
 # On a logarithmic axis a divergence of 0 stands nowhere.
 _SMALLEST = 1e-9

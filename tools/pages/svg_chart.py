@@ -1,6 +1,6 @@
 """Charts as inline SVG: curves and points with their labels beside them.
 
-Colours come from the page's style sheet (`tools.html_page`), so that light, dark
+Colours come from the page's style sheet (`tools.pages.html_page`), so that light, dark
 and paper each have their own. A chart is 400 units wide and is shown at about one
 unit a pixel on a phone as on a large screen, so that its letters stay legible.
 """
@@ -10,9 +10,9 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from tools.html_page import NUM_COLOURS, Markup, element
-from tools.svg_parts import HEIGHT, LINE, TOP, WIDTH, Point, Series, hint, line, svg, text
-from tools.svg_scales import (
+from tools.pages.html_page import NUM_COLOURS, Markup, element
+from tools.pages.svg_parts import HEIGHT, LINE, TOP, WIDTH, Point, Series, hint, line, svg, text
+from tools.pages.svg_scales import (
     Axis,
     Box,
     Format,

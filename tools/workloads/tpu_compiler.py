@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.errors import InputError
-from tools import step_programs
-from tools.accelerators import TPUS, Accelerator
-from tools.step_programs import Workload
+from tools.workloads import step_programs
+from tools.workloads.accelerators import TPUS, Accelerator
+from tools.workloads.step_programs import Workload
 
 GIB = 2**30
 # What the compiler may use of a chip's memory, in its own words when a program does not fit.

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from tools.html_page import NUM_COLOURS, Markup, element
+from tools.pages.html_page import NUM_COLOURS, Markup, element
 
 # Units; a chart is shown at about one unit a pixel.
 WIDTH = 400

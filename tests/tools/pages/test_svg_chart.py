@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools.page_reading import labels, read_points
-from tools import svg_chart, svg_intervals, svg_scales
-from tools.svg_intervals import Interval
-from tools.svg_parts import WIDTH, Point, Series
-from tools.svg_scales import Axis
+from tools.pages import svg_chart, svg_intervals, svg_scales
+from tools.pages.svg_intervals import Interval
+from tools.pages.svg_parts import WIDTH, Point, Series
+from tools.pages.svg_scales import Axis
 
 STEPS = Axis("updates", "{:,.0f}".format)
 SHARES = Axis("share", lambda share: f"{100 * share:.4g}%")

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from tools.html_page import Markup, element, join, page
-from tools.inspect_text import facts, outcome, percent, rank
-from tools.shown_examples import (
+from tools.pages.html_page import Markup, element, join, page
+from tools.pages.inspect_text import facts, outcome, percent, rank
+from tools.pages.shown_examples import (
     KEPT,
     MASKED,
     REPLACED,

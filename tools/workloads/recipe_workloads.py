@@ -9,8 +9,8 @@ from pipeline.distill import student_shape
 from pipeline.distill.settings import DistillConfig
 from pipeline.errors import InputError
 from pipeline.models.config import EncoderConfig
-from tools.model_shapes import SHAPES, find_shape
-from tools.step_programs import Workload
+from tools.workloads.model_shapes import SHAPES, find_shape
+from tools.workloads.step_programs import Workload
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "data_specs" / "recipes"
 # Of the cache, where a flagfile leaves it to that.

@@ -13,7 +13,7 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.logit_codec import topk_probabilities
 from pipeline.storage.topk_codec import NO_ID
 from pipeline.text import tokenizers
-from tools.token_text import TokenText
+from tools.pages.token_text import TokenText
 
 # How a masked position's token was treated: 80%, 10% and 10% of them.
 MASKED = "masked"

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.models.config import EncoderConfig
 from pipeline.models.weight_names import weight_table
-from tools.text_width import visible
+from tools.pages.text_width import visible
 
 METRICS_FILE = "metrics.jsonl"
 REQUEST_FILE = "request.json"

@@ -15,7 +15,7 @@ A gradient costs twice its forward pass. What is computed once more for
 """
 
 from pipeline.models.config import ALBERT, EncoderConfig
-from tools.step_programs import Workload
+from tools.workloads.step_programs import Workload
 
 
 def forward_flops(config: EncoderConfig, length: int, positions: int) -> float:

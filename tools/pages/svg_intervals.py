@@ -3,9 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tools.html_page import Markup, element
-from tools.svg_parts import TOP, WIDTH, Series, hint, line, svg, text
-from tools.svg_scales import Axis, Format, Scale, extent, letters_width, padded, shortened, ticks
+from tools.pages.html_page import Markup, element
+from tools.pages.svg_parts import TOP, WIDTH, Series, hint, line, svg, text
+from tools.pages.svg_scales import (
+    Axis,
+    Format,
+    Scale,
+    extent,
+    letters_width,
+    padded,
+    shortened,
+    ticks,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pipeline import run_distill
 from pipeline.errors import InputError
 from pipeline.models.checkpoints import find_model
 from pipeline.storage import manifest as manifests
-from tools import model_card as tool
-from tools.model_card import CardSettings, Origin, find_origin, model_card
+from tools.exports import model_card as tool
+from tools.exports.model_card import CardSettings, Origin, find_origin, model_card
 
 NOWHERE = Origin({}, None, {})
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from tools import text_width
+from tools.pages import text_width
 
 # A letter of the charts' font, in units; labels are placed by this estimate.
 _LETTER = 6.9

@@ -17,7 +17,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.logit_codec import topk_probabilities
 from pipeline.storage.teacher_info import SAMPLED
-from tools.text_width import visible
+from tools.pages.text_width import visible
 
 # Bins of a reliability diagram, as in `pipeline.distill.metrics`.
 NUM_BINS = 15

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools import text_width
+from tools.pages import text_width
 
 LETTERS = st.text(st.sampled_from("ab c春天，é\u0301"), max_size=12)
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools.page_reading import parse
-from tools import html_page
-from tools.html_page import Markup, element
+from tools.pages import html_page
+from tools.pages.html_page import Markup, element
 
 
 def test_elements() -> None:

@@ -1,0 +1,1 @@
+"""Pages and pictures of what is in caches and runs."""

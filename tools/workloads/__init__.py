@@ -1,0 +1,1 @@
+"""What is computed where steps are timed or compiled, and on which devices."""
