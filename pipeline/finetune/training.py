@@ -178,6 +178,21 @@ def batch_signature(kind: str, *, with_teacher: bool) -> dict[str, tf.TensorSpec
     return signature
 
 
+def _build_trainer(
+    config: FinetuneConfig, model: TaskModel, schedule: WarmupLinearDecay, *, with_teacher: bool
+) -> Trainer:
+    optimizer = build_optimizer(
+        model.trainable_variables,
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    weight = config.distill_weight if with_teacher else 0.0
+    objective = TaskObjective(model.kind, weight, config.distill_temperature)
+    signature = batch_signature(model.kind, with_teacher=with_teacher)
+    return Trainer(model, objective, optimizer, signature)
+
+
 def _train(
     run: Preparation,
     config: FinetuneConfig,
@@ -195,21 +210,12 @@ def _train(
         teacher_logits=teacher_logits,
     )
     num_steps = math.ceil(config.num_train_epochs * batches.steps_per_epoch)
-    weight = 0.0 if teacher_logits is None else config.distill_weight
     schedule = WarmupLinearDecay(
         config.learning_rate,
         warmup_steps=math.ceil(config.warmup_proportion * num_steps),
         num_train_steps=num_steps,
     )
-    optimizer = build_optimizer(
-        model.trainable_variables,
-        schedule,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
-    signature = batch_signature(kind, with_teacher=teacher_logits is not None)
-    objective = TaskObjective(kind, weight, config.distill_temperature)
-    trainer = Trainer(model, objective, optimizer, signature)
+    trainer = _build_trainer(config, model, schedule, with_teacher=teacher_logits is not None)
     begun = time.perf_counter()
     _make_steps(trainer, batches.take(num_steps), num_steps, schedule, config, log)
     seconds = time.perf_counter() - begun
