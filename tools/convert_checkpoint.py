@@ -13,7 +13,7 @@ BERT finds them.
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -80,23 +80,51 @@ def write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str) 
     """
     from pipeline import files
     from pipeline.models import checkpoints
+
+    # Before there is a folder: a mistake leaves none.
+    weights = source.read_weights()
+
+    def write_hf(stage: pathlib.Path) -> None:
+        checkpoints.save_hf_weights(stage, source.config, weights)
+
+    def write_tf1(stage: pathlib.Path) -> None:
+        # Imports TensorFlow, which the other layout does not need.
+        from pipeline.models.tf1_checkpoint import write_tf1_weights
+
+        write_tf1_weights(str(stage / checkpoints.GOOGLE_PREFIX), source.config, weights)
+        files.write_json(stage / checkpoints.GOOGLE_CONFIG, source.config.to_google())
+
+    if layout == HF:
+        return write_with_tokenizer(source, directory, write_hf, last=checkpoints.HF_CONFIG)
+    return write_with_tokenizer(source, directory, write_tf1, last=checkpoints.GOOGLE_CONFIG)
+
+
+def write_with_tokenizer(
+    source: "ModelSource",
+    directory: pathlib.Path,
+    write: Callable[[pathlib.Path], None],
+    *,
+    last: str,
+) -> list[str]:
+    """Writes a model and copies the tokenizer's files, and returns the names of these.
+
+    Args:
+        source: beside which the tokenizer lies.
+        directory: see `write_model`.
+        write: writes the model's own files into a folder.
+        last: the file of these that appears last.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    from pipeline import files
     from pipeline.text import tokenizers
 
-    weights = source.read_weights()
     settings = (source.directory / name for name in _TOKENIZER_SETTINGS)
     found = [*tokenizers.tokenizer_files(source.directory), *filter(pathlib.Path.is_file, settings)]
-    # Not before the weights have been read: a mistake leaves no folder.
     files.make_directory(directory, "--output_dir")
-    last = checkpoints.HF_CONFIG if layout == HF else checkpoints.GOOGLE_CONFIG
     with files.staged_directory(directory, last=last) as stage:
-        if layout == HF:
-            checkpoints.save_hf_weights(stage, source.config, weights)
-        else:
-            # Imports TensorFlow, which the other layout does not need.
-            from pipeline.models.tf1_checkpoint import write_tf1_weights
-
-            write_tf1_weights(str(stage / checkpoints.GOOGLE_PREFIX), source.config, weights)
-            files.write_json(stage / last, source.config.to_google())
+        write(stage)
         for path in found:
             shutil.copyfile(path, stage / path.name)
     return [path.name for path in found]

@@ -1,4 +1,4 @@
-"""Writes a masked LM in the formats that others read, and checks each of them.
+"""Writes a masked LM or a fine-tuned model in the formats that others read, and checks each.
 
 python -m tools.export_student --model=STUDENT --sentences=FILE --output_dir=NEW
 
@@ -12,6 +12,11 @@ seventh token masked, or the eval examples of --input_dir. A format whose first 
 not the model's (at least 99.9% of all positions, litert_int8 90%) or that lacks an operation
 is left out, and the command fails after the others are written. Files: output_dir/FORMAT/,
 and export.json with the figures. litert, litert_int8 and onnx need pip install '.[export]'.
+
+Of a fine-tuned model (a run's folder model, as tools.finetune writes it) the logits are those
+of the classes, [B, C], or of an answer's start and end, [B, 2, L]. It is compared on the lines
+as they are. For pairs and questions they are taken two by two: the first with the second, the
+third with the fourth. That a classification is of pairs is read from the run's request.json.
 """
 
 import dataclasses
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     from tools.exports.examples import Example
     from tools.exports.exporter import Report, Row
     from tools.exports.model_card import CardSettings, Origin
+    from tools.exports.model_task import ModelTask
+    from tools.exports.subject import Subject
 
 REPORT_FILE = "export.json"
 _TITLES = ("", "read by", "largest difference", "same guess", "at least", "MB", "latency")
@@ -43,14 +50,14 @@ _TITLES = ("", "read by", "largest difference", "same guess", "at least", "MB", 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
     table = command_line.FlagTable()
-    table.string("model", None, "A model directory, for example of run_distill.")
+    table.string("model", None, "A model directory, for example of run_distill or finetune.")
     table.string(
         "formats", f"{formats.HF},{formats.SAVED_MODEL}", f"Of {','.join(formats.FORMATS)}."
     )
     table.string("output_dir", None, "Where exports go: a new or an empty folder.")
     table.string("sentences", None, "A text file whose lines the exports are checked on.")
     table.string("input_dir", None, "Instead: a cache, whose eval examples they are checked on.")
-    table.integer("num_sentences", 64, "How many lines or examples, at most.", low=1)
+    table.integer("num_sentences", 64, "How many lines, pairs of lines or examples.", low=1)
     table.integer(
         "max_seq_length",
         None,
@@ -105,19 +112,24 @@ def _open_cache(values: flags.FlagValues, source: "ModelSource") -> "CacheInput 
     return cache
 
 
-def _read_examples(
+def _read_sentences(
     values: flags.FlagValues,
-    cache: "CacheInput | None",
-    tokenizer: "Tokenizer | None",
-    max_seq_length: int,
+    source: "ModelSource",
+    task: "ModelTask",
+    tokenizer: "Tokenizer",
 ) -> "list[Example]":
+    from pipeline.models.config import ROBERTAS
     from tools.exports import examples
 
-    if cache is not None:
-        return examples.read_cache(cache, values.num_sentences)
-    return examples.read_lines(
-        values.sentences, tokenizer, count=values.num_sentences, max_seq_length=max_seq_length
-    )
+    settings = {
+        "count": values.num_sentences,
+        "max_seq_length": _max_seq_length(values, source),
+    }
+    if task.num_texts == 1:
+        masked = task.head is None
+        return examples.read_lines(values.sentences, tokenizer, masked=masked, **settings)
+    double = source.config.model_type in ROBERTAS
+    return examples.read_pairs(values.sentences, tokenizer, double_separator=double, **settings)
 
 
 def cells(row: "Row") -> tuple[str, ...]:
@@ -167,6 +179,7 @@ class _Prepared:
     """What the flags name, found and checked."""
 
     source: "ModelSource"
+    task: "ModelTask"
     tokenizer: "Tokenizer | None"
     max_seq_length: int
     examples: "list[Example]"
@@ -183,19 +196,24 @@ def _prepare(values: flags.FlagValues) -> _Prepared:
     files.expect_new_directory(values.output_dir, "--output_dir")
 
     from pipeline.models import checkpoints
-    from tools.exports import model_card
+    from tools.exports import examples, model_card, model_task
 
     source = checkpoints.find_model(values.model, "--model")
-    max_seq_length = _max_seq_length(values, source)
+    task, max_seq_length = model_task.find_task(source), _max_seq_length(values, source)
     tokenizer, cache = _find_tokenizer(values, source), _open_cache(values, source)
+    if cache is None:
+        checked = _read_sentences(values, source, task, tokenizer)
+    else:
+        checked = examples.read_cache(cache, values.num_sentences)
     name = values.name or pathlib.Path(values.model).resolve().name
     # Read once more for the card: a mistake is told now.
     model_card.read_scores(values.scores)
     return _Prepared(
         source,
+        task,
         tokenizer,
         max_seq_length,
-        _read_examples(values, cache, tokenizer, max_seq_length),
+        checked,
         model_card.CardSettings(
             name, values.language, values.license, values.base_model, values.scores
         ),
@@ -212,8 +230,18 @@ def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) 
         prepared.origin,
         exports=[_TITLES, *map(cells, report.rows)],
         note=describe(report),
+        task=prepared.task,
     )
     files.write_bytes(directory / model_card.CARD_FILE, text.encode("utf-8"))
+
+
+def _load(prepared: _Prepared) -> "Subject":
+    from tools.exports import hugging_face
+
+    source, length = prepared.source, prepared.max_seq_length
+    if prepared.task.head is None:
+        return hugging_face.masked_lm_subject(source, prepared.tokenizer, length)
+    return hugging_face.head_subject(source, prepared.task, prepared.tokenizer, length)
 
 
 def _export(values: flags.FlagValues) -> None:
@@ -222,11 +250,9 @@ def _export(values: flags.FlagValues) -> None:
     # Other backends' graphs are not TensorFlow's.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     command_line.import_quietly("keras", "tensorflow")
-    from tools.exports import exporter, hugging_face, saved_model
+    from tools.exports import exporter, saved_model
 
-    subject = hugging_face.masked_lm_subject(
-        prepared.source, prepared.tokenizer, prepared.max_seq_length
-    )
+    subject = _load(prepared)
     files.make_directory(directory, "--output_dir")
     report = exporter.export(subject, wanted, prepared.examples, directory, repeats=values.repeats)
     lines = aligned_lines(_TITLES, [cells(row) for row in report.rows])

@@ -273,7 +273,12 @@ def _finetune(values: flags.FlagValues) -> None:
     _claim(config, preparation)
     runs = list(make_runs(config, preparation, grid))
     summary = summarize(runs, spec.main_metric)
-    summary = {"task": spec.name, "split": config.eval_split, **summary}
+    summary = {
+        "task": spec.name,
+        "split": config.eval_split,
+        "model": os.path.basename(os.path.abspath(config.model)),
+        **summary,
+    }
     files.write_json(pathlib.Path(config.output_dir) / SUMMARY_FILE, summary)
     print(f"{spec.name}, {config.eval_split}, {len(preparation.evaluation.examples):,} examples")
     print("\n".join(table(summary) if config.do_train else _scores(runs[0])))

@@ -17,6 +17,7 @@ from tests.finetune.conftest import (  # noqa: F401  (fixtures)
     questions_dir,
     sentiment_dir,
     similarity_dir,
+    span_teacher_dir,
     task_teacher_dir,
 )
 from tools.merge_caches import MergeConfig, merge_caches

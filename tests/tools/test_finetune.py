@@ -60,6 +60,7 @@ def test_a_classification(capsys, flags) -> None:
     summary = _summary(folder)
     score = summary["runs"][0]["metrics"]["accuracy"]
     assert score > 0.9
+    assert summary["model"] == flags["model"].name
     assert "chnsenticorp, dev, 32 examples\nlearning rate  seeds  accuracy\n" in printed.out
     assert f"0.002 *            1  {100 * score:>8.2f}\n" in printed.out
     metrics = json.loads((run / "metrics.json").read_text())

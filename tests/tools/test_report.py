@@ -261,7 +261,9 @@ def test_size(tmp_path, teacher_dir) -> None:
     assert table[1][2] == "–" and table[2][2].endswith(" M")
 
 
-def _summary(folder: pathlib.Path, task: str, mean: float, std: float | None) -> str:
+def _summary(
+    folder: pathlib.Path, task: str, mean: float, std: float | None, **more: object
+) -> str:
     folder.mkdir(parents=True)
     value = {
         "task": task,
@@ -277,6 +279,7 @@ def _summary(folder: pathlib.Path, task: str, mean: float, std: float | None) ->
             for rate, loss in ((1e-5, 0.1), (3e-5, 0.0))
         ],
         "runs": [],
+        **more,
     }
     files.write_json(folder / "summary.json", value)
     return str(folder / "summary.json")
@@ -301,6 +304,37 @@ def test_scores_on_tasks(tmp_path) -> None:
     assert first.get("aria-label") == "tnews: distilled scores highest, 56.12 ± 0.21"
     assert second.get("aria-label") == "ocnli: 61.00 ± 1.00"
     assert len(list(first.iter("circle"))) == 2 and "Curves" not in found.text
+
+
+def test_a_model_is_called_as_its_summary_says(tmp_path) -> None:
+    paths = [
+        _summary(tmp_path / "first", "tnews", 0.5, None, model="student"),
+        _summary(tmp_path / "second", "ocnli", 0.6, None, model="student"),
+        _summary(tmp_path / "third", "tnews", 0.4, None, model="teacher"),
+        # Of an older version.
+        _summary(tmp_path / "student", "cmnli", 0.7, None),
+    ]
+    found = parse(_report(tmp_path, f"--finetune={','.join(paths)}"))
+    names = [row[0] for row in found.tables[0][1:]]
+    assert names == ["student", "teacher", f"{tmp_path.name}/student"]
+    assert found.tables[0][1][1:] == ["50.00", "60.00", "–"]
+
+
+@pytest.mark.parametrize("name", ["model", "", ".", "/"])
+def test_names_that_tell_nothing_give_way_to_folders(tmp_path, name: str) -> None:
+    paths = [
+        _summary(tmp_path / "distilled", "tnews", 0.5, None, model=name),
+        _summary(tmp_path / "plain", "tnews", 0.4, None, model=name),
+        _summary(tmp_path / "plain_ocnli", "ocnli", 0.6, None, model=name),
+    ]
+    found = parse(_report(tmp_path, f"--finetune={','.join(paths)}"))
+    assert [row[0] for row in found.tables[0][1:]] == ["distilled", "plain"]
+
+
+def test_a_models_name_is_text(tmp_path, capsys) -> None:
+    path = _summary(tmp_path / "plain", "tnews", 0.5, None, model=3)
+    message = f"error: {path}: model: expected a text, received 3"
+    assert _fails(tmp_path, capsys, f"--finetune={path}").startswith(message)
 
 
 def test_two_scores_of_one_model(tmp_path, capsys) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 
 from data_specs import records
 from pipeline.errors import InputError
+from pipeline.finetune.features import build_features
+from pipeline.finetune.head_layout import CLASSIFICATION
+from pipeline.finetune.task_data import TaskExample
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL
@@ -28,7 +31,7 @@ class Example:
     Attributes:
         batch: int32 [1, L] by BERT's names.
         text: the line that it was made of, of which nothing is masked; None for an
-            example of a cache.
+            example of a cache and for a pair.
     """
 
     batch: Arrays
@@ -62,7 +65,7 @@ def mask_some(ids: np.ndarray, mask_id: int) -> np.ndarray:
 
 
 def read_lines(
-    path: str, tokenizer: Tokenizer, *, count: int, max_seq_length: int
+    path: str, tokenizer: Tokenizer, *, count: int, max_seq_length: int, masked: bool = True
 ) -> list[Example]:
     """Returns the first lines of a text file that have a token.
 
@@ -71,26 +74,70 @@ def read_lines(
         tokenizer: the model's.
         count: how many at most.
         max_seq_length: to which they are cut.
+        masked: whether every seventh token is.
 
     Raises:
         InputError: no such file, not UTF-8, or no line with a token.
     """
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"--sentences: expected a text file, received {path}")
     mask_id, examples = tokenizer.special_ids["mask"], []
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for line in map(str.strip, file):
-                ids = encode(tokenizer, line, max_seq_length)
-                if len(ids) > 2:
-                    examples.append(Example(example_batch(mask_some(ids, mask_id)), line))
-                if len(examples) == count:
-                    break
-    except UnicodeDecodeError as error:
-        raise InputError(f"--sentences: expected UTF-8 text in {path} ({error})") from error
+    for line in _lines(path):
+        ids = encode(tokenizer, line, max_seq_length)
+        if len(ids) > 2:
+            batch = example_batch(mask_some(ids, mask_id) if masked else ids)
+            examples.append(Example(batch, line))
+        if len(examples) == count:
+            break
     if not examples:
         raise InputError(f"--sentences: expected lines of text in {path}, found none")
     return examples
+
+
+def read_pairs(
+    path: str, tokenizer: Tokenizer, *, count: int, max_seq_length: int, double_separator: bool
+) -> list[Example]:
+    """Returns the first lines of a text file that have a token, two by two, as a model reads pairs.
+
+    Example: the lines a, b, c, d and e become a with b and c with d.
+
+    Args:
+        path: the file, UTF-8.
+        tokenizer: the model's.
+        count: how many pairs at most.
+        max_seq_length: to which a pair is cut, at least 5.
+        double_separator: see `features.build_features`.
+
+    Raises:
+        InputError: no such file, not UTF-8, fewer than two lines with a token, or
+            too small a length.
+    """
+    lines = (line for line in _lines(path) if len(tokenizer.tokenize(line).ids))
+    pairs = itertools.islice(zip(lines, lines, strict=False), count)
+    found = build_features(
+        [TaskExample(str(index), pair) for index, pair in enumerate(pairs)],
+        tokenizer,
+        kind=CLASSIFICATION,
+        max_seq_length=max_seq_length,
+        double_separator=double_separator,
+    )
+    if not found:
+        raise InputError(
+            f"--sentences: expected two lines of text or more in {path}, for a model of two "
+            "texts, found fewer"
+        )
+    return [
+        Example(example_batch(one.input_ids, int((one.segment_ids == 0).sum()))) for one in found
+    ]
+
+
+def _lines(path: str) -> Iterator[str]:
+    """Yields the lines of `--sentences`."""
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--sentences: expected a text file, received {path}")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from map(str.strip, file)
+    except UnicodeDecodeError as error:
+        raise InputError(f"--sentences: expected UTF-8 text in {path} ({error})") from error
 
 
 def read_cache(cache: CacheInput, count: int) -> list[Example]:

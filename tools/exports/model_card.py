@@ -13,8 +13,8 @@ from pipeline import files
 from pipeline.distill.settings import MASKED_LM
 from pipeline.errors import InputError
 from pipeline.models.config import ALBERT, BERT, DISTILBERT, XLM_ROBERTA, EncoderConfig
-from pipeline.models.weight_names import count_parameters
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
+from tools.exports.model_task import ModelTask
 
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
@@ -26,6 +26,9 @@ _FAMILIES = {
     DISTILBERT: "DistilBERT",
     ALBERT: "ALBERT",
 }
+_MASKED_LM_TASK = ModelTask()
+# Titles of a table of names and what they name.
+_UNTITLED = ("", "")
 # Of a line of `metrics.jsonl`, what is no score.
 _NO_SCORES = ("step", "split", "examples_per_second", "learning_rate")
 
@@ -108,17 +111,24 @@ def read_scores(paths: str | None) -> dict[str, float]:
     return scores
 
 
-def front_matter(config: EncoderConfig, settings: CardSettings, *, distilled: bool) -> str:
+def front_matter(
+    config: EncoderConfig,
+    settings: CardSettings,
+    *,
+    distilled: bool,
+    task: ModelTask = _MASKED_LM_TASK,
+) -> str:
     """Returns the YAML that model hubs read, between its two lines.
 
     Args:
         config: the model's.
         settings: what the user says of it.
         distilled: whether it learned from a teacher.
+        task: what it does.
     """
     languages = [part.strip() for part in (settings.language or "").split(",") if part.strip()]
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "fill-mask"}
-    values["tags"] = [config.model_type, "masked-lm", *(["distillation"] if distilled else [])]
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task.pipeline_tag}
+    values["tags"] = [config.model_type, task.tag, *(["distillation"] if distilled else [])]
     if languages:
         values["language"] = languages
     if settings.license:
@@ -129,12 +139,13 @@ def front_matter(config: EncoderConfig, settings: CardSettings, *, distilled: bo
     return f"---\n{text}---\n"
 
 
-def describe_shape(config: EncoderConfig) -> str:
+def describe_shape(config: EncoderConfig, task: ModelTask = _MASKED_LM_TASK) -> str:
     """Returns a model's size in words, such as `BERT of 4 layers × 256`."""
+    parameters = task.count_parameters(config)
     return (
         f"{_FAMILIES[config.model_type]} of {config.num_hidden_layers} layers × "
         f"{config.hidden_size}, "
-        f"{config.vocab_size:,} tokens, {count_parameters(config) / 1e6:.2f} million parameters"
+        f"{config.vocab_size:,} tokens, {parameters / 1e6:.2f} million parameters"
     )
 
 
@@ -177,9 +188,13 @@ def _cache(origin: Origin) -> str:
     )
 
 
-def _making(origin: Origin) -> list[str]:
-    """Returns the lines that say what a model was made from."""
+def _making(origin: Origin, task: ModelTask) -> list[tuple[str, str]]:
+    """Returns what a model was made from and how, by what each is; nothing where it is unknown."""
+    if task.finetuning is not None:
+        return list(task.finetuning.making.items())
     request = origin.request
+    if not request:
+        return []
     start = request["student"]
     layers = start.get("layer_map")
     begun = "a model" if layers is None else f"layers {', '.join(map(str, layers))} of a model"
@@ -199,12 +214,22 @@ def _making(origin: Origin) -> list[str]:
         ("seed", str(request["random_seed"])),
         ("computed", f"{request['compute_dtype']}, {request['backend']}"),
     ]
-    known = [(name, text) for name, text in rows if text is not None]
-    return ["## How it was made", "", *_table(known, ("", "")), ""]
+    return [(name, text) for name, text in rows if text is not None]
 
 
-def _export_lines(exports: Sequence[Sequence[str]]) -> list[str]:
-    return ["## Exports", "", *_table(exports[1:], exports[0]), ""] if exports else []
+def _section(title: str, rows: Sequence[Sequence[str]], titles: Sequence[str] = _UNTITLED) -> list:
+    return [f"## {title}", "", *_table(rows, titles), ""] if rows else []
+
+
+def _opening(config: EncoderConfig, task: ModelTask, *, distilled: bool) -> str:
+    """Returns what a model is, in a line."""
+    words = [f"{'An' if config.model_type == ALBERT else 'A'} {describe_shape(config, task)}"]
+    if distilled:
+        words.append("distilled from a larger model's predictions of masked tokens")
+    if task.finetuning is not None:
+        teacher = " with a teacher's logits" if task.finetuning.distilled else ""
+        words.append(f"fine-tuned on {task.finetuning.task}{teacher}")
+    return f"{', '.join(words)}. It takes up to {config.max_input_length} tokens."
 
 
 def model_card(
@@ -214,7 +239,7 @@ def model_card(
     *,
     exports: Sequence[Sequence[str]] = (),
     note: str = "",
-    auto_class: str = "AutoModelForMaskedLM",
+    task: ModelTask = _MASKED_LM_TASK,
 ) -> str:
     """Returns a model's README.md.
 
@@ -224,36 +249,32 @@ def model_card(
         origin: how it was made.
         exports: a table's cells, row by row, the titles first; none for no table.
         note: a line below that table.
-        auto_class: of `transformers`, which loads it.
+        task: what it does.
 
     Raises:
         InputError: `--scores` cannot be read.
     """
-    distilled = _is_distilled(origin)
-    scores = {**origin.evaluation, **read_scores(settings.scores)}
-    article = "An" if config.model_type == ALBERT else "A"
-    what = f"{article} {describe_shape(config)}"
-    if distilled:
-        what += ", distilled from a larger model's predictions of masked tokens"
+    distilled, tuned = _is_distilled(origin), task.finetuning
+    scores = {**origin.evaluation, **({} if tuned is None else tuned.scores)}
+    scores |= read_scores(settings.scores)
+    taught = distilled or (tuned is not None and tuned.distilled)
     lines = [
-        front_matter(config, settings, distilled=distilled),
+        front_matter(config, settings, distilled=taught, task=task),
         f"# {settings.name}",
         "",
-        f"{what}. It takes up to {config.max_input_length} tokens.",
+        _opening(config, task, distilled=distilled),
         "",
         "```python",
-        f"from transformers import {auto_class}, AutoTokenizer",
+        f"from transformers import {task.auto_class}, AutoTokenizer",
         f"tokenizer = AutoTokenizer.from_pretrained({settings.name!r})",
-        f"model = {auto_class}.from_pretrained({settings.name!r})",
+        f"model = {task.auto_class}.from_pretrained({settings.name!r})",
         "```",
         "",
+        *_section("Task", task.rows()),
+        *_section("How it was made", _making(origin, task)),
+        *_section("Scores", [(name, f"{value:.4g}") for name, value in scores.items()]),
+        *_section("Exports", exports[1:], exports[0] if exports else _UNTITLED),
     ]
-    if origin.request:
-        lines += _making(origin)
-    if scores:
-        rows = [(name, f"{value:.4g}") for name, value in scores.items()]
-        lines += ["## Scores", "", *_table(rows, ("", "")), ""]
-    lines += _export_lines(exports)
     if exports and note:
         lines += [note, ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -19,6 +19,7 @@ from tools.exports.batches import Arrays, Run
 if TYPE_CHECKING:
     import keras
 
+    from pipeline.finetune.heads import TaskModel
     from pipeline.models.config import EncoderConfig
     from pipeline.models.masked_lm import MaskedLM
 
@@ -77,6 +78,19 @@ def masked_lm_program(model: "MaskedLM") -> Program:
 
     def call(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         return {LOGITS: model.activations(batch, training=False)[LOGITS]}
+
+    return keras_program(model, model.config, call, outputs=(LOGITS,))
+
+
+def head_program(model: "TaskModel") -> Program:
+    """Returns the program of a fine-tuned model.
+
+    Its `logits` are float32 [B, C], of each class or of the one number; for questions
+    [B, 2, L], of the answer's start and then of its end at each token.
+    """
+
+    def call(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {LOGITS: model(batch, training=False)}
 
     return keras_program(model, model.config, call, outputs=(LOGITS,))
 

@@ -52,6 +52,8 @@ def _save(program: Program, directory: pathlib.Path, signatures: Mapping[str, An
 
 def why_no_text(subject: Subject) -> str | None:
     """Returns why there is no signature that takes text; None where there is one."""
+    if subject.num_texts > 1:
+        return "an input is of two texts"
     if not isinstance(subject.tokenizer, WordPieceTokenizer):
         return "the tokenizer is no WordPiece vocab.txt"
     vocab = subject.tokenizer.vocab

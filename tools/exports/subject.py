@@ -39,6 +39,7 @@ class Subject:
         max_seq_length: tokens that a text is cut to.
         write_hf: writes it in Hugging Face's layout into a folder that it makes.
         open_hf: opens what that wrote.
+        num_texts: texts of an input, one or two.
     """
 
     program: Program
@@ -46,3 +47,4 @@ class Subject:
     max_seq_length: int
     write_hf: Callable[[pathlib.Path], None]
     open_hf: Callable[[pathlib.Path], Opened]
+    num_texts: int = 1

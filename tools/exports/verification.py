@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+# Where the guess is one number, how far it may be off, as a share of it, or of 1 if that is more.
+_NEAR = 0.05
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -14,7 +17,8 @@ class Comparison:
         largest_difference: of any two numbers that should be equal, absolute, among
             outputs of equal shape; NaN where one is no number.
         agreement: share of guesses that are the same; a guess is the place of the
-            largest number of the last axis.
+            largest number of the last axis, where that has one number only this
+            itself, the same within a twentieth.
         num_guesses: guesses that were compared, for a masked LM as many as tokens.
     """
 
@@ -44,6 +48,13 @@ def compare(
                 continue
             # NumPy's maximum, unlike Python's, keeps what is no number.
             largest = float(np.maximum(largest, np.abs(got - wanted).max()))
-            finite = np.isfinite(got).all(-1)
-            agreeing += int(((got.argmax(-1) == wanted.argmax(-1)) & finite).sum())
+            agreeing += int(_are_same(wanted, got).sum())
     return Comparison(largest, agreeing / guesses, guesses)
+
+
+def _are_same(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Returns whether guesses are the same: bool, without the last axis."""
+    if wanted.shape[-1] == 1:
+        # NaN is near nothing.
+        return (np.abs(got - wanted) <= _NEAR * np.maximum(np.abs(wanted), 1.0))[..., 0]
+    return (got.argmax(-1) == wanted.argmax(-1)) & np.isfinite(got).all(-1)

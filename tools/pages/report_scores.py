@@ -1,5 +1,6 @@
 """The report's parts about what a student is worth: speed and size, scores on tasks."""
 
+import collections
 import dataclasses
 import pathlib
 import re
@@ -220,6 +221,25 @@ def model_folder(directory: pathlib.Path, task: str) -> pathlib.Path:
     return directory.with_name(name) if name else directory.parent
 
 
+def _model_paths(summaries: Sequence[JsonFile]) -> list[pathlib.Path]:
+    """Returns what tells the model of each: its name, or its folder where that is not enough.
+
+    Several models may have one name, and a model may learn a task in several ways.
+    """
+    named = [
+        (pathlib.Path(summary.text("model")).name if "model" in summary.value else "", summary)
+        for summary in summaries
+    ]
+    pairs = collections.Counter((name, summary.text("task")) for name, summary in named)
+    twice = {name for (name, _), count in pairs.items() if count > 1}
+    return [
+        pathlib.Path(name)
+        if name and name not in twice
+        else model_folder(pathlib.Path(summary.path).absolute().parent, summary.text("task"))
+        for name, summary in named
+    ]
+
+
 def read_scores(paths: Sequence[str]) -> list[Score]:
     """Reads several `summary.json` of `finetune`.
 
@@ -228,10 +248,7 @@ def read_scores(paths: Sequence[str]) -> list[Score]:
     """
     summaries = [JsonFile.read(path) for path in paths]
     tasks = [summary.text("task") for summary in summaries]
-    folders = [
-        model_folder(pathlib.Path(path).absolute().parent, task)
-        for path, task in zip(paths, tasks, strict=True)
-    ]
+    folders = _model_paths(summaries)
     seen: set[tuple[pathlib.Path, str]] = set()
     for path, pair in zip(paths, zip(folders, tasks, strict=True), strict=True):
         if pair in seen:
