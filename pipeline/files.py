@@ -110,7 +110,7 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object, with or without a byte order mark before it.
 
     Raises:
         InputError: the file is missing, too large, not UTF-8, not JSON or not
@@ -124,8 +124,8 @@ def read_json(path: PathLike) -> dict[str, Any]:
             f"{path}: expected at most {MAX_JSON_BYTES} bytes, received {path.stat().st_size}"
         )
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, received {type(value).__name__}")
