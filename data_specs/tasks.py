@@ -205,7 +205,9 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _files(value: Any) -> dict[str, tuple[str, ...]]:
-    files = {split: declarations.words(names) for split, names in _mapping(value).items()}
+    files = {
+        _plain_name(split): declarations.words(names) for split, names in _mapping(value).items()
+    }
     if not files:
         raise ValueError("expected the files of each split, received none")
     outside = [name for names in files.values() for name in names if not _inside(name)]
@@ -219,12 +221,20 @@ def _inside(name: str) -> bool:
     return bool(parts) and not name.startswith("/") and ".." not in parts
 
 
+def _plain_name(value: Any) -> str:
+    """Returns the name of a file or a folder that cannot lead out of where it is written."""
+    name = declarations.text(value)
+    if not name or name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(f"expected a plain name, received {name!r}")
+    return name
+
+
 def _split_files(value: Any) -> dict[str, str]:
-    return {split: declarations.text(name) for split, name in _mapping(value).items()}
+    return {split: _plain_name(name) for split, name in _mapping(value).items()}
 
 
 def _submission(value: Any) -> SubmissionSpec:
-    checks = {"split_files": _split_files}
+    checks = {"file": _plain_name, "split_files": _split_files}
     return declarations.build(SubmissionSpec, _mapping(value), "", checks=checks)
 
 

@@ -53,7 +53,7 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
     """
     path = pathlib.Path(path)
     temporary = temporary_path(path) if temporary is None else temporary
-    with _locked(temporary) as lock:
+    with _locked(temporary, f"{temporary}: another process is writing this file") as lock:
         try:
             mode = os.fstat(lock).st_mode
             yield temporary
@@ -72,22 +72,42 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
 
 
 @contextlib.contextmanager
-def _locked(temporary: pathlib.Path) -> Iterator[int]:
+def _locked(temporary: pathlib.Path, otherwise: str) -> Iterator[int]:
     """Opens a temporary file, which a killed process may have left, and holds its lock.
 
-    Two live processes that wrote the same one would publish a mixture.
+    Two live processes that wrote the same one would publish a mixture. The second is
+    told what is `otherwise`.
     """
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(
-                f"{temporary}: another process is writing this file; wait for it to end"
-            ) from error
+            raise InputError(f"{otherwise}; wait for it to end") from error
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def sole_user(directory: PathLike, flag: str) -> Iterator[None]:
+    """Keeps a folder to this process while the block runs; a killed one lets go of it.
+
+    A hidden file there is locked, as folders cannot be everywhere.
+
+    Args:
+        directory: must exist.
+        flag: the flag that named it, for the error message.
+
+    Raises:
+        InputError: another process keeps it.
+    """
+    path = pathlib.Path(directory) / ".lock.tmp"
+    with _locked(path, f"{flag}: another process is at work in {directory}"):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
@@ -110,7 +130,7 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object, with or without a byte order mark before it.
 
     Raises:
         InputError: the file is missing, too large, not UTF-8, not JSON or not
@@ -124,8 +144,8 @@ def read_json(path: PathLike) -> dict[str, Any]:
             f"{path}: expected at most {MAX_JSON_BYTES} bytes, received {path.stat().st_size}"
         )
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, received {type(value).__name__}")

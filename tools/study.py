@@ -19,13 +19,15 @@ from typing import Any
 
 from absl import flags
 
+from data_specs.tasks import load_task
 from pipeline import command_line, files
 from pipeline.errors import InputError
+from pipeline.finetune.task_data import find_files
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
 from tools import study_report
 from tools.commands import run_command, run_tool
-from tools.study_report import TEACHER, StudyModel
+from tools.study_report import TEACHER, StudyModel, task_name
 
 _MAX_SEQ_LENGTH = 128
 _LOSSES = {
@@ -64,16 +66,24 @@ def parse_tasks(text: str) -> dict[str, str]:
     """Reads `--tasks`.
 
     Raises:
-        InputError: a part is no task=folder, or a folder is not there.
+        InputError: a part is no task=folder, there is no such task, or its files are not there.
     """
-    tasks = {}
+    tasks: dict[str, str] = {}
     for part in text.split(","):
         name, _, folder = part.strip().partition("=")
-        if not name or not folder or name in tasks:
+        if not name or not folder or task_name(name) in map(task_name, tasks):
             raise InputError(f"--tasks: expected task=folder,…, each task once, received {part!r}")
         if not pathlib.Path(folder).is_dir():
             raise InputError(f"--tasks: expected a folder for {name}, received {folder}")
         tasks[name] = folder
+    # They are read last of all, when hours have gone by.
+    for name, folder in tasks.items():
+        try:
+            spec = load_task(name)
+        except ValueError as error:
+            raise InputError(f"--tasks: {error}") from error
+        for split in ("train", "dev"):
+            find_files(spec, folder, split, flag="--tasks")
     return tasks
 
 
@@ -165,7 +175,7 @@ class Study:
 
     def task_directory(self, model: StudyModel, task: str) -> pathlib.Path:
         """Returns where a model's fine-tuning on a task goes."""
-        return self.work / "tasks" / task / f"{model.key}-seed{model.seed}"
+        return self.work / "tasks" / task_name(task) / f"{model.key}-seed{model.seed}"
 
     def task_models(self, task: str) -> list[StudyModel]:
         """Returns the models that are fine-tuned on a task."""
@@ -264,7 +274,7 @@ def _count(layers: int) -> str:
 
 def task_settings(task: str) -> TaskSettings:
     """Returns how a task is trained."""
-    return _TASK_SETTINGS.get(pathlib.Path(task).stem, TaskSettings())
+    return _TASK_SETTINGS.get(task_name(task), TaskSettings())
 
 
 def define_flags() -> flags.FlagValues:

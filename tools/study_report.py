@@ -47,7 +47,8 @@ def read(study: "Study") -> dict[str, Any]:
     Returns:
         JSON values: `models`, in order, each with `key`, `name`, `parameters`, `scores` (of
         each score `mean`, `std`, `values`) and `share_kept`, the mean over the tasks of
-        its score over the teacher's; `gains`, as `compare` returns them.
+        its score over the teacher's, None where the teacher has none above 0; `gains`, as
+        `compare` returns them.
     """
     rows: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, list[float]]] = {}
@@ -97,10 +98,12 @@ def _share_kept(
     own: Mapping[str, Sequence[float]],
     teacher: Mapping[str, Sequence[float]],
     tasks: Iterable[str],
-) -> float:
-    return statistics.fmean(
-        statistics.fmean(own[task]) / statistics.fmean(teacher[task]) for task in tasks
-    )
+) -> float | None:
+    pairs = [(statistics.fmean(own[task]), statistics.fmean(teacher[task])) for task in tasks]
+    # Correlations may be 0, or below.
+    if any(whole <= 0.0 for _, whole in pairs):
+        return None
+    return statistics.fmean(part / whole for part, whole in pairs)
 
 
 def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> list[dict[str, Any]]:
@@ -113,7 +116,7 @@ def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> lis
     Returns:
         for each pair and score `taught`, `untaught`, `score`, `difference` of the means,
         `spread`, the standard deviation of seeds pooled over both (None with one seed),
-        and `verdict`: better, worse, or within the spread.
+        and `verdict`: better, worse, equal, or within the spread.
     """
     gains = []
     for taught, untaught in PAIRS:
@@ -123,7 +126,7 @@ def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> lis
             spread = None
             if ours["std"] is not None:
                 spread = math.sqrt((ours["std"] ** 2 + theirs["std"] ** 2) / 2)
-            verdict = "better" if difference > 0 else "worse"
+            verdict = "better" if difference > 0 else "worse" if difference < 0 else "equal"
             if spread is None:
                 verdict += ", one seed"
             elif abs(difference) <= spread:
@@ -149,7 +152,7 @@ def table(report: Mapping[str, Any]) -> str:
             model["name"],
             f"{model['parameters'] / 1e6:.2f} M",
             *(_cell(model["scores"].get(score)) for score in scores),
-            f"{100 * model['share_kept']:.1f}%",
+            "" if model["share_kept"] is None else f"{100 * model['share_kept']:.1f}%",
         )
         for model in report["models"]
     ]

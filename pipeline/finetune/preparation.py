@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.finetune.task_inputs import TaskInputs, expect_reader, expect_teac
 from pipeline.models import checkpoints
 from pipeline.models.checkpoints import ModelSource
 from pipeline.models.config import ROBERTAS
+from pipeline.storage import manifest as manifests
 from pipeline.text import tokenizers
 from pipeline.text.tokens import Tokenizer
 
@@ -80,6 +81,8 @@ class Preparation:
         evaluation: what is scored.
         handed_in: what is predicted beside; None for nothing.
         teacher: fine-tuned on the task; None without.
+        cached_teacher: what a complete cache says of the teacher that it was made by,
+            where the cache alone was named; else empty.
     """
 
     spec: TaskSpec
@@ -92,6 +95,7 @@ class Preparation:
     evaluation: Split
     handed_in: Split | None
     teacher: ModelSource | None
+    cached_teacher: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def inputs(self, split: Split, config: FinetuneConfig) -> TaskInputs:
         """Returns what a model reads of a split."""
@@ -129,11 +133,18 @@ class Preparation:
             "model": self.source.sha256(),
             "vocab": self.tokenizer.info.sha256,
             "max_seq_length": self.max_seq_length,
-            "teacher": None if self.teacher is None else self.teacher.sha256(),
+            **self._teacher_request(config),
             **config.deciding(),
             **splits,
         }
         return json.loads(json.dumps(request))
+
+    def _teacher_request(self, config: FinetuneConfig) -> dict[str, Any]:
+        """Returns whose word is learned from: the same where the teacher or its cache is named."""
+        if self.teacher is not None:
+            return {"teacher": self.teacher.sha256(), "teacher_dtype": config.compute_dtype}
+        said = self.cached_teacher
+        return {"teacher": said.get("teacher"), "teacher_dtype": said.get("compute_dtype")}
 
 
 def find_task(name: str) -> TaskSpec:
@@ -185,6 +196,9 @@ def prepare(config: FinetuneConfig) -> Preparation:
         teacher = checkpoints.find_model(config.finetune_teacher, "--finetune_teacher")
         expect_teacher(teacher, found.inputs(found.evaluation, config))
         found = dataclasses.replace(found, teacher=teacher)
+    elif config.teacher_cache is not None:
+        manifest = manifests.load(config.teacher_cache, flag="--teacher_cache")
+        found = dataclasses.replace(found, cached_teacher=manifest.flags)
     return _read_splits(found, config)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from data_specs.tasks import TaskSpec
 from pipeline import files
 from pipeline.errors import InputError
 from pipeline.finetune.task_rows import Row, read_rows
+
+# Halves of letters, which JSON can spell and no file of text can hold.
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +188,16 @@ def _labelled_example(reading: _Reading, row: Row, number: str) -> TaskExample |
     """Makes an example of a row, or None where it is left out."""
     spec = reading.spec
     for name in spec.text_fields:
-        if not isinstance(row.fields[name], str):
+        if not _is_text(row.fields[name]):
             reading.bad_row(f"{row.where}: {name}: expected text, received {row.fields[name]!r}")
             return None
-    key = row.fields.get(spec.id_field, number)
+    key = str(row.fields.get(spec.id_field, number))
+    if not _is_text(key):
+        reading.bad_row(f"{row.where}: {spec.id_field}: expected text, received {key!r}")
+        return None
     texts = tuple(row.fields[name] for name in spec.text_fields)
     if not reading.labelled and spec.label_field not in row.fields:
-        return TaskExample(str(key), texts)
+        return TaskExample(key, texts)
     value = row.fields[spec.label_field]
     said = str(value) if isinstance(value, str | int | float) else repr(value)
     if said in spec.skip_labels:
@@ -201,7 +208,11 @@ def _labelled_example(reading: _Reading, row: Row, number: str) -> TaskExample |
         expected = "a number" if spec.kind == "regression" else f"one of {', '.join(spec.labels)}"
         reading.bad_row(f"{row.where}: {spec.label_field}: expected {expected}, received {said!r}")
         return None
-    return TaskExample(str(key), texts, label)
+    return TaskExample(key, texts, label)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _SURROGATES.search(value)
 
 
 def _number(said: str) -> float | None:
@@ -227,7 +238,7 @@ def _read_questions(reading: _Reading, paths: tuple[pathlib.Path, ...]) -> Itera
                 for question in _objects(paragraph, "qas", str(path)):
                     key = str(question.get("id", ""))
                     where = f"{path}, question {key}"
-                    if not key or key in seen:
+                    if not key or key in seen or not _is_text(key):
                         reading.bad_row(f"{where}: expected an id of its own, received {key!r}")
                         continue
                     seen.add(key)
@@ -287,7 +298,8 @@ def _objects(content: Mapping[str, Any], name: str, where: str) -> list[dict[str
 
 def _field(content: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     value = content.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    fits = _is_text(value) if kind is str else isinstance(value, kind)
+    if not fits or isinstance(value, bool):
         kinds = {str: "text", int: "a whole number", list: "a list"}
         received = "nothing" if value is None else f"{str(value)[:40]!r}"
         raise InputError(f"{where}: {name}: expected {kinds[kind]}, received {received}")

@@ -67,9 +67,15 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
     if (directory / METRICS_FILE).is_file():
         return _read_result(directory)
     check_teacher_cache(run, config)
+    manifests.claim(directory, request, flag=_FLAG)
+    with files.sole_user(directory, _FLAG):
+        return _make(run, config)
+
+
+def _make(run: Preparation, config: FinetuneConfig) -> Result:
+    """Trains, evaluates and writes."""
     keras.utils.set_random_seed(config.random_seed)
     tf.config.experimental.enable_op_determinism()
-    manifests.claim(directory, request, flag=_FLAG)
     teacher_logits = find_teacher_logits(run, config)
     model = heads.build_head(
         run.source,
@@ -79,7 +85,7 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
         seed=config.random_seed,
         keep_head=run.keep_head,
     )
-    log = RunLog(directory, start=0)
+    log = RunLog(pathlib.Path(config.output_dir), start=0)
     try:
         counts = _train(run, config, model, teacher_logits, log) if config.do_train else {}
         return _finish(run, config, model, counts, log)

@@ -16,6 +16,9 @@ from pipeline.errors import InterruptedRunError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+# Bytes of the path of a socket: what all systems take.
+_MAX_SOCKET_PATH = 103
+
 
 def num_cpus() -> int:
     """Returns how many processors this process may use."""
@@ -37,8 +40,12 @@ def _exit_with_parent() -> None:
 
 def _process_context() -> multiprocessing.context.BaseContext:
     """Returns how processes begin: never as copies of this one, which may have threads."""
-    ways = multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+    way = "spawn"
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        # It is reached below the temporary folder, whose name may be too long for that.
+        address = multiprocessing.connection.arbitrary_address("AF_UNIX")
+        way = "forkserver" if len(os.fsencode(address)) <= _MAX_SOCKET_PATH else "spawn"
+    return multiprocessing.get_context(way)
 
 
 def prepare(*modules: str) -> None:

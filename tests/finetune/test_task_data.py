@@ -299,6 +299,10 @@ BAD = [
     ("ocnli", _lines(OCNLI_ROW | {"sentence2": 3}), 1, "sentence2: expected text, received 3"),
     ("ocnli", _lines(OCNLI_ROW | {"label": None}), 1,
      "label: expected one of entailment, neutral, contradiction, received 'None'"),
+    ("ocnli", json.dumps(OCNLI_ROW | {"sentence2": "a\ud83d"}), 1,
+     r"sentence2: expected text, received 'a\ud83d'"),
+    ("ocnli", json.dumps(OCNLI_ROW | {"id": "\ud83d"}), 1,
+     r"id: expected text, received '\ud83d'"),
     ("tnews", _lines({"label": 105, "sentence": "a"}), 1, "label: expected one of 100, 101, 102"),
 ]  # fmt: skip
 
@@ -410,12 +414,28 @@ def test_a_context_without_its_answer(tmp_path) -> None:
             squad_json(("a", [("q", "?", [("a", 0)])])).replace(": 0", ': "0"'),
             "question q: answer_start: expected a whole number, received '0'",
         ),
+        (
+            squad_json(("ab", [("q", "?", [("a", 0)])])).replace("ab", r"a\ud83d"),
+            r"context: expected text, received 'a\\ud83d'",
+        ),
+        (
+            squad_json(("a", [("qq", "?", [("a", 0)])])).replace("qq", r"\ud83d"),
+            r"expected an id of its own, received '\\ud83d'",
+        ),
+        ("[" * 100_000, "dev.json: not JSON"),
     ],
 )
 def test_json_that_is_not_squads(tmp_path, content: str, message: str) -> None:
     _write(tmp_path, {"dev.json": content})
     with pytest.raises(InputError, match=message):
         read_split(tasks.load_task("cmrc2018"), str(tmp_path), "dev")
+
+
+def test_json_after_a_byte_order_mark(tmp_path) -> None:
+    content = squad_json(("a", [("q", "?", [("a", 0)])]))
+    folder = _write(tmp_path, {"dev.json": "\ufeff" + content})
+    (example,) = read_split(tasks.load_task("cmrc2018"), folder, "dev")
+    assert example.texts == ("?", "a")
 
 
 # The folder, the examples of each split, the rows left out, the answers relocated.

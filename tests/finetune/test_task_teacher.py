@@ -238,6 +238,24 @@ def test_another_teacher(config, tmp_path, teacher_dir) -> None:
     assert "holds the output of another request: teacher is '" in line
 
 
+def test_a_finished_run_is_not_that_of_another_cache(config, tmp_path, teacher_dir) -> None:
+    """Where caches alone are named, what they hold tells the runs apart."""
+    taught = training.finetune(config)
+    other = save_tiny_head(
+        tmp_path / "other", teacher_dir, Head(CLASSIFICATION, ("0", "1")), seed=6
+    )
+    others = dataclasses.replace(
+        config, finetune_teacher=str(other), teacher_cache=str(tmp_path / "others")
+    )
+    training.find_teacher_logits(prepare(others), others)
+    # The same run as with its teacher named.
+    cached = dataclasses.replace(config, finetune_teacher=None)
+    assert training.finetune(cached) == taught
+    line = _fails(dataclasses.replace(cached, teacher_cache=others.teacher_cache))
+    assert line.startswith(f"--output_dir: {config.output_dir} holds the output of another request")
+    assert ": teacher is '" in line
+
+
 @pytest.mark.parametrize(
     ("head", "received"),
     [

@@ -1,7 +1,10 @@
 """Jobs over processes: their order, which processes, and how far ahead jobs are taken."""
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +49,26 @@ def test_the_same_processes_do_all_runs() -> None:
     processes = {process for _, process in [first, *rest]}
     assert os.getpid() not in processes
     assert len(processes | {process for _, process in again}) <= 2
+
+
+def test_the_temporary_folder_may_have_a_long_name(tmp_path: pathlib.Path) -> None:
+    """Longer than the path of a socket may be."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    code = (
+        "from pipeline.runners import local; local.prepare('json'); "
+        "workers = local.Workers(2); print(list(workers.run(abs, [-1, 2])))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stdout == "[1, 2]\n", result.stderr
 
 
 def test_a_killed_worker_is_said() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pipeline.finetune import training
 from pipeline.finetune.head_layout import CLASSIFICATION, SPAN, Head
 from tests.conftest import save_tiny_bert
 from tests.finetune.conftest import save_tiny_head
@@ -197,6 +198,23 @@ def test_a_killed_run_is_made_again(flags) -> None:
     after = load_file(run / "model/model.safetensors")
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_two_processes_do_not_make_the_same_run(capsys, flags, monkeypatch) -> None:
+    """The second would take out of metrics.jsonl what the first has written."""
+    flags = {**flags, "num_train_epochs": 1}
+    real, said = training.find_teacher_logits, []
+
+    def second(*arguments: object) -> None:
+        monkeypatch.setattr(training, "find_teacher_logits", real)
+        said.append(_fails(capsys, **flags))
+
+    monkeypatch.setattr(training, "find_teacher_logits", second)
+    assert _run(**flags) == 0
+    run = flags["output_dir"] / "lr-0.002_seed-1"
+    assert said == [f"--output_dir: another process is at work in {run}; wait for it to end"]
+    # The first has let go of it.
+    assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 
 
 def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> None:

@@ -261,6 +261,14 @@ def test_size(tmp_path, teacher_dir) -> None:
     assert table[1][2] == "–" and table[2][2].endswith(" M")
 
 
+def test_size_of_students_that_guess_nothing(tmp_path) -> None:
+    runs = [_make_run(tmp_path / name, [0.0]) for name in ("a", "b")]
+    for run, size in zip(runs, (3, 1), strict=True):
+        (run / "model.safetensors").write_bytes(b"\0" * size)
+    labels = [chart.get("aria-label") for chart in charts(_report(tmp_path, _runs_flag(runs)))]
+    assert "b: 3.0 times smaller than a" in labels
+
+
 def _summary(
     folder: pathlib.Path, task: str, mean: float, std: float | None, **more: object
 ) -> str:

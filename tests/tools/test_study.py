@@ -74,13 +74,35 @@ def test_a_finished_step_is_not_made_again(tmp_path: pathlib.Path, capsys) -> No
     [
         ("tnews", "--tasks: expected task=folder,…, each task once, received 'tnews'"),
         ("tnews=.,tnews=.", "--tasks: expected task=folder,…, each task once, received 'tnews=.'"),
+        (
+            "tnews=.,own/tnews.yaml=.",
+            "--tasks: expected task=folder,…, each task once, received 'own/tnews.yaml=.'",
+        ),
         ("tnews=nowhere", "--tasks: expected a folder for tnews, received nowhere"),
+        (
+            "tnews=.",
+            "--tasks: expected the split train of tnews (train.json or train_few_all.json) in ., "
+            "found no such file",
+        ),
     ],
 )
 def test_tasks_that_cannot_be_meant(given: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         study.parse_tasks(given)
     assert str(error.value) == message
+
+
+def test_an_unknown_task_is_told_before_anything_is_trained() -> None:
+    with pytest.raises(InputError, match="^--tasks: expected one of afqmc, .*, received 'news'$"):
+        study.parse_tasks("news=.")
+
+
+@pytest.mark.usefixtures("four_layers")
+def test_results_of_a_task_of_ones_own_are_within_the_work(tmp_path: pathlib.Path) -> None:
+    own = str(tmp_path / "own.yaml")
+    made = Study(_config(tmp_path, tasks={own: "a"}), tmp_path / "work")
+    model = next(made.models())
+    assert made.task_directory(model, own) == tmp_path / "work/tasks/own/teacher-seed1"
 
 
 def _score(*values: float) -> dict:
@@ -107,9 +129,11 @@ def test_a_gain_is_weighed_against_the_spread() -> None:
     assert quarter["verdict"] == "within the spread"
     assert base["spread"] is None
     assert base["verdict"] == "worse, one seed"
+    rows["base-distilled"] = rows["base-undistilled"]
+    assert study_report.compare(rows, ["tnews"])[2]["verdict"] == "equal, one seed"
 
 
-def _write_results(made: Study) -> None:
+def _write_results(made: Study, *, teacher: float = 0.8) -> None:
     """Writes what finished steps leave: the taught are better by 2 points, seeds by 1."""
     for model in made.students():
         taught = model.key.endswith("-distilled")
@@ -126,7 +150,7 @@ def _write_results(made: Study) -> None:
         (directory / "metrics.jsonl").write_text(text, encoding="utf-8")
     for task in made.config.tasks:
         for model in made.task_models(task):
-            mean = 0.8 if model.key == study_report.TEACHER else 0.6
+            mean = teacher if model.key == study_report.TEACHER else 0.6
             metrics = {"accuracy": {"mean": mean, "std": None}}
             directory = made.task_directory(model, task)
             directory.mkdir(parents=True)
@@ -157,3 +181,18 @@ def test_the_report_collects_what_the_steps_left(tmp_path: pathlib.Path, monkeyp
         *("2.50", "M", "33.5", "±0.7", "70.0", "±0.0", "60.0", "±0.0", "60.0", "75.0%")
     ]
     assert "+2.0" in text
+
+
+@pytest.mark.usefixtures("four_layers")
+def test_nothing_is_kept_of_a_score_that_the_teacher_has_not(tmp_path, monkeypatch) -> None:
+    made = Study(_config(tmp_path), tmp_path)
+    _write_results(made, teacher=0.0)
+    monkeypatch.setattr(study_report, "count_parameters", lambda config: 2_500_000)
+    report = study_report.read(made)
+    assert {model["share_kept"] for model in report["models"]} == {None}
+    line = next(
+        line
+        for line in study_report.table(report).splitlines()
+        if line.startswith("2 layers, distilled")
+    )
+    assert line.split()[-2:] == ["±0.0", "60.0"]

@@ -102,10 +102,9 @@ def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> 
     if best == least:
         title = f"{best.name} costs least and guesses most"
     else:
-        title = (
-            f"{least.name}: {best.cost / least.cost:.1f} times {cheap} {best.name}, "
-            f"{least.accuracy / best.accuracy:.0%} of its accuracy"
-        )
+        title = f"{least.name}: {best.cost / least.cost:.1f} times {cheap} {best.name}"
+        if best.accuracy:
+            title += f", {least.accuracy / best.accuracy:.0%} of its accuracy"
     series = [
         Series(
             one.name,
