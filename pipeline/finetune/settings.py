@@ -89,9 +89,8 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if not self.do_train and self.distills:
-            raise InputError(
-                "--finetune_teacher: expected --do_train with a teacher, received --nodo_train"
-            )
+            flag = "--teacher_cache" if self.finetune_teacher is None else "--finetune_teacher"
+            raise InputError(f"{flag}: expected --do_train with a teacher, received --nodo_train")
 
     @property
     def distills(self) -> bool:

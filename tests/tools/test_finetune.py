@@ -282,9 +282,10 @@ def test_what_is_refused(capsys, flags, tmp_path, questions_dir, vocab_file, mod
         "--learning_rates: expected numbers above 0, received 1e-3,0"
     )
     assert fails(seeds="0") == "--seeds: expected whole numbers such as 1,5, received '0'"
-    assert fails(do_train=False, finetune_teacher="x") == (
-        "--finetune_teacher: expected --do_train with a teacher, received --nodo_train"
-    )
+    for flag in ("finetune_teacher", "teacher_cache"):
+        assert fails(do_train=False, **{flag: "x"}) == (
+            f"--{flag}: expected --do_train with a teacher, received --nodo_train"
+        )
     # Nothing of all this was a run.
     assert not pathlib.Path(flags["output_dir"]).exists()
 
