@@ -348,7 +348,9 @@ def expect_equal_updates(case: str, cache_dir: str, teacher: str) -> None:
     _expect_equal_changes(*changes)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "live")) for case in CASES]
+)
 def test_losses_and_gradients_are_equal(case, mixed_cache_dir, mixed_dir, still_teacher_dir):
     folder = mixed_cache_dir if case == "cached" else mixed_dir
     expect_equal_losses(case, str(folder), str(still_teacher_dir))
@@ -464,6 +466,7 @@ def test_training_is_that_of_padded_batches(config, tmp_path) -> None:
                 assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-3), name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_other_chunks(config, monkeypatch, tmp_path) -> None:
     """As where it began on another device."""
     training.distill(config)

@@ -21,6 +21,9 @@ from pipeline.storage import cache_input, manifest, serialization, writer
 from tests.conftest import save_tiny_bert
 from tests.finetune.conftest import save_tiny_head
 
+# Names of fixtures: a teacher of classes, and one of beginnings and ends.
+KINDS = ["config", pytest.param("span_config", marks=pytest.mark.slow)]
+
 
 @pytest.fixture
 def config(sentiment_config, task_teacher_dir, tmp_path) -> FinetuneConfig:
@@ -79,7 +82,7 @@ def _fails(config: FinetuneConfig) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["config", "span_config"])
+@pytest.mark.parametrize("name", KINDS)
 def test_the_cache_holds_what_the_teacher_says(request, monkeypatch, name: str) -> None:
     config = request.getfixturevalue(name)
     # Several shards, the last one smaller.
@@ -99,7 +102,7 @@ def test_the_cache_holds_what_the_teacher_says(request, monkeypatch, name: str) 
     manifest.verify(config.teacher_cache, made, full=True)
 
 
-@pytest.mark.parametrize("name", ["config", "span_config"])
+@pytest.mark.parametrize("name", KINDS)
 def test_a_cached_teacher_trains_as_a_live_one(request, monkeypatch, tmp_path, name: str) -> None:
     config = request.getfixturevalue(name)
     cached = training.finetune(config)

@@ -133,10 +133,9 @@ def test_layers_are_computed_twice_in_training_only(config, weights, batch, monk
     assert calls == [*names, *reversed(names)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-@pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_the_same_numbers_on_jax_in_less_memory(config, tmp_path, dtype: str) -> None:
     config = dataclasses.replace(config, max_position_embeddings=64, num_hidden_layers=6)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))

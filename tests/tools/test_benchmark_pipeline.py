@@ -105,6 +105,7 @@ def test_a_table_tells_what_is_missed() -> None:
     assert "reading: lists" in lines
 
 
+@pytest.mark.slow
 def test_records_and_sizes(corpus, teacher_dir, work, tmp_path) -> None:
     output = tmp_path / "benchmark.json"
     assert _run(corpus, teacher_dir, work, "--groups=records,sizes", f"--output={output}") == 0
@@ -122,6 +123,7 @@ def test_records_and_sizes(corpus, teacher_dir, work, tmp_path) -> None:
     assert rows["cache, compact: KL(decoded || exact top-k)"]["ours"] < 1e-4
 
 
+@pytest.mark.slow
 def test_teacher_and_student(corpus, teacher_dir, work, tmp_path) -> None:
     output = tmp_path / "benchmark.json"
     assert _run(corpus, teacher_dir, work, "--groups=teacher,student", f"--output={output}") == 0

@@ -108,6 +108,7 @@ def _bare(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_on_jax_where_there_is_nothing_else(tmp_path) -> None:
     result = _bare("benchmark_step", *_flags(tmp_path, backend="jax"))

@@ -27,6 +27,7 @@ def _compare(caches, work, *others: str) -> int:
     return tool.main(["compare_caches", f"--caches={joined}", f"--work={work}", *others])
 
 
+@pytest.mark.slow
 def test_students_are_measured_on_the_first_cache(
     cache_dir, small_dir, teacher_dir, tmp_path, capsys
 ) -> None:

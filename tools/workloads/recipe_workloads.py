@@ -12,7 +12,7 @@ from pipeline.models.config import EncoderConfig
 from tools.workloads.model_shapes import SHAPES, find_shape
 from tools.workloads.step_programs import Workload
 
-_FOLDER = pathlib.Path(__file__).parents[1] / "data_specs" / "recipes"
+_FOLDER = pathlib.Path(__file__).parents[2] / "data_specs" / "recipes"
 # Of the cache, where a flagfile leaves it to that.
 _TRUNCATION_FACTOR = 128
 
