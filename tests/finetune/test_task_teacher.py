@@ -149,6 +149,7 @@ def test_the_second_student_does_not_call_the_teacher(
     smaller = save_tiny_bert(tmp_path / "smaller", vocab_file, seed=9, num_layers=1)
     second = dataclasses.replace(config, model=str(smaller), output_dir=str(tmp_path / "second"))
     training.finetune(second)
+    assert (tmp_path / "second/metrics.json").is_file()
     # Without its directory too, and as a family that knows no segments.
     other = save_tiny_bert(
         tmp_path / "other",
@@ -162,6 +163,7 @@ def test_the_second_student_does_not_call_the_teacher(
         config, model=str(other), finetune_teacher=None, output_dir=str(tmp_path / "third")
     )
     training.finetune(third)
+    assert (tmp_path / "third/metrics.json").is_file()
 
 
 def test_a_killed_cache_is_finished(config, monkeypatch) -> None:
