@@ -12,10 +12,11 @@ from pipeline.storage import manifest as manifests
 from tests.conftest import make_cache
 from tests.tools.page_reading import charts, parse, read_points
 from tools import report as tool
-from tools.pages.report_curves import finding, setting_text
+from tools.pages.report_curves import AGREEMENT, finding, setting_text
 from tools.pages.report_inputs import read_cache, reliability
 from tools.pages.report_runs import flattened, short_names
-from tools.pages.report_scores import model_folder
+from tools.pages.report_scores import _short, model_folder
+from tools.pages.svg_parts import Point, Series
 
 TRAIN = [
     {"step": step, "split": "train", "loss": 5.0 - step / 100, "learning_rate": 1e-3}
@@ -565,3 +566,16 @@ def test_nothing_is_overwritten(two_runs, tmp_path, capsys) -> None:
     assert tool.main(["x", _runs_flag(two_runs), f"--output={path}"]) == 1
     assert capsys.readouterr().err.startswith("error: --output: expected a new file, received")
     assert path.read_text() == "mine"
+
+
+def test_numbers_above_a_thousand_are_written_out() -> None:
+    assert [_short(value) for value in (1264.2, 999.4, 6.134)] == [
+        "1,264",
+        "999",
+        "6.13",
+    ]
+
+
+def test_one_evaluation_is_no_way_from_here_to_there() -> None:
+    series = [Series("student", (Point(200, 0.941),))]
+    assert finding(AGREEMENT, series) == f"{AGREEMENT.sentence}: 94.1%"

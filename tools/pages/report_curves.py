@@ -278,6 +278,8 @@ def finding(measure: Measure, series: Sequence[Series]) -> str:
     """
     last = [one.points[-1].y for one in series]
     if len(series) == 1:
+        if len(series[0].points) == 1:
+            return f"{measure.sentence}: {measure.format(last[0])}"
         first = measure.format(series[0].points[0].y)
         return f"{measure.sentence}: from {first} to {measure.format(last[0])}"
     best = measure.format(measure.best(last))

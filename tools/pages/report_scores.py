@@ -80,7 +80,8 @@ class _Worth:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.3g}"
+    # The format g writes 1,260 as 1.26e+03.
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
 
 
 def _cost_axis(title: str, found: Sequence[_Worth]) -> Axis:
