@@ -12,7 +12,7 @@ def run_command(command: str, *arguments: str, **settings: object) -> None:
         command: `create_pretraining_data`, `create_teacher_output_data` or
             `run_distill`.
         *arguments: flags as one would type them.
-        **settings: its flags, by name.
+        **settings: its flags, by name; None for what it does by itself.
 
     Raises:
         SystemExit: it failed, and has said why; with its status.
@@ -34,7 +34,7 @@ def run_tool(tool: str, **settings: object) -> None:
 
 
 def _typed(settings: dict[str, object]) -> list[str]:
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return [f"--{name}={value}" for name, value in settings.items() if value is not None]
 
 
 def _run(module: str, shown: str, typed: list[str]) -> None:
