@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from tools.pages.html_page import Markup, element, figure, section, table
-from tools.pages.report_curves import AGREEMENT, megabytes, percents, whole_percents
+from tools.pages.report_curves import AGREEMENT, megabytes, percents
 from tools.pages.report_inputs import CacheFacts, Fidelity, Taught
 from tools.pages.svg_chart import point_chart
 from tools.pages.svg_parts import Point, Series
@@ -170,7 +170,7 @@ def _taught_chart(taught: Sequence[Taught]) -> Markup:
     chart = point_chart(
         series,
         Axis("bytes a masked position", "{:,.0f}".format, logarithmic=True),
-        Axis(AGREEMENT.axis, whole_percents),
+        AGREEMENT.y_axis(),
         description=title,
     )
     note = "the same student from each cache; bars: the deviation over seeds"

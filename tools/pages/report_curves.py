@@ -43,6 +43,7 @@ class Measure:
         format: of a value.
         tick: of a value at an axis.
         higher_is_better: whether it is.
+        ceiling: what it cannot be above; None without. Nothing is below 0.
     """
 
     key: str
@@ -52,6 +53,11 @@ class Measure:
     format: Format
     tick: Format
     higher_is_better: bool
+    ceiling: float | None = None
+
+    def y_axis(self) -> Axis:
+        """Returns the vertical axis of a chart of it."""
+        return Axis(self.axis, self.tick, floor=0.0, ceiling=self.ceiling)
 
     def best(self, values: Sequence[float]) -> float | None:
         """Returns the best of values; None where none is finite."""
@@ -67,6 +73,7 @@ ACCURACY = Measure(
     percents,
     whole_percents,
     True,
+    1.0,
 )
 AGREEMENT = Measure(
     "teacher_agreement",
@@ -76,6 +83,7 @@ AGREEMENT = Measure(
     percents,
     whole_percents,
     True,
+    1.0,
 )
 LOSS = Measure(
     "masked_lm",
@@ -291,7 +299,7 @@ def finding(measure: Measure, series: Sequence[Series]) -> str:
     return f"{measure.sentence}: {who} {word}, at {best}"
 
 
-UPDATES = Axis("updates", "{:,.0f}".format)
+UPDATES = Axis("updates", "{:,.0f}".format, floor=0.0)
 
 
 def measure_chart(
@@ -302,9 +310,13 @@ def measure_chart(
     if not series:
         return None
     title = finding(measure, series)
-    axis = Axis(measure.axis, measure.tick)
     chart = line_chart(
-        series, UPDATES, axis, value=measure.format, description=title, reference=reference
+        series,
+        UPDATES,
+        measure.y_axis(),
+        value=measure.format,
+        description=title,
+        reference=reference,
     )
     return figure(title, "at each evaluation", chart)
 
@@ -336,7 +348,7 @@ def _training_chart(runs: Sequence[Run]) -> Markup | None:
             first = series[0].points[0].y
             title = f"Training loss: from {first:.3f} to {series[0].points[-1].y:.3f}"
         note = "the mean since the line before"
-    axis = Axis("weighted sum of losses", "{:g}".format)
+    axis = Axis("weighted sum of losses", "{:g}".format, floor=0.0)
     chart = line_chart(series, UPDATES, axis, value="{:.3f}".format, description=title)
     return figure(title, note, chart)
 

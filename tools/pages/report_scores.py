@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.errors import InputError
 from tools.pages.html_page import Markup, element, figure, section, table
-from tools.pages.report_curves import ACCURACY, megabytes, percents, whole_percents
+from tools.pages.report_curves import ACCURACY, megabytes, percents
 from tools.pages.report_inputs import JsonFile
 from tools.pages.report_runs import Run, short_names
 from tools.pages.svg_chart import point_chart
@@ -86,7 +86,7 @@ def _short(value: float) -> str:
 
 def _cost_axis(title: str, found: Sequence[_Worth]) -> Axis:
     costs = [one.cost for one in found]
-    return Axis(title, _short, logarithmic=max(costs) > 8.0 * min(costs))
+    return Axis(title, _short, logarithmic=max(costs) > 8.0 * min(costs), floor=0.0)
 
 
 def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Markup:
@@ -122,8 +122,8 @@ def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> 
         )
         for one in found
     ]
-    y_axis = Axis(ACCURACY.axis, whole_percents)
-    return figure(title, note, point_chart(series, axis, y_axis, description=title))
+    chart = point_chart(series, axis, ACCURACY.y_axis(), description=title)
+    return figure(title, note, chart)
 
 
 def _latency_chart(runs: Sequence[Run], speeds: Sequence[Speed]) -> Markup | None:

@@ -23,6 +23,8 @@ class Axis:
         logarithmic: whether equal ratios are equal lengths.
         low: where it begins at the latest; None for the smallest value.
         high: where it ends at the earliest; None for the largest value.
+        floor: what no value can be below, and the axis does not go beyond; None without.
+        ceiling: the same above.
     """
 
     title: str
@@ -30,6 +32,8 @@ class Axis:
     logarithmic: bool = False
     low: float | None = None
     high: float | None = None
+    floor: float | None = None
+    ceiling: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +137,13 @@ def extent(values: Iterable[float], axis: Axis) -> tuple[float, float]:
     if axis.logarithmic:
         return (low, high) if high > low * 1.05 else (low / 1.5, high * 1.5)
     if high - low <= 1e-9 * max(1.0, abs(high)):
-        return low - max(0.5, abs(low) * 0.1), high + max(0.5, abs(high) * 0.1)
+        room = 0.1 * abs(high) or 0.5
+        return low - room, high + room
     return low, high
 
 
 def padded(span: tuple[float, float], axis: Axis, share: float) -> tuple[float, float]:
-    """Leaves room beyond the outermost values, but not beyond the axis's own bounds.
+    """Leaves room beyond the outermost values, but not beyond the axis's bounds.
 
     Args:
         span: of the values.
@@ -150,9 +155,11 @@ def padded(span: tuple[float, float], axis: Axis, share: float) -> tuple[float, 
         factor = (high / low) ** share
         return low / factor, high * factor
     room = (high - low) * share
+    low = low if axis.low is not None and low >= axis.low else low - room
+    high = high if axis.high is not None and high <= axis.high else high + room
     return (
-        low if axis.low is not None and low >= axis.low else low - room,
-        high if axis.high is not None and high <= axis.high else high + room,
+        low if axis.floor is None else max(low, axis.floor),
+        high if axis.ceiling is None else min(high, axis.ceiling),
     )
 
 

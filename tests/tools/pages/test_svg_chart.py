@@ -52,6 +52,22 @@ def test_ticks_are_few_and_within(low: float, length: float) -> None:
     assert all(low - 1e-6 * length <= tick <= high + 1e-6 * length for tick in found)
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.94], (0.846, 1.0)),
+        ([1.0], (0.9, 1.0)),
+        ([0.0], (0.0, 0.54)),
+        ([0.02, 0.98], (0.0, 1.0)),
+        ([0.4, 0.6], (0.392, 0.608)),
+    ],
+)
+def test_an_axis_ends_where_values_do(values: list[float], expected: tuple[float, float]) -> None:
+    axis = Axis("share", floor=0.0, ceiling=1.0)
+    found = svg_scales.padded(svg_scales.extent(values, axis), axis, 0.04)
+    assert found == pytest.approx(expected, abs=0.01)
+
+
 def test_log_ticks() -> None:
     assert svg_scales.log_ticks(30, 600) == [50, 100, 200, 500]
     assert svg_scales.log_ticks(1e-8, 3) == pytest.approx([1e-8, 1e-6, 1e-4, 1e-2, 1])
