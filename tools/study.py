@@ -102,6 +102,7 @@ class StudyConfig:
         input_dir: text, as `create_pretraining_data` takes it.
         tasks: the folder of each task's files.
         seeds: each trains and fine-tunes students of its own.
+        do_whole_word_mask: whether whole words are masked, as the teacher has learned.
         num_shards: the masked examples are cut into so many shards, and the teacher
             runs over the first train shard alone.
         num_train_steps: updates of each student.
@@ -113,6 +114,7 @@ class StudyConfig:
     input_dir: str
     tasks: Mapping[str, str]
     seeds: tuple[int, ...]
+    do_whole_word_mask: bool
     num_shards: int
     num_train_steps: int
     train_batch_size: int
@@ -216,6 +218,7 @@ class Study:
             segments="single",
             max_seq_length=_MAX_SEQ_LENGTH,
             doc_stride=_MAX_SEQ_LENGTH - 2,
+            do_whole_word_mask=self.config.do_whole_word_mask,
             dupe_factor=1,
             eval_fraction=0.01,
             num_shards=self.config.num_shards,
@@ -294,7 +297,10 @@ def define_flags() -> flags.FlagValues:
     table.string("tasks", None, "task=folder,…: the tasks and where their files lie.")
     table.string("work", None, "Where everything goes; a study that was stopped continues there.")
     table.string("seeds", "1,2", "Each trains and fine-tunes students of its own.")
-    table.integer("num_shards", 10, "The teacher runs over one train shard of so many.", low=1)
+    table.boolean(
+        "do_whole_word_mask", True, "Whether whole words are masked; best as the teacher learned."
+    )
+    table.integer("num_shards", 15, "The teacher runs over one train shard of so many.", low=1)
     table.integer("num_train_steps", 600, "Updates of each student.", low=2)
     table.integer("train_batch_size", 32, "Examples of an update.", low=1)
     table.number("learning_rate", 5e-4, "The peak of students.", low=0.0)
@@ -309,6 +315,7 @@ def _study(values: flags.FlagValues) -> None:
         input_dir=values.input_dir,
         tasks=parse_tasks(values.tasks),
         seeds=tuple(command_line.parse_counts("seeds", values.seeds)),
+        do_whole_word_mask=values.do_whole_word_mask,
         num_shards=values.num_shards,
         num_train_steps=values.num_train_steps,
         train_batch_size=values.train_batch_size,

@@ -19,6 +19,7 @@ def _config(teacher: pathlib.Path, **settings) -> StudyConfig:
             "input_dir": "text",
             "tasks": {"tnews": "a", "cmrc2018": "b"},
             "seeds": (1, 2),
+            "do_whole_word_mask": True,
             "num_shards": 2,
             "num_train_steps": 4,
             "train_batch_size": 2,
