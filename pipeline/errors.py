@@ -10,5 +10,9 @@ class InputError(ValueError):
     """
 
 
+class DivergedError(InputError):
+    """Training came to a loss that is no finite number."""
+
+
 class InterruptedRunError(InputError):
     """A run was cut short from outside; the same command continues it."""

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from pipeline import command_line, compute_dtype, files
-from pipeline.errors import InputError
+from pipeline.errors import DivergedError, InputError
 from pipeline.finetune.settings import FinetuneConfig
 from pipeline.storage import manifest as manifests
 from tools.text_table import aligned_lines
@@ -115,8 +115,17 @@ def _define_distillation(table: command_line.FlagTable) -> None:
 
 
 def read_config(values: flags.FlagValues) -> FinetuneConfig:
-    """Returns what parsed flags ask of every run of the grid."""
+    """Returns what parsed flags ask of every run of the grid.
+
+    Raises:
+        InputError: they do not go together.
+    """
     given = values.flag_values_dict()
+    for name in ("distill_temperature", "distill_weight"):
+        if values[name].present and not (values.finetune_teacher or values.teacher_cache):
+            raise InputError(
+                f"--{name}: expected --finetune_teacher or --teacher_cache with it, received none"
+            )
     if values.teacher_cache is None and values.finetune_teacher is not None:
         given["teacher_cache"] = str(pathlib.Path(values.output_dir) / _TEACHER_CACHE)
     names = FinetuneConfig.__dataclass_fields__
@@ -148,11 +157,11 @@ def run_folder(config: FinetuneConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run of the grid and what it left."""
+    """A run of the grid and what it left; nothing where it diverged."""
 
     learning_rate: float
     seed: int
-    result: "Result"
+    result: "Result | None"
 
 
 def make_runs(
@@ -164,6 +173,9 @@ def make_runs(
         config: what is the same for all.
         preparation: likewise.
         grid: the rate and the seed of each.
+
+    Raises:
+        DivergedError: the only one has.
     """
     from pipeline.finetune import training
 
@@ -172,7 +184,15 @@ def make_runs(
         directory = pathlib.Path(config.output_dir) / run_folder(run)
         print(f"[{number}/{len(grid)}] {directory}", file=sys.stderr)
         run = dataclasses.replace(run, output_dir=str(directory))
-        yield Run(rate, seed, training.finetune(run, preparation))
+        try:
+            result = training.finetune(run, preparation)
+        except DivergedError as error:
+            if len(grid) == 1:
+                raise
+            # One rate too many costs the others nothing.
+            print(f"{error}; left out", file=sys.stderr)
+            result = None
+        yield Run(rate, seed, result)
 
 
 def summarize(runs: Sequence[Run], main_metric: str) -> dict[str, Any]:
@@ -186,8 +206,14 @@ def summarize(runs: Sequence[Run], main_metric: str) -> dict[str, Any]:
         JSON values: `rates`, a list of `learning_rate`, `num_seeds` and, under
         `metrics`, of each score `mean` and `std`, the sample's standard deviation,
         which a single seed does not have; `best_learning_rate`, of equal ones the
-        first; `runs`.
+        first; `runs`; `diverged`, the rate and the seed of runs that left nothing: their
+        rates stand nowhere else.
+
+    Raises:
+        InputError: no rate has gone well with each seed.
     """
+    diverged = [run for run in runs if run.result is None]
+    runs = _without_rates(runs, {run.learning_rate for run in diverged})
     rates = []
     for rate in dict.fromkeys(run.learning_rate for run in runs):
         scores = [run.result.metrics for run in runs if run.learning_rate == rate]
@@ -203,6 +229,7 @@ def summarize(runs: Sequence[Run], main_metric: str) -> dict[str, Any]:
         "main_metric": main_metric,
         "rates": rates,
         "best_learning_rate": best["learning_rate"],
+        "diverged": [{"learning_rate": run.learning_rate, "seed": run.seed} for run in diverged],
         "runs": [
             {
                 "learning_rate": run.learning_rate,
@@ -214,6 +241,17 @@ def summarize(runs: Sequence[Run], main_metric: str) -> dict[str, Any]:
             for run in runs
         ],
     }
+
+
+def _without_rates(runs: Sequence[Run], unfit: set[float]) -> list[Run]:
+    """Leaves out the runs of rates at which one diverged."""
+    left = [run for run in runs if run.learning_rate not in unfit]
+    if not left:
+        listed = ",".join(f"{rate:g}" for rate in sorted(unfit))
+        raise InputError(
+            f"--learning_rates: expected one at which no seed diverges, received {listed}"
+        )
+    return left
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:

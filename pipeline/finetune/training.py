@@ -16,7 +16,7 @@ from data_specs.records import TEACHER_LOGITS
 from pipeline import files
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.run_log import RunLog
-from pipeline.errors import InputError
+from pipeline.errors import DivergedError, InputError
 from pipeline.finetune import evaluation, heads, prediction, task_teacher
 from pipeline.finetune.batches import TARGETS, WEIGHTS, Arrays, Padding, TrainingBatches
 from pipeline.finetune.head_layout import CLASSIFICATION, REGRESSION, SPAN
@@ -59,6 +59,7 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
 
     Raises:
         InputError: the data, the model or the directory is not as it must be.
+        DivergedError: the learning rate is too high.
     """
     run = prepare(config) if preparation is None else preparation
     request = run.request(config)
@@ -85,7 +86,8 @@ def _make(run: Preparation, config: FinetuneConfig) -> Result:
         seed=config.random_seed,
         keep_head=run.keep_head,
     )
-    log = RunLog(pathlib.Path(config.output_dir), start=0)
+    # Nothing is kept of what a killed run wrote: a run begins anew.
+    log = RunLog(pathlib.Path(config.output_dir), start=-1)
     try:
         counts = _train(run, config, model, teacher_logits, log) if config.do_train else {}
         return _finish(run, config, model, counts, log)
@@ -253,7 +255,7 @@ def _make_steps(
                 continue
             loss = trainer.take_loss_sum() / (step - logged)
             if not math.isfinite(loss):
-                raise InputError(
+                raise DivergedError(
                     f"--learning_rates: training diverged by step {step} at "
                     f"{config.learning_rate:g}: expected a finite loss, received {loss}"
                 )

@@ -323,6 +323,29 @@ def test_a_rate_too_high(capsys, flags) -> None:
     assert not list(flags["output_dir"].glob("*/metrics.json"))
 
 
+def test_a_rate_too_high_costs_the_others_nothing(capsys, flags) -> None:
+    flags = {**flags, "clip_norm": 0, "log_steps": 1, "num_train_epochs": 2}
+    assert _run(**{**flags, "learning_rates": "1e30,2e-3"}) == 0
+    said = capsys.readouterr()
+    assert "--learning_rates: training diverged by step " in said.err
+    assert "1e+30" not in said.out
+    summary = _summary(flags["output_dir"])
+    assert summary["diverged"] == [{"learning_rate": 1e30, "seed": 1}]
+    assert [rate["learning_rate"] for rate in summary["rates"]] == [2e-3]
+    assert [run["learning_rate"] for run in summary["runs"]] == [2e-3]
+    assert summary["best_learning_rate"] == 2e-3
+    line = _fails(capsys, **{**flags, "learning_rates": "1e30,1e31"})
+    assert line == (
+        "--learning_rates: expected one at which no seed diverges, received 1e+30,1e+31"
+    )
+
+
+def test_distillation_needs_a_teacher(capsys, flags) -> None:
+    assert _fails(capsys, **flags, distill_weight=0.7) == (
+        "--distill_weight: expected --finetune_teacher or --teacher_cache with it, received none"
+    )
+
+
 def test_a_mistaken_flag_is_answered_before_anything_heavy_is_imported() -> None:
     code = (
         "import sys; from tools import finetune as f; "
