@@ -29,18 +29,19 @@ class Finished:
         return max(self.memory, default=0)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Returns the processes that a process began and that are there still."""
     found = []
     for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
         found += [int(child) for child in path.read_text().split()]
     return found
 
 
-def _resident(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
     """Returns the resident bytes of a process and all that it began; 0 once it has ended."""
     try:
         pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(_resident, _children(pid)))
+        return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident_bytes, children(pid)))
     except (OSError, IndexError):
         return 0
 
@@ -66,7 +67,7 @@ def run(command: str, **settings: object) -> Finished:
         )
         memory = []
         while process.poll() is None:
-            memory.append(_resident(process.pid))
+            memory.append(resident_bytes(process.pid))
             try:
                 process.wait(_INTERVAL)
             except subprocess.TimeoutExpired:

@@ -1,0 +1,1 @@
+"""Faults that are put into running commands, and what they leave behind."""
