@@ -59,7 +59,8 @@ class TaskSettings:
 # within two hours on two cores.
 _TASK_SETTINGS: Mapping[str, TaskSettings] = {
     "chnsenticorp": TaskSettings(num_train_epochs=1.0, max_train_examples=6_000),
-    "ocnli": TaskSettings(learning_rate=1e-4, max_train_examples=6_000),
+    # With half of the steps it is chance which models have left the plateau near a third.
+    "ocnli": TaskSettings(num_train_epochs=3.0, learning_rate=1e-4),
     "tnews": TaskSettings(num_train_epochs=8.0),
     # A question has a dozen windows.
     "cmrc2018": TaskSettings(
