@@ -182,6 +182,21 @@ class Study:
             return pathlib.Path(self.config.teacher)
         return self.work / "students" / f"{model.key}-seed{model.seed}"
 
+    def claim(self) -> None:
+        """Marks the folder, and that of each task, as of this study.
+
+        Raises:
+            InputError: results of another study, other files or other settings are there.
+        """
+        manifests.claim(self.work, self.config.request(), flag="--work")
+        for task, folder in self.config.tasks.items():
+            request = {
+                "kind": "task of a study",
+                "data_dir": str(pathlib.Path(folder).resolve()),
+                **dataclasses.asdict(task_settings(task)),
+            }
+            manifests.claim(self.work / "tasks" / task_name(task), request, flag="--work")
+
     def task_directory(self, model: StudyModel, task: str) -> pathlib.Path:
         """Returns where a model's fine-tuning on a task goes."""
         return self.work / "tasks" / task_name(task) / f"{model.key}-seed{model.seed}"
@@ -323,7 +338,7 @@ def _study(values: flags.FlagValues) -> None:
         learning_rate=values.learning_rate,
     )
     study = Study(config, files.make_directory(values.work, "--work"))
-    manifests.claim(study.work, config.request(), flag="--work")
+    study.claim()
     _make(list(study.steps()), begun)
     report = study_report.read(study)
     files.write_json(study.work / "study.json", report)

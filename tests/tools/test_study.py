@@ -106,6 +106,23 @@ def test_results_of_a_task_of_ones_own_are_within_the_work(tmp_path: pathlib.Pat
     assert made.task_directory(model, own) == tmp_path / "work/tasks/own/teacher-seed1"
 
 
+@pytest.mark.usefixtures("four_layers")
+def test_results_of_other_files_are_not_taken_for_these(tmp_path: pathlib.Path) -> None:
+    work, teacher = tmp_path / "work", tmp_path / "teacher"
+    tasks = {"tnews": str(tmp_path / "a")}
+    Study(_config(teacher, tasks=tasks), work).claim()
+    # Tasks and seeds may be added.
+    more = {**tasks, "ocnli": str(tmp_path / "b")}
+    Study(_config(teacher, tasks=more, seeds=(1, 2, 3)), work).claim()
+    with pytest.raises(InputError) as error:
+        Study(_config(teacher, tasks={"tnews": str(tmp_path / "c")}), work).claim()
+    assert str(error.value) == (
+        f"--work: {work / 'tasks/tnews'} holds the output of another request: data_dir is "
+        f"'{tmp_path / 'a'}' there and '{tmp_path / 'c'}' here; choose another directory, or "
+        "delete this one"
+    )
+
+
 def _score(*values: float) -> dict:
     return study_report._spread(values)
 
