@@ -225,7 +225,7 @@ def _read_splits(found: Preparation, config: FinetuneConfig) -> Preparation:
         )
     return dataclasses.replace(
         found,
-        train=_read_split(found, config, TRAIN_SPLIT) if config.do_train else None,
+        train=_read_split(found, config, TRAIN_SPLIT) if config.makes_steps else None,
         evaluation=splits[config.eval_split],
         handed_in=None if config.predict_split is None else splits[config.predict_split],
     )

@@ -93,6 +93,11 @@ class FinetuneConfig:
             raise InputError(f"{flag}: expected --do_train with a teacher, received --nodo_train")
 
     @property
+    def makes_steps(self) -> bool:
+        """Whether anything is learned, so that training examples are read."""
+        return self.do_train and self.num_train_epochs > 0.0
+
+    @property
     def distills(self) -> bool:
         """Whether there is a teacher's word to learn from."""
         return self.finetune_teacher is not None or self.teacher_cache is not None

@@ -89,7 +89,7 @@ def _make(run: Preparation, config: FinetuneConfig) -> Result:
     # Nothing is kept of what a killed run wrote: a run begins anew.
     log = RunLog(pathlib.Path(config.output_dir), start=-1)
     try:
-        counts = _train(run, config, model, teacher_logits, log) if config.do_train else {}
+        counts = _train(run, config, model, teacher_logits, log) if run.train is not None else {}
         return _finish(run, config, model, counts, log)
     finally:
         log.close()
