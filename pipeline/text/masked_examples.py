@@ -44,7 +44,7 @@ _masker = functools.lru_cache(maxsize=1)(DocumentMasker)
 
 
 def _spill_folder(config: MaskedExamplesConfig) -> pathlib.Path:
-    return pathlib.Path(config.output_dir) / _SPILL_FOLDER
+    return files.scratch_folder(config.output_dir, _SPILL_FOLDER)
 
 
 def _spill_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
@@ -141,7 +141,7 @@ def _mask_corpus(
     workers: local.Workers,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every chunk into its spill file and returns their headers."""
-    _spill_folder(config).mkdir(exist_ok=True)
+    _spill_folder(config).mkdir(parents=True, exist_ok=True)
     mask = functools.partial(_mask_chunk, config)
     results = workers.run(mask, corpus.read_chunks(corpus_files))
     headers = []
@@ -219,7 +219,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     corpus_files = corpus.open_corpora(config.corpora, corpora)
     request = config.request(tokenizer, corpora)
     is_new = manifests.claim(config.output_dir, request, flag="--output_dir")
-    if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
+    if (files.as_path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
         manifest = manifests.load(config.output_dir, flag="--output_dir")
         _expect_corpus_size(config, manifest, corpus_files)
     else:
@@ -236,11 +236,10 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
 
 
 def _expect_output_outside(config: MaskedExamplesConfig) -> None:
-    output_dir = pathlib.Path(config.output_dir).resolve()
     for source in config.corpora:
         if source.input_dir is None or source.tfds_name is not None:
             continue
-        if output_dir.is_relative_to(pathlib.Path(source.input_dir).resolve()):
+        if files.is_inside(config.output_dir, source.input_dir):
             raise InputError(
                 f"--output_dir: expected a folder outside --input_dir={source.input_dir}, which "
                 f"is read with all below it, received {config.output_dir}"
@@ -254,7 +253,7 @@ def _make(
     request: Mapping[str, Any],
 ) -> Manifest:
     for name, content in tokenizer.files().items():
-        files.write_bytes(pathlib.Path(config.output_dir) / name, content)
+        files.write_bytes(files.as_path(config.output_dir) / name, content)
     with local.Workers(config.max_workers) as workers:
         headers = _mask_corpus(config, corpus_files, workers)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
@@ -284,7 +283,7 @@ def _write_token_counts(
     if not config.is_dynamic:
         return None
     paths = [_counts_path(config, index) for index in range(plan.num_chunks)]
-    path = pathlib.Path(config.output_dir) / token_counts.TOKEN_COUNTS_FILE
+    path = files.as_path(config.output_dir) / token_counts.TOKEN_COUNTS_FILE
     return token_counts.write_counts(path, token_counts.sum_counts(paths, vocab_size))
 
 
@@ -292,7 +291,7 @@ def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
     """Leaves the directory as it was found: a corrected command may use it."""
     shutil.rmtree(_spill_folder(config), ignore_errors=True)
     for name in (*tokenizer.files(), manifests.REQUEST_FILE):
-        (pathlib.Path(config.output_dir) / name).unlink(missing_ok=True)
+        (files.as_path(config.output_dir) / name).unlink(missing_ok=True)
 
 
 def _expect_corpus_size(
