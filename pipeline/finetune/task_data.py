@@ -98,7 +98,7 @@ def find_files(
         raise InputError(
             f"{spec.name}: expected a split of {', '.join(spec.files)}, received {split!r}"
         )
-    folder = pathlib.Path(data_dir)
+    folder = files.as_path(data_dir)
     if not folder.is_dir():
         raise InputError(
             f"{flag}: expected the folder of {spec.name}'s files, received {data_dir}: "

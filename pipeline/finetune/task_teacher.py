@@ -56,7 +56,7 @@ def cached_logits(
     else:
         manifest = _make_cache(directory, inputs, teacher, compute_dtype)
     manifests.verify(directory, manifest, full=True)
-    paths = [pathlib.Path(directory) / shard.file for shard in manifest.splits.get(TRAIN, ())]
+    paths = [files.as_path(directory) / shard.file for shard in manifest.splits.get(TRAIN, ())]
     return list(_read_logits(paths, inputs))
 
 
@@ -85,7 +85,7 @@ def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> di
 
 def _expect_task(directory: str, task: str) -> None:
     """Says first what explains all other differences."""
-    path = pathlib.Path(directory) / manifests.REQUEST_FILE
+    path = files.as_path(directory) / manifests.REQUEST_FILE
     there = files.read_json(path).get("task", task) if path.is_file() else task
     if there != task:
         raise InputError(
@@ -110,7 +110,7 @@ def _make_cache(
     directory: str, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> Manifest:
     request = _request(inputs, teacher, compute_dtype)
-    if (pathlib.Path(directory) / manifests.MANIFEST_FILE).is_file():
+    if (files.as_path(directory) / manifests.MANIFEST_FILE).is_file():
         return manifests.load(directory, flag=_FLAG)
     manifests.claim(directory, request, flag=_FLAG)
     shards = _write_shards(directory, inputs, teacher, compute_dtype)

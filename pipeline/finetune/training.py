@@ -63,7 +63,7 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
     run = prepare(config) if preparation is None else preparation
     request = run.request(config)
     manifests.check_claim(config.output_dir, request, flag=_FLAG)
-    directory = pathlib.Path(config.output_dir)
+    directory = files.as_path(config.output_dir)
     if (directory / METRICS_FILE).is_file():
         return _read_result(directory)
     check_teacher_cache(run, config)
@@ -85,7 +85,7 @@ def _make(run: Preparation, config: FinetuneConfig) -> Result:
         seed=config.random_seed,
         keep_head=run.keep_head,
     )
-    log = RunLog(pathlib.Path(config.output_dir), start=0)
+    log = RunLog(files.as_path(config.output_dir), start=0)
     try:
         counts = _train(run, config, model, teacher_logits, log) if config.do_train else {}
         return _finish(run, config, model, counts, log)
@@ -119,7 +119,7 @@ def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.nda
 def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
     directory = config.teacher_cache
     if directory is None:
-        directory = str(pathlib.Path(config.output_dir) / TEACHER_CACHE_FOLDER)
+        directory = str(files.as_path(config.output_dir) / TEACHER_CACHE_FOLDER)
     return {
         "directory": directory,
         "inputs": run.inputs(run.train, config),
@@ -273,7 +273,7 @@ def _finish(
     log: RunLog,
 ) -> Result:
     """Evaluates and writes; the metrics last."""
-    directory = pathlib.Path(config.output_dir)
+    directory = files.as_path(config.output_dir)
     forward = prediction.compile_forward(model)
     predicted, speed = evaluation.predict(run, config, run.evaluation, forward)
     scores = evaluation.score(run, run.evaluation, predicted)
