@@ -341,7 +341,7 @@ def scratch_folder(directory: PathLike, name: str) -> pathlib.Path:
     if not isinstance(directory, RemotePath):
         return directory / name
     digest = hashlib.sha256(str(directory).encode("utf-8")).hexdigest()
-    return cache_folder() / f"scratch-{digest[:32]}" / name
+    return cache_folder() / f"scratch-{digest[:32]}-{name}"
 
 
 def local_copy(path: PathLike) -> pathlib.Path:

@@ -18,6 +18,7 @@ from pipeline.distill.settings import DistillConfig
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
+from pipeline.storage import reader
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN
@@ -183,6 +184,7 @@ class _Progress(keras.callbacks.Callback):
         self._log.close()
 
 
+@reader.copy_errors_raised()
 def distill(config: DistillConfig) -> Mapping[str, float]:
     """Trains a student, or finishes a run that was killed, and evaluates it.
 

@@ -1,6 +1,7 @@
 """Shards as TensorFlow datasets of padded batches. The only reader that needs TensorFlow."""
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,43 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline import files
+from pipeline.errors import InputError
 from pipeline.remote_files import RemotePath
 from pipeline.runners.ahead import ahead
 from pipeline.storage import shuffling
 from pipeline.storage.hidden_codec import HIDDEN_CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.topk_codec import TopKCodec
+
+# Why a shard could not be copied: TensorFlow, in whose threads that happens, makes a text of it.
+_copy_errors: list[Exception] = []
+
+
+@contextlib.contextmanager
+def copy_errors_raised() -> Iterator[None]:
+    """Raises, in place of TensorFlow's error, the one with which copying a shard failed.
+
+    Raises:
+        OSError: the shard is not there, or cannot be copied whole.
+        InputError: it can never be, as a package is missing.
+    """
+    _copy_errors.clear()
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if not _copy_errors:
+            raise
+        raise _copy_errors[0] from error
+
+
+def _local_paths(paths: Iterable[files.AnyPath]) -> Iterator[str]:
+    """Yields where TensorFlow reads shards; those in a bucket are copied when it is their turn."""
+    for path in paths:
+        try:
+            yield str(files.local_copy(path))
+        except (OSError, InputError) as error:
+            _copy_errors.append(error)
+            raise
 
 
 def training_records(
@@ -40,7 +72,7 @@ def training_records(
 
     def copy_groups():
         for group in shuffling.record_groups(shards, seed, start=start):
-            paths = [str(files.local_copy(directory / file)) for file in group.files]
+            paths = list(_local_paths(directory / file for file in group.files))
             yield paths, group.skip, group.shuffle_seed, group.epoch
 
     def plan():
@@ -101,11 +133,10 @@ def evaluation_records(
     if not isinstance(directory, RemotePath):
         return tf.data.TFRecordDataset([str(path) for path in paths])
 
-    def copies() -> Iterator[str]:
-        return (str(files.local_copy(path)) for path in paths)
-
     signature = tf.TensorSpec([], tf.string)
-    dataset = tf.data.Dataset.from_generator(copies, output_signature=signature)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: _local_paths(paths), output_signature=signature
+    )
     return dataset.flat_map(tf.data.TFRecordDataset)
 
 
