@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import fnmatch
 import io
+import logging
 import pathlib
 import re
 from collections.abc import Iterator
@@ -285,6 +286,8 @@ def _store(scheme: str) -> Any:
     # It takes a moment, which nobody else should wait for.
     import fsspec
 
+    # Some write whole tracebacks there of what they raise as well.
+    logging.getLogger(_PACKAGES[scheme]).setLevel(logging.CRITICAL)
     try:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from data_specs import corpora as corpus_specs
 from data_specs.corpora import CorpusSource, CorpusSpec
-from pipeline import files, seeding
+from pipeline import files, remote_files, seeding
 from pipeline.errors import InputError
 from pipeline.remote_files import RemotePath
 from pipeline.text import readers
@@ -73,7 +73,9 @@ def _resolve(source: CorpusSource) -> Corpus:
     spec, changes = CorpusSpec(), {}
     if source.corpus_spec is not None:
         try:
-            spec = corpus_specs.load_spec(source.corpus_spec)
+            is_object = remote_files.is_url(source.corpus_spec)
+            place = str(files.local_copy(source.corpus_spec)) if is_object else source.corpus_spec
+            spec = corpus_specs.load_spec(place)
         except ValueError as error:
             raise InputError(f"--corpus_spec: {error}") from error
     for name in ("text_fields", "segmenter"):
