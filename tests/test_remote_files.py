@@ -8,8 +8,6 @@ import pathlib
 import pickle
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -21,16 +19,6 @@ from pipeline.errors import InputError
 from pipeline.remote_files import RemotePath
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch) -> Iterator[RemotePath]:
-    """An empty bucket in memory; copies go below the test's folder."""
-    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "copies"))
-    path = files.as_path(f"memory://{uuid.uuid4().hex}")
-    yield path
-    for name in [name for name in MemoryFileSystem.store if name.startswith(f"/{path.key}/")]:
-        del MemoryFileSystem.store[name]
 
 
 @pytest.mark.parametrize("path", ["a/b.txt", "/a", ".", "C:/a", "a:b", "s3:/bucket/a", "://a"])
