@@ -38,6 +38,20 @@ def is_url(path: object) -> bool:
     return isinstance(path, str) and _URL.fullmatch(path) is not None
 
 
+def expect_local(path: str | None, flag: str) -> None:
+    """Checks that a path, if there is one, is of this machine.
+
+    Args:
+        path: as the user gave it.
+        flag: the flag that named it, for the error message.
+
+    Raises:
+        InputError: it is a URL.
+    """
+    if is_url(path):
+        raise InputError(f"{flag}: expected a path of this machine, received {path}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ObjectInfo:
     """What a store says of an object.
@@ -107,6 +121,11 @@ class RemotePath:
         return self.key.suffix
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """See `pathlib.PurePath`; the first is the bucket."""
+        return self.key.parts
+
+    @property
     def parent(self) -> "RemotePath":
         """See `pathlib.PurePath`; the parent of a bucket is the bucket."""
         parts = self.key.parts
@@ -127,6 +146,10 @@ class RemotePath:
         """Returns whether this is below another path, or the same."""
         same_store = isinstance(other, RemotePath) and other.scheme == self.scheme
         return same_store and self.key.is_relative_to(other.key)
+
+    def relative_to(self, folder: "RemotePath") -> pathlib.PurePosixPath:
+        """Returns the name of an object below a folder."""
+        return self.key.relative_to(folder.key)
 
     def _info(self) -> dict[str, Any]:
         with _told(self):
@@ -166,9 +189,12 @@ class RemotePath:
         yield from (self / name for name in sorted(names - marker))
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
-        """Yields what is directly below this name and matches; nothing where nothing is."""
-        if self.is_dir():
-            yield from (path for path in self.iterdir() if fnmatch.fnmatch(path.name, pattern))
+        """Yields the objects below this name that match, part by part, in no special order."""
+        wanted = pathlib.PurePosixPath(pattern).parts
+        for path in self.find() if self.is_dir() else ():
+            parts = path.relative_to(self).parts
+            if len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)):
+                yield path
 
     def find(self) -> dict["RemotePath", int]:
         """Returns objects with their sizes: this one, all below its name, or matches of a glob."""

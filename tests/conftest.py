@@ -89,6 +89,26 @@ def bucket(tmp_path, monkeypatch) -> Iterator[RemotePath]:
         del MemoryFileSystem.store[name]
 
 
+def upload_folder(folder: pathlib.Path, target: RemotePath) -> str:
+    """Uploads a folder with all below it, and returns the URL."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(folder).as_posix()).upload(path)
+    return str(target)
+
+
+def read_objects(folder: RemotePath | str) -> dict[str, bytes]:
+    """Returns what is below a URL, by name."""
+    folder = files.as_path(folder)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.find()}
+
+
+def read_folder(folder: pathlib.Path) -> dict[str, bytes]:
+    """Returns what is below a folder, by name."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
 @pytest.fixture(scope="session")
 def vocab_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A vocabulary of the sentences' characters, but for one that becomes [UNK]."""

@@ -16,31 +16,11 @@ from pipeline.distill import training, training_state
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, tf1_checkpoint
-from pipeline.remote_files import RemotePath
 from pipeline.storage import manifest as manifests
 from pipeline.text.masked_examples import create_masked_examples
-from tests.conftest import make_cache
+from tests.conftest import make_cache, read_folder, read_objects, upload_folder
 
 OUT_OF_ORDER = OSError("503 SlowDown")
-
-
-def _upload(folder: pathlib.Path, target: RemotePath) -> str:
-    """Uploads a folder with all below it, and returns its URL."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            (target / path.relative_to(folder).as_posix()).upload(path)
-    return str(target)
-
-
-def _objects(folder: RemotePath | str) -> dict[str, bytes]:
-    """Returns what is below a URL, by name."""
-    folder = files.as_path(folder)
-    return {str(path.key.relative_to(folder.key)): path.read_bytes() for path in folder.find()}
-
-
-def _files(folder: pathlib.Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 @pytest.fixture
@@ -77,7 +57,7 @@ def stage_1a(bucket, examples_config, corpus_dir, vocab_file):
     (bucket / "vocab.txt").upload(vocab_file)
     return dataclasses.replace(
         examples_config,
-        corpora=(CorpusSource(input_dir=_upload(corpus_dir, bucket / "corpus")),),
+        corpora=(CorpusSource(input_dir=upload_folder(corpus_dir, bucket / "corpus")),),
         vocab_file=str(bucket / "vocab.txt"),
         output_dir=str(bucket / "examples"),
     )
@@ -85,7 +65,7 @@ def stage_1a(bucket, examples_config, corpus_dir, vocab_file):
 
 def test_masked_examples(stage_1a, written, examples_dir) -> None:
     made = create_masked_examples(stage_1a)
-    assert _objects(stage_1a.output_dir) == _files(examples_dir)
+    assert read_objects(stage_1a.output_dir) == read_folder(examples_dir)
     order = [name.removeprefix("examples/") for name in written if name.startswith("examples/")]
     assert (order[0], order[-1]) == ("request.json", "manifest.json")
     for shard in (shard for shards in made.splits.values() for shard in shards):
@@ -110,7 +90,7 @@ def test_an_interrupted_stage_1a_goes_on(stage_1a, written, monkeypatch, example
         _broken_at(patch, "train-00001")
         with pytest.raises(OSError, match="503 SlowDown"):
             create_masked_examples(stage_1a)
-    there = _objects(stage_1a.output_dir)
+    there = read_objects(stage_1a.output_dir)
     assert "train-00000-of-00003.tfrecord" in there
     assert not {"train-00001-of-00003.tfrecord", "manifest.json"} & there.keys()
     with pytest.raises(InputError, match="which is an unfinished one: run the command that makes"):
@@ -119,10 +99,10 @@ def test_an_interrupted_stage_1a_goes_on(stage_1a, written, monkeypatch, example
     create_masked_examples(stage_1a)
     assert "examples/train-00000-of-00003.tfrecord" not in written
     assert "examples/train-00001-of-00003.tfrecord" in written
-    assert _objects(stage_1a.output_dir) == _files(examples_dir)
+    assert read_objects(stage_1a.output_dir) == read_folder(examples_dir)
 
 
-def test_a_corpus_of_folders_globs_and_packed_files(
+def test_a_corpus_of_folders_globs_and_packedread_folder(
     bucket, stage_1a, corpus_dir, tmp_path, monkeypatch
 ) -> None:
     """Files are called as on a disk, whatever is above them: names decide the masks."""
@@ -132,7 +112,7 @@ def test_a_corpus_of_folders_globs_and_packed_files(
     (folder / ".hidden" / "c.txt").write_text("never read")
     shutil.copy(corpus_dir / "a.txt", folder / "sub" / "deep")
     (folder / "b.txt.gz").write_bytes(gzip.compress((corpus_dir / "b.txt").read_bytes(), mtime=0))
-    _upload(folder, bucket / "text")
+    upload_folder(folder, bucket / "text")
     for number, pattern in enumerate(("", "/sub", "/b.txt.gz", "/*/*/*.txt", "/**/*.txt*")):
         made = []
         for place, output in ((str(folder), tmp_path), (str(bucket / "text"), bucket)):
@@ -141,7 +121,9 @@ def test_a_corpus_of_folders_globs_and_packed_files(
             create_masked_examples(
                 dataclasses.replace(stage_1a, corpora=(source,), output_dir=str(output))
             )
-            made.append(_files(output) if isinstance(output, pathlib.Path) else _objects(output))
+            made.append(
+                read_folder(output) if isinstance(output, pathlib.Path) else read_objects(output)
+            )
         assert made[0] == made[1], pattern
 
 
@@ -170,7 +152,7 @@ def test_a_mixture_and_a_declaration(capsys, bucket, stage_1a, corpus_dir) -> No
     status = create_pretraining_data.main(["x", *flags])
     assert status == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: --input_dir: expected a folder of this machine beside --tfds_name, "
+        "error: --input_dir of --tfds_name: expected a path of this machine, "
         "received gs://bucket/tfds"
     )
 
@@ -178,11 +160,11 @@ def test_a_mixture_and_a_declaration(capsys, bucket, stage_1a, corpus_dir) -> No
 @pytest.fixture
 def teacher(bucket, teacher_dir) -> str:
     """The session's teacher in the bucket."""
-    return _upload(teacher_dir, bucket / "teacher")
+    return upload_folder(teacher_dir, bucket / "teacher")
 
 
 def test_teacher_cache(bucket, written, examples_dir, teacher, cache_dir, monkeypatch) -> None:
-    examples = _upload(examples_dir, bucket / "examples")
+    examples = upload_folder(examples_dir, bucket / "examples")
     written.clear()
     with monkeypatch.context() as patch:
         _broken_at(patch, "train-00002")
@@ -194,11 +176,11 @@ def test_teacher_cache(bucket, written, examples_dir, teacher, cache_dir, monkey
     make_cache(bucket / "cache", examples, teacher)
     assert "cache/train-00001-of-00003.tfrecord" not in written
     assert written[-1] == "cache/manifest.json"
-    assert _objects(bucket / "cache") == _files(cache_dir)
+    assert read_objects(bucket / "cache") == read_folder(cache_dir)
 
 
 def test_a_damaged_shard_is_named(capsys, bucket, examples_dir, teacher) -> None:
-    examples = files.as_path(_upload(examples_dir, bucket / "examples"))
+    examples = files.as_path(upload_folder(examples_dir, bucket / "examples"))
     shard = examples / "train-00001-of-00003.tfrecord"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
@@ -215,7 +197,7 @@ def test_a_damaged_shard_is_named(capsys, bucket, examples_dir, teacher) -> None
 
 
 def test_names_in_a_manifest_lead_nowhere_else(bucket, examples_dir) -> None:
-    folder = files.as_path(_upload(examples_dir, bucket / "examples"))
+    folder = files.as_path(upload_folder(examples_dir, bucket / "examples"))
     value = files.read_json(folder / "manifest.json")
     for key, name in (("file", "../secret.tfrecord"), ("file", "s3://other/a"), (None, "../a")):
         changed = json.loads(json.dumps(value))
@@ -235,7 +217,7 @@ def test_a_google_checkpoint(bucket, tmp_path, teacher_dir) -> None:
     files.write_json(tmp_path / "bert_config.json", source.config.to_google())
     tf1_checkpoint.write_tf1_weights(str(tmp_path / "bert_model.ckpt"), source.config, weights)
     local = checkpoints.find_model(tmp_path, "--teacher")
-    found = checkpoints.find_model(_upload(tmp_path, bucket / "google"), "--teacher")
+    found = checkpoints.find_model(upload_folder(tmp_path, bucket / "google"), "--teacher")
     assert found.sha256() == local.sha256()
     assert found.tensor_shapes() == local.tensor_shapes()
     read = found.read_weights()
@@ -251,7 +233,7 @@ def test_a_google_checkpoint(bucket, tmp_path, teacher_dir) -> None:
 @pytest.fixture
 def stage_2(bucket, cache_dir, teacher) -> Callable[..., DistillConfig]:
     """Returns what says how a student is trained, below a bucket or a folder."""
-    cache = _upload(cache_dir, bucket / "cache")
+    cache = upload_folder(cache_dir, bucket / "cache")
 
     def configure(output_dir: object, **changes: object) -> DistillConfig:
         settings = {
@@ -282,7 +264,7 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
     """Trained here, trained in a bucket, and killed between two checkpoints there."""
     start = StudentConfig(init_from=str(teacher_dir), student_layers=2)
     training.distill(stage_2(tmp_path / "here", student=start, input_dir=str(cache_dir)))
-    expected = _files(tmp_path / "here")
+    expected = read_folder(tmp_path / "here")
     config = stage_2(bucket / "student")
 
     def killed(output_dir, model, step, real=training_state.save):
@@ -294,12 +276,12 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
         patch.setattr(training.training_state, "save", killed)
         with pytest.raises(KeyboardInterrupt, match="continues from step 3, the last checkpoint"):
             training.distill(config)
-    there = _objects(config.output_dir)
+    there = read_objects(config.output_dir)
     assert "model.safetensors" not in there and "checkpoints/step-00000003.safetensors" in there
     # What was measured up to the checkpoint is there, and a little more.
     assert _lines(there["metrics.jsonl"])[:4] == _lines(expected["metrics.jsonl"])[:4]
     training.distill(config)
-    made = _objects(config.output_dir)
+    made = read_objects(config.output_dir)
     plain = [name for name in expected if not name.startswith("tensorboard/")]
     assert [name for name in made if not name.startswith("tensorboard/")] == sorted(plain)
     for name in plain:

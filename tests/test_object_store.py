@@ -14,6 +14,7 @@ import pytest
 from pipeline import files
 from pipeline.remote_files import RemotePath
 from pipeline.text.masked_examples import create_masked_examples
+from tests.conftest import read_folder, read_objects, upload_folder
 
 pytestmark = pytest.mark.remote
 
@@ -51,23 +52,6 @@ def place(server: str, tmp_path, monkeypatch) -> RemotePath:
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
     return files.as_path(f"{BUCKET}/{tmp_path.name}")
-
-
-def _upload(source: pathlib.Path, target: RemotePath) -> str:
-    for path in [source] if source.is_file() else source.rglob("*"):
-        if path.is_file():
-            name = path.relative_to(source).as_posix()
-            (target if source.is_file() else target / name).upload(path)
-    return str(target)
-
-
-def _objects(folder: RemotePath) -> dict[str, bytes]:
-    return {str(path.key.relative_to(folder.key)): path.read_bytes() for path in folder.find()}
-
-
-def _files(folder: pathlib.Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 def _start(command: str, *flags: str) -> subprocess.Popen[str]:
@@ -172,9 +156,10 @@ def test_stage_1a_killed_and_finished(
 ) -> None:
     config = dataclasses.replace(examples_config, output_dir=str(tmp_path / "here"))
     create_masked_examples(dataclasses.replace(config, num_shards=SHARDS))
+    (place / "vocab.txt").upload(vocab_file)
     flags = (
-        f"--input_dir={_upload(corpus_dir, place / 'corpus')}",
-        f"--vocab_file={_upload(vocab_file, place / 'vocab.txt')}",
+        f"--input_dir={upload_folder(corpus_dir, place / 'corpus')}",
+        f"--vocab_file={place / 'vocab.txt'}",
         f"--output_dir={place / 'examples'}",
         *(*MASKING, "--dupe_factor=2", "--eval_fraction=0.2", f"--num_shards={SHARDS}"),
         "--max_workers=2",
@@ -186,7 +171,7 @@ def test_stage_1a_killed_and_finished(
     before = {path.name: path.stat() for path in (place / "examples").glob("train-*")}
     assert 0 < len(before) < SHARDS
     _run("create_pretraining_data", *flags)
-    assert _objects(place / "examples") == _files(tmp_path / "here")
+    assert read_objects(place / "examples") == read_folder(tmp_path / "here")
     after = {path.name: path.stat() for path in (place / "examples").glob("train-*")}
     assert {name: after[name] for name in before} == before
     different = _fails("create_pretraining_data", *flags, "--random_seed=7")
@@ -195,8 +180,8 @@ def test_stage_1a_killed_and_finished(
 
 def test_stage_1b_by_two_processes(place, examples_dir, teacher_dir, cache_dir) -> None:
     flags = (
-        f"--input_dir={_upload(examples_dir, place / 'examples')}",
-        f"--teacher={_upload(teacher_dir, place / 'teacher')}",
+        f"--input_dir={upload_folder(examples_dir, place / 'examples')}",
+        f"--teacher={upload_folder(teacher_dir, place / 'teacher')}",
         f"--output_dir={place / 'cache'}",
         *("--truncation_factor=16", "--predict_batch_size=8", "--num_tasks=2"),
     )
@@ -204,7 +189,7 @@ def test_stage_1b_by_two_processes(place, examples_dir, teacher_dir, cache_dir) 
     printed = [process.communicate(timeout=500)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     assert f"teacher cache: {place / 'cache'}" in "".join(printed)
-    assert _objects(place / "cache") == _files(cache_dir)
+    assert read_objects(place / "cache") == read_folder(cache_dir)
 
 
 def test_stage_2_killed_and_finished(place, teacher_dir, cache_dir, tmp_path) -> None:
@@ -215,15 +200,15 @@ def test_stage_2_killed_and_finished(place, teacher_dir, cache_dir, tmp_path) ->
     local = (f"--input_dir={cache_dir}", f"--init_from={teacher_dir}")
     _run("run_distill", *local, *settings, f"--output_dir={tmp_path}/here")
     flags = (
-        f"--input_dir={_upload(cache_dir, place / 'cache')}",
-        f"--init_from={_upload(teacher_dir, place / 'teacher')}",
+        f"--input_dir={upload_folder(cache_dir, place / 'cache')}",
+        f"--init_from={upload_folder(teacher_dir, place / 'teacher')}",
         f"--output_dir={place / 'student'}",
     )
     process = _start("run_distill", *flags, *settings)
     _kill_when_there(process, place / "student" / "checkpoints" / "step-00000005.safetensors")
     assert not (place / "student" / "model.safetensors").exists()
     assert "continuing from step " in _run("run_distill", *flags, *settings)
-    made, expected = _objects(place / "student"), _files(tmp_path / "here")
+    made, expected = read_objects(place / "student"), read_folder(tmp_path / "here")
     for name in expected:
         if not name.startswith("tensorboard/") and name != "metrics.jsonl":
             assert made[name] == expected[name], name

@@ -121,12 +121,15 @@ def write_with_tokenizer(
     from pipeline.text import tokenizers
 
     settings = (source.directory / name for name in _TOKENIZER_SETTINGS)
-    found = [*tokenizers.tokenizer_files(source.directory), *filter(pathlib.Path.is_file, settings)]
+    found = [
+        *tokenizers.tokenizer_files(source.directory),
+        *(path for path in settings if path.is_file()),
+    ]
     files.make_directory(directory, "--output_dir")
     with files.staged_directory(directory, last=last) as stage:
         write(stage)
         for path in found:
-            shutil.copyfile(path, stage / path.name)
+            shutil.copyfile(files.local_copy(path), stage / path.name)
     return [path.name for path in found]
 
 
@@ -134,7 +137,7 @@ def _convert(values: flags.FlagValues) -> None:
     from pipeline import files
     from pipeline.models import weight_names
 
-    source, directory = _find_source(values), pathlib.Path(values.output_dir)
+    source, directory = _find_source(values), files.as_path(values.output_dir)
     if values.layout == _TF1:
         try:
             source.config.to_google()

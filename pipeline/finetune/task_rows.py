@@ -50,7 +50,7 @@ def read_rows(
         InputError: the file cannot be read, or its header lacks a field.
     """
     try:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             if spec.reader == "json_lines":
                 yield from _json_rows(path, stream, needed, bad_row)
             else:

@@ -298,6 +298,7 @@ def _finish(
         "counts": measured,
         "predictions": [str(path.relative_to(directory)) for path in paths],
     }
+    log.publish()
     files.write_json(directory / METRICS_FILE, report)
     return _read_result(directory)
 

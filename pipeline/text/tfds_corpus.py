@@ -19,11 +19,7 @@ _TRAIN = "train"
 @functools.lru_cache(maxsize=8)
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Returns a dataset that is on this machine; it is downloaded if need be."""
-    if remote_files.is_url(data_dir):
-        raise InputError(
-            "--input_dir: expected a folder of this machine beside --tfds_name, "
-            f"received {data_dir}"
-        )
+    remote_files.expect_local(data_dir, "--input_dir of --tfds_name")
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     # An unknown name, config or version: each has an error class of its own.

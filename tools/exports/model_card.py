@@ -69,7 +69,7 @@ def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
     Raises:
         InputError: a file that cannot be read.
     """
-    directory, request = pathlib.Path(directory), {}
+    directory, request = files.as_path(directory), {}
     if (directory / REQUEST_FILE).is_file():
         request = files.read_json(directory / REQUEST_FILE)
     if request.get("kind") != "student":

@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from pipeline import files
 from pipeline.errors import InputError
 from tools.pages.html_page import Markup, element, figure, section, table
 from tools.pages.report_curves import ACCURACY, megabytes, percents, whole_percents
@@ -61,7 +62,7 @@ def read_speeds(path: str) -> list[Speed]:
 
 def find_run(model: str, runs: Sequence[Run]) -> Run | None:
     """Returns the run that made a model, known by its path or its folder's name."""
-    path = pathlib.Path(model)
+    path = files.as_path(model)
     for run in runs:
         if path.resolve() == run.directory.resolve():
             return run
@@ -235,7 +236,7 @@ def _model_paths(summaries: Sequence[JsonFile]) -> list[pathlib.Path]:
     return [
         pathlib.Path(name)
         if name and name not in twice
-        else model_folder(pathlib.Path(summary.path).absolute().parent, summary.text("task"))
+        else model_folder(files.as_path(summary.path).absolute().parent, summary.text("task"))
         for name, summary in named
     ]
 
