@@ -12,6 +12,7 @@ import errno
 import fnmatch
 import io
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -312,6 +313,8 @@ def _store(scheme: str) -> Any:
     # It takes a moment, which nobody else should wait for.
     import fsspec
 
+    # Objects of the kind that gcsfs appends to would be seen before they are whole.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     # Some write whole tracebacks there of what they raise as well.
     logging.getLogger(_PACKAGES[scheme]).setLevel(logging.CRITICAL)
     try:

@@ -85,7 +85,9 @@ def test_masked_examples(stage_1a, written, examples_dir) -> None:
     )
 
 
-def test_an_interrupted_stage_1a_goes_on(stage_1a, written, monkeypatch, examples_dir) -> None:
+def test_an_interrupted_stage_1a_goes_on(
+    stage_1a, written, monkeypatch, examples_dir, tmp_path
+) -> None:
     with monkeypatch.context() as patch:
         _broken_at(patch, "train-00001")
         with pytest.raises(OSError, match="503 SlowDown"):
@@ -95,6 +97,14 @@ def test_an_interrupted_stage_1a_goes_on(stage_1a, written, monkeypatch, example
     assert not {"train-00001-of-00003.tfrecord", "manifest.json"} & there.keys()
     with pytest.raises(InputError, match="which is an unfinished one: run the command that makes"):
         manifests.load(stage_1a.output_dir, flag="--input_dir")
+    # On another machine, where nothing is known of the first, and the text is not the same.
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "elsewhere"))
+    first = files.as_path(stage_1a.corpora[0].input_dir) / "a.txt"
+    text = first.read_bytes()
+    first.write_bytes(text.replace("春天".encode(), "秋天".encode()))
+    with pytest.raises(InputError, match="the text has changed since .* was begun: expected dig"):
+        create_masked_examples(stage_1a)
+    first.write_bytes(text)
     written.clear()
     create_masked_examples(stage_1a)
     assert "examples/train-00000-of-00003.tfrecord" not in written

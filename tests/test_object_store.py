@@ -1,4 +1,7 @@
-"""The commands against a real object store: moto's S3, on this machine, through s3fs."""
+"""The commands against object stores on this machine, through s3fs and gcsfs.
+
+S3 is moto's; Google's is as much of it as gcsfs asks for.
+"""
 
 import dataclasses
 import os
@@ -14,19 +17,19 @@ import pytest
 from pipeline import files
 from pipeline.remote_files import RemotePath
 from pipeline.text.masked_examples import create_masked_examples
+from tests import gcs_server
 from tests.conftest import read_folder, read_objects, upload_folder
 
 pytestmark = pytest.mark.remote
 
 ROOT = pathlib.Path(__file__).parents[1]
-BUCKET = "s3://bucket"
 MASKING = ("--max_seq_length=48", "--max_predictions_per_seq=8", "--doc_stride=30")
 SHARDS = 12
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The endpoint of a store."""
+def s3_url() -> Iterator[str]:
+    """The endpoint of moto's S3."""
     moto_server = pytest.importorskip("moto.server")
     store = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     store.start()
@@ -35,23 +38,46 @@ def server() -> Iterator[str]:
     store.stop()
 
 
+@pytest.fixture(scope="module")
+def gcs_url() -> Iterator[str]:
+    """The endpoint of a store as Google's."""
+    store = gcs_server.Server()
+    store.start()
+    yield store.url
+    store.stop()
+
+
 @pytest.fixture
-def place(server: str, tmp_path, monkeypatch) -> RemotePath:
-    """A folder of the test's own in the bucket."""
-    s3fs = pytest.importorskip("s3fs")
-    settings = {
-        "AWS_ENDPOINT_URL": server,
+def settings(s3_url: str, gcs_url: str, tmp_path, monkeypatch) -> None:
+    """What leads commands, which inherit it, to both stores."""
+    values = {
+        "AWS_ENDPOINT_URL": s3_url,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "STORAGE_EMULATOR_HOST": gcs_url,
+        "NO_GCE_CHECK": "true",
         files.CACHE_VARIABLE: str(tmp_path / "copies"),
     }
-    for name, value in settings.items():
+    for name, value in values.items():
         monkeypatch.setenv(name, value)
-    # Else one that has other settings, or another server, would be used again.
-    s3fs.S3FileSystem.clear_instance_cache()
+    for package, name in (("s3fs", "S3FileSystem"), ("gcsfs", "GCSFileSystem")):
+        # Else one that has other settings, or another server, would be used again.
+        getattr(pytest.importorskip(package), name).clear_instance_cache()
+
+
+@pytest.fixture
+def s3_place(settings, tmp_path) -> RemotePath:
+    """A folder of the test's own in a bucket of S3."""
+    s3fs = pytest.importorskip("s3fs")
     s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
-    return files.as_path(f"{BUCKET}/{tmp_path.name}")
+    return files.as_path(f"s3://bucket/{tmp_path.name}")
+
+
+@pytest.fixture(params=["s3", "gs"])
+def place(request, s3_place, tmp_path) -> RemotePath:
+    """A folder of the test's own in a bucket of either."""
+    return s3_place if request.param == "s3" else files.as_path(f"gs://bucket/{tmp_path.name}")
 
 
 def _start(command: str, *flags: str) -> subprocess.Popen[str]:
@@ -89,7 +115,7 @@ def _kill_when_there(process: subprocess.Popen[str], path: RemotePath) -> None:
     process.wait()
 
 
-def test_an_upload_of_parts_that_breaks_leaves_nothing(place, tmp_path, monkeypatch) -> None:
+def test_an_upload_of_parts_that_breaks_leaves_nothing(s3_place, tmp_path, monkeypatch) -> None:
     import s3fs
 
     path = tmp_path / "large.bin"
@@ -106,12 +132,37 @@ def test_an_upload_of_parts_that_breaks_leaves_nothing(place, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(s3fs.S3FileSystem, "_call_s3", broken)
         with pytest.raises(OSError) as caught:
-            (place / "large.bin").upload(path)
+            (s3_place / "large.bin").upload(path)
     assert calls.count("upload_part") == 3 and "complete_multipart_upload" not in calls
-    assert caught.value.filename == f"{place}/large.bin"
-    assert not (place / "large.bin").exists() and not place.exists()
-    (place / "large.bin").upload(path)
-    assert files.local_copy(place / "large.bin").read_bytes() == path.read_bytes()
+    assert caught.value.filename == f"{s3_place}/large.bin"
+    assert not (s3_place / "large.bin").exists() and not s3_place.exists()
+    (s3_place / "large.bin").upload(path)
+    assert files.local_copy(s3_place / "large.bin").read_bytes() == path.read_bytes()
+
+
+def test_objects_and_folders(place, tmp_path) -> None:
+    """As in memory; of several parts, too."""
+    assert not place.exists() and not place.is_file() and list(place.glob("*")) == []
+    (place / "sub" / "a b.txt").write_bytes(b"one\ntwo\n")
+    assert place.is_dir() and not place.is_file() and (place / "sub" / "a b.txt").is_file()
+    assert place.find() == {place / "sub" / "a b.txt": 8}
+    assert list(place.glob("*/*.txt")) == [place / "sub" / "a b.txt"]
+    assert files.as_path(f"{place}/*/*.txt").find() == {place / "sub" / "a b.txt": 8}
+    with (place / "sub" / "a b.txt").open() as file:
+        assert file.readlines() == [b"one\n", b"two\n"]
+    assert (place / "sub" / "a b.txt").read_bytes(limit=3) == b"one"
+    before = files.local_copy(place / "sub" / "a b.txt")
+    (place / "sub" / "a b.txt").write_bytes(b"six\nten\n")
+    after = files.local_copy(place / "sub" / "a b.txt")
+    assert (before.read_bytes(), after.read_bytes()) == (b"one\ntwo\n", b"six\nten\n")
+    large = tmp_path / "large.bin"
+    large.write_bytes(os.urandom(6 * 2**20))
+    with files.atomic_path(place / "large.bin") as temporary:
+        temporary.write_bytes(large.read_bytes())
+    assert files.sha256_file(place / "large.bin") == files.sha256_file(large)
+    (place / "large.bin").unlink()
+    (place / "large.bin").unlink(missing_ok=True)
+    assert [path.name for path in place.iterdir()] == ["sub"]
 
 
 def test_what_another_process_does_is_seen(place) -> None:
@@ -124,30 +175,30 @@ def test_what_another_process_does_is_seen(place) -> None:
     assert (place / "b").is_file() and (place / "b").stat().st_size == 2
 
 
-def test_mistakes_cost_one_line(place, monkeypatch, corpus_dir, vocab_file, tmp_path) -> None:
+def test_mistakes_cost_one_line(s3_place, monkeypatch, corpus_dir, vocab_file, tmp_path) -> None:
     flags = [f"--input_dir={corpus_dir}", f"--vocab_file={vocab_file}", "--max_workers=1"]
     stage = "create_pretraining_data"
     assert _fails(stage, *flags, "--output_dir=s3://nobucket/a") == (
         "error: s3://nobucket/a/request.json: The specified bucket does not exist; what is "
         "complete is kept, the same command continues"
     )
-    line = _fails(stage, *flags[1:], f"--input_dir={place}", f"--output_dir={tmp_path}/o")
+    line = _fails(stage, *flags[1:], f"--input_dir={s3_place}", f"--output_dir={tmp_path}/o")
     assert line == (
         "error: --input_dir: expected a file, a folder or a glob of files, "
-        f"received {place}: no file there"
+        f"received {s3_place}: no file there"
     )
     with monkeypatch.context() as patch:
         patch.delenv("AWS_ACCESS_KEY_ID")
         patch.delenv("AWS_SECRET_ACCESS_KEY")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        line = _fails(stage, *flags, f"--output_dir={place}")
+        line = _fails(stage, *flags, f"--output_dir={s3_place}")
     assert line.startswith(
-        f"error: {place}: no permission, or no credentials (Unable to locate credentials); "
+        f"error: {s3_place}: no permission, or no credentials (Unable to locate credentials); "
     )
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    line = _fails(stage, *flags, f"--output_dir={place}")
+    line = _fails(stage, *flags, f"--output_dir={s3_place}")
     assert line.startswith(
-        f"error: {place}: the store does not answer as expected (Could not connect to the endpoint"
+        f"error: {s3_place}: the store does not answer as expected (Could not connect to the "
     )
 
 

@@ -51,6 +51,16 @@ def _spill_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
     return _spill_folder(config) / f"{index:08d}.spill"
 
 
+def _plan_path(config: MaskedExamplesConfig) -> files.AnyPath:
+    """In a bucket beside the shards: another machine, too, must not mix two corpora."""
+    return files.as_path(config.output_dir) / _SPILL_FOLDER / _PLAN_FILE
+
+
+def _remove_spill(config: MaskedExamplesConfig) -> None:
+    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    _plan_path(config).unlink(missing_ok=True)
+
+
 def _counts_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
     return _spill_folder(config) / f"{index:08d}.counts.npy"
 
@@ -186,7 +196,7 @@ def _expect_same_corpus(
     config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob]
 ) -> None:
     """Refuses to mix shards of two corpora, should the text have changed between two runs."""
-    path = _spill_folder(config) / _PLAN_FILE
+    path = _plan_path(config)
     started = files.read_json(path)["corpus"] if path.is_file() else plan.corpus_digest
     if started != plan.corpus_digest and any(
         manifests.completed_shard(config.output_dir, job.file) for job in jobs
@@ -231,7 +241,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             if is_new:
                 _withdraw(config, tokenizer)
             raise
-    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    _remove_spill(config)
     return manifest
 
 
@@ -289,7 +299,7 @@ def _write_token_counts(
 
 def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
     """Leaves the directory as it was found: a corrected command may use it."""
-    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    _remove_spill(config)
     for name in (*tokenizer.files(), manifests.REQUEST_FILE):
         (files.as_path(config.output_dir) / name).unlink(missing_ok=True)
 
