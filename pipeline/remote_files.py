@@ -112,11 +112,6 @@ class RemotePath:
         return self.key.name
 
     @property
-    def stem(self) -> str:
-        """See `pathlib.PurePath`."""
-        return self.key.stem
-
-    @property
     def suffix(self) -> str:
         """See `pathlib.PurePath`."""
         return self.key.suffix
@@ -141,7 +136,6 @@ class RemotePath:
         return self
 
     absolute = resolve
-    expanduser = resolve
 
     def is_relative_to(self, other: object) -> bool:
         """Returns whether this is below another path, or the same."""
@@ -218,10 +212,10 @@ class RemotePath:
             file = _store(self.scheme).open(str(self), mode, block_size=_BLOCK_BYTES)
         return io.BufferedReader(_Reader(self, file), _BUFFER_BYTES)
 
-    def read_bytes(self, limit: int | None = None) -> bytes:
-        """Returns the content; with a limit at most so many bytes of it."""
+    def read_bytes(self) -> bytes:
+        """Returns the content."""
         with _told(self):
-            return _store(self.scheme).cat_file(str(self), end=limit)
+            return _store(self.scheme).cat_file(str(self))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Returns the content as text."""
@@ -304,7 +298,8 @@ class _Reader(io.RawIOBase):
 
     def close(self) -> None:
         """See `io.RawIOBase`."""
-        self._file.close()
+        if not self.closed:
+            self._file.close()
         super().close()
 
 
@@ -352,7 +347,7 @@ def _is_of_this_machine(error: Exception) -> bool:
 
 def _describe(error: Exception) -> tuple[int, str]:
     """Returns number and text of the OSError that stands for an error."""
-    said = getattr(error, "strerror", None) or str(error)
+    said = re.sub(r"\[Errno -?\d+\] ", "", str(error))
     text = " ".join(said.split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         # Some say the name again, some that there is no such bucket.

@@ -22,6 +22,7 @@ from pipeline import command_line
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.files import AnyPath
     from pipeline.models.checkpoints import ModelSource
 
 HF, _TF1 = "hf", "tf1"
@@ -66,7 +67,7 @@ def _find_source(values: flags.FlagValues) -> "ModelSource":
     return checkpoints.ModelSource.from_google(values.bert_config_file, values.init_checkpoint)
 
 
-def write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str) -> list[str]:
+def write_model(source: "ModelSource", directory: "AnyPath", *, layout: str) -> list[str]:
     """Writes a model with its tokenizer's files, and returns the names of these.
 
     Args:
@@ -101,7 +102,7 @@ def write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str) 
 
 def write_with_tokenizer(
     source: "ModelSource",
-    directory: pathlib.Path,
+    directory: "AnyPath",
     write: Callable[[pathlib.Path], None],
     *,
     last: str,

@@ -6,7 +6,6 @@ student that reads the same ones learns from it without the teacher.
 """
 
 import math
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -178,7 +177,7 @@ def _records(features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Itera
         yield serialization.encode_example(record)
 
 
-def _read_logits(paths: Sequence[pathlib.Path], inputs: TaskInputs) -> Iterator[np.ndarray]:
+def _read_logits(paths: Sequence[files.AnyPath], inputs: TaskInputs) -> Iterator[np.ndarray]:
     """Yields the logits of each input, each checked to be that input's."""
     stored = ((path, record) for path in paths for record in serialization.read_records(path))
     for number, feature in enumerate(inputs.features):

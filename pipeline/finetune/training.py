@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -44,10 +43,10 @@ class Result:
         predictions: the files to hand in, of the evaluated split first.
     """
 
-    directory: pathlib.Path
+    directory: files.AnyPath
     metrics: Mapping[str, float]
     counts: Mapping[str, float]
-    predictions: tuple[pathlib.Path, ...]
+    predictions: tuple[files.AnyPath, ...]
 
 
 def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> Result:
@@ -303,7 +302,7 @@ def _finish(
     return _read_result(directory)
 
 
-def _read_result(directory: pathlib.Path) -> Result:
+def _read_result(directory: files.AnyPath) -> Result:
     path = directory / METRICS_FILE
     report = files.read_json(path)
     try:

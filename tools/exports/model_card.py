@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -79,7 +78,7 @@ def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
     return Origin(request, cache, _last_evaluation(directory / METRICS_FILE))
 
 
-def _last_evaluation(path: pathlib.Path) -> dict[str, float]:
+def _last_evaluation(path: files.AnyPath) -> dict[str, float]:
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines()

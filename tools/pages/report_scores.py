@@ -213,7 +213,7 @@ class Score:
         return f"{100.0 * self.mean:.2f}{deviation}"
 
 
-def model_folder(directory: pathlib.Path, task: str) -> pathlib.Path:
+def model_folder(directory: files.AnyPath, task: str) -> files.AnyPath:
     """Returns what tells the model of a folder of `finetune`, whose name may have the task in it.
 
     Example: `study/distilled/tnews` and `study/tnews_distilled` become `study/distilled`.
@@ -222,7 +222,7 @@ def model_folder(directory: pathlib.Path, task: str) -> pathlib.Path:
     return directory.with_name(name) if name else directory.parent
 
 
-def _model_paths(summaries: Sequence[JsonFile]) -> list[pathlib.Path]:
+def _model_paths(summaries: Sequence[JsonFile]) -> list[files.AnyPath]:
     """Returns what tells the model of each: its name, or its folder where that is not enough.
 
     Several models may have one name, and a model may learn a task in several ways.
@@ -250,7 +250,7 @@ def read_scores(paths: Sequence[str]) -> list[Score]:
     summaries = [JsonFile.read(path) for path in paths]
     tasks = [summary.text("task") for summary in summaries]
     folders = _model_paths(summaries)
-    seen: set[tuple[pathlib.Path, str]] = set()
+    seen: set[tuple[files.AnyPath, str]] = set()
     for path, pair in zip(paths, zip(folders, tasks, strict=True), strict=True):
         if pair in seen:
             raise InputError(
