@@ -18,14 +18,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline import remote_files
+from pipeline.cache_folder import cache_folder
 from pipeline.errors import InputError
 from pipeline.remote_files import RemotePath
 
 PathLike = str | os.PathLike[str] | RemotePath
 AnyPath = pathlib.Path | RemotePath
-
-# Names the folder of local copies of objects.
-CACHE_VARIABLE = "OFFLINE_DISTILL_CACHE"
 
 # A JSON file of ours is a few kilobytes a shard; a larger one is not ours.
 MAX_JSON_BYTES = 256 * 2**20
@@ -91,9 +89,8 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
     """
     path = as_path(path)
     if isinstance(path, RemotePath):
-        with tempfile.TemporaryDirectory(prefix="upload-", dir=cache_folder()) as folder:
-            yield pathlib.Path(folder) / path.name
-            path.upload(pathlib.Path(folder) / path.name)
+        with _uploaded(path) as temporary:
+            yield temporary
         return
     temporary = temporary_path(path) if temporary is None else temporary
     with _locked(temporary, f"{temporary}: another process is writing this file") as lock:
@@ -112,6 +109,19 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
                 error.filename = str(path)
             raise
     _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _uploaded(path: RemotePath) -> Iterator[pathlib.Path]:
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=cache_folder()) as folder:
+        temporary = pathlib.Path(folder) / path.name
+        try:
+            yield temporary
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(temporary)
+            raise
+        path.upload(temporary)
 
 
 @contextlib.contextmanager
@@ -306,29 +316,6 @@ def staged_directory(path: PathLike, *, last: str) -> Iterator[pathlib.Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def cache_folder() -> pathlib.Path:
-    """Returns the folder of this machine for copies of objects and for scratch files.
-
-    It is what the environment's OFFLINE_DISTILL_CACHE says, else one of this user's own in
-    the temporary folder. When no command runs, it may be deleted.
-
-    Raises:
-        InputError: it cannot be made, or the one in the temporary folder is another user's.
-    """
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return make_directory(pathlib.Path(named).absolute(), CACHE_VARIABLE)
-    folder = pathlib.Path(tempfile.gettempdir()) / f"offline-distill-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    # Anyone may make a folder of that name there, and put models into it.
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise InputError(
-            f"{CACHE_VARIABLE}: expected a folder for copies of objects, as {folder} "
-            "belongs to another user"
-        )
-    return folder
-
-
 def scratch_folder(directory: PathLike, name: str) -> pathlib.Path:
     """Returns where files lie that only a run which is not finished needs.
 
@@ -373,7 +360,8 @@ def local_copies(paths: Sequence[PathLike]) -> tuple[pathlib.Path, ...]:
     for path in found:
         info = path.stat()
         digest.update(f"{path}\n{info.st_size} {info.version}\n".encode())
-    folder = make_directory(cache_folder() / digest.hexdigest()[:32], CACHE_VARIABLE)
+    folder = cache_folder() / digest.hexdigest()[:32]
+    folder.mkdir(exist_ok=True)
     copies = tuple(folder / path.name for path in found)
     for path, copy in zip(found, copies, strict=True):
         if not copy.is_file():

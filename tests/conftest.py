@@ -25,6 +25,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data_specs.corpora import CorpusSource
 from pipeline import files
+from pipeline.cache_folder import CACHE_VARIABLE
 from pipeline.remote_files import RemotePath
 from pipeline.text.masked_examples import create_masked_examples
 from pipeline.text.settings import MaskedExamplesConfig
@@ -82,7 +83,7 @@ def make_text(seed: int, num_documents: int) -> list[str]:
 @pytest.fixture
 def bucket(tmp_path, monkeypatch) -> Iterator[RemotePath]:
     """An empty bucket in memory; copies go below the test's folder."""
-    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "copies"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "copies"))
     path = files.as_path(f"memory://{uuid.uuid4().hex}")
     yield path
     for name in [name for name in MemoryFileSystem.store if name.startswith(f"/{path.key}/")]:

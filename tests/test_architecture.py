@@ -23,6 +23,7 @@ LAYERS = (
     (
         "pipeline.errors",
         "pipeline.remote_files",
+        "pipeline.cache_folder",
         "pipeline.files",
         "pipeline.seeding",
         "pipeline.compute_dtype",

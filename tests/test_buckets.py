@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data_specs.corpora import CorpusSource
 from pipeline import create_pretraining_data, create_teacher_output_data, files
+from pipeline.cache_folder import CACHE_VARIABLE, cache_folder
 from pipeline.distill import training, training_state
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.errors import InputError
@@ -71,7 +72,7 @@ def test_masked_examples(stage_1a, written, examples_dir) -> None:
     for shard in (shard for shards in made.splits.values() for shard in shards):
         assert order.index(f".{shard.file}.json") < order.index(shard.file)
     # Nothing but copies of what was read is left on this machine.
-    assert {path.name for path in files.cache_folder().rglob("*") if path.is_file()} <= {
+    assert {path.name for path in cache_folder().rglob("*") if path.is_file()} <= {
         "vocab.txt",
         ".lock.tmp",
     }
@@ -98,7 +99,7 @@ def test_an_interrupted_stage_1a_goes_on(
     with pytest.raises(InputError, match="which is an unfinished one: run the command that makes"):
         manifests.load(stage_1a.output_dir, flag="--input_dir")
     # On another machine, where nothing is known of the first, and the text is not the same.
-    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "elsewhere"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "elsewhere"))
     first = files.as_path(stage_1a.corpora[0].input_dir) / "a.txt"
     text = first.read_bytes()
     first.write_bytes(text.replace("春天".encode(), "秋天".encode()))
@@ -333,5 +334,5 @@ def test_only_shards_that_are_read_are_copied(bucket, stage_2, cache_dir) -> Non
         num_train_steps=2,
     )
     training.distill(config)
-    copied = {path.name for path in files.cache_folder().rglob("*.tfrecord")}
+    copied = {path.name for path in cache_folder().rglob("*.tfrecord")}
     assert copied == {"train-00001-of-00003.tfrecord"}

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import files
+from pipeline.cache_folder import CACHE_VARIABLE
 from pipeline.remote_files import RemotePath
 from pipeline.text.masked_examples import create_masked_examples
 from tests import gcs_server
@@ -57,7 +58,7 @@ def settings(s3_url: str, gcs_url: str, tmp_path, monkeypatch) -> None:
         "AWS_DEFAULT_REGION": "us-east-1",
         "STORAGE_EMULATOR_HOST": gcs_url,
         "NO_GCE_CHECK": "true",
-        files.CACHE_VARIABLE: str(tmp_path / "copies"),
+        CACHE_VARIABLE: str(tmp_path / "copies"),
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import files
+from pipeline.cache_folder import CACHE_VARIABLE, cache_folder
 from pipeline.errors import InputError
 from pipeline.remote_files import RemotePath
 
@@ -152,7 +154,7 @@ def test_json(bucket) -> None:
 
 def _nothing_left() -> bool:
     """Returns whether uploads have left nothing on this machine."""
-    return not [path for path in files.cache_folder().rglob("*") if path.name != ".lock.tmp"]
+    return not [path for path in cache_folder().rglob("*") if path.name != ".lock.tmp"]
 
 
 def test_an_object_appears_when_its_block_succeeds(bucket) -> None:
@@ -181,6 +183,14 @@ def test_an_upload_that_fails_leaves_nothing(bucket, monkeypatch) -> None:
         "the store does not answer as expected (Broken pipe)",
     )
     assert not path.exists() and _nothing_left()
+
+
+def test_a_full_disk_names_what_is_to_be_uploaded(bucket) -> None:
+    with pytest.raises(OSError) as caught, files.atomic_path(bucket / "model.bin") as temporary:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(temporary)
+    assert temporary.is_relative_to(cache_folder()) and not (bucket / "model.bin").exists()
+    assert _nothing_left()
 
 
 def test_staged_files_appear_in_order(bucket, monkeypatch) -> None:
@@ -294,7 +304,7 @@ def test_a_copy_that_is_not_whole_is_none(bucket, monkeypatch) -> None:
             files.local_copy(path)
     assert caught.value.filename == str(path)
     assert caught.value.strerror == "expected 10 bytes that stay the same, received 5"
-    assert not list(files.cache_folder().rglob("*a.bin*"))
+    assert not list(cache_folder().rglob("*a.bin*"))
     assert files.local_copy(path).read_bytes() == b"0123456789"
 
 
@@ -308,23 +318,33 @@ def test_a_full_disk_names_the_copy(bucket, monkeypatch) -> None:
     with pytest.raises(OSError) as caught:
         files.local_copy(bucket / "a.bin")
     assert caught.value.errno == errno.ENOSPC
-    assert caught.value.filename.startswith(str(files.cache_folder()))
+    assert caught.value.filename.startswith(str(cache_folder()))
 
 
 def test_the_cache_folder_is_ones_own(tmp_path, monkeypatch) -> None:
-    monkeypatch.delenv(files.CACHE_VARIABLE, raising=False)
-    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = files.cache_folder()
-    assert folder == tmp_path / f"offline-distill-{os.getuid()}" == files.cache_folder()
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = cache_folder()
+    assert folder == tmp_path / f"offline-distill-{os.getuid()}" == cache_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir()
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError) as caught:
-        files.cache_folder()
+        cache_folder()
     assert str(caught.value) == (
         f"OFFLINE_DISTILL_CACHE: expected a folder for copies of objects, as {folder} "
         "belongs to another user"
+    )
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "copies"))
+    with pytest.raises(InputError) as caught:
+        cache_folder()
+    assert str(caught.value) == (
+        f"OFFLINE_DISTILL_CACHE: cannot make the folder {tmp_path}/file/copies: Not a directory"
     )
 
 
@@ -333,7 +353,7 @@ def test_scratch_files_are_found_again(bucket, tmp_path) -> None:
     scratch = files.scratch_folder(str(bucket / "out"), ".spill")
     assert scratch == files.scratch_folder(bucket / "out", ".spill")
     assert scratch != files.scratch_folder(bucket / "out2", ".spill")
-    assert scratch.is_relative_to(files.cache_folder())
+    assert scratch.is_relative_to(cache_folder())
 
 
 def _error(package: str, text: str) -> Exception:

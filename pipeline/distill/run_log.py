@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from tensorboard.summary import Writer
 
 from pipeline import files
+from pipeline.cache_folder import cache_folder
 from pipeline.remote_files import RemotePath
 
 METRICS_FILE = "metrics.jsonl"
@@ -30,7 +31,7 @@ class RunLog:
         self._collected: tempfile.TemporaryDirectory[str] | None = None
         self._directory = self._output_dir
         if isinstance(self._output_dir, RemotePath):
-            self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=files.cache_folder())
+            self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=cache_folder())
             self._directory = pathlib.Path(self._collected.name)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
