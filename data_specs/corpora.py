@@ -175,19 +175,22 @@ def load_spec(name: str) -> CorpusSpec:
     return declarations.build(CorpusSpec, values, str(path), checks=_CHECKS)
 
 
-def load_mixture(path: str) -> tuple[CorpusSource, ...]:
+def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
     """Loads a mixture: `corpora:`, a list of `CorpusSource`s.
 
-    A relative `input_dir` or `corpus_spec` file is meant beside the file.
+    A relative `input_dir` or `corpus_spec` file is meant beside the file; a URL is none.
+
+    Args:
+        path: the file: text, or whatever has `read_text` and `parent` as a `pathlib.Path`.
 
     Raises:
         ValueError: it is not as it must be; names the file and the key.
     """
-    content = declarations.load_mapping(pathlib.Path(path))
+    path = pathlib.Path(path) if isinstance(path, str) else path
+    content = declarations.load_mapping(path)
     entries = content.get(_MIXTURE_KEY)
     if set(content) != {_MIXTURE_KEY} or not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected the one key {_MIXTURE_KEY} with a list of corpora")
-    folder = pathlib.Path(path).parent
     sources = []
     for number, entry in enumerate(entries, 1):
         where = f"{path}, corpus {number}"
@@ -196,6 +199,14 @@ def load_mixture(path: str) -> tuple[CorpusSource, ...]:
         for key in ("input_dir", "corpus_spec"):
             value = entry.get(key)
             if isinstance(value, str) and (key == "input_dir" or value.endswith((".yaml", ".yml"))):
-                entry[key] = str(folder / pathlib.Path(value).expanduser())
+                entry[key] = _beside(path.parent, value)
         sources.append(declarations.build(CorpusSource, entry, where, checks=_CHECKS))
     return tuple(sources)
+
+
+def _beside(folder: Any, value: str) -> str:
+    """Returns a path that is relative to a folder; one that is not stays."""
+    if "://" in value:
+        return value
+    local = pathlib.Path(value).expanduser()
+    return str(local if local.is_absolute() else folder / str(local))

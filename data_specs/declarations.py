@@ -41,8 +41,11 @@ def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
-def load_mapping(path: pathlib.Path) -> dict[str, Any]:
+def load_mapping(path: Any) -> dict[str, Any]:
     """Reads a YAML file of keys and values.
+
+    Args:
+        path: the file: a `pathlib.Path`, or whatever else has its `read_text`.
 
     Raises:
         ValueError: it cannot be read or is something else; names the file.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from data_specs import corpora
-from pipeline import command_line
+from pipeline import command_line, files
 from pipeline.errors import InputError
 from pipeline.runners import local
 
@@ -155,7 +155,7 @@ def _find_corpora(values: flags.FlagValues) -> tuple[corpora.CorpusSource, ...]:
         raise InputError("missing: --input_dir, or --tfds_name, or --corpora (see --help)")
     try:
         if values.corpora is not None:
-            return corpora.load_mixture(values.corpora)
+            return corpora.load_mixture(files.as_path(values.corpora))
         if "text_fields" in given:
             names = (name.strip() for name in given["text_fields"].split(","))
             given["text_fields"] = tuple(name for name in names if name)

@@ -1,4 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, on this machine or in a bucket.
+
+A path is `pathlib`'s, or where a URL names it a `RemotePath` with as much of the same
+interface; `as_path` decides. Objects have no locks: of two processes that write the same
+one the last wins, and as jobs are deterministic both write the same bytes.
+"""
 
 import contextlib
 import fcntl
@@ -8,21 +13,50 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline import remote_files
+from pipeline.cache_folder import cache_folder
 from pipeline.errors import InputError
+from pipeline.remote_files import RemotePath
 
-PathLike = str | os.PathLike[str]
+PathLike = str | os.PathLike[str] | RemotePath
+AnyPath = pathlib.Path | RemotePath
 
 # A JSON file of ours is a few kilobytes a shard; a larger one is not ours.
 MAX_JSON_BYTES = 256 * 2**20
 
 
-def temporary_path(path: PathLike) -> pathlib.Path:
+def as_path(path: PathLike) -> AnyPath:
+    """Returns the path of this machine, or the object, that a user's text names.
+
+    Raises:
+        InputError: a URL of another kind than gs:// and s3://.
+    """
+    if isinstance(path, RemotePath):
+        return path
+    return RemotePath.parse(path) if remote_files.is_url(path) else pathlib.Path(path)
+
+
+def is_inside(path: PathLike, folder: PathLike) -> bool:
+    """Returns whether a path is a folder's, or the folder itself; symbolic links are followed."""
+    path, folder = as_path(path).resolve(), as_path(folder).resolve()
+    return isinstance(folder, type(path)) and path.is_relative_to(folder)
+
+
+def temporary_path(path: PathLike) -> AnyPath:
     """Returns the hidden name beside `path` under which it is written."""
-    path = pathlib.Path(path)
+    path = as_path(path)
     return path.with_name(f".{path.name}.tmp")
+
+
+def remove_temporary(path: PathLike) -> None:
+    """Removes what a process that was killed while it wrote `path` may have left beside it."""
+    path = as_path(path)
+    if isinstance(path, pathlib.Path):
+        temporary_path(path).unlink(missing_ok=True)
 
 
 def _sync_directory(path: pathlib.Path) -> None:
@@ -35,23 +69,29 @@ def _sync_directory(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Iterator[pathlib.Path]:
-    """Yields a temporary path that becomes `path` when the block succeeds.
+    """Yields a temporary path of this machine that becomes `path` when the block succeeds.
 
-    The content is on the disk before the name changes, so that after a crash at
-    any moment `path` is either absent (or as it was before) or whole. When the
-    block raises, the temporary file is removed.
+    An object is uploaded then, and appears whole. On this machine the content is on the
+    disk before the name changes, so that after a crash at any moment `path` is either
+    absent (or as it was before) or whole. When the block raises, the temporary file is
+    removed.
 
     Args:
         path: the final path; its folder must exist.
-        temporary: the name to write under; `temporary_path(path)` by default.
+        temporary: the name to write under; `temporary_path(path)` by default. Not for objects.
 
     Yields:
-        the hidden path beside it, to be written and closed inside the block.
+        the hidden path, beside it or for an object in the cache folder, to be written and
+        closed inside the block.
 
     Raises:
-        InputError: another process is writing the same file.
+        InputError: another process is writing the same file of this machine.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        with _uploaded(path) as temporary:
+            yield temporary
+        return
     temporary = temporary_path(path) if temporary is None else temporary
     with _locked(temporary, f"{temporary}: another process is writing this file") as lock:
         try:
@@ -72,16 +112,30 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
 
 
 @contextlib.contextmanager
-def _locked(temporary: pathlib.Path, otherwise: str) -> Iterator[int]:
+def _uploaded(path: RemotePath) -> Iterator[pathlib.Path]:
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=cache_folder()) as folder:
+        temporary = pathlib.Path(folder) / path.name
+        try:
+            yield temporary
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(temporary)
+            raise
+        path.upload(temporary)
+
+
+@contextlib.contextmanager
+def _locked(temporary: pathlib.Path, otherwise: str | None = None) -> Iterator[int]:
     """Opens a temporary file, which a killed process may have left, and holds its lock.
 
     Two live processes that wrote the same one would publish a mixture. The second is
-    told what is `otherwise`.
+    told what is `otherwise`, or without that waits for the first.
     """
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            wait = fcntl.LOCK_NB if otherwise else 0
+            fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
         except BlockingIOError as error:
             raise InputError(f"{otherwise}; wait for it to end") from error
         yield descriptor
@@ -93,7 +147,7 @@ def _locked(temporary: pathlib.Path, otherwise: str) -> Iterator[int]:
 def sole_user(directory: PathLike, flag: str) -> Iterator[None]:
     """Keeps a folder to this process while the block runs; a killed one lets go of it.
 
-    A hidden file there is locked, as folders cannot be everywhere.
+    A hidden file there is locked, as folders cannot be everywhere; in a bucket nothing can.
 
     Args:
         directory: must exist.
@@ -102,7 +156,10 @@ def sole_user(directory: PathLike, flag: str) -> Iterator[None]:
     Raises:
         InputError: another process keeps it.
     """
-    path = pathlib.Path(directory) / ".lock.tmp"
+    path = as_path(directory) / ".lock.tmp"
+    if isinstance(path, RemotePath):
+        yield
+        return
     with _locked(path, f"{flag}: another process is at work in {directory}"):
         try:
             yield
@@ -112,7 +169,10 @@ def sole_user(directory: PathLike, flag: str) -> Iterator[None]:
 
 def write_bytes(path: PathLike, content: bytes) -> None:
     """Writes a whole file atomically; several processes may write the same one at once."""
-    path = pathlib.Path(path)
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+        return
     own_name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with atomic_path(path, temporary=own_name) as temporary:
         temporary.write_bytes(content)
@@ -136,15 +196,15 @@ def read_json(path: PathLike) -> dict[str, Any]:
         InputError: the file is missing, too large, not UTF-8, not JSON or not
             an object.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise InputError(
-            f"{path}: expected at most {MAX_JSON_BYTES} bytes, received {path.stat().st_size}"
-        )
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise InputError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, received {size}")
+    content = path.read_bytes()
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        value = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -153,13 +213,13 @@ def read_json(path: PathLike) -> dict[str, Any]:
 
 
 def sha256_file(path: PathLike) -> str:
-    """Returns the SHA-256 of a file's bytes in hexadecimal."""
-    with open(path, "rb") as file:
+    """Returns the SHA-256 of a file's bytes in hexadecimal; of an object's, of its local copy."""
+    with open(local_copy(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def make_directory(path: PathLike, flag: str) -> pathlib.Path:
-    """Makes a folder and its parents.
+def make_directory(path: PathLike, flag: str) -> AnyPath:
+    """Makes a folder and its parents; buckets have none, and need none.
 
     Args:
         path: the folder.
@@ -168,7 +228,7 @@ def make_directory(path: PathLike, flag: str) -> pathlib.Path:
     Raises:
         InputError: it cannot be made, or a file has that name.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -186,7 +246,7 @@ def expect_new_directory(path: PathLike, flag: str) -> None:
     Raises:
         InputError: it holds something, or a file has that name.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{flag}: expected a folder, received {path}, which is a file")
     names = (item.name for item in path.iterdir()) if path.is_dir() else ()
@@ -208,12 +268,12 @@ def expect_new_file(path: PathLike, flag: str) -> None:
     Raises:
         InputError: something has that name, or there is no such folder.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.exists():
         raise InputError(
             f"{flag}: expected a new file, received {path}, which exists; nothing is overwritten"
         )
-    if not path.parent.is_dir():
+    if not isinstance(path, RemotePath) and not path.parent.is_dir():
         raise InputError(f"{flag}: expected an existing folder, received {path.parent}")
 
 
@@ -221,7 +281,8 @@ def expect_new_file(path: PathLike, flag: str) -> None:
 def staged_directory(path: PathLike, *, last: str) -> Iterator[pathlib.Path]:
     """Yields a hidden folder inside `path`, whose files move up when the block succeeds.
 
-    When the block raises, it is removed with all that is in it.
+    For a bucket it is a folder of this machine, whose files are uploaded. When the block
+    raises, it is removed with all that is in it.
 
     Args:
         path: the final folder, which must exist.
@@ -233,17 +294,84 @@ def staged_directory(path: PathLike, *, last: str) -> Iterator[pathlib.Path]:
     Raises:
         InputError: meanwhile `path` has got a file of the same name.
     """
-    path = pathlib.Path(path)
-    stage = path / f".{secrets.token_hex(4)}.tmp"
+    path = as_path(path)
+    is_remote = isinstance(path, RemotePath)
+    stage = (cache_folder() if is_remote else path) / f".{secrets.token_hex(4)}.tmp"
     stage.mkdir()
     try:
         yield stage
         for file in sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name)):
             with open(file, "rb") as content:
                 os.fsync(content.fileno())
-            if (path / file.name).exists():
-                raise InputError(f"{path / file.name}: expected no such file, found one")
-            os.replace(file, path / file.name)
-        _sync_directory(path)
+            final = path / file.name
+            if final.exists():
+                raise InputError(f"{final}: expected no such file, found one")
+            if is_remote:
+                final.upload(file)
+            else:
+                os.replace(file, final)
+        if not is_remote:
+            _sync_directory(path)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def scratch_folder(directory: PathLike, name: str) -> pathlib.Path:
+    """Returns where files lie that only a run which is not finished needs.
+
+    Args:
+        directory: the run's; for one in a bucket, it is a folder of this machine that
+            belongs to it, in which the same command finds them again.
+        name: of the folder, which is not made.
+    """
+    directory = as_path(directory)
+    if not isinstance(directory, RemotePath):
+        return directory / name
+    digest = hashlib.sha256(str(directory).encode("utf-8")).hexdigest()
+    return cache_folder() / f"scratch-{digest[:32]}-{name}"
+
+
+def local_copy(path: PathLike) -> pathlib.Path:
+    """Returns a file of this machine with the content of a file or an object.
+
+    Raises:
+        OSError: there is no such object, or it cannot be copied whole.
+    """
+    return local_copies([path])[0]
+
+
+def local_copies(paths: Sequence[PathLike]) -> tuple[pathlib.Path, ...]:
+    """Returns files of this machine with the content, and the names, of files or objects.
+
+    Objects are copied once, into one folder, whose name says which versions of them: of
+    one that changed the next call makes another copy. Files of this machine stay where
+    they are.
+
+    Args:
+        paths: all of this machine, or all objects of one folder.
+
+    Raises:
+        OSError: there is no such object, or it cannot be copied whole.
+    """
+    found = [as_path(path) for path in paths]
+    if not any(isinstance(path, RemotePath) for path in found):
+        return tuple(found)
+    digest = hashlib.sha256()
+    for path in found:
+        info = path.stat()
+        digest.update(f"{path}\n{info.st_size} {info.version}\n".encode())
+    folder = cache_folder() / digest.hexdigest()[:32]
+    folder.mkdir(exist_ok=True)
+    copies = tuple(folder / path.name for path in found)
+    for path, copy in zip(found, copies, strict=True):
+        if not copy.is_file():
+            _copy_object(path, copy)
+    return copies
+
+
+def _copy_object(path: RemotePath, copy: pathlib.Path) -> None:
+    """Copies an object; other processes that want the same copy wait meanwhile."""
+    with _locked(copy.parent / ".lock.tmp"):
+        if not copy.is_file():
+            with atomic_path(copy) as temporary:
+                path.download(temporary)

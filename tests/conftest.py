@@ -8,6 +8,8 @@ import io
 import json
 import os
 import pathlib
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -16,11 +18,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 import sentencepiece
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data_specs.corpora import CorpusSource
+from pipeline import files
+from pipeline.cache_folder import CACHE_VARIABLE
+from pipeline.remote_files import RemotePath
 from pipeline.text.masked_examples import create_masked_examples
 from pipeline.text.settings import MaskedExamplesConfig
 
@@ -59,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out opt-in tests unless -m asks for something."""
     if config.option.markexpr:
         return
-    opt_in = {"export", "peers", "shared", "slow", "tpu"}
+    opt_in = {"export", "peers", "remote", "shared", "slow", "tpu"}
     kept = [item for item in items if not opt_in & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
@@ -72,6 +78,36 @@ def make_text(seed: int, num_documents: int) -> list[str]:
         "\n".join(random.choice(SENTENCES, size=random.integers(2, 13)))
         for _ in range(num_documents)
     ]
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch) -> Iterator[RemotePath]:
+    """An empty bucket in memory; copies go below the test's folder."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "copies"))
+    path = files.as_path(f"memory://{uuid.uuid4().hex}")
+    yield path
+    for name in [name for name in MemoryFileSystem.store if name.startswith(f"/{path.key}/")]:
+        del MemoryFileSystem.store[name]
+
+
+def upload_folder(folder: pathlib.Path, target: RemotePath) -> str:
+    """Uploads a folder with all below it, and returns the URL."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(folder).as_posix()).upload(path)
+    return str(target)
+
+
+def read_objects(folder: RemotePath | str) -> dict[str, bytes]:
+    """Returns what is below a URL, by name."""
+    folder = files.as_path(folder)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.find()}
+
+
+def read_folder(folder: pathlib.Path) -> dict[str, bytes]:
+    """Returns what is below a folder, by name."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,14 @@ LAYERS = (
         "data_specs.corpora",
         "data_specs.tasks",
     ),
-    ("pipeline.errors", "pipeline.files", "pipeline.seeding", "pipeline.compute_dtype"),
+    (
+        "pipeline.errors",
+        "pipeline.remote_files",
+        "pipeline.cache_folder",
+        "pipeline.files",
+        "pipeline.seeding",
+        "pipeline.compute_dtype",
+    ),
     (
         "pipeline.models.config",
         "pipeline.models.encoder",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline import command_line, compute_dtype, files
+from pipeline import command_line, compute_dtype, files, remote_files
 from pipeline.errors import InputError
 from tools.text_table import aligned_lines
 
@@ -146,6 +146,7 @@ def _benchmark(values: flags.FlagValues) -> None:
     from tools.benchmarks import machine
     from tools.benchmarks.inputs import Inputs
 
+    remote_files.expect_local(values.work, "--work")
     work = files.make_directory(values.work, "--work")
     inputs = Inputs(
         work,

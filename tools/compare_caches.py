@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, remote_files
 from pipeline.errors import InputError
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
@@ -221,6 +221,7 @@ def _compare(values: flags.FlagValues) -> None:
     caches = [cache.strip() for cache in values.caches.split(",")]
     seeds = command_line.parse_counts("seeds", values.seeds)
     command_line.import_quietly("tensorflow")
+    remote_files.expect_local(values.work, "--work")
     work = files.make_directory(values.work, "--work")
     found = compare(caches, work, seeds, shlex.split(values.distill_flags), values.max_eval_steps)
     print(f"\n{table(found)}")

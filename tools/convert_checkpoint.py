@@ -22,6 +22,7 @@ from pipeline import command_line
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.files import AnyPath
     from pipeline.models.checkpoints import ModelSource
 
 HF, _TF1 = "hf", "tf1"
@@ -66,7 +67,7 @@ def _find_source(values: flags.FlagValues) -> "ModelSource":
     return checkpoints.ModelSource.from_google(values.bert_config_file, values.init_checkpoint)
 
 
-def write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str) -> list[str]:
+def write_model(source: "ModelSource", directory: "AnyPath", *, layout: str) -> list[str]:
     """Writes a model with its tokenizer's files, and returns the names of these.
 
     Args:
@@ -101,7 +102,7 @@ def write_model(source: "ModelSource", directory: pathlib.Path, *, layout: str) 
 
 def write_with_tokenizer(
     source: "ModelSource",
-    directory: pathlib.Path,
+    directory: "AnyPath",
     write: Callable[[pathlib.Path], None],
     *,
     last: str,
@@ -121,12 +122,15 @@ def write_with_tokenizer(
     from pipeline.text import tokenizers
 
     settings = (source.directory / name for name in _TOKENIZER_SETTINGS)
-    found = [*tokenizers.tokenizer_files(source.directory), *filter(pathlib.Path.is_file, settings)]
+    found = [
+        *tokenizers.tokenizer_files(source.directory),
+        *(path for path in settings if path.is_file()),
+    ]
     files.make_directory(directory, "--output_dir")
     with files.staged_directory(directory, last=last) as stage:
         write(stage)
         for path in found:
-            shutil.copyfile(path, stage / path.name)
+            shutil.copyfile(files.local_copy(path), stage / path.name)
     return [path.name for path in found]
 
 
@@ -134,7 +138,7 @@ def _convert(values: flags.FlagValues) -> None:
     from pipeline import files
     from pipeline.models import weight_names
 
-    source, directory = _find_source(values), pathlib.Path(values.output_dir)
+    source, directory = _find_source(values), files.as_path(values.output_dir)
     if values.layout == _TF1:
         try:
             source.config.to_google()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, remote_files
 from pipeline.errors import InputError
 from tools.exports import formats
 from tools.text_table import aligned_lines
@@ -193,6 +193,7 @@ def _prepare(values: flags.FlagValues) -> _Prepared:
             "--sentences: expected either it or --input_dir, real text that exports are checked "
             f"on, received {'neither' if values.sentences is None else 'both'}"
         )
+    remote_files.expect_local(values.output_dir, "--output_dir")
     files.expect_new_directory(values.output_dir, "--output_dir")
 
     from pipeline.models import checkpoints
@@ -205,7 +206,7 @@ def _prepare(values: flags.FlagValues) -> _Prepared:
         checked = _read_sentences(values, source, task, tokenizer)
     else:
         checked = examples.read_cache(cache, values.num_sentences)
-    name = values.name or pathlib.Path(values.model).resolve().name
+    name = values.name or files.as_path(values.model).resolve().name
     # Read once more for the card: a mistake is told now.
     model_card.read_scores(values.scores)
     return _Prepared(

@@ -10,7 +10,6 @@ made again. With --finetune_teacher a model that was fine-tuned before teaches i
 
 import dataclasses
 import os
-import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -127,7 +126,7 @@ def read_config(values: flags.FlagValues) -> FinetuneConfig:
                 f"--{name}: expected --finetune_teacher or --teacher_cache with it, received none"
             )
     if values.teacher_cache is None and values.finetune_teacher is not None:
-        given["teacher_cache"] = str(pathlib.Path(values.output_dir) / _TEACHER_CACHE)
+        given["teacher_cache"] = str(files.as_path(values.output_dir) / _TEACHER_CACHE)
     names = FinetuneConfig.__dataclass_fields__
     return FinetuneConfig(**{name: given[name] for name in names if name in given})
 
@@ -181,7 +180,7 @@ def make_runs(
 
     for number, (rate, seed) in enumerate(grid, 1):
         run = dataclasses.replace(config, learning_rate=rate, random_seed=seed)
-        directory = pathlib.Path(config.output_dir) / run_folder(run)
+        directory = files.as_path(config.output_dir) / run_folder(run)
         print(f"[{number}/{len(grid)}] {directory}", file=sys.stderr)
         run = dataclasses.replace(run, output_dir=str(directory))
         try:
@@ -317,7 +316,7 @@ def _finetune(values: flags.FlagValues) -> None:
         "model": os.path.basename(os.path.abspath(config.model)),
         **summary,
     }
-    files.write_json(pathlib.Path(config.output_dir) / SUMMARY_FILE, summary)
+    files.write_json(files.as_path(config.output_dir) / SUMMARY_FILE, summary)
     print(f"{spec.name}, {config.eval_split}, {len(preparation.evaluation.examples):,} examples")
     print("\n".join(table(summary) if config.do_train else _scores(runs[0])))
     print(f"runs and {SUMMARY_FILE}: {config.output_dir}")

@@ -9,7 +9,6 @@ merged cache. Killed at any moment, the same command finishes the rest.
 import collections
 import dataclasses
 import math
-import pathlib
 import platform
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import tqdm
 from absl import flags
 
 from data_specs import records
-from pipeline import command_line
+from pipeline import command_line, files
 from pipeline.errors import InputError
 from pipeline.storage import cache_codec, writer
 from pipeline.storage import manifest as manifests
@@ -76,7 +75,7 @@ class MergeConfig:
 def _open(config: MergeConfig) -> list[CacheInput]:
     flag = "--input_dirs"
     caches = [
-        CacheInput(pathlib.Path(path), manifests.load(path, flag=flag), flag)
+        CacheInput(files.as_path(path), manifests.load(path, flag=flag), flag)
         for path in config.input_dirs
     ]
     merging.expect_same_examples(caches)
@@ -154,7 +153,7 @@ def merge_caches(config: MergeConfig) -> Manifest:
     caches = _open(config)
     request = _request(config, caches)
     manifests.check_claim(config.output_dir, request, flag="--output_dir")
-    if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
+    if (files.as_path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
         return manifests.load(config.output_dir, flag="--output_dir")
     for cache in caches:
         manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, remote_files
 from pipeline.errors import InputError
 from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import Manifest
@@ -263,7 +263,9 @@ def define_flags() -> flags.FlagValues:
 
 def _config(values: flags.FlagValues) -> PlanConfig:
     settings: Mapping[str, Any] = values.flag_values_dict()
-    place = pathlib.Path(values.output).parent if values.output else "."
+    remote_files.expect_local(values.output_dir, "--output_dir")
+    is_here = values.output and not remote_files.is_url(values.output)
+    place = pathlib.Path(values.output).parent if is_here else "."
     return PlanConfig(
         **{
             **{name: settings[name] for name in PlanConfig.__dataclass_fields__},

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from data_specs import corpora
-from pipeline import command_line, compute_dtype, files
+from pipeline import command_line, compute_dtype, files, remote_files
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
@@ -214,6 +214,7 @@ def _quickstart(values: flags.FlagValues) -> None:
         tokenizers.find_vocab_file(str(teacher), flag="--teacher")
     if corpus is not None:
         find_files(str(corpus), flag="--corpus")
+    remote_files.expect_local(values.work, "--work")
     run = Quickstart(pathlib.Path(values.work), teacher, corpus)
     run.claim()
     steps = run.steps()

@@ -9,8 +9,6 @@ ones, and writes a model directory: the teacher's layers, the rows of its word
 embeddings that are kept, and the smaller tokenizer. The cache is read as it is.
 """
 
-import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -60,8 +58,8 @@ def _limit(values: flags.FlagValues) -> VocabLimit:
 
 
 def _expect_empty(directory: str) -> None:
-    path = pathlib.Path(directory)
-    present = sorted(os.listdir(path)) if path.is_dir() else []
+    path = files.as_path(directory)
+    present = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
     if present:
         raise InputError(
             f"--output_dir: expected a new or empty directory, received {path}, "

@@ -6,7 +6,6 @@ The page needs nothing beside itself. Parts that nothing was given for are left 
 """
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -53,7 +52,7 @@ def make_report(config: ReportConfig) -> str:
     planned = read_plan(config.plan) if config.plan else []
     measured = [read_fidelity(path) for path in config.fidelity]
     taught = read_comparison(config.comparison) if config.comparison else []
-    names = short_names([pathlib.Path(path).absolute() for path in config.caches])
+    names = short_names([files.as_path(path).absolute() for path in config.caches])
     made = read_caches(config.caches, names)
     parts = (
         report_curves.results(runs) if runs else None,

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, remote_files
 from pipeline.errors import InputError
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
@@ -158,6 +158,7 @@ def _describe(work: pathlib.Path) -> str:
 
 
 def _try(values: flags.FlagValues) -> None:
+    remote_files.expect_local(values.work, "--work")
     recipe, work = RECIPES[values.recipe], pathlib.Path(values.work)
     settings = {name: values[name].value for name in ("recipe", "corpus", "vocab_file")}
     settings["max_seq_length"] = values.max_seq_length

@@ -2,17 +2,23 @@
 
 import json
 import pathlib
+import tempfile
 from collections.abc import Mapping
 
 from tensorboard.summary import Writer
 
 from pipeline import files
+from pipeline.cache_folder import cache_folder
+from pipeline.remote_files import RemotePath
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
     """Appends what was measured.
+
+    Objects cannot be appended to: for a directory in a bucket, lines and events are
+    collected on this machine and uploaded whole, before each checkpoint and at the end.
 
     Args:
         output_dir: the run's directory.
@@ -21,11 +27,17 @@ class RunLog:
     """
 
     def __init__(self, output_dir: files.PathLike, *, start: int) -> None:
-        self._directory = pathlib.Path(output_dir)
+        self._output_dir = files.as_path(output_dir)
+        self._collected: tempfile.TemporaryDirectory[str] | None = None
+        self._directory = self._output_dir
+        if isinstance(self._output_dir, RemotePath):
+            self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=cache_folder())
+            self._directory = pathlib.Path(self._collected.name)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
-        if self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+        before = self._output_dir / METRICS_FILE
+        if before.is_file():
+            lines = before.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= start]
             files.write_bytes(self._path, "".join(f"{line}\n" for line in kept).encode())
 
@@ -46,10 +58,21 @@ class RunLog:
             self._writers[split].add_scalar(name, value, step)
         self._writers[split].flush()
 
+    def publish(self) -> None:
+        """Uploads what was collected for a directory in a bucket."""
+        if self._collected is None:
+            return
+        for path in sorted(path for path in self._directory.rglob("*") if path.is_file()):
+            name = path.relative_to(self._directory).as_posix()
+            (self._output_dir / name).upload(path)
+
     def close(self) -> None:
         """Closes the event files."""
         for writer in self._writers.values():
             writer.close()
+        self.publish()
+        if self._collected is not None:
+            self._collected.cleanup()
 
 
 def _step(line: str) -> float:

@@ -1,7 +1,6 @@
 """Stage 2: a student is trained from a cache."""
 
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from pipeline.distill.settings import DistillConfig
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
+from pipeline.storage import reader
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN
@@ -146,6 +146,7 @@ class _Progress(keras.callbacks.Callback):
             # The checkpoint last: what is measured up to it is never lost.
             if self._evaluation is not None:
                 self._write_evaluation_line(step)
+            self._log.publish()
             training_state.save(config.output_dir, self.model, step)
             self._clock = time.perf_counter()
 
@@ -183,6 +184,7 @@ class _Progress(keras.callbacks.Callback):
         self._log.close()
 
 
+@reader.copy_errors_raised()
 def distill(config: DistillConfig) -> Mapping[str, float]:
     """Trains a student, or finishes a run that was killed, and evaluates it.
 
@@ -252,7 +254,7 @@ def _train(
         manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
     else:
         cache.vocab_subset.write_tokenizer(config.output_dir)
-    checkpoints.save_hf(pathlib.Path(config.output_dir), distiller.student)
+    checkpoints.save_hf(config.output_dir, distiller.student)
     return report
 
 

@@ -5,7 +5,6 @@ follows from the step. Between updates no gradient is accumulated. A file appear
 whole or not at all.
 """
 
-import pathlib
 import re
 from collections.abc import Iterator
 
@@ -43,13 +42,13 @@ def _variables(model: Distiller) -> Iterator[tuple[str, keras.Variable]]:
 
 def checkpoint_steps(output_dir: files.PathLike) -> list[int]:
     """Returns the steps that have a checkpoint, ascending."""
-    folder = pathlib.Path(output_dir) / CHECKPOINTS_FOLDER
+    folder = files.as_path(output_dir) / CHECKPOINTS_FOLDER
     matches = [_FILE.fullmatch(path.name) for path in folder.glob("*")]
     return sorted(int(match[1]) for match in matches if match)
 
 
-def _path(output_dir: files.PathLike, step: int) -> pathlib.Path:
-    return pathlib.Path(output_dir) / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
+def _path(output_dir: files.PathLike, step: int) -> files.AnyPath:
+    return files.as_path(output_dir) / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
 
 
 def save(output_dir: files.PathLike, model: Distiller, step: int) -> None:
@@ -84,7 +83,7 @@ def restore(output_dir: files.PathLike, model: Distiller, step: int) -> None:
     """
     path = _path(output_dir, step)
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(files.local_copy(path), framework="numpy") as file:
             stored = set(file.keys())
             for name, variable in _variables(model):
                 if name not in stored:

@@ -1,6 +1,5 @@
 """What a model predicts of a split, scored and written for handing in."""
 
-import pathlib
 import time
 from collections.abc import Sequence
 
@@ -58,8 +57,8 @@ def score(run: Preparation, split: Split, predictions: Predictions) -> dict[str,
 
 
 def write_predictions(
-    run: Preparation, split: Split, predictions: Predictions, directory: pathlib.Path
-) -> pathlib.Path:
+    run: Preparation, split: Split, predictions: Predictions, directory: files.AnyPath
+) -> files.AnyPath:
     """Writes a split's predictions in the form that the benchmark expects.
 
     Returns:

@@ -5,7 +5,6 @@ their authors' models in `transformers` have them. Shapes: B batch, L length, D
 hidden size, C outputs.
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -242,7 +241,7 @@ def save_head(directory: files.PathLike, model: TaskModel, *, labels: Sequence[s
         *head_table(model.config, model.kind, model.num_outputs),
     )
     checkpoints.save_hf_tensors(
-        pathlib.Path(directory),
+        files.as_path(directory),
         checkpoints.get_weights(model),
         table,
         head_settings(model.config, head),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -88,7 +87,7 @@ class _Reading:
 
 def find_files(
     spec: TaskSpec, data_dir: str, split: str, *, flag: str = "--data_dir"
-) -> tuple[pathlib.Path, ...]:
+) -> tuple[files.AnyPath, ...]:
     """Returns the files of a split: those of the first name or glob that has any.
 
     Raises:
@@ -98,7 +97,7 @@ def find_files(
         raise InputError(
             f"{spec.name}: expected a split of {', '.join(spec.files)}, received {split!r}"
         )
-    folder = pathlib.Path(data_dir)
+    folder = files.as_path(data_dir)
     if not folder.is_dir():
         raise InputError(
             f"{flag}: expected the folder of {spec.name}'s files, received {data_dir}: "
@@ -172,7 +171,7 @@ def read_split_data(
     )
 
 
-def _read_labelled(reading: _Reading, paths: tuple[pathlib.Path, ...]) -> Iterator[TaskExample]:
+def _read_labelled(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iterator[TaskExample]:
     spec = reading.spec
     needed = (*spec.text_fields, *([spec.label_field] if reading.labelled else []))
     number = 0
@@ -227,7 +226,7 @@ def _class(spec: TaskSpec, said: str) -> int | None:
     return spec.labels.index(said) if said in spec.labels else None
 
 
-def _read_questions(reading: _Reading, paths: tuple[pathlib.Path, ...]) -> Iterator[TaskExample]:
+def _read_questions(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iterator[TaskExample]:
     """Yields the questions of SQuAD's JSON, which share the contexts of their paragraphs."""
     seen = set()
     for path in paths:

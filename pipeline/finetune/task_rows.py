@@ -5,12 +5,12 @@ import csv
 import dataclasses
 import io
 import json
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from data_specs.tasks import TaskSpec
 from pipeline.errors import InputError
+from pipeline.files import AnyPath
 
 MAX_ROW_BYTES = 16 * 2**20
 
@@ -32,7 +32,7 @@ class Row:
 
 
 def read_rows(
-    spec: TaskSpec, path: pathlib.Path, needed: Sequence[str], bad_row: BadRow
+    spec: TaskSpec, path: AnyPath, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
     """Yields a file's rows.
 
@@ -50,7 +50,7 @@ def read_rows(
         InputError: the file cannot be read, or its header lacks a field.
     """
     try:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             if spec.reader == "json_lines":
                 yield from _json_rows(path, stream, needed, bad_row)
             else:
@@ -59,7 +59,7 @@ def read_rows(
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _lines(path: pathlib.Path, stream: BinaryIO) -> Iterator[tuple[str, str]]:
+def _lines(path: AnyPath, stream: BinaryIO) -> Iterator[tuple[str, str]]:
     """Yields the lines that are not blank, each after where it stands."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
@@ -78,7 +78,7 @@ def _lines(path: pathlib.Path, stream: BinaryIO) -> Iterator[tuple[str, str]]:
 
 
 def _json_rows(
-    path: pathlib.Path, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
+    path: AnyPath, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
     for where, line in _lines(path, stream):
         problem = None
@@ -99,7 +99,7 @@ def _json_rows(
 
 
 def _delimited_rows(
-    spec: TaskSpec, path: pathlib.Path, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
+    spec: TaskSpec, path: AnyPath, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
     delimiter = "\t" if spec.reader == "tsv" else ","
     if spec.quoting == "double":
@@ -130,7 +130,7 @@ def _delimited_rows(
 
 
 def _quoted_cells(
-    path: pathlib.Path, stream: BinaryIO, delimiter: str
+    path: AnyPath, stream: BinaryIO, delimiter: str
 ) -> Iterator[tuple[str, list[str]]]:
     """Yields rows whose fields may hold line breaks, each after where it begins."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")

@@ -6,7 +6,6 @@ student that reads the same ones learns from it without the teacher.
 """
 
 import math
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ def cached_logits(
     else:
         manifest = _make_cache(directory, inputs, teacher, compute_dtype)
     manifests.verify(directory, manifest, full=True)
-    paths = [pathlib.Path(directory) / shard.file for shard in manifest.splits.get(TRAIN, ())]
+    paths = [files.as_path(directory) / shard.file for shard in manifest.splits.get(TRAIN, ())]
     return list(_read_logits(paths, inputs))
 
 
@@ -85,7 +84,7 @@ def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> di
 
 def _expect_task(directory: str, task: str) -> None:
     """Says first what explains all other differences."""
-    path = pathlib.Path(directory) / manifests.REQUEST_FILE
+    path = files.as_path(directory) / manifests.REQUEST_FILE
     there = files.read_json(path).get("task", task) if path.is_file() else task
     if there != task:
         raise InputError(
@@ -110,7 +109,7 @@ def _make_cache(
     directory: str, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> Manifest:
     request = _request(inputs, teacher, compute_dtype)
-    if (pathlib.Path(directory) / manifests.MANIFEST_FILE).is_file():
+    if (files.as_path(directory) / manifests.MANIFEST_FILE).is_file():
         return manifests.load(directory, flag=_FLAG)
     manifests.claim(directory, request, flag=_FLAG)
     shards = _write_shards(directory, inputs, teacher, compute_dtype)
@@ -178,7 +177,7 @@ def _records(features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Itera
         yield serialization.encode_example(record)
 
 
-def _read_logits(paths: Sequence[pathlib.Path], inputs: TaskInputs) -> Iterator[np.ndarray]:
+def _read_logits(paths: Sequence[files.AnyPath], inputs: TaskInputs) -> Iterator[np.ndarray]:
     """Yields the logits of each input, each checked to be that input's."""
     stored = ((path, record) for path in paths for record in serialization.read_records(path))
     for number, feature in enumerate(inputs.features):

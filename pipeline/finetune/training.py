@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -44,10 +43,10 @@ class Result:
         predictions: the files to hand in, of the evaluated split first.
     """
 
-    directory: pathlib.Path
+    directory: files.AnyPath
     metrics: Mapping[str, float]
     counts: Mapping[str, float]
-    predictions: tuple[pathlib.Path, ...]
+    predictions: tuple[files.AnyPath, ...]
 
 
 def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> Result:
@@ -64,7 +63,7 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
     run = prepare(config) if preparation is None else preparation
     request = run.request(config)
     manifests.check_claim(config.output_dir, request, flag=_FLAG)
-    directory = pathlib.Path(config.output_dir)
+    directory = files.as_path(config.output_dir)
     if (directory / METRICS_FILE).is_file():
         return _read_result(directory)
     check_teacher_cache(run, config)
@@ -87,7 +86,7 @@ def _make(run: Preparation, config: FinetuneConfig) -> Result:
         keep_head=run.keep_head,
     )
     # Nothing is kept of what a killed run wrote: a run begins anew.
-    log = RunLog(pathlib.Path(config.output_dir), start=-1)
+    log = RunLog(files.as_path(config.output_dir), start=-1)
     try:
         counts = _train(run, config, model, teacher_logits, log) if run.train is not None else {}
         return _finish(run, config, model, counts, log)
@@ -121,7 +120,7 @@ def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.nda
 def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
     directory = config.teacher_cache
     if directory is None:
-        directory = str(pathlib.Path(config.output_dir) / TEACHER_CACHE_FOLDER)
+        directory = str(files.as_path(config.output_dir) / TEACHER_CACHE_FOLDER)
     return {
         "directory": directory,
         "inputs": run.inputs(run.train, config),
@@ -275,7 +274,7 @@ def _finish(
     log: RunLog,
 ) -> Result:
     """Evaluates and writes; the metrics last."""
-    directory = pathlib.Path(config.output_dir)
+    directory = files.as_path(config.output_dir)
     forward = prediction.compile_forward(model)
     predicted, speed = evaluation.predict(run, config, run.evaluation, forward)
     scores = evaluation.score(run, run.evaluation, predicted)
@@ -300,11 +299,12 @@ def _finish(
         "counts": measured,
         "predictions": [str(path.relative_to(directory)) for path in paths],
     }
+    log.publish()
     files.write_json(directory / METRICS_FILE, report)
     return _read_result(directory)
 
 
-def _read_result(directory: pathlib.Path) -> Result:
+def _read_result(directory: files.AnyPath) -> Result:
     path = directory / METRICS_FILE
     report = files.read_json(path)
     try:

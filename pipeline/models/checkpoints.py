@@ -9,8 +9,6 @@ weights meet a model, so that a wrong path is reported at once.
 import dataclasses
 import errno
 import hashlib
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from pipeline.errors import InputError
-from pipeline.files import PathLike, atomic_path, json_bytes, sha256_file, write_json
+from pipeline.files import (
+    AnyPath,
+    PathLike,
+    as_path,
+    atomic_path,
+    json_bytes,
+    local_copies,
+    sha256_file,
+    write_json,
+)
 from pipeline.models.config import EncoderConfig
 from pipeline.models.tensor_files import HF_WEIGHTS, hf_weight_files, list_tensors, read_tensors
 from pipeline.models.weight_names import (
@@ -68,7 +75,7 @@ def read_hf_weights(
         InputError: no safetensors file, an unreadable one, tensors that are not
             those of the configuration, or an untied output layer.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     files = hf_weight_files(directory)
     tensors = list_tensors(files)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -101,9 +108,9 @@ class ModelSource:
 
     config: EncoderConfig
     layout: str
-    weight_files: tuple[pathlib.Path, ...]
-    location: pathlib.Path | None
-    directory: pathlib.Path
+    weight_files: tuple[AnyPath, ...]
+    location: AnyPath | None
+    directory: AnyPath
 
     @classmethod
     def from_google(
@@ -126,13 +133,13 @@ class ModelSource:
         Raises:
             InputError: a file is missing or the configuration is not valid.
         """
-        config_file = pathlib.Path(config_file)
+        config_file = as_path(config_file)
         if not config_file.is_file():
             raise InputError(f"{config_flag}: no such file: {config_file}")
         config = EncoderConfig.from_json(config_file)
         prefix, files = None, ()
         if checkpoint is not None:
-            prefix = pathlib.Path(os.fspath(checkpoint).removesuffix(".index"))
+            prefix = as_path(str(checkpoint).removesuffix(".index"))
             files = _tf1_files(prefix, checkpoint_flag)
         return cls(config, "tf1", files, prefix, config_file.parent)
 
@@ -154,7 +161,7 @@ class ModelSource:
             return {name: tensor.shape for name, tensor in tensors.items()}
         from pipeline.models.tf1_checkpoint import read_tf1_shapes
 
-        return read_tf1_shapes(os.fspath(self.location))
+        return read_tf1_shapes(self._local_prefix())
 
     def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
         """Reads weights; float32 arrays by our names.
@@ -173,7 +180,12 @@ class ModelSource:
         # Imports TensorFlow, which other sources do not need.
         from pipeline.models.tf1_checkpoint import read_tf1_weights
 
-        return read_tf1_weights(os.fspath(self.location), self.config, table)
+        return read_tf1_weights(self._local_prefix(), self.config, table)
+
+    def _local_prefix(self) -> str:
+        """Returns the prefix of a TensorFlow checkpoint on this machine."""
+        index = local_copies(self.weight_files)[-1]
+        return str(index).removesuffix(".index")
 
     def sha256(self) -> str:
         """Returns a digest of configuration and weight files, wherever they lie.
@@ -183,12 +195,12 @@ class ModelSource:
             line for each weight file: its own SHA-256.
         """
         digest = hashlib.sha256(json_bytes(self.config.to_dict()))
-        for path in self.weight_files:
+        for path in local_copies(self.weight_files):
             digest.update(f"{sha256_file(path)}\n".encode())
         return digest.hexdigest()
 
 
-def _tf1_files(prefix: pathlib.Path, flag: str) -> tuple[pathlib.Path, ...]:
+def _tf1_files(prefix: AnyPath, flag: str) -> tuple[AnyPath, ...]:
     index = prefix.with_name(f"{prefix.name}.index")
     if not index.is_file():
         raise InputError(
@@ -217,7 +229,7 @@ def find_model(directory: PathLike, flag: str) -> ModelSource:
         InputError: not a directory, neither layout, weights missing, or an invalid
             configuration.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     if not directory.is_dir():
         raise InputError(
             f"{flag}: no such directory: {directory} (a model of a hub must be downloaded first)"
@@ -320,7 +332,7 @@ def save_tensors(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
             # The format that `transformers` asks for.
             save_file(dict(tensors), temporary, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise OSError(errno.EIO, str(error), os.fspath(path)) from error
+            raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def save_hf(directory: PathLike, model: "MaskedLM") -> None:
@@ -358,7 +370,7 @@ def save_hf_tensors(
         table: which of them, and their names in the file.
         settings: the content of `config.json`.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     tensors = {
         row.hf: np.ascontiguousarray(weights[row.ours].T if row.transpose_hf else weights[row.ours])
         for row in table

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import InputError
-from pipeline.files import read_json
+from pipeline.files import AnyPath, local_copies, read_json
 from pipeline.models.weight_names import Shape, modern_hf_name
 
 HF_WEIGHTS = "model.safetensors"
@@ -21,7 +20,7 @@ HF_PICKLE = "pytorch_model.bin"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def hf_weight_files(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def hf_weight_files(directory: AnyPath) -> tuple[AnyPath, ...]:
     """Returns the safetensors files of a directory, the index's shards in sorted order."""
     if (directory / HF_WEIGHTS).is_file():
         return (directory / HF_WEIGHTS,)
@@ -37,7 +36,7 @@ def hf_weight_files(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
     raise InputError(f"{directory}: expected {HF_WEIGHTS} or {HF_INDEX}, found neither")
 
 
-def _indexed_files(index: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def _indexed_files(index: AnyPath) -> tuple[AnyPath, ...]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: weight_map: expected an object of file names")
@@ -59,12 +58,12 @@ def _indexed_files(index: pathlib.Path) -> tuple[pathlib.Path, ...]:
 class StoredTensor:
     """Where a tensor of a safetensors file is, without its content."""
 
-    file: pathlib.Path
+    file: AnyPath
     stored_name: str
     shape: Shape
 
 
-def list_tensors(files: tuple[pathlib.Path, ...]) -> dict[str, StoredTensor]:
+def list_tensors(files: tuple[AnyPath, ...]) -> dict[str, StoredTensor]:
     """Returns all tensors by their modern names."""
     tensors: dict[str, StoredTensor] = {}
     for path, file in _opened(files):
@@ -79,10 +78,10 @@ def list_tensors(files: tuple[pathlib.Path, ...]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _opened(files: tuple[pathlib.Path, ...]) -> Iterator[tuple[pathlib.Path, Any]]:
-    for path in files:
+def _opened(files: tuple[AnyPath, ...]) -> Iterator[tuple[AnyPath, Any]]:
+    for path, copy in zip(files, local_copies(files), strict=True):
         try:
-            with safe_open(path, framework="np") as file:
+            with safe_open(copy, framework="np") as file:
                 yield path, file
         except (SafetensorError, OSError) as error:
             raise InputError(
@@ -90,7 +89,7 @@ def _opened(files: tuple[pathlib.Path, ...]) -> Iterator[tuple[pathlib.Path, Any
             ) from (error)
 
 
-def read_tensors(files: tuple[pathlib.Path, ...], wanted: Mapping[str, StoredTensor]) -> dict:
+def read_tensors(files: tuple[AnyPath, ...], wanted: Mapping[str, StoredTensor]) -> dict:
     """Returns the wanted tensors, float32, by the keys of `wanted`."""
     arrays: dict[str, np.ndarray] = {}
     for path, file in _opened(files):

@@ -1,7 +1,6 @@
 """The codec of a teacher cache, from its manifest."""
 
 import dataclasses
-import pathlib
 import zlib
 
 from pipeline import files
@@ -46,7 +45,7 @@ def count_tokens(
     if not CODECS[info.logit_encoding].needs_token_counts:
         return None
     shards = [shard for shards in manifest.splits.values() for shard in shards]
-    paths = [pathlib.Path(source) / shard.file for shard in shards]
+    paths = [files.as_path(source) / shard.file for shard in shards]
     return token_counts.ensure_counts(directory, paths, manifest.vocab.size)
 
 
@@ -68,6 +67,6 @@ def make_codec(directory: files.PathLike, info: TeacherInfo, vocab_size: int) ->
     """
     codec, counts = CODECS[info.logit_encoding], None
     if codec.needs_token_counts:
-        path = pathlib.Path(directory) / token_counts.TOKEN_COUNTS_FILE
+        path = files.as_path(directory) / token_counts.TOKEN_COUNTS_FILE
         counts = token_counts.sum_counts([path], vocab_size)
     return codec(vocab_size, info.truncation_factor, info.variable, counts)

@@ -4,9 +4,9 @@ import dataclasses
 import fnmatch
 import glob
 import os
-import pathlib
 
 from data_specs.records import TASK_LOGITS
+from pipeline import files
 from pipeline.errors import InputError
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
@@ -25,7 +25,7 @@ class CacheInput:
             None for one that knows all.
     """
 
-    directory: pathlib.Path
+    directory: files.AnyPath
     manifest: Manifest
     flag: str
     vocab_subset: VocabSubset | None = None
@@ -49,11 +49,11 @@ def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
         )
     flag = "--input_dir" if input_file is None else "--input_file"
     given = input_dir if input_file is None else input_file
-    if input_file is None or pathlib.Path(input_file).is_dir():
-        return CacheInput(pathlib.Path(given), _load(pathlib.Path(given), flag), flag)
+    if input_file is None or files.as_path(input_file).is_dir():
+        return CacheInput(files.as_path(given), _load(files.as_path(given), flag), flag)
     directory, pattern = os.path.split(input_file)
-    directory = pathlib.Path(directory or ".")
-    if pathlib.Path(input_file).is_file():
+    directory = files.as_path(directory or ".")
+    if files.as_path(input_file).is_file():
         # A name is no pattern, whatever characters are in it.
         pattern = glob.escape(pattern)
     manifest = _load(directory, flag)
@@ -70,7 +70,7 @@ def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
     return CacheInput(directory, dataclasses.replace(manifest, splits=splits), flag)
 
 
-def _load(directory: pathlib.Path, flag: str) -> Manifest:
+def _load(directory: files.AnyPath, flag: str) -> Manifest:
     manifest = manifests.load(directory, flag=flag)
     if manifest.kind == TASK_LOGITS:
         raise InputError(

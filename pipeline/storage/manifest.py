@@ -9,8 +9,6 @@ hidden sidecar of its count and checksum. When all are there, `publish` writes
 import dataclasses
 import hashlib
 import math
-import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -147,7 +145,7 @@ def read_tokens(path: files.PathLike, *, flag: str) -> tuple[str, ...]:
     Raises:
         InputError: there is no such file, or it is not UTF-8.
     """
-    path = pathlib.Path(path)
+    path = files.as_path(path)
     if not path.is_file():
         raise InputError(f"{flag}: expected a vocab.txt, received {path}: no such file")
     try:
@@ -178,14 +176,14 @@ def shard_place(file: str) -> tuple[int, int]:
     return int(match[2]), int(match[3])
 
 
-def sidecar_path(directory: files.PathLike, file: str) -> pathlib.Path:
+def sidecar_path(directory: files.PathLike, file: str) -> files.AnyPath:
     """Returns the path of a shard's sidecar; hidden, so that no glob of shards meets it."""
-    return pathlib.Path(directory) / f".{file}.json"
+    return files.as_path(directory) / f".{file}.json"
 
 
 def completed_shard(directory: files.PathLike, file: str) -> ShardInfo | None:
     """Returns the sidecar of a shard that is whole, or None."""
-    path, sidecar = pathlib.Path(directory) / file, sidecar_path(directory, file)
+    path, sidecar = files.as_path(directory) / file, sidecar_path(directory, file)
     if not (path.is_file() and sidecar.is_file()):
         return None
     try:
@@ -221,10 +219,10 @@ def check_claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: 
     Raises:
         InputError: it holds another request, or files that no request of ours made.
     """
-    directory = pathlib.Path(directory)
+    directory = files.as_path(directory)
     path = directory / REQUEST_FILE
     # Listed before the request is looked for: another task may be writing it now.
-    names = os.listdir(directory) if directory.is_dir() else []
+    names = [item.name for item in directory.iterdir()] if directory.is_dir() else []
     present = sorted(name for name in names if not name.endswith(".tmp"))
     if path.is_file():
         difference = describe_difference(files.read_json(path), request)
@@ -258,10 +256,10 @@ def claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: str) -
 
 def publish(directory: files.PathLike, manifest: Manifest) -> None:
     """Writes the manifest: from now on the directory is complete."""
-    directory = pathlib.Path(directory)
+    directory = files.as_path(directory)
     for shard in (shard for split in manifest.splits.values() for shard in split):
         # What a killed process left half-written; the whole shard is beside it.
-        files.temporary_path(directory / shard.file).unlink(missing_ok=True)
+        files.remove_temporary(directory / shard.file)
     files.write_json(directory / MANIFEST_FILE, manifest.to_json())
 
 
@@ -275,7 +273,7 @@ def load(directory: files.PathLike, *, flag: str) -> Manifest:
     Raises:
         InputError: there is none, or a field is missing or not as it must be.
     """
-    path = pathlib.Path(directory) / MANIFEST_FILE
+    path = files.as_path(directory) / MANIFEST_FILE
     if not path.is_file():
         state = "no cache"
         if (path.parent / REQUEST_FILE).is_file():
@@ -358,10 +356,10 @@ def copy_tokenizer(source: files.PathLike, manifest: Manifest, target: files.Pat
         InputError: one is missing.
     """
     for name in manifest.tokenizer_files:
-        path = pathlib.Path(source) / name
+        path = files.as_path(source) / name
         if not path.is_file():
             raise InputError(f"{path}: this tokenizer file is missing")
-        files.write_bytes(pathlib.Path(target) / name, path.read_bytes())
+        files.write_bytes(files.as_path(target) / name, path.read_bytes())
 
 
 def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None:
@@ -375,7 +373,7 @@ def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None
     Raises:
         InputError: a file is missing, of another size, or has other bytes.
     """
-    directory = pathlib.Path(directory)
+    directory = files.as_path(directory)
     for shard in (shard for split in manifest.splits.values() for shard in split):
         _verify_file(directory / shard.file, shard, "shard", full=full)
     if manifest.token_counts is not None:
@@ -383,7 +381,7 @@ def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None
         _verify_file(directory / info.file, info, "file of token counts", full=full)
 
 
-def _verify_file(path: pathlib.Path, info: ShardInfo | FileInfo, what: str, *, full: bool) -> None:
+def _verify_file(path: files.AnyPath, info: ShardInfo | FileInfo, what: str, *, full: bool) -> None:
     if not path.is_file():
         raise InputError(f"{path}: this {what} is missing")
     size = path.stat().st_size

@@ -1,7 +1,7 @@
 """Shards as TensorFlow datasets of padded batches. The only reader that needs TensorFlow."""
 
-import pathlib
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,43 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline import files
+from pipeline.errors import InputError
+from pipeline.remote_files import RemotePath
+from pipeline.runners.ahead import ahead
 from pipeline.storage import shuffling
 from pipeline.storage.hidden_codec import HIDDEN_CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.topk_codec import TopKCodec
+
+# Why a shard could not be copied: TensorFlow, in whose threads that happens, makes a text of it.
+_copy_errors: list[Exception] = []
+
+
+@contextlib.contextmanager
+def copy_errors_raised() -> Iterator[None]:
+    """Raises, in place of TensorFlow's error, the one with which copying a shard failed.
+
+    Raises:
+        OSError: the shard is not there, or cannot be copied whole.
+        InputError: it can never be, as a package is missing.
+    """
+    _copy_errors.clear()
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if not _copy_errors:
+            raise
+        raise _copy_errors[0] from error
+
+
+def _local_paths(paths: Iterable[files.AnyPath]) -> Iterator[str]:
+    """Yields where TensorFlow reads shards; those in a bucket are copied when it is their turn."""
+    for path in paths:
+        try:
+            yield str(files.local_copy(path))
+        except (OSError, InputError) as error:
+            _copy_errors.append(error)
+            raise
 
 
 def training_records(
@@ -31,14 +64,20 @@ def training_records(
 
     Returns:
         pairs of a serialised record, string [], and the number of its epoch,
-        int64 [], from 0.
+        int64 [], from 0. Shards in a bucket are copied to this machine when their
+        turn comes, those of the next groups meanwhile.
     """
+    directory = files.as_path(directory)
     shards = [shard for shard in manifest.splits[split] if shard.num_examples]
 
-    def plan():
+    def copy_groups():
         for group in shuffling.record_groups(shards, seed, start=start):
-            paths = [str(pathlib.Path(directory) / file) for file in group.files]
+            paths = list(_local_paths(directory / file for file in group.files))
             yield paths, group.skip, group.shuffle_seed, group.epoch
+
+    def plan():
+        groups = copy_groups()
+        return ahead(groups, depth=1) if isinstance(directory, RemotePath) else groups
 
     def read_group(paths, skip, shuffle_seed, epoch):
         dataset = tf.data.Dataset.from_tensor_slices(paths).interleave(
@@ -85,9 +124,20 @@ def sample_lengths(
 def evaluation_records(
     directory: files.PathLike, manifest: Manifest, split: str
 ) -> tf.data.Dataset:
-    """Returns a split's serialised records once, in their stored order."""
-    paths = [str(pathlib.Path(directory) / shard.file) for shard in manifest.splits[split]]
-    return tf.data.TFRecordDataset(paths)
+    """Returns a split's serialised records once, in their stored order.
+
+    A shard in a bucket is copied to this machine when its turn comes.
+    """
+    directory = files.as_path(directory)
+    paths = [directory / shard.file for shard in manifest.splits[split]]
+    if not isinstance(directory, RemotePath):
+        return tf.data.TFRecordDataset([str(path) for path in paths])
+
+    signature = tf.TensorSpec([], tf.string)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: _local_paths(paths), output_signature=signature
+    )
+    return dataset.flat_map(tf.data.TFRecordDataset)
 
 
 def _decode(value: tf.Tensor, feature: records.Feature, vocab_size: int, length: int) -> tf.Tensor:

@@ -15,12 +15,12 @@ serialisation does. A TFRecord is
 """
 
 import functools
-import os
 import struct
 from collections.abc import Iterator, Mapping
 
 import google_crc32c
 
+from pipeline import files
 from pipeline.errors import InputError
 
 _BYTES_FIELD_1 = b"\x0a"
@@ -142,14 +142,14 @@ def frame_record(record: bytes) -> bytes:
     return b"".join((header, record, _FOOTER.pack(_masked_crc(record))))
 
 
-def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
+def read_records(path: files.PathLike) -> Iterator[bytes]:
     """Yields the records of a TFRecord file, checking both checksums of each.
 
     Raises:
         InputError: the file is truncated or damaged; names it and the byte offset.
     """
     offset = 0
-    with open(path, "rb") as file:
+    with open(files.local_copy(path), "rb") as file:
         while header := file.read(_HEADER.size):
             problem = f"{path}: broken record at byte {offset}"
             if len(header) < _HEADER.size:

@@ -8,7 +8,6 @@
 Nothing is copied and nothing is written into the directory.
 """
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from data_specs import records
 from pipeline import files
 from pipeline.errors import InputError
+from pipeline.remote_files import RemotePath
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 
@@ -53,10 +53,16 @@ class TeacherCache(FileReaderBuilder, skip_registration=True):
     VERSION = tfds.core.Version(f"{manifests.FORMAT_VERSION}.0.0")
 
     def __init__(self, directory: files.PathLike) -> None:
+        directory = files.as_path(directory)
+        if isinstance(directory, RemotePath):
+            raise InputError(
+                f"{directory}: expected a directory of this machine; pipeline.storage.reader "
+                "reads shards in a bucket, too"
+            )
         self._manifest = manifests.load(directory, flag=str(directory))
         _expect_plain_arrays(directory, self._manifest)
         manifests.verify(directory, self._manifest, full=False)
-        super().__init__(data_dir=str(pathlib.Path(directory).resolve()))
+        super().__init__(data_dir=str(directory.resolve()))
         # What a copy in another process is made from.
         self._original_state = {"directory": str(directory)}
 

@@ -8,7 +8,6 @@ been read; each chunk leaves counts beside its spill file, to be summed.
 
 import io
 import itertools
-import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -49,7 +48,7 @@ def write_counts(path: files.PathLike, counts: np.ndarray) -> FileInfo:
     buffer = io.BytesIO()
     np.save(buffer, counts.astype(_DTYPE), allow_pickle=False)
     files.write_bytes(path, buffer.getvalue())
-    return _file_info(pathlib.Path(path))
+    return _file_info(files.as_path(path))
 
 
 def ensure_counts(
@@ -68,7 +67,7 @@ def ensure_counts(
     Raises:
         InputError: the file holds something else, or a shard is damaged.
     """
-    path = pathlib.Path(directory) / TOKEN_COUNTS_FILE
+    path = files.as_path(directory) / TOKEN_COUNTS_FILE
     if not path.is_file():
         serialized = itertools.chain.from_iterable(map(serialization.read_records, shards))
         return write_counts(path, count_tokens(serialized, vocab_size))
@@ -76,16 +75,16 @@ def ensure_counts(
     return _file_info(path)
 
 
-def _file_info(path: pathlib.Path) -> FileInfo:
+def _file_info(path: files.AnyPath) -> FileInfo:
     return FileInfo(path.name, path.stat().st_size, files.sha256_file(path))
 
 
-def _read(path: pathlib.Path, vocab_size: int) -> np.ndarray:
+def _read(path: files.AnyPath, vocab_size: int) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path}: this file of token counts is missing")
     size = vocab_size * _DTYPE.itemsize
     try:
-        with open(path, "rb") as file:
+        with open(files.local_copy(path), "rb") as file:
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             content = file.read(size + 1)
@@ -107,7 +106,7 @@ def sum_counts(paths: Sequence[files.PathLike], vocab_size: int) -> np.ndarray:
     """
     total = np.zeros(vocab_size, _DTYPE)
     for path in paths:
-        total += _read(pathlib.Path(path), vocab_size)
+        total += _read(files.as_path(path), vocab_size)
     return total
 
 
@@ -119,4 +118,4 @@ def load_counts(directory: files.PathLike, manifest: Manifest) -> np.ndarray:
     """
     if manifest.token_counts is None:
         raise InputError(f"{directory}: expected {records.UNMASKED_WINDOWS} with token counts")
-    return _read(pathlib.Path(directory) / manifest.token_counts.file, manifest.vocab.size)
+    return _read(files.as_path(directory) / manifest.token_counts.file, manifest.vocab.size)

@@ -10,7 +10,6 @@ that p'_T = (1 − tail'_T) · softmax(kept logits / T) is exactly the old p_T.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +56,7 @@ class VocabSubset:
     def write_tokenizer(self, directory: files.PathLike) -> None:
         """Writes the student's tokenizer into its directory, each file atomically."""
         for name, content in self.tokenizer_files.items():
-            files.write_bytes(pathlib.Path(directory) / name, content)
+            files.write_bytes(files.as_path(directory) / name, content)
 
 
 def id_table(

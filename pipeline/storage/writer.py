@@ -1,7 +1,6 @@
 """Shards that appear whole or not at all."""
 
 import hashlib
-import pathlib
 from collections.abc import Iterable, Mapping
 
 from pipeline import files
@@ -28,7 +27,7 @@ def write_shard(
     Returns:
         the shard's count, size and checksum.
     """
-    path = pathlib.Path(directory) / file
+    path = files.as_path(directory) / file
     checksum = hashlib.sha256()
     num_examples = num_bytes = 0
     with files.atomic_path(path) as temporary:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import pathlib
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import tqdm
 
 from data_specs import records
+from pipeline import files
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, layer_groups
 from pipeline.models.group_means import mean_state
@@ -272,7 +272,7 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     cache = teacher_input.open_examples(config, source)
     request = _request(config, cache, source)
     manifests.check_claim(config.output_dir, request, flag="--output_dir")
-    if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
+    if (files.as_path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
         return manifests.load(config.output_dir, flag="--output_dir")
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     jobs = [

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from data_specs import corpora as corpus_specs
 from data_specs.corpora import CorpusSource, CorpusSpec
-from pipeline import seeding
+from pipeline import files, remote_files, seeding
 from pipeline.errors import InputError
+from pipeline.remote_files import RemotePath
 from pipeline.text import readers
 from pipeline.text.documents import Corpus, CorpusFile, RawDocument
 
@@ -72,7 +73,9 @@ def _resolve(source: CorpusSource) -> Corpus:
     spec, changes = CorpusSpec(), {}
     if source.corpus_spec is not None:
         try:
-            spec = corpus_specs.load_spec(source.corpus_spec)
+            is_object = remote_files.is_url(source.corpus_spec)
+            place = str(files.local_copy(source.corpus_spec)) if is_object else source.corpus_spec
+            spec = corpus_specs.load_spec(place)
         except ValueError as error:
             raise InputError(f"--corpus_spec: {error}") from error
     for name in ("text_fields", "segmenter"):
@@ -130,8 +133,7 @@ def find_files(pattern: str, *, flag: str, corpus: Corpus = _ANY_CORPUS) -> tupl
     """
     paths, root = _list_paths(pattern)
     found = [
-        CorpusFile(path, os.path.relpath(path, root or "."), os.path.getsize(path), corpus)
-        for path in paths
+        CorpusFile(path, os.path.relpath(path, root or "."), size, corpus) for path, size in paths
     ]
     visible = [
         file for file in found if not any(p.startswith(".") for p in pathlib.Path(file.name).parts)
@@ -141,7 +143,7 @@ def find_files(pattern: str, *, flag: str, corpus: Corpus = _ANY_CORPUS) -> tupl
             f"{flag}: expected a file, a folder or a glob of files, "
             f"received {pattern}: no file there"
         )
-    if pathlib.Path(pattern).is_dir():
+    if files.as_path(pattern).is_dir():
         visible = [file for file in visible if _is_declared(file)]
         if not visible:
             raise InputError(
@@ -154,16 +156,23 @@ def find_files(pattern: str, *, flag: str, corpus: Corpus = _ANY_CORPUS) -> tupl
     return tuple(sorted(visible, key=lambda file: file.name))
 
 
-def _list_paths(pattern: str) -> tuple[list[str], str]:
-    """Returns the files that a path or glob names, and the folder that their names begin at."""
-    if pathlib.Path(pattern).is_dir():
+def _list_paths(pattern: str) -> tuple[list[tuple[str, int]], str]:
+    """Returns what a path or glob names, with sizes, and the folder that the names begin at."""
+    path = files.as_path(pattern)
+    is_folder = path.is_dir()
+    if isinstance(path, RemotePath):
+        found = [(str(place), size) for place, size in path.find().items()]
+    elif is_folder:
         walk = os.walk(pattern)
-        return [os.path.join(folder, name) for folder, _, names in walk for name in names], pattern
-    # A name is no pattern, whatever characters are in it.
-    is_file = pathlib.Path(pattern).is_file()
-    matches = [pattern] if is_file else glob.glob(pattern, recursive=True)
-    paths = [path for path in matches if pathlib.Path(path).is_file()]
-    return paths, os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+        paths = (os.path.join(folder, name) for folder, _, names in walk for name in names)
+        found = [(place, os.path.getsize(place)) for place in paths]
+    else:
+        # A name is no pattern, whatever characters are in it.
+        matches = [pattern] if path.is_file() else glob.glob(pattern, recursive=True)
+        found = [(place, os.path.getsize(place)) for place in matches if os.path.isfile(place)]
+    if is_folder or not found:
+        return found, str(pattern) if is_folder else ""
+    return found, os.path.commonpath([os.path.dirname(place) for place, _ in found])
 
 
 def _is_declared(file: CorpusFile) -> bool:

@@ -44,11 +44,21 @@ _masker = functools.lru_cache(maxsize=1)(DocumentMasker)
 
 
 def _spill_folder(config: MaskedExamplesConfig) -> pathlib.Path:
-    return pathlib.Path(config.output_dir) / _SPILL_FOLDER
+    return files.scratch_folder(config.output_dir, _SPILL_FOLDER)
 
 
 def _spill_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
     return _spill_folder(config) / f"{index:08d}.spill"
+
+
+def _plan_path(config: MaskedExamplesConfig) -> files.AnyPath:
+    """In a bucket beside the shards: another machine, too, must not mix two corpora."""
+    return files.as_path(config.output_dir) / _SPILL_FOLDER / _PLAN_FILE
+
+
+def _remove_spill(config: MaskedExamplesConfig) -> None:
+    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    _plan_path(config).unlink(missing_ok=True)
 
 
 def _counts_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
@@ -141,7 +151,7 @@ def _mask_corpus(
     workers: local.Workers,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every chunk into its spill file and returns their headers."""
-    _spill_folder(config).mkdir(exist_ok=True)
+    _spill_folder(config).mkdir(parents=True, exist_ok=True)
     mask = functools.partial(_mask_chunk, config)
     results = workers.run(mask, corpus.read_chunks(corpus_files))
     headers = []
@@ -186,7 +196,7 @@ def _expect_same_corpus(
     config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob]
 ) -> None:
     """Refuses to mix shards of two corpora, should the text have changed between two runs."""
-    path = _spill_folder(config) / _PLAN_FILE
+    path = _plan_path(config)
     started = files.read_json(path)["corpus"] if path.is_file() else plan.corpus_digest
     if started != plan.corpus_digest and any(
         manifests.completed_shard(config.output_dir, job.file) for job in jobs
@@ -219,7 +229,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     corpus_files = corpus.open_corpora(config.corpora, corpora)
     request = config.request(tokenizer, corpora)
     is_new = manifests.claim(config.output_dir, request, flag="--output_dir")
-    if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
+    if (files.as_path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
         manifest = manifests.load(config.output_dir, flag="--output_dir")
         _expect_corpus_size(config, manifest, corpus_files)
     else:
@@ -231,16 +241,15 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             if is_new:
                 _withdraw(config, tokenizer)
             raise
-    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    _remove_spill(config)
     return manifest
 
 
 def _expect_output_outside(config: MaskedExamplesConfig) -> None:
-    output_dir = pathlib.Path(config.output_dir).resolve()
     for source in config.corpora:
         if source.input_dir is None or source.tfds_name is not None:
             continue
-        if output_dir.is_relative_to(pathlib.Path(source.input_dir).resolve()):
+        if files.is_inside(config.output_dir, source.input_dir):
             raise InputError(
                 f"--output_dir: expected a folder outside --input_dir={source.input_dir}, which "
                 f"is read with all below it, received {config.output_dir}"
@@ -254,7 +263,7 @@ def _make(
     request: Mapping[str, Any],
 ) -> Manifest:
     for name, content in tokenizer.files().items():
-        files.write_bytes(pathlib.Path(config.output_dir) / name, content)
+        files.write_bytes(files.as_path(config.output_dir) / name, content)
     with local.Workers(config.max_workers) as workers:
         headers = _mask_corpus(config, corpus_files, workers)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
@@ -284,15 +293,15 @@ def _write_token_counts(
     if not config.is_dynamic:
         return None
     paths = [_counts_path(config, index) for index in range(plan.num_chunks)]
-    path = pathlib.Path(config.output_dir) / token_counts.TOKEN_COUNTS_FILE
+    path = files.as_path(config.output_dir) / token_counts.TOKEN_COUNTS_FILE
     return token_counts.write_counts(path, token_counts.sum_counts(paths, vocab_size))
 
 
 def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
     """Leaves the directory as it was found: a corrected command may use it."""
-    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    _remove_spill(config)
     for name in (*tokenizer.files(), manifests.REQUEST_FILE):
-        (pathlib.Path(config.output_dir) / name).unlink(missing_ok=True)
+        (files.as_path(config.output_dir) / name).unlink(missing_ok=True)
 
 
 def _expect_corpus_size(

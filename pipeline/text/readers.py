@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSpec
-from pipeline import seeding
+from pipeline import files, seeding
 from pipeline.errors import InputError
 from pipeline.text.documents import CorpusFile, RawDocument
 
@@ -40,7 +40,7 @@ def read_documents(file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
         yield from tfds_corpus.read_documents(file)
         return
     try:
-        with open(file.path, "rb") as raw:
+        with files.as_path(file.path).open("rb") as raw:
             stream = gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
             for document in _documents_of(file, stream):
                 yield document, raw.tell()

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_specs.corpora import CorpusSource
+from pipeline import remote_files
 from pipeline.errors import InputError
 from pipeline.text.documents import Corpus, CorpusFile, RawDocument
 
@@ -18,6 +19,7 @@ _TRAIN = "train"
 @functools.lru_cache(maxsize=8)
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Returns a dataset that is on this machine; it is downloaded if need be."""
+    remote_files.expect_local(data_dir, "--input_dir of --tfds_name")
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     # An unknown name, config or version: each has an error class of its own.

@@ -1,12 +1,13 @@
 """The tokenizer that a file or a model directory names."""
 
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline import files
 from pipeline.errors import InputError
 from pipeline.models.checkpoints import HF_CONFIG
+from pipeline.remote_files import RemotePath
 from pipeline.storage import vocab_subset
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import VocabInfo, read_tokens, vocab_info
@@ -26,9 +27,9 @@ _FILE_NAMES = (
 )
 
 
-def tokenizer_files(directory: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
+def tokenizer_files(directory: files.PathLike) -> tuple[files.AnyPath, ...]:
     """Returns the files of a model directory that describe its tokenizer, the best first."""
-    paths = (pathlib.Path(directory) / name for name in _FILE_NAMES)
+    paths = (files.as_path(directory) / name for name in _FILE_NAMES)
     return tuple(path for path in paths if path.is_file())
 
 
@@ -38,7 +39,7 @@ def find_vocab_file(path: str, *, flag: str) -> str:
     Raises:
         InputError: the directory has none.
     """
-    if not pathlib.Path(path).is_dir():
+    if not files.as_path(path).is_dir():
         return path
     found = tokenizer_files(path)
     if not found:
@@ -87,14 +88,17 @@ def load_tokenizer(vocab_file: str, *, do_lower_case: bool | None, flag: str) ->
 
 def _setting_beside(path: str, name: str, key: str) -> Any:
     """Returns what a file of settings beside a tokenizer says; None where it says nothing."""
+    file = files.as_path(path).with_name(name)
     try:
-        return json.loads(pathlib.Path(path).with_name(name).read_bytes()).get(key)
-    except (OSError, ValueError, AttributeError):
-        # No such file, or not one of settings.
+        return json.loads(file.read_bytes()).get(key)
+    except (OSError, ValueError, AttributeError) as error:
+        # No such file, or not one of settings; but a store that does not answer says nothing.
+        if isinstance(file, RemotePath) and not isinstance(error, FileNotFoundError | ValueError):
+            raise
         return None
 
 
-def read_vocab(path: pathlib.Path, *, flag: str) -> tuple[str, ...]:
+def read_vocab(path: files.AnyPath, *, flag: str) -> tuple[str, ...]:
     """Returns the tokens of a tokenizer's file in the order of their ids.
 
     Raises:
@@ -109,7 +113,7 @@ def read_vocab(path: pathlib.Path, *, flag: str) -> tuple[str, ...]:
     return read_tokens(path, flag=flag)
 
 
-def read_vocab_info(path: pathlib.Path, *, flag: str) -> VocabInfo:
+def read_vocab_info(path: files.AnyPath, *, flag: str) -> VocabInfo:
     """Returns the identity of the vocabulary in a tokenizer's file.
 
     Raises:
@@ -119,7 +123,7 @@ def read_vocab_info(path: pathlib.Path, *, flag: str) -> VocabInfo:
 
 
 def expect_vocab(
-    cache: CacheInput, vocab_size: int, vocab_files: Sequence[pathlib.Path], flag: str
+    cache: CacheInput, vocab_size: int, vocab_files: Sequence[files.AnyPath], flag: str
 ) -> None:
     """Checks that a model has the vocabulary that a cache was made with.
 
@@ -170,12 +174,12 @@ def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
     )
 
 
-def _own_files_first(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+def _own_files_first(paths: Sequence[files.AnyPath]) -> list[files.AnyPath]:
     return sorted(paths, key=lambda path: path.suffix == ".json")
 
 
 def find_subset(
-    cache: CacheInput, vocab_size: int, vocab_files: Sequence[pathlib.Path], flag: str
+    cache: CacheInput, vocab_size: int, vocab_files: Sequence[files.AnyPath], flag: str
 ) -> VocabSubset | None:
     """Finds how a student reads a cache: as it is, or knowing only some of its tokens.
 

@@ -3,12 +3,12 @@
 import abc
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline import files
 from pipeline.errors import InputError
 from pipeline.storage.manifest import VocabInfo, vocab_info
 
@@ -126,7 +126,7 @@ def read_tokenizer_file(path: str, *, what: str, flag: str) -> bytes:
     Raises:
         InputError: there is no such file, or it is too large to be one.
     """
-    file = pathlib.Path(path)
+    file = files.as_path(path)
     if not file.is_file():
         raise InputError(f"{flag}: expected {what}, received {path}: no such file")
     if file.stat().st_size > _MAX_FILE_BYTES:

@@ -1,12 +1,12 @@
 """A smaller vocabulary: the tokens that a text needs, and the tokenizer with only these."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
+from pipeline import files
 from pipeline.errors import InputError
 from pipeline.storage.manifest import read_tokens
 from pipeline.text.sentencepieces import SentencePieceTokenizer
@@ -100,7 +100,7 @@ def read_keep_tokens(path: str, vocab: Sequence[str]) -> np.ndarray:
     """
     places = {token: index for index, token in enumerate(vocab)}
     kept = []
-    for number, token in enumerate(read_tokens(pathlib.Path(path), flag="--keep_tokens"), 1):
+    for number, token in enumerate(read_tokens(files.as_path(path), flag="--keep_tokens"), 1):
         if token not in places:
             raise InputError(
                 f"--keep_tokens: {path}, line {number}: expected a token of the vocabulary, "

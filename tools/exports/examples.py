@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from data_specs import records
+from pipeline import files
 from pipeline.errors import InputError
 from pipeline.finetune.features import build_features
 from pipeline.finetune.head_layout import CLASSIFICATION
@@ -131,10 +131,10 @@ def read_pairs(
 
 def _lines(path: str) -> Iterator[str]:
     """Yields the lines of `--sentences`."""
-    if not pathlib.Path(path).is_file():
+    if not files.as_path(path).is_file():
         raise InputError(f"--sentences: expected a text file, received {path}")
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(files.local_copy(path), encoding="utf-8-sig") as file:
             yield from map(str.strip, file)
     except UnicodeDecodeError as error:
         raise InputError(f"--sentences: expected UTF-8 text in {path} ({error})") from error

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +68,7 @@ def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
     Raises:
         InputError: a file that cannot be read.
     """
-    directory, request = pathlib.Path(directory), {}
+    directory, request = files.as_path(directory), {}
     if (directory / REQUEST_FILE).is_file():
         request = files.read_json(directory / REQUEST_FILE)
     if request.get("kind") != "student":
@@ -79,7 +78,7 @@ def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
     return Origin(request, cache, _last_evaluation(directory / METRICS_FILE))
 
 
-def _last_evaluation(path: pathlib.Path) -> dict[str, float]:
+def _last_evaluation(path: files.AnyPath) -> dict[str, float]:
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -47,7 +47,7 @@ class JsonFile:
     @classmethod
     def read_list(cls, path: str) -> list["JsonFile"]:
         """Reads a file that holds a list of objects."""
-        file = pathlib.Path(path)
+        file = files.as_path(path)
         if not file.is_file():
             raise InputError(f"{path}: no such file")
         if file.stat().st_size > files.MAX_JSON_BYTES:
@@ -322,7 +322,7 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
     return reliability(confidence, right) if len(right) else None
 
 
-def _first_records(cache: CacheInput) -> Iterator[tuple[pathlib.Path, int, bytes]]:
+def _first_records(cache: CacheInput) -> Iterator[tuple[files.AnyPath, int, bytes]]:
     """Yields file, place in it, and bytes of the first records of the split eval."""
     left = _SAMPLE
     for shard in cache.manifest.splits.get(manifests.EVAL, ()):

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ class Run:
     """
 
     name: str
-    directory: pathlib.Path
+    directory: files.AnyPath
     settings: Mapping[str, Any]
     train: tuple[Mapping[str, float], ...]
     evaluations: tuple[Mapping[str, float], ...]
@@ -58,7 +57,7 @@ class Run:
         return int(max(line["step"] for line in (*self.train, *self.evaluations)))
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: files.AnyPath) -> list[dict[str, Any]]:
     """Reads a `metrics.jsonl`.
 
     Raises:
@@ -113,7 +112,7 @@ def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def short_names(directories: Sequence[pathlib.Path]) -> list[str]:
+def short_names(directories: Sequence[files.AnyPath]) -> list[str]:
     """Returns as few of the last parts of each path as tell it from the others.
 
     Example: `a/quick/student`, `b/quick/student` and `c/teacher` become
@@ -129,7 +128,7 @@ def short_names(directories: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
-def read_run(directory: pathlib.Path, name: str) -> Run:
+def read_run(directory: files.AnyPath, name: str) -> Run:
     """Reads one run.
 
     Raises:
@@ -155,7 +154,7 @@ def read_run(directory: pathlib.Path, name: str) -> Run:
     )
 
 
-def num_parameters(directory: pathlib.Path) -> int | None:
+def num_parameters(directory: files.AnyPath) -> int | None:
     """Returns how many parameters a model directory's model has; None where it has none."""
     path = directory / checkpoints.HF_CONFIG
     if not path.is_file():
@@ -170,7 +169,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     Raises:
         InputError: one is named twice, or is not as it must be.
     """
-    directories = [pathlib.Path(path).absolute() for path in paths]
+    directories = [files.as_path(path).absolute() for path in paths]
     for directory, count in collections.Counter(directories).items():
         if count > 1:
             raise InputError(f"--runs: expected each directory once, received {directory} twice")

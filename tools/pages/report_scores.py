@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from pipeline import files
 from pipeline.errors import InputError
 from tools.pages.html_page import Markup, element, figure, section, table
 from tools.pages.report_curves import ACCURACY, megabytes, percents
@@ -61,7 +62,7 @@ def read_speeds(path: str) -> list[Speed]:
 
 def find_run(model: str, runs: Sequence[Run]) -> Run | None:
     """Returns the run that made a model, known by its path or its folder's name."""
-    path = pathlib.Path(model)
+    path = files.as_path(model)
     for run in runs:
         if path.resolve() == run.directory.resolve():
             return run
@@ -212,7 +213,7 @@ class Score:
         return f"{100.0 * self.mean:.2f}{deviation}"
 
 
-def model_folder(directory: pathlib.Path, task: str) -> pathlib.Path:
+def model_folder(directory: files.AnyPath, task: str) -> files.AnyPath:
     """Returns what tells the model of a folder of `finetune`, whose name may have the task in it.
 
     Example: `study/distilled/tnews` and `study/tnews_distilled` become `study/distilled`.
@@ -221,7 +222,7 @@ def model_folder(directory: pathlib.Path, task: str) -> pathlib.Path:
     return directory.with_name(name) if name else directory.parent
 
 
-def _model_paths(summaries: Sequence[JsonFile]) -> list[pathlib.Path]:
+def _model_paths(summaries: Sequence[JsonFile]) -> list[files.AnyPath]:
     """Returns what tells the model of each: its name, or its folder where that is not enough.
 
     Several models may have one name, and a model may learn a task in several ways.
@@ -235,7 +236,7 @@ def _model_paths(summaries: Sequence[JsonFile]) -> list[pathlib.Path]:
     return [
         pathlib.Path(name)
         if name and name not in twice
-        else model_folder(pathlib.Path(summary.path).absolute().parent, summary.text("task"))
+        else model_folder(files.as_path(summary.path).absolute().parent, summary.text("task"))
         for name, summary in named
     ]
 
@@ -249,7 +250,7 @@ def read_scores(paths: Sequence[str]) -> list[Score]:
     summaries = [JsonFile.read(path) for path in paths]
     tasks = [summary.text("task") for summary in summaries]
     folders = _model_paths(summaries)
-    seen: set[tuple[pathlib.Path, str]] = set()
+    seen: set[tuple[files.AnyPath, str]] = set()
     for path, pair in zip(paths, zip(folders, tasks, strict=True), strict=True):
         if pair in seen:
             raise InputError(

@@ -1,0 +1,268 @@
+"""The commands against object stores on this machine, through s3fs and gcsfs.
+
+S3 is moto's; Google's is as much of it as gcsfs asks for.
+"""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import files
+from pipeline.cache_folder import CACHE_VARIABLE
+from pipeline.remote_files import RemotePath
+from pipeline.text.masked_examples import create_masked_examples
+from tests import gcs_server
+from tests.conftest import read_folder, read_objects, upload_folder
+
+pytestmark = pytest.mark.remote
+
+ROOT = pathlib.Path(__file__).parents[1]
+MASKING = ("--max_seq_length=48", "--max_predictions_per_seq=8", "--doc_stride=30")
+SHARDS = 12
+
+
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    """The endpoint of moto's S3."""
+    moto_server = pytest.importorskip("moto.server")
+    store = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    host, port = store.get_host_and_port()
+    yield f"http://{host}:{port}"
+    store.stop()
+
+
+@pytest.fixture(scope="module")
+def gcs_url() -> Iterator[str]:
+    """The endpoint of a store as Google's."""
+    store = gcs_server.Server()
+    store.start()
+    yield store.url
+    store.stop()
+
+
+@pytest.fixture
+def settings(s3_url: str, gcs_url: str, tmp_path, monkeypatch) -> None:
+    """What leads commands, which inherit it, to both stores."""
+    values = {
+        "AWS_ENDPOINT_URL": s3_url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "STORAGE_EMULATOR_HOST": gcs_url,
+        "NO_GCE_CHECK": "true",
+        CACHE_VARIABLE: str(tmp_path / "copies"),
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    for package, name in (("s3fs", "S3FileSystem"), ("gcsfs", "GCSFileSystem")):
+        # Else one that has other settings, or another server, would be used again.
+        getattr(pytest.importorskip(package), name).clear_instance_cache()
+
+
+@pytest.fixture
+def s3_place(settings, tmp_path) -> RemotePath:
+    """A folder of the test's own in a bucket of S3."""
+    s3fs = pytest.importorskip("s3fs")
+    s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
+    return files.as_path(f"s3://bucket/{tmp_path.name}")
+
+
+@pytest.fixture(params=["s3", "gs"])
+def place(request, s3_place, tmp_path) -> RemotePath:
+    """A folder of the test's own in a bucket of either."""
+    return s3_place if request.param == "s3" else files.as_path(f"gs://bucket/{tmp_path.name}")
+
+
+def _start(command: str, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"pipeline.{command}", *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _run(command: str, *flags: str) -> str:
+    process = _start(command, *flags)
+    printed, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def _fails(command: str, *flags: str) -> str:
+    process = _start(command, *flags)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "Traceback" not in printed, printed
+    return printed.splitlines()[-1]
+
+
+def _kill_when_there(process: subprocess.Popen[str], path: RemotePath) -> None:
+    """Kills a command with all its processes as soon as an object is there."""
+    end = time.monotonic() + 300
+    while not path.is_file():
+        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_an_upload_of_parts_that_breaks_leaves_nothing(s3_place, tmp_path, monkeypatch) -> None:
+    import s3fs
+
+    path = tmp_path / "large.bin"
+    path.write_bytes(os.urandom(11 * 2**20))
+    monkeypatch.setattr(s3fs.core, "calculate_chunksize", lambda size, chunksize: 5 * 2**20)
+    real, calls = s3fs.S3FileSystem._call_s3, []
+
+    async def broken(self, method, *arguments, **options):
+        calls.append(method)
+        if method == "upload_part" and calls.count(method) == 3:
+            raise OSError("503 SlowDown")
+        return await real(self, method, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3fs.S3FileSystem, "_call_s3", broken)
+        with pytest.raises(OSError) as caught:
+            (s3_place / "large.bin").upload(path)
+    assert calls.count("upload_part") == 3 and "complete_multipart_upload" not in calls
+    assert caught.value.filename == f"{s3_place}/large.bin"
+    assert not (s3_place / "large.bin").exists() and not s3_place.exists()
+    (s3_place / "large.bin").upload(path)
+    assert files.local_copy(s3_place / "large.bin").read_bytes() == path.read_bytes()
+
+
+def test_objects_and_folders(place, tmp_path) -> None:
+    """As in memory; of several parts, too."""
+    assert not place.exists() and not place.is_file() and list(place.glob("*")) == []
+    (place / "sub" / "a b.txt").write_bytes(b"one\ntwo\n")
+    assert place.is_dir() and not place.is_file() and (place / "sub" / "a b.txt").is_file()
+    assert place.find() == {place / "sub" / "a b.txt": 8}
+    assert list(place.glob("*/*.txt")) == [place / "sub" / "a b.txt"]
+    assert files.as_path(f"{place}/*/*.txt").find() == {place / "sub" / "a b.txt": 8}
+    with (place / "sub" / "a b.txt").open() as file:
+        assert file.readlines() == [b"one\n", b"two\n"]
+    before = files.local_copy(place / "sub" / "a b.txt")
+    (place / "sub" / "a b.txt").write_bytes(b"six\nten\n")
+    after = files.local_copy(place / "sub" / "a b.txt")
+    assert (before.read_bytes(), after.read_bytes()) == (b"one\ntwo\n", b"six\nten\n")
+    large = tmp_path / "large.bin"
+    large.write_bytes(os.urandom(6 * 2**20))
+    with files.atomic_path(place / "large.bin") as temporary:
+        temporary.write_bytes(large.read_bytes())
+    assert files.sha256_file(place / "large.bin") == files.sha256_file(large)
+    (place / "large.bin").unlink()
+    (place / "large.bin").unlink(missing_ok=True)
+    assert [path.name for path in place.iterdir()] == ["sub"]
+
+
+def test_what_another_process_does_is_seen(place) -> None:
+    """No listing is remembered: else a whole shard would be taken for a missing one."""
+    (place / "a").write_bytes(b"1")
+    assert [path.name for path in place.iterdir()] == ["a"]
+    code = f"from pipeline import files; files.as_path('{place}/b').write_bytes(b'23')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    assert [path.name for path in place.iterdir()] == ["a", "b"]
+    assert (place / "b").is_file() and (place / "b").stat().st_size == 2
+
+
+def test_mistakes_cost_one_line(s3_place, monkeypatch, corpus_dir, vocab_file, tmp_path) -> None:
+    flags = [f"--input_dir={corpus_dir}", f"--vocab_file={vocab_file}", "--max_workers=1"]
+    stage = "create_pretraining_data"
+    assert _fails(stage, *flags, "--output_dir=s3://nobucket/a") == (
+        "error: s3://nobucket/a/request.json: The specified bucket does not exist; what is "
+        "complete is kept, the same command continues"
+    )
+    line = _fails(stage, *flags[1:], f"--input_dir={s3_place}", f"--output_dir={tmp_path}/o")
+    assert line == (
+        "error: --input_dir: expected a file, a folder or a glob of files, "
+        f"received {s3_place}: no file there"
+    )
+    with monkeypatch.context() as patch:
+        patch.delenv("AWS_ACCESS_KEY_ID")
+        patch.delenv("AWS_SECRET_ACCESS_KEY")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        line = _fails(stage, *flags, f"--output_dir={s3_place}")
+    assert line.startswith(
+        f"error: {s3_place}: no permission, or no credentials (Unable to locate credentials); "
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    line = _fails(stage, *flags, f"--output_dir={s3_place}")
+    assert line.startswith(
+        f"error: {s3_place}: the store does not answer as expected (Could not connect to the "
+    )
+
+
+def test_stage_1a_killed_and_finished(
+    place, examples_config, corpus_dir, vocab_file, tmp_path
+) -> None:
+    config = dataclasses.replace(examples_config, output_dir=str(tmp_path / "here"))
+    create_masked_examples(dataclasses.replace(config, num_shards=SHARDS))
+    (place / "vocab.txt").upload(vocab_file)
+    flags = (
+        f"--input_dir={upload_folder(corpus_dir, place / 'corpus')}",
+        f"--vocab_file={place / 'vocab.txt'}",
+        f"--output_dir={place / 'examples'}",
+        *(*MASKING, "--dupe_factor=2", "--eval_fraction=0.2", f"--num_shards={SHARDS}"),
+        "--max_workers=2",
+    )
+    process = _start("create_pretraining_data", *flags)
+    first = place / "examples" / f"train-00000-of-{SHARDS:05d}.tfrecord"
+    _kill_when_there(process, first)
+    assert not (place / "examples" / "manifest.json").exists()
+    before = {path.name: path.stat() for path in (place / "examples").glob("train-*")}
+    assert 0 < len(before) < SHARDS
+    _run("create_pretraining_data", *flags)
+    assert read_objects(place / "examples") == read_folder(tmp_path / "here")
+    after = {path.name: path.stat() for path in (place / "examples").glob("train-*")}
+    assert {name: after[name] for name in before} == before
+    different = _fails("create_pretraining_data", *flags, "--random_seed=7")
+    assert "holds the output of another request: random_seed is 12345 there and 7" in different
+
+
+def test_stage_1b_by_two_processes(place, examples_dir, teacher_dir, cache_dir) -> None:
+    flags = (
+        f"--input_dir={upload_folder(examples_dir, place / 'examples')}",
+        f"--teacher={upload_folder(teacher_dir, place / 'teacher')}",
+        f"--output_dir={place / 'cache'}",
+        *("--truncation_factor=16", "--predict_batch_size=8", "--num_tasks=2"),
+    )
+    both = [_start("create_teacher_output_data", *flags, f"--task_index={n}") for n in range(2)]
+    printed = [process.communicate(timeout=500)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert f"teacher cache: {place / 'cache'}" in "".join(printed)
+    assert read_objects(place / "cache") == read_folder(cache_dir)
+
+
+def test_stage_2_killed_and_finished(place, teacher_dir, cache_dir, tmp_path) -> None:
+    settings = (
+        *("--student_layers=2", "--num_train_steps=40", "--train_batch_size=8", "--log_steps=5"),
+        *("--learning_rate=1e-3", "--save_checkpoints_steps=5", "--max_eval_steps=2"),
+    )
+    local = (f"--input_dir={cache_dir}", f"--init_from={teacher_dir}")
+    _run("run_distill", *local, *settings, f"--output_dir={tmp_path}/here")
+    flags = (
+        f"--input_dir={upload_folder(cache_dir, place / 'cache')}",
+        f"--init_from={upload_folder(teacher_dir, place / 'teacher')}",
+        f"--output_dir={place / 'student'}",
+    )
+    process = _start("run_distill", *flags, *settings)
+    _kill_when_there(process, place / "student" / "checkpoints" / "step-00000005.safetensors")
+    assert not (place / "student" / "model.safetensors").exists()
+    assert "continuing from step " in _run("run_distill", *flags, *settings)
+    made, expected = read_objects(place / "student"), read_folder(tmp_path / "here")
+    for name in expected:
+        if not name.startswith("tensorboard/") and name != "metrics.jsonl":
+            assert made[name] == expected[name], name
+    assert len(made["metrics.jsonl"].splitlines()) == len(expected["metrics.jsonl"].splitlines())
+    # transformers, fine-tuning and exports find a model directory there.
+    assert {"config.json", "vocab.txt", "tokenizer_config.json"} <= made.keys()
