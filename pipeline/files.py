@@ -8,7 +8,7 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pipeline.errors import InputError
@@ -23,6 +23,25 @@ def temporary_path(path: PathLike) -> pathlib.Path:
     """Returns the hidden name beside `path` under which it is written."""
     path = pathlib.Path(path)
     return path.with_name(f".{path.name}.tmp")
+
+
+def own_temporary_path(path: PathLike) -> pathlib.Path:
+    """Returns a hidden name beside `path` that no other process has."""
+    path = pathlib.Path(path)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_temporaries(directory: PathLike, names: Collection[str]) -> None:
+    """Removes what killed processes left half-written.
+
+    Args:
+        directory: where.
+        names: of the files that they were writing.
+    """
+    for path in pathlib.Path(directory).glob(".*.tmp"):
+        name = path.name.removeprefix(".").removesuffix(".tmp")
+        if name in names or name.rpartition(".")[0] in names:
+            path.unlink(missing_ok=True)
 
 
 def _sync_directory(path: pathlib.Path) -> None:
@@ -72,6 +91,37 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
 
 
 @contextlib.contextmanager
+def staged_path(path: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path whose content `publish` gives its name, if anyone does.
+
+    It is no other process's, and needs no lock: of several that write the same file,
+    on several machines, one is published. When the block raises, it is removed.
+
+    Args:
+        path: the final path; its folder must exist.
+
+    Yields:
+        a hidden path beside it, to be written and closed inside the block.
+    """
+    temporary = own_temporary_path(path)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def publish(temporary: PathLike, path: PathLike) -> None:
+    """Gives a file that `staged_path` made its final name."""
+    os.replace(temporary, path)
+    _sync_directory(pathlib.Path(path).parent)
+
+
+@contextlib.contextmanager
 def _locked(temporary: pathlib.Path, otherwise: str) -> Iterator[int]:
     """Opens a temporary file, which a killed process may have left, and holds its lock.
 
@@ -112,9 +162,7 @@ def sole_user(directory: PathLike, flag: str) -> Iterator[None]:
 
 def write_bytes(path: PathLike, content: bytes) -> None:
     """Writes a whole file atomically; several processes may write the same one at once."""
-    path = pathlib.Path(path)
-    own_name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with atomic_path(path, temporary=own_name) as temporary:
+    with atomic_path(path, temporary=own_temporary_path(path)) as temporary:
         temporary.write_bytes(content)
 
 
