@@ -65,19 +65,22 @@ class RayConfig:
         return ray_job.import_ray()
 
 
-def _check_address(address: str) -> None:
-    """Sees whether a cluster answers; else Ray tries for minutes, and ends the process."""
+def _expect_answer(address: str) -> None:
+    """Refuses an address at which nothing listens."""
     host, _, port = address.rpartition(":")
-    if address != AUTO:
-        if not host or "/" in host or not port.isdecimal():
-            raise InputError(
-                f"--ray_address: expected {AUTO} or host:port of the cluster's head, from one of "
-                f"its nodes, received {address}"
-            )
-        try:
-            socket.create_connection((host, int(port)), timeout=_ANSWER).close()
-        except (OSError, OverflowError) as error:
-            raise InputError(f"--ray_address: nothing answers at {address}: {error}") from error
+    if not host or "/" in host or not port.isdecimal():
+        raise InputError(
+            f"--ray_address: expected {AUTO} or host:port of the cluster's head, from one of its "
+            f"nodes, received {address}"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--ray_address: nothing answers at {address}: {error}") from error
+
+
+def _expect_cluster(address: str) -> None:
+    """Tries in another process whether Ray answers; else it tries for minutes, and ends it."""
     code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
     try:
         subprocess.run(
@@ -165,12 +168,15 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         address = self._config.ray_address
-        settings: dict[str, Any] = {"address": "local" if address is None else address}
-        if address is None:
-            settings |= {"num_cpus": local.num_cpus(), "include_dashboard": False}
+        if address not in (None, AUTO):
+            _expect_answer(address)
         self._ray = self._config.import_ray()
-        if address is not None:
-            _check_address(address)
+        settings: dict[str, Any] = {"address": address}
+        if address is None:
+            settings = {"address": "local", "num_cpus": local.num_cpus()}
+            settings["include_dashboard"] = False
+        else:
+            _expect_cluster(address)
         self._ray.init(**settings, log_to_driver=False, logging_level=logging.CRITICAL)
         self._stack.callback(self._ray.shutdown)
         try:

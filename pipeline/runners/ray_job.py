@@ -70,7 +70,7 @@ class Node:
 
 
 @functools.lru_cache(maxsize=1)
-def _enter(node: Node) -> None:
+def enter(node: Node) -> None:
     """Makes a worker process ready for jobs.
 
     Raises:
@@ -138,7 +138,7 @@ class _Report:
 
 def run_job(node: Node, function: bytes, progress: Any, index: int, job: Any) -> tuple[Any, int]:
     """The task: returns a job's result, and how much it said that it has done."""
-    _enter(node)
+    enter(node)
     ray = import_ray()
     _keep_to_gpus(tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())))
     # Not before: it imports what reads the environment.
