@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import secrets
 import socket
 import subprocess
@@ -316,6 +317,12 @@ class Workers:
         except errors.RayTaskError as error:
             if isinstance(error.cause, InputError | OSError):
                 raise error.cause from None
+            missing = re.search(r"No module named '[^']*'", str(error.cause))
+            if missing:
+                raise InputError(
+                    "--ray_address: expected the packages of this command on every node, one "
+                    f"says: {missing[0]}; install them there"
+                ) from error
             raise
         except errors.RayError as error:
             raise InterruptedRunError(

@@ -192,6 +192,16 @@ def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 @pytest.mark.ray
+def test_an_address_where_something_else_listens(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ray, "_CONNECTION", 8.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        message = f"--ray_address: no Ray cluster answers at {address} within 8 s"
+        with pytest.raises(InputError, match=message), Workers(RayConfig(address), tmp_path):
+            pass
+
+
+@pytest.mark.ray
 def test_results_come_in_the_jobs_order_and_processes_stay(config, tmp_path) -> None:
     waiting: list[int] = []
     most = 0
@@ -244,6 +254,15 @@ def test_what_the_user_can_mend_comes_back_at_once(config, tmp_path, error) -> N
     assert type(raised.value) is type(error)
     assert str(raised.value) == str(error)
     assert len(list((tmp_path / "calls").iterdir())) == 1
+
+
+@pytest.mark.ray
+def test_a_node_without_a_package_is_told_of(config, tmp_path) -> None:
+    (tmp_path / "calls").mkdir()
+    error = ModuleNotFoundError("No module named 'keras'")
+    message = "expected the packages of this command .* one says: No module named 'keras'; install"
+    with Workers(config, tmp_path) as workers, pytest.raises(InputError, match=message):
+        list(workers.run(fail, [(tmp_path / "calls", error)]))
 
 
 @pytest.mark.ray
@@ -376,6 +395,24 @@ def test_stage_1a_survives_a_killed_node(cluster, config, examples_config, tmp_p
     create_masked_examples(dataclasses.replace(settings, output_dir=str(made), ray=config))
     killer.join()
     assert _bytes(made) == _bytes(wanted)
+
+
+@pytest.mark.ray
+def test_a_bad_line_leaves_the_directory_as_it_was(capsys, cluster, vocab_file, tmp_path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"title": "a", "content": "b"}\n{broken\n', encoding="utf-8")
+    output = tmp_path / "made"
+    flags = {
+        "input_dir": rows,
+        "vocab_file": vocab_file,
+        "output_dir": output,
+        "runner": "ray",
+        "ray_address": cluster.address,
+    }
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    assert create_pretraining_data.main(["command", *arguments]) == 1
+    assert f"\nerror: {rows}, line 2: not JSON" in capsys.readouterr().err.replace("\r", "\n")
+    assert not list(output.iterdir())
 
 
 @pytest.fixture
