@@ -109,7 +109,7 @@ def _environment(config: RayConfig) -> tuple[tuple[str, str], ...]:
     found = dict.fromkeys(names, threads)
     if not config.gpus_per_job:
         # Other jobs may have been given those that are there.
-        found["CUDA_VISIBLE_DEVICES"] = ""
+        found |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
     for name in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL"):
         if name in os.environ:
             found[name] = os.environ[name]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import os
@@ -11,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from pipeline import seeding
+from pipeline import files
 from pipeline.errors import InputError
 
 # Between two looks at what jobs say of their progress.
@@ -46,8 +47,8 @@ def versions() -> tuple[tuple[str, str], ...]:
         for path in (root / folder).rglob("*")
         if path.suffix in (".py", ".yaml")
     )
-    parts = (part for path in sources for part in (str(path.relative_to(root)), path.read_bytes()))
-    found = {"offline-distill": seeding.digest(*parts).hex()}
+    lines = [f"{path.relative_to(root)} {files.sha256_file(path)}\n" for path in sources]
+    found = {"offline-distill": hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

@@ -171,7 +171,8 @@ def cluster() -> Iterator[Any]:
         "health_check_timeout_ms": 5000,
         "health_check_failure_threshold": 3,
     }
-    made = Cluster(initialize_head=True, head_node_args={**_node(), "_system_config": checks})
+    head = {**_node(), "include_dashboard": False, "_system_config": checks}
+    made = Cluster(initialize_head=True, head_node_args=head)
     made.add_node(**_node())
     yield made
     made.shutdown()
