@@ -165,13 +165,15 @@ def cluster() -> Iterator[Any]:
     ray_job.import_ray()
     from ray.cluster_utils import Cluster
 
-    checks = {
+    settings = {
+        # Else the lowest, and a machine that computes something else lets no job begin.
+        "worker_niceness": 0,
         "health_check_initial_delay_ms": 1000,
         "health_check_period_ms": 1000,
         "health_check_timeout_ms": 5000,
         "health_check_failure_threshold": 3,
     }
-    head = {**_node(), "include_dashboard": False, "_system_config": checks}
+    head = {**_node(), "include_dashboard": False, "_system_config": settings}
     made = Cluster(initialize_head=True, head_node_args=head)
     made.add_node(**_node())
     yield made
