@@ -13,6 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+# Ray's way to stay on the loopback; before it is imported, here and in what it starts.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
 import pytest
 
 from pipeline import create_pretraining_data, create_teacher_output_data
@@ -160,18 +163,17 @@ def write_slowly(case: tuple[pathlib.Path, int]) -> int:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A cluster of two nodes on the loopback, which finds out soon that one was killed."""
-    # Before Ray is imported, here and in what it starts.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_job.import_ray()
     from ray.cluster_utils import Cluster
 
     settings = {
         # Else the lowest, and a machine that computes something else lets no job begin.
         "worker_niceness": 0,
-        "health_check_initial_delay_ms": 1000,
+        # Five times a second apart, and not before a slow machine has begun.
+        "health_check_initial_delay_ms": 10_000,
         "health_check_period_ms": 1000,
-        "health_check_timeout_ms": 5000,
-        "health_check_failure_threshold": 3,
+        "health_check_timeout_ms": 10_000,
+        "health_check_failure_threshold": 5,
     }
     head = {**_node(), "include_dashboard": False, "_system_config": settings}
     made = Cluster(initialize_head=True, head_node_args=head)
