@@ -178,8 +178,16 @@ class Workers:
             settings["include_dashboard"] = False
         else:
             _expect_cluster(address)
-        self._ray.init(**settings, log_to_driver=False, logging_level=logging.CRITICAL)
         self._stack.callback(self._ray.shutdown)
+        try:
+            self._ray.init(**settings, log_to_driver=False, logging_level=logging.CRITICAL)
+        # Ray has no class of its own for a machine that is too slow, or has no room.
+        except Exception as error:
+            self._stack.close()
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InterruptedRunError(
+                f"--runner: Ray does not begin: {said} The same command tries again"
+            ) from error
         try:
             self._expect_room()
         except BaseException:

@@ -102,6 +102,26 @@ def test_an_address_where_nothing_listens(tmp_path) -> None:
         pass
 
 
+def test_a_ray_that_does_not_begin(tmp_path, monkeypatch) -> None:
+    ended: list[bool] = []
+
+    class Broken:
+        def init(self, **settings: object) -> None:
+            raise Exception("The current node timed out during startup.\nSee the logs")
+
+        def shutdown(self) -> None:
+            ended.append(True)
+
+    monkeypatch.setattr(RayConfig, "import_ray", lambda config: Broken())
+    message = (
+        "^--runner: Ray does not begin: The current node timed out during startup. The same "
+        "command tries again$"
+    )
+    with pytest.raises(InterruptedRunError, match=message), Workers(RayConfig(), tmp_path):
+        pass
+    assert ended == [True]
+
+
 def test_a_node_must_see_the_directory_and_have_the_packages(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("NPROC", "7")
     mark = tmp_path / ".ray-0.tmp"
