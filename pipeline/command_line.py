@@ -1,6 +1,7 @@
 """What the commands share: parsing flags, and turning mistakes into one line and exit status 1."""
 
 import contextlib
+import dataclasses
 import importlib
 import math
 import os
@@ -12,6 +13,9 @@ from absl import flags
 
 from pipeline import compute_dtype
 from pipeline.errors import InputError
+from pipeline.runners import ray
+
+LOCAL, RAY = "local", "ray"
 
 _HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
@@ -135,6 +139,30 @@ class FlagTable:
         text = f"{text} auto is mixed_bfloat16 where there are instructions for it, else float32."
         self.choice("compute_dtype", compute_dtype.FLOAT32, text, of=compute_dtype.CHOICES)
 
+    def runner(self, *, with_gpus: bool) -> None:
+        """Defines `--runner` and what belongs to it; see `choose_runner`.
+
+        Args:
+            with_gpus: whether a job can use a GPU.
+        """
+        self.choice(
+            "runner",
+            LOCAL,
+            "Where the jobs, each of one shard or less, run: on this machine, or on Ray, whose "
+            "nodes must see the same files under the same paths and have the same packages.",
+            of=[LOCAL, RAY],
+        )
+        self.string(
+            "ray_address",
+            None,
+            "With --runner=ray: the cluster, host:port or auto, from one of its nodes. Without it "
+            "Ray is started on this machine alone, and ended.",
+        )
+        text = "With --runner=ray: the processors of a job, each of whose threads has one; 1."
+        self.integer("cpus_per_job", None, text, low=1)
+        if with_gpus:
+            self.integer("gpus_per_job", None, "With --runner=ray: the GPUs of a job; 0.", low=0)
+
     def require(self, *names: str) -> None:
         """Makes flags that have no default required."""
 
@@ -201,17 +229,14 @@ def import_quietly(*modules: str) -> None:
             importlib.import_module(module)
 
 
-def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
-    """Sets Keras's backend, imports it and says what it computes on.
+def import_backend(values: flags.FlagValues, *modules: str) -> None:
+    """Sets Keras's backend and imports it; no device is asked for.
 
     Keras must not have been imported before.
 
     Args:
         values: parsed flags with `--backend`.
         *modules: what else to import.
-
-    Returns:
-        Keras's names of the devices.
     """
     os.environ["KERAS_BACKEND"] = values.backend
     try:
@@ -221,9 +246,42 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
             f"--backend: {values.backend} cannot be imported ({error}); install it, "
             "for example with pip install '.[jax]'"
         ) from error
+
+
+def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
+    """Sets Keras's backend, imports it and says what it computes on.
+
+    Arguments are those of `import_backend`.
+
+    Returns:
+        Keras's names of the devices.
+    """
+    import_backend(values, *modules)
     devices = importlib.import_module("keras.distribution").list_devices()
     print(f"computing with {values.backend} on {', '.join(devices)}", file=sys.stderr)
     return devices
+
+
+def choose_runner(values: flags.FlagValues) -> ray.RayConfig | None:
+    """Returns how jobs run on Ray, which is imported; None where they run on this machine.
+
+    Args:
+        values: parsed flags with `--runner`.
+
+    Raises:
+        InputError: Ray is not installed, or a flag is for the other runner.
+    """
+    names = [field.name for field in dataclasses.fields(ray.RayConfig)]
+    given = {name: values[name].value for name in names if name in values}
+    given = {name: value for name, value in given.items() if value is not None}
+    if values.runner == RAY:
+        config = ray.RayConfig(**given)
+        config.import_ray()
+        return config
+    if given:
+        name, value = next(iter(given.items()))
+        raise InputError(f"--{name}: expected --runner={RAY} beside it, received {value} alone")
+    return None
 
 
 def choose_compute_dtype(values: flags.FlagValues, devices: Sequence[str]) -> str:

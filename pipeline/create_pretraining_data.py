@@ -135,7 +135,14 @@ def _define_documents(table: command_line.FlagTable) -> None:
         low=1,
         high=99999,
     )
-    table.integer("max_workers", local.num_cpus(), "How many processes to use.", low=1, high=512)
+    table.integer(
+        "max_workers",
+        local.num_cpus(),
+        "How many processes to use with --runner=local.",
+        low=1,
+        high=512,
+    )
+    table.runner(with_gpus=False)
 
 
 def _find_corpora(values: flags.FlagValues) -> tuple[corpora.CorpusSource, ...]:
@@ -169,7 +176,13 @@ def _find_corpora(values: flags.FlagValues) -> tuple[corpora.CorpusSource, ...]:
 
 def _create(values: flags.FlagValues) -> None:
     sources = _find_corpora(values)
-    if values.max_workers > 1:
+    ray = command_line.choose_runner(values)
+    if ray is not None and values["max_workers"].present:
+        raise InputError(
+            "--max_workers: expected none with --runner=ray, where a job is for each "
+            f"--cpus_per_job of the nodes' processors, received {values.max_workers}"
+        )
+    if ray is None and values.max_workers > 1:
         # Beside the imports of this process.
         local.prepare("pipeline.command_line", "pipeline.text.masked_examples")
     if any(source.tfds_name is not None for source in sources):
@@ -180,7 +193,7 @@ def _create(values: flags.FlagValues) -> None:
 
     if values.random_next is not None:
         print("note: --random_next has no effect: segments are always consecutive", file=sys.stderr)
-    settings = values.flag_values_dict() | {"corpora": sources}
+    settings = values.flag_values_dict() | {"corpora": sources, "ray": ray}
     names = MaskedExamplesConfig.__dataclass_fields__
     config = MaskedExamplesConfig(**{name: settings[name] for name in names})
     manifest = masked_examples.create_masked_examples(config)

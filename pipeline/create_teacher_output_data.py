@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from data_specs.records import HIDDEN_FEATURES
-from pipeline import command_line
+from pipeline import command_line, compute_dtype
+from pipeline.errors import InputError
 from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.teacher_info import SAMPLED, TOPK, TRUNCATIONS
 
@@ -36,6 +37,7 @@ def define_flags() -> flags.FlagValues:
     table.integer(
         "task_index", 0, "With --num_tasks: which of the processes this is, from 0.", low=0
     )
+    table.runner(with_gpus=True)
     table.backend()
     table.require("output_dir")
     return table.values
@@ -80,6 +82,15 @@ def _define_kept(table: command_line.FlagTable) -> None:
     )
 
 
+def _expect_named_dtype(values: flags.FlagValues) -> None:
+    if values.compute_dtype == compute_dtype.AUTO:
+        raise InputError(
+            f"--compute_dtype: expected {compute_dtype.FLOAT32} or {compute_dtype.BFLOAT16} with "
+            "--runner=ray, whose nodes may differ in what suits them, received "
+            f"{compute_dtype.AUTO}"
+        )
+
+
 def _create(values: flags.FlagValues) -> None:
     from pipeline.teacher.settings import TeacherCacheConfig
 
@@ -88,11 +99,17 @@ def _create(values: flags.FlagValues) -> None:
     if temperatures is None:
         temperatures = "1" if values.truncation == SAMPLED else "1,2"
     settings["temperatures"] = command_line.parse_numbers("temperatures", temperatures)
+    settings["ray"] = command_line.choose_runner(values)
     names = TeacherCacheConfig.__dataclass_fields__
     config = TeacherCacheConfig(**{name: settings[name] for name in names})
-    devices = command_line.choose_backend(values)
-    chosen = command_line.choose_compute_dtype(values, devices)
-    config = dataclasses.replace(config, compute_dtype=chosen)
+    if config.ray is None:
+        devices = command_line.choose_backend(values)
+        chosen = command_line.choose_compute_dtype(values, devices)
+        config = dataclasses.replace(config, compute_dtype=chosen)
+    else:
+        _expect_named_dtype(values)
+        # Its devices are for the jobs.
+        command_line.import_backend(values)
 
     from pipeline.teacher import capture, summary
 

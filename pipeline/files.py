@@ -14,7 +14,7 @@ import pathlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from pipeline import remote_files
@@ -40,6 +40,11 @@ def as_path(path: PathLike) -> AnyPath:
     return RemotePath.parse(path) if remote_files.is_url(path) else pathlib.Path(path)
 
 
+def absolute(path: PathLike) -> str:
+    """Returns a path as text that names the same in any working directory."""
+    return str(as_path(path).absolute())
+
+
 def is_inside(path: PathLike, folder: PathLike) -> bool:
     """Returns whether a path is a folder's, or the folder itself; symbolic links are followed."""
     path, folder = as_path(path).resolve(), as_path(folder).resolve()
@@ -52,11 +57,23 @@ def temporary_path(path: PathLike) -> AnyPath:
     return path.with_name(f".{path.name}.tmp")
 
 
-def remove_temporary(path: PathLike) -> None:
-    """Removes what a process that was killed while it wrote `path` may have left beside it."""
+def own_temporary_path(path: PathLike) -> AnyPath:
+    """Returns a hidden name beside `path` that no other process has."""
     path = as_path(path)
-    if isinstance(path, pathlib.Path):
-        temporary_path(path).unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_temporaries(directory: PathLike, names: Collection[str]) -> None:
+    """Removes what killed processes left half-written.
+
+    Args:
+        directory: where.
+        names: of the files that they were writing.
+    """
+    for path in as_path(directory).glob(".*.tmp"):
+        name = path.name.removeprefix(".").removesuffix(".tmp")
+        if name in names or name.rpartition(".")[0] in names:
+            path.unlink(missing_ok=True)
 
 
 def _sync_directory(path: pathlib.Path) -> None:
@@ -125,6 +142,46 @@ def _uploaded(path: RemotePath) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
+def staged_path(path: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path whose content `publish` gives its name, if anyone does.
+
+    It is no other process's, and needs no lock: of several that write the same file,
+    on several machines, one is published. When the block raises, it is removed.
+
+    Args:
+        path: of `own_temporary_path`; its folder must exist.
+
+    Yields:
+        the path, or for an object one of this machine that is uploaded to it, to be
+        written and closed inside the block.
+    """
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        with _uploaded(path) as temporary:
+            yield temporary
+        return
+    try:
+        yield path
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def publish(temporary: PathLike, path: PathLike) -> None:
+    """Gives a file that `staged_path` made its final name."""
+    temporary, path = as_path(temporary), as_path(path)
+    if isinstance(path, RemotePath):
+        temporary.move(path)
+        return
+    os.replace(temporary, path)
+    _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
 def _locked(temporary: pathlib.Path, otherwise: str | None = None) -> Iterator[int]:
     """Opens a temporary file, which a killed process may have left, and holds its lock.
 
@@ -173,8 +230,7 @@ def write_bytes(path: PathLike, content: bytes) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes(content)
         return
-    own_name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with atomic_path(path, temporary=own_name) as temporary:
+    with atomic_path(path, temporary=own_temporary_path(path)) as temporary:
         temporary.write_bytes(content)
 
 

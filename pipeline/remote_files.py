@@ -248,6 +248,12 @@ class RemotePath:
                 str(self),
             )
 
+    def move(self, target: "RemotePath") -> None:
+        """Copies the object within its store, where the copy appears whole, and deletes it."""
+        with _told(target):
+            _store(self.scheme).cp_file(str(self), str(target))
+        self.unlink(missing_ok=True)
+
     def unlink(self, missing_ok: bool = False) -> None:
         """Deletes the object."""
         try:

@@ -42,7 +42,13 @@ LAYERS = (
         "pipeline.models.slicing",
         "pipeline.models.neighbor_init",
     ),
-    ("pipeline.runners.shard_job", "pipeline.runners.local", "pipeline.runners.ahead"),
+    (
+        "pipeline.runners.shard_job",
+        "pipeline.runners.local",
+        "pipeline.runners.ray_job",
+        "pipeline.runners.ray",
+        "pipeline.runners.ahead",
+    ),
     (
         "pipeline.storage.serialization",
         "pipeline.storage.topk_codec",
@@ -100,6 +106,9 @@ LAYERS = (
         "pipeline.teacher.dense_sample",
         "pipeline.teacher.planning",
         "pipeline.teacher.cache_report",
+        "pipeline.teacher.cache_request",
+        "pipeline.teacher.shard_capture",
+        "pipeline.teacher.cluster_capture",
         "pipeline.teacher.capture",
     ),
     (

@@ -4,7 +4,8 @@ python -m tools.benchmark_pipeline --corpus=TEXT --teacher=MODEL --work=DIR
 
 The corpus is a text file of 5 to 10 MB of long documents; --mixed_corpus one of documents
 of mixed length. Baselines that need jieba, torch or transformers are left out where these
-are not installed (pip install '.[peers]'). Nothing else should compute meanwhile.
+are not installed (pip install '.[peers]'), and so is Ray (pip install '.[ray]'). Nothing else
+should compute meanwhile.
 """
 
 import pathlib
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tools.benchmarks.inputs import Inputs
     from tools.benchmarks.measurement import Row
 
-GROUPS = ("masking", "teacher", "records", "sizes", "student", "memory")
+GROUPS = ("masking", "teacher", "records", "sizes", "student", "memory", "ray")
 
 
 def define_flags() -> flags.FlagValues:
@@ -78,7 +79,13 @@ def _sources(
 
         return iter(()) if large is None else memory_rows.rows(inputs, inputs.corpus, large)
 
-    return dict(zip(GROUPS, (masking, teacher, records, sizes, student, memory), strict=True))
+    def ray() -> Iterator["Row"]:
+        from tools.benchmarks import ray_rows
+
+        return ray_rows.rows(inputs)
+
+    every = (masking, teacher, records, sizes, student, memory, ray)
+    return dict(zip(GROUPS, every, strict=True))
 
 
 def _figure(value: float) -> str:

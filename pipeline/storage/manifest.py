@@ -257,9 +257,9 @@ def claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: str) -
 def publish(directory: files.PathLike, manifest: Manifest) -> None:
     """Writes the manifest: from now on the directory is complete."""
     directory = files.as_path(directory)
-    for shard in (shard for split in manifest.splits.values() for shard in split):
-        # What a killed process left half-written; the whole shard is beside it.
-        files.remove_temporary(directory / shard.file)
+    # The whole shards are beside them.
+    shards = {shard.file for split in manifest.splits.values() for shard in split}
+    files.remove_temporaries(directory, shards)
     files.write_json(directory / MANIFEST_FILE, manifest.to_json())
 
 

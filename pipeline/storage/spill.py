@@ -54,13 +54,21 @@ class KeyRange:
     max_group: int
 
 
-def write_spill(path: files.PathLike, entries: Sequence[Entry], header: Mapping[str, Any]) -> None:
+def write_spill(
+    path: files.PathLike,
+    entries: Sequence[Entry],
+    header: Mapping[str, Any],
+    *,
+    is_only_writer: bool = True,
+) -> None:
     """Writes a spill file atomically.
 
     Args:
         path: the file.
         entries: in any order.
         header: small JSON values, for `read_header`.
+        is_only_writer: whether another process that writes the same file, the same
+            bytes, is a mistake.
     """
     ordered = sorted(entries, key=lambda entry: entry.example_id)
     index = np.zeros(len(ordered), _INDEX)
@@ -69,7 +77,8 @@ def write_spill(path: files.PathLike, entries: Sequence[Entry], header: Mapping[
     index["group"] = [entry.group for entry in ordered]
     index["size"] = [len(entry.record) for entry in ordered]
     index["start"][1:] = np.cumsum(index["size"][:-1], dtype=np.uint64)
-    with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
+    temporary = files.temporary_path(path) if is_only_writer else files.own_temporary_path(path)
+    with files.atomic_path(path, temporary=temporary), open(temporary, "wb") as file:
         file.write(json.dumps(header).encode("utf-8") + b"\n")
         np.save(file, index, allow_pickle=False)
         file.writelines(entry.record for entry in ordered)

@@ -1,10 +1,25 @@
 """Shards that appear whole or not at all."""
 
+import dataclasses
 import hashlib
+import pathlib
 from collections.abc import Iterable, Mapping
 
 from pipeline import files
 from pipeline.storage import manifest, serialization
+
+
+@dataclasses.dataclass(frozen=True)
+class StagedShard:
+    """A shard that is written, under a name of its writer's own.
+
+    Attributes:
+        info: what it will be.
+        temporary: its file name until then.
+    """
+
+    info: manifest.ShardInfo
+    temporary: str
 
 
 def write_shard(
@@ -27,19 +42,49 @@ def write_shard(
     Returns:
         the shard's count, size and checksum.
     """
-    path = files.as_path(directory) / file
-    checksum = hashlib.sha256()
-    num_examples = num_bytes = 0
-    with files.atomic_path(path) as temporary:
-        with open(temporary, "wb") as output:
-            for record in records:
-                framed = serialization.frame_record(record)
-                checksum.update(framed)
-                output.write(framed)
-                num_examples += 1
-                num_bytes += len(framed)
-        sha256 = checksum.hexdigest()
-        told = None if measured is None else dict(measured)
-        shard = manifest.ShardInfo(file, num_examples, num_bytes, sha256, told)
+    with files.atomic_path(files.as_path(directory) / file) as temporary:
+        shard = _write_records(temporary, file, records, measured)
         files.write_json(manifest.sidecar_path(directory, file), shard.to_json())
     return shard
+
+
+def stage_shard(
+    directory: files.PathLike,
+    file: str,
+    records: Iterable[bytes],
+    measured: Mapping[str, int] | None = None,
+) -> StagedShard:
+    """Writes one shard for another process to publish.
+
+    For runners that may do a job twice at once, perhaps on machines that round
+    differently: whichever is published, its checksum is its own. Arguments are those
+    of `write_shard`.
+    """
+    place = files.own_temporary_path(files.as_path(directory) / file)
+    with files.staged_path(place) as temporary:
+        shard = _write_records(temporary, file, records, measured)
+    return StagedShard(shard, place.name)
+
+
+def publish_shard(directory: files.PathLike, staged: StagedShard) -> manifest.ShardInfo:
+    """Gives a staged shard its name, its sidecar first; returns what it is."""
+    directory, shard = files.as_path(directory), staged.info
+    files.write_json(manifest.sidecar_path(directory, shard.file), shard.to_json())
+    files.publish(directory / staged.temporary, directory / shard.file)
+    return shard
+
+
+def _write_records(
+    path: pathlib.Path, file: str, records: Iterable[bytes], measured: Mapping[str, int] | None
+) -> manifest.ShardInfo:
+    checksum = hashlib.sha256()
+    num_examples = num_bytes = 0
+    with open(path, "wb") as output:
+        for record in records:
+            framed = serialization.frame_record(record)
+            checksum.update(framed)
+            output.write(framed)
+            num_examples += 1
+            num_bytes += len(framed)
+    told = None if measured is None else dict(measured)
+    return manifest.ShardInfo(file, num_examples, num_bytes, checksum.hexdigest(), told)

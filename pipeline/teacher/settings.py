@@ -3,6 +3,7 @@
 import dataclasses
 
 from pipeline.errors import InputError
+from pipeline.runners.ray import RayConfig
 from pipeline.storage.teacher_info import SAMPLED, TOPK
 
 
@@ -10,7 +11,8 @@ from pipeline.storage.teacher_info import SAMPLED, TOPK
 class TeacherCacheConfig:
     """What `create_teacher_output_data` was asked for; fields are named as its flags.
 
-    Flags that a manifest holds are None unless given, and then must agree with it.
+    Flags that a manifest holds are None unless given, and then must agree with it. `ray` is
+    None for this process.
     """
 
     output_dir: str
@@ -33,12 +35,18 @@ class TeacherCacheConfig:
     verify: str = "full"
     num_tasks: int = 1
     task_index: int = 0
+    ray: RayConfig | None = None
 
     def __post_init__(self) -> None:
         if self.task_index >= self.num_tasks:
             raise InputError(
                 f"--task_index: expected less than --num_tasks={self.num_tasks}, "
                 f"received {self.task_index}"
+            )
+        if self.ray is not None and self.num_tasks > 1:
+            raise InputError(
+                "--num_tasks: expected none with --runner=ray, which shares the shards itself, "
+                f"received {self.num_tasks}"
             )
         if (self.teacher is None) == (self.bert_config_file is None):
             raise InputError(

@@ -13,6 +13,7 @@ from pipeline.storage import serialization
 from pipeline.text import segmenters, window_batches, window_masking, windows
 from pipeline.text.settings import MaskedExamplesConfig
 from pipeline.text.tokenizers import load_tokenizer
+from pipeline.text.tokens import Tokenizer
 from pipeline.text.window_masking import WindowInput
 
 # Tokenised at a time: bounds the memory of a long document.
@@ -49,6 +50,11 @@ class DocumentMasker:
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
         self._id_dtype = records.id_dtype(self.vocab_size)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes tokens of text."""
+        return self._tokenizer
 
     @property
     def vocab_size(self) -> int:

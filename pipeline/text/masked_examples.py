@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,11 +22,12 @@ import tqdm
 from data_specs import records
 from pipeline import files, seeding
 from pipeline.errors import InputError, InterruptedRunError
-from pipeline.runners import local
+from pipeline.runners import local, ray
 from pipeline.runners.shard_job import ShardJob
 from pipeline.storage import manifest as manifests
 from pipeline.storage import spill, token_counts, writer
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.writer import StagedShard
 from pipeline.text import corpus, documents
 from pipeline.text.document_masker import UNMASKABLE, DocumentMasker
 from pipeline.text.settings import MaskedExamplesConfig
@@ -35,12 +37,15 @@ from pipeline.text.tokens import Tokenizer
 
 _SPILL_FOLDER = ".spill"
 _PLAN_FILE = "plan.json"
+_PATHS = ("output_dir", "vocab_file")
 _BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
 _LEFT_OUT = "left out by the weight of their corpus"
 
 # One tokenizer, segmenter and policy a process, however many chunks it handles.
 _masker = functools.lru_cache(maxsize=1)(DocumentMasker)
+
+Workers = local.Workers | ray.Workers
 
 
 def _spill_folder(config: MaskedExamplesConfig) -> pathlib.Path:
@@ -78,6 +83,8 @@ def _mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> _ChunkResu
     path = _spill_path(config, chunk.index)
     header = spill.read_header(path)
     if header is None or header["fingerprint"] != chunk.fingerprint():
+        if config.ray is not None:
+            _expect_same_tokenizer(config)
         header, entries = _mask_documents(config, chunk)
         if config.is_dynamic:
             # Before the spill file, which says that the chunk is done.
@@ -85,8 +92,20 @@ def _mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> _ChunkResu
                 (entry.record for entry in entries), _masker(config).vocab_size
             )
             token_counts.write_counts(_counts_path(config, chunk.index), counts)
-        spill.write_spill(path, entries, header)
+        spill.write_spill(path, entries, header, is_only_writer=config.ray is None)
     return _ChunkResult(header, chunk.bytes_read)
+
+
+@functools.lru_cache(maxsize=1)
+def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
+    """Refuses a node that sees another tokenizer than the command did."""
+    for name, content in _masker(config).tokenizer.files().items():
+        path = files.as_path(config.output_dir) / name
+        if path.read_bytes() != content:
+            raise InputError(
+                f"--vocab_file: expected each node to see the same under {config.vocab_file}, "
+                f"received another {name} on {socket.gethostname()}"
+            )
 
 
 def _mask_documents(
@@ -148,7 +167,7 @@ def _mask_document(
 def _mask_corpus(
     config: MaskedExamplesConfig,
     corpus_files: Sequence[corpus.CorpusFile],
-    workers: local.Workers,
+    workers: Workers,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every chunk into its spill file and returns their headers."""
     _spill_folder(config).mkdir(parents=True, exist_ok=True)
@@ -169,21 +188,47 @@ def _write_shard(
     done = manifests.completed_shard(config.output_dir, job.file)
     if done is not None:
         return done
-    ordered = spill.read_sorted(
+    return writer.write_shard(config.output_dir, job.file, _sorted_records(config, plan, job))
+
+
+def _stage_shard(config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob) -> StagedShard:
+    return writer.stage_shard(config.output_dir, job.file, _sorted_records(config, plan, job))
+
+
+def _sorted_records(
+    config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
+) -> Iterator[bytes]:
+    return spill.read_sorted(
         [_spill_path(config, index) for index in range(plan.num_chunks)],
         plan.keys(job),
         expected_bytes=plan.record_bytes // plan.num_shards[job.split],
     )
-    return writer.write_shard(config.output_dir, job.file, ordered)
+
+
+def _start_jobs(
+    config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob], workers: Workers
+) -> Iterator[manifests.ShardInfo]:
+    """Yields the shards as they are written, in the jobs' order."""
+    if config.ray is None:
+        yield from workers.run(functools.partial(_write_shard, config, plan), jobs)
+        return
+    done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
+    made = workers.run(
+        functools.partial(_stage_shard, config, plan),
+        [job for job in jobs if done[job] is None],
+        finish=functools.partial(writer.publish_shard, config.output_dir),
+    )
+    for job in jobs:
+        yield done[job] or next(made)
 
 
 def _write_shards(
-    config: MaskedExamplesConfig, plan: ShardPlan, workers: local.Workers
+    config: MaskedExamplesConfig, plan: ShardPlan, workers: Workers
 ) -> dict[str, tuple[manifests.ShardInfo, ...]]:
     """Second half: every shard out of the spill files."""
     jobs = plan.jobs()
     _expect_same_corpus(config, plan, jobs)
-    results = workers.run(functools.partial(_write_shard, config, plan), jobs)
+    results = _start_jobs(config, plan, jobs, workers)
     splits: dict[str, list[manifests.ShardInfo]] = {split: [] for split in plan.num_shards}
     with tqdm.tqdm(total=len(jobs), unit="shard", desc="writing") as bar:
         for job, shard in zip(jobs, results, strict=True):
@@ -222,6 +267,10 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             be. A directory that this call began is then as it was before.
     """
     _expect_output_outside(config)
+    if config.ray is not None:
+        # Worker processes begin in other folders.
+        places = {name: files.absolute(getattr(config, name)) for name in _PATHS}
+        config = dataclasses.replace(config, **places)
     corpora = corpus.resolve(config.corpora)
     tokenizer = load_tokenizer(
         config.vocab_file, do_lower_case=config.do_lower_case, flag="--vocab_file"
@@ -256,6 +305,12 @@ def _expect_output_outside(config: MaskedExamplesConfig) -> None:
             )
 
 
+def _open_workers(config: MaskedExamplesConfig) -> Workers:
+    if config.ray is None:
+        return local.Workers(config.max_workers)
+    return ray.Workers(config.ray, config.output_dir)
+
+
 def _make(
     config: MaskedExamplesConfig,
     corpus_files: Sequence[corpus.CorpusFile],
@@ -264,7 +319,7 @@ def _make(
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         files.write_bytes(files.as_path(config.output_dir) / name, content)
-    with local.Workers(config.max_workers) as workers:
+    with _open_workers(config) as workers:
         headers = _mask_corpus(config, corpus_files, workers)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
         plan = make_plan(config, headers, corpus_files, id_bytes)

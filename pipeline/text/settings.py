@@ -8,6 +8,7 @@ from typing import Any
 from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.errors import InputError
+from pipeline.runners.ray import RayConfig
 from pipeline.text.documents import Corpus
 from pipeline.text.tokens import Tokenizer
 
@@ -22,7 +23,8 @@ class MaskedExamplesConfig:
     """What `create_pretraining_data` was asked for; fields are named as its flags.
 
     `corpora` are what `--input_dir`, `--corpus_spec`, `--tfds_name` and `--corpora` name.
-    `dupe_factor` is None unless given: `copies` is what holds.
+    `dupe_factor` is None unless given: `copies` is what holds. `ray` is None for processes of
+    this machine.
     """
 
     corpora: tuple[CorpusSource, ...]
@@ -45,6 +47,7 @@ class MaskedExamplesConfig:
     num_shards: int | None = None
     max_workers: int = 1
     skip_bad_lines: bool = False
+    ray: RayConfig | None = None
 
     def __post_init__(self) -> None:
         if self.is_dynamic and self.dupe_factor is not None:
@@ -104,7 +107,7 @@ class MaskedExamplesConfig:
             corpora: `self.corpora`, resolved.
         """
         settings = dataclasses.asdict(self)
-        for name in ("output_dir", "vocab_file", "max_workers"):
+        for name in ("output_dir", "vocab_file", "max_workers", "ray"):
             del settings[name]
         if not self.is_dynamic:
             # A request for static masks says what it always said.

@@ -50,7 +50,7 @@ def without_peers(request, monkeypatch) -> None:
     for module, settings in _LITTLE.items():
         for name, value in settings.items():
             monkeypatch.setattr(module, name, value)
-    if "peers" not in {mark.name for mark in request.node.iter_markers()}:
+    if not {"peers", "ray"} & {mark.name for mark in request.node.iter_markers()}:
         monkeypatch.setattr(Inputs, "has", lambda self, *packages: False)
 
 
@@ -172,6 +172,18 @@ def test_the_peers_are_measured(corpus, teacher_dir, work, tmp_path) -> None:
     } <= against
 
 
+@pytest.mark.ray
+def test_ray_is_measured(corpus, teacher_dir, work, tmp_path) -> None:
+    output = tmp_path / "benchmark.json"
+    assert _run(corpus, teacher_dir, work, "--groups=ray", f"--output={output}") == 0
+    rows = _rows(output)
+    alone = rows.pop("Ray, begun and ended")
+    assert set(rows) == {"stage 1a on Ray, whole process", "stage 1b on Ray, whole process"}
+    for row in rows.values():
+        assert row["ours"] > alone["ours"] > 0
+        assert row["baseline"] > 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_process_and_its_children(corpus, vocab_file, tmp_path) -> None:
     settings = {"input_dir": corpus, "vocab_file": vocab_file, "max_seq_length": 48}
@@ -191,7 +203,7 @@ def test_memory_of_a_process_and_its_children(corpus, vocab_file, tmp_path) -> N
         (["--corpus=/nowhere"], "--corpus: expected a text file, received /nowhere"),
         (
             ["--groups=masking,speed"],
-            "--groups: expected some of masking,teacher,records,sizes,student,memory, "
+            "--groups: expected some of masking,teacher,records,sizes,student,memory,ray, "
             "received 'speed'",
         ),
         (["--teacher=/nowhere"], "--teacher: no such directory: /nowhere"),

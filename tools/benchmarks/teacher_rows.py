@@ -17,7 +17,7 @@ from pipeline.storage import serialization, writer
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import TRAIN
-from pipeline.teacher import capture, inference
+from pipeline.teacher import inference, shard_capture
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.measurement import Row, alternate, compared
@@ -88,7 +88,7 @@ def bare_forward(model: MaskedLM) -> Callable[[inference.Arrays], inference.Arra
     return inference.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
 
 
-def _capture_rate(sample: Sample, made: capture.Capture, inputs: Inputs) -> float:
+def _capture_rate(sample: Sample, made: shard_capture.Capture, inputs: Inputs) -> float:
     """Returns the examples a second from serialised examples to a shard on the disk."""
     directory = inputs.new_directory("captured")
     directory.mkdir()
@@ -102,16 +102,17 @@ def _capture_rate(sample: Sample, made: capture.Capture, inputs: Inputs) -> floa
 
 def _make_capture(
     inputs: Inputs, sample: Sample, source: ModelSource, model: MaskedLM
-) -> capture.Capture:
+) -> shard_capture.Capture:
     k = inputs.truncation_factor
     config = TeacherCacheConfig(output_dir="", teacher="", truncation_factor=k)
-    return capture.Capture(
+    return shard_capture.Capture(
         manifest=sample.cache.manifest,
         batch_size=_BATCH_SIZE,
         codec=CODECS["float16"](source.config.vocab_size, k),
         hidden_codec=None,
-        forward=inference.compile_forward(model, capture.keep_function(config, source)),
+        forward=inference.compile_forward(model, shard_capture.keep_function(config, source)),
         num_draws=None,
+        is_measured=False,
         on_examples=lambda count: None,
     )
 

@@ -1,0 +1,338 @@
+"""Jobs over the nodes of a Ray cluster.
+
+    the command ─ jobs ─► Ray ─► tasks in worker processes, on any node
+        ▲                          │ small results, counts for the progress bar
+        └──────────────────────────┘
+
+A task that was lost with its worker or node is done again by Ray, elsewhere. Ray may
+lose sight of a node that works on, so that two copies of a task run at once: what
+they make must be staged, and published by the command, which gets one of the results.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from pipeline import files
+from pipeline.errors import InputError, InterruptedRunError
+from pipeline.runners import local, ray_job
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+
+AUTO = "auto"
+# How often a job may be lost with its worker before it is the job's fault.
+_MAX_RETRIES = 10
+# Seconds: for a cluster to answer at all, and for a first connection to it.
+_ANSWER, _CONNECTION = 10.0, 60.0
+# Seconds between two looks at the nodes.
+_NODES = 5.0
+# Seconds for jobs that are not wanted any more to end.
+_END = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RayConfig:
+    """How jobs run on Ray; fields are named as the flags.
+
+    `ray_address` is None for a Ray of this machine alone, which begins and ends with
+    the jobs.
+    """
+
+    ray_address: str | None = None
+    cpus_per_job: int = 1
+    gpus_per_job: int = 0
+
+    def import_ray(self) -> Any:
+        """Returns the package, which must not have been imported before.
+
+        Raises:
+            InputError: it is not installed.
+        """
+        if self.ray_address is None:
+            # Ray's way to stay on the loopback, where nobody else can send it jobs.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        return ray_job.import_ray()
+
+
+def _expect_answer(address: str) -> None:
+    """Refuses an address at which nothing listens."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise InputError(
+            f"--ray_address: expected {AUTO} or host:port of the cluster's head, from one of its "
+            f"nodes, received {address}"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--ray_address: nothing answers at {address}: {error}") from error
+
+
+def _expect_cluster(address: str) -> None:
+    """Tries in another process whether Ray answers; else it tries for minutes, and ends it."""
+    code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+    try:
+        subprocess.run(
+            [sys.executable, "-c", code, address],
+            capture_output=True,
+            text=True,
+            timeout=_CONNECTION,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"--ray_address: no Ray cluster answers at {address} within {_CONNECTION:.0f} s"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+        raise InputError(
+            f"--ray_address: cannot join the Ray cluster at {address}: {said[-1]}"
+        ) from error
+
+
+def _environment(config: RayConfig) -> tuple[tuple[str, str], ...]:
+    threads = str(config.cpus_per_job)
+    # TensorFlow's, those of JAX on a CPU, and the tokenizers'.
+    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC", "RAYON_NUM_THREADS")
+    found = dict.fromkeys(names, threads)
+    if not config.gpus_per_job:
+        # Other jobs may have been given those that are there.
+        found |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    for name in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL"):
+        if name in os.environ:
+            found[name] = os.environ[name]
+    return tuple(found.items())
+
+
+class _Tally:
+    """Turns what jobs say of themselves into steps of one progress bar."""
+
+    def __init__(self, ray: Any, on_progress: Callable[[int], Any]) -> None:
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self._ray, self._on_progress = ray, on_progress
+        self.actor = ray.remote(num_cpus=0, scheduling_strategy=here)(ray_job.Progress).remote()
+        self._asked = self.actor.take.remote()
+        self._running: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+        self._shown = 0
+
+    def add(self, index: int, count: int) -> None:
+        """Notes what a job has done that has ended."""
+        self._done[index] = count
+        self._show()
+
+    def look(self) -> None:
+        """Notes what jobs have done that are at work."""
+        # A bar that stands still is no reason to stop.
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            if self._ray.wait([self._asked], timeout=0)[0]:
+                self._running |= self._ray.get(self._asked)
+                self._asked = self.actor.take.remote()
+                self._show()
+
+    def _show(self) -> None:
+        # Less than before where a job has begun anew.
+        count = sum((self._running | self._done).values())
+        self._on_progress(count - self._shown)
+        self._shown = count
+
+
+class Workers:
+    """Worker processes of a cluster, from the `with` statement to the end of its block.
+
+    Args:
+        config: which cluster, and what a job needs of a node.
+        directory: what jobs write into: on a file system that all nodes share, and
+            there when jobs begin. No other such command may be at work in it.
+    """
+
+    def __init__(self, config: RayConfig, directory: files.PathLike) -> None:
+        self._config = config
+        self._directory = files.as_path(directory).absolute()
+        self._stack = contextlib.ExitStack()
+        self._node: ray_job.Node | None = None
+        self._slots, self._counted = 1, -_NODES
+
+    def __enter__(self) -> "Workers":
+        address = self._config.ray_address
+        if address not in (None, AUTO):
+            _expect_answer(address)
+        self._ray = self._config.import_ray()
+        settings: dict[str, Any] = {"address": address}
+        if address is None:
+            settings = {"address": "local", "num_cpus": local.num_cpus()}
+            settings["include_dashboard"] = False
+        else:
+            _expect_cluster(address)
+        self._stack.callback(self._ray.shutdown)
+        try:
+            self._ray.init(**settings, log_to_driver=False, logging_level=logging.CRITICAL)
+        # Ray has no class of its own for a machine that is too slow, or has no room.
+        except Exception as error:
+            self._stack.close()
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InterruptedRunError(
+                f"--runner: Ray does not begin: {said} The same command tries again"
+            ) from error
+        try:
+            self._expect_room()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _count_slots(self) -> int:
+        """Returns how many jobs the nodes can do at once, as far as is known now."""
+        if time.monotonic() - self._counted >= _NODES:
+            config = self._config
+            self._slots = 0
+            for node in self._ray.nodes():
+                has = node["Resources"] if node["Alive"] else {}
+                fit = int(has.get("CPU", 0.0)) // config.cpus_per_job
+                if config.gpus_per_job:
+                    fit = min(fit, int(has.get("GPU", 0.0)) // config.gpus_per_job)
+                self._slots += fit
+            self._counted = time.monotonic()
+        return self._slots
+
+    def _expect_room(self) -> None:
+        if self._count_slots():
+            return
+        wanted = f"{self._config.cpus_per_job} CPUs and {self._config.gpus_per_job} GPUs"
+        if self._config.ray_address is None:
+            raise InputError(
+                f"--cpus_per_job, --gpus_per_job: expected what this machine has, received {wanted}"
+            )
+        # An autoscaler may bring one.
+        print(f"no node of the cluster has the {wanted} of a job yet: waiting", file=sys.stderr)
+
+    def _share(self) -> ray_job.Node:
+        """Marks the directory as this command's, once."""
+        if self._node is None:
+            self._stack.enter_context(files.sole_user(self._directory, "--output_dir"))
+            for left in self._directory.glob(".ray-*.tmp"):
+                left.unlink(missing_ok=True)
+            mark = self._directory / f".ray-{secrets.token_hex(8)}.tmp"
+            mark.write_bytes(b"")
+            self._stack.callback(mark.unlink, missing_ok=True)
+            self._node = ray_job.Node(_environment(self._config), ray_job.versions(), mark)
+        return self._node
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        jobs: Iterable[Job],
+        *,
+        finish: Callable[[Any], Made] | None = None,
+        on_progress: Callable[[int], Any] | None = None,
+    ) -> Iterator[Made]:
+        """Runs a function over jobs and yields the results in the jobs' order.
+
+        At most two jobs for each that the nodes can do at once are taken from `jobs`
+        and not done, so that a lazy `jobs` keeps memory bounded.
+
+        Args:
+            function: picklable; called on a node with a job and, with `on_progress`, a
+                function that it may tell of what it has done. Results are small.
+            jobs: picklable.
+            finish: what is to be done here with a result, as soon as it comes; what it
+                returns is yielded in its place.
+            on_progress: called here with what jobs say that they have done; with less
+                than nothing where one has begun anew.
+
+        Raises:
+            InputError: what a job raised; it is not done again.
+            InterruptedRunError: a job was lost with its worker or node again and again.
+        """
+        tally = None if on_progress is None else _Tally(self._ray, on_progress)
+        made: dict[int, Made] = {}
+        due = 0
+        with contextlib.closing(self._completed(function, jobs, tally)) as completed:
+            for index, result in completed:
+                made[index] = result if finish is None else finish(result)
+                while due in made:
+                    yield made.pop(due)
+                    due += 1
+
+    def _completed(
+        self, function: Callable[..., Any], jobs: Iterable[Job], tally: _Tally | None
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields jobs' numbers and results, in the order in which they end."""
+        submit = self._submitter(function, None if tally is None else tally.actor)
+        at_work: dict[Any, int] = {}
+        try:
+            for index, job in enumerate(jobs):
+                at_work[submit(index, job)] = index
+                while len(at_work) >= 2 * max(1, self._count_slots()):
+                    yield from self._collect(at_work, tally)
+            while at_work:
+                yield from self._collect(at_work, tally)
+        finally:
+            if at_work and self._ray.is_initialized():
+                for reference in at_work:
+                    self._ray.cancel(reference, force=True)
+                # They write into the directory.
+                self._ray.wait(list(at_work), num_returns=len(at_work), timeout=_END)
+
+    def _submitter(self, function: Callable[..., Any], progress: Any) -> Callable[[int, Any], Any]:
+        """Returns what makes a job, and its number, a task."""
+        ray = self._ray
+        task = ray.remote(
+            num_cpus=self._config.cpus_per_job,
+            num_gpus=self._config.gpus_per_job,
+            max_retries=_MAX_RETRIES,
+            # Worker processes stay, with what they have loaded.
+            max_calls=0,
+        )(ray_job.run_job)
+        node, pickled = ray.put(self._share()), ray.put(ray.cloudpickle.dumps(function))
+        return functools.partial(task.remote, node, pickled, progress)
+
+    def _collect(self, at_work: dict[Any, int], tally: _Tally | None) -> list[tuple[int, Any]]:
+        """Waits a little for a job to end and takes it out of `at_work`."""
+        ended, _ = self._ray.wait(list(at_work), timeout=ray_job.PROGRESS_SECONDS)
+        found = []
+        for reference in ended:
+            result, count = self._get(reference)
+            index = at_work.pop(reference)
+            found.append((index, result))
+            if tally is not None:
+                tally.add(index, count)
+        if tally is not None:
+            tally.look()
+        return found
+
+    def _get(self, reference: Any) -> tuple[Any, int]:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, InputError | OSError):
+                raise error.cause from None
+            missing = re.search(r"No module named '[^']*'", str(error.cause))
+            if missing:
+                raise InputError(
+                    "--ray_address: expected the packages of this command on every node, one "
+                    f"says: {missing[0]}; install them there"
+                ) from error
+            raise
+        except errors.RayError as error:
+            raise InterruptedRunError(
+                f"--runner: a job was lost with its worker or node {_MAX_RETRIES + 1} times, "
+                f"perhaps for want of memory: {error}. The same command continues where it stopped"
+            ) from error

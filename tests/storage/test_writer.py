@@ -1,0 +1,101 @@
+"""Shards that several processes may write at once, of which one is published."""
+
+import os
+import pathlib
+
+import pytest
+
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.storage import manifest, serialization, spill, writer
+from pipeline.storage.shard_info import NUM_POSITIONS
+
+FILE = "train-00000-of-00002.tfrecord"
+
+
+def _records(directory: pathlib.Path) -> list[bytes]:
+    return list(serialization.read_records(directory / FILE))
+
+
+def test_a_staged_shard_has_no_name_before_it_is_published(tmp_path: pathlib.Path) -> None:
+    staged = writer.stage_shard(tmp_path, FILE, iter([b"one", b"three"]), {NUM_POSITIONS: 3})
+    assert [path.name for path in tmp_path.iterdir()] == [staged.temporary]
+    assert staged.temporary.startswith(f".{FILE}.") and staged.temporary.endswith(".tmp")
+    assert manifest.completed_shard(tmp_path, FILE) is None
+    shard = writer.publish_shard(tmp_path, staged)
+    assert _records(tmp_path) == [b"one", b"three"]
+    # 12 bytes of header and 4 of footer around each record.
+    assert (shard.num_examples, shard.bytes, shard.measured) == (2, 40, {NUM_POSITIONS: 3})
+    assert shard.sha256 == files.sha256_file(tmp_path / FILE)
+    assert manifest.completed_shard(tmp_path, FILE) == shard
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{FILE}.json", FILE]
+
+
+def test_staged_and_written_shards_are_the_same(tmp_path: pathlib.Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    writer.write_shard(one, FILE, [b"one", b"two"])
+    writer.publish_shard(two, writer.stage_shard(two, FILE, [b"one", b"two"]))
+    assert [path.name for path in sorted(one.iterdir())] == [
+        path.name for path in sorted(two.iterdir())
+    ]
+    for path in one.iterdir():
+        assert (two / path.name).read_bytes() == path.read_bytes()
+        assert (two / path.name).stat().st_mode == path.stat().st_mode
+
+
+def test_two_copies_at_once_do_not_mix(tmp_path: pathlib.Path) -> None:
+    """Machines that round differently, and one that was given up lives on."""
+    accepted = []
+
+    def slow():
+        yield b"first"
+        # The other begins, ends and is published meanwhile.
+        other = writer.stage_shard(tmp_path, FILE, [b"second"])
+        accepted.append(writer.publish_shard(tmp_path, other))
+        yield b"third"
+
+    late = writer.stage_shard(tmp_path, FILE, slow())
+    assert late.info != accepted[0]
+    assert manifest.completed_shard(tmp_path, FILE) == accepted[0]
+    assert _records(tmp_path) == [b"second"]
+    assert accepted[0].sha256 == files.sha256_file(tmp_path / FILE)
+    files.remove_temporaries(tmp_path, {FILE})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{FILE}.json", FILE]
+
+
+def test_a_staged_shard_that_fails_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    def records():
+        yield b"one"
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        writer.stage_shard(tmp_path, FILE, records())
+    assert raised.value.filename == str(tmp_path / FILE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_temporaries_of_the_named_files_are_removed(tmp_path: pathlib.Path) -> None:
+    other = "train-00001-of-00002.tfrecord"
+    gone = [f".{FILE}.tmp", f".{FILE}.0123abcd.tmp"]
+    kept = [FILE, f".{FILE}.json", f".{other}.tmp", f".{other}.0123abcd.tmp", "notes.tmp", ".tmp"]
+    for name in gone + kept:
+        (tmp_path / name).touch()
+    files.remove_temporaries(tmp_path, {FILE})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_two_copies_of_a_chunk_write_its_spill_file_at_once(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "0.spill"
+    entries = [spill.Entry(bytes([number] * 16), number, b"record") for number in range(3)]
+    with files.atomic_path(path) as temporary:
+        # As the lock of another machine, whose process was killed, may last.
+        with pytest.raises(InputError, match="another process is writing this file"):
+            spill.write_spill(path, entries, {"number": 0})
+        spill.write_spill(path, entries, {"number": 0}, is_only_writer=False)
+        written = path.read_bytes()
+        temporary.write_bytes(written)
+    assert path.read_bytes() == written
+    assert spill.read_header(path) == {"number": 0}
+    assert [item.name for item in tmp_path.iterdir()] == ["0.spill"]
