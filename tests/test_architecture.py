@@ -57,6 +57,10 @@ LAYERS = (
         "pipeline.storage.writer",
         "pipeline.storage.reader",
         "pipeline.storage.teacher_cache_tfds",
+        "pipeline.storage.topk_checks",
+        "pipeline.storage.record_checks",
+        "pipeline.storage.shard_checks",
+        "pipeline.storage.directory_checks",
     ),
     (
         "pipeline.text.cleaning",
@@ -94,6 +98,8 @@ LAYERS = (
         "pipeline.teacher.planning",
         "pipeline.teacher.cache_report",
         "pipeline.teacher.capture",
+        "pipeline.teacher.sample_check",
+        "pipeline.teacher.repair",
     ),
     (
         "pipeline.distill.settings",
