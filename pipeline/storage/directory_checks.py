@@ -18,6 +18,9 @@ from pipeline.storage.record_checks import RecordChecker
 from pipeline.storage.shard_checks import Block
 from pipeline.storage.shard_info import SHARD_FILE
 
+# The name in a list of problems under which the tokenizer's files are.
+TOKENIZER = "tokenizer"
+
 # Larger ones are no vocabulary, no hidden state and no number of temperatures.
 _MAX_VOCAB = 10_000_000
 _MAX_SIZE = 2**20

@@ -115,7 +115,7 @@ def _mass_problems(
     present = rows.ids != NO_ID
     counts = present.sum(axis=-1)
     for column, temperature in enumerate(info.temperatures):
-        log_probs, slack = _log_probs(rows, present, column, temperature)
+        log_probs, slack = said_log_probs(rows, column, temperature)
         tail = rows.log_tail_masses[:, column]
         places = np.arange(len(counts)), counts - 1
         # Each of the tokens outside has at most the last one's mass.
@@ -143,13 +143,22 @@ def _cut_problems(
         )
 
 
-def _log_probs(
-    rows: TopKRows, present: np.ndarray, column: int, temperature: float
+def said_log_probs(
+    rows: TopKRows, column: int, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns log p_T of the ids, float32 [R, K], and how far all of a row may be off, [R].
+    """Returns log p_T of the ids, and how far all of a row may be off.
 
-    The second is infinite where the tail is so near to all mass that nothing is known.
+    Args:
+        rows: the positions.
+        column: of T among the cached temperatures.
+        temperature: T.
+
+    Returns:
+        float32 [R, K], and float64 [R]: beside each id's own error what the row's sum and
+        its tail are off. It is infinite where the tail is so near to all mass that nothing
+        is known.
     """
+    present = rows.ids != NO_ID
     # `NO_ID_LOGIT` has no weight at any temperature.
     scaled = rows.logits / np.float32(temperature)
     weights = np.exp(scaled)

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import pathlib
 import platform
@@ -171,9 +172,10 @@ def _truncation_factor(config: TeacherCacheConfig, source: checkpoints.ModelSour
     return min(config.truncation_factor, source.config.vocab_size)
 
 
-def _request(
+def make_request(
     config: TeacherCacheConfig, cache: CacheInput, source: checkpoints.ModelSource
 ) -> dict[str, Any]:
+    """Returns the settings that decide the data of a cache, as JSON values."""
     groups = _find_groups(config, source)
     hidden = {
         "hidden_groups": [str(group) for group in groups],
@@ -270,7 +272,7 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     """
     source = teacher_input.find_teacher(config)
     cache = teacher_input.open_examples(config, source)
-    request = _request(config, cache, source)
+    request = make_request(config, cache, source)
     manifests.check_claim(config.output_dir, request, flag="--output_dir")
     if (pathlib.Path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
         return manifests.load(config.output_dir, flag="--output_dir")
@@ -288,7 +290,9 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
         )
         manifests.claim(config.output_dir, request, flag="--output_dir")
         _count_tokens(config, cache, request)
-        _run_teacher(config, cache, source, model, _teacher_info(request), missing)
+        info = _teacher_info(request)
+        write = functools.partial(writer.write_shard, config.output_dir)
+        run_teacher(config, cache, source, model, info, missing, write=write)
     return _publish_when_complete(config, cache, request)
 
 
@@ -314,14 +318,27 @@ def _count_tokens(
     return cache_codec.count_tokens(config.output_dir, info, cache.directory, cache.manifest)
 
 
-def _run_teacher(
+def run_teacher(
     config: TeacherCacheConfig,
     cache: CacheInput,
     source: checkpoints.ModelSource,
     model: MaskedLM,
     info: TeacherInfo,
     jobs: Sequence[ShardJob],
+    *,
+    write: Callable[[str, Iterator[bytes], Mapping[str, int] | None], ShardInfo],
 ) -> None:
+    """Makes some shards of a cache.
+
+    Args:
+        config: what was asked for; its directory holds what the codec needs.
+        cache: the masked examples.
+        source: the teacher.
+        model: its weights.
+        info: what the cache holds.
+        jobs: the shards.
+        write: `writer.write_shard`, but for the directory.
+    """
     forward = inference.compile_forward(model, keep_function(config, source))
     counts = {
         shard.file: shard.num_examples
@@ -344,7 +361,7 @@ def _run_teacher(
             measured: collections.Counter[str] = collections.Counter()
             serialized = capture.records(serialized, measured)
             told = measured if manifests.varies_in_size(info) else None
-            writer.write_shard(config.output_dir, job.file, serialized, told)
+            write(job.file, serialized, told)
 
 
 def _publish_when_complete(
