@@ -79,8 +79,8 @@ def manifest_problems(directory: files.PathLike, manifest: Manifest) -> Iterator
     path = pathlib.Path(directory)
     try:
         content = files.json_bytes(manifest.to_json())
-    except (ValueError, OverflowError):
-        # Text or numbers that JSON knows, and files or floats do not.
+    except (KeyError, ValueError, OverflowError):
+        # Sizes that no shard tells; text or numbers that JSON knows, and files or floats do not.
         content = b""
     # Equal values are always written in equal bytes.
     if (path / manifests.MANIFEST_FILE).read_bytes() != content:
@@ -97,6 +97,8 @@ def manifest_problems(directory: files.PathLike, manifest: Manifest) -> Iterator
             here = list(here) if isinstance(here, tuple) else here
             if there is not None and there != here:
                 yield f"{name} is {here!r}, and {there!r} among its flags"
+    if not manifest.splits:
+        yield "it names no shards"
     names = [shard.file for shards in manifest.splits.values() for shard in shards]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{name} is named more than once"
@@ -140,8 +142,9 @@ def size_problems(manifest: Manifest) -> Iterator[str]:
             f"expected a truncation_factor from 1 to {vocab_size}, "
             f"received {info.truncation_factor}"
         )
-    if len(info.hidden_groups) > _MAX_SIZE or (info.hidden_size or 0) > _MAX_SIZE:
-        yield f"expected hidden states of size {_MAX_SIZE} at most, received {info.hidden_size}"
+    # Without groups, no one reads the size.
+    if info.hidden_groups and info.hidden_size * len(info.hidden_groups) > _MAX_SIZE:
+        yield f"expected hidden states of at most {_MAX_SIZE:,} numbers"
     temperatures = list(info.temperatures)
     if (
         temperatures[:1] != [1.0]

@@ -300,7 +300,7 @@ def load(directory: files.PathLike, *, flag: str) -> Manifest:
         return _parse(value, str(path))
     except InputError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: missing or misshapen field {error}") from error
 
 
