@@ -1,5 +1,6 @@
 """A directory of shards, checked whole: the manifest, each file, each record, and all together."""
 
+import collections
 import dataclasses
 import math
 import pathlib
@@ -74,7 +75,7 @@ def check_checksum(directory: files.PathLike) -> list[str]:
 
 
 def manifest_problems(directory: files.PathLike, manifest: Manifest) -> Iterator[str]:
-    """Yields what is wrong with a manifest by itself, and beside the request."""
+    """Yields what is wrong with a manifest by itself."""
     yield from check_checksum(directory)
     path = pathlib.Path(directory)
     try:
@@ -85,7 +86,6 @@ def manifest_problems(directory: files.PathLike, manifest: Manifest) -> Iterator
     # Equal values are always written in equal bytes.
     if (path / manifests.MANIFEST_FILE).read_bytes() != content:
         yield "it is not written as it was published"
-    yield from _request_problems(path / manifests.REQUEST_FILE, manifest)
     for name, flag in _SAID_TWICE.items():
         here, there = getattr(manifest, name), manifest.flags.get(flag)
         if there is not None and there != here:
@@ -99,8 +99,9 @@ def manifest_problems(directory: files.PathLike, manifest: Manifest) -> Iterator
                 yield f"{name} is {here!r}, and {there!r} among its flags"
     if not manifest.splits:
         yield "it names no shards"
-    names = [shard.file for shards in manifest.splits.values() for shard in shards]
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    shards = (shard for shards in manifest.splits.values() for shard in shards)
+    names = collections.Counter(shard.file for shard in shards)
+    for name in sorted(name for name, count in names.items() if count > 1):
         yield f"{name} is named more than once"
     for split, shards in manifest.splits.items():
         for shard in shards:
@@ -108,20 +109,22 @@ def manifest_problems(directory: files.PathLike, manifest: Manifest) -> Iterator
                 yield f"{shard.file} is named in the split {split!r}"
 
 
-def _request_problems(path: pathlib.Path, manifest: Manifest) -> Iterator[str]:
+def request_problems(directory: files.PathLike, manifest: Manifest) -> Iterator[str]:
+    """Yields what is wrong with the request that a manifest answers."""
+    path = pathlib.Path(directory) / manifests.REQUEST_FILE
     if not path.is_file():
-        yield f"{path.name}, the request that it answers, is missing"
+        yield "it is missing"
         return
     try:
         request = files.read_json(path)
     except InputError as error:
-        yield f"{path.name} is damaged: {str(error).removeprefix(f'{path}: ')}"
+        yield str(error).removeprefix(f"{path}: ")
         return
     answered = {name: manifest.flags[name] for name in request if name in manifest.flags}
     difference = manifests.describe_difference(request, answered)
     if difference:
         # There is the request, here the manifest.
-        yield f"{path.name} asks for something else: {difference}"
+        yield f"it asks for something else than {manifests.MANIFEST_FILE} has: {difference}"
 
 
 def size_problems(manifest: Manifest) -> Iterator[str]:
@@ -238,6 +241,7 @@ def _make_checker(
         None where records cannot be read: their sizes, or the codec's own file, are broken.
     """
     _note(found, manifests.MANIFEST_FILE, manifest_problems(directory, manifest))
+    _note(found, manifests.REQUEST_FILE, request_problems(directory, manifest))
     unreadable = list(size_problems(manifest))
     _note(found, manifests.MANIFEST_FILE, unreadable)
     if manifest.token_counts is not None:

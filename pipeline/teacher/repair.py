@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pipeline import compute_dtype, files
 from pipeline.errors import InputError
@@ -98,12 +99,14 @@ class Repair:
         config: how it was made; its `output_dir` is the cache.
         source: the teacher.
         examples: the masked examples, narrowed to the cache's shards.
+        request: what the cache was asked to hold.
     """
 
     manifest: Manifest
     config: TeacherCacheConfig
     source: ModelSource
     examples: CacheInput
+    request: Mapping[str, Any]
 
     @property
     def directory(self) -> pathlib.Path:
@@ -124,6 +127,10 @@ class Repair:
                 examples are damaged, too.
         """
         with files.sole_user(self.directory, "--input_dir"):
+            if manifests.REQUEST_FILE in problems:
+                aside = set_aside(self.directory / manifests.REQUEST_FILE, BROKEN)
+                files.write_json(self.directory / manifests.REQUEST_FILE, self.request)
+                yield f"{manifests.REQUEST_FILE}: written again{_kept(aside)}"
             yield from self._mend_tokenizer(problems)
             yield from self._mend_token_counts(problems)
             shards = [
@@ -246,7 +253,7 @@ def open_repair(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
             f"--repair: expected the request of {config.output_dir} to be that of its manifest's "
             f"settings: {difference}"
         )
-    return Repair(manifest, config, source, narrowed)
+    return Repair(manifest, config, source, narrowed, request)
 
 
 def _narrow(cache: CacheInput, names: Sequence[str]) -> CacheInput:

@@ -266,7 +266,6 @@ def test_task_logits(tmp_path, capsys) -> None:
         ({"parent": {"sha256": "0" * 64}}, "parent is {'sha256': '000"),
         ({"statistics": {"documents": 1}}, "expected SHA-256 "),
         ({"more": 1}, "it is not written as it was published"),
-        ({"flags": {}}, "request.json asks for something else: kind is 'teacher_cache' there and"),
     ],
 )
 def test_manifests(folder, change, problem: str, capsys) -> None:
@@ -311,17 +310,24 @@ def test_a_manifest_that_cannot_be_read(folder, content, message: str, capsys) -
     assert (hint in error) == (content is not None)
 
 
-def test_a_request_and_a_checksum(folder, capsys) -> None:
+def test_a_request_and_a_checksum(folder, cache_dir, capsys) -> None:
     (folder / "request.json").unlink()
     (folder / ".manifest.json.sha256").write_text("0  manifest.json\n")
     assert _problems(folder, capsys) == {
-        "manifest.json": "its checksum .manifest.json.sha256 is damaged; request.json, the request "
-        "that it answers, is missing"
+        "manifest.json": "its checksum .manifest.json.sha256 is damaged",
+        "request.json": "it is missing",
     }
     (folder / ".manifest.json.sha256").unlink()
     (folder / "request.json").write_text("[]")
+    found = _problems(folder, capsys)
+    assert found == {"request.json": "expected a JSON object, received list"}
+    (folder / "request.json").write_text("{}")
+    loaded = manifests.load(folder, flag="")
+    request = {**json.loads((cache_dir / "request.json").read_text()), "predict_batch_size": 9}
+    (folder / "request.json").write_text(json.dumps(request))
     assert _problems(folder, capsys) == {
-        "manifest.json": "request.json is damaged: expected a JSON object, received list"
+        "request.json": "it asks for something else than manifest.json has: predict_batch_size is "
+        f"9 there and {loaded.flags['predict_batch_size']} here"
     }
 
 
@@ -405,6 +411,7 @@ def test_broken_shards_are_made_again(folder, teacher_dir, examples_dir, capsys)
     (folder / TRAIN[1]).unlink()
     manifests.sidecar_path(folder, TRAIN[2]).write_text("{}")
     (folder / "vocab.txt").unlink()
+    (folder / "request.json").unlink()
     status, lines, errors = _repair(folder, capsys, teacher_dir, examples_dir)
     assert (status, errors) == (0, []) and lines[-1] == f"all is well: {folder}"
     assert f"{EVAL}: made again, the same bytes; what was there is {EVAL}.broken" in lines
@@ -412,11 +419,13 @@ def test_broken_shards_are_made_again(folder, teacher_dir, examples_dir, capsys)
     sidecar = f".{TRAIN[2]}.json"
     assert f"{TRAIN[2]}: its sidecar written again; what was there is {sidecar}.broken" in lines
     assert f"vocab.txt: copied from {examples_dir}" in lines
+    assert "request.json: written again" in lines
     (sample,) = (line for line in lines if line.startswith("sample"))
     assert "the teacher says the same" in sample
     after = _content(folder)
     assert {name: after[name][0] for name in before} == {k: v[0] for k, v in before.items()}
-    redone = {EVAL, TRAIN[1], f".{EVAL}.json", f".{TRAIN[1]}.json", sidecar, "vocab.txt"}
+    redone = {EVAL, TRAIN[1], f".{EVAL}.json", f".{TRAIN[1]}.json", sidecar}
+    redone |= {"vocab.txt", "request.json"}
     changed = {name for name in before if after[name] != before[name]}
     assert changed == redone
     kept = {f"{EVAL}.broken", f".{EVAL}.json.broken", f".{TRAIN[1]}.json.broken"}
@@ -558,7 +567,7 @@ def test_what_this_does_not_repair(examples_dir, merged_dir, folder, teacher_dir
     )
     _, _, (error,) = _run(merged_dir, capsys, *flags)
     assert "was merged from 2 caches: the same tools.merge_caches command makes it again" in error
-    (folder / "request.json").unlink()
+    _flip(folder / ".manifest.json.sha256", 3)
     _, _, (error,) = _run(folder, capsys, *flags)
     assert error.startswith("error: --repair: expected a sound manifest.json to go by")
 
