@@ -70,6 +70,10 @@ LAYERS = (
         "pipeline.storage.writer",
         "pipeline.storage.reader",
         "pipeline.storage.teacher_cache_tfds",
+        "pipeline.storage.topk_checks",
+        "pipeline.storage.record_checks",
+        "pipeline.storage.shard_checks",
+        "pipeline.storage.directory_checks",
     ),
     (
         "pipeline.text.cleaning",
@@ -110,6 +114,8 @@ LAYERS = (
         "pipeline.teacher.shard_capture",
         "pipeline.teacher.cluster_capture",
         "pipeline.teacher.capture",
+        "pipeline.teacher.sample_check",
+        "pipeline.teacher.repair",
     ),
     (
         "pipeline.distill.settings",

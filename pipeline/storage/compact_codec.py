@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -120,19 +121,37 @@ class CompactCodec(TopKCodec):
         ]
 
     def decode(
-        self, features: dict[str, bytes], num_positions: int
+        self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks one record; see `TopKCodec.decode`."""
+        return self._unpack(*self._read(features, num_positions))
+
+    def decode_records(
+        self, examples: Sequence[Mapping[str, bytes]], num_positions: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks several records; see `TopKCodec.decode_records`."""
+        parts = [self._read(*pair) for pair in zip(examples, num_positions, strict=True)]
+        return self._unpack(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def errors(self, logits: np.ndarray) -> np.ndarray:
+        """See `TopKCodec.errors`."""
+        return self.steps.errors(logits)
+
+    def _read(self, features: Mapping[str, bytes], num_positions: int) -> tuple[np.ndarray, ...]:
+        """Returns what `_unpack` takes, of one record."""
         counts = self.counts(features, num_positions)
         total, dtype = int(counts.sum()), id_dtype(self.vocab_size)
         payload = _decompress(features[TOPK_IDS], total * (1 + dtype.itemsize))
-        return self._unpack(
-            np.frombuffer(payload[:total], np.uint8),
-            np.frombuffer(payload[total:], dtype),
-            np.frombuffer(_decompress(features[TOPK_LOGITS], total), np.uint8),
-            logit_steps.read_ranges(features[TOPK_RANGES], num_positions),
-            counts,
-        )
+        gaps, long = payload[:total], np.frombuffer(payload[total:], dtype)
+        steps = _decompress(features[TOPK_LOGITS], total)
+        for part in (gaps, steps):
+            self.expect_ids(len(part), counts)
+        if gaps.count(_LONG) != len(long):
+            raise ValueError(
+                f"expected {gaps.count(_LONG)} long gaps of ranks, received {len(long)}"
+            )
+        ranges = logit_steps.read_ranges(features[TOPK_RANGES], num_positions)
+        return np.frombuffer(gaps, np.uint8), long, np.frombuffer(steps, np.uint8), ranges, counts
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""

@@ -9,6 +9,7 @@ imported without it.
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +29,9 @@ from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec, joined
 
 # The smallest finite float16. A logit this far below the largest has no mass.
 _FLOAT16_LOWEST = np.float32(-65504.0)
+# What float16 rounds by: a part of the number, or half of its smallest step.
+_ROUNDING = np.float32(2.0**-11)
+_SMALLEST = np.float32(2.0**-25)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +57,17 @@ class Float16Codec(TopKCodec):
         return [{TOPK_IDS: one, TOPK_LOGITS: two} for one, two in parts]
 
     def decode(
-        self, features: dict[str, bytes], num_positions: int
+        self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks one record; see `TopKCodec.decode`."""
         counts = self.counts(features, num_positions)
         logits = np.frombuffer(features[TOPK_LOGITS], "<f2").astype(np.float32)
         return _plain_ids(self, features, counts), self.rows(logits, counts, NO_ID_LOGIT)
+
+    def errors(self, logits: np.ndarray) -> np.ndarray:
+        """See `TopKCodec.errors`."""
+        errors = np.abs(logits) * _ROUNDING + _SMALLEST
+        return np.where(logits > _FLOAT16_LOWEST, errors, np.float32(np.inf))
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
@@ -100,7 +109,7 @@ class Uint8Codec(TopKCodec):
         ]
 
     def decode(
-        self, features: dict[str, bytes], num_positions: int
+        self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks one record; see `TopKCodec.decode`."""
         counts = self.counts(features, num_positions)
@@ -109,6 +118,10 @@ class Uint8Codec(TopKCodec):
         ids = _plain_ids(self, features, counts)
         logits = self.steps.decode(steps, ranges)
         return ids, np.where(ids == NO_ID, np.float32(NO_ID_LOGIT), logits)
+
+    def errors(self, logits: np.ndarray) -> np.ndarray:
+        """See `TopKCodec.errors`."""
+        return self.steps.errors(logits)
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
@@ -127,7 +140,7 @@ class Uint8Codec(TopKCodec):
         return tf.cast(ids, tf.int32), self.steps.decode_tensors(tf, steps, ranges)
 
 
-def _plain_ids(codec: TopKCodec, features: dict[str, bytes], counts: np.ndarray) -> np.ndarray:
+def _plain_ids(codec: TopKCodec, features: Mapping[str, bytes], counts: np.ndarray) -> np.ndarray:
     """Returns ids, int32 [P, K], that are stored as they are."""
     ids = np.frombuffer(features[TOPK_IDS], id_dtype(codec.vocab_size)).astype(np.int32)
     if len(ids) and not 0 <= ids.min() <= ids.max() < codec.vocab_size:

@@ -12,6 +12,10 @@ _FURTHEST = np.float32(64.0)
 # The step of one further below, and what it is read as.
 _NO_MASS = 255
 _NO_MASS_LOGIT = np.float32(-65504.0)
+# What float16 rounds by: a part of the number, or half of its smallest step. In single
+# precision a little comes to that.
+_ROUNDING = 2.0**-11 + 1e-6
+_SMALLEST = np.float32(2.0**-24)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,20 @@ class LogitSteps:
     def half_step(self) -> float:
         """Half of the longest step, in parts of the range."""
         return float(np.diff(self.distances).max()) / 2.0
+
+    def errors(self, logits: np.ndarray) -> np.ndarray:
+        """Returns how far logits may be from what was encoded, float32 [..., K].
+
+        Half a step of their row's range, which float16 has rounded; infinite where a logit
+        has no mass.
+
+        Args:
+            logits: float32 [..., K], as `decode` returns them.
+        """
+        known = logits > _NO_MASS_LOGIT
+        ranges = np.where(known, -logits, np.float32(0.0)).max(axis=-1, keepdims=True, initial=0.0)
+        errors = ranges * np.float32(self.half_step + _ROUNDING) + _SMALLEST
+        return np.where(known, errors, np.float32(np.inf))
 
     def encode(self, shifted: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the nearest numbers, uint8 [positions, K], and the ranges r, float16 [positions].

@@ -9,7 +9,6 @@ hidden sidecar of its count and checksum. When all are there, `publish` writes
 import dataclasses
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,13 +31,16 @@ from pipeline.storage.shard_info import (
     FileInfo,
     ShardInfo,
     expect_contents,
+    expect_vocab,
     measured_means,
     parse_shard,
+    plain_name,
 )
 from pipeline.storage.teacher_info import TeacherInfo, expect_count, parse_teacher_info
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+CHECKSUM_FILE = ".manifest.json.sha256"
 REQUEST_FILE = "request.json"
 TRAIN = "train"
 EVAL = "eval"
@@ -260,6 +262,9 @@ def publish(directory: files.PathLike, manifest: Manifest) -> None:
     # The whole shards are beside them.
     shards = {shard.file for split in manifest.splits.values() for shard in split}
     files.remove_temporaries(directory, shards)
+    # As `sha256sum` writes it. The manifest tells of all other files; this tells of it.
+    checksum = f"{manifest.sha256()}  {MANIFEST_FILE}\n"
+    files.write_bytes(directory / CHECKSUM_FILE, checksum.encode("ascii"))
     files.write_json(directory / MANIFEST_FILE, manifest.to_json())
 
 
@@ -293,7 +298,7 @@ def load(directory: files.PathLike, *, flag: str) -> Manifest:
         return _parse(value, str(path))
     except InputError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: missing or misshapen field {error}") from error
 
 
@@ -306,7 +311,7 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
     token_counts = None
     if value["kind"] == UNMASKED_WINDOWS or _needs_token_counts(teacher_info):
         token_counts = FileInfo(**value["token_counts"])
-        _plain_name(token_counts.file, path)
+        plain_name(token_counts.file, path)
         expect_contents(token_counts, path)
     splits = {
         split: tuple(parse_shard(shard, path) for shard in shards)
@@ -319,13 +324,14 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
                 raise InputError(f"{path}: expected what was measured of {shard.file}")
     for name in sizes:
         expect_count(value[name], f"{path}: {name}")
+    expect_vocab(value["vocab"], value["special_ids"], path)
     return Manifest(
         kind=value["kind"],
         vocab=VocabInfo(**value["vocab"]),
         special_ids=dict(value["special_ids"]),
         flags=dict(value["flags"]),
         splits=splits,
-        tokenizer_files=tuple(_plain_name(name, path) for name in value["tokenizer_files"]),
+        tokenizer_files=tuple(plain_name(name, path) for name in value["tokenizer_files"]),
         statistics=dict(value.get("statistics", {})),
         teacher_info=teacher_info,
         token_counts=token_counts,
@@ -340,13 +346,6 @@ def varies_in_size(info: TeacherInfo) -> bool:
 
 def _needs_token_counts(info: TeacherInfo | None) -> bool:
     return info is not None and CODECS[info.logit_encoding].needs_token_counts
-
-
-def _plain_name(name: Any, path: str) -> str:
-    """Returns a file name that cannot lead out of the directory."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
-        raise InputError(f"{path}: expected a plain file name, received {name!r}")
-    return name
 
 
 def copy_tokenizer(source: files.PathLike, manifest: Manifest, target: files.PathLike) -> None:

@@ -8,6 +8,7 @@ and how many each row has; decoded, a row ends in `NO_ID`s.
 import abc
 import dataclasses
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -84,7 +85,7 @@ class TopKCodec(abc.ABC):
 
     @abc.abstractmethod
     def decode(
-        self, features: dict[str, bytes], num_positions: int
+        self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks one record.
 
@@ -114,7 +115,39 @@ class TopKCodec(abc.ABC):
             ids int32 [B, P, K] and logits float32 [B, P, K], as `decode` has them.
         """
 
-    def counts(self, features: dict[str, bytes], num_positions: int) -> np.ndarray:
+    @abc.abstractmethod
+    def errors(self, logits: np.ndarray) -> np.ndarray:
+        """Returns how far decoded logits may be from what was packed, float32 [positions, K].
+
+        Infinite where all that is known of a logit is that it has no mass.
+
+        Args:
+            logits: float32 [positions, K], as `decode` returns them.
+        """
+
+    def decode_records(
+        self, examples: Sequence[Mapping[str, bytes]], num_positions: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks several records, in less time than one by one.
+
+        Args:
+            examples: the features of each; as many numbers in each as its positions want.
+            num_positions: P of each.
+
+        Returns:
+            ids and logits as `decode` has them, of one record's positions after another's.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged.
+        """
+        names = [feature.name for feature in self.stored]
+        if self.variable:
+            names.append(TOPK_COUNTS)
+        joined = {name: b"".join([features[name] for features in examples]) for name in names}
+        return self.decode(joined, sum(num_positions))
+
+    def counts(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
         """Returns how many ids each position of a record has, int64 [P].
 
         Raises:
@@ -148,14 +181,18 @@ class TopKCodec(abc.ABC):
         Example: of [5, 3, 8] and the counts [1, 2], with K = 2 and −1 behind them,
         the rows are [5, −1] and [3, 8].
         """
-        if len(flat) != counts.sum():
-            each = "" if self.variable else f", {self.truncation_factor} at each position"
-            raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {len(flat)}")
+        self.expect_ids(len(flat), counts)
         if not self.variable:
             return flat.reshape(-1, self.truncation_factor)
         rows = np.full((len(counts), self.truncation_factor), fill, flat.dtype)
         rows[np.arange(self.truncation_factor) < counts[:, np.newaxis]] = flat
         return rows
+
+    def expect_ids(self, received: int, counts: np.ndarray) -> None:
+        """Raises ValueError unless a number of ids is the sum of the counts of its rows."""
+        if received != counts.sum():
+            each = "" if self.variable else f", {self.truncation_factor} at each position"
+            raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {received}")
 
     def tensor_counts(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Returns how many ids each position has where that varies: int32 [B, P], 0 at padding."""

@@ -81,8 +81,15 @@ class CacheReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cached:
-    """What a cache holds at the positions of a batch, decoded."""
+class Cached:
+    """What a cache holds at the positions of a batch, decoded.
+
+    Attributes:
+        ids: int32 [positions, K].
+        logits: float32 [positions, K].
+        log_tail_masses: float64 [positions, T].
+        label_log_probs: float64 [positions].
+    """
 
     ids: np.ndarray
     logits: np.ndarray
@@ -90,7 +97,19 @@ class _Cached:
     label_log_probs: np.ndarray
 
 
-def _decode(cache: CacheInput, codec: TopKCodec, examples: Sequence[MaskedExample]) -> _Cached:
+def decode_examples(
+    cache: CacheInput, codec: TopKCodec, examples: Sequence[MaskedExample]
+) -> Cached:
+    """Decodes a teacher's word on several examples.
+
+    Args:
+        cache: the teacher cache.
+        codec: its codec.
+        examples: its records.
+
+    Raises:
+        InputError: a record is damaged.
+    """
     num_temperatures = len(cache.manifest.teacher_info.temperatures)
     rows = []
     for example in examples:
@@ -109,7 +128,7 @@ def _decode(cache: CacheInput, codec: TopKCodec, examples: Sequence[MaskedExampl
             name = example.features[records.EXAMPLE_ID].hex()
             raise InputError(f"{cache.directory}: broken record {name}: {error}") from error
         rows.append((ids, logits, tails, labels.astype(np.float64)))
-    return _Cached(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+    return Cached(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
 
 
 class _Comparison:
@@ -121,18 +140,18 @@ class _Comparison:
         self.positions: dict[Any, list[np.ndarray]] = collections.defaultdict(list)
         self.largest: dict[str, float] = collections.defaultdict(float)
 
-    def add(self, batch: DenseBatch, cached: _Cached) -> None:
+    def add(self, batch: DenseBatch, cached: Cached) -> None:
         """Compares the positions of a batch."""
         labels = batch.labels
         for block in batch.blocks():
-            part = _Cached(*(getattr(cached, f.name)[block] for f in dataclasses.fields(cached)))
+            part = Cached(*(getattr(cached, f.name)[block] for f in dataclasses.fields(cached)))
             logits = batch.logits[block]
             for column, temperature in enumerate(self.temperatures):
                 self._add_temperature(logits, part, column, temperature)
             self._add_guesses(fidelity.log_softmax(logits), part, labels[block])
 
     def _add_temperature(
-        self, logits: np.ndarray, cached: _Cached, column: int, temperature: float
+        self, logits: np.ndarray, cached: Cached, column: int, temperature: float
     ) -> None:
         log_probs = fidelity.log_softmax(logits, temperature)
         exact_tail = fidelity.measure_tail(log_probs, cached.ids).log_mass
@@ -148,7 +167,7 @@ class _Comparison:
             self.positions["mass"].append(np.exp(exact).sum(axis=-1))
             self.positions["cached_confidence"].append(np.exp(stored[:, 0]))
 
-    def _add_guesses(self, log_probs: np.ndarray, cached: _Cached, labels: np.ndarray) -> None:
+    def _add_guesses(self, log_probs: np.ndarray, cached: Cached, labels: np.ndarray) -> None:
         guesses = log_probs.argmax(axis=-1)
         self._raise("label", log_probs[np.arange(len(labels)), labels], cached.label_log_probs)
         measured = {
@@ -300,7 +319,7 @@ def measure_cache(
     sizes: collections.Counter[str] = collections.Counter()
     num_examples = 0
     for batch in dense_sample.run_teacher(model, examples, manifest, batch_size=batch_size, **keep):
-        compared.add(batch, _decode(cache, codec, batch.examples))
+        compared.add(batch, decode_examples(cache, codec, batch.examples))
         if hidden is not None:
             hidden.add(batch)
         num_examples += len(batch.examples)

@@ -76,7 +76,7 @@ def _make_shards(
     info = cache_request.teacher_info(request)
     capture = shard_capture.make_capture(config, cache, source, model, info)
     write = functools.partial(writer.write_shard, config.output_dir)
-    with _progress_bar(cache, jobs) as bar:
+    with progress_bar(cache, jobs) as bar:
         told = dataclasses.replace(capture, on_examples=bar.update)
         return [
             shard_capture.capture_shard(told, cache.directory / job.file, write) for job in jobs
@@ -94,11 +94,12 @@ def _make_shards_on_ray(
     with ray.Workers(config.ray, config.output_dir) as workers:
         manifests.claim(config.output_dir, request, flag="--output_dir")
         _count_tokens(config, cache, request)
-        with _progress_bar(cache, jobs) as bar:
+        with progress_bar(cache, jobs) as bar:
             return list(cluster_capture.make_shards(config, workers, jobs, bar.update))
 
 
-def _progress_bar(cache: CacheInput, jobs: Sequence[ShardJob]) -> tqdm.tqdm:
+def progress_bar(cache: CacheInput, jobs: Sequence[ShardJob]) -> tqdm.tqdm:
+    """Returns a bar of the examples of some shards of `cache`, the masked examples."""
     splits = cache.manifest.splits
     total = sum(splits[job.split][job.index].num_examples for job in jobs)
     return tqdm.tqdm(total=total, unit=" examples", desc="teacher", smoothing=0.1)

@@ -1,0 +1,580 @@
+"""Damage of every kind, reported by the name of the file and what is wrong; and made good."""
+
+import collections
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_specs import records
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization, shard_info, token_counts, writer
+from pipeline.storage.manifest import Manifest, VocabInfo
+from tests.conftest import make_cache
+from tests.tools.conftest import Features, read_shard
+from tools import verify_cache as tool
+
+EVAL = "eval-00000-of-00001.tfrecord"
+MASKED = records.MASKED_EXAMPLE_FEATURES
+TRAIN = [f"train-0000{index}-of-00003.tfrecord" for index in range(3)]
+
+
+@pytest.fixture
+def folder(cache_dir, tmp_path) -> pathlib.Path:
+    """A copy of the teacher cache."""
+    return shutil.copytree(cache_dir, tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def small_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Path:
+    """A cache whose shards are measured and which has token counts; read only."""
+    place = tmp_path_factory.mktemp("small") / "cache"
+    changes = {"logit_encoding": "compact", "truncation_mass": 0.9}
+    return make_cache(place, examples_dir, teacher_dir, **changes)
+
+
+def _run(folder: pathlib.Path, capsys, *flags: str) -> tuple[int, list[str], list[str]]:
+    """Returns the exit status, the lines that were printed, and the error lines."""
+    status = tool.main(["verify_cache", f"--input_dir={folder}", *flags])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    errors = [line for line in said.err.replace("\r", "\n").split("\n") if line[:7] == "error: "]
+    return status, said.out.splitlines(), errors
+
+
+def _problems(folder: pathlib.Path, capsys, *flags: str) -> dict[str, str]:
+    """Returns what is printed of a broken directory, by the name of the file."""
+    status, lines, (error,) = _run(folder, capsys, *flags)
+    found = dict(line.split(": ", 1) for line in lines)
+    assert status == 1 and f"({', '.join(found)})" in error
+    assert len(found) == len(lines)
+    return found
+
+
+def _content(folder: pathlib.Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def _flip(path: pathlib.Path, place: int, mask: int = 1) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= mask
+    path.write_bytes(bytes(content))
+
+
+def _publish(folder: pathlib.Path, file: str, rows: list[Features], **changes) -> None:
+    """Writes another shard, and a manifest that says so."""
+    loaded = manifests.load(folder, flag="")
+    (old,) = (shard for part in loaded.splits.values() for shard in part if shard.file == file)
+    measured = None if old.measured is None else collections.Counter()
+    for row in rows if measured is not None else ():
+        added = {f.name: row[f.name] for f in loaded.features if f not in MASKED}
+        shard_info.measure_record(measured, added, loaded.teacher_info.truncation_factor)
+    encoded = [serialization.encode_example(row) for row in rows]
+    made = dataclasses.replace(writer.write_shard(folder, file, encoded, measured), **changes)
+    manifests.files.write_json(manifests.sidecar_path(folder, file), made.to_json())
+    splits = {
+        split: tuple(made if shard.file == file else shard for shard in shards)
+        for split, shards in loaded.splits.items()
+    }
+    manifests.publish(folder, dataclasses.replace(loaded, splits=splits))
+
+
+def _task_logits(folder: pathlib.Path, value: float = 1.0) -> pathlib.Path:
+    folder.mkdir()
+    request = {"kind": records.TASK_LOGITS, "max_seq_length": 8}
+    manifests.claim(folder, request, flag="--output_dir")
+    row = {
+        records.EXAMPLE_ID: bytes(16),
+        records.TEACHER_LOGITS: np.array([0.5, value], "<f4").tobytes(),
+    }
+    file = manifests.shard_file("train", 0, 1)
+    shard = writer.write_shard(folder, file, [serialization.encode_example(row)] * 2)
+    manifest = Manifest(
+        kind=records.TASK_LOGITS,
+        vocab=VocabInfo(5, "0" * 64),
+        special_ids={"pad": 0},
+        max_seq_length=8,
+        max_predictions_per_seq=0,
+        dupe_factor=1,
+        seed=0,
+        flags=request,
+        splits={"train": (shard,)},
+    )
+    manifests.publish(folder, manifest)
+    return folder
+
+
+def test_all_is_well(cache_dir, examples_dir, windows_dir, small_dir, merged_dir, tmp_path, capsys):
+    logits = _task_logits(tmp_path / "logits")
+    words = {
+        cache_dir: "features, lengths, ids, order, masks, top-k, tails and labels as they must be",
+        small_dir: "features, lengths, ids, order, masks, top-k, tails and labels as they must be",
+        merged_dir: "features, lengths, ids, order, masks, top-k, tails and labels as they must be",
+        examples_dir: "features, lengths, ids, order and masks as they must be",
+        windows_dir: "features, lengths, ids, order and words as they must be",
+        logits: "features and logits as they must be",
+    }
+    for place, checked in words.items():
+        before = _content(place)
+        status, lines, errors = _run(place, capsys)
+        assert (status, errors) == (0, []) and lines[-1] == f"all is well: {place}"
+        loaded = manifests.load(place, flag="")
+        count = sum(map(loaded.num_examples, loaded.splits))
+        (line,) = (line for line in lines if line.startswith("records"))
+        assert line.startswith(f"records    {count:,} in ") and line.endswith(checked)
+        assert _content(place) == before
+
+
+def test_all_that_is_broken_is_listed(folder, capsys) -> None:
+    (folder / EVAL).write_bytes((folder / EVAL).read_bytes()[:-1])
+    (folder / TRAIN[0]).unlink()
+    manifests.sidecar_path(folder, TRAIN[1]).unlink()
+    _flip(folder / TRAIN[2], 100)
+    _flip(manifests.sidecar_path(folder, TRAIN[2]), 30)
+    (folder / "vocab.txt").unlink()
+    shards = {s.file: s for part in manifests.load(folder, flag="").splits.values() for s in part}
+    received = manifests.files.sha256_file(folder / TRAIN[2])
+    found = _problems(folder, capsys)
+    size = shards[EVAL].bytes
+    start = found[EVAL].split("byte ")[1].split(":")[0]
+    assert found == {
+        "tokenizer": f"vocab.txt is missing; expected the tokenizer's files in {folder} (SHA-256 "
+        f"of the tokens {manifests.load(folder, flag='').vocab.sha256}), found none of them",
+        EVAL: f"expected {size} bytes, received {size - 1}; broken record at byte {start}: the "
+        "file ends inside it",
+        TRAIN[0]: "it is missing",
+        TRAIN[1]: f"its sidecar .{TRAIN[1]}.json is missing",
+        TRAIN[2]: f"expected SHA-256 {shards[TRAIN[2]].sha256}, received {received}; broken record "
+        "at byte 0: the checksum of its data does not match; its sidecar "
+        f".{TRAIN[2]}.json says something else than manifest.json",
+    }
+
+
+def test_a_record_of_endless_length(folder, capsys) -> None:
+    """A length of 2^60 with a checksum that is right for it."""
+    length = struct.pack("<Q", 2**60)
+    header = length + struct.pack("<I", serialization._masked_crc(length))
+    (folder / EVAL).write_bytes(header + b"x" * 100)
+    text = "broken record at byte 0: expected at most 268435456 bytes, received 1152921504606846976"
+    assert text in _problems(folder, capsys)[EVAL]
+
+
+def test_bytes_that_are_no_record(folder, capsys) -> None:
+    rows = [serialization.frame_record(b"\x08\x01"), serialization.frame_record(b"")]
+    (folder / EVAL).write_bytes(b"".join(rows))
+    found = _problems(folder, capsys)[EVAL]
+    assert "record 0: expected a tf.train.Example of bytes: a field of wire type 0" in found
+    count = manifests.load(folder, flag="").num_examples("eval")
+    assert f"expected {count:,} records, received 2" in found
+
+
+def test_what_a_manifest_does_not_know_of_a_shard(folder, capsys) -> None:
+    """Bytes and checksum as recorded; the records are not."""
+    rows = read_shard(folder, TRAIN[0])
+    count = len(rows)
+    _publish(folder, TRAIN[0], rows[:-2], num_examples=count)
+    rows = read_shard(folder, TRAIN[1])
+    _publish(folder, TRAIN[1], [rows[1], rows[0], *rows[2:], rows[-1]])
+    strays = read_shard(folder, TRAIN[1])[:1]
+    _publish(folder, TRAIN[2], strays + read_shard(folder, TRAIN[2]))
+    found = _problems(folder, capsys)
+    assert found == {
+        TRAIN[0]: f"expected {count:,} records, received {count - 2:,}",
+        TRAIN[1]: "record 1: example_id: expected ascending ids, none twice (1 more)",
+        TRAIN[2]: "record 0: example_id: expected ids of shard 2 of 3",
+    }
+
+
+def test_records_that_cannot_be(folder, capsys) -> None:
+    rows = read_shard(folder, TRAIN[0])
+    rows[5][records.TOPK_IDS] = rows[5][records.TOPK_IDS][:-2]
+    for place in (7, 9):
+        rows[place][records.TOPK_LOGITS] = bytes(len(rows[place][records.TOPK_LOGITS]) - 1) + b"@"
+    _publish(folder, TRAIN[0], rows)
+    text = _problems(folder, capsys)[TRAIN[0]]
+    expected = len(rows[5][records.TOPK_IDS]) // 2 + 1
+    first = f"record 5: topk_ids: expected {expected} numbers, received {expected - 1}"
+    assert text.startswith(first + "; ")
+    assert "record 7: topk_logits: expected descending numbers (1 more)" in text
+
+
+def test_an_example_in_both_splits(folder, capsys) -> None:
+    (stray, *_) = read_shard(folder, EVAL)
+    place = int.from_bytes(stray[records.EXAMPLE_ID][:8], "big") * 3 >> 64
+    rows = [*read_shard(folder, TRAIN[place]), stray]
+    rows.sort(key=lambda row: row[records.EXAMPLE_ID])
+    _publish(folder, TRAIN[place], rows)
+    found = _problems(folder, capsys)
+    assert found == {TRAIN[place]: "1 examples of the eval split stand in it, too"}
+
+
+def test_what_was_measured(small_dir, tmp_path, capsys) -> None:
+    folder = shutil.copytree(small_dir, tmp_path / "cache")
+    (shard,) = manifests.load(folder, flag="").splits["eval"]
+    measured = {**shard.measured, "num_ids": shard.measured["num_ids"] + 1}
+    _publish(folder, EVAL, read_shard(folder, EVAL), measured=measured)
+    assert _problems(folder, capsys) == {
+        EVAL: f"measured num_ids: expected {measured['num_ids']}, as the manifest says, received "
+        f"{shard.measured['num_ids']}"
+    }
+
+
+def test_token_counts(small_dir, windows_dir, tmp_path, capsys) -> None:
+    for number, source in enumerate((small_dir, windows_dir)):
+        folder = shutil.copytree(source, tmp_path / str(number))
+        loaded = manifests.load(folder, flag="")
+        counts = token_counts.load_counts(folder, loaded).copy()
+        # The most frequent one stays it: ids are packed by these ranks.
+        token = int(counts.argmax())
+        counts[token] += 5
+        info = token_counts.write_counts(folder / "token_counts.npy", counts)
+        manifests.publish(folder, dataclasses.replace(loaded, token_counts=info))
+        assert _problems(folder, capsys) == {
+            "token_counts.npy": f"token {token}: expected {counts[token] - 5}, as the records hold "
+            f"it, received {counts[token]}"
+        }
+        _flip(folder / "token_counts.npy", -1)
+        assert "expected SHA-256" in _problems(folder, capsys)["token_counts.npy"]
+
+
+def test_task_logits(tmp_path, capsys) -> None:
+    folder = _task_logits(tmp_path / "logits", np.nan)
+    file = manifests.shard_file("train", 0, 1)
+    found = _problems(folder, capsys)
+    assert found == {file: "record 0: teacher_logits: expected finite numbers (1 more)"}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"seed": 1}, "seed is 1, and 12345 among its flags"),
+        ({"max_seq_length": 50}, "max_seq_length is 50, and 48 among its flags"),
+        ({"truncation_factor": 8}, "truncation_factor is 8, and 16 among its flags"),
+        ({"truncation_factor": 10**12}, "expected a truncation_factor from 1 to "),
+        ({"max_seq_length": 2**60}, "expected inputs of at most 65,536 tokens, received 1152"),
+        ({"temperatures": [1, 1e400]}, "expected ascending temperatures from 1, received"),
+        ({"temperatures": []}, "expected ascending temperatures from 1, received []"),
+        ({"special_ids": {"pad": 0}}, "expected special_ids with cls, mask, sep"),
+        ({"parent": {"sha256": "0" * 64}}, "parent is {'sha256': '000"),
+        ({"statistics": {"documents": 1}}, "expected SHA-256 "),
+        ({"more": 1}, "it is not written as it was published"),
+    ],
+)
+def test_manifests(folder, change, problem: str, capsys) -> None:
+    path = folder / "manifest.json"
+    value = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    status, lines, (error,) = _run(folder, capsys)
+    assert status == 1 and error.endswith(
+        "move manifest.json away, and the same create_teacher_output_data command publishes it "
+        "again from the shards that are whole"
+    )
+    (line,) = (line for line in lines if line.startswith("manifest.json: "))
+    assert line.startswith("manifest.json: expected SHA-256 ") and problem in line
+
+
+def test_shards_that_a_manifest_misplaces(folder, capsys) -> None:
+    loaded = manifests.load(folder, flag="")
+    splits = {"train": loaded.splits["train"], "eval": (*loaded.splits["eval"],) * 2}
+    splits["eval"] = (*splits["eval"], loaded.splits["train"][0])
+    manifests.publish(folder, dataclasses.replace(loaded, splits=splits))
+    assert _problems(folder, capsys)["manifest.json"] == (
+        f"{EVAL} is named more than once; {TRAIN[0]} is named more than once; "
+        f"{TRAIN[0]} is named in the split 'eval'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "manifest.json: not JSON"),
+        (b"{}", "expected format_version 1, received None"),
+        (None, "which is an unfinished one: run the command that makes it again"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read(folder, content, message: str, capsys) -> None:
+    (folder / "manifest.json").unlink()
+    if content is not None:
+        (folder / "manifest.json").write_bytes(content)
+    status, lines, (error,) = _run(folder, capsys)
+    assert status == 1 and not lines and message in error
+    hint = "move manifest.json away, and the same command (create_teacher_output_data) publishes"
+    assert (hint in error) == (content is not None)
+
+
+def test_a_request_and_a_checksum(folder, cache_dir, capsys) -> None:
+    (folder / "request.json").unlink()
+    (folder / ".manifest.json.sha256").write_text("0  manifest.json\n")
+    assert _problems(folder, capsys) == {
+        "manifest.json": "its checksum .manifest.json.sha256 is damaged",
+        "request.json": "it is missing",
+    }
+    (folder / ".manifest.json.sha256").unlink()
+    (folder / "request.json").write_text("[]")
+    found = _problems(folder, capsys)
+    assert found == {"request.json": "expected a JSON object, received list"}
+    (folder / "request.json").write_text("{}")
+    loaded = manifests.load(folder, flag="")
+    request = {**json.loads((cache_dir / "request.json").read_text()), "predict_batch_size": 9}
+    (folder / "request.json").write_text(json.dumps(request))
+    assert _problems(folder, capsys) == {
+        "request.json": "it asks for something else than manifest.json has: predict_batch_size is "
+        f"9 there and {loaded.flags['predict_batch_size']} here"
+    }
+
+
+def test_a_directory_from_before_there_was_a_checksum(folder, capsys) -> None:
+    (folder / ".manifest.json.sha256").unlink()
+    assert _run(folder, capsys)[0] == 0
+
+
+def test_the_tokenizer_of_other_special_tokens(folder, capsys) -> None:
+    loaded = manifests.load(folder, flag="")
+    ids = {**loaded.special_ids, "pad": 7}
+    manifests.publish(folder, dataclasses.replace(loaded, special_ids=ids))
+    found = _problems(folder, capsys)
+    assert found["tokenizer"].startswith("expected special_ids {'cls': 2, ")
+
+
+@functools.cache
+def _fuzzed(source: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
+    """A copy of a cache with a few records of each shard."""
+    folder = shutil.copytree(source, place)
+    for file in (EVAL, *TRAIN):
+        _publish(folder, file, read_shard(source, file)[:4])
+    return folder
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_a_flipped_byte_is_always_found(cache_dir, tmp_path_factory, data) -> None:
+    """Anywhere in a shard, a sidecar, the manifest or its checksum; nothing is ever raised."""
+    folder = _fuzzed(cache_dir, tmp_path_factory.getbasetemp() / "fuzzed_cache")
+    sidecars = [f".{file}.json" for file in (EVAL, *TRAIN)]
+    names = [EVAL, *TRAIN, *sidecars, "manifest.json", ".manifest.json.sha256"]
+    path = folder / data.draw(st.sampled_from(names))
+    content = path.read_bytes()
+    try:
+        for _ in range(data.draw(st.integers(1, 3))):
+            _flip(path, data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(1, 255)))
+        if path.read_bytes() != content:
+            assert tool.main(["verify_cache", f"--input_dir={folder}"]) == 1
+    finally:
+        path.write_bytes(content)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_manifest_of_any_values_raises_nothing(small_dir, tmp_path_factory, data) -> None:
+    """Without a checksum beside it, and numbers and texts where they do not belong."""
+    folder = _fuzzed(small_dir, tmp_path_factory.getbasetemp() / "fuzzed_small")
+    (folder / ".manifest.json.sha256").unlink(missing_ok=True)
+    path = folder / "manifest.json"
+    content = path.read_bytes()
+    value = json.loads(content)
+    numbers = st.sampled_from([0, -1, 1, 2**31, 2**60, 2**64, 10**400, 1e300, float("nan")])
+    others = numbers | st.sampled_from([None, True, "", "x", "\ud800", [], {}, [1], {"a": 1}])
+    inside, key = value, data.draw(st.sampled_from(sorted(value)))
+    while isinstance(inside[key], dict | list) and inside[key] and data.draw(st.booleans()):
+        inside = inside[key]
+        keys = sorted(inside) if isinstance(inside, dict) else range(len(inside))
+        key = data.draw(st.sampled_from(keys))
+    inside[key] = data.draw(others)
+    try:
+        path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        assert tool.main(["verify_cache", f"--input_dir={folder}"]) in (0, 1)
+    finally:
+        path.write_bytes(content)
+
+
+# With the teacher.
+
+
+def _repair(folder, capsys, teacher, examples, *flags: str) -> tuple[int, list[str], list[str]]:
+    places = (f"--teacher={teacher}", f"--examples={examples}")
+    return _run(folder, capsys, "--repair", *places, *flags)
+
+
+def test_broken_shards_are_made_again(folder, teacher_dir, examples_dir, capsys) -> None:
+    """And nothing else is touched; what was broken is kept."""
+    before = _content(folder)
+    _flip(folder / EVAL, 1000)
+    damaged = (folder / EVAL).read_bytes()
+    (folder / TRAIN[1]).unlink()
+    manifests.sidecar_path(folder, TRAIN[2]).write_text("{}")
+    (folder / "vocab.txt").unlink()
+    (folder / "request.json").unlink()
+    status, lines, errors = _repair(folder, capsys, teacher_dir, examples_dir)
+    assert (status, errors) == (0, []) and lines[-1] == f"all is well: {folder}"
+    assert f"{EVAL}: made again, the same bytes; what was there is {EVAL}.broken" in lines
+    assert f"{TRAIN[1]}: made again, the same bytes" in lines
+    sidecar = f".{TRAIN[2]}.json"
+    assert f"{TRAIN[2]}: its sidecar written again; what was there is {sidecar}.broken" in lines
+    assert f"vocab.txt: copied from {examples_dir}" in lines
+    assert "request.json: written again" in lines
+    (sample,) = (line for line in lines if line.startswith("sample"))
+    assert "the teacher says the same" in sample
+    after = _content(folder)
+    assert {name: after[name][0] for name in before} == {k: v[0] for k, v in before.items()}
+    redone = {EVAL, TRAIN[1], f".{EVAL}.json", f".{TRAIN[1]}.json", sidecar}
+    redone |= {"vocab.txt", "request.json"}
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == redone
+    kept = {f"{EVAL}.broken", f".{EVAL}.json.broken", f".{TRAIN[1]}.json.broken"}
+    assert set(after) - set(before) == kept | {f"{sidecar}.broken"}
+    assert after[f"{EVAL}.broken"][0] == damaged and after[f"{sidecar}.broken"][0] == b"{}"
+    # What is left there is in nobody's way.
+    assert make_cache(folder, examples_dir, teacher_dir) == folder
+    _flip(folder / EVAL, 5)
+    _, lines, _ = _repair(folder, capsys, teacher_dir, examples_dir, "--sample_examples=0")
+    assert f"{EVAL}: made again, the same bytes; what was there is {EVAL}.broken2" in lines
+
+
+def test_a_small_cache_is_made_again(
+    small_dir, teacher_dir, examples_dir, tmp_path, capsys
+) -> None:
+    folder = shutil.copytree(small_dir, tmp_path / "cache")
+    _flip(folder / TRAIN[0], 70)
+    _flip(folder / "token_counts.npy", 200)
+    assert _repair(folder, capsys, teacher_dir, examples_dir)[0] == 0
+    for path in small_dir.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_other_bytes_than_before(folder, teacher_dir, examples_dir, cache_dir, capsys) -> None:
+    """As on other hardware: the last bit of one number differs."""
+    rows = read_shard(folder, EVAL)
+    tails = np.frombuffer(rows[0][records.LOG_TAIL_MASSES], "<f4").copy()
+    tails[0] = np.nextafter(tails[0], np.float32(-100))
+    rows[0][records.LOG_TAIL_MASSES] = tails.tobytes()
+    _publish(folder, EVAL, rows)
+    old = (folder / "manifest.json").read_bytes()
+    _flip(folder / EVAL, 20)
+    status, lines, _ = _repair(folder, capsys, teacher_dir, examples_dir)
+    assert status == 0
+    sha256 = manifests.files.sha256_file(cache_dir / EVAL)
+    said = f"{EVAL}: made again, other bytes, SHA-256 {sha256}; what was there is {EVAL}.broken"
+    assert said in lines
+    assert (
+        "manifest.json: written again with their checksums, as this hardware, its threads or "
+        "versions are not those that made the others; what was there is manifest.json.old"
+    ) in lines
+    assert (folder / "manifest.json.old").read_bytes() == old
+    for path in cache_dir.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_repair_that_fails_moves_nothing(
+    folder, teacher_dir, examples_dir, tmp_path, capsys
+) -> None:
+    examples = shutil.copytree(examples_dir, tmp_path / "examples")
+    _flip(examples / EVAL, 100)
+    _flip(folder / EVAL, 100)
+    before = _content(folder)
+    status, _, (error,) = _repair(folder, capsys, teacher_dir, examples)
+    assert status == 1 and f"{examples / EVAL}: this shard is damaged" in error
+    assert _content(folder) == before
+
+
+def test_a_sample_that_the_teacher_does_not_say(
+    folder, other_cache_dir, teacher_dir, examples_dir, tmp_path, capsys
+) -> None:
+    """Records that are sound, of another teacher than the manifest's."""
+    other = shutil.copytree(other_cache_dir, tmp_path / "other")
+    loaded, true = (manifests.load(place, flag="") for place in (other, folder))
+    teacher = true.teacher_info.teacher
+    info = dataclasses.replace(loaded.teacher_info, teacher=teacher)
+    flags = {**loaded.flags, "teacher": teacher}
+    request = json.loads((other / "request.json").read_text())
+    manifests.files.write_json(other / "request.json", {**request, "teacher": teacher})
+    manifests.publish(other, dataclasses.replace(loaded, teacher_info=info, flags=flags))
+    assert _run(other, capsys)[0] == 0
+    found = _problems(other, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
+    assert set(found) == {EVAL, *TRAIN}
+    for text in found.values():
+        assert "topk_ids: expected the teacher's most probable tokens (" in text
+        assert "topk_logits: expected the teacher's (" in text
+        assert "log_tail_masses: expected the teacher's, at temperature 1 (" in text
+        assert "label_log_probs: expected the teacher's (" in text
+    status, lines, _ = _run(folder, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
+    assert status == 0 and any(line.startswith("sample     16 examples, ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"logit_encoding": "uint8"}, {"truncation": "sampled"}], ids=str
+)
+def test_samples_of_other_caches(changes, examples_dir, teacher_dir, tmp_path, capsys) -> None:
+    if "truncation" in changes:
+        changes = {**changes, "temperatures": (1.0,)}
+    folder = make_cache(tmp_path / "cache", examples_dir, teacher_dir, **changes)
+    flags = (f"--teacher={teacher_dir}", "--sample_examples=40")
+    status, lines, _ = _run(folder, capsys, *flags)
+    assert status == 0 and any(line.startswith("sample     40 examples, ") for line in lines)
+
+
+def test_another_teacher(folder, other_teacher_dir, capsys) -> None:
+    status, lines, (error,) = _run(folder, capsys, f"--teacher={other_teacher_dir}")
+    sha256 = manifests.load(folder, flag="").teacher_info.teacher["sha256"]
+    assert status == 1 and not lines
+    start = f"error: --teacher: expected the teacher of {folder}, SHA-256 {sha256}, received "
+    assert error.startswith(f"{start}{other_teacher_dir}, SHA-256 ")
+
+
+def test_other_examples(folder, teacher_dir, examples_dir, tmp_path, capsys) -> None:
+    other = shutil.copytree(examples_dir, tmp_path / "examples")
+    loaded = manifests.load(other, flag="")
+    manifests.publish(other, dataclasses.replace(loaded, statistics={}))
+    _flip(folder / EVAL, 5)
+    before = _content(folder)
+    status, lines, (error,) = _repair(folder, capsys, teacher_dir, other)
+    assert status == 1 and not lines and _content(folder) == before
+    parent = manifests.load(folder, flag="").teacher_info.parent
+    received = manifests.load(other, flag="").sha256()
+    assert error == (
+        f"error: --examples: expected the masked examples of {folder}, whose manifest's checksum "
+        f"is {parent}, received {other}, {{'sha256': '{received}'}}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--repair",), "--repair: expected --teacher beside it, received none"),
+        (("--repair", "--teacher=x"), "--repair: expected --examples beside it, received none"),
+        (("--examples=x",), "--examples: expected --repair beside it, received none"),
+        (("--sample_examples=-1",), "sample_examples"),
+    ],
+)
+def test_flags(cache_dir, flags, message: str, capsys) -> None:
+    status, _, (error,) = _run(cache_dir, capsys, *flags)
+    assert status == 1 and message in error
+
+
+def test_what_this_does_not_repair(examples_dir, merged_dir, folder, teacher_dir, capsys) -> None:
+    flags = ("--repair", f"--teacher={teacher_dir}", f"--examples={examples_dir}")
+    _, _, (error,) = _run(examples_dir, capsys, *flags)
+    assert error.endswith(
+        "which holds masked_examples: the same create_pretraining_data command in an empty "
+        "folder gives the same bytes again"
+    )
+    _, _, (error,) = _run(merged_dir, capsys, *flags)
+    assert "was merged from 2 caches: the same tools.merge_caches command makes it again" in error
+    _flip(folder / ".manifest.json.sha256", 3)
+    _, _, (error,) = _run(folder, capsys, *flags)
+    assert error.startswith("error: --repair: expected a sound manifest.json to go by")
+
+
+def test_one_repair_at_a_time(folder, teacher_dir, examples_dir, capsys) -> None:
+    _flip(folder / EVAL, 5)
+    with manifests.files.sole_user(folder, "--input_dir"):
+        status, _, (error,) = _repair(folder, capsys, teacher_dir, examples_dir)
+    assert status == 1 and "--input_dir: another process is at work in" in error
+    assert not os.path.exists(folder / f"{EVAL}.broken")

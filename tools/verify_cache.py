@@ -1,0 +1,358 @@
+"""Checks a directory of shards to the last byte, and makes broken shards of a cache again.
+
+python -m tools.verify_cache --input_dir=CACHE
+python -m tools.verify_cache --input_dir=CACHE --repair --teacher=MODEL --examples=EXAMPLES
+"""
+
+import dataclasses
+import pathlib
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import tqdm
+from absl import flags
+
+from data_specs import records
+from pipeline import command_line, files
+from pipeline.errors import InputError
+from pipeline.storage import directory_checks
+from pipeline.storage import manifest as manifests
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.directory_checks import TOKENIZER, DirectoryReport, Problems
+from pipeline.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.models.checkpoints import ModelSource
+    from pipeline.teacher.repair import Repair
+    from pipeline.teacher.sample_check import SampleReport
+    from pipeline.teacher.settings import TeacherCacheConfig
+
+_FLAG = "--input_dir"
+_BACKENDS = ["tensorflow", "jax"]
+_MAX_LINE = 2_000
+# What makes a directory of each kind, and again: the same request gives the same bytes.
+_MAKERS = {
+    records.MASKED_EXAMPLES: "create_pretraining_data",
+    records.UNMASKED_WINDOWS: "create_pretraining_data",
+    records.TEACHER_CACHE: "create_teacher_output_data",
+    records.TASK_LOGITS: "tools.finetune",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyConfig:
+    """What was asked for; fields are named as the flags."""
+
+    input_dir: str
+    sample_examples: int = 256
+    teacher: str | None = None
+    examples: str | None = None
+    repair: bool = False
+
+    def __post_init__(self) -> None:
+        if self.repair and (self.teacher is None or self.examples is None):
+            missing = "--teacher" if self.teacher is None else "--examples"
+            raise InputError(f"--repair: expected {missing} beside it, received none")
+        if self.examples is not None and not self.repair:
+            raise InputError("--examples: expected --repair beside it, received none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        report: what is wrong, and what was seen.
+        num_records: records that were read.
+        seconds: what that took.
+        sample: beside the teacher; None without one, and where files are broken.
+    """
+
+    report: DirectoryReport
+    num_records: int
+    seconds: float
+    sample: "SampleReport | None" = None
+
+    @property
+    def problems(self) -> Problems:
+        """What is wrong, by the name of the file."""
+        return self.report.problems | ({} if self.sample is None else self.sample.problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The teacher of a cache.
+
+    Attributes:
+        source: the model.
+        config: how the cache was made with it.
+        repair: makes broken parts again; None unless asked for.
+    """
+
+    source: "ModelSource"
+    config: "TeacherCacheConfig"
+    repair: "Repair | None"
+
+
+def load_manifest(directory: str) -> Manifest:
+    """Loads a directory's manifest.
+
+    Raises:
+        InputError: it is missing or damaged; says how it comes back.
+    """
+    path = pathlib.Path(directory)
+    try:
+        return manifests.load(directory, flag=_FLAG)
+    except InputError as error:
+        if not (path / manifests.MANIFEST_FILE).is_file():
+            # What is to be done about an unfinished directory is said already.
+            raise
+        try:
+            kind = files.read_json(path / manifests.REQUEST_FILE).get("kind")
+        except InputError:
+            raise error from None
+        maker = _MAKERS.get(kind if isinstance(kind, str) else "", "that made it")
+        raise InputError(
+            f"{error}; move {manifests.MANIFEST_FILE} away, and the same command ({maker}) "
+            "publishes it again from the shards that are whole"
+        ) from error
+
+
+def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.ndarray | None"]:
+    """Checks a directory's tokenizer.
+
+    Args:
+        directory: the directory.
+        manifest: its manifest.
+
+    Returns:
+        what is wrong with its files; which tokens it calls special, bool [V], or None
+        where it cannot be read.
+    """
+    from pipeline.text import tokenizers
+
+    if manifest.kind == records.TASK_LOGITS:
+        return [], None
+    path = pathlib.Path(directory)
+    problems = [
+        f"{name} is missing" for name in manifest.tokenizer_files if not (path / name).is_file()
+    ]
+    try:
+        tokenizer = tokenizers.load_cache_tokenizer(CacheInput(path, manifest, _FLAG))
+    except InputError as error:
+        return [*problems, str(error).removeprefix(f"{_FLAG}: ")], None
+    received = dict(tokenizer.special_ids)
+    if received != dict(manifest.special_ids):
+        problems.append(f"expected special_ids {dict(manifest.special_ids)}, received {received}")
+    return problems, tokenizer.is_special()
+
+
+def verify_directory(directory: str, manifest: Manifest) -> Verification:
+    """Checks all that can be checked without a teacher.
+
+    Args:
+        directory: the directory.
+        manifest: its manifest.
+    """
+    problems, is_special = check_tokenizer(directory, manifest)
+    begun = time.perf_counter()
+    total = directory_checks.total_records(directory, manifest)
+    with tqdm.tqdm(total=total, unit=" examples", desc="verify", smoothing=0.1) as bar:
+        report = directory_checks.check_directory(
+            directory, manifest, is_special, on_records=bar.update
+        )
+        num_records = bar.n
+    if problems:
+        report = dataclasses.replace(report, problems={TOKENIZER: problems, **report.problems})
+    return Verification(report, num_records, time.perf_counter() - begun)
+
+
+def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
+    """Finds the teacher of a cache, and the masked examples where it is to be repaired.
+
+    Args:
+        config: what was asked for.
+        manifest: of the cache.
+
+    Raises:
+        InputError: they are not those that the cache was made with.
+    """
+    from pipeline.teacher import repair, teacher_input
+
+    recorded = repair.recorded_config(
+        config.input_dir, manifest, teacher=config.teacher, examples=config.examples
+    )
+    source = teacher_input.find_teacher(recorded)
+    repair.expect_recorded_teacher(config.input_dir, manifest, source)
+    mender = repair.open_repair(recorded, manifest, source) if config.repair else None
+    return Teacher(source, recorded, mender)
+
+
+def verify_with_teacher(
+    config: VerifyConfig, manifest: Manifest, teacher: Teacher | None
+) -> Verification:
+    """Checks a directory and, where nothing is broken, a sample of it beside its teacher."""
+    found = verify_directory(config.input_dir, manifest)
+    if teacher is None or found.problems or not config.sample_examples:
+        return found
+    from pipeline.models import checkpoints
+    from pipeline.teacher import sample_check
+
+    model = checkpoints.load_masked_lm(
+        teacher.source, dtype=teacher.config.compute_dtype, logits_dtype="float32"
+    )
+    sample = sample_check.check_sample(
+        model,
+        CacheInput(pathlib.Path(config.input_dir), manifest, _FLAG),
+        size=config.sample_examples,
+        batch_size=teacher.config.predict_batch_size,
+        compute_dtype=teacher.config.compute_dtype,
+    )
+    return dataclasses.replace(found, sample=sample)
+
+
+def _lines(manifest: Manifest, found: Verification) -> Iterator[str]:
+    """Yields the report on a directory of which all is well."""
+    shards = [shard for shards in manifest.splits.values() for shard in shards]
+    size = sum(shard.bytes for shard in shards)
+    yield f"manifest   {manifest.kind}; request, flags and sizes agree"
+    if manifest.tokenizer_files:
+        names = ", ".join(manifest.tokenizer_files)
+        yield f"tokenizer  {names}; {manifest.vocab.size:,} tokens as recorded"
+    yield (
+        f"shards     {len(shards):,} of {size:,} bytes; size, SHA-256, framing and sidecar of each "
+        "as recorded"
+    )
+    yield (
+        f"records    {found.num_records:,} in {found.seconds:.1f} s "
+        f"({found.num_records / max(found.seconds, 1e-9):,.0f} a second); {_checked(manifest)}"
+    )
+    if found.report.shared_texts is not None:
+        yield (
+            f"splits     no example stands in both; of {manifest.num_examples(manifests.EVAL):,} "
+            f"eval examples {found.report.shared_texts:,} have a text that stands in train, too"
+        )
+    if found.sample is not None:
+        largest = ", ".join(f"{name} {value:.1e}" for name, value in found.sample.largest.items())
+        yield (
+            f"sample     {found.sample.num_examples:,} examples, "
+            f"{found.sample.num_positions:,} positions: the teacher says the same; largest "
+            f"differences of log-probabilities: {largest}"
+        )
+
+
+def _checked(manifest: Manifest) -> str:
+    """Returns, in words, what was checked of each record."""
+    if manifest.kind == records.TASK_LOGITS:
+        return "features and logits as they must be"
+    parts = ["features", "lengths", "ids", "order"]
+    parts.append("words" if manifest.kind == records.UNMASKED_WINDOWS else "masks")
+    if manifest.teacher_info is not None:
+        parts += ["top-k", "tails", "labels"]
+        if manifest.teacher_info.hidden_groups:
+            parts.append("hidden states")
+    return f"{', '.join(parts[:-1])} and {parts[-1]} as they must be"
+
+
+def _way_out(manifest: Manifest, problems: Problems) -> str:
+    """Returns what can be done about what is wrong."""
+    maker = _MAKERS[manifest.kind]
+    if manifest.teacher_info is not None and "merged" in manifest.teacher_info.teacher:
+        maker = "tools.merge_caches"
+    if manifests.MANIFEST_FILE in problems:
+        return (
+            f"move {manifests.MANIFEST_FILE} away, and the same {maker} command publishes it "
+            "again from the shards that are whole"
+        )
+    if maker == _MAKERS[records.TEACHER_CACHE]:
+        return "--repair with --teacher and --examples makes again what is broken, and only that"
+    return f"the same {maker} command in an empty folder gives the same bytes again"
+
+
+def _repair(
+    config: VerifyConfig, manifest: Manifest, teacher: Teacher, problems: Problems
+) -> tuple[Manifest, Verification]:
+    """Makes again what is broken, and checks the directory once more."""
+    if manifests.MANIFEST_FILE in problems:
+        raise InputError(
+            f"--repair: expected a sound {manifests.MANIFEST_FILE} to go by, received "
+            f"{config.input_dir}; {_way_out(manifest, problems)}"
+        )
+    for line in teacher.repair.run(problems):
+        print(line, flush=True)
+    manifest = load_manifest(config.input_dir)
+    return manifest, verify_with_teacher(config, manifest, teacher)
+
+
+def _print_problems(problems: Problems) -> None:
+    for file, texts in problems.items():
+        line = " ".join(f"{file}: {'; '.join(texts)}".split())
+        print(textwrap.shorten(line, _MAX_LINE, placeholder=" …"), flush=True)
+
+
+def _choose_backend(values: flags.FlagValues, manifest: Manifest) -> None:
+    """Computes with what the cache was made with, unless told otherwise."""
+    recorded = manifest.flags.get("backend")
+    if values.backend is None:
+        values.backend = recorded if recorded in _BACKENDS else _BACKENDS[0]
+    command_line.choose_backend(values)
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = command_line.FlagTable()
+    table.string("input_dir", None, "A directory of shards of any kind, with its manifest.")
+    table.string("teacher", None, "Of a teacher cache: the model directory it was made with.")
+    table.integer(
+        "sample_examples", 256, "With --teacher: examples that it is run over again.", low=0
+    )
+    table.boolean("repair", False, "Make broken shards of a teacher cache again.")
+    table.string("examples", None, "With --repair: the masked examples it was made from.")
+    table.choice("backend", None, "Without, what the cache was made with.", of=_BACKENDS)
+    table.require("input_dir")
+    return table.values
+
+
+def _verify(values: flags.FlagValues) -> None:
+    settings = values.flag_values_dict()
+    config = VerifyConfig(**{name: settings[name] for name in VerifyConfig.__dataclass_fields__})
+    # A damaged file may hold text that a terminal cannot show.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    manifest, teacher = load_manifest(config.input_dir), None
+    if config.teacher is not None:
+        if manifest.kind != records.TEACHER_CACHE:
+            flag = "--repair" if config.repair else "--teacher"
+            raise InputError(
+                f"{flag}: expected a {records.TEACHER_CACHE}, received {config.input_dir}, which "
+                f"holds {manifest.kind}: {_way_out(manifest, {})}"
+            )
+        _choose_backend(values, manifest)
+        teacher = open_teacher(config, manifest)
+    found = verify_with_teacher(config, manifest, teacher)
+    _print_problems(found.problems)
+    if found.problems and teacher is not None and teacher.repair is not None:
+        manifest, found = _repair(config, manifest, teacher, found.problems)
+        _print_problems(found.problems)
+    if found.problems:
+        count = len(found.problems)
+        raise InputError(
+            f"{_FLAG}: expected a sound directory, received {config.input_dir}, where "
+            f"{count:,} {'file is' if count == 1 else 'files are'} broken "
+            f"({', '.join(found.problems)}); {_way_out(manifest, found.problems)}"
+        )
+    print("\n".join(_lines(manifest, found)))
+    print(f"all is well: {config.input_dir}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return command_line.run(define_flags(), _verify, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
