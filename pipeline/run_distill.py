@@ -176,6 +176,12 @@ def _define_run(table: command_line.FlagTable) -> None:
         low=1,
     )
     table.integer("save_checkpoints_steps", 1_000, "Updates between checkpoints.", low=1)
+    table.integer(
+        "keep_checkpoints",
+        2,
+        "How many of the newest checkpoints stay; a run goes on from the newest that verifies.",
+        low=1,
+    )
     table.integer("log_steps", 100, "Updates between lines of metrics.jsonl.", low=1)
     table.integer("max_eval_steps", 100, "At most so many batches of evaluation.", low=1)
     table.boolean(

@@ -108,8 +108,11 @@ LAYERS = (
         "pipeline.distill.student",
         "pipeline.distill.preparation",
         "pipeline.distill.optimization",
+        "pipeline.distill.checkpoint_files",
         "pipeline.distill.training_state",
+        "pipeline.distill.stopping",
         "pipeline.distill.run_log",
+        "pipeline.distill.progress",
         "pipeline.distill.training",
     ),
     (

@@ -32,6 +32,7 @@ _FREE_SETTINGS = (
     "eval_batch_size",
     "max_eval_steps",
     "save_checkpoints_steps",
+    "keep_checkpoints",
     "log_steps",
     "verify",
     # The same numbers in less memory.

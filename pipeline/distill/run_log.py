@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tensorboard.summary import Writer
 
 from pipeline import files
+from pipeline.storage.manifest import EVAL
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -24,10 +25,17 @@ class RunLog:
         self._directory = pathlib.Path(output_dir)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
+        self._evaluated: set[float] = set()
         if self._path.is_file():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= start]
             files.write_bytes(self._path, "".join(f"{line}\n" for line in kept).encode())
+            evaluated = [line for line in kept if json.loads(line).get("split") == EVAL]
+            self._evaluated = {_step(line) for line in evaluated}
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether there is a line of this step's evaluation."""
+        return step in self._evaluated
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds one line, and its values as TensorBoard scalars.
@@ -37,6 +45,8 @@ class RunLog:
             split: `train` or `eval`.
             values: by name.
         """
+        if split == EVAL:
+            self._evaluated.add(step)
         line = json.dumps({"step": step, "split": split, **values})
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -217,6 +217,7 @@ class DistillConfig:
     shuffle_buffer_size: int = 10_000
     length_buckets: int = 8
     save_checkpoints_steps: int = 1_000
+    keep_checkpoints: int = 2
     log_steps: int = 100
     max_eval_steps: int = 100
     deterministic: bool = True

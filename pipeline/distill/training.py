@@ -1,27 +1,27 @@
 """Stage 2: a student is trained from a cache."""
 
-import math
 import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import keras
 import tensorflow as tf
-import tqdm
 
-from pipeline.distill import optimization, targets, training_state
+from pipeline.distill import checkpoint_files, optimization, targets, training_state
+from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.preparation import Preparation, prepare
+from pipeline.distill.progress import EndsEarly, Progress
 from pipeline.distill.run_log import RunLog
 from pipeline.distill.settings import DistillConfig
+from pipeline.distill.stopping import StopRequest
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
-from pipeline.storage.manifest import EVAL, TRAIN
+from pipeline.storage.manifest import EVAL
 
 
 def _find_chunking(config: DistillConfig, cache: CacheInput) -> Chunking:
@@ -81,10 +81,15 @@ class _Evaluation:
             cache, batch_size=size, max_steps=self._steps, buckets=config.length_buckets
         )
 
-    def run(self, distiller: Distiller) -> dict[str, float]:
-        """Returns the report of a student."""
+    def run(self, distiller: Distiller, stop: StopRequest | None = None) -> dict[str, float] | None:
+        """Returns the report of a student, None if it was stopped before it was complete."""
         begun = time.perf_counter()
-        distiller.evaluate(self._batches, steps=self._steps, verbose=0, return_dict=True)
+        ends = EndsEarly(stop)
+        distiller.evaluate(
+            self._batches, steps=self._steps, callbacks=[ends], verbose=0, return_dict=True
+        )
+        if ends.stopped:
+            return None
         report = distiller.evaluation_report()
         seconds = time.perf_counter() - begun
         return {**report, "examples_per_second": self._count / seconds}
@@ -94,93 +99,6 @@ def _find_evaluation(config: DistillConfig, cache: CacheInput) -> _Evaluation | 
     if not (config.do_eval and cache.manifest.num_examples(EVAL)):
         return None
     return _Evaluation(config, cache)
-
-
-class _Progress(keras.callbacks.Callback):
-    """Logs, evaluates and writes checkpoints while `fit` runs.
-
-    Args:
-        config: what was asked for.
-        evaluation: what to evaluate on, if anything.
-        log: where lines go.
-        start: updates already done.
-        steps_per_update: chunks of an update.
-    """
-
-    def __init__(
-        self,
-        config: DistillConfig,
-        evaluation: _Evaluation | None,
-        log: RunLog,
-        *,
-        start: int,
-        steps_per_update: int,
-    ) -> None:
-        super().__init__()
-        self._steps_per_update = steps_per_update
-        self._config = config
-        self._evaluation = evaluation
-        self._log = log
-        self._start = start
-        self._logged = start
-        self._clock = time.perf_counter()
-        self._bar = tqdm.tqdm(
-            total=config.num_train_steps, initial=start, unit=" steps", desc="distill"
-        )
-        self.last_report: dict[str, float] = {}
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts updates and does what is due."""
-        done, rest = divmod(batch + 1, self._steps_per_update)
-        if rest:
-            return
-        step = self._start + done
-        config = self._config
-        self._bar.update()
-        last = step == config.num_train_steps
-        due = last or step % config.save_checkpoints_steps == 0
-        if due or step % config.log_steps == 0:
-            self._synchronize()
-            self._write_training_line(step)
-        if due:
-            # The checkpoint last: what is measured up to it is never lost.
-            if self._evaluation is not None:
-                self._write_evaluation_line(step)
-            training_state.save(config.output_dir, self.model, step)
-            self._clock = time.perf_counter()
-
-    def _synchronize(self) -> None:
-        # On JAX, variables are up to date only when asked.
-        if keras.config.backend() == "jax":
-            self.model.jax_state_sync()
-
-    def _write_training_line(self, step: int) -> None:
-        report = self.model.training_report()
-        seconds = time.perf_counter() - self._clock
-        examples = (step - self._logged) * self._config.examples_per_step
-        if not math.isfinite(report["loss"]):
-            raise InputError(
-                f"--learning_rate: training diverged by step {step}: expected a finite loss, "
-                f"received {report['loss']}; the last checkpoint is from before"
-            )
-        config = self._config
-        schedule = optimization.learning_rate_schedule(config)
-        rate = float(schedule(step - 1))
-        line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
-        self._log.write(step, TRAIN, line)
-        self._bar.set_postfix({name: f"{value:.3f}" for name, value in report.items()})
-        self.model.reset_metrics()
-        self._logged, self._clock = step, time.perf_counter()
-
-    def _write_evaluation_line(self, step: int) -> None:
-        self.last_report = self._evaluation.run(self.model)
-        self._log.write(step, EVAL, self.last_report)
-        self.model.reset_metrics()
-
-    def close(self) -> None:
-        """Ends the bar and the log."""
-        self._bar.close()
-        self._log.close()
 
 
 def distill(config: DistillConfig) -> Mapping[str, float]:
@@ -230,23 +148,33 @@ def _train(
     evaluation: _Evaluation | None,
 ) -> Mapping[str, float]:
     config, cache = run.config, run.cache
-    steps = training_state.checkpoint_steps(config.output_dir)
-    start = steps[-1] if steps else 0
-    if steps:
-        training_state.restore(config.output_dir, distiller, start)
-    log = RunLog(config.output_dir, start=start)
-    report: Mapping[str, float] = {}
-    if start < config.num_train_steps:
-        if start:
+    kept = CheckpointFiles(config.output_dir, keep=config.keep_checkpoints)
+    found = kept.find_newest() or Checkpoint(0)
+    start, metrics = found.step, {}
+    if start:
+        metrics = training_state.restore(config.output_dir, distiller, start)
+        if start < config.num_train_steps:
             print(f"continuing from step {start}", file=sys.stderr)
-        calls = _steps_per_update(config, chunking)
-        progress = _Progress(config, evaluation, log, start=start, steps_per_update=calls)
+    with StopRequest() as stop:
+        progress = Progress(
+            config,
+            evaluation,
+            RunLog(config.output_dir, start=start),
+            kept,
+            stop,
+            start=start,
+            metrics=metrics,
+            steps_per_update=_steps_per_update(config, chunking),
+        )
         try:
-            _fit(run, chunking, distiller, progress, start)
+            if found.evaluation_due:
+                progress.catch_up(distiller)
+            if start < config.num_train_steps:
+                _fit(run, chunking, distiller, progress, start)
         finally:
             progress.close()
-        report = progress.last_report
-    elif evaluation is not None:
+    report: Mapping[str, float] = progress.last_report
+    if not report and evaluation is not None:
         report = evaluation.run(distiller)
     if cache.vocab_subset is None:
         manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
@@ -257,7 +185,7 @@ def _train(
 
 
 def _fit(
-    run: Preparation, chunking: Chunking, distiller: Distiller, progress: _Progress, start: int
+    run: Preparation, chunking: Chunking, distiller: Distiller, progress: Progress, start: int
 ) -> None:
     """Makes the updates from `start` on."""
     config = run.config
@@ -276,7 +204,7 @@ def _fit(
             batches, steps_per_epoch=remaining, callbacks=[progress], verbose=0, shuffle=False
         )
     except KeyboardInterrupt as interrupt:
-        saved = training_state.checkpoint_steps(config.output_dir)[-1:] or [0]
+        saved = checkpoint_files.checkpoint_steps(config.output_dir)[-1:] or [0]
         raise KeyboardInterrupt(
             f"interrupted; the same command continues from step {saved[0]}, the last "
             f"checkpoint (--save_checkpoints_steps={config.save_checkpoints_steps})"

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
-from pipeline.distill import preparation, targets, training
+from pipeline.distill import preparation, progress, targets, training
 from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig, WeightSchedule
 from pipeline.storage import cache_codec, cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
@@ -418,7 +418,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
     training.distill(config)
     wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    update, calls = training.tqdm.tqdm.update, []
+    update, calls = progress.tqdm.tqdm.update, []
 
     def killed(bar, count=1):
         calls.append(count)
@@ -427,7 +427,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
         return update(bar, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.tqdm.tqdm, "update", killed)
+        patch.setattr(progress.tqdm.tqdm, "update", killed)
         with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
             training.distill(cut)
     training.distill(cut)
@@ -485,7 +485,7 @@ def test_a_run_goes_on_in_other_chunks(config, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(targets, "plan_chunks", planned)
     monkeypatch.setitem(targets._CHUNK_COSTS, "cpu", 10**6)
     with monkeypatch.context() as patch:
-        patch.setattr(training.tqdm.tqdm, "update", killed)
+        patch.setattr(progress.tqdm.tqdm, "update", killed)
         with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
             training.distill(cut)
     monkeypatch.setitem(targets._CHUNK_COSTS, "cpu", 0)
