@@ -97,6 +97,8 @@ LAYERS = (
     ),
     (
         "pipeline.distill.settings",
+        "pipeline.distill.replicas",
+        "pipeline.distill.shared_batches",
         "pipeline.distill.losses",
         "pipeline.distill.objective",
         "pipeline.distill.objective_choice",

@@ -46,7 +46,7 @@ class Progress(keras.callbacks.Callback):
     Args:
         config: what was asked for.
         evaluation: what to evaluate on, if anything.
-        log: where lines go.
+        log: where lines go; None in a process that writes nothing, like the next.
         checkpoints: where checkpoints go.
         stop: whether to stop.
         start: updates already done.
@@ -58,8 +58,8 @@ class Progress(keras.callbacks.Callback):
         self,
         config: DistillConfig,
         evaluation: Evaluation | None,
-        log: RunLog,
-        checkpoints: CheckpointFiles,
+        log: RunLog | None,
+        checkpoints: CheckpointFiles | None,
         stop: StopRequest,
         *,
         start: int,
@@ -82,7 +82,7 @@ class Progress(keras.callbacks.Callback):
             initial=start,
             unit=" steps",
             desc="distill",
-            disable=start == config.num_train_steps,
+            disable=log is None or start == config.num_train_steps,
         )
         self.last_report: Mapping[str, float] = {}
 
@@ -110,8 +110,9 @@ class Progress(keras.callbacks.Callback):
             evaluation_due = stopping
         if due or stopping:
             # The checkpoint last: what is measured up to it is never lost.
-            arrays = training_state.to_arrays(self.model)
-            self._checkpoints.save(step, arrays, evaluation_due=evaluation_due)
+            if self._checkpoints is not None:
+                arrays = training_state.to_arrays(self.model)
+                self._checkpoints.save(step, arrays, evaluation_due=evaluation_due)
             self._clock = time.perf_counter()
         if stopping:
             raise self._stop.stopped(step)
@@ -134,7 +135,8 @@ class Progress(keras.callbacks.Callback):
         schedule = optimization.learning_rate_schedule(config)
         rate = float(schedule(step - 1))
         line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
-        self._log.write(step, TRAIN, line)
+        if self._log is not None:
+            self._log.write(step, TRAIN, line)
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in report.items()})
         self.model.reset_metrics()
         self._logged, self._clock = step, time.perf_counter()
@@ -145,9 +147,7 @@ class Progress(keras.callbacks.Callback):
         Raises:
             StoppedRunError: it was asked to stop again.
         """
-        if self._evaluation is None or self._log.has_evaluation(self._start):
-            return
-        if not self._evaluate(distiller, self._start):
+        if self._evaluation is not None and not self._evaluate(distiller, self._start):
             raise self._stop.stopped(self._start)
 
     def _evaluate(self, distiller: Distiller, step: int) -> bool:
@@ -157,10 +157,12 @@ class Progress(keras.callbacks.Callback):
         if report is None:
             return False
         self.last_report = report
-        self._log.write(step, EVAL, report)
+        if self._log is not None:
+            self._log.write(step, EVAL, report)
         return True
 
     def close(self) -> None:
         """Ends the bar and the log."""
         self._bar.close()
-        self._log.close()
+        if self._log is not None:
+            self._log.close()

@@ -1,5 +1,6 @@
 """Stage 2: a student is trained from a cache."""
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -13,9 +14,22 @@ from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.preparation import Preparation, prepare
 from pipeline.distill.progress import EndsEarly, Progress
+from pipeline.distill.replicas import (
+    Replicas,
+    choose_streams,
+    chunk_multiple,
+    expect_equal_parts,
+    find_replicas,
+    from_first,
+    make_gather,
+    narrow,
+    scope,
+)
 from pipeline.distill.run_log import RunLog
 from pipeline.distill.settings import DistillConfig
+from pipeline.distill.shared_batches import agreed_batches
 from pipeline.distill.stopping import StopRequest
+from pipeline.distill.targets import Batch
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
@@ -24,7 +38,7 @@ from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL
 
 
-def _find_chunking(config: DistillConfig, cache: CacheInput) -> Chunking:
+def _find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
     devices = keras.distribution.list_devices()
     return targets.plan_chunks(
         cache,
@@ -32,6 +46,8 @@ def _find_chunking(config: DistillConfig, cache: CacheInput) -> Chunking:
         num_batches=config.gradient_accumulation_steps,
         buckets=config.length_buckets,
         on_cpu=all(device.startswith("cpu") for device in devices),
+        num_devices=replicas.num_devices,
+        multiple=chunk_multiple(config, replicas),
     )
 
 
@@ -71,14 +87,20 @@ class _Evaluation:
     Args:
         config: what was asked for.
         cache: has eval examples.
+        replicas: what computes.
     """
 
-    def __init__(self, config: DistillConfig, cache: CacheInput) -> None:
+    def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
         size = config.eval_batch_size
         self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
         self._steps = -(-self._count // size)
         self._batches = targets.evaluation_batches(
-            cache, batch_size=size, max_steps=self._steps, buckets=config.length_buckets
+            cache,
+            batch_size=size,
+            max_steps=self._steps,
+            buckets=config.length_buckets,
+            process=replicas.process,
+            num_processes=replicas.num_processes,
         )
 
     def run(self, distiller: Distiller, stop: StopRequest | None = None) -> dict[str, float] | None:
@@ -95,10 +117,12 @@ class _Evaluation:
         return {**report, "examples_per_second": self._count / seconds}
 
 
-def _find_evaluation(config: DistillConfig, cache: CacheInput) -> _Evaluation | None:
+def _find_evaluation(
+    config: DistillConfig, cache: CacheInput, replicas: Replicas
+) -> _Evaluation | None:
     if not (config.do_eval and cache.manifest.num_examples(EVAL)):
         return None
-    return _Evaluation(config, cache)
+    return _Evaluation(config, cache, replicas)
 
 
 def distill(config: DistillConfig) -> Mapping[str, float]:
@@ -113,53 +137,73 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     Raises:
         InputError: the cache, the student or the directory is not as it must
             be. Checkpoints that are whole stay.
+        StoppedRunError: a signal asked to stop; a checkpoint is written.
     """
+    replicas = find_replicas(config.distribution)
+    config = dataclasses.replace(config, num_data_streams=choose_streams(config, replicas))
     run = prepare(config)
-    cache, request = run.cache, run.request()
+    cache = run.cache
+    expect_equal_parts(config, replicas, cache.manifest)
     if cache.vocab_subset is not None:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
     if config.do_train:
-        manifests.check_claim(config.output_dir, request, flag="--output_dir")
-    manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
+        manifests.check_claim(config.output_dir, run.request(), flag="--output_dir")
+    own = narrow(cache.manifest, replicas)
+    manifests.verify(cache.directory, own, full=config.verify == "full")
     if keras.config.backend() == "jax":
         # TensorFlow only reads records here; it would take the GPU's memory from JAX.
         tf.config.set_visible_devices([], "GPU")
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    evaluation = _find_evaluation(config, cache)
     try:
-        if not config.do_train:
-            return evaluation.run(build_distiller(run))
-        chunking = _find_chunking(config, cache)
-        distiller = build_distiller(run, _steps_per_update(config, chunking))
-        manifests.claim(config.output_dir, request, flag="--output_dir")
-        return _train(run, chunking, distiller, evaluation)
+        with scope(replicas):
+            return _run(run, replicas)
     except tf.errors.DataLossError as error:
         # A record's own checksum failed: this names the shard.
         manifests.verify(cache.directory, cache.manifest, full=True)
         raise InputError(f"{cache.flag}: {cache.directory}: {error.message}") from error
 
 
+def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
+    config, cache = run.config, run.cache
+    evaluation = _find_evaluation(config, cache, replicas)
+    if not config.do_train:
+        return evaluation.run(build_distiller(run))
+    chunking = _find_chunking(config, cache, replicas)
+    distiller = build_distiller(run, _steps_per_update(config, chunking))
+    if replicas.writes:
+        manifests.claim(config.output_dir, run.request(), flag="--output_dir")
+    report = _train(run, replicas, chunking, distiller, evaluation)
+    if replicas.writes:
+        if cache.vocab_subset is None:
+            manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+        else:
+            cache.vocab_subset.write_tokenizer(config.output_dir)
+        checkpoints.save_hf(pathlib.Path(config.output_dir), distiller.student)
+    return report
+
+
 def _train(
     run: Preparation,
+    replicas: Replicas,
     chunking: Chunking,
     distiller: Distiller,
     evaluation: _Evaluation | None,
 ) -> Mapping[str, float]:
-    config, cache = run.config, run.cache
-    kept = CheckpointFiles(config.output_dir, keep=config.keep_checkpoints)
-    found = kept.find_newest() or Checkpoint(0)
+    """Makes all updates that are not made yet and returns the last report."""
+    config = run.config
+    kept, log, found = _find_start(config, replicas)
     start, metrics = found.step, {}
     if start:
         metrics = training_state.restore(config.output_dir, distiller, start)
         if start < config.num_train_steps:
             print(f"continuing from step {start}", file=sys.stderr)
-    with StopRequest() as stop:
+    with StopRequest(replicas.num_processes) as stop:
         progress = Progress(
             config,
             evaluation,
-            RunLog(config.output_dir, start=start),
+            log,
             kept,
             stop,
             start=start,
@@ -170,38 +214,73 @@ def _train(
             if found.evaluation_due:
                 progress.catch_up(distiller)
             if start < config.num_train_steps:
-                _fit(run, chunking, distiller, progress, start)
+                _fit(run, replicas, chunking, distiller, progress, start)
         finally:
             progress.close()
     report: Mapping[str, float] = progress.last_report
     if not report and evaluation is not None:
         report = evaluation.run(distiller)
-    if cache.vocab_subset is None:
-        manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
-    else:
-        cache.vocab_subset.write_tokenizer(config.output_dir)
-    checkpoints.save_hf(pathlib.Path(config.output_dir), distiller.student)
     return report
 
 
+def _find_start(
+    config: DistillConfig, replicas: Replicas
+) -> tuple[CheckpointFiles | None, RunLog | None, Checkpoint]:
+    """Returns where checkpoints and lines go, if this process writes, and where all go on."""
+    kept = log = None
+
+    def find() -> tuple[int, bool]:
+        nonlocal kept, log
+        kept = CheckpointFiles(config.output_dir, keep=config.keep_checkpoints)
+        found = kept.find_newest() or Checkpoint(0)
+        log = RunLog(config.output_dir, start=found.step)
+        return found.step, found.evaluation_due and not log.has_evaluation(found.step)
+
+    step, due = from_first(replicas, find, size=2)
+    return kept, log, Checkpoint(step, bool(due))
+
+
+def _training_batches(
+    run: Preparation, replicas: Replicas, chunking: Chunking, start: int
+) -> tf.data.Dataset | Iterator[Batch]:
+    """Returns the chunks from an update on to the last one: this process's rows of them."""
+    config = run.config
+    updates = config.num_train_steps - start
+    settings = {
+        "seed": config.random_seed,
+        "start": start * config.examples_per_step,
+        "shuffle_buffer_size": config.shuffle_buffer_size,
+        "streams": replicas.streams(config.num_data_streams),
+    }
+    # An endless stream would still be read ahead while the process ends.
+    if replicas.num_processes == 1:
+        batches = targets.training_batches(run.cache, chunking, **settings)
+        return batches.take(updates * _steps_per_update(config, chunking))
+    groups = targets.training_groups(run.cache, chunking, **settings)
+    groups = groups.take(updates * config.examples_per_step // chunking.group_size)
+    return agreed_batches(
+        groups.as_numpy_iterator(),
+        run.cache.manifest,
+        num_lengths=chunking.num_lengths,
+        gather=make_gather(),
+    )
+
+
 def _fit(
-    run: Preparation, chunking: Chunking, distiller: Distiller, progress: Progress, start: int
+    run: Preparation,
+    replicas: Replicas,
+    chunking: Chunking,
+    distiller: Distiller,
+    progress: Progress,
+    start: int,
 ) -> None:
     """Makes the updates from `start` on."""
     config = run.config
-    remaining = (config.num_train_steps - start) * _steps_per_update(config, chunking)
-    batches = targets.training_batches(
-        run.cache,
-        chunking,
-        seed=config.random_seed,
-        start=start * config.examples_per_step,
-        shuffle_buffer_size=config.shuffle_buffer_size,
-    )
-    # An endless stream would still be read ahead while the process ends.
-    batches = batches.take(remaining)
+    calls = (config.num_train_steps - start) * _steps_per_update(config, chunking)
+    batches = _training_batches(run, replicas, chunking, start)
     try:
         distiller.fit(
-            batches, steps_per_epoch=remaining, callbacks=[progress], verbose=0, shuffle=False
+            batches, steps_per_epoch=calls, callbacks=[progress], verbose=0, shuffle=False
         )
     except KeyboardInterrupt as interrupt:
         saved = checkpoint_files.checkpoint_steps(config.output_dir)[-1:] or [0]
