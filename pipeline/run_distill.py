@@ -4,6 +4,7 @@ run_distill --input_dir=CACHE --init_from=TEACHER --student_layers=2 --output_di
 """
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -241,6 +242,9 @@ def _join(values: flags.FlagValues) -> None:
             f"--distribution: expected --backend=jax beside {values.distribution}, "
             f"received --backend={values.backend}"
         )
+    if importlib.util.find_spec("jax") is None:
+        # `choose_backend` says so.
+        return
     from pipeline.distill import replicas
 
     replicas.join(values.coordinator_address, values.num_processes, values.process_id)

@@ -104,6 +104,9 @@ class Progress(keras.callbacks.Callback):
             self._synchronize()
         if logging:
             self._write_training_line(step)
+        elif stopping:
+            # No checkpoint is of a run that has diverged.
+            self._read_losses(step)
         evaluation_due = due and self._evaluation is not None
         if evaluation_due and not stopping:
             stopping = not self._evaluate(self.model, step)
@@ -122,16 +125,20 @@ class Progress(keras.callbacks.Callback):
         if keras.config.backend() == "jax":
             self.model.jax_state_sync()
 
-    def _write_training_line(self, step: int) -> None:
+    def _read_losses(self, step: int) -> dict[str, float]:
         report = self.model.training_report()
-        seconds = time.perf_counter() - self._clock
-        examples = (step - self._logged) * self._config.examples_per_step
         if not math.isfinite(report["loss"]):
             raise InputError(
                 f"--learning_rate: training diverged by step {step}: expected a finite loss, "
                 f"received {report['loss']}; the last checkpoint is from before"
             )
+        return report
+
+    def _write_training_line(self, step: int) -> None:
+        report = self._read_losses(step)
+        seconds = time.perf_counter() - self._clock
         config = self._config
+        examples = (step - self._logged) * config.examples_per_step
         schedule = optimization.learning_rate_schedule(config)
         rate = float(schedule(step - 1))
         line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}

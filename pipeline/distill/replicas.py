@@ -176,7 +176,7 @@ def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Mani
                 f"--{name}: expected a multiple of {count}, {what}, as each gets an equal part, "
                 f"received {getattr(config, name)}"
             )
-    num_shards = sum(shard.num_examples > 0 for shard in manifest.splits[TRAIN])
+    num_shards = sum(shard.num_examples > 0 for shard in manifest.splits.get(TRAIN, ()))
     if config.do_train and num_shards < streams:
         raise InputError(
             f"--num_data_streams: expected at most {num_shards}, the cache's train shards, as "

@@ -255,6 +255,66 @@ def test_the_library_says_it_too(config) -> None:
         training.distill(dataclasses.replace(config, distribution="data_parallel"))
 
 
+def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
+    """Starts a process that joins others and says which it is."""
+    code = (
+        f"from pipeline.distill import replicas; replicas.join(*{flags!r}); import jax; "
+        "print('joined', jax.process_index(), jax.process_count(), jax.device_count())"
+    )
+    known = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "XLA_FLAGS"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**known, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _joined(process: subprocess.Popen[str]) -> str:
+    out, said = process.communicate(timeout=600)
+    lines = [line for line in out.splitlines() if line.startswith("joined")]
+    assert len(lines) == 1, said
+    return lines[0]
+
+
+@needs_jax
+def test_slurm_says_who_takes_part() -> None:
+    """With nothing said by flags; as `srun --ntasks=2` sets it."""
+    slurm = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    processes = [
+        _start_join(None, None, None, **slurm, SLURM_PROCID=str(one), SLURM_LOCALID=str(one))
+        for one in (0, 1)
+    ]
+    assert [_joined(one) for one in processes] == ["joined 0 2 2", "joined 1 2 2"]
+
+
+@needs_jax
+@pytest.mark.parametrize("flags", [(None, None, None), ("nowhere:1", 1, 0)])
+def test_a_process_that_is_alone(flags: tuple) -> None:
+    assert _joined(_start_join(*flags)) == "joined 0 1 1"
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("localhost:1", None, 0), "expected it, --num_processes and --process_id: Number of"),
+        ((None, 2, 0), "expected it, --num_processes and --process_id: coordinator_address sh"),
+        (("localhost:1", 2, 2), "expected it, --num_processes and --process_id: process_id and"),
+    ],
+)
+def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
+    process = _start_join(*flags)
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 1 and f"--coordinator_address: {message}" in said
+
+
 @pytest.fixture(scope="module")
 def still_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
     """A teacher without dropout, so that a student made from it has none."""
@@ -376,7 +436,7 @@ def test_two_processes_equal_one(runs) -> None:
     """Each reads its own stream, one writes."""
     processes = runs.start_two("processes", num_data_streams=2)
     (out, said), (other_out, _) = runs.finish(*processes)
-    assert "student: " in out and other_out == "" and "8/8" in said
+    assert "student: " in out and "student: " not in other_out and "8/8" in said
     runs.expect_equal("one", "processes")
     assert len(list((runs._folder / "processes" / "tensorboard").glob("*/events*"))) == 2
 

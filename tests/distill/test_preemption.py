@@ -117,6 +117,14 @@ def test_a_run_stopped_while_it_evaluates(config, monkeypatch, tmp_path, moment:
     _assert_same_run(config.output_dir, whole.output_dir)
 
 
+def test_a_run_that_has_diverged_leaves_no_checkpoint(config, monkeypatch) -> None:
+    _signal_at(monkeypatch, 2, signal.SIGTERM)
+    wild = {"learning_rate": 1e30, "clip_norm": 0.0, "num_warmup_steps": 0}
+    with pytest.raises(InputError, match="training diverged by step 2"):
+        training.distill(dataclasses.replace(config, **wild))
+    assert checkpoint_files.checkpoint_steps(config.output_dir) == []
+
+
 def test_ctrl_c_twice_interrupts_at_once(config, monkeypatch) -> None:
     _signal_at(monkeypatch, 7, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="continues from step 5, the last checkpoint"):
