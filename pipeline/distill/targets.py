@@ -130,7 +130,7 @@ def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor
     chunks = _reshape_group(batch, count)
     counts = _loss_counts(chunks)
     shares = tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
-    rows = chunks[records.INPUT_IDS].shape[1]
+    rows = chunks[records.SEGMENT_LENGTHS].shape[1]
     return {**chunks, LOSS_SHARES: tf.repeat(shares[:, tf.newaxis], rows, axis=1)}
 
 
