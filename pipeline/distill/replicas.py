@@ -17,12 +17,14 @@ import numpy as np
 
 from pipeline import files
 from pipeline.distill.settings import DATA_PARALLEL, NUM_DATA_STREAMS, DistillConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, InterruptedRunError
 from pipeline.storage.manifest import REQUEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
 # A process that says nothing for so long is lost, and one waits so long for others at the end.
 _PATIENCE_SECONDS = 100
+# In what JAX says when another process does not answer: on CPUs, on GPUs, and everywhere.
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +124,29 @@ def find_replicas(distribution: str) -> Replicas:
 
 @contextlib.contextmanager
 def scope(replicas: Replicas) -> Iterator[None]:
-    """Lays out what is made inside the block over the devices: weights whole, batches in parts."""
+    """Lays out what is made inside the block over the devices: weights whole, batches in parts.
+
+    Raises:
+        InterruptedRunError: another process does not answer any more.
+    """
     if not replicas.distributed:
         yield
         return
     import keras
 
-    # Its own way to divide data reads all of it in each process.
-    with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
-        yield
+    try:
+        # Its own way to divide data reads all of it in each process.
+        with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
+            yield
+    except InputError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        if replicas.num_processes > 1 and any(word in str(error) for word in _LOST):
+            raise InterruptedRunError(
+                f"--num_processes: another of the {replicas.num_processes} processes was lost, "
+                f"see what it says ({error}); the same commands continue from the last checkpoint"
+            ) from error
+        raise
 
 
 def choose_streams(config: DistillConfig, replicas: Replicas) -> int:

@@ -315,6 +315,32 @@ def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
     assert process.returncode == 1 and f"--coordinator_address: {message}" in said
 
 
+@needs_jax
+@pytest.mark.parametrize(
+    ("processes", "error", "expected"),
+    [
+        (2, "UNKNOWN: Gloo AllGather failed", "InterruptedRunError: --num_processes: another of"),
+        (2, "a defect", "ValueError: a defect"),
+        (1, "UNAVAILABLE", "ValueError: UNAVAILABLE"),
+    ],
+)
+def test_a_lost_process_is_told_from_a_defect(processes: int, error: str, expected: str) -> None:
+    code = (
+        "from pipeline.distill.replicas import Replicas, scope\n"
+        f"with scope(Replicas(2, {processes}, distributed=True)):\n    raise ValueError({error!r})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert expected in result.stderr.splitlines()[-1], result.stderr
+
+
 @pytest.fixture(scope="module")
 def still_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
     """A teacher without dropout, so that a student made from it has none."""
@@ -439,6 +465,22 @@ def test_two_processes_equal_one(runs) -> None:
     assert "student: " in out and "student: " not in other_out and "8/8" in said
     runs.expect_equal("one", "processes")
     assert len(list((runs._folder / "processes" / "tensorboard").glob("*/events*"))) == 2
+
+
+@needs_jax
+@pytest.mark.slow
+def test_a_process_that_loses_the_other_says_so_and_ends(runs) -> None:
+    more = {"num_train_steps": 4000, "save_checkpoints_steps": 3000, "length_buckets": 1}
+    processes = runs.start_two("lost", **more)
+    log = runs._folder / "lost" / "metrics.jsonl"
+    while not log.exists() and all(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    processes[1].kill()
+    said = processes[0].communicate(timeout=600)[1]
+    # It says so at once; JAX ends it when the other one's silence has lasted long enough.
+    assert processes[0].returncode not in (0, None)
+    assert "error: --num_processes: another of the 2 processes was lost" in said
+    assert "Traceback" not in said
 
 
 @needs_jax
