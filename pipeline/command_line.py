@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 
 from pipeline import compute_dtype
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoppedRunError
 from pipeline.runners import ray
 
 LOCAL, RAY = "local", "ray"
@@ -36,7 +36,8 @@ def run(
 
     Returns:
         the exit status: 0, or 1 after one line `error: …` on stderr for
-        whatever the user can mend, or 130 when interrupted.
+        whatever the user can mend, or 130 when interrupted, 143 when a run was
+        stopped by SIGTERM and says so.
     """
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):
@@ -54,6 +55,9 @@ def run(
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
         return _fail(f"{place}{reason}; what is complete is kept, the same command continues")
+    except StoppedRunError as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted; the same command continues", file=sys.stderr)
         return 130

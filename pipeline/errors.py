@@ -1,4 +1,4 @@
-"""The exceptions that stand for what the user can mend."""
+"""The exceptions that stand for what the user can mend, or asked for."""
 
 
 class InputError(ValueError):
@@ -16,3 +16,16 @@ class DivergedError(InputError):
 
 class InterruptedRunError(InputError):
     """A run was cut short from outside; the same command continues it."""
+
+
+class StoppedRunError(Exception):
+    """A run was asked to stop by a signal, and did so in order.
+
+    Args:
+        message: one line that says what to do next.
+        signal_number: of the signal; the commands exit with 128 more, as shells do.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

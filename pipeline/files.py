@@ -172,7 +172,7 @@ def staged_path(path: PathLike) -> Iterator[pathlib.Path]:
 
 
 def publish(temporary: PathLike, path: PathLike) -> None:
-    """Gives a file that `staged_path` made its final name."""
+    """Gives a file, such as one that `staged_path` made, its final name."""
     temporary, path = as_path(temporary), as_path(path)
     if isinstance(path, RemotePath):
         temporary.move(path)

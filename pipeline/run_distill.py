@@ -4,6 +4,7 @@ run_distill --input_dir=CACHE --init_from=TEACHER --student_layers=2 --output_di
 """
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from absl import flags
 
 from pipeline import command_line
 from pipeline.distill import settings
+from pipeline.errors import InputError
 
 
 def define_flags() -> flags.FlagValues:
@@ -22,6 +24,7 @@ def define_flags() -> flags.FlagValues:
     _define_live_teacher(table)
     _define_training(table)
     _define_run(table)
+    _define_devices(table)
     return table.values
 
 
@@ -176,6 +179,12 @@ def _define_run(table: command_line.FlagTable) -> None:
         low=1,
     )
     table.integer("save_checkpoints_steps", 1_000, "Updates between checkpoints.", low=1)
+    table.integer(
+        "keep_checkpoints",
+        2,
+        "How many of the newest checkpoints stay; a run goes on from the newest that verifies.",
+        low=1,
+    )
     table.integer("log_steps", 100, "Updates between lines of metrics.jsonl.", low=1)
     table.integer("max_eval_steps", 100, "At most so many batches of evaluation.", low=1)
     table.boolean(
@@ -185,6 +194,60 @@ def _define_run(table: command_line.FlagTable) -> None:
     )
     table.boolean("deterministic", True, "Whether a repeated run gives the same bits on a CPU.")
     table.backend()
+
+
+def _define_devices(table: command_line.FlagTable) -> None:
+    table.choice(
+        "distribution",
+        settings.ALONE,
+        "With --backend=jax: data_parallel shares each batch among all devices of this process, "
+        "and of those that it joins.",
+        of=settings.DISTRIBUTIONS,
+    )
+    table.string(
+        "coordinator_address",
+        None,
+        "With data_parallel: HOST:PORT of process 0. It and the next two are found without a "
+        "word on a Cloud TPU pod, under Slurm and under Open MPI.",
+    )
+    table.integer(
+        "num_processes", None, "With data_parallel: how many; 1 looks for no others.", low=1
+    )
+    table.integer("process_id", None, "With data_parallel: which this is, from 0.", low=0)
+    table.integer(
+        "num_data_streams",
+        None,
+        "Streams of shards, of which every update has equally many examples; each process reads "
+        "its own. What the run began with, else one a process.",
+        low=1,
+    )
+
+
+def _join(values: flags.FlagValues) -> None:
+    """Joins the other processes, if there are any, before devices are asked for."""
+    given = [
+        name
+        for name in ("coordinator_address", "num_processes", "process_id")
+        if values[name].value is not None
+    ]
+    if values.distribution != settings.DATA_PARALLEL:
+        if given:
+            raise InputError(
+                f"--{given[0]}: expected --distribution={settings.DATA_PARALLEL} beside it, "
+                f"received {values.distribution}"
+            )
+        return
+    if values.backend != "jax":
+        raise InputError(
+            f"--distribution: expected --backend=jax beside {values.distribution}, "
+            f"received --backend={values.backend}"
+        )
+    if importlib.util.find_spec("jax") is None:
+        # `choose_backend` says so.
+        return
+    from pipeline.distill import replicas
+
+    replicas.join(values.coordinator_address, values.num_processes, values.process_id)
 
 
 def read_config(values: flags.FlagValues) -> settings.DistillConfig:
@@ -214,13 +277,17 @@ def read_config(values: flags.FlagValues) -> settings.DistillConfig:
 
 def _distill(values: flags.FlagValues) -> None:
     config = read_config(values)
+    _join(values)
     devices = command_line.choose_backend(values, "tensorflow")
     chosen = command_line.choose_compute_dtype(values, devices)
     config = dataclasses.replace(config, compute_dtype=chosen)
 
-    from pipeline.distill import training
+    from pipeline.distill import replicas, training
 
-    print("\n".join(training.describe(training.distill(config))))
+    report = training.distill(config)
+    if not replicas.find_replicas(config.distribution).writes:
+        return
+    print("\n".join(training.describe(report)))
     if config.do_train:
         print(f"student: {config.output_dir}")
 

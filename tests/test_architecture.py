@@ -119,6 +119,8 @@ LAYERS = (
     ),
     (
         "pipeline.distill.settings",
+        "pipeline.distill.replicas",
+        "pipeline.distill.shared_batches",
         "pipeline.distill.losses",
         "pipeline.distill.objective",
         "pipeline.distill.objective_choice",
@@ -130,8 +132,11 @@ LAYERS = (
         "pipeline.distill.student",
         "pipeline.distill.preparation",
         "pipeline.distill.optimization",
+        "pipeline.distill.checkpoint_files",
         "pipeline.distill.training_state",
+        "pipeline.distill.stopping",
         "pipeline.distill.run_log",
+        "pipeline.distill.progress",
         "pipeline.distill.training",
     ),
     (

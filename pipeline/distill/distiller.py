@@ -200,7 +200,7 @@ class Distiller(keras.Model):
         if not training:
             self._update_guesses(places, logits, teacher_logits)
         elif LOSS_SHARES in y:
-            shares = y[LOSS_SHARES]
+            shares = y[LOSS_SHARES][0]
             means = {name: mean * shares[self._share(name)] for name, mean in means.items()}
         return self.objective.total(means, self._progress(training))
 

@@ -9,7 +9,7 @@ import keras
 
 from pipeline.distill.objective import Objective
 from pipeline.distill.objective_choice import choose_objective
-from pipeline.distill.settings import DistillConfig
+from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, layer_groups
@@ -32,6 +32,9 @@ _FREE_SETTINGS = (
     "eval_batch_size",
     "max_eval_steps",
     "save_checkpoints_steps",
+    "keep_checkpoints",
+    # The same numbers within float error.
+    "distribution",
     "log_steps",
     "verify",
     # The same numbers in less memory.
@@ -67,6 +70,9 @@ class Preparation:
             for name, value in dataclasses.asdict(self.config).items()
             if name not in (*_FREE_SETTINGS, "student", "teacher", "layer_groups")
         }
+        if (self.config.num_data_streams or 1) == 1:
+            # One stream is what there was before there could be several.
+            del settings[NUM_DATA_STREAMS]
         objective = self.objective
         layers = {
             "hidden_groups": layer_groups.describe(objective.hidden_groups),

@@ -10,6 +10,7 @@ from tensorboard.summary import Writer
 from pipeline import files
 from pipeline.cache_folder import cache_folder
 from pipeline.remote_files import RemotePath
+from pipeline.storage.manifest import EVAL
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -35,11 +36,18 @@ class RunLog:
             self._directory = pathlib.Path(self._collected.name)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
+        self._evaluated: set[float] = set()
         before = self._output_dir / METRICS_FILE
         if before.is_file():
             lines = before.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= start]
             files.write_bytes(self._path, "".join(f"{line}\n" for line in kept).encode())
+            evaluated = [line for line in kept if json.loads(line).get("split") == EVAL]
+            self._evaluated = {_step(line) for line in evaluated}
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether there is a line of this step's evaluation."""
+        return step in self._evaluated
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds one line, and its values as TensorBoard scalars.
@@ -49,6 +57,8 @@ class RunLog:
             split: `train` or `eval`.
             values: by name.
         """
+        if split == EVAL:
+            self._evaluated.add(step)
         line = json.dumps({"step": step, "split": split, **values})
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -34,10 +34,16 @@ LOSS_NEEDS: Mapping[str, str] = {
     ATTENTION_MSE: ATTENTION,
 }
 LOSS_POSITIONS = ("masked", "all")
-# A target where a batch is computed in chunks, float32 [3]: how much a chunk counts for
-# losses over masked positions, over tokens and over pairs of tokens, as a part of the mean
-# chunk.
+# A target where a batch is computed in chunks, float32 [B, 3], all rows alike: how much a
+# chunk counts for losses over masked positions, over tokens and over pairs of tokens, as a
+# part of the mean chunk.
 LOSS_SHARES = "loss_shares"
+# What `--distribution` takes.
+ALONE = "none"
+DATA_PARALLEL = "data_parallel"
+DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
+# Its name in a run's request, where there are several.
+NUM_DATA_STREAMS = "num_data_streams"
 SCHEDULES = ("constant", "linear", "cosine")
 TAIL_POLICIES = ("drop", "renormalize", "bucket", "label")
 # What happens to the tail unless `--tail` says otherwise; the first as the
@@ -217,9 +223,12 @@ class DistillConfig:
     shuffle_buffer_size: int = 10_000
     length_buckets: int = 8
     save_checkpoints_steps: int = 1_000
+    keep_checkpoints: int = 2
     log_steps: int = 100
     max_eval_steps: int = 100
     deterministic: bool = True
+    distribution: str = ALONE
+    num_data_streams: int | None = None
     verify: str = "full"
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from pipeline.storage import cache_codec, length_buckets, reader, vocab_subset
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN, Manifest
+from pipeline.storage.shuffling import DataStreams
 
 Batch = tuple[dict[str, Any], dict[str, Any]]
 
@@ -24,6 +25,10 @@ _TARGETS = (
     records.HIDDEN_STATES,
     LOSS_SHARES,
 )
+# One process that reads all there is.
+_ALONE = DataStreams()
+# What tells how much of a batch is padding.
+_SIZED = (records.SEGMENT_LENGTHS, records.MASKED_LM_WEIGHTS)
 # Inputs whose lengths decide how batches are cut.
 _SAMPLE_SIZE = 1024
 # What a chunk costs whatever is in it, in tokens: gradients are added up, kernels begin. On
@@ -63,6 +68,15 @@ def _smallest_from(sizes: Sequence[int], size: tf.Tensor) -> tf.Tensor:
     return tf.constant(sizes)[tf.searchsorted(sizes, size[tf.newaxis])[0]]
 
 
+def _largest(chunks: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the longest input of each chunk and its last position that counts, int32 [C]."""
+    longest = tf.reduce_max(tf.reduce_sum(chunks[records.SEGMENT_LENGTHS], axis=2), axis=1)
+    weights = chunks[records.MASKED_LM_WEIGHTS]
+    # One before the last may have lost its weight.
+    places = tf.range(1.0, weights.shape[2] + 1.0)
+    return longest, tf.cast(tf.reduce_max(weights * places, axis=[1, 2]), tf.int32)
+
+
 def trim_batch(
     batch: Mapping[str, tf.Tensor], manifest: Manifest, count: int
 ) -> dict[str, tf.Tensor]:
@@ -80,11 +94,10 @@ def trim_batch(
     Returns:
         the batch, [B, L', …] and [B, P', …] in place of [B, L, …] and [B, P, …].
     """
-    longest = tf.reduce_max(tf.reduce_sum(batch[records.SEGMENT_LENGTHS], axis=1))
+    longest, most = (
+        size[0] for size in _largest({name: batch[name][tf.newaxis] for name in _SIZED})
+    )
     lengths = length_buckets.bucket_lengths(manifest.max_seq_length, count)
-    # The last that counts: one before it may have lost its weight.
-    places = tf.range(1.0, manifest.max_predictions_per_seq + 1.0)
-    most = tf.cast(tf.reduce_max(batch[records.MASKED_LM_WEIGHTS] * places), tf.int32)
     widths = length_buckets.bucket_widths(manifest.max_predictions_per_seq)
     trimmed = {}
     for name, value in batch.items():
@@ -111,14 +124,27 @@ def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor
         count: C; it divides G.
 
     Returns:
-        the batch, [C, G / C, …] in place of [G, …], with `LOSS_SHARES` float32 [C, 3].
+        the batch, [C, G / C, …] in place of [G, …], with `LOSS_SHARES` float32
+        [C, G / C, 3], the same in all rows of a chunk.
     """
-    chunks = {
+    chunks = _reshape_group(batch, count)
+    counts = _loss_counts(chunks)
+    shares = tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
+    rows = chunks[records.SEGMENT_LENGTHS].shape[1]
+    return {**chunks, LOSS_SHARES: tf.repeat(shares[:, tf.newaxis], rows, axis=1)}
+
+
+def _reshape_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor]:
+    return {
         name: tf.reshape(value, [count, value.shape[0] // count, *value.shape[1:]])
         for name, value in batch.items()
     }
+
+
+def _loss_counts(chunks: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Returns how many masked positions, tokens and pairs of tokens chunks have, float32 [C, 3]."""
     lengths = tf.cast(tf.reduce_sum(chunks[records.SEGMENT_LENGTHS], axis=2), tf.float32)
-    counts = tf.stack(
+    return tf.stack(
         [
             tf.reduce_sum(chunks[records.MASKED_LM_WEIGHTS], axis=[1, 2]),
             tf.reduce_sum(lengths, axis=1),
@@ -126,12 +152,17 @@ def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor
         ],
         axis=1,
     )
-    shares = tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
-    return {**chunks, LOSS_SHARES: shares}
 
 
 def plan_chunks(
-    cache: CacheInput, *, batch_size: int, num_batches: int, buckets: int, on_cpu: bool
+    cache: CacheInput,
+    *,
+    batch_size: int,
+    num_batches: int,
+    buckets: int,
+    on_cpu: bool,
+    num_devices: int = 1,
+    multiple: int = 1,
 ) -> Chunking:
     """Returns how to cut the examples of an update, by the lengths of the cache's inputs.
 
@@ -141,6 +172,8 @@ def plan_chunks(
         num_batches: batches of an update.
         buckets: lengths, at most; with 1 a batch is a chunk.
         on_cpu: what computes.
+        num_devices: that share a chunk.
+        multiple: what the examples of a chunk are a multiple of.
     """
     lengths = reader.sample_lengths(cache.directory, cache.manifest, TRAIN, count=_SAMPLE_SIZE)
     return length_buckets.plan_chunks(
@@ -149,7 +182,9 @@ def plan_chunks(
         num_batches=num_batches,
         max_seq_length=cache.manifest.max_seq_length,
         num_lengths=buckets,
-        chunk_cost=_CHUNK_COSTS["cpu" if on_cpu else "other"],
+        # Devices compute their tokens side by side, but each begins the chunk.
+        chunk_cost=_CHUNK_COSTS["cpu" if on_cpu else "other"] * num_devices,
+        multiple=multiple,
     )
 
 
@@ -191,9 +226,15 @@ def _finisher(cache: CacheInput, buckets: int) -> Callable[[Mapping[str, tf.Tens
 
 
 def training_batches(
-    cache: CacheInput, chunking: Chunking, *, seed: int, start: int, shuffle_buffer_size: int
+    cache: CacheInput,
+    chunking: Chunking,
+    *,
+    seed: int,
+    start: int,
+    shuffle_buffer_size: int,
+    streams: DataStreams = _ALONE,
 ) -> tf.data.Dataset:
-    """Returns the endless stream of training batches.
+    """Returns the endless stream of training batches of a process that reads all of them.
 
     Groups of the shuffled stream's examples are sorted by length and cut; what is
     yielded are the chunks, shortest first, each padded to the next of a few lengths.
@@ -206,28 +247,101 @@ def training_batches(
         start: examples already used, in whole groups; the stream begins with the
             next one.
         shuffle_buffer_size: examples.
+        streams: of which each group has equally many examples, and each chunk.
     """
-    dataset = reader.training_records(
-        cache.directory, cache.manifest, TRAIN, seed=seed, start=start, buffer=shuffle_buffer_size
-    )
-    dataset = dataset.batch(chunking.group_size, drop_remainder=True)
-    decode = _decoder(cache, seed=seed, purpose=TRAINING)
-    count, buckets = chunking.num_chunks, chunking.num_lengths
-
-    def read(serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
-        if count > 1 and buckets > 1:
-            serialized, epochs = reader.sort_by_length(serialized, epochs)
-        batch = decode(serialized, epochs)
-        return cut_group(batch, count) if count > 1 else batch
-
-    dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = _groups(cache, chunking, streams, seed=seed, start=start, buffer=shuffle_buffer_size)
+    count = chunking.num_chunks
     if count > 1:
-        dataset = dataset.unbatch()
-    return dataset.map(_finisher(cache, buckets)).prefetch(4)
+        dataset = dataset.map(lambda batch: cut_group(batch, count)).unbatch()
+    return dataset.map(_finisher(cache, chunking.num_lengths)).prefetch(4)
+
+
+def training_groups(
+    cache: CacheInput,
+    chunking: Chunking,
+    *,
+    seed: int,
+    start: int,
+    shuffle_buffer_size: int,
+    streams: DataStreams,
+) -> tf.data.Dataset:
+    """Returns the endless stream of a process's part of groups, not yet trimmed.
+
+    Args:
+        cache: a cache directory.
+        chunking: how whole groups are cut.
+        seed: as for `training_batches`.
+        start: examples already used, of all processes.
+        shuffle_buffer_size: examples, of all processes.
+        streams: those that this process reads.
+
+    Returns:
+        inputs and targets as `inputs_and_targets` returns them, with the chunks C before
+        the rows; and float32 [C, 5], what chunks of this part have: their longest input,
+        the last masked position that counts, and the numbers of masked positions, tokens
+        and pairs of tokens.
+    """
+    dataset = _groups(cache, chunking, streams, seed=seed, start=start, buffer=shuffle_buffer_size)
+    count = chunking.num_chunks
+
+    def cut(batch: Mapping[str, tf.Tensor]) -> tuple[dict, dict, tf.Tensor]:
+        inputs, wanted = inputs_and_targets(batch)
+        chunks = _reshape_group({name: batch[name] for name in _SIZED}, count)
+        sizes = tf.cast(tf.stack(_largest(chunks), axis=1), tf.float32)
+        measures = tf.concat([sizes, _loss_counts(chunks)], axis=1)
+        return _reshape_group(inputs, count), _reshape_group(wanted, count), measures
+
+    return dataset.map(cut).prefetch(2)
+
+
+def _groups(
+    cache: CacheInput,
+    chunking: Chunking,
+    streams: DataStreams,
+    *,
+    seed: int,
+    start: int,
+    buffer: int,
+) -> tf.data.Dataset:
+    """Returns decoded groups of the streams that this process reads, in the order of chunks."""
+    parts = [
+        reader.training_records(
+            cache.directory,
+            cache.manifest,
+            TRAIN,
+            seed=seed,
+            start=start // streams.count,
+            buffer=-(-buffer // streams.count),
+            num_streams=streams.count,
+            stream=stream,
+        ).batch(chunking.group_size // streams.count, drop_remainder=True)
+        for stream in range(streams.first, streams.first + streams.own)
+    ]
+    decode = _decoder(cache, seed=seed, purpose=TRAINING)
+    count, size = chunking.num_chunks, chunking.group_size // streams.count * streams.own
+
+    def read(*groups: tuple[tf.Tensor, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+        if count > 1 and chunking.num_lengths > 1:
+            groups = [reader.sort_by_length(*group) for group in groups]
+        # Each chunk has its part of each stream: which ones a process reads decides nothing.
+        serialized, epochs = (
+            tf.reshape(tf.concat([tf.reshape(one, [count, -1]) for one in some], axis=1), [size])
+            for some in zip(*groups, strict=True)
+        )
+        return decode(serialized, epochs)
+
+    dataset = tf.data.Dataset.zip(tuple(parts))
+    return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def evaluation_batches(
-    cache: CacheInput, *, batch_size: int, max_steps: int, buckets: int = 1
+    cache: CacheInput,
+    *,
+    batch_size: int,
+    max_steps: int,
+    buckets: int = 1,
+    process: int = 0,
+    num_processes: int = 1,
 ) -> tf.data.Dataset:
     """Returns the eval split's batches, in stored order.
 
@@ -241,6 +355,8 @@ def evaluation_batches(
         max_steps: at most so many batches.
         buckets: lengths, at most, to which batches are padded; with 1 all have the
             longest.
+        process: of several, each of which reads all and computes its rows of each batch.
+        num_processes: so many; it divides B.
     """
     dataset = reader.evaluation_records(cache.directory, cache.manifest, EVAL)
     dataset = dataset.map(lambda record: (record, tf.constant(0, tf.int64)))
@@ -259,4 +375,12 @@ def evaluation_batches(
         )
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.map(_finisher(cache, buckets)).map(fill).prefetch(4)
+    dataset = dataset.map(_finisher(cache, buckets)).map(fill)
+    if num_processes > 1:
+        rows = batch_size // num_processes
+        dataset = dataset.map(
+            lambda *parts: tf.nest.map_structure(
+                lambda value: value[process * rows : (process + 1) * rows], parts
+            )
+        )
+    return dataset.prefetch(4)

@@ -1,30 +1,44 @@
 """Stage 2: a student is trained from a cache."""
 
-import math
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import keras
 import tensorflow as tf
-import tqdm
 
-from pipeline.distill import optimization, targets, training_state
+from pipeline.distill import checkpoint_files, optimization, targets, training_state
+from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.preparation import Preparation, prepare
+from pipeline.distill.progress import EndsEarly, Progress
+from pipeline.distill.replicas import (
+    Replicas,
+    choose_streams,
+    chunk_multiple,
+    expect_equal_parts,
+    find_replicas,
+    from_first,
+    make_gather,
+    narrow,
+    scope,
+)
 from pipeline.distill.run_log import RunLog
 from pipeline.distill.settings import DistillConfig
+from pipeline.distill.shared_batches import agreed_batches
+from pipeline.distill.stopping import StopRequest
+from pipeline.distill.targets import Batch
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
 from pipeline.storage import reader
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
-from pipeline.storage.manifest import EVAL, TRAIN
+from pipeline.storage.manifest import EVAL
 
 
-def _find_chunking(config: DistillConfig, cache: CacheInput) -> Chunking:
+def _find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
     devices = keras.distribution.list_devices()
     return targets.plan_chunks(
         cache,
@@ -32,6 +46,8 @@ def _find_chunking(config: DistillConfig, cache: CacheInput) -> Chunking:
         num_batches=config.gradient_accumulation_steps,
         buckets=config.length_buckets,
         on_cpu=all(device.startswith("cpu") for device in devices),
+        num_devices=replicas.num_devices,
+        multiple=chunk_multiple(config, replicas),
     )
 
 
@@ -71,117 +87,42 @@ class _Evaluation:
     Args:
         config: what was asked for.
         cache: has eval examples.
+        replicas: what computes.
     """
 
-    def __init__(self, config: DistillConfig, cache: CacheInput) -> None:
+    def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
         size = config.eval_batch_size
         self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
         self._steps = -(-self._count // size)
         self._batches = targets.evaluation_batches(
-            cache, batch_size=size, max_steps=self._steps, buckets=config.length_buckets
+            cache,
+            batch_size=size,
+            max_steps=self._steps,
+            buckets=config.length_buckets,
+            process=replicas.process,
+            num_processes=replicas.num_processes,
         )
 
-    def run(self, distiller: Distiller) -> dict[str, float]:
-        """Returns the report of a student."""
+    def run(self, distiller: Distiller, stop: StopRequest | None = None) -> dict[str, float] | None:
+        """Returns the report of a student, None if it was stopped before it was complete."""
         begun = time.perf_counter()
-        distiller.evaluate(self._batches, steps=self._steps, verbose=0, return_dict=True)
+        ends = EndsEarly(stop)
+        distiller.evaluate(
+            self._batches, steps=self._steps, callbacks=[ends], verbose=0, return_dict=True
+        )
+        if ends.stopped:
+            return None
         report = distiller.evaluation_report()
         seconds = time.perf_counter() - begun
         return {**report, "examples_per_second": self._count / seconds}
 
 
-def _find_evaluation(config: DistillConfig, cache: CacheInput) -> _Evaluation | None:
+def _find_evaluation(
+    config: DistillConfig, cache: CacheInput, replicas: Replicas
+) -> _Evaluation | None:
     if not (config.do_eval and cache.manifest.num_examples(EVAL)):
         return None
-    return _Evaluation(config, cache)
-
-
-class _Progress(keras.callbacks.Callback):
-    """Logs, evaluates and writes checkpoints while `fit` runs.
-
-    Args:
-        config: what was asked for.
-        evaluation: what to evaluate on, if anything.
-        log: where lines go.
-        start: updates already done.
-        steps_per_update: chunks of an update.
-    """
-
-    def __init__(
-        self,
-        config: DistillConfig,
-        evaluation: _Evaluation | None,
-        log: RunLog,
-        *,
-        start: int,
-        steps_per_update: int,
-    ) -> None:
-        super().__init__()
-        self._steps_per_update = steps_per_update
-        self._config = config
-        self._evaluation = evaluation
-        self._log = log
-        self._start = start
-        self._logged = start
-        self._clock = time.perf_counter()
-        self._bar = tqdm.tqdm(
-            total=config.num_train_steps, initial=start, unit=" steps", desc="distill"
-        )
-        self.last_report: dict[str, float] = {}
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts updates and does what is due."""
-        done, rest = divmod(batch + 1, self._steps_per_update)
-        if rest:
-            return
-        step = self._start + done
-        config = self._config
-        self._bar.update()
-        last = step == config.num_train_steps
-        due = last or step % config.save_checkpoints_steps == 0
-        if due or step % config.log_steps == 0:
-            self._synchronize()
-            self._write_training_line(step)
-        if due:
-            # The checkpoint last: what is measured up to it is never lost.
-            if self._evaluation is not None:
-                self._write_evaluation_line(step)
-            self._log.publish()
-            training_state.save(config.output_dir, self.model, step)
-            self._clock = time.perf_counter()
-
-    def _synchronize(self) -> None:
-        # On JAX, variables are up to date only when asked.
-        if keras.config.backend() == "jax":
-            self.model.jax_state_sync()
-
-    def _write_training_line(self, step: int) -> None:
-        report = self.model.training_report()
-        seconds = time.perf_counter() - self._clock
-        examples = (step - self._logged) * self._config.examples_per_step
-        if not math.isfinite(report["loss"]):
-            raise InputError(
-                f"--learning_rate: training diverged by step {step}: expected a finite loss, "
-                f"received {report['loss']}; the last checkpoint is from before"
-            )
-        config = self._config
-        schedule = optimization.learning_rate_schedule(config)
-        rate = float(schedule(step - 1))
-        line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
-        self._log.write(step, TRAIN, line)
-        self._bar.set_postfix({name: f"{value:.3f}" for name, value in report.items()})
-        self.model.reset_metrics()
-        self._logged, self._clock = step, time.perf_counter()
-
-    def _write_evaluation_line(self, step: int) -> None:
-        self.last_report = self._evaluation.run(self.model)
-        self._log.write(step, EVAL, self.last_report)
-        self.model.reset_metrics()
-
-    def close(self) -> None:
-        """Ends the bar and the log."""
-        self._bar.close()
-        self._log.close()
+    return _Evaluation(config, cache, replicas)
 
 
 @reader.copy_errors_raised()
@@ -197,88 +138,153 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     Raises:
         InputError: the cache, the student or the directory is not as it must
             be. Checkpoints that are whole stay.
+        StoppedRunError: a signal asked to stop; a checkpoint is written.
     """
+    replicas = find_replicas(config.distribution)
+    config = dataclasses.replace(config, num_data_streams=choose_streams(config, replicas))
     run = prepare(config)
-    cache, request = run.cache, run.request()
+    cache = run.cache
+    expect_equal_parts(config, replicas, cache.manifest)
     if cache.vocab_subset is not None:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
     if config.do_train:
-        manifests.check_claim(config.output_dir, request, flag="--output_dir")
-    manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
+        manifests.check_claim(config.output_dir, run.request(), flag="--output_dir")
+    own = narrow(cache.manifest, replicas)
+    manifests.verify(cache.directory, own, full=config.verify == "full")
     if keras.config.backend() == "jax":
         # TensorFlow only reads records here; it would take the GPU's memory from JAX.
         tf.config.set_visible_devices([], "GPU")
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    evaluation = _find_evaluation(config, cache)
     try:
-        if not config.do_train:
-            return evaluation.run(build_distiller(run))
-        chunking = _find_chunking(config, cache)
-        distiller = build_distiller(run, _steps_per_update(config, chunking))
-        manifests.claim(config.output_dir, request, flag="--output_dir")
-        return _train(run, chunking, distiller, evaluation)
+        with scope(replicas):
+            return _run(run, replicas)
     except tf.errors.DataLossError as error:
         # A record's own checksum failed: this names the shard.
         manifests.verify(cache.directory, cache.manifest, full=True)
         raise InputError(f"{cache.flag}: {cache.directory}: {error.message}") from error
 
 
+def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
+    config, cache = run.config, run.cache
+    evaluation = _find_evaluation(config, cache, replicas)
+    if not config.do_train:
+        return evaluation.run(build_distiller(run))
+    chunking = _find_chunking(config, cache, replicas)
+    distiller = build_distiller(run, _steps_per_update(config, chunking))
+    if replicas.writes:
+        manifests.claim(config.output_dir, run.request(), flag="--output_dir")
+    report = _train(run, replicas, chunking, distiller, evaluation)
+    if replicas.writes:
+        if cache.vocab_subset is None:
+            manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+        else:
+            cache.vocab_subset.write_tokenizer(config.output_dir)
+        checkpoints.save_hf(config.output_dir, distiller.student)
+    return report
+
+
 def _train(
     run: Preparation,
+    replicas: Replicas,
     chunking: Chunking,
     distiller: Distiller,
     evaluation: _Evaluation | None,
 ) -> Mapping[str, float]:
-    config, cache = run.config, run.cache
-    steps = training_state.checkpoint_steps(config.output_dir)
-    start = steps[-1] if steps else 0
-    if steps:
-        training_state.restore(config.output_dir, distiller, start)
-    log = RunLog(config.output_dir, start=start)
-    report: Mapping[str, float] = {}
-    if start < config.num_train_steps:
-        if start:
+    """Makes all updates that are not made yet and returns the last report."""
+    config = run.config
+    kept, log, found = _find_start(config, replicas)
+    start, metrics = found.step, {}
+    if start:
+        metrics = training_state.restore(config.output_dir, distiller, start)
+        if start < config.num_train_steps:
             print(f"continuing from step {start}", file=sys.stderr)
-        calls = _steps_per_update(config, chunking)
-        progress = _Progress(config, evaluation, log, start=start, steps_per_update=calls)
+    with StopRequest(replicas.num_processes) as stop:
+        progress = Progress(
+            config,
+            evaluation,
+            log,
+            kept,
+            stop,
+            start=start,
+            metrics=metrics,
+            steps_per_update=_steps_per_update(config, chunking),
+        )
         try:
-            _fit(run, chunking, distiller, progress, start)
+            if found.evaluation_due:
+                progress.catch_up(distiller)
+            if start < config.num_train_steps:
+                _fit(run, replicas, chunking, distiller, progress, start)
         finally:
             progress.close()
-        report = progress.last_report
-    elif evaluation is not None:
+    report: Mapping[str, float] = progress.last_report
+    if not report and evaluation is not None:
         report = evaluation.run(distiller)
-    if cache.vocab_subset is None:
-        manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
-    else:
-        cache.vocab_subset.write_tokenizer(config.output_dir)
-    checkpoints.save_hf(config.output_dir, distiller.student)
     return report
 
 
+def _find_start(
+    config: DistillConfig, replicas: Replicas
+) -> tuple[CheckpointFiles | None, RunLog | None, Checkpoint]:
+    """Returns where checkpoints and lines go, if this process writes, and where all go on."""
+    kept = log = None
+
+    def find() -> tuple[int, bool]:
+        nonlocal kept, log
+        kept = CheckpointFiles(config.output_dir, keep=config.keep_checkpoints)
+        found = kept.find_newest() or Checkpoint(0)
+        log = RunLog(config.output_dir, start=found.step)
+        return found.step, found.evaluation_due and not log.has_evaluation(found.step)
+
+    step, due = from_first(replicas, find, size=2)
+    return kept, log, Checkpoint(step, bool(due))
+
+
+def _training_batches(
+    run: Preparation, replicas: Replicas, chunking: Chunking, start: int
+) -> tf.data.Dataset | Iterator[Batch]:
+    """Returns the chunks from an update on to the last one: this process's rows of them."""
+    config = run.config
+    updates = config.num_train_steps - start
+    settings = {
+        "seed": config.random_seed,
+        "start": start * config.examples_per_step,
+        "shuffle_buffer_size": config.shuffle_buffer_size,
+        "streams": replicas.streams(config.num_data_streams),
+    }
+    # An endless stream would still be read ahead while the process ends.
+    if replicas.num_processes == 1:
+        batches = targets.training_batches(run.cache, chunking, **settings)
+        return batches.take(updates * _steps_per_update(config, chunking))
+    groups = targets.training_groups(run.cache, chunking, **settings)
+    groups = groups.take(updates * config.examples_per_step // chunking.group_size)
+    return agreed_batches(
+        groups.as_numpy_iterator(),
+        run.cache.manifest,
+        num_lengths=chunking.num_lengths,
+        gather=make_gather(),
+    )
+
+
 def _fit(
-    run: Preparation, chunking: Chunking, distiller: Distiller, progress: _Progress, start: int
+    run: Preparation,
+    replicas: Replicas,
+    chunking: Chunking,
+    distiller: Distiller,
+    progress: Progress,
+    start: int,
 ) -> None:
     """Makes the updates from `start` on."""
     config = run.config
-    remaining = (config.num_train_steps - start) * _steps_per_update(config, chunking)
-    batches = targets.training_batches(
-        run.cache,
-        chunking,
-        seed=config.random_seed,
-        start=start * config.examples_per_step,
-        shuffle_buffer_size=config.shuffle_buffer_size,
-    )
-    # An endless stream would still be read ahead while the process ends.
-    batches = batches.take(remaining)
+    calls = (config.num_train_steps - start) * _steps_per_update(config, chunking)
+    batches = _training_batches(run, replicas, chunking, start)
     try:
         distiller.fit(
-            batches, steps_per_epoch=remaining, callbacks=[progress], verbose=0, shuffle=False
+            batches, steps_per_epoch=calls, callbacks=[progress], verbose=0, shuffle=False
         )
     except KeyboardInterrupt as interrupt:
-        saved = training_state.checkpoint_steps(config.output_dir)[-1:] or [0]
+        saved = checkpoint_files.checkpoint_steps(config.output_dir)[-1:] or [0]
         raise KeyboardInterrupt(
             f"interrupted; the same command continues from step {saved[0]}, the last "
             f"checkpoint (--save_checkpoints_steps={config.save_checkpoints_steps})"

@@ -1,11 +1,10 @@
-"""Checkpoints of a run: everything that the next step depends on, in one safetensors file.
+"""What the next step of a run depends on, as named tensors of a checkpoint.
 
-Weights, the optimizer's slots and dropout's seed states; the place in the data
-follows from the step. Between updates no gradient is accumulated. A file appears
-whole or not at all.
+Weights, the optimizer's slots, dropout's seed states, and the sums of what is measured
+since the last line of the log; the place in the data follows from the step. Between
+updates no gradient is accumulated.
 """
 
-import re
 from collections.abc import Iterator
 
 import keras
@@ -13,20 +12,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline import files
+from pipeline.distill import checkpoint_files
 from pipeline.distill.distiller import Distiller
 from pipeline.errors import InputError
-from pipeline.models import checkpoints
 
-CHECKPOINTS_FOLDER = "checkpoints"
-# The newest, and the one before it: should the newest be damaged, the run goes
-# on from the other once the user deletes it.
-_KEPT = 2
 _ACCUMULATED = "gradient_accumulator"
-_FILE = re.compile(r"step-(\d{8})\.safetensors")
+_METRICS = "metrics"
+
+
+def _numbered(group: str, variables: list[keras.Variable]) -> Iterator[tuple[str, keras.Variable]]:
+    for index, variable in enumerate(variables):
+        yield f"{group}/{index:05d}", variable
 
 
 def _variables(model: Distiller) -> Iterator[tuple[str, keras.Variable]]:
-    """Yields every variable of the run under a name that is unique and stable.
+    """Yields every variable of the run but the metrics', under a name that is unique and stable.
 
     Seeds and optimizer slots have their number instead of Keras's name, which
     counts what else the process has made.
@@ -34,54 +34,39 @@ def _variables(model: Distiller) -> Iterator[tuple[str, keras.Variable]]:
     for variable in model.trainable_variables:
         yield variable.path, variable
     slots = [one for one in model.optimizer.variables if not one.name.endswith(_ACCUMULATED)]
-    groups = {"state": model.state_variables, "optimizer": slots}
-    for group, variables in groups.items():
-        for index, variable in enumerate(variables):
-            yield f"{group}/{index:05d}", variable
+    yield from _numbered("state", model.state_variables)
+    yield from _numbered("optimizer", slots)
 
 
-def checkpoint_steps(output_dir: files.PathLike) -> list[int]:
-    """Returns the steps that have a checkpoint, ascending."""
-    folder = files.as_path(output_dir) / CHECKPOINTS_FOLDER
-    matches = [_FILE.fullmatch(path.name) for path in folder.glob("*")]
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def _path(output_dir: files.PathLike, step: int) -> files.AnyPath:
-    return files.as_path(output_dir) / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
-
-
-def save(output_dir: files.PathLike, model: Distiller, step: int) -> None:
-    """Writes a checkpoint and removes all but the newest two.
+def to_arrays(model: Distiller) -> dict[str, np.ndarray]:
+    """Returns what a checkpoint holds.
 
     Args:
-        output_dir: the run's directory.
         model: compiled; its optimizer is built.
-        step: updates done.
     """
-    path = _path(output_dir, step)
-    path.parent.mkdir(exist_ok=True)
-    tensors = {
+    named = [*_variables(model), *_numbered(_METRICS, model.metrics_variables)]
+    return {
         name: np.array(keras.ops.convert_to_numpy(variable.value), order="C")
-        for name, variable in _variables(model)
+        for name, variable in named
     }
-    checkpoints.save_tensors(path, tensors)
-    for old in checkpoint_steps(output_dir)[:-_KEPT]:
-        _path(output_dir, old).unlink()
 
 
-def restore(output_dir: files.PathLike, model: Distiller, step: int) -> None:
+def restore(output_dir: files.PathLike, model: Distiller, step: int) -> dict[str, np.ndarray]:
     """Reads a checkpoint back, of a run whose updates may have been computed in other parts.
 
     Args:
         output_dir: the run's directory.
         model: built and compiled as when it was saved.
-        step: one of `checkpoint_steps`.
+        step: one of `checkpoint_files.checkpoint_steps`.
+
+    Returns:
+        what `restore_metrics` takes, once `fit` has begun; nothing where the checkpoint is
+        of a version that did not keep it.
 
     Raises:
         InputError: the file is damaged or of another model.
     """
-    path = _path(output_dir, step)
+    path = checkpoint_files.checkpoint_path(output_dir, step)
     try:
         with safe_open(files.local_copy(path), framework="numpy") as file:
             stored = set(file.keys())
@@ -95,6 +80,26 @@ def restore(output_dir: files.PathLike, model: Distiller, step: int) -> None:
                         f"received {value.shape}"
                     )
                 variable.assign(value)
+            names = sorted(name for name in stored if name.startswith(f"{_METRICS}/"))
+            metrics = {name: file.get_tensor(name) for name in names}
         model.set_updates(step)
     except SafetensorError as error:
         raise InputError(f"{path}: a damaged checkpoint ({error}); delete it") from error
+    return metrics
+
+
+def restore_metrics(model: Distiller, metrics: dict[str, np.ndarray]) -> None:
+    """Goes on with the sums that were measured before a run was stopped.
+
+    Where other things are measured than then, as after an update of this program, they
+    begin anew.
+
+    Args:
+        model: as for `restore`.
+        metrics: what it returned.
+    """
+    named = dict(_numbered(_METRICS, model.metrics_variables))
+    shapes = {name: tuple(variable.shape) for name, variable in named.items()}
+    if shapes == {name: value.shape for name, value in metrics.items()}:
+        for name, value in metrics.items():
+            named[name].assign(value)

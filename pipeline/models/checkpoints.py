@@ -9,7 +9,8 @@ weights meet a model, so that a wrong path is reported at once.
 import dataclasses
 import errno
 import hashlib
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -317,12 +318,18 @@ def get_weights(model: "keras.Model") -> dict[str, np.ndarray]:
     }
 
 
-def save_tensors(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+def save_tensors(
+    path: PathLike,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    before_publishing: Callable[[pathlib.Path], None] | None = None,
+) -> None:
     """Writes a safetensors file atomically.
 
     Args:
         path: the file.
         tensors: contiguous arrays by name.
+        before_publishing: gets the whole file under the name that it has until then.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full.
@@ -333,6 +340,8 @@ def save_tensors(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
             save_file(dict(tensors), temporary, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error), str(path)) from error
+        if before_publishing is not None:
+            before_publishing(temporary)
 
 
 def save_hf(directory: PathLike, model: "MaskedLM") -> None:

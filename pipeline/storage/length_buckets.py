@@ -100,6 +100,7 @@ def plan_chunks(
     max_seq_length: int,
     num_lengths: int,
     chunk_cost: int,
+    multiple: int = 1,
 ) -> Chunking:
     """Returns into how many chunks to cut: where the padded tokens and the chunks cost least.
 
@@ -117,6 +118,7 @@ def plan_chunks(
         max_seq_length: of the cache.
         num_lengths: lengths, at most.
         chunk_cost: what a chunk costs whatever is in it, in tokens.
+        multiple: what the examples of a chunk are a multiple of; it divides `batch_size`.
     """
     batches = group_batches(batch_size, num_batches)
     size = batches * batch_size
@@ -131,5 +133,7 @@ def plan_chunks(
         padded = sizes[np.searchsorted(sizes, longest)]
         return float(padded.sum(axis=1).mean() * (size // count)) + count * chunk_cost
 
-    counts = [count for count in range(batches, size + 1, batches) if size % count == 0]
+    counts = [
+        count for count in range(batches, size + 1, batches) if size % (count * multiple) == 0
+    ]
     return Chunking(size, min(counts, key=cost), num_lengths)

@@ -49,7 +49,15 @@ def _local_paths(paths: Iterable[files.AnyPath]) -> Iterator[str]:
 
 
 def training_records(
-    directory: files.PathLike, manifest: Manifest, split: str, *, seed: int, start: int, buffer: int
+    directory: files.PathLike,
+    manifest: Manifest,
+    split: str,
+    *,
+    seed: int,
+    start: int,
+    buffer: int,
+    num_streams: int = 1,
+    stream: int = 0,
 ) -> tf.data.Dataset:
     """Returns the endless shuffled stream of a split's records, each with its epoch.
 
@@ -61,6 +69,8 @@ def training_records(
         start: records to leave out at the beginning, over all epochs: what a
             run that resumes has already used.
         buffer: records in the shuffle buffer.
+        num_streams: streams that the shards of each epoch are dealt to.
+        stream: which of them.
 
     Returns:
         pairs of a serialised record, string [], and the number of its epoch,
@@ -71,7 +81,10 @@ def training_records(
     shards = [shard for shard in manifest.splits[split] if shard.num_examples]
 
     def copy_groups():
-        for group in shuffling.record_groups(shards, seed, start=start):
+        groups = shuffling.record_groups(
+            shards, seed, start=start, num_streams=num_streams, stream=stream
+        )
+        for group in groups:
             paths = list(_local_paths(directory / file for file in group.files))
             yield paths, group.skip, group.shuffle_seed, group.epoch
 

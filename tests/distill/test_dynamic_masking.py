@@ -12,7 +12,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 from data_specs import records
-from pipeline.distill import targets, training
+from pipeline.distill import progress, targets, training
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.errors import InputError
@@ -305,7 +305,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch, tmp
     assert losses["eval"] == sorted(losses["eval"], reverse=True)
     wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    update = training.tqdm.tqdm.update
+    update = progress.tqdm.tqdm.update
     calls = []
 
     def killed(bar, count=1):
@@ -315,7 +315,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch, tmp
         return update(bar, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.tqdm.tqdm, "update", killed)
+        patch.setattr(progress.tqdm.tqdm, "update", killed)
         with pytest.raises(KeyboardInterrupt, match="from step 20, the last"):
             training.distill(cut)
     training.distill(cut)

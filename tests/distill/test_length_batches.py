@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
-from pipeline.distill import preparation, targets, training
+from pipeline.distill import preparation, progress, targets, training
 from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig, WeightSchedule
 from pipeline.storage import cache_codec, cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
@@ -157,13 +157,15 @@ def test_shares_by_hand() -> None:
     }
     chunks = targets.cut_group(batch, 2)
     expected = [[2 / 4, 7 / 10, 25 / 57], [6 / 4, 13 / 10, 89 / 57]]
-    np.testing.assert_allclose(chunks[LOSS_SHARES], expected, rtol=1e-6)
+    # The same in both rows of a chunk.
+    for row in (0, 1):
+        np.testing.assert_allclose(chunks[LOSS_SHARES][:, row], expected, rtol=1e-6)
     assert chunks[records.SEGMENT_LENGTHS].numpy().tolist() == [
         [[4, 0], [2, 1]],
         [[5, 0], [3, 5]],
     ]
     nothing = {**batch, records.MASKED_LM_WEIGHTS: tf.zeros((4, 4))}
-    assert targets.cut_group(nothing, 2)[LOSS_SHARES][:, 0].numpy().tolist() == [0.0, 0.0]
+    assert targets.cut_group(nothing, 2)[LOSS_SHARES][:, 0, 0].numpy().tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("buckets", [2, 3, 8, 100])
@@ -418,7 +420,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
     training.distill(config)
     wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    update, calls = training.tqdm.tqdm.update, []
+    update, calls = progress.tqdm.tqdm.update, []
 
     def killed(bar, count=1):
         calls.append(count)
@@ -427,7 +429,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
         return update(bar, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.tqdm.tqdm, "update", killed)
+        patch.setattr(progress.tqdm.tqdm, "update", killed)
         with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
             training.distill(cut)
     training.distill(cut)
@@ -485,7 +487,7 @@ def test_a_run_goes_on_in_other_chunks(config, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(targets, "plan_chunks", planned)
     monkeypatch.setitem(targets._CHUNK_COSTS, "cpu", 10**6)
     with monkeypatch.context() as patch:
-        patch.setattr(training.tqdm.tqdm, "update", killed)
+        patch.setattr(progress.tqdm.tqdm, "update", killed)
         with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
             training.distill(cut)
     monkeypatch.setitem(targets._CHUNK_COSTS, "cpu", 0)

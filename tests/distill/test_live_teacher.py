@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from data_specs import records
-from pipeline.distill import preparation, targets, training, training_state
+from pipeline.distill import checkpoint_files, preparation, targets, training
 from pipeline.distill.settings import DistillConfig, StudentConfig, WeightSchedule
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
@@ -335,4 +335,4 @@ def test_a_teacher_changes_the_request(config, tmp_path, vocab_file) -> None:
     other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8)
     with pytest.raises(InputError, match="holds the output of another request: teacher is"):
         training.distill(dataclasses.replace(config, teacher=str(other)))
-    assert training_state.checkpoint_steps(config.output_dir) == [10, 12]
+    assert checkpoint_files.checkpoint_steps(config.output_dir) == [10, 12]

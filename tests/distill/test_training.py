@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_specs import records
-from pipeline.distill import training, training_state
+from pipeline.distill import checkpoint_files, progress, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
@@ -77,7 +77,7 @@ def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
         "vocab.txt",
     }
     assert len(list((folder / "tensorboard" / "train").glob("events*"))) == 1
-    assert training_state.checkpoint_steps(folder) == [10, 12]
+    assert checkpoint_files.checkpoint_steps(folder) == [10, 12]
     lines = _lines(folder)
     assert [(line["step"], line["split"]) for line in lines] == [
         (3, "train"),
@@ -129,7 +129,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
     training.distill(whole)
     for moment in (4, 11):
         cut = dataclasses.replace(config, output_dir=str(tmp_path / f"cut{moment}"))
-        update = training.tqdm.tqdm.update
+        update = progress.tqdm.tqdm.update
         calls = []
 
         def killed(bar, count=1, *, limit=moment, calls=calls, update=update):
@@ -139,7 +139,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
             return update(bar, count)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training.tqdm.tqdm, "update", killed)
+            patch.setattr(progress.tqdm.tqdm, "update", killed)
             with pytest.raises(KeyboardInterrupt, match=f"from step {moment // 5 * 5}, the last"):
                 training.distill(cut)
         assert not (pathlib.Path(cut.output_dir) / "model.safetensors").exists()
@@ -393,8 +393,8 @@ def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -
         process = subprocess.Popen(
             _command(config, "tensorflow", cut, **more), cwd=ROOT, env=_environment()
         )
-        begun = training_state.checkpoint_steps(cut)
-        while process.poll() is None and training_state.checkpoint_steps(cut)[-1:] == begun[-1:]:
+        begun = checkpoint_files.checkpoint_steps(cut)
+        while process.poll() is None and checkpoint_files.checkpoint_steps(cut)[-1:] == begun[-1:]:
             time.sleep(0.05)
         time.sleep(0.3)
         process.send_signal(signal.SIGKILL)

@@ -56,6 +56,39 @@ def test_an_epoch_visits_every_shard_once(counts: list[int], seed: int) -> None:
         assert sorted(files) == [shard.file for shard in shards]
 
 
+@given(COUNTS, st.integers(0, 100), st.integers(1, 4), st.integers(0, 300))
+def test_streams_share_an_epoch(counts: list[int], seed: int, streams: int, start: int) -> None:
+    """Each shard once, in one of them; each stream resumes; all order their records differently."""
+    streams = min(streams, len(counts))
+    shards = _shards(counts)
+    sizes = {shard.file: shard.num_examples for shard in shards}
+
+    def epochs(stream: int, begin: int = 0) -> list[shuffling.RecordGroup]:
+        groups = shuffling.record_groups(
+            shards, seed, start=begin, group_size=2, num_streams=streams, stream=stream
+        )
+        return list(itertools.takewhile(lambda group: group.epoch < 5, groups))
+
+    made = [epochs(stream) for stream in range(streams)]
+    for epoch in range(5):
+        groups = [group for one in made for group in one if group.epoch == epoch]
+        assert sorted(file for group in groups for file in group.files) == sorted(sizes)
+    seeds = [group.shuffle_seed for one in made for group in one]
+    assert len(seeds) == len(set(seeds))
+    for stream, whole in enumerate(made):
+        places = [
+            (group.shuffle_seed, place)
+            for group in whole
+            for place in range(sum(sizes[file] for file in group.files))
+        ]
+        rest = [
+            (group.shuffle_seed, place)
+            for group in epochs(stream, start)
+            for place in range(group.skip, sum(sizes[file] for file in group.files))
+        ]
+        assert rest == places[start:]
+
+
 @pytest.fixture
 def directory(tmp_path: pathlib.Path) -> tuple[pathlib.Path, manifest.Manifest]:
     """Eleven shards of five records that name their shard and place."""

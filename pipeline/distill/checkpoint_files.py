@@ -1,0 +1,174 @@
+"""The files of a run's checkpoints: which are kept, which verifies, what becomes of broken ones.
+
+Beside each `step-N.safetensors` lies `step-N.json`, written before it: the SHA-256 of its
+bytes, as safetensors has no checksum, and what is still due at its step. Either file
+appears whole or not at all.
+"""
+
+import dataclasses
+import pathlib
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+
+CHECKPOINTS_FOLDER = "checkpoints"
+_FILE = re.compile(r"step-(\d{8})\.safetensors")
+_CHECKSUM = "sha256"
+_EVALUATION_DUE = "evaluation_due"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where a run goes on.
+
+    Attributes:
+        step: updates done.
+        evaluation_due: whether the evaluation of this step is still to be made, as the
+            run was stopped before it or in it.
+    """
+
+    step: int
+    evaluation_due: bool = False
+
+
+def checkpoint_steps(output_dir: files.PathLike) -> list[int]:
+    """Returns the steps that have a checkpoint, ascending."""
+    folder = files.as_path(output_dir) / CHECKPOINTS_FOLDER
+    matches = [_FILE.fullmatch(path.name) for path in folder.glob("*")]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def checkpoint_path(output_dir: files.PathLike, step: int) -> files.AnyPath:
+    """Returns the file of a step's checkpoint."""
+    return files.as_path(output_dir) / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
+
+
+def _sidecar(path: files.AnyPath) -> files.AnyPath:
+    return path.with_name(f"{path.stem}.json")
+
+
+def _described(path: files.AnyPath) -> dict[str, Any]:
+    """Returns what stands beside a checkpoint; nothing beside one of an earlier version.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    sidecar = _sidecar(path)
+    return files.read_json(sidecar) if sidecar.exists() else {}
+
+
+def find_defect(path: files.AnyPath) -> str | None:
+    """Returns what is wrong with a checkpoint's file, if anything is.
+
+    Where no checksum is beside it, only what safetensors itself checks: its header, and
+    that it has the bytes of all tensors.
+    """
+    try:
+        described = _described(path)
+        with safe_open(files.local_copy(path), framework="numpy"):
+            pass
+        received = files.sha256_file(path)
+    except (SafetensorError, InputError, OSError) as error:
+        return str(error)
+    expected = described.get(_CHECKSUM, None if described else received)
+    if received != expected:
+        return f"expected SHA-256 {expected}, received {received}"
+    return None
+
+
+class CheckpointFiles:
+    """Writes a run's checkpoints and finds the one to go on from.
+
+    Args:
+        output_dir: the run's directory.
+        keep: so many of the newest are kept; a broken one counts for none, and stays.
+    """
+
+    def __init__(self, output_dir: files.PathLike, *, keep: int) -> None:
+        self._output_dir = output_dir
+        self._keep = keep
+        self._broken: set[int] = set()
+
+    def _path(self, step: int) -> files.AnyPath:
+        return checkpoint_path(self._output_dir, step)
+
+    def find_newest(self) -> Checkpoint | None:
+        """Returns the newest checkpoint that verifies, None where there is none at all.
+
+        Those that do not are named on stderr.
+
+        Raises:
+            InputError: none verifies.
+        """
+        defects: list[str] = []
+        for step in reversed(checkpoint_steps(self._output_dir)):
+            path = self._path(step)
+            defect = find_defect(path)
+            if defect is None:
+                if defects:
+                    print(f"going on from an older checkpoint, {path}", file=sys.stderr)
+                return Checkpoint(step, bool(_described(path).get(_EVALUATION_DUE)))
+            self._broken.add(step)
+            defects.append(f"{path}: a damaged checkpoint ({defect})")
+            print(f"{defects[-1]}; it is left as it is", file=sys.stderr)
+        if defects:
+            raise InputError(
+                f"{'; '.join(defects)}: expected one that verifies; to begin again, delete "
+                f"the folder {self._path(0).parent}"
+            )
+        return None
+
+    def save(
+        self, step: int, tensors: Mapping[str, np.ndarray], *, evaluation_due: bool = False
+    ) -> None:
+        """Writes a checkpoint and removes those that are too old.
+
+        A file that has its name already is a broken one: it is set aside under a new name.
+
+        Args:
+            step: updates done.
+            tensors: contiguous arrays by name.
+            evaluation_due: as of `Checkpoint`.
+        """
+        path = self._path(step)
+        path.parent.mkdir(exist_ok=True)
+        if path.exists():
+            _set_aside(path)
+            self._broken.discard(step)
+
+        def describe(written: pathlib.Path) -> None:
+            described = {_CHECKSUM: files.sha256_file(written), _EVALUATION_DUE: evaluation_due}
+            files.write_json(_sidecar(path), described)
+
+        checkpoints.save_tensors(path, tensors, before_publishing=describe)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        steps = [step for step in checkpoint_steps(self._output_dir) if step not in self._broken]
+        for step in steps[: -self._keep]:
+            path = self._path(step)
+            if find_defect(path) is None:
+                path.unlink()
+                _sidecar(path).unlink(missing_ok=True)
+            else:
+                # Broken, but older than the one that this process went on from.
+                self._broken.add(step)
+
+
+def _set_aside(path: files.AnyPath) -> None:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.broken-{number}")).exists():
+        number += 1
+    files.publish(path, aside)
+    sidecar = _sidecar(path)
+    if sidecar.exists():
+        files.publish(sidecar, sidecar.with_name(f"{sidecar.name}.broken-{number}"))
+    print(f"{path}: a checkpoint of this step is there; it is now {aside.name}", file=sys.stderr)

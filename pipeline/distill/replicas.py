@@ -1,0 +1,254 @@
+"""Devices, and processes of several machines, that train one student together.
+
+Each device computes its part of every batch with all weights (data parallelism). On JAX
+each process runs the same program, and all must come to every computation that they share
+in the same order. Keras and JAX are imported only where they are needed: a process must
+have joined the others before anything asks for its devices.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+from pipeline.distill.settings import DATA_PARALLEL, NUM_DATA_STREAMS, DistillConfig
+from pipeline.errors import InputError, InterruptedRunError
+from pipeline.storage.manifest import REQUEST_FILE, TRAIN, Manifest
+from pipeline.storage.shuffling import DataStreams
+
+# A process that says nothing for so long is lost, and one waits so long for others at the end.
+_PATIENCE_SECONDS = 100
+# In what JAX says when another process does not answer: on CPUs, on GPUs, and everywhere.
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicas:
+    """What computes.
+
+    Attributes:
+        num_devices: of all processes, which share each batch.
+        num_processes: that take part.
+        process: which of them this is; 0 is the one that writes.
+        distributed: whether variables and batches are laid out over the devices.
+    """
+
+    num_devices: int = 1
+    num_processes: int = 1
+    process: int = 0
+    distributed: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes what the run leaves."""
+        return self.process == 0
+
+    def streams(self, count: int) -> DataStreams:
+        """Returns the data streams that this process reads, of so many."""
+        own = count // self.num_processes
+        return DataStreams(count, first=self.process * own, own=own)
+
+
+def join(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of a run; call it before anything asks for devices.
+
+    What is None is found by JAX itself on a Cloud TPU pod, under Slurm and under Open MPI;
+    where it finds nothing, this process is alone.
+
+    Args:
+        coordinator_address: host and port of process 0.
+        num_processes: how many; with 1 nothing is looked for.
+        process_id: which of them this is, from 0.
+
+    Raises:
+        InputError: the address is none, something is missing, or the others cannot be reached.
+    """
+    if num_processes == 1:
+        return
+    if coordinator_address and not coordinator_address.rpartition(":")[2].isdigit():
+        raise InputError(
+            f"--coordinator_address: expected HOST:PORT of process 0, "
+            f"received {coordinator_address!r}"
+        )
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=_PATIENCE_SECONDS,
+            shutdown_timeout_seconds=_PATIENCE_SECONDS,
+        )
+    except ValueError as error:
+        if (coordinator_address, num_processes, process_id) != (None, None, None):
+            raise InputError(
+                f"--coordinator_address: expected it, --num_processes and --process_id: {error}"
+            ) from error
+    except RuntimeError as error:
+        raise InputError(
+            f"--coordinator_address: the other processes cannot be joined ({error}); "
+            "--num_processes=1 for a process that is alone"
+        ) from error
+
+
+def find_replicas(distribution: str) -> Replicas:
+    """Returns what computes.
+
+    Args:
+        distribution: of `DistillConfig`.
+
+    Raises:
+        InputError: the backend cannot do it.
+    """
+    if distribution != DATA_PARALLEL:
+        return Replicas()
+    import keras
+
+    if keras.config.backend() != "jax":
+        raise InputError(
+            f"--distribution: expected --backend=jax beside {DATA_PARALLEL}, "
+            f"received --backend={keras.config.backend()}"
+        )
+    import jax
+
+    return Replicas(jax.device_count(), jax.process_count(), jax.process_index(), distributed=True)
+
+
+@contextlib.contextmanager
+def scope(replicas: Replicas) -> Iterator[None]:
+    """Lays out what is made inside the block over the devices: weights whole, batches in parts.
+
+    Raises:
+        InterruptedRunError: another process does not answer any more.
+    """
+    if not replicas.distributed:
+        yield
+        return
+    import keras
+
+    try:
+        # Its own way to divide data reads all of it in each process.
+        with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
+            yield
+    except InputError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        if replicas.num_processes > 1 and any(word in str(error) for word in _LOST):
+            raise InterruptedRunError(
+                f"--num_processes: another of the {replicas.num_processes} processes was lost, "
+                f"see what it says ({error}); the same commands continue from the last checkpoint"
+            ) from error
+        raise
+
+
+def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
+    """Returns the number of data streams: what is given, or the run began with, or one a process.
+
+    Raises:
+        InputError: processes cannot share so many equally.
+    """
+    count, why = config.num_data_streams, ""
+    path = files.as_path(config.output_dir or "") / REQUEST_FILE
+    if count is None and config.output_dir and path.is_file():
+        begun = files.read_json(path).get(NUM_DATA_STREAMS, 1)
+        count = begun if isinstance(begun, int) and begun > 0 else 1
+        why = f", with which {config.output_dir} began"
+    count = count or replicas.num_processes
+    if count % replicas.num_processes:
+        raise InputError(
+            f"--num_data_streams: expected a multiple of the {replicas.num_processes} processes, "
+            f"as each reads its own streams, received {count}{why}"
+        )
+    return count
+
+
+def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Manifest) -> None:
+    """Checks that devices and data streams get equal parts of each batch.
+
+    Args:
+        config: with its data streams.
+        replicas: what computes.
+        manifest: of the cache.
+
+    Raises:
+        InputError: they cannot, or there are fewer shards than streams.
+    """
+    parts = [("eval_batch_size", replicas.num_devices, f"the {replicas.num_devices} devices")]
+    streams = config.num_data_streams
+    if config.do_train:
+        parts.append(("train_batch_size", *parts[0][1:]))
+        parts.append(("train_batch_size", streams, f"the {streams} data streams"))
+    for name, count, what in parts:
+        if getattr(config, name) % count:
+            raise InputError(
+                f"--{name}: expected a multiple of {count}, {what}, as each gets an equal part, "
+                f"received {getattr(config, name)}"
+            )
+    num_shards = sum(shard.num_examples > 0 for shard in manifest.splits.get(TRAIN, ()))
+    if config.do_train and num_shards < streams:
+        raise InputError(
+            f"--num_data_streams: expected at most {num_shards}, the cache's train shards, as "
+            f"each stream reads its own, received {streams}; create_pretraining_data "
+            f"--num_shards={streams} makes more"
+        )
+
+
+def chunk_multiple(config: DistillConfig, replicas: Replicas) -> int:
+    """Returns what the examples of a chunk are a multiple of: of devices and of data streams."""
+    return math.lcm(replicas.num_devices, config.num_data_streams)
+
+
+def narrow(manifest: Manifest, replicas: Replicas) -> Manifest:
+    """Returns the manifest with this process's part of the shards, for what each is needed once."""
+    splits = {
+        split: shards[replicas.process :: replicas.num_processes]
+        for split, shards in manifest.splits.items()
+    }
+    return dataclasses.replace(manifest, splits=splits)
+
+
+def from_first(replicas: Replicas, find: Callable[[], Sequence[int]], size: int) -> list[int]:
+    """Returns integers that process 0 finds, in all processes.
+
+    Args:
+        replicas: what computes.
+        find: called in process 0 alone.
+        size: how many integers it returns.
+    """
+    values = list(find()) if replicas.writes else [0] * size
+    if replicas.num_processes == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(np.array(values, np.int32)).tolist()
+
+
+def make_gather() -> Callable[[np.ndarray], Any]:
+    """Returns what begins to give every process the values of all, and waits for nothing.
+
+    It takes float32 of equal shape in all processes, and returns a row for each device,
+    [devices, …], once `numpy.asarray` is called: a process's values in the row of its first
+    device, zeros in those of its others. Call it inside `scope`.
+    """
+    import jax
+    import keras
+
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    spec = jax.sharding.PartitionSpec
+    divided = jax.sharding.NamedSharding(mesh, spec(*mesh.axis_names))
+    whole = jax.sharding.NamedSharding(mesh, spec())
+    identity = jax.jit(lambda value: value, out_shardings=whole)
+
+    def gather(values: np.ndarray) -> Any:
+        rows = np.zeros((jax.local_device_count(), *values.shape), values.dtype)
+        rows[0] = values
+        return identity(jax.make_array_from_process_local_data(divided, rows))
+
+    return gather

@@ -1,0 +1,73 @@
+"""A run that is asked to stop: the update that is being made is finished first.
+
+A machine that is taken away says so by SIGTERM some 30 seconds before; Ctrl-C is SIGINT.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from pipeline.errors import StoppedRunError
+
+
+class StopRequest:
+    """Whether a signal asked to stop; it takes the signals while a `with` block runs.
+
+    A second SIGINT interrupts at once. Outside the main thread nothing is taken, as
+    Python gives signals to that one alone. Where several processes train together, JAX
+    has taken SIGTERM since they joined, and lets all of them stop at one moment.
+
+    Args:
+        num_processes: that train together.
+    """
+
+    def __init__(self, num_processes: int = 1) -> None:
+        self._together = num_processes > 1
+        self._checks = 0
+        self._interrupted = False
+        self._received: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT,) if self._together else (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+        if self._together:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._received = signal.Signals(number)
+
+    def check(self) -> bool:
+        """Returns whether to stop now, when the last update or batch is complete.
+
+        Processes that train together call it equally often, and are told the same.
+        """
+        self._checks += 1
+        if self._together and self._received is None:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(self._checks):
+                self._received = signal.SIGTERM
+        return self._received is not None
+
+    def stopped(self, step: int) -> StoppedRunError:
+        """Returns what to raise once a checkpoint of `step` is written."""
+        return StoppedRunError(
+            f"stopped by {self._received.name} at step {step}; the same command continues "
+            "from there",
+            self._received,
+        )

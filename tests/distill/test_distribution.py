@@ -1,0 +1,506 @@
+"""Training shared among devices and processes: the same numbers as on one device."""
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import math
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from data_specs import records
+from pipeline import run_distill
+from pipeline.distill import replicas, shared_batches, targets, training
+from pipeline.distill.checkpoint_files import checkpoint_steps
+from pipeline.distill.replicas import Replicas
+from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig
+from pipeline.errors import InputError
+from pipeline.storage import cache_input, length_buckets
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.shuffling import DataStreams
+from pipeline.text.masked_examples import create_masked_examples
+from tests.conftest import make_cache, save_tiny_bert
+
+ROOT = pathlib.Path(__file__).parents[2]
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="JAX is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def streams_dir(tmp_path_factory, examples_config) -> pathlib.Path:
+    """Masked examples in seven train shards."""
+    folder = tmp_path_factory.mktemp("streams") / "masked"
+    changes = {"output_dir": str(folder), "num_shards": 7, "segments": "single"}
+    create_masked_examples(dataclasses.replace(examples_config, **changes))
+    return folder
+
+
+@pytest.fixture
+def cache(streams_dir) -> CacheInput:
+    """The module's masked examples."""
+    return cache_input.open_cache(str(streams_dir), None)
+
+
+def _rows(batch: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
+    """Returns each row's tokens, without padding."""
+    return [
+        tuple(row[: mask.sum()].tolist())
+        for row, mask in zip(batch[records.INPUT_IDS], batch[records.INPUT_MASK], strict=True)
+    ]
+
+
+SETTINGS = {"seed": 5, "shuffle_buffer_size": 40}
+
+
+def _whole(cache: CacheInput, chunking: Chunking, streams: int, count: int, start: int = 0):
+    dataset = targets.training_batches(
+        cache, chunking, start=start, streams=DataStreams(streams, own=streams), **SETTINGS
+    )
+    return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
+
+
+def _together(
+    cache: CacheInput, chunking: Chunking, streams: int, processes: int, groups: int, start: int = 0
+) -> list[list[dict[str, np.ndarray]]]:
+    """Returns the batches of each process, as if each had heard the others' measures."""
+    read = []
+    for process in range(processes):
+        part = Replicas(processes, processes, process).streams(streams)
+        dataset = targets.training_groups(cache, chunking, start=start, streams=part, **SETTINGS)
+        read.append(list(dataset.take(groups).as_numpy_iterator()))
+    batches = []
+    for own in read:
+        heard = iter(zip(*read, strict=True))
+
+        def gather(measures: np.ndarray, own=own, heard=heard) -> np.ndarray:
+            rows = [group[2] for group in next(heard)]
+            assert any(measures is row for row in rows)
+            # A row for each device, of which only a process's first has its measures.
+            return np.stack([row for one in rows for row in (one, np.zeros_like(one))])
+
+        agreed = shared_batches.agreed_batches(
+            own, cache.manifest, num_lengths=chunking.num_lengths, gather=gather
+        )
+        batches.append([{**inputs, **wanted} for inputs, wanted in agreed])
+    return batches
+
+
+@pytest.mark.parametrize(
+    "chunking", [Chunking(12, 3, 8), Chunking(12, 1, 8), Chunking(24, 2, 1), Chunking(12, 1, 1)]
+)
+@pytest.mark.parametrize(("streams", "processes"), [(2, 2), (4, 2), (3, 3)])
+def test_processes_make_the_batches_of_one(cache, chunking, streams: int, processes: int) -> None:
+    """Row by row and shape by shape; over the end of the epoch, and from the middle."""
+    if chunking.group_size // chunking.num_chunks % streams:
+        chunking = dataclasses.replace(chunking, num_chunks=1)
+    groups = cache.manifest.num_examples("train") // chunking.group_size + 2
+    for start in (0, 2 * chunking.group_size):
+        wanted = _whole(cache, chunking, streams, groups * chunking.num_chunks, start)
+        parts = _together(cache, chunking, streams, processes, groups, start)
+        assert all(len(part) == len(wanted) for part in parts)
+        for number, batch in enumerate(wanted):
+            together = [part[number] for part in parts]
+            for name in batch:
+                joined = np.concatenate([part[name] for part in together])
+                compare = np.testing.assert_array_equal
+                if name == LOSS_SHARES:
+                    compare = np.testing.assert_allclose
+                compare(joined, batch[name], err_msg=name)
+
+
+def test_each_stream_has_shards_of_its_own(cache) -> None:
+    """And an equal part of each chunk; a stream's part does not depend on the other ones."""
+    chunking, count = Chunking(12, 2, 1), 8
+    batches = _whole(cache, chunking, 3, count)
+    for number in range(3):
+        dataset = targets.training_groups(
+            cache, chunking, start=0, streams=DataStreams(3, first=number), **SETTINGS
+        )
+        own = [inputs for inputs, _, _ in dataset.take(count // 2).as_numpy_iterator()]
+        for group, inputs in enumerate(own):
+            for chunk in range(2):
+                one = {name: value[chunk] for name, value in inputs.items()}
+                rows = _rows(batches[2 * group + chunk])
+                assert rows[2 * number : 2 * number + 2] == _rows(one)
+
+
+def test_a_resumed_run_of_several_streams_is_the_rest(cache) -> None:
+    chunking = Chunking(12, 2, 8)
+    groups = cache.manifest.num_examples("train") // 12 + 4
+    whole = _whole(cache, chunking, 2, groups * 2)
+    for used in (1, groups - 6, groups - 1):
+        rest = _whole(cache, chunking, 2, (groups - used) * 2, start=used * 12)
+        for one, two in zip(whole[used * 2 :], rest, strict=True):
+            assert _rows(one) == _rows(two)
+
+
+def test_rows_of_evaluation_are_shared(cache) -> None:
+    def made(**process: int) -> list[dict[str, np.ndarray]]:
+        dataset = targets.evaluation_batches(cache, batch_size=6, max_steps=9, buckets=8, **process)
+        return [{**inputs, **wanted} for inputs, wanted in dataset.as_numpy_iterator()]
+
+    parts = [made(process=process, num_processes=3) for process in range(3)]
+    for number, batch in enumerate(made()):
+        for name, value in batch.items():
+            joined = np.concatenate([part[number][name] for part in parts])
+            np.testing.assert_array_equal(joined, value, err_msg=name)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    st.integers(1, 6),
+    st.integers(1, 12),
+    st.integers(1, 6),
+)
+def test_chunks_are_multiples(lengths: list[int], devices: int, batches: int, streams: int) -> None:
+    multiple = math.lcm(devices, streams)
+    plan = length_buckets.plan_chunks(
+        np.array(lengths),
+        batch_size=2 * multiple,
+        num_batches=batches,
+        max_seq_length=60,
+        num_lengths=8,
+        chunk_cost=100,
+        multiple=multiple,
+    )
+    assert plan.group_size // plan.num_chunks % devices == 0
+    assert plan.group_size // plan.num_chunks % streams == 0
+
+
+@pytest.fixture
+def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
+    """Of a cache of three train shards."""
+    return DistillConfig(
+        output_dir=str(tmp_path / "student"),
+        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
+        losses={"soft_cross_entropy": 1.0},
+        input_dir=str(cache_dir),
+        train_batch_size=12,
+        eval_batch_size=12,
+        num_train_steps=2,
+    )
+
+
+def test_streams_are_what_is_given_or_was_begun_with(config) -> None:
+    def chosen(processes: int, given: int | None = None) -> int:
+        asked = dataclasses.replace(config, num_data_streams=given)
+        return replicas.choose_streams(asked, Replicas(8, processes))
+
+    assert (chosen(1), chosen(4), chosen(2, 6)) == (1, 4, 6)
+    pathlib.Path(config.output_dir).mkdir()
+    request = pathlib.Path(config.output_dir) / "request.json"
+    request.write_text('{"num_data_streams": 4}')
+    assert (chosen(1), chosen(2), chosen(4)) == (4, 4, 4)
+    with pytest.raises(InputError, match="a multiple of the 3 processes.* received 4, with which"):
+        chosen(3)
+    request.write_text("{}")
+    assert chosen(1) == 1
+    with pytest.raises(InputError, match="of the 2 processes.* received 1, with which .* began"):
+        chosen(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "message"),
+    [
+        ({}, 8, "--eval_batch_size: expected a multiple of 8, the 8 devices, .* received 12"),
+        ({"eval_batch_size": 8}, 8, "--train_batch_size: expected a multiple of 8, the 8 devices"),
+        ({"num_data_streams": 5}, 2, "--train_batch_size: expected a multiple of 5, the 5 data st"),
+        (
+            {"num_data_streams": 4},
+            2,
+            "--num_data_streams: expected at most 3, the cache's train shards, .* received 4; "
+            "create_pretraining_data --num_shards=4 makes more",
+        ),
+    ],
+)
+def test_parts_that_are_not_equal(config, cache_dir, changes, devices: int, message: str) -> None:
+    asked = dataclasses.replace(config, **{"num_data_streams": 1, **changes})
+    described = cache_input.open_cache(str(cache_dir), None).manifest
+    with pytest.raises(InputError, match=message):
+        replicas.expect_equal_parts(asked, Replicas(devices), described)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--distribution=data_parallel"], "--distribution: expected --backend=jax beside"),
+        (["--num_processes=2"], "--num_processes: expected --distribution=data_parallel beside"),
+        (
+            ["--distribution=data_parallel", "--backend=jax", "--coordinator_address=here"],
+            "--coordinator_address: expected HOST:PORT of process 0, received 'here'",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together(capsys, flags: list[str], message: str) -> None:
+    required = ["--input_dir=a", "--output_dir=b", "--student=c"]
+    assert run_distill.main(["run_distill", *required, *flags]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_the_library_says_it_too(config) -> None:
+    with pytest.raises(InputError, match="--backend=jax beside data_parallel, received --backend"):
+        training.distill(dataclasses.replace(config, distribution="data_parallel"))
+
+
+def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
+    """Starts a process that joins others and says which it is."""
+    code = (
+        f"from pipeline.distill import replicas; replicas.join(*{flags!r}); import jax; "
+        "print('joined', jax.process_index(), jax.process_count(), jax.device_count())"
+    )
+    known = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "XLA_FLAGS"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**known, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _joined(process: subprocess.Popen[str]) -> str:
+    out, said = process.communicate(timeout=600)
+    lines = [line for line in out.splitlines() if line.startswith("joined")]
+    assert len(lines) == 1, said
+    return lines[0]
+
+
+@needs_jax
+def test_slurm_says_who_takes_part() -> None:
+    """With nothing said by flags; as `srun --ntasks=2` sets it."""
+    slurm = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    processes = [
+        _start_join(None, None, None, **slurm, SLURM_PROCID=str(one), SLURM_LOCALID=str(one))
+        for one in (0, 1)
+    ]
+    assert [_joined(one) for one in processes] == ["joined 0 2 2", "joined 1 2 2"]
+
+
+@needs_jax
+@pytest.mark.parametrize("flags", [(None, None, None), ("nowhere:1", 1, 0)])
+def test_a_process_that_is_alone(flags: tuple) -> None:
+    assert _joined(_start_join(*flags)) == "joined 0 1 1"
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("localhost:1", None, 0), "expected it, --num_processes and --process_id: Number of"),
+        ((None, 2, 0), "expected it, --num_processes and --process_id: coordinator_address sh"),
+        (("localhost:1", 2, 2), "expected it, --num_processes and --process_id: process_id and"),
+    ],
+)
+def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
+    process = _start_join(*flags)
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 1 and f"--coordinator_address: {message}" in said
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("processes", "error", "expected"),
+    [
+        (2, "UNKNOWN: Gloo AllGather failed", "InterruptedRunError: --num_processes: another of"),
+        (2, "a defect", "ValueError: a defect"),
+        (1, "UNAVAILABLE", "ValueError: UNAVAILABLE"),
+    ],
+)
+def test_a_lost_process_is_told_from_a_defect(processes: int, error: str, expected: str) -> None:
+    code = (
+        "from pipeline.distill.replicas import Replicas, scope\n"
+        f"with scope(Replicas(2, {processes}, distributed=True)):\n    raise ValueError({error!r})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert expected in result.stderr.splitlines()[-1], result.stderr
+
+
+@pytest.fixture(scope="module")
+def still_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
+    """A teacher without dropout, so that a student made from it has none."""
+    nothing = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return save_tiny_bert(tmp_path_factory.mktemp("still"), vocab_file, seed=7, **nothing)
+
+
+@pytest.fixture(scope="module")
+def streams_cache_dir(tmp_path_factory, streams_dir, still_dir) -> pathlib.Path:
+    """A teacher cache of seven train shards."""
+    return make_cache(tmp_path_factory.mktemp("streams") / "cache", streams_dir, still_dir)
+
+
+class _Runs:
+    """Runs of one request, each in processes of its own."""
+
+    def __init__(self, cache: pathlib.Path, still: pathlib.Path, folder: pathlib.Path) -> None:
+        self._folder = folder
+        self.settings = {
+            "backend": "jax",
+            "input_dir": cache,
+            "init_from": still,
+            "student_layers": 2,
+            "train_batch_size": 8,
+            "eval_batch_size": 8,
+            "gradient_accumulation_steps": 2,
+            "num_train_steps": 8,
+            "save_checkpoints_steps": 4,
+            "log_steps": 2,
+            "learning_rate": 1e-3,
+            "shuffle_buffer_size": 40,
+            "max_eval_steps": 2,
+            "length_buckets": 2,
+            "num_data_streams": 2,
+        }
+
+    def start(self, name: str, devices: int = 1, **more: object) -> subprocess.Popen[str]:
+        """Starts a process that writes to a folder of that name."""
+        settings = {**self.settings, **more, "output_dir": self._folder / name}
+        flags = [f"--{name}={value}" for name, value in settings.items()]
+        environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"} | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.run_distill", *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def start_two(self, name: str, **more: object) -> list[subprocess.Popen[str]]:
+        """Starts two processes that train together."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        together = {
+            "distribution": "data_parallel",
+            "coordinator_address": address,
+            "num_processes": 2,
+        }
+        return [self.start(name, **{**more, **together, "process_id": one}) for one in (0, 1)]
+
+    def finish(self, *processes: subprocess.Popen[str]) -> list[tuple[str, str]]:
+        """Waits for processes, which must succeed, and returns what each said."""
+        said = [process.communicate(timeout=1200) for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), said
+        return said
+
+    def lines(self, name: str) -> list[dict[str, float]]:
+        """Returns metrics.jsonl without what depends on the clock."""
+        lines = (self._folder / name / "metrics.jsonl").read_text().splitlines()
+        parsed = [json.loads(line) for line in lines]
+        return [{k: v for k, v in one.items() if k != "examples_per_second"} for one in parsed]
+
+    def expect_equal(self, one: str, two: str) -> None:
+        """Two runs made the same student, with the same losses on the way."""
+        for first, second in zip(self.lines(one), self.lines(two), strict=True):
+            assert first.keys() == second.keys()
+            for name in first.keys() - {"split"}:
+                assert second[name] == pytest.approx(first[name], rel=2e-4, abs=2e-4), name
+        weights = [load_file(self._folder / name / "model.safetensors") for name in (one, two)]
+        for name, value in weights[0].items():
+            np.testing.assert_allclose(weights[1][name], value, atol=2e-3, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def runs(streams_cache_dir, still_dir, tmp_path_factory) -> _Runs:
+    """With what one device makes."""
+    made = _Runs(streams_cache_dir, still_dir, tmp_path_factory.mktemp("runs"))
+    made.finish(made.start("one"))
+    return made
+
+
+@needs_jax
+@pytest.mark.slow
+def test_two_devices_equal_one(runs) -> None:
+    """From the start, and after four steps on one."""
+    both = {"devices": 2, "distribution": "data_parallel"}
+    ((out, said),) = runs.finish(runs.start("two", **both))
+    assert "on cpu:0, cpu:1" in said and "student: " in out
+    runs.expect_equal("one", "two")
+    runs.finish(runs.start("moved"))
+    folder = runs._folder / "moved"
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+    path = folder / "checkpoints" / "step-00000008.safetensors"
+    path.unlink()
+    ((_, said),) = runs.finish(runs.start("moved", **both))
+    assert "continuing from step 4" in said
+    runs.expect_equal("one", "moved")
+
+
+@needs_jax
+@pytest.mark.slow
+def test_two_processes_equal_one(runs) -> None:
+    """Each reads its own stream, one writes."""
+    processes = runs.start_two("processes", num_data_streams=2)
+    (out, said), (other_out, _) = runs.finish(*processes)
+    assert "student: " in out and "student: " not in other_out and "8/8" in said
+    runs.expect_equal("one", "processes")
+    assert len(list((runs._folder / "processes" / "tensorboard").glob("*/events*"))) == 2
+
+
+@needs_jax
+@pytest.mark.slow
+def test_a_process_that_loses_the_other_says_so_and_ends(runs) -> None:
+    more = {"num_train_steps": 4000, "save_checkpoints_steps": 3000, "length_buckets": 1}
+    processes = runs.start_two("lost", **more)
+    log = runs._folder / "lost" / "metrics.jsonl"
+    while not log.exists() and all(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    processes[1].kill()
+    said = processes[0].communicate(timeout=600)[1]
+    # It says so at once; JAX ends it when the other one's silence has lasted long enough.
+    assert processes[0].returncode not in (0, None)
+    assert "error: --num_processes: another of the 2 processes was lost" in said
+    assert "Traceback" not in said
+
+
+@needs_jax
+@pytest.mark.slow
+def test_two_processes_stop_at_one_step_and_go_on(runs) -> None:
+    """The one that does not write is told to; one process goes on with both streams."""
+    more = {"num_train_steps": 400, "save_checkpoints_steps": 300, "length_buckets": 1}
+    processes = runs.start_two("stopped", **more)
+    log = runs._folder / "stopped" / "metrics.jsonl"
+    while not log.exists() and all(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], said
+    (step,) = checkpoint_steps(runs._folder / "stopped")
+    for one in said:
+        last = one.replace("\r", "\n").strip().split("\n")[-1]
+        assert last == f"stopped by SIGTERM at step {step}; the same command continues from there"
+    steps = [line["step"] for line in runs.lines("stopped")]
+    assert list(itertools.pairwise(steps)) == [(n, n + 2) for n in steps[:-1]]
+    again = runs.start("stopped", **{**more, "num_data_streams": 1})
+    said = again.communicate(timeout=300)[1]
+    assert again.returncode == 1 and "num_data_streams is 2 there and None here" in said

@@ -1,0 +1,214 @@
+"""Stage 2 on machines that are taken away: stopped by a real signal, and continued."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.distill import checkpoint_files, progress, training
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill.stopping import StopRequest
+from pipeline.errors import InputError, StoppedRunError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
+    """Two layers of the teacher's three, twelve steps, dropout."""
+    return DistillConfig(
+        output_dir=str(tmp_path / "student"),
+        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
+        losses={"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
+        input_dir=str(cache_dir),
+        train_batch_size=8,
+        eval_batch_size=8,
+        num_train_steps=12,
+        learning_rate=1e-3,
+        save_checkpoints_steps=5,
+        log_steps=3,
+        shuffle_buffer_size=64,
+    )
+
+
+def _lines(folder: str | pathlib.Path) -> list[dict]:
+    """Returns metrics.jsonl without what depends on the clock."""
+    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line) for line in lines]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
+
+
+def _assert_same_run(one: str | pathlib.Path, two: str | pathlib.Path) -> None:
+    assert _lines(one) == _lines(two)
+    first, second = (load_file(pathlib.Path(folder) / "model.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def _signal_at(patch, moment: int, *numbers: int) -> None:
+    """Sends this process signals in an update."""
+    update, calls = progress.tqdm.tqdm.update, []
+
+    def signalled(bar, count=1):
+        calls.append(count)
+        if len(calls) == moment:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return update(bar, count)
+
+    patch.setattr(progress.tqdm.tqdm, "update", signalled)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path, number) -> None:
+    """Between lines of the log, at one, at a checkpoint, at the last step."""
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    training.distill(whole)
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    for moment in (4, 9, 10, 12) if number == signal.SIGTERM else (7,):
+        cut = dataclasses.replace(config, output_dir=str(tmp_path / f"cut{moment}"))
+        with monkeypatch.context() as patch:
+            _signal_at(patch, moment, number)
+            with pytest.raises(StoppedRunError) as caught:
+                training.distill(cut)
+        assert str(caught.value) == (
+            f"stopped by {number.name} at step {moment}; the same command continues from there"
+        )
+        assert caught.value.signal_number == number
+        assert checkpoint_files.checkpoint_steps(cut.output_dir)[-1] == moment
+        assert not (pathlib.Path(cut.output_dir) / "model.safetensors").exists()
+        assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+        report = training.distill(cut)
+        _assert_same_run(cut.output_dir, whole.output_dir)
+        assert report["masked_lm"] == _lines(whole.output_dir)[-1]["masked_lm"]
+
+
+@pytest.mark.parametrize("moment", [5, 12])
+def test_a_run_stopped_while_it_evaluates(config, monkeypatch, tmp_path, moment: int) -> None:
+    """The evaluation ends early, and is made when the run goes on; also when that stops twice."""
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    training.distill(whole)
+    begin = progress.EndsEarly.on_test_batch_end
+
+    def signalled(self, batch, logs=None):
+        if batch == 1 and (moment == 5 or len(_lines(config.output_dir)) > 7):
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.EndsEarly, "on_test_batch_end", signalled)
+        for _ in range(2):
+            with pytest.raises(StoppedRunError, match=f"at step {moment};"):
+                training.distill(config)
+            assert checkpoint_files.checkpoint_steps(config.output_dir)[-1] == moment
+            assert _lines(config.output_dir)[-1]["split"] == "train"
+    training.distill(config)
+    _assert_same_run(config.output_dir, whole.output_dir)
+
+
+def test_a_run_that_has_diverged_leaves_no_checkpoint(config, monkeypatch) -> None:
+    _signal_at(monkeypatch, 2, signal.SIGTERM)
+    wild = {"learning_rate": 1e30, "clip_norm": 0.0, "num_warmup_steps": 0}
+    with pytest.raises(InputError, match="training diverged by step 2"):
+        training.distill(dataclasses.replace(config, **wild))
+    assert checkpoint_files.checkpoint_steps(config.output_dir) == []
+
+
+def test_ctrl_c_twice_interrupts_at_once(config, monkeypatch) -> None:
+    _signal_at(monkeypatch, 7, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="continues from step 5, the last checkpoint"):
+        training.distill(config)
+    assert checkpoint_files.checkpoint_steps(config.output_dir) == [5]
+
+
+def test_only_the_main_thread_takes_signals() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def enter() -> None:
+        with StopRequest() as stop:
+            seen.extend([signal.getsignal(signal.SIGTERM), stop.check()])
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [before, False]
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(config, tmp_path, capsys) -> None:
+    training.distill(config)
+    folder = pathlib.Path(config.output_dir)
+    wanted = tmp_path / "wanted"
+    shutil.copytree(folder, wanted)
+    path = folder / "checkpoints" / "step-00000012.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(bytes(content))
+    capsys.readouterr()
+    training.distill(config)
+    said = capsys.readouterr().err
+    assert f"{path}: a damaged checkpoint (expected SHA-256" in said
+    assert "continuing from step 10" in said
+    _assert_same_run(folder, wanted)
+    aside = path.with_name(path.name + ".broken-1")
+    assert aside.read_bytes() == bytes(content)
+    assert checkpoint_files.checkpoint_steps(folder) == [10, 12]
+    for one in checkpoint_files.checkpoint_steps(folder):
+        (folder / "checkpoints" / f"step-{one:08d}.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="to begin again, delete the folder"):
+        training.distill(config)
+
+
+def test_how_many_are_kept_is_no_other_request(config) -> None:
+    training.distill(dataclasses.replace(config, num_train_steps=12, keep_checkpoints=3))
+    assert checkpoint_files.checkpoint_steps(config.output_dir) == [5, 10, 12]
+    before = _lines(config.output_dir)
+    training.distill(dataclasses.replace(config, keep_checkpoints=1))
+    assert _lines(config.output_dir) == before
+
+
+def test_a_command_stops_and_goes_on(config, tmp_path) -> None:
+    """A real process, as a scheduler sees it; a step that no line and no checkpoint is due at."""
+    settings = {
+        "input_dir": config.input_dir,
+        "init_from": config.student.init_from,
+        "student_layers": 2,
+        "train_batch_size": 8,
+        "num_train_steps": 300,
+        "save_checkpoints_steps": 100,
+        "log_steps": 50,
+        "max_eval_steps": 1,
+    }
+
+    def command(folder: pathlib.Path) -> list[str]:
+        flags = [f"--{name}={value}" for name, value in settings.items()]
+        return [sys.executable, "-m", "pipeline.run_distill", *flags, f"--output_dir={folder}"]
+
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    given = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(whole), check=True, **given)
+    process = subprocess.Popen(command(cut), **given)
+    while process.poll() is None and not (cut / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    begun = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1].replace("\r", "\n").strip().split("\n")
+    assert time.perf_counter() - begun < 30
+    assert process.returncode == 143, said
+    (step,) = checkpoint_files.checkpoint_steps(cut)
+    assert said[-1] == f"stopped by SIGTERM at step {step}; the same command continues from there"
+    assert 50 <= step < 300 and not (cut / "model.safetensors").exists()
+    subprocess.run(command(cut), check=True, **given)
+    _assert_same_run(cut, whole)
