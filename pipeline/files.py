@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline import json_text
 from pipeline.errors import InputError
 
 PathLike = str | os.PathLike[str]
@@ -133,8 +134,8 @@ def read_json(path: PathLike) -> dict[str, Any]:
     """Reads a JSON object, with or without a byte order mark before it.
 
     Raises:
-        InputError: the file is missing, too large, not UTF-8, not JSON or not
-            an object.
+        InputError: the file is missing, too large, not UTF-8, not JSON, nested too
+            deeply, or not an object.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -144,12 +145,25 @@ def read_json(path: PathLike) -> dict[str, Any]:
             f"{path}: expected at most {MAX_JSON_BYTES} bytes, received {path.stat().st_size}"
         )
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        value = json_text.load(path.read_bytes())
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, received {type(value).__name__}")
     return value
+
+
+def read_limited(path: PathLike, most: int) -> bytes:
+    """Reads a whole file of at most `most` bytes.
+
+    Raises:
+        InputError: it is larger.
+    """
+    path = pathlib.Path(path)
+    size = path.stat().st_size
+    if size > most:
+        raise InputError(f"{path}: expected at most {most} bytes, received {size}")
+    return path.read_bytes()
 
 
 def sha256_file(path: PathLike) -> str:
