@@ -76,43 +76,40 @@ class Capture:
     on_examples: Callable[[int], None]
 
     def records(
-        self, serialized: Iterator[bytes], measured: collections.Counter[str]
+        self, examples: Iterator[inference.MaskedExample], measured: collections.Counter[str]
     ) -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order.
 
         Args:
-            serialized: the masked examples.
+            examples: the masked examples.
             measured: as `ShardInfo.measured`; each record is added before it comes.
         """
         # Reading, the teacher, and packing with writing go on at the same time.
-        blocks = ahead(self._read_blocks(serialized), depth=1)
+        blocks = ahead(self._blocks(examples), depth=1)
         done: list[tuple[int, bytes]] = []
         for batch in ahead(self._run_teacher(blocks)):
-            examples = [batch.block[index] for index in batch.indices]
-            features = self._features(batch.output, examples)
-            for index, example, added in zip(batch.indices, examples, features, strict=True):
+            chosen = [batch.block[index] for index in batch.indices]
+            features = self._features(batch.output, chosen)
+            for index, example, added in zip(batch.indices, chosen, features, strict=True):
                 shard_info.measure_record(measured, added, self.codec.truncation_factor)
                 record = serialization.encode_example({**example.features, **added})
                 done.append((index, record))
-            self.on_examples(len(examples))
+            self.on_examples(len(chosen))
             if len(done) == len(batch.block):
                 yield from (record for _, record in sorted(done))
                 done = []
 
-    def _read_blocks(self, serialized: Iterator[bytes]) -> Iterator[list[inference.MaskedExample]]:
+    def _blocks(
+        self, examples: Iterator[inference.MaskedExample]
+    ) -> Iterator[list[inference.MaskedExample]]:
         """Yields examples that are sorted by length together, in their order."""
         position_bytes = self.codec.truncation_factor * 8
         if self.hidden_codec is not None:
             position_bytes += self.hidden_codec.num_groups * self.hidden_codec.hidden_size * 4
         example_bytes = self.manifest.max_predictions_per_seq * position_bytes
         batches = max(1, _BLOCK_BYTES // (example_bytes * self.batch_size))
-        while block := list(itertools.islice(serialized, batches * self.batch_size)):
-            yield [
-                inference.decode_masked_example(
-                    serialization.decode_example(record), self.manifest.vocab.size
-                )
-                for record in block
-            ]
+        while block := list(itertools.islice(examples, batches * self.batch_size)):
+            yield block
 
     def _run_teacher(
         self, blocks: Iterable[Sequence[inference.MaskedExample]]
@@ -340,9 +337,9 @@ def _run_teacher(
             on_examples=bar.update,
         )
         for job in jobs:
-            serialized = serialization.read_records(cache.directory / job.file)
+            examples = inference.read_examples(cache.directory / job.file, cache.manifest)
             measured: collections.Counter[str] = collections.Counter()
-            serialized = capture.records(serialized, measured)
+            serialized = capture.records(examples, measured)
             told = measured if manifests.varies_in_size(info) else None
             writer.write_shard(config.output_dir, job.file, serialized, told)
 

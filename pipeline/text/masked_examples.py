@@ -67,7 +67,7 @@ def _mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> _ChunkResu
     """Masks a chunk's documents into a spill file; one that is there already stays."""
     path = _spill_path(config, chunk.index)
     header = spill.read_header(path)
-    if header is None or header["fingerprint"] != chunk.fingerprint():
+    if header is None or header.get("fingerprint") != chunk.fingerprint():
         header, entries = _mask_documents(config, chunk)
         if config.is_dynamic:
             # Before the spill file, which says that the chunk is done.
@@ -187,7 +187,7 @@ def _expect_same_corpus(
 ) -> None:
     """Refuses to mix shards of two corpora, should the text have changed between two runs."""
     path = _spill_folder(config) / _PLAN_FILE
-    started = files.read_json(path)["corpus"] if path.is_file() else plan.corpus_digest
+    started = files.read_json(path).get("corpus") if path.is_file() else plan.corpus_digest
     if started != plan.corpus_digest and any(
         manifests.completed_shard(config.output_dir, job.file) for job in jobs
     ):
