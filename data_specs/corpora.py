@@ -6,6 +6,7 @@ each counts.
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 from typing import Any
@@ -98,11 +99,12 @@ class CorpusSpec:
                 f"there, received {self.document_start!r} with documents: {self.documents}"
             )
         try:
-            re.compile(self.document_start)
-        except re.error as error:
+            # Of bytes, as lines are when they are looked for.
+            re.compile(self.document_start.encode("utf-8"))
+        except (re.error, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"document_start: expected a regular expression, received "
-                f"{self.document_start!r} ({error})"
+                f"{declarations.shown(self.document_start)} ({error})"
             ) from error
 
     def reading(self) -> dict[str, Any]:
@@ -192,10 +194,12 @@ def load_mixture(path: str) -> tuple[CorpusSource, ...]:
     for number, entry in enumerate(entries, 1):
         where = f"{path}, corpus {number}"
         if not isinstance(entry, dict):
-            raise ValueError(f"{where}: expected keys and values, received {entry!r}")
+            raise ValueError(
+                f"{where}: expected keys and values, received {declarations.shown(entry)}"
+            )
         for key in ("input_dir", "corpus_spec"):
             value = entry.get(key)
             if isinstance(value, str) and (key == "input_dir" or value.endswith((".yaml", ".yml"))):
-                entry[key] = str(folder / pathlib.Path(value).expanduser())
+                entry[key] = str(folder / os.path.expanduser(value))
         sources.append(declarations.build(CorpusSource, entry, where, checks=_CHECKS))
     return tuple(sources)

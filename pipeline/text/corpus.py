@@ -19,6 +19,8 @@ from pipeline.text.documents import Corpus, CorpusFile, RawDocument
 
 _MIN_CHUNK_BYTES = 2**19
 _MAX_CHUNK_BYTES = 2**23
+# A document takes memory beside its bytes.
+_MAX_CHUNK_DOCUMENTS = 2**16
 # Any files, read as their names say.
 _ANY_CORPUS = Corpus()
 
@@ -158,7 +160,9 @@ def _list_paths(pattern: str) -> tuple[list[str], str]:
     """Returns the files that a path or glob names, and the folder that their names begin at."""
     if pathlib.Path(pattern).is_dir():
         walk = os.walk(pattern)
-        return [os.path.join(folder, name) for folder, _, names in walk for name in names], pattern
+        found = [os.path.join(folder, name) for folder, _, names in walk for name in names]
+        # A pipe would be waited for; a link to nothing is told when it is read.
+        return [p for p in found if os.path.isfile(p) or not os.path.exists(p)], pattern
     # A name is no pattern, whatever characters are in it.
     is_file = pathlib.Path(pattern).is_file()
     matches = [pattern] if is_file else glob.glob(pattern, recursive=True)
@@ -172,7 +176,7 @@ def _is_declared(file: CorpusFile) -> bool:
 
 
 def read_chunks(files: Sequence[CorpusFile]) -> Iterator[Chunk]:
-    """Yields the corpus in chunks of about half a megabyte to 8 MB.
+    """Yields the corpus in chunks of about half a megabyte to 8 MB, or of 65,536 documents.
 
     Raises:
         InputError: a file cannot be read, or is not what its name says.
@@ -185,7 +189,7 @@ def read_chunks(files: Sequence[CorpusFile]) -> Iterator[Chunk]:
         for document, bytes_read in readers.read_documents(file):
             documents.append(document)
             size += len(document.content)
-            if size >= chunk_bytes:
+            if size >= chunk_bytes or len(documents) >= _MAX_CHUNK_DOCUMENTS:
                 yield Chunk(index, tuple(documents), done + bytes_read)
                 documents, size, index = [], 0, index + 1
         done += file.bytes
