@@ -1,10 +1,10 @@
 """The tokenizer that a file or a model directory names."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline import files
 from pipeline.errors import InputError
 from pipeline.models.checkpoints import HF_CONFIG
 from pipeline.storage import vocab_subset
@@ -88,8 +88,8 @@ def load_tokenizer(vocab_file: str, *, do_lower_case: bool | None, flag: str) ->
 def _setting_beside(path: str, name: str, key: str) -> Any:
     """Returns what a file of settings beside a tokenizer says; None where it says nothing."""
     try:
-        return json.loads(pathlib.Path(path).with_name(name).read_bytes()).get(key)
-    except (OSError, ValueError, AttributeError):
+        return files.read_json(pathlib.Path(path).with_name(name)).get(key)
+    except (OSError, InputError):
         # No such file, or not one of settings.
         return None
 
