@@ -1,12 +1,13 @@
 """What a run writes while it goes on: `metrics.jsonl` and TensorBoard events."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 
 from tensorboard.summary import Writer
 
-from pipeline import files
+from pipeline import files, json_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -25,9 +26,9 @@ class RunLog:
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
         if self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_bytes().split(b"\n")
             kept = [line for line in lines if _step(line) <= start]
-            files.write_bytes(self._path, "".join(f"{line}\n" for line in kept).encode())
+            files.write_bytes(self._path, b"".join(line + b"\n" for line in kept))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds one line, and its values as TensorBoard scalars.
@@ -52,9 +53,10 @@ class RunLog:
             writer.close()
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
+    """Returns a line's step; infinity for what a run left that was killed while it wrote."""
     try:
-        return json.loads(line)["step"]
+        step = json_text.load(line)["step"]
     except (ValueError, KeyError, TypeError):
-        # The last line of a run that was killed while it wrote.
-        return float("inf")
+        return math.inf
+    return step if isinstance(step, int | float) else math.inf
