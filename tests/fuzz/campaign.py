@@ -132,8 +132,8 @@ def _run_atheris(session: Session, seconds: float, seed: int) -> None:
         content = session.reader.mutate(below, session.right) if number else session.right
         (corpus / f"{number}").write_bytes(content)
     flags = [f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", "-rss_limit_mb=0"]
-    quiet = ["-verbosity=0", "-print_final_stats=0", "-timeout=600", "-max_len=65536"]
-    atheris.Setup([sys.argv[0], *flags, *quiet, str(corpus)], session.try_bytes)
+    flags += [f"-artifact_prefix={corpus}/", "-timeout=600", "-max_len=65536", "-verbosity=0"]
+    atheris.Setup([sys.argv[0], *flags, str(corpus)], session.try_bytes)
     atheris.Fuzz()
 
 
