@@ -168,5 +168,6 @@ def _quoted_cells(
             f"where they need them, received something else ({error})"
         ) from error
     finally:
-        # The file is closed where it was opened.
-        text.detach()
+        # The file is closed where it was opened, which may be before rows nobody wanted.
+        if not stream.closed:
+            text.detach()

@@ -1,5 +1,6 @@
 """Task files that mean harm: rows without end, brackets without end, answers everywhere."""
 
+import gc
 import json
 import pathlib
 import time
@@ -87,3 +88,13 @@ def test_ids_of_questions_are_shown_in_one_line(tmp_path: pathlib.Path, key: obj
     value = json.loads(squad_json(("一二", [("q", "?", [("三", 0)])])))
     value["data"][0]["paragraphs"][0]["qas"][0]["id"] = key
     assert "question" in _refusal(tmp_path, "cmrc2018", "train.json", json.dumps(value))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_header_that_is_none_closes_its_file(tmp_path: pathlib.Path) -> None:
+    spec = tasks.load_task("rusentiment")
+    name = spec.files["train"][0].replace("*", "x")
+    (tmp_path / name).write_text('one,"two"\n1,2\n', encoding="utf-8")
+    with pytest.raises(InputError, match="line 1: expected the columns"):
+        task_data.read_split(spec, str(tmp_path), "train")
+    gc.collect()

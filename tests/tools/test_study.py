@@ -147,6 +147,7 @@ def _write_results(made: Study, *, teacher: float = 0.8) -> None:
         directory = made.directory(model)
         directory.mkdir(parents=True)
         lines = [{"split": "train"}, {"split": "eval", "masked_lm_accuracy": 0.0}, line]
+        lines = [{"step": step, **one} for step, one in enumerate(lines)]
         text = "\n".join(map(json.dumps, lines)) + "\n"
         (directory / "metrics.jsonl").write_text(text, encoding="utf-8")
     for task in made.config.tasks:

@@ -102,7 +102,7 @@ def _parse_line(content: bytes, place: str) -> dict[str, Any]:
             is_number = False
         if name != "split" and not is_number:
             raise InputError(
-                f"{place}: expected a number as {shown(name)}, received {shown(value)}"
+                f"{place}: expected a number as {visible(name)[:80]}, received {shown(value)}"
             )
     return line
 
