@@ -98,4 +98,5 @@ def restore(output_dir: files.PathLike, model: Distiller, step: int) -> None:
                 variable.assign(value)
         model.set_updates(step)
     except SafetensorError as error:
-        raise InputError(f"{path}: a damaged checkpoint ({error}); delete it") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: a damaged checkpoint ({reason}); delete it") from error
