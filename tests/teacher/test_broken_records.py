@@ -70,7 +70,6 @@ def test_masked_examples(
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({records.EXAMPLE_ID: None}, "broken record 0: expected example_id, received none"),
         # A list that names an id twice has fewer than it says.
         ({records.TOPK_IDS: _ids(*[7] * 12)}, "topk_ids: expected at least 4 at each position"),
     ],
