@@ -98,11 +98,12 @@ class CorpusSpec:
                 f"there, received {self.document_start!r} with documents: {self.documents}"
             )
         try:
-            re.compile(self.document_start)
-        except re.error as error:
+            # Of bytes, as lines are when they are looked for.
+            re.compile(self.document_start.encode("utf-8"))
+        except (re.error, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"document_start: expected a regular expression, received "
-                f"{self.document_start!r} ({error})"
+                f"{declarations.shown(self.document_start)} ({error})"
             ) from error
 
     def reading(self) -> dict[str, Any]:
@@ -195,7 +196,9 @@ def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
     for number, entry in enumerate(entries, 1):
         where = f"{path}, corpus {number}"
         if not isinstance(entry, dict):
-            raise ValueError(f"{where}: expected keys and values, received {entry!r}")
+            raise ValueError(
+                f"{where}: expected keys and values, received {declarations.shown(entry)}"
+            )
         for key in ("input_dir", "corpus_spec"):
             value = entry.get(key)
             if isinstance(value, str) and (key == "input_dir" or value.endswith((".yaml", ".yml"))):

@@ -2,10 +2,36 @@
 
 import dataclasses
 import pathlib
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
+
+# A declaration is a page; a mixture names as many corpora as one likes to write down.
+_MAX_BYTES = 2**20
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 200
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only; what stands in one place may not be named in others.
+
+    With such names a page becomes more values than any memory holds, or one that
+    contains itself.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuses aliases."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not read", mark)
+        return super().compose_node(parent, index)
+
+
+def shown(value: Any) -> str:
+    """Returns how a value is written in a message: in one line, and not for ever."""
+    return _SHOWN.repr(value)
 
 
 def expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -15,7 +41,7 @@ def expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         ValueError: it is none of the allowed ones; names the key.
     """
     if value not in allowed:
-        raise ValueError(f"{key}: expected one of {', '.join(allowed)}, received {value!r}")
+        raise ValueError(f"{key}: expected one of {', '.join(allowed)}, received {shown(value)}")
 
 
 def known_names(folder: pathlib.Path) -> tuple[str, ...]:
@@ -51,10 +77,13 @@ def load_mapping(path: Any) -> dict[str, Any]:
         ValueError: it cannot be read or is something else; names the file.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"expected at most {_MAX_BYTES} bytes")
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # Numbers and dates that are none are plain ValueErrors, UnicodeDecodeError is one, too.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values, received {type(content).__name__}")
@@ -68,7 +97,7 @@ def text(value: Any) -> str:
         ValueError: it is not.
     """
     if not isinstance(value, str):
-        raise ValueError(f"expected text, received {value!r}")
+        raise ValueError(f"expected text, received {shown(value)}")
     return value
 
 
@@ -80,7 +109,7 @@ def words(value: Any) -> tuple[str, ...]:
     """
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return tuple(value)
-    raise ValueError(f"expected a list of words, received {value!r}")
+    raise ValueError(f"expected a list of words, received {shown(value)}")
 
 
 def whole_number(value: Any) -> int:
@@ -91,7 +120,7 @@ def whole_number(value: Any) -> int:
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise ValueError(f"expected a number, received {value!r}")
+    raise ValueError(f"expected a number, received {shown(value)}")
 
 
 def number(value: Any) -> float:
@@ -101,8 +130,11 @@ def number(value: Any) -> float:
         ValueError: it is not one.
     """
     if isinstance(value, float | int) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError(f"expected a number, received {value!r}")
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError("expected a number, received one of too many digits") from error
+    raise ValueError(f"expected a number, received {shown(value)}")
 
 
 def build(
@@ -128,7 +160,7 @@ def build(
     unknown = [str(key) for key in values if key not in fields]
     if unknown:
         raise ValueError(
-            f"{prefix}unknown key {unknown[0]!r}, expected keys of {', '.join(fields)}"
+            f"{prefix}unknown key {shown(unknown[0])}, expected keys of {', '.join(fields)}"
         )
     needed = [name for name, field in fields.items() if not _has_default(field)]
     missing = [name for name in needed if name not in values]

@@ -194,13 +194,13 @@ def load_task(name_or_path: str) -> TaskSpec:
 
 def _true_or_false(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, received {value!r}")
+        raise ValueError(f"expected true or false, received {declarations.shown(value)}")
     return value
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"expected keys and values, received {value!r}")
+        raise ValueError(f"expected keys and values, received {declarations.shown(value)}")
     return value
 
 
@@ -212,7 +212,9 @@ def _files(value: Any) -> dict[str, tuple[str, ...]]:
         raise ValueError("expected the files of each split, received none")
     outside = [name for names in files.values() for name in names if not _inside(name)]
     if outside:
-        raise ValueError(f"expected names below the folder, received {outside[0]!r}")
+        raise ValueError(
+            f"expected names below the folder, received {declarations.shown(outside[0])}"
+        )
     return files
 
 
@@ -225,7 +227,7 @@ def _plain_name(value: Any) -> str:
     """Returns the name of a file or a folder that cannot lead out of where it is written."""
     name = declarations.text(value)
     if not name or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"expected a plain name, received {name!r}")
+        raise ValueError(f"expected a plain name, received {declarations.shown(name)}")
     return name
 
 
@@ -240,7 +242,7 @@ def _submission(value: Any) -> SubmissionSpec:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"expected a list of numbers, received {value!r}")
+        raise ValueError(f"expected a list of numbers, received {declarations.shown(value)}")
     return tuple(declarations.number(part) for part in value)
 
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from pipeline import remote_files
+from pipeline import json_text, remote_files
 from pipeline.cache_folder import cache_folder
 from pipeline.errors import InputError
 from pipeline.remote_files import RemotePath
@@ -249,8 +249,8 @@ def read_json(path: PathLike) -> dict[str, Any]:
     """Reads a JSON object, with or without a byte order mark before it.
 
     Raises:
-        InputError: the file is missing, too large, not UTF-8, not JSON or not
-            an object.
+        InputError: the file is missing, too large, not UTF-8, not JSON, nested too
+            deeply, or not an object.
     """
     path = as_path(path)
     if not path.is_file():
@@ -260,12 +260,25 @@ def read_json(path: PathLike) -> dict[str, Any]:
         raise InputError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, received {size}")
     content = path.read_bytes()
     try:
-        value = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        value = json_text.load(content)
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, received {type(value).__name__}")
     return value
+
+
+def read_limited(path: PathLike, most: int) -> bytes:
+    """Reads a whole file of at most `most` bytes.
+
+    Raises:
+        InputError: it is larger.
+    """
+    path = as_path(path)
+    size = path.stat().st_size
+    if size > most:
+        raise InputError(f"{path}: expected at most {most} bytes, received {size}")
+    return path.read_bytes()
 
 
 def sha256_file(path: PathLike) -> str:

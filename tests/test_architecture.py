@@ -22,6 +22,7 @@ LAYERS = (
     ),
     (
         "pipeline.errors",
+        "pipeline.json_text",
         "pipeline.remote_files",
         "pipeline.cache_folder",
         "pipeline.files",
@@ -58,6 +59,8 @@ LAYERS = (
         "pipeline.storage.hidden_codec",
         "pipeline.storage.teacher_info",
         "pipeline.storage.shard_info",
+        "pipeline.storage.manifest_checks",
+        "pipeline.storage.npy_header",
         "pipeline.storage.manifest",
         "pipeline.storage.vocab_subset",
         "pipeline.storage.cache_input",
@@ -284,3 +287,29 @@ def test_a_mistaken_flag_is_answered_before_anything_heavy_is_imported(command: 
     result = _run(code)
     assert result.stdout.strip() == "1 []"
     assert result.stderr.startswith("error: ")
+
+
+_TRUSTING = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted(ROOT.glob("tools/**/*.py"))], ids=_module_name)
+def test_nothing_from_a_file_is_run(path: pathlib.Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name in _TRUSTING]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module] if node.module in _TRUSTING else []
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            found += (
+                [called] if called in ("eval", "exec", "torch.load", "yaml.unsafe_load") else []
+            )
+            found += [
+                key.arg
+                for key in node.keywords
+                if key.arg in ("allow_pickle", "trust_remote_code")
+                and ast.unparse(key.value) != "False"
+            ]
+    assert not found

@@ -1,16 +1,17 @@
 """What a study found: its table, and where a taught student does better than an untaught."""
 
 import dataclasses
-import json
 import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline import files
+from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.models.weight_names import count_parameters
+from tools.pages.report_inputs import JsonFile
+from tools.pages.report_runs import EVAL, METRICS_FILE, read_metrics
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -66,9 +67,8 @@ def read(study: "Study") -> dict[str, Any]:
         values[TEACHER][ACCURACY] = [last["teacher_accuracy"]]
     for task in study.config.tasks:
         for model in study.task_models(task):
-            summary = files.read_json(study.task_directory(model, task) / "summary.json")
-            mean = summary["rates"][0]["metrics"][summary["main_metric"]]["mean"]
-            values[model.key].setdefault(task_name(task), []).append(mean)
+            score = read_score(study.task_directory(model, task) / "summary.json")
+            values[model.key].setdefault(task_name(task), []).append(score)
     tasks = [task_name(task) for task in study.config.tasks]
     for key, row in rows.items():
         row["scores"] = {score: _spread(found) for score, found in values[key].items()}
@@ -83,10 +83,34 @@ def task_name(task: str) -> str:
 
 
 def last_evaluation(directory: pathlib.Path) -> Mapping[str, float]:
-    """Returns the last eval line of a run's `metrics.jsonl`."""
-    text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [line for line in lines if line["split"] == "eval"][-1]
+    """Returns the last eval line of a run's `metrics.jsonl`.
+
+    Raises:
+        InputError: there is none, or it lacks a score.
+    """
+    path = directory / METRICS_FILE
+    found = [line for line in read_metrics(path) if line["split"] == EVAL]
+    missing = [
+        name
+        for name in (*_LANGUAGE_METRICS.values(), "teacher_accuracy")
+        if not found or name not in found[-1]
+    ]
+    if missing:
+        raise InputError(f"{path}: expected an evaluation with {missing[0]}, received none")
+    return found[-1]
+
+
+def read_score(path: pathlib.Path) -> float:
+    """Returns the mean of the main score at the first rate of a `summary.json`.
+
+    Raises:
+        InputError: the file is missing, or is not as `finetune` writes it.
+    """
+    summary = JsonFile.read(str(path))
+    rates = summary.objects("rates")
+    if not rates:
+        raise InputError(f"{path}: rates: expected at least one, received none")
+    return rates[0].object("metrics").object(summary.text("main_metric")).number("mean")
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

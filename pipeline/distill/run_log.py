@@ -1,13 +1,14 @@
 """What a run writes while it goes on: `metrics.jsonl` and TensorBoard events."""
 
 import json
+import math
 import pathlib
 import tempfile
 from collections.abc import Mapping
 
 from tensorboard.summary import Writer
 
-from pipeline import files
+from pipeline import files, json_text
 from pipeline.cache_folder import cache_folder
 from pipeline.remote_files import RemotePath
 from pipeline.storage.manifest import EVAL
@@ -39,10 +40,10 @@ class RunLog:
         self._evaluated: set[float] = set()
         before = self._output_dir / METRICS_FILE
         if before.is_file():
-            lines = before.read_text(encoding="utf-8").splitlines()
+            lines = before.read_bytes().split(b"\n")
             kept = [line for line in lines if _step(line) <= start]
-            files.write_bytes(self._path, "".join(f"{line}\n" for line in kept).encode())
-            evaluated = [line for line in kept if json.loads(line).get("split") == EVAL]
+            files.write_bytes(self._path, b"".join(line + b"\n" for line in kept))
+            evaluated = [line for line in kept if json_text.load(line).get("split") == EVAL]
             self._evaluated = {_step(line) for line in evaluated}
 
     def has_evaluation(self, step: int) -> bool:
@@ -85,9 +86,10 @@ class RunLog:
             self._collected.cleanup()
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
+    """Returns a line's step; infinity for what a run left that was killed while it wrote."""
     try:
-        return json.loads(line)["step"]
+        step = json_text.load(line)["step"]
     except (ValueError, KeyError, TypeError):
-        # The last line of a run that was killed while it wrote.
-        return float("inf")
+        return math.inf
+    return step if isinstance(step, int | float) else math.inf

@@ -84,7 +84,8 @@ def restore(output_dir: files.PathLike, model: Distiller, step: int) -> dict[str
             metrics = {name: file.get_tensor(name) for name in names}
         model.set_updates(step)
     except SafetensorError as error:
-        raise InputError(f"{path}: a damaged checkpoint ({error}); delete it") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: a damaged checkpoint ({reason}); delete it") from error
     return metrics
 
 

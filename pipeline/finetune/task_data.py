@@ -10,6 +10,7 @@ from data_specs.tasks import TaskSpec
 from pipeline import files
 from pipeline.errors import InputError
 from pipeline.finetune.task_rows import Row, read_rows
+from pipeline.json_text import shown
 
 # Halves of letters, which JSON can spell and no file of text can hold.
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
@@ -104,7 +105,10 @@ def find_files(
             "no such folder"
         )
     for pattern in spec.files[split]:
-        found = tuple(sorted(path for path in folder.glob(pattern) if path.is_file()))
+        try:
+            found = tuple(sorted(path for path in folder.glob(pattern) if path.is_file()))
+        except ValueError as error:
+            raise InputError(f"{spec.name}: files: {split}: {error}") from error
         if found:
             return found
     raise InputError(
@@ -188,11 +192,13 @@ def _labelled_example(reading: _Reading, row: Row, number: str) -> TaskExample |
     spec = reading.spec
     for name in spec.text_fields:
         if not _is_text(row.fields[name]):
-            reading.bad_row(f"{row.where}: {name}: expected text, received {row.fields[name]!r}")
+            reading.bad_row(
+                f"{row.where}: {name}: expected text, received {shown(row.fields[name])}"
+            )
             return None
     key = str(row.fields.get(spec.id_field, number))
     if not _is_text(key):
-        reading.bad_row(f"{row.where}: {spec.id_field}: expected text, received {key!r}")
+        reading.bad_row(f"{row.where}: {spec.id_field}: expected text, received {shown(key)}")
         return None
     texts = tuple(row.fields[name] for name in spec.text_fields)
     if not reading.labelled and spec.label_field not in row.fields:
@@ -205,7 +211,9 @@ def _labelled_example(reading: _Reading, row: Row, number: str) -> TaskExample |
     label = _number(said) if spec.kind == "regression" else _class(spec, said)
     if label is None:
         expected = "a number" if spec.kind == "regression" else f"one of {', '.join(spec.labels)}"
-        reading.bad_row(f"{row.where}: {spec.label_field}: expected {expected}, received {said!r}")
+        reading.bad_row(
+            f"{row.where}: {spec.label_field}: expected {expected}, received {shown(said)}"
+        )
         return None
     return TaskExample(key, texts, label)
 
@@ -236,9 +244,11 @@ def _read_questions(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iter
                 context = _field(paragraph, "context", str, str(path))
                 for question in _objects(paragraph, "qas", str(path)):
                     key = str(question.get("id", ""))
-                    where = f"{path}, question {key}"
+                    where = f"{path}, question {' '.join(key.split())[:80]}"
                     if not key or key in seen or not _is_text(key):
-                        reading.bad_row(f"{where}: expected an id of its own, received {key!r}")
+                        reading.bad_row(
+                            f"{where}: expected an id of its own, received {shown(key)}"
+                        )
                         continue
                     seen.add(key)
                     example = _question_example(reading, where, key, question, context)
@@ -278,13 +288,12 @@ def _locate(context: str, answer: Answer) -> int | None:
         return None
     if answer.start >= 0 and context.startswith(answer.text, answer.start):
         return answer.start
-    best = None
-    place = context.find(answer.text)
-    while place >= 0:
-        if best is None or abs(place - answer.start) < abs(best - answer.start):
-            best = place
-        place = context.find(answer.text, place + 1)
-    return best
+    # The last place up to where it should be, and the first one after it.
+    start = max(answer.start, -1)
+    before = context.rfind(answer.text, 0, start + len(answer.text)) if start >= 0 else -1
+    after = context.find(answer.text, start + 1)
+    places = [place for place in (before, after) if place >= 0]
+    return min(places, key=lambda place: abs(place - answer.start), default=None)
 
 
 def _objects(content: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:

@@ -4,11 +4,11 @@ import codecs
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from data_specs.tasks import TaskSpec
+from pipeline import json_text
 from pipeline.errors import InputError
 from pipeline.files import AnyPath
 
@@ -83,14 +83,14 @@ def _json_rows(
     for where, line in _lines(path, stream):
         problem = None
         try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            fields = json_text.load(line)
+        except ValueError as error:
             problem = f"a JSON object, received {line[:40]!r} ({error})"
         else:
             if not isinstance(fields, dict):
                 problem = f"a JSON object, received {line[:40]!r}"
             elif any(name not in fields for name in needed):
-                problem = f"the fields {', '.join(needed)}, received {', '.join(fields) or 'none'}"
+                problem = f"the fields {', '.join(needed)}, received {_named(list(fields))}"
         if problem:
             bad_row(f"{where}: expected {problem}")
             yield None
@@ -115,12 +115,11 @@ def _delimited_rows(
             missing = [name for name in needed if name not in columns]
             if missing:
                 raise InputError(
-                    f"{where}: expected the columns {', '.join(needed)}, "
-                    f"received {', '.join(columns)}"
+                    f"{where}: expected the columns {', '.join(needed)}, received {_named(columns)}"
                 )
         elif len(cells) != len(columns):
             bad_row(
-                f"{where}: expected {len(columns)} columns ({', '.join(columns)}), "
+                f"{where}: expected {len(columns)} columns ({_named(columns)}), "
                 f"received {len(cells)}"
             )
             yield None
@@ -129,23 +128,46 @@ def _delimited_rows(
         first = False
 
 
+def _named(columns: Sequence[str]) -> str:
+    """Returns the first of some names, in one line."""
+    return ", ".join(" ".join(name.split())[:60] for name in columns[:20]) or "none"
+
+
+class _RowLines:
+    """The lines of a row that may go over several, which have an end."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text = text
+        self.left = MAX_ROW_BYTES
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(self.left + 1):
+            self.left -= len(line)
+            if self.left < 0:
+                raise csv.Error(f"a row of more than {MAX_ROW_BYTES} letters")
+            yield line
+
+
 def _quoted_cells(
     path: AnyPath, stream: BinaryIO, delimiter: str
 ) -> Iterator[tuple[str, list[str]]]:
     """Yields rows whose fields may hold line breaks, each after where it begins."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    limited = _RowLines(text)
+    reader = csv.reader(limited, delimiter=delimiter, strict=True)
     begin = 1
     try:
         for cells in reader:
             if cells:
                 yield f"{path}, line {begin}", cells
             begin = reader.line_num + 1
+            limited.left = MAX_ROW_BYTES
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}, line {begin}: expected fields of UTF-8 in double quotation marks "
             f"where they need them, received something else ({error})"
         ) from error
     finally:
-        # The file is closed where it was opened.
-        text.detach()
+        # The file is closed where it was opened, which may be before rows nobody wanted.
+        if not stream.closed:
+            text.detach()

@@ -308,7 +308,12 @@ def _read_result(directory: files.AnyPath) -> Result:
     path = directory / METRICS_FILE
     report = files.read_json(path)
     try:
-        paths = tuple(directory / name for name in report["predictions"])
+        names = tuple(report["predictions"])
+        if any(name.startswith("/") or ".." in name.split("/") for name in names):
+            raise ValueError("predictions: expected names below the folder, received others")
+        if not all(isinstance(value, int | float) for value in report["metrics"].values()):
+            raise ValueError("metrics: expected numbers, received others")
+        paths = tuple(directory / name for name in names)
         return Result(directory, dict(report["metrics"]), dict(report["counts"]), paths)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: missing or misshapen field {error}") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.files import PathLike, read_json
+from pipeline.json_text import shown
 
 # "gelu" is the exact form 0.5·x·(1 + erf(x/√2)); the next two are two names of
 # its tanh approximation (Hendrycks and Gimpel, 2016).
@@ -48,6 +49,9 @@ _COUNTS = (
     "max_position_embeddings",
     "type_vocab_size",
 )
+# A table has a row for each weight of each layer, and arrays are as large as these say.
+_MAX_COUNT = 2**31 - 1
+_MOST = {"num_hidden_layers": 10_000}
 _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _POSITIVE = ("initializer_range", "layer_norm_eps")
 
@@ -83,7 +87,7 @@ def _is_integer(value: Any) -> bool:
 
 def _mistake(config: "EncoderConfig") -> tuple[str, str] | None:
     """Returns (key, expectation) of the first value that is not allowed."""
-    if config.model_type not in ARCHITECTURES:
+    if config.model_type not in tuple(ARCHITECTURES):
         return "model_type", f"one of {', '.join(ARCHITECTURES)}"
     for key in _COUNTS:
         value = getattr(config, key)
@@ -92,6 +96,8 @@ def _mistake(config: "EncoderConfig") -> tuple[str, str] | None:
                 return key, "0, as DistilBERT has no segments"
         elif not _is_integer(value) or value < 1:
             return key, "a positive integer"
+        elif value > _MOST.get(key, _MAX_COUNT):
+            return key, f"at most {_MOST.get(key, _MAX_COUNT)}"
     for key in _RATES:
         value = getattr(config, key)
         if not _is_number(value) or not 0 <= value < 1:
@@ -107,7 +113,7 @@ def _mistake(config: "EncoderConfig") -> tuple[str, str] | None:
     if not _is_integer(config.pad_token_id) or not 0 <= config.pad_token_id < config.vocab_size:
         return "pad_token_id", f"an integer in [0, {config.vocab_size})"
     if config.model_type == ALBERT:
-        if not _is_integer(config.embedding_size) or config.embedding_size < 1:
+        if not _is_integer(config.embedding_size) or not 1 <= config.embedding_size <= _MAX_COUNT:
             return "embedding_size", "a positive integer"
     elif config.embedding_size is not None:
         return "embedding_size", f"none, as {config.model_type} has none"
@@ -162,7 +168,7 @@ class EncoderConfig:
         mistake = _mistake(self)
         if mistake is not None:
             key, expected = mistake
-            raise InputError(f"{key}: expected {expected}, received {getattr(self, key)!r}")
+            raise InputError(f"{key}: expected {expected}, received {shown(getattr(self, key))}")
 
     @property
     def embedding_width(self) -> int:
@@ -209,14 +215,17 @@ class EncoderConfig:
         """
         raw = read_json(path)
         model_type = raw.get("model_type", BERT)
-        if model_type not in ARCHITECTURES:
+        # A list may stand there, which is no key.
+        if model_type not in tuple(ARCHITECTURES):
             raise InputError(
                 f"{path}: model_type: expected one of {', '.join(ARCHITECTURES)}, "
-                f"received {model_type!r}"
+                f"received {shown(model_type)}"
             )
         for key, expected in _fixed_options(model_type).items():
             if raw.get(key, expected) != expected:
-                raise InputError(f"{path}: {key}: expected {expected!r}, received {raw[key]!r}")
+                raise InputError(
+                    f"{path}: {key}: expected {expected!r}, received {shown(raw[key])}"
+                )
         values: dict[str, Any] = {"model_type": model_type}
         renamed = _DISTILBERT_KEYS if model_type == DISTILBERT else {}
         if model_type in ROBERTAS:

@@ -11,12 +11,15 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import InputError
 from pipeline.files import AnyPath, local_copies, read_json
+from pipeline.json_text import shown
 from pipeline.models.weight_names import Shape, modern_hf_name
 
 HF_WEIGHTS = "model.safetensors"
 HF_INDEX = "model.safetensors.index.json"
 HF_PICKLE = "pytorch_model.bin"
 
+# Of a file, on any system.
+_MAX_NAME = 200
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -43,10 +46,11 @@ def _indexed_files(index: AnyPath) -> tuple[AnyPath, ...]:
     files = []
     for name in sorted({str(name) for name in weight_map.values()}):
         # A name with a folder in it would make us read outside the model directory.
-        if name != os.path.basename(name) or "\\" in name or not name.endswith(".safetensors"):
+        is_plain = name == os.path.basename(name) and "\\" not in name and name.isprintable()
+        if not is_plain or not name.endswith(".safetensors") or len(name) > _MAX_NAME:
             raise InputError(
                 f"{index}: weight_map: expected the name of a .safetensors file beside the "
-                f"index, received {name!r}"
+                f"index, received {shown(name)}"
             )
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: weight_map: no such file: {index.parent / name}")
@@ -71,11 +75,15 @@ def list_tensors(files: tuple[AnyPath, ...]) -> dict[str, StoredTensor]:
             name, header = modern_hf_name(stored_name), file.get_slice(stored_name)
             if name in tensors:
                 raise InputError(
-                    f"{path}: tensor {stored_name} is there twice, first as "
-                    f"{tensors[name].stored_name} in {tensors[name].file.name}"
+                    f"{path}: tensor {_one_line(stored_name)} is there twice, first as "
+                    f"{_one_line(tensors[name].stored_name)} in {tensors[name].file.name}"
                 )
             tensors[name] = StoredTensor(path, stored_name, tuple(header.get_shape()))
     return tensors
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
 
 
 def _opened(files: tuple[AnyPath, ...]) -> Iterator[tuple[AnyPath, Any]]:
@@ -85,8 +93,8 @@ def _opened(files: tuple[AnyPath, ...]) -> Iterator[tuple[AnyPath, Any]]:
                 yield path, file
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{path}: expected a safetensors file, cannot read it ({error})"
-            ) from (error)
+                f"{path}: expected a safetensors file, cannot read it ({_one_line(str(error))})"
+            ) from error
 
 
 def read_tensors(files: tuple[AnyPath, ...], wanted: Mapping[str, StoredTensor]) -> dict:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.json_text import shown
+
 # A logit so far below the largest has no mass: e^-64, and e^-32 at temperature 2.
 _FURTHEST = np.float32(64.0)
 # The step of one further below, and what it is read as.
@@ -134,7 +136,7 @@ def read_ranges(content: bytes, num_positions: int) -> np.ndarray:
     # Not a number is no number of at least 0.
     if len(ranges) != num_positions or not ((ranges >= 0) & np.isfinite(ranges)).all():
         raise ValueError(
-            f"expected {num_positions} ranges of at least 0, received {ranges.tolist()}"
+            f"expected {num_positions} ranges of at least 0, received {shown(ranges.tolist())}"
         )
     return ranges
 

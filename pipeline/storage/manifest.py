@@ -24,19 +24,20 @@ from data_specs.records import (
 )
 from pipeline import files
 from pipeline.errors import InputError
+from pipeline.json_text import shown
 from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.manifest_checks import MAX_TOKENIZER_BYTES, expect_manifest
 from pipeline.storage.shard_info import (
     NUM_IDS,
     SHARD_FILE,
     FileInfo,
     ShardInfo,
     expect_contents,
-    expect_vocab,
     measured_means,
     parse_shard,
     plain_name,
 )
-from pipeline.storage.teacher_info import TeacherInfo, expect_count, parse_teacher_info
+from pipeline.storage.teacher_info import TeacherInfo, parse_teacher_info
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -151,7 +152,7 @@ def read_tokens(path: files.PathLike, *, flag: str) -> tuple[str, ...]:
     if not path.is_file():
         raise InputError(f"{flag}: expected a vocab.txt, received {path}: no such file")
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = files.read_limited(path, MAX_TOKENIZER_BYTES).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{flag}: expected UTF-8 text in {path} ({error})") from error
     tokens = [line.rstrip("\r") for line in lines]
@@ -203,7 +204,8 @@ def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
     """
     for name in sorted(set(there) | set(here), key=lambda key: (key != "kind", key)):
         if there.get(name) != here.get(name):
-            return f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+            said = name if name.isidentifier() else shown(name)
+            return f"{said} is {shown(there.get(name))} there and {shown(here.get(name))} here"
     return ""
 
 
@@ -299,12 +301,12 @@ def load(directory: files.PathLike, *, flag: str) -> Manifest:
     except InputError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: missing or misshapen field {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: missing or misshapen field {reason}") from error
 
 
 def _parse(value: Mapping[str, Any], path: str) -> Manifest:
-    if value["kind"] not in FEATURES:
-        raise InputError(f"{path}: expected kind in {sorted(FEATURES)}, received {value['kind']!r}")
+    expect_manifest(value, path)
     teacher_info = None
     if value["kind"] == TEACHER_CACHE:
         teacher_info = parse_teacher_info(value, path)
@@ -322,9 +324,6 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
         for shard in (shard for shards in splits.values() for shard in shards):
             if shard.measured is None:
                 raise InputError(f"{path}: expected what was measured of {shard.file}")
-    for name in sizes:
-        expect_count(value[name], f"{path}: {name}")
-    expect_vocab(value["vocab"], value["special_ids"], path)
     return Manifest(
         kind=value["kind"],
         vocab=VocabInfo(**value["vocab"]),
@@ -358,7 +357,8 @@ def copy_tokenizer(source: files.PathLike, manifest: Manifest, target: files.Pat
         path = files.as_path(source) / name
         if not path.is_file():
             raise InputError(f"{path}: this tokenizer file is missing")
-        files.write_bytes(files.as_path(target) / name, path.read_bytes())
+        content = files.read_limited(path, MAX_TOKENIZER_BYTES)
+        files.write_bytes(files.as_path(target) / name, content)
 
 
 def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None:

@@ -22,6 +22,7 @@ import google_crc32c
 
 from pipeline import files
 from pipeline.errors import InputError
+from pipeline.json_text import shown
 
 _BYTES_FIELD_1 = b"\x0a"
 _BYTES_FIELD_2 = b"\x12"
@@ -125,8 +126,8 @@ def decode_example(record: bytes) -> dict[str, bytes]:
         if entry_number != 1 or set(parts) != {1, 2}:
             raise ValueError("a map entry without key and value")
         name = bytes(parts[1]).decode("utf-8")
-        bytes_list = _only_field(parts[2], f"the feature {name}")
-        features[name] = bytes(_only_field(bytes_list, f"the feature {name}"))
+        what = f"the feature {shown(name)}"
+        features[name] = bytes(_only_field(_only_field(parts[2], what), what))
     return features
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from data_specs import records
 from pipeline.errors import InputError
+from pipeline.json_text import shown
 from pipeline.storage.teacher_info import SHA256, expect_count
 
-SHARD_FILE = re.compile(r"(train|eval)-(\d{5})-of-(\d{5})\.tfrecord")
+SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 # In `ShardInfo.measured`: masked positions, and ids kept at them.
 NUM_POSITIONS = "num_positions"
 NUM_IDS = "num_ids"
@@ -89,9 +90,11 @@ def parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
     try:
         shard = ShardInfo(**value)
     except TypeError as error:
-        raise InputError(f"{path}: expected a shard's description, received {value!r}") from error
+        raise InputError(
+            f"{path}: expected a shard's description, received {shown(value)}"
+        ) from error
     if not (isinstance(shard.file, str) and is_shard_file(shard.file)):
-        raise InputError(f"{path}: expected the name of a shard, received {shard.file!r}")
+        raise InputError(f"{path}: expected the name of a shard, received {shown(shard.file)}")
     expect_count(shard.num_examples, f"{path}: num_examples of {shard.file}")
     expect_contents(shard, path)
     if shard.measured is not None:
@@ -103,16 +106,18 @@ def _expect_measures(shard: ShardInfo, path: str) -> None:
     if not isinstance(shard.measured, Mapping) or NUM_POSITIONS not in shard.measured:
         raise InputError(
             f"{path}: expected {NUM_POSITIONS} and other counts of {shard.file}, "
-            f"received {shard.measured!r}"
+            f"received {shown(shard.measured)}"
         )
     for name, count in shard.measured.items():
-        expect_count(count, f"{path}: {name} of {shard.file}")
+        expect_count(count, f"{path}: {shown(name)} of {shard.file}")
 
 
 def expect_contents(info: ShardInfo | FileInfo, path: str) -> None:
     """Raises InputError unless a file's size and checksum can be such."""
     if not (isinstance(info.sha256, str) and SHA256.fullmatch(info.sha256)):
-        raise InputError(f"{path}: expected a SHA-256 for {info.file}, received {info.sha256!r}")
+        raise InputError(
+            f"{path}: expected a SHA-256 for {info.file}, received {shown(info.sha256)}"
+        )
     expect_count(info.bytes, f"{path}: bytes of {info.file}")
 
 

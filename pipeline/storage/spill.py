@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
+from pipeline import files, json_text
+from pipeline.errors import InputError
+from pipeline.json_text import shown
+from pipeline.storage import npy_header
 
 KEY_SPACE = 2**64
 # Keys are the first 8 bytes of an example id, big-endian, so that their order
@@ -27,6 +30,7 @@ _INDEX = np.dtype(
 # What one step of a sorted reading holds in memory, roughly.
 _STEP_BYTES = 32 * 2**20
 _MAX_HEADER_BYTES = 2**20
+_DAMAGED = "a damaged temporary file; delete it, and the same command makes it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,20 +89,30 @@ def write_spill(
 
 
 def read_header(path: files.PathLike) -> dict[str, Any] | None:
-    """Returns a spill file's header, or None where there is no such file."""
+    """Returns a spill file's header, or None where there is no such file, or a damaged one."""
     if not pathlib.Path(path).is_file():
         return None
     with open(path, "rb") as file:
-        return json.loads(file.readline(_MAX_HEADER_BYTES))
+        line = file.readline(_MAX_HEADER_BYTES)
+    try:
+        header = json_text.load(line)
+    except ValueError:
+        header = None
+    return header if isinstance(header, dict) else None
 
 
 def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
     """Returns a spill file's index, mapped, and the offset of its first record."""
     with open(path, "rb") as file:
         file.readline(_MAX_HEADER_BYTES)
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        try:
+            shape, dtype = npy_header.read_header(file)
+        except ValueError as error:
+            raise InputError(f"{path}: {_DAMAGED} ({error})") from error
         offset = file.tell()
+    size = path.stat().st_size - offset
+    if dtype != _INDEX or len(shape) != 1 or not 0 <= shape[0] <= size // _INDEX.itemsize:
+        raise InputError(f"{path}: {_DAMAGED} (an index of {shown(shape)} entries)")
     if not shape[0]:
         return np.zeros(0, _INDEX), offset
     index = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
@@ -115,6 +129,11 @@ def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, by
     if not len(part):
         return part, b""
     begin, end = int(part["start"][0]), int(part["start"][-1]) + int(part["size"][-1])
+    size, starts = path.stat().st_size, part["start"]
+    # No sum of a start within the file and a size overflows.
+    ends = starts + part["size"]
+    if starts.max() > size or base + end > size or (starts[1:] != ends[:-1]).any():
+        raise InputError(f"{path}: {_DAMAGED} (records that do not follow each other)")
     with open(path, "rb") as file:
         file.seek(base + begin)
         content = file.read(end - begin)
@@ -132,6 +151,9 @@ def read_sorted(
         keys: which records.
         expected_bytes: roughly what the range holds; it is read in steps of
             32 MB, so that memory does not grow with it.
+
+    Raises:
+        InputError: a spill file is damaged.
     """
     steps = max(1, -(-expected_bytes // _STEP_BYTES))
     bounds = [keys.low + (keys.high - keys.low) * step // steps for step in range(steps + 1)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_specs.records import HIDDEN_FEATURES
 from pipeline.errors import InputError
+from pipeline.json_text import shown
 from pipeline.storage.logit_codec import CODECS
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -102,7 +103,8 @@ def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
     info = TeacherInfo(**{name: value[name] for name in required}, **given)
     if info.logit_encoding not in CODECS:
         raise InputError(
-            f"{path}: expected logit_encoding in {sorted(CODECS)}, received {info.logit_encoding!r}"
+            f"{path}: expected logit_encoding in {sorted(CODECS)}, "
+            f"received {shown(info.logit_encoding)}"
         )
     expect_count(info.truncation_factor, f"{path}: truncation_factor")
     _expect_truncation(info, path)
@@ -117,20 +119,21 @@ def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
 
 
 def expect_count(value: Any, what: str) -> None:
-    """Raises InputError unless a value is an integer of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(f"{what}: expected a count, received {value!r}")
+    """Raises InputError unless a value is an integer of at least 0, and of 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise InputError(f"{what}: expected a count, received {shown(value)}")
 
 
 def _expect_truncation(info: TeacherInfo, path: str) -> None:
     if info.truncation not in TRUNCATIONS:
         raise InputError(
-            f"{path}: expected truncation in {sorted(TRUNCATIONS)}, received {info.truncation!r}"
+            f"{path}: expected truncation in {sorted(TRUNCATIONS)}, "
+            f"received {shown(info.truncation)}"
         )
     if info.truncation_mass is not None and not 0.0 < info.truncation_mass <= 1.0:
         raise InputError(
             f"{path}: expected a truncation_mass above 0 and at most 1, "
-            f"received {info.truncation_mass!r}"
+            f"received {shown(info.truncation_mass)}"
         )
 
 
@@ -138,7 +141,7 @@ def _expect_hidden_states(info: TeacherInfo, path: str) -> None:
     if info.hidden_encoding not in HIDDEN_FEATURES:
         raise InputError(
             f"{path}: expected hidden_encoding in {sorted(HIDDEN_FEATURES)}, "
-            f"received {info.hidden_encoding!r}"
+            f"received {shown(info.hidden_encoding)}"
         )
     expect_count(info.hidden_size, f"{path}: hidden_size")
 
@@ -147,10 +150,12 @@ def _expect_teacher(teacher: Mapping[str, Any], path: str) -> None:
     if "merged" not in teacher:
         if not SHA256.fullmatch(teacher["sha256"]):
             raise InputError(
-                f"{path}: expected a teacher's SHA-256, received {teacher['sha256']!r}"
+                f"{path}: expected a teacher's SHA-256, received {shown(teacher['sha256'])}"
             )
         return
     for part in teacher["merged"]:
         if not 0.0 < part["weight"] <= 1.0:
-            raise InputError(f"{path}: expected a teacher's weight, received {part['weight']!r}")
+            raise InputError(
+                f"{path}: expected a teacher's weight, received {shown(part['weight'])}"
+            )
         _expect_teacher(part, path)

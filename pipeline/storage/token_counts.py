@@ -7,7 +7,6 @@ been read; each chunk leaves counts beside its spill file, to be summed.
 """
 
 import io
-import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,7 +14,8 @@ import numpy as np
 from data_specs import records
 from pipeline import files
 from pipeline.errors import InputError
-from pipeline.storage import serialization
+from pipeline.json_text import shown
+from pipeline.storage import npy_header, serialization
 from pipeline.storage.manifest import FileInfo, Manifest
 
 TOKEN_COUNTS_FILE = "token_counts.npy"
@@ -33,13 +33,21 @@ def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
 
     Returns:
         int64 [V].
+
+    Raises:
+        KeyError: a record has no `input_ids`.
+        ValueError: a record is damaged, or of another vocabulary.
     """
     dtype = records.id_dtype(vocab_size)
     counts = np.zeros(vocab_size, np.int64)
     for record in serialized:
         features = serialization.decode_example(record)
         content = features[records.INPUT_IDS] + features.get(records.MASKED_LM_IDS, b"")
-        counts += np.bincount(np.frombuffer(content, dtype), minlength=vocab_size)
+        tokens = np.frombuffer(content, dtype)
+        # Before counting: an array is made as long as the largest.
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+            raise ValueError(f"expected ids of {vocab_size} tokens, received others")
+        counts += np.bincount(tokens, minlength=vocab_size)
     return counts
 
 
@@ -69,10 +77,19 @@ def ensure_counts(
     """
     path = files.as_path(directory) / TOKEN_COUNTS_FILE
     if not path.is_file():
-        serialized = itertools.chain.from_iterable(map(serialization.read_records, shards))
-        return write_counts(path, count_tokens(serialized, vocab_size))
+        counts = (_count_shard(shard, vocab_size) for shard in shards)
+        return write_counts(path, sum(counts, np.zeros(vocab_size, np.int64)))
     _read(path, vocab_size)
     return _file_info(path)
+
+
+def _count_shard(shard: files.PathLike, vocab_size: int) -> np.ndarray:
+    try:
+        return count_tokens(serialization.read_records(shard), vocab_size)
+    except InputError:
+        raise
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{shard}: a damaged record ({error})") from error
 
 
 def _file_info(path: files.AnyPath) -> FileInfo:
@@ -85,15 +102,14 @@ def _read(path: files.AnyPath, vocab_size: int) -> np.ndarray:
     size = vocab_size * _DTYPE.itemsize
     try:
         with open(files.local_copy(path), "rb") as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            shape, dtype = npy_header.read_header(file)
             content = file.read(size + 1)
     except ValueError as error:
         raise InputError(f"{path}: expected an array of counts ({error})") from error
     if (shape, dtype, len(content)) != ((vocab_size,), _DTYPE, size):
         raise InputError(
             f"{path}: expected the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes, "
-            f"received shape {shape}, {dtype} in {len(content)} bytes"
+            f"received shape {shown(shape)}, {dtype} in {len(content)} bytes"
         )
     return np.frombuffer(content, _DTYPE)
 

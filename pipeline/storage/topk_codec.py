@@ -14,9 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_specs.records import TOPK_COUNTS, TOPK_COUNTS_FEATURE, Feature
+from pipeline.json_text import shown
 
 # Stands where a row has no more ids, and for a token that a student lacks.
 NO_ID = -1
+# An id and its logit in float16 take 4 bytes of the 256 MiB of the largest record. Compressed
+# bytes may claim any number; arrays are made of what they claim.
+MAX_RECORD_IDS = 2**26
 # The logit beside it: finite, and without mass at any temperature.
 NO_ID_LOGIT = -1e30
 
@@ -151,8 +155,13 @@ class TopKCodec(abc.ABC):
         """Returns how many ids each position of a record has, int64 [P].
 
         Raises:
-            ValueError: these are not P numbers from 1 to K.
+            ValueError: these are not P numbers from 1 to K, or are more than fit a record.
         """
+        if num_positions * self.truncation_factor > MAX_RECORD_IDS:
+            raise ValueError(
+                f"expected at most {MAX_RECORD_IDS} ids in a record, received {num_positions} "
+                f"positions of {self.truncation_factor}"
+            )
         if not self.variable:
             return np.full(num_positions, self.truncation_factor, np.int64)
         counts = np.frombuffer(features[TOPK_COUNTS], TOPK_COUNTS_FEATURE.dtype).astype(np.int64)
@@ -160,7 +169,7 @@ class TopKCodec(abc.ABC):
         if len(counts) != num_positions or not fits.all():
             raise ValueError(
                 f"{TOPK_COUNTS}: expected {num_positions} numbers from 1 to "
-                f"{self.truncation_factor}, received {counts.tolist()}"
+                f"{self.truncation_factor}, received {shown(counts.tolist())}"
             )
         return counts
 

@@ -15,7 +15,7 @@ from pipeline.models.group_means import mean_state
 from pipeline.models.masked_lm import MaskedLM, gather_positions
 from pipeline.storage import cache_codec
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.hidden_codec import HIDDEN_CODECS
+from pipeline.storage.hidden_codec import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.teacher_info import SAMPLED
 from pipeline.storage.topk_codec import TopKCodec
@@ -201,6 +201,23 @@ class _Comparison:
         )
 
 
+def decode_states(cache: CacheInput, codec: HiddenCodec, example: MaskedExample) -> np.ndarray:
+    """Decodes the cached hidden states of an example, float32 [P, G, D].
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    try:
+        states = codec.decode(example.features, len(example.masked_lm_ids))
+    except (KeyError, ValueError) as error:
+        name = example.features[records.EXAMPLE_ID].hex()
+        raise InputError(f"{cache.directory}: broken record {name}: {error}") from error
+    if not np.isfinite(states).all():
+        name = example.features[records.EXAMPLE_ID].hex()
+        raise InputError(f"{cache.directory}: broken record {name}: states that are no numbers")
+    return states
+
+
 class _HiddenComparison:
     """Sums over the hidden states of a sample, by group of layers."""
 
@@ -211,13 +228,10 @@ class _HiddenComparison:
         self.error = np.zeros(len(self.groups))
         self.cosines: list[np.ndarray] = []
 
-    def add(self, batch: DenseBatch) -> None:
-        """Compares the states of a batch."""
+    def add(self, cache: CacheInput, batch: DenseBatch) -> None:
+        """Compares the states of a batch with what the cache holds."""
         exact = batch.kept[records.HIDDEN_STATES].astype(np.float64)
-        states = [
-            self.codec.decode(example.features, len(example.masked_lm_ids))
-            for example in batch.examples
-        ]
+        states = [decode_states(cache, self.codec, example) for example in batch.examples]
         stored = np.concatenate(states).astype(np.float64)
         self.error = np.maximum(self.error, np.abs(exact - stored).max(axis=(0, 2)))
         norms = np.linalg.norm(exact, axis=-1) * np.linalg.norm(stored, axis=-1)
@@ -321,7 +335,7 @@ def measure_cache(
     for batch in dense_sample.run_teacher(model, examples, manifest, batch_size=batch_size, **keep):
         compared.add(batch, decode_examples(cache, codec, batch.examples))
         if hidden is not None:
-            hidden.add(batch)
+            hidden.add(cache, batch)
         num_examples += len(batch.examples)
         for example in batch.examples:
             sizes.update({name: len(content) for name, content in example.features.items()})

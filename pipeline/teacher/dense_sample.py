@@ -98,8 +98,7 @@ def _read(cache: CacheInput, file: str, wanted: Sequence[int]) -> list[MaskedExa
     for place, record in enumerate(serialization.read_records(path)):
         if place in places:
             try:
-                features = serialization.decode_example(record)
-                example = inference.decode_masked_example(features, cache.manifest.vocab.size)
+                example = inference.decode_record(record, cache.manifest)
             except (KeyError, ValueError) as error:
                 raise InputError(f"{path}: broken record: {error}") from error
             found.append(example)

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -227,13 +228,10 @@ class CacheMerger:
         width = sum(manifest.teacher_info.truncation_factor for manifest in manifests)
         example_bytes = max(1, manifests[0].max_predictions_per_seq) * width * 8
         block_size = max(1, _BLOCK_BYTES // example_bytes)
-        streams = [serialization.read_records(cache.directory / file) for cache in self.caches]
+        streams = [_read_examples(cache.directory / file) for cache in self.caches]
         done = 0
         while True:
-            blocks = [
-                [serialization.decode_example(record) for record in stream]
-                for stream in (itertools.islice(stream, block_size) for stream in streams)
-            ]
+            blocks = [list(itertools.islice(stream, block_size)) for stream in streams]
             self._expect_same_records(blocks, file, done)
             if not blocks[0]:
                 return
@@ -267,7 +265,11 @@ class CacheMerger:
         merged = merge_topk(parts, self.weights, truncation_factor=self.codec.truncation_factor)
         counts = [_num_positions(features) for features in blocks[0]]
         row_splits = np.concatenate([[0], np.cumsum(counts)])
-        packed = self.codec.encode(merged.ids, merged.logits.astype(np.float32), row_splits)
+        try:
+            packed = self.codec.encode(merged.ids, merged.logits.astype(np.float32), row_splits)
+        except ValueError as error:
+            # Lists that name an id twice have fewer than they say.
+            raise InputError(f"{self.caches[0].directory / file}: {error}") from error
         tails = merged.log_tail_masses.astype("<f4")
         labels = merged.label_log_probs.astype("<f2")
         for example, features, (begin, end) in zip(
@@ -279,6 +281,15 @@ class CacheMerger:
             for feature in records.MASKED_EXAMPLE_FEATURES:
                 features[feature.name] = example[feature.name]
             yield serialization.encode_example(features)
+
+
+def _read_examples(path: pathlib.Path) -> Iterator[dict[str, bytes]]:
+    for index, record in enumerate(serialization.read_records(path)):
+        try:
+            features = serialization.decode_example(record)
+        except ValueError as error:
+            raise InputError(f"{path}: broken record {index}: {error}") from error
+        yield features
 
 
 def _first_difference(

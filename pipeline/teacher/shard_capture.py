@@ -75,43 +75,40 @@ class Capture:
     on_examples: Callable[[int], None]
 
     def records(
-        self, serialized: Iterator[bytes], measured: collections.Counter[str]
+        self, examples: Iterator[inference.MaskedExample], measured: collections.Counter[str]
     ) -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order.
 
         Args:
-            serialized: the masked examples.
+            examples: the masked examples.
             measured: as `ShardInfo.measured`; each record is added before it comes.
         """
         # Reading, the teacher, and packing with writing go on at the same time.
-        blocks = ahead(self._read_blocks(serialized), depth=1)
+        blocks = ahead(self._read_blocks(examples), depth=1)
         done: list[tuple[int, bytes]] = []
         for batch in ahead(self._run_teacher(blocks)):
-            examples = [batch.block[index] for index in batch.indices]
-            features = self._features(batch.output, examples)
-            for index, example, added in zip(batch.indices, examples, features, strict=True):
+            batched = [batch.block[index] for index in batch.indices]
+            features = self._features(batch.output, batched)
+            for index, example, added in zip(batch.indices, batched, features, strict=True):
                 shard_info.measure_record(measured, added, self.codec.truncation_factor)
                 record = serialization.encode_example({**example.features, **added})
                 done.append((index, record))
-            self.on_examples(len(examples))
+            self.on_examples(len(batched))
             if len(done) == len(batch.block):
                 yield from (record for _, record in sorted(done))
                 done = []
 
-    def _read_blocks(self, serialized: Iterator[bytes]) -> Iterator[list[inference.MaskedExample]]:
+    def _read_blocks(
+        self, examples: Iterator[inference.MaskedExample]
+    ) -> Iterator[list[inference.MaskedExample]]:
         """Yields examples that are sorted by length together, in their order."""
         position_bytes = self.codec.truncation_factor * 8
         if self.hidden_codec is not None:
             position_bytes += self.hidden_codec.num_groups * self.hidden_codec.hidden_size * 4
         example_bytes = self.manifest.max_predictions_per_seq * position_bytes
         batches = max(1, _BLOCK_BYTES // (example_bytes * self.batch_size))
-        while block := list(itertools.islice(serialized, batches * self.batch_size)):
-            yield [
-                inference.decode_masked_example(
-                    serialization.decode_example(record), self.manifest.vocab.size
-                )
-                for record in block
-            ]
+        while block := list(itertools.islice(examples, batches * self.batch_size)):
+            yield block
 
     def _run_teacher(
         self, blocks: Iterable[Sequence[inference.MaskedExample]]
@@ -253,5 +250,5 @@ def capture_shard(
         what `write` returned.
     """
     measured: collections.Counter[str] = collections.Counter()
-    serialized = capture.records(serialization.read_records(path), measured)
+    serialized = capture.records(inference.read_examples(path, capture.manifest), measured)
     return write(path.name, serialized, measured if capture.is_measured else None)

@@ -8,11 +8,15 @@ _BREAK_TAG = re.compile(r"<br\s*/?>|</p>", re.IGNORECASE)
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\s*\n\s*")
-_HEADING = re.compile(r"^(?: ?=)+ (.*?) (?:= ?)+$", re.MULTILINE)
+# A mark, once read, is not read again: a long line of marks would take for ever.
+_HEADING = re.compile(r"^(?=.{1,300}$)(?: ?=)++ (.*?) (?:= ?)++$", re.MULTILINE)
 _SPLIT_SIGN = re.compile(r" @([-,.])@ ")
 _SUBTITLE_STYLE = re.compile(r"\{[^{}\n]*\}|[♪#*]")
-_SUBTITLE_DASH = re.compile(r"^\s*[-–—]+\s*", re.MULTILINE)
-_MENTION = re.compile(r"\[(?:id|club)\d+(?::[^|\]]*)?\|([^\]]*)\]")
+# Blank lines are matched once, whether or not a dash comes behind them.
+_SUBTITLE_DASH = re.compile(r"^(\s*+)([-–—]++\s*+)?", re.MULTILINE)
+_MENTION = re.compile(r"\[(?:id|club)\d{1,30}(?::[^|\]]{0,1000})?\|([^\]]{0,1000})\]")
+# No character has such a number, and Python does not read it.
+_ENDLESS_NUMBER = re.compile(r"&#[0-9]{1000,}+;?")
 _BOOK_BEGINS = re.compile(r"^\*\*\* ?START OF [^\n]*$", re.MULTILINE)
 _BOOK_ENDS = re.compile(r"^\*\*\* ?END OF [^\n]*$", re.MULTILINE)
 
@@ -31,7 +35,8 @@ def _gutenberg(text: str) -> str:
 
 def _html(text: str) -> str:
     """`现在<br>呢&nbsp;？` → `现在\\n呢 ？`, also where it was escaped twice."""
-    text = html.unescape(html.unescape(text))
+    for _ in range(2):
+        text = html.unescape(_ENDLESS_NUMBER.sub("", text))
     return _TAG.sub("", _BREAK_TAG.sub("\n", text))
 
 
@@ -52,7 +57,8 @@ def _spaces(text: str) -> str:
 
 def _subtitles(text: str) -> str:
     """`{\\an8}- Где он? ♪` → `Где он? `."""
-    return _SUBTITLE_DASH.sub("", _SUBTITLE_STYLE.sub("", text))
+    text = _SUBTITLE_STYLE.sub("", text)
+    return _SUBTITLE_DASH.sub(lambda found: "" if found[2] else found[1], text)
 
 
 def _wikitext(text: str) -> str:

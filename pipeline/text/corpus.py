@@ -20,6 +20,8 @@ from pipeline.text.documents import Corpus, CorpusFile, RawDocument
 
 _MIN_CHUNK_BYTES = 2**19
 _MAX_CHUNK_BYTES = 2**23
+# A document takes memory beside its bytes.
+_MAX_CHUNK_DOCUMENTS = 2**16
 # Any files, read as their names say.
 _ANY_CORPUS = Corpus()
 
@@ -164,8 +166,10 @@ def _list_paths(pattern: str) -> tuple[list[tuple[str, int]], str]:
         found = [(str(place), size) for place, size in path.find().items()]
     elif is_folder:
         walk = os.walk(pattern)
-        paths = (os.path.join(folder, name) for folder, _, names in walk for name in names)
-        found = [(place, os.path.getsize(place)) for place in paths]
+        paths = [os.path.join(folder, name) for folder, _, names in walk for name in names]
+        # A pipe would be waited for; a link to nothing is told when it is read.
+        kept = (p for p in paths if os.path.isfile(p) or not os.path.exists(p))
+        found = [(p, os.path.getsize(p) if os.path.exists(p) else 0) for p in kept]
     else:
         # A name is no pattern, whatever characters are in it.
         matches = [pattern] if path.is_file() else glob.glob(pattern, recursive=True)
@@ -181,7 +185,7 @@ def _is_declared(file: CorpusFile) -> bool:
 
 
 def read_chunks(files: Sequence[CorpusFile]) -> Iterator[Chunk]:
-    """Yields the corpus in chunks of about half a megabyte to 8 MB.
+    """Yields the corpus in chunks of about half a megabyte to 8 MB, or of 65,536 documents.
 
     Raises:
         InputError: a file cannot be read, or is not what its name says.
@@ -194,7 +198,7 @@ def read_chunks(files: Sequence[CorpusFile]) -> Iterator[Chunk]:
         for document, bytes_read in readers.read_documents(file):
             documents.append(document)
             size += len(document.content)
-            if size >= chunk_bytes:
+            if size >= chunk_bytes or len(documents) >= _MAX_CHUNK_DOCUMENTS:
                 yield Chunk(index, tuple(documents), done + bytes_read)
                 documents, size, index = [], 0, index + 1
         done += file.bytes

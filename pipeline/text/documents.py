@@ -115,9 +115,10 @@ def _row_text(row: object, where: str, spec: CorpusSpec) -> str:
     values = []
     for name in text_fields:
         if name not in row:
+            there = ",".join(" ".join(key.split())[:40] for key in list(row)[:8])
             raise InputError(
                 f"{where}: expected the fields {','.join(text_fields)} ({source}), "
-                f"received {','.join(map(str, list(row)[:8])) or 'none'}"
+                f"received {there or 'none'}"
             )
         value = row[name]
         if value is not None and not isinstance(value, str):

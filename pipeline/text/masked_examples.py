@@ -82,7 +82,7 @@ def _mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> _ChunkResu
     """Masks a chunk's documents into a spill file; one that is there already stays."""
     path = _spill_path(config, chunk.index)
     header = spill.read_header(path)
-    if header is None or header["fingerprint"] != chunk.fingerprint():
+    if header is None or header.get("fingerprint") != chunk.fingerprint():
         if config.ray is not None:
             _expect_same_tokenizer(config)
         header, entries = _mask_documents(config, chunk)
@@ -242,7 +242,7 @@ def _expect_same_corpus(
 ) -> None:
     """Refuses to mix shards of two corpora, should the text have changed between two runs."""
     path = _plan_path(config)
-    started = files.read_json(path)["corpus"] if path.is_file() else plan.corpus_digest
+    started = files.read_json(path).get("corpus") if path.is_file() else plan.corpus_digest
     if started != plan.corpus_digest and any(
         manifests.completed_shard(config.output_dir, job.file) for job in jobs
     ):

@@ -163,6 +163,8 @@ def _array_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
                     ) from error
                 buffer += more
                 continue
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{file.path}, row {ordinal}: not JSON ({error})") from error
             yield RawDocument(file, ordinal, f"row {ordinal}", buffer[begin:end].encode("utf-8"))
             position, ordinal, expected = end, ordinal + 1, ","
         if (buffer[position + 1 :] + text.read(_BLOCK_CHARS)).strip():

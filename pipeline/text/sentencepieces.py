@@ -18,6 +18,7 @@ from pipeline.text.tokens import (
     find_special_ids,
     one_line,
     read_tokenizer_file,
+    refusing,
     visible_spans,
 )
 
@@ -166,14 +167,13 @@ def read_pieces(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
         InputError: there is no such file, or it is no SentencePiece model.
     """
     model = read_tokenizer_file(path, what="a SentencePiece model", flag=flag)
-    try:
+    with refusing(
+        f"{flag}: expected a SentencePiece model, received {path}, which cannot be read as one"
+    ):
         processor = _open_model(model)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(
-            f"{flag}: expected a SentencePiece model, received {path}, which cannot be read as one"
-        ) from error
-    pieces = (processor.id_to_piece(i) for i in range(processor.get_piece_size()))
-    return tuple(pieces), model
+        pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
+        spiece_conversion.expect_convertible(model)
+    return pieces, model
 
 
 def load_sentencepiece(

@@ -4,6 +4,7 @@ The same pieces and scores in the same algorithm, so the same tokens (Kudo, 2018
 but where two ways of cutting a text have exactly the same score.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from sentencepiece import sentencepiece_model_pb2
@@ -27,6 +28,18 @@ def is_unigram(model: bytes) -> bool:
     """Returns whether a model file's bytes are of the unigram type."""
     trainer = _ModelProto.FromString(model).trainer_spec
     return trainer.model_type == trainer.UNIGRAM
+
+
+def expect_convertible(model: bytes) -> None:
+    """Checks that a model's own text and its tables can be read by other programs.
+
+    Raises:
+        Exception: of any kind, whatever the libraries raise.
+    """
+    proto = _ModelProto.FromString(model)
+    _normalizer(proto, do_lower_case=False)
+    if not all(math.isfinite(piece.score) for piece in proto.pieces):
+        raise ValueError("expected scores that are numbers, received others")
 
 
 def tokenizer_json(
@@ -84,7 +97,7 @@ def _scores(
 ) -> list[float]:
     """Returns each piece's score."""
     kinds, special = _ModelProto.SentencePiece, set(special_ids.values())
-    best = max(piece.score for piece in proto.pieces if piece.type == kinds.NORMAL)
+    best = max((one.score for one in proto.pieces if one.type == kinds.NORMAL), default=0.0)
     return [
         best * len(piece.piece) - _SYMBOL_PENALTY
         if piece.type == kinds.USER_DEFINED and index not in special

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
+from pipeline import json_text
 from pipeline.errors import InputError
 from pipeline.text.tokens import (
     TOKENIZER_CONFIG_FILE,
@@ -17,6 +17,7 @@ from pipeline.text.tokens import (
     find_special_ids,
     one_line,
     read_tokenizer_file,
+    refusing,
     visible_spans,
 )
 
@@ -70,7 +71,8 @@ class JsonTokenizer(Tokenizer):
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         text = one_line(text)
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with refusing(f"{TOKENIZER_FILE}: expected one that tokenises any text, received another"):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         if "unk" in self.special_ids:
             # A unigram model has them among its pieces, which a text may spell out.
@@ -101,16 +103,13 @@ def read_vocab(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
         InputError: there is no such file, or it is no `tokenizer.json`.
     """
     content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}", flag=flag)
-    try:
-        json.loads(content)
+    with refusing(
+        f"{flag}: expected a {TOKENIZER_FILE} of the tokenizers library, received {path}; a "
+        "vocab.json with merges.txt becomes one by transformers' "
+        "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+    ):
+        json_text.load(content)
         ids = FastTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
-    # The library raises bare Exceptions for whatever it does not understand.
-    except Exception as error:
-        raise InputError(
-            f"{flag}: expected a {TOKENIZER_FILE} of the tokenizers library, received {path} "
-            f"({error}); a vocab.json with merges.txt becomes one by "
-            "transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-        ) from error
     size = max(ids.values(), default=-1) + 1
     if not 0 < size <= _MAX_VOCAB:
         raise InputError(

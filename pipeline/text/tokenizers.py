@@ -1,6 +1,5 @@
 """The tokenizer that a file or a model directory names."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,10 +89,13 @@ def _setting_beside(path: str, name: str, key: str) -> Any:
     """Returns what a file of settings beside a tokenizer says; None where it says nothing."""
     file = files.as_path(path).with_name(name)
     try:
-        return json.loads(file.read_bytes()).get(key)
-    except (OSError, ValueError, AttributeError) as error:
-        # No such file, or not one of settings; but a store that does not answer says nothing.
-        if isinstance(file, RemotePath) and not isinstance(error, FileNotFoundError | ValueError):
+        return files.read_json(file).get(key)
+    except InputError:
+        # No such file, or not one of settings.
+        return None
+    except OSError:
+        # A store that does not answer says nothing.
+        if isinstance(file, RemotePath):
             raise
         return None
 

@@ -1,9 +1,10 @@
 """What every tokenizer gives: token ids, the spans of text they stand for, and words."""
 
 import abc
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 # The largest public tokenizers are below 20 MB.
 _MAX_FILE_BYTES = 256 * 2**20
+# What Rust's own failures are called here.
+_PANIC = "PanicException"
+_MAX_REASON = 200
 _LINE_BREAKS = str.maketrans("\n\r\t", "   ")
 
 
@@ -135,6 +139,27 @@ def read_tokenizer_file(path: str, *, what: str, flag: str) -> bytes:
             f"received {path} of {file.stat().st_size}"
         )
     return file.read_bytes()
+
+
+@contextlib.contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """Turns whatever a tokenizer's library raises in the block into an InputError.
+
+    Bare Exceptions of C++ and Rust come from files that the library does not understand, and
+    from Rust also panics, which are no Exceptions.
+
+    Args:
+        message: what was expected and received; what the library said follows it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        raise InputError(f"{message} ({reason})") from error
 
 
 def one_line(text: str) -> str:

@@ -259,3 +259,39 @@ def test_two_corpora_need_two_names() -> None:
     sources = [CorpusSource(input_dir="a"), CorpusSource(input_dir="b")]
     with pytest.raises(InputError, match="--corpora: expected a name for each corpus"):
         corpus.resolve(sources)
+
+
+_LAUGHS = "".join(f"  - &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("files:\n  - &a [x]\n" + _LAUGHS, "not YAML .aliases are not read"),
+        ("files: &a [*a]", "not YAML .aliases are not read"),
+        ("files: " + "[" * 20_000, "not YAML .maximum recursion depth exceeded"),
+        ("files: !!python/object/apply:os.getcwd []", "not YAML .could not determine a constr"),
+        ("title: 2024-99-99", "not YAML .month must be in 1..12"),
+        ("title: " + "9" * 5000, "not YAML .Exceeds the limit"),
+        ("title: [" + "x, " * 3000 + "]", "title: expected text, received .'x', .*\\.\\.\\.]$"),
+        ("? [a]\n: b", "not YAML"),
+        ("documents: starts\ndocument_start: '(?u)x'", "document_start: expected a regular"),
+        ("documents: starts\ndocument_start: '\\N{DASH}'", "document_start: expected a regular"),
+        ("documents: starts\ndocument_start: 'a{99999999999}'", "document_start: expected a reg"),
+        ("x" * (2**20 + 1), "not YAML .expected at most 1048576 bytes"),
+    ],
+)
+def test_hostile_declarations_are_refused(tmp_path, content: str, message: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"^{path}: {message}") as error:
+        corpora.load_spec(str(path))
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("weight", [".nan", ".inf", "9" * 400, "-1"])
+def test_weights_that_are_none(tmp_path, weight: str) -> None:
+    path = tmp_path / "mixture.yaml"
+    path.write_text(f"corpora:\n  - input_dir: ~nobody_there/x\n    weight: {weight}\n")
+    with pytest.raises(ValueError, match=f"^{path}, corpus 1: weight: expected a number"):
+        corpora.load_mixture(str(path))

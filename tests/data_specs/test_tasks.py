@@ -3,6 +3,8 @@
 import pytest
 
 from data_specs import tasks
+from pipeline.errors import InputError
+from pipeline.finetune import task_data
 
 GLUE = ("sst2", "mrpc", "cola", "rte", "qnli", "qqp", "mnli", "stsb")
 CLUE = ("afqmc", "cmnli", "ocnli", "tnews", "cmrc2018")
@@ -128,3 +130,12 @@ def test_spans_are_read_from_squads_json_only(tmp_path) -> None:
     path.write_text(changed, encoding="utf-8")
     with pytest.raises(ValueError, match="reader: expected squad with kind: span and only there"):
         tasks.load_task(str(path))
+
+
+def test_a_pattern_that_is_none_is_refused(tmp_path) -> None:
+    path = tmp_path / "own.yaml"
+    content = (tasks.FOLDER / "chnsenticorp.yaml").read_text(encoding="utf-8")
+    path.write_text(content.replace("[train.tsv]", "['**x']"), encoding="utf-8")
+    spec = tasks.load_task(str(path))
+    with pytest.raises(InputError, match="^own: files: train: Invalid pattern"):
+        task_data.find_files(spec, str(tmp_path), "train")

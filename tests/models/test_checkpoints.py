@@ -20,6 +20,7 @@ from pipeline.models.checkpoints import (
     save_hf,
 )
 from pipeline.models.masked_lm import MaskedLM
+from pipeline.models.tensor_files import hf_weight_files
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 WORDS = "bert.embeddings.word_embeddings.weight"
@@ -318,3 +319,32 @@ def test_missing_files_name_their_flags(directory):
         "--init_checkpoint: expected the prefix of a TensorFlow checkpoint, no such file: "
         f"{directory / 'bert_model.ckpt.index'}"
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../up.safetensors",
+        "/etc/up.safetensors",
+        "a\\up.safetensors",
+        "two\nlines.safetensors",
+        "n" * 300 + ".safetensors",
+        "\0.safetensors",
+        "pytorch_model.bin",
+    ],
+)
+def test_names_in_an_index_stay_beside_it(tmp_path, name: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(InputError, match="expected the name of a .safetensors file beside") as e:
+        hf_weight_files(tmp_path)
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_links_are_followed(tmp_path) -> None:
+    """Downloaded models are links into a folder of blobs."""
+    (tmp_path / "blob").write_bytes(b"")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "blob")
+    found = hf_weight_files(tmp_path / "model")
+    assert found == (tmp_path / "model" / "model.safetensors",)

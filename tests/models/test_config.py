@@ -105,3 +105,19 @@ def test_mistakes_name_file_key_expected_and_received(tmp_path, changes, message
         EncoderConfig.from_json(path)
     assert str(error.value).startswith(f"{path}: ")
     assert str(error.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model_type", [], "model_type: expected one of bert, .*, received .]"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers: expected at most 10000, received"),
+        ("vocab_size", 10**30, "vocab_size: expected at most 2147483647, received 10000"),
+        ("layer_norm_eps", float("inf"), "layer_norm_eps: expected a positive number"),
+        ("hidden_act", ["x"] * 9999, "hidden_act: expected one of .*…$"),
+    ],
+)
+def test_hostile_values_are_refused(tmp_path, key: str, value: object, message: str) -> None:
+    path = write(tmp_path, **{key: value})
+    with pytest.raises(InputError, match=f"^{path}: {message}"):
+        EncoderConfig.from_json(path)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import InputError
 from pipeline.storage import spill
 
 
@@ -58,3 +59,41 @@ def test_shards_are_the_sorted_records(
 
 def test_no_file_no_header(tmp_path: pathlib.Path) -> None:
     assert spill.read_header(tmp_path / "none.spill") is None
+
+
+def _damaged(path: pathlib.Path, content: bytes) -> str:
+    path.write_bytes(content)
+    keys = spill.KeyRange(0, spill.KEY_SPACE, 0, spill.KEY_SPACE)
+    with pytest.raises(InputError) as error:
+        list(spill.read_sorted([path], keys, expected_bytes=0))
+    return str(error.value)
+
+
+def test_damaged_files_are_named(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "chunk.spill"
+    spill.write_spill(path, _entries(9), {"fingerprint": "f"})
+    right = path.read_bytes()
+    index = right.index(b"\x93NUMPY")
+    first = right.index(b"\n", index) + 1
+    end = f"{path}: a damaged temporary file; delete it, and the same command makes it again"
+    for wrong in (
+        right[:-1],
+        right[: first + 20],
+        right[:index],
+        # An array of ten thousand entries.
+        right.replace(b"(9,)", b"(9999,)"),
+        right.replace(b"'<u8'", b"'|O'"),
+        right.replace(b"{'descr'", b"{('descr"),
+        # The first record begins at 2^64 − 1.
+        right[: first + 24] + b"\xff" * 8 + right[first + 32 :],
+    ):
+        assert _damaged(path, wrong).startswith(end)
+
+
+@pytest.mark.parametrize("header", [b"{", b"[1]", b"[" * 5000, b'{"a": ' + b"9" * 5000 + b"}"])
+def test_a_damaged_header_is_none(tmp_path: pathlib.Path, header: bytes) -> None:
+    path = tmp_path / "chunk.spill"
+    spill.write_spill(path, _entries(3), {"fingerprint": "f"})
+    assert spill.read_header(path) == {"fingerprint": "f"}
+    path.write_bytes(header + b"\n" + path.read_bytes().partition(b"\n")[2])
+    assert spill.read_header(path) is None

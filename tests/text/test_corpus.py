@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import pathlib
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -196,3 +198,51 @@ def test_nothing_there(tmp_path: pathlib.Path) -> None:
     _write(tmp_path / "empty.txt", "")
     with pytest.raises(InputError, match="every file there is empty"):
         corpus.find_files(str(tmp_path), flag="--input_dir")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", "[" * 100_000, "x.json, row 0: not JSON"),
+        ("x.json", '[{"title": ' + "9" * 5000 + "}]", "x.json, row 0: not JSON .Exceeds"),
+        ("x.jsonl", '{"title": ' + "[" * 100_000, "x.jsonl, line 1: not JSON"),
+        ("x.jsonl", '{"title": ' + "9" * 5000 + "}", "x.jsonl, line 1: not JSON .Exceeds"),
+        ("x.jsonl", '{"two\\nlines": 1}', "received two lines$"),
+        ("x.txt.gz", b"\x1f\x8b", "x.txt.gz: not a whole gzip file"),
+    ],
+)
+def test_hostile_rows_are_named(tmp_path, name: str, content: str | bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    with pytest.raises(InputError, match=message):
+        _texts(path)
+
+
+def test_a_bomb_is_read_in_bounded_memory(tmp_path) -> None:
+    """Half a megabyte that becomes half a gigabyte: blank lines, then one word."""
+    path = tmp_path / "x.txt.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(b" " * 2**20)
+        file.write(b"\nend\n")
+    tracemalloc.start()
+    try:
+        assert _texts(path)[-1] == "end"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * 2**20
+
+
+def test_many_small_documents_make_several_chunks(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "_MAX_CHUNK_DOCUMENTS", 3)
+    path = _write(tmp_path / "x.txt", "a\n\n" * 8)
+    files = corpus.find_files(str(path), flag="--input_dir")
+    assert [len(chunk.documents) for chunk in corpus.read_chunks(files)] == [3, 3, 2]
+
+
+def test_pipes_are_not_waited_for(tmp_path) -> None:
+    _write(tmp_path / "a.txt", "一")
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "a.txt")
+    assert _texts(tmp_path) == ["一", "一"]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -579,3 +580,41 @@ def test_numbers_above_a_thousand_are_written_out() -> None:
 def test_one_evaluation_is_no_way_from_here_to_there() -> None:
     series = [Series("student", (Point(200, 0.941),))]
     assert finding(AGREEMENT, series) == f"{AGREEMENT.sentence}: 94.1%"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "not JSON .expected at most 64 levels of brackets"),
+        ('{"step": ' + "9" * 400 + ', "split": "eval"}', "not JSON .expected numbers of at most"),
+        ('{"step": ' + "9" * 30 + ', "split": "eval"}', "expected a count of updates as step"),
+        ('{"step": 1, "split": "eval", "two\\nlines": "x"}', r"a number as two\\x0alines, rec"),
+        ('{"step": 1, "split": "eval", "loss": 1e300}', "expected a number as loss, received"),
+    ],
+)
+def test_hostile_metrics_are_refused(two_runs, tmp_path, capsys, line: str, message: str) -> None:
+    path = two_runs[0] / "metrics.jsonl"
+    path.write_text(line + "\n")
+    assert re.search(f"{path}, line 1: .*{message}", _fails(tmp_path, capsys, _runs_flag(two_runs)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"truncation_factor": float("nan")}, r"plans\[0\].truncation_factor: expected a number"),
+        ({"position_bytes": -3.0}, r"plans\[0\].position_bytes: expected a number above 0"),
+        ({"position_bytes": 1e300}, r"plans\[0\].position_bytes: expected a number of at most"),
+        ({"kl_dense": {"mean": 10**299}}, r"plans\[0\].kl_dense.mean: expected a number of"),
+    ],
+)
+def test_hostile_plans_are_refused(tmp_path, capsys, changes, message: str) -> None:
+    plan = {
+        "logit_encoding": "uint8",
+        "truncation_factor": 8,
+        "position_bytes": 24.0,
+        "mass_kept": 0.9,
+        "kl_dense": {"mean": 0.1},
+    }
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"plans": [plan | changes]}))
+    assert re.search(f"{path}: {message}", _fails(tmp_path, capsys, f"--plan={path}"))

@@ -164,6 +164,7 @@ def _write_results(made: Study, *, teacher: float = 0.8) -> None:
         directory = made.directory(model)
         directory.mkdir(parents=True)
         lines = [{"split": "train"}, {"split": "eval", "masked_lm_accuracy": 0.0}, line]
+        lines = [{"step": step, **one} for step, one in enumerate(lines)]
         text = "\n".join(map(json.dumps, lines)) + "\n"
         (directory / "metrics.jsonl").write_text(text, encoding="utf-8")
     for task in made.config.tasks:
@@ -214,3 +215,41 @@ def test_nothing_is_kept_of_a_score_that_the_teacher_has_not(tmp_path, monkeypat
         if line.startswith("2 layers, distilled")
     )
     assert line.split()[-2:] == ["±0.0", "60.0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected an evaluation with masked_lm_accuracy, received none"),
+        ('{"step": 1, "split": "eval", "loss": 1}', "an evaluation with masked_lm_accuracy"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ("[1]", "line 1: expected an object, received list"),
+    ],
+)
+def test_metrics_that_are_none(tmp_path, content: str, message: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(InputError, match=f"^{tmp_path / 'metrics.jsonl'}.*{message}"):
+        study_report.last_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("summary", "message"),
+    [
+        ({}, "rates: expected a list of objects, received none"),
+        ({"rates": []}, "rates: expected at least one, received none"),
+        ({"rates": [{"metrics": []}], "main_metric": "f1"}, "metrics: expected an object"),
+        ({"rates": [{"metrics": {"f1": {}}}], "main_metric": "f1"}, "f1.mean: expected a number"),
+    ],
+)
+def test_summaries_that_are_none(tmp_path, summary, message: str) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=f"^{path}: .*{message}"):
+        study_report.read_score(path)
+
+
+def test_the_score_of_a_summary(tmp_path) -> None:
+    path = tmp_path / "summary.json"
+    rates = [{"metrics": {"f1": {"mean": 0.25}, "accuracy": {"mean": 0.5}}}]
+    path.write_text(json.dumps({"rates": rates, "main_metric": "f1"}))
+    assert study_report.read_score(path) == 0.25

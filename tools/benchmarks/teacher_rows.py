@@ -93,7 +93,9 @@ def _capture_rate(sample: Sample, made: shard_capture.Capture, inputs: Inputs) -
     directory = inputs.new_directory("captured")
     directory.mkdir()
     begun = time.perf_counter()
-    serialized = made.records(iter(sample.serialized), collections.Counter())
+    manifest = sample.cache.manifest
+    examples = (inference.decode_record(record, manifest) for record in sample.serialized)
+    serialized = made.records(examples, collections.Counter())
     writer.write_shard(directory, "records.tfrecord", serialized)
     seconds = time.perf_counter() - begun
     inputs.remove(directory)

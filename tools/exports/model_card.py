@@ -1,7 +1,6 @@
 """The page that goes with a model: README.md, with the front matter that model hubs read."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.models.config import ALBERT, BERT, DISTILBERT, XLM_ROBERTA, EncoderConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from tools.exports.model_task import ModelTask
+from tools.pages.report_runs import read_metrics
 
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
@@ -73,7 +73,7 @@ def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
         request = files.read_json(directory / REQUEST_FILE)
     if request.get("kind") != "student":
         return Origin({}, None, {})
-    if cache is not None and cache.sha256() != request["cache"]:
+    if cache is not None and cache.sha256() != request.get("cache"):
         cache = None
     return Origin(request, cache, _last_evaluation(directory / METRICS_FILE))
 
@@ -81,15 +81,9 @@ def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
 def _last_evaluation(path: files.AnyPath) -> dict[str, float]:
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in reversed(list(enumerate(lines, start=1))):
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error})") from error
-        if values.get("split") == EVAL:
-            return {name: value for name, value in values.items() if name not in _NO_SCORES}
-    return {}
+    lines = [line for line in read_metrics(path) if line["split"] == EVAL]
+    last = lines[-1] if lines else {}
+    return {name: value for name, value in last.items() if name not in _NO_SCORES}
 
 
 def read_scores(paths: str | None) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What `tools.report` reads beside runs: plans, reports on caches, caches themselves."""
 
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_specs import records
-from pipeline import files
+from pipeline import files, json_text
 from pipeline.errors import InputError
 from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
@@ -23,6 +22,8 @@ from tools.pages.text_width import visible
 NUM_BINS = 15
 # Examples of a cache that a reliability diagram is made from.
 _SAMPLE = 2_000
+# Of the numbers in a report; larger ones are none that were measured.
+_LARGEST = 1e15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class JsonFile:
                 f"received {file.stat().st_size}"
             )
         try:
-            found = json.loads(file.read_bytes().decode("utf-8"))
+            found = json_text.load(file.read_bytes())
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error})") from error
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
@@ -66,14 +67,24 @@ class JsonFile:
     def _fail(self, name: str, expected: str) -> InputError:
         received = repr(self.value[name])[:80] if name in self.value else "none"
         return InputError(
-            f"{self.path}: {self.place}{name}: expected {expected}, received {received}"
+            f"{self.path}: {visible(self.place + name)[:200]}: expected {expected}, "
+            f"received {received}"
         )
 
     def number(self, name: str) -> float:
-        """Returns a number."""
+        """Returns a number that can be drawn."""
         value = self.value.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._fail(name, "a number")
+        if not abs(value) <= _LARGEST:
+            raise self._fail(name, f"a number of at most {_LARGEST:g}")
+        return float(value)
+
+    def positive(self, name: str) -> float:
+        """Returns a number that can be drawn on a logarithmic axis."""
+        value = self.number(name)
+        if value < 1.0 / _LARGEST:
+            raise self._fail(name, "a number above 0")
         return value
 
     def numbers(self, *names: str) -> tuple[float, ...]:
@@ -134,7 +145,7 @@ def read_plan(path: str) -> list[Fidelity]:
         Fidelity(
             plan.text("logit_encoding"),
             int(plan.number("truncation_factor")),
-            plan.number("position_bytes"),
+            plan.positive("position_bytes"),
             plan.number("mass_kept"),
             plan.object("kl_dense").number("mean"),
         )
@@ -152,10 +163,13 @@ def read_fidelity(path: str) -> Fidelity:
     divergences = report.object("kl_divergence")
     temperature = "1" if "1" in divergences.value else next(iter(divergences.value), "1")
     sizes = report.object("bytes_per_position")
+    bytes_each = sum(sizes.positive(name) for name in sizes.value)
+    if not bytes_each:
+        raise InputError(f"{path}: bytes_per_position: expected at least one feature, found none")
     return Fidelity(
         report.text("logit_encoding"),
         int(report.number("truncation_factor")),
-        sum(sizes.numbers(*sizes.value)),
+        bytes_each,
         report.number("mass_kept"),
         divergences.object(temperature).number("mean"),
         visible(pathlib.Path(path).stem),
@@ -190,11 +204,11 @@ def read_comparison(path: str) -> list[Taught]:
         scores = row.object("scores")
         values = [scores.object(seed).number("teacher_agreement") for seed in scores.value]
         if not values:
-            raise InputError(f"{path}: {scores.place[:-1]}: expected at least one seed")
+            raise InputError(f"{path}: {visible(scores.place[:-1])}: expected at least one seed")
         found.append(
             Taught(
                 pathlib.PurePath(row.text("cache")).name,
-                row.number("bytes_per_position"),
+                row.positive("bytes_per_position"),
                 statistics.mean(values),
                 statistics.stdev(values) if len(values) > 1 else None,
             )

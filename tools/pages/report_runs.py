@@ -2,13 +2,13 @@
 
 import collections
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import files
+from pipeline import files, json_text
 from pipeline.errors import InputError
+from pipeline.json_text import shown
 from pipeline.models import checkpoints
 from pipeline.models.config import EncoderConfig
 from pipeline.models.weight_names import weight_table
@@ -20,6 +20,8 @@ TRAIN = "train"
 EVAL = "eval"
 # A line has some 600 bytes.
 _MAX_METRICS_BYTES = 1 << 30
+# Beyond what single precision has; charts compute with the numbers.
+_LARGEST = 1e40
 # What is the same however a student is trained, or too long to be read.
 _UNTOLD = ("kind",)
 
@@ -82,19 +84,25 @@ def read_metrics(path: files.AnyPath) -> list[dict[str, Any]]:
 
 def _parse_line(content: bytes, place: str) -> dict[str, Any]:
     try:
-        line = json.loads(content.decode("utf-8"))
+        line = json_text.load(content)
     except ValueError as error:
         raise InputError(f"{place}: not JSON ({error})") from error
     if not isinstance(line, dict):
         raise InputError(f"{place}: expected an object, received {type(line).__name__}")
     step, split = line.get("step"), line.get("split")
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise InputError(f"{place}: expected a count of updates as step, received {step!r}")
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
+        raise InputError(f"{place}: expected a count of updates as step, received {shown(step)}")
     if split not in (TRAIN, EVAL):
-        raise InputError(f"{place}: expected the split train or eval, received {split!r}")
+        raise InputError(f"{place}: expected the split train or eval, received {shown(split)}")
     for name, value in line.items():
-        if name != "split" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InputError(f"{place}: expected a number as {name}, received {value!r}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # Not a number, and infinity, are what runs have that come to nothing.
+        if is_number and math.isfinite(value) and abs(value) > _LARGEST:
+            is_number = False
+        if name != "split" and not is_number:
+            raise InputError(
+                f"{place}: expected a number as {visible(name)[:80]}, received {shown(value)}"
+            )
     return line
 
 

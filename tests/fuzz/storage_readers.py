@@ -1,0 +1,371 @@
+"""Readers of cache directories: records, codecs, manifests, sidecars, counts, spill files."""
+
+import collections
+import functools
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from data_specs import records
+from pipeline import files
+from pipeline.storage import (
+    cache_codec,
+    cache_tokens,
+    serialization,
+    shard_info,
+    shuffling,
+    spill,
+    token_counts,
+    writer,
+)
+from pipeline.storage import manifest as manifests
+from pipeline.storage.cache_input import CacheInput, open_cache
+from pipeline.storage.hidden_codec import HIDDEN_CODECS
+from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.teacher_info import TeacherInfo
+from tests.fuzz.checking import Reader
+from tests.fuzz.mutation import Below, mutate_bytes, mutate_json, mutate_records
+
+TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"一二三四五六七八九十abc")
+SHARD = "train-00000-of-00001.tfrecord"
+_K = 4
+_NUM_POSITIONS = 3
+_SIZE = len(TOKENS)
+_HIDDEN = {"num_groups": 2, "hidden_size": 4}
+_SHA256 = "0" * 64
+
+
+def _masked_example(number: int) -> dict[str, bytes]:
+    ids = np.array([2, 5, 4, 7, 4, 9, 10, 3], "<u2")
+    return {
+        records.EXAMPLE_ID: bytes([number]) * 16,
+        records.INPUT_IDS: ids.tobytes(),
+        records.SEGMENT_LENGTHS: np.array([5, 3], "<u2").tobytes(),
+        records.MASKED_LM_POSITIONS: np.array([2, 4, 6], "<u2").tobytes(),
+        records.MASKED_LM_IDS: np.array([6, 8, 10], "<u2").tobytes(),
+    }
+
+
+def _window(number: int) -> dict[str, bytes]:
+    features = _masked_example(number)
+    del features[records.MASKED_LM_POSITIONS], features[records.MASKED_LM_IDS]
+    return {**features, records.WORD_STARTS: np.array([1, 3, 5], "<u2").tobytes()}
+
+
+def _teacher_info(encoding: str, *, variable: bool, hidden: str | None) -> TeacherInfo:
+    states = {"hidden_groups": ("0", "1-2"), "hidden_encoding": hidden, "hidden_size": 4}
+    return TeacherInfo(
+        truncation_factor=_K,
+        logit_encoding=encoding,
+        temperatures=(1.0, 2.0),
+        teacher={"config": {"hidden_size": 4}, "sha256": _SHA256},
+        parent={"sha256": _SHA256},
+        truncation_mass=0.9 if variable else None,
+        **(states if hidden else {}),
+    )
+
+
+def _counts() -> np.ndarray:
+    return np.arange(_SIZE)[::-1].copy()
+
+
+def _teacher_example(number: int, info: TeacherInfo) -> dict[str, bytes]:
+    codec = CODECS[info.logit_encoding](_SIZE, _K, info.variable, _counts())
+    random = np.random.default_rng(number)
+    ids = np.stack([random.permutation(_SIZE)[:_K] for _ in range(_NUM_POSITIONS)])
+    logits = np.sort(random.normal(size=ids.shape).astype(np.float32))[:, ::-1].copy()
+    if info.variable:
+        ids[1, 2:] = -1
+    (features,) = codec.encode(ids, logits, np.array([0, _NUM_POSITIONS]))
+    features[records.LOG_TAIL_MASSES] = np.full((3, 2), -2.0, "<f4").tobytes()
+    features[records.LABEL_LOG_PROBS] = np.full(3, -1.0, "<f2").tobytes()
+    if info.hidden_groups:
+        hidden = HIDDEN_CODECS[info.hidden_encoding](**_HIDDEN)
+        states = random.normal(size=(3, 2, 4)).astype(np.float32)
+        features.update(hidden.encode(states, np.array([0, 3]))[0])
+    return {**_masked_example(number), **features}
+
+
+def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: Any) -> None:
+    """Writes a complete directory of one shard for each split."""
+    values: dict[str, Any] = {
+        "kind": records.MASKED_EXAMPLES,
+        "vocab": manifests.vocab_info(TOKENS),
+        "special_ids": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
+        "max_seq_length": 16,
+        "max_predictions_per_seq": 4,
+        "dupe_factor": 1,
+        "seed": 0,
+        "flags": {"segments": "pair"},
+        "tokenizer_files": ("vocab.txt",),
+        "statistics": {"documents": 3},
+    } | fields
+    info = values.get("teacher_info")
+    splits = {}
+    for split in manifests.SPLITS:
+        measured: collections.Counter[str] = collections.Counter()
+        if info is not None:
+            for features in rows:
+                added = {name: part for name, part in features.items() if "input" not in name}
+                shard_info.measure_record(measured, added, _K)
+        told = measured if info is not None and manifests.varies_in_size(info) else None
+        serialized = map(serialization.encode_example, rows)
+        file = manifests.shard_file(split, 0, 1)
+        splits[split] = (writer.write_shard(folder, file, serialized, told),)
+    needs_counts = info is not None and CODECS[info.logit_encoding].needs_token_counts
+    if needs_counts or values["kind"] == records.UNMASKED_WINDOWS:
+        path = folder / token_counts.TOKEN_COUNTS_FILE
+        values["token_counts"] = token_counts.write_counts(path, _counts())
+    (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
+    files.write_json(folder / manifests.REQUEST_FILE, {"kind": values["kind"], "seed": 0})
+    manifests.publish(folder, manifests.Manifest(splits=splits, **values))
+
+
+def write_examples(folder: pathlib.Path) -> None:
+    """Writes masked examples."""
+    write_cache(folder, [_masked_example(1), _masked_example(2)])
+
+
+def write_windows(folder: pathlib.Path) -> None:
+    """Writes unmasked windows."""
+    write_cache(folder, [_window(1), _window(2)], kind=records.UNMASKED_WINDOWS)
+
+
+def write_teacher_cache(
+    folder: pathlib.Path, encoding: str, *, variable: bool = False, hidden: str | None = None
+) -> None:
+    """Writes a teacher cache."""
+    info = _teacher_info(encoding, variable=variable, hidden=hidden)
+    rows = [_teacher_example(number, info) for number in (1, 2)]
+    write_cache(folder, rows, kind=records.TEACHER_CACHE, teacher_info=info)
+
+
+def _open(folder: pathlib.Path) -> CacheInput:
+    return open_cache(str(folder), None)
+
+
+def read_framing(folder: pathlib.Path) -> object:
+    """Reads records without what is in them."""
+    return list(serialization.read_records(folder / SHARD))
+
+
+def read_examples(folder: pathlib.Path) -> object:
+    """Counts tokens, as two stages do."""
+    cache = _open(folder)
+    (folder / token_counts.TOKEN_COUNTS_FILE).unlink(missing_ok=True)
+    counted = token_counts.ensure_counts(folder, [folder / SHARD], cache.manifest.vocab.size)
+    return counted, cache_tokens.count_tokens(cache)
+
+
+def read_teacher_examples(folder: pathlib.Path) -> object:
+    """Makes the teacher's batches, with a teacher that says the same of everything."""
+    from pipeline.teacher import capture, inference
+
+    cache = _open(folder)
+
+    def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        shape = batch[records.MASKED_LM_IDS].shape
+        return {
+            records.TOPK_IDS: np.tile(np.arange(_K, dtype=np.int32), (*shape, 1)),
+            records.TOPK_LOGITS: np.zeros((*shape, _K), np.float32),
+            records.LOG_TAIL_MASSES: np.zeros((*shape, 2), np.float32),
+            records.LABEL_LOG_PROBS: np.zeros(shape, np.float32),
+        }
+
+    made = capture.Capture(
+        manifest=cache.manifest,
+        batch_size=2,
+        codec=CODECS["float16"](_SIZE, _K),
+        hidden_codec=None,
+        forward=forward,
+        num_draws=None,
+        on_examples=lambda count: None,
+    )
+    examples = inference.read_examples(folder / SHARD, cache.manifest)
+    return list(made.records(examples, collections.Counter()))
+
+
+def read_sample(folder: pathlib.Path) -> object:
+    """Draws a sample, as reports on caches do."""
+    from pipeline.teacher import dense_sample, inference
+
+    cache = _open(folder)
+    drawn = dense_sample.draw(cache, 100)
+    return inference.build_batch(
+        drawn,
+        batch_size=len(drawn),
+        max_seq_length=cache.manifest.max_seq_length,
+        max_predictions_per_seq=cache.manifest.max_predictions_per_seq,
+    )
+
+
+def read_report(folder: pathlib.Path) -> object:
+    """Reads a cache as `tools.report` does."""
+    from tools.pages import report_inputs
+
+    return report_inputs.read_cache(str(folder), "cache")
+
+
+def read_shown(folder: pathlib.Path) -> object:
+    """Puts examples into words, as `tools.inspect_cache` does."""
+    from tools.inspect_cache import InspectConfig, inspect_cache
+
+    # Sizes are compared first; a file that was made wrong on purpose has the right one.
+    path = folder / manifests.MANIFEST_FILE
+    value = json.loads(path.read_bytes())
+    value["splits"]["train"][0]["bytes"] = (folder / SHARD).stat().st_size
+    path.write_text(json.dumps(value))
+    return inspect_cache(InspectConfig(input_dir=str(folder), split="train"))
+
+
+def read_merged(folder: pathlib.Path) -> object:
+    """Merges a cache with another of the same examples."""
+    from pipeline.teacher import merging
+
+    cache = _open(folder)
+    other = folder / "other"
+    if not other.is_dir():
+        shutil.copytree(folder, other, dirs_exist_ok=False, ignore=shutil.ignore_patterns("other"))
+    caches = [cache, _open(other)]
+    merging.expect_same_examples(caches)
+    merger = merging.CacheMerger(caches, (0.5, 0.5), CODECS["float16"](_SIZE, _K), lambda n: None)
+    return list(merger.records(SHARD, collections.Counter()))
+
+
+def read_cached_report(folder: pathlib.Path) -> object:
+    """Decodes a cache's hidden states, as `tools.fidelity_report` does."""
+    from pipeline.teacher import cache_report, dense_sample
+
+    cache = _open(folder)
+    info = cache.manifest.teacher_info
+    codec = HIDDEN_CODECS[info.hidden_encoding](**_HIDDEN)
+    drawn = dense_sample.draw(cache, 100)
+    return [cache_report.decode_states(cache, codec, example) for example in drawn]
+
+
+def read_manifest(folder: pathlib.Path) -> object:
+    """Reads a manifest and uses all of it."""
+    cache = open_cache(None, str(folder / "*"))
+    loaded = cache.manifest
+    whole = manifests.load(folder, flag="--input_dir")
+    manifests.verify(folder, loaded, full=True)
+    if loaded.teacher_info is not None:
+        cache_codec.open_codec(folder, loaded)
+        loaded.bytes_per_position()
+        loaded.ids_per_position()
+    elif loaded.token_counts is not None:
+        token_counts.load_counts(folder, loaded)
+    target = folder / "target"
+    target.mkdir(exist_ok=True)
+    manifests.copy_tokenizer(folder, loaded, target)
+    if {path.name for path in target.iterdir()} - {"vocab.txt"}:
+        raise RuntimeError(f"copied {sorted(path.name for path in target.iterdir())}")
+    for split, shards in loaded.splits.items():
+        if loaded.num_examples(split):
+            next(shuffling.record_groups(shards, 0, start=1))
+        for shard in shards:
+            manifests.shard_place(shard.file)
+    np.zeros((2, loaded.max_seq_length + loaded.max_predictions_per_seq), np.int32)
+    files.json_bytes(loaded.to_json())
+    return loaded.features, whole.sha256()
+
+
+def read_sidecar(folder: pathlib.Path) -> object:
+    """Asks whether a shard is whole."""
+    return manifests.completed_shard(folder, SHARD)
+
+
+def read_request(folder: pathlib.Path) -> object:
+    """Asks whether a directory is that of a request."""
+    return manifests.check_claim(
+        folder, {"kind": records.MASKED_EXAMPLES, "seed": 0}, flag="--output_dir"
+    )
+
+
+def read_counts(folder: pathlib.Path) -> object:
+    """Reads token counts, unverified."""
+    loaded = manifests.load(folder, flag="--input_dir")
+    return token_counts.load_counts(folder, loaded)
+
+
+def _write_spill(folder: pathlib.Path) -> None:
+    entries = [
+        spill.Entry(bytes([number]) * 16, 2**63 + number, serialization.encode_example(features))
+        for number, features in ((n, _masked_example(n)) for n in (1, 90, 200))
+    ]
+    header = {"fingerprint": "f", "statistics": {"documents": 1}, "bytes": 9, "groups": [1, 2]}
+    spill.write_spill(folder / "chunk.spill", entries, header)
+
+
+def read_spill(folder: pathlib.Path) -> object:
+    """Reads a spill file's header and all its records."""
+    path = folder / "chunk.spill"
+    keys = spill.KeyRange(0, spill.KEY_SPACE, 0, spill.KEY_SPACE)
+    header = spill.read_header(path)
+    if header is not None and not isinstance(header, dict):
+        raise TypeError(f"a header of {type(header).__name__}")
+    return header, list(spill.read_sorted([path], keys, expected_bytes=100))
+
+
+def _mutate_spill(below: Below, content: bytes) -> bytes:
+    header, _, rest = content.partition(b"\n")
+    if below(3) == 0:
+        return mutate_json(below, header) + b"\n" + rest
+    return mutate_bytes(below, content)
+
+
+def _cache_readers() -> list[Reader]:
+    """The readers of records: the same bytes, read by all who read them."""
+    found = [
+        Reader("framing", SHARD, mutate_bytes, read_framing, write_examples),
+        Reader("masked examples", SHARD, mutate_records, read_examples, write_examples),
+        Reader("capture", SHARD, mutate_records, read_teacher_examples, write_examples),
+        Reader("sample", SHARD, mutate_records, read_sample, write_examples),
+        Reader("shown examples", SHARD, mutate_records, read_shown, write_examples),
+        Reader("shown windows", SHARD, mutate_records, read_shown, write_windows),
+    ]
+    for encoding in CODECS:
+        for variable in (False, True):
+            name = f"{encoding}{', variable' * variable}"
+            write = functools.partial(write_teacher_cache, encoding=encoding, variable=variable)
+            eval_shard = SHARD.replace("train", "eval")
+            found += [
+                Reader(f"report, {name}", eval_shard, mutate_records, read_report, write),
+                Reader(f"shown cache, {name}", SHARD, mutate_records, read_shown, write),
+            ]
+    uint8 = functools.partial(write_teacher_cache, encoding="uint8")
+    found.append(Reader("merge", SHARD, mutate_records, read_merged, uint8))
+    for hidden in HIDDEN_CODECS:
+        write = functools.partial(write_teacher_cache, encoding="compact", hidden=hidden)
+        name = f"hidden {hidden}"
+        found.append(Reader(name, SHARD, mutate_records, read_cached_report, write, ("/work",)))
+    return found
+
+
+def _other_readers() -> list[Reader]:
+    compact = functools.partial(write_teacher_cache, encoding="compact", hidden="int8")
+    manifest = manifests.MANIFEST_FILE
+    # What a wrong manifest says of files is refused by their names.
+    others = ("vocab.txt", ".tfrecord", token_counts.TOKEN_COUNTS_FILE, "--input", "/work/")
+    made = {"masked examples": write_examples, "windows": write_windows, "compact": compact}
+    counts, sidecar = token_counts.TOKEN_COUNTS_FILE, f".{SHARD}.json"
+    return [
+        *(
+            Reader(f"manifest, {name}", manifest, mutate_json, read_manifest, write, others)
+            for name, write in made.items()
+        ),
+        Reader("sidecar", sidecar, mutate_json, read_sidecar, write_examples),
+        Reader(
+            "request", manifests.REQUEST_FILE, mutate_json, read_request, write_examples, ("--o",)
+        ),
+        Reader("token counts", counts, mutate_bytes, read_counts, write_windows),
+        Reader("spill file", "chunk.spill", _mutate_spill, read_spill, _write_spill),
+    ]
+
+
+def readers() -> list[Reader]:
+    """Returns all of them."""
+    return [*_cache_readers(), *_other_readers()]

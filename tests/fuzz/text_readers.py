@@ -1,0 +1,345 @@
+"""Readers of corpora, of tokenizers' files and of declarations."""
+
+import dataclasses
+import functools
+import gzip
+import io
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from data_specs import corpora as corpus_specs
+from data_specs.corpora import CLEANING, CorpusSource, CorpusSpec
+from pipeline.errors import InputError
+from pipeline.text import corpus, documents, readers, tokenizers
+from pipeline.text.documents import Corpus
+from tests.fuzz.checking import Reader
+from tests.fuzz.mutation import (
+    Below,
+    Mutate,
+    mutate_bytes,
+    mutate_gzip,
+    mutate_json,
+    mutate_json_lines,
+)
+from tests.fuzz.storage_readers import TOKENS
+
+_TEXT = "第一行，第二行。\n<b>Some</b> &amp; text {x} [id1|Имя] = = T = =\n\n一二三四五。\n  三\n"
+_SAMPLE = "一二三, the small model [MASK] <mask> a\u0301 \U0001f600 ab"
+
+
+def _write(folder: pathlib.Path, name: str, content: bytes | str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def _rows(*, lines: bool) -> str:
+    rows = [{"title": f"题{n}", "content": f"内容 {n} <br> b", "n": n} for n in range(4)]
+    if lines:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return json.dumps(rows)
+
+
+def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
+    found = corpus.find_files(str(folder / file), flag="--input_dir", corpus=Corpus(spec=spec))
+    return [
+        documents.document_text(document)
+        for chunk in corpus.read_chunks(found)
+        for document in chunk.documents
+    ]
+
+
+def _corpus_readers() -> list[Reader]:
+    specs = {
+        "plain": CorpusSpec(),
+        "cleaned": CorpusSpec(cleaning=CLEANING),
+        "lines": CorpusSpec(documents="lines", lines_per_document=2),
+        "starts": CorpusSpec(documents="starts", document_start="第|= ="),
+        "files": CorpusSpec(documents="files"),
+    }
+    contents: list[tuple[str, str, bytes, Any]] = [
+        (name, "a.txt", _TEXT.encode(), mutate_bytes) for name in specs
+    ]
+    zipped = io.BytesIO()
+    with gzip.GzipFile(fileobj=zipped, mode="wb", mtime=0) as file:
+        file.write(_rows(lines=True).encode())
+    contents += [
+        ("rows", "a.jsonl", _rows(lines=True).encode(), mutate_json_lines),
+        ("array", "a.json", _rows(lines=False).encode(), mutate_json),
+        ("gzip", "a.jsonl.gz", zipped.getvalue(), mutate_gzip),
+    ]
+    return [
+        Reader(
+            f"corpus, {name}",
+            file,
+            mutate,
+            functools.partial(_read_corpus, file=file, spec=specs.get(name, CorpusSpec())),
+            functools.partial(_write, name=file, content=content),
+            ("--input_dir",),
+        )
+        for name, file, content, mutate in contents
+    ]
+
+
+def _sentencepiece(**settings: Any) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    text = "一二三四五六七八九十 the small model learns step by step"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text, "learns the model, 三四五"] * 8),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **settings,
+    )
+    return model.getvalue()
+
+
+def _unigram(**settings: Any) -> bytes:
+    return _sentencepiece(
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_piece="[PAD]",
+        unk_piece="[UNK]",
+        control_symbols=["[CLS]", "[SEP]"],
+        user_defined_symbols=["[MASK]"],
+        **settings,
+    )
+
+
+def _plain_unigram() -> bytes:
+    # Without a table of letters, which else is nearly all of the file.
+    return _unigram(normalization_rule_name="identity")
+
+
+def _byte_level() -> bytes:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()[:40],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the small model", "一二三"], trainer)
+    return tokenizer.to_str().encode()
+
+
+def _converted() -> bytes:
+    """A unigram `tokenizer.json` with a normaliser's table."""
+    from pipeline.text import sentencepieces
+
+    model = _unigram()
+    pieces = sentencepieces.SentencePieceProcessor(model_proto=model)
+    vocab = tuple(pieces.id_to_piece(i) for i in range(pieces.get_piece_size()))
+    special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    special = {name: vocab.index(f"[{name.upper()}]") for name in special}
+    found = sentencepieces.SentencePieceTokenizer(vocab, special, True, model)
+    return found.files()["tokenizer.json"]
+
+
+def _read_tokenizer(folder: pathlib.Path) -> object:
+    found = tokenizers.load_tokenizer(str(folder), do_lower_case=None, flag="--vocab_file")
+    tokens = found.tokenize(_SAMPLE)
+    if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < len(found.vocab):
+        raise RuntimeError("an id outside the vocabulary")
+    if len(found.is_special()) != len(found.vocab):
+        raise RuntimeError("not as many tokens as ids")
+    return found.info, found.files(), np.diff(tokens.word_ids)
+
+
+def _read_json_tokenizer(folder: pathlib.Path) -> object:
+    from tools.pages.token_text import TokenText
+
+    result = _read_tokenizer(folder)
+    found = tokenizers.load_tokenizer(str(folder), do_lower_case=None, flag="--vocab_file")
+    text = TokenText(found)
+    text.spaced(list(range(len(found.vocab))))
+    return result
+
+
+def _write_tokenizer(folder: pathlib.Path, name: str, content: Any) -> None:
+    _write(folder, name, content())
+    if name == "vocab.txt":
+        _write(folder, "tokenizer_config.json", json.dumps({"do_lower_case": False}))
+    if name.startswith("sentencepiece"):
+        _write(folder, "config.json", json.dumps({"model_type": "xlm-roberta"}))
+
+
+def _vocab() -> str:
+    return "\n".join(TOKENS) + "\n"
+
+
+_XLM_ROBERTA = "sentencepiece.bpe.model"
+_TOKENIZERS: tuple[tuple[str, str, str, Mutate, Any, Any], ...] = (
+    # Its name, the file made wrong, the right one, how, what reads and what makes it.
+    ("vocab", "vocab.txt", "vocab.txt", mutate_bytes, _read_tokenizer, _vocab),
+    ("its settings", "tokenizer_config.json", "vocab.txt", mutate_json, _read_tokenizer, _vocab),
+    ("byte-level", *["tokenizer.json"] * 2, mutate_json, _read_json_tokenizer, _byte_level),
+    ("unigram json", *["tokenizer.json"] * 2, mutate_json, _read_json_tokenizer, _converted),
+    ("unigram", *["spiece.model"] * 2, mutate_bytes, _read_tokenizer, _plain_unigram),
+    ("xlm-roberta", *[_XLM_ROBERTA] * 2, mutate_bytes, _read_tokenizer, _sentencepiece),
+    (
+        "xlm-roberta's settings",
+        "config.json",
+        _XLM_ROBERTA,
+        mutate_json,
+        _read_tokenizer,
+        _sentencepiece,
+    ),
+)
+
+
+def _tokenizer_readers() -> list[Reader]:
+    return [
+        Reader(
+            f"tokenizer, {name}",
+            file,
+            mutate,
+            read,
+            functools.partial(_write_tokenizer, name=right, content=content),
+            (right, "--vocab_file"),
+        )
+        for name, file, right, mutate, read, content in _TOKENIZERS
+    ]
+
+
+_LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(f'*{chr(97 + n)}' for _ in range(9))}]\n"
+    for n in range(9)
+)
+_YAML_VALUES = (
+    "null",
+    "[]",
+    "{}",
+    "[[a]]",
+    "-1",
+    "1e999",
+    ".nan",
+    "9" * 5000,
+    "9" * 400,
+    "2024-99-99",
+    "2024-01-01",
+    "1:2:3",
+    '"\\ud800"',
+    '"a\\nb"',
+    "!!python/object/apply:os.getcwd []",
+    "!!python/name:os.system",
+    "!!binary aGk=",
+    "!!set {a}",
+    "[" * 2000,
+    "- " * 1000,
+    "&a [*a]",
+    "*a",
+    "'../../x'",
+    "/etc/passwd",
+    "~nobody_there/x",
+    "'**x'",
+    "(",
+    "'(' ",
+    "'a{99999999999}'",
+    "'" + "(" * 3000 + "'",
+    "'[一-龥]'",
+    "'\\N{DASH}'",
+    "'(?u)x'",
+    "true",
+    "x" * 3000,
+    "\n" + "\n".join("  " + line for line in _LAUGHS.split("\n")),
+)
+_YAML_LINE = re.compile(rb"^( *[\w-]+:).*$", re.MULTILINE)
+
+
+def mutate_yaml(below: Below, content: bytes) -> bytes:
+    """Gives keys other values, or changes bytes."""
+    if below(3) == 0:
+        return mutate_bytes(below, content)
+    for _ in range(1 + below(2)):
+        found = list(_YAML_LINE.finditer(content))
+        if not found:
+            break
+        match = found[below(len(found))]
+        value = _YAML_VALUES[below(len(_YAML_VALUES))].encode()
+        content = content[: match.start()] + match[1] + b" " + value + content[match.end() :]
+    return content
+
+
+_SPEC = """title: A corpus
+url: https://example.org
+files: ["*.txt"]
+reader: text
+documents: starts
+document_start: "^= "
+cleaning: [html, spaces]
+language: zh
+segmenter: none
+"""
+_MIXTURE = """corpora:
+  - input_dir: text
+    corpus_spec: spec.yaml
+    weight: 0.5
+    name: one
+  - input_dir: text/a.txt
+    text_fields: [a, b]
+    name: two
+"""
+
+
+def _write_mixture(folder: pathlib.Path) -> None:
+    _write(folder, "text/a.txt", _TEXT)
+    _write(folder, "spec.yaml", _SPEC)
+    _write(folder, "mixture.yaml", _MIXTURE)
+
+
+def _read_spec(folder: pathlib.Path) -> object:
+    path = str(folder / "spec.yaml")
+    source = CorpusSource(input_dir=str(folder / "text"), corpus_spec=path)
+    return _use_sources((source,))
+
+
+def _use_sources(sources: tuple[CorpusSource, ...]) -> object:
+    found = corpus.resolve(sources)
+    texts = []
+    for file in corpus.open_corpora(sources, found):
+        texts += [documents.document_text(one) for one, _ in readers.read_documents(file)]
+    return texts, [json.dumps(dataclasses.asdict(one)) for one in found]
+
+
+def _read_mixture(folder: pathlib.Path) -> object:
+    path = str(folder / "mixture.yaml")
+    try:
+        sources = corpus_specs.load_mixture(path)
+    except ValueError as error:
+        # As the command that has the flag says it.
+        raise InputError(f"--corpora: {error}") from error
+    # Whatever lies where a mixture says is the user's to say.
+    sources = tuple(one for one in sources if one.tfds_name is None)
+    return _use_sources(sources)
+
+
+def readers_of_text() -> list[Reader]:
+    """Returns all of them."""
+    flags = ("--corpus_spec", "--input_dir", "--corpora")
+    return [
+        *_corpus_readers(),
+        *_tokenizer_readers(),
+        Reader("declaration, corpus", "spec.yaml", mutate_yaml, _read_spec, _write_mixture, flags),
+        Reader(
+            "declaration, mixture",
+            "mixture.yaml",
+            mutate_yaml,
+            _read_mixture,
+            _write_mixture,
+            (*flags, "a.txt"),
+        ),
+    ]

@@ -1,0 +1,69 @@
+"""Token counts: damaged records and files are named, before they become sizes."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.errors import InputError
+from pipeline.storage import serialization, token_counts
+
+
+def _write_shard(path: pathlib.Path, *examples: dict[str, bytes]) -> pathlib.Path:
+    framed = map(serialization.frame_record, map(serialization.encode_example, examples))
+    path.write_bytes(b"".join(framed))
+    return path
+
+
+def test_tokens_of_shards_are_counted(tmp_path: pathlib.Path) -> None:
+    ids = np.array([2, 2, 0], "<u2").tobytes()
+    label = {records.INPUT_IDS: ids, records.MASKED_LM_IDS: np.array([1], "<u2").tobytes()}
+    shard = _write_shard(tmp_path / "x.tfrecord", label, {records.INPUT_IDS: ids})
+    token_counts.ensure_counts(tmp_path, [shard, shard], 4)
+    counts = token_counts.sum_counts([tmp_path / "token_counts.npy"], 4)
+    # Twice 2, 1 and 4: the shard is there twice.
+    assert counts.tolist() == [4, 2, 8, 0]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"other": b""}, "'input_ids'"),
+        ({records.INPUT_IDS: b"123"}, "buffer size must be a multiple"),
+        ({records.INPUT_IDS: b"\xff\xff"}, "expected ids of 4 tokens, received others"),
+    ],
+)
+def test_damaged_records_are_named(
+    tmp_path: pathlib.Path, features: dict[str, bytes], message: str
+) -> None:
+    shard = _write_shard(tmp_path / "x.tfrecord", features)
+    with pytest.raises(InputError, match=f"^{shard}: a damaged record .{message}"):
+        token_counts.ensure_counts(tmp_path, [shard], 4)
+
+
+def test_ids_are_checked_before_an_array_is_as_long_as_the_largest() -> None:
+    ids = np.array([2**31 - 1], "<i4").tobytes()
+    with pytest.raises(ValueError, match="expected ids of 100000 tokens"):
+        token_counts.count_tokens([serialization.encode_example({records.INPUT_IDS: ids})], 100_000)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{(",
+        b"-" * 4000 + b"1",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (" + b"9" * 3000 + b",)}",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (4,)}",
+        b"{'descr': [], 'fortran_order': False, 'shape': (4,)}",
+        b"\xff\x00\n",
+        b"__import__('os').abort()",
+    ],
+)
+def test_damaged_headers_are_named(tmp_path: pathlib.Path, header: bytes) -> None:
+    path = tmp_path / "token_counts.npy"
+    length = len(header).to_bytes(2, "little")
+    path.write_bytes(b"\x93NUMPY\x01\x00" + length + header + bytes(32))
+    with pytest.raises(InputError, match=f"^{path}: expected ") as error:
+        token_counts.sum_counts([path], 4)
+    assert len(str(error.value).splitlines()) == 1

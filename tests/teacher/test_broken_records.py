@@ -1,0 +1,107 @@
+"""Records that are whole and wrong: each stage names the shard, and reads no further."""
+
+import collections
+import pathlib
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.errors import InputError
+from pipeline.storage import serialization
+from pipeline.storage.cache_input import open_cache
+from pipeline.storage.logit_codec import CODECS
+from pipeline.teacher import cache_report, dense_sample, inference, merging
+from tests.fuzz.storage_readers import SHARD, write_examples, write_teacher_cache
+
+
+def _ids(*values: int) -> bytes:
+    return np.array(values, "<u2").tobytes()
+
+
+def _change_first(folder: pathlib.Path, **features: bytes | None) -> pathlib.Path:
+    """Gives the first record other features; None takes one out."""
+    path = folder / SHARD
+    first, *others = serialization.read_records(path)
+    changed = serialization.decode_example(first) | features
+    kept = {name: value for name, value in changed.items() if value is not None}
+    rows = [serialization.encode_example(kept), *others]
+    path.write_bytes(b"".join(map(serialization.frame_record, rows)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({records.INPUT_IDS: None}, "'input_ids'"),
+        ({records.INPUT_IDS: b"123"}, "buffer size must be a multiple"),
+        ({records.SEGMENT_LENGTHS: b""}, "expected segments of 8 tokens, received others"),
+        ({records.SEGMENT_LENGTHS: _ids(5, 4)}, "expected segments of 8 tokens, received others"),
+        ({records.MASKED_LM_POSITIONS: _ids(2, 4, 8)}, "expected a label at each masked position"),
+        ({records.MASKED_LM_POSITIONS: _ids(2)}, "expected a label at each masked position"),
+        ({records.MASKED_LM_IDS: _ids(1, 2, 99)}, "expected ids of 18 tokens, received others"),
+        (
+            {records.INPUT_IDS: _ids(*[2] * 17), records.SEGMENT_LENGTHS: _ids(9, 8)},
+            "expected at most 16 ids, received 17",
+        ),
+        (
+            {
+                records.MASKED_LM_POSITIONS: _ids(1, 2, 3, 4, 5),
+                records.MASKED_LM_IDS: _ids(1, 2, 3, 4, 5),
+            },
+            "expected at most 4 ids, received 5",
+        ),
+    ],
+)
+def test_masked_examples(
+    tmp_path: pathlib.Path, features: dict[str, bytes | None], message: str
+) -> None:
+    write_examples(tmp_path)
+    cache = open_cache(str(tmp_path), None)
+    path = tmp_path / SHARD
+    assert len(list(inference.read_examples(path, cache.manifest))) == 2
+    _change_first(tmp_path, **features)
+    with pytest.raises(InputError, match=f"^{path}: broken record 0: {message}"):
+        list(inference.read_examples(path, cache.manifest))
+    with pytest.raises(InputError, match=f"^{path}: broken record: {message}"):
+        dense_sample.draw(cache, 100)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        # A list that names an id twice has fewer than it says.
+        ({records.TOPK_IDS: _ids(*[7] * 12)}, "topk_ids: expected at least 4 at each position"),
+    ],
+)
+def test_merged_caches(
+    tmp_path: pathlib.Path, features: dict[str, bytes | None], message: str
+) -> None:
+    (tmp_path / "cache").mkdir()
+    write_teacher_cache(tmp_path / "cache", "uint8")
+    path = _change_first(tmp_path / "cache", **features)
+    caches = [open_cache(str(tmp_path / "cache"), None)] * 2
+    merger = merging.CacheMerger(caches, (0.5, 0.5), CODECS["float16"](18, 4), lambda count: None)
+    with pytest.raises(InputError, match=f"^{path}: {message}"):
+        list(merger.records(SHARD, collections.Counter()))
+
+
+@pytest.mark.parametrize("states", [None, b"12", np.full((3, 2, 4), np.inf, "<f2").tobytes()])
+def test_hidden_states(tmp_path: pathlib.Path, states: bytes | None) -> None:
+    write_teacher_cache(tmp_path, "uint8", hidden="float16")
+    _change_first(tmp_path, **{records.HIDDEN_STATES: states})
+    cache = open_cache(str(tmp_path), None)
+    codec = cache_report.HIDDEN_CODECS["float16"](2, 4)
+    first, second = inference.read_examples(tmp_path / SHARD, cache.manifest)
+    assert cache_report.decode_states(cache, codec, second).shape == (3, 2, 4)
+    with pytest.raises(InputError, match=f"^{tmp_path}: broken record {'01' * 16}: "):
+        cache_report.decode_states(cache, codec, first)
+
+
+def test_bytes_that_claim_more_ids_than_fit_a_record() -> None:
+    """A few compressed bytes, and arrays of many gigabytes."""
+    codec = CODECS["compact"](2**20, 2**20, True, np.zeros(2**20, np.int64))
+    features = dict.fromkeys((records.TOPK_IDS, records.TOPK_LOGITS), b"")
+    features[records.TOPK_COUNTS] = _ids(*[1] * 65)
+    with pytest.raises(ValueError, match="expected at most 67108864 ids in a record, received 65"):
+        codec.decode(features, 65)
