@@ -26,6 +26,8 @@ setup(
         "jax": ["jax>=0.7"],
         "gpu": ["tensorflow[and-cuda]>=2.20", "jax[cuda12]>=0.7"],
         "tpu": ["jax[tpu]>=0.7"],
+        "ray": ["ray>=2.50"],
+        "remote": ["gcsfs>=2024.6", "s3fs>=2024.6"],
         "export": [
             "tf2onnx>=1.17",
             "onnx>=1.17",

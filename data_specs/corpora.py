@@ -6,6 +6,7 @@ each counts.
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 from typing import Any
@@ -211,5 +212,6 @@ def _beside(folder: Any, value: str) -> str:
     """Returns a path that is relative to a folder; one that is not stays."""
     if "://" in value:
         return value
-    local = pathlib.Path(value).expanduser()
+    # As it is where there is no such user.
+    local = pathlib.Path(os.path.expanduser(value))
     return str(local if local.is_absolute() else folder / str(local))

@@ -12,9 +12,8 @@ import json
 import os
 import pathlib
 import secrets
-import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline import json_text, remote_files
@@ -63,20 +62,8 @@ def own_temporary_path(path: PathLike) -> AnyPath:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def remove_temporaries(directory: PathLike, names: Collection[str]) -> None:
-    """Removes what killed processes left half-written.
-
-    Args:
-        directory: where.
-        names: of the files that they were writing.
-    """
-    for path in as_path(directory).glob(".*.tmp"):
-        name = path.name.removeprefix(".").removesuffix(".tmp")
-        if name in names or name.rpartition(".")[0] in names:
-            path.unlink(missing_ok=True)
-
-
-def _sync_directory(path: pathlib.Path) -> None:
+def sync_directory(path: pathlib.Path) -> None:
+    """Waits until the names in a folder of this machine are on its disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,7 +97,7 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
             yield temporary
         return
     temporary = temporary_path(path) if temporary is None else temporary
-    with _locked(temporary, f"{temporary}: another process is writing this file") as lock:
+    with locked(temporary, f"{temporary}: another process is writing this file") as lock:
         try:
             mode = os.fstat(lock).st_mode
             yield temporary
@@ -125,7 +112,7 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
                 # A full disk says so without saying where.
                 error.filename = str(path)
             raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 @contextlib.contextmanager
@@ -178,11 +165,11 @@ def publish(temporary: PathLike, path: PathLike) -> None:
         temporary.move(path)
         return
     os.replace(temporary, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 @contextlib.contextmanager
-def _locked(temporary: pathlib.Path, otherwise: str | None = None) -> Iterator[int]:
+def locked(temporary: pathlib.Path, otherwise: str | None = None) -> Iterator[int]:
     """Opens a temporary file, which a killed process may have left, and holds its lock.
 
     Two live processes that wrote the same one would publish a mixture. The second is
@@ -198,30 +185,6 @@ def _locked(temporary: pathlib.Path, otherwise: str | None = None) -> Iterator[i
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def sole_user(directory: PathLike, flag: str) -> Iterator[None]:
-    """Keeps a folder to this process while the block runs; a killed one lets go of it.
-
-    A hidden file there is locked, as folders cannot be everywhere; in a bucket nothing can.
-
-    Args:
-        directory: must exist.
-        flag: the flag that named it, for the error message.
-
-    Raises:
-        InputError: another process keeps it.
-    """
-    path = as_path(directory) / ".lock.tmp"
-    if isinstance(path, RemotePath):
-        yield
-        return
-    with _locked(path, f"{flag}: another process is at work in {directory}"):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
@@ -287,119 +250,6 @@ def sha256_file(path: PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def make_directory(path: PathLike, flag: str) -> AnyPath:
-    """Makes a folder and its parents; buckets have none, and need none.
-
-    Args:
-        path: the folder.
-        flag: the flag that named it, for the error message.
-
-    Raises:
-        InputError: it cannot be made, or a file has that name.
-    """
-    path = as_path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{flag}: cannot make the folder {path}: {error.strerror}") from error
-    return path
-
-
-def expect_new_directory(path: PathLike, flag: str) -> None:
-    """Checks that a folder is not there or empty, but for temporary files of a killed run.
-
-    Args:
-        path: the folder.
-        flag: the flag that named it, for the error message.
-
-    Raises:
-        InputError: it holds something, or a file has that name.
-    """
-    path = as_path(path)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{flag}: expected a folder, received {path}, which is a file")
-    names = (item.name for item in path.iterdir()) if path.is_dir() else ()
-    present = sorted(name for name in names if not name.endswith(".tmp"))
-    if present:
-        raise InputError(
-            f"{flag}: expected a new or an empty folder, received {path}, "
-            f"which holds {present[0]!r}; nothing is overwritten"
-        )
-
-
-def expect_new_file(path: PathLike, flag: str) -> None:
-    """Checks that a file can be written: it is not there, its folder is.
-
-    Args:
-        path: the file.
-        flag: the flag that named it, for the error message.
-
-    Raises:
-        InputError: something has that name, or there is no such folder.
-    """
-    path = as_path(path)
-    if path.exists():
-        raise InputError(
-            f"{flag}: expected a new file, received {path}, which exists; nothing is overwritten"
-        )
-    if not isinstance(path, RemotePath) and not path.parent.is_dir():
-        raise InputError(f"{flag}: expected an existing folder, received {path.parent}")
-
-
-@contextlib.contextmanager
-def staged_directory(path: PathLike, *, last: str) -> Iterator[pathlib.Path]:
-    """Yields a hidden folder inside `path`, whose files move up when the block succeeds.
-
-    For a bucket it is a folder of this machine, whose files are uploaded. When the block
-    raises, it is removed with all that is in it.
-
-    Args:
-        path: the final folder, which must exist.
-        last: the file that moves last, without which the others count for nothing.
-
-    Yields:
-        the hidden folder, to be filled with files inside the block.
-
-    Raises:
-        InputError: meanwhile `path` has got a file of the same name.
-    """
-    path = as_path(path)
-    is_remote = isinstance(path, RemotePath)
-    stage = (cache_folder() if is_remote else path) / f".{secrets.token_hex(4)}.tmp"
-    stage.mkdir()
-    try:
-        yield stage
-        for file in sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name)):
-            with open(file, "rb") as content:
-                os.fsync(content.fileno())
-            final = path / file.name
-            if final.exists():
-                raise InputError(f"{final}: expected no such file, found one")
-            if is_remote:
-                final.upload(file)
-            else:
-                os.replace(file, final)
-        if not is_remote:
-            _sync_directory(path)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def scratch_folder(directory: PathLike, name: str) -> pathlib.Path:
-    """Returns where files lie that only a run which is not finished needs.
-
-    Args:
-        directory: the run's; for one in a bucket, it is a folder of this machine that
-            belongs to it, in which the same command finds them again.
-        name: of the folder, which is not made.
-    """
-    directory = as_path(directory)
-    if not isinstance(directory, RemotePath):
-        return directory / name
-    digest = hashlib.sha256(str(directory).encode("utf-8")).hexdigest()
-    return cache_folder() / f"scratch-{digest[:32]}-{name}"
-
-
 def local_copy(path: PathLike) -> pathlib.Path:
     """Returns a file of this machine with the content of a file or an object.
 
@@ -440,7 +290,7 @@ def local_copies(paths: Sequence[PathLike]) -> tuple[pathlib.Path, ...]:
 
 def _copy_object(path: RemotePath, copy: pathlib.Path) -> None:
     """Copies an object; other processes that want the same copy wait meanwhile."""
-    with _locked(copy.parent / ".lock.tmp"):
+    with locked(copy.parent / ".lock.tmp"):
         if not copy.is_file():
             with atomic_path(copy) as temporary:
                 path.download(temporary)

@@ -112,6 +112,11 @@ class RemotePath:
         return self.key.name
 
     @property
+    def stem(self) -> str:
+        """See `pathlib.PurePath`."""
+        return self.key.stem
+
+    @property
     def suffix(self) -> str:
         """See `pathlib.PurePath`."""
         return self.key.suffix

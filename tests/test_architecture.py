@@ -26,6 +26,7 @@ LAYERS = (
         "pipeline.remote_files",
         "pipeline.cache_folder",
         "pipeline.files",
+        "pipeline.folders",
         "pipeline.seeding",
         "pipeline.compute_dtype",
     ),

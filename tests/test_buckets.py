@@ -13,7 +13,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from data_specs.corpora import CorpusSource
 from pipeline import create_pretraining_data, create_teacher_output_data, files
 from pipeline.cache_folder import CACHE_VARIABLE, cache_folder
-from pipeline.distill import training, training_state
+from pipeline.distill import training
+from pipeline.distill.checkpoint_files import CheckpointFiles
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, tf1_checkpoint
@@ -278,13 +279,13 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
     expected = read_folder(tmp_path / "here")
     config = stage_2(bucket / "student")
 
-    def killed(output_dir, model, step, real=training_state.save):
+    def killed(kept, step, tensors, real=CheckpointFiles.save, **settings):
         if step == 6:
             raise KeyboardInterrupt
-        real(output_dir, model, step)
+        real(kept, step, tensors, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.training_state, "save", killed)
+        patch.setattr(CheckpointFiles, "save", killed)
         with pytest.raises(KeyboardInterrupt, match="continues from step 3, the last checkpoint"):
             training.distill(config)
     there = read_objects(config.output_dir)

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import files
+from pipeline import files, folders
 from pipeline.cache_folder import CACHE_VARIABLE, cache_folder
 from pipeline.errors import InputError
 from pipeline.remote_files import RemotePath
@@ -201,7 +201,7 @@ def test_staged_files_appear_in_order(bucket, monkeypatch) -> None:
         real(self, source)
 
     monkeypatch.setattr(RemotePath, "upload", upload)
-    with files.staged_directory(bucket / "out", last="config.json") as stage:
+    with folders.staged_directory(bucket / "out", last="config.json") as stage:
         for name in ("config.json", "a.bin", "z.bin"):
             (stage / name).write_bytes(name.encode())
         assert not (bucket / "out").exists()
@@ -213,7 +213,7 @@ def test_staged_files_appear_in_order(bucket, monkeypatch) -> None:
 def test_staged_files_replace_nothing(bucket) -> None:
     (bucket / "out" / "a.bin").write_bytes(b"before")
     expected = f"{bucket}/out/a.bin: expected no such file, found one"
-    staged = files.staged_directory(bucket / "out", last="b.bin")
+    staged = folders.staged_directory(bucket / "out", last="b.bin")
     with pytest.raises(InputError) as caught, staged as stage:
         for name in ("a.bin", "b.bin"):
             (stage / name).write_bytes(b"after")
@@ -225,19 +225,19 @@ def test_staged_files_replace_nothing(bucket) -> None:
 
 def test_new_directories_and_files(bucket) -> None:
     folder = bucket / "out"
-    assert files.make_directory(str(folder), "--output_dir") == folder
-    files.expect_new_directory(folder, "--output_dir")
-    files.expect_new_file(folder / "a.json", "--output")
-    with files.sole_user(folder, "--output_dir"):
+    assert folders.make_directory(str(folder), "--output_dir") == folder
+    folders.expect_new_directory(folder, "--output_dir")
+    folders.expect_new_file(folder / "a.json", "--output")
+    with folders.sole_user(folder, "--output_dir"):
         files.write_json(folder / "a.json", {})
     with pytest.raises(InputError) as caught:
-        files.expect_new_directory(str(folder), "--output_dir")
+        folders.expect_new_directory(str(folder), "--output_dir")
     assert str(caught.value) == (
         f"--output_dir: expected a new or an empty folder, received {folder}, "
         "which holds 'a.json'; nothing is overwritten"
     )
     with pytest.raises(InputError) as caught:
-        files.expect_new_file(str(folder / "a.json"), "--output")
+        folders.expect_new_file(str(folder / "a.json"), "--output")
     assert str(caught.value) == (
         f"--output: expected a new file, received {folder}/a.json, which exists; "
         "nothing is overwritten"
@@ -349,10 +349,10 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch) -> None:
 
 
 def test_scratch_files_are_found_again(bucket, tmp_path) -> None:
-    assert files.scratch_folder(tmp_path, ".spill") == tmp_path / ".spill"
-    scratch = files.scratch_folder(str(bucket / "out"), ".spill")
-    assert scratch == files.scratch_folder(bucket / "out", ".spill")
-    assert scratch != files.scratch_folder(bucket / "out2", ".spill")
+    assert folders.scratch_folder(tmp_path, ".spill") == tmp_path / ".spill"
+    scratch = folders.scratch_folder(str(bucket / "out"), ".spill")
+    assert scratch == folders.scratch_folder(bucket / "out", ".spill")
+    assert scratch != folders.scratch_folder(bucket / "out2", ".spill")
     assert scratch.is_relative_to(cache_folder())
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from pipeline import command_line, compute_dtype, files
+from pipeline import command_line, compute_dtype, files, folders
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, weight_names
 from tools.benchmarks import measurement
@@ -282,7 +282,7 @@ def to_json(speed: Speed) -> dict[str, Any]:
 
 def _benchmark(values: flags.FlagValues) -> None:
     if values.output:
-        files.expect_new_file(values.output, "--output")
+        folders.expect_new_file(values.output, "--output")
     models = find_models(values.models, values.seq_length)
     wanted = parse_computations(values.computations)
     devices = command_line.choose_backend(values)

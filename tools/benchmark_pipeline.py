@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline import command_line, compute_dtype, files, remote_files
+from pipeline import command_line, compute_dtype, files, folders, remote_files
 from pipeline.errors import InputError
 from tools.text_table import aligned_lines
 
@@ -144,7 +144,7 @@ def _file(values: flags.FlagValues, name: str) -> pathlib.Path | None:
 
 def _benchmark(values: flags.FlagValues) -> None:
     if values.output:
-        files.expect_new_file(values.output, "--output")
+        folders.expect_new_file(values.output, "--output")
     chosen = [name.strip() for name in values.groups.split(",")]
     for name in chosen:
         if name not in GROUPS:
@@ -154,7 +154,7 @@ def _benchmark(values: flags.FlagValues) -> None:
     from tools.benchmarks.inputs import Inputs
 
     remote_files.expect_local(values.work, "--work")
-    work = files.make_directory(values.work, "--work")
+    work = folders.make_directory(values.work, "--work")
     inputs = Inputs(
         work,
         corpus,

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, folders
 from pipeline.compute_dtype import BFLOAT16
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from tools.text_table import aligned_lines
@@ -232,7 +232,7 @@ def _workload(values: flags.FlagValues) -> Workload:
 def _benchmark(values: flags.FlagValues) -> None:
     workload = _workload(values)
     if values.json:
-        files.expect_new_file(values.json, "--json")
+        folders.expect_new_file(values.json, "--json")
     devices = command_line.choose_backend(values)
     dtype = command_line.choose_compute_dtype(values, devices)
     config = dataclasses.replace(workload.config, compute_dtype=dtype)

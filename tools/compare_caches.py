@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipeline import command_line, files, remote_files
+from pipeline import command_line, files, folders, remote_files
 from pipeline.errors import InputError
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
@@ -217,12 +217,12 @@ def define_flags() -> flags.FlagValues:
 
 def _compare(values: flags.FlagValues) -> None:
     if values.output:
-        files.expect_new_file(values.output, "--output")
+        folders.expect_new_file(values.output, "--output")
     caches = [cache.strip() for cache in values.caches.split(",")]
     seeds = command_line.parse_counts("seeds", values.seeds)
     command_line.import_quietly("tensorflow")
     remote_files.expect_local(values.work, "--work")
-    work = files.make_directory(values.work, "--work")
+    work = folders.make_directory(values.work, "--work")
     found = compare(caches, work, seeds, shlex.split(values.distill_flags), values.max_eval_steps)
     print(f"\n{table(found)}")
     if values.output:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, folders
 from pipeline.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.errors import InputError
 from tools.text_table import aligned_lines
@@ -277,7 +277,7 @@ def _compile_parts(
 def _compile(values: flags.FlagValues) -> None:
     workload = _workload(values)
     if values.json:
-        files.expect_new_file(values.json, "--json")
+        folders.expect_new_file(values.json, "--json")
     from tools.workloads import tpu_compiler
 
     topology = tpu_compiler.open_topology(values.topology)

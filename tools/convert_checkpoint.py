@@ -118,7 +118,7 @@ def write_with_tokenizer(
     Raises:
         InputError: the folder cannot be made.
     """
-    from pipeline import files
+    from pipeline import files, folders
     from pipeline.text import tokenizers
 
     settings = (source.directory / name for name in _TOKENIZER_SETTINGS)
@@ -126,8 +126,8 @@ def write_with_tokenizer(
         *tokenizers.tokenizer_files(source.directory),
         *(path for path in settings if path.is_file()),
     ]
-    files.make_directory(directory, "--output_dir")
-    with files.staged_directory(directory, last=last) as stage:
+    folders.make_directory(directory, "--output_dir")
+    with folders.staged_directory(directory, last=last) as stage:
         write(stage)
         for path in found:
             shutil.copyfile(files.local_copy(path), stage / path.name)
@@ -135,7 +135,7 @@ def write_with_tokenizer(
 
 
 def _convert(values: flags.FlagValues) -> None:
-    from pipeline import files
+    from pipeline import files, folders
     from pipeline.models import weight_names
 
     source, directory = _find_source(values), files.as_path(values.output_dir)
@@ -144,7 +144,7 @@ def _convert(values: flags.FlagValues) -> None:
             source.config.to_google()
         except InputError as error:
             raise InputError(f"--layout=tf1: {error}; hf takes every model") from error
-    files.expect_new_directory(directory, "--output_dir")
+    folders.expect_new_directory(directory, "--output_dir")
     if _TF1 in (source.layout, values.layout):
         command_line.import_quietly("tensorflow")
     copied = write_model(source, directory, layout=values.layout)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline import command_line, files, remote_files
+from pipeline import command_line, files, folders, remote_files
 from pipeline.errors import InputError
 from tools.exports import formats
 from tools.text_table import aligned_lines
@@ -194,7 +194,7 @@ def _prepare(values: flags.FlagValues) -> _Prepared:
             f"on, received {'neither' if values.sentences is None else 'both'}"
         )
     remote_files.expect_local(values.output_dir, "--output_dir")
-    files.expect_new_directory(values.output_dir, "--output_dir")
+    folders.expect_new_directory(values.output_dir, "--output_dir")
 
     from pipeline.models import checkpoints
     from tools.exports import examples, model_card, model_task
@@ -254,7 +254,7 @@ def _export(values: flags.FlagValues) -> None:
     from tools.exports import exporter, saved_model
 
     subject = _load(prepared)
-    files.make_directory(directory, "--output_dir")
+    folders.make_directory(directory, "--output_dir")
     report = exporter.export(subject, wanted, prepared.examples, directory, repeats=values.repeats)
     lines = aligned_lines(_TITLES, [cells(row) for row in report.rows])
     print("\n".join([*lines, "", describe(report)]))

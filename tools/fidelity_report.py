@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, folders
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def define_flags() -> flags.FlagValues:
 
 def _report(values: flags.FlagValues) -> None:
     if values.output:
-        files.expect_new_file(values.output, "--output")
+        folders.expect_new_file(values.output, "--output")
     settings = values.flag_values_dict()
     names = ReportConfig.__dataclass_fields__
     command_line.choose_backend(values)

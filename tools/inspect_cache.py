@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, folders
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _inspect(values: flags.FlagValues) -> None:
     settings = values.flag_values_dict()
     config = InspectConfig(**{name: settings[name] for name in InspectConfig.__dataclass_fields__})
     if config.html:
-        files.expect_new_file(config.html, "--html")
+        folders.expect_new_file(config.html, "--html")
     lines, page = inspect_cache(config)
     # A terminal that knows no Chinese still shows the rest.
     sys.stdout.reconfigure(errors="backslashreplace")

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from data_specs import records
-from pipeline import files
+from pipeline import files, folders
 from pipeline.models import checkpoints, neighbor_init
 from pipeline.models.config import EncoderConfig
 from pipeline.storage import manifest as manifests
@@ -56,6 +56,6 @@ def write_start(
         tokens = features.get(records.MASKED_LM_IDS, features[records.INPUT_IDS])
         counts += np.bincount(np.frombuffer(tokens, dtype), minlength=len(counts))
     weights = neighbor_init.neighbor_weights(config, counts, seed=seed)
-    folder = files.make_directory(directory, "--work")
+    folder = folders.make_directory(directory, "--work")
     manifests.copy_tokenizer(examples_dir, manifest, folder)
     checkpoints.save_hf_weights(folder, config, weights)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline import command_line, files, remote_files
+from pipeline import command_line, files, folders, remote_files
 from pipeline.errors import InputError
 from pipeline.storage.logit_codec import CODECS
 from pipeline.storage.manifest import Manifest
@@ -284,7 +284,7 @@ def _plan(values: flags.FlagValues) -> None:
     config.stage_1b()
     for flag in ("output", "picture"):
         if values[flag].value:
-            files.expect_new_file(values[flag].value, f"--{flag}")
+            folders.expect_new_file(values[flag].value, f"--{flag}")
     if values.picture:
         from tools import plan_picture
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from data_specs import corpora
-from pipeline import command_line, compute_dtype, files, remote_files
+from pipeline import command_line, compute_dtype, files, folders, remote_files
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.storage import manifest as manifests
@@ -60,7 +60,7 @@ class Quickstart:
         Raises:
             InputError: it holds a run with another teacher or corpus, or other files.
         """
-        files.make_directory(self.work, "--work")
+        folders.make_directory(self.work, "--work")
         path = self.work / _SETTINGS_FILE
         names = (item.name for item in self.work.iterdir())
         present = sorted(name for name in names if not name.endswith(".tmp"))

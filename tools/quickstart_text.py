@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
 from data_specs.corpora import CorpusSource
-from pipeline import files
+from pipeline import files, folders
 from pipeline.errors import InputError
 from pipeline.text import corpus
 from pipeline.text.documents import document_text
@@ -72,7 +72,7 @@ def _read_package(name: str) -> str:
 
 def write_package_corpora(work: pathlib.Path) -> None:
     """Writes the two corpora of the package and a mixture that names them."""
-    folder = files.make_directory(work / "corpus", "--work")
+    folder = folders.make_directory(work / "corpus", "--work")
     reviews = itertools.chain.from_iterable(
         review_documents(_read_package(name)) for name in _REVIEWS
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, folders
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, layer_init
 from pipeline.models.config import EncoderConfig
@@ -115,7 +115,7 @@ def _reduce(values: flags.FlagValues) -> None:
         source.read_weights(), source.config, layer_map=layer_map
     )
     config, weights = layer_init.reduce_vocabulary(weights, config, kept_ids)
-    folder = files.make_directory(values.output_dir, "--output_dir")
+    folder = folders.make_directory(values.output_dir, "--output_dir")
     for name, content in vocab_reduction.reduce_tokenizer(tokenizer, kept_ids).files().items():
         files.write_bytes(folder / name, content)
     checkpoints.save_hf_weights(folder, config, weights)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, folders
 from pipeline.errors import InputError
 
 
@@ -110,7 +110,7 @@ def _report(values: flags.FlagValues) -> None:
         caches=_paths(values.caches),
         title=values.title,
     )
-    files.expect_new_file(values.output, "--output")
+    folders.expect_new_file(values.output, "--output")
     files.write_bytes(values.output, make_report(config).encode("utf-8"))
     print(f"report: {values.output}")
 

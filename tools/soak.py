@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from pipeline import command_line, files
+from pipeline import command_line, files, folders
 from pipeline.errors import InputError
 from tools.soaking import differences, faults
 from tools.soaking.faults import Disturbance
@@ -84,11 +84,11 @@ class Soak:
         self._random = np.random.default_rng(seed)
         self._reference = self._stages("reference")
         self._undisturbed: list[Outcome] = []
-        self._can_mount = faults.can_mount(files.make_directory(work / "mount", "--work"))
+        self._can_mount = faults.can_mount(folders.make_directory(work / "mount", "--work"))
 
     def _stages(self, name: str) -> list[Stage]:
         text, teacher = self.work / "text", self.work / "teacher"
-        folder = files.make_directory(self.work / name, "--work")
+        folder = folders.make_directory(self.work / name, "--work")
         return make_stages(text, self._vocab_file, teacher, folder=folder)
 
     def make_reference(self) -> None:
@@ -174,9 +174,9 @@ def _write_teacher(stage: Stage, folder: pathlib.Path) -> None:
 
 def _soak(values: flags.FlagValues) -> None:
     begun = time.monotonic()
-    files.expect_new_directory(values.work, "--work")
-    work = files.make_directory(values.work, "--work").resolve()
-    text = files.make_directory(work / "text", "--work")
+    folders.expect_new_directory(values.work, "--work")
+    work = folders.make_directory(values.work, "--work").resolve()
+    text = folders.make_directory(work / "text", "--work")
     write_text(values.input_dir, text, values.text_bytes)
     soak = Soak(work, values.vocab_file, values.random_seed)
     soak.make_reference()

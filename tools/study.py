@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from data_specs.tasks import load_task
-from pipeline import command_line, files, remote_files
+from pipeline import command_line, files, folders, remote_files
 from pipeline.errors import InputError
 from pipeline.finetune.task_data import find_files
 from pipeline.models import checkpoints
@@ -338,7 +338,7 @@ def _study(values: flags.FlagValues) -> None:
         learning_rate=values.learning_rate,
     )
     remote_files.expect_local(values.work, "--work")
-    study = Study(config, files.make_directory(values.work, "--work"))
+    study = Study(config, folders.make_directory(values.work, "--work"))
     study.claim()
     _make(list(study.steps()), begun)
     report = study_report.read(study)

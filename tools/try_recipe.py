@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipeline import command_line, files, remote_files
+from pipeline import command_line, files, folders, remote_files
 from pipeline.errors import InputError
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
@@ -163,7 +163,7 @@ def _try(values: flags.FlagValues) -> None:
     settings = {name: values[name].value for name in ("recipe", "corpus", "vocab_file")}
     settings["max_seq_length"] = values.max_seq_length
     path = work / "settings.json"
-    files.make_directory(work, "--work")
+    folders.make_directory(work, "--work")
     there = files.read_json(path) if path.is_file() else settings
     if there != settings:
         difference = manifests.describe_difference(there, settings)

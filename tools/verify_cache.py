@@ -5,7 +5,6 @@ python -m tools.verify_cache --input_dir=CACHE --repair --teacher=MODEL --exampl
 """
 
 import dataclasses
-import pathlib
 import sys
 import textwrap
 import time
@@ -105,7 +104,7 @@ def load_manifest(directory: str) -> Manifest:
     Raises:
         InputError: it is missing or damaged; says how it comes back.
     """
-    path = pathlib.Path(directory)
+    path = files.as_path(directory)
     try:
         return manifests.load(directory, flag=_FLAG)
     except InputError as error:
@@ -138,7 +137,7 @@ def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.
 
     if manifest.kind == records.TASK_LOGITS:
         return [], None
-    path = pathlib.Path(directory)
+    path = files.as_path(directory)
     problems = [
         f"{name} is missing" for name in manifest.tokenizer_files if not (path / name).is_file()
     ]
@@ -208,7 +207,7 @@ def verify_with_teacher(
     )
     sample = sample_check.check_sample(
         model,
-        CacheInput(pathlib.Path(config.input_dir), manifest, _FLAG),
+        CacheInput(files.as_path(config.input_dir), manifest, _FLAG),
         size=config.sample_examples,
         batch_size=teacher.config.predict_batch_size,
         compute_dtype=teacher.config.compute_dtype,

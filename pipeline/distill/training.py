@@ -1,5 +1,6 @@
 """Stage 2: a student is trained from a cache."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -125,7 +126,24 @@ def _find_evaluation(
     return _Evaluation(config, cache, replicas)
 
 
-@reader.copy_errors_raised()
+@contextlib.contextmanager
+def _broken_records_told(cache: CacheInput) -> Iterator[None]:
+    """Raises, in place of TensorFlow's errors, an `InputError` that says where to look."""
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        # A record's own checksum failed: this names the shard.
+        manifests.verify(cache.directory, cache.manifest, full=True)
+        raise InputError(f"{cache.flag}: {cache.directory}: {error.message}") from error
+    except tf.errors.InvalidArgumentError as error:
+        # A record that is whole, and wrong: whoever made the shard made its checksums, too.
+        reason = " ".join(error.message.split())[:200]
+        raise InputError(
+            f"{cache.flag}: {cache.directory}: expected records as {manifests.MANIFEST_FILE} "
+            f"describes them, received another ({reason}); tools.verify_cache names it"
+        ) from error
+
+
 def distill(config: DistillConfig) -> Mapping[str, float]:
     """Trains a student, or finishes a run that was killed, and evaluates it.
 
@@ -157,13 +175,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    try:
-        with scope(replicas):
-            return _run(run, replicas)
-    except tf.errors.DataLossError as error:
-        # A record's own checksum failed: this names the shard.
-        manifests.verify(cache.directory, cache.manifest, full=True)
-        raise InputError(f"{cache.flag}: {cache.directory}: {error.message}") from error
+    with _broken_records_told(cache), reader.copy_errors_raised(), scope(replicas):
+        return _run(run, replicas)
 
 
 def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:

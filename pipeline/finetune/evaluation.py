@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import files
+from pipeline import files, folders
 from pipeline.finetune import metrics, prediction, submissions
 from pipeline.finetune.answers import best_answers
 from pipeline.finetune.batches import Padding
@@ -64,7 +64,7 @@ def write_predictions(
     Returns:
         the file, in a folder of the split's name.
     """
-    folder = files.make_directory(directory / PREDICTIONS_FOLDER / split.name, "--output_dir")
+    folder = folders.make_directory(directory / PREDICTIONS_FOLDER / split.name, "--output_dir")
     path = folder / run.spec.submission.file_of(split.name)
     submissions.write_submission(run.spec, split.examples, predictions, path)
     return path

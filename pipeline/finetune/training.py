@@ -12,7 +12,7 @@ import tensorflow as tf
 import tqdm
 
 from data_specs.records import TEACHER_LOGITS
-from pipeline import files
+from pipeline import files, folders
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.run_log import RunLog
 from pipeline.errors import DivergedError, InputError
@@ -68,7 +68,7 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
         return _read_result(directory)
     check_teacher_cache(run, config)
     manifests.claim(directory, request, flag=_FLAG)
-    with files.sole_user(directory, _FLAG):
+    with folders.sole_user(directory, _FLAG):
         return _make(run, config)
 
 
@@ -283,7 +283,7 @@ def _finish(
     if run.handed_in is not None:
         predicted, _ = evaluation.predict(run, config, run.handed_in, forward)
         paths.append(evaluation.write_predictions(run, run.handed_in, predicted, directory))
-    folder = files.make_directory(directory / MODEL_FOLDER, _FLAG)
+    folder = folders.make_directory(directory / MODEL_FOLDER, _FLAG)
     for name, content in run.tokenizer.files().items():
         files.write_bytes(folder / name, content)
     heads.save_head(folder, model, labels=run.head.labels)

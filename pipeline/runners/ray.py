@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from pipeline import files
+from pipeline import files, folders
 from pipeline.errors import InputError, InterruptedRunError
 from pipeline.runners import local, ray_job
 
@@ -225,7 +225,7 @@ class Workers:
     def _share(self) -> ray_job.Node:
         """Marks the directory as this command's, once."""
         if self._node is None:
-            self._stack.enter_context(files.sole_user(self._directory, "--output_dir"))
+            self._stack.enter_context(folders.sole_user(self._directory, "--output_dir"))
             for left in self._directory.glob(".ray-*.tmp"):
                 left.unlink(missing_ok=True)
             mark = self._directory / f".ray-{secrets.token_hex(8)}.tmp"

@@ -23,6 +23,8 @@ from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT, TopKCodec, joined
 
 # A gap of at least this is written behind the others.
 _LONG = 255
+# What a stream has beside its content at most: at its ends, and in a thousand bytes one.
+_ZLIB_BYTES = 64
 # Of a byte, and of one more for what is not there.
 _STEP_BITS = 9
 
@@ -161,12 +163,12 @@ class CompactCodec(TopKCodec):
         else:
             real = tf.strings.length(features[TOPK_RANGES]) // 2
             counts = tf.sequence_mask(real, max_positions, dtype=tf.int32) * width
-        payload = tf.io.decode_compressed(features[TOPK_IDS], "ZLIB")
+        payload = self._decompressed(tf, features[TOPK_IDS], max_positions)
         lengths = tf.strings.length(payload)
         ends = tf.minimum(tf.reduce_sum(counts, axis=-1), lengths)
         short = tf.strings.substr(payload, tf.zeros_like(ends), ends)
         rest = tf.strings.substr(payload, ends, lengths - ends)
-        steps = tf.io.decode_compressed(features[TOPK_LOGITS], "ZLIB")
+        steps = self._decompressed(tf, features[TOPK_LOGITS], max_positions)
         parts = [
             joined(tf, short, "|u1"),
             joined(tf, rest, id_dtype(self.vocab_size)),
@@ -186,6 +188,23 @@ class CompactCodec(TopKCodec):
             for values in (ids, logits)
         )
         return tuple(padded)
+
+    def _decompressed(self, tf: Any, content: Any, max_positions: int) -> Any:
+        """Returns what zlib streams, string [B], hold: TensorFlow knows no bound for it.
+
+        zlib makes at most 1,032 bytes of one, so that streams no longer than what they may
+        hold do not fill the memory.
+        """
+        most = max_positions * self.truncation_factor
+        longest = most * (1 + id_dtype(self.vocab_size).itemsize)
+        longest += longest // 1000 + _ZLIB_BYTES
+        checked = tf.debugging.assert_less_equal(
+            tf.strings.length(content),
+            longest,
+            message=f"expected zlib streams of at most {longest} bytes",
+        )
+        with tf.control_dependencies([checked]):
+            return tf.io.decode_compressed(content, "ZLIB")
 
     def _unpack(
         self,

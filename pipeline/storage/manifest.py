@@ -22,7 +22,7 @@ from data_specs.records import (
     UNMASKED_WINDOWS,
     Feature,
 )
-from pipeline import files
+from pipeline import files, folders
 from pipeline.errors import InputError
 from pipeline.json_text import shown
 from pipeline.storage.logit_codec import CODECS
@@ -253,7 +253,7 @@ def claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: str) -
     """
     is_new = check_claim(directory, request, flag=flag)
     if is_new:
-        directory = files.make_directory(directory, flag)
+        directory = folders.make_directory(directory, flag)
         files.write_json(directory / REQUEST_FILE, request)
     return is_new
 
@@ -263,7 +263,7 @@ def publish(directory: files.PathLike, manifest: Manifest) -> None:
     directory = files.as_path(directory)
     # The whole shards are beside them.
     shards = {shard.file for split in manifest.splits.values() for shard in split}
-    files.remove_temporaries(directory, shards)
+    folders.remove_temporaries(directory, shards)
     # As `sha256sum` writes it. The manifest tells of all other files; this tells of it.
     checksum = f"{manifest.sha256()}  {MANIFEST_FILE}\n"
     files.write_bytes(directory / CHECKSUM_FILE, checksum.encode("ascii"))

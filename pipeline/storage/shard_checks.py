@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import pathlib
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -75,7 +74,7 @@ class Findings:
         return told + [f"{len(found) - _MAX_PROBLEMS:,} other problems"] * (len(found) > len(told))
 
 
-def check_file(path: pathlib.Path, info: ShardInfo | FileInfo) -> list[str]:
+def check_file(path: files.AnyPath, info: ShardInfo | FileInfo) -> list[str]:
     """Returns what is wrong with a file's size or checksum."""
     if not path.is_file():
         return ["it is missing"]
@@ -119,7 +118,7 @@ def check_shard(
     Returns:
         what is wrong with it, its sidecar left out; empty where nothing is.
     """
-    path, findings = pathlib.Path(directory) / shard.file, Findings()
+    path, findings = files.as_path(directory) / shard.file, Findings()
     for problem in check_file(path, shard):
         findings.add(problem)
     if not path.is_file():

@@ -7,11 +7,10 @@ stays as it is.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline import compute_dtype, files
+from pipeline import compute_dtype, files, folders
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.models.checkpoints import ModelSource
@@ -43,7 +42,7 @@ def recorded_config(
     Raises:
         InputError: the cache was merged from others, or a setting is missing.
     """
-    info, path = manifest.teacher_info, pathlib.Path(directory) / manifests.MANIFEST_FILE
+    info, path = manifest.teacher_info, files.as_path(directory) / manifests.MANIFEST_FILE
     if "merged" in info.teacher:
         raise InputError(
             f"--teacher: expected none for {directory}, which was merged from "
@@ -110,9 +109,9 @@ class Repair:
     request: Mapping[str, Any]
 
     @property
-    def directory(self) -> pathlib.Path:
+    def directory(self) -> files.AnyPath:
         """The cache."""
-        return pathlib.Path(self.config.output_dir)
+        return files.as_path(self.config.output_dir)
 
     def run(self, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
         """Makes what is broken again; nothing else is touched.
@@ -127,7 +126,7 @@ class Repair:
             InputError: another process is at work in the cache, or the masked
                 examples are damaged, too.
         """
-        with files.sole_user(self.directory, "--input_dir"):
+        with folders.sole_user(self.directory, "--input_dir"):
             if manifests.REQUEST_FILE in problems:
                 aside = set_aside(self.directory / manifests.REQUEST_FILE, BROKEN)
                 files.write_json(self.directory / manifests.REQUEST_FILE, self.request)
@@ -190,7 +189,7 @@ class Repair:
             self.source, dtype=self.config.compute_dtype, logits_dtype="float32"
         )
         made: dict[str, ShardInfo] = {}
-        asides: dict[str, pathlib.Path | None] = {}
+        asides: dict[str, files.AnyPath | None] = {}
         write = functools.partial(_replace_shard, self.directory, made, asides)
         capture = shard_capture.make_capture(
             self.config, self.examples, self.source, model, self.manifest.teacher_info
@@ -266,22 +265,22 @@ def _narrow(cache: CacheInput, names: Sequence[str]) -> CacheInput:
 
 
 def _replace_shard(
-    directory: pathlib.Path,
+    directory: files.AnyPath,
     made: dict[str, ShardInfo],
-    asides: dict[str, pathlib.Path | None],
+    asides: dict[str, files.AnyPath | None],
     file: str,
     serialized: Iterator[bytes],
     measured: Mapping[str, int] | None,
 ) -> ShardInfo:
     """Writes a shard; only when it is whole, what has its name moves aside, and it gets it."""
-    with files.staged_directory(directory, last=file) as stage:
+    with folders.staged_directory(directory, last=file) as stage:
         made[file] = writer.write_shard(stage, file, serialized, measured)
         asides[file] = set_aside(directory / file, BROKEN)
         set_aside(manifests.sidecar_path(directory, file), BROKEN)
     return made[file]
 
 
-def _free_name(path: pathlib.Path, suffix: str) -> pathlib.Path:
+def _free_name(path: files.AnyPath, suffix: str) -> files.AnyPath:
     """Returns a name beside `path` that nothing has."""
     name, number = path.with_name(f"{path.name}.{suffix}"), 2
     while name.exists():
@@ -289,7 +288,7 @@ def _free_name(path: pathlib.Path, suffix: str) -> pathlib.Path:
     return name
 
 
-def set_aside(path: pathlib.Path, suffix: str) -> pathlib.Path | None:
+def set_aside(path: files.AnyPath, suffix: str) -> files.AnyPath | None:
     """Renames a file so that its name is free; returns the new one, None where there is no file.
 
     Args:
@@ -299,9 +298,9 @@ def set_aside(path: pathlib.Path, suffix: str) -> pathlib.Path | None:
     if not path.exists():
         return None
     name = _free_name(path, suffix)
-    path.rename(name)
+    files.publish(path, name)
     return name
 
 
-def _kept(aside: pathlib.Path | None) -> str:
+def _kept(aside: files.AnyPath | None) -> str:
     return "" if aside is None else f"; what was there is {aside.name}"

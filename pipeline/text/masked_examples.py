@@ -20,7 +20,7 @@ from typing import Any
 import tqdm
 
 from data_specs import records
-from pipeline import files, seeding
+from pipeline import files, folders, seeding
 from pipeline.errors import InputError, InterruptedRunError
 from pipeline.runners import local, ray
 from pipeline.runners.shard_job import ShardJob
@@ -49,7 +49,7 @@ Workers = local.Workers | ray.Workers
 
 
 def _spill_folder(config: MaskedExamplesConfig) -> pathlib.Path:
-    return files.scratch_folder(config.output_dir, _SPILL_FOLDER)
+    return folders.scratch_folder(config.output_dir, _SPILL_FOLDER)
 
 
 def _spill_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:

@@ -21,6 +21,8 @@ from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.models.config import EncoderConfig
 from pipeline.models.masked_lm import MaskedLM
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization, writer
 
 ROOT = pathlib.Path(__file__).parents[2]
 DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
@@ -156,14 +158,6 @@ def test_a_finished_run_is_not_run_again(config) -> None:
     assert report["masked_lm"] == before[-1]["masked_lm"]
     with pytest.raises(InputError, match="another request: learning_rate is 0.001 there"):
         training.distill(dataclasses.replace(config, learning_rate=2e-3))
-
-
-def test_a_damaged_checkpoint_is_named(config) -> None:
-    training.distill(config)
-    path = pathlib.Path(config.output_dir) / "checkpoints" / "step-00000012.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=f"{path}: a damaged checkpoint"):
-        training.distill(config)
 
 
 def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
@@ -348,6 +342,26 @@ def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path)
     changed = dataclasses.replace(config, input_dir=str(damaged), verify="sizes", do_train=False)
     with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
         training.distill(changed)
+
+
+@pytest.mark.parametrize("name", [records.INPUT_IDS, records.TOPK_IDS])
+def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
+    config, cache_dir, tmp_path, name
+) -> None:
+    """Its checksums are right: its maker meant it so."""
+    made = tmp_path / "made"
+    shutil.copytree(cache_dir, made)
+    loaded = manifests.load(made, flag="")
+    (shard,) = loaded.splits["eval"]
+    rows = [serialization.decode_example(r) for r in serialization.read_records(made / shard.file)]
+    rows[0] = {other: value for other, value in rows[0].items() if other != name}
+    changed = writer.write_shard(made, shard.file, map(serialization.encode_example, rows), None)
+    splits = {**loaded.splits, "eval": (changed,)}
+    manifests.publish(made, dataclasses.replace(loaded, splits=splits))
+    message = f"^--input_dir: {made}: expected records as manifest.json describes them, .*{name}"
+    with pytest.raises(InputError, match=message) as raised:
+        training.distill(dataclasses.replace(config, input_dir=str(made), do_train=False))
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:

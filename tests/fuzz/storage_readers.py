@@ -162,7 +162,7 @@ def read_examples(folder: pathlib.Path) -> object:
 
 def read_teacher_examples(folder: pathlib.Path) -> object:
     """Makes the teacher's batches, with a teacher that says the same of everything."""
-    from pipeline.teacher import capture, inference
+    from pipeline.teacher import inference, shard_capture
 
     cache = _open(folder)
 
@@ -175,13 +175,14 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
             records.LABEL_LOG_PROBS: np.zeros(shape, np.float32),
         }
 
-    made = capture.Capture(
+    made = shard_capture.Capture(
         manifest=cache.manifest,
         batch_size=2,
         codec=CODECS["float16"](_SIZE, _K),
         hidden_codec=None,
         forward=forward,
         num_draws=None,
+        is_measured=False,
         on_examples=lambda count: None,
     )
     examples = inference.read_examples(folder / SHARD, cache.manifest)

@@ -203,3 +203,17 @@ def test_damaged_streams(name: str, content: bytes, message: str) -> None:
 def test_it_needs_counts() -> None:
     with pytest.raises(ValueError, match="token_counts: expected the counts of all tokens"):
         CompactCodec(10, 2)
+
+
+@pytest.mark.parametrize("name", [records.TOPK_IDS, records.TOPK_LOGITS])
+def test_tensorflow_unpacks_no_bomb(name: str) -> None:
+    """A stream that is longer than all that it may hold is not even begun."""
+    codec = _codec(3)
+    features = _encode(codec, [[0, 1, 2]], [[3.0, 2.0, 1.0]])
+    for size, refused in ((9, False), (10**5, True)):
+        batch = {key: tf.constant([value]) for key, value in features.items()}
+        batch[name] = tf.constant([zlib.compress(bytes(size))])
+        with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+            codec.decode_tensors(tf, batch, 1)
+        told = "expected zlib streams of at most 73 bytes" in str(raised.value)
+        assert told == refused, raised.value

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import files
+from pipeline import files, folders
 from pipeline.errors import InputError
 from pipeline.models.checkpoints import find_model
 from pipeline.models.config import EncoderConfig
@@ -285,14 +285,14 @@ def test_files_move_up_together_and_the_last_one_last(tmp_path, monkeypatch) -> 
         real(source, target)
 
     monkeypatch.setattr(files.os, "replace", replace)
-    with files.staged_directory(tmp_path, last="b") as stage:
+    with folders.staged_directory(tmp_path, last="b") as stage:
         for name in "abc":
             (stage / name).write_text(name)
-        files.expect_new_directory(tmp_path, "--output_dir")
+        folders.expect_new_directory(tmp_path, "--output_dir")
     assert moved == ["a", "c", "b"] and _names(tmp_path) == ["a", "b", "c"]
     with (
         pytest.raises(InputError, match="a: expected no such file, found one"),
-        files.staged_directory(tmp_path, last="b") as stage,
+        folders.staged_directory(tmp_path, last="b") as stage,
     ):
         (stage / "a").write_text("other")
     assert (tmp_path / "a").read_text() == "a" and _names(tmp_path) == ["a", "b", "c"]

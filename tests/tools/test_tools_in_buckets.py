@@ -18,6 +18,7 @@ from tools import (
     quickstart,
     reduce_vocabulary,
     report,
+    verify_cache,
 )
 
 
@@ -51,7 +52,8 @@ def test_inspection(capsys, places) -> None:
         place["out"].mkdir(exist_ok=True)
         page = place["out"] / "page.html"
         out = _run(capsys, inspect_cache, input_dir=place["cache"], examples=2, html=page)
-        said.append((out.replace(str(place["cache"]), "CACHE").replace(str(page), "PAGE"),))
+        # Lines are as long as they are with the names in them.
+        said.append(out.replace(str(place["cache"]), "CACHE").replace(str(page), "PAGE").split())
         assert page.read_bytes().startswith(b"<!DOCTYPE html>")
     assert said[0] == said[1]
 
@@ -109,6 +111,27 @@ def test_plan_and_fidelity(capsys, places, bucket, examples_dir) -> None:
     page = there["out"] / "report.html"
     _run(capsys, report, plan=plan, fidelity=fidelity, caches=there["cache"], output=page)
     assert page.read_bytes().startswith(b"<!DOCTYPE html>")
+
+
+def test_verification_and_repair(capsys, places, bucket, cache_dir, examples_dir) -> None:
+    there, _ = places
+    cache, file = bucket / "cache", "train-00001-of-00003.tfrecord"
+    content = (cache / file).read_bytes()
+    (cache / file).write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    (cache / "vocab.txt").unlink()
+    assert verify_cache.main(["tool", f"--input_dir={cache}"]) == 1
+    captured = capsys.readouterr()
+    assert f"{file}: expected SHA-256 " in captured.out
+    assert "where 2 files are broken (tokenizer, train-00001-of-00003.tfrecord)" in captured.err
+    examples = upload_folder(examples_dir, bucket / "examples")
+    settings = {"repair": True, "teacher": there["teacher"], "examples": examples}
+    said = _run(capsys, verify_cache, input_dir=cache, **settings)
+    assert f"{file}: made again, the same bytes; what was there is {file}.broken" in said
+    made = read_objects(cache)
+    assert len(made.pop(f"{file}.broken")) == len(content)
+    assert made.pop(f".{file}.json.broken") == made[f".{file}.json"]
+    assert made == read_folder(cache_dir)
+    assert f"all is well: {cache}" in _run(capsys, verify_cache, input_dir=cache)
 
 
 def test_fine_tuning(capsys, places, bucket, tmp_path, sentiment_dir, model_dir) -> None:
