@@ -210,10 +210,10 @@ def test_tensorflow_unpacks_no_bomb(name: str) -> None:
     """A stream that is longer than all that it may hold is not even begun."""
     codec = _codec(3)
     features = _encode(codec, [[0, 1, 2]], [[3.0, 2.0, 1.0]])
-    for size, refused in ((9, False), (10**5, True)):
-        batch = {key: tf.constant([value]) for key, value in features.items()}
-        batch[name] = tf.constant([zlib.compress(bytes(size))])
-        with pytest.raises(tf.errors.InvalidArgumentError) as raised:
-            codec.decode_tensors(tf, batch, 1)
-        told = "expected zlib streams of at most 73 bytes" in str(raised.value)
-        assert told == refused, raised.value
+    batch = {key: tf.constant([value]) for key, value in features.items()}
+    ids, _ = codec.decode_tensors(tf, batch, 1)
+    assert ids.numpy().tolist() == [[[0, 1, 2]]]
+    batch[name] = tf.constant([zlib.compress(bytes(10**5))])
+    message = "expected zlib streams of at most 73 bytes"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        codec.decode_tensors(tf, batch, 1)
