@@ -2,12 +2,17 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
+import time
 
 from pipeline.errors import InputError
 
 # The environment's word for it.
 CACHE_VARIABLE = "OFFLINE_DISTILL_CACHE"
+_UPLOAD = "upload-"
+# Nobody writes so long at one file.
+_LEFT_SECONDS = 24 * 3600.0
 
 
 def cache_folder() -> pathlib.Path:
@@ -38,3 +43,16 @@ def cache_folder() -> pathlib.Path:
             "belongs to another user"
         )
     return folder
+
+
+def make_upload_folder() -> pathlib.Path:
+    """Makes a folder in the cache folder for what is to be uploaded; the caller removes it.
+
+    Those in which a killed process left what nobody has touched for a day are removed.
+    """
+    folder = cache_folder()
+    for left in folder.glob(f"{_UPLOAD}*"):
+        touched = [path.stat().st_mtime for path in (left, *left.glob("*")) if path.exists()]
+        if touched and time.time() - max(touched) > _LEFT_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    return pathlib.Path(tempfile.mkdtemp(prefix=_UPLOAD, dir=folder))

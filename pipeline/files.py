@@ -12,13 +12,13 @@ import json
 import os
 import pathlib
 import secrets
-import tempfile
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline import json_text, remote_files
-from pipeline.cache_folder import cache_folder
-from pipeline.errors import InputError
+from pipeline.cache_folder import cache_folder, make_upload_folder
+from pipeline.errors import InputError, InterruptedRunError
 from pipeline.remote_files import RemotePath
 
 PathLike = str | os.PathLike[str] | RemotePath
@@ -89,7 +89,7 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
         closed inside the block.
 
     Raises:
-        InputError: another process is writing the same file of this machine.
+        InterruptedRunError: another process is writing the same file of this machine.
     """
     path = as_path(path)
     if isinstance(path, RemotePath):
@@ -117,15 +117,16 @@ def atomic_path(path: PathLike, *, temporary: pathlib.Path | None = None) -> Ite
 
 @contextlib.contextmanager
 def _uploaded(path: RemotePath) -> Iterator[pathlib.Path]:
-    with tempfile.TemporaryDirectory(prefix="upload-", dir=cache_folder()) as folder:
-        temporary = pathlib.Path(folder) / path.name
-        try:
-            yield temporary
-        except OSError as error:
-            if error.filename is None:
-                error.filename = str(temporary)
-            raise
+    temporary = make_upload_folder() / path.name
+    try:
+        yield temporary
         path.upload(temporary)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(temporary)
+        raise
+    finally:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -174,17 +175,37 @@ def locked(temporary: pathlib.Path, otherwise: str | None = None) -> Iterator[in
 
     Two live processes that wrote the same one would publish a mixture. The second is
     told what is `otherwise`, or without that waits for the first.
+
+    Raises:
+        InterruptedRunError: another process holds it, and `otherwise` is given.
     """
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open_locked(temporary, otherwise)
     try:
-        try:
-            wait = fcntl.LOCK_NB if otherwise else 0
-            fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
-        except BlockingIOError as error:
-            raise InputError(f"{otherwise}; wait for it to end") from error
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_locked(temporary: pathlib.Path, otherwise: str | None) -> int:
+    wait = fcntl.LOCK_NB if otherwise else 0
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise InterruptedRunError(f"{otherwise}; wait for it to end") from error
+        # Else who had the lock has meanwhile given the file another name, or none.
+        if _is_named(descriptor, temporary):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
@@ -195,6 +216,34 @@ def write_bytes(path: PathLike, content: bytes) -> None:
         return
     with atomic_path(path, temporary=own_temporary_path(path)) as temporary:
         temporary.write_bytes(content)
+
+
+def write_new(path: PathLike, content: bytes) -> bool:
+    """Writes a whole file where there is none.
+
+    In a bucket, and where the file system knows no links, the last of several that do so
+    at the same moment wins.
+
+    Returns:
+        False where there was one, which stays.
+    """
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+        return True
+    temporary = own_temporary_path(path)
+    with staged_path(temporary):
+        temporary.write_bytes(content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return True
 
 
 def json_bytes(value: Any) -> bytes:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Collection, Iterator
 
 from pipeline import files
-from pipeline.cache_folder import cache_folder
+from pipeline.cache_folder import cache_folder, make_upload_folder
 from pipeline.errors import InputError
 from pipeline.remote_files import RemotePath
 
@@ -84,7 +84,7 @@ def sole_user(directory: files.PathLike, flag: str) -> Iterator[None]:
         flag: the flag that named it, for the error message.
 
     Raises:
-        InputError: another process keeps it.
+        InterruptedRunError: another process keeps it.
     """
     path = files.as_path(directory) / ".lock.tmp"
     if isinstance(path, RemotePath):
@@ -129,8 +129,11 @@ def staged_directory(path: files.PathLike, *, last: str) -> Iterator[pathlib.Pat
     """
     path = files.as_path(path)
     is_remote = isinstance(path, RemotePath)
-    stage = (cache_folder() if is_remote else path) / f".{secrets.token_hex(4)}.tmp"
-    stage.mkdir()
+    if is_remote:
+        stage = make_upload_folder()
+    else:
+        stage = path / f".{secrets.token_hex(4)}.tmp"
+        stage.mkdir()
     try:
         yield stage
         for file in sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name)):

@@ -213,9 +213,10 @@ class RemotePath:
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """Opens the object to be read; it comes in blocks."""
+        info = self.stat()
         with _told(self):
             file = _store(self.scheme).open(str(self), mode, block_size=_BLOCK_BYTES)
-        return io.BufferedReader(_Reader(self, file), _BUFFER_BYTES)
+        return io.BufferedReader(_Reader(self, info, file), _BUFFER_BYTES)
 
     def read_bytes(self) -> bytes:
         """Returns the content."""
@@ -277,12 +278,13 @@ class _Reader(io.RawIOBase):
 
     Args:
         path: the object.
+        info: what the store said of it before.
         file: as fsspec opened it.
     """
 
-    def __init__(self, path: RemotePath, file: BinaryIO) -> None:
+    def __init__(self, path: RemotePath, info: ObjectInfo, file: BinaryIO) -> None:
         super().__init__()
-        self._path, self._file = path, file
+        self._path, self._info, self._file = path, info, file
 
     def readable(self) -> bool:
         """See `io.RawIOBase`."""
@@ -296,6 +298,11 @@ class _Reader(io.RawIOBase):
         """See `io.RawIOBase`."""
         with _told(self._path):
             content = self._file.read(len(buffer))
+        # Blocks come one by one: those of a shorter object end early, and without an error.
+        if len(buffer) and not content:
+            is_whole = self._file.tell() >= self._info.st_size
+            if not is_whole or self._path.stat() != self._info:
+                raise OSError(errno.EIO, "it changed while it was read", str(self._path))
         buffer[: len(content)] = content
         return len(content)
 

@@ -100,6 +100,7 @@ LAYERS = (
         "pipeline.text.window_batches",
         "pipeline.text.document_masker",
         "pipeline.text.shard_plan",
+        "pipeline.text.masked_chunks",
         "pipeline.text.masked_examples",
     ),
     (

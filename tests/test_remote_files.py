@@ -480,3 +480,29 @@ def test_paths_of_this_machine_need_none_of_it(tmp_path) -> None:
         "print(sorted({'fsspec', 's3fs', 'gcsfs', 'aiohttp', 'botocore'} & set(sys.modules)))"
     )
     assert _run(code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("later", [b"a" * 10, b"b" * 3_000_000])
+def test_an_object_that_changes_while_it_is_read(bucket, later: bytes) -> None:
+    """A shorter one, which ends early, and one of the same length."""
+    path = bucket / "text.txt"
+    path.write_bytes(b"a" * 3_000_000)
+    with path.open("rb") as file:
+        file.read(10)
+        path.write_bytes(later)
+        with pytest.raises(OSError, match="it changed while it was read") as caught:
+            file.read()
+    assert caught.value.filename == str(path)
+
+
+def test_what_a_killed_upload_left_is_removed_after_a_day(bucket) -> None:
+    old, new = cache_folder() / "upload-old", cache_folder() / "upload-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "shard").touch()
+    for path in (old / "shard", old):
+        os.utime(path, (0, 0))
+    with files.atomic_path(bucket / "made") as temporary:
+        temporary.write_bytes(b"x")
+        assert temporary.parent.parent == cache_folder()
+    assert not temporary.parent.exists() and not old.exists() and (new / "shard").exists()

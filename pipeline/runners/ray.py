@@ -12,8 +12,10 @@ they make must be staged, and published by the command, which gets one of the re
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
+import pathlib
 import re
 import secrets
 import socket
@@ -24,19 +26,21 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from pipeline import files, folders
+from pipeline.cache_folder import CACHE_VARIABLE
 from pipeline.errors import InputError, InterruptedRunError
+from pipeline.remote_files import RemotePath
 from pipeline.runners import local, ray_job
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
 
 AUTO = "auto"
-# How often a job may be lost with its worker before it is the job's fault.
-_MAX_RETRIES = 10
 # Seconds: for a cluster to answer at all, and for a first connection to it.
 _ANSWER, _CONNECTION = 10.0, 60.0
 # Seconds between two looks at the nodes.
 _NODES = 5.0
+# What killed commands and their jobs leave.
+_LEFT = (".ray-*.tmp", ".*.tfrecord.*.tmp", ".*.spill.*.tmp")
 # Seconds for jobs that are not wanted any more to end.
 _END = 30.0
 
@@ -68,6 +72,7 @@ class RayConfig:
 def _expect_answer(address: str) -> None:
     """Refuses an address at which nothing listens."""
     host, _, port = address.rpartition(":")
+    host = host.strip("[]")
     if not host or "/" in host or not port.isdecimal():
         raise InputError(
             f"--ray_address: expected {AUTO} or host:port of the cluster's head, from one of its "
@@ -75,7 +80,7 @@ def _expect_answer(address: str) -> None:
         )
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise InputError(f"--ray_address: nothing answers at {address}: {error}") from error
 
 
@@ -109,7 +114,7 @@ def _environment(config: RayConfig) -> tuple[tuple[str, str], ...]:
     if not config.gpus_per_job:
         # Other jobs may have been given those that are there.
         found |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-    for name in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL"):
+    for name in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL", CACHE_VARIABLE):
         if name in os.environ:
             found[name] = os.environ[name]
     return tuple(found.items())
@@ -157,11 +162,16 @@ class Workers:
         config: which cluster, and what a job needs of a node.
         directory: what jobs write into: on a file system that all nodes share, and
             there when jobs begin. No other such command may be at work in it.
+        shared: a folder of such a file system, there as well, in which jobs find what
+            others have made; where `directory` is in a bucket, in the cache folder.
     """
 
-    def __init__(self, config: RayConfig, directory: files.PathLike) -> None:
+    def __init__(
+        self, config: RayConfig, directory: files.PathLike, shared: pathlib.Path | None = None
+    ) -> None:
         self._config = config
         self._directory = files.as_path(directory).absolute()
+        self._shared = None if shared is None else shared.absolute()
         self._stack = contextlib.ExitStack()
         self._node: ray_job.Node | None = None
         self._slots, self._counted = 1, -_NODES
@@ -226,13 +236,23 @@ class Workers:
         """Marks the directory as this command's, once."""
         if self._node is None:
             self._stack.enter_context(folders.sole_user(self._directory, "--output_dir"))
-            for left in self._directory.glob(".ray-*.tmp"):
-                left.unlink(missing_ok=True)
-            mark = self._directory / f".ray-{secrets.token_hex(8)}.tmp"
-            mark.write_bytes(b"")
-            self._stack.callback(mark.unlink, missing_ok=True)
-            self._node = ray_job.Node(_environment(self._config), ray_job.versions(), mark)
+            marks = [("--output_dir", self._mark(self._directory))]
+            if self._shared is not None:
+                marks.append((f"{CACHE_VARIABLE}, --output_dir", self._mark(self._shared)))
+            environment = _environment(self._config)
+            self._node = ray_job.Node(environment, ray_job.versions(), tuple(marks))
         return self._node
+
+    def _mark(self, folder: files.AnyPath) -> files.AnyPath:
+        """Writes a file by which nodes know the folder, which is this command's alone."""
+        # In a bucket nothing is locked: what is there may be another command's.
+        if not isinstance(folder, RemotePath):
+            for left in itertools.chain(*map(folder.glob, _LEFT)):
+                left.unlink(missing_ok=True)
+        mark = folder / f".ray-{secrets.token_hex(8)}.tmp"
+        mark.write_bytes(b"")
+        self._stack.callback(mark.unlink, missing_ok=True)
+        return mark
 
     def run(
         self,
@@ -283,6 +303,12 @@ class Workers:
                     yield from self._collect(at_work, tally)
             while at_work:
                 yield from self._collect(at_work, tally)
+        # Of the cluster itself: its store or its disk is full, its head is gone.
+        except self._ray.exceptions.RayError as error:
+            raise InterruptedRunError(
+                f"--runner: Ray cannot go on: {_said(error)}. The same command continues where it "
+                "stopped"
+            ) from error
         finally:
             if at_work and self._ray.is_initialized():
                 for reference in at_work:
@@ -296,7 +322,7 @@ class Workers:
         task = ray.remote(
             num_cpus=self._config.cpus_per_job,
             num_gpus=self._config.gpus_per_job,
-            max_retries=_MAX_RETRIES,
+            max_retries=ray_job.MAX_RETRIES,
             # Worker processes stay, with what they have loaded.
             max_calls=0,
         )(ray_job.run_job)
@@ -322,17 +348,26 @@ class Workers:
         try:
             return self._ray.get(reference)
         except errors.RayTaskError as error:
-            if isinstance(error.cause, InputError | OSError):
+            if isinstance(error.cause, InputError):
+                raise error.cause from None
+            if isinstance(error.cause, OSError):
+                if self._config.ray_address is not None:
+                    error.cause.strerror = f"{error.cause.strerror} (on {error.ip})"
                 raise error.cause from None
             missing = re.search(r"No module named '[^']*'", str(error.cause))
             if missing:
-                raise InputError(
+                raise InterruptedRunError(
                     "--ray_address: expected the packages of this command on every node, one "
                     f"says: {missing[0]}; install them there"
                 ) from error
             raise
-        except errors.RayError as error:
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             raise InterruptedRunError(
-                f"--runner: a job was lost with its worker or node {_MAX_RETRIES + 1} times, "
-                f"perhaps for want of memory: {error}. The same command continues where it stopped"
+                "--runner: a job was lost with its worker or node "
+                f"{ray_job.MAX_RETRIES + 1} times, perhaps for want of memory: {_said(error)}. "
+                "The same command continues where it stopped"
             ) from error
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

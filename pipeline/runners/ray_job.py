@@ -13,8 +13,10 @@ import time
 from typing import Any
 
 from pipeline import files
-from pipeline.errors import InputError
+from pipeline.errors import InputError, InterruptedRunError
 
+# How often a job may be lost with its worker before it is the job's fault.
+MAX_RETRIES = 10
 # Between two looks at what jobs say of their progress.
 PROGRESS_SECONDS = 0.5
 # Packages whose version may decide bytes.
@@ -29,6 +31,8 @@ def import_ray() -> Any:
     """
     # Nobody is told that it runs here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Else a job that no node has memory for is begun again for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -62,12 +66,13 @@ class Node:
     Attributes:
         environment: variables, set before the job's modules are imported.
         versions: as `versions` returns them where the command runs.
-        mark: a file of the command's in the directory that all share.
+        marks: files of the command's in folders that all share, each with the flag, or the
+            variable, that names its folder.
     """
 
     environment: tuple[tuple[str, str], ...]
     versions: tuple[tuple[str, str], ...]
-    mark: files.AnyPath
+    marks: tuple[tuple[str, files.AnyPath], ...]
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,19 +80,20 @@ def enter(node: Node) -> None:
     """Makes a worker process ready for jobs.
 
     Raises:
-        InputError: the node does not see the shared directory, or has other packages.
+        InterruptedRunError: the node does not see a shared folder, or has other packages.
     """
     os.environ.update(node.environment)
     name = socket.gethostname()
-    if not node.mark.is_file():
-        raise InputError(
-            "--output_dir: expected a folder on a file system that all nodes of the Ray cluster "
-            f"share, received {node.mark.parent}, which is not the same on {name}"
-        )
+    for flag, mark in node.marks:
+        if not mark.is_file():
+            raise InterruptedRunError(
+                f"{flag}: expected a folder on a file system that all nodes of the Ray cluster "
+                f"share, received {mark.parent}, which is not the same on {name}"
+            )
     here, there = dict(node.versions), dict(versions())
     for package in sorted(here.keys() | there.keys()):
         if here.get(package) != there.get(package):
-            raise InputError(
+            raise InterruptedRunError(
                 f"--ray_address: expected {package} {here.get(package)} on every node, as where "
                 f"the command runs, received {there.get(package)} on {name}"
             )

@@ -254,7 +254,9 @@ def claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: str) -
     is_new = check_claim(directory, request, flag=flag)
     if is_new:
         directory = folders.make_directory(directory, flag)
-        files.write_json(directory / REQUEST_FILE, request)
+        if not files.write_new(directory / REQUEST_FILE, files.json_bytes(request)):
+            # Another command has begun at the same moment.
+            return check_claim(directory, request, flag=flag)
     return is_new
 
 

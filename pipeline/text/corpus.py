@@ -164,6 +164,8 @@ def _list_paths(pattern: str) -> tuple[list[tuple[str, int]], str]:
     is_folder = path.is_dir()
     if isinstance(path, RemotePath):
         found = [(str(place), size) for place, size in path.find().items()]
+        # As the names of objects begin, however the user writes `S3://`.
+        pattern = str(path)
     elif is_folder:
         walk = os.walk(pattern)
         paths = [os.path.join(folder, name) for folder, _, names in walk for name in names]

@@ -10,17 +10,14 @@ but seed and text.
 
 import dataclasses
 import functools
-import pathlib
 import shutil
-import socket
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
 
 from data_specs import records
-from pipeline import files, folders, seeding
+from pipeline import files
 from pipeline.errors import InputError, InterruptedRunError
 from pipeline.runners import local, ray
 from pipeline.runners.shard_job import ShardJob
@@ -28,140 +25,26 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage import spill, token_counts, writer
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.writer import StagedShard
-from pipeline.text import corpus, documents
-from pipeline.text.document_masker import UNMASKABLE, DocumentMasker
+from pipeline.text import corpus, masked_chunks
 from pipeline.text.settings import MaskedExamplesConfig
 from pipeline.text.shard_plan import ShardPlan, make_plan
 from pipeline.text.tokenizers import load_tokenizer
 from pipeline.text.tokens import Tokenizer
 
-_SPILL_FOLDER = ".spill"
 _PLAN_FILE = "plan.json"
 _PATHS = ("output_dir", "vocab_file")
-_BAD_ROWS = "bad rows"
-_SHORT = "shorter than --min_chars"
-_LEFT_OUT = "left out by the weight of their corpus"
-
-# One tokenizer, segmenter and policy a process, however many chunks it handles.
-_masker = functools.lru_cache(maxsize=1)(DocumentMasker)
 
 Workers = local.Workers | ray.Workers
 
 
-def _spill_folder(config: MaskedExamplesConfig) -> pathlib.Path:
-    return folders.scratch_folder(config.output_dir, _SPILL_FOLDER)
-
-
-def _spill_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
-    return _spill_folder(config) / f"{index:08d}.spill"
-
-
 def _plan_path(config: MaskedExamplesConfig) -> files.AnyPath:
     """In a bucket beside the shards: another machine, too, must not mix two corpora."""
-    return files.as_path(config.output_dir) / _SPILL_FOLDER / _PLAN_FILE
+    return files.as_path(config.output_dir) / masked_chunks.SPILL_FOLDER / _PLAN_FILE
 
 
 def _remove_spill(config: MaskedExamplesConfig) -> None:
-    shutil.rmtree(_spill_folder(config), ignore_errors=True)
+    shutil.rmtree(masked_chunks.spill_folder(config), ignore_errors=True)
     _plan_path(config).unlink(missing_ok=True)
-
-
-def _counts_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
-    return _spill_folder(config) / f"{index:08d}.counts.npy"
-
-
-@dataclasses.dataclass(frozen=True)
-class _ChunkResult:
-    """A chunk that is masked: its spill file's header, and how far the corpus has been read."""
-
-    header: Mapping[str, Any]
-    bytes_read: int
-
-
-def _mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> _ChunkResult:
-    """Masks a chunk's documents into a spill file; one that is there already stays."""
-    path = _spill_path(config, chunk.index)
-    header = spill.read_header(path)
-    if header is None or header.get("fingerprint") != chunk.fingerprint():
-        if config.ray is not None:
-            _expect_same_tokenizer(config)
-        header, entries = _mask_documents(config, chunk)
-        if config.is_dynamic:
-            # Before the spill file, which says that the chunk is done.
-            counts = token_counts.count_tokens(
-                (entry.record for entry in entries), _masker(config).vocab_size
-            )
-            token_counts.write_counts(_counts_path(config, chunk.index), counts)
-        spill.write_spill(path, entries, header, is_only_writer=config.ray is None)
-    return _ChunkResult(header, chunk.bytes_read)
-
-
-@functools.lru_cache(maxsize=1)
-def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
-    """Refuses a node that sees another tokenizer than the command did."""
-    for name, content in _masker(config).tokenizer.files().items():
-        path = files.as_path(config.output_dir) / name
-        if path.read_bytes() != content:
-            raise InputError(
-                f"--vocab_file: expected each node to see the same under {config.vocab_file}, "
-                f"received another {name} on {socket.gethostname()}"
-            )
-
-
-def _mask_documents(
-    config: MaskedExamplesConfig, chunk: corpus.Chunk
-) -> tuple[dict[str, Any], list[spill.Entry]]:
-    statistics: Counter[str] = Counter(documents=len(chunk.documents))
-    skipped: Counter[str] = Counter()
-    by_corpus: Counter[str] = Counter()
-    entries: list[spill.Entry] = []
-    for document in chunk.documents:
-        before = len(entries)
-        reason = _mask_document(config, document, statistics, entries)
-        if reason is not None:
-            skipped[reason] += 1
-        by_corpus[document.file.corpus.label] += len(entries) - before
-    groups = [entry.group for entry in entries]
-    header = {
-        "fingerprint": chunk.fingerprint(),
-        "statistics": dict(statistics),
-        "skipped": dict(skipped),
-        "examples": dict(by_corpus),
-        "bytes": sum(len(entry.record) for entry in entries),
-        "groups": [min(groups), max(groups)] if groups else None,
-    }
-    return header, entries
-
-
-def _mask_document(
-    config: MaskedExamplesConfig,
-    document: documents.RawDocument,
-    statistics: Counter[str],
-    entries: list[spill.Entry],
-) -> str | None:
-    """Adds a document's masked examples to `entries`; returns why there are none."""
-    try:
-        text = documents.document_text(document)
-    except InputError:
-        if not config.skip_bad_lines:
-            raise
-        return _BAD_ROWS
-    if len(text) < config.min_chars:
-        return _SHORT
-    content = text.encode("utf-8")
-    # By content, so that two copies of a text never stand on both sides.
-    group = seeding.hash64(config.random_seed, "split", document.split_key or content)
-    key = seeding.digest(document.file.key, document.ordinal, content)
-    masker, settings = _masker(config), document.file.corpus
-    num_copies = masker.num_copies(key, settings.weight)
-    if not num_copies:
-        return _LEFT_OUT
-    before = len(entries)
-    examples = masker.examples(
-        text, key, statistics, segmenter=settings.spec.segmenter, num_copies=num_copies
-    )
-    entries.extend(spill.Entry(example_id, group, record) for example_id, record in examples)
-    return UNMASKABLE if len(entries) == before else None
 
 
 def _mask_corpus(
@@ -170,8 +53,7 @@ def _mask_corpus(
     workers: Workers,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every chunk into its spill file and returns their headers."""
-    _spill_folder(config).mkdir(parents=True, exist_ok=True)
-    mask = functools.partial(_mask_chunk, config)
+    mask = functools.partial(masked_chunks.mask_chunk, config)
     results = workers.run(mask, corpus.read_chunks(corpus_files))
     headers = []
     total = sum(file.bytes for file in corpus_files)
@@ -199,7 +81,7 @@ def _sorted_records(
     config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
 ) -> Iterator[bytes]:
     return spill.read_sorted(
-        [_spill_path(config, index) for index in range(plan.num_chunks)],
+        masked_chunks.expect_chunks(config, plan.fingerprints),
         plan.keys(job),
         expected_bytes=plan.record_bytes // plan.num_shards[job.split],
     )
@@ -264,7 +146,8 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
 
     Raises:
         InputError: the corpus, the vocabulary or the directory is not as it must
-            be. A directory that this call began is then as it was before.
+            be. A directory that this call began, and in which no shard is
+            complete, is then as it was before.
     """
     _expect_output_outside(config)
     if config.ray is not None:
@@ -287,7 +170,8 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
         except InterruptedRunError:
             raise
         except InputError:
-            if is_new:
+            # What is complete stays, and so does what tells whose it is.
+            if is_new and not any(files.as_path(config.output_dir).glob("*.tfrecord")):
                 _withdraw(config, tokenizer)
             raise
     _remove_spill(config)
@@ -308,7 +192,7 @@ def _expect_output_outside(config: MaskedExamplesConfig) -> None:
 def _open_workers(config: MaskedExamplesConfig) -> Workers:
     if config.ray is None:
         return local.Workers(config.max_workers)
-    return ray.Workers(config.ray, config.output_dir)
+    return ray.Workers(config.ray, config.output_dir, shared=masked_chunks.spill_folder(config))
 
 
 def _make(
@@ -319,6 +203,7 @@ def _make(
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         files.write_bytes(files.as_path(config.output_dir) / name, content)
+    masked_chunks.spill_folder(config).mkdir(parents=True, exist_ok=True)
     with _open_workers(config) as workers:
         headers = _mask_corpus(config, corpus_files, workers)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
@@ -347,7 +232,7 @@ def _write_token_counts(
 ) -> manifests.FileInfo | None:
     if not config.is_dynamic:
         return None
-    paths = [_counts_path(config, index) for index in range(plan.num_chunks)]
+    paths = [masked_chunks.counts_path(config, index) for index in range(len(plan.fingerprints))]
     path = files.as_path(config.output_dir) / token_counts.TOKEN_COUNTS_FILE
     return token_counts.write_counts(path, token_counts.sum_counts(paths, vocab_size))
 

@@ -26,7 +26,7 @@ class ShardPlan:
 
     Attributes:
         corpus_digest: of all chunks.
-        num_chunks: spill files.
+        fingerprints: of each chunk, which has a spill file.
         eval_below: a document whose hash is below this is in the eval split.
         num_shards: shards of each split.
         record_bytes: of all records.
@@ -34,7 +34,7 @@ class ShardPlan:
     """
 
     corpus_digest: str
-    num_chunks: int
+    fingerprints: tuple[str, ...]
     eval_below: int
     num_shards: Mapping[str, int]
     record_bytes: int
@@ -110,8 +110,9 @@ def make_plan(
         "corpus_files": len(corpus_files),
         "corpus_bytes": sum(file.bytes for file in corpus_files),
     }
-    digest = seeding.digest(*(header["fingerprint"] for header in headers)).hex()
-    return ShardPlan(digest, len(headers), eval_below, num_shards, record_bytes, counts)
+    fingerprints = tuple(header["fingerprint"] for header in headers)
+    digest = seeding.digest(*fingerprints).hex()
+    return ShardPlan(digest, fingerprints, eval_below, num_shards, record_bytes, counts)
 
 
 def _num_shards(

@@ -10,9 +10,9 @@ import pytest
 from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline import seeding
-from pipeline.errors import InputError
-from pipeline.storage import manifest, serialization
-from pipeline.text import document_masker, masked_examples, shard_plan
+from pipeline.errors import InputError, InterruptedRunError
+from pipeline.storage import manifest, serialization, spill
+from pipeline.text import document_masker, masked_chunks, masked_examples, shard_plan
 from pipeline.text.masked_examples import create_masked_examples
 
 
@@ -226,6 +226,47 @@ def test_a_run_that_was_killed_goes_on(
                 assert not (folder / "manifest.json").exists()
         _make(examples_config, folder)
         assert _bytes(folder) == wanted
+
+
+def test_an_error_leaves_what_is_complete(
+    examples_dir, examples_config, tmp_path, monkeypatch
+) -> None:
+    """Also one for which a new directory would be left as it was found."""
+    folder, real = tmp_path / "made", masked_examples.writer.write_shard
+    number = 0
+
+    def broken(*arguments):
+        nonlocal number
+        number += 1
+        if number == 2:
+            raise InputError("--vocab_file: another")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(masked_examples.writer, "write_shard", broken)
+        with pytest.raises(InputError, match="--vocab_file: another"):
+            _make(examples_config, folder)
+    whole = {path.name: path.stat().st_ino for path in folder.glob("*.tfrecord")}
+    assert len(whole) == 1
+    _make(examples_config, folder)
+    assert {name: (folder / name).stat().st_ino for name in whole} == whole
+    assert _bytes(folder) == _bytes(examples_dir)
+
+
+def test_a_spill_file_of_another_text_is_not_read(examples_config, tmp_path, monkeypatch) -> None:
+    """As a node might have it whose folder is not the one that the others share."""
+    real = masked_examples.make_plan
+
+    def spoil(config, headers, *arguments):
+        spill.write_spill(masked_chunks.spill_path(config, 0), [], {"fingerprint": "other"})
+        return real(config, headers, *arguments)
+
+    monkeypatch.setattr(masked_examples, "make_plan", spoil)
+    message = "00000000.spill: expected a chunk of the corpus, masked, received that of another te"
+    with pytest.raises(InterruptedRunError, match=message):
+        _make(examples_config, tmp_path / "made")
+    monkeypatch.undo()
+    _make(examples_config, tmp_path / "made")
 
 
 def test_a_complete_directory_is_not_made_again(examples_dir, examples_config, monkeypatch) -> None:
