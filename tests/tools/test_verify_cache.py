@@ -88,16 +88,22 @@ def _publish(folder: pathlib.Path, file: str, rows: list[Features], **changes) -
     manifests.publish(folder, dataclasses.replace(loaded, splits=splits))
 
 
-def _task_logits(folder: pathlib.Path, value: float = 1.0) -> pathlib.Path:
+def _task_logits(folder: pathlib.Path, *rows: list[float], **flags) -> pathlib.Path:
+    """A directory of these logits, a record each."""
     folder.mkdir()
-    request = {"kind": records.TASK_LOGITS, "max_seq_length": 8}
+    request = {"kind": records.TASK_LOGITS, "max_seq_length": 8, **flags}
     manifests.claim(folder, request, flag="--output_dir")
-    row = {
-        records.EXAMPLE_ID: bytes(16),
-        records.TEACHER_LOGITS: np.array([0.5, value], "<f4").tobytes(),
-    }
+    encoded = [
+        serialization.encode_example(
+            {
+                records.EXAMPLE_ID: bytes(16),
+                records.TEACHER_LOGITS: np.array(row, "<f4").tobytes(),
+            }
+        )
+        for row in rows
+    ]
     file = manifests.shard_file("train", 0, 1)
-    shard = writer.write_shard(folder, file, [serialization.encode_example(row)] * 2)
+    shard = writer.write_shard(folder, file, encoded)
     manifest = Manifest(
         kind=records.TASK_LOGITS,
         vocab=VocabInfo(5, "0" * 64),
@@ -114,7 +120,7 @@ def _task_logits(folder: pathlib.Path, value: float = 1.0) -> pathlib.Path:
 
 
 def test_all_is_well(cache_dir, examples_dir, windows_dir, small_dir, merged_dir, tmp_path, capsys):
-    logits = _task_logits(tmp_path / "logits")
+    logits = _task_logits(tmp_path / "logits", [0.5, 1.0], [0.5, 1.0, 2.0])
     words = {
         cache_dir: "features, lengths, ids, order, masks, top-k, tails and labels as they must be",
         small_dir: "features, lengths, ids, order, masks, top-k, tails and labels as they must be",
@@ -246,11 +252,26 @@ def test_token_counts(small_dir, windows_dir, tmp_path, capsys) -> None:
         assert "expected SHA-256" in _problems(folder, capsys)["token_counts.npy"]
 
 
-def test_task_logits(tmp_path, capsys) -> None:
-    folder = _task_logits(tmp_path / "logits", np.nan)
+_CLASSES = {"head": "classification", "labels": ["0", "1"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "problem"),
+    [
+        ([[0.5, np.nan]] * 2, {}, "record 0: teacher_logits: expected finite numbers (1 more)"),
+        ([[0.5], []], {}, "record 1: teacher_logits: expected one number at least"),
+        ([[0.5, 1.0], [0.5]], _CLASSES, "record 1: teacher_logits: expected 2 numbers"),
+        (
+            [[0.5, 1.0], [0.5]],
+            {"head": "regression", "labels": []},
+            "record 0: teacher_logits: expected 1 numbers",
+        ),
+    ],
+)
+def test_task_logits(tmp_path, capsys, rows, flags, problem: str) -> None:
+    folder = _task_logits(tmp_path / "logits", *rows, **flags)
     file = manifests.shard_file("train", 0, 1)
-    found = _problems(folder, capsys)
-    assert found == {file: "record 0: teacher_logits: expected finite numbers (1 more)"}
+    assert _problems(folder, capsys) == {file: problem}
 
 
 @pytest.mark.parametrize(
