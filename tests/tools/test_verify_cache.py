@@ -501,15 +501,20 @@ def test_a_small_cache_is_made_again(
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_other_bytes_than_before(folder, teacher_dir, examples_dir, cache_dir, capsys) -> None:
-    """As on other hardware: the last bit of one number differs."""
-    rows = read_shard(folder, EVAL)
+def _say_other_tails(folder: pathlib.Path, file: str) -> None:
+    """Publishes a shard as other hardware would have made it, and breaks it."""
+    rows = read_shard(folder, file)
     tails = np.frombuffer(rows[0][records.LOG_TAIL_MASSES], "<f4").copy()
     tails[0] = np.nextafter(tails[0], np.float32(-100))
     rows[0][records.LOG_TAIL_MASSES] = tails.tobytes()
-    _publish(folder, EVAL, rows)
+    _publish(folder, file, rows)
+    _flip(folder / file, 20)
+
+
+def test_other_bytes_than_before(folder, teacher_dir, examples_dir, cache_dir, capsys) -> None:
+    """As on other hardware: the last bit of one number differs."""
+    _say_other_tails(folder, EVAL)
     old = (folder / "manifest.json").read_bytes()
-    _flip(folder / EVAL, 20)
     status, lines, _ = _repair(folder, capsys, teacher_dir, examples_dir)
     assert status == 0
     sha256 = manifests.files.sha256_file(cache_dir / EVAL)
@@ -522,6 +527,87 @@ def test_other_bytes_than_before(folder, teacher_dir, examples_dir, cache_dir, c
     assert (folder / "manifest.json.old").read_bytes() == old
     for path in cache_dir.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_repair_that_is_interrupted(
+    folder, teacher_dir, examples_dir, cache_dir, capsys, monkeypatch
+) -> None:
+    """What is made by then is told, and the manifest says the same as the shards."""
+    from pipeline.teacher import repair
+
+    for file in (EVAL, TRAIN[0], TRAIN[1]):
+        _say_other_tails(folder, file)
+    old = (folder / "manifest.json").read_bytes()
+    capture, made = repair.shard_capture.capture_shard, []
+
+    def interrupted(told, path, write):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(path.name)
+        return capture(told, path, write)
+
+    monkeypatch.setattr(repair.shard_capture, "capture_shard", interrupted)
+    status, lines, _ = _repair(folder, capsys, teacher_dir, examples_dir)
+    assert status == 130 and made == [EVAL, TRAIN[0]]
+    for file in made:
+        sha256 = manifests.files.sha256_file(cache_dir / file)
+        said = f"{file}: made again, other bytes, SHA-256 {sha256}; what was there is {file}.broken"
+        assert said in lines
+    assert (folder / "manifest.json.old").read_bytes() == old
+    assert set(_problems(folder, capsys)) == {TRAIN[1]}
+    monkeypatch.undo()
+    assert _repair(folder, capsys, teacher_dir, examples_dir)[0] == 0
+    for path in cache_dir.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_token_counts_that_are_other_ones(
+    small_dir, teacher_dir, examples_dir, tmp_path, capsys
+) -> None:
+    """Counted again they are not what the manifest says: nothing takes their name."""
+    folder = shutil.copytree(small_dir, tmp_path / "cache")
+    loaded = manifests.load(folder, flag="")
+    wrong = dataclasses.replace(loaded.token_counts, sha256="0" * 64)
+    manifests.publish(folder, dataclasses.replace(loaded, token_counts=wrong))
+    before = _content(folder)
+    status, _, (error,) = _repair(folder, capsys, teacher_dir, examples_dir)
+    assert status == 1 and f"token_counts.npy: expected SHA-256 {'0' * 64} of the tokens" in error
+    assert _content(folder) == before
+
+
+def test_a_tokenizer_that_is_broken_in_the_examples(
+    folder, teacher_dir, examples_dir, tmp_path, capsys
+) -> None:
+    """It takes no sound one's place."""
+    examples = shutil.copytree(examples_dir, tmp_path / "examples")
+    _flip(examples / "vocab.txt", 100)
+    (folder / "tokenizer_config.json").unlink()
+    before = _content(folder)
+    status, _, (error,) = _repair(folder, capsys, teacher_dir, examples)
+    assert status == 1 and f"expected the tokenizer's files in {examples} (SHA-256" in error
+    assert _content(folder) == before
+
+
+def test_a_sound_vocabulary_stays(
+    folder, teacher_dir, examples_dir, tmp_path, capsys, monkeypatch
+) -> None:
+    """Where the examples' is broken, and as if another file of theirs had the tokens."""
+    from pipeline.teacher import repair
+
+    examples = shutil.copytree(examples_dir, tmp_path / "examples")
+    (examples / "vocab.txt").write_bytes((examples / "vocab.txt").read_bytes() + b"more\n")
+    (folder / "tokenizer_config.json").unlink()
+    before = _content(folder)
+    load = repair.tokenizers.load_cache_tokenizer
+    monkeypatch.setattr(
+        repair.tokenizers,
+        "load_cache_tokenizer",
+        lambda cache: None if cache.directory == examples else load(cache),
+    )
+    status, lines, _ = _repair(folder, capsys, teacher_dir, examples, "--sample_examples=0")
+    assert status == 0 and f"tokenizer_config.json: copied from {examples}" in lines
+    assert _content(folder)["vocab.txt"] == before["vocab.txt"]
+    assert not (folder / "vocab.txt.broken").exists()
 
 
 def test_a_repair_that_fails_moves_nothing(
