@@ -646,6 +646,21 @@ def test_a_sample_that_the_teacher_does_not_say(
     assert status == 0 and any(line.startswith("sample     16 examples, ") for line in lines)
 
 
+def test_labels_that_are_said_to_be_impossible(folder, teacher_dir, capsys) -> None:
+    """−inf, as of a logarithm beyond float16, where the teacher's is an ordinary one."""
+    rows = read_shard(folder, EVAL)
+    for row in rows:
+        labels = np.frombuffer(row[records.MASKED_LM_IDS], "<u2")
+        ids = np.frombuffer(row[records.TOPK_IDS], "<u2").reshape(len(labels), -1)
+        said = np.frombuffer(row[records.LABEL_LOG_PROBS], "<f2").copy()
+        said[~(ids == labels[:, np.newaxis]).any(axis=-1)] = -np.inf
+        row[records.LABEL_LOG_PROBS] = said.tobytes()
+    _publish(folder, EVAL, rows)
+    assert _run(folder, capsys)[0] == 0
+    found = _problems(folder, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
+    assert set(found) == {EVAL} and "label_log_probs: expected the teacher's (" in found[EVAL]
+
+
 @pytest.mark.parametrize(
     "changes", [{"logit_encoding": "uint8"}, {"truncation": "sampled"}], ids=str
 )
