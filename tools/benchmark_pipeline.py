@@ -8,6 +8,8 @@ are not installed (pip install '.[peers]'), and so is Ray (pip install '.[ray]')
 should compute meanwhile.
 """
 
+import functools
+import importlib
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,45 +49,24 @@ def _sources(
 ) -> Mapping[str, Callable[[], Iterator["Row"]]]:
     """Returns what measures each group; imported when its turn comes."""
     detected, _ = compute_dtype.detect()
-    dtypes = dict.fromkeys([compute_dtype.FLOAT32, detected])
+    dtypes = list(dict.fromkeys([compute_dtype.FLOAT32, detected]))
+    modules = {
+        "masking": ("masking_rows",),
+        "teacher": ("teacher_rows", dtypes),
+        "records": ("record_rows",),
+        "sizes": ("size_rows",),
+        "student": ("student_rows", dtypes),
+        "memory": ("memory_rows", inputs.corpus, large),
+        "ray": ("ray_rows",),
+    }
 
-    def masking() -> Iterator["Row"]:
-        from tools.benchmarks import masking_rows
+    def measure(group: str) -> Iterator["Row"]:
+        if group == "memory" and large is None:
+            return iter(())
+        module, *arguments = modules[group]
+        return importlib.import_module(f"tools.benchmarks.{module}").rows(inputs, *arguments)
 
-        return masking_rows.rows(inputs)
-
-    def teacher() -> Iterator["Row"]:
-        from tools.benchmarks import teacher_rows
-
-        return teacher_rows.rows(inputs, list(dtypes))
-
-    def records() -> Iterator["Row"]:
-        from tools.benchmarks import record_rows
-
-        return record_rows.rows(inputs)
-
-    def sizes() -> Iterator["Row"]:
-        from tools.benchmarks import size_rows
-
-        return size_rows.rows(inputs)
-
-    def student() -> Iterator["Row"]:
-        from tools.benchmarks import student_rows
-
-        return student_rows.rows(inputs, list(dtypes))
-
-    def memory() -> Iterator["Row"]:
-        from tools.benchmarks import memory_rows
-
-        return iter(()) if large is None else memory_rows.rows(inputs, inputs.corpus, large)
-
-    def ray() -> Iterator["Row"]:
-        from tools.benchmarks import ray_rows
-
-        return ray_rows.rows(inputs)
-
-    every = (masking, teacher, records, sizes, student, memory, ray)
-    return dict(zip(GROUPS, every, strict=True))
+    return {group: functools.partial(measure, group) for group in GROUPS}
 
 
 def _figure(value: float) -> str:

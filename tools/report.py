@@ -41,7 +41,7 @@ def make_report(config: ReportConfig) -> str:
     Raises:
         InputError: something is missing or is not as it must be.
     """
-    from tools.pages import report_caches, report_curves, report_scores
+    from tools.pages import report_caches, report_calibration, report_curves, report_scores
     from tools.pages.html_page import page
     from tools.pages.report_inputs import read_caches, read_comparison, read_fidelity, read_plan
     from tools.pages.report_runs import read_runs, short_names
@@ -61,7 +61,7 @@ def make_report(config: ReportConfig) -> str:
         report_scores.speed(runs, speeds),
         report_scores.tasks(runs, scores),
         report_caches.caches(planned, measured, taught, made),
-        report_curves.calibration(runs, made),
+        report_calibration.calibration(runs, made),
     )
     told = (
         (len(runs), "run"),

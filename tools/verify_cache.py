@@ -1,4 +1,7 @@
-"""Checks a directory of shards to the last byte, and makes broken shards of a cache again.
+"""Checks a directory's shards to the last byte, and makes broken ones of a cache again.
+
+Of the tokenizer's files it checks the vocabulary and the special tokens, which alone the
+manifest records; their other settings, such as lower-casing, may have been changed.
 
 python -m tools.verify_cache --input_dir=CACHE
 python -m tools.verify_cache --input_dir=CACHE --repair --teacher=MODEL --examples=EXAMPLES
@@ -222,7 +225,7 @@ def _lines(manifest: Manifest, found: Verification) -> Iterator[str]:
     yield f"manifest   {manifest.kind}; request, flags and sizes agree"
     if manifest.tokenizer_files:
         names = ", ".join(manifest.tokenizer_files)
-        yield f"tokenizer  {names}; {manifest.vocab.size:,} tokens as recorded"
+        yield f"tokenizer  {names}; {manifest.vocab.size:,} tokens and the special ones as recorded"
     yield (
         f"shards     {len(shards):,} of {size:,} bytes; size, SHA-256, framing and sidecar of each "
         "as recorded"

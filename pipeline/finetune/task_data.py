@@ -251,7 +251,11 @@ def _read_questions(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iter
                         )
                         continue
                     seen.add(key)
-                    example = _question_example(reading, where, key, question, context)
+                    try:
+                        example = _question_example(reading, where, key, question, context)
+                    except InputError as error:
+                        reading.bad_row(str(error))
+                        continue
                     if example is not None:
                         yield example
 

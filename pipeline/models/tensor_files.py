@@ -1,5 +1,6 @@
 """The safetensors files of a Hugging Face directory: found, listed and read; never a pickle."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
@@ -72,13 +73,15 @@ def list_tensors(files: tuple[AnyPath, ...]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for path, file in _opened(files):
         for stored_name in file.keys():  # noqa: SIM118  (it is no mapping)
-            name, header = modern_hf_name(stored_name), file.get_slice(stored_name)
+            name = modern_hf_name(stored_name)
             if name in tensors:
                 raise InputError(
                     f"{path}: tensor {_one_line(stored_name)} is there twice, first as "
                     f"{_one_line(tensors[name].stored_name)} in {tensors[name].file.name}"
                 )
-            tensors[name] = StoredTensor(path, stored_name, tuple(header.get_shape()))
+            with _reading(path):
+                shape = tuple(file.get_slice(stored_name).get_shape())
+            tensors[name] = StoredTensor(path, stored_name, shape)
     return tensors
 
 
@@ -88,13 +91,21 @@ def _one_line(text: str) -> str:
 
 def _opened(files: tuple[AnyPath, ...]) -> Iterator[tuple[AnyPath, Any]]:
     for path, copy in zip(files, local_copies(files), strict=True):
-        try:
-            with safe_open(copy, framework="np") as file:
-                yield path, file
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path}: expected a safetensors file, cannot read it ({_one_line(str(error))})"
-            ) from error
+        with _reading(path):
+            opened = safe_open(copy, framework="np")
+        with opened as file:
+            yield path, file
+
+
+@contextlib.contextmanager
+def _reading(path: AnyPath) -> Iterator[None]:
+    """Makes what safetensors raises in the block, of a damaged file, an error for people."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: expected a safetensors file, cannot read it ({_one_line(str(error))})"
+        ) from error
 
 
 def read_tensors(files: tuple[AnyPath, ...], wanted: Mapping[str, StoredTensor]) -> dict:
@@ -104,11 +115,13 @@ def read_tensors(files: tuple[AnyPath, ...], wanted: Mapping[str, StoredTensor])
         for name, tensor in wanted.items():
             if tensor.file != path:
                 continue
-            dtype = file.get_slice(tensor.stored_name).get_dtype()
+            with _reading(path):
+                dtype = file.get_slice(tensor.stored_name).get_dtype()
             if dtype not in _FLOATS:
                 raise InputError(
-                    f"{path}: {tensor.stored_name}: expected one of {', '.join(_FLOATS)}, "
-                    f"received {dtype}"
+                    f"{path}: {_one_line(tensor.stored_name)}: expected one of "
+                    f"{', '.join(_FLOATS)}, received {dtype}"
                 )
-            arrays[name] = file.get_tensor(tensor.stored_name).astype(np.float32)
+            with _reading(path):
+                arrays[name] = file.get_tensor(tensor.stored_name).astype(np.float32)
     return arrays

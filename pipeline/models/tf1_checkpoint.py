@@ -11,8 +11,9 @@ from pipeline.errors import InputError
 from pipeline.models.config import BERT, EncoderConfig
 from pipeline.models.weight_names import Shape, WeightName, check_tensors, weight_table
 
-# What TensorFlow raises for a damaged file; IndexError stands for one that is cut short.
-_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
+# What TensorFlow raises for a damaged file; IndexError stands for one that is cut short,
+# TypeError for a dtype that it does not know.
+_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError, TypeError)
 
 
 def read_tf1_shapes(prefix: str) -> dict[str, Shape]:
@@ -52,15 +53,22 @@ def read_tf1_weights(
 
     Raises:
         InputError: the checkpoint cannot be read, or its tensors are not those of
-            the configuration.
+            the configuration, or no floats.
     """
     reader, shapes = _open(prefix)
     table = weight_table(config) if table is None else table
     check_tensors(shapes, config, layout="tf1", where=prefix, table=table)
     try:
-        tensors = {name.ours: reader.get_tensor(name.tf1) for name in table}
+        dtypes = reader.get_variable_to_dtype_map()
+        others = [name.tf1 for name in table if not dtypes[name.tf1].is_floating]
+        # Text would have to be read, and numbers of another kind would pass.
+        tensors = {} if others else {name.ours: reader.get_tensor(name.tf1) for name in table}
     except _READ_ERRORS as error:
         raise _unreadable(prefix, error) from error
+    if others:
+        raise InputError(
+            f"{prefix}: {others[0]}: expected floats, received {dtypes[others[0]].name}"
+        )
     return {name: np.asarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
 
 

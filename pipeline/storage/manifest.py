@@ -26,7 +26,7 @@ from pipeline import files, folders
 from pipeline.errors import InputError
 from pipeline.json_text import shown
 from pipeline.storage.logit_codec import CODECS
-from pipeline.storage.manifest_checks import MAX_TOKENIZER_BYTES, expect_manifest
+from pipeline.storage.manifest_checks import MAX_TOKENIZER_BYTES, MAX_VOCAB_SIZE, expect_manifest
 from pipeline.storage.shard_info import (
     NUM_IDS,
     SHARD_FILE,
@@ -35,7 +35,6 @@ from pipeline.storage.shard_info import (
     expect_contents,
     measured_means,
     parse_shard,
-    plain_name,
 )
 from pipeline.storage.teacher_info import TeacherInfo, parse_teacher_info
 
@@ -146,13 +145,19 @@ def read_tokens(path: files.PathLike, *, flag: str) -> tuple[str, ...]:
     """Reads a `vocab.txt`: one token a line, its line number its id.
 
     Raises:
-        InputError: there is no such file, or it is not UTF-8.
+        InputError: there is no such file, it is not UTF-8, or has too many lines.
     """
     path = files.as_path(path)
     if not path.is_file():
         raise InputError(f"{flag}: expected a vocab.txt, received {path}: no such file")
+    content = files.read_limited(path, MAX_TOKENIZER_BYTES)
+    # Before they are split: short lines take their bytes many times over.
+    if (num_lines := content.count(b"\n")) > MAX_VOCAB_SIZE:
+        raise InputError(
+            f"{flag}: expected at most {MAX_VOCAB_SIZE} tokens in {path}, received {num_lines}"
+        )
     try:
-        lines = files.read_limited(path, MAX_TOKENIZER_BYTES).decode("utf-8").split("\n")
+        lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{flag}: expected UTF-8 text in {path} ({error})") from error
     tokens = [line.rstrip("\r") for line in lines]
@@ -296,7 +301,7 @@ def load(directory: files.PathLike, *, flag: str) -> Manifest:
     if value.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path}: expected format_version {FORMAT_VERSION}, "
-            f"received {value.get('format_version')!r}"
+            f"received {shown(value.get('format_version'))}"
         )
     try:
         return _parse(value, str(path))
@@ -315,7 +320,6 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
     token_counts = None
     if value["kind"] == UNMASKED_WINDOWS or _needs_token_counts(teacher_info):
         token_counts = FileInfo(**value["token_counts"])
-        plain_name(token_counts.file, path)
         expect_contents(token_counts, path)
     splits = {
         split: tuple(parse_shard(shard, path) for shard in shards)
@@ -332,7 +336,7 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
         special_ids=dict(value["special_ids"]),
         flags=dict(value["flags"]),
         splits=splits,
-        tokenizer_files=tuple(plain_name(name, path) for name in value["tokenizer_files"]),
+        tokenizer_files=tuple(value["tokenizer_files"]),
         statistics=dict(value.get("statistics", {})),
         teacher_info=teacher_info,
         token_counts=token_counts,

@@ -13,7 +13,7 @@ from data_specs.records import FEATURES, TEACHER_CACHE
 from pipeline import files
 from pipeline.errors import InputError
 from pipeline.json_text import MAX_DIGITS, shown
-from pipeline.storage.shard_info import SHARD_FILE
+from pipeline.storage.shard_info import SHARD_FILE, TOKEN_COUNTS_FILE
 from pipeline.storage.teacher_info import SHA256
 
 # The largest vocabularies of language models have about a million tokens.
@@ -24,10 +24,10 @@ MAX_LENGTH = 2**16
 MAX_TOKENIZER_BYTES = 256 * 2**20
 # No array has more items.
 _MAX_COUNT = 2**63 - 1
+# Of a position, of all groups together.
 _MAX_HIDDEN_SIZE = 2**20
 _MAX_GROUPS = 2**10
-# Of a file, on any system.
-_MAX_NAME = 255
+_MAX_TEMPERATURES = 64
 
 # What may be copied from one directory into another, and is nothing else there.
 _TOKENIZER_FILE = re.compile(r"vocab\.txt|tokenizer(_config)?\.json|[A-Za-z0-9_.\-]{1,64}\.model")
@@ -82,18 +82,21 @@ def _expect_vocab(value: Mapping[str, Any], path: str) -> None:
             f"{path}: missing or misshapen field vocab: expected size and sha256, "
             f"received {shown(sorted(vocab))}"
         )
-    _expect_count(vocab, "size", path, most=MAX_VOCAB_SIZE)
+    _expect_count(vocab, "size", path, least=1, most=MAX_VOCAB_SIZE)
     _expect_sha256(vocab, path)
     special_ids = _expect_object(value, "special_ids", path)
     for name in special_ids:
-        _expect_count(special_ids, name, path, most=max(0, vocab["size"] - 1))
+        _expect_count(special_ids, name, path, most=vocab["size"] - 1)
 
 
 def _expect_file_name(value: Mapping[str, Any], path: str) -> None:
     counts = value.get("token_counts")
-    name = counts.get("file") if isinstance(counts, dict) else None
-    if isinstance(name, str) and len(name) > _MAX_NAME:
-        raise InputError(f"{path}: token_counts: expected a file name, received {shown(name)}")
+    # What reads it knows no other name.
+    if isinstance(counts, dict) and counts.get("file") != TOKEN_COUNTS_FILE:
+        raise InputError(
+            f"{path}: token_counts: expected the file {TOKEN_COUNTS_FILE}, "
+            f"received {shown(counts.get('file'))}"
+        )
 
 
 def _expect_splits(value: Mapping[str, Any], path: str) -> None:
@@ -127,21 +130,27 @@ def _expect_text(value: Mapping[str, Any], path: str) -> None:
 
 
 def _expect_teacher_values(value: Mapping[str, Any], path: str) -> None:
-    _expect_count(value, "truncation_factor", path, least=1, most=MAX_VOCAB_SIZE)
+    _expect_count(value, "truncation_factor", path, least=1, most=value["vocab"]["size"])
     for name in ("teacher", "parent"):
         _expect_object(value, name, path)
-    temperatures = _expect_list(value, "temperatures", path)
+    temperatures = _expect_list(value, "temperatures", path, most=_MAX_TEMPERATURES)
     if not all(_is_number(one) and one > 0 for one in temperatures):
         raise InputError(
             f"{path}: temperatures: expected numbers above 0, received {shown(temperatures)}"
         )
+    if temperatures[:1] != [1] or list(temperatures) != sorted(set(temperatures)):
+        raise InputError(
+            f"{path}: temperatures: expected ascending numbers from 1, "
+            f"received {shown(temperatures)}"
+        )
     groups = value.get("hidden_groups")
+    # Without groups, no one reads the size.
     if not groups:
         return
     for group in _expect_list(value, "hidden_groups", path, most=_MAX_GROUPS):
         if not isinstance(group, str):
             raise InputError(f"{path}: hidden_groups: expected words, received {shown(group)}")
-    _expect_count(value, "hidden_size", path, least=1, most=_MAX_HIDDEN_SIZE)
+    _expect_count(value, "hidden_size", path, least=1, most=_MAX_HIDDEN_SIZE // len(groups))
 
 
 def _is_number(value: Any) -> bool:

@@ -16,12 +16,12 @@ from data_specs.records import Feature
 from pipeline.storage.hidden_codec import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.topk_checks import TopKRows, topk_problems
-from pipeline.storage.topk_codec import TopKCodec
+from pipeline.storage.topk_codec import MAX_RECORD_IDS, TopKCodec
 
 # Ids decoded at once: few enough to stay near a processor's cache.
 _IDS_AT_ONCE = 2**19
-# A record of 512 masked positions and all of 120,000 tokens has this many; more are refused.
-_MAX_IDS = 2**26
+# What a task's logits are of where there is one for each input; see `data_specs.tasks.KINDS`.
+_REGRESSION = "regression"
 
 Features = Mapping[str, bytes]
 
@@ -149,7 +149,7 @@ class RecordChecker:
                 yield _wrong_count(feature, counts[feature.name], expected, bad), bad
         if self.codec is not None:
             ids = sizes["P"] * self.codec.truncation_factor
-            yield f"expected a top-k of at most {_MAX_IDS} ids", ids > _MAX_IDS
+            yield f"expected a top-k of at most {MAX_RECORD_IDS} ids", ids > MAX_RECORD_IDS
 
     def _letters(self, columns: Mapping[str, Column]) -> dict[str, int | np.ndarray]:
         """Returns sizes by the letters of `data_specs.records`, of all or of each record."""
@@ -174,9 +174,7 @@ class RecordChecker:
     def _value_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
         """Yields which records, of the right sizes, hold what cannot be."""
         if records.TEACHER_LOGITS in examples[0]:
-            logits = self._column(records.TEACHER_LOGITS, examples)
-            problem = f"{records.TEACHER_LOGITS}: expected finite numbers"
-            yield problem, logits.any(~np.isfinite(logits.values))
+            yield from self._logit_problems(self._column(records.TEACHER_LOGITS, examples))
             return
         yield from self._input_problems(examples)
         if self.codec is not None:
@@ -186,6 +184,20 @@ class RecordChecker:
                     bad[:] = False
                     bad[begin:end] = wrong
                     yield problem, bad.copy()
+
+    def _logit_problems(self, logits: Column) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields which records of a task's logits hold what cannot be."""
+        name, flags = records.TEACHER_LOGITS, self.manifest.flags
+        labels = flags.get("labels")
+        # A span has two numbers for each token of an input that the record does not tell.
+        expected = 1 if flags.get("head") == _REGRESSION else 0
+        if isinstance(labels, list) and labels:
+            expected = len(labels)
+        if expected:
+            yield f"{name}: expected {expected} numbers", logits.counts != expected
+        else:
+            yield f"{name}: expected one number at least", logits.counts == 0
+        yield f"{name}: expected finite numbers", logits.any(~np.isfinite(logits.values))
 
     def _input_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
         special, vocab_size = self.manifest.special_ids, self.manifest.vocab.size

@@ -32,6 +32,8 @@ _CRC_MASK_DELTA = 0xA282EAD8
 
 # A record of 512 tokens with every token masked and k = 1,024 is below 3 MB.
 MAX_RECORD_BYTES = 256 * 2**20
+# A record of ours has at most a dozen.
+_MAX_FEATURES = 64
 
 
 def _varint(value: int) -> bytes:
@@ -102,10 +104,23 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _only_field(data: memoryview, what: str) -> memoryview:
-    fields = list(_fields(data))
-    if len(fields) != 1 or fields[0][0] != 1:
+    # One after another: of nothing but fields a record would take its size many times over.
+    fields = _fields(data)
+    number, content = next(fields, (0, data))
+    if number != 1 or next(fields, None) is not None:
         raise ValueError(f"{what} without exactly one bytes value")
-    return fields[0][1]
+    return content
+
+
+def _key_and_value(entry: memoryview) -> tuple[memoryview, memoryview]:
+    parts: dict[int, memoryview] = {}
+    for number, content in _fields(entry):
+        if number not in (1, 2) or number in parts:
+            raise ValueError("a map entry of other fields than key and value")
+        parts[number] = content
+    if len(parts) != 2:
+        raise ValueError("a map entry without key and value")
+    return parts[1], parts[2]
 
 
 def decode_example(record: bytes) -> dict[str, bytes]:
@@ -118,16 +133,21 @@ def decode_example(record: bytes) -> dict[str, bytes]:
         each feature's bytes value, by name.
 
     Raises:
-        ValueError: the record is broken, or has a feature that is not one bytes value.
+        ValueError: the record is broken, has too many features, one of them twice, or
+            one that is not one bytes value.
     """
     features: dict[str, bytes] = {}
     for entry_number, entry in _fields(_only_field(memoryview(record), "an Example")):
-        parts = dict(_fields(entry))
-        if entry_number != 1 or set(parts) != {1, 2}:
+        if entry_number != 1:
             raise ValueError("a map entry without key and value")
-        name = bytes(parts[1]).decode("utf-8")
+        key, value = _key_and_value(entry)
+        name = bytes(key).decode("utf-8")
         what = f"the feature {shown(name)}"
-        features[name] = bytes(_only_field(_only_field(parts[2], what), what))
+        if name in features:
+            raise ValueError(f"{what} twice")
+        if len(features) == _MAX_FEATURES:
+            raise ValueError(f"more than {_MAX_FEATURES} features")
+        features[name] = bytes(_only_field(_only_field(value, what), what))
     return features
 
 

@@ -17,6 +17,8 @@ SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 # In `ShardInfo.measured`: masked positions, and ids kept at them.
 NUM_POSITIONS = "num_positions"
 NUM_IDS = "num_ids"
+# Beside the shards; see `pipeline.storage.token_counts`.
+TOKEN_COUNTS_FILE = "token_counts.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,40 +121,6 @@ def expect_contents(info: ShardInfo | FileInfo, path: str) -> None:
             f"{path}: expected a SHA-256 for {info.file}, received {shown(info.sha256)}"
         )
     expect_count(info.bytes, f"{path}: bytes of {info.file}")
-
-
-def plain_name(name: Any, path: str) -> str:
-    """Returns a file name that cannot lead out of the directory.
-
-    Raises:
-        InputError: it is none.
-    """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
-        raise InputError(f"{path}: expected a plain file name, received {name!r}")
-    return name
-
-
-def expect_vocab(vocab: Mapping[str, Any], special_ids: Mapping[str, Any], path: str) -> None:
-    """Checks what a manifest says of the vocabulary.
-
-    Args:
-        vocab: its `size` and `sha256`.
-        special_ids: ids by name.
-        path: the manifest's file, for messages.
-
-    Raises:
-        InputError: the size is no count, the checksum none, or an id not in the vocabulary.
-    """
-    expect_count(vocab["size"], f"{path}: size of vocab")
-    if not (isinstance(vocab["sha256"], str) and SHA256.fullmatch(vocab["sha256"])):
-        raise InputError(f"{path}: expected a SHA-256 for vocab, received {vocab['sha256']!r}")
-    for name, index in special_ids.items():
-        expect_count(index, f"{path}: {name} of special_ids")
-        if index >= vocab["size"]:
-            raise InputError(
-                f"{path}: {name} of special_ids: expected an id below {vocab['size']}, "
-                f"received {index}"
-            )
 
 
 def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[str, float] | None:

@@ -17,8 +17,7 @@ from pipeline.errors import InputError
 from pipeline.json_text import shown
 from pipeline.storage import npy_header, serialization
 from pipeline.storage.manifest import FileInfo, Manifest
-
-TOKEN_COUNTS_FILE = "token_counts.npy"
+from pipeline.storage.shard_info import TOKEN_COUNTS_FILE
 
 _DTYPE = np.dtype("<i8")
 

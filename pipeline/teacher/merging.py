@@ -162,9 +162,8 @@ def expect_same_examples(caches: Sequence[CacheInput]) -> None:
     """Checks by their manifests that caches can be merged.
 
     Raises:
-        InputError: one is no teacher cache, has draws instead of a top-k, has no
-            tail at temperature 1, or holds other examples than the first; says what
-            differs, and both values.
+        InputError: one is no teacher cache, has draws instead of a top-k, or holds
+            other examples than the first; says what differs, and both values.
     """
     for cache in caches:
         if cache.manifest.kind != records.TEACHER_CACHE:
@@ -176,12 +175,6 @@ def expect_same_examples(caches: Sequence[CacheInput]) -> None:
             raise InputError(
                 f"{cache.flag}: expected caches of --truncation=topk, "
                 f"received {cache.directory}, of --truncation=sampled"
-            )
-        temperatures = cache.manifest.teacher_info.temperatures
-        if TEMPERATURE not in temperatures:
-            raise InputError(
-                f"{cache.flag}: expected tails at temperature 1 in {cache.directory}, "
-                f"received temperatures {', '.join(f'{value:g}' for value in temperatures)}"
             )
     first = caches[0]
     here = _identity(first.manifest)

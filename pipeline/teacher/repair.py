@@ -20,9 +20,11 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.directory_checks import TOKENIZER
 from pipeline.storage.manifest import Manifest, ShardInfo
+from pipeline.storage.manifest_checks import MAX_TOKENIZER_BYTES
 from pipeline.teacher import cache_request, shard_capture, teacher_input
 from pipeline.teacher.capture import progress_bar
 from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.text import tokenizers
 
 BROKEN = "broken"
 OLD = "old"
@@ -149,16 +151,31 @@ class Repair:
                 yield from self._redo(redone)
 
     def _mend_tokenizer(self, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
-        for name in self.manifest.tokenizer_files if TOKENIZER in problems else ():
+        if TOKENIZER not in problems:
+            return
+        # First of all that one of them is sound; else nothing is moved.
+        tokenizers.load_cache_tokenizer(self.examples)
+        for name in self.manifest.tokenizer_files:
             path, source = self.directory / name, self.examples.directory / name
             if not source.is_file():
                 raise InputError(f"{source}: this tokenizer file is missing")
-            content = source.read_bytes()
-            if path.is_file() and path.read_bytes() == content:
+            content = files.read_limited(source, MAX_TOKENIZER_BYTES)
+            is_same = path.is_file() and path.stat().st_size == len(content)
+            if is_same and path.read_bytes() == content:
+                continue
+            if self._has_vocab(path) and not self._has_vocab(source):
+                # What is broken there is sound here.
                 continue
             aside = set_aside(path, BROKEN)
             files.write_bytes(path, content)
             yield f"{name}: copied from {self.examples.directory}{_kept(aside)}"
+
+    def _has_vocab(self, path: files.AnyPath) -> bool:
+        """Returns whether a file has the cache's tokens; one of settings has none."""
+        try:
+            return tokenizers.read_vocab_info(path, flag="--repair") == self.manifest.vocab
+        except InputError:
+            return False
 
     def _mend_token_counts(self, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
         expected = self.manifest.token_counts
@@ -166,14 +183,15 @@ class Repair:
             return
         # Before anything is moved: else the counts of other examples would be told as theirs.
         manifests.verify(self.examples.directory, self.examples.manifest, full=True)
-        aside = set_aside(self.directory / expected.file, BROKEN)
         info, source = self.manifest.teacher_info, self.examples
-        received = cache_codec.count_tokens(self.directory, info, source.directory, source.manifest)
-        if received != expected:
-            raise InputError(
-                f"{self.directory / expected.file}: expected SHA-256 {expected.sha256} of the "
-                f"tokens of {source.directory}, received {received.sha256}"
-            )
+        with folders.staged_directory(self.directory, last=expected.file) as stage:
+            received = cache_codec.count_tokens(stage, info, source.directory, source.manifest)
+            if received != expected:
+                raise InputError(
+                    f"{self.directory / expected.file}: expected SHA-256 {expected.sha256} of the "
+                    f"tokens of {source.directory}, received {received.sha256}"
+                )
+            aside = set_aside(self.directory / expected.file, BROKEN)
         yield f"{expected.file}: counted again{_kept(aside)}"
 
     def _mend_sidecar(self, shard: ShardInfo) -> str:
@@ -188,26 +206,28 @@ class Repair:
         model = checkpoints.load_masked_lm(
             self.source, dtype=self.config.compute_dtype, logits_dtype="float32"
         )
-        made: dict[str, ShardInfo] = {}
-        asides: dict[str, files.AnyPath | None] = {}
-        write = functools.partial(_replace_shard, self.directory, made, asides)
+        write = functools.partial(_replace_shard, self.directory)
         capture = shard_capture.make_capture(
             self.config, self.examples, self.source, model, self.manifest.teacher_info
         )
-        with progress_bar(self.examples, jobs) as bar:
-            told = dataclasses.replace(capture, on_examples=bar.update)
-            for job in jobs:
-                shard_capture.capture_shard(told, self.examples.directory / job.file, write)
         whole = {shard.file: shard for part in self.manifest.splits.values() for shard in part}
-        for file, shard in made.items():
-            same = shard == whole[file]
-            said = "the same bytes" if same else f"other bytes, SHA-256 {shard.sha256}"
-            yield f"{file}: made again, {said}{_kept(asides[file])}"
-        if any(shard != whole[file] for file, shard in made.items()):
-            yield self._publish(made)
+        changed: dict[str, ShardInfo] = {}
+        try:
+            with progress_bar(self.examples, jobs) as bar:
+                told = dataclasses.replace(capture, on_examples=bar.update)
+                for job in jobs:
+                    path = self.examples.directory / job.file
+                    shard, aside = shard_capture.capture_shard(told, path, write)
+                    if shard != whole[job.file]:
+                        changed[job.file] = shard
+                    yield f"{job.file}: {_made_again(shard, whole[job.file])}{_kept(aside)}"
+        finally:
+            # Interrupted, too: the manifest must not contradict what is made by then.
+            said = [self._publish(changed)] if changed else []
+        yield from said
 
     def _publish(self, made: Mapping[str, ShardInfo]) -> str:
-        """Writes the manifest last, where shards came out in other bytes."""
+        """Writes the manifest, where shards came out in other bytes."""
         path = self.directory / manifests.MANIFEST_FILE
         copy = _free_name(path, OLD)
         files.write_bytes(copy, path.read_bytes())
@@ -266,18 +286,21 @@ def _narrow(cache: CacheInput, names: Sequence[str]) -> CacheInput:
 
 def _replace_shard(
     directory: files.AnyPath,
-    made: dict[str, ShardInfo],
-    asides: dict[str, files.AnyPath | None],
     file: str,
     serialized: Iterator[bytes],
     measured: Mapping[str, int] | None,
-) -> ShardInfo:
+) -> tuple[ShardInfo, files.AnyPath | None]:
     """Writes a shard; only when it is whole, what has its name moves aside, and it gets it."""
     with folders.staged_directory(directory, last=file) as stage:
-        made[file] = writer.write_shard(stage, file, serialized, measured)
-        asides[file] = set_aside(directory / file, BROKEN)
+        shard = writer.write_shard(stage, file, serialized, measured)
+        aside = set_aside(directory / file, BROKEN)
         set_aside(manifests.sidecar_path(directory, file), BROKEN)
-    return made[file]
+    return shard, aside
+
+
+def _made_again(shard: ShardInfo, before: ShardInfo) -> str:
+    said = "the same bytes" if shard == before else f"other bytes, SHA-256 {shard.sha256}"
+    return f"made again, {said}"
 
 
 def _free_name(path: files.AnyPath, suffix: str) -> files.AnyPath:

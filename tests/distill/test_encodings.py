@@ -223,7 +223,7 @@ def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
         ({"token_counts": None}, "missing or misshapen field"),
         (
             {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
-            "expected a plain file name",
+            "token_counts: expected the file token_counts.npy, received .../x.",
         ),
         ({"measured": None}, "expected what was measured of eval-00000-of-00001.tfrecord"),
         ({"measured": {}}, "expected num_positions and other counts of eval-.*, received {}"),

@@ -379,6 +379,29 @@ def test_answers_are_looked_for_nearby(tmp_path) -> None:
     assert data.num_relocated == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"question": None}, "question: expected text, received nothing"),
+        ({"question": 3}, "question: expected text, received '3'"),
+        ({"answers": {}}, "answers: expected a list, received '{}'"),
+        ({"answers": [1]}, "answers: expected objects, received int"),
+        ({"answers": [{"text": "a"}]}, "answer_start: expected a whole number, received nothing"),
+        ({"answers": [{"text": 1, "answer_start": 0}]}, "text: expected text, received '1'"),
+    ],
+)
+def test_a_question_that_is_none_is_a_bad_row(tmp_path, change, problem: str) -> None:
+    value = json.loads(squad_json(("ab", [("wrong", "?", [("a", 0)]), ("q", "?", [("b", 1)])])))
+    value["data"][0]["paragraphs"][0]["qas"][0].update(change)
+    folder = _write(tmp_path, {"dev.json": json.dumps(value)})
+    message = f"{folder}/dev.json, question wrong: {problem}"
+    with pytest.raises(InputError) as error:
+        read_split(tasks.load_task("cmrc2018"), folder, "dev")
+    assert str(error.value) == message
+    data = read_split_data(tasks.load_task("cmrc2018"), folder, "dev", skip_bad_rows=True)
+    assert [example.key for example in data.examples] == ["q"] and data.bad_rows == (message,)
+
+
 def test_a_context_without_its_answer(tmp_path) -> None:
     paragraph = (CONTEXT, [("Q_1", "?", [("黄海", 13)]), *PARAGRAPH[1]])
     folder = _write(tmp_path, {"dev.json": squad_json(paragraph), "test.json": "{}"})

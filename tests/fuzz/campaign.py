@@ -209,6 +209,19 @@ def _table(found: dict[str, Tally]) -> str:
     return "\n".join(lines)
 
 
+def choose(
+    readers: dict[str, Reader], names: str, parser: argparse.ArgumentParser
+) -> dict[str, Reader]:
+    """Returns the readers whose names begin in one of several ways; ends where one has none."""
+    for name in names.split(";"):
+        if not any(reader.startswith(name) for reader in readers):
+            parser.error(
+                f"--reader: expected the beginning of one of {'; '.join(readers)}, "
+                f"received {name!r}"
+            )
+    return {key: one for key, one in readers.items() if key.startswith(tuple(names.split(";")))}
+
+
 def main() -> int:
     """Runs the campaign; 1 where there is a finding."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -224,8 +237,7 @@ def main() -> int:
         return 0
     output = pathlib.Path(arguments.output or tempfile.mkdtemp(prefix="fuzz-"))
     output.mkdir(parents=True, exist_ok=True)
-    names = tuple(arguments.reader.split(";"))
-    chosen = {name: one for name, one in find_readers().items() if name.startswith(names)}
+    chosen = choose(find_readers(), arguments.reader, parser)
     found: dict[str, Tally] = {}
     for name, reader in chosen.items():
         found[name] = fuzz(reader, arguments, output)

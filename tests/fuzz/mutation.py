@@ -56,6 +56,8 @@ _PIECES = (
     b" " * 3000,
     b"\n" * 3000,
 )
+# Of a piece that is repeated, in bytes.
+_MOST = 2**20
 # Stand for what `json.dumps` would not write.
 _DEEP = "@deep@"
 _LONG = "@digits@"
@@ -122,7 +124,12 @@ def _step(below: Below, content: bytes) -> bytes:
     """Makes one change somewhere in the bytes."""
     size = len(content)
     place = below(size + 1)
-    kind = below(9)
+    kind = below(10)
+    if kind == 9:
+        # A small piece again and again: what takes memory or time beyond what it is long.
+        piece = content[place : place + 1 + below(8)]
+        times = _MOST // max(1, len(piece)) >> 2 * below(8)
+        return content[:place] + piece * times + content[place:]
     if kind == 0 and place < size:
         return content[:place] + bytes([content[place] ^ 1 << below(8)]) + content[place + 1 :]
     if kind == 1:

@@ -1,7 +1,9 @@
 """Readers of cache directories: records, codecs, manifests, sidecars, counts, spill files."""
 
 import collections
+import contextlib
 import functools
+import io
 import json
 import pathlib
 import shutil
@@ -274,6 +276,18 @@ def read_manifest(folder: pathlib.Path) -> object:
     return loaded.features, whole.sha256()
 
 
+def read_verified(folder: pathlib.Path) -> object:
+    """Checks a directory as `tools.verify_cache` does; what is wrong with it is no refusal."""
+    from tools import verify_cache
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = verify_cache.main(["verify_cache", f"--input_dir={folder}"])
+    if status not in (0, 1):
+        raise RuntimeError(f"status {status}")
+    return status
+
+
 def read_sidecar(folder: pathlib.Path) -> object:
     """Asks whether a shard is whole."""
     return manifests.completed_shard(folder, SHARD)
@@ -354,6 +368,11 @@ def _other_readers() -> list[Reader]:
     made = {"masked examples": write_examples, "windows": write_windows, "compact": compact}
     counts, sidecar = token_counts.TOKEN_COUNTS_FILE, f".{SHARD}.json"
     return [
+        Reader("verify, shard", SHARD, mutate_records, read_verified, compact),
+        *(
+            Reader(f"verify, manifest of {name}", manifest, mutate_json, read_verified, write)
+            for name, write in made.items()
+        ),
         *(
             Reader(f"manifest, {name}", manifest, mutate_json, read_manifest, write, others)
             for name, write in made.items()

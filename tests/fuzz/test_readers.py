@@ -1,11 +1,13 @@
 """Whatever the bytes, a reader gives a good value or one line that names the file."""
 
+import argparse
 import pathlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import campaign, mutation
 from tests.fuzz.checking import Reader, check
 from tests.fuzz.readers import all_readers
 
@@ -30,3 +32,22 @@ def test_whatever_the_bytes(reader: Reader, tmp_path: pathlib.Path) -> None:
         check(reader, folder, reader.mutate(below, right))
 
     wrong()
+
+
+def test_a_piece_again_and_again() -> None:
+    """At the second of three letters the tenth kind of change: two of them, as often as can be."""
+    choices = iter([1, 9, 1, 0])
+    assert mutation._step(lambda limit: next(choices), b"abc") == b"a" + b"bc" * 2**19 + b"bc"
+
+
+def test_a_reader_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser(prog="campaign")
+    readers = all_readers()
+    assert set(campaign.choose(readers, "sidecar;request", parser)) == {"sidecar", "request"}
+    assert campaign.choose(readers, "", parser) == readers
+    with pytest.raises(SystemExit) as ended:
+        campaign.choose(readers, "sidecar;manifset", parser)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "--reader: expected the beginning of one of framing; masked examples; " in message
+    assert message.endswith(", received 'manifset'\n")

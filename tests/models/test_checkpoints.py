@@ -20,7 +20,7 @@ from pipeline.models.checkpoints import (
     save_hf,
 )
 from pipeline.models.masked_lm import MaskedLM
-from pipeline.models.tensor_files import hf_weight_files
+from pipeline.models.tensor_files import hf_weight_files, list_tensors, read_tensors
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 WORDS = "bert.embeddings.word_embeddings.weight"
@@ -348,3 +348,26 @@ def test_links_are_followed(tmp_path) -> None:
     (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "blob")
     found = hf_weight_files(tmp_path / "model")
     assert found == (tmp_path / "model" / "model.safetensors",)
+
+
+def test_a_file_that_changes_between_two_readings(tmp_path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(2, np.float32)}, path)
+    found = list_tensors((path,))
+    save_file({"b": np.zeros(2, np.float32)}, path)
+    with pytest.raises(InputError) as error:
+        read_tensors((path,), found)
+    message = str(error.value)
+    assert message.startswith(f"{path}: expected a safetensors file, cannot read it (")
+    assert len(message.splitlines()) == 1
+
+
+def test_a_long_name_is_shown_in_part(tmp_path) -> None:
+    path, name = tmp_path / "model.safetensors", "two\nlines" * 10_000
+    save_file({name: np.zeros(2, np.int32)}, path)
+    with pytest.raises(InputError) as error:
+        read_tensors((path,), list_tensors((path,)))
+    message = str(error.value)
+    assert message.startswith(f"{path}: two linestwo lines")
+    assert message.endswith(": expected one of F64, F32, F16, BF16, received I32")
+    assert len(message) < 1000 and len(message.splitlines()) == 1

@@ -92,6 +92,26 @@ def test_missing_and_misshapen(directory, tensors):
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "said"), [(bytes, "string"), (np.int32, "int32"), (np.complex64, "complex64")]
+)
+def test_tensors_of_no_floats(directory, tensors, dtype, said):
+    name = "bert/encoder/layer_1/output/dense/kernel"
+    prefix = directory / "bert_model.ckpt"
+    write_checkpoint(prefix, tensors | {name: tensors[name].astype(dtype)})
+    source = find_model(directory, "--teacher")
+    assert message_of(source) == f"{prefix}: {name}: expected floats, received {said}"
+
+
+def test_floats_of_other_sizes(directory, tensors, weights):
+    prefix = directory / "bert_model.ckpt"
+    changed = {name: value.astype(np.float64) for name, value in tensors.items()}
+    write_checkpoint(prefix, changed)
+    for name, value in find_model(directory, "--teacher").read_weights().items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, weights[name])
+
+
 def test_layers_that_the_configuration_does_not_know(directory):
     source = find_model(directory, "--teacher")
     smaller = dataclasses.replace(source.config, num_hidden_layers=2)

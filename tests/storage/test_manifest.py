@@ -13,6 +13,8 @@ from pipeline.errors import InputError
 from pipeline.storage import cache_input, manifest, serialization, token_counts, writer
 from pipeline.text import tokenizers
 
+_COUNTS = token_counts.TOKEN_COUNTS_FILE
+
 
 def _manifest(shards: tuple[manifest.ShardInfo, ...]) -> manifest.Manifest:
     return manifest.Manifest(
@@ -233,9 +235,8 @@ def test_damaged_token_counts_are_named(windows: pathlib.Path) -> None:
     ("value", "message"),
     [
         (None, "missing or misshapen field"),
-        ({"file": "../x.npy", "bytes": 1, "sha256": "0" * 64}, "expected a plain file name"),
-        ({"file": "x.npy", "bytes": 1, "sha256": "0"}, "expected a SHA-256 for x.npy"),
-        ({"file": "x.npy", "bytes": -1, "sha256": "0" * 64}, "bytes of x.npy: expected a count"),
+        ({"file": _COUNTS, "bytes": 1, "sha256": "0"}, f"expected a SHA-256 for {_COUNTS}"),
+        ({"file": _COUNTS, "bytes": -1, "sha256": "0" * 64}, f"bytes of {_COUNTS}: expected a "),
     ],
 )
 def test_a_manifest_of_wrong_token_counts_is_refused(
@@ -245,6 +246,27 @@ def test_a_manifest_of_wrong_token_counts_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), "token_counts": value}))
     with pytest.raises(InputError, match=message):
         manifest.load(windows, flag="--input_dir")
+
+
+def test_a_long_format_version_is_shown_in_part(complete: pathlib.Path) -> None:
+    path = complete / "manifest.json"
+    value = {**json.loads(path.read_text()), "format_version": "two\n" * 10_000}
+    path.write_text(json.dumps(value))
+    with pytest.raises(InputError, match="expected format_version 1, received 'two") as error:
+        manifest.load(complete, flag="--input_dir")
+    assert len(str(error.value)) < 1000 and len(str(error.value).splitlines()) == 1
+
+
+def test_a_vocabulary_of_too_many_lines(tmp_path: pathlib.Path, monkeypatch) -> None:
+    """Counted before there is a text for each."""
+    monkeypatch.setattr(manifest, "MAX_VOCAB_SIZE", 3)
+    path = tmp_path / "vocab.txt"
+    path.write_text("a\nb\nc\n")
+    assert manifest.read_tokens(path, flag="--vocab_file") == ("a", "b", "c")
+    path.write_text("a\nb\nc\nd\n")
+    with pytest.raises(InputError) as error:
+        manifest.read_tokens(path, flag="--vocab_file")
+    assert str(error.value) == f"--vocab_file: expected at most 3 tokens in {path}, received 4"
 
 
 def test_an_unfinished_directory_is_told_from_none(tmp_path: pathlib.Path) -> None:

@@ -33,6 +33,7 @@ def _refusal(folder: pathlib.Path, **changes: Any) -> str:
         ({"dupe_factor": 10**30}, "dupe_factor: expected a count of at most"),
         ({"seed": -1}, "seed: expected a count, received -1"),
         ({"vocab": {"size": 2**40, "sha256": "0" * 64}}, "size: expected a count of at most"),
+        ({"vocab": {"size": 0, "sha256": "0" * 64}}, "size: expected a count, received 0"),
         ({"vocab": {"size": 9, "sha256": 3}}, "vocab: expected a SHA-256, received 3"),
         ({"vocab": {"size": 9, "two\nlines": 3}}, "missing or misshapen field vocab: expected"),
         ({"vocab": []}, "vocab: expected an object, received []"),
@@ -70,12 +71,20 @@ def test_values_of_every_manifest(
     [
         ({"truncation_factor": 0}, "truncation_factor: expected a count, received 0"),
         ({"truncation_factor": 10**12}, "truncation_factor: expected a count of at most"),
+        ({"truncation_factor": 19}, "truncation_factor: expected a count of at most 18, rec"),
         ({"temperatures": [0.0]}, "temperatures: expected numbers above 0, received [0.0]"),
         ({"temperatures": [float("nan")]}, "temperatures: expected numbers above 0"),
+        ({"temperatures": []}, "temperatures: expected ascending numbers from 1, received []"),
+        ({"temperatures": [2.0]}, "temperatures: expected ascending numbers from 1, received [2"),
+        ({"temperatures": [1, 3, 2]}, "temperatures: expected ascending numbers from 1, rec"),
+        ({"temperatures": [1, 2, 2]}, "temperatures: expected ascending numbers from 1, rec"),
+        ({"temperatures": list(range(1, 66))}, "temperatures: expected a list, received [1, 2"),
         ({"temperatures": 1}, "temperatures: expected a list, received 1"),
         ({"teacher": [["sha256", "0" * 64]]}, "teacher: expected an object"),
         ({"hidden_groups": [3]}, "hidden_groups: expected words, received 3"),
         ({"hidden_size": 10**12}, "hidden_size: expected a count of at most"),
+        # Of two groups.
+        ({"hidden_size": 2**19 + 1}, "hidden_size: expected a count of at most 524288, received"),
         ({"truncation_mass": "x"}, "missing or misshapen field"),
     ],
 )
@@ -86,11 +95,15 @@ def test_values_of_a_teacher_cache(
     assert _refusal(tmp_path, **changes).startswith(message)
 
 
-def test_a_long_name_of_token_counts(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "received"), [("x.npy", "'x.npy'"), ("../x.npy", "'../x.npy'"), (3, "3")]
+)
+def test_another_name_of_token_counts(tmp_path: pathlib.Path, file: Any, received: str) -> None:
+    """What reads them takes the file of the one name."""
     write_windows(tmp_path)
-    counts = {"file": "x" * 300, "bytes": 1, "sha256": "0" * 64}
-    expected = "token_counts: expected a file name, received 'xxx"
-    assert _refusal(tmp_path, token_counts=counts).startswith(expected)
+    counts = {"file": file, "bytes": 1, "sha256": "0" * 64}
+    message = _refusal(tmp_path, token_counts=counts)
+    assert message == f"token_counts: expected the file token_counts.npy, received {received}"
 
 
 def test_endless_nesting_and_endless_numbers(tmp_path: pathlib.Path) -> None:

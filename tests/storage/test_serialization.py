@@ -1,6 +1,7 @@
 """Records: the same bytes as TensorFlow writes, and no way to be misread."""
 
 import pathlib
+import tracemalloc
 
 import pytest
 import tensorflow as tf
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from pipeline.errors import InputError
 from pipeline.storage import serialization
 
-FEATURES = st.dictionaries(st.text(min_size=1, max_size=20), st.binary(max_size=300), min_size=1)
+FEATURES = st.dictionaries(
+    st.text(min_size=1, max_size=20), st.binary(max_size=300), min_size=1, max_size=64
+)
 
 
 def _tensorflow_bytes(features: dict[str, bytes]) -> bytes:
@@ -54,6 +57,53 @@ def test_any_bytes_are_read_or_refused(record: bytes) -> None:
     except (ValueError, UnicodeDecodeError):
         return
     assert all(isinstance(value, bytes) for value in features.values())
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return serialization._delimited(bytes([number << 3 | 2]), content)
+
+
+_VALUE = _field(2, _field(1, _field(1, b"x")))
+_KEY = _field(1, b"a")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([_KEY + _VALUE] * 2, "the feature 'a' twice"),
+        ([_KEY + _VALUE + _field(3, b"")], "a map entry of other fields than key and value"),
+        ([_KEY + _VALUE + _VALUE], "a map entry of other fields than key and value"),
+        ([_KEY], "a map entry without key and value"),
+        (
+            [_field(1, f"{number}".encode()) + _VALUE for number in range(65)],
+            "more than 64 features",
+        ),
+    ],
+)
+def test_features_that_no_writer_writes(entries: list[bytes], message: str) -> None:
+    record = _field(1, b"".join(_field(1, entry) for entry in entries))
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        serialization.decode_example(record)
+
+
+def _nothing_but_fields(depth: int, size: int) -> bytes:
+    """A record of empty fields, of the example itself, of an entry, or of a feature's list."""
+    content = b"\x0a\x00" * (size // 2)
+    if depth == 0:
+        return content
+    return _field(1, _field(1, content if depth == 1 else _KEY + _field(2, content)))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_record_of_nothing_but_fields_takes_no_memory(depth: int) -> None:
+    record = _nothing_but_fields(depth, 2**20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="exactly one bytes value|other fields than key"):
+            serialization.decode_example(record)
+        assert tracemalloc.get_traced_memory()[1] < 2**16
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.lists(st.binary(max_size=100), max_size=5))

@@ -13,7 +13,7 @@ from pipeline.storage import serialization
 from pipeline.storage.cache_input import open_cache
 from pipeline.text.masked_examples import create_masked_examples
 from tests.conftest import make_cache, save_tiny_bert
-from tests.tools.conftest import copy_cache, read_shard, rewrite_cache
+from tests.tools.conftest import read_shard, rewrite_cache
 from tests.tools.page_reading import parse
 from tools import inspect_cache as tool
 from tools.pages import inspect_page, inspect_text
@@ -328,14 +328,6 @@ def test_damaged_records(cache_dir, tmp_path, capsys, name: str) -> None:
     line = _fails(capsys, f"--input_dir={folder}", "--split=train")
     assert line.startswith(f"error: {folder}/train-00000-of-00003.tfrecord: broken record 0 (")
     assert message in line
-
-
-def test_a_cache_without_the_tail_at_1(cache_dir, tmp_path, capsys) -> None:
-    folder = copy_cache(cache_dir, tmp_path / "cache", temperatures=[3, 4])
-    assert _fails(capsys, f"--input_dir={folder}") == (
-        "error: --input_dir: expected a cache with the tail's mass at temperature 1, "
-        f"received {folder} with (3.0, 4.0)"
-    )
 
 
 def test_a_shard_that_is_cut(cache_dir, tmp_path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""The report's parts about runs: results side by side, settings, curves, calibration."""
+"""The report's parts about runs: results side by side, settings, curves."""
 
 import dataclasses
 import json
@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tools.pages.html_page import NUM_COLOURS, Markup, element, figure, section, table
-from tools.pages.report_inputs import CacheFacts
 from tools.pages.report_runs import Run, split_settings
-from tools.pages.svg_chart import line_chart, point_chart
+from tools.pages.svg_chart import line_chart
 from tools.pages.svg_parts import Point, Series
 from tools.pages.svg_scales import Axis, Format
 from tools.pages.text_width import visible
@@ -17,8 +16,6 @@ from tools.pages.text_width import visible
 # A line of more points is drawn through the means of neighbours.
 _MAX_POINTS = 200
 _SHAPE = ("num_hidden_layers", "hidden_size")
-# Bins of fewer positions say little.
-_MIN_IN_BIN = 20
 
 
 def percents(share: float) -> str:
@@ -370,40 +367,3 @@ def curves(runs: Sequence[Run]) -> Markup:
             class_="note",
         )
     return section("Curves", grey, element("div", *charts, class_="charts"))
-
-
-def calibration(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Markup | None:
-    """Returns how far probabilities are from hits; None where nothing tells."""
-    charts = [measure_chart(runs, CALIBRATION)]
-    seen = set()
-    for cache in caches:
-        if cache.reliability is not None and cache.teacher not in seen:
-            seen.add(cache.teacher)
-            charts.append(_reliability_chart(cache, len(seen) - 1))
-    charts = [chart for chart in charts if chart is not None]
-    if not charts:
-        return None
-    return section("Calibration", element("div", *charts, class_="charts"))
-
-
-def _reliability_chart(cache: CacheFacts, place: int) -> Markup:
-    found = cache.reliability
-    points = tuple(
-        Point(x, y, f"{count:,} first guesses of mean probability {x:.1%}: {y:.1%} right")
-        for x, y, count in zip(found.confidence, found.accuracy, found.counts, strict=True)
-        if count >= _MIN_IN_BIN
-    )
-    points_off = f"{100.0 * found.error:.1f} points"
-    title = f"The teacher's own probabilities are off by {points_off} on average"
-    note = (
-        f"first guesses in {cache.name}, {sum(found.counts):,} masked positions; "
-        "on the dotted line it would be right as often as it says"
-    )
-    chart = point_chart(
-        [Series("teacher", points, place)],
-        Axis("probability of the first guess", whole_percents, low=0.0, high=1.0),
-        Axis("share that is right", whole_percents, low=0.0, high=1.0),
-        description=title,
-        diagonal=True,
-    )
-    return figure(title, note, chart)

@@ -312,9 +312,9 @@ def read_cache(path: str, name: str) -> CacheFacts:
 
 
 def _teacher_reliability(cache: CacheInput) -> Reliability | None:
-    """Returns how reliable the teacher is; None of draws, and without a tail at T = 1."""
+    """Returns how reliable the teacher is; None of draws."""
     manifest, info = cache.manifest, cache.manifest.teacher_info
-    if info.truncation == SAMPLED or 1.0 not in info.temperatures:
+    if info.truncation == SAMPLED:
         return None
     codec = cache_codec.open_codec(cache.directory, manifest)
     column, found = info.temperatures.index(1.0), []

@@ -145,8 +145,7 @@ class ExampleReader:
         num_guesses: of the teacher, at a position.
 
     Raises:
-        InputError: its tokenizer, or what its codec needs, is not there, or the tail
-            at temperature 1.
+        InputError: its tokenizer, or what its codec needs, is not there.
     """
 
     def __init__(self, cache: CacheInput, *, num_guesses: int) -> None:
@@ -161,11 +160,6 @@ class ExampleReader:
         self._info = cache.manifest.teacher_info
         self._codec = None
         if self._info is not None:
-            if _TEMPERATURE not in self._info.temperatures:
-                raise InputError(
-                    f"{cache.flag}: expected a cache with the tail's mass at temperature 1, "
-                    f"received {cache.directory} with {self._info.temperatures}"
-                )
             # Of the shards only those that are read need to be there.
             self._codec = cache_codec.open_codec(cache.directory, cache.manifest)
 
