@@ -17,7 +17,7 @@ import numpy as np
 from pipeline import files
 from pipeline.distill.settings import DATA_PARALLEL, NUM_DATA_STREAMS, DistillConfig
 from pipeline.errors import InputError, InterruptedRunError
-from pipeline.storage.manifest import REQUEST_FILE, TRAIN, Manifest
+from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
 # A process that says nothing for so long is lost, and one waits so long for others at the end.
@@ -170,7 +170,7 @@ def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
 
 
 def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Manifest) -> None:
-    """Checks that devices and data streams get equal parts of each batch.
+    """Checks that devices and data streams get equal parts of each batch that is computed.
 
     Args:
         config: with its data streams.
@@ -180,10 +180,12 @@ def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Mani
     Raises:
         InputError: they cannot, or there are fewer shards than streams.
     """
-    parts = [("eval_batch_size", replicas.num_devices, f"the {replicas.num_devices} devices")]
-    streams = config.num_data_streams
+    devices, streams = replicas.num_devices, config.num_data_streams
+    parts = []
+    if config.do_eval and manifest.num_examples(EVAL):
+        parts.append(("eval_batch_size", devices, f"the {devices} devices"))
     if config.do_train:
-        parts.append(("train_batch_size", *parts[0][1:]))
+        parts.append(("train_batch_size", devices, f"the {devices} devices"))
         parts.append(("train_batch_size", streams, f"the {streams} data streams"))
     for name, count, what in parts:
         if getattr(config, name) % count:

@@ -233,6 +233,17 @@ def test_parts_that_are_not_equal(config, cache_dir, changes, devices: int, mess
         replicas.expect_equal_parts(asked, Replicas(devices), described)
 
 
+def test_only_parts_that_are_computed_are_compared(config, cache_dir) -> None:
+    described = cache_input.open_cache(str(cache_dir), None).manifest
+    asked = dataclasses.replace(config, num_data_streams=1, train_batch_size=16, eval_batch_size=9)
+    only_trained = dataclasses.replace(asked, do_eval=False)
+    replicas.expect_equal_parts(only_trained, Replicas(8), described)
+    splits = {**described.splits, "eval": ()}
+    replicas.expect_equal_parts(asked, Replicas(8), dataclasses.replace(described, splits=splits))
+    only_evaluated = dataclasses.replace(config, num_data_streams=1, do_train=False)
+    replicas.expect_equal_parts(only_evaluated, Replicas(12), described)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
