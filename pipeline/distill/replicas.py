@@ -9,6 +9,7 @@ have joined the others before anything asks for its devices.
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from pipeline.storage.shuffling import DataStreams
 _PATIENCE_SECONDS = 100
 # In what JAX says when another process does not answer: on CPUs, on GPUs, and everywhere.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+# The environment's word for --coordinator_address, which JAX takes, too.
+_ADDRESS_VARIABLE = "JAX_COORDINATOR_ADDRESS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +74,7 @@ def join(
     """
     if num_processes == 1:
         return
-    if coordinator_address and not coordinator_address.rpartition(":")[2].isdigit():
-        raise InputError(
-            f"--coordinator_address: expected HOST:PORT of process 0, "
-            f"received {coordinator_address!r}"
-        )
+    received = _received(coordinator_address, num_processes, process_id)
     import jax
 
     try:
@@ -87,15 +86,40 @@ def join(
             shutdown_timeout_seconds=_PATIENCE_SECONDS,
         )
     except ValueError as error:
-        if (coordinator_address, num_processes, process_id) != (None, None, None):
+        # It says so where nothing tells of others.
+        if received or not str(error).startswith("coordinator_address"):
             raise InputError(
-                f"--coordinator_address: expected it, --num_processes and --process_id: {error}"
+                f"--coordinator_address: expected it, --num_processes and --process_id, received "
+                f"{received or 'none'} ({error}); --num_processes=1 for a process that is alone"
             ) from error
     except RuntimeError as error:
         raise InputError(
             f"--coordinator_address: the other processes cannot be joined ({error}); "
             "--num_processes=1 for a process that is alone"
         ) from error
+
+
+def _received(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> str:
+    """Returns what is said by flags and by the environment, as text.
+
+    Raises:
+        InputError: the address is none.
+    """
+    named = os.environ.get(_ADDRESS_VARIABLE)
+    address = coordinator_address or named
+    if address and not address.rpartition(":")[2].isdigit():
+        raise InputError(
+            f"--coordinator_address: expected HOST:PORT of process 0, received {address!r}"
+        )
+    given = {
+        "--coordinator_address": coordinator_address,
+        _ADDRESS_VARIABLE: named,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    return " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
 
 
 def find_replicas(distribution: str) -> Replicas:

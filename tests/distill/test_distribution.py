@@ -272,9 +272,14 @@ def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
         f"from pipeline.distill import replicas; replicas.join(*{flags!r}); import jax; "
         "print('joined', jax.process_index(), jax.process_count(), jax.device_count())"
     )
-    known = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "XLA_FLAGS"))}
+    return _start(code, **environment)
+
+
+def _start(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    others = ("SLURM", "XLA_FLAGS", "JAX_COORDINATOR")
+    known = {k: v for k, v in os.environ.items() if not k.startswith(others)}
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
         env={**known, "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.PIPE,
@@ -290,18 +295,21 @@ def _joined(process: subprocess.Popen[str]) -> str:
     return lines[0]
 
 
+def _slurm(job: int, tasks: int, one: int) -> dict[str, str]:
+    """Returns what `srun` says to a task."""
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_PROCID": str(one),
+        "SLURM_LOCALID": str(one),
+    }
+
+
 @needs_jax
 def test_slurm_says_who_takes_part() -> None:
     """With nothing said by flags; as `srun --ntasks=2` sets it."""
-    slurm = {
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NTASKS": "2",
-    }
-    processes = [
-        _start_join(None, None, None, **slurm, SLURM_PROCID=str(one), SLURM_LOCALID=str(one))
-        for one in (0, 1)
-    ]
+    processes = [_start_join(None, None, None, **_slurm(os.getpid(), 2, one)) for one in (0, 1)]
     assert [_joined(one) for one in processes] == ["joined 0 2 2", "joined 1 2 2"]
 
 
@@ -315,9 +323,12 @@ def test_a_process_that_is_alone(flags: tuple) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("localhost:1", None, 0), "expected it, --num_processes and --process_id: Number of"),
-        ((None, 2, 0), "expected it, --num_processes and --process_id: coordinator_address sh"),
-        (("localhost:1", 2, 2), "expected it, --num_processes and --process_id: process_id and"),
+        (("localhost:1", None, 0), "--coordinator_address=localhost:1 --process_id=0 (Number of"),
+        ((None, 2, 0), "--num_processes=2 --process_id=0 (coordinator_address sh"),
+        (
+            ("localhost:1", 2, 2),
+            "--coordinator_address=localhost:1 --num_processes=2 --process_id=2 (process_id and",
+        ),
     ],
 )
 def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
