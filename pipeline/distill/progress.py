@@ -22,21 +22,21 @@ from pipeline.storage.manifest import EVAL, TRAIN
 class Evaluation(Protocol):
     """What a student is evaluated on."""
 
-    def run(self, distiller: Distiller, stop: StopRequest | None = None) -> dict[str, float] | None:
+    def run(self, distiller: Distiller, stop: StopRequest) -> dict[str, float] | None:
         """Returns the report of a student, None if it was stopped before it was complete."""
 
 
 class EndsEarly(keras.callbacks.Callback):
     """Ends an evaluation, which may take long, where the run is asked to stop."""
 
-    def __init__(self, stop: StopRequest | None) -> None:
+    def __init__(self, stop: StopRequest) -> None:
         super().__init__()
         self._stop = stop
         self.stopped = False
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Looks whether to stop."""
-        if self._stop is not None and self._stop.check():
+        if self._stop.check():
             self.stopped = self.model.stop_evaluating = True
 
 

@@ -104,7 +104,7 @@ class _Evaluation:
             num_processes=replicas.num_processes,
         )
 
-    def run(self, distiller: Distiller, stop: StopRequest | None = None) -> dict[str, float] | None:
+    def run(self, distiller: Distiller, stop: StopRequest) -> dict[str, float] | None:
         """Returns the report of a student, None if it was stopped before it was complete."""
         begun = time.perf_counter()
         ends = EndsEarly(stop)
@@ -116,6 +116,17 @@ class _Evaluation:
         report = distiller.evaluation_report()
         seconds = time.perf_counter() - begun
         return {**report, "examples_per_second": self._count / seconds}
+
+    def run_alone(self, distiller: Distiller, stop: StopRequest) -> dict[str, float]:
+        """Returns the report where nothing else is left to be done.
+
+        Raises:
+            StoppedRunError: a signal asked to stop.
+        """
+        report = self.run(distiller, stop)
+        if report is None:
+            raise stop.stopped_evaluation()
+        return report
 
 
 def _find_evaluation(
@@ -182,7 +193,8 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
     config, cache = run.config, run.cache
     evaluation = _find_evaluation(config, cache, replicas)
     if not config.do_train:
-        return evaluation.run(build_distiller(run))
+        with StopRequest() as stop:
+            return evaluation.run_alone(build_distiller(run), stop)
     chunking = _find_chunking(config, cache, replicas)
     distiller = build_distiller(run, _steps_per_update(config, chunking))
     if replicas.writes:
@@ -212,7 +224,7 @@ def _train(
         metrics = training_state.restore(config.output_dir, distiller, start)
         if start < config.num_train_steps:
             print(f"continuing from step {start}", file=sys.stderr)
-    with StopRequest(replicas.num_processes) as stop:
+    with StopRequest() as stop:
         progress = Progress(
             config,
             evaluation,
@@ -230,9 +242,9 @@ def _train(
                 _fit(run, replicas, chunking, distiller, progress, start)
         finally:
             progress.close()
-    report: Mapping[str, float] = progress.last_report
-    if not report and evaluation is not None:
-        report = evaluation.run(distiller)
+        report: Mapping[str, float] = progress.last_report
+        if not report and evaluation is not None:
+            report = evaluation.run_alone(distiller, stop)
     return report
 
 
