@@ -624,12 +624,9 @@ def test_what_one_process_finds_broken_ends_both(
         sorted(cache.glob(broken))[1].write_bytes(b"")
     for path in folder.glob(broken):
         path.write_bytes(b"")
-    begun = time.monotonic()
     processes = runs.start_two(name, input_dir=cache)
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], said
-    # JAX waits for lost ones for 100 seconds.
-    assert time.monotonic() - begun < 90
     finder = int(broken.startswith("train"))
     errors = [next(line for line in one.splitlines() if line.startswith("error: ")) for one in said]
     assert ("truncated or damaged" if finder else "to begin again, delete") in errors[finder]
