@@ -324,17 +324,35 @@ def local_copies(paths: Sequence[PathLike]) -> tuple[pathlib.Path, ...]:
     found = [as_path(path) for path in paths]
     if not any(isinstance(path, RemotePath) for path in found):
         return tuple(found)
-    digest = hashlib.sha256()
-    for path in found:
-        info = path.stat()
-        digest.update(f"{path}\n{info.st_size} {info.version}\n".encode())
-    folder = cache_folder() / digest.hexdigest()[:32]
+    folder = _copies_folder(found)
     folder.mkdir(exist_ok=True)
     copies = tuple(folder / path.name for path in found)
     for path, copy in zip(found, copies, strict=True):
         if not copy.is_file():
             _copy_object(path, copy)
     return copies
+
+
+def forget_copy(path: PathLike) -> None:
+    """Removes what `local_copy` made of an object; a file of this machine stays.
+
+    Call it when no process of this machine reads the copy any more.
+
+    Raises:
+        OSError: there is no such object, or the store does not answer.
+    """
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        shutil.rmtree(_copies_folder([path]), ignore_errors=True)
+
+
+def _copies_folder(objects: Sequence[RemotePath]) -> pathlib.Path:
+    """Returns the folder for copies of these versions of objects."""
+    digest = hashlib.sha256()
+    for path in objects:
+        info = path.stat()
+        digest.update(f"{path}\n{info.st_size} {info.version}\n".encode())
+    return cache_folder() / digest.hexdigest()[:32]
 
 
 def _copy_object(path: RemotePath, copy: pathlib.Path) -> None:

@@ -284,8 +284,11 @@ def _distill(values: flags.FlagValues) -> None:
 
     from pipeline.distill import replicas, training
 
+    found = replicas.find_replicas(config.distribution)
+    if found.distributed:
+        print(f"process {found.process} of {found.num_processes}", file=sys.stderr)
     report = training.distill(config)
-    if not replicas.find_replicas(config.distribution).writes:
+    if not found.writes:
         return
     print("\n".join(training.describe(report)))
     if config.do_train:

@@ -5,7 +5,8 @@ python -m tools.soak --input_dir=TEXT --vocab_file=vocab.txt --work=DIR --minute
 Runs the stages undisturbed first. Then rounds follow: each stage is killed, its disk runs
 full, its files are damaged, as chance has it; the same command is given once more, and what
 it leaves is compared with the undisturbed output, record by record. Ends with a table of the
-faults, and with status 1 if one did harm. Filling a disk takes the right to mount one.
+faults, and with status 1 if one did harm, or the memory of a stage grew from run to run; what
+harm was done to in round N is kept in harm-N. Filling a disk takes the right to mount one.
 """
 
 import contextlib
@@ -29,6 +30,8 @@ from tools.soaking.running import Outcome, Running
 from tools.soaking.stages import Stage, make_stages
 
 SOAK_FILE = "soak.json"
+# What the last command said that was disturbed, and the last that was not.
+_DISTURBED_LOG, _LOG = "disturbed.log", "run.log"
 _NUM_FILES = 4
 # How often a command that should end well is given at most.
 _ATTEMPTS = 3
@@ -80,6 +83,7 @@ class Soak:
     def __init__(self, work: pathlib.Path, vocab_file: str, seed: int) -> None:
         self.work = work
         self.ledger = Ledger()
+        self._rounds = 0
         self._vocab_file = vocab_file
         self._random = np.random.default_rng(seed)
         self._reference = self._stages("reference")
@@ -107,16 +111,29 @@ class Soak:
             print(f"stage {stage.name}, undisturbed: {outcome.seconds:.1f} s", flush=True)
 
     def make_round(self) -> None:
-        """Disturbs each stage, and compares what it leaves in the end."""
-        stages = self._stages("round")
+        """Disturbs each stage, and compares what it leaves in the end.
+
+        A round ends at the first harm, as what follows from it is no other fault's. Its
+        folder is kept then.
+        """
+        self._rounds += 1
+        stages, before = self._stages("round"), self.ledger.num_harms()
         with contextlib.ExitStack() as cleanup:
             # Last of all: nothing is mounted there any more.
             cleanup.callback(shutil.rmtree, self.work / "round")
             for number, stage in enumerate(stages):
                 name = self._disturb(stage, number, cleanup)
-                if not self._finish(stage, name):
+                if self._finish(stage, name):
+                    self._compare(stage, number, name)
+                if self.ledger.num_harms() > before:
+                    self._keep(self.work / f"harm-{self._rounds}")
                     return
-                self._compare(stage, number, name)
+
+    def _keep(self, folder: pathlib.Path) -> None:
+        """Copies the round's folder, in which something may be mounted, and what was said last."""
+        shutil.copytree(self.work / "round", folder, symlinks=True)
+        for name in (_DISTURBED_LOG, _LOG):
+            shutil.copy(self.work / name, folder / name)
 
     def _disturb(self, stage: Stage, number: int, cleanup: contextlib.ExitStack) -> str:
         """Puts a fault into a stage, and returns its name."""
@@ -126,7 +143,7 @@ class Soak:
         name = str(self._random.choice(names))
         size = sum(path.stat().st_size for path in self._reference[number].output.rglob("*.*"))
         seconds = self._undisturbed[number].seconds
-        log = self.work / "disturbed.log"
+        log = self.work / _DISTURBED_LOG
         disturbance = Disturbance(stage, seconds, size, self._random, log, cleanup)
         row = self.ledger.row(name, stage.name)
         row.injected += 1
@@ -137,7 +154,7 @@ class Soak:
         return name
 
     def _run(self, stage: Stage) -> Outcome:
-        outcome = Running(stage.command, stage.settings, self.work / "run.log").finish()
+        outcome = Running(stage.command, stage.settings, self.work / _LOG).finish()
         if not outcome.status:
             self.ledger.peaks.setdefault(stage.name, []).append(outcome.peak)
         return outcome
@@ -193,7 +210,10 @@ def _soak(values: flags.FlagValues) -> None:
     print("\n".join(soak.ledger.lines()))
     print(f"{SOAK_FILE} is in {work}")
     if not soak.ledger.is_clean():
-        raise InputError(f"--work: expected no harm of any fault, received some: see {SOAK_FILE}")
+        raise InputError(
+            "--work: expected no harm of any fault, and no more memory from run to run, "
+            f"received some: see {SOAK_FILE}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,22 +66,33 @@ def _described(path: files.AnyPath) -> dict[str, Any]:
 
 
 def find_defect(path: files.AnyPath) -> str | None:
-    """Returns what is wrong with a checkpoint's file, if anything is.
+    """Returns what is wrong with the content of a checkpoint's file, if anything is.
 
     Where no checksum is beside it, only what safetensors itself checks: its header, and
     that it has the bytes of all tensors.
+
+    Raises:
+        OSError: it cannot be read, which says nothing of its content.
     """
+    copy = files.local_copy(path)
+    if not copy.is_file():
+        return "expected a file"
     try:
         described = _described(path)
-        with safe_open(files.local_copy(path), framework="numpy"):
+        with safe_open(copy, framework="numpy"):
             pass
-        received = files.sha256_file(path)
-    except (SafetensorError, InputError, OSError) as error:
+    except (SafetensorError, InputError) as error:
         return str(error)
+    received = files.sha256_file(copy)
     expected = described.get(_CHECKSUM, None if described else received)
     if received != expected:
         return f"expected SHA-256 {expected}, received {received}"
     return None
+
+
+def forget_copy(output_dir: files.PathLike, step: int) -> None:
+    """Removes this machine's copy of a checkpoint in a bucket, which all have read."""
+    files.forget_copy(checkpoint_path(output_dir, step))
 
 
 class CheckpointFiles:
@@ -96,6 +107,8 @@ class CheckpointFiles:
         self._output_dir = output_dir
         self._keep = keep
         self._broken: set[int] = set()
+        # Read or written by this process: not read again, which in a bucket is a download.
+        self._whole: set[int] = set()
 
     def _path(self, step: int) -> files.AnyPath:
         return checkpoint_path(self._output_dir, step)
@@ -103,10 +116,12 @@ class CheckpointFiles:
     def find_newest(self) -> Checkpoint | None:
         """Returns the newest checkpoint that verifies, None where there is none at all.
 
-        Those that do not are named on stderr.
+        Those that do not are named on stderr. Of one in a bucket the copy stays until
+        `forget_copy`.
 
         Raises:
             InputError: none verifies.
+            OSError: one cannot be read: it may be whole.
         """
         defects: list[str] = []
         for step in reversed(checkpoint_steps(self._output_dir)):
@@ -115,8 +130,10 @@ class CheckpointFiles:
             if defect is None:
                 if defects:
                     print(f"going on from an older checkpoint, {path}", file=sys.stderr)
+                self._whole.add(step)
                 return Checkpoint(step, bool(_described(path).get(_EVALUATION_DUE)))
             self._broken.add(step)
+            files.forget_copy(path)
             defects.append(f"{path}: a damaged checkpoint ({defect})")
             print(f"{defects[-1]}; it is left as it is", file=sys.stderr)
         if defects:
@@ -143,24 +160,29 @@ class CheckpointFiles:
         if path.exists():
             _set_aside(path)
             self._broken.discard(step)
+            self._whole.discard(step)
 
         def describe(written: pathlib.Path) -> None:
             described = {_CHECKSUM: files.sha256_file(written), _EVALUATION_DUE: evaluation_due}
             files.write_json(_sidecar(path), described)
 
         checkpoints.save_tensors(path, tensors, before_publishing=describe)
+        self._whole.add(step)
         self._remove_old()
 
     def _remove_old(self) -> None:
         steps = [step for step in checkpoint_steps(self._output_dir) if step not in self._broken]
         for step in steps[: -self._keep]:
             path = self._path(step)
-            if find_defect(path) is None:
-                path.unlink()
-                _sidecar(path).unlink(missing_ok=True)
-            else:
-                # Broken, but older than the one that this process went on from.
-                self._broken.add(step)
+            if step not in self._whole:
+                # Older than the one that this process went on from.
+                defect = find_defect(path)
+                files.forget_copy(path)
+                if defect is not None:
+                    self._broken.add(step)
+                    continue
+            path.unlink()
+            _sidecar(path).unlink(missing_ok=True)
 
 
 def _set_aside(path: files.AnyPath) -> None:

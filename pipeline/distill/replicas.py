@@ -9,6 +9,7 @@ have joined the others before anything asks for its devices.
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,13 +18,15 @@ import numpy as np
 from pipeline import files
 from pipeline.distill.settings import DATA_PARALLEL, NUM_DATA_STREAMS, DistillConfig
 from pipeline.errors import InputError, InterruptedRunError
-from pipeline.storage.manifest import REQUEST_FILE, TRAIN, Manifest
+from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
 # A process that says nothing for so long is lost, and one waits so long for others at the end.
 _PATIENCE_SECONDS = 100
 # In what JAX says when another process does not answer: on CPUs, on GPUs, and everywhere.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+# The environment's word for --coordinator_address, which JAX takes, too.
+_ADDRESS_VARIABLE = "JAX_COORDINATOR_ADDRESS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +74,7 @@ def join(
     """
     if num_processes == 1:
         return
-    if coordinator_address and not coordinator_address.rpartition(":")[2].isdigit():
-        raise InputError(
-            f"--coordinator_address: expected HOST:PORT of process 0, "
-            f"received {coordinator_address!r}"
-        )
+    received = _received(coordinator_address, num_processes, process_id)
     import jax
 
     try:
@@ -87,15 +86,40 @@ def join(
             shutdown_timeout_seconds=_PATIENCE_SECONDS,
         )
     except ValueError as error:
-        if (coordinator_address, num_processes, process_id) != (None, None, None):
+        # It says so where nothing tells of others.
+        if received or not str(error).startswith("coordinator_address"):
             raise InputError(
-                f"--coordinator_address: expected it, --num_processes and --process_id: {error}"
+                f"--coordinator_address: expected it, --num_processes and --process_id, received "
+                f"{received or 'none'} ({error}); --num_processes=1 for a process that is alone"
             ) from error
     except RuntimeError as error:
         raise InputError(
             f"--coordinator_address: the other processes cannot be joined ({error}); "
             "--num_processes=1 for a process that is alone"
         ) from error
+
+
+def _received(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> str:
+    """Returns what is said by flags and by the environment, as text.
+
+    Raises:
+        InputError: the address is none.
+    """
+    named = os.environ.get(_ADDRESS_VARIABLE)
+    address = coordinator_address or named
+    if address and not address.rpartition(":")[2].isdigit():
+        raise InputError(
+            f"--coordinator_address: expected HOST:PORT of process 0, received {address!r}"
+        )
+    given = {
+        "--coordinator_address": coordinator_address,
+        _ADDRESS_VARIABLE: named,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    return " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
 
 
 def find_replicas(distribution: str) -> Replicas:
@@ -133,10 +157,17 @@ def scope(replicas: Replicas) -> Iterator[None]:
         return
     import keras
 
+    # Its own way to divide data reads all of it in each process.
+    parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+    with _loss_told(replicas), parallel.scope():
+        yield
+
+
+@contextlib.contextmanager
+def _loss_told(replicas: Replicas) -> Iterator[None]:
+    """Raises, in place of what JAX does when another process is silent, what a user can read."""
     try:
-        # Its own way to divide data reads all of it in each process.
-        with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
-            yield
+        yield
     except InputError:
         raise
     except (ValueError, RuntimeError) as error:
@@ -151,16 +182,21 @@ def scope(replicas: Replicas) -> Iterator[None]:
 def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
     """Returns the number of data streams: what is given, or the run began with, or one a process.
 
+    Process 0 decides: it may write the request before another one looks for it.
+
     Raises:
         InputError: processes cannot share so many equally.
     """
-    count, why = config.num_data_streams, ""
-    path = files.as_path(config.output_dir or "") / REQUEST_FILE
-    if count is None and config.output_dir and path.is_file():
-        begun = files.read_json(path).get(NUM_DATA_STREAMS, 1)
-        count = begun if isinstance(begun, int) and begun > 0 else 1
-        why = f", with which {config.output_dir} began"
-    count = count or replicas.num_processes
+
+    def find() -> tuple[int, bool]:
+        path = files.as_path(config.output_dir or "") / REQUEST_FILE
+        if config.num_data_streams is None and config.output_dir and path.is_file():
+            begun = files.read_json(path).get(NUM_DATA_STREAMS, 1)
+            return begun if isinstance(begun, int) and begun > 0 else 1, True
+        return config.num_data_streams or replicas.num_processes, False
+
+    count, is_begun = from_first(replicas, find, size=2)
+    why = f", with which {config.output_dir} began" if is_begun else ""
     if count % replicas.num_processes:
         raise InputError(
             f"--num_data_streams: expected a multiple of the {replicas.num_processes} processes, "
@@ -170,7 +206,7 @@ def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
 
 
 def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Manifest) -> None:
-    """Checks that devices and data streams get equal parts of each batch.
+    """Checks that devices and data streams get equal parts of each batch that is computed.
 
     Args:
         config: with its data streams.
@@ -180,10 +216,12 @@ def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Mani
     Raises:
         InputError: they cannot, or there are fewer shards than streams.
     """
-    parts = [("eval_batch_size", replicas.num_devices, f"the {replicas.num_devices} devices")]
-    streams = config.num_data_streams
+    devices, streams = replicas.num_devices, config.num_data_streams
+    parts = []
+    if config.do_eval and manifest.num_examples(EVAL):
+        parts.append(("eval_batch_size", devices, f"the {devices} devices"))
     if config.do_train:
-        parts.append(("train_batch_size", *parts[0][1:]))
+        parts.append(("train_batch_size", devices, f"the {devices} devices"))
         parts.append(("train_batch_size", streams, f"the {streams} data streams"))
     for name, count, what in parts:
         if getattr(config, name) % count:
@@ -214,15 +252,50 @@ def narrow(manifest: Manifest, replicas: Replicas) -> Manifest:
     return dataclasses.replace(manifest, splits=splits)
 
 
+@contextlib.contextmanager
+def meeting(replicas: Replicas, flag: str) -> Iterator[None]:
+    """Lets all processes go on together after the block, or none where one fails in it.
+
+    One that waits for another at its end, or for one that has ended, is killed before long.
+
+    Args:
+        replicas: what computes; all of them come to the block.
+        flag: what the block is about, for the error message.
+
+    Raises:
+        InterruptedRunError: the block failed in another process, or that does not answer.
+    """
+    if replicas.num_processes == 1:
+        yield
+        return
+    from jax.experimental import multihost_utils
+
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    with _loss_told(replicas):
+        failed = multihost_utils.process_allgather(np.array(failure is not None, np.int32))
+    if failure is not None:
+        raise failure
+    for process in np.flatnonzero(failed):
+        raise InterruptedRunError(f"{flag}: process {process} cannot go on; see what it says")
+
+
 def from_first(replicas: Replicas, find: Callable[[], Sequence[int]], size: int) -> list[int]:
     """Returns integers that process 0 finds, in all processes.
 
     Args:
         replicas: what computes.
-        find: called in process 0 alone.
+        find: called in process 0 alone; it looks at `--output_dir`.
         size: how many integers it returns.
+
+    Raises:
+        InterruptedRunError: process 0 has raised what `find` did.
     """
-    values = list(find()) if replicas.writes else [0] * size
+    with meeting(replicas, "--output_dir"):
+        values = list(find()) if replicas.writes else [0] * size
     if replicas.num_processes == 1:
         return values
     from jax.experimental import multihost_utils

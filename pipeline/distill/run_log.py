@@ -78,12 +78,14 @@ class RunLog:
             (self._output_dir / name).upload(path)
 
     def close(self) -> None:
-        """Closes the event files."""
-        for writer in self._writers.values():
-            writer.close()
-        self.publish()
-        if self._collected is not None:
-            self._collected.cleanup()
+        """Closes the event files, and uploads what was collected."""
+        try:
+            for writer in self._writers.values():
+                writer.close()
+            self.publish()
+        finally:
+            if self._collected is not None:
+                self._collected.cleanup()
 
 
 def _step(line: bytes) -> float:

@@ -5,6 +5,7 @@ A machine that is taken away says so by SIGTERM some 30 seconds before; Ctrl-C i
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -16,15 +17,12 @@ class StopRequest:
     """Whether a signal asked to stop; it takes the signals while a `with` block runs.
 
     A second SIGINT interrupts at once. Outside the main thread nothing is taken, as
-    Python gives signals to that one alone. Where several processes train together, JAX
-    has taken SIGTERM since they joined, and lets all of them stop at one moment.
-
-    Args:
-        num_processes: that train together.
+    Python gives signals to that one alone. Where processes have joined, be it a single
+    one, JAX has taken SIGTERM since then, and lets all of them stop at one moment.
     """
 
-    def __init__(self, num_processes: int = 1) -> None:
-        self._together = num_processes > 1
+    def __init__(self) -> None:
+        self._together = _have_joined()
         self._checks = 0
         self._interrupted = False
         self._received: signal.Signals | None = None
@@ -61,13 +59,22 @@ class StopRequest:
             from jax.experimental import multihost_utils
 
             if multihost_utils.reached_preemption_sync_point(self._checks):
-                self._received = signal.SIGTERM
+                self._received = signal.SIGINT if self._interrupted else signal.SIGTERM
         return self._received is not None
 
     def stopped(self, step: int) -> StoppedRunError:
         """Returns what to raise once a checkpoint of `step` is written."""
-        return StoppedRunError(
-            f"stopped by {self._received.name} at step {step}; the same command continues "
-            "from there",
-            self._received,
-        )
+        return self._stopped(f"at step {step}; the same command continues from there")
+
+    def stopped_evaluation(self) -> StoppedRunError:
+        """Returns what to raise in an evaluation that no checkpoint remembers."""
+        return self._stopped("in the evaluation; the same command makes it again")
+
+    def _stopped(self, where: str) -> StoppedRunError:
+        return StoppedRunError(f"stopped by {self._received.name} {where}", self._received)
+
+
+def _have_joined() -> bool:
+    # Without JAX there is nothing to join.
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()

@@ -4,10 +4,12 @@ import pathlib
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from pipeline.cache_folder import cache_folder
 from pipeline.distill import checkpoint_files
 from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles, checkpoint_steps
 from pipeline.errors import InputError
@@ -84,6 +86,64 @@ def test_where_none_verifies_all_are_named(tmp_path) -> None:
     assert "step-00000005.safetensors: a damaged checkpoint" in message
     assert "step-00000010.safetensors: a damaged checkpoint" in message
     assert message.endswith(f"to begin again, delete the folder {tmp_path / 'checkpoints'}")
+
+
+@pytest.mark.parametrize("function", ["local_copy", "sha256_file", "read_json"])
+def test_what_cannot_be_read_is_not_called_damaged(
+    tmp_path, monkeypatch, capsys, function: str
+) -> None:
+    """A full disk, or a store that does not answer: nothing older is taken for the newest."""
+    _save(tmp_path, 5, 10)
+
+    def fail(path: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files.files, function, fail)
+        with pytest.raises(OSError, match="No space left on device"):
+            CheckpointFiles(tmp_path, keep=2).find_newest()
+    assert capsys.readouterr().err == ""
+    assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(10)
+
+
+def test_in_a_bucket_only_unknown_ones_are_fetched(bucket, monkeypatch, capsys) -> None:
+    """And no copy stays longer than it is needed."""
+    fetched = []
+    real = MemoryFileSystem.get_file
+
+    def get_file(store, remote, local, **options):
+        fetched.append(remote.rpartition("/")[2])
+        return real(store, remote, local, **options)
+
+    def names(*steps: int) -> list[str]:
+        return [f"step-{step:08d}.safetensors" for step in steps]
+
+    def copies() -> list[str]:
+        return [path.name for path in cache_folder().rglob("step-*")]
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
+    files = CheckpointFiles(bucket, keep=2)
+    for step in (5, 10, 15, 20, 25):
+        files.save(step, _tensors(step))
+    assert (checkpoint_steps(bucket), fetched) == ([20, 25], [])
+    for step in (30, 35):
+        CheckpointFiles(bucket, keep=9).save(step, _tensors(step))
+    (bucket / "checkpoints" / names(35)[0]).write_bytes(b"damaged")
+    later = CheckpointFiles(bucket, keep=2)
+    assert later.find_newest() == Checkpoint(30)
+    assert (fetched, copies()) == (names(35, 30), names(30))
+    checkpoint_files.forget_copy(bucket, 30)
+    assert copies() == []
+    fetched.clear()
+    for step in (40, 45):
+        later.save(step, _tensors(step))
+    assert (checkpoint_steps(bucket), fetched, copies()) == ([35, 40, 45], names(20, 25), [])
+
+
+def test_a_file_of_this_machine_is_no_copy(tmp_path) -> None:
+    _save(tmp_path, 5)
+    checkpoint_files.forget_copy(tmp_path, 5)
+    assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(5)
 
 
 def test_one_of_an_earlier_version_is_read(tmp_path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -194,7 +195,10 @@ def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
     )
 
 
-def test_streams_are_what_is_given_or_was_begun_with(config) -> None:
+def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> None:
+    # As in process 0, of which the others hear it.
+    monkeypatch.setattr(replicas, "from_first", lambda replicas, find, size: list(find()))
+
     def chosen(processes: int, given: int | None = None) -> int:
         asked = dataclasses.replace(config, num_data_streams=given)
         return replicas.choose_streams(asked, Replicas(8, processes))
@@ -233,6 +237,17 @@ def test_parts_that_are_not_equal(config, cache_dir, changes, devices: int, mess
         replicas.expect_equal_parts(asked, Replicas(devices), described)
 
 
+def test_only_parts_that_are_computed_are_compared(config, cache_dir) -> None:
+    described = cache_input.open_cache(str(cache_dir), None).manifest
+    asked = dataclasses.replace(config, num_data_streams=1, train_batch_size=16, eval_batch_size=9)
+    only_trained = dataclasses.replace(asked, do_eval=False)
+    replicas.expect_equal_parts(only_trained, Replicas(8), described)
+    splits = {**described.splits, "eval": ()}
+    replicas.expect_equal_parts(asked, Replicas(8), dataclasses.replace(described, splits=splits))
+    only_evaluated = dataclasses.replace(config, num_data_streams=1, do_train=False)
+    replicas.expect_equal_parts(only_evaluated, Replicas(12), described)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -261,9 +276,14 @@ def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
         f"from pipeline.distill import replicas; replicas.join(*{flags!r}); import jax; "
         "print('joined', jax.process_index(), jax.process_count(), jax.device_count())"
     )
-    known = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "XLA_FLAGS"))}
+    return _start(code, **environment)
+
+
+def _start(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    others = ("SLURM", "XLA_FLAGS", "JAX_COORDINATOR")
+    known = {k: v for k, v in os.environ.items() if not k.startswith(others)}
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
         env={**known, "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.PIPE,
@@ -279,18 +299,21 @@ def _joined(process: subprocess.Popen[str]) -> str:
     return lines[0]
 
 
+def _slurm(job: int, tasks: int, one: int) -> dict[str, str]:
+    """Returns what `srun` says to a task."""
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_PROCID": str(one),
+        "SLURM_LOCALID": str(one),
+    }
+
+
 @needs_jax
 def test_slurm_says_who_takes_part() -> None:
     """With nothing said by flags; as `srun --ntasks=2` sets it."""
-    slurm = {
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NTASKS": "2",
-    }
-    processes = [
-        _start_join(None, None, None, **slurm, SLURM_PROCID=str(one), SLURM_LOCALID=str(one))
-        for one in (0, 1)
-    ]
+    processes = [_start_join(None, None, None, **_slurm(os.getpid(), 2, one)) for one in (0, 1)]
     assert [_joined(one) for one in processes] == ["joined 0 2 2", "joined 1 2 2"]
 
 
@@ -304,15 +327,113 @@ def test_a_process_that_is_alone(flags: tuple) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("localhost:1", None, 0), "expected it, --num_processes and --process_id: Number of"),
-        ((None, 2, 0), "expected it, --num_processes and --process_id: coordinator_address sh"),
-        (("localhost:1", 2, 2), "expected it, --num_processes and --process_id: process_id and"),
+        (("localhost:1", None, 0), "--coordinator_address=localhost:1 --process_id=0 (Number of"),
+        ((None, 2, 0), "--num_processes=2 --process_id=0 (coordinator_address sh"),
+        (
+            ("localhost:1", 2, 2),
+            "--coordinator_address=localhost:1 --num_processes=2 --process_id=2 (process_id and",
+        ),
     ],
 )
 def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
     process = _start_join(*flags)
     said = process.communicate(timeout=600)[1]
-    assert process.returncode == 1 and f"--coordinator_address: {message}" in said
+    assert process.returncode == 1
+    expected = "--coordinator_address: expected it, --num_processes and --process_id, received "
+    assert expected + message in said
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"JAX_COORDINATOR_ADDRESS": "localhost:1"},
+            "received JAX_COORDINATOR_ADDRESS=localhost:1",
+        ),
+        ({"JAX_COORDINATOR_ADDRESS": "here"}, "expected HOST:PORT of process 0, received 'here'"),
+        (_slurm(1, 1, 1), "and --process_id, received none (process_id and"),
+    ],
+)
+def test_who_knows_of_others_is_not_alone(environment: dict[str, str], message: str) -> None:
+    process = _start_join(None, None, None, **environment)
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 1 and message in said
+
+
+_MEETING = """
+import sys, time
+from pipeline.distill import replicas
+from pipeline.errors import InputError
+
+process = int(sys.argv[2])
+replicas.join(sys.argv[1], 2, process)
+both = replicas.Replicas(2, 2, process)
+print(replicas.from_first(both, lambda: [7, 8], 2))
+begun = time.monotonic()
+with replicas.meeting(both, "--output_dir"):
+    time.sleep(0 if process else 2)
+print("waited", time.monotonic() - begun > 1)
+
+def fail():
+    raise InputError("--x: broken")
+
+def verify():
+    with replicas.meeting(both, "--input_dir"):
+        if process:
+            fail()
+
+for attempt in (lambda: replicas.from_first(both, fail, 2), verify):
+    try:
+        attempt()
+    except InputError as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+@needs_jax
+def test_processes_go_on_together_or_not_at_all() -> None:
+    address = _free_address()
+    processes = [_start(_MEETING, address, one) for one in (0, 1)]
+    said = [process.communicate(timeout=600) for process in processes]
+    broken = "InputError: --x: broken"
+    other = "InterruptedRunError: --{}: process {} cannot go on; see what it says"
+    begun = ["[7, 8]", "waited True"]
+    # Gloo may greet before.
+    assert [out.splitlines()[-4:] for out, _ in said] == [
+        [*begun, broken, other.format("input_dir", 1)],
+        [*begun, other.format("output_dir", 0), broken],
+    ], said
+
+
+_STOPPED = """
+import os, sys, time
+from pipeline.distill import replicas
+from pipeline.distill.stopping import StopRequest
+
+replicas.join(None, None, None)
+if sys.argv[2] == "before":
+    # As while the student is built, or shards are verified.
+    os.kill(os.getpid(), int(sys.argv[1]))
+with StopRequest() as stop:
+    if sys.argv[2] == "meanwhile":
+        os.kill(os.getpid(), int(sys.argv[1]))
+    end = time.monotonic() + 20
+    while not stop.check() and time.monotonic() < end:
+        time.sleep(0.05)
+    print(stop.check() and stop.stopped(3).signal_number)
+"""
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGTERM, "before"), (signal.SIGTERM, "meanwhile"), (signal.SIGINT, "meanwhile")],
+)
+def test_a_process_that_joined_itself_is_asked_to_stop(number: signal.Signals, moment: str) -> None:
+    process = _start(_STOPPED, int(number), moment, **_slurm(os.getpid() + number, 1, 0))
+    out, said = process.communicate(timeout=600)
+    assert out.split() == [str(int(number))], said
 
 
 @needs_jax
@@ -352,6 +473,13 @@ def still_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
 def streams_cache_dir(tmp_path_factory, streams_dir, still_dir) -> pathlib.Path:
     """A teacher cache of seven train shards."""
     return make_cache(tmp_path_factory.mktemp("streams") / "cache", streams_dir, still_dir)
+
+
+def _free_address() -> str:
+    """Returns an address of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
 
 
 class _Runs:
@@ -396,12 +524,9 @@ class _Runs:
 
     def start_two(self, name: str, **more: object) -> list[subprocess.Popen[str]]:
         """Starts two processes that train together."""
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
         together = {
             "distribution": "data_parallel",
-            "coordinator_address": address,
+            "coordinator_address": _free_address(),
             "num_processes": 2,
         }
         return [self.start(name, **{**more, **together, "process_id": one}) for one in (0, 1)]
@@ -461,8 +586,9 @@ def test_two_devices_equal_one(runs) -> None:
 def test_two_processes_equal_one(runs) -> None:
     """Each reads its own stream, one writes."""
     processes = runs.start_two("processes", num_data_streams=2)
-    (out, said), (other_out, _) = runs.finish(*processes)
+    (out, said), (other_out, other_said) = runs.finish(*processes)
     assert "student: " in out and "student: " not in other_out and "8/8" in said
+    assert "process 0 of 2\n" in said and "process 1 of 2\n" in other_said
     runs.expect_equal("one", "processes")
     assert len(list((runs._folder / "processes" / "tensorboard").glob("*/events*"))) == 2
 
@@ -481,6 +607,32 @@ def test_a_process_that_loses_the_other_says_so_and_ends(runs) -> None:
     assert processes[0].returncode not in (0, None)
     assert "error: --num_processes: another of the 2 processes was lost" in said
     assert "Traceback" not in said
+
+
+@needs_jax
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["checkpoints/step-*.safetensors", "train-*"])
+def test_what_one_process_finds_broken_ends_both(
+    runs, streams_cache_dir, tmp_path, broken: str
+) -> None:
+    """Checkpoints, which process 0 reads alone, and a shard that process 1 verifies alone."""
+    name = f"broken {broken[:5]}"
+    folder, cache = runs._folder / name, tmp_path / "cache"
+    shutil.copytree(runs._folder / "one", folder)
+    shutil.copytree(streams_cache_dir, cache)
+    if broken.startswith("train"):
+        sorted(cache.glob(broken))[1].write_bytes(b"")
+    for path in folder.glob(broken):
+        path.write_bytes(b"")
+    processes = runs.start_two(name, input_dir=cache)
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    finder = int(broken.startswith("train"))
+    errors = [next(line for line in one.splitlines() if line.startswith("error: ")) for one in said]
+    assert ("truncated or damaged" if finder else "to begin again, delete") in errors[finder]
+    flag = "--input_dir" if finder else "--output_dir"
+    other = f"error: {flag}: process {finder} cannot go on; see what it says"
+    assert errors[1 - finder] == other
 
 
 @needs_jax

@@ -4,7 +4,9 @@ import json
 import pathlib
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.cache_folder import cache_folder
 from pipeline.distill.run_log import METRICS_FILE, RunLog
 
 _LINE = b'{"step": 10, "split": "train", "loss": 1.0}'
@@ -35,3 +37,15 @@ def test_lines_that_are_none_are_left_out(tmp_path: pathlib.Path, broken: bytes)
     *kept, last = path.read_bytes().splitlines()
     assert kept == [_LINE, other]
     assert json.loads(last) == {"step": 21, "split": "train", "loss": 0.5}
+
+
+def test_lines_that_cannot_be_uploaded_are_removed_from_this_machine(bucket, monkeypatch) -> None:
+    def put_file(*arguments: object, **options: object) -> None:
+        raise OSError("503 SlowDown")
+
+    log = RunLog(bucket, start=0)
+    log.write(1, "train", {"loss": 0.5})
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    with pytest.raises(OSError, match="503 SlowDown"):
+        log.close()
+    assert not list(cache_folder().rglob(METRICS_FILE))

@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import InputError
 from tests.conftest import make_text
 from tools import soak
+from tools.soaking.running import Outcome
 
 
 def test_the_text_is_cut_into_plain_and_compressed_files(tmp_path: pathlib.Path) -> None:
@@ -33,6 +34,52 @@ def test_a_folder_in_use_is_left_alone(tmp_path: pathlib.Path, capsys) -> None:
     flags = [f"--work={tmp_path}", f"--input_dir={tmp_path}", "--vocab_file=none"]
     assert soak.main(["soak", *flags]) == 1
     assert "error: --work: expected a new or an empty folder" in capsys.readouterr().err
+
+
+class _Written:
+    """A command that writes one file, and ends well."""
+
+    def __init__(self, command: str, settings: dict, log: pathlib.Path) -> None:
+        log.write_text(command)
+        output = pathlib.Path(settings["output_dir"])
+        output.mkdir(exist_ok=True)
+        (output / "made.txt").write_text(command)
+
+    def finish(self) -> Outcome:
+        return Outcome(0, "done", 0.1, 2**20, False, 0)
+
+
+def test_a_round_ends_at_the_first_harm_and_is_kept(tmp_path: pathlib.Path, monkeypatch) -> None:
+    results = iter([(0, 0), (0, 0), (0, 0), (0, 0), (3, 0), (0, 0), (0, 0), (0, 0)])
+    monkeypatch.setattr(soak, "Running", _Written)
+    monkeypatch.setattr(soak, "_write_teacher", lambda stage, folder: None)
+    monkeypatch.setattr(soak.faults, "can_mount", lambda folder: True)
+    monkeypatch.setattr(soak.differences, "compare", lambda stage, reference: next(results))
+
+    def disturb(disturbance: soak.Disturbance) -> Outcome:
+        disturbance.log.write_text("killed")
+        return Outcome(-9, "killed", 0.1, 1, False, 0)
+
+    commands = tuple(stage.command for stage in soak.make_stages(*[tmp_path] * 3, folder=tmp_path))
+    monkeypatch.setattr(soak.faults, "FAULTS", {"SIGKILL": (disturb, commands)})
+    rounds = soak.Soak(tmp_path, "vocab.txt", 1)
+    rounds.make_reference()
+    for _ in range(3):
+        rounds.make_round()
+    assert {key: row.injected for key, row in rounds.ledger.rows.items()} == {
+        ("SIGKILL", "1a"): 3,
+        ("SIGKILL", "1b"): 3,
+        ("SIGKILL", "2"): 2,
+    }
+    assert rounds.ledger.row("SIGKILL", "1b").lost == 3
+    kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("harm-*/**/*.*")}
+    assert kept == {
+        "harm-2/examples/made.txt",
+        "harm-2/cache/made.txt",
+        "harm-2/disturbed.log",
+        "harm-2/run.log",
+    }
+    assert not (tmp_path / "round").exists()
 
 
 @pytest.mark.slow

@@ -3,14 +3,17 @@
 import collections
 import dataclasses
 import re
-import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tools.soaking.running import Outcome
 from tools.text_table import aligned_lines
 
 _MAX_SEEN = 3
+# Of fewer runs of a stage the memory says nothing; of more it is to stay below this ratio.
+_MIN_PEAKS = 6
+_MAX_GROWTH = 1.25
+_HARMS = ("lost", "wrong", "unrecovered", "tracebacks", "processes_left", "files_left")
 
 
 @dataclasses.dataclass
@@ -39,16 +42,9 @@ class Row:
     files_left: int = 0
     seen: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
-    def is_clean(self) -> bool:
-        """Returns whether the fault did no harm."""
-        return not (
-            self.lost
-            or self.wrong
-            or self.unrecovered
-            or self.tracebacks
-            or self.processes_left
-            or self.files_left
-        )
+    def num_harms(self) -> int:
+        """Returns all harm that the fault did, added up."""
+        return sum(getattr(self, name) for name in _HARMS)
 
 
 class Ledger:
@@ -79,9 +75,13 @@ class Ledger:
         row.processes_left += outcome.num_left
         row.seen[f"{_ending(outcome.status)}: {_without_numbers(outcome.said, work)}"] += 1
 
+    def num_harms(self) -> int:
+        """Returns all harm of all faults, added up."""
+        return sum(row.num_harms() for row in self.rows.values())
+
     def is_clean(self) -> bool:
-        """Returns whether nothing did any harm."""
-        return all(row.is_clean() for row in self.rows.values())
+        """Returns whether nothing did any harm, and no stage's memory grew from run to run."""
+        return not (self.num_harms() or any(map(_grew, self.peaks.values())))
 
     def to_json(self) -> dict[str, Any]:
         """Returns all as JSON values."""
@@ -111,12 +111,26 @@ class Ledger:
 
     def _memory(self) -> Iterable[str]:
         for stage, peaks in sorted(self.peaks.items()):
-            third = max(1, len(peaks) // 3)
-            first, last = (statistics.median(part) for part in (peaks[:third], peaks[-third:]))
+            first, last = _thirds(peaks)
+            grew = f", more than {_MAX_GROWTH} times as much" if _grew(peaks) else ""
             yield (
-                f"memory of stage {stage}, median peak: first third {first / 2**20:,.0f} MB, "
-                f"last third {last / 2**20:,.0f} MB"
+                f"memory of stage {stage}, highest peak: first third {first / 2**20:,.0f} MB, "
+                f"last third {last / 2**20:,.0f} MB{grew}"
             )
+
+
+def _thirds(peaks: Sequence[int]) -> tuple[int, int]:
+    """Returns the highest peaks of the first and of the last third of runs, in bytes.
+
+    The highest, as a run that found nearly everything finished needs little.
+    """
+    third = max(1, len(peaks) // 3)
+    return max(peaks[:third]), max(peaks[-third:])
+
+
+def _grew(peaks: Sequence[int]) -> bool:
+    first, last = _thirds(peaks)
+    return len(peaks) >= _MIN_PEAKS and last > _MAX_GROWTH * first
 
 
 def _ending(status: int) -> str:

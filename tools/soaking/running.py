@@ -62,6 +62,7 @@ class Running:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_heed_interrupts,
             )
 
     @property
@@ -118,6 +119,11 @@ class Running:
     def _members(self) -> int:
         """Returns how many processes of the session are alive."""
         return sum(session == self._process.pid for session in _sessions())
+
+
+def _heed_interrupts() -> None:
+    # A shell that starts a soak with `&` has it ignore them, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _sessions() -> Iterator[int]:

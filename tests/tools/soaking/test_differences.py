@@ -53,6 +53,17 @@ def test_a_record_that_stands_twice(pair) -> None:
     assert differences.compare(*pair) == (1, 2)
 
 
+def test_an_output_that_cannot_be_read_has_lost_all(pair) -> None:
+    records = sum(
+        sum(1 for _ in serialization.read_records(path))
+        for path in pair[1].output.glob("*.tfrecord")
+    )
+    (pair[0].output / "train-00001-of-00003.tfrecord").write_bytes(b"damaged")
+    assert differences.compare(*pair) == (records + 1, 0)
+    (pair[0].output / "manifest.json").unlink()
+    assert differences.compare(*pair) == (records + 1, 0)
+
+
 def test_what_is_left_over(pair) -> None:
     folder = pair[0].output
     assert differences.leftovers(pair[0]) == []
@@ -78,3 +89,5 @@ def test_students(tmp_path) -> None:
     assert differences.compare(*folders) == (1, 1)
     (folders[0].output / "metrics.jsonl").write_text("")
     assert differences.compare(*folders) == (2, 1)
+    (folders[0].output / "model.safetensors").unlink()
+    assert differences.compare(*folders) == (2, 0)

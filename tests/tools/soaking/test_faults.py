@@ -77,6 +77,21 @@ def test_processes_that_outlive_a_command_are_counted_and_killed(tmp_path, monke
     assert outcome.num_left == 1
 
 
+def test_who_ignores_interrupts_does_not_hand_that_on(tmp_path, monkeypatch) -> None:
+    """As a shell has it that starts something with `&`."""
+    (tmp_path / "sleeping.py").write_text("import time; print('x', flush=True); time.sleep(9)")
+    monkeypatch.setattr(running, "_MODULE", "{}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        command = Running("sleeping", {}, tmp_path / "log")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert command.runs_until(2.0)
+    command.send(signal.SIGINT)
+    assert command.finish().status == -signal.SIGINT
+
+
 def test_a_signal_is_the_status(tmp_path, monkeypatch) -> None:
     (tmp_path / "waiting.py").write_text("import time; print('waits', flush=True); time.sleep(600)")
     monkeypatch.setattr(running, "_MODULE", "{}")

@@ -1,5 +1,7 @@
 """The table of faults: what counts as harm, and what is shown of it."""
 
+import pytest
+
 from tools.soaking.ledger import Ledger, Row
 from tools.soaking.running import Outcome
 
@@ -17,8 +19,27 @@ def test_a_fault_that_lost_nothing_is_clean() -> None:
 
 def test_each_harm_is_one() -> None:
     for name in ("lost", "wrong", "unrecovered", "tracebacks", "processes_left", "files_left"):
-        assert not Row(**{name: 1}).is_clean(), name
-    assert Row(injected=3, met=2).is_clean()
+        assert Row(**{name: 2}).num_harms() == 2, name
+    assert Row(injected=3, met=2).num_harms() == 0
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "grew"),
+    [
+        # Of one that found all finished nothing is said, be it the first.
+        ([10, 100, 100, 100, 100, 125], False),
+        ([100, 100, 100, 100, 100, 126], True),
+        ([100, 100, 100, 100, 126], False),
+        ([126, 100, 300, 300, 100, 100], False),
+        ([100, 100, 100, 500, 500, 500, 10, 10, 200], True),
+    ],
+)
+def test_memory_that_grows_is_harm(megabytes: list[int], grew: bool) -> None:
+    ledger = Ledger()
+    ledger.row("SIGTERM", "1a")
+    ledger.peaks["1b"] = [count * 2**20 for count in megabytes]
+    assert ledger.is_clean() is not grew
+    assert list(ledger.lines())[-1].endswith(", more than 1.25 times as much") is grew
 
 
 def test_lines_of_different_places_and_numbers_are_one() -> None:
@@ -49,5 +70,5 @@ def test_the_table_adds_up() -> None:
         *("all", "10", "8", "5", "0", "0", "0", "0")
     ]
     assert "SIGTERM, 1a, 1 times: signal 9: masking: N%" in lines
-    assert lines[-1] == "memory of stage 1a, median peak: first third 100 MB, last third 90 MB"
+    assert lines[-1] == "memory of stage 1a, highest peak: first third 100 MB, last third 90 MB"
     assert ledger.to_json()["faults"][0]["seen"] == {"signal 9: masking: N%": 1}
