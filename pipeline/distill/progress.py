@@ -1,6 +1,7 @@
 """What happens while `fit` runs: lines of the log, evaluations, checkpoints, and its end."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import tqdm
 from pipeline.distill import optimization, training_state
 from pipeline.distill.checkpoint_files import CheckpointFiles
 from pipeline.distill.distiller import Distiller
+from pipeline.distill.replicas import Replicas, meeting
 from pipeline.distill.run_log import RunLog
 from pipeline.distill.settings import DistillConfig
 from pipeline.distill.stopping import StopRequest
@@ -45,6 +47,7 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         config: what was asked for.
+        replicas: what computes.
         evaluation: what to evaluate on, if anything.
         log: where lines go; None in a process that writes nothing, like the next.
         checkpoints: where checkpoints go.
@@ -57,6 +60,7 @@ class Progress(keras.callbacks.Callback):
     def __init__(
         self,
         config: DistillConfig,
+        replicas: Replicas,
         evaluation: Evaluation | None,
         log: RunLog | None,
         checkpoints: CheckpointFiles | None,
@@ -69,6 +73,7 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self._steps_per_update = steps_per_update
         self._config = config
+        self._replicas = replicas
         self._evaluation = evaluation
         self._log = log
         self._checkpoints = checkpoints
@@ -112,15 +117,20 @@ class Progress(keras.callbacks.Callback):
             stopping = not self._evaluate(self.model, step)
             evaluation_due = stopping
         if due or stopping:
+            self._save(step, evaluation_due)
+            self._clock = time.perf_counter()
+        if stopping:
+            raise self._stop.stopped(step)
+
+    def _save(self, step: int, evaluation_due: bool) -> None:
+        # A process that stops now must not end while another one still writes.
+        with meeting(self._replicas, "--output_dir"):
             # The checkpoint last: what is measured up to it is never lost.
             if self._log is not None:
                 self._log.publish()
             if self._checkpoints is not None:
                 arrays = training_state.to_arrays(self.model)
                 self._checkpoints.save(step, arrays, evaluation_due=evaluation_due)
-            self._clock = time.perf_counter()
-        if stopping:
-            raise self._stop.stopped(step)
 
     def _synchronize(self) -> None:
         # On JAX, variables are up to date only when asked.
@@ -175,3 +185,10 @@ class Progress(keras.callbacks.Callback):
         self._bar.close()
         if self._log is not None:
             self._log.close()
+
+    def close_after_error(self) -> None:
+        """As `close`; what ended the run says more than that its last lines cannot be written."""
+        try:
+            self.close()
+        except OSError as error:
+            print(f"the last lines of the log are not written: {error}", file=sys.stderr)

@@ -157,10 +157,17 @@ def scope(replicas: Replicas) -> Iterator[None]:
         return
     import keras
 
+    # Its own way to divide data reads all of it in each process.
+    parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+    with _loss_told(replicas), parallel.scope():
+        yield
+
+
+@contextlib.contextmanager
+def _loss_told(replicas: Replicas) -> Iterator[None]:
+    """Raises, in place of what JAX does when another process is silent, what a user can read."""
     try:
-        # Its own way to divide data reads all of it in each process.
-        with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
-            yield
+        yield
     except InputError:
         raise
     except (ValueError, RuntimeError) as error:
@@ -175,16 +182,21 @@ def scope(replicas: Replicas) -> Iterator[None]:
 def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
     """Returns the number of data streams: what is given, or the run began with, or one a process.
 
+    Process 0 decides: it may write the request before another one looks for it.
+
     Raises:
         InputError: processes cannot share so many equally.
     """
-    count, why = config.num_data_streams, ""
-    path = files.as_path(config.output_dir or "") / REQUEST_FILE
-    if count is None and config.output_dir and path.is_file():
-        begun = files.read_json(path).get(NUM_DATA_STREAMS, 1)
-        count = begun if isinstance(begun, int) and begun > 0 else 1
-        why = f", with which {config.output_dir} began"
-    count = count or replicas.num_processes
+
+    def find() -> tuple[int, bool]:
+        path = files.as_path(config.output_dir or "") / REQUEST_FILE
+        if config.num_data_streams is None and config.output_dir and path.is_file():
+            begun = files.read_json(path).get(NUM_DATA_STREAMS, 1)
+            return begun if isinstance(begun, int) and begun > 0 else 1, True
+        return config.num_data_streams or replicas.num_processes, False
+
+    count, is_begun = from_first(replicas, find, size=2)
+    why = f", with which {config.output_dir} began" if is_begun else ""
     if count % replicas.num_processes:
         raise InputError(
             f"--num_data_streams: expected a multiple of the {replicas.num_processes} processes, "
@@ -240,15 +252,50 @@ def narrow(manifest: Manifest, replicas: Replicas) -> Manifest:
     return dataclasses.replace(manifest, splits=splits)
 
 
+@contextlib.contextmanager
+def meeting(replicas: Replicas, flag: str) -> Iterator[None]:
+    """Lets all processes go on together after the block, or none where one fails in it.
+
+    One that waits for another at its end, or for one that has ended, is killed before long.
+
+    Args:
+        replicas: what computes; all of them come to the block.
+        flag: what the block is about, for the error message.
+
+    Raises:
+        InterruptedRunError: the block failed in another process, or that does not answer.
+    """
+    if replicas.num_processes == 1:
+        yield
+        return
+    from jax.experimental import multihost_utils
+
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    with _loss_told(replicas):
+        failed = multihost_utils.process_allgather(np.array(failure is not None, np.int32))
+    if failure is not None:
+        raise failure
+    for process in np.flatnonzero(failed):
+        raise InterruptedRunError(f"{flag}: process {process} cannot go on; see what it says")
+
+
 def from_first(replicas: Replicas, find: Callable[[], Sequence[int]], size: int) -> list[int]:
     """Returns integers that process 0 finds, in all processes.
 
     Args:
         replicas: what computes.
-        find: called in process 0 alone.
+        find: called in process 0 alone; it looks at `--output_dir`.
         size: how many integers it returns.
+
+    Raises:
+        InterruptedRunError: process 0 has raised what `find` did.
     """
-    values = list(find()) if replicas.writes else [0] * size
+    with meeting(replicas, "--output_dir"):
+        values = list(find()) if replicas.writes else [0] * size
     if replicas.num_processes == 1:
         return values
     from jax.experimental import multihost_utils

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pipeline.distill import checkpoint_files, optimization, targets, training_state
@@ -22,6 +23,7 @@ from pipeline.distill.replicas import (
     find_replicas,
     from_first,
     make_gather,
+    meeting,
     narrow,
     scope,
 )
@@ -177,8 +179,9 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
     if config.do_train:
         manifests.check_claim(config.output_dir, run.request(), flag="--output_dir")
-    own = narrow(cache.manifest, replicas)
-    manifests.verify(cache.directory, own, full=config.verify == "full")
+    with meeting(replicas, cache.flag):
+        own = narrow(cache.manifest, replicas)
+        manifests.verify(cache.directory, own, full=config.verify == "full")
     if keras.config.backend() == "jax":
         # TensorFlow only reads records here; it would take the GPU's memory from JAX.
         tf.config.set_visible_devices([], "GPU")
@@ -197,16 +200,22 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
             return evaluation.run_alone(build_distiller(run), stop)
     chunking = _find_chunking(config, cache, replicas)
     distiller = build_distiller(run, _steps_per_update(config, chunking))
-    if replicas.writes:
-        manifests.claim(config.output_dir, run.request(), flag="--output_dir")
+    with meeting(replicas, "--output_dir"):
+        if replicas.writes:
+            manifests.claim(config.output_dir, run.request(), flag="--output_dir")
     report = _train(run, replicas, chunking, distiller, evaluation)
-    if replicas.writes:
-        if cache.vocab_subset is None:
-            manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
-        else:
-            cache.vocab_subset.write_tokenizer(config.output_dir)
-        checkpoints.save_hf(config.output_dir, distiller.student)
+    with meeting(replicas, "--output_dir"):
+        if replicas.writes:
+            _write_model(cache, config, distiller)
     return report
+
+
+def _write_model(cache: CacheInput, config: DistillConfig, distiller: Distiller) -> None:
+    if cache.vocab_subset is None:
+        manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+    else:
+        cache.vocab_subset.write_tokenizer(config.output_dir)
+    checkpoints.save_hf(config.output_dir, distiller.student)
 
 
 def _train(
@@ -219,14 +228,11 @@ def _train(
     """Makes all updates that are not made yet and returns the last report."""
     config = run.config
     kept, log, found = _find_start(config, replicas)
-    start, metrics = found.step, {}
-    if start:
-        metrics = training_state.restore(config.output_dir, distiller, start)
-        if start < config.num_train_steps:
-            print(f"continuing from step {start}", file=sys.stderr)
+    start, metrics = found.step, _restore(config, replicas, distiller, found.step)
     with StopRequest() as stop:
         progress = Progress(
             config,
+            replicas,
             evaluation,
             log,
             kept,
@@ -240,12 +246,30 @@ def _train(
                 progress.catch_up(distiller)
             if start < config.num_train_steps:
                 _fit(run, replicas, chunking, distiller, progress, start)
-        finally:
+        except BaseException:
+            progress.close_after_error()
+            raise
+        with meeting(replicas, "--output_dir"):
             progress.close()
         report: Mapping[str, float] = progress.last_report
         if not report and evaluation is not None:
             report = evaluation.run_alone(distiller, stop)
     return report
+
+
+def _restore(
+    config: DistillConfig, replicas: Replicas, distiller: Distiller, step: int
+) -> dict[str, np.ndarray]:
+    """Goes back to a checkpoint, if there is one, and returns its sums of what is measured."""
+    if not step:
+        return {}
+    with meeting(replicas, "--output_dir"):
+        metrics = training_state.restore(config.output_dir, distiller, step)
+    # Processes of one machine have read the same copy.
+    checkpoint_files.forget_copy(config.output_dir, step)
+    if step < config.num_train_steps:
+        print(f"continuing from step {step}", file=sys.stderr)
+    return metrics
 
 
 def _find_start(

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -194,7 +195,10 @@ def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
     )
 
 
-def test_streams_are_what_is_given_or_was_begun_with(config) -> None:
+def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> None:
+    # As in process 0, of which the others hear it.
+    monkeypatch.setattr(replicas, "from_first", lambda replicas, find, size: list(find()))
+
     def chosen(processes: int, given: int | None = None) -> int:
         asked = dataclasses.replace(config, num_data_streams=given)
         return replicas.choose_streams(asked, Replicas(8, processes))
@@ -334,7 +338,102 @@ def test_a_process_that_is_alone(flags: tuple) -> None:
 def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
     process = _start_join(*flags)
     said = process.communicate(timeout=600)[1]
-    assert process.returncode == 1 and f"--coordinator_address: {message}" in said
+    assert process.returncode == 1
+    expected = "--coordinator_address: expected it, --num_processes and --process_id, received "
+    assert expected + message in said
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"JAX_COORDINATOR_ADDRESS": "localhost:1"},
+            "received JAX_COORDINATOR_ADDRESS=localhost:1",
+        ),
+        ({"JAX_COORDINATOR_ADDRESS": "here"}, "expected HOST:PORT of process 0, received 'here'"),
+        (_slurm(1, 1, 1), "and --process_id, received none (process_id and"),
+    ],
+)
+def test_who_knows_of_others_is_not_alone(environment: dict[str, str], message: str) -> None:
+    process = _start_join(None, None, None, **environment)
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 1 and message in said
+
+
+_MEETING = """
+import sys, time
+from pipeline.distill import replicas
+from pipeline.errors import InputError
+
+process = int(sys.argv[2])
+replicas.join(sys.argv[1], 2, process)
+both = replicas.Replicas(2, 2, process)
+print(replicas.from_first(both, lambda: [7, 8], 2))
+begun = time.monotonic()
+with replicas.meeting(both, "--output_dir"):
+    time.sleep(0 if process else 2)
+print("waited", time.monotonic() - begun > 1)
+
+def fail():
+    raise InputError("--x: broken")
+
+def verify():
+    with replicas.meeting(both, "--input_dir"):
+        if process:
+            fail()
+
+for attempt in (lambda: replicas.from_first(both, fail, 2), verify):
+    try:
+        attempt()
+    except InputError as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+@needs_jax
+def test_processes_go_on_together_or_not_at_all() -> None:
+    address = _free_address()
+    processes = [_start(_MEETING, address, one) for one in (0, 1)]
+    said = [process.communicate(timeout=600) for process in processes]
+    broken = "InputError: --x: broken"
+    other = "InterruptedRunError: --{}: process {} cannot go on; see what it says"
+    begun = ["[7, 8]", "waited True"]
+    # Gloo may greet before.
+    assert [out.splitlines()[-4:] for out, _ in said] == [
+        [*begun, broken, other.format("input_dir", 1)],
+        [*begun, other.format("output_dir", 0), broken],
+    ], said
+
+
+_STOPPED = """
+import os, sys, time
+from pipeline.distill import replicas
+from pipeline.distill.stopping import StopRequest
+
+replicas.join(None, None, None)
+if sys.argv[2] == "before":
+    # As while the student is built, or shards are verified.
+    os.kill(os.getpid(), int(sys.argv[1]))
+with StopRequest() as stop:
+    if sys.argv[2] == "meanwhile":
+        os.kill(os.getpid(), int(sys.argv[1]))
+    end = time.monotonic() + 20
+    while not stop.check() and time.monotonic() < end:
+        time.sleep(0.05)
+    print(stop.check() and stop.stopped(3).signal_number)
+"""
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGTERM, "before"), (signal.SIGTERM, "meanwhile"), (signal.SIGINT, "meanwhile")],
+)
+def test_a_process_that_joined_itself_is_asked_to_stop(number: signal.Signals, moment: str) -> None:
+    process = _start(_STOPPED, int(number), moment, **_slurm(os.getpid() + number, 1, 0))
+    out, said = process.communicate(timeout=600)
+    assert out.split() == [str(int(number))], said
 
 
 @needs_jax
@@ -374,6 +473,13 @@ def still_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
 def streams_cache_dir(tmp_path_factory, streams_dir, still_dir) -> pathlib.Path:
     """A teacher cache of seven train shards."""
     return make_cache(tmp_path_factory.mktemp("streams") / "cache", streams_dir, still_dir)
+
+
+def _free_address() -> str:
+    """Returns an address of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
 
 
 class _Runs:
@@ -418,12 +524,9 @@ class _Runs:
 
     def start_two(self, name: str, **more: object) -> list[subprocess.Popen[str]]:
         """Starts two processes that train together."""
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
         together = {
             "distribution": "data_parallel",
-            "coordinator_address": address,
+            "coordinator_address": _free_address(),
             "num_processes": 2,
         }
         return [self.start(name, **{**more, **together, "process_id": one}) for one in (0, 1)]
@@ -483,8 +586,9 @@ def test_two_devices_equal_one(runs) -> None:
 def test_two_processes_equal_one(runs) -> None:
     """Each reads its own stream, one writes."""
     processes = runs.start_two("processes", num_data_streams=2)
-    (out, said), (other_out, _) = runs.finish(*processes)
+    (out, said), (other_out, other_said) = runs.finish(*processes)
     assert "student: " in out and "student: " not in other_out and "8/8" in said
+    assert "process 0 of 2\n" in said and "process 1 of 2\n" in other_said
     runs.expect_equal("one", "processes")
     assert len(list((runs._folder / "processes" / "tensorboard").glob("*/events*"))) == 2
 
@@ -503,6 +607,32 @@ def test_a_process_that_loses_the_other_says_so_and_ends(runs) -> None:
     assert processes[0].returncode not in (0, None)
     assert "error: --num_processes: another of the 2 processes was lost" in said
     assert "Traceback" not in said
+
+
+@needs_jax
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["checkpoints/step-*.safetensors", "train-*"])
+def test_what_one_process_finds_broken_ends_both(
+    runs, streams_cache_dir, tmp_path, broken: str
+) -> None:
+    """Checkpoints, which process 0 reads alone, and a shard that process 1 verifies alone."""
+    name = f"broken {broken[:5]}"
+    folder, cache = runs._folder / name, tmp_path / "cache"
+    shutil.copytree(runs._folder / "one", folder)
+    shutil.copytree(streams_cache_dir, cache)
+    if broken.startswith("train"):
+        sorted(cache.glob(broken))[1].write_bytes(b"")
+    for path in folder.glob(broken):
+        path.write_bytes(b"")
+    processes = runs.start_two(name, input_dir=cache)
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    finder = int(broken.startswith("train"))
+    errors = [next(line for line in one.splitlines() if line.startswith("error: ")) for one in said]
+    assert ("truncated or damaged" if finder else "to begin again, delete") in errors[finder]
+    flag = "--input_dir" if finder else "--output_dir"
+    other = f"error: {flag}: process {finder} cannot go on; see what it says"
+    assert errors[1 - finder] == other
 
 
 @needs_jax

@@ -1,5 +1,6 @@
 """Stage 2 on machines that are taken away: stopped by a real signal, and continued."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.distill import checkpoint_files, progress, training
+from pipeline.distill import checkpoint_files, progress, run_log, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.distill.stopping import StopRequest
 from pipeline.errors import InputError, StoppedRunError
@@ -119,6 +120,60 @@ def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: in
             assert _lines(config.output_dir)[-1]["split"] == "train"
     training.distill(config)
     _assert_same_run(config.output_dir, whole.output_dir)
+
+
+def test_an_evaluation_alone_is_stopped(whole, monkeypatch) -> None:
+    begin = progress.EndsEarly.on_test_batch_end
+
+    def signalled(self, batch, logs=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, batch, logs)
+
+    trained = StudentConfig(student=whole.output_dir)
+    alone = dataclasses.replace(whole, do_train=False, output_dir=None, student=trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.EndsEarly, "on_test_batch_end", signalled)
+        with pytest.raises(StoppedRunError) as caught:
+            training.distill(alone)
+    assert caught.value.signal_number == signal.SIGTERM
+    assert str(caught.value) == (
+        "stopped by SIGTERM in the evaluation; the same command makes it again"
+    )
+
+
+def test_processes_meet_when_all_is_written(config, monkeypatch) -> None:
+    """One that has nothing to write must not end, and be missed, while another one writes."""
+    seen = []
+
+    @contextlib.contextmanager
+    def meeting(replicas, flag):
+        yield
+        folder = pathlib.Path(config.output_dir)
+        seen.append({path.name for path in folder.rglob("*.*")})
+
+    for module in (progress, training):
+        monkeypatch.setattr(module, "meeting", meeting)
+    with monkeypatch.context() as patch:
+        _signal_at(patch, 9, signal.SIGTERM)
+        with pytest.raises(StoppedRunError):
+            training.distill(config)
+    assert "step-00000009.safetensors" in seen[-1]
+    training.distill(config)
+    assert {"model.safetensors", "config.json", "vocab.txt"} <= seen[-1]
+
+
+def test_a_log_that_cannot_be_closed_hides_nothing(config, monkeypatch, capsys) -> None:
+    def close(log: object) -> None:
+        raise OSError("503 SlowDown")
+
+    monkeypatch.setattr(run_log.RunLog, "close", close)
+    with monkeypatch.context() as patch:
+        _signal_at(patch, 7, signal.SIGTERM)
+        with pytest.raises(StoppedRunError, match="at step 7;"):
+            training.distill(config)
+    assert "the last lines of the log are not written: 503 SlowDown" in capsys.readouterr().err
+    with pytest.raises(OSError, match="503 SlowDown"):
+        training.distill(config)
 
 
 def test_a_run_that_has_diverged_leaves_no_checkpoint(config, monkeypatch) -> None:
