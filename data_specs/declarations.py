@@ -1,6 +1,7 @@
 """Declarations: YAML files that become frozen dataclasses, keys and types checked."""
 
 import dataclasses
+import os
 import pathlib
 import re
 import reprlib
@@ -77,12 +78,15 @@ def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
     Raises:
         ValueError: there is none.
     """
-    own = name.endswith((".yaml", ".yml"))
-    path = pathlib.Path(name) if own else folder / f"{name}.yaml"
     names = known_names(folder)
-    if not (path.is_file() if own else name in names):
-        raise ValueError(f"expected one of {', '.join(names)}, or a .yaml file, received {name!r}")
-    return path
+    # A name may be longer than any file's.
+    if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
+        return pathlib.Path(name)
+    if name not in names:
+        raise ValueError(
+            f"expected one of {', '.join(names)}, or a .yaml file, received {shown(name)}"
+        )
+    return folder / f"{name}.yaml"
 
 
 def load_mapping(path: Any) -> dict[str, Any]:

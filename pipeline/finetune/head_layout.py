@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.files import read_json
+from pipeline.json_text import shown
 from pipeline.models.checkpoints import HF_CONFIG, ModelSource
 from pipeline.models.config import ALBERT, ARCHITECTURES, BERT, DISTILBERT, ROBERTAS, EncoderConfig
 from pipeline.models.weight_names import WeightName
@@ -69,8 +70,10 @@ class Head:
     def __str__(self) -> str:
         if self.kind != CLASSIFICATION:
             return f"a {self.kind} head"
-        shown = ", ".join(self.labels[:5]) + (", …" if len(self.labels) > 5 else "")
-        return f"a {self.kind} head with {len(self.labels)} labels ({shown})"
+        # In one line, whatever a file calls them.
+        names = ", ".join(shown(label).strip("'\"") for label in self.labels[:5])
+        names += ", …" if len(self.labels) > 5 else ""
+        return f"a {self.kind} head with {len(self.labels)} labels ({names})"
 
 
 def read_head(source: ModelSource) -> Head | None:
@@ -95,7 +98,7 @@ def read_head(source: ModelSource) -> Head | None:
     numbers = [str(index) for index in range(count)]
     if not numbers or set(labels) != set(numbers):
         raise InputError(
-            f"{path}: {_LABELS_KEY}: expected names of 0, 1, …, received {str(labels)[:80]}"
+            f"{path}: {_LABELS_KEY}: expected names of 0, 1, …, received {shown(labels)}"
         )
     if settings.get(_PROBLEM_KEY) == REGRESSION or len(labels) == 1:
         return Head(REGRESSION)

@@ -207,13 +207,13 @@ def decode_states(cache: CacheInput, codec: HiddenCodec, example: MaskedExample)
     Raises:
         InputError: there are none, or they are damaged.
     """
+    # Sixteen bytes; of a broken record as many as it has of them.
+    name = example.features.get(records.EXAMPLE_ID, b"")[:16].hex()
     try:
         states = codec.decode(example.features, len(example.masked_lm_ids))
     except (KeyError, ValueError) as error:
-        name = example.features[records.EXAMPLE_ID].hex()
         raise InputError(f"{cache.directory}: broken record {name}: {error}") from error
     if not np.isfinite(states).all():
-        name = example.features[records.EXAMPLE_ID].hex()
         raise InputError(f"{cache.directory}: broken record {name}: states that are no numbers")
     return states
 

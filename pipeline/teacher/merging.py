@@ -138,6 +138,8 @@ def _add_equal_ids(ids: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _refusal(first: CacheInput, other: CacheInput, what: str, a: Any, b: Any) -> InputError:
+    # Of a broken record a value may be as long as it likes.
+    a, b = str(a)[:80], str(b)[:80]
     return InputError(
         f"{first.flag}: expected caches of the same examples, vocabulary and order, received "
         f"{first.directory} and {other.directory}, which differ in {what}: {a} and {b}"

@@ -302,3 +302,9 @@ def test_weights_that_are_none(tmp_path, weight: str) -> None:
     path.write_text(f"corpora:\n  - input_dir: ~nobody_there/x\n    weight: {weight}\n")
     with pytest.raises(ValueError, match=f"^{path}, corpus 1: weight: expected a number"):
         corpora.load_mixture(str(path))
+
+
+def test_a_name_longer_than_any_file() -> None:
+    with pytest.raises(ValueError, match="^expected one of .* received 'xxx") as raised:
+        corpora.load_spec("x" * 5_000 + ".yaml")
+    assert len(str(raised.value)) < 1_000

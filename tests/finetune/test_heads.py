@@ -331,3 +331,7 @@ def test_theirs_in_ours(tmp_path, family: str, kind: str) -> None:
     assert HEADS[kind].kind == head.kind and HEADS[kind].num_outputs == head.num_outputs
     model = load(tmp_path, kind, keep_head=True)
     _assert_equal_logits(model, peer, FAMILIES[family])
+
+
+def test_labels_of_several_lines_are_shown_in_one() -> None:
+    assert str(Head(CLASSIFICATION, ("two\nlines",))).endswith("with 1 labels (two\\nlines)")

@@ -98,6 +98,19 @@ def test_hidden_states(tmp_path: pathlib.Path, states: bytes | None) -> None:
         cache_report.decode_states(cache, codec, first)
 
 
+@pytest.mark.parametrize("example_id", [None, b"x" * 10_000])
+def test_a_broken_record_without_its_name(tmp_path: pathlib.Path, example_id) -> None:
+    write_teacher_cache(tmp_path, "uint8", hidden="float16")
+    changed = {records.HIDDEN_STATES: b"12", records.EXAMPLE_ID: example_id}
+    _change_first(tmp_path, **changed)
+    cache = open_cache(str(tmp_path), None)
+    codec = cache_report.HIDDEN_CODECS["float16"](2, 4)
+    first, _ = inference.read_examples(tmp_path / SHARD, cache.manifest)
+    with pytest.raises(InputError, match=f"^{tmp_path}: broken record (78){{0,16}}: ") as raised:
+        cache_report.decode_states(cache, codec, first)
+    assert len(str(raised.value)) < 300
+
+
 def test_bytes_that_claim_more_ids_than_fit_a_record() -> None:
     """A few compressed bytes, and arrays of many gigabytes."""
     codec = CODECS["compact"](2**20, 2**20, True, np.zeros(2**20, np.int64))

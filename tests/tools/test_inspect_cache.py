@@ -1,6 +1,7 @@
 """Examples as people read them: every codec, kind of directory and tokenizer, and mistakes."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -337,6 +338,20 @@ def test_a_shard_that_is_cut(cache_dir, tmp_path, capsys) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     line = _fails(capsys, f"--input_dir={folder}")
     assert line.startswith(f"error: {path}: this shard is truncated or damaged: expected ")
+
+
+def test_a_shard_with_fewer_records_than_its_manifest_says(cache_dir, tmp_path, capsys) -> None:
+    """Asked for one that is missing: the mistake is not the user's."""
+    folder = rewrite_cache(cache_dir, tmp_path / "cache", lambda rows: rows)
+    path = folder / "manifest.json"
+    value = json.loads(path.read_text())
+    first = value["splits"]["train"][0]
+    first["num_examples"] += 5
+    path.write_text(json.dumps(value))
+    number = first["num_examples"] - 1
+    line = _fails(capsys, f"--input_dir={folder}", "--split=train", f"--first={number}")
+    message = f"expected {number + 1} records, received {number - 4}"
+    assert line == f"error: {folder}/{first['file']}: {message}"
 
 
 def test_a_teacher_is_not_needed(examples_dir, tmp_path, vocab_file) -> None:

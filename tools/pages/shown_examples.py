@@ -206,9 +206,13 @@ class ExampleReader:
                 continue
             manifests.verify(self._cache.directory, self._only(shard), full=False)
             path = self._cache.directory / shard.file
+            count = 0
             for index, record in enumerate(serialization.read_records(path)):
+                count += 1
                 if index >= skip:
                     yield shard.file, index, record
+            if count != shard.num_examples:
+                raise InputError(f"{path}: expected {shard.num_examples} records, received {count}")
             skip = 0
 
     def _only(self, shard: manifests.ShardInfo) -> manifests.Manifest:
