@@ -82,7 +82,8 @@ def find_defect(path: files.AnyPath) -> str | None:
         with safe_open(copy, framework="numpy"):
             pass
     except (SafetensorError, InputError) as error:
-        return str(error)
+        # A tensor may be called anything, also in several lines.
+        return " ".join(str(error).split())[:200]
     received = files.sha256_file(copy)
     expected = described.get(_CHECKSUM, None if described else received)
     if received != expected:

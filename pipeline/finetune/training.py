@@ -28,6 +28,8 @@ from pipeline.storage import manifest as manifests
 METRICS_FILE = "metrics.json"
 MODEL_FOLDER = "model"
 TEACHER_CACHE_FOLDER = "teacher_cache"
+# Of a file, on any system.
+_MAX_NAME = 255
 _FLAG = "--output_dir"
 
 
@@ -304,12 +306,18 @@ def _finish(
     return _read_result(directory)
 
 
+def _is_below(name: str) -> bool:
+    """Returns whether a name from a file is one of a file below the folder that it is of."""
+    is_name = name.isprintable() and len(name) <= _MAX_NAME
+    return is_name and not name.startswith("/") and ".." not in name.split("/")
+
+
 def _read_result(directory: files.AnyPath) -> Result:
     path = directory / METRICS_FILE
     report = files.read_json(path)
     try:
         names = tuple(report["predictions"])
-        if any(name.startswith("/") or ".." in name.split("/") for name in names):
+        if not all(map(_is_below, names)):
             raise ValueError("predictions: expected names below the folder, received others")
         if not all(isinstance(value, int | float) for value in report["metrics"].values()):
             raise ValueError("metrics: expected numbers, received others")

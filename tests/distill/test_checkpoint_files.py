@@ -1,5 +1,6 @@
 """Checkpoints on a disk that lies: the newest that verifies, and nothing that is lost."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -223,3 +224,17 @@ def test_a_crash_between_the_two_files_leaves_the_older_one(tmp_path, monkeypatc
         files.save(10, _tensors(10))
     assert checkpoint_steps(tmp_path) == [5]
     assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(5)
+
+
+def test_a_defect_is_told_in_one_short_line(tmp_path) -> None:
+    """Whatever a tensor in the file is called."""
+    files = _save(tmp_path, 5)
+    path = _path(tmp_path, 5)
+    path.with_suffix(".json").unlink()
+    header = json.dumps(
+        {"two\nlines" * 200: {"dtype": "F32", "shape": [1], "data_offsets": [3, 9]}}
+    )
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(9))
+    with pytest.raises(InputError, match="a damaged checkpoint") as caught:
+        files.find_newest()
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 700

@@ -98,3 +98,18 @@ def test_a_header_that_is_none_closes_its_file(tmp_path: pathlib.Path) -> None:
     with pytest.raises(InputError, match="line 1: expected the columns"):
         task_data.read_split(spec, str(tmp_path), "train")
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.tsv", "/x.tsv", "a/../x.tsv", "x\0", "\ud800", "x" * 300, 1]
+)
+def test_names_of_predictions_that_are_none(tmp_path: pathlib.Path, name: object) -> None:
+    from pipeline.finetune import training
+
+    report = {"metrics": {"accuracy": 0.5}, "counts": {}, "predictions": ["x.tsv"]}
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(report))
+    assert training._read_result(tmp_path).predictions == (tmp_path / "x.tsv",)
+    path.write_text(json.dumps({**report, "predictions": [name]}))
+    with pytest.raises(InputError, match=f"^{path}: missing or misshapen field "):
+        training._read_result(tmp_path)
