@@ -101,7 +101,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, monkeypatch, tmp_path, 
         assert report["masked_lm"] == _lines(whole.output_dir)[-1]["masked_lm"]
 
 
-@pytest.mark.parametrize("moment", [5, 12])
+@pytest.mark.parametrize("moment", [pytest.param(5, marks=pytest.mark.slow), 12])
 def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: int) -> None:
     """The evaluation ends early, and is made when the run goes on; also when that stops twice."""
     begin = progress.EndsEarly.on_test_batch_end
@@ -227,6 +227,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(whole, config, c
         training.distill(config)
 
 
+@pytest.mark.slow
 def test_how_many_are_kept_is_no_other_request(config) -> None:
     training.distill(dataclasses.replace(config, num_train_steps=12, keep_checkpoints=3))
     assert checkpoint_files.checkpoint_steps(config.output_dir) == [5, 10, 12]
