@@ -36,6 +36,7 @@ _METADATA = ("name", "title", "url", "licence", "language", "files")
 _MIXTURE_KEY = "corpora"
 # What a value must be where it is not text.
 _CHECKS = {
+    "input_dir": declarations.path_text,
     "files": declarations.words,
     "text_fields": declarations.words,
     "cleaning": declarations.words,

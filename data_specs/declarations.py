@@ -12,6 +12,8 @@ import yaml
 
 # A declaration is a page, a mixture of a thousand corpora some dozens; more would take long.
 _MAX_BYTES = 2**17
+# Of a path, and of each part of it, in bytes.
+_MAX_PATH, _MAX_NAME = 4096, 255
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 200
 # Decimal, of so many digits that no sum of them is slow.
@@ -121,6 +123,18 @@ def text(value: Any) -> str:
     """
     if not isinstance(value, str):
         raise ValueError(f"expected text, received {shown(value)}")
+    return value
+
+
+def path_text(value: Any) -> str:
+    """Returns text that can name a file, a folder or a glob.
+
+    Raises:
+        ValueError: it is none, or longer than any system allows.
+    """
+    content = text(value).encode("utf-8", "surrogatepass")
+    if len(content) > _MAX_PATH or max(map(len, content.split(b"/"))) > _MAX_NAME:
+        raise ValueError(f"expected a path, received {shown(value)}")
     return value
 
 

@@ -210,7 +210,12 @@ def _files(value: Any) -> dict[str, tuple[str, ...]]:
     }
     if not files:
         raise ValueError("expected the files of each split, received none")
-    outside = [name for names in files.values() for name in names if not _inside(name)]
+    outside = [
+        name
+        for names in files.values()
+        for name in map(declarations.path_text, names)
+        if not _inside(name)
+    ]
     if outside:
         raise ValueError(
             f"expected names below the folder, received {declarations.shown(outside[0])}"
@@ -225,7 +230,7 @@ def _inside(name: str) -> bool:
 
 def _plain_name(value: Any) -> str:
     """Returns the name of a file or a folder that cannot lead out of where it is written."""
-    name = declarations.text(value)
+    name = declarations.path_text(value)
     if not name or name.startswith(".") or set(name) & set("/\\\0"):
         raise ValueError(f"expected a plain name, received {declarations.shown(name)}")
     return name

@@ -308,3 +308,13 @@ def test_a_name_longer_than_any_file() -> None:
     with pytest.raises(ValueError, match="^expected one of .* received 'xxx") as raised:
         corpora.load_spec("x" * 5_000 + ".yaml")
     assert len(str(raised.value)) < 1_000
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "春" * 100, "x/" * 3_000])
+def test_paths_that_no_system_has(tmp_path, name: str) -> None:
+    path = tmp_path / "mixture.yaml"
+    path.write_text(f"corpora:\n  - input_dir: /{name}\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=f"^{path}, corpus 1: input_dir: expected a path, received"
+    ):
+        corpora.load_mixture(str(path))
