@@ -348,11 +348,7 @@ class Workers:
         try:
             return self._ray.get(reference)
         except errors.RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise error.cause from None
-            if isinstance(error.cause, OSError):
-                if self._config.ray_address is not None:
-                    error.cause.strerror = f"{error.cause.strerror} (on {error.ip})"
+            if isinstance(error.cause, InputError | OSError):
                 raise error.cause from None
             missing = re.search(r"No module named '[^']*'", str(error.cause))
             if missing:
