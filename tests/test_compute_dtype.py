@@ -39,7 +39,9 @@ def test_without_a_description_of_the_processor(tmp_path) -> None:
     assert compute_dtype.detect(["cpu:0"], tmp_path / "none")[0] == "float32"
 
 
-@pytest.mark.parametrize("chosen", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "chosen", [pytest.param("float32", marks=pytest.mark.slow), "mixed_bfloat16"]
+)
 def test_the_request_records_what_was_chosen(
     cache_dir, teacher_dir, tmp_path, monkeypatch, capsys, chosen: str
 ) -> None:

@@ -56,7 +56,14 @@ def _inputs(recipe: str, folder: pathlib.Path, corpus_dir, vocab_file, teacher) 
     )
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+# The second of the two differs from it in the number of layers alone.
+_TO_RUN = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "roberta_wwm"))
+    for path in RECIPES
+]
+
+
+@pytest.mark.parametrize("recipe", _TO_RUN)
 def test_a_recipe_runs_and_its_losses_fall(
     recipe, corpus_dir, vocab_file, deep_teacher, tmp_path, capsys
 ) -> None:

@@ -31,8 +31,6 @@ def import_ray() -> Any:
     """
     # Nobody is told that it runs here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else a job that no node has memory for is begun again for ever.
-    os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))
     try:
         return importlib.import_module("ray")
     except ImportError as error:

@@ -102,7 +102,7 @@ def _together(
 @pytest.mark.parametrize(
     "chunking", [Chunking(12, 3, 8), Chunking(12, 1, 8), Chunking(24, 2, 1), Chunking(12, 1, 1)]
 )
-@pytest.mark.parametrize(("streams", "processes"), [(2, 2), (4, 2), (3, 3)])
+@pytest.mark.parametrize(("streams", "processes"), [(4, 2), (3, 3)])
 def test_processes_make_the_batches_of_one(cache, chunking, streams: int, processes: int) -> None:
     """Row by row and shape by shape; over the end of the epoch, and from the middle."""
     if chunking.group_size // chunking.num_chunks % streams:

@@ -111,7 +111,9 @@ def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir,
     assert mean == 16 if WAYS[name]["truncation_mass"] is None else 1 < mean < 15
 
 
-@pytest.mark.parametrize("name", ["uint8", "compact0.3", "float16sampled"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("uint8", marks=pytest.mark.slow), "compact0.3", "float16sampled"]
+)
 def test_a_student_learns_from_it(caches, teacher_dir, tmp_path, name) -> None:
     config = _student(caches[name], teacher_dir, tmp_path / "student")
     start = training.distill(dataclasses.replace(config, do_train=False))

@@ -415,6 +415,7 @@ def _lines(config: DistillConfig) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
     """Updates of two batches, which are sorted together."""
     training.distill(config)

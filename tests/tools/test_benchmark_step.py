@@ -116,6 +116,7 @@ def test_on_jax_where_there_is_nothing_else(tmp_path) -> None:
     _expect_report(tmp_path, result.stdout, "jax")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_all_that_is_compiled_for_a_tpu_is_made_without_tensorflow(tmp_path) -> None:
     """A live teacher's step and a forward pass, lowered for the CPU instead."""
