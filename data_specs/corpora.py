@@ -19,7 +19,7 @@ FOLDER = pathlib.Path(__file__).with_name("corpora")
 READERS = ("auto", "rows", "text")
 # What separates the documents of a text.
 DOCUMENTS = ("blank_lines", "lines", "starts", "files")
-# Steps of cleaning, in `pipeline.text.cleaning`.
+# Steps of cleaning, in `pipeline.corpora.cleaning`.
 CLEANING = (
     "drop_first_line",
     "gutenberg",

@@ -163,7 +163,7 @@ class TaskSpec:
 
     @property
     def main_metric(self) -> str:
-        """The score that decides: a key of what `pipeline.finetune.metrics.evaluate` gives."""
+        """The score that decides: a key of what `tools.finetuning.metrics.evaluate` gives."""
         return SPAN_SCORES[0] if self.kind == "span" else self.metrics[0]
 
     def reading(self) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from absl import flags
 
 from data_specs import corpora
-from pipeline import command_line, files
-from pipeline.errors import InputError
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 from pipeline.runners import local
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     _define_places(table)
     _define_documents(table)
     table.boolean(
@@ -59,7 +60,7 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _define_masking(table: command_line.FlagTable) -> None:
+def _define_masking(table: running.FlagTable) -> None:
     table.choice(
         "masking",
         "static",
@@ -85,7 +86,7 @@ def _define_masking(table: command_line.FlagTable) -> None:
     )
 
 
-def _define_places(table: command_line.FlagTable) -> None:
+def _define_places(table: running.FlagTable) -> None:
     table.string(
         "input_dir",
         None,
@@ -105,7 +106,7 @@ def _define_places(table: command_line.FlagTable) -> None:
     table.string("corpora", None, "Instead of one corpus: a .yaml file with several, weighted.")
 
 
-def _define_documents(table: command_line.FlagTable) -> None:
+def _define_documents(table: running.FlagTable) -> None:
     table.string(
         "output_dir", None, "Where the masked examples go: an empty folder, or an unfinished one."
     )
@@ -176,7 +177,7 @@ def _find_corpora(values: flags.FlagValues) -> tuple[corpora.CorpusSource, ...]:
 
 def _create(values: flags.FlagValues) -> None:
     sources = _find_corpora(values)
-    ray = command_line.choose_runner(values)
+    ray = running.choose_runner(values)
     if ray is not None and values["max_workers"].present:
         raise InputError(
             "--max_workers: expected none with --runner=ray, where a job is for each "
@@ -184,12 +185,12 @@ def _create(values: flags.FlagValues) -> None:
         )
     if ray is None and values.max_workers > 1:
         # Beside the imports of this process.
-        local.prepare("pipeline.command_line", "pipeline.text.masked_examples")
+        local.prepare("pipeline.commands.running", "pipeline.masking.masked_examples")
     if any(source.tfds_name is not None for source in sources):
-        command_line.import_quietly("tensorflow_datasets", "tensorflow")
+        running.import_quietly("tensorflow_datasets", "tensorflow")
 
-    from pipeline.text import masked_examples
-    from pipeline.text.settings import MaskedExamplesConfig
+    from pipeline.masking import masked_examples
+    from pipeline.masking.settings import MaskedExamplesConfig
 
     if values.random_next is not None:
         print("note: --random_next has no effect: segments are always consecutive", file=sys.stderr)
@@ -203,7 +204,7 @@ def _create(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return command_line.run(define_flags(), _create, __doc__, argv)
+    return running.run(define_flags(), _create, __doc__, argv)
 
 
 if __name__ == "__main__":

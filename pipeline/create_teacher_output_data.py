@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from absl import flags
 
 from data_specs.records import HIDDEN_FEATURES
-from pipeline import command_line, compute_dtype
-from pipeline.errors import InputError
-from pipeline.storage.logit_codec import CODECS
+from pipeline.base import compute_dtype
+from pipeline.base.errors import InputError
+from pipeline.commands import running
+from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.teacher_info import SAMPLED, TOPK, TRUNCATIONS
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("input_dir", None, "The masked examples, from create_pretraining_data.")
     table.string("input_file", None, "Instead of --input_dir: a glob of its shards.")
     table.string("output_dir", None, "Where the cache goes: an empty folder, or an unfinished one.")
@@ -43,7 +44,7 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _define_kept(table: command_line.FlagTable) -> None:
+def _define_kept(table: running.FlagTable) -> None:
     """Defines what is kept of what the teacher says."""
     table.integer(
         "truncation_factor",
@@ -98,18 +99,18 @@ def _create(values: flags.FlagValues) -> None:
     temperatures = values.temperatures
     if temperatures is None:
         temperatures = "1" if values.truncation == SAMPLED else "1,2"
-    settings["temperatures"] = command_line.parse_numbers("temperatures", temperatures)
-    settings["ray"] = command_line.choose_runner(values)
+    settings["temperatures"] = running.parse_numbers("temperatures", temperatures)
+    settings["ray"] = running.choose_runner(values)
     names = TeacherCacheConfig.__dataclass_fields__
     config = TeacherCacheConfig(**{name: settings[name] for name in names})
     if config.ray is None:
-        devices = command_line.choose_backend(values)
-        chosen = command_line.choose_compute_dtype(values, devices)
+        devices = running.choose_backend(values)
+        chosen = running.choose_compute_dtype(values, devices)
         config = dataclasses.replace(config, compute_dtype=chosen)
     else:
         _expect_named_dtype(values)
         # Its devices are for the jobs.
-        command_line.import_backend(values)
+        running.import_backend(values)
 
     from pipeline.teacher import capture, summary
 
@@ -123,7 +124,7 @@ def _create(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return command_line.run(define_flags(), _create, __doc__, argv)
+    return running.run(define_flags(), _create, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pipeline import command_line
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 from pipeline.distill import settings
-from pipeline.errors import InputError
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     _define_data(table)
     _define_student(table)
     _define_objective(table)
@@ -28,7 +28,7 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _define_data(table: command_line.FlagTable) -> None:
+def _define_data(table: running.FlagTable) -> None:
     table.string(
         "input_dir",
         None,
@@ -52,7 +52,7 @@ def _define_data(table: command_line.FlagTable) -> None:
     table.choice("verify", "full", "Check every byte first, or sizes.", of=["full", "sizes"])
 
 
-def _define_student(table: command_line.FlagTable) -> None:
+def _define_student(table: running.FlagTable) -> None:
     table.string("student", None, "The student to start from: a model directory.")
     table.string("bert_config_file", None, "Instead of --student: a config, random without more.")
     table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
@@ -87,7 +87,7 @@ def _define_student(table: command_line.FlagTable) -> None:
     )
 
 
-def _define_objective(table: command_line.FlagTable) -> None:
+def _define_objective(table: running.FlagTable) -> None:
     table.string(
         "losses",
         "soft_cross_entropy=1,probability_cosine=1",
@@ -111,7 +111,7 @@ def _define_objective(table: command_line.FlagTable) -> None:
     )
 
 
-def _define_live_teacher(table: command_line.FlagTable) -> None:
+def _define_live_teacher(table: running.FlagTable) -> None:
     table.string(
         "teacher",
         None,
@@ -134,7 +134,7 @@ def _define_live_teacher(table: command_line.FlagTable) -> None:
     )
 
 
-def _define_training(table: command_line.FlagTable) -> None:
+def _define_training(table: running.FlagTable) -> None:
     table.boolean("do_train", True, "Whether to train.")
     table.boolean("do_eval", True, "Whether to evaluate, at every checkpoint and in the end.")
     table.integer("train_batch_size", 32, "Examples in a batch of training.", low=1)
@@ -158,7 +158,7 @@ def _define_training(table: command_line.FlagTable) -> None:
     )
 
 
-def _define_run(table: command_line.FlagTable) -> None:
+def _define_run(table: running.FlagTable) -> None:
     table.compute_dtype("What the student computes in.")
     table.boolean(
         "recompute_activations",
@@ -196,7 +196,7 @@ def _define_run(table: command_line.FlagTable) -> None:
     table.backend()
 
 
-def _define_devices(table: command_line.FlagTable) -> None:
+def _define_devices(table: running.FlagTable) -> None:
     table.choice(
         "distribution",
         settings.ALONE,
@@ -278,8 +278,8 @@ def read_config(values: flags.FlagValues) -> settings.DistillConfig:
 def _distill(values: flags.FlagValues) -> None:
     config = read_config(values)
     _join(values)
-    devices = command_line.choose_backend(values, "tensorflow")
-    chosen = command_line.choose_compute_dtype(values, devices)
+    devices = running.choose_backend(values, "tensorflow")
+    chosen = running.choose_compute_dtype(values, devices)
     config = dataclasses.replace(config, compute_dtype=chosen)
 
     from pipeline.distill import replicas, training
@@ -297,7 +297,7 @@ def _distill(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return command_line.run(define_flags(), _distill, __doc__, argv)
+    return running.run(define_flags(), _distill, __doc__, argv)
 
 
 if __name__ == "__main__":

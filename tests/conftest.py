@@ -24,11 +24,11 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data_specs.corpora import CorpusSource
-from pipeline import files
-from pipeline.cache_folder import CACHE_VARIABLE
-from pipeline.remote_files import RemotePath
-from pipeline.text.masked_examples import create_masked_examples
-from pipeline.text.settings import MaskedExamplesConfig
+from pipeline.base import files
+from pipeline.base.local_mirror import CACHE_VARIABLE
+from pipeline.base.remote_files import RemotePath
+from pipeline.masking.masked_examples import create_masked_examples
+from pipeline.masking.settings import MaskedExamplesConfig
 
 # The machines that run this are shared: a slow example is no failure.
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
@@ -192,8 +192,8 @@ def save_tiny_bert(
 
     `changes` are made to its configuration: another `model_type`, for example.
     """
-    from pipeline.models.checkpoints import save_hf
     from pipeline.models.config import EncoderConfig
+    from pipeline.models.formats.model_directory import save_hf
     from pipeline.models.masked_lm import MaskedLM
 
     config = EncoderConfig(

@@ -11,15 +11,16 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data_specs.corpora import CorpusSource
-from pipeline import create_pretraining_data, create_teacher_output_data, files
-from pipeline.cache_folder import CACHE_VARIABLE, cache_folder
+from pipeline import create_pretraining_data, create_teacher_output_data
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.base.local_mirror import CACHE_VARIABLE, cache_folder
 from pipeline.distill import training
 from pipeline.distill.checkpoint_files import CheckpointFiles
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.errors import InputError
-from pipeline.models import checkpoints, tf1_checkpoint
+from pipeline.masking.masked_examples import create_masked_examples
+from pipeline.models.formats import model_directory, tf1_checkpoint
 from pipeline.storage import manifest as manifests
-from pipeline.text.masked_examples import create_masked_examples
 from tests.conftest import make_cache, read_folder, read_objects, upload_folder
 
 OUT_OF_ORDER = OSError("503 SlowDown")
@@ -224,21 +225,21 @@ def test_names_in_a_manifest_lead_nowhere_else(bucket, examples_dir) -> None:
 
 def test_a_google_checkpoint(bucket, tmp_path, teacher_dir) -> None:
     """Three files, of which TensorFlow wants to see all."""
-    source = checkpoints.find_model(teacher_dir, "--teacher")
+    source = model_directory.find_model(teacher_dir, "--teacher")
     weights = source.read_weights()
     files.write_json(tmp_path / "bert_config.json", source.config.to_google())
     tf1_checkpoint.write_tf1_weights(str(tmp_path / "bert_model.ckpt"), source.config, weights)
-    local = checkpoints.find_model(tmp_path, "--teacher")
-    found = checkpoints.find_model(upload_folder(tmp_path, bucket / "google"), "--teacher")
+    local = model_directory.find_model(tmp_path, "--teacher")
+    found = model_directory.find_model(upload_folder(tmp_path, bucket / "google"), "--teacher")
     assert found.sha256() == local.sha256()
     assert found.tensor_shapes() == local.tensor_shapes()
     read = found.read_weights()
     assert all((read[name] == weights[name]).all() for name in weights)
     prefix = f"{bucket}/google/bert_model.ckpt"
-    named = checkpoints.ModelSource.from_google(f"{bucket}/google/bert_config.json", prefix)
+    named = model_directory.ModelSource.from_google(f"{bucket}/google/bert_config.json", prefix)
     assert named.sha256() == local.sha256()
     with pytest.raises(InputError) as caught:
-        checkpoints.find_model(f"{bucket}/googel", "--teacher")
+        model_directory.find_model(f"{bucket}/googel", "--teacher")
     assert str(caught.value).startswith(f"--teacher: no such directory: {bucket}/googel (a model")
 
 

@@ -12,7 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import create_pretraining_data, create_teacher_output_data, files, run_distill
+from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
+from pipeline.base import files
 from pipeline.storage import manifest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -392,11 +393,12 @@ def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path
     """As its page has them, slips mended and sizes reduced, with Google checkpoints."""
     import tensorflow as tf
 
-    from pipeline.models import checkpoints, weight_names
+    from pipeline.models import weight_names
+    from pipeline.models.formats import model_directory
 
     google = tmp_path / "google"
     google.mkdir()
-    source = checkpoints.find_model(str(teacher_dir), "--teacher")
+    source = model_directory.find_model(str(teacher_dir), "--teacher")
     weights = source.read_weights()
     tensors = {row.tf1: weights[row.ours] for row in weight_names.weight_table(source.config)}
     tf.raw_ops.SaveV2(
@@ -456,6 +458,6 @@ def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path
         "--num_train_steps=6",
         "--num_warmup_steps=2",
     )
-    loaded = checkpoints.find_model(str(student), "--student").read_weights()
+    loaded = model_directory.find_model(str(student), "--student").read_weights()
     moved = [np.abs(loaded[name] - weights[name]).max() for name in weights]
     assert 0 < max(moved) < 1e-3

@@ -8,9 +8,9 @@ import pytest
 
 from data_specs import records
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
-from pipeline.models.checkpoints import find_model, load_masked_lm
+from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.storage import cache_codec, manifest, reader, serialization
-from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.codecs.float16 import CODECS
 from tests.conftest import LINES, SPECIAL, save_tiny_bert
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import files
-from pipeline.cache_folder import CACHE_VARIABLE
-from pipeline.remote_files import RemotePath
-from pipeline.text.masked_examples import create_masked_examples
+from pipeline.base import files
+from pipeline.base.local_mirror import CACHE_VARIABLE
+from pipeline.base.remote_files import RemotePath
+from pipeline.masking.masked_examples import create_masked_examples
 from tests import gcs_server
 from tests.conftest import read_folder, read_objects, upload_folder
 

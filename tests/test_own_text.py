@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
 from pipeline.storage import manifest
-from pipeline.text.tokenizers import load_tokenizer, read_vocab_info
+from pipeline.tokenizers.loading import load_tokenizer, read_vocab_info
 from tests.conftest import SENTENCES, save_tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -8,9 +8,9 @@ import pytest
 from data_specs.corpora import CorpusSource
 from pipeline import run_distill
 from pipeline.distill import settings
-from pipeline.models.checkpoints import find_model
-from pipeline.text.masked_examples import create_masked_examples
-from pipeline.text.settings import MaskedExamplesConfig
+from pipeline.masking.masked_examples import create_masked_examples
+from pipeline.masking.settings import MaskedExamplesConfig
+from pipeline.models.formats.model_directory import find_model
 from tests.conftest import make_cache, save_tiny_bert
 from tools import try_recipe
 

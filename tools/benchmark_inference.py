@@ -24,14 +24,16 @@ from typing import Any
 
 from absl import flags
 
-from pipeline import command_line, compute_dtype, files, folders
-from pipeline.errors import InputError
-from pipeline.models import checkpoints, weight_names
-from tools.benchmarks import measurement
+from pipeline.base import compute_dtype, files, folders
+from pipeline.base.errors import InputError
+from pipeline.commands import running
+from pipeline.models import weight_names
+from pipeline.models.formats import model_directory
+from tools.dev.benchmarks import measurement
+from tools.dev.workloads import inference_programs
+from tools.dev.workloads.inference_programs import Batches, Forward
 from tools.exports import formats
 from tools.text_table import aligned_lines
-from tools.workloads import inference_programs
-from tools.workloads.inference_programs import Batches, Forward
 
 INT8 = "int8"
 COMPUTATIONS = (compute_dtype.FLOAT32, compute_dtype.BFLOAT16, INT8)
@@ -47,7 +49,7 @@ class Model:
     """
 
     name: str
-    source: checkpoints.ModelSource
+    source: model_directory.ModelSource
 
     @property
     def megabytes(self) -> float:
@@ -116,7 +118,7 @@ def measured(
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("models", None, "Model directories, the teacher first, separated by commas.")
     table.integer("seq_length", 512, "Tokens of a sequence.", low=1)
     table.integer("batch_size", 16, "Sequences at a time, for the throughput.", low=1)
@@ -140,7 +142,7 @@ def find_models(text: str, seq_length: int) -> list[Model]:
     names = [pathlib.Path(path).resolve().name for path in paths]
     models = []
     for path, name in zip(paths, names, strict=True):
-        source = checkpoints.find_model(path, "--models")
+        source = model_directory.find_model(path, "--models")
         if seq_length > source.config.max_input_length:
             raise InputError(
                 f"--seq_length: expected at most {source.config.max_input_length}, the positions "
@@ -285,9 +287,9 @@ def _benchmark(values: flags.FlagValues) -> None:
         folders.expect_new_file(values.output, "--output")
     models = find_models(values.models, values.seq_length)
     wanted = parse_computations(values.computations)
-    devices = command_line.choose_backend(values)
+    devices = running.choose_backend(values)
     chosen, notes = choose_computations(wanted, devices, values.backend)
-    from tools.benchmarks import machine
+    from tools.dev.benchmarks import machine
 
     batches = Batches(values.seq_length, values.batch_size)
     speeds: list[Speed] = []
@@ -313,7 +315,7 @@ def _benchmark(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _benchmark, __doc__, argv)
+    return running.run(define_flags(), _benchmark, __doc__, argv)
 
 
 if __name__ == "__main__":

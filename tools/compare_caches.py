@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipeline import command_line, files, folders, remote_files
-from pipeline.errors import InputError
+from pipeline.base import files, folders, remote_files
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 from tools.commands import run_command
@@ -204,7 +205,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("caches", None, "Teacher caches of the same examples, separated by commas.")
     table.string("work", None, "Where the students go.")
     table.string("seeds", "1,2", "Each trains one student from each cache.")
@@ -219,8 +220,8 @@ def _compare(values: flags.FlagValues) -> None:
     if values.output:
         folders.expect_new_file(values.output, "--output")
     caches = [cache.strip() for cache in values.caches.split(",")]
-    seeds = command_line.parse_counts("seeds", values.seeds)
-    command_line.import_quietly("tensorflow")
+    seeds = running.parse_counts("seeds", values.seeds)
+    running.import_quietly("tensorflow")
     remote_files.expect_local(values.work, "--work")
     work = folders.make_directory(values.work, "--work")
     found = compare(caches, work, seeds, shlex.split(values.distill_flags), values.max_eval_steps)
@@ -232,7 +233,7 @@ def _compare(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _compare, __doc__, argv)
+    return running.run(define_flags(), _compare, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline import command_line
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 
 if TYPE_CHECKING:
-    from pipeline.files import AnyPath
-    from pipeline.models.checkpoints import ModelSource
+    from pipeline.base.files import AnyPath
+    from pipeline.models.formats.model_directory import ModelSource
 
 HF, _TF1 = "hf", "tf1"
 # What else may lie beside a tokenizer's own file.
@@ -38,7 +38,7 @@ _TOKENIZER_SETTINGS = (
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("input", None, "A model directory in either layout.")
     table.string("bert_config_file", None, "Instead of --input: a bert_config.json.")
     table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
@@ -49,7 +49,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def _find_source(values: flags.FlagValues) -> "ModelSource":
-    from pipeline.models import checkpoints
+    from pipeline.models.formats import model_directory
 
     if (values.input is None) == (values.bert_config_file is None):
         raise InputError(
@@ -61,10 +61,10 @@ def _find_source(values: flags.FlagValues) -> "ModelSource":
             raise InputError(
                 "--init_checkpoint: expected --bert_config_file beside it, received --input"
             )
-        return checkpoints.find_model(values.input, "--input")
+        return model_directory.find_model(values.input, "--input")
     if values.init_checkpoint is None:
         raise InputError("--init_checkpoint: expected the model's checkpoint, received none")
-    return checkpoints.ModelSource.from_google(values.bert_config_file, values.init_checkpoint)
+    return model_directory.ModelSource.from_google(values.bert_config_file, values.init_checkpoint)
 
 
 def write_model(source: "ModelSource", directory: "AnyPath", *, layout: str) -> list[str]:
@@ -79,25 +79,25 @@ def write_model(source: "ModelSource", directory: "AnyPath", *, layout: str) -> 
         InputError: the weights are not those of the configuration, or the folder
             cannot be made.
     """
-    from pipeline import files
-    from pipeline.models import checkpoints
+    from pipeline.base import files
+    from pipeline.models.formats import model_directory
 
     # Before there is a folder: a mistake leaves none.
     weights = source.read_weights()
 
     def write_hf(stage: pathlib.Path) -> None:
-        checkpoints.save_hf_weights(stage, source.config, weights)
+        model_directory.save_hf_weights(stage, source.config, weights)
 
     def write_tf1(stage: pathlib.Path) -> None:
         # Imports TensorFlow, which the other layout does not need.
-        from pipeline.models.tf1_checkpoint import write_tf1_weights
+        from pipeline.models.formats.tf1_checkpoint import write_tf1_weights
 
-        write_tf1_weights(str(stage / checkpoints.GOOGLE_PREFIX), source.config, weights)
-        files.write_json(stage / checkpoints.GOOGLE_CONFIG, source.config.to_google())
+        write_tf1_weights(str(stage / model_directory.GOOGLE_PREFIX), source.config, weights)
+        files.write_json(stage / model_directory.GOOGLE_CONFIG, source.config.to_google())
 
     if layout == HF:
-        return write_with_tokenizer(source, directory, write_hf, last=checkpoints.HF_CONFIG)
-    return write_with_tokenizer(source, directory, write_tf1, last=checkpoints.GOOGLE_CONFIG)
+        return write_with_tokenizer(source, directory, write_hf, last=model_directory.HF_CONFIG)
+    return write_with_tokenizer(source, directory, write_tf1, last=model_directory.GOOGLE_CONFIG)
 
 
 def write_with_tokenizer(
@@ -118,12 +118,12 @@ def write_with_tokenizer(
     Raises:
         InputError: the folder cannot be made.
     """
-    from pipeline import files, folders
-    from pipeline.text import tokenizers
+    from pipeline.base import files, folders
+    from pipeline.tokenizers import loading
 
     settings = (source.directory / name for name in _TOKENIZER_SETTINGS)
     found = [
-        *tokenizers.tokenizer_files(source.directory),
+        *loading.tokenizer_files(source.directory),
         *(path for path in settings if path.is_file()),
     ]
     folders.make_directory(directory, "--output_dir")
@@ -135,7 +135,7 @@ def write_with_tokenizer(
 
 
 def _convert(values: flags.FlagValues) -> None:
-    from pipeline import files, folders
+    from pipeline.base import files, folders
     from pipeline.models import weight_names
 
     source, directory = _find_source(values), files.as_path(values.output_dir)
@@ -146,7 +146,7 @@ def _convert(values: flags.FlagValues) -> None:
             raise InputError(f"--layout=tf1: {error}; hf takes every model") from error
     folders.expect_new_directory(directory, "--output_dir")
     if _TF1 in (source.layout, values.layout):
-        command_line.import_quietly("tensorflow")
+        running.import_quietly("tensorflow")
     copied = write_model(source, directory, layout=values.layout)
     table = weight_names.weight_table(source.config)
     print(f"weights    {len(table)} of a {source.config.model_type}, from {source.layout}")
@@ -156,7 +156,7 @@ def _convert(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _convert, __doc__, argv)
+    return running.run(define_flags(), _convert, __doc__, argv)
 
 
 if __name__ == "__main__":

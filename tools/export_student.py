@@ -28,15 +28,16 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline import command_line, files, folders, remote_files
-from pipeline.errors import InputError
+from pipeline.base import files, folders, remote_files
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 from tools.exports import formats
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
-    from pipeline.models.checkpoints import ModelSource
+    from pipeline.models.formats.model_directory import ModelSource
     from pipeline.storage.cache_input import CacheInput
-    from pipeline.text.tokens import Tokenizer
+    from pipeline.tokenizers.tokens import Tokenizer
     from tools.exports.examples import Example
     from tools.exports.exporter import Report, Row
     from tools.exports.model_card import CardSettings, Origin
@@ -49,7 +50,7 @@ _TITLES = ("", "read by", "largest difference", "same guess", "at least", "MB", 
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("model", None, "A model directory, for example of run_distill or finetune.")
     table.string(
         "formats", f"{formats.HF},{formats.SAVED_MODEL}", f"Of {','.join(formats.FORMATS)}."
@@ -85,11 +86,11 @@ def _max_seq_length(values: flags.FlagValues, source: "ModelSource") -> int:
 
 
 def _find_tokenizer(values: flags.FlagValues, source: "ModelSource") -> "Tokenizer | None":
-    from pipeline.text import tokenizers
+    from pipeline.tokenizers import loading
 
-    if not tokenizers.tokenizer_files(source.directory) and values.sentences is None:
+    if not loading.tokenizer_files(source.directory) and values.sentences is None:
         return None
-    tokenizer = tokenizers.load_tokenizer(str(source.directory), do_lower_case=None, flag="--model")
+    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None, flag="--model")
     if len(tokenizer.vocab) > source.config.vocab_size:
         raise InputError(
             f"--model: expected a tokenizer of at most {source.config.vocab_size} tokens, as the "
@@ -102,11 +103,11 @@ def _open_cache(values: flags.FlagValues, source: "ModelSource") -> "CacheInput 
     if values.input_dir is None:
         return None
     from pipeline.storage import cache_input
-    from pipeline.text import tokenizers
+    from pipeline.tokenizers import loading
 
     cache = cache_input.open_cache(values.input_dir, None)
-    vocab_files = tokenizers.tokenizer_files(source.directory)
-    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, "--model")
+    vocab_files = loading.tokenizer_files(source.directory)
+    loading.expect_vocab(cache, source.config.vocab_size, vocab_files, "--model")
     cache_input.expect_positions(cache, source.config.max_input_length, "--model")
     cache_input.expect_segments(cache, source.config.type_vocab_size, "--model")
     return cache
@@ -160,7 +161,7 @@ def describe(report: "Report") -> str:
 def _write_report(
     report: "Report", directory: pathlib.Path, values: flags.FlagValues, max_seq_length: int
 ) -> None:
-    from tools.benchmarks import machine
+    from tools.dev.benchmarks import machine
 
     content = {
         "machine": machine.describe(),
@@ -196,10 +197,10 @@ def _prepare(values: flags.FlagValues) -> _Prepared:
     remote_files.expect_local(values.output_dir, "--output_dir")
     folders.expect_new_directory(values.output_dir, "--output_dir")
 
-    from pipeline.models import checkpoints
+    from pipeline.models.formats import model_directory
     from tools.exports import examples, model_card, model_task
 
-    source = checkpoints.find_model(values.model, "--model")
+    source = model_directory.find_model(values.model, "--model")
     task, max_seq_length = model_task.find_task(source), _max_seq_length(values, source)
     tokenizer, cache = _find_tokenizer(values, source), _open_cache(values, source)
     if cache is None:
@@ -250,7 +251,7 @@ def _export(values: flags.FlagValues) -> None:
     prepared, directory = _prepare(values), pathlib.Path(values.output_dir)
     # Other backends' graphs are not TensorFlow's.
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    command_line.import_quietly("keras", "tensorflow")
+    running.import_quietly("keras", "tensorflow")
     from tools.exports import exporter, saved_model
 
     subject = _load(prepared)
@@ -271,7 +272,7 @@ def _export(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _export, __doc__, argv)
+    return running.run(define_flags(), _export, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline import command_line, files, folders
+from pipeline.base import files, folders
+from pipeline.commands import running
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
-    from pipeline.teacher.cache_report import CacheReport
+    from tools.cache_analysis.cache_report import CacheReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +45,12 @@ def report_fidelity(config: ReportConfig) -> tuple["CacheReport", dict[str, Any]
             belong together.
     """
     # Keras is imported only now that there is something to compute.
-    from pipeline.models import checkpoints
+    from pipeline.models.formats import model_directory
     from pipeline.storage import cache_input
     from pipeline.storage import manifest as manifests
-    from pipeline.teacher import cache_report, teacher_input
+    from pipeline.teacher import teacher_input
     from pipeline.teacher.settings import TeacherCacheConfig
+    from tools.cache_analysis import cache_report
 
     named = TeacherCacheConfig(output_dir="", input_dir=config.input_dir, teacher=config.teacher)
     source = teacher_input.find_teacher(named)
@@ -59,7 +61,9 @@ def report_fidelity(config: ReportConfig) -> tuple["CacheReport", dict[str, Any]
     if not config.any_teacher:
         cache_report.expect_teacher(cache, sha256)
     manifests.verify(cache.directory, cache.manifest, full=False)
-    model = checkpoints.load_masked_lm(source, dtype=config.compute_dtype, logits_dtype="float32")
+    model = model_directory.load_masked_lm(
+        source, dtype=config.compute_dtype, logits_dtype="float32"
+    )
     report = cache_report.measure_cache(
         model, cache, sample=config.sample, batch_size=config.predict_batch_size
     )
@@ -118,7 +122,7 @@ def table(report: "CacheReport") -> str:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("input_dir", None, "The teacher cache, from create_teacher_output_data.")
     table.string("teacher", None, "The model directory that it was made with.")
     table.integer("sample", 512, "Examples that are compared.", low=1)
@@ -141,7 +145,7 @@ def _report(values: flags.FlagValues) -> None:
         folders.expect_new_file(values.output, "--output")
     settings = values.flag_values_dict()
     names = ReportConfig.__dataclass_fields__
-    command_line.choose_backend(values)
+    running.choose_backend(values)
     report, about = report_fidelity(ReportConfig(**{name: settings[name] for name in names}))
     print(table(report))
     if values.output:
@@ -151,7 +155,7 @@ def _report(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _report, __doc__, argv)
+    return running.run(define_flags(), _report, __doc__, argv)
 
 
 if __name__ == "__main__":

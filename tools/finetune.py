@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from pipeline import command_line, compute_dtype, files
-from pipeline.errors import DivergedError, InputError
-from pipeline.finetune.settings import FinetuneConfig
+from pipeline.base import compute_dtype, files
+from pipeline.base.errors import DivergedError, InputError
+from pipeline.commands import running
 from pipeline.storage import manifest as manifests
+from tools.finetuning.settings import FinetuneConfig
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
-    from pipeline.finetune.preparation import Preparation
-    from pipeline.finetune.training import Result
+    from tools.finetuning.preparation import Preparation
+    from tools.finetuning.training import Result
 
 SUMMARY_FILE = "summary.json"
 _TEACHER_CACHE = "teacher_cache"
@@ -35,7 +36,7 @@ _OWN_SETTINGS = ("learning_rate", "random_seed")
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("task", None, "A known task, or the path of a declaration (.yaml) of one's own.")
     table.string("data_dir", None, "The folder of its files.")
     table.string("model", None, "A model directory with its tokenizer.")
@@ -49,7 +50,7 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _define_training(table: command_line.FlagTable) -> None:
+def _define_training(table: running.FlagTable) -> None:
     table.boolean("do_train", True, "Whether to train; else the model's own head is scored.")
     table.number(
         "num_train_epochs", 3.0, "Passes over the training inputs; 0 scores a random head.", low=0.0
@@ -75,7 +76,7 @@ def _define_training(table: command_line.FlagTable) -> None:
     table.integer("log_steps", 50, "Steps between lines of metrics.jsonl.", low=1)
 
 
-def _define_inputs(table: command_line.FlagTable) -> None:
+def _define_inputs(table: running.FlagTable) -> None:
     table.integer(
         "max_seq_length",
         None,
@@ -93,7 +94,7 @@ def _define_inputs(table: command_line.FlagTable) -> None:
     table.string("predict_split", None, "A split that is predicted too, such as test.")
 
 
-def _define_distillation(table: command_line.FlagTable) -> None:
+def _define_distillation(table: running.FlagTable) -> None:
     table.string(
         "finetune_teacher", None, "A model directory fine-tuned on the task, to learn from."
     )
@@ -137,12 +138,12 @@ def read_grid(values: flags.FlagValues) -> list[tuple[float, int]]:
     Raises:
         InputError: a rate is not above 0, or a seed no whole number above 0.
     """
-    rates = command_line.parse_numbers("learning_rates", values.learning_rates)
+    rates = running.parse_numbers("learning_rates", values.learning_rates)
     if min(rates) <= 0.0:
         raise InputError(
             f"--learning_rates: expected numbers above 0, received {values.learning_rates}"
         )
-    seeds = command_line.parse_counts("seeds", values.seeds)
+    seeds = running.parse_counts("seeds", values.seeds)
     grid = [(rate, seed) for rate in dict.fromkeys(rates) for seed in seeds]
     return grid if values.do_train else grid[:1]
 
@@ -176,7 +177,7 @@ def make_runs(
     Raises:
         DivergedError: the only one has.
     """
-    from pipeline.finetune import training
+    from tools.finetuning import training
 
     for number, (rate, seed) in enumerate(grid, 1):
         run = dataclasses.replace(config, learning_rate=rate, random_seed=seed)
@@ -283,7 +284,7 @@ def _claim(config: FinetuneConfig, preparation: "Preparation") -> None:
 
 def _import_backend() -> list[str]:
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    command_line.import_quietly("keras", "tensorflow")
+    running.import_quietly("keras", "tensorflow")
     import keras
 
     devices = keras.distribution.list_devices()
@@ -295,16 +296,16 @@ def _finetune(values: flags.FlagValues) -> None:
     grid = read_grid(values)
     config = read_config(values)
 
-    from pipeline.finetune.preparation import prepare
+    from tools.finetuning.preparation import prepare
 
     # All that may be wrong is found before anything heavy is imported.
     preparation = prepare(config)
     spec = preparation.spec
     print("\n".join(preparation.describe()), file=sys.stderr)
-    chosen = command_line.choose_compute_dtype(values, _import_backend())
+    chosen = running.choose_compute_dtype(values, _import_backend())
     config = dataclasses.replace(config, compute_dtype=chosen)
 
-    from pipeline.finetune import training
+    from tools.finetuning import training
 
     training.check_teacher_cache(preparation, config)
     _claim(config, preparation)
@@ -329,7 +330,7 @@ def _scores(run: Run) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _finetune, __doc__, argv)
+    return running.run(define_flags(), _finetune, __doc__, argv)
 
 
 if __name__ == "__main__":

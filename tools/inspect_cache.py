@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline import command_line, files, folders
-from pipeline.errors import InputError
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 
 if TYPE_CHECKING:
     from pipeline.storage.manifest import Manifest
@@ -96,7 +97,7 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("input_dir", None, "A teacher cache, masked examples or unmasked windows.")
     table.string("input_file", None, "Instead: a glob of its shards.")
     table.choice("split", None, "Without, eval where there is one.", of=["train", "eval"])
@@ -124,7 +125,7 @@ def _inspect(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _inspect, __doc__, argv)
+    return running.run(define_flags(), _inspect, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ import pathlib
 import numpy as np
 
 from data_specs import records
-from pipeline import files, folders
-from pipeline.models import checkpoints, neighbor_init
+from pipeline.base import files, folders
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.manifest import Manifest
+from tools import quickstart_teacher_init
 
 
 def local_config(manifest: Manifest, *, num_hidden_layers: int, hidden_size: int) -> EncoderConfig:
@@ -55,7 +56,7 @@ def write_start(
         features = serialization.decode_example(record)
         tokens = features.get(records.MASKED_LM_IDS, features[records.INPUT_IDS])
         counts += np.bincount(np.frombuffer(tokens, dtype), minlength=len(counts))
-    weights = neighbor_init.neighbor_weights(config, counts, seed=seed)
+    weights = quickstart_teacher_init.neighbor_weights(config, counts, seed=seed)
     folder = folders.make_directory(directory, "--work")
     manifests.copy_tokenizer(examples_dir, manifest, folder)
-    checkpoints.save_hf_weights(folder, config, weights)
+    model_directory.save_hf_weights(folder, config, weights)

@@ -19,14 +19,16 @@ import tqdm
 from absl import flags
 
 from data_specs import records
-from pipeline import command_line, files
-from pipeline.errors import InputError
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 from pipeline.storage import cache_codec, writer
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
-from pipeline.teacher import merging, summary
+from pipeline.teacher import summary
+from tools.cache_analysis import merging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +234,7 @@ def _in_common(mappings: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("input_dirs", None, "Teacher caches over the same examples, comma-separated.")
     table.string("weights", None, "One number above 0 for each cache, such as 2,1; equal without.")
     table.string("output_dir", None, "Where the cache goes: an empty folder, or an unfinished one.")
@@ -252,7 +254,7 @@ def _merge(values: flags.FlagValues) -> None:
     settings = values.flag_values_dict()
     settings["input_dirs"] = tuple(values.input_dirs.split(","))
     if values.weights is not None:
-        settings["weights"] = command_line.parse_numbers("weights", values.weights)
+        settings["weights"] = running.parse_numbers("weights", values.weights)
     names = MergeConfig.__dataclass_fields__
     manifest = merge_caches(MergeConfig(**{name: settings[name] for name in names}))
     print("\n".join(summary.describe(manifest)))
@@ -261,7 +263,7 @@ def _merge(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _merge, __doc__, argv)
+    return running.run(define_flags(), _merge, __doc__, argv)
 
 
 if __name__ == "__main__":

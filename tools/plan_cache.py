@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline import command_line, files, folders, remote_files
-from pipeline.errors import InputError
-from pipeline.storage.logit_codec import CODECS
+from pipeline.base import files, folders, remote_files
+from pipeline.base.errors import InputError
+from pipeline.commands import running
+from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
-    from pipeline.teacher.planning import CachePlan, SamplePlans
+    from tools.cache_analysis.planning import CachePlan, SamplePlans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +146,18 @@ def plan_cache(config: PlanConfig) -> Plan:
         InputError: the masked examples or the teacher are not as they must be.
     """
     # Keras is imported only now that there is something to compute.
-    from pipeline.models import checkpoints
+    from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
-    from pipeline.teacher import planning, teacher_input
+    from pipeline.teacher import teacher_input
+    from tools.cache_analysis import planning
 
     stage_1b = config.stage_1b()
     source = teacher_input.find_teacher(stage_1b)
     cache = teacher_input.open_examples(stage_1b, source)
     manifests.verify(cache.directory, cache.manifest, full=False)
-    model = checkpoints.load_masked_lm(source, dtype=config.compute_dtype, logits_dtype="float32")
+    model = model_directory.load_masked_lm(
+        source, dtype=config.compute_dtype, logits_dtype="float32"
+    )
     sample = planning.measure_plans(
         model,
         cache,
@@ -227,7 +231,7 @@ def table(plan: Plan) -> str:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("input_dir", None, "The masked examples, from create_pretraining_data.")
     table.string("teacher", None, "A model directory: Hugging Face's, or Google's BERT.")
     table.integer("sample", 256, "Examples that the teacher runs over.", low=1)
@@ -269,11 +273,11 @@ def _config(values: flags.FlagValues) -> PlanConfig:
     return PlanConfig(
         **{
             **{name: settings[name] for name in PlanConfig.__dataclass_fields__},
-            "truncation_factors": command_line.parse_counts(
+            "truncation_factors": running.parse_counts(
                 "truncation_factors", values.truncation_factors
             ),
             "logit_encodings": tuple(dict.fromkeys(values.logit_encodings.split(","))),
-            "dupe_factors": command_line.parse_counts("dupe_factors", values.dupe_factors),
+            "dupe_factors": running.parse_counts("dupe_factors", values.dupe_factors),
             "output_dir": values.output_dir or str(place),
         }
     )
@@ -289,7 +293,7 @@ def _plan(values: flags.FlagValues) -> None:
         from tools import plan_picture
 
         plan_picture.expect_matplotlib()
-    command_line.choose_backend(values)
+    running.choose_backend(values)
     plan = plan_cache(config)
     print(table(plan))
     if values.output:
@@ -302,7 +306,7 @@ def _plan(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _plan, __doc__, argv)
+    return running.run(define_flags(), _plan, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline import files
-from pipeline.errors import InputError
+from pipeline.base import files
+from pipeline.base.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.teacher.planning import CachePlan
+    from tools.cache_analysis.planning import CachePlan
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

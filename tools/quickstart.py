@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from data_specs import corpora
-from pipeline import command_line, compute_dtype, files, folders, remote_files
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.base import compute_dtype, files, folders, remote_files
+from pipeline.base.errors import InputError
+from pipeline.commands import running
+from pipeline.corpora.corpus import find_files
+from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
-from pipeline.text import tokenizers
-from pipeline.text.corpus import find_files
+from pipeline.tokenizers import loading
 from tools import local_teacher, quickstart_report, quickstart_text
 from tools.commands import run_command
 
@@ -174,7 +175,7 @@ class Quickstart:
         self._train_student("undistilled", "masked_lm=1")
 
     def _train_student(self, name: str, losses: str) -> None:
-        layers = checkpoints.find_model(self.teacher, "--teacher").config.num_hidden_layers
+        layers = model_directory.find_model(self.teacher, "--teacher").config.num_hidden_layers
         run_command(
             "run_distill",
             input_dir=self.work / "cache",
@@ -195,7 +196,7 @@ class Quickstart:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("work", "quickstart", "Where everything goes.")
     table.string("teacher", None, "One's own teacher, a model directory; trained here without.")
     table.string("corpus", None, "One's own text: a file, a folder or a glob.")
@@ -210,8 +211,8 @@ def _quickstart(values: flags.FlagValues) -> None:
     )
     # What the user may have got wrong first: a corrected command may then use the folder.
     if teacher is not None:
-        checkpoints.find_model(teacher, "--teacher")
-        tokenizers.find_vocab_file(str(teacher), flag="--teacher")
+        model_directory.find_model(teacher, "--teacher")
+        loading.find_vocab_file(str(teacher), flag="--teacher")
     if corpus is not None:
         find_files(str(corpus), flag="--corpus")
     remote_files.expect_local(values.work, "--work")
@@ -225,7 +226,7 @@ def _quickstart(values: flags.FlagValues) -> None:
         if not done:
             step()
     print(f"\n[{len(steps) + 1}/{len(steps) + 1}] table and picture", flush=True)
-    command_line.import_quietly("tensorflow")
+    running.import_quietly("tensorflow")
     report = quickstart_report.measure(run.work, run.teacher)
     print(f"\n{quickstart_report.table(report)}\n")
     picture = quickstart_report.draw(report, run.work)
@@ -235,7 +236,7 @@ def _quickstart(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _quickstart, __doc__, argv)
+    return running.run(define_flags(), _quickstart, __doc__, argv)
 
 
 if __name__ == "__main__":

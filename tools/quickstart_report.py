@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_specs import records
-from pipeline import files
-from pipeline.models import checkpoints
+from pipeline.base import files
+from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
+from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import EVAL, Manifest
-from pipeline.storage.topk_codec import TopKCodec
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
 
 
 def _num_parameters(directory: pathlib.Path) -> int:
-    return count_parameters(checkpoints.find_model(directory, "--teacher").config)
+    return count_parameters(model_directory.find_model(directory, "--teacher").config)
 
 
 def _bytes_each(
@@ -184,7 +184,7 @@ def _latencies(
     )
     forwards = [
         inference.compile_forward(
-            checkpoints.load_masked_lm(checkpoints.find_model(place, "--teacher")),
+            model_directory.load_masked_lm(model_directory.find_model(place, "--teacher")),
             lambda outputs, _: {LOGITS: outputs[LOGITS]},
         )
         for place in places

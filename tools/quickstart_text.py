@@ -19,12 +19,12 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
 from data_specs.corpora import CorpusSource
-from pipeline import files, folders
-from pipeline.errors import InputError
-from pipeline.text import corpus
-from pipeline.text.documents import document_text
-from pipeline.text.segmenters import is_chinese
-from pipeline.text.tokens import SPECIAL_TOKENS
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError
+from pipeline.corpora import corpus
+from pipeline.corpora.documents import document_text
+from pipeline.tokenizers.segmenters import is_chinese
+from pipeline.tokenizers.tokens import SPECIAL_TOKENS
 
 CORPORA_FILE = "corpora.yaml"
 _NEWS, _REVIEWS = "tag/199801.txt", ("sentiment/neg.txt", "sentiment/pos.txt")

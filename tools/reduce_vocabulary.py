@@ -15,21 +15,24 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from pipeline import command_line, files, folders
-from pipeline.errors import InputError
-from pipeline.models import checkpoints, layer_init
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
+from pipeline.models.initialization import layer_init
 from pipeline.models.weight_names import count_parameters
-from pipeline.storage import cache_input, cache_tokens
+from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
-from pipeline.text import tokenizers, vocab_reduction
-from pipeline.text.tokens import Tokenizer
-from pipeline.text.vocab_reduction import VocabLimit
+from pipeline.tokenizers import loading
+from pipeline.tokenizers.tokens import Tokenizer
+from tools.vocabulary import cache_tokens, vocab_reduction
+from tools.vocabulary.vocab_reduction import VocabLimit
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("input_dir", None, "Masked examples or a teacher cache, of the corpus.")
     table.string("teacher", None, "The model directory to take weights from.")
     table.string("output_dir", None, "Where the student goes: a new or empty directory.")
@@ -51,7 +54,7 @@ def define_flags() -> flags.FlagValues:
 def _limit(values: flags.FlagValues) -> VocabLimit:
     coverage = None
     if values.coverage is not None:
-        (coverage, *more) = command_line.parse_numbers("coverage", values.coverage)
+        (coverage, *more) = running.parse_numbers("coverage", values.coverage)
         if more or not 0.0 < coverage <= 1.0:
             raise InputError(f"--coverage: expected a share in (0, 1], received {values.coverage}")
     return VocabLimit(values.vocab_size, coverage, values.min_count)
@@ -99,14 +102,14 @@ def table(teacher: EncoderConfig, student: EncoderConfig) -> str:
 def _reduce(values: flags.FlagValues) -> None:
     limit = _limit(values)
     _expect_empty(values.output_dir)
-    source = checkpoints.find_model(values.teacher, "--teacher")
+    source = model_directory.find_model(values.teacher, "--teacher")
     layer_map = layer_init.choose_layers(
         source.config.num_hidden_layers, values.student_layers, values.layer_map
     )
     cache = cache_input.open_cache(values.input_dir, None)
-    vocab_files = tokenizers.tokenizer_files(values.teacher)
-    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, "--teacher")
-    tokenizer = tokenizers.load_cache_tokenizer(cache)
+    vocab_files = loading.tokenizer_files(values.teacher)
+    loading.expect_vocab(cache, source.config.vocab_size, vocab_files, "--teacher")
+    tokenizer = loading.load_cache_tokenizer(cache)
     always = _always_kept(tokenizer, values.keep_tokens, source.config.pad_token_id)
     manifests.verify(cache.directory, cache.manifest, full=values.verify == "full")
     counts = vocab_reduction.text_counts(cache_tokens.count_tokens(cache), tokenizer)
@@ -118,7 +121,7 @@ def _reduce(values: flags.FlagValues) -> None:
     folder = folders.make_directory(values.output_dir, "--output_dir")
     for name, content in vocab_reduction.reduce_tokenizer(tokenizer, kept_ids).files().items():
         files.write_bytes(folder / name, content)
-    checkpoints.save_hf_weights(folder, config, weights)
+    model_directory.save_hf_weights(folder, config, weights)
     print(table(source.config, config))
     print(
         f"covered: {counts[kept_ids].sum() / counts.sum():.3%} of the text's {counts.sum():,} "
@@ -129,7 +132,7 @@ def _reduce(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _reduce, __doc__, argv)
+    return running.run(define_flags(), _reduce, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pipeline import command_line, files, folders
-from pipeline.errors import InputError
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _counted(count: int, one: str, several: str | None = None) -> str:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("runs", "", "Directories of run_distill, separated by commas.")
     table.string("inference", None, "The JSON of benchmark_inference.")
     table.string("finetune", "", "The summary.json of finetune, several separated by commas.")
@@ -117,7 +118,7 @@ def _report(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _report, __doc__, argv)
+    return running.run(define_flags(), _report, __doc__, argv)
 
 
 if __name__ == "__main__":

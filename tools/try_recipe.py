@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipeline import command_line, files, folders, remote_files
-from pipeline.errors import InputError
+from pipeline.base import files, folders, remote_files
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
 from tools.commands import run_command
@@ -62,7 +63,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.choice("recipe", None, "A name in data_specs/recipes.", of=list(RECIPES))
     table.string("corpus", None, "Text: a file, a folder or a glob.")
     table.string("vocab_file", None, "A vocab.txt, tokenizer.json or SentencePiece model.")
@@ -184,7 +185,7 @@ def _try(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _try, __doc__, argv)
+    return running.run(define_flags(), _try, __doc__, argv)
 
 
 if __name__ == "__main__":

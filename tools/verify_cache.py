@@ -18,21 +18,22 @@ import tqdm
 from absl import flags
 
 from data_specs import records
-from pipeline import command_line, files
-from pipeline.errors import InputError
-from pipeline.storage import directory_checks
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.directory_checks import TOKENIZER, DirectoryReport, Problems
 from pipeline.storage.manifest import Manifest
+from tools.verification import directory_checks
+from tools.verification.directory_checks import TOKENIZER, DirectoryReport, Problems
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.models.checkpoints import ModelSource
-    from pipeline.teacher.repair import Repair
-    from pipeline.teacher.sample_check import SampleReport
+    from pipeline.models.formats.model_directory import ModelSource
     from pipeline.teacher.settings import TeacherCacheConfig
+    from tools.verification.repair import Repair
+    from tools.verification.sample_check import SampleReport
 
 _FLAG = "--input_dir"
 _BACKENDS = ["tensorflow", "jax"]
@@ -136,7 +137,7 @@ def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.
         what is wrong with its files; which tokens it calls special, bool [V], or None
         where it cannot be read.
     """
-    from pipeline.text import tokenizers
+    from pipeline.tokenizers import loading
 
     if manifest.kind == records.TASK_LOGITS:
         return [], None
@@ -145,7 +146,7 @@ def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.
         f"{name} is missing" for name in manifest.tokenizer_files if not (path / name).is_file()
     ]
     try:
-        tokenizer = tokenizers.load_cache_tokenizer(CacheInput(path, manifest, _FLAG))
+        tokenizer = loading.load_cache_tokenizer(CacheInput(path, manifest, _FLAG))
     except InputError as error:
         return [*problems, str(error).removeprefix(f"{_FLAG}: ")], None
     received = dict(tokenizer.special_ids)
@@ -184,7 +185,8 @@ def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
     Raises:
         InputError: they are not those that the cache was made with.
     """
-    from pipeline.teacher import repair, teacher_input
+    from pipeline.teacher import teacher_input
+    from tools.verification import repair
 
     recorded = repair.recorded_config(
         config.input_dir, manifest, teacher=config.teacher, examples=config.examples
@@ -202,10 +204,10 @@ def verify_with_teacher(
     found = verify_directory(config.input_dir, manifest)
     if teacher is None or found.problems or not config.sample_examples:
         return found
-    from pipeline.models import checkpoints
-    from pipeline.teacher import sample_check
+    from pipeline.models.formats import model_directory
+    from tools.verification import sample_check
 
-    model = checkpoints.load_masked_lm(
+    model = model_directory.load_masked_lm(
         teacher.source, dtype=teacher.config.compute_dtype, logits_dtype="float32"
     )
     sample = sample_check.check_sample(
@@ -302,12 +304,12 @@ def _choose_backend(values: flags.FlagValues, manifest: Manifest) -> None:
     recorded = manifest.flags.get("backend")
     if values.backend is None:
         values.backend = recorded if recorded in _BACKENDS else _BACKENDS[0]
-    command_line.choose_backend(values)
+    running.choose_backend(values)
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = command_line.FlagTable()
+    table = running.FlagTable()
     table.string("input_dir", None, "A directory of shards of any kind, with its manifest.")
     table.string("teacher", None, "Of a teacher cache: the model directory it was made with.")
     table.integer(
@@ -353,7 +355,7 @@ def _verify(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return command_line.run(define_flags(), _verify, __doc__, argv)
+    return running.run(define_flags(), _verify, __doc__, argv)
 
 
 if __name__ == "__main__":

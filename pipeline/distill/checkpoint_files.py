@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _FILE = re.compile(r"step-(\d{8})\.safetensors")
@@ -167,7 +167,7 @@ class CheckpointFiles:
             described = {_CHECKSUM: files.sha256_file(written), _EVALUATION_DUE: evaluation_due}
             files.write_json(_sidecar(path), described)
 
-        checkpoints.save_tensors(path, tensors, before_publishing=describe)
+        model_directory.save_tensors(path, tensors, before_publishing=describe)
         self._whole.add(step)
         self._remove_old()
 

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from data_specs import records
+from pipeline.base.seeding import hash64
 from pipeline.distill import losses as loss_functions
 from pipeline.distill.metrics import CalibrationError
 from pipeline.distill.objective import Objective, mean_over_positions
@@ -26,7 +27,6 @@ from pipeline.distill.settings import (
 from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.group_means import mean_attention, mean_state
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
-from pipeline.seeding import hash64
 
 STUDENT = "student"
 TEACHER = "teacher"

@@ -11,12 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from data_specs import records
-from pipeline import seeding
-from pipeline.errors import InputError
+from pipeline.base import seeding
+from pipeline.base.errors import InputError
+from pipeline.masking import mask_policy, window_batches, window_masking
 from pipeline.storage import token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import MANIFEST_FILE
-from pipeline.text import masking, tokenizers, window_batches, window_masking
+from pipeline.tokenizers import loading
 
 # Whose masks are drawn: two purposes never share random numbers.
 TRAINING = "mask"
@@ -56,7 +57,7 @@ class WindowReader:
 
     def __init__(self, cache: CacheInput, *, seed: int, purpose: str) -> None:
         manifest = cache.manifest
-        tokenizer = tokenizers.load_cache_tokenizer(cache)
+        tokenizer = loading.load_cache_tokenizer(cache)
         self._is_special = tokenizer.is_special()
         self._policy = window_masking.masking_policy(
             tokenizer,
@@ -67,7 +68,7 @@ class WindowReader:
         self._token_weights = None
         if smoothing:
             counts = token_counts.load_counts(cache.directory, manifest)
-            self._token_weights = masking.token_weights(counts, smoothing)
+            self._token_weights = mask_policy.token_weights(counts, smoothing)
         self._seed, self._purpose = seed, purpose
         self._id_dtype = records.id_dtype(manifest.vocab.size)
         positions = manifest.max_predictions_per_seq

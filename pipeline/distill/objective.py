@@ -8,6 +8,7 @@ from typing import Any
 from keras import ops
 
 from data_specs import records
+from pipeline.base.errors import InputError
 from pipeline.distill import losses as loss_functions
 from pipeline.distill.settings import (
     ATTENTION,
@@ -23,7 +24,6 @@ from pipeline.distill.settings import (
     TOPK,
     WeightSchedule,
 )
-from pipeline.errors import InputError
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup
 from pipeline.teacher import truncation
 

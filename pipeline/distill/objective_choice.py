@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.base.errors import InputError
 from pipeline.distill.objective import Objective
 from pipeline.distill.settings import (
     ATTENTION,
@@ -13,7 +14,6 @@ from pipeline.distill.settings import (
     LOSS_NEEDS,
     DistillConfig,
 )
-from pipeline.errors import InputError
 from pipeline.models import layer_groups
 from pipeline.models.config import EncoderConfig
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup

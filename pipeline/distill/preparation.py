@@ -7,18 +7,19 @@ from typing import Any
 
 import keras
 
+from pipeline.base.errors import InputError
 from pipeline.distill.objective import Objective
 from pipeline.distill.objective_choice import choose_objective
 from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
-from pipeline.errors import InputError
-from pipeline.models import checkpoints, layer_groups
+from pipeline.models import layer_groups
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, TRAIN, TeacherInfo
 from pipeline.storage.teacher_info import SAMPLED
-from pipeline.text import tokenizers
+from pipeline.tokenizers import loading
 
 # What a request leaves out: settings that do not decide the student.
 _FREE_SETTINGS = (
@@ -59,7 +60,7 @@ class Preparation:
     config: DistillConfig
     cache: CacheInput
     start: StudentStart
-    teacher: checkpoints.ModelSource | None
+    teacher: model_directory.ModelSource | None
     objective: Objective
     teacher_hidden_size: int | None
 
@@ -122,8 +123,8 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    vocab_files = tokenizers.tokenizer_files(start.source.directory)
-    subset = tokenizers.find_subset(cache, start.config.vocab_size, vocab_files, start.flag)
+    vocab_files = loading.tokenizer_files(start.source.directory)
+    subset = loading.find_subset(cache, start.config.vocab_size, vocab_files, start.flag)
     cache = dataclasses.replace(cache, vocab_subset=subset)
     _expect_inputs_fit(cache, start.config, start.flag)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
@@ -142,18 +143,18 @@ def _expect_inputs_fit(cache: CacheInput, config: EncoderConfig, flag: str) -> N
     cache_input.expect_segments(cache, config.type_vocab_size, flag)
 
 
-def _find_teacher(config: DistillConfig, cache: CacheInput) -> checkpoints.ModelSource | None:
+def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.ModelSource | None:
     """Finds the live teacher, if there is one, and refuses one that cannot read the inputs."""
     if config.teacher is None:
         return None
-    source = checkpoints.find_model(config.teacher, "--teacher")
+    source = model_directory.find_model(config.teacher, "--teacher")
     if cache.vocab_subset is not None:
         raise InputError(
             "--teacher: expected none beside a student that knows only some of the cache's tokens, "
             f"as both read the same inputs, received {config.teacher}; a teacher cache has its word"
         )
-    vocab_files = tokenizers.tokenizer_files(source.directory)
-    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, "--teacher")
+    vocab_files = loading.tokenizer_files(source.directory)
+    loading.expect_vocab(cache, source.config.vocab_size, vocab_files, "--teacher")
     _expect_inputs_fit(cache, source.config, "--teacher")
     return source
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tqdm
 
+from pipeline.base.errors import InputError
 from pipeline.distill import optimization, training_state
 from pipeline.distill.checkpoint_files import CheckpointFiles
 from pipeline.distill.distiller import Distiller
@@ -17,7 +18,6 @@ from pipeline.distill.replicas import Replicas, meeting
 from pipeline.distill.run_log import RunLog
 from pipeline.distill.settings import DistillConfig
 from pipeline.distill.stopping import StopRequest
-from pipeline.errors import InputError
 from pipeline.storage.manifest import EVAL, TRAIN
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
+from pipeline.base import files
+from pipeline.base.errors import InputError, InterruptedRunError
 from pipeline.distill.settings import DATA_PARALLEL, NUM_DATA_STREAMS, DistillConfig
-from pipeline.errors import InputError, InterruptedRunError
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 

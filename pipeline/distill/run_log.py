@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from tensorboard.summary import Writer
 
-from pipeline import files, json_text
-from pipeline.cache_folder import cache_folder
-from pipeline.remote_files import RemotePath
+from pipeline.base import files, json_text
+from pipeline.base.local_mirror import cache_folder
+from pipeline.base.remote_files import RemotePath
 from pipeline.storage.manifest import EVAL
 
 METRICS_FILE = "metrics.jsonl"

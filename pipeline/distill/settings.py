@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 
 # What a loss compares the student with: the teacher's distribution, the true
 # token, the teacher's hidden states or attention maps.

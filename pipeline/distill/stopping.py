@@ -10,7 +10,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from pipeline.errors import StoppedRunError
+from pipeline.base.errors import StoppedRunError
 
 
 class StopRequest:

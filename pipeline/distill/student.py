@@ -5,8 +5,9 @@ from typing import Any
 
 from pipeline.distill import student_shape
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.models import checkpoints, layer_init, slicing
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
+from pipeline.models.initialization import layer_init, slicing
 from pipeline.models.masked_lm import MaskedLM
 
 
@@ -21,7 +22,7 @@ class StudentStart:
         flag: the flag that named the source.
     """
 
-    source: checkpoints.ModelSource
+    source: model_directory.ModelSource
     config: EncoderConfig
     layer_map: tuple[int, ...] | None
     flag: str
@@ -37,12 +38,12 @@ class StudentStart:
     def build(self, config: DistillConfig) -> MaskedLM:
         """Returns the student with its first weights, its frozen tables frozen."""
         if self.layer_map is None:
-            model = checkpoints.load_masked_lm(
+            model = model_directory.load_masked_lm(
                 self.source, dtype=config.compute_dtype, seed=config.random_seed
             )
         else:
             model = MaskedLM(self.config, dtype=config.compute_dtype, seed=config.random_seed)
-            checkpoints.assign_weights(model, self._weights(config.student))
+            model_directory.assign_weights(model, self._weights(config.student))
         student_shape.prepare_for_training(model, config)
         return model
 
@@ -64,13 +65,13 @@ def find_student(config: StudentConfig) -> StudentStart:
         InputError: a file is missing, or layers or sizes do not fit.
     """
     if config.student is not None:
-        source = checkpoints.find_model(config.student, "--student")
+        source = model_directory.find_model(config.student, "--student")
         return StudentStart(source, source.config, None, "--student")
     if config.bert_config_file is not None:
-        source = checkpoints.ModelSource.from_google(
+        source = model_directory.ModelSource.from_google(
             config.bert_config_file, config.init_checkpoint
         )
         return StudentStart(source, source.config, None, "--bert_config_file")
-    source = checkpoints.find_model(config.init_from, "--init_from")
+    source = model_directory.find_model(config.init_from, "--init_from")
     student, layer_map = student_shape.derive_config(source.config, config)
     return StudentStart(source, student, layer_map, "--init_from")

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.base.errors import InputError
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.errors import InputError
-from pipeline.models import layer_init, slicing
 from pipeline.models.config import EncoderConfig
+from pipeline.models.initialization import layer_init, slicing
 
 if TYPE_CHECKING:
     from pipeline.models.masked_lm import MaskedLM

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.base.errors import InputError
 from pipeline.distill import checkpoint_files, optimization, targets, training_state
 from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
@@ -32,8 +33,7 @@ from pipeline.distill.settings import DistillConfig
 from pipeline.distill.shared_batches import agreed_batches
 from pipeline.distill.stopping import StopRequest
 from pipeline.distill.targets import Batch
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.storage import reader
 from pipeline.storage.cache_input import CacheInput
@@ -68,7 +68,7 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
     """
     config, teacher = run.config, None
     if run.teacher is not None:
-        teacher = checkpoints.load_masked_lm(
+        teacher = model_directory.load_masked_lm(
             run.teacher, dtype=config.compute_dtype, logits_dtype="float32"
         )
     distiller = Distiller(
@@ -215,7 +215,7 @@ def _write_model(cache: CacheInput, config: DistillConfig, distiller: Distiller)
         manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
     else:
         cache.vocab_subset.write_tokenizer(config.output_dir)
-    checkpoints.save_hf(config.output_dir, distiller.student)
+    model_directory.save_hf(config.output_dir, distiller.student)
 
 
 def _train(

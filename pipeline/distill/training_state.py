@@ -11,10 +11,10 @@ import keras
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pipeline import files
+from pipeline.base import files
+from pipeline.base.errors import InputError
 from pipeline.distill import checkpoint_files
 from pipeline.distill.distiller import Distiller
-from pipeline.errors import InputError
 
 _ACCUMULATED = "gradient_accumulator"
 _METRICS = "metrics"

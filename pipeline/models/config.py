@@ -4,9 +4,9 @@ import dataclasses
 import math
 from typing import Any
 
-from pipeline.errors import InputError
-from pipeline.files import PathLike, read_json
-from pipeline.json_text import shown
+from pipeline.base.errors import InputError
+from pipeline.base.files import PathLike, read_json
+from pipeline.base.json_text import shown
 
 # "gelu" is the exact form 0.5·x·(1 + erf(x/√2)); the next two are two names of
 # its tanh approximation (Hendrycks and Gimpel, 2016).

@@ -11,8 +11,8 @@ import keras
 from keras import ops
 
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from pipeline.base.seeding import hash64
 from pipeline.models.config import ALBERT, EncoderConfig
-from pipeline.seeding import hash64
 
 Tensor = Any
 # What an encoder gives beside its hidden states.

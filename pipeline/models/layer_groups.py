@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 
 # More than a group can name.
 MOST_LAYERS = 9_999

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.models.config import ALBERT, BERT, DISTILBERT, EncoderConfig
 
 Shape = tuple[int, ...]

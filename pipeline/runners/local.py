@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from pipeline.errors import InterruptedRunError
+from pipeline.base.errors import InterruptedRunError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

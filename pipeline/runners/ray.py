@@ -25,10 +25,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from pipeline import files, folders
-from pipeline.cache_folder import CACHE_VARIABLE
-from pipeline.errors import InputError, InterruptedRunError
-from pipeline.remote_files import RemotePath
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.base.local_mirror import CACHE_VARIABLE
+from pipeline.base.remote_files import RemotePath
 from pipeline.runners import local, ray_job
 
 Job = TypeVar("Job")

@@ -12,8 +12,8 @@ import socket
 import time
 from typing import Any
 
-from pipeline import files
-from pipeline.errors import InputError, InterruptedRunError
+from pipeline.base import files
+from pipeline.base.errors import InputError, InterruptedRunError
 
 # How often a job may be lost with its worker before it is the job's fault.
 MAX_RETRIES = 10

@@ -3,14 +3,14 @@
 import dataclasses
 import zlib
 
-from pipeline import files
+from pipeline.base import files
 from pipeline.storage import manifest as manifests
 from pipeline.storage import token_counts
-from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shard_info import FileInfo
 from pipeline.storage.teacher_info import TeacherInfo
-from pipeline.storage.topk_codec import TopKCodec
 
 
 def open_codec(directory: files.PathLike, manifest: Manifest) -> TopKCodec:

@@ -6,8 +6,8 @@ import glob
 import os
 
 from data_specs.records import TASK_LOGITS
-from pipeline import files
-from pipeline.errors import InputError
+from pipeline.base import files
+from pipeline.base.errors import InputError
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.vocab_subset import VocabSubset

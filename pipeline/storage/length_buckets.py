@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from pipeline import seeding
+from pipeline.base import seeding
 
 # Lengths of inputs, unless one asks for another number.
 NUM_LENGTHS = 8

@@ -22,10 +22,10 @@ from data_specs.records import (
     UNMASKED_WINDOWS,
     Feature,
 )
-from pipeline import files, folders
-from pipeline.errors import InputError
-from pipeline.json_text import shown
-from pipeline.storage.logit_codec import CODECS
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
+from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.manifest_checks import MAX_TOKENIZER_BYTES, MAX_VOCAB_SIZE, expect_manifest
 from pipeline.storage.shard_info import (
     NUM_IDS,

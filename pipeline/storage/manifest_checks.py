@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_specs.records import FEATURES, TEACHER_CACHE
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.json_text import MAX_DIGITS, shown
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import MAX_DIGITS, shown
 from pipeline.storage.shard_info import SHARD_FILE, TOKEN_COUNTS_FILE
 from pipeline.storage.teacher_info import SHA256
 

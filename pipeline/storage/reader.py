@@ -8,14 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 from data_specs import records
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.remote_files import RemotePath
-from pipeline.runners.ahead import ahead
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.base.prefetch import ahead
+from pipeline.base.remote_files import RemotePath
 from pipeline.storage import shuffling
-from pipeline.storage.hidden_codec import HIDDEN_CODECS
+from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.hidden import HIDDEN_CODECS
 from pipeline.storage.manifest import Manifest
-from pipeline.storage.topk_codec import TopKCodec
 
 # Why a shard could not be copied: TensorFlow, in whose threads that happens, makes a text of it.
 _copy_errors: list[Exception] = []

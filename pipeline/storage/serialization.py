@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping
 
 import google_crc32c
 
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.json_text import shown
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
 
 _BYTES_FIELD_1 = b"\x0a"
 _BYTES_FIELD_2 = b"\x12"

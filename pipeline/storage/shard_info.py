@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from data_specs import records
-from pipeline.errors import InputError
-from pipeline.json_text import shown
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
 from pipeline.storage.teacher_info import SHA256, expect_count
 
 SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")

@@ -14,7 +14,7 @@ in its first group, after two others: `RecordGroup(("c", "a"), skip=2, …, epoc
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from pipeline import seeding
+from pipeline.base import seeding
 from pipeline.storage.manifest import ShardInfo
 
 # Shards read in turn. More would mix better and cost open files and memory.

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, json_text
-from pipeline.errors import InputError
-from pipeline.json_text import shown
+from pipeline.base import files, json_text
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
 from pipeline.storage import npy_header
 
 KEY_SPACE = 2**64

@@ -16,9 +16,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from data_specs import records
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.remote_files import RemotePath
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.base.remote_files import RemotePath
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_specs.records import HIDDEN_FEATURES
-from pipeline.errors import InputError
-from pipeline.json_text import shown
-from pipeline.storage.logit_codec import CODECS
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
+from pipeline.storage.codecs.float16 import CODECS
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # How the ids of a masked position are chosen: the most probable, or by chance.
@@ -33,14 +33,14 @@ class TeacherInfo:
     Attributes:
         truncation_factor: K, ids kept at a masked position, or the most where that
             varies; draws at one where `truncation` is `sampled`.
-        logit_encoding: a name in `pipeline.storage.logit_codec.CODECS`.
+        logit_encoding: a name in `pipeline.storage.codecs.float16.CODECS`.
         temperatures: those with a stored tail mass, ascending.
         teacher: the teacher's `config` and the `sha256` of its weights; of a merged
             cache `merged`, a list of its inputs' teachers, each with its `weight`.
         parent: the `sha256` of the masked examples' manifest.
         hidden_groups: the groups of teacher layers, such as `1-6`, whose mean
             hidden state is kept; empty where none is.
-        hidden_encoding: a name in `pipeline.storage.hidden_codec.HIDDEN_CODECS`.
+        hidden_encoding: a name in `pipeline.storage.codecs.hidden.HIDDEN_CODECS`.
         hidden_size: D of the kept states.
         truncation: one of `TRUNCATIONS`.
         truncation_mass: the mass at which a position's ids end; None for none.

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from data_specs import records
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.json_text import shown
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
 from pipeline.storage import npy_header, serialization
 from pipeline.storage.manifest import FileInfo, Manifest
 from pipeline.storage.shard_info import TOKEN_COUNTS_FILE

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from data_specs import records
-from pipeline import files
-from pipeline.errors import InputError
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
 from pipeline.storage.manifest import Manifest, VocabInfo
-from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT
 
 # What the teacher must at least give to the kept ids of a position: float32 knows a
 # smaller 1 − tail no better than by its first digit.

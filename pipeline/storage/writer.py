@@ -5,7 +5,7 @@ import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping
 
-from pipeline import files
+from pipeline.base import files
 from pipeline.storage import manifest, serialization
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 
 from data_specs import records
-from pipeline.models import checkpoints, layer_groups
+from pipeline.models import layer_groups
+from pipeline.models.formats import model_directory
 from pipeline.models.layer_groups import TeacherGroup
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
@@ -15,13 +16,13 @@ from pipeline.storage.teacher_info import TOPK
 from pipeline.teacher.settings import TeacherCacheConfig
 
 
-def truncation_factor(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> int:
+def truncation_factor(config: TeacherCacheConfig, source: model_directory.ModelSource) -> int:
     """Returns k, at most the vocabulary's size."""
     return min(config.truncation_factor, source.config.vocab_size)
 
 
 def find_groups(
-    config: TeacherCacheConfig, source: checkpoints.ModelSource
+    config: TeacherCacheConfig, source: model_directory.ModelSource
 ) -> tuple[TeacherGroup, ...]:
     """Returns the groups of layers whose hidden states are kept; none unless asked for."""
     if config.cache_hidden_states is None:
@@ -32,7 +33,7 @@ def find_groups(
 
 
 def make_request(
-    config: TeacherCacheConfig, cache: CacheInput, source: checkpoints.ModelSource
+    config: TeacherCacheConfig, cache: CacheInput, source: model_directory.ModelSource
 ) -> dict[str, Any]:
     """Returns the settings that decide the data, as JSON values.
 

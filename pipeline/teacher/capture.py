@@ -10,8 +10,8 @@ import keras
 import tqdm
 
 from data_specs import records
-from pipeline import files
-from pipeline.models import checkpoints
+from pipeline.base import files
+from pipeline.models.formats import model_directory
 from pipeline.runners import local, ray
 from pipeline.runners.shard_job import ShardJob, assigned_jobs
 from pipeline.storage import cache_codec, writer
@@ -65,12 +65,14 @@ def _count_tokens(
 def _make_shards(
     config: TeacherCacheConfig,
     cache: CacheInput,
-    source: checkpoints.ModelSource,
+    source: model_directory.ModelSource,
     request: Mapping[str, Any],
     jobs: Sequence[ShardJob],
 ) -> list[ShardInfo]:
     """Makes shards in this process."""
-    model = checkpoints.load_masked_lm(source, dtype=config.compute_dtype, logits_dtype="float32")
+    model = model_directory.load_masked_lm(
+        source, dtype=config.compute_dtype, logits_dtype="float32"
+    )
     manifests.claim(config.output_dir, request, flag="--output_dir")
     _count_tokens(config, cache, request)
     info = cache_request.teacher_info(request)
@@ -86,7 +88,7 @@ def _make_shards(
 def _make_shards_on_ray(
     config: TeacherCacheConfig,
     cache: CacheInput,
-    source: checkpoints.ModelSource,
+    source: model_directory.ModelSource,
     request: Mapping[str, Any],
     jobs: Sequence[ShardJob],
 ) -> list[ShardInfo]:

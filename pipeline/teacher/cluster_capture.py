@@ -5,9 +5,9 @@ import functools
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
 from pipeline.runners import ray
 from pipeline.runners.shard_job import ShardJob
 from pipeline.storage import manifest as manifests
@@ -46,7 +46,9 @@ def _open(config: TeacherCacheConfig) -> tuple[Capture, CacheInput]:
             "--runner: expected each node to see the teacher and the masked examples under the "
             f"same paths, received other ones on {socket.gethostname()}: {difference}"
         )
-    model = checkpoints.load_masked_lm(source, dtype=config.compute_dtype, logits_dtype="float32")
+    model = model_directory.load_masked_lm(
+        source, dtype=config.compute_dtype, logits_dtype="float32"
+    )
     info = cache_request.teacher_info(request)
     return shard_capture.make_capture(config, cache, source, model, info), cache
 

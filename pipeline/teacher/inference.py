@@ -13,8 +13,8 @@ import keras
 import numpy as np
 
 from data_specs import records
-from pipeline import files
-from pipeline.errors import InputError
+from pipeline.base import files
+from pipeline.base.errors import InputError
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import length_buckets, serialization
 from pipeline.storage.manifest import Manifest

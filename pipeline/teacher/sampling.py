@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_specs import records
-from pipeline import seeding
-from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT
+from pipeline.base import seeding
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
 from pipeline.teacher.inference import MaskedExample
 
 _PURPOSE = "sampled logits"

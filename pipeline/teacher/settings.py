@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.runners.ray import RayConfig
 from pipeline.storage.teacher_info import SAMPLED, TOPK
 

@@ -11,18 +11,18 @@ import keras
 import numpy as np
 
 from data_specs import records
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.base.errors import InputError
+from pipeline.base.prefetch import ahead
+from pipeline.models.formats import model_directory
 from pipeline.models.group_means import mean_state
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
-from pipeline.runners.ahead import ahead
 from pipeline.storage import cache_codec, serialization, shard_info
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.hidden_codec import HIDDEN_CODECS, HiddenCodec
+from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.hidden import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.manifest import Manifest, TeacherInfo
 from pipeline.storage.teacher_info import SAMPLED
-from pipeline.storage.topk_codec import TopKCodec
 from pipeline.teacher import inference, sampling, truncation
 from pipeline.teacher.cache_request import find_groups, truncation_factor
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -164,7 +164,7 @@ class Capture:
 
 
 def _hidden_codec(
-    config: TeacherCacheConfig, source: checkpoints.ModelSource
+    config: TeacherCacheConfig, source: model_directory.ModelSource
 ) -> HiddenCodec | None:
     groups = find_groups(config, source)
     if not groups:
@@ -173,7 +173,7 @@ def _hidden_codec(
 
 
 def keep_function(
-    config: TeacherCacheConfig, source: checkpoints.ModelSource
+    config: TeacherCacheConfig, source: model_directory.ModelSource
 ) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
     """Returns what takes the teacher's outputs of a batch to what is kept of them.
 
@@ -209,7 +209,7 @@ def keep_function(
 def make_capture(
     config: TeacherCacheConfig,
     cache: CacheInput,
-    source: checkpoints.ModelSource,
+    source: model_directory.ModelSource,
     model: MaskedLM,
     info: TeacherInfo,
 ) -> Capture:

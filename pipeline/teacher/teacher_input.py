@@ -1,26 +1,26 @@
 """What the teacher's runs start from: a model on disk, and masked examples that fit it."""
 
 from data_specs import records
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.teacher.settings import TeacherCacheConfig
-from pipeline.text import tokenizers
+from pipeline.tokenizers import loading
 
 
-def find_teacher(config: TeacherCacheConfig) -> checkpoints.ModelSource:
+def find_teacher(config: TeacherCacheConfig) -> model_directory.ModelSource:
     """Returns the teacher that `--teacher` or `--bert_config_file` names.
 
     Raises:
         InputError: it is not there, or its configuration is not valid.
     """
     if config.teacher is not None:
-        return checkpoints.find_model(config.teacher, "--teacher")
-    return checkpoints.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
+        return model_directory.find_model(config.teacher, "--teacher")
+    return model_directory.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
 
 
-def open_examples(config: TeacherCacheConfig, source: checkpoints.ModelSource) -> CacheInput:
+def open_examples(config: TeacherCacheConfig, source: model_directory.ModelSource) -> CacheInput:
     """Opens the masked examples and refuses what does not fit them.
 
     Args:
@@ -53,7 +53,7 @@ def open_examples(config: TeacherCacheConfig, source: checkpoints.ModelSource) -
 
 
 def expect_fitting(
-    config: TeacherCacheConfig, source: checkpoints.ModelSource, cache: CacheInput
+    config: TeacherCacheConfig, source: model_directory.ModelSource, cache: CacheInput
 ) -> None:
     """Checks that a teacher has a cache's vocabulary, and room for its inputs.
 
@@ -66,7 +66,7 @@ def expect_fitting(
         InputError: it does not fit; prints both values.
     """
     flag = "--teacher" if config.teacher is not None else "--bert_config_file"
-    vocab_files = () if config.teacher is None else tokenizers.tokenizer_files(config.teacher)
-    tokenizers.expect_vocab(cache, source.config.vocab_size, vocab_files, flag)
+    vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
+    loading.expect_vocab(cache, source.config.vocab_size, vocab_files, flag)
     cache_input.expect_positions(cache, source.config.max_input_length, flag)
     cache_input.expect_segments(cache, source.config.type_vocab_size, flag)

@@ -6,7 +6,7 @@ from typing import Any
 from keras import ops
 
 from data_specs import records
-from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
 
 
 def truncate(

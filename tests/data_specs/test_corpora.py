@@ -8,9 +8,10 @@ import pytest
 
 from data_specs import corpora
 from data_specs.corpora import CorpusSource
-from pipeline.errors import InputError
-from pipeline.text import cleaning, corpus, segmenters
-from pipeline.text.documents import document_text
+from pipeline.base.errors import InputError
+from pipeline.corpora import cleaning, corpus
+from pipeline.corpora.documents import document_text
+from pipeline.tokenizers import segmenters
 
 BAIKE_ROW = {
     "qid": "qid_1",

@@ -3,8 +3,8 @@
 import pytest
 
 from data_specs import tasks
-from pipeline.errors import InputError
-from pipeline.finetune import task_data
+from pipeline.base.errors import InputError
+from tools.finetuning import task_data
 
 GLUE = ("sst2", "mrpc", "cola", "rte", "qnli", "qqp", "mnli", "stsb")
 CLUE = ("afqmc", "cmnli", "ocnli", "tnews", "cmrc2018")

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from pipeline.cache_folder import cache_folder
+from pipeline.base.errors import InputError
+from pipeline.base.local_mirror import cache_folder
 from pipeline.distill import checkpoint_files
 from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles, checkpoint_steps
-from pipeline.errors import InputError
 
 
 def _tensors(step: int) -> dict[str, np.ndarray]:

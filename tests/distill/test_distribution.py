@@ -22,16 +22,16 @@ from safetensors.numpy import load_file
 
 from data_specs import records
 from pipeline import run_distill
+from pipeline.base.errors import InputError
 from pipeline.distill import replicas, shared_batches, targets, training
 from pipeline.distill.checkpoint_files import checkpoint_steps
 from pipeline.distill.replicas import Replicas
 from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig
-from pipeline.errors import InputError
+from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, length_buckets
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.shuffling import DataStreams
-from pipeline.text.masked_examples import create_masked_examples
 from tests.conftest import make_cache, save_tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -364,7 +364,7 @@ def test_who_knows_of_others_is_not_alone(environment: dict[str, str], message: 
 _MEETING = """
 import sys, time
 from pipeline.distill import replicas
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 
 process = int(sys.argv[2])
 replicas.join(sys.argv[1], 2, process)

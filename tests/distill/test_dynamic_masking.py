@@ -12,15 +12,15 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 from data_specs import records
+from pipeline.base.errors import InputError
 from pipeline.distill import progress, targets, training
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.errors import InputError
+from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, manifest, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
-from pipeline.text import tokenizers
-from pipeline.text.masked_examples import create_masked_examples
+from pipeline.tokenizers import loading
 
 
 @pytest.fixture
@@ -243,8 +243,8 @@ def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
             )
         )
         cache = cache_input.open_cache(str(folder), None)
-        original = tokenizers.load_tokenizer(str(file), do_lower_case=None, flag="--vocab_file")
-        loaded = tokenizers.load_cache_tokenizer(cache)
+        original = loading.load_tokenizer(str(file), do_lower_case=None, flag="--vocab_file")
+        loaded = loading.load_cache_tokenizer(cache)
         assert type(loaded) is type(original)
         np.testing.assert_array_equal(loaded.is_special(), original.is_special())
         batch = _parse(WindowReader(cache, seed=1, purpose=TRAINING), _stored(cache), 0)

@@ -10,15 +10,15 @@ import pytest
 
 from data_specs import records
 from pipeline import create_teacher_output_data
+from pipeline.base.errors import InputError
 from pipeline.distill import targets, training
 from pipeline.distill.objective import Objective
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.errors import InputError
 from pipeline.storage import cache_codec, cache_input, serialization, vocab_subset
 from pipeline.storage import manifest as manifests
-from pipeline.storage.logit_codec import CODECS, topk_probabilities
+from pipeline.storage.codecs.base import NO_ID
+from pipeline.storage.codecs.float16 import CODECS, topk_probabilities
 from pipeline.storage.teacher_cache_tfds import TeacherCache
-from pipeline.storage.topk_codec import NO_ID
 from pipeline.storage.vocab_subset import VocabSubset
 from pipeline.teacher import summary
 from pipeline.teacher.capture import create_teacher_cache

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.base.errors import InputError
 from pipeline.distill import losses
 from pipeline.distill.objective import Objective, mean_over_positions
 from pipeline.distill.settings import WeightSchedule, parse_loss_schedules
-from pipeline.errors import InputError
 
 
 def _mask(random: np.random.Generator, batch: int, length: int) -> np.ndarray:

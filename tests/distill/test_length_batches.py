@@ -19,12 +19,12 @@ from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.distill import preparation, progress, targets, training
 from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig, WeightSchedule
+from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_codec, cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
-from pipeline.text.masked_examples import create_masked_examples
 from tests.conftest import SENTENCES, save_tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[2]

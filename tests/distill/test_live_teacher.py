@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from data_specs import records
+from pipeline.base.errors import InputError
 from pipeline.distill import checkpoint_files, preparation, targets, training
 from pipeline.distill.settings import DistillConfig, StudentConfig, WeightSchedule
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from tests.conftest import make_cache, save_tiny_bert
 
@@ -113,7 +113,7 @@ def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> 
         "hidden_scales": 8,
     }
     cache = preparation.cache_input.open_cache(str(hidden_cache_dir), None)
-    model = checkpoints.load_masked_lm(checkpoints.find_model(str(teacher_dir), ""))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(teacher_dir), ""))
     inputs, kept = next(iter(targets.evaluation_batches(cache, batch_size=4, max_steps=1)))
     states = [np.asarray(one) for one in model.activations(inputs)[records.HIDDEN_STATES]]
     rows = np.arange(4)[:, None]
@@ -236,8 +236,8 @@ def test_frozen_tables_stay(config, teacher_dir) -> None:
 def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, corpus_dir) -> None:
     """Without segments, from the layers that a preset names."""
     from data_specs.corpora import CorpusSource
-    from pipeline.text.masked_examples import create_masked_examples
-    from pipeline.text.settings import MaskedExamplesConfig
+    from pipeline.masking.masked_examples import create_masked_examples
+    from pipeline.masking.settings import MaskedExamplesConfig
 
     single = tmp_path / "single"
     create_masked_examples(
@@ -258,7 +258,7 @@ def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, corpus_dir) -> N
         config, input_dir=str(single), teacher=str(teacher), student=student
     )
     training.distill(changed)
-    found = checkpoints.find_model(changed.output_dir, "--student").config
+    found = model_directory.find_model(changed.output_dir, "--student").config
     assert (found.model_type, found.num_hidden_layers, found.type_vocab_size) == (
         "distilbert",
         2,

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
+from pipeline.base.errors import InputError
 from pipeline.distill import settings
 from pipeline.distill.metrics import CalibrationError
 from pipeline.distill.objective import Objective, mean_over_positions
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
-from pipeline.errors import InputError
 
 # Those that compare distributions or labels.
 ALL = tuple(

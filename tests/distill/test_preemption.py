@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pipeline.base.errors import InputError, StoppedRunError
 from pipeline.distill import checkpoint_files, progress, run_log, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.distill.stopping import StopRequest
-from pipeline.errors import InputError, StoppedRunError
 
 ROOT = pathlib.Path(__file__).parents[2]
 

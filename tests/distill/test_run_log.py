@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.cache_folder import cache_folder
+from pipeline.base.local_mirror import cache_folder
 from pipeline.distill.run_log import METRICS_FILE, RunLog
 
 _LINE = b'{"step": 10, "split": "train", "loss": 1.0}'

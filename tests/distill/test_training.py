@@ -15,11 +15,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_specs import records
+from pipeline.base.errors import InputError
 from pipeline.distill import checkpoint_files, progress, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, writer
@@ -111,7 +111,7 @@ def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
     assert last["loss"] == pytest.approx(last["soft_cross_entropy"] + last["probability_cosine"])
     assert last["masked_lm_perplexity"] == pytest.approx(np.exp(last["masked_lm"]))
     assert lines[-1]["loss"] < lines[2]["loss"]
-    assert checkpoints.find_model(str(folder), "--student").config.num_hidden_layers == 2
+    assert model_directory.find_model(str(folder), "--student").config.num_hidden_layers == 2
 
 
 def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
@@ -166,7 +166,7 @@ def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
     from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 
     random = np.random.default_rng(0)
-    source = checkpoints.find_model(str(teacher_dir), "--student")
+    source = model_directory.find_model(str(teacher_dir), "--student")
     settings = dataclasses.replace(
         source.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
@@ -194,7 +194,7 @@ def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
     trained = []
     for batches, count in ((large, 1), (small, 2)):
         model = MaskedLM(settings)
-        checkpoints.assign_weights(model, source.read_weights())
+        model_directory.assign_weights(model, source.read_weights())
         distiller = Distiller(model, Objective({"masked_lm": 1.0}))
         schedule = WarmupLinearDecay(
             1e-3, warmup_steps=1, num_train_steps=10, steps_per_update=count
@@ -208,7 +208,7 @@ def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
                 {name: tf.constant(value) for name, value in inputs.items()},
                 {name: tf.constant(value) for name, value in targets.items()},
             )
-        trained.append(checkpoints.get_weights(model))
+        trained.append(model_directory.get_weights(model))
     start = source.read_weights()
     for name, value in trained[0].items():
         np.testing.assert_allclose(trained[1][name], value, atol=2e-5, err_msg=name)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from tests.fuzz.mutation import Mutate
 
 # Of processor time, on machines that are shared.

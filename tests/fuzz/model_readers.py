@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from data_specs.tasks import load_task
-from pipeline.errors import InputError
-from pipeline.finetune import task_data
-from pipeline.finetune.head_layout import read_head
-from pipeline.models import checkpoints
+from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters, weight_table
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import Below, Mutate, mutate_bytes, mutate_json, mutate_json_lines
 from tests.fuzz.text_readers import mutate_yaml
+from tools.finetuning import task_data
+from tools.finetuning.head_layout import read_head
 
 _CONFIG = EncoderConfig(
     vocab_size=20,
@@ -41,7 +41,7 @@ def _weights() -> dict[str, np.ndarray]:
 
 def write_model(folder: pathlib.Path) -> None:
     """Writes a model directory of two tiny layers."""
-    checkpoints.save_hf_weights(folder, _CONFIG, _weights())
+    model_directory.save_hf_weights(folder, _CONFIG, _weights())
     path = folder / "config.json"
     labels = {"id2label": {"0": "a", "1": "b"}, "architectures": ["BertForSequenceClassification"]}
     path.write_text(json.dumps({**json.loads(path.read_text()), **labels}))
@@ -60,19 +60,19 @@ def _write_indexed(folder: pathlib.Path) -> None:
 
 
 def _write_google(folder: pathlib.Path) -> None:
-    from pipeline.models.tf1_checkpoint import write_tf1_weights
+    from pipeline.models.formats.tf1_checkpoint import write_tf1_weights
 
     (folder / "bert_config.json").write_text(json.dumps(_CONFIG.to_google()))
     write_tf1_weights(str(folder / "bert_model.ckpt"), _CONFIG, _weights())
 
 
 def _read_config(folder: pathlib.Path) -> object:
-    source = checkpoints.find_model(folder, "--teacher")
+    source = model_directory.find_model(folder, "--teacher")
     return count_parameters(source.config), read_head(source), source.config.to_hf()
 
 
 def _read_model(folder: pathlib.Path) -> object:
-    source = checkpoints.find_model(folder, "--teacher")
+    source = model_directory.find_model(folder, "--teacher")
     if not all(path.resolve().is_relative_to(folder.resolve()) for path in source.weight_files):
         raise RuntimeError(f"outside: {source.weight_files}")
     weights = source.read_weights()

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from pipeline.distill.run_log import RunLog
-from pipeline.models import checkpoints
+from pipeline.models.formats import model_directory
 from tests.fuzz.checking import Reader
 from tests.fuzz.model_readers import write_model
 from tests.fuzz.mutation import mutate_json, mutate_json_lines
@@ -134,13 +134,13 @@ def _read_card(folder: pathlib.Path) -> object:
 
 
 def _read_study(folder: pathlib.Path) -> object:
-    from tools import study_report
+    from tools.dev import study_report
 
     return study_report.last_evaluation(folder / "run")
 
 
 def _read_study_summary(folder: pathlib.Path) -> object:
-    from tools import study_report
+    from tools.dev import study_report
 
     return study_report.read_score(folder / "finetune.json")
 
@@ -172,10 +172,10 @@ def _write_finetuned(folder: pathlib.Path) -> None:
 
 
 def _read_finetuned(folder: pathlib.Path) -> object:
-    from pipeline.finetune import training
     from tools.exports import model_task
+    from tools.finetuning import training
 
-    source = checkpoints.find_model(folder / "model", "--model")
+    source = model_directory.find_model(folder / "model", "--model")
     result = training._read_result(folder)
     for path in result.predictions:
         if not path.resolve().is_relative_to(folder.resolve()):

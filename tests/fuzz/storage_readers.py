@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from data_specs import records
-from pipeline import files
+from pipeline.base import files
 from pipeline.storage import (
     cache_codec,
-    cache_tokens,
     serialization,
     shard_info,
     shuffling,
@@ -25,11 +24,12 @@ from pipeline.storage import (
 )
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
-from pipeline.storage.hidden_codec import HIDDEN_CODECS
-from pipeline.storage.logit_codec import CODECS
+from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.codecs.hidden import HIDDEN_CODECS
 from pipeline.storage.teacher_info import TeacherInfo
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import Below, mutate_bytes, mutate_json, mutate_records
+from tools.vocabulary import cache_tokens
 
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"一二三四五六七八九十abc")
 SHARD = "train-00000-of-00001.tfrecord"
@@ -193,7 +193,8 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
 
 def read_sample(folder: pathlib.Path) -> object:
     """Draws a sample, as reports on caches do."""
-    from pipeline.teacher import dense_sample, inference
+    from pipeline.teacher import inference
+    from tools.cache_analysis import dense_sample
 
     cache = _open(folder)
     drawn = dense_sample.draw(cache, 100)
@@ -226,7 +227,7 @@ def read_shown(folder: pathlib.Path) -> object:
 
 def read_merged(folder: pathlib.Path) -> object:
     """Merges a cache with another of the same examples."""
-    from pipeline.teacher import merging
+    from tools.cache_analysis import merging
 
     cache = _open(folder)
     other = folder / "other"
@@ -240,7 +241,7 @@ def read_merged(folder: pathlib.Path) -> object:
 
 def read_cached_report(folder: pathlib.Path) -> object:
     """Decodes a cache's hidden states, as `tools.fidelity_report` does."""
-    from pipeline.teacher import cache_report, dense_sample
+    from tools.cache_analysis import cache_report, dense_sample
 
     cache = _open(folder)
     info = cache.manifest.teacher_info

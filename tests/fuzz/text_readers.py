@@ -13,9 +13,10 @@ import numpy as np
 
 from data_specs import corpora as corpus_specs
 from data_specs.corpora import CLEANING, CorpusSource, CorpusSpec
-from pipeline.errors import InputError
-from pipeline.text import corpus, documents, readers, tokenizers
-from pipeline.text.documents import Corpus
+from pipeline.base.errors import InputError
+from pipeline.corpora import corpus, documents, readers
+from pipeline.corpora.documents import Corpus
+from pipeline.tokenizers import loading
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import (
     Below,
@@ -138,19 +139,19 @@ def _byte_level() -> bytes:
 
 def _converted() -> bytes:
     """A unigram `tokenizer.json` with a normaliser's table."""
-    from pipeline.text import sentencepieces
+    from pipeline.tokenizers import sentencepiece_model
 
     model = _unigram()
-    pieces = sentencepieces.SentencePieceProcessor(model_proto=model)
+    pieces = sentencepiece_model.SentencePieceProcessor(model_proto=model)
     vocab = tuple(pieces.id_to_piece(i) for i in range(pieces.get_piece_size()))
     special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     special = {name: vocab.index(f"[{name.upper()}]") for name in special}
-    found = sentencepieces.SentencePieceTokenizer(vocab, special, True, model)
+    found = sentencepiece_model.SentencePieceTokenizer(vocab, special, True, model)
     return found.files()["tokenizer.json"]
 
 
 def _read_tokenizer(folder: pathlib.Path) -> object:
-    found = tokenizers.load_tokenizer(str(folder), do_lower_case=None, flag="--vocab_file")
+    found = loading.load_tokenizer(str(folder), do_lower_case=None, flag="--vocab_file")
     tokens = found.tokenize(_SAMPLE)
     if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < len(found.vocab):
         raise RuntimeError("an id outside the vocabulary")
@@ -163,7 +164,7 @@ def _read_json_tokenizer(folder: pathlib.Path) -> object:
     from tools.pages.token_text import TokenText
 
     result = _read_tokenizer(folder)
-    found = tokenizers.load_tokenizer(str(folder), do_lower_case=None, flag="--vocab_file")
+    found = loading.load_tokenizer(str(folder), do_lower_case=None, flag="--vocab_file")
     text = TokenText(found)
     text.spaced(list(range(len(found.vocab))))
     return result

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline.models.checkpoints import assign_weights, save_hf
+from pipeline.models.formats.model_directory import assign_weights, save_hf
 from pipeline.models.masked_lm import MaskedLM
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,7 +20,7 @@ import sys
 import numpy as np
 import jax
 from pipeline.models import encoder, layer_init, weight_names
-from pipeline.models.checkpoints import find_model, load_masked_lm
+from pipeline.models.formats.model_directory import find_model, load_masked_lm
 
 folder = sys.argv[1]
 model = load_masked_lm(find_model(folder, "--teacher"))

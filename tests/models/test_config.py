@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
 
 GOOGLE = {

@@ -15,12 +15,17 @@ from data_specs.records import (
     MASKED_LM_POSITIONS,
     SEGMENT_IDS,
 )
-from pipeline.errors import InputError
-from pipeline.models.checkpoints import assign_weights, find_model, get_weights, load_masked_lm
-from pipeline.models.checkpoints import save_hf as save
+from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import ATTENTIONS
-from pipeline.models.layer_init import student_weights
+from pipeline.models.formats.model_directory import (
+    assign_weights,
+    find_model,
+    get_weights,
+    load_masked_lm,
+)
+from pipeline.models.formats.model_directory import save_hf as save
+from pipeline.models.initialization.layer_init import student_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 from pipeline.models.weight_names import tied_hf_names, weight_table
 

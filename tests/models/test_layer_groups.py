@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.models import layer_groups
 from pipeline.models.group_means import mean_attention, mean_state
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from data_specs import records
-from pipeline.models import checkpoints
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_bert.npz")
@@ -55,7 +55,7 @@ def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None:
-    model = checkpoints.load_masked_lm(checkpoints.find_model(str(golden_dir), "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir), "--teacher"))
     inputs = _inputs(golden)
     np.testing.assert_allclose(np.asarray(model(inputs)), golden["logits"], atol=1e-5)
     states = model.activations(inputs)[records.HIDDEN_STATES]
@@ -65,7 +65,7 @@ def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None
 
 
 def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_dir) -> None:
-    model = checkpoints.load_masked_lm(checkpoints.find_model(str(golden_dir), "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir), "--teacher"))
     positions = np.array([[3, 1], [0, 0], [2, 9]], "int32")
     logits = np.asarray(model({**_inputs(golden), records.MASKED_LM_POSITIONS: positions}))
     expected = np.take_along_axis(golden["logits"], positions[..., None], axis=1)
@@ -73,7 +73,7 @@ def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_di
 
 
 def test_padding_changes_nothing(golden, golden_dir) -> None:
-    model = checkpoints.load_masked_lm(checkpoints.find_model(str(golden_dir), "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir), "--teacher"))
     inputs = _inputs(golden)
     cut = {name: value[2:, :4] for name, value in inputs.items()}
     whole = np.asarray(model(inputs))[2:, :4]
@@ -81,11 +81,11 @@ def test_padding_changes_nothing(golden, golden_dir) -> None:
 
 
 def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_dir) -> None:
-    source = checkpoints.find_model(str(golden_dir), "--teacher")
+    source = model_directory.find_model(str(golden_dir), "--teacher")
     inputs = _inputs(golden)
     errors = {}
     for logits_dtype in (None, "float32"):
-        model = checkpoints.load_masked_lm(
+        model = model_directory.load_masked_lm(
             source, dtype="mixed_bfloat16", logits_dtype=logits_dtype
         )
         logits = np.asarray(model(inputs))
@@ -115,8 +115,8 @@ def test_jax_computes_the_same(golden_dir, golden) -> None:
     code = (
         "import sys, numpy as np; sys.modules['tensorflow'] = None\n"
         "from pipeline.models import checkpoints\n"
-        f"source = checkpoints.find_model({str(golden_dir)!r}, '--teacher')\n"
-        "model = checkpoints.load_masked_lm(source)\n"
+        f"source = model_directory.find_model({str(golden_dir)!r}, '--teacher')\n"
+        "model = model_directory.load_masked_lm(source)\n"
         f"inputs = dict(np.load({str(golden_dir / 'inputs.npz')!r}))\n"
         f"np.save({str(golden_dir / 'logits.npy')!r}, np.asarray(model(inputs)))\n"
     )
@@ -160,7 +160,7 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path, activation: str
     settings = json.loads(CONFIG_FILE.read_text())
     (tmp_path / "c.json").write_text(json.dumps({**settings, "hidden_act": activation}))
     model = MaskedLM(EncoderConfig.from_json(tmp_path / "c.json"), seed=3)
-    checkpoints.save_hf(tmp_path, model)
+    model_directory.save_hf(tmp_path, model)
     inputs = _random_inputs(model.config.vocab_size, 16)
     logits, states = _peer_logits(tmp_path, inputs)
     np.testing.assert_allclose(np.asarray(model(inputs)), logits, atol=1e-5)
@@ -173,7 +173,7 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path, activation: str
 @pytest.mark.shared
 def test_the_real_teacher_is_the_same_in_transformers() -> None:
     directory = SHARED / "models" / "zh-bert-4L-256"
-    model = checkpoints.load_masked_lm(checkpoints.find_model(str(directory), "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(directory), "--teacher"))
     inputs = _random_inputs(21128, 64)
     logits, _ = _peer_logits(directory, inputs)
     real = inputs[records.INPUT_MASK].astype(bool)

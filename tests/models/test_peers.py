@@ -12,15 +12,15 @@ from data_specs.records import (
     MASKED_LM_POSITIONS,
     SEGMENT_IDS,
 )
-from pipeline.models.checkpoints import (
+from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.formats.model_directory import (
     assign_weights,
     find_model,
     get_weights,
     load_masked_lm,
     save_hf,
 )
-from pipeline.models.encoder import ATTENTIONS
-from pipeline.models.layer_init import default_layer_map, student_weights
+from pipeline.models.initialization.layer_init import default_layer_map, student_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"

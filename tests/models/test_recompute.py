@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data_specs.records import HIDDEN_STATES
-from pipeline.models.checkpoints import assign_weights
 from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.models.encoder import ATTENTIONS, EncoderLayer
+from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 
 ROOT = pathlib.Path(__file__).parents[2]

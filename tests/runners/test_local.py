@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.errors import InterruptedRunError
+from pipeline.base.errors import InterruptedRunError
 from pipeline.runners import local
 
 

@@ -19,12 +19,12 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 import pytest
 
 from pipeline import create_pretraining_data, create_teacher_output_data
-from pipeline.errors import InputError, InterruptedRunError
+from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.runners import local, ray, ray_job
 from pipeline.runners.ray import RayConfig, Workers
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
-from pipeline.text.masked_examples import create_masked_examples
 
 ROOT = pathlib.Path(__file__).parents[2]
 CPUS = local.num_cpus()

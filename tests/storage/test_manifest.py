@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data_specs.records import MASKED_EXAMPLES, UNMASKED_WINDOWS
-from pipeline import files
-from pipeline.errors import InputError
+from pipeline.base import files
+from pipeline.base.errors import InputError
 from pipeline.storage import cache_input, manifest, serialization, token_counts, writer
-from pipeline.text import tokenizers
+from pipeline.tokenizers import loading
 
 _COUNTS = token_counts.TOKEN_COUNTS_FILE
 
@@ -304,12 +304,12 @@ def test_a_model_of_another_vocabulary_is_refused(
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("[PAD]\n一\n", encoding="utf-8")
     files = (folder / "vocab.txt",)
-    tokenizers.expect_vocab(cache, 2, files, "--teacher")
+    loading.expect_vocab(cache, 2, files, "--teacher")
     with pytest.raises(InputError, match="--teacher: expected a vocabulary of 2 tokens.* of 3"):
-        tokenizers.expect_vocab(cache, 3, (), "--teacher")
+        loading.expect_vocab(cache, 3, (), "--teacher")
     (folder / "vocab.txt").write_text("[PAD]\n二\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"--teacher: .*SHA-256 .* received .*SHA-256"):
-        tokenizers.expect_vocab(cache, 2, files, "--teacher")
+        loading.expect_vocab(cache, 2, files, "--teacher")
     with pytest.raises(InputError, match="at least 8 positions .* received 4"):
         cache_input.expect_positions(cache, 4, "--teacher")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.storage import manifest as manifests
 from tests.fuzz.storage_readers import SHARD, write_examples, write_teacher_cache, write_windows
 

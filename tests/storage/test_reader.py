@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.storage import manifest, reader, serialization
-from pipeline.storage.logit_codec import Float16Codec
+from pipeline.storage.codecs.float16 import Float16Codec
 
 
 @pytest.mark.parametrize("vocab_size", [100, 65_536, 65_537, 119_547])

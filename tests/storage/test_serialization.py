@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.storage import serialization
 
 FEATURES = st.dictionaries(

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_specs import records
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.storage import cache_codec, reader, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.teacher_cache_tfds import TeacherCache

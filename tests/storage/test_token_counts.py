@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_specs import records
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.storage import serialization, token_counts
 
 

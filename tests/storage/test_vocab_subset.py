@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
+from pipeline.base.errors import InputError
 from pipeline.distill import losses
 from pipeline.distill.objective import Objective
 from pipeline.distill.settings import TAIL_POLICIES
-from pipeline.errors import InputError
 from pipeline.storage.manifest import VocabInfo
 from pipeline.storage.vocab_subset import NO_ID, VocabSubset, id_table, remap_batch
 

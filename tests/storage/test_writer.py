@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from pipeline import files, folders
-from pipeline.errors import InputError
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError
 from pipeline.storage import manifest, serialization, spill, writer
 from pipeline.storage.shard_info import NUM_POSITIONS
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from data_specs import records
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import open_cache
-from pipeline.storage.logit_codec import CODECS
-from pipeline.teacher import cache_report, dense_sample, inference, merging
+from pipeline.storage.codecs.float16 import CODECS
+from pipeline.teacher import inference
 from tests.fuzz.storage_readers import SHARD, write_examples, write_teacher_cache
+from tools.cache_analysis import cache_report, dense_sample, merging
 
 
 def _ids(*values: int) -> bytes:

@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_specs import records
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
 from pipeline.storage import manifest, serialization
-from pipeline.storage.logit_codec import CODECS, topk_probabilities
+from pipeline.storage.codecs.float16 import CODECS, topk_probabilities
 from pipeline.teacher import capture
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -53,8 +53,8 @@ def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
 
 def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_dir) -> None:
     """One example at a time, unpadded, all in float64 after the logits."""
-    source = checkpoints.find_model(str(teacher_dir), "--teacher")
-    model = checkpoints.load_masked_lm(source)
+    source = model_directory.find_model(str(teacher_dir), "--teacher")
+    model = model_directory.load_masked_lm(source)
     vocab_size = source.config.vocab_size
     codec = CODECS["float16"](vocab_size, 16)
     originals = _records(examples_dir, "eval")

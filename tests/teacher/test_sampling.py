@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
-from pipeline.storage.topk_codec import NO_ID, NO_ID_LOGIT
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
 from pipeline.teacher.inference import MaskedExample
 from pipeline.teacher.sampling import sample, sample_positions
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.storage import serialization, writer
 from tests.conftest import make_cache, save_tiny_bert
-from tests.finetune.conftest import (  # noqa: F401  (fixtures)
+from tests.tools.finetuning.conftest import (  # noqa: F401  (fixtures)
     model_dir,
     pair_dir,
     questions_dir,

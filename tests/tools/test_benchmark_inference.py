@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from data_specs.records import INPUT_IDS, INPUT_MASK
-from pipeline.models.checkpoints import find_model, load_masked_lm
+from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.models.weight_names import count_parameters
 from tests.conftest import save_tiny_bert
 from tools import benchmark_inference as tool
-from tools.benchmarks import measurement
-from tools.workloads import inference_programs
-from tools.workloads.inference_programs import Batches
+from tools.dev.benchmarks import measurement
+from tools.dev.workloads import inference_programs
+from tools.dev.workloads.inference_programs import Batches
 
 ROOT = pathlib.Path(__file__).parents[2]
 on_tensorflow = pytest.mark.skipif(

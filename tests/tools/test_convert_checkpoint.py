@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import files, folders
-from pipeline.errors import InputError
-from pipeline.models.checkpoints import find_model
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
-from pipeline.models.tf1_checkpoint import write_tf1_weights
+from pipeline.models.formats.model_directory import find_model
+from pipeline.models.formats.tf1_checkpoint import write_tf1_weights
 from tests.conftest import save_tiny_bert
 from tools import convert_checkpoint
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
-from pipeline.models.checkpoints import find_model, load_masked_lm
-from pipeline.text.tokenizers import load_tokenizer
+from pipeline.models.formats.model_directory import find_model, load_masked_lm
+from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import LINES, SENTENCES, save_tiny_bert
 from tools import benchmark_inference, export_student
 from tools.exports import exporter, formats, litert, saved_model

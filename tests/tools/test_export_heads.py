@@ -11,17 +11,17 @@ import pytest
 import yaml
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
-from pipeline.finetune import heads
-from pipeline.finetune.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head, read_head
-from pipeline.models import checkpoints
-from pipeline.models.checkpoints import find_model
-from pipeline.text.tokenizers import load_tokenizer
+from pipeline.models.formats import model_directory
+from pipeline.models.formats.model_directory import find_model
+from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import SENTENCES, save_tiny_bert
-from tests.finetune.conftest import save_tiny_head
+from tests.tools.finetuning.conftest import save_tiny_head
 from tools import export_student as tool
 from tools.exports import examples, exporter, formats, hugging_face
 from tools.exports.model_task import find_task
 from tools.exports.verification import Comparison, compare
+from tools.finetuning import heads
+from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head, read_head
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports come from TensorFlow"
@@ -99,7 +99,7 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
         assert comparison["largest_difference"] < 1e-4
 
     model = _model(models[kind])
-    own, copied = (checkpoints.get_weights(one) for one in (model, _model(out / "hf")))
+    own, copied = (model_directory.get_weights(one) for one in (model, _model(out / "hf")))
     assert own.keys() == copied.keys()
     assert all(np.array_equal(own[name], copied[name]) for name in own)
     assert read_head(find_model(out / "hf", "--model")) == HEADS[kind]

@@ -11,12 +11,12 @@ import yaml
 
 from data_specs import records
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
-from pipeline.errors import InputError
-from pipeline.models.checkpoints import find_model, load_masked_lm, read_hf_weights
+from pipeline.base.errors import InputError
+from pipeline.models.formats.model_directory import find_model, load_masked_lm, read_hf_weights
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import open_cache
-from pipeline.text.tokenizers import load_tokenizer
+from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import SENTENCES, save_tiny_bert
 from tools import export_student as tool
 from tools.exports import examples, exporter, formats

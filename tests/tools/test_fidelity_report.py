@@ -6,8 +6,8 @@ import math
 import pytest
 
 from data_specs import records
-from pipeline.errors import InputError
-from pipeline.models.checkpoints import find_model
+from pipeline.base.errors import InputError
+from pipeline.models.formats.model_directory import find_model
 from tests.conftest import make_cache, save_tiny_bert
 from tools import fidelity_report as tool
 from tools.fidelity_report import ReportConfig, report_fidelity

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.finetune import training
-from pipeline.finetune.head_layout import CLASSIFICATION, SPAN, Head
 from tests.conftest import save_tiny_bert
-from tests.finetune.conftest import save_tiny_head
+from tests.tools.finetuning.conftest import save_tiny_head
 from tools import finetune
+from tools.finetuning import training
+from tools.finetuning.head_layout import CLASSIFICATION, SPAN, Head
 
 # A run of seconds.
 SMALL = {"train_batch_size": 16, "max_seq_length": 48, "compute_dtype": "float32"}

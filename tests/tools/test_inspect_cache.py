@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_specs import records
+from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import open_cache
-from pipeline.text.masked_examples import create_masked_examples
 from tests.conftest import make_cache, save_tiny_bert
 from tests.tools.conftest import read_shard, rewrite_cache
 from tests.tools.page_reading import parse

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from data_specs import records
+from pipeline.base.errors import InputError
 from pipeline.distill import training
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
-from pipeline.storage import logit_codec, writer
 from pipeline.storage import manifest as manifests
-from pipeline.storage.logit_codec import CODECS, topk_probabilities
+from pipeline.storage import writer
+from pipeline.storage.codecs import float16
+from pipeline.storage.codecs.float16 import CODECS, topk_probabilities
 from pipeline.storage.teacher_cache_tfds import TeacherCache
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -85,7 +86,7 @@ def test_whole_lists_are_the_average_of_the_dense_teachers(
     made = merge_caches(MergeConfig(tuple(folders), str(merged), (0.25, 0.75)))
     assert made.teacher_info.truncation_factor == len(vocab)
     models = [
-        checkpoints.load_masked_lm(checkpoints.find_model(str(teacher), "--teacher"))
+        model_directory.load_masked_lm(model_directory.find_model(str(teacher), "--teacher"))
         for teacher in (teacher_dir, other_teacher_dir)
     ]
     for features in read_shard(merged, EVAL)[:6]:
@@ -220,7 +221,7 @@ def test_order_and_scale_of_weights_do_not_matter(
 def test_each_cache_has_its_own_codec_and_only_known_features_are_kept(
     cache_dir, other_cache_dir, merged_dir, tmp_path, monkeypatch
 ) -> None:
-    class Negated(logit_codec.Float16Codec):
+    class Negated(float16.Float16Codec):
         """Logits with the other sign."""
 
         def decode(self, features, num_positions):

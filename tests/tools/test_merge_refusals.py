@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_specs import records
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from tests.tools.conftest import Features, copy_cache, rewrite_cache
 from tools import merge_caches as tool
 from tools.merge_caches import MergeConfig, merge_caches

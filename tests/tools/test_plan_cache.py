@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from data_specs.corpora import CorpusSource
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
+from pipeline.masking.masked_examples import create_masked_examples
+from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.storage import manifest as manifests
-from pipeline.storage.logit_codec import CODECS
-from pipeline.text.masked_examples import create_masked_examples
-from pipeline.text.settings import MaskedExamplesConfig
+from pipeline.storage.codecs.float16 import CODECS
 from tests.conftest import save_tiny_bert
 from tools import plan_cache as tool
 from tools.plan_cache import CacheCost, PlanConfig

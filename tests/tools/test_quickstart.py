@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_specs import corpora
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from pipeline.storage import cache_codec
 from pipeline.storage import manifest as manifests
 from tests.conftest import make_text

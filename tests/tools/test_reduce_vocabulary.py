@@ -12,12 +12,12 @@ import pytest
 from data_specs.corpora import CorpusSource
 from data_specs.records import INPUT_IDS, INPUT_MASK, MASKED_LM_POSITIONS, SEGMENT_IDS
 from pipeline import run_distill
-from pipeline.models import checkpoints
+from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
-from pipeline.text import tokenizers
-from pipeline.text.masked_examples import create_masked_examples
+from pipeline.tokenizers import loading
 from tests.conftest import ENGLISH, LINES, RUSSIAN, save_tiny_bert
 from tools import reduce_vocabulary
 
@@ -69,7 +69,7 @@ def test_the_logits_are_the_teachers_at_the_kept_tokens(student_dir, teacher_dir
         MASKED_LM_POSITIONS: np.tile(np.arange(20, dtype="int32"), (3, 1)),
     }
     student, teacher = (
-        checkpoints.load_masked_lm(checkpoints.find_model(folder, "--student"))
+        model_directory.load_masked_lm(model_directory.find_model(folder, "--student"))
         for folder in (student_dir, teacher_dir)
     )
     small = np.asarray(student({INPUT_IDS: ids.astype("int32"), **batch}))
@@ -151,7 +151,7 @@ def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path)
         assert (folder / name).read_bytes() == (student_dir / name).read_bytes()
     assert EncoderConfig.from_json(folder / "config.json").vocab_size == size
     request = json.loads((folder / "request.json").read_text())
-    sha256 = tokenizers.read_vocab_info(student_dir / "vocab.txt", flag="--student").sha256
+    sha256 = loading.read_vocab_info(student_dir / "vocab.txt", flag="--student").sha256
     assert request["vocab"] == sha256
 
 
@@ -296,7 +296,7 @@ def _spiece_world(folder: pathlib.Path, vocab_file: pathlib.Path) -> tuple[pathl
     corpus.mkdir()
     documents = ["\n".join(LINES[i::4]) for i in range(4)]
     (corpus / "a.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
-    from pipeline.text.settings import MaskedExamplesConfig
+    from pipeline.masking.settings import MaskedExamplesConfig
 
     create_masked_examples(
         MaskedExamplesConfig(
@@ -311,7 +311,7 @@ def _spiece_world(folder: pathlib.Path, vocab_file: pathlib.Path) -> tuple[pathl
             segments="single",
         )
     )
-    tokens = tokenizers.read_vocab(vocab_file, flag="--vocab_file")
+    tokens = loading.read_vocab(vocab_file, flag="--vocab_file")
     names = folder / "names.txt"
     names.write_text("\n".join(tokens) + "\n", encoding="utf-8")
     teacher = save_tiny_bert(folder / "teacher", names, seed=3)
@@ -329,7 +329,7 @@ def test_a_sentencepiece_student(spiece_file, tmp_path) -> None:
     assert _run(input_dir=examples, teacher=teacher, output_dir=student, vocab_size=150) == 0
     names = {"spiece.model", "tokenizer.json", "tokenizer_config.json"}
     assert names <= {path.name for path in student.iterdir()}
-    lists = [tokenizers.read_vocab(path, flag="") for path in tokenizers.tokenizer_files(student)]
+    lists = [loading.read_vocab(path, flag="") for path in loading.tokenizer_files(student)]
     assert len(lists) == 2 and lists[0] == lists[1] and len(lists[0]) == 150
     trained = tmp_path / "trained"
     training.distill(
@@ -386,7 +386,7 @@ def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe
     part.parent.mkdir()
     part.write_text(json.dumps(content), encoding="utf-8")
     cache = cache_input.open_cache(str(examples), None)
-    subset = tokenizers.find_subset(cache, len(kept), (part,), "--student")
+    subset = loading.find_subset(cache, len(kept), (part,), "--student")
     assert (subset.unknown_token, subset.unknown_id) == ("<pad>", names.index("<pad>"))
     assert subset.table.tolist() == [*range(len(kept)), *[-1] * 100]
     assert subset.describe(cache.manifest) == (
@@ -404,8 +404,8 @@ def test_transformers_reads_a_reduced_student(student_dir, spiece_file, tmp_path
     for folder in (student_dir, pieces):
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
-        path = str(tokenizers._own_files_first(tokenizers.tokenizer_files(folder))[0])
-        ours = tokenizers.load_tokenizer(path, do_lower_case=None, flag="--student")
+        path = str(loading._own_files_first(loading.tokenizer_files(folder))[0])
+        ours = loading.load_tokenizer(path, do_lower_case=None, flag="--student")
         assert model.config.vocab_size == len(theirs) == len(ours.vocab)
         assert model.config.pad_token_id == theirs.pad_token_id
         for line in (*LINES[:12], ENGLISH[0], RUSSIAN[0]):
@@ -418,7 +418,7 @@ def test_transformers_reads_a_reduced_student(student_dir, spiece_file, tmp_path
 
 def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_file) -> None:
     """Its padding is token 7 and becomes 5; the logits stay."""
-    from pipeline.models import layer_init
+    from pipeline.models.initialization import layer_init
 
     folder = save_tiny_bert(
         tmp_path / "roberta",
@@ -428,7 +428,7 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
         type_vocab_size=1,
         pad_token_id=7,
     )
-    source = checkpoints.find_model(folder, "--teacher")
+    source = model_directory.find_model(folder, "--teacher")
     weights = source.read_weights()
     kept = np.array([0, 1, 2, 3, 4, 7, 9, 20, 31])
     config, reduced = layer_init.reduce_vocabulary(weights, source.config, kept)
@@ -437,11 +437,11 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
     )
     assert config.max_input_length == source.config.max_input_length
     (tmp_path / "small").mkdir()
-    checkpoints.save_hf_weights(tmp_path / "small", config, reduced)
+    model_directory.save_hf_weights(tmp_path / "small", config, reduced)
     ids = np.array([[2, 8, 7, 6, 3]])
     outputs = []
     for place, tokens in ((folder, kept[ids]), (tmp_path / "small", ids)):
-        model = checkpoints.load_masked_lm(checkpoints.find_model(place, "--student"))
+        model = model_directory.load_masked_lm(model_directory.find_model(place, "--student"))
         batch = {
             INPUT_IDS: tokens.astype("int32"),
             INPUT_MASK: np.ones((1, 5), "int32"),
@@ -465,6 +465,6 @@ def test_a_student_without_settings_gets_the_caches_casing(
     tokens = vocab_file.read_text(encoding="utf-8").splitlines()[:100]
     path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
     cache = cache_input.open_cache(str(examples), None)
-    subset = tokenizers.find_subset(cache, 100, (path,), "--student")
+    subset = loading.find_subset(cache, 100, (path,), "--student")
     assert json.loads(subset.tokenizer_files["tokenizer_config.json"])["do_lower_case"] is False
     assert subset.tokenizer_files["vocab.txt"] == path.read_bytes()

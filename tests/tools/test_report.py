@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import files
+from pipeline.base import files
 from pipeline.storage import manifest as manifests
 from tests.conftest import make_cache
 from tests.tools.page_reading import charts, parse, read_points

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.remote_files import RemotePath
+from pipeline.base.remote_files import RemotePath
 from tests.conftest import read_folder, read_objects, upload_folder
 from tools import (
     convert_checkpoint,

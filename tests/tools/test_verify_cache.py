@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs import records
-from pipeline import folders
+from pipeline.base import folders
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, shard_info, token_counts, writer
 from pipeline.storage.manifest import Manifest, VocabInfo
@@ -533,7 +533,7 @@ def test_a_repair_that_is_interrupted(
     folder, teacher_dir, examples_dir, cache_dir, capsys, monkeypatch
 ) -> None:
     """What is made by then is told, and the manifest says the same as the shards."""
-    from pipeline.teacher import repair
+    from tools.verification import repair
 
     for file in (EVAL, TRAIN[0], TRAIN[1]):
         _say_other_tails(folder, file)
@@ -592,7 +592,7 @@ def test_a_sound_vocabulary_stays(
     folder, teacher_dir, examples_dir, tmp_path, capsys, monkeypatch
 ) -> None:
     """Where the examples' is broken, and as if another file of theirs had the tokens."""
-    from pipeline.teacher import repair
+    from tools.verification import repair
 
     examples = shutil.copytree(examples_dir, tmp_path / "examples")
     (examples / "vocab.txt").write_bytes((examples / "vocab.txt").read_bytes() + b"more\n")

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_specs import records
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.finetune.features import build_features
-from pipeline.finetune.head_layout import CLASSIFICATION
-from pipeline.finetune.task_data import TaskExample
+from pipeline.base import files
+from pipeline.base.errors import InputError
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL
-from pipeline.text.tokens import Tokenizer
+from pipeline.tokenizers.tokens import Tokenizer
 from tools.exports.batches import Arrays, example_batch
+from tools.finetuning.features import build_features
+from tools.finetuning.head_layout import CLASSIFICATION
+from tools.finetuning.task_data import TaskExample
 
 # One token of so many of a line is masked, as a model seldom errs on tokens that it sees.
 _MASK_STEP = 7

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
 
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 
 HF = "hf"
 SAVED_MODEL = "saved_model"

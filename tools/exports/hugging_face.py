@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
-from pipeline import command_line
-from pipeline.finetune import heads
-from pipeline.models import checkpoints
-from pipeline.models.checkpoints import ModelSource
+from pipeline.commands import running
+from pipeline.models.formats import model_directory
+from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.masked_lm import LOGITS
 from tools import convert_checkpoint
 from tools.exports.batches import Arrays, Run
 from tools.exports.model_task import ModelTask
 from tools.exports.program import Program, head_program, masked_lm_program, run_program
 from tools.exports.subject import Opened, Subject
+from tools.finetuning import heads
 
 if TYPE_CHECKING:
-    from pipeline.text.tokens import Tokenizer
+    from pipeline.tokenizers.tokens import Tokenizer
 
 # What `transformers` calls the inputs.
 _NAMES = {
@@ -65,7 +65,7 @@ def head_subject(
     model = _read_head(source, task)
     save = functools.partial(heads.save_head, model=model, labels=task.head.labels)
     write = functools.partial(
-        convert_checkpoint.write_with_tokenizer, source, write=save, last=checkpoints.HF_CONFIG
+        convert_checkpoint.write_with_tokenizer, source, write=save, last=model_directory.HF_CONFIG
     )
     program = head_program(model)
     open_hf = functools.partial(
@@ -78,7 +78,7 @@ def head_subject(
 
 
 def _read_masked_lm(source: ModelSource) -> Program:
-    return masked_lm_program(checkpoints.load_masked_lm(source, dtype="float32"))
+    return masked_lm_program(model_directory.load_masked_lm(source, dtype="float32"))
 
 
 def _read_head(source: ModelSource, task: ModelTask) -> heads.TaskModel:
@@ -99,12 +99,12 @@ def _open(
     if all(importlib.util.find_spec(name) for name in ("transformers", "torch")):
         version = importlib.metadata.version("transformers")
         return Opened(_torch_run(directory, program, task), f"transformers {version}")
-    source = checkpoints.find_model(directory, "--output_dir")
+    source = model_directory.find_model(directory, "--output_dir")
     return Opened(run_program(read(source)), "read again, Keras")
 
 
 def _torch_run(directory: pathlib.Path, program: Program, task: ModelTask) -> Run:
-    with command_line.silenced_stderr():
+    with running.silenced_stderr():
         import torch
         import transformers
 

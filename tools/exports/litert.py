@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline import command_line, files
+from pipeline.base import files
+from pipeline.commands import running
 from pipeline.runners import local
 from tools.exports import saved_model
 from tools.exports.batches import Arrays, Run
@@ -33,7 +34,7 @@ def convert(program: Program, *, quantized: bool) -> bytes:
     Raises:
         ExportError: LiteRT lacks an operation.
     """
-    with tempfile.TemporaryDirectory() as folder, command_line.silenced_stderr():
+    with tempfile.TemporaryDirectory() as folder, running.silenced_stderr():
         saved_model.write_ids(program, pathlib.Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=[saved_model.IDS_SIGNATURE]
@@ -78,7 +79,7 @@ def load(program: Program, path: pathlib.Path) -> Run:
         program: what was converted.
         path: the model.
     """
-    with command_line.silenced_stderr():
+    with running.silenced_stderr():
         from ai_edge_litert.interpreter import Interpreter
 
         interpreter = Interpreter(model_path=str(path), num_threads=local.num_cpus())
@@ -93,7 +94,7 @@ def load(program: Program, path: pathlib.Path) -> Run:
             if wanted != shapes:
                 for name, shape in wanted.items():
                     interpreter.resize_tensor_input(places[name], shape)
-                with command_line.silenced_stderr():
+                with running.silenced_stderr():
                     interpreter.allocate_tensors()
                 shapes.update(wanted)
             for name, place in places.items():

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from pipeline import files
+from pipeline.base import files
+from pipeline.base.errors import InputError
 from pipeline.distill.settings import MASKED_LM
-from pipeline.errors import InputError
 from pipeline.models.config import ALBERT, BERT, DISTILBERT, XLM_ROBERTA, EncoderConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from tools.exports.model_task import ModelTask

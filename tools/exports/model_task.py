@@ -5,9 +5,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import files
-from pipeline.errors import InputError
-from pipeline.finetune.head_layout import (
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.models.config import EncoderConfig
+from pipeline.models.formats.model_directory import ModelSource
+from pipeline.models.weight_names import count_parameters, encoder_table
+from pipeline.storage.manifest import REQUEST_FILE
+from tools.finetuning.head_layout import (
     CLASSIFICATION,
     REGRESSION,
     SPAN,
@@ -15,10 +19,6 @@ from pipeline.finetune.head_layout import (
     head_table,
     read_head,
 )
-from pipeline.models.checkpoints import ModelSource
-from pipeline.models.config import EncoderConfig
-from pipeline.models.weight_names import count_parameters, encoder_table
-from pipeline.storage.manifest import REQUEST_FILE
 from tools.pages.text_width import visible
 
 # What a finished run of `finetune` writes, beside the folder of its model.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import command_line, files
+from pipeline.base import files
+from pipeline.commands import running
 from pipeline.runners import local
 from tools.exports.batches import Arrays
 from tools.exports.program import Program, compile_program
@@ -61,7 +62,7 @@ def write(subject: Subject, directory: pathlib.Path) -> None:
     Raises:
         ExportError: ONNX lacks an operation.
     """
-    with command_line.silenced_stderr():
+    with running.silenced_stderr():
         import onnx
 
         model = _convert(subject.program)

@@ -19,9 +19,9 @@ from tools.exports.batches import Arrays, Run
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.finetune.heads import TaskModel
     from pipeline.models.config import EncoderConfig
     from pipeline.models.masked_lm import MaskedLM
+    from tools.finetuning.heads import TaskModel
 
 _LAST_HIDDEN_STATE = "last_hidden_state"
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
-from pipeline.text.wordpiece import WordPieceTokenizer
+from pipeline.tokenizers.wordpiece import WordPieceTokenizer
 from tools.exports.batches import Arrays
 from tools.exports.program import Program, compile_program
 from tools.exports.subject import Opened, Subject

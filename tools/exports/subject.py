@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 
-from pipeline.errors import InputError
-from pipeline.text.tokens import Tokenizer
+from pipeline.base.errors import InputError
+from pipeline.tokenizers.tokens import Tokenizer
 from tools.exports.batches import Run
 from tools.exports.program import Program
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from data_specs import records
-from pipeline import files, json_text
-from pipeline.errors import InputError
+from pipeline.base import files, json_text
+from pipeline.base.errors import InputError
 from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
-from pipeline.storage.logit_codec import topk_probabilities
+from pipeline.storage.codecs.float16 import topk_probabilities
 from pipeline.storage.teacher_info import SAMPLED
 from tools.pages.text_width import visible
 

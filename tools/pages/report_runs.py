@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import files, json_text
-from pipeline.errors import InputError
-from pipeline.json_text import shown
-from pipeline.models import checkpoints
+from pipeline.base import files, json_text
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import weight_table
 from tools.pages.text_width import visible
 
@@ -164,7 +164,7 @@ def read_run(directory: files.AnyPath, name: str) -> Run:
 
 def num_parameters(directory: files.AnyPath) -> int | None:
     """Returns how many parameters a model directory's model has; None where it has none."""
-    path = directory / checkpoints.HF_CONFIG
+    path = directory / model_directory.HF_CONFIG
     if not path.is_file():
         return None
     config = EncoderConfig.from_json(path)

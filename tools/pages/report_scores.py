@@ -6,8 +6,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from pipeline import files
-from pipeline.errors import InputError
+from pipeline.base import files
+from pipeline.base.errors import InputError
 from tools.pages.html_page import Markup, element, figure, section, table
 from tools.pages.report_curves import ACCURACY, megabytes, percents
 from tools.pages.report_inputs import JsonFile

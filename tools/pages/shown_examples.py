@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from data_specs import records
-from pipeline.errors import InputError
-from pipeline.storage import cache_codec, cache_tokens, serialization
+from pipeline.base.errors import InputError
+from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.logit_codec import topk_probabilities
-from pipeline.storage.topk_codec import NO_ID
-from pipeline.text import tokenizers
+from pipeline.storage.codecs.base import NO_ID
+from pipeline.storage.codecs.float16 import topk_probabilities
+from pipeline.tokenizers import loading
 from tools.pages.token_text import TokenText
+from tools.vocabulary import cache_tokens
 
 # How a masked position's token was treated: 80%, 10% and 10% of them.
 MASKED = "masked"
@@ -152,7 +153,7 @@ class ExampleReader:
         self._cache = cache
         self._num_guesses = num_guesses
         self._vocab_size = cache.manifest.vocab.size
-        tokenizer = tokenizers.load_cache_tokenizer(cache)
+        tokenizer = loading.load_cache_tokenizer(cache)
         self._text = TokenText(tokenizer)
         special = tokenizer.special_ids
         self._mask_id = special["mask"]

@@ -7,9 +7,9 @@ import functools
 import json
 from collections.abc import Collection, Sequence
 
-from pipeline.text.sentencepieces import WORD_MARK, SentencePieceTokenizer
-from pipeline.text.tokenizer_json import JsonTokenizer
-from pipeline.text.tokens import Tokenizer
+from pipeline.tokenizers.sentencepiece_model import WORD_MARK, SentencePieceTokenizer
+from pipeline.tokenizers.tokenizer_json import JsonTokenizer
+from pipeline.tokenizers.tokens import Tokenizer
 from tools.pages.text_width import visible
 
 _PIECE_MARK = "##"

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from pipeline import run_distill
-from pipeline.errors import InputError
-from pipeline.models.checkpoints import find_model
+from pipeline.base.errors import InputError
+from pipeline.models.formats.model_directory import find_model
 from pipeline.storage import manifest as manifests
 from tools.exports import model_card as tool
 from tools.exports.model_card import CardSettings, Origin, find_origin, model_card

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from pipeline.errors import InputError
-from pipeline.finetune.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head
-from pipeline.models.checkpoints import find_model
-from tests.finetune.conftest import save_tiny_head
+from pipeline.base.errors import InputError
+from pipeline.models.formats.model_directory import find_model
+from tests.tools.finetuning.conftest import save_tiny_head
 from tools.exports.model_card import CardSettings, Origin, model_card
 from tools.exports.model_task import ModelTask, find_task
+from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head
 
 REQUEST = {
     "kind": "finetuned",

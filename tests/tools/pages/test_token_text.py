@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
-from pipeline.text.tokenizers import load_tokenizer
+from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import ENGLISH, RUSSIAN, SENTENCES
 from tools.pages import token_text
 from tools.pages.token_text import Marks, TokenText, Word, space_between

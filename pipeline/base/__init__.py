@@ -1,0 +1,1 @@
+"""Errors, locations, keyed random numbers and other foundations."""

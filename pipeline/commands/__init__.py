@@ -1,0 +1,1 @@
+"""Command lines: flags, help and error reporting."""

@@ -1,1 +1,0 @@
-"""Fine-tuning: a task's data, heads, training, answers and scores."""

@@ -1,0 +1,1 @@
+"""Masking: from documents to masked examples."""

@@ -1,0 +1,1 @@
+"""Model weights as they lie on disk."""

@@ -1,0 +1,1 @@
+"""Student weights taken from a teacher."""

@@ -1,0 +1,238 @@
+"""What all codecs of the top-k have in common: rows of k ids, or of fewer.
+
+Letters as in `data_specs.records`: P masked positions, K top-k. Where the number
+of ids varies, a record holds the ids that are there, row after row without gaps,
+and how many each row has; decoded, a row ends in `NO_ID`s.
+"""
+
+import abc
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from data_specs.records import TOPK_COUNTS, TOPK_COUNTS_FEATURE, Feature
+from pipeline.base.json_text import shown
+
+# Stands where a row has no more ids, and for a token that a student lacks.
+NO_ID = -1
+# An id and its logit in float16 take 4 bytes of the 256 MiB of the largest record. Compressed
+# bytes may claim any number; arrays are made of what they claim.
+MAX_RECORD_IDS = 2**26
+# The logit beside it: finite, and without mass at any temperature.
+NO_ID_LOGIT = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKCodec(abc.ABC):
+    """Packs ids and logits of masked positions into features of a record.
+
+    Attributes:
+        vocab_size: V.
+        truncation_factor: K, ids at a position, or the most where that varies.
+        variable: whether positions may have fewer.
+        token_counts: int64 [V], how often each token is in the text, for codecs
+            that give frequent tokens small numbers; else None.
+        stored: the features that it writes, without the counts of `variable`.
+        needs_token_counts: whether it needs `token_counts`.
+        compresses: whether records of equal shape may differ in size.
+    """
+
+    vocab_size: int
+    truncation_factor: int
+    variable: bool = False
+    token_counts: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    stored: ClassVar[tuple[Feature, ...]]
+    needs_token_counts: ClassVar[bool] = False
+    compresses: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.needs_token_counts and self.token_counts is None:
+            raise ValueError("token_counts: expected the counts of all tokens, received none")
+
+    def encode(
+        self, topk_ids: np.ndarray, topk_logits: np.ndarray, row_splits: np.ndarray
+    ) -> list[dict[str, bytes]]:
+        """Packs the positions of several records.
+
+        Args:
+            topk_ids: int [positions, K], descending by logit; where `variable`, a
+                row may end in `NO_ID`s.
+            topk_logits: float32 [positions, K], on any scale.
+            row_splits: int [records + 1], where each record's positions begin.
+
+        Returns:
+            for each record its features.
+
+        Raises:
+            ValueError: a row has no id, or fewer than K though that does not vary.
+        """
+        present = topk_ids >= 0
+        if not present[:, : 1 if self.variable else None].all():
+            least = 1 if self.variable else self.truncation_factor
+            raise ValueError(f"topk_ids: expected at least {least} at each position")
+        packed = self._encode(topk_ids, topk_logits - topk_logits[:, :1], present, row_splits)
+        if self.variable:
+            counts = present.sum(axis=-1).astype("<u2")
+            for features, (start, end) in zip(packed, itertools.pairwise(row_splits), strict=True):
+                features[TOPK_COUNTS] = counts[start:end].tobytes()
+        return packed
+
+    @abc.abstractmethod
+    def _encode(
+        self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
+    ) -> list[dict[str, bytes]]:
+        """Packs logits that are minus their row's largest; `present` is bool [positions, K]."""
+
+    @abc.abstractmethod
+    def decode(
+        self, features: Mapping[str, bytes], num_positions: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks one record.
+
+        Args:
+            features: the record's features.
+            num_positions: P.
+
+        Returns:
+            ids int32 [P, K] and logits float32 [P, K], descending; the first of
+            each row is 0. A row of fewer ids ends in `NO_ID` and `NO_ID_LOGIT`.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged.
+        """
+
+    @abc.abstractmethod
+    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Unpacks a batch of records inside a TensorFlow graph.
+
+        Args:
+            tf: the TensorFlow module.
+            features: each feature as a string tensor [B].
+            max_positions: P to pad to; padding is id 0 and logit 0.
+
+        Returns:
+            ids int32 [B, P, K] and logits float32 [B, P, K], as `decode` has them.
+        """
+
+    @abc.abstractmethod
+    def errors(self, logits: np.ndarray) -> np.ndarray:
+        """Returns how far decoded logits may be from what was packed, float32 [positions, K].
+
+        Infinite where all that is known of a logit is that it has no mass.
+
+        Args:
+            logits: float32 [positions, K], as `decode` returns them.
+        """
+
+    def decode_records(
+        self, examples: Sequence[Mapping[str, bytes]], num_positions: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks several records, in less time than one by one.
+
+        Args:
+            examples: the features of each; as many numbers in each as its positions want.
+            num_positions: P of each.
+
+        Returns:
+            ids and logits as `decode` has them, of one record's positions after another's.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged.
+        """
+        names = [feature.name for feature in self.stored]
+        if self.variable:
+            names.append(TOPK_COUNTS)
+        joined = {name: b"".join([features[name] for features in examples]) for name in names}
+        return self.decode(joined, sum(num_positions))
+
+    def counts(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
+        """Returns how many ids each position of a record has, int64 [P].
+
+        Raises:
+            ValueError: these are not P numbers from 1 to K, or are more than fit a record.
+        """
+        if num_positions * self.truncation_factor > MAX_RECORD_IDS:
+            raise ValueError(
+                f"expected at most {MAX_RECORD_IDS} ids in a record, received {num_positions} "
+                f"positions of {self.truncation_factor}"
+            )
+        if not self.variable:
+            return np.full(num_positions, self.truncation_factor, np.int64)
+        counts = np.frombuffer(features[TOPK_COUNTS], TOPK_COUNTS_FEATURE.dtype).astype(np.int64)
+        fits = (counts >= 1) & (counts <= self.truncation_factor)
+        if len(counts) != num_positions or not fits.all():
+            raise ValueError(
+                f"{TOPK_COUNTS}: expected {num_positions} numbers from 1 to "
+                f"{self.truncation_factor}, received {shown(counts.tolist())}"
+            )
+        return counts
+
+    def rows(self, flat: np.ndarray, counts: np.ndarray, fill: float) -> np.ndarray:
+        """Cuts the values of a record into rows.
+
+        Args:
+            flat: [n], row after row.
+            counts: int [P], how many each row has.
+            fill: what stands behind them.
+
+        Returns:
+            [P, K] of the dtype of `flat`.
+
+        Raises:
+            ValueError: n is not the sum of the counts.
+
+        Example: of [5, 3, 8] and the counts [1, 2], with K = 2 and −1 behind them,
+        the rows are [5, −1] and [3, 8].
+        """
+        self.expect_ids(len(flat), counts)
+        if not self.variable:
+            return flat.reshape(-1, self.truncation_factor)
+        rows = np.full((len(counts), self.truncation_factor), fill, flat.dtype)
+        rows[np.arange(self.truncation_factor) < counts[:, np.newaxis]] = flat
+        return rows
+
+    def expect_ids(self, received: int, counts: np.ndarray) -> None:
+        """Raises ValueError unless a number of ids is the sum of the counts of its rows."""
+        if received != counts.sum():
+            each = "" if self.variable else f", {self.truncation_factor} at each position"
+            raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {received}")
+
+    def tensor_counts(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Returns how many ids each position has where that varies: int32 [B, P], 0 at padding."""
+        dtype = np.dtype(TOPK_COUNTS_FEATURE.dtype)
+        counts = tf.io.decode_raw(
+            features[TOPK_COUNTS], tf.as_dtype(dtype), fixed_length=max_positions * dtype.itemsize
+        )
+        return tf.cast(counts, tf.int32)
+
+    def tensor_rows(self, tf: Any, flat: Any, counts: Any, fill: float) -> Any:
+        """Cuts the values of a batch of records into rows, as `rows` does those of one.
+
+        Args:
+            tf: the TensorFlow module.
+            flat: [n], row after row, one record after another.
+            counts: int32 [B, P], 0 at padding.
+            fill: what stands behind them.
+
+        Returns:
+            [B, P, K], 0 at padding.
+        """
+        # Fails where n is not the sum of the counts. What follows would read on behind them,
+        # and graphs lose a reshape that might have failed.
+        flat = tf.split(flat, tf.stack([tf.reduce_sum(counts), 0]))[0]
+        width, fill = self.truncation_factor, tf.cast(fill, flat.dtype)
+        ragged = tf.RaggedTensor.from_row_lengths(flat, tf.reshape(counts, [-1]), validate=False)
+        rows = ragged.to_tensor(fill, shape=[None, width])
+        rows = tf.reshape(rows, (-1, counts.shape[1], width))
+        return tf.where(counts[..., tf.newaxis] > 0, rows, tf.zeros([], flat.dtype))
+
+
+def joined(tf: Any, content: Any, dtype: np.dtype | str) -> Any:
+    """Returns the numbers in the bytes of a batch, string [B], one record after another."""
+    return tf.io.decode_raw(tf.strings.reduce_join(content), tf.as_dtype(np.dtype(dtype)))

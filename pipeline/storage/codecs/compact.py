@@ -1,0 +1,265 @@
+"""The smallest codec: ids by frequency, as gaps; logits as steps; both compressed."""
+
+import dataclasses
+import functools
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from data_specs.records import (
+    TOPK_FEATURES,
+    TOPK_IDS,
+    TOPK_LOGITS,
+    TOPK_RANGES,
+    Feature,
+    id_dtype,
+)
+from pipeline.storage.codecs import logit_steps
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, joined
+from pipeline.storage.codecs.logit_steps import LogitSteps
+
+# A gap of at least this is written behind the others.
+_LONG = 255
+# What a stream has beside its content at most: at its ends, and in a thousand bytes one.
+_ZLIB_BYTES = 64
+# Of a byte, and of one more for what is not there.
+_STEP_BITS = 9
+
+
+def _compress(content: bytes) -> bytes:
+    # No byte repeats another for a reason, so that only a Huffman code helps.
+    packer = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
+    return packer.compress(content) + packer.flush()
+
+
+def _decompress(content: bytes, most: int) -> bytes:
+    """Returns at most `most` bytes; ValueError where there are more, or content is damaged."""
+    unpacker = zlib.decompressobj()
+    try:
+        found = unpacker.decompress(content, most + 1)
+    except zlib.error as error:
+        raise ValueError(f"broken zlib stream: {error}") from error
+    if len(found) > most or not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"expected a zlib stream of at most {most} bytes, received another")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class CompactCodec(TopKCodec):
+    """About 1.5 bytes an id and its logit.
+
+    Tokens are numbered by how often they are in the text (of equals the smaller
+    id first), and a position's ids are stored in the order of these ranks: each
+    as its distance from the one before, minus 1, in a byte. The few gaps of 255
+    or more are 255 there, and stand whole behind all the record's bytes. Logits are
+    steps (`LogitSteps`) in the same order, in a byte each. The bytes of a record's
+    gaps, and those of its steps, are compressed by zlib.
+
+    Decoded, ids of equal steps stand in the order of their ranks.
+
+    Example: with ranks [2, 0, 1] of the ids 0, 1, 2, the row of ids [0, 1] has
+    ranks 0 and 2, gaps 0 and 1.
+    """
+
+    stored: ClassVar[tuple[Feature, ...]] = TOPK_FEATURES["compact"]
+    needs_token_counts: ClassVar[bool] = True
+    compresses: ClassVar[bool] = True
+    steps: ClassVar[LogitSteps] = LogitSteps(bend=1.5, last=225)
+
+    @functools.cached_property
+    def _tokens(self) -> np.ndarray:
+        """int32 [V]: the id of each rank."""
+        return np.argsort(-self.token_counts, kind="stable").astype(np.int32)
+
+    @functools.cached_property
+    def _ranks(self) -> np.ndarray:
+        """int64 [V]: the rank of each id."""
+        ranks = np.empty(self.vocab_size, np.int64)
+        ranks[self._tokens] = np.arange(self.vocab_size)
+        return ranks
+
+    @property
+    def _rank_bits(self) -> int:
+        return (self.vocab_size - 1).bit_length()
+
+    @property
+    def _key_dtype(self) -> type[np.signedinteger]:
+        """Of a rank and a step in one number."""
+        return np.int32 if self._rank_bits + _STEP_BITS < 32 else np.int64
+
+    def _encode(
+        self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
+    ) -> list[dict[str, bytes]]:
+        steps, ranges = self.steps.encode(shifted, present)
+        # What is not there comes last. The rank and the step in one number, as in `_unpack`.
+        ranks = np.where(present, self._ranks.take(ids), self.vocab_size).astype(self._key_dtype)
+        keys = ranks << 8 | steps
+        keys.sort(axis=-1)
+        ranks, steps = keys >> 8, keys.astype(np.uint8)
+        present = ranks < self.vocab_size
+        gaps = np.diff(ranks, axis=-1, prepend=-1) - 1
+        short = np.minimum(gaps, _LONG).astype(np.uint8)
+        splits = present, row_splits
+        long = logit_steps.split_rows(
+            gaps.astype(id_dtype(self.vocab_size)), present & (gaps >= _LONG), row_splits
+        )
+        parts = zip(
+            logit_steps.split_rows(short, *splits),
+            long,
+            logit_steps.split_rows(steps, *splits),
+            itertools.pairwise(row_splits),
+            strict=True,
+        )
+        return [
+            {
+                TOPK_IDS: _compress(one + rest),
+                TOPK_LOGITS: _compress(numbers),
+                TOPK_RANGES: ranges[start:end].tobytes(),
+            }
+            for one, rest, numbers, (start, end) in parts
+        ]
+
+    def decode(
+        self, features: Mapping[str, bytes], num_positions: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks one record; see `TopKCodec.decode`."""
+        return self._unpack(*self._read(features, num_positions))
+
+    def decode_records(
+        self, examples: Sequence[Mapping[str, bytes]], num_positions: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks several records; see `TopKCodec.decode_records`."""
+        parts = [self._read(*pair) for pair in zip(examples, num_positions, strict=True)]
+        return self._unpack(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def errors(self, logits: np.ndarray) -> np.ndarray:
+        """See `TopKCodec.errors`."""
+        return self.steps.errors(logits)
+
+    def _read(self, features: Mapping[str, bytes], num_positions: int) -> tuple[np.ndarray, ...]:
+        """Returns what `_unpack` takes, of one record."""
+        counts = self.counts(features, num_positions)
+        total, dtype = int(counts.sum()), id_dtype(self.vocab_size)
+        payload = _decompress(features[TOPK_IDS], total * (1 + dtype.itemsize))
+        gaps, long = payload[:total], np.frombuffer(payload[total:], dtype)
+        steps = _decompress(features[TOPK_LOGITS], total)
+        for part in (gaps, steps):
+            self.expect_ids(len(part), counts)
+        if gaps.count(_LONG) != len(long):
+            raise ValueError(
+                f"expected {gaps.count(_LONG)} long gaps of ranks, received {len(long)}"
+            )
+        ranges = logit_steps.read_ranges(features[TOPK_RANGES], num_positions)
+        return np.frombuffer(gaps, np.uint8), long, np.frombuffer(steps, np.uint8), ranges, counts
+
+    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
+        width = self.truncation_factor
+        if self.variable:
+            counts = self.tensor_counts(tf, features, max_positions)
+        else:
+            real = tf.strings.length(features[TOPK_RANGES]) // 2
+            counts = tf.sequence_mask(real, max_positions, dtype=tf.int32) * width
+        payload = self._decompressed(tf, features[TOPK_IDS], max_positions)
+        lengths = tf.strings.length(payload)
+        ends = tf.minimum(tf.reduce_sum(counts, axis=-1), lengths)
+        short = tf.strings.substr(payload, tf.zeros_like(ends), ends)
+        rest = tf.strings.substr(payload, ends, lengths - ends)
+        steps = self._decompressed(tf, features[TOPK_LOGITS], max_positions)
+        parts = [
+            joined(tf, short, "|u1"),
+            joined(tf, rest, id_dtype(self.vocab_size)),
+            joined(tf, steps, "|u1"),
+            joined(tf, features[TOPK_RANGES], "<f2"),
+            # Padding costs nothing: all work is on the rows of real positions.
+            tf.boolean_mask(counts, counts > 0),
+        ]
+        # TensorFlow's sort takes longer than all the rest, NumPy's next to nothing. Both
+        # it and the other operations on a batch let go of Python's lock.
+        ids, logits = tf.numpy_function(self._unpack, parts, [tf.int32, tf.float32], stateful=False)
+        rows = tf.math.count_nonzero(counts, axis=-1)
+        padded = (
+            tf.RaggedTensor.from_row_lengths(values, rows, validate=False).to_tensor(
+                shape=[None, max_positions, width]
+            )
+            for values in (ids, logits)
+        )
+        return tuple(padded)
+
+    def _decompressed(self, tf: Any, content: Any, max_positions: int) -> Any:
+        """Returns what zlib streams, string [B], hold: TensorFlow knows no bound for it.
+
+        zlib makes at most 1,032 bytes of one, so that streams no longer than what they may
+        hold do not fill the memory.
+        """
+        most = max_positions * self.truncation_factor
+        longest = most * (1 + id_dtype(self.vocab_size).itemsize)
+        longest += longest // 1000 + _ZLIB_BYTES
+        checked = tf.debugging.assert_less_equal(
+            tf.strings.length(content),
+            longest,
+            message=f"expected zlib streams of at most {longest} bytes",
+        )
+        with tf.control_dependencies([checked]):
+            return tf.io.decode_compressed(content, "ZLIB")
+
+    def _unpack(
+        self,
+        gaps: np.ndarray,
+        long: np.ndarray,
+        steps: np.ndarray,
+        ranges: np.ndarray,
+        counts: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks what is stored of R positions.
+
+        Args:
+            gaps: uint8 [n], row after row.
+            long: the gaps that are 255 there.
+            steps: uint8 [n].
+            ranges: float16 [R].
+            counts: int [R], how many ids each row has.
+
+        Returns:
+            ids int32 [R, K] and logits float32 [R, K], descending.
+        """
+        ranks, bits = self._unpack_ranks(gaps, long, counts), self._rank_bits
+        # The step and the rank in one number: sorting numbers is faster than finding an
+        # order, and of equal steps the first rank stays first. In place, as fresh memory
+        # takes longer to get than all this to compute.
+        keys = self.rows(steps.astype(ranks.dtype), counts, _LONG + 1)
+        keys <<= bits
+        keys |= ranks
+        keys.sort(axis=-1)
+        ids = self._tokens.take(np.bitwise_and(keys, (1 << bits) - 1, out=ranks))
+        keys >>= bits
+        absent = keys > _LONG
+        logits = self.steps.decode(np.minimum(keys, _LONG, out=keys), ranges)
+        ids[absent], logits[absent] = NO_ID, NO_ID_LOGIT
+        return ids, logits
+
+    def _unpack_ranks(self, gaps: np.ndarray, long: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Returns ascending ranks, and 0 where there is no id; args as `_unpack`.
+
+        Returns:
+            int [R, K], with room for a step.
+        """
+        gaps = gaps.astype(self._key_dtype)
+        columns = np.arange(self.truncation_factor, dtype=gaps.dtype)
+        places = np.flatnonzero(gaps == _LONG)
+        if len(long) != len(places):
+            raise ValueError(f"expected {len(places)} long gaps of ranks, received {len(long)}")
+        gaps[places] = long
+        # Before sums, that they may not overflow.
+        fits = gaps.min(initial=0) >= 0 and gaps.max(initial=0) < self.vocab_size
+        ranks = self.rows(gaps, counts, 0)
+        np.cumsum(ranks, axis=-1, dtype=ranks.dtype, out=ranks)
+        ranks += columns
+        if self.variable:
+            ranks[columns >= counts[:, np.newaxis]] = 0
+        if not fits or ranks.max(initial=0) >= self.vocab_size:
+            raise ValueError(f"expected ranks of {self.vocab_size} tokens, received others")
+        return ranks

@@ -1,1 +1,0 @@
-"""From a corpus to masked examples: documents, tokens, words, windows, masks."""

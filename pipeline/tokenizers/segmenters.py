@@ -1,0 +1,132 @@
+"""Where words begin: what whole-word masking keeps together.
+
+A Chinese word is what the segmenter says; any other word is what the tokenizer
+marks as one (`##` of WordPiece, `▁` of SentencePiece, `Ġ` of byte-level BPE),
+without the punctuation that stands at it.
+
+Example: in `使用BERT模型`, with jieba's 使用 | BERT | 模型 and the tokens
+使, 用, be, ##rt, 模, 型, words begin at tokens 0, 2 and 4. In `Hello, world`, with
+the tokens ▁Hel, lo, `,`, ▁world, they begin at tokens 0, 2 and 3.
+"""
+
+import functools
+import unicodedata
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.tokenizers.tokens import Tokens
+
+Segmenter = Callable[[str], np.ndarray]
+
+# Blocks that BERT's tokenizer splits into single characters, from
+# `_is_chinese_char` in google-research/bert's tokenization.py.
+_CHINESE_BLOCKS = np.array(
+    [
+        (0x3400, 0x4DBF),
+        (0x4E00, 0x9FFF),
+        (0xF900, 0xFAFF),
+        (0x20000, 0x2A6DF),
+        (0x2A700, 0x2B73F),
+        (0x2B740, 0x2B81F),
+        (0x2B820, 0x2CEAF),
+        (0x2F800, 0x2FA1F),
+    ],
+    np.uint32,
+)
+
+
+def _jieba() -> Segmenter:
+    # Its dictionary is read on import: only processes that segment pay for it.
+    import rjieba
+
+    def segment(text: str) -> np.ndarray:
+        words = rjieba.cut(text)
+        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
+        return ends[:-1]
+
+    return segment
+
+
+def _whitespace() -> Segmenter:
+    def segment(text: str) -> np.ndarray:
+        spaces = np.fromiter(map(str.isspace, text), bool, len(text))
+        return np.flatnonzero(spaces) + 1
+
+    return segment
+
+
+def _none() -> Segmenter:
+    return lambda text: np.arange(1, len(text))
+
+
+# The names that `--segmenter` takes. Each makes a function from a text to the
+# characters at which its words begin, the first word's left out.
+SEGMENTERS: dict[str, Callable[[], Segmenter]] = {
+    "jieba": _jieba,
+    "whitespace": _whitespace,
+    "none": _none,
+}
+
+
+@functools.cache
+def load_segmenter(name: str) -> Segmenter:
+    """Returns the segmenter of this name in `SEGMENTERS`; one a process."""
+    return SEGMENTERS[name]()
+
+
+def is_chinese(code_points: np.ndarray) -> np.ndarray:
+    """Returns which code points (uint32 [n]) are Chinese characters (bool [n])."""
+    block = np.searchsorted(_CHINESE_BLOCKS[:, 0], code_points, side="right")
+    # Blocks are ascending: a character can only be in the last that begins before it.
+    return (block > 0) & (code_points <= _CHINESE_BLOCKS[block - 1, 1])
+
+
+@functools.cache
+def _punctuation() -> np.ndarray:
+    """Returns bool [65,536]: what BERT's tokenizer splits off as punctuation."""
+    ascii_symbols = set("$+<=>^`|~")
+    return np.fromiter(
+        (
+            unicodedata.category(char).startswith("P") or char in ascii_symbols
+            for char in map(chr, range(2**16))
+        ),
+        bool,
+        2**16,
+    )
+
+
+def _is_punctuation(code_points: np.ndarray) -> np.ndarray:
+    return _punctuation()[np.minimum(code_points, 2**16 - 1)]
+
+
+def word_starts(text: str, tokens: Tokens, segment: Segmenter) -> np.ndarray:
+    """Returns which tokens begin a word.
+
+    Args:
+        text: the text.
+        tokens: its n tokens.
+        segment: one of `SEGMENTERS`.
+
+    Returns:
+        bool [n]; the first is True.
+    """
+    if not len(tokens.ids):
+        return np.zeros(0, bool)
+    code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    left_ends, right_starts = tokens.ends[:-1], tokens.starts[1:]
+    left = code_points[np.maximum(left_ends - 1, 0)]
+    right = code_points[np.minimum(right_starts, len(code_points) - 1)]
+    chinese_left, chinese_right = is_chinese(left), is_chinese(right)
+    # Two tokens are of one Chinese word when no word begins between them.
+    boundaries = segment(text)
+    before = np.searchsorted(boundaries, left_ends, side="left")
+    after = np.searchsorted(boundaries, right_starts, side="right")
+    same_chinese_word = chinese_left & chinese_right & (after <= before)
+    # A token of spaces only, such as a lone ▁, goes with what follows.
+    visible = tokens.ends[:-1] > tokens.starts[:-1]
+    # Tokens that share a character are parts of it.
+    apart = (right_starts >= left_ends) & visible
+    other_kind = chinese_left | chinese_right | _is_punctuation(left) | _is_punctuation(right)
+    same_pieces = (tokens.word_ids[1:] == tokens.word_ids[:-1]) & ~(other_kind & apart)
+    return np.concatenate([[True], ~(same_pieces | same_chinese_word)])

@@ -1,0 +1,205 @@
+"""SentencePiece models as tokenizers."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sentencepiece import SentencePieceProcessor
+
+from pipeline.base.errors import InputError
+from pipeline.models.config import XLM_ROBERTA
+from pipeline.tokenizers import spiece_conversion
+from pipeline.tokenizers.tokens import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Tokenizer,
+    Tokens,
+    find_special_ids,
+    one_line,
+    read_tokenizer_file,
+    refusing,
+    visible_spans,
+)
+
+MODEL_FILE = "spiece.model"
+XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
+WORD_MARK = "▁"
+# How fairseq, and XLM-RoBERTa with it, numbers tokens: these four, then a model's pieces
+# without its own first three, then the mask (Conneau et al., 2020).
+_FAIRSEQ_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
+_FAIRSEQ_MASK = "<mask>"
+_PIECES_FIRST = ("<unk>", "<s>", "</s>")
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model.
+
+    Attributes:
+        vocab: as in `Tokenizer`: the model's pieces, or with `fairseq` its numbering of them.
+        model: the model file's bytes.
+        fairseq: whether the tokens are numbered as XLM-RoBERTa's, see `number_tokens`.
+    """
+
+    vocab: tuple[str, ...]
+    special_ids: Mapping[str, int]
+    do_lower_case: bool
+    model: bytes = dataclasses.field(repr=False)
+    fairseq: bool = False
+
+    @functools.cached_property
+    def _processor(self) -> SentencePieceProcessor:
+        return _open_model(self.model)
+
+    @functools.cached_property
+    def _token_ids(self) -> np.ndarray:
+        """The token id of each of the model's pieces."""
+        ids = np.arange(self._processor.get_piece_size(), dtype=np.int32)
+        if self.fairseq:
+            ids += len(_FAIRSEQ_FIRST) - len(_PIECES_FIRST)
+            ids[: len(_PIECES_FIRST)] = [_FAIRSEQ_FIRST.index(piece) for piece in _PIECES_FIRST]
+        return ids
+
+    @functools.cached_property
+    def _is_special(self) -> np.ndarray:
+        sp = self._processor
+        special = np.zeros(len(self.vocab), bool)
+        for piece, index in enumerate(self._token_ids):
+            special[index] = sp.is_control(piece) or sp.is_unknown(piece) or sp.is_unused(piece)
+        special[list(self.special_ids.values())] = True
+        return special
+
+    @functools.cached_property
+    def _begins_word(self) -> np.ndarray:
+        return np.fromiter(
+            (piece.startswith(WORD_MARK) for piece in self.vocab), bool, len(self.vocab)
+        )
+
+    @functools.cached_property
+    def _has_text(self) -> np.ndarray:
+        return np.fromiter(
+            (bool(piece.strip(WORD_MARK)) for piece in self.vocab), bool, len(self.vocab)
+        )
+
+    def is_special(self) -> np.ndarray:
+        """See `Tokenizer`."""
+        return self._is_special
+
+    def tokenize(self, text: str) -> Tokens:
+        """See `Tokenizer`."""
+        text = one_line(text)
+        lowered = _lower_in_place(text) if self.do_lower_case else text
+        encoding = self._processor.encode(lowered, return_type="offset_mapping")
+        ids = self._token_ids[np.array(encoding["ids"], np.int32)]
+        # Some models have their special tokens as symbols that a text may spell out.
+        ids[self._is_special[ids]] = self.special_ids["unk"]
+        offsets = np.array(encoding["offsets"], np.int32).reshape(-1, 2)
+        starts, ends = visible_spans(text, offsets)
+        # Of the pieces of one character, such as 3, ⁄, 4 of ¾, only the last has it.
+        without = (starts == ends) & self._has_text[ids]
+        ends = np.where(without, np.minimum(starts + 1, len(text)), ends).astype(np.int32)
+        word_ids = np.cumsum(self._begins_word[ids], dtype=np.int32)
+        return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
+
+    def files(self) -> dict[str, bytes]:
+        """See `Tokenizer`; of a unigram model also what `transformers` reads."""
+        converted = spiece_conversion.tokenizer_json(
+            self.model,
+            self.vocab,
+            self.special_ids,
+            token_ids=self._token_ids.tolist(),
+            do_lower_case=self.do_lower_case,
+            has_segments=not self.fairseq,
+        )
+        kind = "LlamaTokenizer" if converted is None else "PreTrainedTokenizerFast"
+        # Its class splits and numbers alike, but does not lower-case.
+        if self.fairseq and not self.do_lower_case:
+            kind = "XLMRobertaTokenizer"
+        files = {
+            XLM_ROBERTA_FILE if self.fairseq else MODEL_FILE: self.model,
+            TOKENIZER_CONFIG_FILE: self._config_file(kind, do_lower_case=self.do_lower_case),
+        }
+        return files if converted is None else files | {TOKENIZER_FILE: converted}
+
+
+def _lower_in_place(text: str) -> str:
+    """Lower-cases the characters whose lower case is one character, so that places stay."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(low if len(low := char.lower()) == 1 else char for char in text)
+
+
+def _open_model(model: bytes) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_proto=model)
+
+
+def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[str, ...], bool]:
+    """Returns the tokens of a model's pieces in the order of their ids.
+
+    Args:
+        pieces: in the model file's order.
+        model_type: of the language model that the file lies beside; None for none.
+
+    Returns:
+        the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa,
+        unless the file has a padding or a mask of its own.
+
+    Example:
+        `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>`: a piece
+        after the third has the id that follows its place.
+    """
+    first = len(_PIECES_FIRST)
+    own = {_FAIRSEQ_FIRST[1], _FAIRSEQ_MASK} & set(pieces)
+    if model_type != XLM_ROBERTA or tuple(pieces[:first]) != _PIECES_FIRST or own:
+        return tuple(pieces), False
+    return (*_FAIRSEQ_FIRST, *pieces[first:], _FAIRSEQ_MASK), True
+
+
+def read_pieces(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
+    """Reads a SentencePiece model.
+
+    Returns:
+        its pieces in the order of the file, and the file's bytes.
+
+    Raises:
+        InputError: there is no such file, or it is no SentencePiece model.
+    """
+    model = read_tokenizer_file(path, what="a SentencePiece model", flag=flag)
+    with refusing(
+        f"{flag}: expected a SentencePiece model, received {path}, which cannot be read as one"
+    ):
+        processor = _open_model(model)
+        pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
+        spiece_conversion.expect_convertible(model)
+    return pieces, model
+
+
+def load_sentencepiece(
+    path: str, *, do_lower_case: bool, flag: str, model_type: str | None = None
+) -> SentencePieceTokenizer:
+    """Loads a SentencePiece model as a tokenizer.
+
+    Args:
+        path: the model's file.
+        do_lower_case: whether to lower-case text.
+        flag: the flag that named the file.
+        model_type: of the language model that it lies beside; None for none.
+
+    Raises:
+        InputError: it cannot be read, lacks a special token, or is not of the
+            unigram type though XLM-RoBERTa's.
+    """
+    pieces, model = read_pieces(path, flag=flag)
+    vocab, fairseq = number_tokens(pieces, model_type)
+    if fairseq and not spiece_conversion.is_unigram(model):
+        raise InputError(
+            f"{flag}: expected a SentencePiece model of the unigram type, as {XLM_ROBERTA}'s, "
+            f"received {path} of another type"
+        )
+    special_ids = find_special_ids(vocab, path, flag)
+    if not fairseq:
+        # Whatever it is called, a model always has one.
+        special_ids["unk"] = _open_model(model).unk_id()
+    return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, fairseq)

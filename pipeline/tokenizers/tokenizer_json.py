@@ -1,0 +1,132 @@
+"""Tokenizers of the `tokenizers` library, from a `tokenizer.json`: byte-level BPE and any other."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+from tokenizers import Tokenizer as FastTokenizer
+
+from pipeline.base import json_text
+from pipeline.base.errors import InputError
+from pipeline.tokenizers.tokens import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Tokenizer,
+    Tokens,
+    find_special_ids,
+    one_line,
+    read_tokenizer_file,
+    refusing,
+    visible_spans,
+)
+
+_MAX_VOCAB = 2**24
+_BYTE_LEVEL_MARK = "Ġ"
+_METASPACE_MARK = "▁"
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonTokenizer(Tokenizer):
+    """A tokenizer that brings its own normaliser, splitting and vocabulary.
+
+    Attributes:
+        vocab: as in `Tokenizer`; an id that no token has is an empty string.
+        content: the file's bytes.
+    """
+
+    vocab: tuple[str, ...]
+    special_ids: Mapping[str, int]
+    content: bytes = dataclasses.field(repr=False)
+    do_lower_case: None = None
+
+    @functools.cached_property
+    def _tokenizer(self) -> FastTokenizer:
+        tokenizer = FastTokenizer.from_buffer(self.content)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # Else a literal "<mask>" in a text becomes the special token.
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    @functools.cached_property
+    def _begins_word(self) -> np.ndarray:
+        """Which tokens have the mark of a word's beginning; Ġ is a letter, too."""
+        byte_level = b'"ByteLevel"' in self.content
+        mark = _BYTE_LEVEL_MARK if byte_level else _METASPACE_MARK
+        return np.fromiter((token.startswith(mark) for token in self.vocab), bool, len(self.vocab))
+
+    @functools.cached_property
+    def _is_special(self) -> np.ndarray:
+        special = np.fromiter((not token for token in self.vocab), bool, len(self.vocab))
+        added = self._tokenizer.get_added_tokens_decoder()
+        special[[index for index, token in added.items() if token.special]] = True
+        special[list(self.special_ids.values())] = True
+        return special
+
+    def is_special(self) -> np.ndarray:
+        """See `Tokenizer`."""
+        return self._is_special
+
+    def tokenize(self, text: str) -> Tokens:
+        """See `Tokenizer`."""
+        text = one_line(text)
+        with refusing(f"{TOKENIZER_FILE}: expected one that tokenises any text, received another"):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int32)
+        if "unk" in self.special_ids:
+            # A unigram model has them among its pieces, which a text may spell out.
+            ids[self._is_special[ids]] = self.special_ids["unk"]
+        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        starts, ends = visible_spans(text, offsets)
+        # An added token belongs to no word of the text: it is one of its own.
+        words = [-1 - at if word is None else word for at, word in enumerate(encoding.word_ids)]
+        new_word = np.diff(np.array(words, np.int64), prepend=-1) != 0
+        word_ids = np.cumsum(new_word | self._begins_word[ids], dtype=np.int32)
+        return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
+
+    def files(self) -> dict[str, bytes]:
+        """See `Tokenizer`."""
+        return {
+            TOKENIZER_FILE: self.content,
+            TOKENIZER_CONFIG_FILE: self._config_file("PreTrainedTokenizerFast"),
+        }
+
+
+def read_vocab(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
+    """Reads a `tokenizer.json`.
+
+    Returns:
+        its tokens in the order of their ids, added ones included, and the file's bytes.
+
+    Raises:
+        InputError: there is no such file, or it is no `tokenizer.json`.
+    """
+    content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}", flag=flag)
+    with refusing(
+        f"{flag}: expected a {TOKENIZER_FILE} of the tokenizers library, received {path}; a "
+        "vocab.json with merges.txt becomes one by transformers' "
+        "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+    ):
+        json_text.load(content)
+        ids = FastTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
+    size = max(ids.values(), default=-1) + 1
+    if not 0 < size <= _MAX_VOCAB:
+        raise InputError(
+            f"{flag}: expected 1 to {_MAX_VOCAB} tokens, received {path}, whose largest id "
+            f"is {size - 1}"
+        )
+    tokens = [""] * size
+    for token, index in ids.items():
+        tokens[index] = token
+    return tuple(tokens), content
+
+
+def load_tokenizer_json(path: str, *, flag: str) -> JsonTokenizer:
+    """Loads a `tokenizer.json`.
+
+    Raises:
+        InputError: it cannot be read, or lacks a special token.
+    """
+    tokens, content = read_vocab(path, flag=flag)
+    return JsonTokenizer(tokens, find_special_ids(tokens, path, flag), content)

@@ -1,0 +1,192 @@
+"""What every tokenizer gives: token ids, the spans of text they stand for, and words."""
+
+import abc
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.storage.manifest import VocabInfo, vocab_info
+
+# How BERT's five special tokens are spelled, the first that a vocabulary has
+# taken: BERT's own way, then XLNet's and RoBERTa's.
+SPECIAL_TOKENS: Mapping[str, tuple[str, ...]] = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+# The largest public tokenizers are below 20 MB.
+_MAX_FILE_BYTES = 256 * 2**20
+# What Rust's own failures are called here.
+_PANIC = "PanicException"
+_MAX_REASON = 200
+_LINE_BREAKS = str.maketrans("\n\r\t", "   ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The tokens of a text.
+
+    Attributes:
+        ids: int32 [n].
+        starts: int32 [n], the character of the text at which each begins; spaces
+            before a word belong to none.
+        ends: int32 [n], the character after its last.
+        word_ids: int32 [n], equal for the pieces of one word as the tokenizer
+            marks it.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    word_ids: np.ndarray
+
+
+class Tokenizer(abc.ABC):
+    """A tokenizer that masked examples can be made with.
+
+    Attributes:
+        vocab: the tokens in the order of their ids.
+        special_ids: the ids of pad, unk, cls, sep and mask; a byte-level
+            tokenizer may have no unk.
+        do_lower_case: whether text is lower-cased before; None where the
+            tokenizer's own file says what happens.
+    """
+
+    vocab: tuple[str, ...]
+    special_ids: Mapping[str, int]
+    do_lower_case: bool | None
+
+    @property
+    def info(self) -> VocabInfo:
+        """The vocabulary's identity."""
+        return vocab_info(self.vocab)
+
+    @abc.abstractmethod
+    def is_special(self) -> np.ndarray:
+        """Returns which tokens are never masked, nor stand in for a masked one: bool [V]."""
+
+    @abc.abstractmethod
+    def tokenize(self, text: str) -> Tokens:
+        """Tokenises a text, without special tokens."""
+
+    @abc.abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """Returns the files that make a directory self-contained, by name."""
+
+    def _config_file(self, tokenizer_class: str, **settings: Any) -> bytes:
+        """Returns a `tokenizer_config.json` that `transformers` understands."""
+        tokens = {f"{name}_token": self.vocab[index] for name, index in self.special_ids.items()}
+        config = {"tokenizer_class": tokenizer_class, **tokens, **settings}
+        return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def find_special_ids(vocab: Sequence[str], path: str, flag: str) -> dict[str, int]:
+    """Returns the ids of the special tokens.
+
+    Args:
+        vocab: the tokens.
+        path: where they were read, for messages.
+        flag: the flag that named it.
+
+    Raises:
+        InputError: one that is needed is missing; `unk` is not needed.
+    """
+    places = {token: index for index, token in enumerate(vocab)}
+    found = {
+        name: next((places[token] for token in spellings if token in places), None)
+        for name, spellings in SPECIAL_TOKENS.items()
+    }
+    missing = [
+        " or ".join(SPECIAL_TOKENS[name])
+        for name, index in found.items()
+        if index is None and name != "unk"
+    ]
+    if missing:
+        raise InputError(
+            f"{flag}: expected a vocabulary with the special tokens of masked language models, "
+            f"received {path}, which has {len(vocab)} tokens and no {', no '.join(missing)}"
+        )
+    return {name: index for name, index in found.items() if index is not None}
+
+
+def read_tokenizer_file(path: str, *, what: str, flag: str) -> bytes:
+    """Reads a tokenizer's file whole.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+        flag: the flag that named it.
+
+    Raises:
+        InputError: there is no such file, or it is too large to be one.
+    """
+    file = files.as_path(path)
+    if not file.is_file():
+        raise InputError(f"{flag}: expected {what}, received {path}: no such file")
+    if file.stat().st_size > _MAX_FILE_BYTES:
+        raise InputError(
+            f"{flag}: expected {what} of at most {_MAX_FILE_BYTES} bytes, "
+            f"received {path} of {file.stat().st_size}"
+        )
+    return file.read_bytes()
+
+
+@contextlib.contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """Turns whatever a tokenizer's library raises in the block into an InputError.
+
+    Bare Exceptions of C++ and Rust come from files that the library does not understand, and
+    from Rust also panics, which are no Exceptions.
+
+    Args:
+        message: what was expected and received; what the library said follows it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        raise InputError(f"{message} ({reason})") from error
+
+
+def one_line(text: str) -> str:
+    """Returns a text with a space for each line break: the same characters at the same places.
+
+    WordPiece takes a line break for a space anyway; byte-level tokenizers would
+    have a token for it, which their models hardly saw.
+    """
+    return text.translate(_LINE_BREAKS)
+
+
+def visible_spans(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Takes the leading spaces out of the spans of tokens.
+
+    Args:
+        text: of n characters.
+        offsets: int [tokens, 2], begin and end of each token.
+
+    Returns:
+        starts and ends, int32 [tokens]; a token of spaces only is empty.
+
+    Example:
+        in `"a  bc"` the span (1, 5) of a token `▁bc` becomes (3, 5).
+    """
+    spaces = np.fromiter(map(str.isspace, text), bool, len(text))
+    places = np.append(np.where(spaces, len(text), np.arange(len(text))), len(text))
+    next_visible = np.minimum.accumulate(places[::-1])[::-1]
+    ends = offsets[:, 1]
+    starts = np.minimum(next_visible[offsets[:, 0]], ends)
+    return starts.astype(np.int32), ends.astype(np.int32)

@@ -1,0 +1,57 @@
+"""JSON from outside: what is read, what is too deep or too long, and how it is shown."""
+
+import pytest
+
+from pipeline.base import files, json_text
+from pipeline.base.errors import InputError
+
+
+def test_values_come_back() -> None:
+    content = '{"a": [1, -2.5, "é", null, true], "b": {"c": 1e3}}'
+    expected = {"a": [1, -2.5, "é", None, True], "b": {"c": 1000.0}}
+    assert json_text.load(content) == expected
+    assert json_text.load(b"\xef\xbb\xbf" + content.encode("utf-8")) == expected
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_brackets_have_a_limit(opening: str, closing: str) -> None:
+    def nested(depth: int) -> str:
+        return opening * depth + "1" + closing * depth
+
+    assert json_text.load(nested(64))
+    for depth in (65, 900, 100_000):
+        with pytest.raises(ValueError, match="at most 64 levels of brackets, received more"):
+            json_text.load(nested(depth))
+
+
+def test_whole_numbers_have_a_limit() -> None:
+    assert json_text.load("9" * 300) == 10**300 - 1
+    for digits in (301, 5000):
+        with pytest.raises(ValueError, match=f"at most 300 digits, received one of {digits}"):
+            json_text.load("9" * digits)
+
+
+@pytest.mark.parametrize("content", [b'{"a"', b"\xff", b"", b'{"a": 1}}'])
+def test_what_is_no_json_is_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError):
+        json_text.load(content)
+
+
+def test_a_file_is_named(tmp_path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a": ' + "[" * 5000)
+    with pytest.raises(InputError, match=f"^{path}: not JSON .expected at most 64 levels"):
+        files.read_json(path)
+
+
+def test_what_is_shown_is_one_short_line() -> None:
+    assert json_text.shown("two\nlines") == r"'two\nlines'"
+    assert json_text.shown([1] * 1000) == repr([1] * 1000)[:200] + "…"
+
+
+def test_a_file_may_be_too_large(tmp_path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"12345")
+    assert files.read_limited(path, 5) == b"12345"
+    with pytest.raises(InputError, match=f"^{path}: expected at most 4 bytes, received 5$"):
+        files.read_limited(path, 4)

@@ -1,0 +1,67 @@
+"""Items made in a thread: their order, what is raised, and that the thread ends."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.base.errors import InputError
+from pipeline.base.prefetch import ahead
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.integers())), st.integers(1, 4))
+def test_items_come_in_their_order(items, depth) -> None:
+    assert list(ahead(items, depth)) == items
+
+
+def test_the_next_items_are_made_meanwhile_and_no_more() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            made.append(number)
+            yield number
+
+    iterator = ahead(items(), depth=2)
+    assert next(iterator) == 0
+    deadline = time.monotonic() + 10.0
+    # Two wait, and one more is made that finds no place.
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert made == [0, 1, 2, 3]
+    iterator.close()
+
+
+def test_nothing_is_made_before_the_first_is_wanted() -> None:
+    made: list[int] = []
+    iterator = ahead(made.append(number) for number in range(3))
+    time.sleep(0.05)
+    assert made == []
+    assert list(iterator) == [None, None, None]
+
+
+@pytest.mark.parametrize("error", [InputError("broken record"), KeyboardInterrupt()])
+def test_what_the_items_raise_comes_after_them(error) -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise error
+
+    iterator = ahead(items())
+    assert next(iterator) == 1
+    with pytest.raises(type(error)) as raised:
+        next(iterator)
+    assert raised.value is error
+
+
+def test_the_thread_ends_with_its_user() -> None:
+    before = threading.active_count()
+    iterator = ahead(iter(int, 1))
+    assert next(iterator) == 0
+    assert threading.active_count() == before + 1
+    iterator.close()
+    assert threading.active_count() == before

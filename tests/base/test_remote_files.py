@@ -1,0 +1,508 @@
+"""Objects as paths and files, in fsspec's own memory: the same code as for real buckets."""
+
+import concurrent.futures
+import errno
+import gzip
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.base import files, folders
+from pipeline.base.errors import InputError
+from pipeline.base.local_mirror import CACHE_VARIABLE, cache_folder
+from pipeline.base.remote_files import RemotePath
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", ["a/b.txt", "/a", ".", "C:/a", "a:b", "s3:/bucket/a", "://a"])
+def test_what_is_no_url_is_a_path_of_this_machine(path: str) -> None:
+    assert files.as_path(path) == pathlib.Path(path)
+    assert files.as_path(pathlib.Path(path)) == pathlib.Path(path)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("az://b/c", "az://b/c: expected a path of this machine, gs://… or s3://…, received az://"),
+        ("https://a.b/c", "https://a.b/c: expected a path of this machine, gs://… or s3://…, rec"),
+        ("s3://", "s3://: expected s3://BUCKET/NAME"),
+        ("gs:///", "gs:///: expected gs://BUCKET/NAME"),
+        ("s3://bucket/../other/a", "s3://bucket/../other/a: expected s3://BUCKET/NAME"),
+    ],
+)
+def test_other_urls_are_refused(url: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        files.as_path(url)
+    assert str(caught.value).startswith(expected)
+
+
+def test_parts_of_a_path() -> None:
+    path = files.as_path("S3://bucket/runs//one/model.safetensors/")
+    assert str(path) == "s3://bucket/runs/one/model.safetensors"
+    assert (path.name, path.suffix) == ("model.safetensors", ".safetensors")
+    assert str(path.parent) == "s3://bucket/runs/one"
+    assert str(path.with_name("a.json")) == "s3://bucket/runs/one/a.json"
+    assert files.temporary_path(path).name == ".model.safetensors.tmp"
+    top = files.as_path("gs://bucket")
+    assert str(top) == "gs://bucket" and top.parent == top
+    assert files.as_path(path) is path and path.resolve() is path
+
+
+_NAMES = st.from_regex(r"[A-Za-z0-9_\-. ](?<!\.)[A-Za-z0-9_\-]{0,8}", fullmatch=True)
+
+
+@given(st.lists(_NAMES, min_size=2, max_size=5))
+def test_a_path_is_what_its_text_says(names: list[str]) -> None:
+    path = files.as_path("s3://" + "/".join(names))
+    assert files.as_path(str(path)) == path == pickle.loads(pickle.dumps(path))
+    assert path.parent / path.name == path
+    assert path == files.as_path("s3://" + names[0]) / "/".join(names[1:])
+    assert path.is_relative_to(path.parent) and path.parent != path
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "inside"),
+    [
+        ("s3://b/a/c", "s3://b/a", True),
+        ("s3://b/a", "s3://b/a", True),
+        ("s3://b/ab", "s3://b/a", False),
+        ("s3://b/a/c", "gs://b/a", False),
+        ("s3://b/a", "/b", False),
+        ("/b/a", "s3://b", False),
+        ("/b/a/../c", "/b", True),
+    ],
+)
+def test_what_is_inside(path: str, folder: str, inside: bool) -> None:
+    assert files.is_inside(path, folder) is inside
+
+
+def test_what_is_there(bucket) -> None:
+    folder = bucket / "runs"
+    assert not folder.exists() and not folder.is_dir() and not folder.is_file()
+    assert list(folder.glob("*")) == []
+    (folder / "one" / "a.txt").write_bytes(b"abc")
+    (folder / "b.json").write_bytes(b"{}")
+    assert folder.is_dir() and not folder.is_file()
+    assert (folder / "b.json").is_file() and not (folder / "b.json").is_dir()
+    assert (folder / "one" / "a.txt").stat().st_size == 3
+    assert [path.name for path in folder.iterdir()] == ["b.json", "one"]
+    assert list(folder.glob("*.json")) == [folder / "b.json"]
+    sizes = {folder / "one" / "a.txt": 3, folder / "b.json": 2}
+    assert folder.find() == sizes
+    assert (folder / "b.json").find() == {folder / "b.json": 2}
+    assert files.as_path(f"{folder}/**/*.txt").find() == {folder / "one" / "a.txt": 3}
+    assert files.as_path(f"{folder}/*.txt").find() == {}
+    (folder / "b.json").unlink()
+    (folder / "b.json").unlink(missing_ok=True)
+    assert not (folder / "b.json").exists()
+    with pytest.raises(FileNotFoundError) as caught:
+        (folder / "b.json").unlink()
+    assert caught.value.filename == str(folder / "b.json")
+    assert caught.value.strerror == "no such object"
+
+
+def test_an_object_that_stands_for_a_folder_is_no_file_of_it(bucket, monkeypatch) -> None:
+    """Some tools leave an empty `runs/` there."""
+    monkeypatch.setattr(
+        MemoryFileSystem,
+        "ls",
+        lambda self, path, detail: ["b/runs/", "b/runs/a", "b/runs/sub/"],
+    )
+    assert [path.name for path in files.as_path("memory://b/runs").iterdir()] == ["a", "sub"]
+
+
+@given(st.binary(max_size=3000), st.integers(1, 900))
+def test_reading_in_parts(content: bytes, size: int) -> None:
+    path = files.as_path("memory://reading/object")
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        parts = list(iter(lambda: file.read(size), b""))
+        assert file.tell() == len(content)
+        file.seek(0)
+        assert file.readlines() == content.splitlines(keepends=True) or b"\r" in content
+    assert b"".join(parts) == content == path.read_bytes()
+
+
+def test_reading_what_is_packed(bucket) -> None:
+    text = "春天来了。\n".encode() * 5000
+    (bucket / "text.gz").write_bytes(gzip.compress(text))
+    with (bucket / "text.gz").open() as raw, gzip.GzipFile(fileobj=raw) as stream:
+        assert stream.read() == text
+
+
+def test_json(bucket) -> None:
+    files.write_json(bucket / "a.json", {"b": 1, "a": "文"})
+    assert (bucket / "a.json").read_text() == '{\n  "a": "文",\n  "b": 1\n}\n'
+    assert files.read_json(str(bucket / "a.json")) == {"a": "文", "b": 1}
+    with pytest.raises(InputError) as caught:
+        files.read_json(bucket / "b.json")
+    assert str(caught.value) == f"{bucket}/b.json: no such file"
+    (bucket / "b.json").write_bytes(b"[]")
+    with pytest.raises(InputError) as caught:
+        files.read_json(bucket / "b.json")
+    assert str(caught.value) == f"{bucket}/b.json: expected a JSON object, received list"
+
+
+def _nothing_left() -> bool:
+    """Returns whether uploads have left nothing on this machine."""
+    return not [path for path in cache_folder().rglob("*") if path.name != ".lock.tmp"]
+
+
+def test_an_object_appears_when_its_block_succeeds(bucket) -> None:
+    path = bucket / "model.bin"
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(b"0123456789")
+        assert not path.exists()
+    assert path.read_bytes() == b"0123456789"
+    with pytest.raises(RuntimeError, match="half-way"), files.atomic_path(path) as temporary:
+        temporary.write_bytes(b"01234")
+        raise RuntimeError("half-way")
+    assert path.read_bytes() == b"0123456789"
+    assert _nothing_left()
+
+
+def test_an_upload_that_fails_leaves_nothing(bucket, monkeypatch) -> None:
+    def fail(self, local, remote, **options):
+        raise OSError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", fail)
+    path = bucket / "model.bin"
+    with pytest.raises(OSError) as caught, files.atomic_path(path) as temporary:
+        temporary.write_bytes(b"01234")
+    assert (caught.value.filename, caught.value.strerror) == (
+        str(path),
+        "the store does not answer as expected (Broken pipe)",
+    )
+    assert not path.exists() and _nothing_left()
+
+
+def test_a_full_disk_names_what_is_to_be_uploaded(bucket) -> None:
+    with pytest.raises(OSError) as caught, files.atomic_path(bucket / "model.bin") as temporary:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(temporary)
+    assert temporary.is_relative_to(cache_folder()) and not (bucket / "model.bin").exists()
+    assert _nothing_left()
+
+
+def test_staged_files_appear_in_order(bucket, monkeypatch) -> None:
+    real, order = RemotePath.upload, []
+
+    def upload(self, source):
+        order.append(self.name)
+        real(self, source)
+
+    monkeypatch.setattr(RemotePath, "upload", upload)
+    with folders.staged_directory(bucket / "out", last="config.json") as stage:
+        for name in ("config.json", "a.bin", "z.bin"):
+            (stage / name).write_bytes(name.encode())
+        assert not (bucket / "out").exists()
+    assert order == ["a.bin", "z.bin", "config.json"]
+    assert (bucket / "out" / "z.bin").read_bytes() == b"z.bin"
+    assert _nothing_left()
+
+
+def test_staged_files_replace_nothing(bucket) -> None:
+    (bucket / "out" / "a.bin").write_bytes(b"before")
+    expected = f"{bucket}/out/a.bin: expected no such file, found one"
+    staged = folders.staged_directory(bucket / "out", last="b.bin")
+    with pytest.raises(InputError) as caught, staged as stage:
+        for name in ("a.bin", "b.bin"):
+            (stage / name).write_bytes(b"after")
+    assert str(caught.value) == expected
+    assert [path.name for path in (bucket / "out").iterdir()] == ["a.bin"]
+    assert (bucket / "out" / "a.bin").read_bytes() == b"before"
+    assert _nothing_left()
+
+
+def test_new_directories_and_files(bucket) -> None:
+    folder = bucket / "out"
+    assert folders.make_directory(str(folder), "--output_dir") == folder
+    folders.expect_new_directory(folder, "--output_dir")
+    folders.expect_new_file(folder / "a.json", "--output")
+    with folders.sole_user(folder, "--output_dir"):
+        files.write_json(folder / "a.json", {})
+    with pytest.raises(InputError) as caught:
+        folders.expect_new_directory(str(folder), "--output_dir")
+    assert str(caught.value) == (
+        f"--output_dir: expected a new or an empty folder, received {folder}, "
+        "which holds 'a.json'; nothing is overwritten"
+    )
+    with pytest.raises(InputError) as caught:
+        folders.expect_new_file(str(folder / "a.json"), "--output")
+    assert str(caught.value) == (
+        f"--output: expected a new file, received {folder}/a.json, which exists; "
+        "nothing is overwritten"
+    )
+
+
+def test_copies_are_made_once_and_follow_the_object(bucket, monkeypatch) -> None:
+    real, copied = RemotePath.download, []
+
+    def download(self, target):
+        copied.append(self.name)
+        real(self, target)
+
+    monkeypatch.setattr(RemotePath, "download", download)
+    path = bucket / "a.bin"
+    path.write_bytes(b"one")
+    first = files.local_copy(str(path))
+    assert (first.name, first.read_bytes()) == ("a.bin", b"one")
+    assert files.local_copy(path) == first and copied == ["a.bin"]
+    # As long as before: its version tells.
+    path.write_bytes(b"two")
+    assert files.local_copy(path).read_bytes() == b"two" and copied == ["a.bin"] * 2
+    assert files.sha256_file(path).startswith("3fc4ccfe745870e2")
+    assert first.read_bytes() == b"one"
+
+
+def test_copies_of_several_lie_together(bucket, tmp_path) -> None:
+    names = ("model.ckpt.data-00000-of-00001", "model.ckpt.index")
+    for name in names:
+        (bucket / name).write_bytes(name.encode())
+    copies = files.local_copies([bucket / name for name in names])
+    assert [copy.name for copy in copies] == list(names)
+    assert copies[0].parent == copies[1].parent
+    assert [copy.read_bytes().decode() for copy in copies] == list(names)
+    assert files.local_copies([tmp_path / "a", "b"]) == (tmp_path / "a", pathlib.Path("b"))
+
+
+def test_one_copies_while_others_wait(bucket, monkeypatch) -> None:
+    real, copied = RemotePath.download, []
+
+    def download(self, target):
+        copied.append(self.name)
+        real(self, target)
+
+    monkeypatch.setattr(RemotePath, "download", download)
+    path = bucket / "a.bin"
+    path.write_bytes(bytes(range(256)) * 1000)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        copies = set(pool.map(files.local_copy, [path] * 16))
+    assert len(copies) == 1 and copied == ["a.bin"]
+    assert copies.pop().read_bytes() == bytes(range(256)) * 1000
+
+
+def test_a_copy_that_is_not_whole_is_none(bucket, monkeypatch) -> None:
+    path = bucket / "a.bin"
+    path.write_bytes(b"0123456789")
+
+    def half(self, remote, local, **options):
+        pathlib.Path(local).write_bytes(b"01234")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "get_file", half)
+        with pytest.raises(OSError) as caught:
+            files.local_copy(path)
+    assert caught.value.filename == str(path)
+    assert caught.value.strerror == "expected 10 bytes that stay the same, received 5"
+    assert not list(cache_folder().rglob("*a.bin*"))
+    assert files.local_copy(path).read_bytes() == b"0123456789"
+
+
+def test_a_full_disk_names_the_copy(bucket, monkeypatch) -> None:
+    (bucket / "a.bin").write_bytes(b"0123456789")
+
+    def full(self, remote, local, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", full)
+    with pytest.raises(OSError) as caught:
+        files.local_copy(bucket / "a.bin")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename.startswith(str(cache_folder()))
+
+
+def test_the_cache_folder_is_ones_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = cache_folder()
+    assert folder == tmp_path / f"offline-distill-{os.getuid()}" == cache_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError) as caught:
+        cache_folder()
+    assert str(caught.value) == (
+        f"OFFLINE_DISTILL_CACHE: expected a folder for copies of objects, as {folder} "
+        "belongs to another user"
+    )
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "copies"))
+    with pytest.raises(InputError) as caught:
+        cache_folder()
+    assert str(caught.value) == (
+        f"OFFLINE_DISTILL_CACHE: cannot make the folder {tmp_path}/file/copies: Not a directory"
+    )
+
+
+def test_scratch_files_are_found_again(bucket, tmp_path) -> None:
+    assert folders.scratch_folder(tmp_path, ".spill") == tmp_path / ".spill"
+    scratch = folders.scratch_folder(str(bucket / "out"), ".spill")
+    assert scratch == folders.scratch_folder(bucket / "out", ".spill")
+    assert scratch != folders.scratch_folder(bucket / "out2", ".spill")
+    assert scratch.is_relative_to(cache_folder())
+
+
+def _error(package: str, text: str) -> Exception:
+    return type("StoreError", (Exception,), {"__module__": f"{package}.exceptions"})(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "reason"),
+    [
+        (
+            _error("botocore", 'Could not connect to\nthe endpoint URL: "http://x"'),
+            errno.EIO,
+            'the store does not answer as expected (Could not connect to the endpoint URL: "http:',
+        ),
+        (
+            _error("botocore", "Unable to locate credentials"),
+            errno.EACCES,
+            "no permission, or no credentials (Unable to locate credentials)",
+        ),
+        (
+            PermissionError("Access Denied"),
+            errno.EACCES,
+            "no permission, or no credentials (Access Denied)",
+        ),
+        (
+            OSError("Forbidden: bucket/a\nbob lacks storage.objects.get"),
+            errno.EACCES,
+            "no permission, or no credentials (Forbidden: bucket/a bob lacks storage.objects.get)",
+        ),
+        (
+            FileNotFoundError("The specified bucket does not exist"),
+            errno.ENOENT,
+            "The specified bucket does not exist",
+        ),
+        (ValueError("Bad Request: a"), errno.EIO, "the store does not answer as expected (Bad R"),
+        (_error("google.auth", ""), errno.EIO, "the store does not answer as expected (StoreErr"),
+        (TimeoutError(), errno.EIO, "the store does not answer as expected (TimeoutError)"),
+    ],
+)
+def test_what_a_store_refuses_names_the_object(
+    bucket, monkeypatch, error: Exception, number: int, reason: str
+) -> None:
+    """Never taken for an object that is not there, but where the store says so."""
+
+    def fail(self, *arguments, **options):
+        raise error
+
+    for name in ("info", "ls", "cat_file", "pipe_file", "put_file", "rm_file", "open"):
+        monkeypatch.setattr(MemoryFileSystem, name, fail)
+    path = bucket / "a.bin"
+    calls = (path.stat, lambda: list(path.iterdir()), path.read_bytes, path.open, path.unlink)
+    calls = (*calls, lambda: path.write_bytes(b""), lambda: path.upload(pathlib.Path("a")))
+    if number != errno.ENOENT:
+        calls = (*calls, path.is_file, path.is_dir, path.exists)
+    for call in calls:
+        with pytest.raises(OSError) as caught:
+            call()
+        assert (caught.value.errno, caught.value.filename) == (number, str(path))
+        assert caught.value.strerror.startswith(reason)
+
+
+def test_a_defect_stays_one(bucket, monkeypatch) -> None:
+    def fail(self, path, **options):
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(MemoryFileSystem, "info", fail)
+    with pytest.raises(TypeError, match="a defect"):
+        (bucket / "a").is_file()
+
+
+def test_a_connection_that_breaks_while_reading(bucket, monkeypatch) -> None:
+    (bucket / "a.txt").write_bytes(b"a\n" * 10)
+
+    class Broken:
+        def read(self, size):
+            raise _error("aiohttp", "Connection reset by peer")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda self, *a, **k: Broken())
+    with pytest.raises(OSError) as caught, (bucket / "a.txt").open() as file:
+        file.readline()
+    assert caught.value.filename == f"{bucket}/a.txt"
+    assert "(Connection reset by peer)" in caught.value.strerror
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_missing_package_is_named(scheme: str, tmp_path) -> None:
+    package = {"gs": "gcsfs", "s3": "s3fs"}[scheme]
+    flags = ["--input_dir=.", f"--vocab_file={scheme}://bucket/v", f"--output_dir={tmp_path}/o"]
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; "
+        "from pipeline import create_pretraining_data as c; "
+        f"sys.exit(c.main(['x', *{flags!r}]))"
+    )
+    result = _run(code)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"error: {scheme}://: expected the package {package}, which is not installed; "
+        "install it: pip install '.[remote]'"
+    )
+    assert "Traceback" not in result.stderr
+
+
+def test_paths_of_this_machine_need_none_of_it(tmp_path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    code = (
+        "import sys; from pipeline import files; "
+        f"path = files.as_path({str(tmp_path / 'a.json')!r}); "
+        "files.read_json(path); files.local_copy(path); files.write_json(path, {}); "
+        "print(sorted({'fsspec', 's3fs', 'gcsfs', 'aiohttp', 'botocore'} & set(sys.modules)))"
+    )
+    assert _run(code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("later", [b"a" * 10, b"b" * 3_000_000])
+def test_an_object_that_changes_while_it_is_read(bucket, later: bytes) -> None:
+    """A shorter one, which ends early, and one of the same length."""
+    path = bucket / "text.txt"
+    path.write_bytes(b"a" * 3_000_000)
+    with path.open("rb") as file:
+        file.read(10)
+        path.write_bytes(later)
+        with pytest.raises(OSError, match="it changed while it was read") as caught:
+            file.read()
+    assert caught.value.filename == str(path)
+
+
+def test_what_a_killed_upload_left_is_removed_after_a_day(bucket) -> None:
+    old, new = cache_folder() / "upload-old", cache_folder() / "upload-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "shard").touch()
+    for path in (old / "shard", old):
+        os.utime(path, (0, 0))
+    with files.atomic_path(bucket / "made") as temporary:
+        temporary.write_bytes(b"x")
+        assert temporary.parent.parent == cache_folder()
+    assert not temporary.parent.exists() and not old.exists() and (new / "shard").exists()

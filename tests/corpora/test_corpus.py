@@ -1,0 +1,248 @@
+"""Reading: every form of corpus, and what is wrong with a bad one."""
+
+import gzip
+import json
+import os
+import pathlib
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs.corpora import CorpusSpec
+from pipeline.base.errors import InputError
+from pipeline.corpora import corpus, readers
+from pipeline.corpora.documents import Corpus, document_text
+
+ROWS = [{"title": f"题目{n}", "content": f"内容 {n}", "other": n} for n in range(5)]
+TEXTS = [f"题目{n}\n内容 {n}" for n in range(5)]
+
+
+def _texts(pattern: pathlib.Path | str, **settings: Any) -> list[str]:
+    read = Corpus(spec=CorpusSpec(**settings))
+    files = corpus.find_files(str(pattern), flag="--input_dir", corpus=read)
+    return [
+        document_text(document)
+        for chunk in corpus.read_chunks(files)
+        for document in chunk.documents
+    ]
+
+
+def _write(path: pathlib.Path, content: str | bytes) -> pathlib.Path:
+    content = content.encode("utf-8") if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    return path
+
+
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", LINES),
+        ("rows.json", LINES),
+        ("rows.json", "\ufeff" + LINES.replace("\n", "\r\n\n")),
+        ("rows.json", json.dumps(ROWS, indent=1)),
+        ("rows.json", " [\n" + ",".join(map(json.dumps, ROWS)) + "]"),
+        ("rows.jsonl.gz", LINES),
+        ("rows.json.gz", json.dumps(ROWS, ensure_ascii=False)),
+    ],
+)
+def test_rows_of_every_form(tmp_path: pathlib.Path, name: str, content: str) -> None:
+    assert _texts(_write(tmp_path / name, content)) == TEXTS
+
+
+def test_a_row_is_its_fields_joined(tmp_path: pathlib.Path) -> None:
+    row = {"title": "", "content": None, "answer": "好", "q": "吗"}
+    path = _write(tmp_path / "x.json", json.dumps(row))
+    assert _texts(path, text_fields=("title", "content", "q", "answer")) == ["吗\n好"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.txt.gz"])
+def test_text_is_split_at_blank_lines(tmp_path: pathlib.Path, name: str) -> None:
+    content = "\ufeff\n\n第一行\n第二行\r\n \t \n\n\n另一篇"
+    path = _write(tmp_path / name, content.removeprefix("\ufeff"))
+    assert _texts(path) == ["第一行\n第二行", "另一篇"]
+
+
+def test_folders_globs_and_hidden_files(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in ("b.txt", "a.txt", "sub/c.txt", ".hidden.txt", ".cache/d.txt"):
+        _write(tmp_path / name, name)
+    assert _texts(tmp_path) == ["a.txt", "b.txt", "sub/c.txt"]
+    assert _texts(f"{tmp_path}/*.txt") == ["a.txt", "b.txt"]
+    assert _texts(f"{tmp_path}/**/*.txt") == ["a.txt", "b.txt", "sub/c.txt"]
+    names = [file.name for file in corpus.find_files(str(tmp_path), flag="--input_dir")]
+    assert names == ["a.txt", "b.txt", "sub/c.txt"]
+
+
+def test_a_long_document_is_cut_at_lines_and_stays_on_one_side(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "MAX_PIECE_BYTES", 64)
+    lines = [f"第{n}行的文字\n" for n in range(30)]
+    path = _write(tmp_path / "long.txt", "".join(lines) + "\n短的文档\n")
+    files = corpus.find_files(str(path), flag="--input_dir")
+    documents = [document for chunk in corpus.read_chunks(files) for document in chunk.documents]
+    *pieces, short = documents
+    assert b"".join(piece.content for piece in pieces).decode() == "".join(lines)
+    assert all(len(piece.content) <= 64 for piece in pieces)
+    assert all(piece.content.endswith(b"\n") for piece in pieces)
+    assert len({piece.split_key for piece in pieces}) == 1 and pieces[0].split_key
+    assert short.split_key is None
+    assert [document.ordinal for document in documents] == list(range(len(documents)))
+
+
+@given(st.text(alphabet="a汉😀é", min_size=1, max_size=200))
+def test_an_endless_line_is_cut_between_characters(tmp_path_factory, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "MAX_PIECE_BYTES", 32)
+        path = _write(tmp_path_factory.mktemp("line") / "x.txt", text)
+        assert "".join(_texts(path)) == text
+
+
+def test_an_array_is_read_block_by_block(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "_BLOCK_CHARS", 7)
+    assert _texts(_write(tmp_path / "x.json", json.dumps(ROWS))) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", '{"title": "a", "content": "b"}\n{"title": \n', "x.jsonl, line 2: not JSON"),
+        ("x.json", '[{"title": "a", "content": "b"}, {"ti', "x.json, row 1: not JSON"),
+        ("x.json", "[1]", "x.json, row 0: expected a JSON object, received int"),
+        (
+            "x.jsonl",
+            '{"text": "a", "id": 3}',
+            r"line 1: expected the fields title,content \(--text_fields\), received text,id",
+        ),
+        (
+            "x.jsonl",
+            '{"title": 3, "content": ""}',
+            "expected text in the field title, received int",
+        ),
+        ("x.txt", "好".encode("gb18030"), "line 1: expected UTF-8 text, received byte 0xba"),
+        ("x.jsonl", b'{"title": "\xff"}', "line 1: expected UTF-8 text, received byte 0xff"),
+        ("x.json", b'[{"title": "\xff"}]', "x.json: not UTF-8"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, name: str, content: str | bytes, message: str) -> None:
+    path = _write(tmp_path / name, content)
+    with pytest.raises(InputError, match=message):
+        _texts(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['[{"title": "a"}]\n[{"title": "b"}]', '[{"title": "a"} {"title": "b"}]', '[,{"title": "a"}]'],
+)
+def test_what_is_no_array_is_refused(tmp_path, content: str) -> None:
+    with pytest.raises(InputError, match="x.json"):
+        _texts(_write(tmp_path / "x.json", content), text_fields=("title",))
+
+
+def test_an_empty_array_is_empty(tmp_path) -> None:
+    assert _texts(_write(tmp_path / "x.json", " [ ] \n")) == []
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path) -> None:
+    path = _write(tmp_path / "x.jsonl", '{"title": "ab\\ud800"}')
+    with pytest.raises(InputError, match="line 1: expected text, received half a surrogate pair"):
+        _texts(path, text_fields=("title",))
+
+
+def test_a_line_of_wide_spaces_is_blank(tmp_path) -> None:
+    assert len(_texts(_write(tmp_path / "x.txt", "一\n\u3000\u3000\n二\n"))) == 2
+
+
+def test_names_with_the_characters_of_globs(tmp_path) -> None:
+    assert _texts(_write(tmp_path / "wiki[zh]*.txt", "一")) == ["一"]
+
+
+def test_many_small_files_share_a_chunk(tmp_path) -> None:
+    for number in range(50):
+        _write(tmp_path / f"{number}.txt", f"{number}")
+    files = corpus.find_files(str(tmp_path), flag="--input_dir")
+    chunks = list(corpus.read_chunks(files))
+    assert len(chunks) == 1 and len(chunks[0].documents) == 50
+    assert chunks[0].bytes_read == sum(file.bytes for file in files)
+
+
+def test_a_broken_gzip_file_is_named(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.txt.gz"
+    whole = bytearray(gzip.compress(b"text " * 1000))
+    whole[15] ^= 0xFF
+    path.write_bytes(bytes(whole))
+    with pytest.raises(InputError, match="x.txt.gz: not a whole gzip file"):
+        _texts(path)
+    path.write_bytes(gzip.compress(b"text " * 1000)[:-9])
+    with pytest.raises(InputError, match="x.txt.gz: not a whole gzip file"):
+        _texts(path)
+
+
+def test_an_endless_row_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
+    for name, content in (("x.jsonl", LINES.replace("内容", "内容" * 50)), ("y.json", "[" + LINES)):
+        path = _write(tmp_path / name, content)
+        with pytest.raises(InputError, match=name):
+            _texts(path)
+
+
+def test_nothing_there(tmp_path: pathlib.Path) -> None:
+    for pattern in (tmp_path, tmp_path / "none", f"{tmp_path}/*.txt"):
+        with pytest.raises(InputError, match=r"--input_dir: .* no file there"):
+            corpus.find_files(str(pattern), flag="--input_dir")
+    _write(tmp_path / "empty.txt", "")
+    with pytest.raises(InputError, match="every file there is empty"):
+        corpus.find_files(str(tmp_path), flag="--input_dir")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", "[" * 100_000, "x.json, row 0: not JSON"),
+        ("x.json", '[{"title": ' + "9" * 5000 + "}]", "x.json, row 0: not JSON .Exceeds"),
+        ("x.jsonl", '{"title": ' + "[" * 100_000, "x.jsonl, line 1: not JSON"),
+        ("x.jsonl", '{"title": ' + "9" * 5000 + "}", "x.jsonl, line 1: not JSON .Exceeds"),
+        ("x.jsonl", '{"two\\nlines": 1}', "received two lines$"),
+        ("x.txt.gz", b"\x1f\x8b", "x.txt.gz: not a whole gzip file"),
+    ],
+)
+def test_hostile_rows_are_named(tmp_path, name: str, content: str | bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    with pytest.raises(InputError, match=message):
+        _texts(path)
+
+
+def test_a_bomb_is_read_in_bounded_memory(tmp_path) -> None:
+    """Half a megabyte that becomes half a gigabyte: blank lines, then one word."""
+    path = tmp_path / "x.txt.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(b" " * 2**20)
+        file.write(b"\nend\n")
+    tracemalloc.start()
+    try:
+        assert _texts(path)[-1] == "end"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * 2**20
+
+
+def test_many_small_documents_make_several_chunks(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "_MAX_CHUNK_DOCUMENTS", 3)
+    path = _write(tmp_path / "x.txt", "a\n\n" * 8)
+    files = corpus.find_files(str(path), flag="--input_dir")
+    assert [len(chunk.documents) for chunk in corpus.read_chunks(files)] == [3, 3, 2]
+
+
+def test_pipes_are_not_waited_for(tmp_path) -> None:
+    _write(tmp_path / "a.txt", "一")
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "a.txt")
+    assert _texts(tmp_path) == ["一", "一"]

@@ -1,0 +1,93 @@
+"""TensorFlow datasets as corpora: one is built here and read."""
+
+import dataclasses
+import pathlib
+
+import pytest
+import tensorflow_datasets as tfds
+
+from data_specs.corpora import CorpusSource
+from pipeline.base.errors import InputError
+from pipeline.corpora import corpus
+from pipeline.corpora.documents import document_text
+from pipeline.masking.masked_examples import create_masked_examples
+from pipeline.storage import manifest
+from tests.conftest import make_text
+
+TEXTS = make_text(seed=3, num_documents=30)
+
+
+class TinyNews(tfds.core.GeneratorBasedBuilder):
+    """Thirty articles to train on and two to test."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "title": tfds.features.Text(),
+            "body": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(num_classes=2),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._rows(TEXTS), "test": self._rows(["x", "y"])}
+
+    def _rows(self, texts):
+        for number, text in enumerate(texts):
+            yield number, {"title": f"第{number}篇", "body": text, "label": 0}
+
+    def _generate_examples(self):
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory) -> pathlib.Path:
+    """Where the dataset lies."""
+    folder = tmp_path_factory.mktemp("tfds")
+    TinyNews(data_dir=str(folder)).download_and_prepare()
+    return folder
+
+
+def _source(tfds_dir, **changes) -> CorpusSource:
+    settings = {"tfds_name": "tiny_news", "text_fields": ("title", "body"), **changes}
+    return CorpusSource(input_dir=str(tfds_dir), **settings)
+
+
+def test_documents_of_a_dataset(tfds_dir) -> None:
+    source = _source(tfds_dir, tfds_name="tiny_news:1.0.0")
+    files = corpus.open_corpora([source], corpus.resolve([source]))
+    chunks = list(corpus.read_chunks(files))
+    texts = [document_text(document) for chunk in chunks for document in chunk.documents]
+    assert sorted(texts) == sorted(f"第{n}篇\n{text}" for n, text in enumerate(TEXTS))
+    assert [file.name for file in files] == ["train"]
+    assert chunks[-1].bytes_read == files[0].bytes
+
+
+def test_masked_examples_of_a_dataset(tfds_dir, examples_config, tmp_path) -> None:
+    config = dataclasses.replace(
+        examples_config, corpora=(_source(tfds_dir),), output_dir=str(tmp_path / "a")
+    )
+    made = create_masked_examples(config)
+    assert made.statistics["documents"] == len(TEXTS)
+    again = dataclasses.replace(config, output_dir=str(tmp_path / "b"), max_workers=2)
+    splits = create_masked_examples(again).splits
+    assert splits == manifest.load(tmp_path / "a", flag="--input_dir").splits
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tfds_name": "no_such_set"}, "--tfds_name: expected .* received 'no_such_set'"),
+        ({"tfds_name": "tiny_news:9.0.0"}, "--tfds_name: expected .* received 'tiny_news:9.0.0'"),
+        (
+            {"text_fields": ("text",)},
+            "--text_fields: .* tiny_news, which has title, body; received text",
+        ),
+        ({"text_fields": ("label",)}, "--text_fields: .* received label"),
+        ({"text_fields": None}, "--text_fields: .* which has title, body; received none"),
+    ],
+)
+def test_what_is_not_there(tfds_dir, changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        corpus.resolve([_source(tfds_dir, **changes)])

@@ -1,0 +1,328 @@
+"""Stage 1a, from files to files."""
+
+import dataclasses
+import pathlib
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from data_specs.corpora import CorpusSource
+from pipeline.base import seeding
+from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.masking import document_masker, masked_chunks, masked_examples, shard_plan
+from pipeline.masking.masked_examples import create_masked_examples
+from pipeline.storage import manifest, serialization, spill
+
+
+def _read(folder: pathlib.Path, split: str) -> list[dict[str, np.ndarray]]:
+    loaded = manifest.load(folder, flag="--input_dir")
+    dtype = records.id_dtype(loaded.vocab.size)
+    types = {
+        feature.name: feature.numpy_dtype(loaded.vocab.size)
+        for feature in records.MASKED_EXAMPLE_FEATURES
+    }
+    assert dtype == np.uint16
+    return [
+        {
+            name: np.frombuffer(value, types[name])
+            for name, value in serialization.decode_example(record).items()
+        }
+        for shard in loaded.splits[split]
+        for record in serialization.read_records(folder / shard.file)
+    ]
+
+
+def _restored(example: dict[str, np.ndarray]) -> tuple[int, ...]:
+    ids = example[records.INPUT_IDS].copy()
+    ids[example[records.MASKED_LM_POSITIONS]] = example[records.MASKED_LM_IDS]
+    return tuple(ids.tolist())
+
+
+def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
+    create_masked_examples(dataclasses.replace(config, output_dir=str(folder), **changes))
+    return folder
+
+
+def test_examples_are_what_the_manifest_says(examples_dir, examples_config, vocab) -> None:
+    loaded = manifest.load(examples_dir, flag="--input_dir")
+    special = {vocab.index(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
+    mask_id = vocab.index("[MASK]")
+    ids = set()
+    totals = defaultdict(int)
+    for split in ("train", "eval"):
+        examples = _read(examples_dir, split)
+        assert len(examples) == loaded.num_examples(split) > 0
+        for example in examples:
+            inputs = example[records.INPUT_IDS]
+            positions = example[records.MASKED_LM_POSITIONS]
+            labels = example[records.MASKED_LM_IDS]
+            lengths = example[records.SEGMENT_LENGTHS]
+            assert len(inputs) == lengths.sum() <= 48
+            assert 1 <= len(lengths) <= 2
+            assert 0 < len(positions) == len(labels) <= 8
+            assert (np.diff(positions.astype(int)) > 0).all()
+            # Never a special token, nor in the place of one.
+            assert not special & set(labels.tolist())
+            restored = _restored(example)
+            ends = [0, *(np.cumsum(lengths) - 1)]
+            assert [restored[end] for end in ends] == [vocab.index("[CLS]")] + [
+                vocab.index("[SEP]")
+            ] * len(lengths)
+            assert mask_id not in restored
+            totals["masked"] += len(positions)
+            totals["mask"] += int((inputs[positions] == mask_id).sum())
+            totals["kept"] += int((inputs[positions] == labels).sum())
+            ids.add(example[records.EXAMPLE_ID].tobytes())
+    assert len(ids) == loaded.num_examples("train") + loaded.num_examples("eval")
+    assert totals["masked"] == loaded.statistics["masked_positions"]
+    assert abs(totals["mask"] / totals["masked"] - 0.8) < 0.04
+    assert abs(totals["kept"] / totals["masked"] - 0.1) < 0.03
+
+
+def test_masks_keep_whole_words_and_copies_differ(examples_dir, vocab) -> None:
+    by_window = defaultdict(list)
+    for example in _read(examples_dir, "train"):
+        positions = example[records.MASKED_LM_POSITIONS].tolist()
+        by_window[_restored(example)].append(positions)
+        tokens = [vocab[index] for index in _restored(example)]
+        for position, token in enumerate(tokens):
+            # A window may begin inside a word.
+            if token.startswith("##") and position > 1:
+                assert (position in positions) == (position - 1 in positions)
+        # 院子 is one of jieba's words.
+        for position in range(len(tokens) - 1):
+            if tokens[position : position + 2] == ["院", "子"]:
+                assert (position in positions) == (position + 1 in positions)
+    # A short window has one word to mask, and few choices.
+    repeated = [
+        copies for window, copies in by_window.items() if len(copies) > 1 and len(window) > 30
+    ]
+    different = [copies for copies in repeated if copies[0] != copies[1]]
+    assert len(repeated) > 20 and len(different) > 0.98 * len(repeated)
+
+
+def test_the_same_bytes_for_one_two_and_three_workers(
+    examples_dir, examples_config, tmp_path
+) -> None:
+    wanted = _bytes(examples_dir)
+    for workers in (2, 3):
+        folder = _make(examples_config, tmp_path / str(workers), max_workers=workers)
+        assert _bytes(folder) == wanted
+
+
+def test_another_seed_gives_other_masks(examples_dir, examples_config, tmp_path) -> None:
+    other = _make(examples_config, tmp_path / "other", random_seed=1)
+    assert _bytes(other).keys() == _bytes(examples_dir).keys()
+    one, two = ([_restored(e) for e in _read(d, "eval")] for d in (other, examples_dir))
+    assert set(one) != set(two)
+
+
+def test_no_document_is_on_both_sides(tmp_path, examples_config) -> None:
+    corpus = tmp_path / "corpus.txt"
+    # Each document twice, each of characters of its own.
+    documents = [chr(0x4E00 + 10 * n) + "一" + chr(0x4E01 + 10 * n) * 25 for n in range(50)]
+    corpus.write_text("\n\n".join(documents + documents), encoding="utf-8")
+    vocabulary = tmp_path / "vocab.txt"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set("".join(documents)))]
+    vocabulary.write_text("\n".join(tokens), encoding="utf-8")
+    folder = _make(
+        examples_config,
+        tmp_path / "out",
+        corpora=(CorpusSource(input_dir=str(corpus), segmenter="none"),),
+        vocab_file=str(vocabulary),
+    )
+    train, evaluation = (
+        {token for example in _read(folder, split) for token in _restored(example)[1:-1]}
+        for split in ("train", "eval")
+    )
+    assert train & evaluation <= {tokens.index("一"), tokens.index("[SEP]")}
+    assert len(train) > 50 < 2 * len(evaluation) + 50
+
+
+@pytest.mark.parametrize(("documents", "splits"), [(1, ["train"]), (2, ["eval", "train"])])
+def test_an_eval_document_where_there_are_two(
+    tmp_path, examples_config, documents: int, splits: list[str]
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    sentence = "工程师检查了机器，发现是一颗螺丝松了，还有第"
+    text = "\n\n".join(f"{sentence}{'一二'[n]}颗。" for n in range(documents))
+    corpus.write_text(text, encoding="utf-8")
+    for fraction in (0.01, 0.5):
+        folder = tmp_path / str(fraction)
+        _make(
+            examples_config,
+            folder,
+            corpora=(CorpusSource(input_dir=str(corpus)),),
+            eval_fraction=fraction,
+        )
+        loaded = manifest.load(folder, flag="--input_dir")
+        assert sorted(loaded.splits) == splits
+        assert all(loaded.num_examples(split) for split in splits)
+
+
+def test_eval_threshold_by_hand() -> None:
+    half = 2**63
+    assert shard_plan.eval_threshold(0.5, 10, 2**64 - 1) == half
+    assert shard_plan.eval_threshold(0.0, 10, 20) == 0
+    assert shard_plan.eval_threshold(0.5, half + 5, half + 9) == half + 6
+    assert shard_plan.eval_threshold(0.5, 5, 9) == 9
+    assert shard_plan.eval_threshold(0.5, 5, 5) == 0
+
+
+def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    good = '{"title": "工程师检查了机器", "content": "发现是一颗螺丝松了，学生们认真地听讲。"}\n'
+    corpus.write_text(
+        good
+        + '{"title": "短", "content": ""}\nnot json\n'
+        + f'{{"title": "{"螺" * 30}", "content": ""}}\n',
+        encoding="utf-8",
+    )
+    folder = tmp_path / "out"
+    with pytest.raises(InputError, match="line 3: not JSON"):
+        _make(examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),))
+    # A directory that the failed command began is as it was before.
+    assert not list(folder.iterdir())
+    _make(
+        examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),), skip_bad_lines=True
+    )
+    statistics = manifest.load(folder, flag="--input_dir").statistics
+    assert statistics["documents"] == 4
+    assert statistics["skipped"] == {
+        "bad rows": 1,
+        "shorter than --min_chars": 1,
+        "without a word to mask": 1,
+    }
+    # 螺 is in no vocabulary: once in the good row, thirty times in the last.
+    assert statistics["unknown_tokens"] == 31
+
+
+def test_a_run_that_was_killed_goes_on(
+    examples_dir, examples_config, tmp_path, monkeypatch
+) -> None:
+    wanted = _bytes(examples_dir)
+    for calls in range(1, 8):
+        folder = tmp_path / str(calls)
+        made = 0
+
+        def killed(*arguments, made_by=masked_examples.writer.write_shard, limit=calls):
+            nonlocal made
+            made += 1
+            if made == limit:
+                raise KeyboardInterrupt
+            return made_by(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(masked_examples.writer, "write_shard", killed)
+            if calls < 5:
+                with pytest.raises(KeyboardInterrupt):
+                    _make(examples_config, folder)
+                assert not (folder / "manifest.json").exists()
+        _make(examples_config, folder)
+        assert _bytes(folder) == wanted
+
+
+def test_an_error_leaves_what_is_complete(
+    examples_dir, examples_config, tmp_path, monkeypatch
+) -> None:
+    """Also one for which a new directory would be left as it was found."""
+    folder, real = tmp_path / "made", masked_examples.writer.write_shard
+    number = 0
+
+    def broken(*arguments):
+        nonlocal number
+        number += 1
+        if number == 2:
+            raise InputError("--vocab_file: another")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(masked_examples.writer, "write_shard", broken)
+        with pytest.raises(InputError, match="--vocab_file: another"):
+            _make(examples_config, folder)
+    whole = {path.name: path.stat().st_ino for path in folder.glob("*.tfrecord")}
+    assert len(whole) == 1
+    _make(examples_config, folder)
+    assert {name: (folder / name).stat().st_ino for name in whole} == whole
+    assert _bytes(folder) == _bytes(examples_dir)
+
+
+def test_a_spill_file_of_another_text_is_not_read(examples_config, tmp_path, monkeypatch) -> None:
+    """As a node might have it whose folder is not the one that the others share."""
+    real = masked_examples.make_plan
+
+    def spoil(config, headers, *arguments):
+        spill.write_spill(masked_chunks.spill_path(config, 0), [], {"fingerprint": "other"})
+        return real(config, headers, *arguments)
+
+    monkeypatch.setattr(masked_examples, "make_plan", spoil)
+    message = "00000000.spill: expected a chunk of the corpus, masked, received that of another te"
+    with pytest.raises(InterruptedRunError, match=message):
+        _make(examples_config, tmp_path / "made")
+    monkeypatch.undo()
+    _make(examples_config, tmp_path / "made")
+
+
+def test_a_complete_directory_is_not_made_again(examples_dir, examples_config, monkeypatch) -> None:
+    def never(*arguments):
+        raise AssertionError("masked again")
+
+    monkeypatch.setattr(document_masker.DocumentMasker, "examples", never)
+    before = {path: path.stat().st_mtime_ns for path in examples_dir.iterdir()}
+    _make(examples_config, examples_dir)
+    assert before == {path: path.stat().st_mtime_ns for path in examples_dir.iterdir()}
+    with pytest.raises(InputError, match="dupe_factor is 2 there and 3 here"):
+        _make(examples_config, examples_dir, dupe_factor=3)
+
+
+def test_golden_masks(examples_config, vocab) -> None:
+    """The format's promise: these bytes do not change without a new format version."""
+    masker = document_masker.DocumentMasker(examples_config)
+    key = seeding.digest("golden")
+    text = "春天来了，院子里的桃树开满了花。"
+    made = list(masker.examples(text, key, Counter(), segmenter="jieba", num_copies=2))
+    assert [example_id.hex() for example_id, _ in made] == GOLDEN_IDS
+    features = [serialization.decode_example(record) for _, record in made]
+    positions = [np.frombuffer(f[records.MASKED_LM_POSITIONS], "<u2").tolist() for f in features]
+    assert positions == GOLDEN_POSITIONS
+    labels = np.frombuffer(features[0][records.MASKED_LM_IDS], "<u2").tolist()
+    assert [vocab[label] for label in labels] == GOLDEN_LABELS
+
+
+GOLDEN_IDS = ["70e88b33e8dceb1aa89b1967b0533ce0", "0f132b32840da00523ffafacc4619f6b"]
+GOLDEN_POSITIONS = [[1, 2, 9], [4, 10, 16]]
+GOLDEN_LABELS = ["春", "天", "里"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_predictions_per_seq": 46}, "--max_predictions_per_seq: expected at most 45"),
+        ({"max_seq_length": 3}, "--max_seq_length: expected more than the 3 special tokens"),
+    ],
+)
+def test_settings_that_do_not_fit(examples_config, changes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(examples_config, **changes)
+
+
+def test_a_vocabulary_without_mask(tmp_path, examples_config) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n一\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"--vocab_file: .* 5 tokens and no \[MASK\]"):
+        _make(examples_config, tmp_path / "out", vocab_file=str(path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_literal_mask_in_the_text_is_text(examples_config) -> None:
+    tokenizer = document_masker.load_tokenizer(
+        examples_config.vocab_file, do_lower_case=True, flag="--vocab_file"
+    )
+    special = set(tokenizer.special_ids.values()) - {tokenizer.special_ids["unk"]}
+    assert not special & set(tokenizer.tokenize("老师[MASK]写[CLS]字[SEP]").ids.tolist())

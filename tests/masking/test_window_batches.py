@@ -1,0 +1,138 @@
+"""A batch of windows: decoded and masked as each of them alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs import records
+from pipeline.base import seeding
+from pipeline.masking import mask_policy, window_batches, window_masking, windows
+from tests.masking import plain_masking
+
+CLS, SEP = 2, 3
+IS_SPECIAL = np.arange(1000) < 5
+POLICY = mask_policy.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
+WEIGHTS = mask_policy.token_weights(np.random.default_rng(0).integers(0, 10**6, 1000), 0.7)
+
+
+def _window(random: np.random.Generator) -> window_masking.WindowInput:
+    count = int(random.integers(1, 120))
+    # Special tokens inside too, also [SEP] itself, as ids of unknown origin might be.
+    ids = random.integers(np.where(random.random(count) < 0.1, 0, 5), 999)
+    split = None if random.random() < 0.3 else int(random.integers(1, count + 1))
+    inputs = windows.build_input(ids, split, CLS, SEP)
+    return window_masking.WindowInput(*inputs, random.random(count) < 0.6)
+
+
+def _decoded(batch: list[window_masking.WindowInput], dtype: str) -> window_batches.Windows:
+    rows = [window_masking.window_features(window, np.dtype(dtype)) for window in batch]
+    names = (records.INPUT_IDS, records.SEGMENT_LENGTHS, records.WORD_STARTS)
+    columns = [[row[name] for row in rows] for name in names]
+    return window_batches.decode_windows(*columns, np.dtype(dtype))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from(["<u2", "<i4"]))
+def test_records_give_the_windows_back(seed: int, size: int, dtype: str) -> None:
+    random = np.random.default_rng(seed)
+    batch = [_window(random) for _ in range(size)]
+    back = _decoded(batch, dtype)
+    inputs = np.split(back.input_ids, np.cumsum(back.lengths)[:-1])
+    ends = np.cumsum(back.counts)[:-1]
+    places, starts = np.split(back.places, ends), np.split(back.word_starts, ends)
+    first = 0
+    for row, window in enumerate(batch):
+        assert inputs[row].tolist() == window.input_ids.tolist()
+        both = back.segment_lengths[row].tolist()
+        assert both == [*window.segment_lengths.tolist(), 0][:2]
+        assert (places[row] - first).tolist() == window.places.tolist()
+        # A window's first token begins a word, whatever is stored.
+        assert starts[row].tolist() == [True, *window.word_starts[1:].tolist()]
+        first += len(window.input_ids)
+
+
+@pytest.mark.parametrize("token_weights", [None, WEIGHTS])
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_each_window_is_masked_as_alone(token_weights, seed: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    batch = [_window(random) for _ in range(size)]
+    keys = [(random.bytes(16), epoch) for epoch in range(size)]
+    masked = window_batches.mask_windows(
+        _decoded(batch, "<u2"),
+        POLICY,
+        IS_SPECIAL,
+        seeding.streams(seed, "mask", keys),
+        token_weights=token_weights,
+    )
+    rows = np.cumsum([len(window.input_ids) for window in batch])[:-1]
+    inputs = np.split(masked.input_ids, rows)
+    ends = np.cumsum(masked.counts)[:-1]
+    positions, labels = np.split(masked.positions, ends), np.split(masked.labels, ends)
+    for row, (window, key) in enumerate(zip(batch, keys, strict=True)):
+        words = window_masking.maskable_words(window, POLICY, IS_SPECIAL)
+        alone = plain_masking.mask_window(
+            window, words, POLICY, seeding.stream(seed, "mask", *key), token_weights=token_weights
+        )
+        assert inputs[row].tolist() == alone.input_ids.tolist()
+        assert positions[row].tolist() == alone.positions.tolist()
+        assert labels[row].tolist() == alone.labels.tolist()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 3))
+def test_copies_are_masked_one_after_another(seed: int, size: int, copies: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = window_batches.join_windows([_window(random) for _ in range(size)])
+
+    def masked(numbers: range, **settings: int) -> window_batches.MaskedWindows:
+        streams = (seeding.stream(seed, "mask", number) for number in numbers)
+        return window_batches.mask_windows(rows, POLICY, IS_SPECIAL, streams, **settings)
+
+    together = masked(range(copies * size), copies=copies)
+    alone = [masked(range(copy * size, (copy + 1) * size)) for copy in range(copies)]
+    for name in ("input_ids", "positions", "labels", "counts"):
+        parts = [getattr(one, name) for one in alone]
+        assert getattr(together, name).tolist() == np.concatenate(parts).tolist(), name
+    features = window_batches.masked_features(rows, together, np.dtype("<u2"))
+    each = (window_batches.masked_features(rows, one, np.dtype("<u2")) for one in alone)
+    assert list(features) == [row for copy in each for row in copy]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_joined_windows_are_those_of_their_records(seed: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    batch = [_window(random) for _ in range(size)]
+    joined, decoded = window_batches.join_windows(batch), _decoded(batch, "<u2")
+    for name in ("input_ids", "lengths", "segment_lengths", "places", "counts", "word_starts"):
+        assert getattr(joined, name).tolist() == getattr(decoded, name).tolist(), name
+
+
+def test_by_hand() -> None:
+    """The tokens 7, 8 | 9 and 6: of each window the one word that has room, for all streams."""
+    pair = windows.build_input(np.array([7, 8, 9]), 2, CLS, SEP)
+    one = windows.build_input(np.array([6]), None, CLS, SEP)
+    batch = _decoded(
+        [
+            window_masking.WindowInput(*pair, np.array([False, True, True])),
+            window_masking.WindowInput(*one, np.array([True])),
+        ],
+        "<u2",
+    )
+    assert batch.input_ids.tolist() == [CLS, 7, 8, SEP, 9, SEP, CLS, 6, SEP]
+    assert batch.segment_lengths.tolist() == [[4, 2], [3, 0]]
+    assert batch.places.tolist() == [1, 2, 4, 7]
+    assert batch.word_starts.tolist() == [True] * 4
+    policy = mask_policy.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
+    # Tokens 7 and 8 are special here: 9 and 6 are left.
+    special = np.isin(np.arange(1000), [7, 8])
+    streams = seeding.streams(1, "mask", [(0,), (1,)])
+    masked = window_batches.mask_windows(batch, policy, special, streams)
+    assert masked.counts.tolist() == [1, 1]
+    assert masked.positions.tolist() == [4, 1]
+    assert masked.labels.tolist() == [9, 6]
+    unchanged = [0, 1, 2, 3, 5, 6, 8]
+    assert masked.input_ids[unchanged].tolist() == batch.input_ids[unchanged].tolist()
+
+
+def test_rows_are_padded() -> None:
+    rows = window_batches.pad_rows(np.array([5, 3, 8]), np.array([1, 0, 2]), 3)
+    assert rows.tolist() == [[5, 0, 0], [0, 0, 0], [3, 8, 0]] and rows.dtype == np.int32

@@ -1,0 +1,140 @@
+"""Checkpoints in Google's layout, written here with their optimizer slots and other heads."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from pipeline.base.errors import InputError
+from pipeline.models.formats.model_directory import ModelSource, find_model
+from pipeline.models.weight_names import weight_table
+
+tf = pytest.importorskip("tensorflow")
+
+
+def write_checkpoint(prefix: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a checkpoint as TensorFlow 1's Saver does."""
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(value) for value in tensors.values()],
+    )
+
+
+@pytest.fixture
+def tensors(config, weights) -> dict[str, np.ndarray]:
+    """The weights and all else that Google's files hold, by Google's names."""
+    found = {row.tf1: weights[row.ours] for row in weight_table(config)}
+    found["bert/pooler/dense/kernel"] = np.zeros((16, 16), np.float32)
+    found["bert/pooler/dense/bias"] = np.zeros(16, np.float32)
+    found["cls/seq_relationship/output_weights"] = np.zeros((2, 16), np.float32)
+    found["cls/seq_relationship/output_bias"] = np.zeros(2, np.float32)
+    for name, value in list(found.items()):
+        found[f"{name}/adam_m"] = found[f"{name}/adam_v"] = np.full_like(value, 9)
+    return found | {"global_step": np.array(20, np.int64)}
+
+
+@pytest.fixture
+def directory(tmp_path, config, tensors) -> pathlib.Path:
+    """A directory in Google's layout."""
+    values = config.to_dict()
+    values = {key: values[key] for key in values if key not in ("layer_norm_eps", "pad_token_id")}
+    (tmp_path / "bert_config.json").write_text(json.dumps(values), encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
+    write_checkpoint(tmp_path / "bert_model.ckpt", tensors)
+    return tmp_path
+
+
+def message_of(source: ModelSource) -> str:
+    with pytest.raises(InputError) as error:
+        source.read_weights()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_everything_lands(directory, config, weights):
+    source = find_model(directory, "--teacher")
+    assert (source.config, source.directory) == (config, directory)
+    found = source.read_weights()
+    assert found.keys() == weights.keys()
+    for name, value in found.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, weights[name])
+
+
+def test_pair_of_files_and_index_suffix(directory):
+    prefix = directory / "bert_model.ckpt"
+    sources = [
+        ModelSource.from_google(directory / "bert_config.json", path)
+        for path in (prefix, f"{prefix}.index")
+    ]
+    assert sources[0] == sources[1]
+    assert [path.name for path in sources[0].weight_files] == [
+        "bert_model.ckpt.data-00000-of-00001",
+        "bert_model.ckpt.index",
+    ]
+    assert sources[0].sha256() == find_model(directory, "--teacher").sha256()
+
+
+def test_missing_and_misshapen(directory, tensors):
+    name = "bert/encoder/layer_1/output/dense/kernel"
+    prefix = directory / "bert_model.ckpt"
+    kernel = tensors.pop(name)
+    write_checkpoint(prefix, tensors)
+    source = find_model(directory, "--teacher")
+    assert message_of(source) == f"{prefix}: 1 tensor missing: {name} [24, 16]"
+    write_checkpoint(prefix, tensors | {name: kernel.T})
+    assert message_of(source) == (
+        f"{prefix}: 1 tensor misshapen: {name}: expected [24, 16], received [16, 24]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"), [(bytes, "string"), (np.int32, "int32"), (np.complex64, "complex64")]
+)
+def test_tensors_of_no_floats(directory, tensors, dtype, said):
+    name = "bert/encoder/layer_1/output/dense/kernel"
+    prefix = directory / "bert_model.ckpt"
+    write_checkpoint(prefix, tensors | {name: tensors[name].astype(dtype)})
+    source = find_model(directory, "--teacher")
+    assert message_of(source) == f"{prefix}: {name}: expected floats, received {said}"
+
+
+def test_floats_of_other_sizes(directory, tensors, weights):
+    prefix = directory / "bert_model.ckpt"
+    changed = {name: value.astype(np.float64) for name, value in tensors.items()}
+    write_checkpoint(prefix, changed)
+    for name, value in find_model(directory, "--teacher").read_weights().items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, weights[name])
+
+
+def test_layers_that_the_configuration_does_not_know(directory):
+    source = find_model(directory, "--teacher")
+    smaller = dataclasses.replace(source.config, num_hidden_layers=2)
+    message = message_of(dataclasses.replace(source, config=smaller))
+    assert "16 tensors not in the configuration: bert/encoder/layer_2/" in message
+
+
+def test_truncated_data(directory):
+    path = directory / "bert_model.ckpt.data-00000-of-00001"
+    path.write_bytes(path.read_bytes()[:500])
+    message = message_of(find_model(directory, "--teacher"))
+    assert "bert_model.ckpt: expected a TensorFlow checkpoint, cannot read it (" in message
+
+
+def test_garbage_index(directory):
+    (directory / "bert_model.ckpt.index").write_bytes(b"no checkpoint" * 20)
+    message = message_of(find_model(directory, "--teacher"))
+    assert "expected a TensorFlow checkpoint, cannot read it (" in message
+
+
+def test_missing_data_file(directory):
+    path = directory / "bert_model.ckpt.data-00000-of-00001"
+    path.unlink()
+    with pytest.raises(InputError) as error:
+        find_model(directory, "--teacher")
+    assert str(error.value) == f"--teacher: no such file: {path}"

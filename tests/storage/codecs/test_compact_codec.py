@@ -1,0 +1,219 @@
+"""The compact codec: its stored order, long gaps, ties, and damaged streams."""
+
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs import records
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
+from pipeline.storage.codecs.compact import CompactCodec
+
+V = 1_000
+
+
+def _codec(k: int, vocab_size: int = V, **options) -> CompactCodec:
+    """Token v is as frequent as V − v, but for the first two, which change places."""
+    counts = np.arange(vocab_size, 0, -1)
+    counts[[0, 1]] = counts[[1, 0]]
+    return CompactCodec(vocab_size, k, token_counts=counts, **options)
+
+
+def _encode(codec: CompactCodec, ids: list[list[int]], logits: list[list[float]]):
+    splits = np.array([0, len(ids)])
+    (features,) = codec.encode(np.array(ids), np.array(logits, np.float32), splits)
+    return features
+
+
+def _unpacked(features: dict[str, bytes]) -> tuple[bytes, bytes]:
+    return tuple(
+        zlib.decompress(features[name]) for name in (records.TOPK_IDS, records.TOPK_LOGITS)
+    )
+
+
+def test_golden_bytes() -> None:
+    codec = _codec(3)
+    features = _encode(codec, [[5, 0, 300], [999, 1, 2]], [[2.0, 1.25, 0.5], [1.0, 1.0, 1.0]])
+    gaps, steps = _unpacked(features)
+    # Ranks 1, 5, 300 and 0, 2, 999: gaps 1, 3, 294 and 0, 1, 996.
+    assert gaps == bytes([1, 3, 255, 0, 1, 255]) + b"\x26\x01\xe4\x03"
+    # With bend 1.5, half of the range is (1 − e^−0.75) / (1 − e^−1.5) = 0.679 of 225 steps.
+    assert steps == bytes([153, 0, 225, 0, 0, 0])
+    assert features[records.TOPK_RANGES] == b"\x00\x3e\x00\x00"  # 1.5 and 0 in float16
+    ids, logits = codec.decode(features, 2)
+    # Equal logits stand in the order of ranks.
+    assert ids.tolist() == [[5, 0, 300], [1, 2, 999]]
+    np.testing.assert_allclose(logits, [[0.0, -0.75, -1.5], [0.0, 0.0, 0.0]], atol=0.01)
+
+
+def test_a_record_as_it_was_once_written() -> None:
+    """Whatever another zlib makes of the same bytes: this record stays readable."""
+    features = {
+        records.TOPK_IDS: bytes.fromhex("78016364fecfc0f85f8df10933000f8e0312"),
+        records.TOPK_LOGITS: bytes.fromhex("78019bc9f090818101000720017b"),
+        records.TOPK_RANGES: b"\x00\x3e\x00\x00",
+    }
+    codec = _codec(3)
+    assert codec.decode(features, 2)[0].tolist() == [[5, 0, 300], [1, 2, 999]]
+
+
+def test_only_the_ids_that_are_there_are_stored() -> None:
+    codec = _codec(3, variable=True)
+    features = _encode(
+        codec, [[5, NO_ID, NO_ID], [999, 2, NO_ID]], [[2.0, *[NO_ID_LOGIT] * 2], [1.0, 0.0, -1e30]]
+    )
+    assert _unpacked(features) == (bytes([5, 2, 255]) + b"\xe4\x03", bytes([0, 225, 0]))
+    assert features[records.TOPK_COUNTS] == b"\x01\x00\x02\x00"
+    ids, logits = codec.decode(features, 2)
+    assert ids.tolist() == [[5, NO_ID, NO_ID], [999, 2, NO_ID]]
+    assert logits[1].tolist() == [0.0, -1.0, np.float32(NO_ID_LOGIT)]
+
+
+def test_every_gap_is_long_in_a_large_vocabulary() -> None:
+    """Gaps of int32, in a batch whose records have different numbers of them."""
+    codec = CompactCodec(70_000, 4, token_counts=np.zeros(70_000, np.int64))
+    ids = np.array([[69_999, 300, 600, 900], [0, 1, 2, 3], [255, 511, 1_022, 66_000]])
+    rows = codec.encode(ids, np.zeros((3, 4), np.float32), np.array([0, 1, 2, 3]))
+    assert [len(_unpacked(row)[0]) for row in rows] == [4 + 16, 4, 4 + 16]
+    tensors = {name: tf.constant([row[name] for row in rows]) for name in rows[0]}
+    got, _ = codec.decode_tensors(tf, tensors, 2)
+    np.testing.assert_array_equal(got[:, 0], np.sort(ids, axis=-1))
+    assert not np.any(got[:, 1])
+
+
+def _plain(codec: CompactCodec, features: dict[str, bytes], counts: list[int]):
+    """Decodes a record one id at a time: pairs of an id and its step, for each position."""
+    gaps, steps = _unpacked(features)
+    dtype = "<u2" if codec.vocab_size <= 65_536 else "<i4"
+    long = iter(np.frombuffer(gaps[sum(counts) :], dtype).tolist())
+    by_frequency = sorted(range(codec.vocab_size), key=lambda v: (-codec.token_counts[v], v))
+    place, rows = 0, []
+    for count in counts:
+        rank, row = -1, []
+        for gap, step in zip(gaps[place : place + count], steps[place:], strict=False):
+            rank += 1 + (next(long) if gap == 255 else gap)
+            row.append((by_frequency[rank], step))
+        # Python's sort keeps the order of equal steps.
+        rows.append(sorted(row, key=lambda pair: pair[1]))
+        place += count
+    return rows
+
+
+@given(st.integers(0, 10**6), st.sampled_from([(9, 9), (600, 3), (70_000, 40)]), st.booleans())
+def test_a_plain_decoder_finds_the_same(seed: int, size: tuple[int, int], variable: bool) -> None:
+    (vocab_size, k), random = size, np.random.default_rng(seed)
+    counts = np.full(4, k) if not variable else random.integers(1, k + 1, 4)
+    ids = np.stack([random.permutation(vocab_size)[:k] for _ in range(4)])
+    # Few different logits, and some without mass.
+    logits = -np.sort(random.choice([0.0, 1.0, 1.5, 3.0, 100.0], (4, k)), axis=-1)
+    absent = np.arange(k) >= counts[:, np.newaxis]
+    codec = CompactCodec(vocab_size, k, variable, random.integers(0, 5, vocab_size))
+    ids, logits = np.where(absent, NO_ID, ids), np.where(absent, NO_ID_LOGIT, logits)
+    features = _encode(codec, ids.tolist(), logits.tolist())
+    expected = _plain(codec, features, counts.tolist())
+    tensors = {name: tf.constant([value]) for name, value in features.items()}
+    batch = [values[0, :4].numpy() for values in codec.decode_tensors(tf, tensors, 5)]
+    ranges = np.frombuffer(features[records.TOPK_RANGES], "<f2").astype(np.float32)
+    for got_ids, got_logits in (codec.decode(features, 4), batch):
+        for row, pairs in enumerate(expected):
+            assert got_ids[row, : counts[row]].tolist() == [token for token, _ in pairs]
+            steps = np.array([step for _, step in pairs])
+            wanted = np.where(steps == 255, -65504, codec.steps.distances[steps] * -ranges[row])
+            np.testing.assert_array_equal(got_logits[row, : counts[row]], wanted)
+            assert (got_ids[row, counts[row] :] == NO_ID).all()
+            assert (got_logits[row, counts[row] :] == np.float32(NO_ID_LOGIT)).all()
+
+
+def test_ranks_that_with_their_steps_need_more_than_32_bits() -> None:
+    vocab_size = 2**22 + 1
+    codec = CompactCodec(vocab_size, 3, True, np.zeros(vocab_size, np.int64))
+    ids = [[2**22, 5, 2**21], [7, 2**22, NO_ID]]
+    features = _encode(codec, ids, [[0.0, -1.0, -80.0], [0.0, -80.0, NO_ID_LOGIT]])
+    got, logits = codec.decode(features, 2)
+    assert got.tolist() == ids
+    assert logits[1].tolist() == [0.0, -65504.0, np.float32(NO_ID_LOGIT)]
+
+
+@pytest.mark.parametrize("gap", [-1, 70_000, 2**31 - 1, -(2**31)])
+def test_long_gaps_whose_sums_might_overflow(gap: int) -> None:
+    codec = CompactCodec(70_000, 3, token_counts=np.zeros(70_000, np.int64))
+    features = _encode(codec, [[0, 300, 69_999]], [[3.0, 2.0, 1.0]])
+    long = np.array([gap, 2**31 - 1], "<i4").tobytes()
+    features[records.TOPK_IDS] = zlib.compress(bytes([0, 255, 255]) + long)
+    with pytest.raises(ValueError, match="expected ranks of 70000 tokens, received others"):
+        codec.decode(features, 1)
+    tensors = {name: tf.constant([value]) for name, value in features.items()}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="expected ranks of 70000 tokens"):
+        tf.function(lambda: codec.decode_tensors(tf, tensors, 1))()
+
+
+def test_frequent_tokens_make_it_small() -> None:
+    random = np.random.default_rng(0)
+    popularity = np.arange(1.0, 21_129.0) ** -2.0
+    shuffled = random.permutation(21_128)
+    ids = np.stack([np.argsort(-random.gumbel(np.log(popularity)))[:128] for _ in range(20)])
+    logits = -np.sort(random.exponential(1.5, (20, 128)), axis=-1).astype(np.float32)
+    sizes = {}
+    for name, counts in (("ours", popularity), ("none", popularity[shuffled])):
+        codec = CompactCodec(21_128, 128, token_counts=counts)
+        (row,) = codec.encode(ids, logits, np.array([0, 20]))
+        sizes[name] = sum(map(len, row.values())) / 20
+    assert sizes["ours"] < 190 < 270 < sizes["none"]
+
+
+def _packed(content: bytes) -> bytes:
+    return zlib.compress(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (records.TOPK_IDS, b"", "expected a zlib stream of at most 9 bytes"),
+        (records.TOPK_IDS, b"none", "broken zlib stream"),
+        (records.TOPK_IDS, _packed(bytes(9))[:-4], "expected a zlib stream of at most 9 bytes"),
+        (records.TOPK_IDS, _packed(bytes(9)) + b"1", "expected a zlib stream of at most 9 bytes"),
+        # A bomb is not unpacked.
+        (records.TOPK_IDS, _packed(bytes(10**6)), "expected a zlib stream of at most 9 bytes"),
+        (records.TOPK_LOGITS, _packed(bytes(4)), "expected a zlib stream of at most 3 bytes"),
+        (records.TOPK_LOGITS, _packed(bytes(2)), "top-k of 3 ids, 3 at each position, received 2"),
+        (records.TOPK_IDS, _packed(bytes(2)), "top-k of 3 ids, 3 at each position, received 2"),
+        (
+            records.TOPK_IDS,
+            _packed(bytes([0, 255, 0])),
+            "expected 1 long gaps of ranks, received 0",
+        ),
+        (records.TOPK_IDS, _packed(bytes(5)), "expected 0 long gaps of ranks, received 1"),
+        (
+            records.TOPK_IDS,
+            _packed(bytes([0, 255, 0, 0xE6, 0x03])),
+            "expected ranks of 1000 tokens, received others",
+        ),
+    ],
+)
+def test_damaged_streams(name: str, content: bytes, message: str) -> None:
+    codec = _codec(3)
+    features = _encode(codec, [[0, 1, 2]], [[3.0, 2.0, 1.0]])
+    with pytest.raises(ValueError, match=message):
+        codec.decode({**features, name: content}, 1)
+
+
+def test_it_needs_counts() -> None:
+    with pytest.raises(ValueError, match="token_counts: expected the counts of all tokens"):
+        CompactCodec(10, 2)
+
+
+@pytest.mark.parametrize("name", [records.TOPK_IDS, records.TOPK_LOGITS])
+def test_tensorflow_unpacks_no_bomb(name: str) -> None:
+    """A stream that is longer than all that it may hold is not even begun."""
+    codec = _codec(3)
+    features = _encode(codec, [[0, 1, 2]], [[3.0, 2.0, 1.0]])
+    batch = {key: tf.constant([value]) for key, value in features.items()}
+    ids, _ = codec.decode_tensors(tf, batch, 1)
+    assert ids.numpy().tolist() == [[[0, 1, 2]]]
+    batch[name] = tf.constant([zlib.compress(bytes(10**5))])
+    message = "expected zlib streams of at most 73 bytes"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        codec.decode_tensors(tf, batch, 1)

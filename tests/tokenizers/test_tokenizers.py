@@ -1,0 +1,93 @@
+"""The tokenizer: BERT's tokens, with places that lead back into the text."""
+
+import json
+import pathlib
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.base.errors import InputError
+from pipeline.tokenizers.loading import load_tokenizer
+from pipeline.tokenizers.wordpiece import WordPieceTokenizer
+
+SHARED = pathlib.Path(__file__).parents[3] / "shared"
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocab_file) -> WordPieceTokenizer:
+    """The tests' vocabulary, lower-casing."""
+    return load_tokenizer(str(vocab_file), do_lower_case=True, flag="--vocab_file")
+
+
+def test_tokens_by_hand(tokenizer) -> None:
+    text = "我们用BERT，The Learns"
+    tokens = tokenizer.tokenize(text)
+    expected = ["我", "们", "用", "be", "##rt", "，", "the", "learn", "##s"]
+    assert [tokenizer.vocab[index] for index in tokens.ids] == expected
+    assert [text[start] for start in tokens.starts] == list("我们用BR，TLs")
+    word_ids = tokens.word_ids.tolist()
+    assert word_ids[3] == word_ids[4] and word_ids[7] == word_ids[8]
+    assert len(set(word_ids)) == 7
+
+
+@given(TEXT)
+def test_places_lie_in_the_text_and_ascend(tokenizer, text: str) -> None:
+    tokens = tokenizer.tokenize(text)
+    assert len(tokens.ids) == len(tokens.starts) == len(tokens.word_ids)
+    assert (tokens.starts[1:] >= tokens.starts[:-1]).all()
+    for index, start, end in zip(tokens.ids, tokens.starts, tokens.ends, strict=True):
+        assert 0 <= start < end <= len(text)
+        token = tokenizer.vocab[index].removeprefix("##")
+        # Lower-cased, and without accents, as BERT's normaliser leaves it.
+        plain = unicodedata.normalize("NFD", text[start:end]).lower()
+        seen = "".join(char for char in plain if unicodedata.category(char)[0] not in "MC")
+        assert token in ("[UNK]", seen)
+
+
+@given(TEXT)
+def test_no_text_becomes_a_special_token_but_unk(tokenizer, text: str) -> None:
+    special = set(tokenizer.special_ids.values()) - {tokenizer.special_ids["unk"]}
+    assert not special & set(tokenizer.tokenize(text + "[MASK][SEP]").ids.tolist())
+
+
+def test_case_is_kept_where_asked(vocab_file) -> None:
+    cased = load_tokenizer(str(vocab_file), do_lower_case=False, flag="--vocab_file")
+    unknown = cased.special_ids["unk"]
+    assert cased.tokenize("THE").ids.tolist() == [unknown]
+    assert cased.tokenize("the").ids.tolist() != [unknown]
+    assert json.loads(cased.files()["tokenizer_config.json"])["do_lower_case"] is False
+
+
+def test_a_vocabulary_of_windows_lines_and_a_wrong_encoding(tmp_path) -> None:
+    path = tmp_path / "vocab.txt"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "一"]
+    path.write_bytes("\r\n".join([*tokens, "", ""]).encode())
+    loaded = load_tokenizer(str(path), do_lower_case=True, flag="--vocab_file")
+    assert loaded.vocab == tuple(tokens)
+    path.write_bytes("\n".join([*tokens, "好"]).encode("gb18030"))
+    with pytest.raises(InputError, match="--vocab_file: expected UTF-8 text"):
+        load_tokenizer(str(path), do_lower_case=True, flag="--vocab_file")
+
+
+@pytest.mark.peers
+@pytest.mark.shared
+def test_real_text_becomes_the_tokens_of_transformers(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    vocab_file = SHARED / "data" / "vocab" / "bert_chinese_21128.txt"
+    ours = load_tokenizer(str(vocab_file), do_lower_case=True, flag="--vocab_file")
+    for name, content in ours.files().items():
+        (tmp_path / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    compared = 0
+    for file in sorted((SHARED / "data" / "zh" / "mlm").glob("*.txt")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for line in lines[:: max(1, len(lines) // 300)]:
+            if "[" in line:
+                continue
+            expected = theirs(line, add_special_tokens=False)["input_ids"]
+            assert ours.tokenize(line).ids.tolist() == expected, line
+            compared += 1
+    assert compared > 1500

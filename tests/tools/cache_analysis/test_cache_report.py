@@ -1,0 +1,177 @@
+"""A cache beside its own teacher, and beside another."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
+from pipeline.storage import cache_codec, cache_input, serialization
+from pipeline.storage.codecs.float16 import CODECS, CompactCodec, Uint8Codec
+from tests.conftest import make_cache, save_tiny_bert
+from tests.tools.conftest import Features, rewrite_cache
+from tools.cache_analysis import cache_report
+
+ALL = 10**6
+
+
+@pytest.fixture(scope="module")
+def model(teacher_dir):
+    return model_directory.load_masked_lm(model_directory.find_model(teacher_dir, "--teacher"))
+
+
+def _open(folder) -> cache_input.CacheInput:
+    return cache_input.open_cache(str(folder), None)
+
+
+def _measure(model, folder, sample: int = ALL) -> cache_report.CacheReport:
+    return cache_report.measure_cache(model, _open(folder), sample=sample, batch_size=8)
+
+
+def _rows(cache) -> list[Features]:
+    return [
+        serialization.decode_example(record)
+        for shards in cache.manifest.splits.values()
+        for shard in shards
+        for record in serialization.read_records(cache.directory / shard.file)
+    ]
+
+
+@pytest.mark.parametrize("mass", [None, 0.9])
+@pytest.mark.parametrize("encoding", CODECS)
+def test_a_cache_is_its_teachers_within_the_codecs_error(
+    model, examples_dir, teacher_dir, tmp_path, encoding: str, mass: float | None
+) -> None:
+    made = make_cache(
+        tmp_path / "cache", examples_dir, teacher_dir, logit_encoding=encoding, truncation_mass=mass
+    )
+    cache = _open(made)
+    codec = cache_codec.open_codec(made, cache.manifest)
+    rows = _rows(cache)
+    logits = [
+        codec.decode(row, len(row[records.MASKED_LM_POSITIONS]) // 2)[1].ravel() for row in rows
+    ]
+    furthest = -min(row[row > -1e29].min() for row in logits)
+    # float16 rounds a logit, or the range of a row, by 2^-11 of it at most.
+    half_steps = {"uint8": Uint8Codec.steps.half_step, "compact": CompactCodec.steps.half_step}
+    logit_error = furthest * (2.0**-11 + half_steps.get(encoding, 0.0))
+    report = _measure(model, made)
+    assert report.num_examples == len(rows)
+    # The normalisation moves all by as much again.
+    assert 0.0 < report.topk_error <= 2.0 * logit_error + 1e-4
+    assert report.tail_error < 1e-3
+    labels = np.concatenate([np.frombuffer(row[records.LABEL_LOG_PROBS], "<f2") for row in rows])
+    assert report.num_positions == len(labels)
+    assert 0.0 < report.label_error <= -labels.min() * 2.0**-11 + 1e-4
+    assert set(report.kl_divergence) == {"1", "2"}
+    for summary in report.kl_divergence.values():
+        # KL of two distributions whose logs differ by at most e is at most e.
+        assert -1e-9 < summary.mean <= summary.max <= 2.0 * logit_error
+        assert summary.mean <= summary.p99 <= summary.max
+    assert report.top1_agreement > 0.95
+    assert 0.3 < report.mass_kept < 1.0
+    assert report.cached_calibration_error == pytest.approx(report.calibration_error, abs=0.02)
+    assert report.hidden == {}
+    sizes = cache.manifest.bytes_per_position()
+    assert report.bytes_per_position == pytest.approx(sizes, abs=0.01)
+
+
+def test_another_teacher_is_far_away(model, examples_dir, vocab_file, tmp_path) -> None:
+    other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8, num_layers=2)
+    report = _measure(model, make_cache(tmp_path / "cache", examples_dir, other))
+    assert report.kl_divergence["1"].mean > 0.1
+    assert report.top1_agreement < 0.5
+    assert report.topk_error > 1.0
+    assert report.label_error > 1.0
+
+
+def test_agreement_and_calibration_by_hand(model, cache_dir) -> None:
+    """In plain loops over the cache: the same teacher, so that both sides are alike."""
+    cache = _open(cache_dir)
+    codec = cache_codec.open_codec(cache_dir, cache.manifest)
+    sums: dict[int, list[float]] = {}
+    total = 0
+    for row in _rows(cache):
+        count = len(row[records.MASKED_LM_POSITIONS]) // 2
+        labels = np.frombuffer(row[records.MASKED_LM_IDS], "<u2")
+        tails = np.frombuffer(row[records.LOG_TAIL_MASSES], "<f4")[::2].astype(np.float64)
+        ids, logits = codec.decode(row, count)
+        for place in range(count):
+            weights = np.exp(logits[place].astype(np.float64))
+            confidence = (1.0 - np.exp(tails[place])) / weights.sum()
+            part = sums.setdefault(min(14, int(confidence * 15)), [0.0, 0.0])
+            part[0] += confidence
+            part[1] += ids[place, 0] == labels[place]
+            total += 1
+    expected = sum(abs(right - confidence) for confidence, right in sums.values()) / total
+    report = _measure(model, cache_dir)
+    assert report.num_positions == total
+    assert report.cached_calibration_error == pytest.approx(expected, abs=1e-9)
+    assert report.top1_agreement > 0.99
+
+
+@pytest.mark.parametrize(("encoding", "parts"), [("float16", 2.0**-11), ("int8", 1 / 254)])
+def test_hidden_states(
+    model, examples_dir, teacher_dir, tmp_path, encoding: str, parts: float
+) -> None:
+    made = make_cache(
+        tmp_path / "cache",
+        examples_dir,
+        teacher_dir,
+        cache_hidden_states="0,1-3",
+        hidden_encoding=encoding,
+    )
+    report = _measure(model, made, sample=20)
+    assert set(report.hidden) == {"0", "1-3"}
+    for hidden in report.hidden.values():
+        # Layer-normalised states of 32 numbers: none is above √32, times its scale of 1.
+        assert 0.0 < hidden.largest_error < 32**0.5 * parts * 1.1
+        assert 0.999 < hidden.cosine_min <= hidden.cosine_mean <= 1.0 + 1e-12
+    assert records.HIDDEN_STATES in report.bytes_per_position
+
+
+def test_hidden_states_of_another_size(examples_dir, teacher_dir, vocab_file, tmp_path) -> None:
+    made = make_cache(tmp_path / "cache", examples_dir, teacher_dir, cache_hidden_states="3")
+    narrow = save_tiny_bert(tmp_path / "narrow", vocab_file, seed=1, hidden_size=16)
+    model = model_directory.load_masked_lm(model_directory.find_model(narrow, "--teacher"))
+    with pytest.raises(InputError, match=r"^--teacher: expected hidden states of size 32.* 16$"):
+        _measure(model, made)
+    flat = save_tiny_bert(tmp_path / "flat", vocab_file, seed=1, num_layers=2)
+    model = model_directory.load_masked_lm(model_directory.find_model(flat, "--teacher"))
+    with pytest.raises(InputError, match=r"^--teacher: expected teacher layers from 0 to 2"):
+        _measure(model, made)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (records.TOPK_LOGITS, b"\0" * 4, "received 2"),
+        (records.TOPK_LOGITS, None, "topk_logits"),
+        (records.LABEL_LOG_PROBS, b"\0" * 4, "label_log_probs, received 2"),
+        (records.LOG_TAIL_MASSES, "nan", "expected numbers, received NaN or infinity"),
+    ],
+)
+def test_a_damaged_record(model, cache_dir, tmp_path, name, value, message: str) -> None:
+    def change(rows: list[Features]) -> list[Features]:
+        changed = []
+        for row in rows:
+            content = value
+            if value == "nan":
+                content = np.full(len(row[name]) // 4, np.nan, "<f4").tobytes()
+            left = {key: old for key, old in row.items() if key != name}
+            changed.append(left if content is None else {**left, name: content})
+        return changed
+
+    damaged = rewrite_cache(cache_dir, tmp_path / "damaged", change)
+    with pytest.raises(InputError, match=f"damaged: broken record [0-9a-f]{{32}}: .*{message}"):
+        _measure(model, damaged, sample=3)
+
+
+def test_the_report_is_of_numbers_only(model, cache_dir) -> None:
+    report = dataclasses.asdict(_measure(model, cache_dir, sample=5))
+    assert report["num_examples"] == 5
+    assert all(
+        np.isfinite(list(summary.values())).all() for summary in report["kl_divergence"].values()
+    )

@@ -1,0 +1,115 @@
+"""The sample is the same each time, and the teacher's word that of a plain call."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
+from pipeline.models.masked_lm import LOGITS
+from pipeline.storage import cache_input, length_buckets, serialization
+from pipeline.teacher import inference
+from tools.cache_analysis import dense_sample
+
+
+@pytest.fixture(scope="module")
+def examples(examples_dir) -> cache_input.CacheInput:
+    return cache_input.open_cache(str(examples_dir), None)
+
+
+@pytest.fixture(scope="module")
+def model(teacher_dir):
+    source = model_directory.find_model(teacher_dir, "--teacher")
+    return model_directory.load_masked_lm(source)
+
+
+def _names(drawn) -> list[bytes]:
+    return [example.features[records.EXAMPLE_ID] for example in drawn]
+
+
+def _stored(cache) -> list[bytes]:
+    return [
+        serialization.decode_example(record)[records.EXAMPLE_ID]
+        for split in ("train", "eval")
+        for shard in cache.manifest.splits[split]
+        for record in serialization.read_records(cache.directory / shard.file)
+    ]
+
+
+def test_a_sample_is_the_same_each_time_and_in_stored_order(examples) -> None:
+    stored = _stored(examples)
+    drawn = _names(dense_sample.draw(examples, 20))
+    assert len(set(drawn)) == 20
+    assert drawn == sorted(drawn, key=stored.index) == _names(dense_sample.draw(examples, 20))
+    seed = dataclasses.replace(examples.manifest, seed=examples.manifest.seed + 1)
+    other = _names(dense_sample.draw(dataclasses.replace(examples, manifest=seed), 20))
+    assert other != drawn
+
+
+def test_a_sample_comes_from_all_shards(examples) -> None:
+    drawn = set(_names(dense_sample.draw(examples, 40)))
+    for shards in examples.manifest.splits.values():
+        for shard in shards:
+            path = examples.directory / shard.file
+            names = {
+                serialization.decode_example(record)[records.EXAMPLE_ID]
+                for record in serialization.read_records(path)
+            }
+            assert names & drawn
+
+
+def test_a_larger_sample_than_there_are_is_all(examples) -> None:
+    assert _names(dense_sample.draw(examples, 10**6)) == _stored(examples)
+
+
+def test_no_examples_are_refused(examples) -> None:
+    manifest = dataclasses.replace(examples.manifest, splits={"train": ()})
+    with pytest.raises(InputError, match=r"^--input_dir: expected examples with masked positions"):
+        dense_sample.draw(dataclasses.replace(examples, manifest=manifest), 5)
+
+
+def test_fewer_records_than_the_manifest_says(examples) -> None:
+    shards = examples.manifest.splits["eval"]
+    more = tuple(dataclasses.replace(shard, num_examples=10**4) for shard in shards)
+    manifest = dataclasses.replace(examples.manifest, splits={"eval": more})
+    with pytest.raises(InputError, match=r"eval-.*: expected a record at \d+, received fewer$"):
+        dense_sample.draw(dataclasses.replace(examples, manifest=manifest), 9_999)
+
+
+def test_the_teacher_says_what_it_says_to_one_example(examples, model) -> None:
+    drawn = dense_sample.draw(examples, 30)
+    batches = list(
+        dense_sample.run_teacher(
+            model,
+            drawn,
+            examples.manifest,
+            batch_size=8,
+            keep=lambda outputs, batch: {"twice": outputs[LOGITS] * 2},
+        )
+    )
+    assert sorted(_names(e for b in batches for e in b.examples)) == sorted(_names(drawn))
+    for batch in batches:
+        assert batch.seconds > 0.0
+        lengths = {length_buckets.padded_length(len(e.input_ids), 48) for e in batch.examples}
+        assert len(lengths) == 1
+        np.testing.assert_array_equal(batch.kept["twice"], batch.logits * 2)
+        covered = np.concatenate([np.arange(10**4)[block] for block in batch.blocks()])
+        assert covered.tolist() == list(range(len(batch.logits)))
+        begin, end = batch.row_splits[:2]
+        example = batch.examples[0]
+        np.testing.assert_array_equal(batch.labels[begin:end], example.masked_lm_ids)
+        alone = inference.build_batch(
+            [example], batch_size=1, max_seq_length=48, max_predictions_per_seq=8
+        )
+        expected = np.asarray(model(alone, training=False))[0, : end - begin]
+        np.testing.assert_allclose(batch.logits[begin:end], expected, atol=2e-4)
+
+
+def test_a_teacher_of_nan_is_refused(examples, teacher_dir) -> None:
+    model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir, "--teacher"))
+    model.head.bias.assign(np.full(model.head.bias.shape, np.nan, np.float32))
+    drawn = dense_sample.draw(examples, 3)
+    with pytest.raises(InputError, match=r"^--teacher: expected finite logits"):
+        list(dense_sample.run_teacher(model, drawn, examples.manifest, batch_size=4))

@@ -1,0 +1,157 @@
+"""Plans tell what the cache then has."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.models.formats import model_directory
+from pipeline.models.masked_lm import LOGITS
+from pipeline.storage import cache_codec, cache_input, serialization
+from pipeline.storage import manifest as manifests
+from pipeline.storage.codecs.float16 import CODECS
+from pipeline.teacher.settings import TeacherCacheConfig
+from tests.conftest import make_cache
+from tools.cache_analysis import planning
+
+ALL = 10**6
+
+
+@pytest.fixture(scope="module")
+def model(teacher_dir):
+    return model_directory.load_masked_lm(model_directory.find_model(teacher_dir, "--teacher"))
+
+
+@pytest.fixture(scope="module")
+def config(examples_dir, teacher_dir) -> TeacherCacheConfig:
+    return TeacherCacheConfig(
+        output_dir="", input_dir=str(examples_dir), teacher=str(teacher_dir), predict_batch_size=8
+    )
+
+
+def _measure(model, config, sample: int, factors: list[int], mass: float | None = None):
+    return planning.measure_plans(
+        model,
+        cache_input.open_cache(config.input_dir, None),
+        dataclasses.replace(config, truncation_mass=mass),
+        sample=sample,
+        truncation_factors=factors,
+        logit_encodings=list(CODECS),
+    )
+
+
+@pytest.mark.parametrize("mass", [None, 0.9])
+@pytest.mark.parametrize("encoding", CODECS)
+def test_sizes_are_those_of_the_cache(
+    model, config, examples_dir, teacher_dir, tmp_path, encoding: str, mass: float | None
+) -> None:
+    made = make_cache(
+        tmp_path / "cache",
+        examples_dir,
+        teacher_dir,
+        logit_encoding=encoding,
+        truncation_mass=mass,
+    )
+    manifest = manifests.load(made, flag="--input_dir")
+    measured = _measure(model, config, ALL, [4, 16], mass)
+    (plan,) = (
+        plan
+        for plan in measured.plans
+        if (plan.logit_encoding, plan.truncation_factor) == (encoding, 16)
+    )
+    sizes = manifest.bytes_per_position()
+    assert set(plan.bytes_per_position) == set(sizes)
+    # A logit between two steps may be on either side in another batch.
+    assert plan.bytes_per_position == pytest.approx(sizes, rel=1e-3, abs=0.01)
+    shards = [shard for shards in manifest.splits.values() for shard in shards]
+    total = sum(shard.bytes for shard in shards)
+    assert measured.num_examples == sum(shard.num_examples for shard in shards)
+    assert plan.example_bytes * measured.num_examples == pytest.approx(total, rel=1e-3)
+    assert plan.ids_per_position == pytest.approx(manifest.ids_per_position(), rel=1e-3)
+    tails = np.concatenate(_tails(made, manifest))
+    assert len(tails) == measured.num_positions
+    assert plan.mass_kept == pytest.approx(1.0 - np.exp(tails).mean(), abs=1e-4)
+
+
+def _tails(folder, manifest) -> list[np.ndarray]:
+    """Returns what a cache holds of its tails at temperature 1."""
+    return [
+        np.frombuffer(serialization.decode_example(record)[records.LOG_TAIL_MASSES], "<f4").astype(
+            np.float64
+        )[::2]
+        for shards in manifest.splits.values()
+        for shard in shards
+        for record in serialization.read_records(folder / shard.file)
+    ]
+
+
+def test_divergences_fall_with_k_and_vanish_with_the_whole_vocabulary(model, config, vocab) -> None:
+    factors = [2, 8, 32, len(vocab)]
+    plans = _measure(model, config, 12, factors).plans
+    assert [plan.truncation_factor for plan in plans] == factors * len(CODECS)
+    by_codec = [plans[start : start + 4] for start in range(0, len(plans), 4)]
+    for name, chosen in zip(CODECS, by_codec, strict=True):
+        means = [plan.kl_dense.mean for plan in chosen]
+        assert means == sorted(means, reverse=True)
+        assert means[0] > 0.01
+        whole = chosen[-1]
+        assert whole.mass_kept == pytest.approx(1.0)
+        # Only the codec's error is left: it is of second order in the logits' steps.
+        most = 1e-5 if name == "float16" else 1e-3
+        for spread in (whole.kl_dense, whole.kl_bucket, whole.kl_reverse):
+            assert -1e-12 < spread.mean <= spread.max < most
+        for plan in chosen:
+            assert plan.kl_bucket.mean <= plan.kl_bucket.max < most
+            assert plan.kl_dense.max >= plan.kl_dense.mean >= plan.kl_bucket.mean - 1e-12
+    # The tail is the same whatever the codec.
+    masses = {tuple(round(plan.mass_kept, 12) for plan in chosen) for chosen in by_codec}
+    assert len(masses) == 1
+
+
+def test_a_divergence_is_that_of_the_whole_distribution(model, config, cache_dir) -> None:
+    """Against Σ p log(p / q) over the vocabulary, with the real cache's decoded q."""
+    from pipeline.teacher import inference
+
+    plans = _measure(model, config, ALL, [16]).plans
+    cache = cache_input.open_cache(str(cache_dir), None)
+    codec = cache_codec.open_codec(cache.directory, cache.manifest)
+    forward = inference.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
+    found = []
+    for shards in cache.manifest.splits.values():
+        for shard in shards:
+            for record in serialization.read_records(cache.directory / shard.file):
+                features = serialization.decode_example(record)
+                example = inference.decode_masked_example(features, cache.manifest.vocab.size)
+                found += _plain_divergences(forward, example, codec)
+    assert plans[0].logit_encoding == "float16"
+    assert plans[0].kl_dense.mean == pytest.approx(np.mean(found), rel=1e-3)
+    assert plans[0].kl_dense.max == pytest.approx(np.max(found), rel=1e-3)
+
+
+def _plain_divergences(forward, example, codec) -> list[float]:
+    from pipeline.teacher import inference
+
+    count = len(example.masked_lm_ids)
+    batch = inference.build_batch(
+        [example], batch_size=1, max_seq_length=48, max_predictions_per_seq=8
+    )
+    logits = forward(batch)[LOGITS].astype(np.float64)[0, :count]
+    ids, cached = codec.decode(dict(example.features), count)
+    tails = np.frombuffer(example.features[records.LOG_TAIL_MASSES], "<f4")[::2]
+    divergences = []
+    for row in range(count):
+        p = np.exp(logits[row] - logits[row].max())
+        p /= p.sum()
+        tail = np.exp(np.float64(tails[row]))
+        q = np.full(len(p), tail / (len(p) - len(ids[row])))
+        weights = np.exp(cached[row].astype(np.float64))
+        q[ids[row]] = (1.0 - tail) * weights / weights.sum()
+        divergences.append(float((p * np.log(p / q)).sum()))
+    return divergences
+
+
+def test_times_are_of_the_forward_pass_and_the_packing(model, config) -> None:
+    plans = _measure(model, config, 12, [4, 64]).plans
+    assert all(plan.seconds > 0.0 for plan in plans)
+    assert len({plan.seconds for plan in plans}) > 1

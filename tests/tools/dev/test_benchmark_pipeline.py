@@ -1,0 +1,226 @@
+"""The benchmarks run on a tiny teacher; their figures are computed as they say."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from tests.conftest import make_text
+from tools.dev import benchmark_pipeline as tool
+from tools.dev.benchmarks import (
+    measurement,
+    processes,
+    record_rows,
+    size_rows,
+    student_rows,
+    teacher_rows,
+)
+from tools.dev.benchmarks.inputs import Inputs
+from tools.dev.benchmarks.measurement import Row
+
+_LITTLE = {
+    record_rows: {"_EXAMPLES": 32, "_COPIES": 2, "_READ_BATCH_SIZE": 16, "_READ_BATCHES": 5},
+    size_rows: {"_SAMPLE": 32},
+    teacher_rows: {"_EXAMPLES": 64},
+    student_rows: {"_LOG_STEPS": 1, "_LINES": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """Forty documents in a text file."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(make_text(seed=3, num_documents=40)) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> pathlib.Path:
+    """What the benchmarks of this module make."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(autouse=True)
+def without_peers(request, monkeypatch) -> None:
+    """Nothing that this suite does without is looked for; little, in one dtype, is enough."""
+    monkeypatch.setattr(tool.compute_dtype, "detect", lambda: ("float32", ""))
+    for module, settings in _LITTLE.items():
+        for name, value in settings.items():
+            monkeypatch.setattr(module, name, value)
+    if not {"peers", "ray"} & {mark.name for mark in request.node.iter_markers()}:
+        monkeypatch.setattr(Inputs, "has", lambda self, *packages: False)
+
+
+def _run(corpus, teacher, work, *others: str) -> int:
+    flags = (f"--corpus={corpus}", f"--teacher={teacher}", f"--work={work}")
+    return tool.main(["benchmark_pipeline", *flags, "--repeats=1", "--max_seq_length=48", *others])
+
+
+def _rows(path: pathlib.Path) -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+def test_pairs_are_measured_in_turns() -> None:
+    calls: list[str] = []
+    figures = iter([2.0, 4.0, 3.0, 9.0, 2.5, 2.5])
+
+    def call(name: str) -> float:
+        calls.append(name)
+        return next(figures)
+
+    pairs = measurement.alternate(lambda: call("ours"), lambda: call("other"), 3)
+    assert calls == ["ours", "other"] * 3
+    row = measurement.compared(pairs, larger_is_better=False, name="a", unit="s", least_ratio=2.0)
+    # Ratios 2, 3 and 1: medians are those of each, not of one pair.
+    assert (row.ours, row.baseline, row.ratio, row.spread) == (2.5, 4.0, 2.0, (1.0, 3.0))
+    row = measurement.compared(pairs, larger_is_better=True, name="a", unit="examples/s")
+    assert row.ratio == pytest.approx(1 / 2)
+    assert row.spread == pytest.approx((1 / 3, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("targets", "met"),
+    [
+        ({}, None),
+        ({"least_ratio": 2.0}, True),
+        ({"least_ratio": 2.1}, False),
+        ({"most": 5.0}, True),
+        ({"most": 4.9}, False),
+        ({"least_ratio": 2.0, "most": 4.9}, False),
+    ],
+)
+def test_targets(targets, met) -> None:
+    assert Row("a", "s", ours=5.0, baseline=10.0, ratio=2.0, **targets).met is met
+
+
+def test_a_table_tells_what_is_missed() -> None:
+    row = Row("reading", "records/s", 1234.0, "lists", 617.0, 2.0, (1.9, 2.1), least_ratio=6.0)
+    size = Row("bytes", "bytes a position", 522.0, most=535.0)
+    lines = [" ".join(line.split()) for line in tool.table([row, size]).splitlines()]
+    assert lines[2] == "reading 1,234 records/s 617 2.00 (1.90-2.10) >= 6 missed"
+    assert lines[3] == "bytes 522 bytes a position <= 535 bytes met"
+    assert "reading: lists" in lines
+
+
+@pytest.mark.slow
+def test_records_and_sizes(corpus, teacher_dir, work, tmp_path) -> None:
+    output = tmp_path / "benchmark.json"
+    assert _run(corpus, teacher_dir, work, "--groups=records,sizes", f"--output={output}") == 0
+    assert json.loads(output.read_text())["machine"]["cores"] >= 1
+    rows = _rows(output)
+    vocab = len((teacher_dir / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    k = min(128, vocab)
+    assert rows[f"writing a record, float16, k={k}"]["ours"] > 0
+    assert rows[f"reading to ready batches, float16, k={k}"]["baseline"] > 0
+    # Two bytes an id and a logit, two tails of four, the label's two.
+    cache = rows[f"cache, float16, k={k}"]
+    assert cache["ours"] == k * 4 + 10
+    # Ids from 0 to 255 in one or two bytes, four of the logit: of lists.
+    assert 5 * k <= cache["baseline"] <= 6 * k + 2
+    assert rows["cache, compact: KL(decoded || exact top-k)"]["ours"] < 1e-4
+
+
+@pytest.mark.slow
+def test_teacher_and_student(corpus, teacher_dir, work, tmp_path) -> None:
+    output = tmp_path / "benchmark.json"
+    assert _run(corpus, teacher_dir, work, "--groups=teacher,student", f"--output={output}") == 0
+    rows = _rows(output)
+    names = {name.rsplit(", ", 1)[0] for name in rows}
+    assert names == {
+        "stage 1b",
+        "stage 1b, mixed lengths",
+        "run_distill",
+        "run_distill, mixed lengths",
+    }
+    for row in rows.values():
+        assert row["ours"] > 0
+        assert row["ratio"] == pytest.approx(row["ours"] / row["baseline"])
+        assert row["met"] is (row["ratio"] >= row["least_ratio"])
+
+
+@pytest.mark.peers
+def test_the_peers_compute_the_same(corpus, teacher_dir, work) -> None:
+    from pipeline.models.formats import model_directory
+    from tools.dev.benchmarks import pytorch_peer
+
+    inputs = Inputs(work, corpus, corpus, teacher_dir, 1, 48)
+    batch = teacher_rows.draw(inputs.examples(mixed=False)).batches[0]
+    source = model_directory.find_model(teacher_dir, "--teacher")
+    model = model_directory.load_masked_lm(source, dtype="float32", logits_dtype="float32")
+    ours = teacher_rows.bare_forward(model)(batch)["logits"]
+    peer, tensors = pytorch_peer.Teacher(teacher_dir, "float32"), pytorch_peer.tensors(batch)
+    real = batch[records.MASKED_LM_IDS] > 0
+    np.testing.assert_allclose(ours[real], peer.masked_positions(tensors).numpy()[real], atol=2e-4)
+    everywhere = peer.all_positions(tensors).numpy()
+    rows, places = np.nonzero(real)
+    found = everywhere[rows, batch[records.MASKED_LM_POSITIONS][rows, places]]
+    np.testing.assert_allclose(ours[real], found, atol=2e-4)
+
+
+@pytest.mark.peers
+def test_the_peers_are_measured(corpus, teacher_dir, work, tmp_path) -> None:
+    output = tmp_path / "benchmark.json"
+    groups = "--groups=masking,teacher,student"
+    assert _run(corpus, teacher_dir, work, groups, f"--output={output}") == 0
+    against = {row["against"] for row in _rows(output).values()}
+    assert {
+        "one thread of jieba.cut over the text, once",
+        "PyTorch transformers, masked positions only",
+    } <= against
+
+
+@pytest.mark.ray
+def test_ray_is_measured(corpus, teacher_dir, work, tmp_path) -> None:
+    output = tmp_path / "benchmark.json"
+    assert _run(corpus, teacher_dir, work, "--groups=ray", f"--output={output}") == 0
+    rows = _rows(output)
+    alone = rows.pop("Ray, begun and ended")
+    assert set(rows) == {"stage 1a on Ray, whole process", "stage 1b on Ray, whole process"}
+    for row in rows.values():
+        assert row["ours"] > alone["ours"] > 0
+        assert row["baseline"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_process_and_its_children(corpus, vocab_file, tmp_path) -> None:
+    settings = {"input_dir": corpus, "vocab_file": vocab_file, "max_seq_length": 48}
+    finished = processes.run(
+        "create_pretraining_data", output_dir=tmp_path / "masked", max_workers=2, **settings
+    )
+    assert finished.seconds > 0
+    # An interpreter with NumPy in it, and no more than the machine has.
+    assert 20e6 < finished.peak < 8e9
+    with pytest.raises(SystemExit, match="error: missing: --input_dir"):
+        processes.run("create_pretraining_data", output_dir=tmp_path / "b", vocab_file=vocab_file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--corpus=/nowhere"], "--corpus: expected a text file, received /nowhere"),
+        (
+            ["--groups=masking,speed"],
+            "--groups: expected some of masking,teacher,records,sizes,student,memory,ray, "
+            "received 'speed'",
+        ),
+        (["--teacher=/nowhere"], "--teacher: no such directory: /nowhere"),
+    ],
+)
+def test_mistakes(corpus, teacher_dir, tmp_path, capsys, changes, message) -> None:
+    assert _run(corpus, teacher_dir, tmp_path / "work", *changes) == 1
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_only_its_own_folders_are_removed(tmp_path) -> None:
+    inputs = Inputs(tmp_path / "work", tmp_path, tmp_path, tmp_path, 1)
+    outside = tmp_path / "outside"
+    for path in (outside, inputs.work / "made"):
+        path.mkdir(parents=True)
+    inputs.remove(outside)
+    inputs.remove(inputs.work)
+    inputs.remove(inputs.work / "made")
+    assert outside.is_dir() and inputs.work.is_dir()
+    assert not (inputs.work / "made").exists()

@@ -1,0 +1,279 @@
+"""Steps timed: the real ones, on both backends, without TensorFlow on JAX."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.distill import targets
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.models.config import ALBERT, EncoderConfig
+from pipeline.storage import cache_input
+from pipeline.storage.length_buckets import Chunking
+from tools.dev import benchmark_step as tool
+from tools.dev.workloads import model_flops, model_shapes, recipe_workloads, step_programs
+from tools.dev.workloads.accelerators import TPUS, find_accelerator
+from tools.dev.workloads.step_programs import Workload
+
+ROOT = pathlib.Path(__file__).parents[3]
+# What is not there where only Keras, JAX and NumPy are.
+ABSENT = (
+    *("tensorflow", "tensorflow_datasets", "safetensors", "tokenizers", "sentencepiece"),
+    *("rjieba", "yaml", "tqdm", "etils", "torch", "transformers"),
+)
+BARE = f"""
+import sys
+for name in {ABSENT}:
+    sys.modules[name] = None
+from tools import TOOL
+sys.exit(TOOL.main(sys.argv))
+"""
+
+
+def write_config(folder: pathlib.Path, **changes: object) -> pathlib.Path:
+    """Writes the `config.json` of a tiny BERT of two layers."""
+    shape = {
+        "vocab_size": 200,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 64,
+        "type_vocab_size": 2,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(shape | changes))
+    return path
+
+
+def _flags(tmp_path: pathlib.Path, **others: object) -> list[str]:
+    given = {
+        "model": write_config(tmp_path),
+        "batch_size": 4,
+        "max_seq_length": 32,
+        "max_predictions_per_seq": 5,
+        "truncation_factor": 8,
+        "steps": 3,
+        "json": tmp_path / "speed.json",
+        **others,
+    }
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _expect_report(tmp_path: pathlib.Path, printed: str, backend: str) -> None:
+    said = json.loads((tmp_path / "speed.json").read_text())
+    assert said["backend"] == backend and said["device"] == "cpu" and said["steps"] == 3
+    assert [one["part"] for one in said["parts"]] == ["step", "teacher"]
+    step, teacher = said["parts"]
+    # The student learns by three times what the same shape costs as a teacher.
+    assert step["example_flops"] == 3 * teacher["example_flops"]
+    for one in said["parts"]:
+        assert 0 < one["fastest"] <= one["seconds"] <= one["slowest"]
+        assert one["examples_per_second"] == pytest.approx(4 / one["seconds"])
+        assert one["flops_per_second"] == pytest.approx(4 * one["example_flops"] / one["seconds"])
+        assert one["peak_share"] is None
+    lines = printed.splitlines()
+    assert lines[0].split() == [
+        *("part", "batch", "median", "fastest", "slowest", "examples/s", "TFLOP/s", "of", "peak")
+    ]
+    assert "32 tokens, 5 masked, float32" in lines
+    assert "share of peak: left out, as no peak of 'cpu' is known here" in lines
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="runs on TensorFlow")
+def test_on_tensorflow(tmp_path, capsys) -> None:
+    assert tool.main(["benchmark_step", *_flags(tmp_path, recompute_activations=True)]) == 0
+    _expect_report(tmp_path, capsys.readouterr().out, "tensorflow")
+
+
+def _bare(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BARE.replace("TOOL", name), *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+def test_on_jax_where_there_is_nothing_else(tmp_path) -> None:
+    result = _bare("benchmark_step", *_flags(tmp_path, backend="jax"))
+    assert result.returncode == 0, result.stderr
+    _expect_report(tmp_path, result.stdout, "jax")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+def test_all_that_is_compiled_for_a_tpu_is_made_without_tensorflow(tmp_path) -> None:
+    """A live teacher's step and a forward pass, lowered for the CPU instead."""
+    teacher = write_config(tmp_path, num_hidden_layers=12)
+    code = f"""
+import sys
+for name in {ABSENT}:
+    sys.modules[name] = None
+import os
+os.environ["KERAS_BACKEND"] = "jax"
+import dataclasses
+import jax
+from tools.workloads import recipe_workloads, tpu_compiler
+from tools.dev.workloads.accelerators import TPUS
+from tools.dev.workloads.tpu_compiler import GIB, Topology
+topology = Topology("cpu", TPUS["v5e"], 16 * GIB, jax.devices())
+for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers"):
+    workload = recipe_workloads.read_recipe(
+        recipe, teacher_config={str(teacher)!r}, max_seq_length=16, max_predictions_per_seq=4
+    )
+    config = dataclasses.replace(workload.config, recompute_activations=True)
+    workload = dataclasses.replace(workload, config=config, truncation_factor=8)
+    for part in ("step", "teacher"):
+        program = tpu_compiler.compile_part(workload, part, 4, topology)
+        print(recipe, part, program.fits, program.flops > 0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        f"{recipe} {part} True True"
+        for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers")
+        for part in ("step", "teacher")
+    ]
+    assert "compiled: step, 4 examples, cpu: fits, 0.0" in result.stderr
+
+
+def _workload(cache_dir, shape: EncoderConfig) -> Workload:
+    manifest = cache_input.open_cache(str(cache_dir), None).manifest
+    config = DistillConfig(
+        student=StudentConfig(student="model"),
+        losses={"soft_cross_entropy": 1.0},
+        output_dir=".",
+        train_batch_size=8,
+    )
+    return Workload(
+        config,
+        shape,
+        shape,
+        manifest.max_seq_length,
+        manifest.max_predictions_per_seq,
+        manifest.teacher_info.truncation_factor,
+    )
+
+
+def test_batches_are_like_those_of_a_cache(cache_dir, teacher_dir) -> None:
+    shape = EncoderConfig.from_json(teacher_dir / "config.json")
+    workload = _workload(cache_dir, shape)
+    cache = cache_input.open_cache(str(cache_dir), None)
+    batches = targets.training_batches(cache, Chunking(8), seed=1, start=0, shuffle_buffer_size=8)
+    real = next(batches.as_numpy_iterator())
+    made = step_programs.step_batch(workload, 8)
+    for one, other in zip(real, made, strict=True):
+        assert {name: (value.shape, value.dtype) for name, value in one.items()} == {
+            name: (value.shape, value.dtype) for name, value in other.items()
+        }
+    ids = made[1][records.TOPK_IDS]
+    assert ids.min() >= 0 and ids.max() < shape.vocab_size
+    assert all(len(set(row)) == ids.shape[-1] for row in ids.reshape(-1, ids.shape[-1]).tolist())
+    positions = made[0][records.MASKED_LM_POSITIONS]
+    assert (np.diff(positions, axis=1) > 0).all()
+    assert positions.max() < workload.max_seq_length
+    again = step_programs.step_batch(workload, 8)
+    for one, other in zip(made, again, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_flops_by_hand() -> None:
+    shape = EncoderConfig(
+        vocab_size=7,
+        hidden_size=4,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=5,
+        hidden_act="gelu",
+        max_position_embeddings=8,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    # With 3 tokens: four 4 × 4 matrices, 4 · (2·3·4·4) = 384; scores and values, each
+    # 2·3·3·4 = 72; up and down, each 2·3·4·5 = 120. The head of one position: 2·4·4 + 2·4·7.
+    layers, head = 2 * (384 + 2 * 72 + 2 * 120), 32 + 56
+    assert model_flops.forward_flops(shape, 3, 1) == layers + head
+    narrow = dict(shape.to_dict(), model_type=ALBERT, embedding_size=2)
+    # Embeddings of 2 dimensions go to 4 at each token, and back in the head.
+    assert model_flops.forward_flops(EncoderConfig(**narrow), 3, 1) == (
+        layers + 2 * 3 * 2 * 4 + 2 * 4 * 2 + 2 * 2 * 7
+    )
+    base = model_shapes.SHAPES["bert-base"]
+    assert model_flops.forward_flops(base, 512, 20) == pytest.approx(9.76e10, rel=1e-3)
+
+
+def test_a_live_teacher_costs_its_forward_pass() -> None:
+    workload = recipe_workloads.read_recipe("distilbert")
+    # All tokens go through the vocabulary of both.
+    student = model_flops.forward_flops(workload.student, 512, 512)
+    teacher = model_flops.forward_flops(workload.teacher, 512, 512)
+    assert model_flops.step_flops(workload) == 3 * student + teacher
+    assert model_flops.teacher_flops(workload) == (
+        model_flops.forward_flops(workload.teacher, 512, 77)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA H200", "H200 SXM"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40 GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100 80 GB"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("Tesla T4", "T4"),
+        ("TPU v5 lite", "TPU v5e"),
+        ("TPU v6 lite", "TPU v6e"),
+    ],
+)
+def test_devices_by_their_names(kind: str, name: str) -> None:
+    assert find_accelerator(kind).name == name
+
+
+def test_shares_of_peak_only_where_they_mean_something() -> None:
+    assert find_accelerator("cpu") is None
+    peak, note = tool.find_peak("TPU v5 lite", "mixed_bfloat16")
+    assert peak == TPUS["v5e"].peak_flops == 197e12
+    assert note == "share of peak: of 197 TFLOP/s, TPU v5e, dense, 16 bits"
+    peak, note = tool.find_peak("TPU v5 lite", "float32")
+    assert peak is None
+    assert note == "share of peak: left out, as peaks are those of mixed_bfloat16"
+
+
+def test_mistakes(tmp_path, capsys) -> None:
+    for flags, message in (
+        (["--model=bert"], "--model: expected one of bert-base, bert-large, "),
+        (["--max_seq_length=1024"], "--max_seq_length: expected at most 512, the positions of"),
+        (["--losses=kl"], "--losses: expected names of soft_cross_entropy, "),
+        ([f"--json={tmp_path}"], f"--json: expected a new file, received {tmp_path}, which exists"),
+    ):
+        assert tool.main(["benchmark_step", *flags]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {message}")

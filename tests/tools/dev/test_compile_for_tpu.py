@@ -1,0 +1,277 @@
+"""Programs for TPUs: what is compiled, what is said of it, which batch is found."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.base.errors import InputError
+from tests.tools.dev.test_benchmark_step import write_config
+from tools.dev import compile_for_tpu as tool
+from tools.dev.workloads import recipe_workloads, tpu_compiler
+from tools.dev.workloads.accelerators import TPUS
+from tools.dev.workloads.tpu_compiler import Program, Topology
+
+ROOT = pathlib.Path(__file__).parents[3]
+TOPOLOGY = Topology("v5e:2x2", TPUS["v5e"], 1000.0, devices=[None] * 4)
+
+
+def _program(size: int, fits: bool = True, memory: float | None = 500.0, **others) -> Program:
+    return Program("step", size, 4, 2.0, fits, memory, **others)
+
+
+def _error(capsys) -> str:
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    return line
+
+
+def _search(memory: Callable[[int], float | None], start: int, multiple: int = 4) -> list[Program]:
+    def compile_batch(size: int) -> Program:
+        needed = memory(size)
+        return _program(size, needed is not None and needed <= 1000, needed)
+
+    return tool.find_largest(compile_batch, start=start, multiple=multiple, usable_bytes=1000.0)
+
+
+@pytest.mark.parametrize("start", [4, 40, 400, 4000])
+def test_a_line_is_found_within_few_programs(start: int) -> None:
+    programs = _search(lambda size: 100 + 2.2 * size, start)
+    # (1000 − 100) / 2.2 = 409.09.
+    assert tool.largest_that_fits(programs) == 408
+    assert 412 in [one.batch_size for one in programs if not one.fits]
+    assert len(programs) <= 6
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        # Saved by the compiler's own means where it gets tight; steps; no number at all.
+        lambda size: min(100 + 3 * size, 900 + size / 4),
+        lambda size: 100 + 64 * (size // 32),
+        lambda size: 500.0 if size <= 404 else None,
+        lambda size: None if size > 404 else 10.0 * size / 404,
+        lambda size: min(100 + 2 * size, 990) if size < 1500 else 1500 + size,
+    ],
+    ids=["bent", "stairs", "silent", "nearly nothing", "flat"],
+)
+def test_the_next_multiple_never_fits(memory: Callable[[int], float | None]) -> None:
+    programs = _search(memory, 64)
+    sizes = [one.batch_size for one in programs]
+    assert len(sizes) == len(set(sizes))
+    found = tool.largest_that_fits(programs)
+    fits = [size for size in range(4, 4000, 4) if (memory(size) or 2000) <= 1000]
+    assert found == max(fits) and found + 4 in sizes
+    # A program takes minutes.
+    assert len(sizes) <= 25
+
+
+def test_nothing_fits() -> None:
+    programs = _search(lambda size: 2000 + size, 64)
+    assert tool.largest_that_fits(programs) is None
+    assert programs[-1].batch_size == 4
+
+
+def test_what_the_compiler_says_where_memory_is_too_small() -> None:
+    said = RuntimeError(
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 19.62G of 15.75G hbm. Exceeded hbm capacity by 3.87G.\n\nTotal hbm usage"
+    )
+    assert tpu_compiler.needed_bytes(said) == 19.62 * 2**30
+    early = RuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (512.00G) exceeds available HBM (15.75G)."
+    )
+    assert tpu_compiler.needed_bytes(early) == 512 * 2**30
+    assert tpu_compiler.needed_bytes(RuntimeError("RESOURCE_EXHAUSTED: no number")) is None
+    with pytest.raises(RuntimeError, match="INTERNAL: a defect"):
+        tpu_compiler.needed_bytes(RuntimeError("INTERNAL: a defect"))
+
+
+def test_the_roofline_is_the_longer_of_two_times() -> None:
+    # 197e12 operations are a second, 819e9 bytes are another.
+    chip = TPUS["v5e"]
+    computing = _program(8, flops=2 * 197e12, bytes_accessed=819e9)
+    assert computing.roofline_seconds(chip) == 2.0
+    moving = dataclasses.replace(computing, bytes_accessed=3 * 819e9)
+    assert moving.roofline_seconds(chip) == 3.0
+    assert _program(8).roofline_seconds(chip) is None
+
+
+def test_the_table() -> None:
+    fits = _program(
+        256,
+        memory=12.5 * 2**30,
+        argument_bytes=2**30,
+        temporary_bytes=11 * 2**30,
+        flops=197e11,
+        bytes_accessed=819e8 * 2,
+        compiler_seconds=-3.0,
+    )
+    too_large = _program(512, fits=False, memory=19.62 * 2**30)
+    lines = tool.table([fits, too_large], TOPOLOGY).splitlines()
+    assert lines[0].split() == [
+        *("part", "batch", "fits", "memory", "arguments", "temporaries", "TFLOP", "roofline"),
+        *("compiler", "examples/s", "compiled", "in"),
+    ]
+    # 0.2 s by the bytes, and so 1,280 examples a second; no time is negative.
+    assert lines[2].split() == [
+        *("step", "256", "yes", "12.50", "1.00", "11.00", "19.70", "200", "ms", "1280", "2", "s"),
+    ]
+    assert lines[3].split() == ["step", "512", "no", "19.62", "2", "s"]
+    assert lines[-1].endswith("is unusable here: it is no positive number")
+    estimated = dataclasses.replace(fits, compiler_seconds=0.25)
+    lines = tool.table([estimated, too_large], TOPOLOGY).splitlines()
+    assert "250 ms" in lines[2] and lines[-1] == "compiler: its own estimate of the time"
+
+
+def test_json_says_what_was_compiled() -> None:
+    workload = recipe_workloads.read_recipe("roberta_wwm")
+    said = tool.to_json([_program(256, compiler_seconds=-3.0)], workload, TOPOLOGY)
+    assert json.loads(json.dumps(said)) == said
+    assert said["programs"][0]["compiler_estimates"] is False
+    assert said["student"]["hidden_size"] == 768 and said["teacher"]["hidden_size"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layers", "batch", "accumulated", "positions"),
+    [
+        ("roberta_wwm", 12, 384, 1, 20),
+        ("roberta_wwm_3layers", 3, 128, 1, 20),
+        ("distilbert", 6, 32, 128, 77),
+        ("distilrubert_tiny", 2, 8, 512, 77),
+    ],
+)
+def test_recipes(recipe: str, layers: int, batch: int, accumulated: int, positions: int) -> None:
+    workload = recipe_workloads.read_recipe(recipe)
+    assert workload.student.num_hidden_layers == layers
+    assert workload.config.train_batch_size == batch
+    assert workload.config.gradient_accumulation_steps == accumulated
+    assert workload.max_predictions_per_seq == positions
+    assert workload.live == (recipe in ("distilbert", "distilrubert_tiny"))
+    assert (workload.teacher_info() is None) == workload.live
+    assert (workload.student.type_vocab_size == 0) == (recipe == "distilbert")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--topology=v9:2x2"],
+            "--topology: expected v5e, v5p, v6e and the chips' layout, such as v5e:2x2 or "
+            "v5p:2x2x1, received 'v9:2x2'",
+        ),
+        (["--topology=v5e:2by2"], "--topology: expected v5e, v5p, v6e and the chips' layout"),
+        (
+            ["--max_seq_length=513"],
+            "--max_seq_length: expected at most 512, the positions of the student, received 513",
+        ),
+        (
+            ["--student_config=bert-base"],
+            "--student_config: expected the teacher's 21128 tokens, received 30522",
+        ),
+        (
+            ["--teacher_config=nowhere"],
+            "--teacher_config: expected one of bert-base, bert-large, roberta-wwm-ext, "
+            "roberta-wwm-ext-large, rubert or a config.json, received nowhere",
+        ),
+        (
+            ["--max_seq_length=8", "--max_predictions_per_seq=9"],
+            "--max_predictions_per_seq: expected at most --max_seq_length=8, received 9",
+        ),
+        (["--json=/nowhere/plan.json"], "--json: expected an existing folder, received /nowhere"),
+    ],
+)
+def test_mistakes(capsys, flags: list[str], message: str) -> None:
+    assert tool.main(["compile_for_tpu", *flags]) == 1
+    assert _error(capsys).startswith(f"error: {message}")
+
+
+def test_no_compiler(capsys, monkeypatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
+    )
+    assert tool.main(["compile_for_tpu"]) == 1
+    assert _error(capsys) == (
+        "error: --topology: expected the TPU compiler to be installed, found none; "
+        "pip install libtpu brings it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--per_step_batch_size=6"],
+            "--per_step_batch_size: expected a multiple of 4, the chips of v5e:2x2, as each gets "
+            "an equal share, received 6",
+        ),
+        (
+            ["--part=teacher", "--predict_batch_size=2"],
+            "--predict_batch_size: expected a multiple of 4, the chips of v5e:2x2, as each gets "
+            "an equal share, received 2",
+        ),
+        (
+            ["--find_batch", "--batch_multiple=6"],
+            "--batch_multiple: expected a multiple of 4, the chips of v5e:2x2, as each gets an "
+            "equal share, received 6",
+        ),
+    ],
+)
+def test_shares_are_equal(capsys, monkeypatch, flags: list[str], message: str) -> None:
+    monkeypatch.setattr(tpu_compiler, "open_topology", lambda name: TOPOLOGY)
+    assert tool.main(["compile_for_tpu", *flags]) == 1
+    assert _error(capsys) == f"error: {message}"
+
+
+def test_batches_are_searched_for_and_told(capsys, monkeypatch, tmp_path) -> None:
+    def compile_part(workload, part: str, size: int, topology: Topology) -> Program:
+        assert workload.config.recompute_activations and part == "step"
+        return _program(size, fits=size <= 500, memory=2.0 * size)
+
+    monkeypatch.setattr(tpu_compiler, "open_topology", lambda name: TOPOLOGY)
+    monkeypatch.setattr(tpu_compiler, "compile_part", compile_part)
+    path = tmp_path / "plan.json"
+    flags = ["--part=step", "--find_batch", "--recompute_activations", f"--json={path}"]
+    assert tool.main(["compile_for_tpu", *flags]) == 0
+    assert "step: the largest batch that fits is 500\n" in capsys.readouterr().out
+    sizes = {one["batch_size"]: one["fits"] for one in json.loads(path.read_text())["programs"]}
+    assert sizes[384] and sizes[500] and not sizes[504]
+
+
+def test_parse_topology() -> None:
+    assert tpu_compiler.parse_topology("v5e:2x4") == ("v5e", (2, 4))
+    assert tpu_compiler.parse_topology("v5p:2x2x1") == ("v5p", (2, 2, 1))
+    with pytest.raises(InputError):
+        tpu_compiler.parse_topology("v4:2x2x1")
+
+
+@pytest.mark.tpu
+def test_a_tiny_step_and_forward_are_compiled(tmp_path) -> None:
+    """With `libtpu` installed, or on PYTHONPATH; in a process of its own for JAX."""
+    config = write_config(tmp_path, hidden_size=64, num_attention_heads=2)
+    flags = ["--max_seq_length=64", "--per_step_batch_size=8", "--predict_batch_size=8"]
+    path = tmp_path / "plan.json"
+    models = [f"--student_config={config}", f"--teacher_config={config}", f"--json={path}"]
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.dev.compile_for_tpu", *flags, *models],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    said = json.loads(path.read_text())
+    assert [one["part"] for one in said["programs"]] == ["step", "teacher"]
+    for program in said["programs"]:
+        assert program["fits"] and program["num_chips"] == 4
+        assert 0 < program["argument_bytes"] < program["memory_bytes"] < said["usable_bytes"]
+        assert program["roofline_seconds"] > 0

@@ -1,0 +1,255 @@
+"""The study: its steps, and what its report makes of the scores that they leave."""
+
+import json
+import pathlib
+
+import pytest
+
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
+from tools.dev import study, study_report
+from tools.dev.study import Study, StudyConfig
+
+
+def _config(teacher: pathlib.Path, **settings) -> StudyConfig:
+    return StudyConfig(
+        **{
+            "teacher": str(teacher),
+            "input_dir": "text",
+            "tasks": {"tnews": "a", "cmrc2018": "b"},
+            "seeds": (1, 2),
+            "do_whole_word_mask": True,
+            "num_shards": 2,
+            "num_train_steps": 4,
+            "train_batch_size": 2,
+            "learning_rate": 1e-3,
+            **settings,
+        }
+    )
+
+
+@pytest.fixture
+def four_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Source:
+        class config:
+            num_hidden_layers = 4
+
+    monkeypatch.setattr(model_directory, "find_model", lambda path, flag: Source)
+
+
+@pytest.mark.usefixtures("four_layers")
+def test_students_come_before_those_that_begin_with_them(tmp_path: pathlib.Path) -> None:
+    made = Study(_config(tmp_path), tmp_path)
+    titles = [step.title for step in made.steps()]
+    assert titles[:2] == ["masked examples", "the teacher runs once"]
+    assert titles[2:8] == [
+        "2 layers, distilled, seed 1",
+        "2 layers, undistilled, seed 1",
+        "1 layer, distilled, seed 1",
+        "1 layer, undistilled, seed 1",
+        "2 layers, undistilled, then distilled, seed 1",
+        "2 layers, undistilled, then undistilled, seed 1",
+    ]
+    # Two seeds of a teacher and six students on one task, one seed on the other.
+    assert sum(title.startswith("tnews: ") for title in titles) == 14
+    assert sum(title.startswith("cmrc2018: ") for title in titles) == 7
+
+
+@pytest.mark.usefixtures("four_layers")
+def test_a_finished_step_is_not_made_again(tmp_path: pathlib.Path, capsys) -> None:
+    made = []
+    done = tmp_path / "done"
+    done.touch()
+    steps = [
+        study.Step("one", done, lambda: made.append("one")),
+        study.Step("two", tmp_path / "missing", lambda: made.append("two")),
+    ]
+    study._make(steps, 0.0)
+    assert made == ["two"]
+    assert "[1/2] one (done before)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("tnews", "--tasks: expected task=folder,…, each task once, received 'tnews'"),
+        ("tnews=.,tnews=.", "--tasks: expected task=folder,…, each task once, received 'tnews=.'"),
+        (
+            "tnews=.,own/tnews.yaml=.",
+            "--tasks: expected task=folder,…, each task once, received 'own/tnews.yaml=.'",
+        ),
+        ("tnews=nowhere", "--tasks: expected a folder for tnews, received nowhere"),
+        (
+            "tnews=.",
+            "--tasks: expected the split train of tnews (train.json or train_few_all.json) in ., "
+            "found no such file",
+        ),
+    ],
+)
+def test_tasks_that_cannot_be_meant(given: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        study.parse_tasks(given)
+    assert str(error.value) == message
+
+
+def test_an_unknown_task_is_told_before_anything_is_trained() -> None:
+    with pytest.raises(InputError, match="^--tasks: expected one of afqmc, .*, received 'news'$"):
+        study.parse_tasks("news=.")
+
+
+@pytest.mark.usefixtures("four_layers")
+def test_results_of_a_task_of_ones_own_are_within_the_work(tmp_path: pathlib.Path) -> None:
+    own = str(tmp_path / "own.yaml")
+    made = Study(_config(tmp_path, tasks={own: "a"}), tmp_path / "work")
+    model = next(made.models())
+    assert made.task_directory(model, own) == tmp_path / "work/tasks/own/teacher-seed1"
+
+
+@pytest.mark.usefixtures("four_layers")
+def test_results_of_other_files_are_not_taken_for_these(tmp_path: pathlib.Path) -> None:
+    work, teacher = tmp_path / "work", tmp_path / "teacher"
+    tasks = {"tnews": str(tmp_path / "a")}
+    Study(_config(teacher, tasks=tasks), work).claim()
+    # Tasks and seeds may be added.
+    more = {**tasks, "ocnli": str(tmp_path / "b")}
+    Study(_config(teacher, tasks=more, seeds=(1, 2, 3)), work).claim()
+    with pytest.raises(InputError) as error:
+        Study(_config(teacher, tasks={"tnews": str(tmp_path / "c")}), work).claim()
+    assert str(error.value) == (
+        f"--work: {work / 'tasks/tnews'} holds the output of another request: data_dir is "
+        f"'{tmp_path / 'a'}' there and '{tmp_path / 'c'}' here; choose another directory, or "
+        "delete this one"
+    )
+
+
+def _score(*values: float) -> dict:
+    return study_report._spread(values)
+
+
+def test_a_gain_is_weighed_against_the_spread() -> None:
+    # Standard deviations of two values are their distance over the root of 2.
+    scores = {
+        "half-distilled": _score(0.72, 0.74),
+        "half-undistilled": _score(0.70, 0.70),
+        "quarter-distilled": _score(0.60, 0.64),
+        "quarter-undistilled": _score(0.61, 0.65),
+        "base-distilled": _score(0.5),
+        "base-undistilled": _score(0.6),
+    }
+    rows = {key: {"scores": {"tnews": score}} for key, score in scores.items()}
+    half, quarter, base = study_report.compare(rows, ["tnews"])
+    assert half["difference"] == pytest.approx(0.03)
+    assert half["spread"] == pytest.approx(0.01)
+    assert half["verdict"] == "better"
+    assert quarter["difference"] == pytest.approx(-0.01)
+    assert quarter["spread"] == pytest.approx(0.02 * 2**0.5)
+    assert quarter["verdict"] == "within the spread"
+    assert base["spread"] is None
+    assert base["verdict"] == "worse, one seed"
+    rows["base-distilled"] = rows["base-undistilled"]
+    assert study_report.compare(rows, ["tnews"])[2]["verdict"] == "equal, one seed"
+
+
+def _write_results(made: Study, *, teacher: float = 0.8) -> None:
+    """Writes what finished steps leave: the taught are better by 2 points, seeds by 1."""
+    for model in made.students():
+        taught = model.key.endswith("-distilled")
+        line = {
+            "split": "eval",
+            "masked_lm_accuracy": 0.30 + 0.02 * taught + 0.01 * model.seed,
+            "teacher_agreement": 0.7,
+            "teacher_accuracy": 0.4,
+        }
+        directory = made.directory(model)
+        directory.mkdir(parents=True)
+        lines = [{"split": "train"}, {"split": "eval", "masked_lm_accuracy": 0.0}, line]
+        lines = [{"step": step, **one} for step, one in enumerate(lines)]
+        text = "\n".join(map(json.dumps, lines)) + "\n"
+        (directory / "metrics.jsonl").write_text(text, encoding="utf-8")
+    for task in made.config.tasks:
+        for model in made.task_models(task):
+            mean = teacher if model.key == study_report.TEACHER else 0.6
+            metrics = {"accuracy": {"mean": mean, "std": None}}
+            directory = made.task_directory(model, task)
+            directory.mkdir(parents=True)
+            files.write_json(
+                directory / "summary.json",
+                {"main_metric": "accuracy", "rates": [{"metrics": metrics}]},
+            )
+
+
+@pytest.mark.usefixtures("four_layers")
+def test_the_report_collects_what_the_steps_left(tmp_path: pathlib.Path, monkeypatch) -> None:
+    made = Study(_config(tmp_path), tmp_path)
+    _write_results(made)
+    monkeypatch.setattr(study_report, "count_parameters", lambda config: 2_500_000)
+    report = study_report.read(made)
+    teacher, half, *_ = report["models"]
+    assert teacher["key"] == "teacher"
+    assert teacher["scores"]["masked LM"]["values"] == [0.4]
+    assert half["key"] == "half-distilled"
+    assert half["parameters"] == 2_500_000
+    assert half["scores"]["masked LM"]["values"] == pytest.approx([0.33, 0.34])
+    assert half["scores"]["tnews"]["values"] == [0.6, 0.6]
+    assert half["scores"]["cmrc2018"]["values"] == [0.6]
+    assert half["share_kept"] == pytest.approx(0.75)
+    text = study_report.table(report)
+    line = next(line for line in text.splitlines() if line.startswith("2 layers, distilled"))
+    assert line.split()[3:] == [
+        *("2.50", "M", "33.5", "±0.7", "70.0", "±0.0", "60.0", "±0.0", "60.0", "75.0%")
+    ]
+    assert "+2.0" in text
+
+
+@pytest.mark.usefixtures("four_layers")
+def test_nothing_is_kept_of_a_score_that_the_teacher_has_not(tmp_path, monkeypatch) -> None:
+    made = Study(_config(tmp_path), tmp_path)
+    _write_results(made, teacher=0.0)
+    monkeypatch.setattr(study_report, "count_parameters", lambda config: 2_500_000)
+    report = study_report.read(made)
+    assert {model["share_kept"] for model in report["models"]} == {None}
+    line = next(
+        line
+        for line in study_report.table(report).splitlines()
+        if line.startswith("2 layers, distilled")
+    )
+    assert line.split()[-2:] == ["±0.0", "60.0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected an evaluation with masked_lm_accuracy, received none"),
+        ('{"step": 1, "split": "eval", "loss": 1}', "an evaluation with masked_lm_accuracy"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ("[1]", "line 1: expected an object, received list"),
+    ],
+)
+def test_metrics_that_are_none(tmp_path, content: str, message: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(InputError, match=f"^{tmp_path / 'metrics.jsonl'}.*{message}"):
+        study_report.last_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("summary", "message"),
+    [
+        ({}, "rates: expected a list of objects, received none"),
+        ({"rates": []}, "rates: expected at least one, received none"),
+        ({"rates": [{"metrics": []}], "main_metric": "f1"}, "metrics: expected an object"),
+        ({"rates": [{"metrics": {"f1": {}}}], "main_metric": "f1"}, "f1.mean: expected a number"),
+    ],
+)
+def test_summaries_that_are_none(tmp_path, summary, message: str) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=f"^{path}: .*{message}"):
+        study_report.read_score(path)
+
+
+def test_the_score_of_a_summary(tmp_path) -> None:
+    path = tmp_path / "summary.json"
+    rates = [{"metrics": {"f1": {"mean": 0.25}, "accuracy": {"mean": 0.5}}}]
+    path.write_text(json.dumps({"rates": rates, "main_metric": "f1"}))
+    assert study_report.read_score(path) == 0.25

@@ -1,0 +1,151 @@
+"""Small tasks in the files' own formats: what is right can be read off the text."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.models.formats.model_directory import find_model
+from tests.conftest import SENTENCES, save_tiny_bert
+from tools.finetuning.features import Feature
+from tools.finetuning.head_layout import CLASSIFICATION, SPAN, Head
+from tools.finetuning.settings import FinetuneConfig
+
+# Half of the sentences are good news, whatever stands around them.
+_GOOD = SENTENCES[:6]
+_NUM_TRAIN, _NUM_DEV = 96, 32
+
+
+def _random(purpose: str) -> np.random.Generator:
+    return np.random.default_rng(len(purpose))
+
+
+def _write_json_lines(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), "utf-8")
+
+
+@pytest.fixture(scope="session")
+def sentiment_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """ChnSentiCorp's format: one sentence and whether it is of the good ones."""
+    folder, random = tmp_path_factory.mktemp("sentiment"), _random("sentiment")
+    for split, count in (("train", _NUM_TRAIN), ("dev", _NUM_DEV), ("test", 5)):
+        sentences = random.choice(SENTENCES, size=count)
+        rows = [f"{int(sentence in _GOOD)}\t{sentence}" for sentence in sentences]
+        (folder / f"{split}.tsv").write_text("\n".join(["label\ttext_a", *rows]) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """OCNLI's format: the second sentence is of the good ones, of others, or undecided."""
+    folder, random = tmp_path_factory.mktemp("pairs"), _random("pairs")
+    for split, count in (("train.3k", _NUM_TRAIN), ("dev", _NUM_DEV)):
+        rows = []
+        for number in range(count):
+            first, second = random.choice(SENTENCES, size=2)
+            label = "entailment" if second in _GOOD else "contradiction"
+            label = "-" if number == 3 else label
+            rows.append({"sentence1": first, "sentence2": second, "label": label})
+        _write_json_lines(folder / f"{split}.json", rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def similarity_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """STS-B's format: 4 where the second sentence is of the good ones, 1 elsewhere."""
+    folder, random = tmp_path_factory.mktemp("similarity"), _random("similarity")
+    names = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
+    for split, count in (("train", _NUM_TRAIN), ("dev", _NUM_DEV)):
+        lines = ["\t".join(names.split())]
+        for number in range(count):
+            first, second = random.choice(SENTENCES, size=2)
+            score = "4.0" if second in _GOOD else "1.0"
+            lines.append("\t".join([str(number), *["x"] * 6, first, second, score]))
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def questions_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """CMRC 2018's format: contexts longer than a window, in which one word is looked for."""
+    folder, random = tmp_path_factory.mktemp("questions"), _random("questions")
+    for split, count in (("train", _NUM_TRAIN), ("trial", 12)):
+        paragraphs = []
+        for number in range(count):
+            context = "".join(random.choice([*SENTENCES[:6], *SENTENCES[9:]], size=3))
+            start = int(random.integers(0, len(context)))
+            context = f"{context[:start]}咖啡馆{context[start:]}"
+            answer = {"text": "咖啡馆", "answer_start": start}
+            question = {"id": f"{split}_{number}", "question": "她去哪里？", "answers": [answer]}
+            paragraphs.append({"context": context, "qas": [question]})
+        content = {"version": "v1.0", "data": [{"paragraphs": paragraphs}]}
+        (folder / f"{split}.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, vocab_file: pathlib.Path) -> pathlib.Path:
+    """A random two-layer model with a tokenizer, and no pooler; read only."""
+    folder = tmp_path_factory.mktemp("model")
+    return save_tiny_bert(folder, vocab_file, seed=3, num_layers=2, initializer_range=0.2)
+
+
+@pytest.fixture
+def sentiment_config(
+    sentiment_dir: pathlib.Path, model_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> FinetuneConfig:
+    """A run of seconds; replace what a test is about."""
+    return FinetuneConfig(
+        task="chnsenticorp",
+        data_dir=str(sentiment_dir),
+        model=str(model_dir),
+        output_dir=str(tmp_path / "run"),
+        learning_rate=2e-3,
+        num_train_epochs=4.0,
+        train_batch_size=16,
+        max_seq_length=48,
+        log_steps=4,
+    )
+
+
+def make_feature(length: int, *, example: int = 0, seed: int = 0) -> Feature:
+    """Returns random tokens of a vocabulary of 37, in two segments."""
+    ids = np.random.default_rng(seed).integers(1, 37, length).astype(np.int32)
+    segments = (np.arange(length) >= length // 2).astype(np.int32)
+    outside = np.full(length, -1, np.int32)
+    return Feature(example, ids, segments, 0, 0, outside, outside, None, True)
+
+
+def save_tiny_head(
+    folder: pathlib.Path, model: pathlib.Path, head: Head, *, seed: int = 5
+) -> pathlib.Path:
+    """Writes a model directory with a random head, and its tokenizer."""
+    from tools.finetuning import heads
+
+    source = find_model(model, "--model")
+    made = heads.build_head(source, head.kind, num_labels=head.num_outputs, seed=seed)
+    folder.mkdir(parents=True)
+    heads.save_head(folder, made, labels=head.labels)
+    (folder / "vocab.txt").write_bytes((model / "vocab.txt").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def task_teacher_dir(
+    tmp_path_factory: pytest.TempPathFactory, teacher_dir: pathlib.Path
+) -> pathlib.Path:
+    """A three-layer teacher with a random head for ChnSentiCorp; read only."""
+    folder = tmp_path_factory.mktemp("task_teacher") / "model"
+    return save_tiny_head(folder, teacher_dir, Head(CLASSIFICATION, ("0", "1")))
+
+
+@pytest.fixture(scope="session")
+def span_teacher_dir(
+    tmp_path_factory: pytest.TempPathFactory, teacher_dir: pathlib.Path
+) -> pathlib.Path:
+    """A three-layer teacher with a random span head; read only."""
+    folder = tmp_path_factory.mktemp("span_teacher") / "model"
+    return save_tiny_head(folder, teacher_dir, Head(SPAN))

@@ -1,0 +1,338 @@
+"""Heads: their layouts by hand and against `transformers`, and what they start from."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from pipeline.base.errors import InputError
+from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
+from pipeline.models.formats.model_directory import ModelSource, find_model
+from pipeline.models.masked_lm import MaskedLM
+from pipeline.models.weight_names import weight_table
+from tools.finetuning import heads
+from tools.finetuning.head_layout import (
+    CLASSIFICATION,
+    REGRESSION,
+    SPAN,
+    Head,
+    head_settings,
+    head_table,
+    read_head,
+)
+
+BERT = EncoderConfig(
+    vocab_size=37,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    hidden_act="gelu",
+    max_position_embeddings=20,
+    type_vocab_size=2,
+    hidden_dropout_prob=0.1,
+    attention_probs_dropout_prob=0.1,
+    initializer_range=0.4,
+)
+ROBERTA = dataclasses.replace(
+    BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=22, type_vocab_size=1
+)
+FAMILIES = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": dataclasses.replace(ROBERTA, model_type="xlm-roberta"),
+    "distilbert": dataclasses.replace(BERT, model_type="distilbert", type_vocab_size=0),
+    "albert": dataclasses.replace(BERT, model_type="albert", embedding_size=6),
+}
+LABELS = ("no", "perhaps", "yes")
+HEADS = {CLASSIFICATION: Head(CLASSIFICATION, LABELS), REGRESSION: Head(REGRESSION)}
+HEADS[SPAN] = Head(SPAN)
+Batch = dict[str, np.ndarray]
+
+
+def make_batch(config: EncoderConfig) -> Batch:
+    random = np.random.default_rng(3)
+    mask = np.ones((3, 12), np.int32)
+    mask[1, 9:] = 0
+    ids = random.integers(2, 37, (3, 12)).astype(np.int32)
+    segments = np.zeros((3, 12), np.int32)
+    segments[2, 5:] = int(config.type_vocab_size > 1)
+    return {
+        INPUT_IDS: np.where(mask == 1, ids, config.pad_token_id).astype(np.int32),
+        INPUT_MASK: mask,
+        SEGMENT_IDS: segments,
+    }
+
+
+def random_model(config: EncoderConfig, kind: str, *, seed: int = 4) -> heads.TaskModel:
+    head, nowhere = HEADS[kind], pathlib.Path()
+    source = ModelSource(config, "hf", (), None, nowhere)
+    return heads.build_head(source, kind, num_labels=head.num_outputs, seed=seed)
+
+
+def saved(folder: pathlib.Path, config: EncoderConfig, kind: str) -> heads.TaskModel:
+    model = random_model(config, kind)
+    heads.save_head(folder, model, labels=HEADS[kind].labels)
+    return model
+
+
+def load(folder: pathlib.Path, kind: str, **settings: object) -> heads.TaskModel:
+    source = find_model(folder, "--model")
+    return heads.build_head(source, kind, num_labels=HEADS[kind].num_outputs, **settings)
+
+
+def test_names_by_hand() -> None:
+    def names(family: str, kind: str) -> list[str]:
+        return [row.hf for row in head_table(FAMILIES[family], kind, 2)]
+
+    assert names("bert", CLASSIFICATION) == [
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+        "classifier.weight",
+        "classifier.bias",
+    ]
+    assert names("roberta", CLASSIFICATION)[::2] == [
+        "classifier.dense.weight",
+        "classifier.out_proj.weight",
+    ]
+    assert names("distilbert", REGRESSION)[::2] == ["pre_classifier.weight", "classifier.weight"]
+    assert names("albert", CLASSIFICATION)[::2] == ["albert.pooler.weight", "classifier.weight"]
+    for family in FAMILIES:
+        assert names(family, SPAN) == ["qa_outputs.weight", "qa_outputs.bias"]
+
+
+def test_settings_by_hand() -> None:
+    settings = head_settings(FAMILIES["distilbert"], HEADS[CLASSIFICATION])
+    assert settings["architectures"] == ["DistilBertForSequenceClassification"]
+    assert settings["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
+    assert settings["label2id"] == {"no": 0, "perhaps": 1, "yes": 2}
+    assert settings["problem_type"] == "single_label_classification"
+    assert settings["seq_classif_dropout"] == 0.2
+    settings = head_settings(FAMILIES["distilbert"], HEADS[SPAN])
+    assert settings["architectures"] == ["DistilBertForQuestionAnswering"]
+    assert settings["qa_dropout"] == 0.1
+    settings = head_settings(BERT, HEADS[REGRESSION])
+    assert settings["id2label"] == {"0": "LABEL_0"} and settings["problem_type"] == "regression"
+    assert settings["classifier_dropout"] == 0.1
+
+
+@pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:
+    config = FAMILIES[family]
+    model = saved(tmp_path, config, kind)
+    source = find_model(tmp_path, "--model")
+    assert source.config == config
+    assert read_head(source) == HEADS[kind]
+    again = load(tmp_path, kind, seed=9, keep_head=True)
+    batch = make_batch(config)
+    first, second = (np.asarray(one(batch)) for one in (model, again))
+    shape = (3, 2, 12) if kind == SPAN else (3, HEADS[kind].num_outputs)
+    assert first.shape == shape and first.std() > 0.01
+    np.testing.assert_array_equal(first, second)
+    # Without it the encoder stays and the head is another.
+    other = model_directory.get_weights(load(tmp_path, kind, seed=9))
+    own = model_directory.get_weights(model)
+    for name, value in own.items():
+        same = np.array_equal(value, other[name])
+        pooler = family in ("bert", "albert") and name.startswith("head/dense")
+        expected = name.startswith("encoder/") or pooler or name.endswith("bias")
+        assert same == expected, name
+
+
+def test_padding_does_not_reach_the_logits() -> None:
+    batch = make_batch(BERT)
+    for kind in HEADS:
+        model = random_model(BERT, kind)
+        changed = {**batch, INPUT_IDS: batch[INPUT_IDS] + (1 - batch[INPUT_MASK]) * 5}
+        first, second = (np.asarray(model(one)) for one in (batch, changed))
+        if kind == SPAN:
+            first, second = (value[:, :, :9] for value in (first, second))
+        np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_a_new_head_is_the_seeds() -> None:
+    one, again, other = (
+        model_directory.get_weights(random_model(BERT, CLASSIFICATION, seed=seed))
+        for seed in (4, 4, 5)
+    )
+    for name in ("head/dense/kernel", "head/output/kernel"):
+        np.testing.assert_array_equal(one[name], again[name])
+        assert not np.array_equal(one[name], other[name])
+        # BERT's truncated normal, of deviation 0.4 here.
+        assert 0.2 < one[name].std() < 0.5 and np.abs(one[name]).max() < 0.9
+    assert not one["head/output/bias"].any()
+
+
+def test_dropout_is_before_the_outputs() -> None:
+    still = dataclasses.replace(BERT, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    batch = make_batch(still)
+    model, again = (random_model(still, CLASSIFICATION) for _ in range(2))
+    first = np.asarray(model(batch, training=True))
+    np.testing.assert_array_equal(first, np.asarray(again(batch, training=True)))
+    assert not np.allclose(first, np.asarray(model(batch, training=False)))
+    # BERT has none before spans.
+    model = random_model(still, SPAN)
+    first, second = (np.asarray(model(batch, training=flag)) for flag in (True, False))
+    np.testing.assert_array_equal(first, second)
+
+
+def _with_pooler(folder: pathlib.Path, scale: float) -> np.ndarray:
+    """Writes a masked LM whose file has a pooler too, and returns its kernel."""
+    model_directory.save_hf(folder, MaskedLM(BERT, seed=1))
+    random = np.random.default_rng(6)
+    kernel = (scale * random.normal(size=(16, 16))).astype(np.float32)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["bert.pooler.dense.weight"] = np.ascontiguousarray(kernel.T)
+    tensors["bert.pooler.dense.bias"] = np.full(16, scale, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    return kernel
+
+
+def test_a_pooler_of_the_checkpoint_is_taken(tmp_path) -> None:
+    kernel = _with_pooler(tmp_path, 1.0)
+    weights = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
+    np.testing.assert_array_equal(weights["head/dense/kernel"], kernel)
+    assert (weights["head/dense/bias"] == 1.0).all()
+    # A span head has no place for it.
+    load(tmp_path, SPAN)
+
+
+def test_a_pooler_of_zeros_counts_as_none(tmp_path) -> None:
+    _with_pooler(tmp_path, 0.0)
+    kernel = model_directory.get_weights(load(tmp_path, CLASSIFICATION))["head/dense/kernel"]
+    assert kernel.std() > 0.2
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_googles_checkpoints(tmp_path, scale: float) -> None:
+    import tensorflow as tf
+
+    weights = model_directory.get_weights(MaskedLM(BERT, seed=1))
+    tensors = {row.tf1: weights[row.ours] for row in weight_table(BERT)}
+    kernel = (scale * np.random.default_rng(6).normal(size=(16, 16))).astype(np.float32)
+    tensors["bert/pooler/dense/kernel"] = kernel
+    tensors["bert/pooler/dense/bias"] = np.zeros(16, np.float32)
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "bert_model.ckpt"),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(value) for value in tensors.values()],
+    )
+    (tmp_path / "bert_config.json").write_text(json.dumps(BERT.to_google()))
+    assert read_head(find_model(tmp_path, "--model")) is None
+    found = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
+    for name, value in weights.items():
+        if name.startswith("encoder/"):
+            np.testing.assert_array_equal(found[name], value)
+    assert np.array_equal(found["head/dense/kernel"], kernel) == bool(scale)
+    assert found["head/dense/kernel"].std() > 0.2
+
+
+def test_a_masked_lm_has_no_such_head(tmp_path) -> None:
+    model_directory.save_hf(tmp_path, MaskedLM(BERT, seed=1))
+    assert read_head(find_model(tmp_path, "--model")) is None
+
+
+@pytest.mark.parametrize(
+    "labels", [["a", "b"], {}, {"0": "a", "2": "b"}, {"x": "a"}, {"0": "a", "01": "b"}, 3, None]
+)
+def test_labels_that_cannot_be_such(tmp_path, labels: object) -> None:
+    saved(tmp_path, BERT, CLASSIFICATION)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
+    message = f"{path}: id2label: expected names of 0, 1, …, received {labels}"
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_head(find_model(tmp_path, "--model"))
+
+
+def test_what_fits() -> None:
+    head = Head(CLASSIFICATION, ("0", "1"))
+    assert head.fits(Head(CLASSIFICATION, ("0", "1")))
+    assert head.fits(Head(CLASSIFICATION, ("LABEL_0", "LABEL_1")))
+    assert not head.fits(Head(CLASSIFICATION, ("1", "0")))
+    assert not head.fits(Head(CLASSIFICATION, ("0", "1", "2")))
+    assert not head.fits(Head(REGRESSION)) and not head.fits(Head(SPAN))
+    assert str(head) == "a classification head with 2 labels (0, 1)"
+    assert str(Head(SPAN)) == "a span head"
+
+
+def test_as_many_labels_as_outputs(tmp_path) -> None:
+    with pytest.raises(ValueError, match="labels: expected 3 for a classification head with 2"):
+        heads.save_head(tmp_path, random_model(BERT, CLASSIFICATION), labels=("a", "b"))
+
+
+def _run_torch(model, batch: Batch) -> np.ndarray:
+    import torch
+
+    inputs = {
+        "input_ids": torch.tensor(batch[INPUT_IDS]).long(),
+        "attention_mask": torch.tensor(batch[INPUT_MASK]),
+    }
+    if model.config.model_type != "distilbert":
+        inputs["token_type_ids"] = torch.tensor(batch[SEGMENT_IDS]).long()
+    with torch.no_grad():
+        output = model.eval()(**inputs)
+    if "logits" in output:
+        return output.logits.numpy()
+    return np.stack([output.start_logits.numpy(), output.end_logits.numpy()], axis=1)
+
+
+def _assert_equal_logits(ours: heads.TaskModel, theirs, config: EncoderConfig) -> None:
+    batch = make_batch(config)
+    first, second = np.asarray(ours(batch)), _run_torch(theirs, batch)
+    assert first.shape == second.shape
+    if ours.kind == SPAN:
+        # What stands at padding is nobody's.
+        real = np.broadcast_to(batch[INPUT_MASK][:, None] == 1, first.shape)
+        first, second = first[real], second[real]
+    print("max abs difference", float(np.abs(first - second).max()))
+    np.testing.assert_allclose(first, second, atol=1e-5, rtol=0)
+
+
+def _peer_class(kind: str):
+    transformers = pytest.importorskip("transformers")
+    if kind == SPAN:
+        return transformers.AutoModelForQuestionAnswering
+    return transformers.AutoModelForSequenceClassification
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ours_in_theirs(tmp_path, family: str, kind: str) -> None:
+    model = saved(tmp_path, FAMILIES[family], kind)
+    peer, report = _peer_class(kind).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    if kind == CLASSIFICATION:
+        assert peer.config.id2label == dict(enumerate(LABELS))
+    _assert_equal_logits(model, peer, FAMILIES[family])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_theirs_in_ours(tmp_path, family: str, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    settings = FAMILIES[family].to_hf()
+    del settings["architectures"]
+    labels = {} if kind == SPAN else {"num_labels": HEADS[kind].num_outputs}
+    config = transformers.AutoConfig.for_model(**settings, **labels)
+    peer = _peer_class(kind).from_config(config)
+    peer.save_pretrained(tmp_path)
+    head = read_head(find_model(tmp_path, "--model"))
+    assert HEADS[kind].kind == head.kind and HEADS[kind].num_outputs == head.num_outputs
+    model = load(tmp_path, kind, keep_head=True)
+    _assert_equal_logits(model, peer, FAMILIES[family])
+
+
+def test_labels_of_several_lines_are_shown_in_one() -> None:
+    assert str(Head(CLASSIFICATION, ("two\nlines",))).endswith("with 1 labels (two\\nlines)")

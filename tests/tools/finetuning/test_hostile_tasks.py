@@ -1,0 +1,115 @@
+"""Task files that mean harm: rows without end, brackets without end, answers everywhere."""
+
+import gc
+import json
+import pathlib
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs import tasks
+from pipeline.base.errors import InputError
+from tests.tools.finetuning.squad_files import squad_json
+from tools.finetuning import task_data, task_rows
+
+
+def _refusal(folder: pathlib.Path, task: str, name: str, content: str) -> str:
+    (folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        task_data.read_split(tasks.load_task(task), str(folder), "train")
+    message = str(error.value)
+    assert message.startswith(str(folder / name))
+    assert len(message.splitlines()) == 1 and len(message) < 2000
+    return message
+
+
+@pytest.mark.parametrize("label", ["[" * 300 + "]" * 300, "[" * 100_000, "9" * 5000])
+def test_labels_without_end(tmp_path: pathlib.Path, label: str) -> None:
+    row = f'{{"sentence1": "a", "sentence2": "b", "label": {label}}}\n'
+    assert "line 1: expected a JSON object" in _refusal(tmp_path, "afqmc", "train.json", row)
+
+
+def test_long_values_are_shown_in_part(tmp_path: pathlib.Path) -> None:
+    row = {"sentence1": "a", "sentence2": "b", "label": ["two\nlines"] * 5000}
+    message = _refusal(tmp_path, "afqmc", "train.json", json.dumps(row))
+    assert "line 1: label: expected one of 0, 1, received" in message
+
+
+def test_names_of_columns_are_shown_in_one_line(tmp_path: pathlib.Path) -> None:
+    row = json.dumps({"two\nlines": 1, **{f"{number}" * 99: 1 for number in range(99)}})
+    message = _refusal(tmp_path, "afqmc", "train.json", row)
+    assert "expected the fields sentence1, sentence2, label, received two lines, " in message
+
+
+def test_a_quoted_row_has_an_end(tmp_path: pathlib.Path, monkeypatch) -> None:
+    monkeypatch.setattr(task_rows, "MAX_ROW_BYTES", 100)
+    path = tmp_path / "x.csv"
+
+    def rows(content: str) -> list:
+        path.write_text(content, encoding="utf-8")
+        with open(path, "rb") as stream:
+            return list(task_rows._quoted_cells(path, stream, ","))
+
+    # Three rows of a hundred letters, the last over two lines.
+    right = f'{"a" * 99}\n{"b" * 99}\n"{"c" * 50}\n{"d" * 46}"\n'
+    assert [len(cells[0]) for _, cells in rows(right)] == [99, 99, 97]
+    for wrong in ("a" * 101, '"\n",' * 40, "b\n" + "a" * 101):
+        with pytest.raises(InputError, match=f"^{path}, line .*a row of more than 100 letters"):
+            rows(wrong)
+
+
+def _nearest(context: str, answer: task_data.Answer) -> int | None:
+    """The plain way: every place, the nearest first, the earlier of two."""
+    places = [place for place in range(len(context) + 1) if context.startswith(answer.text, place)]
+    return min(places, key=lambda place: (abs(place - answer.start), place), default=None)
+
+
+@given(st.text("ab", max_size=12), st.text("ab", min_size=1, max_size=3), st.integers(-5, 20))
+def test_answers_are_found_at_the_nearest_place(context: str, text: str, start: int) -> None:
+    answer = task_data.Answer(text, start)
+    assert task_data._locate(context, answer) == _nearest(context, answer)
+
+
+def test_answers_that_are_everywhere_take_no_time(tmp_path: pathlib.Path) -> None:
+    """Each of 300 answers stands at 300,000 places, of which none is where it should be."""
+    questions = [(f"q{n}", "where?", [("a", 900_000 + n)]) for n in range(300)]
+    path = tmp_path / "train.json"
+    path.write_text(squad_json(("a" * 300_000, questions)), encoding="utf-8")
+    begun = time.process_time()
+    data = task_data.read_split_data(tasks.load_task("cmrc2018"), str(tmp_path), "train")
+    assert time.process_time() - begun < 5.0
+    assert {example.answers[0].start for example in data.examples} == {299_999}
+
+
+@pytest.mark.parametrize("key", [["two\nlines"], "two\nlines"])
+def test_ids_of_questions_are_shown_in_one_line(tmp_path: pathlib.Path, key: object) -> None:
+    value = json.loads(squad_json(("一二", [("q", "?", [("三", 0)])])))
+    value["data"][0]["paragraphs"][0]["qas"][0]["id"] = key
+    assert "question" in _refusal(tmp_path, "cmrc2018", "train.json", json.dumps(value))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_header_that_is_none_closes_its_file(tmp_path: pathlib.Path) -> None:
+    spec = tasks.load_task("rusentiment")
+    name = spec.files["train"][0].replace("*", "x")
+    (tmp_path / name).write_text('one,"two"\n1,2\n', encoding="utf-8")
+    with pytest.raises(InputError, match="line 1: expected the columns"):
+        task_data.read_split(spec, str(tmp_path), "train")
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.tsv", "/x.tsv", "a/../x.tsv", "x\0", "\ud800", "x" * 300, 1]
+)
+def test_names_of_predictions_that_are_none(tmp_path: pathlib.Path, name: object) -> None:
+    from tools.finetuning import training
+
+    report = {"metrics": {"accuracy": 0.5}, "counts": {}, "predictions": ["x.tsv"]}
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(report))
+    assert training._read_result(tmp_path).predictions == (tmp_path / "x.tsv",)
+    path.write_text(json.dumps({**report, "predictions": [name]}))
+    with pytest.raises(InputError, match=f"^{path}: missing or misshapen field "):
+        training._read_result(tmp_path)

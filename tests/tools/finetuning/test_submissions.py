@@ -1,0 +1,49 @@
+"""Predictions in the benchmarks' own forms, byte by byte."""
+
+import json
+
+import pytest
+
+from data_specs import tasks
+from tools.finetuning.answers import Prediction
+from tools.finetuning.submissions import write_submission
+from tools.finetuning.task_data import TaskExample
+
+EXAMPLES = [TaskExample("0", ("a", "b")), TaskExample("7", ("c", "d"))]
+
+
+def _written(tmp_path, name: str, predictions) -> str:
+    spec = tasks.load_task(name)
+    path = tmp_path / spec.submission.file_of("test")
+    write_submission(spec, EXAMPLES, predictions, path)
+    return path.read_text(encoding="utf-8")
+
+
+def test_clue(tmp_path) -> None:
+    assert _written(tmp_path, "ocnli", [2, 0]) == (
+        '{"id": 0, "label": "contradiction"}\n{"id": 7, "label": "entailment"}\n'
+    )
+    assert _written(tmp_path, "tnews", [14, 5]).splitlines()[0] == '{"id": 0, "label": "116"}'
+
+
+def test_glue(tmp_path) -> None:
+    assert _written(tmp_path, "rte", [1, 0]) == (
+        "index\tprediction\n0\tnot_entailment\n7\tentailment\n"
+    )
+    assert _written(tmp_path, "cola", [1, 0]) == "index\tprediction\n0\t1\n7\t0\n"
+
+
+def test_numbers_are_cut_to_the_range(tmp_path) -> None:
+    assert _written(tmp_path, "stsb", [5.2, 1.23456]) == "index\tprediction\n0\t5.000\n7\t1.235\n"
+
+
+def test_squad(tmp_path) -> None:
+    text = _written(tmp_path, "cmrc2018", {"7": Prediction("东海", 3, 1.0, ())})
+    assert json.loads(text) == {"0": "", "7": "东海"}
+    assert "东海" in text
+
+
+def test_predictions_that_do_not_fit(tmp_path) -> None:
+    with pytest.raises(ValueError, match="expected 2 predictions, received 1"):
+        _written(tmp_path, "rte", [1])
+    assert not list(tmp_path.iterdir())

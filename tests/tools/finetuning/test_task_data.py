@@ -1,0 +1,518 @@
+"""Task data: each declaration reads small files of its true format, and refuses others."""
+
+import csv
+import json
+import pathlib
+
+import pytest
+
+from data_specs import tasks
+from pipeline.base.errors import InputError
+from tests.tools.finetuning.squad_files import squad_json
+from tools.finetuning.task_data import Answer, TaskExample, read_split, read_split_data
+
+SHARED = pathlib.Path(__file__).parents[4] / "shared"
+
+
+def _lines(*rows: dict) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _table(*rows: str) -> str:
+    """Returns a TSV; a bar stands for a tab."""
+    return "".join(row.replace("|", "\t") + "\n" for row in rows)
+
+
+OCNLI_ROW = {
+    "level": "medium",
+    "sentence1": "门关着",
+    "sentence2": "门开着",
+    "label": "contradiction",
+    "label0": None,
+    "genre": "lit",
+    "prem_id": "lit_635",
+    "id": 7,
+}
+CONTEXT = "长江全长6397公里，流入东海。"
+PARAGRAPH = (CONTEXT, [("Q_0", "长江流入哪里？", [("东海", 13)])])
+QUESTION = TaskExample("Q_0", ("长江流入哪里？", CONTEXT), None, (Answer("东海", 13),))
+ENGLISH = "Super Bowl 50 was won by Denver."
+SQUAD = squad_json((ENGLISH, [("56be", "Who won?", [("Denver", 25), ("by Denver", 22)])]))
+WON = TaskExample(
+    "56be", ("Who won?", ENGLISH), None, (Answer("Denver", 25), Answer("by Denver", 22))
+)
+MNLI_HEADER = (
+    "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|"
+    "sentence1_parse|sentence2_parse|sentence1|sentence2|label1|"
+)
+MRPC_HEADER = "\ufeffQuality|#1 ID|#2 ID|#1 String|#2 String"
+STSB_HEADER = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
+
+# Of each task: its files, a split, and the examples in it.
+CASES = [
+    (
+        "afqmc",
+        {"train.json": _lines({"sentence1": "a", "sentence2": "b", "label": "1"})},
+        "train",
+        [TaskExample("0", ("a", "b"), 1)],
+    ),
+    (
+        "afqmc",
+        {"test.json": _lines({"id": 3, "sentence1": "a", "sentence2": "b"})},
+        "test",
+        [TaskExample("3", ("a", "b"), None)],
+    ),
+    (
+        "cmnli",
+        {
+            "dev.json": _lines(
+                {"sentence1": "a", "sentence2": "b", "label": "-"},
+                {"sentence1": "c", "sentence2": "d", "label": "neutral"},
+            )
+        },
+        "dev",
+        [TaskExample("1", ("c", "d"), 1)],
+    ),
+    (
+        "ocnli",
+        {
+            "train.10k.json": _lines(OCNLI_ROW, OCNLI_ROW | {"label": "-"}),
+            "train.3k.json": _lines(OCNLI_ROW | {"id": 8}),
+        },
+        "train",
+        [TaskExample("7", ("门关着", "门开着"), 2)],
+    ),
+    (
+        "tnews",
+        {
+            "train_few_all.json": _lines(
+                {"label": 116, "label_desc": "news_game", "sentence": "新游戏", "id": 55}
+            )
+        },
+        "train",
+        [TaskExample("55", ("新游戏",), 14)],
+    ),
+    (
+        "tnews",
+        {
+            "dev.json": _lines(
+                {"label": "102", "label_desc": "news_entertainment", "sentence": "上课"}
+            ),
+            "dev_few_all.json": "not read",
+        },
+        "dev",
+        [TaskExample("0", ("上课",), 2)],
+    ),
+    (
+        "lcqmc",
+        {"train.tsv": _table("text_a|text_b|label", "你好吗|好不好|1")},
+        "train",
+        [TaskExample("0", ("你好吗", "好不好"), 1)],
+    ),
+    ("lcqmc", {"dev.txt": _table("甲|乙|0")}, "dev", [TaskExample("0", ("甲", "乙"), 0)]),
+    (
+        "chnsenticorp",
+        {"train.tsv": _table("label|text_a", '1|"很好，还会再来', "0|差")},
+        "train",
+        [TaskExample("0", ('"很好，还会再来',), 1), TaskExample("1", ("差",), 0)],
+    ),
+    ("cmrc2018", {"trial.json": squad_json(PARAGRAPH)}, "dev", [QUESTION]),
+    ("xquad_zh", {"xquad.zh.json": squad_json(PARAGRAPH)}, "dev", [QUESTION]),
+    ("xquad_ru", {"xquad.ru.json": SQUAD}, "test", [WON]),
+    ("xquad_en", {"xquad.en.json": SQUAD}, "dev", [WON]),
+    ("squad", {"dev-v1.1.json": SQUAD, "train-v1.1.json": "not read"}, "dev", [WON]),
+    (
+        "sst2",
+        {"dev.tsv": _table("sentence|label", "it 's charming . |1")},
+        "dev",
+        [TaskExample("0", ("it 's charming . ",), 1)],
+    ),
+    (
+        "sst2",
+        {"test-labeled.tsv": "sentence\tlabel\r\ndull .\t0\r\n"},
+        "test",
+        [TaskExample("0", ("dull .",), 0)],
+    ),
+    (
+        "sst2",
+        {"test.tsv": _table("index|sentence", "0|dull .", "1|fine .")},
+        "test",
+        [TaskExample("0", ("dull .",)), TaskExample("1", ("fine .",))],
+    ),
+    (
+        "mrpc",
+        {"msr_paraphrase_train.txt": _table(MRPC_HEADER, '1|70|71|He said "no.|"No", he said.')},
+        "train",
+        [TaskExample("0", ('He said "no.', '"No", he said.'), 1)],
+    ),
+    (
+        "mrpc",
+        {"test.tsv": _table("index|#1 ID|#2 ID|#1 String|#2 String", "4|1|2|a|b")},
+        "test",
+        [TaskExample("4", ("a", "b"))],
+    ),
+    (
+        "cola",
+        {"train.tsv": _table("gj04|1||Our friends buy it.", "gj04|0|*|They drank pub.")},
+        "train",
+        [
+            TaskExample("0", ("Our friends buy it.",), 1),
+            TaskExample("1", ("They drank pub.",), 0),
+        ],
+    ),
+    (
+        "cola",
+        {"test.tsv": _table("index|sentence", "0|Bill whistled past.")},
+        "test",
+        [TaskExample("0", ("Bill whistled past.",))],
+    ),
+    (
+        "rte",
+        {"dev.tsv": _table("index|sentence1|sentence2|label", "9|a|b|not_entailment")},
+        "dev",
+        [TaskExample("9", ("a", "b"), 1)],
+    ),
+    (
+        "qnli",
+        {"dev.tsv": _table("index|question|sentence|label", '0|What "?|That.|entailment')},
+        "dev",
+        [TaskExample("0", ('What "?', "That."), 0)],
+    ),
+    (
+        "qqp",
+        {
+            "train.tsv": _table(
+                "id|qid1|qid2|question1|question2|is_duplicate", "133273|1|2|Why?|How so?|1"
+            )
+        },
+        "train",
+        [TaskExample("133273", ("Why?", "How so?"), 1)],
+    ),
+    (
+        "mnli",
+        {"train.tsv": _table(MNLI_HEADER + "gold_label", "0|1|1n|f|p|p|p|p|a|b|neutral|neutral")},
+        "train",
+        [TaskExample("0", ("a", "b"), 1)],
+    ),
+    (
+        "mnli",
+        {
+            "dev_matched.tsv": "not read",
+            "dev_mismatched.tsv": _table(
+                MNLI_HEADER + "label2|gold_label",
+                "0|1|1n|f|p|p|p|p|a|b|neutral|entailment|-",
+                "1|1|1c|f|p|p|p|p|c|d|neutral|entailment|contradiction",
+            ),
+        },
+        "dev_mismatched",
+        [TaskExample("1", ("c", "d"), 2)],
+    ),
+    (
+        "stsb",
+        {"dev.tsv": _table(STSB_HEADER + "|score", '0|g|f|2012|1|none|none|A "man.|A man.|4.750')},
+        "dev",
+        [TaskExample("0", ('A "man.', "A man."), 4.75)],
+    ),
+    (
+        "stsb",
+        {"test.tsv": _table(STSB_HEADER, "0|g|f|2012|1|none|none|a|b")},
+        "test",
+        [TaskExample("0", ("a", "b"))],
+    ),
+    (
+        "rusentiment",
+        {
+            "rusentiment_random_posts.csv": 'label,text\nskip,"Мы ""просто""\nтак,\n\nда"\n',
+            "rusentiment_preselected_posts.csv": "label,text\r\nnegative,плохо\r\n",
+            "rusentiment_test.csv": "not read",
+        },
+        "train",
+        [TaskExample("0", ("плохо",), 0), TaskExample("1", ('Мы "просто"\nтак,\n\nда',), 4)],
+    ),
+]
+
+
+def _write(folder: pathlib.Path, files: dict[str, str]) -> str:
+    for name, content in files.items():
+        (folder / name).write_bytes(content.encode("utf-8"))
+    return str(folder)
+
+
+def test_every_task_has_a_case() -> None:
+    assert {name for name, *_ in CASES} == set(tasks.known_tasks())
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "split", "expected"), CASES, ids=[f"{name}-{s}" for name, _, s, _ in CASES]
+)
+def test_each_reads_its_true_format(tmp_path, name: str, files, split: str, expected) -> None:
+    assert read_split(tasks.load_task(name), _write(tmp_path, files), split) == expected
+
+
+def test_rows_left_out_keep_the_numbers_of_others(tmp_path) -> None:
+    rows = [{"sentence1": "a", "sentence2": "b", "label": label} for label in ("-", "neutral")]
+    folder = _write(tmp_path, {"dev.json": "\n" + _lines(*rows) + "\n"})
+    data = read_split_data(tasks.load_task("ocnli"), folder, "dev")
+    assert [example.key for example in data.examples] == ["1"]
+    assert (data.num_left_out, data.bad_rows) == (1, ())
+    assert data.files == (f"{folder}/dev.json",)
+
+
+@pytest.mark.parametrize("name", tasks.known_tasks())
+def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
+    _write(tmp_path, {"other.txt": "x"})
+    spec = tasks.load_task(name)
+    expected = f"--data_dir: expected the split dev of {name} ({' or '.join(spec.files['dev'])}) in"
+    with pytest.raises(InputError) as error:
+        read_split(spec, str(tmp_path), "dev")
+    assert str(error.value) == f"{expected} {tmp_path}, found no such file"
+
+
+def test_folders_and_splits_that_are_not_there(tmp_path) -> None:
+    spec = tasks.load_task("rte")
+    with pytest.raises(InputError, match="^--x: expected the folder of rte's files, received /no/"):
+        read_split(spec, "/no/such", "dev", flag="--x")
+    with pytest.raises(InputError, match="^rte: expected a split of train, dev, test, received 'e"):
+        read_split(spec, str(tmp_path), "eval")
+
+
+RTE = "index|sentence1|sentence2|label"
+BAD = [
+    ("rte", _table("id|sentence1|sentence2|gold", "0|a|b|entailment"), 1,
+     "expected the columns sentence1, sentence2, label, received id, sentence1, sentence2, gold"),
+    ("rte", _table(RTE, "0|a|b|entailment", "1|a|entailment"), 3,
+     "expected 4 columns (index, sentence1, sentence2, label), received 3"),
+    ("rte", _table(RTE, "0|a|b|maybe"), 2,
+     "label: expected one of entailment, not_entailment, received 'maybe'"),
+    ("cola", _table("gj04|1|Our friends."), 1,
+     "expected 4 columns (source, label, mark, sentence), received 3"),
+    ("cola", _table("gj04|2||Our friends."), 1, "label: expected one of 0, 1, received '2'"),
+    ("stsb", _table(STSB_HEADER + "|score", "0|g|f|2|1|n|n|a|b|high"), 2,
+     "score: expected a number, received 'high'"),
+    ("stsb", _table(STSB_HEADER + "|score", "0|g|f|2|1|n|n|a|b|nan"), 2,
+     "score: expected a number, received 'nan'"),
+    ("ocnli", _lines(OCNLI_ROW) + '{"sentence1": \n', 2,
+     """expected a JSON object, received '{"sentence1": ' (Expecting value"""),
+    ("ocnli", "[1]\n", 1, "expected a JSON object, received '[1]'"),
+    ("ocnli", _lines({"sentence1": "a", "label": "neutral"}), 1,
+     "expected the fields sentence1, sentence2, label, received sentence1, label"),
+    ("ocnli", _lines(OCNLI_ROW | {"sentence2": 3}), 1, "sentence2: expected text, received 3"),
+    ("ocnli", _lines(OCNLI_ROW | {"label": None}), 1,
+     "label: expected one of entailment, neutral, contradiction, received 'None'"),
+    ("ocnli", json.dumps(OCNLI_ROW | {"sentence2": "a\ud83d"}), 1,
+     r"sentence2: expected text, received 'a\ud83d'"),
+    ("ocnli", json.dumps(OCNLI_ROW | {"id": "\ud83d"}), 1,
+     r"id: expected text, received '\ud83d'"),
+    ("tnews", _lines({"label": 105, "sentence": "a"}), 1, "label: expected one of 100, 101, 102"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "line", "message"), BAD)
+def test_bad_rows_name_the_file_and_the_line(
+    tmp_path, name: str, content: str, line: int, message: str
+) -> None:
+    spec = tasks.load_task(name)
+    path = tmp_path / spec.files["dev"][0]
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        read_split(spec, str(tmp_path), "dev")
+    assert str(error.value).startswith(f"{path}, line {line}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text(tmp_path) -> None:
+    (tmp_path / "dev.tsv").write_bytes(b"index\tsentence1\tsentence2\tlabel\n\xff\n")
+    with pytest.raises(InputError, match="dev.tsv, line 2: expected UTF-8, received "):
+        read_split(tasks.load_task("rte"), str(tmp_path), "dev")
+    (tmp_path / "rusentiment_test.csv").write_bytes(b"label,text\nskip,\xff\n")
+    with pytest.raises(InputError, match="rusentiment_test.csv, line 1: expected fields of UTF-8"):
+        read_split(tasks.load_task("rusentiment"), str(tmp_path), "dev")
+
+
+def test_a_quotation_mark_that_never_ends(tmp_path) -> None:
+    _write(tmp_path, {"rusentiment_test.csv": 'label,text\nskip,a\nneutral,"b\nskip,c\n'})
+    with pytest.raises(InputError, match="test.csv, line 3: expected fields .* end of data"):
+        read_split(tasks.load_task("rusentiment"), str(tmp_path), "dev")
+
+
+def test_a_line_after_one_with_line_breaks_is_named_rightly(tmp_path) -> None:
+    _write(tmp_path, {"rusentiment_test.csv": 'label,text\nskip,"a\nb\nc"\nnone,d\n'})
+    with pytest.raises(InputError, match="test.csv, line 5: label: expected one of negative"):
+        read_split(tasks.load_task("rusentiment"), str(tmp_path), "dev")
+
+
+def test_files_without_examples(tmp_path) -> None:
+    for content in ("", "index\tsentence1\tsentence2\tlabel\n"):
+        _write(tmp_path, {"dev.tsv": content})
+        with pytest.raises(InputError, match="dev.tsv: expected at least one example of rte, rece"):
+            read_split(tasks.load_task("rte"), str(tmp_path), "dev")
+
+
+def test_bad_rows_are_left_out_and_told(tmp_path) -> None:
+    # GLUE's train file of QQP has rows that are broken in two.
+    header = "id|qid1|qid2|question1|question2|is_duplicate"
+    rows = _table(header, "1|1|2|Why?|How", " come?|1", "2|3|4|a|b|0")
+    folder = _write(tmp_path, {"train.tsv": rows})
+    data = read_split_data(tasks.load_task("qqp"), folder, "train", skip_bad_rows=True)
+    assert [example.key for example in data.examples] == ["2"]
+    columns = header.replace("|", ", ")
+    assert data.bad_rows == (
+        f"{folder}/train.tsv, line 2: expected 6 columns ({columns}), received 5",
+        f"{folder}/train.tsv, line 3: expected 6 columns ({columns}), received 2",
+    )
+    _write(tmp_path, {"train.tsv": _table(header, "broken")})
+    with pytest.raises(InputError, match="received none; the first of 1 bad rows: .*, line 2: "):
+        read_split(tasks.load_task("qqp"), folder, "train", skip_bad_rows=True)
+
+
+def test_answers_are_looked_for_nearby(tmp_path) -> None:
+    context = "江 长江 长 长江"
+    questions = [
+        ("there", "?", [("长江", 2)]),
+        ("late", "?", [("长江", 3)]),
+        ("early", "?", [("长江", 6)]),
+        ("far", "?", [("长江", 99)]),
+    ]
+    folder = _write(tmp_path, {"dev.json": squad_json((context, questions))})
+    data = read_split_data(tasks.load_task("cmrc2018"), folder, "dev")
+    assert [example.answers[0].start for example in data.examples] == [2, 2, 7, 7]
+    assert data.num_relocated == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"question": None}, "question: expected text, received nothing"),
+        ({"question": 3}, "question: expected text, received '3'"),
+        ({"answers": {}}, "answers: expected a list, received '{}'"),
+        ({"answers": [1]}, "answers: expected objects, received int"),
+        ({"answers": [{"text": "a"}]}, "answer_start: expected a whole number, received nothing"),
+        ({"answers": [{"text": 1, "answer_start": 0}]}, "text: expected text, received '1'"),
+    ],
+)
+def test_a_question_that_is_none_is_a_bad_row(tmp_path, change, problem: str) -> None:
+    value = json.loads(squad_json(("ab", [("wrong", "?", [("a", 0)]), ("q", "?", [("b", 1)])])))
+    value["data"][0]["paragraphs"][0]["qas"][0].update(change)
+    folder = _write(tmp_path, {"dev.json": json.dumps(value)})
+    message = f"{folder}/dev.json, question wrong: {problem}"
+    with pytest.raises(InputError) as error:
+        read_split(tasks.load_task("cmrc2018"), folder, "dev")
+    assert str(error.value) == message
+    data = read_split_data(tasks.load_task("cmrc2018"), folder, "dev", skip_bad_rows=True)
+    assert [example.key for example in data.examples] == ["q"] and data.bad_rows == (message,)
+
+
+def test_a_context_without_its_answer(tmp_path) -> None:
+    paragraph = (CONTEXT, [("Q_1", "?", [("黄海", 13)]), *PARAGRAPH[1]])
+    folder = _write(tmp_path, {"dev.json": squad_json(paragraph), "test.json": "{}"})
+    spec = tasks.load_task("cmrc2018")
+    message = (
+        f"{folder}/dev.json, question Q_1: expected the answer '黄海' in its context "
+        "at character 13, found it nowhere"
+    )
+    with pytest.raises(InputError) as error:
+        read_split(spec, folder, "dev")
+    assert str(error.value) == message
+    data = read_split_data(spec, folder, "dev", skip_bad_rows=True)
+    assert (data.examples, data.bad_rows) == ([QUESTION], (message,))
+    # Benchmarks fill in answers that are none where they keep the true ones.
+    _write(tmp_path, {"test.json": squad_json((CONTEXT, [("Q", "?", [("FAKE_ANSWER_1", -1)])]))})
+    assert read_split(spec, folder, "test") == [TaskExample("Q", ("?", CONTEXT))]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "dev.json: expected a JSON object, received list"),
+        ("{", "dev.json: not JSON"),
+        ("{}", "dev.json: data: expected a list, received nothing"),
+        ('{"data": [1]}', "dev.json: data: expected objects, received int"),
+        ('{"data": [{"paragraphs": [{"qas": []}]}]}', "context: expected text, received nothing"),
+        ('{"data": []}', "dev.json: expected at least one example of cmrc2018, received none"),
+        (squad_json(("a", [("", "?", [("a", 0)])])), "expected an id of its own, received ''"),
+        (squad_json(("a", [("q", "?", [("a", 0)])] * 2)), "question q: expected an id of its own"),
+        (squad_json(("a", [("q", "?", [])])), "question q: expected an answer, received none"),
+        (squad_json(("a", [("q", "?", [("", 0)])])), "question q: expected the answer ''"),
+        (
+            squad_json(("a", [("q", "?", [("a", 0)])])).replace(": 0", ': "0"'),
+            "question q: answer_start: expected a whole number, received '0'",
+        ),
+        (
+            squad_json(("ab", [("q", "?", [("a", 0)])])).replace("ab", r"a\ud83d"),
+            r"context: expected text, received 'a\\ud83d'",
+        ),
+        (
+            squad_json(("a", [("qq", "?", [("a", 0)])])).replace("qq", r"\ud83d"),
+            r"expected an id of its own, received '\\ud83d'",
+        ),
+        ("[" * 100_000, "dev.json: not JSON"),
+    ],
+)
+def test_json_that_is_not_squads(tmp_path, content: str, message: str) -> None:
+    _write(tmp_path, {"dev.json": content})
+    with pytest.raises(InputError, match=message):
+        read_split(tasks.load_task("cmrc2018"), str(tmp_path), "dev")
+
+
+def test_json_after_a_byte_order_mark(tmp_path) -> None:
+    content = squad_json(("a", [("q", "?", [("a", 0)])]))
+    folder = _write(tmp_path, {"dev.json": "\ufeff" + content})
+    (example,) = read_split(tasks.load_task("cmrc2018"), folder, "dev")
+    assert example.texts == ("?", "a")
+
+
+# The folder, the examples of each split, the rows left out, the answers relocated.
+REAL = [
+    ("sst2", "en/SST-2", "train", 67349, 0, 0),
+    ("sst2", "en/SST-2", "dev", 872, 0, 0),
+    ("sst2", "en/SST-2", "test", 1821, 0, 0),
+    ("mrpc", "en/MRPC", "train", 4076, 0, 0),
+    ("mrpc", "en/MRPC", "dev", 1725, 0, 0),
+    ("chnsenticorp", "zh/tasks/ChnSentiCorp", "train", 9600, 0, 0),
+    ("chnsenticorp", "zh/tasks/ChnSentiCorp", "dev", 1200, 0, 0),
+    ("chnsenticorp", "zh/tasks/ChnSentiCorp", "test", 1200, 0, 0),
+    ("ocnli", "zh/tasks/OCNLI", "train", 9985, 15, 0),
+    ("ocnli", "zh/tasks/OCNLI", "dev", 2950, 50, 0),
+    ("ocnli", "zh/tasks/OCNLI", "test", 3000, 0, 0),
+    ("tnews", "zh/tasks/TNEWS_few", "train", 1185, 0, 0),
+    ("tnews", "zh/tasks/TNEWS_few", "dev", 1098, 0, 0),
+    ("tnews", "zh/tasks/TNEWS_few", "test", 2010, 0, 0),
+    ("cmrc2018", "zh/tasks/cmrc2018", "train", 10142, 0, 21),
+    ("cmrc2018", "zh/tasks/cmrc2018", "dev", 1002, 0, 5),
+    ("xquad_en", "xquad", "dev", 1190, 0, 0),
+    ("xquad_ru", "xquad", "dev", 1190, 0, 0),
+    ("xquad_zh", "xquad", "dev", 1190, 0, 0),
+    ("rusentiment", "ru/RuSentiment", "train", 28218, 0, 0),
+    ("rusentiment", "ru/RuSentiment", "dev", 2967, 0, 0),
+]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "folder", "split", "count", "left_out", "relocated"), REAL)
+def test_the_real_files(
+    name: str, folder: str, split: str, count: int, left_out: int, relocated: int
+) -> None:
+    data = read_split_data(tasks.load_task(name), str(SHARED / "data" / folder), split)
+    assert (len(data.examples), data.num_left_out) == (count, left_out)
+    assert (data.num_relocated, data.bad_rows) == (relocated, ())
+    assert len({example.key for example in data.examples}) == count
+    # Two questions of CMRC's trial file are empty.
+    assert all(example.texts[-1].strip() for example in data.examples)
+    for example in data.examples:
+        for answer in example.answers:
+            assert example.texts[1].startswith(answer.text, answer.start)
+
+
+@pytest.mark.shared
+def test_real_posts_are_those_of_the_csv_module() -> None:
+    folder = SHARED / "data" / "ru" / "RuSentiment"
+    rows = []
+    for name in ("rusentiment_preselected_posts.csv", "rusentiment_random_posts.csv"):
+        with open(folder / name, encoding="utf-8", newline="") as file:
+            rows += [(row["text"], row["label"]) for row in csv.DictReader(file)]
+    spec = tasks.load_task("rusentiment")
+    read = [
+        (example.texts[0], spec.labels[example.label])
+        for example in read_split(spec, str(folder), "train")
+    ]
+    assert read == rows

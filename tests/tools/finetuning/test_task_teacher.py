@@ -1,0 +1,349 @@
+"""What a fine-tuned teacher says is computed once, kept, and given to the right students only."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from data_specs.records import TASK_LOGITS, TEACHER_LOGITS
+from pipeline.base.errors import InputError
+from pipeline.models.formats.model_directory import find_model
+from pipeline.storage import cache_input, manifest, serialization, writer
+from tests.conftest import save_tiny_bert
+from tests.tools.finetuning.conftest import save_tiny_head
+from tools.finetuning import heads, prediction, task_teacher, training
+from tools.finetuning.batches import Padding
+from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head
+from tools.finetuning.preparation import prepare
+from tools.finetuning.settings import FinetuneConfig
+from tools.finetuning.task_inputs import TaskInputs
+
+# Names of fixtures: a teacher of classes, and one of beginnings and ends.
+KINDS = ["config", pytest.param("span_config", marks=pytest.mark.slow)]
+
+
+@pytest.fixture
+def config(sentiment_config, task_teacher_dir, tmp_path) -> FinetuneConfig:
+    """A student's run with a teacher."""
+    return dataclasses.replace(
+        sentiment_config,
+        finetune_teacher=str(task_teacher_dir),
+        teacher_cache=str(tmp_path / "cache"),
+        num_train_epochs=1.0,
+    )
+
+
+@pytest.fixture
+def span_config(config, questions_dir, span_teacher_dir) -> FinetuneConfig:
+    """The same over windows of contexts."""
+    return dataclasses.replace(
+        config,
+        task="cmrc2018",
+        data_dir=str(questions_dir),
+        finetune_teacher=str(span_teacher_dir),
+        doc_stride=16,
+        max_query_length=8,
+    )
+
+
+def _inputs(config: FinetuneConfig) -> TaskInputs:
+    run = prepare(config)
+    return run.inputs(run.train, config)
+
+
+def _live_logits(directory: str, inputs: TaskInputs) -> list[np.ndarray]:
+    """Returns a teacher's logits, an input at a time, without padding or batches."""
+    source = find_model(directory, "--model")
+    model = heads.build_head(
+        source, inputs.head.kind, num_labels=inputs.head.num_outputs, keep_head=True
+    )
+    found = []
+    for feature in inputs.features:
+        padding = Padding(1, len(feature.input_ids), source.config.type_vocab_size)
+        found.append(np.asarray(model(padding.batch([feature])))[0])
+    return found
+
+
+def _weights(directory: pathlib.Path) -> bytes:
+    return (directory / "model/model.safetensors").read_bytes()
+
+
+def _losses(directory: pathlib.Path) -> list[float]:
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+def _fails(config: FinetuneConfig) -> str:
+    with pytest.raises(InputError) as error:
+        training.finetune(config)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_cache_holds_what_the_teacher_says(request, monkeypatch, name: str) -> None:
+    config = request.getfixturevalue(name)
+    # Several shards, the last one smaller.
+    monkeypatch.setattr(task_teacher, "_SHARD_SIZE", 40)
+    inputs = _inputs(config)
+    found = training.find_teacher_logits(prepare(config), config)
+    live = _live_logits(config.finetune_teacher, inputs)
+    assert len(found) == len(live) == len(inputs.features)
+    for cached, value, feature in zip(found, live, inputs.features, strict=True):
+        shape = (2,) if inputs.head.kind == CLASSIFICATION else (2, len(feature.input_ids))
+        assert cached.shape == shape
+        np.testing.assert_allclose(cached, value, atol=2e-5)
+    made = manifest.load(config.teacher_cache, flag="--teacher_cache")
+    assert made.kind == TASK_LOGITS
+    assert made.num_examples("train") == len(inputs.features)
+    assert len(made.splits["train"]) == -(-len(inputs.features) // 40)
+    manifest.verify(config.teacher_cache, made, full=True)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_cached_teacher_trains_as_a_live_one(request, monkeypatch, tmp_path, name: str) -> None:
+    config = request.getfixturevalue(name)
+    cached = training.finetune(config)
+
+    def live(directory, inputs, teacher, *, compute_dtype):
+        model = heads.build_head(
+            teacher,
+            inputs.head.kind,
+            num_labels=inputs.head.num_outputs,
+            dtype=compute_dtype,
+            keep_head=True,
+        )
+        padding = Padding(64, inputs.max_seq_length, 2)
+        forward = prediction.compile_forward(model)
+        return prediction.predict_logits(forward, inputs.features, padding, flag="--x")
+
+    monkeypatch.setattr(task_teacher, "cached_logits", live)
+    again = training.finetune(dataclasses.replace(config, output_dir=str(tmp_path / "live")))
+    weights, losses = (
+        [read(result.directory) for result in (cached, again)] for read in (_weights, _losses)
+    )
+    assert weights[0] == weights[1]
+    assert losses[0] == losses[1] and len(losses[0]) > 1
+
+
+def test_the_teachers_word_changes_the_student(config, tmp_path) -> None:
+    taught = training.finetune(config)
+    alone = dataclasses.replace(
+        config, finetune_teacher=None, teacher_cache=None, output_dir=str(tmp_path / "alone")
+    )
+    alone = training.finetune(alone)
+    assert _weights(taught.directory) != _weights(alone.directory)
+
+
+def test_the_second_student_does_not_call_the_teacher(
+    config, task_teacher_dir, monkeypatch, tmp_path, vocab_file
+) -> None:
+    training.finetune(config)
+
+    def called(*_arguments: object) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr(task_teacher, "_load_teacher", called)
+    smaller = save_tiny_bert(tmp_path / "smaller", vocab_file, seed=9, num_layers=1)
+    second = dataclasses.replace(config, model=str(smaller), output_dir=str(tmp_path / "second"))
+    training.finetune(second)
+    assert (tmp_path / "second/metrics.json").is_file()
+    # Without its directory too, and as a family that knows no segments.
+    other = save_tiny_bert(
+        tmp_path / "other",
+        vocab_file,
+        seed=9,
+        num_layers=1,
+        model_type="distilbert",
+        type_vocab_size=0,
+    )
+    third = dataclasses.replace(
+        config, model=str(other), finetune_teacher=None, output_dir=str(tmp_path / "third")
+    )
+    training.finetune(third)
+    assert (tmp_path / "third/metrics.json").is_file()
+
+
+def test_a_killed_cache_is_finished(config, monkeypatch) -> None:
+    monkeypatch.setattr(task_teacher, "_SHARD_SIZE", 40)
+    real, written = writer.write_shard, []
+
+    def once(directory, file, records):
+        if written:
+            raise KeyboardInterrupt
+        written.append(file)
+        return real(directory, file, records)
+
+    run = prepare(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write_shard", once)
+        with pytest.raises(KeyboardInterrupt):
+            training.find_teacher_logits(run, config)
+    folder = pathlib.Path(config.teacher_cache)
+    assert not (folder / "manifest.json").exists()
+    before = (folder / written[0]).stat().st_mtime_ns
+    found = training.find_teacher_logits(run, config)
+    assert len(found) == len(run.train.features)
+    assert (folder / written[0]).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_seq_length": 40}, "max_seq_length is 48 there and 40 here"),
+        ({"max_train_examples": 50}, "num_windows is 96 there and 50 here"),
+    ],
+)
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_a_cache_of_other_inputs(config, changes, message: str, with_teacher: bool) -> None:
+    run = prepare(config)
+    training.find_teacher_logits(run, config)
+    if not with_teacher:
+        changes = {**changes, "finetune_teacher": None}
+    line = _fails(dataclasses.replace(config, **changes))
+    assert line.startswith(f"--teacher_cache: {config.teacher_cache} holds ")
+    assert message in line
+
+
+def test_a_cache_of_other_tokens_or_another_task(
+    config, span_config, tmp_path, sentiment_dir, task_teacher_dir, model_dir
+) -> None:
+    training.find_teacher_logits(prepare(config), config)
+    cached = dataclasses.replace(config, finetune_teacher=None)
+    for task in (span_config, dataclasses.replace(span_config, finetune_teacher=None)):
+        assert _fails(task) == (
+            f"--teacher_cache: {config.teacher_cache} holds logits of another task: "
+            "expected cmrc2018, received chnsenticorp"
+        )
+    # The same number of other sentences.
+    data = tmp_path / "data"
+    shutil.copytree(sentiment_dir, data)
+    lines = (data / "train.tsv").read_text("utf-8").splitlines()
+    (data / "train.tsv").write_text("\n".join([*lines[:-1], "0\t火车晚点"]) + "\n", "utf-8")
+    other = dataclasses.replace(cached, data_dir=str(data))
+    assert "windows is '" in _fails(other)
+    # Another vocabulary.
+    model = tmp_path / "model"
+    shutil.copytree(model_dir, model)
+    tokens = (model / "vocab.txt").read_text("utf-8").splitlines()
+    swapped = [*tokens[:-2], tokens[-1], tokens[-2]]
+    (model / "vocab.txt").write_text("\n".join(swapped) + "\n", "utf-8")
+    assert "vocab is {'sha256': " in _fails(dataclasses.replace(cached, model=str(model)))
+    line = _fails(dataclasses.replace(config, model=str(model)))
+    assert line.startswith("--finetune_teacher: expected the tokens of --model (SHA-256 ")
+
+
+def test_another_teacher(config, tmp_path, teacher_dir) -> None:
+    training.find_teacher_logits(prepare(config), config)
+    head = Head(CLASSIFICATION, ("0", "1"))
+    other = save_tiny_head(tmp_path / "other", teacher_dir, head, seed=6)
+    line = _fails(dataclasses.replace(config, finetune_teacher=str(other)))
+    assert "holds the output of another request: teacher is '" in line
+
+
+def test_a_finished_run_is_not_that_of_another_cache(config, tmp_path, teacher_dir) -> None:
+    """Where caches alone are named, what they hold tells the runs apart."""
+    taught = training.finetune(config)
+    other = save_tiny_head(
+        tmp_path / "other", teacher_dir, Head(CLASSIFICATION, ("0", "1")), seed=6
+    )
+    others = dataclasses.replace(
+        config, finetune_teacher=str(other), teacher_cache=str(tmp_path / "others")
+    )
+    training.find_teacher_logits(prepare(others), others)
+    # The same run as with its teacher named.
+    cached = dataclasses.replace(config, finetune_teacher=None)
+    assert training.finetune(cached) == taught
+    line = _fails(dataclasses.replace(cached, teacher_cache=others.teacher_cache))
+    assert line.startswith(f"--output_dir: {config.output_dir} holds the output of another request")
+    assert ": teacher is '" in line
+
+
+@pytest.mark.parametrize(
+    ("head", "received"),
+    [
+        (Head(SPAN), "a span head"),
+        (Head(REGRESSION), "a regression head"),
+        (Head(CLASSIFICATION, ("1", "0")), "a classification head with 2 labels (1, 0)"),
+    ],
+)
+def test_a_teacher_of_another_task(config, tmp_path, teacher_dir, head, received: str) -> None:
+    other = save_tiny_head(tmp_path / "other", teacher_dir, head)
+    assert _fails(dataclasses.replace(config, finetune_teacher=str(other))) == (
+        "--finetune_teacher: --task=chnsenticorp expects a classification head with 2 labels "
+        f"(0, 1), received {other} with {received}"
+    )
+
+
+def test_a_teacher_without_a_head(config, teacher_dir) -> None:
+    line = _fails(dataclasses.replace(config, finetune_teacher=str(teacher_dir)))
+    assert line.endswith(f"received {teacher_dir} with none")
+
+
+def test_a_teacher_of_fewer_positions(config, tmp_path, vocab_file) -> None:
+    short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=32)
+    teacher = save_tiny_head(tmp_path / "head", short, Head(CLASSIFICATION, ("0", "1")))
+    assert _fails(dataclasses.replace(config, finetune_teacher=str(teacher))) == (
+        "--finetune_teacher: expected a model of at least 48 positions (--max_seq_length), "
+        f"received 32 in {teacher}"
+    )
+
+
+def test_a_damaged_cache(config) -> None:
+    run = prepare(config)
+    training.find_teacher_logits(run, config)
+    path = pathlib.Path(config.teacher_cache) / "train-00000-of-00001.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    assert f"{path}: this shard is damaged" in _fails(config)
+
+
+def test_records_of_other_inputs(config) -> None:
+    """A cache whose records are whole, but in another order than its manifest's inputs."""
+    run = prepare(config)
+    training.find_teacher_logits(run, config)
+    folder, file = pathlib.Path(config.teacher_cache), "train-00000-of-00001.tfrecord"
+    stored = list(serialization.read_records(folder / file))
+    first = serialization.decode_example(stored[0])
+
+    def rewrite(changed: list[bytes]) -> None:
+        shard = writer.write_shard(folder, file, changed)
+        path = folder / "manifest.json"
+        value = json.loads(path.read_text())
+        value["splits"]["train"] = [{**shard.to_json(), "num_examples": len(stored)}]
+        path.write_text(json.dumps(value))
+
+    rewrite([stored[1], *stored[1:]])
+    assert "a damaged record (it belongs to another input)" in _fails(config)
+    rewrite(stored[:-1])
+    assert f"expected {len(stored)} records in {folder}, received {len(stored) - 1}" in (
+        _fails(config)
+    )
+    short = serialization.encode_example({**first, TEACHER_LOGITS: first[TEACHER_LOGITS][:4]})
+    rewrite([short, *stored[1:]])
+    assert "a damaged record (cannot reshape array of size 1 into shape (2,))" in _fails(config)
+
+
+def test_other_stages_do_not_take_it(config) -> None:
+    training.find_teacher_logits(prepare(config), config)
+    with pytest.raises(InputError, match="which holds task_logits: a teacher's word on a task"):
+        cache_input.open_cache(config.teacher_cache, None)
+
+
+def test_a_cache_of_another_kind(config, cache_dir) -> None:
+    other = dataclasses.replace(config, finetune_teacher=None, teacher_cache=str(cache_dir))
+    assert _fails(other) == (
+        "--teacher_cache: expected task_logits of a fine-tuned teacher, "
+        f"received {cache_dir}, which holds teacher_cache"
+    )
+
+
+def test_a_refused_cache_leaves_the_folder_free(config, tmp_path) -> None:
+    training.find_teacher_logits(prepare(config), config)
+    shorter = dataclasses.replace(config, max_seq_length=40)
+    assert "max_seq_length is 48 there and 40 here" in _fails(shorter)
+    assert not pathlib.Path(config.output_dir).exists()
+    training.finetune(config)

@@ -1,0 +1,276 @@
+"""Records that cannot be: each told by its place and what is wrong with it, no sound one told."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.storage import cache_codec, serialization
+from pipeline.storage import manifest as manifests
+from pipeline.tokenizers.loading import load_tokenizer
+from tests.conftest import make_cache
+from tools.verification.record_checks import Column, RecordChecker
+
+Features = dict[str, bytes]
+# Of the records that a change is made to.
+PLACE = 3
+
+
+def _open(folder: pathlib.Path) -> tuple[RecordChecker, list[Features]]:
+    """The checker of a directory, and the records of its eval split."""
+    manifest = manifests.load(folder, flag="--input_dir")
+    tokenizer = load_tokenizer(str(folder / "vocab.txt"), do_lower_case=None, flag="")
+    codec = None
+    if manifest.teacher_info is not None:
+        codec = cache_codec.open_codec(folder, manifest)
+    examples = [
+        serialization.decode_example(record)
+        for shard in manifest.splits["eval"]
+        for record in serialization.read_records(folder / shard.file)
+    ]
+    return RecordChecker(manifest, tokenizer.is_special(), codec), examples
+
+
+def _found(checker: RecordChecker, examples: list[Features]) -> dict[str, list[int]]:
+    return {one.problem: one.places.tolist() for one in checker.check(examples)}
+
+
+def _edit(name: str, change: Callable[[np.ndarray], np.ndarray | None], dtype: str = "<u2"):
+    """Returns what changes an array of a record: in place, or to what `change` returns."""
+
+    def edit(features: Features) -> None:
+        values = np.frombuffer(features[name], dtype).copy()
+        changed = change(values)
+        features[name] = (values if changed is None else changed).tobytes()
+
+    return edit
+
+
+def _put(name: str, place: int, value: float, dtype: str = "<u2"):
+    def change(values: np.ndarray) -> None:
+        values[place] = value
+
+    return _edit(name, change, dtype)
+
+
+def _swap(values: np.ndarray) -> None:
+    values[[0, 1]] = values[[1, 0]]
+
+
+def _show(token: int):
+    """Returns what puts a token at the first masked position."""
+
+    def edit(features: Features) -> None:
+        (place, *_) = np.frombuffer(features[records.MASKED_LM_POSITIONS], "<u2")
+        _put(records.INPUT_IDS, place, token)(features)
+
+    return edit
+
+
+def _length(features: Features) -> int:
+    return len(features[records.INPUT_IDS]) // 2
+
+
+INPUT, SEGMENTS = records.INPUT_IDS, records.SEGMENT_LENGTHS
+POSITIONS, LABELS = records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS
+SPECIAL = "input_ids: expected [CLS] first and [SEP] behind each segment"
+PLACES = "expected positions of tokens, not of [CLS] or [SEP]"
+MASKED_EXAMPLES = [
+    (lambda one: one.pop(LABELS), "expected the features example_id, input_ids, masked_lm_ids, "),
+    (lambda one: one.update(more=b""), "expected the features example_id, input_ids, "),
+    (_edit("example_id", lambda v: v[:15], "|u1"), "example_id: expected 16 numbers, received 15"),
+    (_edit(INPUT, lambda v: v[:-1], "|u1"), "input_ids: expected numbers of 2 bytes"),
+    (_edit(INPUT, lambda v: v[:2]), "input_ids: expected 3 to 48 numbers"),
+    (_edit(INPUT, lambda v: np.tile(v, 9)), "input_ids: expected 3 to 48 numbers"),
+    (_edit(SEGMENTS, lambda v: np.tile(v, 2)), "segment_lengths: expected 1 to 2 numbers"),
+    (_edit(POSITIONS, lambda v: v[:0]), "masked_lm_positions: expected 1 to 8 numbers"),
+    (_edit(POSITIONS, lambda v: np.arange(1, 10, dtype="<u2")), "masked_lm_positions: expected 1"),
+    (_edit(LABELS, lambda v: v[1:]), "masked_lm_ids: expected {P} numbers, received {P-1}"),
+    (_put(INPUT, 1, 60_000), "input_ids: expected ids below {V}"),
+    (_put(SEGMENTS, 0, 5), "segment_lengths: expected lengths that add up to the input's"),
+    (_put(SEGMENTS, 0, 65_535), "segment_lengths: expected lengths that add up to the input's"),
+    (_put(SEGMENTS, 0, 0), "segment_lengths: expected lengths that add up to the input's"),
+    (_put(INPUT, 0, 7), SPECIAL),
+    (_put(INPUT, -1, 7), SPECIAL),
+    (_edit(POSITIONS, _swap), "masked_lm_positions: expected ascending positions"),
+    (_edit(POSITIONS, lambda v: v[[0, 0, *range(2, len(v))]]), "masked_lm_positions: expected asc"),
+    (_put(POSITIONS, -1, 48), "masked_lm_positions: expected positions inside the input"),
+    (_put(POSITIONS, 0, 0), f"masked_lm_positions: {PLACES}"),
+    (
+        lambda one: _put(POSITIONS, -1, _length(one) - 1)(one),
+        f"masked_lm_positions: {PLACES}",
+    ),
+    (_show(3), "input_ids: expected [MASK] or an ordinary token at masked positions"),
+    (_show(1), "input_ids: expected [MASK] or an ordinary token at masked positions"),
+    (_put(LABELS, 0, 60_000), "masked_lm_ids: expected ids below {V}"),
+    (_put(LABELS, 0, 4), "masked_lm_ids: expected ordinary tokens"),
+]
+
+
+def _expect(folder: pathlib.Path, edit: Callable, problem: str) -> None:
+    """Changes one record and a later one in the same way, and checks that only these are told."""
+    checker, examples = _open(folder)
+    assert _found(checker, examples) == {}
+    changed = [place for place in (PLACE, len(examples) - 2) if _positions(examples[place]) > 1]
+    assert changed
+    for place in changed:
+        edit(examples[place])
+    first = _positions(examples[changed[0]])
+    for mark, value in (("{P}", first), ("{V}", checker.manifest.vocab.size)):
+        problem = problem.replace(mark, str(value))
+    problem = problem.replace("{P-1}", str(first - 1))
+    found = _found(checker, examples)
+    (places,) = [places for text, places in found.items() if text.startswith(problem)] or [[]]
+    assert places and set(places) <= set(changed), found
+    assert set().union(*found.values()) <= set(changed), found
+
+
+def _positions(features: Features) -> int:
+    return len(features.get(POSITIONS, features.get(records.WORD_STARTS, b""))) // 2
+
+
+@pytest.mark.parametrize(("edit", "problem"), MASKED_EXAMPLES)
+def test_masked_examples(examples_dir, edit, problem: str) -> None:
+    _expect(examples_dir, edit, problem)
+
+
+def test_no_more_is_masked_than_was_asked_for(examples_dir) -> None:
+    checker, examples = _open(examples_dir)
+    lengths = np.array([_length(one) for one in examples])
+    counts = np.array([_positions(one) for one in examples])
+    flags = {**checker.manifest.flags, "masked_lm_prob": 0.1}
+    stricter = dataclasses.replace(
+        checker, manifest=dataclasses.replace(checker.manifest, flags=flags)
+    )
+    too_many = [i for i in range(len(examples)) if counts[i] > max(1, round(lengths[i] * 0.1))]
+    problem = "masked_lm_positions: expected at most 0.1 of the tokens masked"
+    assert _found(stricter, examples) == {problem: too_many} and too_many
+
+
+def _second_segment(features: Features) -> None:
+    """Makes a word begin at the [SEP] between the segments."""
+    first = int(np.frombuffer(features[SEGMENTS], "<u2")[0])
+    starts = np.frombuffer(features[records.WORD_STARTS], "<u2")
+    features[records.WORD_STARTS] = np.union1d(starts, [first - 1]).astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (_edit(records.WORD_STARTS, _swap), "word_starts: expected ascending positions"),
+        (_put(records.WORD_STARTS, -1, 999), "word_starts: expected positions inside the input"),
+        (_put(records.WORD_STARTS, 0, 0), f"word_starts: {PLACES}"),
+        (_second_segment, f"word_starts: {PLACES}"),
+        (_put(INPUT, 1, 60_000), "input_ids: expected ids below {V}"),
+        (lambda one: one.pop(SEGMENTS), "expected the features example_id, input_ids, segment_"),
+    ],
+)
+def test_unmasked_windows(windows_dir, edit, problem: str) -> None:
+    _expect(windows_dir, edit, problem)
+
+
+TAILS, SAID = records.LOG_TAIL_MASSES, records.LABEL_LOG_PROBS
+IDS, LOGITS = records.TOPK_IDS, records.TOPK_LOGITS
+
+
+def _like_first(values: np.ndarray) -> None:
+    values[1] = values[0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        *MASKED_EXAMPLES[2:],
+        (lambda one: one.pop(TAILS), "expected the features example_id, input_ids, label_log_"),
+        (_edit(IDS, lambda v: v[:-1]), "topk_ids: expected "),
+        (_edit(LOGITS, lambda v: v[:-16]), "topk_logits: expected "),
+        (_edit(TAILS, lambda v: v[:-1], "<f4"), "log_tail_masses: expected "),
+        (_edit(SAID, lambda v: v[:-1]), "label_log_probs: expected {P} numbers, received {P-1}"),
+        (_put(IDS, 17, 60_000), "topk_ids: expected ids of {V} tokens, received some from "),
+        (_edit(IDS, _like_first), "topk_ids: expected no id twice at a position"),
+        (_put(LOGITS, 5, np.nan, "<f2"), "topk_logits: expected finite numbers"),
+        (_put(LOGITS, 5, -np.inf, "<f2"), "topk_logits: expected finite numbers"),
+        (_put(LOGITS, 0, -0.25, "<f2"), "topk_logits: expected 0 at the first id"),
+        (_put(LOGITS, 5, -0.0, "<f2"), "topk_logits: expected descending numbers"),
+        (_put(TAILS, 0, np.nan, "<f4"), "log_tail_masses: expected logarithms of masses"),
+        (_put(TAILS, 1, 0.5, "<f4"), "log_tail_masses: expected logarithms of masses"),
+        (_put(TAILS, 1, -90.0, "<f4"), "log_tail_masses: expected more mass in the tail at a"),
+        (_put(TAILS, 1, -1e-3, "<f4"), "log_tail_masses: expected tokens in the tail that are l"),
+        (_put(SAID, 0, 0.5, "<f2"), "label_log_probs: expected logarithms of probabilities"),
+        (_put(SAID, 0, -1e-3, "<f2"), "label_log_probs: expected "),
+    ],
+)
+def test_a_teacher_cache(cache_dir, edit, problem: str) -> None:
+    _expect(cache_dir, edit, problem)
+
+
+@pytest.fixture(scope="module")
+def small_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Path:
+    """A cache of the other codec, of a varying number of ids, with hidden states; read only."""
+    return make_cache(
+        tmp_path_factory.mktemp("small") / "cache",
+        examples_dir,
+        teacher_dir,
+        logit_encoding="compact",
+        truncation_mass=0.9,
+        cache_hidden_states="1-3",
+        hidden_encoding="int8",
+    )
+
+
+COUNTS, RANGES = records.TOPK_COUNTS, records.TOPK_RANGES
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (_put(COUNTS, 0, 0), "topk_counts: expected "),
+        (_put(COUNTS, 0, 17), "topk_counts: expected "),
+        (_edit(COUNTS, lambda v: v[1:]), "topk_counts: expected {P} numbers, received {P-1}"),
+        (_edit(IDS, lambda v: v[:-1], "|u1"), "expected a zlib stream of at most "),
+        (_put(IDS, 0, 0, "|u1"), "broken zlib stream: "),
+        (_put(RANGES, 0, np.nan, "<f2"), "expected {P} ranges of at least 0, received [nan"),
+        (_edit(records.HIDDEN_STATES, lambda v: v[1:], "|i1"), "hidden_states: expected "),
+        (_put(records.HIDDEN_SCALES, 0, np.inf, "<f4"), "hidden_states: expected finite numbers"),
+    ],
+)
+def test_a_small_cache(small_dir, edit, problem: str) -> None:
+    _expect(small_dir, edit, problem)
+
+
+def test_a_record_that_takes_ids_from_the_next_one_is_told(tmp_path, examples_dir, teacher_dir):
+    """Together both have as many ids as both should have."""
+    settings = {"logit_encoding": "uint8", "truncation_mass": 0.9}
+    checker, examples = _open(make_cache(tmp_path / "c", examples_dir, teacher_dir, **settings))
+    for name, size in ((IDS, 2), (LOGITS, 1)):
+        examples[4][name] += examples[5][name][:size]
+        examples[5][name] = examples[5][name][size:]
+    found = _found(checker, examples)
+    assert sorted(set().union(*found.values())) == [4, 5]
+
+
+def test_a_record_that_unpacks_to_too_much_is_not_unpacked(small_dir) -> None:
+    """64 positions of a million ids each would be gigabytes."""
+    checker, examples = _open(small_dir)
+    info = dataclasses.replace(checker.manifest.teacher_info, truncation_factor=2**24)
+    greedy = RecordChecker(
+        dataclasses.replace(checker.manifest, teacher_info=info),
+        checker.is_special,
+        dataclasses.replace(checker.codec, truncation_factor=2**24),
+    )
+    found = _found(greedy, [one for one in examples if _positions(one) > 4][:3])
+    assert found["expected a top-k of at most 67108864 ids"] == [0, 1, 2]
+
+
+def test_columns() -> None:
+    """By hand: three records of 2, 0 and 3 numbers."""
+    column = Column(np.array([5, 7, 1, 3, 3]), np.array([2, 0, 3]))
+    assert column.starts.tolist() == [0, 2, 2]
+    assert column.sums().tolist() == [12, 0, 7]
+    assert column.any(column.values == 1).tolist() == [False, False, True]
+    assert column.not_ascending().tolist() == [False, False, True]
+    falling = Column(np.array([7, 5, 1, 3, 4]), np.array([2, 0, 3]))
+    assert falling.not_ascending().tolist() == [True, False, False]

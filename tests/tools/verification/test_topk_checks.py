@@ -1,0 +1,231 @@
+"""What a teacher says at a masked position: what is true passes, what cannot be is told."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs import records
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
+from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.teacher_info import SAMPLED, TeacherInfo
+from tools.verification.topk_checks import TopKRows, topk_problems
+
+TEMPERATURES = (1.0, 2.0)
+
+
+def _info(**changes) -> TeacherInfo:
+    info = TeacherInfo(
+        truncation_factor=3,
+        logit_encoding="float16",
+        temperatures=TEMPERATURES,
+        teacher={"sha256": "0" * 64},
+        parent={"sha256": "0" * 64},
+    )
+    return dataclasses.replace(info, **changes)
+
+
+def _true_rows(logits: np.ndarray, labels: np.ndarray, k: int, mass: float | None = None):
+    """What a cache of these logits holds, computed in float64 by the definitions."""
+    order = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    taken = np.take_along_axis(probabilities, order, -1)
+    kept = np.ones(order.shape, bool)
+    if mass is not None:
+        kept = np.cumsum(taken, -1) - taken < mass
+        kept[:, 0] = True
+    ids = np.where(kept, order, NO_ID)
+    values = np.where(kept, np.take_along_axis(logits, order, -1), NO_ID_LOGIT)
+    tails = []
+    for temperature in TEMPERATURES:
+        p = np.exp((logits - logits.max(-1, keepdims=True)) / temperature)
+        p /= p.sum(-1, keepdims=True)
+        outside = p.copy()
+        for row in range(len(ids)):
+            outside[row, ids[row][kept[row]]] = 0.0
+        with np.errstate(divide="ignore"):
+            tails.append(np.log(outside.sum(-1)))
+    with np.errstate(divide="ignore"):
+        said = np.log(probabilities[np.arange(len(labels)), labels])
+    return ids, values - values[:, :1], np.stack(tails, -1), said
+
+
+@st.composite
+def _distributions(draw):
+    vocab_size = draw(st.integers(4, 40))
+    seed = draw(st.integers(0, 2**32 - 1))
+    scale = draw(st.sampled_from([0.0, 0.1, 1.0, 5.0, 30.0, 200.0]))
+    random = np.random.default_rng(seed)
+    logits = (random.normal(size=(6, vocab_size)) * scale).astype(np.float32).astype(np.float64)
+    labels = random.integers(vocab_size, size=6)
+    return logits, labels, draw(st.integers(1, vocab_size)), draw(st.sampled_from([None, 0.7, 1.0]))
+
+
+@pytest.mark.parametrize("encoding", CODECS)
+@given(made=_distributions())
+def test_what_a_teacher_says_passes(encoding: str, made) -> None:
+    """Any distribution, sure or not, as each codec gives it back."""
+    logits, labels, k, mass = made
+    vocab_size = logits.shape[1]
+    ids, values, tails, said = _true_rows(logits, labels, k, mass)
+    codec = CODECS[encoding](vocab_size, k, mass is not None, np.arange(vocab_size))
+    packed = codec.encode(ids, values.astype(np.float32), np.array([0, 2, 6]))
+    decoded = codec.decode_records(packed, [2, 4])
+    rows = TopKRows(
+        ids=decoded[0],
+        logits=decoded[1],
+        errors=codec.errors(decoded[1]),
+        log_tail_masses=tails.astype(np.float32),
+        label_log_probs=said.astype(np.float16).astype(np.float32),
+        labels=labels,
+    )
+    info = _info(truncation_factor=k, truncation_mass=mass, logit_encoding=encoding)
+    found = {problem: bad for problem, bad in topk_problems(rows, info, vocab_size) if bad.any()}
+    assert not found
+
+
+@pytest.mark.parametrize("encoding", CODECS)
+@given(made=_distributions())
+def test_errors_bound_what_is_lost(encoding: str, made) -> None:
+    logits, labels, k, mass = made
+    ids, values, _, _ = _true_rows(logits, labels, k, mass)
+    codec = CODECS[encoding](logits.shape[1], k, mass is not None, np.arange(logits.shape[1]))
+    features = codec.encode(ids, values.astype(np.float32), np.array([0, 6]))
+    decoded_ids, decoded = codec.decode(features[0], 6)
+    errors = codec.errors(decoded)
+    # Codecs may change the order of equal logits.
+    true = [dict(zip(row, value, strict=True)) for row, value in zip(ids, values, strict=True)]
+    for row in range(6):
+        for index, logit, error in zip(decoded_ids[row], decoded[row], errors[row], strict=True):
+            if index != NO_ID:
+                assert abs(logit - true[row][index]) <= error
+    assert np.isfinite(errors[:, 0]).all()
+
+
+@pytest.mark.parametrize("encoding", CODECS)
+@pytest.mark.parametrize("variable", [False, True])
+def test_records_are_decoded_together_as_one_by_one(encoding: str, variable: bool) -> None:
+    random = np.random.default_rng(3)
+    logits = random.normal(size=(9, 600)) * 4.0
+    labels = np.zeros(9, int)
+    ids, values, _, _ = _true_rows(logits, labels, 20, 0.8 if variable else None)
+    codec = CODECS[encoding](600, 20, variable, random.integers(1000, size=600))
+    counts = [2, 0, 4, 3]
+    packed = codec.encode(ids, values.astype(np.float32), np.cumsum([0, *counts]))
+    together = codec.decode_records(packed, counts)
+    alone = [codec.decode(one, count) for one, count in zip(packed, counts, strict=True)]
+    for joined, parts in zip(together, zip(*alone, strict=True), strict=True):
+        np.testing.assert_array_equal(joined, np.concatenate(parts))
+
+
+def _rows(**changes) -> TopKRows:
+    """Three positions of 8 tokens by hand: p = .5, .25, .125 and five of .025; labels 4, 1, 6."""
+    log_p = np.log([0.5, 0.25, 0.125])
+    doubled = np.sqrt([0.5, 0.25, 0.125, *[0.025] * 5])
+    tails = np.log([0.125, doubled[3:].sum() / doubled.sum()])
+    rows = TopKRows(
+        ids=np.tile(np.array([4, 1, 2], np.int32), (3, 1)),
+        logits=np.tile((log_p - log_p[0]).astype(np.float32), (3, 1)),
+        errors=np.zeros((3, 3), np.float32),
+        log_tail_masses=np.tile(tails.astype(np.float32), (3, 1)),
+        label_log_probs=np.log([0.5, 0.25, 0.025]).astype(np.float32),
+        labels=np.array([4, 1, 6]),
+    )
+    for name, (place, value) in changes.items():
+        getattr(rows, name)[place] = value
+    return rows
+
+
+def _problems(rows: TopKRows, *, vocab_size: int = 8, **changes) -> dict[str, list[int]]:
+    info = _info(**changes)
+    found = topk_problems(rows, info, vocab_size)
+    return {problem: np.flatnonzero(bad).tolist() for problem, bad in found if bad.any()}
+
+
+TAIL, LABEL = records.LOG_TAIL_MASSES, records.LABEL_LOG_PROBS
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"ids": ((1, 2), 4)}, "topk_ids: expected no id twice at a position"),
+        ({"logits": ((1, 2), np.nan)}, "topk_logits: expected finite numbers"),
+        ({"logits": ((1, 0), -0.1)}, "topk_logits: expected 0 at the first id"),
+        ({"logits": ((1, 2), -0.6)}, "topk_logits: expected descending numbers"),
+        ({TAIL: ((1, 0), np.nan)}, f"{TAIL}: expected logarithms of masses, at most 0"),
+        ({TAIL: ((1, 0), 0.01)}, f"{TAIL}: expected logarithms of masses, at most 0"),
+        (
+            {TAIL: ((1, 1), np.log(0.1))},
+            f"{TAIL}: expected more mass in the tail at a higher temperature",
+        ),
+        ({LABEL: (1, np.nan)}, f"{LABEL}: expected logarithms of probabilities, at most 0"),
+        ({LABEL: (1, 0.1)}, f"{LABEL}: expected logarithms of probabilities, at most 0"),
+        (
+            {LABEL: (1, np.log(0.26))},
+            f"{LABEL}: expected the probability of the label in the top-k",
+        ),
+        (
+            {LABEL: (2, np.log(0.2))},
+            f"{LABEL}: expected at most the tail's mass where the label is outside the top-k",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told(changes, problem: str) -> None:
+    assert _problems(_rows()) == {}
+    ((_, (place, _)),) = changes.items()
+    row = place[0] if isinstance(place, tuple) else place
+    found = _problems(_rows(**changes))
+    assert found[problem] == [row]
+    assert all(rows == [row] for rows in found.values())
+
+
+def test_a_tail_of_tokens_more_probable_than_the_top_k_is_told() -> None:
+    """Five tokens outside have at most 5 · 0.125 = 0.625 : 0.875 of the mass beside the top-k."""
+    most = 0.625 / (0.625 + 0.875)
+    problem = "expected tokens in the tail that are less probable than those in the top-k, at"
+    for share, told in ((most - 0.01, []), (most + 0.01, [1])):
+        rows = _rows(**{TAIL: ((1, 0), np.log(share))})
+        rows.log_tail_masses[1, 1] = np.log(0.46)
+        found = _problems(rows, temperatures=(1.0, 2.0))
+        assert found.get(f"{TAIL}: {problem} temperature 1", []) == told
+    rows = _rows(**{TAIL: ((2, 1), np.log(0.9))})
+    assert _problems(rows)[f"{TAIL}: {problem} temperature 2"] == [2]
+
+
+def test_a_list_of_every_token_leaves_nothing() -> None:
+    rows = _rows()
+    problem = f"{TAIL}: expected −inf where every token is in the top-k"
+    assert _problems(rows, vocab_size=3)[problem] == [0, 1, 2]
+    rows.log_tail_masses[:] = -np.inf
+    assert problem not in _problems(rows, vocab_size=3)
+    # A teacher that is this sure may leave no mass that float32 can hold.
+    assert problem not in _problems(rows, vocab_size=8)
+
+
+def test_draws_have_no_tail_and_say_nothing_of_the_label() -> None:
+    changes = {"truncation": SAMPLED, "temperatures": (1.0,)}
+    rows = dataclasses.replace(_rows(), log_tail_masses=np.full((3, 1), -np.inf, np.float32))
+    rows.label_log_probs[:] = -30.0
+    assert _problems(rows, **changes) == {}
+    rows.log_tail_masses[1] = -3.0
+    assert _problems(rows, **changes) == {f"{TAIL}: expected −inf, as draws have no tail": [1]}
+
+
+def test_several_teachers_agree_on_no_label() -> None:
+    rows = dataclasses.replace(_rows(), log_tail_masses=_rows().log_tail_masses[:, :1])
+    rows.label_log_probs[:] = -30.0
+    merged = {"teacher": {"merged": []}, "temperatures": (1.0,)}
+    assert _problems(rows, **merged) == {}
+    assert _problems(rows, temperatures=(1.0,)) != {}
+
+
+def test_ids_of_too_little_mass_are_told() -> None:
+    rows = _rows()
+    rows.ids[1, 2], rows.logits[1, 2] = NO_ID, NO_ID_LOGIT
+    rows.log_tail_masses[1] = np.log([0.25, 0.45])
+    problem = "topk_counts: expected ids of 0.8 of the mass where there are fewer than 3"
+    assert _problems(rows, truncation_mass=0.8) == {problem: [1]}
+    assert _problems(rows, truncation_mass=0.75) == {}

@@ -1,0 +1,75 @@
+"""True tokens: masked ones put back, counted."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.base.errors import InputError
+from pipeline.storage import cache_input, serialization
+from tools.vocabulary import cache_tokens
+
+
+def _example(tokens: list[int], positions: list[int], labels: list[int]) -> dict[str, bytes]:
+    return {
+        records.INPUT_IDS: np.array(tokens, "<u2").tobytes(),
+        records.MASKED_LM_POSITIONS: np.array(positions, "<u2").tobytes(),
+        records.MASKED_LM_IDS: np.array(labels, "<u2").tobytes(),
+    }
+
+
+def test_true_tokens_by_hand() -> None:
+    examples = [_example([2, 4, 9, 4, 3], [1, 3], [7, 8]), _example([2, 3], [], [])]
+    examples.append(_example([2, 4, 3], [1], [5]))
+    assert cache_tokens.true_tokens(examples, 10).tolist() == [2, 7, 9, 8, 3, 2, 3, 2, 5, 3]
+    # Nothing is masked in a window.
+    window = {
+        records.INPUT_IDS: np.array([2, 4, 3], "<u2").tobytes(),
+        records.WORD_STARTS: np.array([1], "<u2").tobytes(),
+    }
+    assert cache_tokens.true_tokens([window, window], 10).tolist() == [2, 4, 3, 2, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (_example([2, 4, 3], [3], [5]), "expected masked positions within the input"),
+        (_example([2, 4, 3], [1], [5, 6]), "expected a label at each masked position"),
+        (_example([2, 4, 3], [1], [10]), "expected ids of 10 tokens, received others"),
+    ],
+)
+def test_records_that_contradict_themselves(example: dict[str, bytes], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cache_tokens.true_tokens([_example([2, 3], [], []), example], 10)
+
+
+@pytest.mark.parametrize("chunk", [7, 4_096])
+def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, chunk: int) -> None:
+    monkeypatch.setattr(cache_tokens, "_CHUNK", chunk)
+    cache = cache_input.open_cache(str(cache_dir), None)
+    expected: collections.Counter[int] = collections.Counter()
+    for shard in cache.manifest.splits["train"]:
+        for record in serialization.read_records(cache_dir / shard.file):
+            example = serialization.decode_example(record)
+            tokens = np.frombuffer(example[records.INPUT_IDS], "<u2").tolist()
+            for position, label in zip(
+                np.frombuffer(example[records.MASKED_LM_POSITIONS], "<u2"),
+                np.frombuffer(example[records.MASKED_LM_IDS], "<u2"),
+                strict=True,
+            ):
+                tokens[position] = int(label)
+            expected.update(tokens)
+    counts = cache_tokens.count_tokens(cache)
+    assert len(cache.manifest.splits["train"]) == 3
+    assert dict(expected) == {i: int(n) for i, n in enumerate(counts) if n}
+    # [MASK] stands nowhere once what it hides is put back.
+    assert counts[cache.manifest.special_ids["mask"]] == 0
+
+
+def test_a_damaged_record_is_named(cache_dir, monkeypatch) -> None:
+    cache = cache_input.open_cache(str(cache_dir), None)
+    broken = [serialization.encode_example(_example([2, 4, 3], [9], [5]))]
+    monkeypatch.setattr(serialization, "read_records", lambda path: iter(broken))
+    with pytest.raises(InputError, match=r"train-00000-of-00003.tfrecord: a damaged record \(exp"):
+        cache_tokens.count_tokens(cache)

@@ -1,1 +1,0 @@
-"""What `tools.benchmark_pipeline` measures, a module for each stage."""

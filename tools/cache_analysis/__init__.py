@@ -1,0 +1,1 @@
+"""Engines that analyse, plan and merge teacher caches."""

@@ -1,0 +1,361 @@
+"""How true a finished cache is to a teacher, measured on a sample."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from data_specs import records
+from pipeline.base.errors import InputError
+from pipeline.models import layer_groups
+from pipeline.models.group_means import mean_state
+from pipeline.models.masked_lm import MaskedLM, gather_positions
+from pipeline.storage import cache_codec
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.hidden import HIDDEN_CODECS, HiddenCodec
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.teacher_info import SAMPLED
+from pipeline.teacher.inference import MaskedExample
+from tools.cache_analysis import dense_sample, fidelity
+from tools.cache_analysis.dense_sample import DenseBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The mean, the 99th percentile and the largest of what each masked position has."""
+
+    mean: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Summary":
+        """Summarises an array of numbers, at least one."""
+        return cls(float(values.mean()), float(np.quantile(values, 0.99)), float(values.max()))
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenReport:
+    """Cached hidden states beside the teacher's; cosines are of one state each."""
+
+    largest_error: float
+    cosine_mean: float
+    cosine_min: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheReport:
+    """A cache beside a teacher. Divergences are in nats.
+
+    Attributes:
+        num_examples: of the sample.
+        num_positions: masked ones, of the sample.
+        kl_divergence: by temperature, KL(teacher ‖ cached), the tail being one class.
+        top1_agreement: share of positions where both have the same most probable token.
+        mass_kept: the teacher's mean mass of the cached ids.
+        topk_error: largest error of a log-probability in the top-k.
+        tail_error: largest error of the log of the tail's mass, at any temperature.
+        label_error: largest error of `label_log_probs`.
+        calibration_error: of the teacher's first guesses.
+        cached_calibration_error: the same from the cache alone.
+        hidden: by group of layers; empty where no hidden states are cached.
+        bytes_per_position: of each feature that a teacher cache adds.
+    """
+
+    num_examples: int
+    num_positions: int
+    kl_divergence: Mapping[str, Summary]
+    top1_agreement: float
+    mass_kept: float
+    topk_error: float
+    tail_error: float
+    label_error: float
+    calibration_error: float
+    cached_calibration_error: float
+    hidden: Mapping[str, HiddenReport]
+    bytes_per_position: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """What a cache holds at the positions of a batch, decoded.
+
+    Attributes:
+        ids: int32 [positions, K].
+        logits: float32 [positions, K].
+        log_tail_masses: float64 [positions, T].
+        label_log_probs: float64 [positions].
+    """
+
+    ids: np.ndarray
+    logits: np.ndarray
+    log_tail_masses: np.ndarray
+    label_log_probs: np.ndarray
+
+
+def decode_examples(
+    cache: CacheInput, codec: TopKCodec, examples: Sequence[MaskedExample]
+) -> Cached:
+    """Decodes a teacher's word on several examples.
+
+    Args:
+        cache: the teacher cache.
+        codec: its codec.
+        examples: its records.
+
+    Raises:
+        InputError: a record is damaged.
+    """
+    num_temperatures = len(cache.manifest.teacher_info.temperatures)
+    rows = []
+    for example in examples:
+        count = len(example.masked_lm_ids)
+        try:
+            ids, logits = codec.decode(example.features, count)
+            tails = np.frombuffer(example.features[records.LOG_TAIL_MASSES], "<f4")
+            tails = tails.reshape(count, num_temperatures).astype(np.float64)
+            labels = np.frombuffer(example.features[records.LABEL_LOG_PROBS], "<f2")
+            if len(labels) != count:
+                raise ValueError(f"expected {count} label_log_probs, received {len(labels)}")
+            # A log of −inf is a mass of 0.
+            if not np.isfinite(logits).all() or np.isnan(tails).any() or np.isnan(labels).any():
+                raise ValueError("expected numbers, received NaN or infinity")
+        except (KeyError, ValueError) as error:
+            name = example.features[records.EXAMPLE_ID].hex()
+            raise InputError(f"{cache.directory}: broken record {name}: {error}") from error
+        rows.append((ids, logits, tails, labels.astype(np.float64)))
+    return Cached(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+
+
+class _Comparison:
+    """Sums over the batches of a sample."""
+
+    def __init__(self, temperatures: Sequence[float]) -> None:
+        self.temperatures = temperatures
+        # By what is measured, arrays of [positions].
+        self.positions: dict[Any, list[np.ndarray]] = collections.defaultdict(list)
+        self.largest: dict[str, float] = collections.defaultdict(float)
+
+    def add(self, batch: DenseBatch, cached: Cached) -> None:
+        """Compares the positions of a batch."""
+        labels = batch.labels
+        for block in batch.blocks():
+            part = Cached(*(getattr(cached, f.name)[block] for f in dataclasses.fields(cached)))
+            logits = batch.logits[block]
+            for column, temperature in enumerate(self.temperatures):
+                self._add_temperature(logits, part, column, temperature)
+            self._add_guesses(fidelity.log_softmax(logits), part, labels[block])
+
+    def _add_temperature(
+        self, logits: np.ndarray, cached: Cached, column: int, temperature: float
+    ) -> None:
+        log_probs = fidelity.log_softmax(logits, temperature)
+        exact_tail = fidelity.measure_tail(log_probs, cached.ids).log_mass
+        tail = cached.log_tail_masses[:, column]
+        exact = fidelity.take_log_probs(log_probs, cached.ids)
+        stored = fidelity.cached_log_probs(cached.ids, cached.logits, tail, temperature)
+        self.positions[temperature].append(
+            fidelity.bucket_divergence(exact, exact_tail, stored, tail)
+        )
+        self._raise("tail", exact_tail, tail)
+        if temperature == 1.0:
+            self._raise("topk", exact, stored)
+            self.positions["mass"].append(np.exp(exact).sum(axis=-1))
+            self.positions["cached_confidence"].append(np.exp(stored[:, 0]))
+
+    def _add_guesses(self, log_probs: np.ndarray, cached: Cached, labels: np.ndarray) -> None:
+        guesses = log_probs.argmax(axis=-1)
+        self._raise("label", log_probs[np.arange(len(labels)), labels], cached.label_log_probs)
+        measured = {
+            "agreement": guesses == cached.ids[:, 0],
+            "confidence": np.exp(log_probs.max(axis=-1)),
+            "is_right": guesses == labels,
+            "cached_is_right": cached.ids[:, 0] == labels,
+        }
+        for name, values in measured.items():
+            self.positions[name].append(values)
+
+    def _raise(self, name: str, a: np.ndarray, b: np.ndarray) -> None:
+        self.largest[name] = max(self.largest[name], fidelity.largest_difference(a, b))
+
+    def report(self, **others: Any) -> CacheReport:
+        """Returns the report; `others` are its fields that are not measured here."""
+        joined = {name: np.concatenate(values) for name, values in self.positions.items()}
+        return CacheReport(
+            num_positions=len(joined["mass"]),
+            kl_divergence={f"{t:g}": Summary.of(joined[t]) for t in self.temperatures},
+            top1_agreement=float(joined["agreement"].mean()),
+            mass_kept=float(joined["mass"].mean()),
+            topk_error=self.largest["topk"],
+            tail_error=self.largest["tail"],
+            label_error=self.largest["label"],
+            calibration_error=fidelity.calibration_error(joined["confidence"], joined["is_right"]),
+            cached_calibration_error=fidelity.calibration_error(
+                joined["cached_confidence"], joined["cached_is_right"]
+            ),
+            **others,
+        )
+
+
+def decode_states(cache: CacheInput, codec: HiddenCodec, example: MaskedExample) -> np.ndarray:
+    """Decodes the cached hidden states of an example, float32 [P, G, D].
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    # Sixteen bytes; of a broken record as many as it has of them.
+    name = example.features.get(records.EXAMPLE_ID, b"")[:16].hex()
+    try:
+        states = codec.decode(example.features, len(example.masked_lm_ids))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{cache.directory}: broken record {name}: {error}") from error
+    if not np.isfinite(states).all():
+        raise InputError(f"{cache.directory}: broken record {name}: states that are no numbers")
+    return states
+
+
+class _HiddenComparison:
+    """Sums over the hidden states of a sample, by group of layers."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        info = manifest.teacher_info
+        self.groups = info.hidden_groups
+        self.codec = HIDDEN_CODECS[info.hidden_encoding](len(self.groups), info.hidden_size)
+        self.error = np.zeros(len(self.groups))
+        self.cosines: list[np.ndarray] = []
+
+    def add(self, cache: CacheInput, batch: DenseBatch) -> None:
+        """Compares the states of a batch with what the cache holds."""
+        exact = batch.kept[records.HIDDEN_STATES].astype(np.float64)
+        states = [decode_states(cache, self.codec, example) for example in batch.examples]
+        stored = np.concatenate(states).astype(np.float64)
+        self.error = np.maximum(self.error, np.abs(exact - stored).max(axis=(0, 2)))
+        norms = np.linalg.norm(exact, axis=-1) * np.linalg.norm(stored, axis=-1)
+        # States of zeros point nowhere.
+        norms = np.where(norms > 0.0, norms, 1.0)
+        self.cosines.append((exact * stored).sum(axis=-1) / norms)
+
+    def report(self) -> dict[str, HiddenReport]:
+        """Returns a report for each group."""
+        cosines = np.concatenate(self.cosines)
+        return {
+            group: HiddenReport(float(error), float(values.mean()), float(values.min()))
+            for group, error, values in zip(self.groups, self.error, cosines.T, strict=True)
+        }
+
+
+def expect_comparable(cache: CacheInput) -> None:
+    """Checks that a directory is a cache whose positions can be compared one by one.
+
+    Raises:
+        InputError: it is no teacher cache, or one of random draws.
+    """
+    manifest = cache.manifest
+    if manifest.kind != records.TEACHER_CACHE:
+        raise InputError(
+            f"{cache.flag}: expected a {records.TEACHER_CACHE}, "
+            f"received {cache.directory}, which holds {manifest.kind}"
+        )
+    if manifest.teacher_info.truncation == SAMPLED:
+        raise InputError(
+            f"{cache.flag}: expected a cache of the top-k, received {cache.directory}, made with "
+            "--truncation=sampled: its draws are right on average, not at a position"
+        )
+
+
+def expect_teacher(cache: CacheInput, sha256: str) -> None:
+    """Checks that a teacher is the one that a cache was made with.
+
+    Raises:
+        InputError: it is another, or the cache was merged from several; prints both.
+    """
+    teacher = cache.manifest.teacher_info.teacher
+    if "merged" in teacher:
+        raise InputError(
+            f"{cache.flag}: {cache.directory} was merged from {len(teacher['merged'])} caches: "
+            "there is no single teacher to compare it with; --any_teacher compares it with "
+            "--teacher all the same"
+        )
+    if teacher["sha256"] != sha256:
+        raise InputError(
+            f"--teacher: expected the teacher of {cache.directory} (SHA-256 "
+            f"{teacher['sha256']}), received SHA-256 {sha256}; --any_teacher compares it "
+            "all the same"
+        )
+
+
+def _keep_hidden(cache: CacheInput, num_layers: int) -> Callable[..., dict[str, Any]]:
+    groups = layer_groups.parse_teacher_groups(
+        ",".join(cache.manifest.teacher_info.hidden_groups), num_layers, "--teacher"
+    )
+
+    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        means = [mean_state(outputs[records.HIDDEN_STATES], group) for group in groups]
+        places = batch[records.MASKED_LM_POSITIONS]
+        states = [gather_positions(mean, places) for mean in means]
+        return {records.HIDDEN_STATES: ops.stack(states, axis=2)}
+
+    return keep
+
+
+def measure_cache(
+    model: MaskedLM, cache: CacheInput, *, sample: int, batch_size: int
+) -> CacheReport:
+    """Runs a teacher over a sample of a cache's examples and compares what it says.
+
+    Args:
+        model: the teacher.
+        cache: the teacher cache, see `expect_comparable`.
+        sample: how many examples.
+        batch_size: B.
+
+    Raises:
+        InputError: records are damaged, the logits are not finite, or the teacher
+            has not the layers whose states are cached.
+    """
+    manifest = cache.manifest
+    info = manifest.teacher_info
+    codec = cache_codec.open_codec(cache.directory, manifest)
+    compared, hidden, keep = _Comparison(info.temperatures), None, {}
+    if info.hidden_groups:
+        if info.hidden_size != model.config.hidden_size:
+            raise InputError(
+                f"--teacher: expected hidden states of size {info.hidden_size}, as in "
+                f"{cache.directory}, received {model.config.hidden_size}"
+            )
+        hidden = _HiddenComparison(manifest)
+        keep = {"keep": _keep_hidden(cache, model.config.num_hidden_layers)}
+    examples = dense_sample.draw(cache, sample)
+    sizes: collections.Counter[str] = collections.Counter()
+    num_examples = 0
+    for batch in dense_sample.run_teacher(model, examples, manifest, batch_size=batch_size, **keep):
+        compared.add(batch, decode_examples(cache, codec, batch.examples))
+        if hidden is not None:
+            hidden.add(cache, batch)
+        num_examples += len(batch.examples)
+        for example in batch.examples:
+            sizes.update({name: len(content) for name, content in example.features.items()})
+    return _finish(manifest, compared, hidden, sizes, num_examples)
+
+
+def _finish(
+    manifest: Manifest,
+    compared: _Comparison,
+    hidden: _HiddenComparison | None,
+    sizes: Mapping[str, int],
+    num_examples: int,
+) -> CacheReport:
+    num_positions = sum(len(values) for values in compared.positions["mass"])
+    return compared.report(
+        num_examples=num_examples,
+        hidden={} if hidden is None else hidden.report(),
+        bytes_per_position={
+            feature.name: sizes[feature.name] / num_positions
+            for feature in manifest.features
+            if feature not in records.MASKED_EXAMPLE_FEATURES
+        },
+    )

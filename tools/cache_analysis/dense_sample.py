@@ -1,0 +1,190 @@
+"""A sample of a directory's records, and the teacher's whole distribution at their positions."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from data_specs import records
+from pipeline.base import seeding
+from pipeline.base.errors import InputError
+from pipeline.models.masked_lm import LOGITS, MaskedLM
+from pipeline.storage import length_buckets, serialization
+from pipeline.storage import manifest as manifests
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.manifest import Manifest
+from pipeline.teacher import inference
+from pipeline.teacher.inference import MaskedExample
+
+_PURPOSE = "dense sample"
+# Numbers in float64 at once, of the few arrays that a measure has: it streams by rows.
+_BLOCK_NUMBERS = 2**21
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseBatch:
+    """What the teacher says of some examples.
+
+    Attributes:
+        examples: the examples.
+        row_splits: int [examples + 1], where each one's positions begin.
+        logits: float32 [positions, V].
+        kept: what else was kept, [positions, …] each.
+        seconds: what an example of this length takes in a full batch.
+    """
+
+    examples: Sequence[MaskedExample]
+    row_splits: np.ndarray
+    logits: np.ndarray
+    kept: Mapping[str, np.ndarray]
+    seconds: float
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The true tokens, int64 [positions]."""
+        labels = [example.masked_lm_ids for example in self.examples]
+        return np.concatenate(labels).astype(np.int64)
+
+    def blocks(self) -> Iterator[slice]:
+        """Yields slices of positions, few enough to be measured at once."""
+        step = max(1, _BLOCK_NUMBERS // self.logits.shape[-1])
+        for begin in range(0, len(self.logits), step):
+            yield slice(begin, min(begin + step, len(self.logits)))
+
+
+def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
+    """Draws records without replacement, each as likely as any other.
+
+    Args:
+        cache: masked examples, or a teacher cache.
+        size: how many; all where there are fewer.
+
+    Returns:
+        the same ones for the same number of records, size and seed of the cache,
+        in their stored order.
+
+    Raises:
+        InputError: there is none, a shard is damaged, or no position is masked.
+    """
+    manifest = cache.manifest
+    shards = [shard for split in manifests.SPLITS for shard in manifest.splits.get(split, ())]
+    total = sum(shard.num_examples for shard in shards)
+    stream = seeding.stream(manifest.seed, _PURPOSE, total)
+    places = np.sort(stream.choice(total, min(size, total), replace=False)) if total else []
+    drawn: list[MaskedExample] = []
+    first = 0
+    for shard in shards:
+        end = first + shard.num_examples
+        wanted = [int(place) - first for place in places if first <= place < end]
+        drawn += _read(cache, shard.file, wanted)
+        first = end
+    if not any(len(example.masked_lm_ids) for example in drawn):
+        raise InputError(
+            f"{cache.flag}: expected examples with masked positions, "
+            f"received {cache.directory}, which has none of {total} examples"
+        )
+    return drawn
+
+
+def _read(cache: CacheInput, file: str, wanted: Sequence[int]) -> list[MaskedExample]:
+    """Reads the records of a shard that stand at `wanted`, ascending."""
+    if not wanted:
+        return []
+    path, places, found = cache.directory / file, set(wanted), []
+    for place, record in enumerate(serialization.read_records(path)):
+        if place in places:
+            try:
+                example = inference.decode_record(record, cache.manifest)
+            except (KeyError, ValueError) as error:
+                raise InputError(f"{path}: broken record: {error}") from error
+            found.append(example)
+        if place == wanted[-1]:
+            break
+    if len(found) < len(wanted):
+        raise InputError(f"{path}: expected a record at {wanted[len(found)]}, received fewer")
+    return found
+
+
+Keep = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
+def run_teacher(
+    model: MaskedLM,
+    examples: Sequence[MaskedExample],
+    manifest: Manifest,
+    *,
+    batch_size: int,
+    keep: Keep = lambda outputs, batch: {},
+) -> Iterator[DenseBatch]:
+    """Runs the teacher over examples, each padded to the length that stage 1b gives it.
+
+    Stage 1b sorts thousands of examples by length, so that nearly all stand among
+    examples of their own padded length. Here there are few: those of one padded
+    length are a batch by themselves, and what a full batch would have taken is
+    shared out among as many as it holds.
+
+    Args:
+        model: the teacher.
+        examples: as `draw` returns them.
+        manifest: of their directory.
+        batch_size: B.
+        keep: what is kept beside the logits; see `inference.compile_forward`.
+
+    Yields:
+        batches of examples with masked positions, the shortest first.
+
+    Raises:
+        InputError: the teacher's logits are not finite.
+    """
+    forward = inference.compile_forward(
+        model, lambda outputs, batch: {LOGITS: outputs[LOGITS], **keep(outputs, batch)}
+    )
+    by_length: dict[int, list[MaskedExample]] = collections.defaultdict(list)
+    for example in examples:
+        if len(example.masked_lm_ids):
+            length = length_buckets.padded_length(len(example.input_ids), manifest.max_seq_length)
+            by_length[length].append(example)
+    warm: set[Any] = set()
+    for _, group in sorted(by_length.items()):
+        for begin in range(0, len(group), batch_size):
+            chosen = group[begin : begin + batch_size]
+            yield _run_batch(forward, chosen, manifest, batch_size, warm)
+
+
+def _run_batch(
+    forward: Callable[[inference.Arrays], inference.Arrays],
+    examples: Sequence[MaskedExample],
+    manifest: Manifest,
+    batch_size: int,
+    warm: set[Any],
+) -> DenseBatch:
+    batch = inference.build_batch(
+        examples,
+        batch_size=batch_size,
+        max_seq_length=manifest.max_seq_length,
+        max_predictions_per_seq=manifest.max_predictions_per_seq,
+    )
+    # On JAX each shape is a program of its own, on TensorFlow one graph serves all.
+    shapes = tuple(value.shape for value in batch.values())
+    program = shapes if keras.config.backend() == "jax" else None
+    if program not in warm:
+        warm.add(program)
+        forward(batch)
+    begun = time.perf_counter()
+    output = forward(batch)
+    seconds = (time.perf_counter() - begun) / batch_size
+    counts = np.array([len(example.masked_lm_ids) for example in examples])
+    real = np.arange(batch[records.MASKED_LM_IDS].shape[1]) < counts[:, np.newaxis]
+    kept = {name: value[: len(examples)][real] for name, value in output.items()}
+    logits = kept.pop(LOGITS)
+    if not np.isfinite(logits).all():
+        raise InputError(
+            "--teacher: expected finite logits, received NaN or infinity; "
+            "is the checkpoint damaged, or does --compute_dtype not suit it?"
+        )
+    splits = np.concatenate([[0], np.cumsum(counts)])
+    return DenseBatch(examples, splits, logits, kept, seconds)

@@ -1,0 +1,248 @@
+"""What caches of several k and codecs would keep and cost, measured on a sample."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_specs import records
+from pipeline.models.masked_lm import LOGITS, MaskedLM
+from pipeline.storage import serialization, token_counts
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.float16 import CODECS
+from pipeline.teacher import truncation
+from pipeline.teacher.settings import TeacherCacheConfig
+from tools.cache_analysis import dense_sample, fidelity
+from tools.cache_analysis.dense_sample import DenseBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """The mean and the largest of a number that each masked position has."""
+
+    mean: float
+    max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CachePlan:
+    """One way to cache, as measured on a sample. Divergences are in nats.
+
+    Attributes:
+        logit_encoding: names the codec.
+        truncation_factor: K.
+        ids_per_position: how many are kept, in the mean.
+        mass_kept: the mean mass of the ids that are kept.
+        kl_dense: KL(teacher ‖ decoded), the tail's mass spread evenly over its tokens:
+            all that the student is not told.
+        kl_bucket: KL(teacher ‖ decoded), the tail being one class: the codec's error.
+        kl_reverse: KL(decoded ‖ teacher's top-k), the tail being one class.
+        bytes_per_position: of each feature that a teacher cache adds.
+        example_bytes: of a whole record, in the mean.
+        seconds: an example takes in stage 1b.
+    """
+
+    logit_encoding: str
+    truncation_factor: int
+    ids_per_position: float
+    mass_kept: float
+    kl_dense: Spread
+    kl_bucket: Spread
+    kl_reverse: Spread
+    bytes_per_position: Mapping[str, float]
+    example_bytes: float
+    seconds: float
+
+    @property
+    def position_bytes(self) -> float:
+        """What a masked position adds to the masked examples, in bytes."""
+        return sum(self.bytes_per_position.values())
+
+
+@dataclasses.dataclass
+class _Candidate:
+    """Sums over the sample of one k and codec; `positions` has arrays of [positions]."""
+
+    name: str
+    codec: TopKCodec
+    sizes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    record_bytes: int = 0
+    seconds: float = 0.0
+    positions: dict[str, list[np.ndarray]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
+
+    def pack(self, batch: DenseBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Packs a batch as stage 1b does, and returns what is read back: ids and logits."""
+        k = self.codec.truncation_factor
+        labels = batch.kept[records.LABEL_LOG_PROBS].astype("<f2")
+        tails = batch.kept[records.LOG_TAIL_MASSES].astype("<f4")
+        begun = time.perf_counter()
+        packed = self.codec.encode(
+            batch.kept[records.TOPK_IDS][:, :k],
+            batch.kept[records.TOPK_LOGITS][:, :k],
+            batch.row_splits,
+        )
+        bounds = zip(batch.row_splits[:-1], batch.row_splits[1:], strict=True)
+        for example, features, (begin, end) in zip(batch.examples, packed, bounds, strict=True):
+            # Tails of the largest k: they take as many bytes.
+            features[records.LOG_TAIL_MASSES] = tails[begin:end].tobytes()
+            features[records.LABEL_LOG_PROBS] = labels[begin:end].tobytes()
+            record = serialization.encode_example({**example.features, **features})
+            self.record_bytes += len(serialization.frame_record(record))
+        self.seconds += time.perf_counter() - begun
+        for features in packed:
+            self.sizes.update({name: len(content) for name, content in features.items()})
+        decoded = [
+            self.codec.decode(features, len(example.masked_lm_ids))
+            for example, features in zip(batch.examples, packed, strict=True)
+        ]
+        ids, logits = zip(*decoded, strict=True)
+        return np.concatenate(ids), np.concatenate(logits)
+
+    def compare(
+        self, log_probs: np.ndarray, tail: fidelity.Tail, ids: np.ndarray, logits: np.ndarray
+    ) -> None:
+        """Compares decoded positions with the teacher's log-probabilities, [positions, V]."""
+        stored_tail = tail.log_mass.astype(np.float32).astype(np.float64)
+        exact = fidelity.take_log_probs(log_probs, ids)
+        cached = fidelity.cached_log_probs(ids, logits, stored_tail)
+        bucket = fidelity.bucket_divergence(exact, tail.log_mass, cached, stored_tail)
+        measured = {
+            "ids_per_position": (ids >= 0).sum(axis=-1),
+            "mass_kept": np.exp(exact).sum(axis=-1),
+            "kl_bucket": bucket,
+            "kl_dense": bucket + tail.spread_divergence(),
+            "kl_reverse": fidelity.bucket_divergence(cached, stored_tail, exact, tail.log_mass),
+        }
+        for name, values in measured.items():
+            self.positions[name].append(values)
+
+    def plan(self, num_examples: int, forward_seconds: float) -> CachePlan:
+        """Returns the means."""
+        joined = {name: np.concatenate(values) for name, values in self.positions.items()}
+        num_positions = len(joined["mass_kept"])
+        spreads = {
+            name: Spread(float(values.mean()), float(values.max()))
+            for name, values in joined.items()
+            if name.startswith("kl_")
+        }
+        return CachePlan(
+            logit_encoding=self.name,
+            truncation_factor=self.codec.truncation_factor,
+            ids_per_position=float(joined["ids_per_position"].mean()),
+            mass_kept=float(joined["mass_kept"].mean()),
+            bytes_per_position={name: size / num_positions for name, size in self.sizes.items()},
+            example_bytes=self.record_bytes / num_examples,
+            seconds=(forward_seconds + self.seconds) / num_examples,
+            **spreads,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplePlans:
+    """What was measured.
+
+    Attributes:
+        num_examples: of the sample.
+        num_positions: masked ones, of the sample.
+        plans: one for each k and codec.
+    """
+
+    num_examples: int
+    num_positions: int
+    plans: tuple[CachePlan, ...]
+
+
+def _candidates(
+    cache: CacheInput,
+    config: TeacherCacheConfig,
+    truncation_factors: Sequence[int],
+    logit_encodings: Sequence[str],
+) -> list[_Candidate]:
+    """Returns one for each codec and k: the one place where codecs are made here."""
+    vocab_size, counts = cache.manifest.vocab.size, None
+    if any(CODECS[name].needs_token_counts for name in logit_encodings):
+        # Of all examples, as in the cache itself.
+        counts = token_counts.count_tokens(_all_records(cache), vocab_size)
+    variable = config.truncation_mass is not None
+    return [
+        _Candidate(name, CODECS[name](vocab_size, k, variable, counts))
+        for name in logit_encodings
+        for k in truncation_factors
+    ]
+
+
+def _all_records(cache: CacheInput) -> Iterator[bytes]:
+    for shards in cache.manifest.splits.values():
+        for shard in shards:
+            yield from serialization.read_records(cache.directory / shard.file)
+
+
+def measure_plans(
+    model: MaskedLM,
+    cache: CacheInput,
+    config: TeacherCacheConfig,
+    *,
+    sample: int,
+    truncation_factors: Sequence[int],
+    logit_encodings: Sequence[str],
+) -> SamplePlans:
+    """Runs the teacher over a sample, and packs what it says in several ways.
+
+    Args:
+        model: the teacher.
+        cache: the masked examples.
+        config: batch size, temperatures and mass are those of stage 1b.
+        sample: how many examples.
+        truncation_factors: values of K, ascending, at most V.
+        logit_encodings: names of codecs.
+
+    Returns:
+        codec by codec a plan for each K. The time is that of the forward pass, the
+        largest top-k and the packing; beside stage 1b's it holds that whole
+        distributions leave the device.
+
+    Raises:
+        InputError: records are damaged, or the teacher's logits are not finite.
+    """
+    examples = dense_sample.draw(cache, sample)
+    candidates = _candidates(cache, config, truncation_factors, logit_encodings)
+
+    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        return truncation.truncate(
+            outputs[LOGITS],
+            batch[records.MASKED_LM_IDS],
+            truncation_factor=max(truncation_factors),
+            temperatures=config.temperatures,
+            truncation_mass=config.truncation_mass,
+        )
+
+    num_examples, num_positions, seconds = 0, 0, 0.0
+    batches = dense_sample.run_teacher(
+        model, examples, cache.manifest, batch_size=config.predict_batch_size, keep=keep
+    )
+    for batch in batches:
+        num_examples += len(batch.examples)
+        num_positions += len(batch.logits)
+        seconds += batch.seconds * len(batch.examples)
+        _measure_batch(batch, candidates)
+    plans = tuple(candidate.plan(num_examples, seconds) for candidate in candidates)
+    return SamplePlans(num_examples, num_positions, plans)
+
+
+def _measure_batch(batch: DenseBatch, candidates: Sequence[_Candidate]) -> None:
+    decoded = [candidate.pack(batch) for candidate in candidates]
+    for block in batch.blocks():
+        log_probs = fidelity.log_softmax(batch.logits[block])
+        tails: dict[int, fidelity.Tail] = {}
+        for candidate, (ids, logits) in zip(candidates, decoded, strict=True):
+            k = candidate.codec.truncation_factor
+            if k not in tails:
+                # Codecs change the order of ids, never which they are.
+                tails[k] = fidelity.measure_tail(log_probs, ids[block])
+            candidate.compare(log_probs, tails[k], ids[block], logits[block])

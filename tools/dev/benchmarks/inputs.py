@@ -1,0 +1,118 @@
+"""What the benchmarks run on: text, a teacher, and what the commands make of them."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import shutil
+
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
+from pipeline.storage import cache_input
+from pipeline.storage.cache_input import CacheInput
+from pipeline.tokenizers import loading
+from tools.dev.benchmarks import processes
+
+# Text for the stages that a teacher or student computes in.
+_SAMPLE_BYTES = 600_000
+_TRUNCATION_FACTOR = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is measured.
+
+    Attributes:
+        work: everything that is made goes here.
+        corpus: a text file; of long documents, if the full lengths are to be met.
+        mixed_corpus: a text file of documents of mixed length.
+        teacher: a model directory.
+        repeats: of each pair of measurements.
+        max_seq_length: of the inputs.
+    """
+
+    work: pathlib.Path
+    corpus: pathlib.Path
+    mixed_corpus: pathlib.Path
+    teacher: pathlib.Path
+    repeats: int
+    max_seq_length: int = 512
+
+    @property
+    def truncation_factor(self) -> int:
+        """The k of caches: 128, or the teacher's whole vocabulary."""
+        source = model_directory.find_model(self.teacher, "--teacher")
+        return min(_TRUNCATION_FACTOR, source.config.vocab_size)
+
+    @property
+    def vocab(self) -> pathlib.Path:
+        """The teacher's tokenizer file."""
+        return pathlib.Path(loading.find_vocab_file(str(self.teacher), flag="--teacher"))
+
+    def check(self) -> None:
+        """Raises InputError unless the teacher is a model that is to be had."""
+        model_directory.find_model(self.teacher, "--teacher")
+        loading.find_vocab_file(str(self.teacher), flag="--teacher")
+
+    def has(self, *packages: str) -> bool:
+        """Whether all of some optional packages are installed."""
+        return all(importlib.util.find_spec(package) for package in packages)
+
+    def new_directory(self, name: str) -> pathlib.Path:
+        """Returns a folder of `work` that is not there."""
+        path = self.work / name
+        self.remove(path)
+        return path
+
+    def remove(self, path: pathlib.Path) -> None:
+        """Removes what a benchmark made; nothing outside `work`."""
+        if path.is_dir() and self.work.resolve() in path.resolve().parents:
+            shutil.rmtree(path)
+
+    def _examples(self, name: str, corpus: pathlib.Path) -> pathlib.Path:
+        """Masks a part of a corpus once, in single segments."""
+        output = self.work / name
+        text = self.work / f"{name}.txt"
+        if not text.is_file():
+            files.write_bytes(text, _first_lines(corpus, _SAMPLE_BYTES))
+        processes.run(
+            "create_pretraining_data",
+            input_dir=text,
+            vocab_file=self.vocab,
+            output_dir=output,
+            max_seq_length=self.max_seq_length,
+            doc_stride=self.max_seq_length - 2,
+            segments="single",
+            dupe_factor=1,
+        )
+        return output
+
+    def examples(self, *, mixed: bool) -> CacheInput:
+        """Returns masked examples; of mixed length, if asked for."""
+        name, corpus = ("mixed", self.mixed_corpus) if mixed else ("full", self.corpus)
+        path = self._examples(name, corpus)
+        return cache_input.open_cache(str(path), None)
+
+    def cache(self, *, mixed: bool, logit_encoding: str = "float16") -> CacheInput:
+        """Returns the teacher cache of these examples."""
+        examples = self.examples(mixed=mixed).directory
+        output = self.work / f"cache-{examples.name}-{logit_encoding}"
+        processes.run(
+            "create_teacher_output_data",
+            input_dir=examples,
+            teacher=self.teacher,
+            output_dir=output,
+            compute_dtype="auto",
+            truncation_factor=self.truncation_factor,
+            logit_encoding=logit_encoding,
+        )
+        return cache_input.open_cache(str(output), None)
+
+
+def _first_lines(path: pathlib.Path, size: int) -> bytes:
+    """Returns the beginning of a text file, to the end of a line."""
+    with open(path, "rb") as file:
+        content = file.read(size)
+    if b"\n" not in content:
+        raise InputError(f"expected a text file of several lines, received {path}")
+    return content[: content.rindex(b"\n") + 1]

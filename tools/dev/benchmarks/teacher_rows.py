@@ -1,0 +1,207 @@
+"""Stage 1b against the bare forward pass, padding to the longest, and PyTorch."""
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_specs import records
+from pipeline.models.formats import model_directory
+from pipeline.models.formats.model_directory import ModelSource
+from pipeline.models.masked_lm import LOGITS, MaskedLM
+from pipeline.storage import serialization, writer
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.manifest import TRAIN
+from pipeline.teacher import inference, shard_capture
+from pipeline.teacher.settings import TeacherCacheConfig
+from tools.dev.benchmarks.inputs import Inputs
+from tools.dev.benchmarks.measurement import Row, alternate, compared
+
+_BATCH_SIZE = 32
+_EXAMPLES = 384
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Masked examples, serialised, and the batches that stage 1b makes of them."""
+
+    cache: CacheInput
+    serialized: Sequence[bytes]
+
+    @functools.cached_property
+    def batches(self) -> list[inference.Arrays]:
+        """As stage 1b pads them."""
+        manifest = self.cache.manifest
+        examples = [
+            inference.decode_masked_example(
+                serialization.decode_example(record), manifest.vocab.size
+            )
+            for record in self.serialized
+        ]
+        lengths = [len(example.input_ids) for example in examples]
+        return [
+            inference.build_batch(
+                [examples[index] for index in indices],
+                batch_size=_BATCH_SIZE,
+                max_seq_length=manifest.max_seq_length,
+                max_predictions_per_seq=manifest.max_predictions_per_seq,
+            )
+            for indices in inference.length_batches(lengths, _BATCH_SIZE)
+        ]
+
+    @property
+    def full_batches(self) -> list[inference.Arrays]:
+        """The same, every input padded to `max_seq_length`."""
+        length = self.cache.manifest.max_seq_length
+        return [
+            {
+                name: np.pad(value, ((0, 0), (0, length - value.shape[1])))
+                if name in (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+                else value
+                for name, value in batch.items()
+            }
+            for batch in self.batches
+        ]
+
+
+def draw(cache: CacheInput) -> Sample:
+    """Returns evenly spaced examples of the first shard."""
+    found = list(serialization.read_records(cache.directory / cache.manifest.splits[TRAIN][0].file))
+    step = max(1, len(found) // _EXAMPLES)
+    return Sample(cache, found[::step][:_EXAMPLES])
+
+
+def _forward_rate(forward: Callable[[Any], Any], batches: Sequence[Any], count: int) -> float:
+    begun = time.perf_counter()
+    for batch in batches:
+        forward(batch)
+    return count / (time.perf_counter() - begun)
+
+
+def bare_forward(model: MaskedLM) -> Callable[[inference.Arrays], inference.Arrays]:
+    """Returns what computes the logits at the masked positions of a batch, and no more."""
+    return inference.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
+
+
+def _capture_rate(sample: Sample, made: shard_capture.Capture, inputs: Inputs) -> float:
+    """Returns the examples a second from serialised examples to a shard on the disk."""
+    directory = inputs.new_directory("captured")
+    directory.mkdir()
+    begun = time.perf_counter()
+    manifest = sample.cache.manifest
+    examples = (inference.decode_record(record, manifest) for record in sample.serialized)
+    serialized = made.records(examples, collections.Counter())
+    writer.write_shard(directory, "records.tfrecord", serialized)
+    seconds = time.perf_counter() - begun
+    inputs.remove(directory)
+    return len(sample.serialized) / seconds
+
+
+def _make_capture(
+    inputs: Inputs, sample: Sample, source: ModelSource, model: MaskedLM
+) -> shard_capture.Capture:
+    k = inputs.truncation_factor
+    config = TeacherCacheConfig(output_dir="", teacher="", truncation_factor=k)
+    return shard_capture.Capture(
+        manifest=sample.cache.manifest,
+        batch_size=_BATCH_SIZE,
+        codec=CODECS["float16"](source.config.vocab_size, k),
+        hidden_codec=None,
+        forward=inference.compile_forward(model, shard_capture.keep_function(config, source)),
+        num_draws=None,
+        is_measured=False,
+        on_examples=lambda count: None,
+    )
+
+
+def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
+    sample = draw(inputs.examples(mixed=False))
+    model = model_directory.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
+    forward, made = bare_forward(model), _make_capture(inputs, sample, source, model)
+    count = len(sample.serialized)
+
+    def ours() -> float:
+        return _capture_rate(sample, made, inputs)
+
+    def bare() -> float:
+        return _forward_rate(forward, sample.batches, count)
+
+    ours(), bare()
+    return compared(
+        alternate(ours, bare, inputs.repeats),
+        larger_is_better=True,
+        name=f"stage 1b, {dtype}",
+        unit="examples/s",
+        against="the bare forward pass on ready batches",
+        least_ratio=0.95,
+        note=_about(sample),
+    )
+
+
+def _against_padding(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
+    sample = draw(inputs.examples(mixed=True))
+    model = model_directory.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
+    forward, made = bare_forward(model), _make_capture(inputs, sample, source, model)
+    full, count = sample.full_batches, len(sample.serialized)
+    ours = functools.partial(_capture_rate, sample, made, inputs)
+    ours(), forward(full[0])
+    return compared(
+        alternate(ours, lambda: _forward_rate(forward, full, count), inputs.repeats),
+        larger_is_better=True,
+        name=f"stage 1b, mixed lengths, {dtype}",
+        unit="examples/s",
+        against="the bare forward pass, all padded to max_seq_length",
+        least_ratio=1.5,
+        note=_about(sample),
+    )
+
+
+def _about(sample: Sample) -> str:
+    tokens = sum(int(batch[records.INPUT_MASK].sum()) for batch in sample.batches)
+    return f"{len(sample.serialized)} examples of {tokens / len(sample.serialized):.0f} tokens"
+
+
+def _against_pytorch(inputs: Inputs, source: ModelSource, dtype: str) -> Iterator[Row]:
+    from tools.dev.benchmarks import pytorch_peer
+
+    sample = draw(inputs.examples(mixed=False))
+    batches, count = sample.batches[:4], 4 * _BATCH_SIZE
+    model = model_directory.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
+    forward = bare_forward(model)
+    peer = pytorch_peer.Teacher(inputs.teacher, dtype)
+    tensors = [pytorch_peer.tensors(batch) for batch in batches]
+    ways: Mapping[str, tuple[Callable, float]] = {
+        "all positions through the vocabulary": (peer.all_positions, 1.5),
+        "masked positions only": (peer.masked_positions, 1.0),
+    }
+    for name, (other, target) in ways.items():
+        forward(batches[0]), other(tensors[0])
+        figures = alternate(
+            lambda: _forward_rate(forward, batches, count),
+            functools.partial(_forward_rate, other, tensors, count),
+            inputs.repeats,
+        )
+        yield compared(
+            figures,
+            larger_is_better=True,
+            name=f"bare forward of the teacher, {dtype}",
+            unit="examples/s",
+            against=f"PyTorch transformers, {name}",
+            least_ratio=target,
+            note=_about(sample),
+        )
+
+
+def rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
+    """Yields how fast the teacher runs, in each dtype."""
+    source = model_directory.find_model(inputs.teacher, "--teacher")
+    for dtype in dtypes:
+        yield _against_bare(inputs, source, dtype)
+        yield _against_padding(inputs, source, dtype)
+        if inputs.has("torch", "transformers"):
+            yield from _against_pytorch(inputs, source, dtype)

@@ -1,0 +1,1 @@
+"""Engine of the fault-injection test."""

@@ -1,0 +1,164 @@
+"""What the heads of tasks are called in a model directory, as `transformers` lays them out."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.base.errors import InputError
+from pipeline.base.files import read_json
+from pipeline.base.json_text import shown
+from pipeline.models.config import ALBERT, ARCHITECTURES, BERT, DISTILBERT, ROBERTAS, EncoderConfig
+from pipeline.models.formats.model_directory import HF_CONFIG, ModelSource
+from pipeline.models.weight_names import WeightName
+
+CLASSIFICATION = "classification"
+REGRESSION = "regression"
+SPAN = "span"
+
+_MASKED_LM = "ForMaskedLM"
+_SEQUENCE = "ForSequenceClassification"
+_QUESTION = "ForQuestionAnswering"
+_LABELS_KEY = "id2label"
+_PROBLEM_KEY = "problem_type"
+# What `transformers` calls labels that nobody named.
+_UNNAMED = "LABEL_"
+# More classes than any task here has: a larger number is no head of ours.
+_MAX_LABELS = 10_000
+
+# The layer before the outputs: its name in `model.safetensors`, and that of the outputs.
+_SEQUENCE_LAYERS = {
+    BERT: ("bert.pooler.dense", "classifier"),
+    **dict.fromkeys(ROBERTAS, ("classifier.dense", "classifier.out_proj")),
+    DISTILBERT: ("pre_classifier", "classifier"),
+    ALBERT: ("albert.pooler", "classifier"),
+}
+_SPAN_LAYER = "qa_outputs"
+_DENSE, _OUTPUT = "head/dense", "head/output"
+
+# Dropout before the outputs: the families' own, whatever their encoders have.
+_SEQUENCE_DROPOUT = {
+    BERT: ("classifier_dropout", 0.1),
+    **dict.fromkeys(ROBERTAS, ("classifier_dropout", 0.1)),
+    DISTILBERT: ("seq_classif_dropout", 0.2),
+    ALBERT: ("classifier_dropout_prob", 0.1),
+}
+_SPAN_DROPOUT = {DISTILBERT: ("qa_dropout", 0.1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What a head tells apart.
+
+    Attributes:
+        kind: `CLASSIFICATION`, `REGRESSION` or `SPAN`.
+        labels: of a classification, in the order of its outputs; else empty.
+    """
+
+    kind: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers for an input, or of a span head for a token: its start and its end."""
+        return {REGRESSION: 1, SPAN: 2}.get(self.kind, len(self.labels))
+
+    def fits(self, other: "Head") -> bool:
+        """Returns whether a head on disk answers a task: its labels are the same or unnamed."""
+        unnamed = tuple(f"{_UNNAMED}{index}" for index in range(len(self.labels)))
+        return other.kind == self.kind and other.labels in (self.labels, unnamed)
+
+    def __str__(self) -> str:
+        if self.kind != CLASSIFICATION:
+            return f"a {self.kind} head"
+        # In one line, whatever a file calls them.
+        names = ", ".join(shown(label).strip("'\"") for label in self.labels[:5])
+        names += ", …" if len(self.labels) > 5 else ""
+        return f"a {self.kind} head with {len(self.labels)} labels ({names})"
+
+
+def read_head(source: ModelSource) -> Head | None:
+    """Returns the head of a model directory; None where it is another one, or none.
+
+    Raises:
+        InputError: its configuration names labels that cannot be such.
+    """
+    path = source.directory / HF_CONFIG
+    if source.layout != "hf" or not path.is_file():
+        return None
+    settings = read_json(path)
+    names = settings.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    if name.endswith(_QUESTION):
+        return Head(SPAN)
+    if not name.endswith(_SEQUENCE):
+        return None
+    # `transformers` leaves two unnamed labels out.
+    labels = settings.get(_LABELS_KEY, {"0": f"{_UNNAMED}0", "1": f"{_UNNAMED}1"})
+    count = min(len(labels), _MAX_LABELS) if isinstance(labels, dict) else 0
+    numbers = [str(index) for index in range(count)]
+    if not numbers or set(labels) != set(numbers):
+        raise InputError(
+            f"{path}: {_LABELS_KEY}: expected names of 0, 1, …, received {shown(labels)}"
+        )
+    if settings.get(_PROBLEM_KEY) == REGRESSION or len(labels) == 1:
+        return Head(REGRESSION)
+    return Head(CLASSIFICATION, tuple(str(labels[index]) for index in numbers))
+
+
+def head_table(config: EncoderConfig, kind: str, num_outputs: int) -> tuple[WeightName, ...]:
+    """Returns the weights of a head.
+
+    A pooler in Google's checkpoints is BERT's first layer here; nothing else of a
+    head is ever in one.
+    """
+    size = config.hidden_size
+    if kind == SPAN:
+        return tuple(_dense(_OUTPUT, _SPAN_LAYER, inputs=size, units=num_outputs))
+    dense, output = _SEQUENCE_LAYERS[config.model_type]
+    return (
+        *_dense(_DENSE, dense, inputs=size, units=size),
+        *_dense(_OUTPUT, output, inputs=size, units=num_outputs),
+    )
+
+
+def _dense(ours: str, hf: str, *, inputs: int, units: int) -> Iterator[WeightName]:
+    tf1 = hf.replace(".", "/")
+    yield WeightName(f"{ours}/kernel", f"{hf}.weight", f"{tf1}/kernel", (inputs, units), True)
+    yield WeightName(f"{ours}/bias", f"{hf}.bias", f"{tf1}/bias", (units,))
+
+
+def pooler_table(config: EncoderConfig, kind: str) -> tuple[WeightName, ...]:
+    """Returns the weights of a head that pre-training may have left: BERT's and ALBERT's pooler."""
+    if kind == SPAN or config.model_type not in (BERT, ALBERT):
+        return ()
+    return tuple(row for row in head_table(config, kind, 1) if row.ours.startswith(_DENSE))
+
+
+def _find_dropout(config: EncoderConfig, kind: str) -> tuple[str, float] | None:
+    return (_SPAN_DROPOUT if kind == SPAN else _SEQUENCE_DROPOUT).get(config.model_type)
+
+
+def dropout_rate(config: EncoderConfig, kind: str) -> float:
+    """Returns the dropout before a head's outputs; 0 for none."""
+    found = _find_dropout(config, kind)
+    return 0.0 if found is None else found[1]
+
+
+def head_settings(config: EncoderConfig, head: Head) -> Mapping[str, Any]:
+    """Returns the `config.json` from which `transformers` makes the same model."""
+    is_span = head.kind == SPAN
+    family = ARCHITECTURES[config.model_type].removesuffix(_MASKED_LM)
+    architecture = family + (_QUESTION if is_span else _SEQUENCE)
+    settings = {**config.to_hf(), "architectures": [architecture]}
+    dropout = _find_dropout(config, head.kind)
+    if dropout is not None:
+        settings |= dict([dropout])
+    if is_span:
+        return settings
+    labels = head.labels or (f"{_UNNAMED}0",)
+    return {
+        **settings,
+        _LABELS_KEY: {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        _PROBLEM_KEY: REGRESSION if head.kind == REGRESSION else f"single_label_{CLASSIFICATION}",
+    }

@@ -1,0 +1,248 @@
+"""The encoder with a task's head, in the families' own layouts.
+
+Devlin et al. (2019) for BERT's heads; RoBERTa's, DistilBERT's and ALBERT's as
+their authors' models in `transformers` have them. Shapes: B batch, L length, D
+hidden size, C outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from data_specs.records import HIDDEN_STATES
+from pipeline.base import files
+from pipeline.models.config import DISTILBERT, ROBERTAS, EncoderConfig
+from pipeline.models.encoder import DType, Encoder, Tensor, make_dense, make_dropout
+from pipeline.models.formats import model_directory
+from pipeline.models.formats.model_directory import ModelSource
+from pipeline.models.weight_names import encoder_table
+from tools.finetuning.head_layout import (
+    CLASSIFICATION,
+    REGRESSION,
+    SPAN,
+    Head,
+    dropout_rate,
+    head_settings,
+    head_table,
+    pooler_table,
+)
+
+# The layers of a head are small: they compute in float32 whatever the encoder does.
+_HEAD_DTYPE = "float32"
+_SCOPE = "head"
+
+
+class SequenceHead(keras.layers.Layer):
+    """A dense layer over the first token, dropout, and the outputs."""
+
+    def __init__(self, config: EncoderConfig, *, num_outputs: int, seed: int) -> None:
+        super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
+        self.config = config
+        self.activation = ops.relu if config.model_type == DISTILBERT else ops.tanh
+        rate = dropout_rate(config, CLASSIFICATION)
+        self.input_dropout = None
+        if config.model_type in ROBERTAS:
+            self.input_dropout = _dropout(rate, seed, "input_dropout")
+        self.dense, self.projection = (
+            make_dense(config, units, scope=_SCOPE, name=name, seed=seed, dtype=_HEAD_DTYPE)
+            for name, units in (("dense", config.hidden_size), ("output", num_outputs))
+        )
+        self.dropout = _dropout(rate, seed, "dropout")
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.dense.build((None, self.config.hidden_size))
+        self.projection.build((None, self.config.hidden_size))
+
+    def call(self, first: Tensor, training: bool | None = None) -> Tensor:
+        """Maps the first token's states [B, D] to float32 [B, C]."""
+        if self.input_dropout is not None:
+            first = self.input_dropout(first, training=training)
+        hidden = self.activation(self.dense(first))
+        return self.projection(self.dropout(hidden, training=training))
+
+
+class SpanHead(keras.layers.Layer):
+    """Two outputs for each token: whether the answer starts there, and whether it ends there."""
+
+    def __init__(self, config: EncoderConfig, *, seed: int) -> None:
+        super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
+        self.config = config
+        rate = dropout_rate(config, SPAN)
+        self.dropout = _dropout(rate, seed, "dropout") if rate else None
+        self.projection = make_dense(
+            config, 2, scope=_SCOPE, name="output", seed=seed, dtype=_HEAD_DTYPE
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.projection.build((None, None, self.config.hidden_size))
+
+    def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
+        """Maps [B, L, D] to float32 [B, 2, L]."""
+        if self.dropout is not None:
+            hidden = self.dropout(hidden, training=training)
+        return ops.transpose(self.projection(hidden), (0, 2, 1))
+
+
+def _dropout(rate: float, seed: int, name: str) -> keras.layers.Dropout:
+    return make_dropout(rate, scope=_SCOPE, seed=seed, dtype=_HEAD_DTYPE, name=name)
+
+
+class SequenceClassifier(keras.Model):
+    """An encoder that tells an input's class, or a number; all variables exist at once.
+
+    Args:
+        config: shapes and rates.
+        num_outputs: C, classes; 1 for a number.
+        dtype: name of the encoder's dtype policy; None for the global one.
+        seed: of the initial weights and of dropout.
+
+    Attributes:
+        kind: `REGRESSION` where there is one output, else `CLASSIFICATION`.
+
+    Example:
+        `SequenceClassifier(config, num_outputs=3)(batch)` is float32 [B, 3].
+    """
+
+    def __init__(
+        self, config: EncoderConfig, *, num_outputs: int, dtype: DType = None, seed: int = 0
+    ) -> None:
+        super().__init__(name="sequence_classifier", dtype=dtype)
+        self.config = config
+        self.kind = REGRESSION if num_outputs == 1 else CLASSIFICATION
+        self.num_outputs = num_outputs
+        self.encoder = Encoder(config, seed=seed, dtype=self.dtype_policy)
+        self.head = SequenceHead(config, num_outputs=num_outputs, seed=seed)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.encoder.build()
+        self.head.build()
+
+    def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> Tensor:
+        """Returns logits float32 [B, C] for what `Encoder.call` takes."""
+        hidden = self.encoder(inputs, training=training)[HIDDEN_STATES][-1]
+        return self.head(hidden[:, 0], training=training)
+
+
+class SpanClassifier(keras.Model):
+    """An encoder that tells where an answer starts and ends; all variables exist at once.
+
+    Args:
+        config: shapes and rates.
+        dtype: name of the encoder's dtype policy; None for the global one.
+        seed: of the initial weights and of dropout.
+
+    Attributes:
+        kind: `SPAN`.
+
+    Example:
+        `SpanClassifier(config)(batch)` is float32 [B, 2, L]: the logits of starts,
+        then of ends, at every token, padding included.
+    """
+
+    kind = SPAN
+    num_outputs = 2
+
+    def __init__(self, config: EncoderConfig, *, dtype: DType = None, seed: int = 0) -> None:
+        super().__init__(name="span_classifier", dtype=dtype)
+        self.config = config
+        self.encoder = Encoder(config, seed=seed, dtype=self.dtype_policy)
+        self.head = SpanHead(config, seed=seed)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.encoder.build()
+        self.head.build()
+
+    def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> Tensor:
+        """Returns logits float32 [B, 2, L] for what `Encoder.call` takes."""
+        hidden = self.encoder(inputs, training=training)[HIDDEN_STATES][-1]
+        return self.head(hidden, training=training)
+
+
+TaskModel = SequenceClassifier | SpanClassifier
+
+
+def build_head(
+    source: ModelSource,
+    kind: str,
+    *,
+    num_labels: int,
+    dtype: str | None = None,
+    seed: int = 0,
+    keep_head: bool = False,
+) -> TaskModel:
+    """Makes a task's model with a source's encoder.
+
+    The head starts at random, BERT's and ALBERT's pooler where the source has one
+    from that; a pooler of zeros, which some conversions write, counts as none.
+
+    Args:
+        source: any model directory, random weights where it has none.
+        kind: `CLASSIFICATION`, `REGRESSION` or `SPAN`.
+        num_labels: classes; 1 for a regression, 2 for a span.
+        dtype: name of the encoder's dtype policy, None for the global one.
+        seed: of random weights and of dropout.
+        keep_head: whether the source's own head is taken, which must be there.
+
+    Raises:
+        InputError: the weights are not those of the configuration.
+    """
+    config = source.config
+    weights: dict[str, np.ndarray] = {}
+    if source.has_weights:
+        head = head_table(config, kind, num_labels) if keep_head else _stored_pooler(source, kind)
+        weights = source.read_weights((*encoder_table(config), *head))
+        if not keep_head and head and not any(weights[row.ours].any() for row in head):
+            for row in head:
+                del weights[row.ours]
+    if kind == SPAN:
+        model = SpanClassifier(config, dtype=dtype, seed=seed)
+    else:
+        model = SequenceClassifier(config, num_outputs=num_labels, dtype=dtype, seed=seed)
+    model_directory.assign_weights(model, {**model_directory.get_weights(model), **weights})
+    return model
+
+
+def _stored_pooler(source: ModelSource, kind: str) -> tuple:
+    shapes, table = source.tensor_shapes(), pooler_table(source.config, kind)
+    names = (row.hf if source.layout == "hf" else row.tf1 for row in table)
+    return table if all(name in shapes for name in names) else ()
+
+
+def save_head(directory: files.PathLike, model: TaskModel, *, labels: Sequence[str] = ()) -> None:
+    """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
+
+    `transformers` loads the directory as the family's model for sequence
+    classification or question answering.
+
+    Args:
+        directory: must exist.
+        model: of the task.
+        labels: of a classification, in the order of the outputs.
+
+    Raises:
+        ValueError: not as many labels as outputs.
+    """
+    head = Head(model.kind, tuple(labels))
+    if head.num_outputs != model.num_outputs:
+        raise ValueError(
+            f"labels: expected {model.num_outputs} for {head}, received {len(head.labels)}"
+        )
+    table = (
+        *encoder_table(model.config),
+        *head_table(model.config, model.kind, model.num_outputs),
+    )
+    model_directory.save_hf_tensors(
+        files.as_path(directory),
+        model_directory.get_weights(model),
+        table,
+        head_settings(model.config, head),
+    )

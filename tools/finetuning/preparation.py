@@ -1,0 +1,264 @@
+"""All that is found, checked and read before a model is fine-tuned; runs of a grid share it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_specs.tasks import TaskSpec, load_task
+from pipeline.base import seeding
+from pipeline.base.errors import InputError
+from pipeline.models.config import ROBERTAS
+from pipeline.models.formats import model_directory
+from pipeline.models.formats.model_directory import ModelSource
+from pipeline.storage import manifest as manifests
+from pipeline.tokenizers import loading
+from pipeline.tokenizers.tokens import Tokenizer
+from tools.finetuning.features import Feature, build_features
+from tools.finetuning.head_layout import REGRESSION, SPAN, Head, read_head
+from tools.finetuning.settings import FinetuneConfig
+from tools.finetuning.task_data import SplitData, TaskExample, read_split_data
+from tools.finetuning.task_inputs import TaskInputs, expect_reader, expect_teacher, input_digest
+
+TRAIN_SPLIT = "train"
+# Tokens of an input unless one asks for more: BERT's, for sentences and for questions.
+_SENTENCE_LENGTH = 128
+_QUESTION_LENGTH = 384
+# Segments as BERT numbers them; a model that knows fewer gets what it knows.
+_SEGMENTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split's examples and what a model reads of them: of a long context several windows.
+
+    Attributes:
+        name: such as `dev`.
+        examples: as read.
+        features: at least one of each example.
+        notes: lines on what was odd in its files.
+    """
+
+    name: str
+    examples: Sequence[TaskExample]
+    features: Sequence[Feature]
+    notes: tuple[str, ...] = ()
+
+    def sha256(self) -> str:
+        """Returns a digest of all that is read and of all that is right."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(repr((example.key, example.label, example.answers)).encode())
+        for feature in self.features:
+            digest.update(input_digest(feature))
+        return digest.hexdigest()
+
+    def targets(self, kind: str) -> np.ndarray:
+        """Returns what a model has to say of each input: int32 [N] classes, float32 [N]
+        numbers, or int32 [N, 2] first and last token of the answer."""
+        if kind == SPAN:
+            pairs = [feature.answer or (0, 0) for feature in self.features]
+            return np.array(pairs, np.int32).reshape(-1, 2)
+        labels = [self.examples[feature.example].label for feature in self.features]
+        return np.array(labels, np.float32 if kind == REGRESSION else np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """Runs that may begin.
+
+    Attributes:
+        spec: the task.
+        source: the model.
+        head: what the task needs.
+        keep_head: whether the model's own head is one that fits.
+        tokenizer: the model's.
+        max_seq_length: tokens of the longest input.
+        train: the training split; None where nothing is trained.
+        evaluation: what is scored.
+        handed_in: what is predicted beside; None for nothing.
+        teacher: fine-tuned on the task; None without.
+        cached_teacher: what a complete cache says of the teacher that it was made by,
+            where the cache alone was named; else empty.
+    """
+
+    spec: TaskSpec
+    source: ModelSource
+    head: Head
+    keep_head: bool
+    tokenizer: Tokenizer
+    max_seq_length: int
+    train: Split | None
+    evaluation: Split
+    handed_in: Split | None
+    teacher: ModelSource | None
+    cached_teacher: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def inputs(self, split: Split, config: FinetuneConfig) -> TaskInputs:
+        """Returns what a model reads of a split."""
+        return TaskInputs(
+            task=self.spec.name,
+            head=self.head,
+            vocab=self.tokenizer.info,
+            special_ids=self.tokenizer.special_ids,
+            max_seq_length=self.max_seq_length,
+            doc_stride=config.doc_stride if self.head.kind == SPAN else None,
+            features=split.features,
+        )
+
+    def describe(self) -> Iterator[str]:
+        """Yields lines on what was read."""
+        for split in (self.train, self.evaluation, self.handed_in):
+            if split is None:
+                continue
+            count, windows = len(split.examples), len(split.features)
+            more = f" in {windows:,} windows" if windows != count else ""
+            yield f"{split.name}: {count:,} examples{more}"
+            yield from split.notes
+
+    def request(self, config: FinetuneConfig) -> dict[str, Any]:
+        """Returns what decides a run's model and scores, as JSON values."""
+        splits = {
+            f"{split.name}_split": split.sha256()
+            for split in (self.train, self.evaluation, self.handed_in)
+            if split is not None
+        }
+        request = {
+            "kind": "finetuned",
+            # A declaration's place is no part of it.
+            "task": self.spec.reading(),
+            "model": self.source.sha256(),
+            "vocab": self.tokenizer.info.sha256,
+            "max_seq_length": self.max_seq_length,
+            **self._teacher_request(config),
+            **config.deciding(),
+            **splits,
+        }
+        return json.loads(json.dumps(request))
+
+    def _teacher_request(self, config: FinetuneConfig) -> dict[str, Any]:
+        """Returns whose word is learned from: the same where the teacher or its cache is named."""
+        if self.teacher is not None:
+            return {"teacher": self.teacher.sha256(), "teacher_dtype": config.compute_dtype}
+        said = self.cached_teacher
+        return {"teacher": said.get("teacher"), "teacher_dtype": said.get("compute_dtype")}
+
+
+def find_task(name: str) -> TaskSpec:
+    """Loads a task's declaration.
+
+    Raises:
+        InputError: there is none, or it is not as it must be.
+    """
+    try:
+        return load_task(name)
+    except ValueError as error:
+        raise InputError(f"--task: {error}") from error
+
+
+def prepare(config: FinetuneConfig) -> Preparation:
+    """Finds and checks everything that the flags name, and reads the data.
+
+    Args:
+        config: of any of the runs that share it: its rate, seed and place are left alone.
+
+    Raises:
+        InputError: something is missing or does not fit.
+    """
+    spec = find_task(config.task)
+    head = Head(spec.kind, spec.labels)
+    source = model_directory.find_model(config.model, "--model")
+    own = read_head(source)
+    keep_head = own is not None and head.fits(own)
+    if not (config.do_train or keep_head):
+        raise InputError(
+            f"--task={spec.name} expects {head}, received {config.model} with {own or 'none'}"
+        )
+    max_seq_length = _find_length(config, spec, source)
+    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None, flag="--model")
+    found = Preparation(
+        spec=spec,
+        source=source,
+        head=head,
+        keep_head=keep_head,
+        tokenizer=tokenizer,
+        max_seq_length=max_seq_length,
+        train=None,
+        evaluation=Split(config.eval_split, (), ()),
+        handed_in=None,
+        teacher=None,
+    )
+    expect_reader(source, found.inputs(found.evaluation, config), flag="--model")
+    if config.finetune_teacher is not None:
+        teacher = model_directory.find_model(config.finetune_teacher, "--finetune_teacher")
+        expect_teacher(teacher, found.inputs(found.evaluation, config))
+        found = dataclasses.replace(found, teacher=teacher)
+    elif config.teacher_cache is not None:
+        manifest = manifests.load(config.teacher_cache, flag="--teacher_cache")
+        found = dataclasses.replace(found, cached_teacher=manifest.flags)
+    return _read_splits(found, config)
+
+
+def _find_length(config: FinetuneConfig, spec: TaskSpec, source: ModelSource) -> int:
+    limit = source.config.max_input_length
+    if config.max_seq_length is None:
+        return min(limit, _QUESTION_LENGTH if spec.kind == SPAN else _SENTENCE_LENGTH)
+    if config.max_seq_length > limit:
+        raise InputError(
+            f"--max_seq_length: expected at most {limit}, as {config.model} has positions, "
+            f"received {config.max_seq_length}"
+        )
+    return config.max_seq_length
+
+
+def _read_splits(found: Preparation, config: FinetuneConfig) -> Preparation:
+    names = {config.eval_split, *([] if config.predict_split is None else [config.predict_split])}
+    splits = {name: _read_split(found, config, name) for name in sorted(names)}
+    unlabelled = [one.key for one in splits[config.eval_split].examples if not _is_labelled(one)]
+    if unlabelled:
+        raise InputError(
+            f"--eval_split: expected a split of --task={found.spec.name} with labels, received "
+            f"{config.eval_split}, whose example {unlabelled[0]} has none"
+        )
+    return dataclasses.replace(
+        found,
+        train=_read_split(found, config, TRAIN_SPLIT) if config.makes_steps else None,
+        evaluation=splits[config.eval_split],
+        handed_in=None if config.predict_split is None else splits[config.predict_split],
+    )
+
+
+def _is_labelled(example: TaskExample) -> bool:
+    return example.label is not None or bool(example.answers)
+
+
+def _read_split(found: Preparation, config: FinetuneConfig, name: str) -> Split:
+    data = read_split_data(found.spec, config.data_dir, name, skip_bad_rows=config.skip_bad_rows)
+    examples = data.examples
+    limit = config.max_train_examples
+    if name == TRAIN_SPLIT and limit is not None and limit < len(examples):
+        drawn = seeding.stream(0, "train examples").choice(len(examples), limit, replace=False)
+        examples = [examples[index] for index in np.sort(drawn)]
+    features = build_features(
+        examples,
+        found.tokenizer,
+        kind=found.spec.kind,
+        max_seq_length=found.max_seq_length,
+        doc_stride=config.doc_stride,
+        max_query_length=config.max_query_length,
+        type_vocab_size=_SEGMENTS,
+        double_separator=found.source.config.model_type in ROBERTAS,
+    )
+    return Split(name, examples, features, tuple(_notes(name, data)))
+
+
+def _notes(name: str, data: SplitData) -> Iterator[str]:
+    if data.num_left_out:
+        yield f"{name}: {data.num_left_out} rows without a label to learn are left out"
+    if data.num_relocated:
+        yield f"{name}: {data.num_relocated} answers stood elsewhere than the file says"
+    if data.bad_rows:
+        yield f"{name}: {len(data.bad_rows)} bad rows are left out, the first: {data.bad_rows[0]}"

@@ -1,0 +1,318 @@
+"""The examples of a task, read from its own files."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_specs.tasks import TaskSpec
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
+from tools.finetuning.task_rows import Row, read_rows
+
+# Halves of letters, which JSON can spell and no file of text can hold.
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer to a question.
+
+    Attributes:
+        text: the answer.
+        start: the character of the context at which it begins.
+    """
+
+    text: str
+    start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskExample:
+    """One example of a task.
+
+    Attributes:
+        key: what the file calls it, or its number among the rows of the split.
+        texts: one or two; of questions the question and its context.
+        label: the class's index or the number to predict; None where the file
+            does not say, and for questions.
+        answers: the right answers to a question, none where the file does not say.
+    """
+
+    key: str
+    texts: tuple[str, ...]
+    label: int | float | None = None
+    answers: tuple[Answer, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitData:
+    """A split as read.
+
+    Attributes:
+        examples: in the order of the files.
+        files: what was read.
+        num_left_out: rows left out for one of the task's `skip_labels`.
+        num_relocated: answers that stood elsewhere in the context than the file
+            says, and were taken from the nearest place.
+        bad_rows: a line on each row that could not be used.
+    """
+
+    examples: list[TaskExample]
+    files: tuple[str, ...]
+    num_left_out: int
+    num_relocated: int
+    bad_rows: tuple[str, ...]
+
+
+class _Reading:
+    """What is counted while a split is read."""
+
+    def __init__(self, spec: TaskSpec, split: str, *, skip_bad_rows: bool) -> None:
+        self.spec = spec
+        # Benchmarks keep the labels of their test files to themselves.
+        self.labelled = not split.startswith("test")
+        self.skip_bad_rows = skip_bad_rows
+        self.num_left_out = 0
+        self.num_relocated = 0
+        self.bad_rows: list[str] = []
+
+    def bad_row(self, message: str) -> None:
+        """Raises, or notes a row that is left out."""
+        if not self.skip_bad_rows:
+            raise InputError(message)
+        self.bad_rows.append(message)
+
+
+def find_files(
+    spec: TaskSpec, data_dir: str, split: str, *, flag: str = "--data_dir"
+) -> tuple[files.AnyPath, ...]:
+    """Returns the files of a split: those of the first name or glob that has any.
+
+    Raises:
+        InputError: there is no such folder, split or file.
+    """
+    if split not in spec.files:
+        raise InputError(
+            f"{spec.name}: expected a split of {', '.join(spec.files)}, received {split!r}"
+        )
+    folder = files.as_path(data_dir)
+    if not folder.is_dir():
+        raise InputError(
+            f"{flag}: expected the folder of {spec.name}'s files, received {data_dir}: "
+            "no such folder"
+        )
+    for pattern in spec.files[split]:
+        try:
+            found = tuple(sorted(path for path in folder.glob(pattern) if path.is_file()))
+        except ValueError as error:
+            raise InputError(f"{spec.name}: files: {split}: {error}") from error
+        if found:
+            return found
+    raise InputError(
+        f"{flag}: expected the split {split} of {spec.name} ({' or '.join(spec.files[split])}) "
+        f"in {data_dir}, found no such file"
+    )
+
+
+def read_split(
+    spec: TaskSpec,
+    data_dir: str,
+    split: str,
+    *,
+    flag: str = "--data_dir",
+    skip_bad_rows: bool = False,
+) -> list[TaskExample]:
+    """Reads the examples of a split; see `read_split_data`."""
+    data = read_split_data(spec, data_dir, split, flag=flag, skip_bad_rows=skip_bad_rows)
+    return data.examples
+
+
+def read_split_data(
+    spec: TaskSpec,
+    data_dir: str,
+    split: str,
+    *,
+    flag: str = "--data_dir",
+    skip_bad_rows: bool = False,
+) -> SplitData:
+    """Reads a split, and counts what was odd in it.
+
+    A row is bad that has the wrong columns or fields, an unknown label, is not
+    JSON, or asks a question whose answer is nowhere in its context. An answer
+    that begins elsewhere than the file says is looked for, and the nearest place
+    taken. A split whose name begins with `test` may lack labels and answers.
+
+    Args:
+        spec: the task.
+        data_dir: the folder of its files.
+        split: one of the task's.
+        flag: the flag that named the folder.
+        skip_bad_rows: whether bad rows are left out and noted.
+
+    Raises:
+        InputError: there are no such files, no examples in them, or a bad row and
+            not `skip_bad_rows`; names the file and the line or the question.
+    """
+    paths = find_files(spec, data_dir, split, flag=flag)
+    reading = _Reading(spec, split, skip_bad_rows=skip_bad_rows)
+    read = _read_questions if spec.reader == "squad" else _read_labelled
+    examples = list(read(reading, paths))
+    if not examples:
+        first = reading.bad_rows[:1]
+        raise InputError(
+            f"{paths[0]}: expected at least one example of {spec.name}, received none"
+            + (f"; the first of {len(reading.bad_rows)} bad rows: {first[0]}" if first else "")
+        )
+    return SplitData(
+        examples,
+        tuple(str(path) for path in paths),
+        reading.num_left_out,
+        reading.num_relocated,
+        tuple(reading.bad_rows),
+    )
+
+
+def _read_labelled(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iterator[TaskExample]:
+    spec = reading.spec
+    needed = (*spec.text_fields, *([spec.label_field] if reading.labelled else []))
+    number = 0
+    for path in paths:
+        for row in read_rows(spec, path, needed, reading.bad_row):
+            example = None if row is None else _labelled_example(reading, row, str(number))
+            number += 1
+            if example is not None:
+                yield example
+
+
+def _labelled_example(reading: _Reading, row: Row, number: str) -> TaskExample | None:
+    """Makes an example of a row, or None where it is left out."""
+    spec = reading.spec
+    for name in spec.text_fields:
+        if not _is_text(row.fields[name]):
+            reading.bad_row(
+                f"{row.where}: {name}: expected text, received {shown(row.fields[name])}"
+            )
+            return None
+    key = str(row.fields.get(spec.id_field, number))
+    if not _is_text(key):
+        reading.bad_row(f"{row.where}: {spec.id_field}: expected text, received {shown(key)}")
+        return None
+    texts = tuple(row.fields[name] for name in spec.text_fields)
+    if not reading.labelled and spec.label_field not in row.fields:
+        return TaskExample(key, texts)
+    value = row.fields[spec.label_field]
+    said = str(value) if isinstance(value, str | int | float) else repr(value)
+    if said in spec.skip_labels:
+        reading.num_left_out += 1
+        return None
+    label = _number(said) if spec.kind == "regression" else _class(spec, said)
+    if label is None:
+        expected = "a number" if spec.kind == "regression" else f"one of {', '.join(spec.labels)}"
+        reading.bad_row(
+            f"{row.where}: {spec.label_field}: expected {expected}, received {shown(said)}"
+        )
+        return None
+    return TaskExample(key, texts, label)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _SURROGATES.search(value)
+
+
+def _number(said: str) -> float | None:
+    try:
+        value = float(said)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _class(spec: TaskSpec, said: str) -> int | None:
+    return spec.labels.index(said) if said in spec.labels else None
+
+
+def _read_questions(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iterator[TaskExample]:
+    """Yields the questions of SQuAD's JSON, which share the contexts of their paragraphs."""
+    seen = set()
+    for path in paths:
+        content = files.read_json(path)
+        for article in _objects(content, "data", str(path)):
+            for paragraph in _objects(article, "paragraphs", str(path)):
+                context = _field(paragraph, "context", str, str(path))
+                for question in _objects(paragraph, "qas", str(path)):
+                    key = str(question.get("id", ""))
+                    where = f"{path}, question {' '.join(key.split())[:80]}"
+                    if not key or key in seen or not _is_text(key):
+                        reading.bad_row(
+                            f"{where}: expected an id of its own, received {shown(key)}"
+                        )
+                        continue
+                    seen.add(key)
+                    try:
+                        example = _question_example(reading, where, key, question, context)
+                    except InputError as error:
+                        reading.bad_row(str(error))
+                        continue
+                    if example is not None:
+                        yield example
+
+
+def _question_example(
+    reading: _Reading, where: str, key: str, question: Mapping[str, Any], context: str
+) -> TaskExample | None:
+    """Makes an example of a question, or None where it is left out."""
+    answers = []
+    text = _field(question, "question", str, where)
+    for answer in _objects(question, "answers", where) if "answers" in question else ():
+        said = Answer(
+            _field(answer, "text", str, where), _field(answer, "answer_start", int, where)
+        )
+        start = _locate(context, said)
+        if start is not None:
+            reading.num_relocated += start != said.start
+            answers.append(Answer(said.text, start))
+        elif reading.labelled:
+            reading.bad_row(
+                f"{where}: expected the answer {said.text[:40]!r} in its context "
+                f"at character {said.start}, found it nowhere"
+            )
+            return None
+    if reading.labelled and not answers:
+        reading.bad_row(f"{where}: expected an answer, received none")
+        return None
+    return TaskExample(key, (text, context), answers=tuple(answers))
+
+
+def _locate(context: str, answer: Answer) -> int | None:
+    """Returns where an answer begins: the place nearest to where it should, the first of two."""
+    if not answer.text:
+        return None
+    if answer.start >= 0 and context.startswith(answer.text, answer.start):
+        return answer.start
+    # The last place up to where it should be, and the first one after it.
+    start = max(answer.start, -1)
+    before = context.rfind(answer.text, 0, start + len(answer.text)) if start >= 0 else -1
+    after = context.find(answer.text, start + 1)
+    places = [place for place in (before, after) if place >= 0]
+    return min(places, key=lambda place: abs(place - answer.start), default=None)
+
+
+def _objects(content: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+    values = _field(content, name, list, where)
+    for value in values:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: {name}: expected objects, received {type(value).__name__}")
+    return values
+
+
+def _field(content: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    value = content.get(name)
+    fits = _is_text(value) if kind is str else isinstance(value, kind)
+    if not fits or isinstance(value, bool):
+        kinds = {str: "text", int: "a whole number", list: "a list"}
+        received = "nothing" if value is None else f"{str(value)[:40]!r}"
+        raise InputError(f"{where}: {name}: expected {kinds[kind]}, received {received}")
+    return value

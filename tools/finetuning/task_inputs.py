@@ -1,0 +1,115 @@
+"""What a model reads of a split, and how it is told from what another request would read."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.base import seeding
+from pipeline.base.errors import InputError
+from pipeline.models.formats.model_directory import ModelSource
+from pipeline.storage.manifest import VocabInfo
+from pipeline.tokenizers import loading
+from tools.finetuning.features import Feature
+from tools.finetuning.head_layout import Head, read_head
+
+TEACHER_FLAG = "--finetune_teacher"
+
+
+def input_digest(feature: Feature) -> bytes:
+    """Returns 16 bytes that depend on an input's tokens and segments."""
+    ids, segments = (
+        array.astype("<i4").tobytes() for array in (feature.input_ids, feature.segment_ids)
+    )
+    return seeding.digest(ids, segments)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInputs:
+    """The inputs of a split, in order.
+
+    Attributes:
+        task: its name.
+        head: what a model has to say of them.
+        vocab: of the tokenizer.
+        special_ids: of the tokenizer.
+        max_seq_length: tokens of the longest that may be.
+        doc_stride: tokens between the windows of a context; None where there are none.
+        features: the inputs.
+    """
+
+    task: str
+    head: Head
+    vocab: VocabInfo
+    special_ids: Mapping[str, int]
+    max_seq_length: int
+    doc_stride: int | None
+    features: Sequence[Feature]
+
+    def sha256(self) -> str:
+        """Returns a digest of all tokens and segments, in their order."""
+        digest = hashlib.sha256()
+        for feature in self.features:
+            digest.update(input_digest(feature))
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what logits of them are logits of, as JSON values."""
+        return {
+            "task": self.task,
+            "head": self.head.kind,
+            "labels": list(self.head.labels),
+            "vocab": dataclasses.asdict(self.vocab),
+            "max_seq_length": self.max_seq_length,
+            "doc_stride": self.doc_stride,
+            "num_windows": len(self.features),
+            # The last of all: what the others decide differs first.
+            "windows": self.sha256(),
+        }
+
+
+def expect_reader(source: ModelSource, inputs: TaskInputs, *, flag: str) -> None:
+    """Checks that a model knows the tokens of inputs, and has positions for the longest.
+
+    Args:
+        source: the model.
+        inputs: what it is to read.
+        flag: the flag that named it.
+
+    Raises:
+        InputError: it does not; prints both.
+    """
+    if inputs.max_seq_length > source.config.max_input_length:
+        raise InputError(
+            f"{flag}: expected a model of at least {inputs.max_seq_length} positions "
+            f"(--max_seq_length), received {source.config.max_input_length} in {source.directory}"
+        )
+    if inputs.vocab.size > source.config.vocab_size:
+        raise InputError(
+            f"{flag}: expected a model of at least {inputs.vocab.size} tokens, as the tokenizer "
+            f"has, received {source.config.vocab_size} in {source.directory}"
+        )
+    paths = loading.tokenizer_files(source.directory)
+    found = [loading.read_vocab_info(path, flag=flag) for path in paths]
+    if found and inputs.vocab not in found:
+        raise InputError(
+            f"{flag}: expected the tokens of --model (SHA-256 {inputs.vocab.sha256}, "
+            f"{inputs.vocab.size} tokens), received {paths[0]} (SHA-256 {found[0].sha256}, "
+            f"{found[0].size} tokens)"
+        )
+
+
+def expect_teacher(source: ModelSource, inputs: TaskInputs) -> None:
+    """Checks that a teacher was fine-tuned on the task and can read the inputs.
+
+    Raises:
+        InputError: its head is another one or none, or it knows other tokens or
+            fewer positions.
+    """
+    head = read_head(source)
+    if head is None or not inputs.head.fits(head):
+        raise InputError(
+            f"{TEACHER_FLAG}: --task={inputs.task} expects {inputs.head}, "
+            f"received {source.directory} with {head or 'none'}"
+        )
+    expect_reader(source, inputs, flag=TEACHER_FLAG)

@@ -1,0 +1,202 @@
+"""Task distillation: what a fine-tuned teacher says of the training inputs, cached once.
+
+A directory of the same make as a teacher cache: `request.json`, shards with their
+sidecars, the manifest last. It belongs to the inputs, token by token, and every
+student that reads the same ones learns from it without the teacher.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from data_specs.records import EXAMPLE_ID, TASK_LOGITS, TEACHER_LOGITS
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.models.formats.model_directory import ModelSource
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization, writer
+from pipeline.storage.manifest import TRAIN, Manifest, ShardInfo
+from tools.finetuning import heads, prediction
+from tools.finetuning.batches import Padding
+from tools.finetuning.features import Feature
+from tools.finetuning.head_layout import SPAN
+from tools.finetuning.task_inputs import TEACHER_FLAG, TaskInputs, input_digest
+
+_FLAG = "--teacher_cache"
+# Inputs of a shard: what a killed run does again.
+_SHARD_SIZE = 4_096
+_BATCH_SIZE = 64
+
+
+def cached_logits(
+    directory: str, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
+) -> list[np.ndarray]:
+    """Returns a teacher's logits, from a cache that is made where it is not there.
+
+    Args:
+        directory: of the cache.
+        inputs: what the teacher reads.
+        teacher: fine-tuned on the task; None to take a complete cache, whoever made it.
+        compute_dtype: what the teacher's encoder computes in.
+
+    Returns:
+        for each input float32 [C], or [2, L].
+
+    Raises:
+        InputError: the cache is of another task, other tokens, lengths or another
+            teacher, or damaged.
+    """
+    check_cache(directory, inputs, teacher, compute_dtype=compute_dtype)
+    if teacher is None:
+        manifest = manifests.load(directory, flag=_FLAG)
+    else:
+        manifest = _make_cache(directory, inputs, teacher, compute_dtype)
+    manifests.verify(directory, manifest, full=True)
+    paths = [files.as_path(directory) / shard.file for shard in manifest.splits.get(TRAIN, ())]
+    return list(_read_logits(paths, inputs))
+
+
+def check_cache(
+    directory: str, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
+) -> None:
+    """Checks that a directory has, or may get, a teacher's logits; changes nothing.
+
+    Arguments and errors are those of `cached_logits`.
+    """
+    _expect_task(directory, inputs.task)
+    if teacher is None:
+        _expect_inputs(directory, manifests.load(directory, flag=_FLAG), inputs)
+    else:
+        manifests.check_claim(directory, _request(inputs, teacher, compute_dtype), flag=_FLAG)
+
+
+def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> dict[str, Any]:
+    return {
+        "kind": TASK_LOGITS,
+        **inputs.describe(),
+        "teacher": teacher.sha256(),
+        "compute_dtype": compute_dtype,
+    }
+
+
+def _expect_task(directory: str, task: str) -> None:
+    """Says first what explains all other differences."""
+    path = files.as_path(directory) / manifests.REQUEST_FILE
+    there = files.read_json(path).get("task", task) if path.is_file() else task
+    if there != task:
+        raise InputError(
+            f"{_FLAG}: {directory} holds logits of another task: expected {task}, received {there}"
+        )
+
+
+def _expect_inputs(directory: str, manifest: Manifest, inputs: TaskInputs) -> None:
+    if manifest.kind != TASK_LOGITS:
+        raise InputError(
+            f"{_FLAG}: expected {TASK_LOGITS} of a fine-tuned teacher, received {directory}, "
+            f"which holds {manifest.kind}"
+        )
+    here = inputs.describe()
+    there = {name: manifest.flags.get(name) for name in here}
+    difference = manifests.describe_difference(there, here)
+    if difference:
+        raise InputError(f"{_FLAG}: {directory} holds logits of other inputs: {difference}")
+
+
+def _make_cache(
+    directory: str, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
+) -> Manifest:
+    request = _request(inputs, teacher, compute_dtype)
+    if (files.as_path(directory) / manifests.MANIFEST_FILE).is_file():
+        return manifests.load(directory, flag=_FLAG)
+    manifests.claim(directory, request, flag=_FLAG)
+    shards = _write_shards(directory, inputs, teacher, compute_dtype)
+    manifest = Manifest(
+        kind=TASK_LOGITS,
+        vocab=inputs.vocab,
+        special_ids=inputs.special_ids,
+        max_seq_length=inputs.max_seq_length,
+        max_predictions_per_seq=0,
+        dupe_factor=1,
+        seed=0,
+        flags=request,
+        splits={TRAIN: shards},
+    )
+    manifests.publish(directory, manifest)
+    return manifest
+
+
+def _write_shards(
+    directory: str, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
+) -> tuple[ShardInfo, ...]:
+    """Writes the shards that are missing; the teacher is loaded where there is one."""
+    features = inputs.features
+    count = math.ceil(len(features) / _SHARD_SIZE)
+    parts = {
+        manifests.shard_file(TRAIN, index, count): features[
+            index * _SHARD_SIZE : (index + 1) * _SHARD_SIZE
+        ]
+        for index in range(count)
+    }
+    done = {file: manifests.completed_shard(directory, file) for file in parts}
+    missing = [file for file, shard in done.items() if shard is None]
+    if missing:
+        forward = _load_teacher(inputs, teacher, compute_dtype)
+        total = sum(len(parts[file]) for file in missing)
+        padding = Padding(_BATCH_SIZE, inputs.max_seq_length, teacher.config.type_vocab_size)
+        with tqdm.tqdm(total=total, unit=" inputs", desc="teacher", smoothing=0.1) as bar:
+            for file in missing:
+                logits = prediction.predict_logits(
+                    forward, parts[file], padding, flag=TEACHER_FLAG, bar=bar
+                )
+                done[file] = writer.write_shard(directory, file, _records(parts[file], logits))
+    return tuple(done[file] for file in parts)
+
+
+def _load_teacher(
+    inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
+) -> prediction.Forward:
+    model = heads.build_head(
+        teacher,
+        inputs.head.kind,
+        num_labels=inputs.head.num_outputs,
+        dtype=compute_dtype,
+        keep_head=True,
+    )
+    return prediction.compile_forward(model)
+
+
+def _records(features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Iterator[bytes]:
+    for feature, value in zip(features, logits, strict=True):
+        record = {
+            EXAMPLE_ID: input_digest(feature),
+            TEACHER_LOGITS: value.astype("<f4").tobytes(),
+        }
+        yield serialization.encode_example(record)
+
+
+def _read_logits(paths: Sequence[files.AnyPath], inputs: TaskInputs) -> Iterator[np.ndarray]:
+    """Yields the logits of each input, each checked to be that input's."""
+    stored = ((path, record) for path in paths for record in serialization.read_records(path))
+    for number, feature in enumerate(inputs.features):
+        path, record = next(stored, (None, b""))
+        if path is None:
+            raise InputError(
+                f"{_FLAG}: expected {len(inputs.features)} records in {paths[0].parent}, "
+                f"received {number}"
+            )
+        shape = (inputs.head.num_outputs,)
+        if inputs.head.kind == SPAN:
+            shape = (*shape, len(feature.input_ids))
+        try:
+            yield _decode(serialization.decode_example(record), feature, shape)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path}: a damaged record ({error})") from error
+
+
+def _decode(record: Mapping[str, bytes], feature: Feature, shape: tuple[int, ...]) -> np.ndarray:
+    if record[EXAMPLE_ID] != input_digest(feature):
+        raise ValueError("it belongs to another input")
+    return np.frombuffer(record[TEACHER_LOGITS], "<f4").reshape(shape)

@@ -1,0 +1,327 @@
+"""Fine-tuning a model on a task: trained, evaluated, written; a finished run is read."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from data_specs.records import TEACHER_LOGITS
+from pipeline.base import files, folders
+from pipeline.base.errors import DivergedError, InputError
+from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
+from pipeline.distill.run_log import RunLog
+from pipeline.storage import manifest as manifests
+from tools.finetuning import evaluation, heads, prediction, task_teacher
+from tools.finetuning.batches import TARGETS, WEIGHTS, Arrays, Padding, TrainingBatches
+from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN
+from tools.finetuning.heads import TaskModel
+from tools.finetuning.objective import TaskObjective
+from tools.finetuning.preparation import Preparation, prepare
+from tools.finetuning.settings import FinetuneConfig
+
+METRICS_FILE = "metrics.json"
+MODEL_FOLDER = "model"
+TEACHER_CACHE_FOLDER = "teacher_cache"
+# Of a file, on any system.
+_MAX_NAME = 255
+_FLAG = "--output_dir"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run leaves.
+
+    Attributes:
+        directory: holds `model`, `predictions` and `metrics.json`.
+        metrics: the official scores on the evaluated split, from 0 to 1 (from −1
+            where they are correlations).
+        counts: examples, steps, and how many examples a second it took.
+        predictions: the files to hand in, of the evaluated split first.
+    """
+
+    directory: files.AnyPath
+    metrics: Mapping[str, float]
+    counts: Mapping[str, float]
+    predictions: tuple[files.AnyPath, ...]
+
+
+def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> Result:
+    """Makes a run, or reads one that is finished.
+
+    Args:
+        config: what was asked for.
+        preparation: of `prepare`, where several runs share it.
+
+    Raises:
+        InputError: the data, the model or the directory is not as it must be.
+        DivergedError: the learning rate is too high.
+    """
+    run = prepare(config) if preparation is None else preparation
+    request = run.request(config)
+    manifests.check_claim(config.output_dir, request, flag=_FLAG)
+    directory = files.as_path(config.output_dir)
+    if (directory / METRICS_FILE).is_file():
+        return _read_result(directory)
+    check_teacher_cache(run, config)
+    manifests.claim(directory, request, flag=_FLAG)
+    with folders.sole_user(directory, _FLAG):
+        return _make(run, config)
+
+
+def _make(run: Preparation, config: FinetuneConfig) -> Result:
+    """Trains, evaluates and writes."""
+    keras.utils.set_random_seed(config.random_seed)
+    tf.config.experimental.enable_op_determinism()
+    teacher_logits = find_teacher_logits(run, config)
+    model = heads.build_head(
+        run.source,
+        run.head.kind,
+        num_labels=run.head.num_outputs,
+        dtype=config.compute_dtype,
+        seed=config.random_seed,
+        keep_head=run.keep_head,
+    )
+    # Nothing is kept of what a killed run wrote: a run begins anew.
+    log = RunLog(files.as_path(config.output_dir), start=-1)
+    try:
+        counts = _train(run, config, model, teacher_logits, log) if run.train is not None else {}
+        return _finish(run, config, model, counts, log)
+    finally:
+        log.close()
+        # A grid makes many models; Keras keeps names of all.
+        keras.backend.clear_session(free_memory=False)
+
+
+def check_teacher_cache(run: Preparation, config: FinetuneConfig) -> None:
+    """Checks the teacher's cache, where there is or will be one; changes nothing.
+
+    Raises:
+        InputError: it is that of another task, other inputs or another teacher.
+    """
+    if config.distills and run.train is not None:
+        task_teacher.check_cache(**_teacher_arguments(run, config))
+
+
+def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.ndarray] | None:
+    """Returns what the teacher says of the training inputs; None without one.
+
+    Raises:
+        InputError: its cache does not fit the task and the inputs.
+    """
+    if not config.distills or run.train is None:
+        return None
+    return task_teacher.cached_logits(**_teacher_arguments(run, config))
+
+
+def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
+    directory = config.teacher_cache
+    if directory is None:
+        directory = str(files.as_path(config.output_dir) / TEACHER_CACHE_FOLDER)
+    return {
+        "directory": directory,
+        "inputs": run.inputs(run.train, config),
+        "teacher": run.teacher,
+        "compute_dtype": config.compute_dtype,
+    }
+
+
+class Trainer:
+    """The compiled training step, and the sum of the losses, which stays on the device.
+
+    Args:
+        model: is trained.
+        objective: what is made small.
+        optimizer: built for the model's variables.
+        signature: of a batch.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        objective: TaskObjective,
+        optimizer: keras.optimizers.Optimizer,
+        signature: Mapping[str, tf.TensorSpec],
+    ) -> None:
+        self._loss_sum = tf.Variable(0.0, trainable=False)
+        variables = model.trainable_variables
+
+        # One graph for all lengths; XLA is slower on a CPU, and would compile each.
+        @tf.function(input_signature=[dict(signature)], jit_compile=False)
+        def step(batch):
+            with tf.GradientTape() as tape:
+                loss = objective.loss(model(batch, training=True), batch)
+            values = [variable.value for variable in variables]
+            optimizer.apply(tape.gradient(loss, values), variables)
+            self._loss_sum.assign_add(loss)
+
+        self.step = step
+
+    def take_loss_sum(self) -> float:
+        """Returns the sum of the losses since the last call."""
+        total = float(self._loss_sum.numpy())
+        self._loss_sum.assign(0.0)
+        return total
+
+
+def batch_signature(kind: str, *, with_teacher: bool) -> dict[str, tf.TensorSpec]:
+    """Returns what a training batch looks like."""
+    targets = {
+        CLASSIFICATION: tf.TensorSpec([None], tf.int32),
+        REGRESSION: tf.TensorSpec([None], tf.float32),
+        SPAN: tf.TensorSpec([None, 2], tf.int32),
+    }
+    signature = {
+        **prediction.input_signature(),
+        TARGETS: targets[kind],
+        WEIGHTS: tf.TensorSpec([None], tf.float32),
+    }
+    if with_teacher:
+        shape = [None, 2, None] if kind == SPAN else [None, None]
+        signature[TEACHER_LOGITS] = tf.TensorSpec(shape, tf.float32)
+    return signature
+
+
+def _build_trainer(
+    config: FinetuneConfig, model: TaskModel, schedule: WarmupLinearDecay, *, with_teacher: bool
+) -> Trainer:
+    optimizer = build_optimizer(
+        model.trainable_variables,
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    weight = config.distill_weight if with_teacher else 0.0
+    objective = TaskObjective(model.kind, weight, config.distill_temperature)
+    signature = batch_signature(model.kind, with_teacher=with_teacher)
+    return Trainer(model, objective, optimizer, signature)
+
+
+def _train(
+    run: Preparation,
+    config: FinetuneConfig,
+    model: TaskModel,
+    teacher_logits: list[np.ndarray] | None,
+    log: RunLog,
+) -> dict[str, float]:
+    """Trains, and returns what is counted."""
+    kind = run.head.kind
+    batches = TrainingBatches(
+        run.train.features,
+        run.train.targets(kind),
+        Padding(config.train_batch_size, run.max_seq_length, run.source.config.type_vocab_size),
+        seed=config.random_seed,
+        teacher_logits=teacher_logits,
+    )
+    num_steps = math.ceil(config.num_train_epochs * batches.steps_per_epoch)
+    schedule = WarmupLinearDecay(
+        config.learning_rate,
+        warmup_steps=math.ceil(config.warmup_proportion * num_steps),
+        num_train_steps=num_steps,
+    )
+    trainer = _build_trainer(config, model, schedule, with_teacher=teacher_logits is not None)
+    begun = time.perf_counter()
+    _make_steps(trainer, batches.take(num_steps), num_steps, schedule, config, log)
+    seconds = time.perf_counter() - begun
+    done = num_steps / batches.steps_per_epoch * len(batches.features)
+    return {
+        "num_train_examples": len(run.train.examples),
+        "num_train_inputs": len(run.train.features),
+        "num_train_steps": num_steps,
+        "train_inputs_per_second": done / seconds if num_steps else 0.0,
+    }
+
+
+def _make_steps(
+    trainer: Trainer,
+    batches: Iterator[Arrays],
+    num_steps: int,
+    schedule: WarmupLinearDecay,
+    config: FinetuneConfig,
+    log: RunLog,
+) -> None:
+    description = f"rate {config.learning_rate:g}, seed {config.random_seed}"
+    logged, clock, inputs = 0, time.perf_counter(), 0.0
+    with tqdm.tqdm(total=num_steps, unit=" steps", desc=description) as bar:
+        for step, batch in enumerate(batches, 1):
+            trainer.step(batch)
+            bar.update()
+            inputs += float(batch[WEIGHTS].sum())
+            if step % config.log_steps and step != num_steps:
+                continue
+            loss = trainer.take_loss_sum() / (step - logged)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"--learning_rates: training diverged by step {step} at "
+                    f"{config.learning_rate:g}: expected a finite loss, received {loss}"
+                )
+            seconds = time.perf_counter() - clock
+            rate = float(schedule(step - 1))
+            line = {"loss": loss, "learning_rate": rate, "examples_per_second": inputs / seconds}
+            log.write(step, manifests.TRAIN, line)
+            bar.set_postfix(loss=f"{loss:.3f}")
+            logged, clock, inputs = step, time.perf_counter(), 0.0
+
+
+def _finish(
+    run: Preparation,
+    config: FinetuneConfig,
+    model: TaskModel,
+    counts: Mapping[str, float],
+    log: RunLog,
+) -> Result:
+    """Evaluates and writes; the metrics last."""
+    directory = files.as_path(config.output_dir)
+    forward = prediction.compile_forward(model)
+    predicted, speed = evaluation.predict(run, config, run.evaluation, forward)
+    scores = evaluation.score(run, run.evaluation, predicted)
+    log.write(int(counts.get("num_train_steps", 0)), manifests.EVAL, scores)
+    paths = [evaluation.write_predictions(run, run.evaluation, predicted, directory)]
+    if run.handed_in is not None:
+        predicted, _ = evaluation.predict(run, config, run.handed_in, forward)
+        paths.append(evaluation.write_predictions(run, run.handed_in, predicted, directory))
+    folder = folders.make_directory(directory / MODEL_FOLDER, _FLAG)
+    for name, content in run.tokenizer.files().items():
+        files.write_bytes(folder / name, content)
+    heads.save_head(folder, model, labels=run.head.labels)
+    measured = {
+        **counts,
+        "num_eval_examples": len(run.evaluation.examples),
+        "eval_inputs_per_second": speed,
+    }
+    report = {
+        "task": run.spec.name,
+        "split": run.evaluation.name,
+        "metrics": scores,
+        "counts": measured,
+        "predictions": [str(path.relative_to(directory)) for path in paths],
+    }
+    log.publish()
+    files.write_json(directory / METRICS_FILE, report)
+    return _read_result(directory)
+
+
+def _is_below(name: str) -> bool:
+    """Returns whether a name from a file is one of a file below the folder that it is of."""
+    is_name = name.isprintable() and len(name) <= _MAX_NAME
+    return is_name and not name.startswith("/") and ".." not in name.split("/")
+
+
+def _read_result(directory: files.AnyPath) -> Result:
+    path = directory / METRICS_FILE
+    report = files.read_json(path)
+    try:
+        names = tuple(report["predictions"])
+        if not all(map(_is_below, names)):
+            raise ValueError("predictions: expected names below the folder, received others")
+        if not all(isinstance(value, int | float) for value in report["metrics"].values()):
+            raise ValueError("metrics: expected numbers, received others")
+        paths = tuple(directory / name for name in names)
+        return Result(directory, dict(report["metrics"]), dict(report["counts"]), paths)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: missing or misshapen field {error}") from error

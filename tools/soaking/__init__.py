@@ -1,1 +1,0 @@
-"""Faults that are put into running commands, and what they leave behind."""

@@ -1,0 +1,1 @@
+"""Checks and repair of shard directories."""

@@ -1,0 +1,353 @@
+"""What must hold of every record of a directory, checked for many records at once.
+
+Letters as in `data_specs.records`. Sizes come first: what is not as long as the manifest
+and the record's other features want is not decoded.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from data_specs import records
+from data_specs.records import Feature
+from pipeline.storage.codecs.base import MAX_RECORD_IDS, TopKCodec
+from pipeline.storage.codecs.hidden import HIDDEN_CODECS, HiddenCodec
+from pipeline.storage.manifest import Manifest
+from tools.verification.topk_checks import TopKRows, topk_problems
+
+# Ids decoded at once: few enough to stay near a processor's cache.
+_IDS_AT_ONCE = 2**19
+# What a task's logits are of where there is one for each input; see `data_specs.tasks.KINDS`.
+_REGRESSION = "regression"
+
+Features = Mapping[str, bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What is wrong with some records.
+
+    Attributes:
+        problem: a sentence for people.
+        places: int [n], which of the records, ascending.
+    """
+
+    problem: str
+    places: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One feature of n records, one record's numbers after another's.
+
+    Attributes:
+        values: the numbers of all.
+        counts: int64 [n], how many each record has.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """int64 [n]: where each record's numbers begin."""
+        return np.cumsum(self.counts) - self.counts
+
+    @functools.cached_property
+    def owners(self) -> np.ndarray:
+        """int64: which record each number belongs to."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def any(self, condition: np.ndarray) -> np.ndarray:
+        """Returns which records have a number of which a condition is true, bool [n]."""
+        found = np.zeros(len(self.counts), bool)
+        if condition.any():
+            found[self.owners[condition]] = True
+        return found
+
+    def sums(self) -> np.ndarray:
+        """Returns the sum of each record's numbers, int64 [n]."""
+        sums = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
+        return sums[self.starts + self.counts] - sums[self.starts]
+
+    def not_ascending(self) -> np.ndarray:
+        """Returns which records have a number that is not above the one before, bool [n]."""
+        falls = np.zeros(len(self.values), bool)
+        falls[1:] = self.values[1:] <= self.values[:-1]
+        falls[self.starts[self.counts > 0]] = False
+        return self.any(falls)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordChecker:
+    """Checks the records of a directory.
+
+    Attributes:
+        manifest: what the directory says of itself; its sizes are sane.
+        is_special: bool [V], which tokens are never masked nor stand in for a masked one.
+        codec: of a teacher cache; None otherwise.
+    """
+
+    manifest: Manifest
+    is_special: np.ndarray
+    codec: TopKCodec | None = None
+
+    def check(self, examples: Sequence[Features]) -> list[Finding]:
+        """Returns what is wrong with some records.
+
+        Args:
+            examples: the features of each.
+        """
+        names = {feature.name for feature in self.manifest.features}
+        wrong = np.array([example.keys() != names for example in examples], bool)
+        problem = f"expected the features {', '.join(sorted(names))}"
+        findings = [Finding(problem, np.flatnonzero(wrong))]
+        for check in (self._byte_problems, self._size_problems, self._value_problems):
+            places = np.flatnonzero(~wrong)
+            kept = [examples[place] for place in places]
+            for problem, bad in check(kept) if kept else ():
+                findings.append(Finding(problem, places[bad]))
+                wrong[places[bad]] = True
+        return [finding for finding in findings if len(finding.places)]
+
+    def _column(self, name: str, examples: Sequence[Features]) -> Column:
+        (feature,) = (feature for feature in self.manifest.features if feature.name == name)
+        dtype = feature.numpy_dtype(self.manifest.vocab.size)
+        parts = [example[name] for example in examples]
+        counts = np.fromiter(map(len, parts), np.int64, len(parts)) // dtype.itemsize
+        return Column(np.frombuffer(b"".join(parts), dtype), counts)
+
+    # Sizes.
+
+    def _byte_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields which records have features that end inside a number."""
+        for feature in self.manifest.features:
+            size = feature.numpy_dtype(self.manifest.vocab.size).itemsize
+            parts = (len(example[feature.name]) % size > 0 for example in examples)
+            bad = np.fromiter(parts, bool, len(examples))
+            yield f"{feature.name}: expected numbers of {size} bytes", bad
+
+    def _size_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields which records have features of lengths that contradict each other."""
+        names = [feature.name for feature in self.manifest.features]
+        columns = {name: self._column(name, examples) for name in names}
+        counts = {name: column.counts for name, column in columns.items()}
+        sizes = self._letters(columns)
+        for name, low, high in self._bounds():
+            number = counts[name]
+            problem = f"{name}: expected {low} to {high} numbers"
+            yield problem, (number < low) | (number > high)
+        for feature in self.manifest.features:
+            if set(feature.shape) <= set(sizes):
+                expected = math.prod(sizes[letter] for letter in feature.shape)
+                if records.TOPK_COUNTS in columns and "K" in feature.shape:
+                    expected = columns[records.TOPK_COUNTS].sums()
+                bad = counts[feature.name] != expected
+                yield _wrong_count(feature, counts[feature.name], expected, bad), bad
+        if self.codec is not None:
+            ids = sizes["P"] * self.codec.truncation_factor
+            yield f"expected a top-k of at most {MAX_RECORD_IDS} ids", ids > MAX_RECORD_IDS
+
+    def _letters(self, columns: Mapping[str, Column]) -> dict[str, int | np.ndarray]:
+        """Returns sizes by the letters of `data_specs.records`, of all or of each record."""
+        info = self.manifest.teacher_info
+        sizes: dict[str, int | np.ndarray] = {} if info is None else dict(info.sizes)
+        if records.MASKED_LM_POSITIONS in columns:
+            sizes["P"] = columns[records.MASKED_LM_POSITIONS].counts
+        return {**sizes, "16": 16}
+
+    def _bounds(self) -> Iterator[tuple[str, int, int]]:
+        """Yields the names of features whose length is free, with their least and most numbers."""
+        manifest = self.manifest
+        names = {feature.name for feature in manifest.features}
+        if records.INPUT_IDS in names:
+            yield records.INPUT_IDS, 3, manifest.max_seq_length
+            yield records.SEGMENT_LENGTHS, 1, 2
+        if records.MASKED_LM_POSITIONS in names:
+            yield records.MASKED_LM_POSITIONS, 1, manifest.max_predictions_per_seq
+
+    # Values.
+
+    def _value_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields which records, of the right sizes, hold what cannot be."""
+        if records.TEACHER_LOGITS in examples[0]:
+            yield from self._logit_problems(self._column(records.TEACHER_LOGITS, examples))
+            return
+        yield from self._input_problems(examples)
+        if self.codec is not None:
+            bad = np.zeros(len(examples), bool)
+            for begin, end in self._teacher_blocks(examples):
+                for problem, wrong in self._teacher_problems(examples[begin:end]):
+                    bad[:] = False
+                    bad[begin:end] = wrong
+                    yield problem, bad.copy()
+
+    def _logit_problems(self, logits: Column) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields which records of a task's logits hold what cannot be."""
+        name, flags = records.TEACHER_LOGITS, self.manifest.flags
+        labels = flags.get("labels")
+        # A span has two numbers for each token of an input that the record does not tell.
+        expected = 1 if flags.get("head") == _REGRESSION else 0
+        if isinstance(labels, list) and labels:
+            expected = len(labels)
+        if expected:
+            yield f"{name}: expected {expected} numbers", logits.counts != expected
+        else:
+            yield f"{name}: expected one number at least", logits.counts == 0
+        yield f"{name}: expected finite numbers", logits.any(~np.isfinite(logits.values))
+
+    def _input_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+        special, vocab_size = self.manifest.special_ids, self.manifest.vocab.size
+        ids = self._column(records.INPUT_IDS, examples)
+        segments = self._column(records.SEGMENT_LENGTHS, examples)
+        outside = (ids.values < 0) | (ids.values >= vocab_size)
+        yield f"{records.INPUT_IDS}: expected ids below {vocab_size}", ids.any(outside)
+        first = segments.values[segments.starts].astype(np.int64)
+        bad = (segments.sums() != ids.counts) | segments.any(segments.values < 2) | (first < 3)
+        yield f"{records.SEGMENT_LENGTHS}: expected lengths that add up to the input's", bad
+        # Behind each segment; the last is the input's last, even where the first is too long.
+        ends = np.clip(first, 1, ids.counts) - 1
+        wrong = (
+            (ids.values[ids.starts] != special["cls"])
+            | (ids.values[ids.starts + ends] != special["sep"])
+            | (ids.values[ids.starts + ids.counts - 1] != special["sep"])
+        )
+        problem = "expected [CLS] first and [SEP] behind each segment"
+        yield f"{records.INPUT_IDS}: {problem}", wrong
+        if records.WORD_STARTS in examples[0]:
+            starts = self._column(records.WORD_STARTS, examples)
+            yield from _place_problems(records.WORD_STARTS, starts, ids.counts, ends)
+            return
+        positions = self._column(records.MASKED_LM_POSITIONS, examples)
+        yield from _place_problems(records.MASKED_LM_POSITIONS, positions, ids.counts, ends)
+        yield from self._mask_problems(examples, ids, positions)
+
+    def _mask_problems(
+        self, examples: Sequence[Features], ids: Column, positions: Column
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        vocab_size = self.manifest.vocab.size
+        places = np.minimum(positions.values, ids.counts[positions.owners] - 1)
+        shown = ids.values[ids.starts[positions.owners] + places]
+        is_mask = shown == self.manifest.special_ids["mask"]
+        yield (
+            f"{records.INPUT_IDS}: expected [MASK] or an ordinary token at masked positions",
+            positions.any(~is_mask & self._is_special(shown)),
+        )
+        labels = self._column(records.MASKED_LM_IDS, examples)
+        outside = (labels.values < 0) | (labels.values >= vocab_size)
+        yield f"{records.MASKED_LM_IDS}: expected ids below {vocab_size}", labels.any(outside)
+        yield (
+            f"{records.MASKED_LM_IDS}: expected ordinary tokens",
+            labels.any(self._is_special(labels.values)),
+        )
+        share = self.manifest.flags.get("masked_lm_prob")
+        if isinstance(share, float) and 0.0 < share <= 1.0:
+            # As `pipeline.masking.mask_policy.MaskingPolicy` has it; both round halves to even.
+            most = np.maximum(1, np.rint(ids.counts * share))
+            problem = f"expected at most {share:g} of the tokens masked"
+            yield f"{records.MASKED_LM_POSITIONS}: {problem}", positions.counts > most
+
+    def _is_special(self, ids: np.ndarray) -> np.ndarray:
+        """Returns which ids are special tokens; those out of range are none."""
+        inside = (ids >= 0) & (ids < len(self.is_special))
+        return inside & self.is_special[np.where(inside, ids, 0)]
+
+    # The teacher's word.
+
+    @functools.cached_property
+    def _hidden_codec(self) -> HiddenCodec | None:
+        info = self.manifest.teacher_info
+        if not info.hidden_groups:
+            return None
+        return HIDDEN_CODECS[info.hidden_encoding](len(info.hidden_groups), info.hidden_size)
+
+    def _teacher_blocks(self, examples: Sequence[Features]) -> Iterator[tuple[int, int]]:
+        """Yields the bounds of records that are decoded at once."""
+        positions = self._column(records.MASKED_LM_POSITIONS, examples).counts
+        ids = np.cumsum(positions * self.codec.truncation_factor)
+        begin = 0
+        while begin < len(examples):
+            before = ids[begin - 1] if begin else 0
+            end = int(np.searchsorted(ids, before + _IDS_AT_ONCE, side="right"))
+            yield begin, max(end, begin + 1)
+            begin = max(end, begin + 1)
+
+    def _teacher_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+        positions = self._column(records.MASKED_LM_POSITIONS, examples)
+        counts = positions.counts.tolist()
+        try:
+            ids, logits = self.codec.decode_records(examples, counts)
+        except (KeyError, ValueError):
+            yield from self._undecodable(examples, counts)
+            return
+        info = self.manifest.teacher_info
+        tails = self._column(records.LOG_TAIL_MASSES, examples).values
+        labels = self._column(records.MASKED_LM_IDS, examples).values
+        rows = TopKRows(
+            ids=ids,
+            logits=logits,
+            errors=self.codec.errors(logits),
+            log_tail_masses=tails.reshape(-1, len(info.temperatures)),
+            label_log_probs=self._column(records.LABEL_LOG_PROBS, examples).values.astype("<f4"),
+            labels=labels.astype(np.int64),
+        )
+        for problem, bad in topk_problems(rows, info, self.manifest.vocab.size):
+            yield problem, positions.any(bad)
+        if self._hidden_codec is not None:
+            names = [feature.name for feature in records.HIDDEN_FEATURES[info.hidden_encoding]]
+            joined = {name: b"".join([one[name] for one in examples]) for name in names}
+            states = self._hidden_codec.decode(joined, len(labels))
+            bad = ~np.isfinite(states).all(axis=(1, 2))
+            yield f"{records.HIDDEN_STATES}: expected finite numbers", positions.any(bad)
+
+    def _undecodable(
+        self, examples: Sequence[Features], counts: Sequence[int]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields which of some records cannot be decoded, and checks the others."""
+        reasons: dict[int, str] = {}
+        for place, (example, count) in enumerate(zip(examples, counts, strict=True)):
+            try:
+                self.codec.decode_records([example], [count])
+            except (KeyError, ValueError) as error:
+                reasons[place] = str(error)
+        bad = np.isin(np.arange(len(examples)), list(reasons))
+        yield reasons[min(reasons)], bad
+        rest = np.flatnonzero(~bad)
+        wrong = np.zeros(len(examples), bool)
+        others = [examples[place] for place in rest]
+        for problem, found in self._teacher_problems(others) if others else ():
+            wrong[:] = False
+            wrong[rest] = found
+            yield problem, wrong.copy()
+
+
+def _wrong_count(
+    feature: Feature, counts: np.ndarray, expected: int | np.ndarray, bad: np.ndarray
+) -> str:
+    """Returns what is wrong with the first record whose feature has a wrong length."""
+    if not bad.any():
+        return ""
+    place = int(bad.argmax())
+    wanted = expected if isinstance(expected, int) else int(expected[place])
+    return f"{feature.name}: expected {wanted} numbers, received {counts[place]}"
+
+
+def _place_problems(
+    name: str, places: Column, lengths: np.ndarray, ends: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields which records have places that are not those of a window's own tokens.
+
+    Args:
+        name: of the feature.
+        places: positions in the input.
+        lengths: int [n], of each input.
+        ends: int [n], where each input's first `[SEP]` is.
+    """
+    owners, values = places.owners, places.values.astype(np.int64)
+    yield f"{name}: expected ascending positions", places.not_ascending()
+    yield f"{name}: expected positions inside the input", places.any(values >= lengths[owners])
+    on_special = (values == 0) | (values == lengths[owners] - 1) | (values == ends[owners])
+    yield f"{name}: expected positions of tokens, not of [CLS] or [SEP]", places.any(on_special)

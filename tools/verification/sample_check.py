@@ -1,0 +1,232 @@
+"""A sample of a cache's records beside its teacher: what is stored is what the teacher says.
+
+Letters as in `data_specs.records`. Two runs of a teacher differ by the rounding of what
+they were computed in, and what is stored by that of its encoding as well. Of two tokens
+that are nearer to each other than that, either may come first or last.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_specs import records
+from pipeline.base.compute_dtype import FLOAT32
+from pipeline.models.masked_lm import MaskedLM
+from pipeline.storage import cache_codec
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs.base import NO_ID, TopKCodec
+from pipeline.storage.teacher_info import SAMPLED, TeacherInfo
+from pipeline.teacher.inference import MaskedExample
+from tools.cache_analysis import cache_report, dense_sample, fidelity
+from tools.cache_analysis.dense_sample import DenseBatch
+from tools.verification import topk_checks
+from tools.verification.topk_checks import TopKRows
+
+# How far a log-probability may be off on other hardware, or in a batch of other examples:
+# GPUs multiply float32 in fewer bits, too.
+_FLOAT32_ROUNDING = 0.05
+_BFLOAT16_ROUNDING = 0.5
+_FLOAT16_STEP = 2.0**-10
+_FLOAT16_MOST = 65_504.0
+# The log of masses that float32 sums may lose.
+_NO_MASS = -60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleReport:
+    """What was found.
+
+    Attributes:
+        num_examples: of the sample.
+        num_positions: masked ones, of the sample.
+        largest: the largest difference of a log-probability, by what it is of.
+        problems: what is wrong, by the name of the shard; empty where all agrees.
+    """
+
+    num_examples: int
+    num_positions: int
+    largest: dict[str, float]
+    problems: dict[str, list[str]]
+
+
+def draw_over_shards(cache: CacheInput, size: int) -> dict[str, list[MaskedExample]]:
+    """Draws records of every shard, as many of each where that is possible.
+
+    Args:
+        cache: a teacher cache.
+        size: how many, of all shards together.
+
+    Returns:
+        the same ones for the same cache and size, by the name of their shard.
+
+    Raises:
+        InputError: a shard is damaged.
+    """
+    splits = cache.manifest.splits
+    places = [(split, shard) for split, shards in splits.items() for shard in shards]
+    drawn = {}
+    for index, (split, shard) in enumerate(places):
+        share = size * (index + 1) // len(places) - size * index // len(places)
+        if share and shard.num_examples:
+            part = dataclasses.replace(cache.manifest, splits={split: (shard,)})
+            narrowed = dataclasses.replace(cache, manifest=part)
+            drawn[shard.file] = dense_sample.draw(narrowed, share)
+    return drawn
+
+
+def check_sample(
+    model: MaskedLM, cache: CacheInput, *, size: int, batch_size: int, compute_dtype: str
+) -> SampleReport:
+    """Runs a cache's teacher over a sample of its examples, and compares.
+
+    Args:
+        model: the teacher.
+        cache: the teacher cache; its records are sound.
+        size: how many examples.
+        batch_size: B.
+        compute_dtype: what the teacher computes in.
+
+    Raises:
+        InputError: the teacher's logits are not finite.
+    """
+    info = cache.manifest.teacher_info
+    codec = cache_codec.open_codec(cache.directory, cache.manifest)
+    drawn = draw_over_shards(cache, size)
+    shards = {
+        example.features[records.EXAMPLE_ID]: file
+        for file, examples in drawn.items()
+        for example in examples
+    }
+    examples = [example for part in drawn.values() for example in part]
+    rounding = _FLOAT32_ROUNDING if compute_dtype == FLOAT32 else _BFLOAT16_ROUNDING
+    comparison = _Comparison(info, rounding, shards)
+    batches = dense_sample.run_teacher(model, examples, cache.manifest, batch_size=batch_size)
+    for batch in batches:
+        rows = _cached_rows(cache, codec, batch)
+        owners = np.repeat(np.arange(len(batch.examples)), np.diff(batch.row_splits))
+        for block in batch.blocks():
+            part = TopKRows(*(getattr(rows, f.name)[block] for f in dataclasses.fields(rows)))
+            comparison.add(batch.logits[block], part, batch.examples, owners[block])
+    return SampleReport(
+        num_examples=len(examples),
+        num_positions=comparison.num_positions,
+        largest=dict(comparison.largest),
+        problems=comparison.problems(),
+    )
+
+
+def _cached_rows(cache: CacheInput, codec: TopKCodec, batch: DenseBatch) -> TopKRows:
+    cached = cache_report.decode_examples(cache, codec, batch.examples)
+    return TopKRows(
+        ids=cached.ids,
+        logits=cached.logits,
+        errors=codec.errors(cached.logits),
+        log_tail_masses=cached.log_tail_masses,
+        label_log_probs=cached.label_log_probs,
+        labels=batch.labels,
+    )
+
+
+class _Comparison:
+    """What differs too much, position by position."""
+
+    def __init__(self, info: TeacherInfo, rounding: float, shards: dict[bytes, str]) -> None:
+        self.info, self.rounding, self.shards = info, rounding, shards
+        self.num_positions = 0
+        self.largest: dict[str, float] = collections.defaultdict(float)
+        # By shard and problem the number of positions, and the first one's example.
+        self._found: dict[tuple[str, str], tuple[int, str]] = {}
+
+    def add(
+        self,
+        logits: np.ndarray,
+        rows: TopKRows,
+        examples: list[MaskedExample],
+        owners: np.ndarray,
+    ) -> None:
+        """Compares some positions.
+
+        Args:
+            logits: float32 [R, V], the teacher's.
+            rows: what is cached.
+            examples: those of the batch.
+            owners: int [R], which of them each position belongs to.
+        """
+        self.num_positions += len(logits)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            for problem, bad in self._differences(logits, rows):
+                for row in np.flatnonzero(bad):
+                    example_id = examples[owners[row]].features[records.EXAMPLE_ID]
+                    key = self.shards[example_id], problem
+                    count, first = self._found.get(key, (0, example_id.hex()))
+                    self._found[key] = count + 1, first
+
+    def problems(self) -> dict[str, list[str]]:
+        """Returns what is wrong, by the name of the shard."""
+        found: dict[str, list[str]] = collections.defaultdict(list)
+        for (file, problem), (count, example_id) in self._found.items():
+            text = f"example {example_id}: {problem} ({count:,} sampled positions)"
+            found[file].append(text)
+        return dict(found)
+
+    def _differences(self, logits: np.ndarray, rows: TopKRows) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields what must hold, and at which positions it does not: bool [R]."""
+        exact = fidelity.log_softmax(logits)
+        label = exact[np.arange(len(logits)), rows.labels]
+        said = rows.label_log_probs
+        known = np.isfinite(said)
+        # Beyond its range float16 has infinity only, and is right to say so.
+        beyond = label < self.rounding - _FLOAT16_MOST
+        difference = np.where(known, np.abs(label - said), np.where(beyond, 0.0, np.inf))
+        self._raise("label", difference)
+        limit = self.rounding + _FLOAT16_STEP * np.abs(np.where(known, said, 0.0))
+        yield f"{records.LABEL_LOG_PROBS}: expected the teacher's", difference > limit
+        if self.info.truncation == SAMPLED:
+            # Draws are right on average, not at a position.
+            return
+        yield from self._id_differences(exact, rows)
+        for column, temperature in enumerate(self.info.temperatures):
+            log_probs = exact if temperature == 1.0 else fidelity.log_softmax(logits, temperature)
+            yield from self._tail_differences(log_probs, rows, column, temperature)
+
+    def _id_differences(
+        self, exact: np.ndarray, rows: TopKRows
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        taken = fidelity.take_log_probs(exact, rows.ids)
+        present = rows.ids != NO_ID
+        outside = exact.copy()
+        places = np.nonzero(present)
+        outside[places[0], rows.ids[present]] = -np.inf
+        least = np.where(present, taken, np.inf).min(axis=-1)
+        yield (
+            f"{records.TOPK_IDS}: expected the teacher's most probable tokens",
+            outside.max(axis=-1) > least + 2.0 * self.rounding,
+        )
+        said, slack = topk_checks.said_log_probs(rows, 0, 1.0)
+        known = present & np.isfinite(rows.errors) & np.isfinite(slack)[:, np.newaxis]
+        difference = np.where(known, np.abs(taken - said), 0.0)
+        self._raise("top-k", difference)
+        limit = self.rounding + slack[:, np.newaxis] + rows.errors
+        yield (
+            f"{records.TOPK_LOGITS}: expected the teacher's",
+            (difference > np.where(known, limit, np.inf)).any(axis=-1),
+        )
+
+    def _tail_differences(
+        self, log_probs: np.ndarray, rows: TopKRows, column: int, temperature: float
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        exact = fidelity.measure_tail(log_probs, rows.ids).log_mass
+        said = rows.log_tail_masses[:, column]
+        difference = np.where(np.maximum(exact, said) > _NO_MASS, np.abs(exact - said), 0.0)
+        self._raise("tail", difference)
+        name = records.LOG_TAIL_MASSES
+        # The sum over the tail and that over all, one of which may be rounded up.
+        yield (
+            f"{name}: expected the teacher's, at temperature {temperature:g}",
+            difference > 2.0 * self.rounding,
+        )
+
+    def _raise(self, name: str, differences: np.ndarray) -> None:
+        self.largest[name] = max(self.largest[name], float(differences.max(initial=0.0)))

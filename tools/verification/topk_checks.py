@@ -1,0 +1,190 @@
+"""What must hold of a teacher's word at any masked position, checked at many at once.
+
+Letters as in `data_specs.records`: K top-k, T temperatures, V vocabulary. A position's
+distribution is p_T = (1 − tail_T) · softmax_K(logits / T), so that its mass is 1 whatever
+the tail is. What shows a wrong tail is the order of probabilities: no token outside the
+top-k is more probable than the last inside.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_specs import records
+from pipeline.storage.codecs.base import NO_ID
+from pipeline.storage.teacher_info import SAMPLED, TeacherInfo
+
+# What float32 makes of sums over a vocabulary and of their logarithms, and float16 of small
+# numbers.
+_ROUNDING = 2e-3
+# The part of a log tail that float32 is not sure of. It grows where a tail is nearly all.
+_TAIL_ROUNDING = 1e-5
+_FLOAT16_STEP = 2.0**-10
+# The log of a mass so small that float32 may take it for none.
+_NO_MASS = -80.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKRows:
+    """What a cache holds at R masked positions, decoded.
+
+    Attributes:
+        ids: int [R, K], `NO_ID` where there are no more.
+        logits: float32 [R, K], minus the position's largest.
+        errors: float32 [R, K], how far each logit may be from the teacher's.
+        log_tail_masses: float32 [R, T].
+        label_log_probs: float32 [R].
+        labels: int [R], the true tokens.
+    """
+
+    ids: np.ndarray
+    logits: np.ndarray
+    errors: np.ndarray
+    log_tail_masses: np.ndarray
+    label_log_probs: np.ndarray
+    labels: np.ndarray
+
+
+def topk_problems(
+    rows: TopKRows, info: TeacherInfo, vocab_size: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields what must hold, and where it does not.
+
+    Args:
+        rows: the positions.
+        info: what the cache says of itself.
+        vocab_size: V.
+
+    Yields:
+        a sentence for people, and bool [R]: the positions of which it is not true.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        yield from _id_problems(rows)
+        yield from _tail_problems(rows, info, vocab_size)
+        labels = rows.label_log_probs
+        yield (
+            f"{records.LABEL_LOG_PROBS}: expected logarithms of probabilities, at most 0",
+            ~(labels <= _ROUNDING),
+        )
+        # Draws and averages of several teachers have other probabilities of the ids.
+        if info.truncation != SAMPLED and "merged" not in info.teacher:
+            yield from _mass_problems(rows, info, vocab_size)
+
+
+def _id_problems(rows: TopKRows) -> Iterator[tuple[str, np.ndarray]]:
+    ordered = np.sort(rows.ids, axis=-1)
+    doubles = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ID)
+    yield f"{records.TOPK_IDS}: expected no id twice at a position", doubles.any(axis=-1)
+    yield (
+        f"{records.TOPK_LOGITS}: expected finite numbers",
+        ~np.isfinite(rows.logits).all(axis=-1),
+    )
+    yield f"{records.TOPK_LOGITS}: expected 0 at the first id", rows.logits[:, 0] != 0.0
+    yield (
+        f"{records.TOPK_LOGITS}: expected descending numbers",
+        (rows.logits[:, 1:] > rows.logits[:, :-1]).any(axis=-1),
+    )
+
+
+def _tail_problems(
+    rows: TopKRows, info: TeacherInfo, vocab_size: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    name, tails = records.LOG_TAIL_MASSES, rows.log_tail_masses
+    yield f"{name}: expected logarithms of masses, at most 0", ~(tails <= 1e-6).all(axis=-1)
+    if info.truncation == SAMPLED:
+        yield f"{name}: expected −inf, as draws have no tail", (tails != -np.inf).any(axis=-1)
+        return
+    if "merged" not in info.teacher:
+        # One teacher's list of every token leaves nothing; another's may be shorter.
+        whole = (rows.ids != NO_ID).sum(axis=-1) == vocab_size
+        yield (
+            f"{name}: expected −inf where every token is in the top-k",
+            whole & (tails > -np.inf).any(axis=-1),
+        )
+    yield (
+        f"{name}: expected more mass in the tail at a higher temperature",
+        (tails[:, 1:] < tails[:, :-1] - _ROUNDING).any(axis=-1),
+    )
+
+
+def _mass_problems(
+    rows: TopKRows, info: TeacherInfo, vocab_size: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields what one teacher's top-k, tail and label say of each other."""
+    present = rows.ids != NO_ID
+    counts = present.sum(axis=-1)
+    for column, temperature in enumerate(info.temperatures):
+        log_probs, slack = said_log_probs(rows, column, temperature)
+        tail = rows.log_tail_masses[:, column]
+        places = np.arange(len(counts)), counts - 1
+        # Each of the tokens outside has at most the last one's mass.
+        most = np.log(np.maximum(vocab_size - counts, 1)) + log_probs[places]
+        yield (
+            f"{records.LOG_TAIL_MASSES}: expected tokens in the tail that are less probable than "
+            f"those in the top-k, at temperature {temperature:g}",
+            tail > most + rows.errors[places] / temperature + slack,
+        )
+        if temperature == 1.0:
+            yield from _label_problems(rows, log_probs, slack, tail)
+            yield from _cut_problems(info, counts, tail)
+
+
+def _cut_problems(
+    info: TeacherInfo, counts: np.ndarray, tail: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    if info.truncation_mass is not None:
+        kept = -np.expm1(np.minimum(tail, 0.0))
+        too_few = (counts < info.truncation_factor) & (kept < info.truncation_mass - _ROUNDING)
+        yield (
+            f"{records.TOPK_COUNTS}: expected ids of {info.truncation_mass:g} of the mass "
+            f"where there are fewer than {info.truncation_factor}",
+            too_few,
+        )
+
+
+def said_log_probs(
+    rows: TopKRows, column: int, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns log p_T of the ids, and how far all of a row may be off.
+
+    Args:
+        rows: the positions.
+        column: of T among the cached temperatures.
+        temperature: T.
+
+    Returns:
+        float32 [R, K], and float64 [R]: beside each id's own error what the row's sum and
+        its tail are off. It is infinite where the tail is so near to all mass that nothing
+        is known.
+    """
+    present = rows.ids != NO_ID
+    # `NO_ID_LOGIT` has no weight at any temperature.
+    scaled = rows.logits / np.float32(temperature)
+    weights = np.exp(scaled)
+    total = weights.sum(axis=-1)
+    log_tail = rows.log_tail_masses[:, column].astype(np.float64)
+    inside = -np.expm1(np.minimum(log_tail, 0.0))
+    log_probs = scaled + (np.log(inside) - np.log(total)).astype(np.float32)[:, np.newaxis]
+    errors = np.where(present & np.isfinite(rows.errors), rows.errors, 0.0)
+    slack = (weights * errors).sum(axis=-1) / total / temperature + _ROUNDING
+    unsure = np.where(inside > 0.0, _TAIL_ROUNDING * np.exp(log_tail) / inside, np.inf)
+    return log_probs, slack + np.where(unsure < 0.5, unsure, np.inf)
+
+
+def _label_problems(
+    rows: TopKRows, log_probs: np.ndarray, slack: np.ndarray, tail: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    is_label = rows.ids == rows.labels[:, np.newaxis]
+    places = np.arange(len(rows.labels)), is_label.argmax(axis=-1)
+    is_inside, said = is_label.any(axis=-1), rows.label_log_probs
+    slack = slack + _FLOAT16_STEP * np.abs(np.where(np.isfinite(said), said, 0.0))
+    yield (
+        f"{records.LABEL_LOG_PROBS}: expected the probability of the label in the top-k",
+        is_inside & (np.abs(said - log_probs[places]) > slack + rows.errors[places]),
+    )
+    yield (
+        f"{records.LABEL_LOG_PROBS}: expected at most the tail's mass where the label is outside "
+        "the top-k",
+        ~is_inside & (said > np.maximum(tail, _NO_MASS) + slack),
+    )

@@ -1,0 +1,195 @@
+"""A smaller vocabulary: the tokens that a text needs, and the tokenizer with only these."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from sentencepiece import sentencepiece_model_pb2
+
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.storage.manifest import read_tokens
+from pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from pipeline.tokenizers.tokens import Tokenizer
+from pipeline.tokenizers.wordpiece import WordPieceTokenizer
+
+_ModelProto = sentencepiece_model_pb2.ModelProto
+_Piece = _ModelProto.SentencePiece
+# What a text is cut with; every other kind of piece has a task of its own.
+_ORDINARY = (_Piece.NORMAL, _Piece.UNUSED)
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabLimit:
+    """How many tokens to keep: one of three ways, named as the flags.
+
+    Attributes:
+        vocab_size: so many, with those that are always kept.
+        coverage: as few as stand for this share of the text's tokens.
+        min_count: all that stand in the text so many times.
+    """
+
+    vocab_size: int | None = None
+    coverage: float | None = None
+    min_count: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [
+            f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None
+        ]
+        if len(given) != 1:
+            raise InputError(
+                "--vocab_size: expected one of --vocab_size, --coverage, --min_count, "
+                f"received {' and '.join(given) or 'none'}"
+            )
+
+
+def text_counts(counts: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the counts without those of [PAD], [CLS], [SEP] and [MASK], which no text has."""
+    counts = counts.copy()
+    counts[[index for name, index in tokenizer.special_ids.items() if name != "unk"]] = 0
+    return counts
+
+
+def always_kept(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the ids that no smaller vocabulary may lack, ascending.
+
+    The special tokens; of a SentencePiece model all pieces that are not ordinary
+    ones: unknown, control and user-defined ones, and those of single bytes.
+
+    Raises:
+        InputError: a tokenizer whose vocabulary cannot be reduced.
+    """
+    kept = set(tokenizer.special_ids.values())
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        proto = _unigram_proto(tokenizer)
+        kept |= {i for i, piece in enumerate(proto.pieces) if piece.type not in _ORDINARY}
+    elif not isinstance(tokenizer, WordPieceTokenizer):
+        raise _unsupported("a tokenizer.json")
+    return np.array(sorted(kept))
+
+
+def _unsupported(received: str) -> InputError:
+    return InputError(
+        "--input_dir: expected a WordPiece vocabulary (vocab.txt) or a SentencePiece unigram "
+        f"model (.model), whose tokens can be left out, received {received}"
+    )
+
+
+def _unigram_proto(tokenizer: SentencePieceTokenizer) -> _ModelProto:
+    proto = _ModelProto.FromString(tokenizer.model)
+    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
+        kinds = proto.trainer_spec.ModelType
+        kind = kinds.Name(proto.trainer_spec.model_type)
+        raise _unsupported(f"a SentencePiece model of the type {kind}")
+    return proto
+
+
+def read_keep_tokens(path: str, vocab: Sequence[str]) -> np.ndarray:
+    """Reads `--keep_tokens`, one token a line.
+
+    Args:
+        path: the file.
+        vocab: the tokens there are.
+
+    Returns:
+        their ids.
+
+    Raises:
+        InputError: there is no such file, or a line is no token.
+    """
+    places = {token: index for index, token in enumerate(vocab)}
+    kept = []
+    for number, token in enumerate(read_tokens(files.as_path(path), flag="--keep_tokens"), 1):
+        if token not in places:
+            raise InputError(
+                f"--keep_tokens: {path}, line {number}: expected a token of the vocabulary, "
+                f"received {token!r}"
+            )
+        kept.append(places[token])
+    return np.array(kept, np.int64)
+
+
+def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> np.ndarray:
+    """Chooses the tokens of a smaller vocabulary, the most frequent first.
+
+    Of tokens that are equally frequent the smaller id comes first.
+
+    Args:
+        counts: int [V], as `text_counts` returns it.
+        always: ids that are kept whatever their count.
+        limit: how many.
+
+    Returns:
+        int64 [n], ascending.
+
+    Raises:
+        InputError: no room beside those that are always kept, more tokens than there
+            are, or a text without tokens.
+
+    Example:
+        with counts 0 0 5 9 5 and ids 0 and 1 always kept, a `vocab_size` of 4 keeps
+        0, 1, 2 and 3, as does a `coverage` of 0.7: 14 of 19.
+    """
+    is_kept = np.zeros(len(counts), bool)
+    is_kept[always] = True
+    order = np.argsort(-counts, kind="stable")
+    others = order[~is_kept[order]]
+    fixed = int(is_kept.sum())
+    if not counts.sum():
+        raise InputError("--input_dir: expected train examples with text, received none")
+    if limit.vocab_size is not None:
+        if not fixed < limit.vocab_size <= len(counts):
+            raise InputError(
+                f"--vocab_size: expected {fixed + 1} to {len(counts)}: the {fixed} special and "
+                f"wanted tokens and at least one more, received {limit.vocab_size}"
+            )
+        number = limit.vocab_size - fixed
+    elif limit.coverage is not None:
+        covered = counts[is_kept].sum() + np.cumsum(counts[others])
+        number = 1 + int(np.searchsorted(covered, limit.coverage * counts.sum()))
+    else:
+        number = max(1, int((counts[others] >= limit.min_count).sum()))
+    is_kept[others[:number]] = True
+    return np.flatnonzero(is_kept)
+
+
+def reduce_tokenizer(tokenizer: Tokenizer, kept_ids: np.ndarray) -> Tokenizer:
+    """Returns the tokenizer that knows only some of the tokens.
+
+    A text whose tokens are all kept is cut as before; other tokens are cut into
+    smaller ones that are kept, or become the unknown one.
+
+    Args:
+        tokenizer: WordPiece or SentencePiece.
+        kept_ids: int [n], ascending, with all of `always_kept`.
+    """
+    vocab = tuple(tokenizer.vocab[index] for index in kept_ids)
+    special_ids = {
+        name: int(np.searchsorted(kept_ids, index)) for name, index in tokenizer.special_ids.items()
+    }
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return dataclasses.replace(tokenizer, vocab=vocab, special_ids=special_ids)
+    model = _reduce_model(_unigram_proto(tokenizer), kept_ids)
+    return dataclasses.replace(tokenizer, vocab=vocab, special_ids=special_ids, model=model)
+
+
+def _reduce_model(proto: _ModelProto, kept_ids: np.ndarray) -> bytes:
+    """Returns a SentencePiece model with only some pieces, their scores as they are.
+
+    Made from its parts, for a model may hold samples to test itself with, and those
+    may need pieces that are left out.
+    """
+    reduced = _ModelProto(
+        pieces=[proto.pieces[index] for index in kept_ids],
+        trainer_spec=proto.trainer_spec,
+        normalizer_spec=proto.normalizer_spec,
+    )
+    if proto.HasField("denormalizer_spec"):
+        reduced.denormalizer_spec.CopyFrom(proto.denormalizer_spec)
+    spec = reduced.trainer_spec
+    spec.vocab_size = len(kept_ids)
+    new_ids = {int(old): new for new, old in enumerate(kept_ids)}
+    for name in ("unk_id", "bos_id", "eos_id", "pad_id"):
+        setattr(spec, name, new_ids.get(getattr(spec, name), -1))
+    return reduced.SerializeToString()

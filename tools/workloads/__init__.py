@@ -1,1 +1,0 @@
-"""What is computed where steps are timed or compiled, and on which devices."""
