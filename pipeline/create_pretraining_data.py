@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from data_specs import corpora
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.runners import local
 
@@ -156,14 +156,17 @@ def _find_corpora(values: flags.FlagValues) -> tuple[corpora.CorpusSource, ...]:
     given = {name: values[name].value for name in single if values[name].value is not None}
     if values.corpora is not None and given:
         raise InputError(
-            f"--corpora: expected it alone, received --{next(iter(given))} beside it, "
-            "which belongs into the file"
+            Setting("corpora"),
+            "it alone",
+            f"`{next(iter(given))}` beside it, which belongs into the file",
         )
     if values.corpora is None and "input_dir" not in given and "tfds_name" not in given:
-        raise InputError("missing: --input_dir, or --tfds_name, or --corpora (see --help)")
+        raise InputError(
+            "missing", received="`input_dir`, or `tfds_name`, or `corpora` (see `help`)"
+        )
     try:
         if values.corpora is not None:
-            return corpora.load_mixture(files.as_path(values.corpora))
+            return corpora.load_mixture(Location.parse(values.corpora, "corpora"))
         if "text_fields" in given:
             names = (name.strip() for name in given["text_fields"].split(","))
             given["text_fields"] = tuple(name for name in names if name)
@@ -180,8 +183,10 @@ def _create(values: flags.FlagValues) -> None:
     ray = running.choose_runner(values)
     if ray is not None and values["max_workers"].present:
         raise InputError(
-            "--max_workers: expected none with --runner=ray, where a job is for each "
-            f"--cpus_per_job of the nodes' processors, received {values.max_workers}"
+            Setting("max_workers"),
+            "none with `runner`=ray, where a job is for each `cpus_per_job` of the "
+            "nodes' processors",
+            values.max_workers,
         )
     if ray is None and values.max_workers > 1:
         # Beside the imports of this process.

@@ -11,7 +11,7 @@ from absl import flags
 
 from data_specs.records import HIDDEN_FEATURES
 from pipeline.base import compute_dtype
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.commands import running
 from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.teacher_info import SAMPLED, TOPK, TRUNCATIONS
@@ -86,9 +86,10 @@ def _define_kept(table: running.FlagTable) -> None:
 def _expect_named_dtype(values: flags.FlagValues) -> None:
     if values.compute_dtype == compute_dtype.AUTO:
         raise InputError(
-            f"--compute_dtype: expected {compute_dtype.FLOAT32} or {compute_dtype.BFLOAT16} with "
-            "--runner=ray, whose nodes may differ in what suits them, received "
-            f"{compute_dtype.AUTO}"
+            Setting("compute_dtype"),
+            f"{compute_dtype.FLOAT32} or {compute_dtype.BFLOAT16} with `runner`=ray, "
+            "whose nodes may differ in what suits them",
+            compute_dtype.AUTO,
         )
 
 

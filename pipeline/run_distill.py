@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.commands import running
 from pipeline.distill import settings
 
@@ -233,14 +233,16 @@ def _join(values: flags.FlagValues) -> None:
     if values.distribution != settings.DATA_PARALLEL:
         if given:
             raise InputError(
-                f"--{given[0]}: expected --distribution={settings.DATA_PARALLEL} beside it, "
-                f"received {values.distribution}"
+                Setting(given[0]),
+                f"`distribution`={settings.DATA_PARALLEL} beside it",
+                values.distribution,
             )
         return
     if values.backend != "jax":
         raise InputError(
-            f"--distribution: expected --backend=jax beside {values.distribution}, "
-            f"received --backend={values.backend}"
+            Setting("distribution"),
+            f"`backend`=jax beside {values.distribution}",
+            f"`backend`={values.backend}",
         )
     if importlib.util.find_spec("jax") is None:
         # `choose_backend` says so.

@@ -24,11 +24,20 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data_specs.corpora import CorpusSource
-from pipeline.base import files
 from pipeline.base.local_mirror import CACHE_VARIABLE
-from pipeline.base.remote_files import RemotePath
+from pipeline.base.location import BucketLocation, Location
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.masking.settings import MaskedExamplesConfig
+
+_make_temporary = pytest.TempPathFactory.mktemp
+
+
+def _make_location(factory: pytest.TempPathFactory, name: str, numbered: bool = True) -> Location:
+    return Location.parse(_make_temporary(factory, name, numbered))
+
+
+# `tmp_path` and `tmp_path_factory` give locations, as all code below the commands takes.
+pytest.TempPathFactory.mktemp = _make_location
 
 # The machines that run this are shared: a slow example is no failure.
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
@@ -81,26 +90,25 @@ def make_text(seed: int, num_documents: int) -> list[str]:
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch) -> Iterator[RemotePath]:
+def bucket(tmp_path, monkeypatch) -> Iterator[BucketLocation]:
     """An empty bucket in memory; copies go below the test's folder."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "copies"))
-    path = files.as_path(f"memory://{uuid.uuid4().hex}")
+    path = Location.parse(f"memory://{uuid.uuid4().hex}")
     yield path
     for name in [name for name in MemoryFileSystem.store if name.startswith(f"/{path.key}/")]:
         del MemoryFileSystem.store[name]
 
 
-def upload_folder(folder: pathlib.Path, target: RemotePath) -> str:
+def upload_folder(folder: pathlib.Path, target: BucketLocation) -> str:
     """Uploads a folder with all below it, and returns the URL."""
     for path in folder.rglob("*"):
         if path.is_file():
-            (target / path.relative_to(folder).as_posix()).upload(path)
+            (target / path.relative_to(folder).as_posix()).take(path)
     return str(target)
 
 
-def read_objects(folder: RemotePath | str) -> dict[str, bytes]:
+def read_objects(folder: BucketLocation | str) -> dict[str, bytes]:
     """Returns what is below a URL, by name."""
-    folder = files.as_path(folder)
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.find()}
 
 

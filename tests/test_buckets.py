@@ -12,9 +12,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data_specs.corpora import CorpusSource
 from pipeline import create_pretraining_data, create_teacher_output_data
-from pipeline.base import files
 from pipeline.base.errors import InputError
-from pipeline.base.local_mirror import CACHE_VARIABLE, cache_folder
+from pipeline.base.local_mirror import CACHE_VARIABLE, mirror_folder
+from pipeline.base.location import BucketLocation
 from pipeline.distill import training
 from pipeline.distill.checkpoint_files import CheckpointFiles
 from pipeline.distill.settings import DistillConfig, StudentConfig
@@ -36,7 +36,7 @@ def written(bucket, monkeypatch) -> list[str]:
         def write(self, first, second, *rest, method=method, real=real, **options):
             real(self, first, second, *rest, **options)
             url = second if method == "put_file" else first
-            names.append(str(files.as_path(url).key.relative_to(bucket.key)))
+            names.append(str(url.key.relative_to(bucket.key)))
 
         monkeypatch.setattr(MemoryFileSystem, method, write)
     return names
@@ -74,7 +74,7 @@ def test_masked_examples(stage_1a, written, examples_dir) -> None:
     for shard in (shard for shards in made.splits.values() for shard in shards):
         assert order.index(f".{shard.file}.json") < order.index(shard.file)
     # Nothing but copies of what was read is left on this machine.
-    assert {path.name for path in cache_folder().rglob("*") if path.is_file()} <= {
+    assert {path.name for path in mirror_folder().rglob("*") if path.is_file()} <= {
         "vocab.txt",
         ".lock.tmp",
     }
@@ -99,10 +99,10 @@ def test_an_interrupted_stage_1a_goes_on(
     assert "train-00000-of-00003.tfrecord" in there
     assert not {"train-00001-of-00003.tfrecord", "manifest.json"} & there.keys()
     with pytest.raises(InputError, match="which is an unfinished one: run the command that makes"):
-        manifests.load(stage_1a.output_dir, flag="--input_dir")
+        manifests.load(stage_1a.output_dir)
     # On another machine, where nothing is known of the first, and the text is not the same.
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "elsewhere"))
-    first = files.as_path(stage_1a.corpora[0].input_dir) / "a.txt"
+    first = stage_1a.corpora[0].input_dir / "a.txt"
     text = first.read_bytes()
     first.write_bytes(text.replace("春天".encode(), "秋天".encode()))
     with pytest.raises(InputError, match="the text has changed since .* was begun: expected dig"):
@@ -156,7 +156,7 @@ def test_a_mixture_and_a_declaration(capsys, bucket, stage_1a, corpus_dir) -> No
     flags += ["--max_predictions_per_seq=8", f"--corpora={bucket}/mixture.yaml"]
     status = create_pretraining_data.main(["x", *flags, f"--output_dir={bucket}/mixed"])
     assert status == 0
-    counts = manifests.load(bucket / "mixed", flag="--input_dir").statistics
+    counts = manifests.load(bucket / "mixed").statistics
     assert set(counts["examples_by_corpus"]) == {"one", "own", "here"}
     assert counts["documents"] == 120
     capsys.readouterr()
@@ -193,7 +193,7 @@ def test_teacher_cache(bucket, written, examples_dir, teacher, cache_dir, monkey
 
 
 def test_a_damaged_shard_is_named(capsys, bucket, examples_dir, teacher) -> None:
-    examples = files.as_path(upload_folder(examples_dir, bucket / "examples"))
+    examples = upload_folder(examples_dir, bucket / "examples")
     shard = examples / "train-00001-of-00003.tfrecord"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
@@ -210,27 +210,27 @@ def test_a_damaged_shard_is_named(capsys, bucket, examples_dir, teacher) -> None
 
 
 def test_names_in_a_manifest_lead_nowhere_else(bucket, examples_dir) -> None:
-    folder = files.as_path(upload_folder(examples_dir, bucket / "examples"))
-    value = files.read_json(folder / "manifest.json")
+    folder = upload_folder(examples_dir, bucket / "examples")
+    value = (folder / "manifest.json").read_json()
     for key, name in (("file", "../secret.tfrecord"), ("file", "s3://other/a"), (None, "../a")):
         changed = json.loads(json.dumps(value))
         if key is None:
             changed["tokenizer_files"] = [name]
         else:
             changed["splits"]["train"][0][key] = name
-        files.write_json(folder / "manifest.json", changed)
+        (folder / "manifest.json").write_json(changed)
         with pytest.raises(InputError, match="expected .*name.*received"):
-            manifests.load(folder, flag="--input_dir")
+            manifests.load(folder)
 
 
 def test_a_google_checkpoint(bucket, tmp_path, teacher_dir) -> None:
     """Three files, of which TensorFlow wants to see all."""
-    source = model_directory.find_model(teacher_dir, "--teacher")
+    source = model_directory.find_model(teacher_dir)
     weights = source.read_weights()
-    files.write_json(tmp_path / "bert_config.json", source.config.to_google())
+    (tmp_path / "bert_config.json").write_json(source.config.to_google())
     tf1_checkpoint.write_tf1_weights(str(tmp_path / "bert_model.ckpt"), source.config, weights)
-    local = model_directory.find_model(tmp_path, "--teacher")
-    found = model_directory.find_model(upload_folder(tmp_path, bucket / "google"), "--teacher")
+    local = model_directory.find_model(tmp_path)
+    found = model_directory.find_model(upload_folder(tmp_path, bucket / "google"))
     assert found.sha256() == local.sha256()
     assert found.tensor_shapes() == local.tensor_shapes()
     read = found.read_weights()
@@ -239,7 +239,7 @@ def test_a_google_checkpoint(bucket, tmp_path, teacher_dir) -> None:
     named = model_directory.ModelSource.from_google(f"{bucket}/google/bert_config.json", prefix)
     assert named.sha256() == local.sha256()
     with pytest.raises(InputError) as caught:
-        model_directory.find_model(f"{bucket}/googel", "--teacher")
+        model_directory.find_model(f"{bucket}/googel")
     assert str(caught.value).startswith(f"--teacher: no such directory: {bucket}/googel (a model")
 
 
@@ -305,7 +305,7 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
     events = [name for name in made if name.startswith("tensorboard/train/events")]
     # One of each process; on a disk it is the same.
     assert len(events) == 2 and all(made[name] for name in events)
-    assert not list(cache_folder().rglob("step-*"))
+    assert not list(mirror_folder().rglob("step-*"))
     with pytest.raises(InputError, match="another request: learning_rate is 0.001 there"):
         training.distill(dataclasses.replace(config, learning_rate=2e-3))
 
@@ -313,7 +313,7 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
 @pytest.mark.parametrize("moment", [1, 4])
 def test_a_shard_that_cannot_be_copied_is_named(bucket, stage_2, monkeypatch, moment: int) -> None:
     """Also where TensorFlow's threads ask for it: as lengths are sampled, and in training."""
-    real, calls = files.local_copy, []
+    real, calls = BucketLocation.mirror, []
 
     def local_copy(path):
         if "train-" in str(path):
@@ -322,7 +322,7 @@ def test_a_shard_that_cannot_be_copied_is_named(bucket, stage_2, monkeypatch, mo
                 raise OSError(5, "the store does not answer as expected (x)", str(path))
         return real(path)
 
-    monkeypatch.setattr(files, "local_copy", local_copy)
+    monkeypatch.setattr(BucketLocation, "mirror", local_copy)
     with pytest.raises(OSError, match="the store does not answer as expected") as caught:
         training.distill(stage_2(bucket / "student"))
     assert caught.value.filename == calls[moment]
@@ -337,5 +337,5 @@ def test_only_shards_that_are_read_are_copied(bucket, stage_2, cache_dir) -> Non
         num_train_steps=2,
     )
     training.distill(config)
-    copied = {path.name for path in cache_folder().rglob("*.tfrecord")}
+    copied = {path.name for path in mirror_folder().rglob("*.tfrecord")}
     assert copied == {"train-00001-of-00003.tfrecord"}

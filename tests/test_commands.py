@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
-from pipeline.base import files
 from pipeline.storage import manifest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -138,7 +137,7 @@ def test_an_empty_corpus(capsys, stage_1a, tmp_path) -> None:
 def test_a_full_disk_loses_nothing(capsys, stage_1a, monkeypatch) -> None:
     """The same flags, after there is room again, end as if nothing had been."""
     folder = pathlib.Path(stage_1a["output_dir"])
-    real = files.os.replace
+    real = os.replace
     renamed = []
 
     def full(source, target):
@@ -148,20 +147,20 @@ def test_a_full_disk_loses_nothing(capsys, stage_1a, monkeypatch) -> None:
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", full)
+        patch.setattr(os, "replace", full)
         line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, num_shards="2"))
     assert "train-00000-of-00002.tfrecord: No space left on device" in line
     assert renamed and not (folder / "manifest.json").exists()
     assert not list(folder.glob("**/*.tmp"))
     assert create_pretraining_data.main(["x", *_flags(stage_1a, num_shards="2")]) == 0
-    manifest.verify(folder, manifest.load(folder, flag="--output_dir"), full=True)
+    manifest.verify(folder, manifest.load(folder), full=True)
 
 
 def test_the_summary(capsys, stage_1a) -> None:
     assert create_pretraining_data.main(["x", *_flags(stage_1a, random_next="True")]) == 0
     captured = capsys.readouterr()
     assert "note: --random_next has no effect" in captured.err
-    loaded = manifest.load(stage_1a["output_dir"], flag="--output_dir")
+    loaded = manifest.load(stage_1a["output_dir"])
     for expected in (
         "documents  60 read, 0 skipped",
         f"windows    {loaded.statistics['windows']:,}",
@@ -175,7 +174,7 @@ def test_the_summary(capsys, stage_1a) -> None:
 def test_the_summary_of_unmasked_windows(capsys, stage_1a) -> None:
     assert create_pretraining_data.main(["x", *_flags(stage_1a, masking="dynamic")]) == 0
     printed = capsys.readouterr().out
-    loaded = manifest.load(stage_1a["output_dir"], flag="--output_dir")
+    loaded = manifest.load(stage_1a["output_dir"])
     assert (
         loaded.num_examples("train") + loaded.num_examples("eval") == loaded.statistics["windows"]
     )
@@ -186,7 +185,7 @@ def test_the_summary_of_unmasked_windows(capsys, stage_1a) -> None:
 
 def test_static_masks_are_the_default_five_copies(capsys, stage_1a) -> None:
     assert create_pretraining_data.main(["x", *_flags(stage_1a)]) == 0
-    loaded = manifest.load(stage_1a["output_dir"], flag="--output_dir")
+    loaded = manifest.load(stage_1a["output_dir"])
     assert loaded.dupe_factor == loaded.flags["dupe_factor"] == 5
     # As requests were before there were others: a directory of then is recognised.
     assert not {"masking", "mask_smoothing"} & loaded.flags.keys()
@@ -381,10 +380,7 @@ def test_end_to_end_on_both_backends(stage_1a, teacher_dir, tmp_path) -> None:
     for name, value in reports["tensorflow"].items():
         if name not in ("split", "examples_per_second"):
             assert reports["jax"][name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
-    caches = [
-        manifest.load(tmp_path / f"cache_{backend}", flag="--input_dir")
-        for backend in ("tensorflow", "jax")
-    ]
+    caches = [manifest.load(tmp_path / f"cache_{backend}") for backend in ("tensorflow", "jax")]
     assert caches[0].num_examples("train") == caches[1].num_examples("train")
     assert caches[0].teacher_info == caches[1].teacher_info
 
@@ -398,7 +394,7 @@ def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path
 
     google = tmp_path / "google"
     google.mkdir()
-    source = model_directory.find_model(str(teacher_dir), "--teacher")
+    source = model_directory.find_model(str(teacher_dir))
     weights = source.read_weights()
     tensors = {row.tf1: weights[row.ours] for row in weight_names.weight_table(source.config)}
     tf.raw_ops.SaveV2(
@@ -458,6 +454,6 @@ def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path
         "--num_train_steps=6",
         "--num_warmup_steps=2",
     )
-    loaded = model_directory.find_model(str(student), "--student").read_weights()
+    loaded = model_directory.find_model(str(student)).read_weights()
     moved = [np.abs(loaded[name] - weights[name]).max() for name in weights]
     assert 0 < max(moved) < 1e-3

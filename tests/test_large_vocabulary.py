@@ -25,7 +25,7 @@ def _main(command, *arguments: str) -> None:
 
 def _examples(directory: pathlib.Path) -> Iterator[dict[str, bytes]]:
     """Yields every record of both splits."""
-    for shards in manifest.load(directory, flag="-").splits.values():
+    for shards in manifest.load(directory).splits.values():
         for shard in shards:
             for record in serialization.read_records(directory / shard.file):
                 yield serialization.decode_example(record)
@@ -93,7 +93,7 @@ def test_seventy_thousand_tokens(tmp_path) -> None:
         "--truncation_factor=8",
         "--predict_batch_size=8",
     )
-    codec, model = CODECS["float16"](70_000, 8), load_masked_lm(find_model(teacher, "--teacher"))
+    codec, model = CODECS["float16"](70_000, 8), load_masked_lm(find_model(teacher))
     found = []
     for example in _examples(cache):
         found.append(codec.decode(example, len(_ids(example, records.MASKED_LM_IDS)))[0])
@@ -126,7 +126,7 @@ def test_the_multilingual_vocabulary_through_three_stages(tmp_path) -> None:
         f"--output_dir={cache}",
         "--truncation_factor=16",
     )
-    made = manifest.load(cache, flag="-")
+    made = manifest.load(cache)
     assert made.vocab.size == 119_547
     for name in (records.INPUT_IDS, records.TOPK_IDS):
         ids = np.concatenate([_ids(example, name) for example in _examples(cache)])
@@ -147,7 +147,7 @@ def test_the_multilingual_vocabulary_through_three_stages(tmp_path) -> None:
         "--num_train_steps=2",
         "--train_batch_size=4",
     )
-    before, after = (find_model(folder, "-").read_weights() for folder in (teacher, student))
+    before, after = (find_model(folder).read_weights() for folder in (teacher, student))
     words = "encoder/embeddings/word_embeddings"
     moved = np.flatnonzero((before[words] != after[words]).any(axis=1))
     assert after[words].shape == (119_547, 8) and (moved > LAST_UINT16).any()

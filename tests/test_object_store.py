@@ -14,9 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.base import files
 from pipeline.base.local_mirror import CACHE_VARIABLE
-from pipeline.base.remote_files import RemotePath
+from pipeline.base.location import BucketLocation, Location
 from pipeline.masking.masked_examples import create_masked_examples
 from tests import gcs_server
 from tests.conftest import read_folder, read_objects, upload_folder
@@ -68,17 +67,17 @@ def settings(s3_url: str, gcs_url: str, tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture
-def s3_place(settings, tmp_path) -> RemotePath:
+def s3_place(settings, tmp_path) -> BucketLocation:
     """A folder of the test's own in a bucket of S3."""
     s3fs = pytest.importorskip("s3fs")
     s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
-    return files.as_path(f"s3://bucket/{tmp_path.name}")
+    return Location.parse(f"s3://bucket/{tmp_path.name}")
 
 
 @pytest.fixture(params=["s3", "gs"])
-def place(request, s3_place, tmp_path) -> RemotePath:
+def place(request, s3_place, tmp_path) -> BucketLocation:
     """A folder of the test's own in a bucket of either."""
-    return s3_place if request.param == "s3" else files.as_path(f"gs://bucket/{tmp_path.name}")
+    return s3_place if request.param == "s3" else Location.parse(f"gs://bucket/{tmp_path.name}")
 
 
 def _start(command: str, *flags: str) -> subprocess.Popen[str]:
@@ -106,7 +105,7 @@ def _fails(command: str, *flags: str) -> str:
     return printed.splitlines()[-1]
 
 
-def _kill_when_there(process: subprocess.Popen[str], path: RemotePath) -> None:
+def _kill_when_there(process: subprocess.Popen[str], path: BucketLocation) -> None:
     """Kills a command with all its processes as soon as an object is there."""
     end = time.monotonic() + 300
     while not path.is_file():
@@ -138,7 +137,7 @@ def test_an_upload_of_parts_that_breaks_leaves_nothing(s3_place, tmp_path, monke
     assert caught.value.filename == f"{s3_place}/large.bin"
     assert not (s3_place / "large.bin").exists() and not s3_place.exists()
     (s3_place / "large.bin").upload(path)
-    assert files.local_copy(s3_place / "large.bin").read_bytes() == path.read_bytes()
+    assert (s3_place / "large.bin").mirror().read_bytes() == path.read_bytes()
 
 
 def test_objects_and_folders(place, tmp_path) -> None:
@@ -148,18 +147,18 @@ def test_objects_and_folders(place, tmp_path) -> None:
     assert place.is_dir() and not place.is_file() and (place / "sub" / "a b.txt").is_file()
     assert place.find() == {place / "sub" / "a b.txt": 8}
     assert list(place.glob("*/*.txt")) == [place / "sub" / "a b.txt"]
-    assert files.as_path(f"{place}/*/*.txt").find() == {place / "sub" / "a b.txt": 8}
+    assert Location.parse(f"{place}/*/*.txt").find() == {place / "sub" / "a b.txt": 8}
     with (place / "sub" / "a b.txt").open() as file:
         assert file.readlines() == [b"one\n", b"two\n"]
-    before = files.local_copy(place / "sub" / "a b.txt")
+    before = (place / "sub" / "a b.txt").mirror()
     (place / "sub" / "a b.txt").write_bytes(b"six\nten\n")
-    after = files.local_copy(place / "sub" / "a b.txt")
+    after = (place / "sub" / "a b.txt").mirror()
     assert (before.read_bytes(), after.read_bytes()) == (b"one\ntwo\n", b"six\nten\n")
     large = tmp_path / "large.bin"
     large.write_bytes(os.urandom(6 * 2**20))
-    with files.atomic_path(place / "large.bin") as temporary:
+    with (place / "large.bin").atomic_write() as temporary:
         temporary.write_bytes(large.read_bytes())
-    assert files.sha256_file(place / "large.bin") == files.sha256_file(large)
+    assert (place / "large.bin").sha256() == large.sha256()
     (place / "large.bin").unlink()
     (place / "large.bin").unlink(missing_ok=True)
     assert [path.name for path in place.iterdir()] == ["sub"]
@@ -169,7 +168,10 @@ def test_what_another_process_does_is_seen(place) -> None:
     """No listing is remembered: else a whole shard would be taken for a missing one."""
     (place / "a").write_bytes(b"1")
     assert [path.name for path in place.iterdir()] == ["a"]
-    code = f"from pipeline import files; files.as_path('{place}/b').write_bytes(b'23')"
+    code = (
+        "from pipeline.base.location import Location; "
+        f"Location.parse('{place}/b').write_bytes(b'23')"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
     assert [path.name for path in place.iterdir()] == ["a", "b"]
     assert (place / "b").is_file() and (place / "b").stat().st_size == 2

@@ -44,7 +44,7 @@ def tokenizer_file(request) -> pathlib.Path:
 
 
 def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
-    tokenizer = load_tokenizer(str(tokenizer_file), do_lower_case=None, flag="--vocab_file")
+    tokenizer = load_tokenizer(str(tokenizer_file), do_lower_case=None)
     words = tmp_path / "words.txt"
     words.write_text("\n".join(map(str, range(len(tokenizer.vocab)))), encoding="utf-8")
     families = {"tokenizer.json": ROBERTA, "sentencepiece.bpe.model": XLM_ROBERTA}
@@ -66,7 +66,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         "--max_workers=1",
         "--segments=single" if changes else "--segments=pair",
     )
-    made = manifest.load(examples, flag="--input_dir")
+    made = manifest.load(examples)
     assert made.special_ids == tokenizer.special_ids
     assert made.vocab == tokenizer.info
     assert not _main(
@@ -85,7 +85,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         "--num_train_steps=2",
         "--train_batch_size=4",
     )
-    again = load_tokenizer(student, do_lower_case=None, flag="--student")
+    again = load_tokenizer(student, do_lower_case=None)
     for line in SENTENCES:
         assert again.tokenize(line).ids.tolist() == tokenizer.tokenize(line).ids.tolist()
     capsys.readouterr()
@@ -101,7 +101,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
     other.write_text(json.dumps(content), encoding="utf-8")
     for path in pathlib.Path(student).glob("*.model"):
         # Both files of XLM-RoBERTa's name its vocabulary.
-        assert read_vocab_info(path, flag="--student") == tokenizer.info
+        assert read_vocab_info(path) == tokenizer.info
         path.unlink()
     arguments = (f"--input_dir={cache}", f"--student={student}", "--do_train=False")
     assert _main(run_distill, *arguments) == 1

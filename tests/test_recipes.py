@@ -96,7 +96,7 @@ def test_a_recipe_runs_and_its_losses_fall(
     for name in weights.keys() - {"masked_lm"}:
         assert lines[-1][name] < lines[0][name], name
     model_type = "distilbert" if recipe.stem == "distilbert" else "bert"
-    assert find_model(tmp_path / "student", "--student").config.model_type == model_type
+    assert find_model(tmp_path / "student").config.model_type == model_type
 
 
 def _flags(recipe: pathlib.Path) -> list[tuple[str, str]]:

@@ -24,8 +24,9 @@ from typing import Any
 
 from absl import flags
 
-from pipeline.base import compute_dtype, files, folders
-from pipeline.base.errors import InputError
+from pipeline.base import compute_dtype
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.models import weight_names
 from pipeline.models.formats import model_directory
@@ -138,15 +139,16 @@ def find_models(text: str, seq_length: int) -> list[Model]:
     """
     paths = [part.strip() for part in text.split(",") if part.strip()]
     if not paths:
-        raise InputError("--models: expected model directories, received none")
+        raise InputError(Setting("models"), "model directories", "none")
     names = [pathlib.Path(path).resolve().name for path in paths]
     models = []
     for path, name in zip(paths, names, strict=True):
-        source = model_directory.find_model(path, "--models")
+        source = model_directory.find_model(path)
         if seq_length > source.config.max_input_length:
             raise InputError(
-                f"--seq_length: expected at most {source.config.max_input_length}, the positions "
-                f"of {path}, received {seq_length}"
+                Setting("seq_length"),
+                f"at most {source.config.max_input_length}, the positions of {path}",
+                seq_length,
             )
         models.append(Model(name if names.count(name) == 1 else path, source))
     return models
@@ -160,9 +162,7 @@ def parse_computations(text: str) -> list[str]:
     """
     wanted = {part.strip() for part in text.split(",") if part.strip()}
     if not wanted or not set(COMPUTATIONS) >= wanted:
-        raise InputError(
-            f"--computations: expected some of {','.join(COMPUTATIONS)}, received {text!r}"
-        )
+        raise InputError(Setting("computations"), f"some of {','.join(COMPUTATIONS)}", f"{text!r}")
     return [name for name in COMPUTATIONS if name in wanted]
 
 
@@ -284,7 +284,7 @@ def to_json(speed: Speed) -> dict[str, Any]:
 
 def _benchmark(values: flags.FlagValues) -> None:
     if values.output:
-        folders.expect_new_file(values.output, "--output")
+        Location.parse(values.output, "output").expect_absent()
     models = find_models(values.models, values.seq_length)
     wanted = parse_computations(values.computations)
     devices = running.choose_backend(values)
@@ -309,7 +309,7 @@ def _benchmark(values: flags.FlagValues) -> None:
             "rows": [to_json(speed) for speed in speeds],
             "left_out": notes,
         }
-        files.write_json(values.output, content)
+        Location.parse(values.output, "output").write_json(content)
         print(f"benchmark: {values.output}")
 
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipeline.base import files, folders, remote_files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
@@ -70,32 +70,33 @@ def _open(paths: Sequence[str]) -> list[Manifest]:
     Raises:
         InputError: one is no teacher cache, or holds other examples than the first.
     """
-    found = [manifests.load(path, flag="--caches") for path in paths]
+    found = [manifests.load(path) for path in paths]
     for path, manifest in zip(paths, found, strict=True):
         if manifest.teacher_info is None:
-            raise InputError(f"--caches: expected teacher caches, received {path}, which is none")
+            raise InputError(Setting("caches"), "teacher caches", f"{path}, which is none")
         if not manifest.num_examples(manifests.TRAIN):
-            raise InputError(f"--caches: expected train examples, received {path} without any")
+            raise InputError(Setting("caches"), "train examples", f"{path} without any")
         first, other = (
             (one.num_examples(manifests.TRAIN), one.teacher_info.parent["sha256"])
             for one in (found[0], manifest)
         )
         if first != other:
             raise InputError(
-                f"--caches: expected caches of the same masked examples, received {paths[0]} "
-                f"({first[0]:,} train examples, parent {first[1][:8]}…) and {path} "
-                f"({other[0]:,}, parent {other[1][:8]}…)"
+                Setting("caches"),
+                "caches of the same masked examples",
+                f"{paths[0]} ({first[0]:,} train examples, parent {first[1][:8]}…) and "
+                f"{path} ({other[0]:,}, parent {other[1][:8]}…)",
             )
     if not found[0].num_examples(manifests.EVAL):
-        raise InputError(f"--caches: expected eval examples in the first, {paths[0]} has none")
+        raise InputError(Setting("caches"), f"eval examples in the first, {paths[0]} has none")
     return found
 
 
 def _check_flags(given: Sequence[str]) -> None:
-    for flag in given:
-        name = flag.lstrip("-").partition("=")[0]
+    for argument in given:
+        name = argument.lstrip("-").partition("=")[0]
         if name.removeprefix("no") in _OWN_FLAGS or name in _OWN_FLAGS:
-            raise InputError(f"--distill_flags: expected no --{name}, which is chosen for each run")
+            raise InputError(Setting("distill_flags"), f"no `{name}`, which is chosen for each run")
 
 
 def evaluate(student: pathlib.Path, cache: str, max_steps: int) -> dict[str, float]:
@@ -218,16 +219,18 @@ def define_flags() -> flags.FlagValues:
 
 def _compare(values: flags.FlagValues) -> None:
     if values.output:
-        folders.expect_new_file(values.output, "--output")
+        Location.parse(values.output, "output").expect_absent()
     caches = [cache.strip() for cache in values.caches.split(",")]
     seeds = running.parse_counts("seeds", values.seeds)
     running.import_quietly("tensorflow")
-    remote_files.expect_local(values.work, "--work")
-    work = folders.make_directory(values.work, "--work")
+    Location.parse(values.work, "work").expect_local()
+    work = Location.parse(values.work, "work").make_directory()
     found = compare(caches, work, seeds, shlex.split(values.distill_flags), values.max_eval_steps)
     print(f"\n{table(found)}")
     if values.output:
-        files.write_json(values.output, [dataclasses.asdict(one) for one in found])
+        Location.parse(values.output, "output").write_json(
+            [dataclasses.asdict(one) for one in found]
+        )
         print(f"comparison: {values.output}")
 
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 
 if TYPE_CHECKING:
-    from pipeline.base.files import AnyPath
     from pipeline.models.formats.model_directory import ModelSource
 
 HF, _TF1 = "hf", "tf1"
@@ -53,21 +53,20 @@ def _find_source(values: flags.FlagValues) -> "ModelSource":
 
     if (values.input is None) == (values.bert_config_file is None):
         raise InputError(
-            "--input: expected either it or --bert_config_file with --init_checkpoint, "
-            f"received {'neither' if values.input is None else 'both'}"
+            Setting("input"),
+            "either it or `bert_config_file` with `init_checkpoint`",
+            "neither" if values.input is None else "both",
         )
     if values.input is not None:
         if values.init_checkpoint is not None:
-            raise InputError(
-                "--init_checkpoint: expected --bert_config_file beside it, received --input"
-            )
-        return model_directory.find_model(values.input, "--input")
+            raise InputError(Setting("init_checkpoint"), "`bert_config_file` beside it", "`input`")
+        return model_directory.find_model(values.input)
     if values.init_checkpoint is None:
-        raise InputError("--init_checkpoint: expected the model's checkpoint, received none")
+        raise InputError(Setting("init_checkpoint"), "the model's checkpoint", "none")
     return model_directory.ModelSource.from_google(values.bert_config_file, values.init_checkpoint)
 
 
-def write_model(source: "ModelSource", directory: "AnyPath", *, layout: str) -> list[str]:
+def write_model(source: "ModelSource", directory: "Location", *, layout: str) -> list[str]:
     """Writes a model with its tokenizer's files, and returns the names of these.
 
     Args:
@@ -79,7 +78,6 @@ def write_model(source: "ModelSource", directory: "AnyPath", *, layout: str) -> 
         InputError: the weights are not those of the configuration, or the folder
             cannot be made.
     """
-    from pipeline.base import files
     from pipeline.models.formats import model_directory
 
     # Before there is a folder: a mistake leaves none.
@@ -93,7 +91,7 @@ def write_model(source: "ModelSource", directory: "AnyPath", *, layout: str) -> 
         from pipeline.models.formats.tf1_checkpoint import write_tf1_weights
 
         write_tf1_weights(str(stage / model_directory.GOOGLE_PREFIX), source.config, weights)
-        files.write_json(stage / model_directory.GOOGLE_CONFIG, source.config.to_google())
+        (stage / model_directory.GOOGLE_CONFIG).write_json(source.config.to_google())
 
     if layout == HF:
         return write_with_tokenizer(source, directory, write_hf, last=model_directory.HF_CONFIG)
@@ -102,7 +100,7 @@ def write_model(source: "ModelSource", directory: "AnyPath", *, layout: str) -> 
 
 def write_with_tokenizer(
     source: "ModelSource",
-    directory: "AnyPath",
+    directory: "Location",
     write: Callable[[pathlib.Path], None],
     *,
     last: str,
@@ -118,7 +116,6 @@ def write_with_tokenizer(
     Raises:
         InputError: the folder cannot be made.
     """
-    from pipeline.base import files, folders
     from pipeline.tokenizers import loading
 
     settings = (source.directory / name for name in _TOKENIZER_SETTINGS)
@@ -126,25 +123,24 @@ def write_with_tokenizer(
         *loading.tokenizer_files(source.directory),
         *(path for path in settings if path.is_file()),
     ]
-    folders.make_directory(directory, "--output_dir")
-    with folders.staged_directory(directory, last=last) as stage:
+    directory.make_directory()
+    with directory.stage_directory(last=last) as stage:
         write(stage)
         for path in found:
-            shutil.copyfile(files.local_copy(path), stage / path.name)
+            shutil.copyfile(path.mirror(), stage / path.name)
     return [path.name for path in found]
 
 
 def _convert(values: flags.FlagValues) -> None:
-    from pipeline.base import files, folders
     from pipeline.models import weight_names
 
-    source, directory = _find_source(values), files.as_path(values.output_dir)
+    source, directory = _find_source(values), Location.parse(values.output_dir, "output_dir")
     if values.layout == _TF1:
         try:
             source.config.to_google()
         except InputError as error:
-            raise InputError(f"--layout=tf1: {error}; hf takes every model") from error
-    folders.expect_new_directory(directory, "--output_dir")
+            raise InputError("`layout`=tf1", received=error, hint="hf takes every model") from error
+    directory.expect_empty()
     if _TF1 in (source.layout, values.layout):
         running.import_quietly("tensorflow")
     copied = write_model(source, directory, layout=values.layout)

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline.base import files, folders, remote_files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from tools.exports import formats
 from tools.text_table import aligned_lines
@@ -80,7 +80,7 @@ def _max_seq_length(values: flags.FlagValues, source: "ModelSource") -> int:
     wanted = values.max_seq_length
     if wanted is not None and wanted > limit:
         raise InputError(
-            f"--max_seq_length: expected at most {limit}, the model's positions, received {wanted}"
+            Setting("max_seq_length"), f"at most {limit}, the model's positions", wanted
         )
     return wanted or limit
 
@@ -90,11 +90,12 @@ def _find_tokenizer(values: flags.FlagValues, source: "ModelSource") -> "Tokeniz
 
     if not loading.tokenizer_files(source.directory) and values.sentences is None:
         return None
-    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None, flag="--model")
+    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None)
     if len(tokenizer.vocab) > source.config.vocab_size:
         raise InputError(
-            f"--model: expected a tokenizer of at most {source.config.vocab_size} tokens, as the "
-            f"model has, received {len(tokenizer.vocab)} in {source.directory}"
+            Setting("model"),
+            f"a tokenizer of at most {source.config.vocab_size} tokens, as the model has",
+            f"{len(tokenizer.vocab)} in {source.directory}",
         )
     return tokenizer
 
@@ -105,11 +106,12 @@ def _open_cache(values: flags.FlagValues, source: "ModelSource") -> "CacheInput 
     from pipeline.storage import cache_input
     from pipeline.tokenizers import loading
 
-    cache = cache_input.open_cache(values.input_dir, None)
+    cache = cache_input.open_cache(Location.parse(values.input_dir, "input_dir"), None)
     vocab_files = loading.tokenizer_files(source.directory)
-    loading.expect_vocab(cache, source.config.vocab_size, vocab_files, "--model")
-    cache_input.expect_positions(cache, source.config.max_input_length, "--model")
-    cache_input.expect_segments(cache, source.config.type_vocab_size, "--model")
+    with naming_setting("model"):
+        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_input.expect_positions(cache, source.config.max_input_length)
+        cache_input.expect_segments(cache, source.config.type_vocab_size)
     return cache
 
 
@@ -172,7 +174,7 @@ def _write_report(
         "rows": [row.to_json() for row in report.rows],
         "left_out": dict(report.left_out),
     }
-    files.write_json(directory / REPORT_FILE, content)
+    (directory / REPORT_FILE).write_json(content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,23 +193,24 @@ class _Prepared:
 def _prepare(values: flags.FlagValues) -> _Prepared:
     if (values.sentences is None) == (values.input_dir is None):
         raise InputError(
-            "--sentences: expected either it or --input_dir, real text that exports are checked "
-            f"on, received {'neither' if values.sentences is None else 'both'}"
+            Setting("sentences"),
+            "either it or `input_dir`, real text that exports are checked on",
+            "neither" if values.sentences is None else "both",
         )
-    remote_files.expect_local(values.output_dir, "--output_dir")
-    folders.expect_new_directory(values.output_dir, "--output_dir")
+    Location.parse(values.output_dir, "output_dir").expect_local()
+    Location.parse(values.output_dir, "output_dir").expect_empty()
 
     from pipeline.models.formats import model_directory
     from tools.exports import examples, model_card, model_task
 
-    source = model_directory.find_model(values.model, "--model")
+    source = model_directory.find_model(values.model)
     task, max_seq_length = model_task.find_task(source), _max_seq_length(values, source)
     tokenizer, cache = _find_tokenizer(values, source), _open_cache(values, source)
     if cache is None:
         checked = _read_sentences(values, source, task, tokenizer)
     else:
         checked = examples.read_cache(cache, values.num_sentences)
-    name = values.name or files.as_path(values.model).resolve().name
+    name = values.name or Location.parse(values.model, "model").resolve().name
     # Read once more for the card: a mistake is told now.
     model_card.read_scores(values.scores)
     return _Prepared(
@@ -234,7 +237,7 @@ def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) 
         note=describe(report),
         task=prepared.task,
     )
-    files.write_bytes(directory / model_card.CARD_FILE, text.encode("utf-8"))
+    (directory / model_card.CARD_FILE).write_whole(text.encode("utf-8"))
 
 
 def _load(prepared: _Prepared) -> "Subject":
@@ -255,7 +258,7 @@ def _export(values: flags.FlagValues) -> None:
     from tools.exports import exporter, saved_model
 
     subject = _load(prepared)
-    folders.make_directory(directory, "--output_dir")
+    directory.make_directory()
     report = exporter.export(subject, wanted, prepared.examples, directory, repeats=values.repeats)
     lines = aligned_lines(_TITLES, [cells(row) for row in report.rows])
     print("\n".join([*lines, "", describe(report)]))
@@ -266,7 +269,11 @@ def _export(values: flags.FlagValues) -> None:
     _write_report(report, directory, values, prepared.max_seq_length)
     if report.left_out:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
-        raise InputError(f"--formats: left out: {reasons}; the others are in {directory}")
+        raise InputError(
+            Setting("formats"),
+            received=f"left out: {reasons}",
+            hint=f"the others are in {directory}",
+        )
     print(f"exports: {directory}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline.base import files, folders
+from pipeline.base.location import Location
 from pipeline.commands import running
 from tools.text_table import aligned_lines
 
@@ -142,14 +142,14 @@ def define_flags() -> flags.FlagValues:
 
 def _report(values: flags.FlagValues) -> None:
     if values.output:
-        folders.expect_new_file(values.output, "--output")
+        Location.parse(values.output, "output").expect_absent()
     settings = values.flag_values_dict()
     names = ReportConfig.__dataclass_fields__
     running.choose_backend(values)
     report, about = report_fidelity(ReportConfig(**{name: settings[name] for name in names}))
     print(table(report))
     if values.output:
-        files.write_json(values.output, {**about, **dataclasses.asdict(report)})
+        Location.parse(values.output, "output").write_json({**about, **dataclasses.asdict(report)})
         print(f"report: {values.output}")
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from pipeline.base import compute_dtype, files
-from pipeline.base.errors import DivergedError, InputError
+from pipeline.base import compute_dtype
+from pipeline.base.errors import DivergedError, InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 from tools.finetuning.settings import FinetuneConfig
@@ -123,11 +124,11 @@ def read_config(values: flags.FlagValues) -> FinetuneConfig:
     given = values.flag_values_dict()
     for name in ("distill_temperature", "distill_weight"):
         if values[name].present and not (values.finetune_teacher or values.teacher_cache):
-            raise InputError(
-                f"--{name}: expected --finetune_teacher or --teacher_cache with it, received none"
-            )
+            raise InputError(Setting(name), "`finetune_teacher` or `teacher_cache` with it", "none")
     if values.teacher_cache is None and values.finetune_teacher is not None:
-        given["teacher_cache"] = str(files.as_path(values.output_dir) / _TEACHER_CACHE)
+        given["teacher_cache"] = str(
+            Location.parse(values.output_dir, "output_dir") / _TEACHER_CACHE
+        )
     names = FinetuneConfig.__dataclass_fields__
     return FinetuneConfig(**{name: given[name] for name in names if name in given})
 
@@ -140,9 +141,7 @@ def read_grid(values: flags.FlagValues) -> list[tuple[float, int]]:
     """
     rates = running.parse_numbers("learning_rates", values.learning_rates)
     if min(rates) <= 0.0:
-        raise InputError(
-            f"--learning_rates: expected numbers above 0, received {values.learning_rates}"
-        )
+        raise InputError(Setting("learning_rates"), "numbers above 0", values.learning_rates)
     seeds = running.parse_counts("seeds", values.seeds)
     grid = [(rate, seed) for rate in dict.fromkeys(rates) for seed in seeds]
     return grid if values.do_train else grid[:1]
@@ -181,7 +180,7 @@ def make_runs(
 
     for number, (rate, seed) in enumerate(grid, 1):
         run = dataclasses.replace(config, learning_rate=rate, random_seed=seed)
-        directory = files.as_path(config.output_dir) / run_folder(run)
+        directory = config.output_dir / run_folder(run)
         print(f"[{number}/{len(grid)}] {directory}", file=sys.stderr)
         run = dataclasses.replace(run, output_dir=str(directory))
         try:
@@ -248,9 +247,7 @@ def _without_rates(runs: Sequence[Run], unfit: set[float]) -> list[Run]:
     left = [run for run in runs if run.learning_rate not in unfit]
     if not left:
         listed = ",".join(f"{rate:g}" for rate in sorted(unfit))
-        raise InputError(
-            f"--learning_rates: expected one at which no seed diverges, received {listed}"
-        )
+        raise InputError(Setting("learning_rates"), "one at which no seed diverges", listed)
     return left
 
 
@@ -279,7 +276,7 @@ def _claim(config: FinetuneConfig, preparation: "Preparation") -> None:
     for name in _OWN_SETTINGS:
         del request[name]
     request["kind"] = "finetuning"
-    manifests.claim(config.output_dir, request, flag="--output_dir")
+    manifests.claim(config.output_dir, request)
 
 
 def _import_backend() -> list[str]:
@@ -317,7 +314,7 @@ def _finetune(values: flags.FlagValues) -> None:
         "model": os.path.basename(os.path.abspath(config.model)),
         **summary,
     }
-    files.write_json(files.as_path(config.output_dir) / SUMMARY_FILE, summary)
+    (config.output_dir / SUMMARY_FILE).write_json(summary)
     print(f"{spec.name}, {config.eval_split}, {len(preparation.evaluation.examples):,} examples")
     print("\n".join(table(summary) if config.do_train else _scores(runs[0])))
     print(f"runs and {SUMMARY_FILE}: {config.output_dir}")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline.base import files, folders
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.commands import running
 
 if TYPE_CHECKING:
@@ -35,10 +34,10 @@ class InspectConfig:
     def __post_init__(self) -> None:
         if self.example_id is not None and not re.fullmatch(r"[0-9a-f]{1,32}", self.example_id):
             raise InputError(
-                f"--example_id: expected up to 32 hexadecimal digits, received {self.example_id!r}"
+                Setting("example_id"), "up to 32 hexadecimal digits", f"{self.example_id!r}"
             )
         if self.example_id is not None and self.first:
-            raise InputError(f"--first: expected none beside --example_id, received {self.first}")
+            raise InputError(Setting("first"), "none beside `example_id`", self.first)
 
 
 def inspect_cache(config: InspectConfig) -> tuple[list[str], str]:
@@ -113,13 +112,13 @@ def _inspect(values: flags.FlagValues) -> None:
     settings = values.flag_values_dict()
     config = InspectConfig(**{name: settings[name] for name in InspectConfig.__dataclass_fields__})
     if config.html:
-        folders.expect_new_file(config.html, "--html")
+        config.html.expect_absent()
     lines, page = inspect_cache(config)
     # A terminal that knows no Chinese still shows the rest.
     sys.stdout.reconfigure(errors="backslashreplace")
     print("\n".join(lines))
     if config.html:
-        files.write_bytes(config.html, page.encode("utf-8"))
+        config.html.write_whole(page.encode("utf-8"))
         print(f"page: {config.html}")
 
 

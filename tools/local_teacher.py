@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files, folders
+from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
@@ -37,7 +37,7 @@ def local_config(manifest: Manifest, *, num_hidden_layers: int, hidden_size: int
 
 
 def write_start(
-    examples_dir: files.PathLike, directory: files.PathLike, config: EncoderConfig, *, seed: int
+    examples_dir: Location, directory: Location, config: EncoderConfig, *, seed: int
 ) -> None:
     """Writes weights from which a small model learns within minutes, as a model directory.
 
@@ -48,7 +48,7 @@ def write_start(
         config: from `local_config`.
         seed: of what is random in them.
     """
-    manifest = manifests.load(examples_dir, flag="--input_dir")
+    manifest = manifests.load(examples_dir)
     counts = np.zeros(config.vocab_size, np.int64)
     dtype = records.id_dtype(config.vocab_size)
     shard = manifest.splits[manifests.TRAIN][0].file
@@ -57,6 +57,6 @@ def write_start(
         tokens = features.get(records.MASKED_LM_IDS, features[records.INPUT_IDS])
         counts += np.bincount(np.frombuffer(tokens, dtype), minlength=len(counts))
     weights = quickstart_teacher_init.neighbor_weights(config, counts, seed=seed)
-    folder = folders.make_directory(directory, "--work")
+    folder = directory.make_directory()
     manifests.copy_tokenizer(examples_dir, manifest, folder)
     model_directory.save_hf_weights(folder, config, weights)

@@ -19,8 +19,7 @@ import tqdm
 from absl import flags
 
 from data_specs import records
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.commands import running
 from pipeline.storage import cache_codec, writer
 from pipeline.storage import manifest as manifests
@@ -49,20 +48,23 @@ class MergeConfig:
     def __post_init__(self) -> None:
         if len(self.input_dirs) < 2 or not all(self.input_dirs):
             raise InputError(
-                "--input_dirs: expected two caches or more, separated by commas, "
-                f"received {','.join(self.input_dirs)!r}"
+                Setting("input_dirs"),
+                "two caches or more, separated by commas",
+                f"{','.join(self.input_dirs)!r}",
             )
         if self.weights is None:
             return
         if len(self.weights) != len(self.input_dirs):
             raise InputError(
-                f"--weights: expected {len(self.input_dirs)}, one for each of --input_dirs, "
-                f"received {len(self.weights)}"
+                Setting("weights"),
+                f"{len(self.input_dirs)}, one for each of `input_dirs`",
+                len(self.weights),
             )
         if not all(weight > 0.0 for weight in self.shares):
             raise InputError(
-                "--weights: expected numbers above 0, received "
-                + ",".join(f"{weight:g}" for weight in self.weights)
+                Setting("weights"),
+                "numbers above 0",
+                ",".join(f"{weight:g}" for weight in self.weights),
             )
 
     @property
@@ -76,10 +78,7 @@ class MergeConfig:
 
 def _open(config: MergeConfig) -> list[CacheInput]:
     flag = "--input_dirs"
-    caches = [
-        CacheInput(files.as_path(path), manifests.load(path, flag=flag), flag)
-        for path in config.input_dirs
-    ]
+    caches = [CacheInput(path, manifests.load(path), flag) for path in config.input_dirs]
     merging.expect_same_examples(caches)
     return caches
 
@@ -91,8 +90,9 @@ def _truncation_factor(config: MergeConfig, caches: Sequence[CacheInput]) -> int
     wanted = min(config.truncation_factor or longest, vocab_size)
     if wanted > longest:
         raise InputError(
-            f"--truncation_factor: expected at most {longest}, the largest of --input_dirs, "
-            f"received {config.truncation_factor}"
+            Setting("truncation_factor"),
+            f"at most {longest}, the largest of `input_dirs`",
+            config.truncation_factor,
         )
     return wanted
 
@@ -154,12 +154,12 @@ def merge_caches(config: MergeConfig) -> Manifest:
     """
     caches = _open(config)
     request = _request(config, caches)
-    manifests.check_claim(config.output_dir, request, flag="--output_dir")
-    if (files.as_path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
-        return manifests.load(config.output_dir, flag="--output_dir")
+    manifests.check_claim(config.output_dir, request)
+    if (config.output_dir / manifests.MANIFEST_FILE).is_file():
+        return manifests.load(config.output_dir)
     for cache in caches:
         manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
-    manifests.claim(config.output_dir, request, flag="--output_dir")
+    manifests.claim(config.output_dir, request)
     info = _teacher_info(config, caches, request)
     # Before the first shard: the codec may need them.
     counts = cache_codec.count_tokens(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline.base import files, folders, remote_files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.manifest import Manifest
@@ -45,7 +45,7 @@ class PlanConfig:
         unknown = [name for name in self.logit_encodings if name not in CODECS]
         if unknown:
             raise InputError(
-                f"--logit_encodings: expected some of {','.join(CODECS)}, received {unknown[0]!r}"
+                Setting("logit_encodings"), f"some of {','.join(CODECS)}", f"{unknown[0]!r}"
             )
 
     def stage_1b(self) -> TeacherCacheConfig:
@@ -267,9 +267,10 @@ def define_flags() -> flags.FlagValues:
 
 def _config(values: flags.FlagValues) -> PlanConfig:
     settings: Mapping[str, Any] = values.flag_values_dict()
-    remote_files.expect_local(values.output_dir, "--output_dir")
-    is_here = values.output and not remote_files.is_url(values.output)
-    place = pathlib.Path(values.output).parent if is_here else "."
+    if values.output_dir:
+        Location.parse(values.output_dir, "output_dir").expect_local()
+    output = Location.parse(values.output or ".")
+    place = output.parent if values.output and output.is_local else "."
     return PlanConfig(
         **{
             **{name: settings[name] for name in PlanConfig.__dataclass_fields__},
@@ -288,7 +289,7 @@ def _plan(values: flags.FlagValues) -> None:
     config.stage_1b()
     for flag in ("output", "picture"):
         if values[flag].value:
-            folders.expect_new_file(values[flag].value, f"--{flag}")
+            Location.parse(values[flag].value, flag).expect_absent()
     if values.picture:
         from tools import plan_picture
 
@@ -297,7 +298,7 @@ def _plan(values: flags.FlagValues) -> None:
     plan = plan_cache(config)
     print(table(plan))
     if values.output:
-        files.write_json(values.output, plan.to_json())
+        Location.parse(values.output, "output").write_json(plan.to_json())
         print(f"plan: {values.output}")
     if values.picture:
         plan_picture.draw(plan.sample.plans, values.picture)

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 
 if TYPE_CHECKING:
     from tools.cache_analysis.planning import CachePlan
@@ -23,12 +23,13 @@ def expect_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "--picture: expected matplotlib, which is not installed; "
-            "pip install '.[quickstart]' brings it"
+            Setting("picture"),
+            "matplotlib, which is not installed",
+            hint="pip install '.[quickstart]' brings it",
         ) from error
 
 
-def draw(plans: Sequence["CachePlan"], path: files.PathLike) -> None:
+def draw(plans: Sequence["CachePlan"], path: Location) -> None:
     """Draws the mean divergence of each plan over its bytes, 960 × 600 pixels.
 
     Args:
@@ -69,6 +70,6 @@ def draw(plans: Sequence["CachePlan"], path: files.PathLike) -> None:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    with files.atomic_path(path) as temporary:
+    with path.atomic_write() as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)

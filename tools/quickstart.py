@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from data_specs import corpora
-from pipeline.base import compute_dtype, files, folders, remote_files
-from pipeline.base.errors import InputError
+from pipeline.base import compute_dtype
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.corpora.corpus import find_files
 from pipeline.models.formats import model_directory
@@ -61,26 +62,30 @@ class Quickstart:
         Raises:
             InputError: it holds a run with another teacher or corpus, or other files.
         """
-        folders.make_directory(self.work, "--work")
+        self.work.make_directory()
         path = self.work / _SETTINGS_FILE
         names = (item.name for item in self.work.iterdir())
         present = sorted(name for name in names if not name.endswith(".tmp"))
         if present and not path.is_file():
             raise InputError(
-                f"--work: expected an empty folder or that of an earlier run, received "
-                f"{self.work}, which holds {present[0]!r}; choose another with WORK=…"
+                Setting("work"),
+                "an empty folder or that of an earlier run",
+                f"{self.work}, which holds {present[0]!r}",
+                hint="choose another with WORK=…",
             )
         settings = {
             "teacher": str(self.own_teacher and self.own_teacher.resolve()),
             "corpus": str(self.own_corpus and self.own_corpus.resolve()),
         }
-        there = files.read_json(path) if path.is_file() else settings
+        there = path.read_json() if path.is_file() else settings
         if there != settings:
             raise InputError(
-                f"--work: {self.work} holds a run with another teacher or corpus: "
-                f"{manifests.describe_difference(there, settings)}; choose another with WORK=…"
+                Setting("work"),
+                received=f"{self.work} holds a run with another teacher or corpus: "
+                f"{manifests.describe_difference(there, settings)}",
+                hint="choose another with WORK=…",
             )
-        files.write_json(path, settings)
+        path.write_json(settings)
 
     def steps(self) -> Sequence[tuple[str, pathlib.Path, Callable[[], None]]]:
         """Returns what each step is, the file that it leaves, and how it is done."""
@@ -113,7 +118,7 @@ class Quickstart:
         sources = corpora.load_mixture(str(self.work / quickstart_text.CORPORA_FILE))
         tokens = quickstart_text.train_vocabulary(quickstart_text.read_texts(sources))
         print(f"{len(tokens):,} tokens")
-        files.write_bytes(self.work / "vocab.txt", ("\n".join(tokens) + "\n").encode("utf-8"))
+        (self.work / "vocab.txt").write_whole(("\n".join(tokens) + "\n").encode("utf-8"))
 
     def mask(self) -> None:
         """Stage 1a."""
@@ -133,7 +138,7 @@ class Quickstart:
 
     def make_start(self) -> None:
         """Writes weights from which a small model learns within minutes."""
-        manifest = manifests.load(self.work / "examples", flag="--work")
+        manifest = manifests.load(self.work / "examples")
         config = local_teacher.local_config(manifest, num_hidden_layers=4, hidden_size=192)
         # Longer inputs than those of the examples.
         config = dataclasses.replace(config, max_position_embeddings=128)
@@ -175,7 +180,7 @@ class Quickstart:
         self._train_student("undistilled", "masked_lm=1")
 
     def _train_student(self, name: str, losses: str) -> None:
-        layers = model_directory.find_model(self.teacher, "--teacher").config.num_hidden_layers
+        layers = model_directory.find_model(self.teacher).config.num_hidden_layers
         run_command(
             "run_distill",
             input_dir=self.work / "cache",
@@ -211,11 +216,11 @@ def _quickstart(values: flags.FlagValues) -> None:
     )
     # What the user may have got wrong first: a corrected command may then use the folder.
     if teacher is not None:
-        model_directory.find_model(teacher, "--teacher")
-        loading.find_vocab_file(str(teacher), flag="--teacher")
+        model_directory.find_model(teacher)
+        loading.find_vocab_file(str(teacher))
     if corpus is not None:
-        find_files(str(corpus), flag="--corpus")
-    remote_files.expect_local(values.work, "--work")
+        find_files(str(corpus))
+    Location.parse(values.work, "work").expect_local()
     run = Quickstart(pathlib.Path(values.work), teacher, corpus)
     run.claim()
     steps = run.steps()

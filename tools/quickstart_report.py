@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_codec, serialization
@@ -82,7 +81,7 @@ def _read_split(cache: pathlib.Path, manifest: Manifest, split: str) -> list[dic
 def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
     """Collects what the runs below `work` have measured, and measures the rest."""
     cache = work / "cache"
-    manifest = manifests.load(cache, flag="--work")
+    manifest = manifests.load(cache)
     evaluation = _read_split(cache, manifest, EVAL)
     label_log_probs = np.concatenate(
         [np.frombuffer(example[records.LABEL_LOG_PROBS], "<f2") for example in evaluation]
@@ -120,7 +119,7 @@ def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
 
 
 def _num_parameters(directory: pathlib.Path) -> int:
-    return count_parameters(model_directory.find_model(directory, "--teacher").config)
+    return count_parameters(model_directory.find_model(directory).config)
 
 
 def _bytes_each(
@@ -184,7 +183,7 @@ def _latencies(
     )
     forwards = [
         inference.compile_forward(
-            model_directory.load_masked_lm(model_directory.find_model(place, "--teacher")),
+            model_directory.load_masked_lm(model_directory.find_model(place)),
             lambda outputs, _: {LOGITS: outputs[LOGITS]},
         )
         for place in places
@@ -255,11 +254,11 @@ def draw(report: Report, work: pathlib.Path) -> pathlib.Path:
     for axes in (agreement, accuracy, sizes):
         axes.spines[["top", "right"]].set_visible(False)
     path = work / "report.png"
-    with files.atomic_path(path) as temporary:
+    with path.atomic_write() as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
-    files.write_bytes(work / "report.txt", (table(report) + "\n").encode("utf-8"))
-    files.write_json(work / "report.json", dataclasses.asdict(report))
+    (work / "report.txt").write_whole((table(report) + "\n").encode("utf-8"))
+    (work / "report.json").write_json(dataclasses.asdict(report))
     return path
 
 

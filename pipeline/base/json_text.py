@@ -24,6 +24,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
+def dump(value: Any) -> bytes:
+    """Returns JSON with sorted keys and a final newline: equal values, equal bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode("utf-8")
+
+
 _DECODER = json.JSONDecoder(parse_int=_whole_number)
 
 

@@ -15,7 +15,7 @@ _UPLOAD = "upload-"
 _LEFT_SECONDS = 24 * 3600.0
 
 
-def cache_folder() -> pathlib.Path:
+def mirror_folder() -> pathlib.Path:
     """Returns the folder of this machine for copies of objects and for scratch files.
 
     It is what the environment's OFFLINE_DISTILL_CACHE says, else one of this user's own in
@@ -31,7 +31,7 @@ def cache_folder() -> pathlib.Path:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"{CACHE_VARIABLE}: cannot make the folder {folder}: {error.strerror}"
+                CACHE_VARIABLE, received=f"cannot make the folder {folder}: {error.strerror}"
             ) from error
         return folder
     folder = pathlib.Path(tempfile.gettempdir()) / f"offline-distill-{os.getuid()}"
@@ -39,8 +39,7 @@ def cache_folder() -> pathlib.Path:
     # Anyone may make a folder of that name there, and put models into it.
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise InputError(
-            f"{CACHE_VARIABLE}: expected a folder for copies of objects, as {folder} "
-            "belongs to another user"
+            CACHE_VARIABLE, f"a folder for copies of objects, as {folder} belongs to another user"
         )
     return folder
 
@@ -50,7 +49,7 @@ def make_upload_folder() -> pathlib.Path:
 
     Those in which a killed process left what nobody has touched for a day are removed.
     """
-    folder = cache_folder()
+    folder = mirror_folder()
     for left in folder.glob(f"{_UPLOAD}*"):
         touched = [path.stat().st_mtime for path in (left, *left.glob("*")) if path.exists()]
         if touched and time.time() - max(touched) > _LEFT_SECONDS:

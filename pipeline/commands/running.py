@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 
 from pipeline.base import compute_dtype
-from pipeline.base.errors import InputError, StoppedRunError
+from pipeline.base.errors import InputError, Setting, StoppedRunError, describe
 from pipeline.runners import ray
 
 LOCAL, RAY = "local", "ray"
@@ -50,7 +50,7 @@ def run(
         _parse(flag_values, argv)
         command(flag_values)
     except InputError as error:
-        return _fail(str(error))
+        return _fail(describe(error, lambda name: f"--{name}" if name in flag_values else name))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
@@ -81,7 +81,7 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         text = str(error).removeprefix("flag ")
         raise InputError(text[max(0, text.find("missing: ")) :]) from error
     if rest:
-        raise InputError(f"expected flags only, received the argument {rest[0]!r}")
+        raise InputError(None, "flags only", f"the argument {rest[0]!r}")
 
 
 def _fail(message: str) -> int:
@@ -190,7 +190,7 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
     except ValueError:
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise InputError(f"--{name}: expected numbers such as 1,2, received {text!r}")
+        raise InputError(Setting(name), "numbers such as 1,2", f"{text!r}")
     return numbers
 
 
@@ -205,7 +205,7 @@ def parse_counts(name: str, text: str) -> tuple[int, ...]:
     except ValueError:
         counts = set()
     if not counts or min(counts) < 1:
-        raise InputError(f"--{name}: expected whole numbers such as 1,5, received {text!r}")
+        raise InputError(Setting(name), "whole numbers such as 1,5", f"{text!r}")
     return tuple(sorted(counts))
 
 
@@ -247,8 +247,9 @@ def import_backend(values: flags.FlagValues, *modules: str) -> None:
         import_quietly("keras", *modules)
     except ImportError as error:
         raise InputError(
-            f"--backend: {values.backend} cannot be imported ({error}); install it, "
-            "for example with pip install '.[jax]'"
+            Setting("backend"),
+            received=f"{values.backend} cannot be imported ({error})",
+            hint="install it, for example with pip install '.[jax]'",
         ) from error
 
 
@@ -284,7 +285,7 @@ def choose_runner(values: flags.FlagValues) -> ray.RayConfig | None:
         return config
     if given:
         name, value = next(iter(given.items()))
-        raise InputError(f"--{name}: expected --runner={RAY} beside it, received {value} alone")
+        raise InputError(Setting(name), f"`runner`={RAY} beside it", f"{value} alone")
     return None
 
 

@@ -5,16 +5,15 @@ The main process cuts, which is cheap; workers decode, clean and tokenise.
 
 import dataclasses
 import fnmatch
-import glob
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from data_specs import corpora as corpus_specs
 from data_specs.corpora import CorpusSource, CorpusSpec
-from pipeline.base import files, remote_files, seeding
-from pipeline.base.errors import InputError
-from pipeline.base.remote_files import RemotePath
+from pipeline.base import seeding
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.corpora import readers
 from pipeline.corpora.documents import Corpus, CorpusFile, RawDocument
 
@@ -65,21 +64,27 @@ def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
     for label in labels:
         if labels.count(label) > 1:
             raise InputError(
-                f"--corpora: expected a name for each corpus, received {label or 'none'!r} "
-                f"{labels.count(label)} times; add name: to tell them apart"
+                Setting("corpora"),
+                "a name for each corpus",
+                f"{label or 'none'!r} {labels.count(label)} times",
+                hint="add name: to tell them apart",
             )
     return tuple(_resolve(source) for source in sources)
+
+
+def _local_spec(name: str) -> str:
+    """Returns the name of a known declaration, or the path of a file of this machine."""
+    location = Location.parse(name, "corpus_spec")
+    return name if location.is_local else str(location.mirror())
 
 
 def _resolve(source: CorpusSource) -> Corpus:
     spec, changes = CorpusSpec(), {}
     if source.corpus_spec is not None:
         try:
-            is_object = remote_files.is_url(source.corpus_spec)
-            place = str(files.local_copy(source.corpus_spec)) if is_object else source.corpus_spec
-            spec = corpus_specs.load_spec(place)
+            spec = corpus_specs.load_spec(_local_spec(source.corpus_spec))
         except ValueError as error:
-            raise InputError(f"--corpus_spec: {error}") from error
+            raise InputError(Setting("corpus_spec"), received=error) from error
     for name in ("text_fields", "segmenter"):
         if getattr(source, name) is not None:
             changes[name] = getattr(source, name)
@@ -117,17 +122,16 @@ def open_corpora(
 
             found.extend(tfds_corpus.find_splits(corpus))
         else:
-            found.extend(find_files(source.input_dir, corpus=corpus, flag="--input_dir"))
+            found.extend(find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus))
     return tuple(found)
 
 
-def find_files(pattern: str, *, flag: str, corpus: Corpus = _ANY_CORPUS) -> tuple[CorpusFile, ...]:
+def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[CorpusFile, ...]:
     """Returns a corpus's files, sorted by name.
 
     Args:
         pattern: a file, a directory (read with all below it, hidden files left
             out) or a glob.
-        flag: the flag that gave it.
         corpus: of a directory, only files that its declaration names are taken.
 
     Raises:
@@ -135,50 +139,34 @@ def find_files(pattern: str, *, flag: str, corpus: Corpus = _ANY_CORPUS) -> tupl
     """
     paths, root = _list_paths(pattern)
     found = [
-        CorpusFile(path, os.path.relpath(path, root or "."), size, corpus) for path, size in paths
+        CorpusFile(path, os.path.relpath(str(path), root or "."), size, corpus)
+        for path, size in paths.items()
     ]
     visible = [
         file for file in found if not any(p.startswith(".") for p in pathlib.Path(file.name).parts)
     ]
     if not visible:
-        raise InputError(
-            f"{flag}: expected a file, a folder or a glob of files, "
-            f"received {pattern}: no file there"
-        )
-    if files.as_path(pattern).is_dir():
+        raise InputError(pattern, "a file, a folder or a glob of files", "none there")
+    if pattern.is_dir():
         visible = [file for file in visible if _is_declared(file)]
         if not visible:
             raise InputError(
-                f"{flag}: expected the files of --corpus_spec={corpus.spec.name} "
-                f"({', '.join(corpus.spec.files)}; from {corpus.spec.url}), "
-                f"received {pattern}, which holds none of them"
+                pattern,
+                f"the files of `corpus_spec`={corpus.spec.name} ({', '.join(corpus.spec.files)}; "
+                f"from {corpus.spec.url})",
+                "none of them",
             )
     if not any(file.bytes for file in visible):
-        raise InputError(f"{flag}: expected text, received {pattern}: every file there is empty")
+        raise InputError(pattern, "text", "nothing: every file there is empty")
     return tuple(sorted(visible, key=lambda file: file.name))
 
 
-def _list_paths(pattern: str) -> tuple[list[tuple[str, int]], str]:
+def _list_paths(pattern: Location) -> tuple[dict[Location, int], str]:
     """Returns what a path or glob names, with sizes, and the folder that the names begin at."""
-    path = files.as_path(pattern)
-    is_folder = path.is_dir()
-    if isinstance(path, RemotePath):
-        found = [(str(place), size) for place, size in path.find().items()]
-        # As the names of objects begin, however the user writes `S3://`.
-        pattern = str(path)
-    elif is_folder:
-        walk = os.walk(pattern)
-        paths = [os.path.join(folder, name) for folder, _, names in walk for name in names]
-        # A pipe would be waited for; a link to nothing is told when it is read.
-        kept = (p for p in paths if os.path.isfile(p) or not os.path.exists(p))
-        found = [(p, os.path.getsize(p) if os.path.exists(p) else 0) for p in kept]
-    else:
-        # A name is no pattern, whatever characters are in it.
-        matches = [pattern] if path.is_file() else glob.glob(pattern, recursive=True)
-        found = [(place, os.path.getsize(place)) for place in matches if os.path.isfile(place)]
-    if is_folder or not found:
-        return found, str(pattern) if is_folder else ""
-    return found, os.path.commonpath([os.path.dirname(place) for place, _ in found])
+    found = pattern.find()
+    if pattern.is_dir() or not found:
+        return found, str(pattern)
+    return found, os.path.commonpath([os.path.dirname(str(path)) for path in found])
 
 
 def _is_declared(file: CorpusFile) -> bool:

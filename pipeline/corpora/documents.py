@@ -5,6 +5,7 @@ import json
 
 from data_specs.corpora import CorpusSpec
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.corpora import cleaning
 
 
@@ -38,7 +39,7 @@ class CorpusFile:
         corpus: the corpus that it is a file of.
     """
 
-    path: str
+    path: Location
     name: str
     bytes: int
     corpus: Corpus = dataclasses.field(default_factory=Corpus)
@@ -89,8 +90,10 @@ def document_text(document: RawDocument) -> str:
         text = document.content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{where}: expected UTF-8 text, received byte 0x{document.content[error.start]:02x} "
-            "(convert the file first, for example with iconv -f gb18030 -t utf-8)"
+            where,
+            "UTF-8 text",
+            f"byte 0x{document.content[error.start]:02x} (convert the file first, for "
+            "example with iconv -f gb18030 -t utf-8)",
         ) from error
     spec = document.file.corpus.spec
     if document.file.holds_rows:
@@ -102,34 +105,33 @@ def _parse_row(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at character {error.pos})") from error
+        raise InputError(
+            where, received=f"not JSON ({error.msg} at character {error.pos})"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error})") from error
+        raise InputError(where, received=f"not JSON ({error})") from error
 
 
 def _row_text(row: object, where: str, spec: CorpusSpec) -> str:
     text_fields = spec.text_fields
     if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object, received {type(row).__name__}")
+        raise InputError(where, "a JSON object", type(row).__name__)
     source = f"--corpus_spec={spec.name}" if spec.name else "--text_fields"
     values = []
     for name in text_fields:
         if name not in row:
             there = ",".join(" ".join(key.split())[:40] for key in list(row)[:8])
             raise InputError(
-                f"{where}: expected the fields {','.join(text_fields)} ({source}), "
-                f"received {there or 'none'}"
+                where, f"the fields {','.join(text_fields)} ({source})", there or "none"
             )
         value = row[name]
         if value is not None and not isinstance(value, str):
-            raise InputError(
-                f"{where}: expected text in the field {name}, received {type(value).__name__}"
-            )
+            raise InputError(where, f"text in the field {name}", type(value).__name__)
         values.append(value or "")
     text = "\n".join(value for value in values if value)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         # An escape such as \\ud800 is valid JSON and no character.
-        raise InputError(f"{where}: expected text, received half a surrogate pair") from error
+        raise InputError(where, "text", "half a surrogate pair") from error
     return text

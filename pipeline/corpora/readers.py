@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSpec
-from pipeline.base import files, seeding
+from pipeline.base import seeding
 from pipeline.base.errors import InputError
 from pipeline.corpora.documents import CorpusFile, RawDocument
 
@@ -40,14 +40,14 @@ def read_documents(file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
         yield from tfds_corpus.read_documents(file)
         return
     try:
-        with files.as_path(file.path).open("rb") as raw:
+        with file.path.open("rb") as raw:
             stream = gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
             for document in _documents_of(file, stream):
                 yield document, raw.tell()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{file.path}: not a whole gzip file ({error})") from error
+        raise InputError(file.path, received=f"not a whole gzip file ({error})") from error
     except OSError as error:
-        raise InputError(f"{file.path}: cannot be read: {error.strerror}") from error
+        raise InputError(file.path, received=f"cannot be read: {error.strerror}") from error
 
 
 def _documents_of(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
@@ -126,7 +126,7 @@ def _line_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
         number += 1
         if len(line) > MAX_ROW_BYTES:
             raise InputError(
-                f"{file.path}, line {number}: expected a row of at most {MAX_ROW_BYTES} bytes"
+                f"{file.path}, line {number}", f"a row of at most {MAX_ROW_BYTES} bytes"
             )
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -159,15 +159,17 @@ def _array_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
                 more = text.read(max(_BLOCK_CHARS, len(buffer)))
                 if not more or len(buffer) > MAX_ROW_BYTES:
                     raise InputError(
-                        f"{file.path}, row {ordinal}: not JSON ({error.msg})"
+                        f"{file.path}, row {ordinal}", received=f"not JSON ({error.msg})"
                     ) from error
                 buffer += more
                 continue
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{file.path}, row {ordinal}: not JSON ({error})") from error
+                raise InputError(
+                    f"{file.path}, row {ordinal}", received=f"not JSON ({error})"
+                ) from error
             yield RawDocument(file, ordinal, f"row {ordinal}", buffer[begin:end].encode("utf-8"))
             position, ordinal, expected = end, ordinal + 1, ","
         if (buffer[position + 1 :] + text.read(_BLOCK_CHARS)).strip():
-            raise InputError(f"{file.path}: expected one JSON array, received more after its end")
+            raise InputError(file.path, "one JSON array", "more after its end")
     except UnicodeError as error:
-        raise InputError(f"{file.path}: not UTF-8 ({error})") from error
+        raise InputError(file.path, received=f"not UTF-8 ({error})") from error

@@ -9,8 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_specs.corpora import CorpusSource
-from pipeline.base import remote_files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.corpora.documents import Corpus, CorpusFile, RawDocument
 
 _TRAIN = "train"
@@ -19,15 +18,17 @@ _TRAIN = "train"
 @functools.lru_cache(maxsize=8)
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Returns a dataset that is on this machine; it is downloaded if need be."""
-    remote_files.expect_local(data_dir, "--input_dir of --tfds_name")
+    data_dir.expect_local()
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     # An unknown name, config or version: each has an error class of its own.
     except Exception as error:
         raise InputError(
-            f"--tfds_name: expected name[/config][:version] of a TensorFlow dataset (see "
-            f"https://www.tensorflow.org/datasets/catalog, or give --input_dir, the folder of "
-            f"one's own), received {name!r} ({_first_line(error)})"
+            Setting("tfds_name"),
+            "name[/config][:version] of a TensorFlow dataset (see "
+            "https://www.tensorflow.org/datasets/catalog, or give `input_dir`, the "
+            "folder of one's own)",
+            f"{name!r} ({_first_line(error)})",
         ) from error
     if not builder.is_prepared():
         try:
@@ -35,8 +36,9 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         # Whatever the dataset's own code does: no network, a missing package, …
         except Exception as error:
             raise InputError(
-                f"--tfds_name: {name} is not in {builder.data_dir} and cannot be prepared "
-                f"({_first_line(error)})"
+                Setting("tfds_name"),
+                received=f"{name} is not in {builder.data_dir} and cannot be prepared "
+                f"({_first_line(error)})",
             ) from error
     return builder
 
@@ -70,8 +72,9 @@ def choose_fields(source: CorpusSource) -> tuple[str, ...]:
     missing = [name for name in wanted or () if name not in there]
     if wanted is None or missing:
         raise InputError(
-            f"--text_fields: expected text features of {source.tfds_name}, which has "
-            f"{', '.join(there) or 'none'}; received {', '.join(missing) or 'none'}"
+            Setting("text_fields"),
+            f"text features of {source.tfds_name}, which has {', '.join(there) or 'none'}",
+            ", ".join(missing) or "none",
         )
     return wanted
 
@@ -91,7 +94,7 @@ def find_splits(corpus: Corpus) -> tuple[CorpusFile, ...]:
         if splits[name].num_examples
     )
     if not found:
-        raise InputError(f"--tfds_name: expected examples in {corpus.tfds_name}, received none")
+        raise InputError(Setting("tfds_name"), f"examples in {corpus.tfds_name}", "none")
     return found
 
 
@@ -120,7 +123,9 @@ def read_documents(file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
                 int(bytes_each * (ordinal + 1)),
             )
     except tf.errors.OpError as error:
-        raise InputError(f"--tfds_name: {corpus.tfds_name}: {_first_line(error)}") from error
+        raise InputError(
+            Setting("tfds_name"), received=f"{corpus.tfds_name}: {_first_line(error)}"
+        ) from error
 
 
 def _row_json(row: dict[str, Any], file: CorpusFile, ordinal: int) -> bytes:
@@ -128,6 +133,7 @@ def _row_json(row: dict[str, Any], file: CorpusFile, ordinal: int) -> bytes:
         texts = {name: value.decode("utf-8") for name, value in row.items()}
     except UnicodeDecodeError as error:
         raise InputError(
-            f"--tfds_name: {file.path}, {file.name} example {ordinal}: not UTF-8 ({error})"
+            Setting("tfds_name"),
+            received=f"{file.path}, {file.name} example {ordinal}: not UTF-8 ({error})",
         ) from error
     return json.dumps(texts, ensure_ascii=False).encode("utf-8")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pipeline.base import files
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -39,33 +39,33 @@ class Checkpoint:
     evaluation_due: bool = False
 
 
-def checkpoint_steps(output_dir: files.PathLike) -> list[int]:
+def checkpoint_steps(output_dir: Location) -> list[int]:
     """Returns the steps that have a checkpoint, ascending."""
-    folder = files.as_path(output_dir) / CHECKPOINTS_FOLDER
+    folder = output_dir / CHECKPOINTS_FOLDER
     matches = [_FILE.fullmatch(path.name) for path in folder.glob("*")]
     return sorted(int(match[1]) for match in matches if match)
 
 
-def checkpoint_path(output_dir: files.PathLike, step: int) -> files.AnyPath:
+def checkpoint_path(output_dir: Location, step: int) -> Location:
     """Returns the file of a step's checkpoint."""
-    return files.as_path(output_dir) / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
+    return output_dir / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
 
 
-def _sidecar(path: files.AnyPath) -> files.AnyPath:
+def _sidecar(path: Location) -> Location:
     return path.with_name(f"{path.stem}.json")
 
 
-def _described(path: files.AnyPath) -> dict[str, Any]:
+def _described(path: Location) -> dict[str, Any]:
     """Returns what stands beside a checkpoint; nothing beside one of an earlier version.
 
     Raises:
         InputError: it cannot be read.
     """
     sidecar = _sidecar(path)
-    return files.read_json(sidecar) if sidecar.exists() else {}
+    return sidecar.read_json() if sidecar.exists() else {}
 
 
-def find_defect(path: files.AnyPath) -> str | None:
+def find_defect(path: Location) -> str | None:
     """Returns what is wrong with the content of a checkpoint's file, if anything is.
 
     Where no checksum is beside it, only what safetensors itself checks: its header, and
@@ -74,7 +74,7 @@ def find_defect(path: files.AnyPath) -> str | None:
     Raises:
         OSError: it cannot be read, which says nothing of its content.
     """
-    copy = files.local_copy(path)
+    copy = path.mirror()
     if not copy.is_file():
         return "expected a file"
     try:
@@ -84,16 +84,16 @@ def find_defect(path: files.AnyPath) -> str | None:
     except (SafetensorError, InputError) as error:
         # A tensor may be called anything, also in several lines.
         return " ".join(str(error).split())[:200]
-    received = files.sha256_file(copy)
+    received = copy.sha256()
     expected = described.get(_CHECKSUM, None if described else received)
     if received != expected:
         return f"expected SHA-256 {expected}, received {received}"
     return None
 
 
-def forget_copy(output_dir: files.PathLike, step: int) -> None:
+def forget_copy(output_dir: Location, step: int) -> None:
     """Removes this machine's copy of a checkpoint in a bucket, which all have read."""
-    files.forget_copy(checkpoint_path(output_dir, step))
+    checkpoint_path(output_dir, step).forget_mirror()
 
 
 class CheckpointFiles:
@@ -104,14 +104,14 @@ class CheckpointFiles:
         keep: so many of the newest are kept; a broken one counts for none, and stays.
     """
 
-    def __init__(self, output_dir: files.PathLike, *, keep: int) -> None:
+    def __init__(self, output_dir: Location, *, keep: int) -> None:
         self._output_dir = output_dir
         self._keep = keep
         self._broken: set[int] = set()
         # Read or written by this process: not read again, which in a bucket is a download.
         self._whole: set[int] = set()
 
-    def _path(self, step: int) -> files.AnyPath:
+    def _path(self, step: int) -> Location:
         return checkpoint_path(self._output_dir, step)
 
     def find_newest(self) -> Checkpoint | None:
@@ -134,13 +134,14 @@ class CheckpointFiles:
                 self._whole.add(step)
                 return Checkpoint(step, bool(_described(path).get(_EVALUATION_DUE)))
             self._broken.add(step)
-            files.forget_copy(path)
+            path.forget_mirror()
             defects.append(f"{path}: a damaged checkpoint ({defect})")
             print(f"{defects[-1]}; it is left as it is", file=sys.stderr)
         if defects:
             raise InputError(
-                f"{'; '.join(defects)}: expected one that verifies; to begin again, delete "
-                f"the folder {self._path(0).parent}"
+                "; ".join(defects),
+                "one that verifies",
+                hint=f"to begin again, delete the folder {self._path(0).parent}",
             )
         return None
 
@@ -164,8 +165,8 @@ class CheckpointFiles:
             self._whole.discard(step)
 
         def describe(written: pathlib.Path) -> None:
-            described = {_CHECKSUM: files.sha256_file(written), _EVALUATION_DUE: evaluation_due}
-            files.write_json(_sidecar(path), described)
+            described = {_CHECKSUM: written.sha256(), _EVALUATION_DUE: evaluation_due}
+            _sidecar(path).write_json(described)
 
         model_directory.save_tensors(path, tensors, before_publishing=describe)
         self._whole.add(step)
@@ -178,7 +179,7 @@ class CheckpointFiles:
             if step not in self._whole:
                 # Older than the one that this process went on from.
                 defect = find_defect(path)
-                files.forget_copy(path)
+                path.forget_mirror()
                 if defect is not None:
                     self._broken.add(step)
                     continue
@@ -186,12 +187,12 @@ class CheckpointFiles:
             _sidecar(path).unlink(missing_ok=True)
 
 
-def _set_aside(path: files.AnyPath) -> None:
+def _set_aside(path: Location) -> None:
     number = 1
     while (aside := path.with_name(f"{path.name}.broken-{number}")).exists():
         number += 1
-    files.publish(path, aside)
+    path.publish(aside)
     sidecar = _sidecar(path)
     if sidecar.exists():
-        files.publish(sidecar, sidecar.with_name(f"{sidecar.name}.broken-{number}"))
+        sidecar.publish(sidecar.with_name(f"{sidecar.name}.broken-{number}"))
     print(f"{path}: a checkpoint of this step is there; it is now {aside.name}", file=sys.stderr)

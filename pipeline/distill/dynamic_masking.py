@@ -35,10 +35,7 @@ _NAMES = (
 def _setting(cache: CacheInput, name: str) -> float:
     value = cache.manifest.flags.get(name)
     if not isinstance(value, int | float) or not 0.0 <= value < math.inf:
-        raise InputError(
-            f"{cache.flag}: expected a number for {name} in "
-            f"{cache.directory / MANIFEST_FILE}, received {value!r}"
-        )
+        raise InputError(cache.directory / MANIFEST_FILE, f"a number for {name}", f"{value!r}")
     return float(value)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from keras import ops
 
 from data_specs import records
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.distill import losses as loss_functions
 from pipeline.distill.settings import (
     ATTENTION,
@@ -78,8 +78,9 @@ class Objective:
                 self._refuse(name)
         if self.loss_positions == "all" and not self.live:
             raise InputError(
-                "--loss_positions: expected masked, the positions that a cache holds, or "
-                f"{_FROM_TEACHER} beside it, received all"
+                Setting("loss_positions"),
+                f"masked, the positions that a cache holds, or {_FROM_TEACHER} beside it",
+                "all",
             )
         if self.topk_cached and self.sampled:
             self._check_sampled()
@@ -87,22 +88,26 @@ class Objective:
         if self.topk_cached and needs_tail and self.temperature not in self.cached_temperatures:
             cached = ", ".join(f"{value:g}" for value in self.cached_temperatures)
             raise InputError(
-                f"--temperature: expected one with a cached tail mass ({cached}), or any with "
-                f"--tail=renormalize or {_FROM_TEACHER} over masked examples, "
-                f"received {self.temperature:g}"
+                Setting("temperature"),
+                f"one with a cached tail mass ({cached}), or any with `tail`=renormalize "
+                f"or {_FROM_TEACHER} over masked examples",
+                f"{self.temperature:g}",
             )
 
     def _check_sampled(self) -> None:
         """Refuses what draws say nothing about: only expectations under the teacher."""
         if self.temperature != 1.0:
             raise InputError(
-                "--temperature: expected 1, the only one of a cache of --truncation=sampled, "
-                f"received {self.temperature:g}"
+                Setting("temperature"),
+                "1, the only one of a cache of `truncation`=sampled",
+                f"{self.temperature:g}",
             )
         if PROBABILITY_COSINE in self.weights:
             raise InputError(
-                f"--losses: {PROBABILITY_COSINE} needs a top-k; with a cache of "
-                f"--truncation=sampled expected {SOFT_CROSS_ENTROPY} or {KL_DIVERGENCE}"
+                Setting("losses"),
+                received=f"{PROBABILITY_COSINE} needs a top-k",
+                hint=f"with a cache of `truncation`=sampled expected {SOFT_CROSS_ENTROPY} or "
+                f"{KL_DIVERGENCE}",
             )
 
     def _has(self, name: str) -> bool:
@@ -125,8 +130,9 @@ class Objective:
         what = "top-k" if need == TOPK else need
         rest = " (no cache holds attention maps)" if need == ATTENTION else ""
         raise InputError(
-            f"--losses: {name} needs the teacher's {what}, and nothing here holds any{held}; "
-            f"expected {' or '.join([*ways, _FROM_TEACHER])}{rest}"
+            Setting("losses"),
+            received=f"{name} needs the teacher's {what}, and nothing here holds any{held}",
+            hint=f"expected {' or '.join([*ways, _FROM_TEACHER])}{rest}",
         )
 
     @property

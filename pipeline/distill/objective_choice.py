@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.objective import Objective
 from pipeline.distill.settings import (
     ATTENTION,
@@ -72,8 +72,9 @@ def _resolved(values: Mapping[str, Any], *, live: bool, cached: bool) -> dict[st
     result = {renamed.get(name, name): value for name, value in values.items()}
     if len(result) != len(values):
         raise InputError(
-            f"--losses: without --teacher, {HIDDEN_COSINE} is {HIDDEN_COSINE_MASKED}; "
-            "expected one of them, received both"
+            Setting("losses"),
+            received=f"without `teacher`, {HIDDEN_COSINE} is {HIDDEN_COSINE_MASKED}",
+            hint="expected one of them, received both",
         )
     return result
 
@@ -82,7 +83,7 @@ def _cached_groups(info: TeacherInfo | None) -> tuple[TeacherGroup, ...]:
     if info is None or not info.hidden_groups:
         return ()
     text = ",".join(info.hidden_groups)
-    return layer_groups.parse_teacher_groups(text, layer_groups.MOST_LAYERS, "hidden_groups")
+    return layer_groups.parse_teacher_groups(text, layer_groups.MOST_LAYERS)
 
 
 def _groups(
@@ -93,17 +94,18 @@ def _groups(
         # Without a cache either: the loss is refused for that.
         return ()
     text = config.layer_groups
-    groups = layer_groups.parse_layer_groups(
-        DEFAULT_LAYER_GROUPS[need] if text is None else text,
-        teacher.num_hidden_layers,
-        student.num_hidden_layers,
-        "--layer_groups",
-    )
+    with naming_setting("layer_groups"):
+        groups = layer_groups.parse_layer_groups(
+            DEFAULT_LAYER_GROUPS[need] if text is None else text,
+            teacher.num_hidden_layers,
+            student.num_hidden_layers,
+        )
     for group in groups:
         if need == ATTENTION and 0 in (group.teacher.first, group.student):
             raise InputError(
-                f"--layer_groups: expected layers from 1 on, as embeddings have no {ATTENTION}, "
-                f"received {group}"
+                Setting("layer_groups"),
+                f"layers from 1 on, as embeddings have no {ATTENTION}",
+                group,
             )
     return groups
 
@@ -111,6 +113,7 @@ def _groups(
 def _expect_heads(student: EncoderConfig, teacher: EncoderConfig) -> None:
     if student.num_attention_heads != teacher.num_attention_heads:
         raise InputError(
-            f"--losses: attention_mse expected a student of {teacher.num_attention_heads} "
-            f"attention heads, as the teacher, received {student.num_attention_heads}"
+            Setting("losses"),
+            received=f"attention_mse expected a student of {teacher.num_attention_heads} attention "
+            f"heads, as the teacher, received {student.num_attention_heads}",
         )

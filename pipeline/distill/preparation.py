@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.objective import Objective
 from pipeline.distill.objective_choice import choose_objective
 from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
@@ -124,38 +124,39 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
     vocab_files = loading.tokenizer_files(start.source.directory)
-    subset = loading.find_subset(cache, start.config.vocab_size, vocab_files, start.flag)
-    cache = dataclasses.replace(cache, vocab_subset=subset)
-    _expect_inputs_fit(cache, start.config, start.flag)
+    with naming_setting(start.setting):
+        subset = loading.find_subset(cache, start.config.vocab_size, vocab_files)
+        cache = dataclasses.replace(cache, vocab_subset=subset)
+        _expect_inputs_fit(cache, start.config)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
-        raise InputError(
-            f"{cache.flag}: expected train examples in {cache.directory}, received none"
-        )
+        raise InputError(cache.directory, "train examples", "none")
     if config.do_eval and not config.do_train and not cache.manifest.num_examples(EVAL):
-        raise InputError(
-            f"{cache.flag}: expected eval examples in {cache.directory}, received none"
-        )
+        raise InputError(cache.directory, "eval examples", "none")
     return cache
 
 
-def _expect_inputs_fit(cache: CacheInput, config: EncoderConfig, flag: str) -> None:
-    cache_input.expect_positions(cache, config.max_input_length, flag)
-    cache_input.expect_segments(cache, config.type_vocab_size, flag)
+def _expect_inputs_fit(cache: CacheInput, config: EncoderConfig) -> None:
+    cache_input.expect_positions(cache, config.max_input_length)
+    cache_input.expect_segments(cache, config.type_vocab_size)
 
 
 def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.ModelSource | None:
     """Finds the live teacher, if there is one, and refuses one that cannot read the inputs."""
     if config.teacher is None:
         return None
-    source = model_directory.find_model(config.teacher, "--teacher")
+    source = model_directory.find_model(config.teacher)
     if cache.vocab_subset is not None:
         raise InputError(
-            "--teacher: expected none beside a student that knows only some of the cache's tokens, "
-            f"as both read the same inputs, received {config.teacher}; a teacher cache has its word"
+            Setting("teacher"),
+            "none beside a student that knows only some of the cache's tokens, as "
+            "both read the same inputs",
+            config.teacher,
+            hint="a teacher cache has its word",
         )
     vocab_files = loading.tokenizer_files(source.directory)
-    loading.expect_vocab(cache, source.config.vocab_size, vocab_files, "--teacher")
-    _expect_inputs_fit(cache, source.config, "--teacher")
+    with naming_setting("teacher"):
+        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        _expect_inputs_fit(cache, source.config)
     return source
 
 
@@ -203,18 +204,21 @@ def _truncation_factor(
     if info is None or config.loss_positions == "all":
         if wanted is not None and config.teacher is None:
             raise InputError(
-                f"--truncation_factor: expected a teacher cache in {cache.directory}, "
-                f"received {cache.manifest.kind}, which hold no top-k"
+                Setting("truncation_factor"),
+                f"a teacher cache in {cache.directory}",
+                f"{cache.manifest.kind}, which hold no top-k",
             )
         return None if wanted is None else min(wanted, vocab_size)
     if wanted is not None and min(wanted, vocab_size) > info.truncation_factor:
         raise InputError(
-            f"--truncation_factor: expected at most {info.truncation_factor}, "
-            f"as in {cache.directory}, received {wanted}"
+            Setting("truncation_factor"),
+            f"at most {info.truncation_factor}, as in {cache.directory}",
+            wanted,
         )
     if info.truncation == SAMPLED and (wanted or info.truncation_factor) < info.truncation_factor:
         raise InputError(
-            f"--truncation_factor: expected {info.truncation_factor}, all draws of a cache of "
-            f"--truncation=sampled, received {wanted}"
+            Setting("truncation_factor"),
+            f"{info.truncation_factor}, all draws of a cache of `truncation`=sampled",
+            wanted,
         )
     return min(wanted or info.truncation_factor, info.truncation_factor)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tqdm
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.distill import optimization, training_state
 from pipeline.distill.checkpoint_files import CheckpointFiles
 from pipeline.distill.distiller import Distiller
@@ -124,7 +124,7 @@ class Progress(keras.callbacks.Callback):
 
     def _save(self, step: int, evaluation_due: bool) -> None:
         # A process that stops now must not end while another one still writes.
-        with meeting(self._replicas, "--output_dir"):
+        with meeting(self._replicas):
             # The checkpoint last: what is measured up to it is never lost.
             if self._log is not None:
                 self._log.publish()
@@ -141,8 +141,10 @@ class Progress(keras.callbacks.Callback):
         report = self.model.training_report()
         if not math.isfinite(report["loss"]):
             raise InputError(
-                f"--learning_rate: training diverged by step {step}: expected a finite loss, "
-                f"received {report['loss']}; the last checkpoint is from before"
+                Setting("learning_rate"),
+                received=f"training diverged by step {step}: expected a finite loss, received "
+                f"{report['loss']}",
+                hint="the last checkpoint is from before",
             )
         return report
 

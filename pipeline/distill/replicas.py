@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import files
-from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.distill.settings import DATA_PARALLEL, NUM_DATA_STREAMS, DistillConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
@@ -89,13 +88,16 @@ def join(
         # It says so where nothing tells of others.
         if received or not str(error).startswith("coordinator_address"):
             raise InputError(
-                f"--coordinator_address: expected it, --num_processes and --process_id, received "
-                f"{received or 'none'} ({error}); --num_processes=1 for a process that is alone"
+                Setting("coordinator_address"),
+                "it, `num_processes` and `process_id`",
+                f"{received or 'none'} ({error})",
+                hint="`num_processes`=1 for a process that is alone",
             ) from error
     except RuntimeError as error:
         raise InputError(
-            f"--coordinator_address: the other processes cannot be joined ({error}); "
-            "--num_processes=1 for a process that is alone"
+            Setting("coordinator_address"),
+            received=f"the other processes cannot be joined ({error})",
+            hint="`num_processes`=1 for a process that is alone",
         ) from error
 
 
@@ -110,14 +112,12 @@ def _received(
     named = os.environ.get(_ADDRESS_VARIABLE)
     address = coordinator_address or named
     if address and not address.rpartition(":")[2].isdigit():
-        raise InputError(
-            f"--coordinator_address: expected HOST:PORT of process 0, received {address!r}"
-        )
+        raise InputError(Setting("coordinator_address"), "HOST:PORT of process 0", f"{address!r}")
     given = {
-        "--coordinator_address": coordinator_address,
+        "`coordinator_address`": coordinator_address,
         _ADDRESS_VARIABLE: named,
-        "--num_processes": num_processes,
-        "--process_id": process_id,
+        "`num_processes`": num_processes,
+        "`process_id`": process_id,
     }
     return " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
 
@@ -137,8 +137,9 @@ def find_replicas(distribution: str) -> Replicas:
 
     if keras.config.backend() != "jax":
         raise InputError(
-            f"--distribution: expected --backend=jax beside {DATA_PARALLEL}, "
-            f"received --backend={keras.config.backend()}"
+            Setting("distribution"),
+            f"`backend`=jax beside {DATA_PARALLEL}",
+            f"`backend`={keras.config.backend()}",
         )
     import jax
 
@@ -173,8 +174,10 @@ def _loss_told(replicas: Replicas) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if replicas.num_processes > 1 and any(word in str(error) for word in _LOST):
             raise InterruptedRunError(
-                f"--num_processes: another of the {replicas.num_processes} processes was lost, "
-                f"see what it says ({error}); the same commands continue from the last checkpoint"
+                Setting("num_processes"),
+                received=f"another of the {replicas.num_processes} processes was lost, see what it "
+                f"says ({error})",
+                hint="the same commands continue from the last checkpoint",
             ) from error
         raise
 
@@ -189,9 +192,9 @@ def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
     """
 
     def find() -> tuple[int, bool]:
-        path = files.as_path(config.output_dir or "") / REQUEST_FILE
+        path = (config.output_dir or "") / REQUEST_FILE
         if config.num_data_streams is None and config.output_dir and path.is_file():
-            begun = files.read_json(path).get(NUM_DATA_STREAMS, 1)
+            begun = path.read_json().get(NUM_DATA_STREAMS, 1)
             return begun if isinstance(begun, int) and begun > 0 else 1, True
         return config.num_data_streams or replicas.num_processes, False
 
@@ -199,8 +202,9 @@ def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
     why = f", with which {config.output_dir} began" if is_begun else ""
     if count % replicas.num_processes:
         raise InputError(
-            f"--num_data_streams: expected a multiple of the {replicas.num_processes} processes, "
-            f"as each reads its own streams, received {count}{why}"
+            Setting("num_data_streams"),
+            f"a multiple of the {replicas.num_processes} processes, as each reads its own streams",
+            f"{count}{why}",
         )
     return count
 
@@ -226,15 +230,17 @@ def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Mani
     for name, count, what in parts:
         if getattr(config, name) % count:
             raise InputError(
-                f"--{name}: expected a multiple of {count}, {what}, as each gets an equal part, "
-                f"received {getattr(config, name)}"
+                Setting(name),
+                f"a multiple of {count}, {what}, as each gets an equal part",
+                getattr(config, name),
             )
     num_shards = sum(shard.num_examples > 0 for shard in manifest.splits.get(TRAIN, ()))
     if config.do_train and num_shards < streams:
         raise InputError(
-            f"--num_data_streams: expected at most {num_shards}, the cache's train shards, as "
-            f"each stream reads its own, received {streams}; create_pretraining_data "
-            f"--num_shards={streams} makes more"
+            Setting("num_data_streams"),
+            f"at most {num_shards}, the cache's train shards, as each stream reads its own",
+            streams,
+            hint=f"create_pretraining_data `num_shards`={streams} makes more",
         )
 
 
@@ -253,14 +259,13 @@ def narrow(manifest: Manifest, replicas: Replicas) -> Manifest:
 
 
 @contextlib.contextmanager
-def meeting(replicas: Replicas, flag: str) -> Iterator[None]:
+def meeting(replicas: Replicas) -> Iterator[None]:
     """Lets all processes go on together after the block, or none where one fails in it.
 
     One that waits for another at its end, or for one that has ended, is killed before long.
 
     Args:
         replicas: what computes; all of them come to the block.
-        flag: what the block is about, for the error message.
 
     Raises:
         InterruptedRunError: the block failed in another process, or that does not answer.
@@ -280,7 +285,9 @@ def meeting(replicas: Replicas, flag: str) -> Iterator[None]:
     if failure is not None:
         raise failure
     for process in np.flatnonzero(failed):
-        raise InterruptedRunError(f"{flag}: process {process} cannot go on; see what it says")
+        raise InterruptedRunError(
+            None, received=f"process {process} cannot go on", hint="see what it says"
+        )
 
 
 def from_first(replicas: Replicas, find: Callable[[], Sequence[int]], size: int) -> list[int]:
@@ -288,13 +295,13 @@ def from_first(replicas: Replicas, find: Callable[[], Sequence[int]], size: int)
 
     Args:
         replicas: what computes.
-        find: called in process 0 alone; it looks at `--output_dir`.
+        find: called in process 0 alone; it looks at the output directory.
         size: how many integers it returns.
 
     Raises:
         InterruptedRunError: process 0 has raised what `find` did.
     """
-    with meeting(replicas, "--output_dir"):
+    with meeting(replicas):
         values = list(find()) if replicas.writes else [0] * size
     if replicas.num_processes == 1:
         return values

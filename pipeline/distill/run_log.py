@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from tensorboard.summary import Writer
 
-from pipeline.base import files, json_text
-from pipeline.base.local_mirror import cache_folder
-from pipeline.base.remote_files import RemotePath
+from pipeline.base import json_text
+from pipeline.base.local_mirror import mirror_folder
+from pipeline.base.location import BucketLocation, Location
 from pipeline.storage.manifest import EVAL
 
 METRICS_FILE = "metrics.jsonl"
@@ -28,12 +28,12 @@ class RunLog:
             killed after its last checkpoint, are taken out.
     """
 
-    def __init__(self, output_dir: files.PathLike, *, start: int) -> None:
-        self._output_dir = files.as_path(output_dir)
+    def __init__(self, output_dir: Location, *, start: int) -> None:
+        self._output_dir = output_dir
         self._collected: tempfile.TemporaryDirectory[str] | None = None
         self._directory = self._output_dir
-        if isinstance(self._output_dir, RemotePath):
-            self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=cache_folder())
+        if isinstance(self._output_dir, BucketLocation):
+            self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=mirror_folder())
             self._directory = pathlib.Path(self._collected.name)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
@@ -42,7 +42,7 @@ class RunLog:
         if before.is_file():
             lines = before.read_bytes().split(b"\n")
             kept = [line for line in lines if _step(line) <= start]
-            files.write_bytes(self._path, b"".join(line + b"\n" for line in kept))
+            self._path.write_whole(b"".join(line + b"\n" for line in kept))
             evaluated = [line for line in kept if json_text.load(line).get("split") == EVAL]
             self._evaluated = {_step(line) for line in evaluated}
 

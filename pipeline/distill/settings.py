@@ -5,7 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
+from pipeline.base.settings import Settings
 
 # What a loss compares the student with: the teacher's distribution, the true
 # token, the teacher's hidden states or attention maps.
@@ -88,8 +90,9 @@ def parse_loss_schedules(
         shape, _, last = value.partition(":")
         if name not in losses or name in schedules:
             raise InputError(
-                f"--loss_schedules: expected losses of --losses ({', '.join(losses)}), each once, "
-                f"received {name!r}"
+                Setting("loss_schedules"),
+                f"losses of `losses` ({', '.join(losses)}), each once",
+                f"{name!r}",
             )
         try:
             weight = losses[name] if shape == "constant" and not last else float(last)
@@ -97,8 +100,10 @@ def parse_loss_schedules(
             weight = math.nan
         if shape not in SCHEDULES or not 0.0 <= weight < math.inf:
             raise InputError(
-                f"--loss_schedules: expected {name}=constant, {name}=linear:LAST or "
-                f"{name}=cosine:LAST with a last weight of at least 0, received {part!r}"
+                Setting("loss_schedules"),
+                f"{name}=constant, {name}=linear:LAST or {name}=cosine:LAST with a last "
+                "weight of at least 0",
+                f"{part!r}",
             )
         schedules[name] = WeightSchedule(shape, weight)
     return schedules
@@ -119,32 +124,28 @@ def parse_losses(text: str) -> dict[str, float]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, weight = part.partition("=")
         if name not in LOSS_NEEDS:
-            raise InputError(
-                f"--losses: expected names of {', '.join(LOSS_NEEDS)}, received {name!r}"
-            )
+            raise InputError(Setting("losses"), f"names of {', '.join(LOSS_NEEDS)}", f"{name!r}")
         if name in losses:
-            raise InputError(f"--losses: expected each loss once, received {name} twice")
+            raise InputError(Setting("losses"), "each loss once", f"{name} twice")
         try:
             losses[name] = float(weight or 1.0)
         except ValueError as error:
-            raise InputError(
-                f"--losses: expected a number for {name}, received {weight!r}"
-            ) from error
+            raise InputError(Setting("losses"), f"a number for {name}", f"{weight!r}") from error
         if not 0.0 < losses[name] < math.inf:
-            raise InputError(f"--losses: expected a weight above 0 for {name}, received {weight}")
+            raise InputError(Setting("losses"), f"a weight above 0 for {name}", weight)
     if not losses:
-        raise InputError("--losses: expected at least one loss, received none")
+        raise InputError(Setting("losses"), "at least one loss", "none")
     return losses
 
 
 @dataclasses.dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(Settings):
     """Where the student comes from; fields are named as the flags of `run_distill`."""
 
-    student: str | None = None
-    bert_config_file: str | None = None
-    init_checkpoint: str | None = None
-    init_from: str | None = None
+    student: Location | None = None
+    bert_config_file: Location | None = None
+    init_checkpoint: Location | None = None
+    init_from: Location | None = None
     student_layers: int | None = None
     layer_map: str | None = None
     student_hidden_size: int | None = None
@@ -153,6 +154,7 @@ class StudentConfig:
     drop_segments: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [
             name
             for name in ("student", "bert_config_file", "init_from")
@@ -160,13 +162,12 @@ class StudentConfig:
         ]
         if len(given) != 1:
             raise InputError(
-                "--student: expected one of --student, --bert_config_file, --init_from, "
-                f"received {' and '.join('--' + name for name in given) or 'none'}"
+                Setting("student"),
+                "one of `student`, `bert_config_file`, `init_from`",
+                " and ".join(f"`{name}`" for name in given) or "none",
             )
         if self.init_checkpoint is not None and self.bert_config_file is None:
-            raise InputError(
-                "--init_checkpoint: expected --bert_config_file beside it, received none"
-            )
+            raise InputError(Setting("init_checkpoint"), "`bert_config_file` beside it", "none")
         shaping = [
             field.name
             for field in dataclasses.fields(self)
@@ -174,16 +175,14 @@ class StudentConfig:
         ]
         if self.init_from is not None and not shaping:
             raise InputError(
-                "--init_from: expected --student_layers or --layer_map beside it, received neither"
+                Setting("init_from"), "`student_layers` or `layer_map` beside it", "neither"
             )
         if self.init_from is None and shaping:
-            raise InputError(
-                f"--{shaping[0]}: expected --init_from=<teacher> beside it, received none"
-            )
+            raise InputError(Setting(shaping[0]), "`init_from`=<teacher> beside it", "none")
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Settings):
     """What `run_distill` was asked for; fields are named as its flags.
 
     Flags that a manifest holds are None unless given, and then must agree with
@@ -195,13 +194,13 @@ class DistillConfig:
     student: StudentConfig
     losses: Mapping[str, float]
     loss_schedules: Mapping[str, WeightSchedule] = dataclasses.field(default_factory=dict)
-    teacher: str | None = None
+    teacher: Location | None = None
     loss_positions: str = "masked"
     layer_groups: str | None = None
     freeze: tuple[str, ...] = ()
-    output_dir: str | None = None
-    input_dir: str | None = None
-    input_file: str | None = None
+    output_dir: Location | None = None
+    input_dir: Location | None = None
+    input_file: Location | None = None
     do_train: bool = True
     do_eval: bool = True
     temperature: float = 1.0
@@ -232,19 +231,19 @@ class DistillConfig:
     verify: str = "full"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.do_train or self.do_eval):
-            raise InputError("--do_train: expected it or --do_eval, received neither")
+            raise InputError(Setting("do_train"), "it or `do_eval`", "neither")
         if self.do_train and not self.output_dir:
-            raise InputError("--output_dir: expected a folder for the student, received none")
+            raise InputError(Setting("output_dir"), "a folder for the student", "none")
         for name in self.freeze:
             if name not in FREEZABLE:
-                raise InputError(
-                    f"--freeze: expected names of {', '.join(FREEZABLE)}, received {name!r}"
-                )
+                raise InputError(Setting("freeze"), f"names of {', '.join(FREEZABLE)}", f"{name!r}")
         if self.warmup_steps > self.num_train_steps:
             raise InputError(
-                f"--num_warmup_steps: expected at most --num_train_steps={self.num_train_steps}, "
-                f"received {self.num_warmup_steps}"
+                Setting("num_warmup_steps"),
+                f"at most `num_train_steps`={self.num_train_steps}",
+                self.num_warmup_steps,
             )
 
     @property

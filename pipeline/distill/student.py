@@ -19,13 +19,13 @@ class StudentStart:
         source: the model that weights are taken from.
         config: the student's dimensions.
         layer_map: the source's layers; None for the source as it is.
-        flag: the flag that named the source.
+        setting: the setting that names the source.
     """
 
     source: model_directory.ModelSource
     config: EncoderConfig
     layer_map: tuple[int, ...] | None
-    flag: str
+    setting: str
 
     def describe(self) -> dict[str, Any]:
         """Returns what decides the first weights, for the request."""
@@ -65,13 +65,13 @@ def find_student(config: StudentConfig) -> StudentStart:
         InputError: a file is missing, or layers or sizes do not fit.
     """
     if config.student is not None:
-        source = model_directory.find_model(config.student, "--student")
-        return StudentStart(source, source.config, None, "--student")
+        source = model_directory.find_model(config.student)
+        return StudentStart(source, source.config, None, "student")
     if config.bert_config_file is not None:
         source = model_directory.ModelSource.from_google(
             config.bert_config_file, config.init_checkpoint
         )
-        return StudentStart(source, source.config, None, "--bert_config_file")
-    source = model_directory.find_model(config.init_from, "--init_from")
+        return StudentStart(source, source.config, None, "bert_config_file")
+    source = model_directory.find_model(config.init_from)
     student, layer_map = student_shape.derive_config(source.config, config)
-    return StudentStart(source, student, layer_map, "--init_from")
+    return StudentStart(source, student, layer_map, "init_from")

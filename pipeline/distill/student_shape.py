@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.initialization import layer_init, slicing
@@ -67,7 +67,8 @@ def _freeze(model: "MaskedLM", names: Sequence[str]) -> None:
     for name in names:
         if name not in tables:
             raise InputError(
-                f"--freeze: expected tables that the student has, received {name} for a "
-                f"{model.config.model_type}"
+                Setting("freeze"),
+                "tables that the student has",
+                f"{name} for a {model.config.model_type}",
             )
         tables[name].trainable = False

@@ -147,12 +147,14 @@ def _broken_records_told(cache: CacheInput) -> Iterator[None]:
     except tf.errors.DataLossError as error:
         # A record's own checksum failed: this names the shard.
         manifests.verify(cache.directory, cache.manifest, full=True)
-        raise InputError(f"{cache.flag}: {cache.directory}: {error.message}") from error
+        raise InputError(cache.directory, received=error.message) from error
     except tf.errors.InvalidArgumentError as error:
         # A record that is whole, and wrong: whoever made the shard made its checksums, too.
         raise InputError(
-            f"{cache.flag}: {cache.directory}: expected records as {manifests.MANIFEST_FILE} "
-            f"describes them, received another; python -m tools.verify_cache says which"
+            cache.directory,
+            f"records as {manifests.MANIFEST_FILE} describes them",
+            "another",
+            hint="python -m tools.verify_cache says which",
         ) from error
 
 
@@ -178,8 +180,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     if cache.vocab_subset is not None:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
     if config.do_train:
-        manifests.check_claim(config.output_dir, run.request(), flag="--output_dir")
-    with meeting(replicas, cache.flag):
+        manifests.check_claim(config.output_dir, run.request())
+    with meeting(replicas):
         own = narrow(cache.manifest, replicas)
         manifests.verify(cache.directory, own, full=config.verify == "full")
     if keras.config.backend() == "jax":
@@ -200,11 +202,11 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
             return evaluation.run_alone(build_distiller(run), stop)
     chunking = _find_chunking(config, cache, replicas)
     distiller = build_distiller(run, _steps_per_update(config, chunking))
-    with meeting(replicas, "--output_dir"):
+    with meeting(replicas):
         if replicas.writes:
-            manifests.claim(config.output_dir, run.request(), flag="--output_dir")
+            manifests.claim(config.output_dir, run.request())
     report = _train(run, replicas, chunking, distiller, evaluation)
-    with meeting(replicas, "--output_dir"):
+    with meeting(replicas):
         if replicas.writes:
             _write_model(cache, config, distiller)
     return report
@@ -249,7 +251,7 @@ def _train(
         except BaseException:
             progress.close_after_error()
             raise
-        with meeting(replicas, "--output_dir"):
+        with meeting(replicas):
             progress.close()
         report: Mapping[str, float] = progress.last_report
         if not report and evaluation is not None:
@@ -263,7 +265,7 @@ def _restore(
     """Goes back to a checkpoint, if there is one, and returns its sums of what is measured."""
     if not step:
         return {}
-    with meeting(replicas, "--output_dir"):
+    with meeting(replicas):
         metrics = training_state.restore(config.output_dir, distiller, step)
     # Processes of one machine have read the same copy.
     checkpoint_files.forget_copy(config.output_dir, step)

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pipeline.base import files
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.distill import checkpoint_files
 from pipeline.distill.distiller import Distiller
 
@@ -51,7 +51,7 @@ def to_arrays(model: Distiller) -> dict[str, np.ndarray]:
     }
 
 
-def restore(output_dir: files.PathLike, model: Distiller, step: int) -> dict[str, np.ndarray]:
+def restore(output_dir: Location, model: Distiller, step: int) -> dict[str, np.ndarray]:
     """Reads a checkpoint back, of a run whose updates may have been computed in other parts.
 
     Args:
@@ -68,24 +68,23 @@ def restore(output_dir: files.PathLike, model: Distiller, step: int) -> dict[str
     """
     path = checkpoint_files.checkpoint_path(output_dir, step)
     try:
-        with safe_open(files.local_copy(path), framework="numpy") as file:
+        with safe_open(path.mirror(), framework="numpy") as file:
             stored = set(file.keys())
             for name, variable in _variables(model):
                 if name not in stored:
-                    raise InputError(f"{path}: expected {name}, received none")
+                    raise InputError(path, name, "none")
                 value = file.get_tensor(name)
                 if value.shape != tuple(variable.shape):
-                    raise InputError(
-                        f"{path}: expected {name} of shape {tuple(variable.shape)}, "
-                        f"received {value.shape}"
-                    )
+                    raise InputError(path, f"{name} of shape {tuple(variable.shape)}", value.shape)
                 variable.assign(value)
             names = sorted(name for name in stored if name.startswith(f"{_METRICS}/"))
             metrics = {name: file.get_tensor(name) for name in names}
         model.set_updates(step)
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: a damaged checkpoint ({reason}); delete it") from error
+        raise InputError(
+            path, received=f"a damaged checkpoint ({reason})", hint="delete it"
+        ) from error
     return metrics
 
 

@@ -41,9 +41,7 @@ class DocumentMasker:
 
     def __init__(self, config: MaskedExamplesConfig) -> None:
         self._config = config
-        self._tokenizer = load_tokenizer(
-            config.vocab_file, do_lower_case=config.do_lower_case, flag="--vocab_file"
-        )
+        self._tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
         self._is_special = self._tokenizer.is_special()
         self._policy = window_masking.masking_policy(
             self._tokenizer,

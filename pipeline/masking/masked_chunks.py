@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.base import files, folders, seeding
-from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.base import seeding
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.corpora import corpus, documents
 from pipeline.masking.document_masker import UNMASKABLE, DocumentMasker
 from pipeline.masking.settings import MaskedExamplesConfig
@@ -26,7 +26,7 @@ _masker = functools.lru_cache(maxsize=1)(DocumentMasker)
 
 def spill_folder(config: MaskedExamplesConfig) -> pathlib.Path:
     """Returns the folder of all that only an unfinished run needs."""
-    return folders.scratch_folder(config.output_dir, SPILL_FOLDER)
+    return config.output_dir.scratch(SPILL_FOLDER)
 
 
 def spill_path(config: MaskedExamplesConfig, index: int) -> pathlib.Path:
@@ -80,9 +80,10 @@ def expect_chunks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> 
         header = spill.read_header(path)
         if header is None or header.get("fingerprint") != wanted:
             raise InterruptedRunError(
-                f"{path}: expected a chunk of the corpus, masked, received "
-                f"{'none' if header is None else 'that of another text'}; the same command "
-                "makes it again"
+                path,
+                "a chunk of the corpus, masked",
+                "none" if header is None else "that of another text",
+                hint="the same command makes it again",
             )
     return paths
 
@@ -91,11 +92,12 @@ def expect_chunks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> 
 def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
     """Refuses a node that sees another tokenizer than the command did."""
     for name, content in _masker(config).tokenizer.files().items():
-        path = files.as_path(config.output_dir) / name
+        path = config.output_dir / name
         if path.read_bytes() != content:
             raise InterruptedRunError(
-                f"--vocab_file: expected each node to see the same under {config.vocab_file}, "
-                f"received another {name} on {socket.gethostname()}"
+                Setting("vocab_file"),
+                f"each node to see the same under {config.vocab_file}",
+                f"another {name} on {socket.gethostname()}",
             )
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import tqdm
 
 from data_specs import records
-from pipeline.base import files
-from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
+from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.masking import masked_chunks
 from pipeline.masking.settings import MaskedExamplesConfig
@@ -38,9 +38,9 @@ _PATHS = ("output_dir", "vocab_file")
 Workers = local.Workers | ray.Workers
 
 
-def _plan_path(config: MaskedExamplesConfig) -> files.AnyPath:
+def _plan_path(config: MaskedExamplesConfig) -> Location:
     """In a bucket beside the shards: another machine, too, must not mix two corpora."""
-    return files.as_path(config.output_dir) / masked_chunks.SPILL_FOLDER / _PLAN_FILE
+    return config.output_dir / masked_chunks.SPILL_FOLDER / _PLAN_FILE
 
 
 def _remove_spill(config: MaskedExamplesConfig) -> None:
@@ -125,15 +125,16 @@ def _expect_same_corpus(
 ) -> None:
     """Refuses to mix shards of two corpora, should the text have changed between two runs."""
     path = _plan_path(config)
-    started = files.read_json(path).get("corpus") if path.is_file() else plan.corpus_digest
+    started = path.read_json().get("corpus") if path.is_file() else plan.corpus_digest
     if started != plan.corpus_digest and any(
         manifests.completed_shard(config.output_dir, job.file) for job in jobs
     ):
         raise InputError(
-            f"--input_dir: the text has changed since {config.output_dir} was begun: "
-            f"expected digest {started}, received {plan.corpus_digest}"
+            Setting("input_dir"),
+            received=f"the text has changed since {config.output_dir} was begun: expected "
+            f"digest {started}, received {plan.corpus_digest}",
         )
-    files.write_json(path, {"corpus": plan.corpus_digest})
+    path.write_json({"corpus": plan.corpus_digest})
 
 
 def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
@@ -153,17 +154,15 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     _expect_output_outside(config)
     if config.ray is not None:
         # Worker processes begin in other folders.
-        places = {name: files.absolute(getattr(config, name)) for name in _PATHS}
+        places = {name: str(getattr(config, name).absolute()) for name in _PATHS}
         config = dataclasses.replace(config, **places)
     corpora = corpus.resolve(config.corpora)
-    tokenizer = load_tokenizer(
-        config.vocab_file, do_lower_case=config.do_lower_case, flag="--vocab_file"
-    )
+    tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
     request = config.request(tokenizer, corpora)
-    is_new = manifests.claim(config.output_dir, request, flag="--output_dir")
-    if (files.as_path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
-        manifest = manifests.load(config.output_dir, flag="--output_dir")
+    is_new = manifests.claim(config.output_dir, request)
+    if (config.output_dir / manifests.MANIFEST_FILE).is_file():
+        manifest = manifests.load(config.output_dir)
         _expect_corpus_size(config, manifest, corpus_files)
     else:
         try:
@@ -172,7 +171,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             raise
         except InputError:
             # What is complete stays, and so does what tells whose it is.
-            if is_new and not any(files.as_path(config.output_dir).glob("*.tfrecord")):
+            if is_new and not any(config.output_dir.glob("*.tfrecord")):
                 _withdraw(config, tokenizer)
             raise
     _remove_spill(config)
@@ -183,10 +182,11 @@ def _expect_output_outside(config: MaskedExamplesConfig) -> None:
     for source in config.corpora:
         if source.input_dir is None or source.tfds_name is not None:
             continue
-        if files.is_inside(config.output_dir, source.input_dir):
+        if config.output_dir.is_inside(Location.parse(source.input_dir)):
             raise InputError(
-                f"--output_dir: expected a folder outside --input_dir={source.input_dir}, which "
-                f"is read with all below it, received {config.output_dir}"
+                Setting("output_dir"),
+                f"a folder outside `input_dir`={source.input_dir}, which is read with all below it",
+                config.output_dir,
             )
 
 
@@ -203,7 +203,7 @@ def _make(
     request: Mapping[str, Any],
 ) -> Manifest:
     for name, content in tokenizer.files().items():
-        files.write_bytes(files.as_path(config.output_dir) / name, content)
+        (config.output_dir / name).write_whole(content)
     masked_chunks.spill_folder(config).mkdir(parents=True, exist_ok=True)
     with _open_workers(config) as workers:
         headers = _mask_corpus(config, corpus_files, workers)
@@ -234,7 +234,7 @@ def _write_token_counts(
     if not config.is_dynamic:
         return None
     paths = [masked_chunks.counts_path(config, index) for index in range(len(plan.fingerprints))]
-    path = files.as_path(config.output_dir) / token_counts.TOKEN_COUNTS_FILE
+    path = config.output_dir / token_counts.TOKEN_COUNTS_FILE
     return token_counts.write_counts(path, token_counts.sum_counts(paths, vocab_size))
 
 
@@ -242,7 +242,7 @@ def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
     """Leaves the directory as it was found: a corrected command may use it."""
     _remove_spill(config)
     for name in (*tokenizer.files(), manifests.REQUEST_FILE):
-        (files.as_path(config.output_dir) / name).unlink(missing_ok=True)
+        (config.output_dir / name).unlink(missing_ok=True)
 
 
 def _expect_corpus_size(
@@ -252,8 +252,9 @@ def _expect_corpus_size(
     here = len(corpus_files), sum(file.bytes for file in corpus_files)
     if there != here:
         raise InputError(
-            f"--output_dir: {config.output_dir} was made from {there[0]} files, {there[1]} bytes; "
-            f"received {here[0]} files, {here[1]} bytes; choose an empty directory"
+            Setting("output_dir"),
+            received=f"{config.output_dir} was made from {there[0]} files, {there[1]} bytes",
+            hint=f"received {here[0]} files, {here[1]} bytes; choose an empty directory",
         )
 
 

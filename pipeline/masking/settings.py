@@ -7,7 +7,9 @@ from typing import Any
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
+from pipeline.base.settings import Settings
 from pipeline.corpora.documents import Corpus
 from pipeline.runners.ray import RayConfig
 from pipeline.tokenizers.tokens import Tokenizer
@@ -19,7 +21,7 @@ DEFAULT_DUPE_FACTOR = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedExamplesConfig:
+class MaskedExamplesConfig(Settings):
     """What `create_pretraining_data` was asked for; fields are named as its flags.
 
     `corpora` are what `--input_dir`, `--corpus_spec`, `--tfds_name` and `--corpora` name.
@@ -28,8 +30,8 @@ class MaskedExamplesConfig:
     """
 
     corpora: tuple[CorpusSource, ...]
-    output_dir: str
-    vocab_file: str
+    output_dir: Location
+    vocab_file: Location
     do_lower_case: bool | None = None
     do_whole_word_mask: bool = True
     segments: str = "pair"
@@ -50,26 +52,32 @@ class MaskedExamplesConfig:
     ray: RayConfig | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.is_dynamic and self.dupe_factor is not None:
             raise InputError(
-                "--dupe_factor: expected none beside --masking=dynamic, which masks each window "
-                f"anew each epoch, received {self.dupe_factor}"
+                Setting("dupe_factor"),
+                "none beside `masking`=dynamic, which masks each window anew each epoch",
+                self.dupe_factor,
             )
         if self.mask_smoothing and not self.is_dynamic:
             raise InputError(
-                f"--mask_smoothing: expected --masking={DYNAMIC} beside it, as it needs the counts "
-                f"of the whole corpus before the first mask, received --masking={self.masking}"
+                Setting("mask_smoothing"),
+                f"`masking`={DYNAMIC} beside it, as it needs the counts of the whole "
+                "corpus before the first mask",
+                f"`masking`={self.masking}",
             )
         if self.window_length < 1:
             raise InputError(
-                f"--max_seq_length: expected more than the {self.num_special} special tokens of "
-                f"--segments={self.segments}, received {self.max_seq_length}"
+                Setting("max_seq_length"),
+                f"more than the {self.num_special} special tokens of `segments`={self.segments}",
+                self.max_seq_length,
             )
         if self.max_predictions_per_seq > self.window_length:
             raise InputError(
-                f"--max_predictions_per_seq: expected at most {self.window_length} "
-                f"(--max_seq_length={self.max_seq_length} less {self.num_special} special tokens), "
-                f"received {self.max_predictions_per_seq}"
+                Setting("max_predictions_per_seq"),
+                f"at most {self.window_length} (`max_seq_length`={self.max_seq_length} less "
+                f"{self.num_special} special tokens)",
+                self.max_predictions_per_seq,
             )
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.base import seeding
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.corpora.documents import CorpusFile
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.runners.shard_job import ShardJob
@@ -96,8 +96,10 @@ def make_plan(
     ranges = [header["groups"] for header in headers if header["groups"]]
     if not ranges:
         raise InputError(
-            f"--input_dir: expected text to mask, received {statistics['documents']} documents, "
-            f"all skipped: {_describe_counts(skipped)} (--min_chars={config.min_chars})"
+            Setting("input_dir"),
+            "text to mask",
+            f"{statistics['documents']} documents, all skipped: "
+            f"{_describe_counts(skipped)} (`min_chars`={config.min_chars})",
         )
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
     eval_below = eval_threshold(config.eval_fraction, lowest, highest)

@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 from pipeline.base.errors import InputError
-from pipeline.base.files import PathLike, read_json
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 
 # "gelu" is the exact form 0.5·x·(1 + erf(x/√2)); the next two are two names of
 # its tanh approximation (Hendrycks and Gimpel, 2016).
@@ -168,7 +168,7 @@ class EncoderConfig:
         mistake = _mistake(self)
         if mistake is not None:
             key, expected = mistake
-            raise InputError(f"{key}: expected {expected}, received {shown(getattr(self, key))}")
+            raise InputError(key, expected, shown(getattr(self, key)))
 
     @property
     def embedding_width(self) -> int:
@@ -196,7 +196,7 @@ class EncoderConfig:
         return "gelu" if self.model_type in ROBERTAS else self.hidden_act
 
     @classmethod
-    def from_json(cls, path: PathLike) -> "EncoderConfig":
+    def from_json(cls, path: Location) -> "EncoderConfig":
         """Reads a `config.json` (Hugging Face) or a `bert_config.json` (Google).
 
         Google's file has no `model_type`. Its "gelu" is taken as the erf form,
@@ -213,18 +213,19 @@ class EncoderConfig:
                 a value of wrong type or range; names file, key, expected and
                 received.
         """
-        raw = read_json(path)
+        raw = path.read_json()
         model_type = raw.get("model_type", BERT)
         # A list may stand there, which is no key.
         if model_type not in tuple(ARCHITECTURES):
             raise InputError(
-                f"{path}: model_type: expected one of {', '.join(ARCHITECTURES)}, "
-                f"received {shown(model_type)}"
+                path,
+                received=f"model_type: expected one of {', '.join(ARCHITECTURES)}, received "
+                f"{shown(model_type)}",
             )
         for key, expected in _fixed_options(model_type).items():
             if raw.get(key, expected) != expected:
                 raise InputError(
-                    f"{path}: {key}: expected {expected!r}, received {shown(raw[key])}"
+                    path, received=f"{key}: expected {expected!r}, received {shown(raw[key])}"
                 )
         values: dict[str, Any] = {"model_type": model_type}
         renamed = _DISTILBERT_KEYS if model_type == DISTILBERT else {}
@@ -239,11 +240,11 @@ class EncoderConfig:
             if raw.get(key) is not None:
                 values[field.name] = raw[key]
             elif field.default is dataclasses.MISSING and field.name not in values:
-                raise InputError(f"{path}: {key}: expected a value, the key is missing")
+                raise InputError(path, received=f"{key}: expected a value, the key is missing")
         try:
             return cls(**values)
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(path, received=error) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by name, in the order of declaration, for a manifest."""
@@ -279,7 +280,8 @@ class EncoderConfig:
         for key, allowed in expectations.items():
             if getattr(self, key) not in allowed:
                 raise InputError(
-                    f"{key}: expected {' or '.join(map(str, allowed))}, as Google's layout "
-                    f"has no other, received {getattr(self, key)!r}"
+                    key,
+                    f"{' or '.join(map(str, allowed))}, as Google's layout has no other",
+                    f"{getattr(self, key)!r}",
                 )
         return {key: getattr(self, key) for key in _GOOGLE_KEYS}

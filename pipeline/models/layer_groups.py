@@ -38,41 +38,36 @@ class LayerGroup:
         return f"{self.teacher}:{self.student}"
 
 
-def _parse_range(text: str, num_layers: int, flag: str) -> TeacherGroup:
+def _parse_range(text: str, num_layers: int) -> TeacherGroup:
     match = _RANGE.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"{flag}: expected teacher layers such as 6 or 1-6, received {text!r}")
+        raise InputError(None, "teacher layers such as 6 or 1-6", f"{text!r}")
     group = TeacherGroup(int(match[1]), int(match[2] or match[1]))
     if group.first > group.last:
-        raise InputError(f"{flag}: expected an ascending range, received {text!r}")
+        raise InputError(None, "an ascending range", f"{text!r}")
     if group.last > num_layers:
-        raise InputError(
-            f"{flag}: expected teacher layers from 0 to {num_layers}, received {text!r}"
-        )
+        raise InputError(None, f"teacher layers from 0 to {num_layers}", f"{text!r}")
     return group
 
 
-def parse_teacher_groups(text: str, num_layers: int, flag: str) -> tuple[TeacherGroup, ...]:
+def parse_teacher_groups(text: str, num_layers: int) -> tuple[TeacherGroup, ...]:
     """Reads groups of teacher layers, for example `1-6,7-12`; they may overlap.
 
     Args:
         text: the flag's value.
         num_layers: the teacher's, N.
-        flag: for messages.
 
     Raises:
         InputError: a part is no group, is out of range or is there twice.
     """
-    groups = tuple(_parse_range(part, num_layers, flag) for part in text.split(","))
+    groups = tuple(_parse_range(part, num_layers) for part in text.split(","))
     for group in groups:
         if groups.count(group) > 1:
-            raise InputError(f"{flag}: expected each group once, received {group} twice")
+            raise InputError(None, "each group once", f"{group} twice")
     return groups
 
 
-def preset_groups(
-    name: str, teacher_layers: int, student_layers: int, flag: str
-) -> tuple[LayerGroup, ...]:
+def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[LayerGroup, ...]:
     """Returns the groups that a preset stands for.
 
     Args:
@@ -81,7 +76,6 @@ def preset_groups(
             those, as TinyBERT.
         teacher_layers: N.
         student_layers: the student's.
-        flag: for messages.
 
     Raises:
         InputError: the teacher's layers cannot be shared out equally.
@@ -94,9 +88,10 @@ def preset_groups(
     size, rest = divmod(teacher_layers, student_layers)
     if rest:
         raise InputError(
-            f"{flag}: expected explicit groups such as 1-6:1,7-12:2, received {name} for "
-            f"{teacher_layers} teacher layers, which {student_layers} student layers cannot "
-            "share equally"
+            None,
+            "explicit groups such as 1-6:1,7-12:2",
+            f"{name} for {teacher_layers} teacher layers, which {student_layers} student "
+            "layers cannot share equally",
         )
     first = 1 if name == "mean" else size
     return tuple(
@@ -109,7 +104,7 @@ PRESETS = ("last", "mean", "skip")
 
 
 def parse_layer_groups(
-    text: str, teacher_layers: int, student_layers: int, flag: str
+    text: str, teacher_layers: int, student_layers: int
 ) -> tuple[LayerGroup, ...]:
     """Reads `--layer_groups`: a preset, or for example `1-6:1,7-12:2`.
 
@@ -117,43 +112,37 @@ def parse_layer_groups(
         text: the flag's value.
         teacher_layers: N.
         student_layers: the student's.
-        flag: for messages.
 
     Raises:
         InputError: no such preset, or groups that are out of range or overlap,
             or a student layer that is there twice.
     """
     if text in PRESETS:
-        return preset_groups(text, teacher_layers, student_layers, flag)
+        return preset_groups(text, teacher_layers, student_layers)
     groups = []
     for part in text.split(","):
         teacher, colon, student = part.partition(":")
         if not colon or not student.strip().isdecimal():
             raise InputError(
-                f"{flag}: expected {', '.join(PRESETS)}, or groups such as 1-6:1,7-12:2, "
-                f"received {text!r}"
+                None, f"{', '.join(PRESETS)}, or groups such as 1-6:1,7-12:2", f"{text!r}"
             )
         if int(student) > student_layers:
-            raise InputError(
-                f"{flag}: expected student layers from 0 to {student_layers}, received {part!r}"
-            )
-        groups.append(LayerGroup(_parse_range(teacher, teacher_layers, flag), int(student)))
-    _expect_apart(groups, flag)
+            raise InputError(None, f"student layers from 0 to {student_layers}", f"{part!r}")
+        groups.append(LayerGroup(_parse_range(teacher, teacher_layers), int(student)))
+    _expect_apart(groups)
     return tuple(groups)
 
 
-def _expect_apart(groups: Sequence[LayerGroup], flag: str) -> None:
+def _expect_apart(groups: Sequence[LayerGroup]) -> None:
     """Refuses what is more likely a slip, such as 1-6:1,6-12:2, than a wish."""
     students = [group.student for group in groups]
     for student in students:
         if students.count(student) > 1:
-            raise InputError(f"{flag}: expected each student layer once, received {student} twice")
+            raise InputError(None, "each student layer once", f"{student} twice")
     ordered = sorted(group.teacher for group in groups)
     for one, two in itertools.pairwise(ordered):
         if two.first <= one.last:
-            raise InputError(
-                f"{flag}: expected groups that do not overlap, received {one} and {two}"
-            )
+            raise InputError(None, "groups that do not overlap", f"{one} and {two}")
 
 
 def describe(groups: Iterable[LayerGroup]) -> str:

@@ -259,5 +259,6 @@ def check_tensors(
             rest = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
             plural = "" if len(entries) == 1 else "s"
             raise InputError(
-                f"{where}: {len(entries)} tensor{plural} {problem}: {'; '.join(entries[:3])}{rest}"
+                where,
+                received=f"{len(entries)} tensor{plural} {problem}: {'; '.join(entries[:3])}{rest}",
             )

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from pipeline.base.errors import InterruptedRunError
+from pipeline.base.errors import InterruptedRunError, Setting
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -112,8 +112,10 @@ class Workers:
                 yield pending.popleft().result()
         except concurrent.futures.process.BrokenProcessPool as error:
             raise InterruptedRunError(
-                "--max_workers: a worker process was killed, perhaps for want of memory; received "
-                f"{self._max_workers} workers. The same command continues where it stopped"
+                Setting("max_workers"),
+                received="a worker process was killed, perhaps for want of memory",
+                hint=f"received {self._max_workers} workers. The same command continues where "
+                "it stopped",
             ) from error
         finally:
             for future in pending:

@@ -25,10 +25,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from pipeline.base import files, folders
-from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.local_mirror import CACHE_VARIABLE
-from pipeline.base.remote_files import RemotePath
+from pipeline.base.location import BucketLocation, Location
 from pipeline.runners import local, ray_job
 
 Job = TypeVar("Job")
@@ -75,13 +74,16 @@ def _expect_answer(address: str) -> None:
     host = host.strip("[]")
     if not host or "/" in host or not port.isdecimal():
         raise InputError(
-            f"--ray_address: expected {AUTO} or host:port of the cluster's head, from one of its "
-            f"nodes, received {address}"
+            Setting("ray_address"),
+            f"{AUTO} or host:port of the cluster's head, from one of its nodes",
+            address,
         )
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER).close()
     except (OSError, OverflowError, ValueError) as error:
-        raise InputError(f"--ray_address: nothing answers at {address}: {error}") from error
+        raise InputError(
+            Setting("ray_address"), received=f"nothing answers at {address}: {error}"
+        ) from error
 
 
 def _expect_cluster(address: str) -> None:
@@ -97,12 +99,13 @@ def _expect_cluster(address: str) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise InputError(
-            f"--ray_address: no Ray cluster answers at {address} within {_CONNECTION:.0f} s"
+            Setting("ray_address"),
+            received=f"no Ray cluster answers at {address} within {_CONNECTION:.0f} s",
         ) from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
         raise InputError(
-            f"--ray_address: cannot join the Ray cluster at {address}: {said[-1]}"
+            Setting("ray_address"), received=f"cannot join the Ray cluster at {address}: {said[-1]}"
         ) from error
 
 
@@ -167,10 +170,10 @@ class Workers:
     """
 
     def __init__(
-        self, config: RayConfig, directory: files.PathLike, shared: pathlib.Path | None = None
+        self, config: RayConfig, directory: Location, shared: pathlib.Path | None = None
     ) -> None:
         self._config = config
-        self._directory = files.as_path(directory).absolute()
+        self._directory = directory.absolute()
         self._shared = None if shared is None else shared.absolute()
         self._stack = contextlib.ExitStack()
         self._node: ray_job.Node | None = None
@@ -195,7 +198,8 @@ class Workers:
             self._stack.close()
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise InterruptedRunError(
-                f"--runner: Ray does not begin: {said} The same command tries again"
+                Setting("runner"),
+                received=f"Ray does not begin: {said} The same command tries again",
             ) from error
         try:
             self._expect_room()
@@ -227,7 +231,7 @@ class Workers:
         wanted = f"{self._config.cpus_per_job} CPUs and {self._config.gpus_per_job} GPUs"
         if self._config.ray_address is None:
             raise InputError(
-                f"--cpus_per_job, --gpus_per_job: expected what this machine has, received {wanted}"
+                Setting("cpus_per_job"), "what this machine has, as `gpus_per_job`", wanted
             )
         # An autoscaler may bring one.
         print(f"no node of the cluster has the {wanted} of a job yet: waiting", file=sys.stderr)
@@ -235,18 +239,18 @@ class Workers:
     def _share(self) -> ray_job.Node:
         """Marks the directory as this command's, once."""
         if self._node is None:
-            self._stack.enter_context(folders.sole_user(self._directory, "--output_dir"))
-            marks = [("--output_dir", self._mark(self._directory))]
+            self._stack.enter_context(self._directory.lock())
+            marks = [(Setting("output_dir"), self._mark(self._directory))]
             if self._shared is not None:
-                marks.append((f"{CACHE_VARIABLE}, --output_dir", self._mark(self._shared)))
+                marks.append((CACHE_VARIABLE, self._mark(self._shared)))
             environment = _environment(self._config)
             self._node = ray_job.Node(environment, ray_job.versions(), tuple(marks))
         return self._node
 
-    def _mark(self, folder: files.AnyPath) -> files.AnyPath:
+    def _mark(self, folder: Location) -> Location:
         """Writes a file by which nodes know the folder, which is this command's alone."""
         # In a bucket nothing is locked: what is there may be another command's.
-        if not isinstance(folder, RemotePath):
+        if not isinstance(folder, BucketLocation):
             for left in itertools.chain(*map(folder.glob, _LEFT)):
                 left.unlink(missing_ok=True)
         mark = folder / f".ray-{secrets.token_hex(8)}.tmp"
@@ -306,8 +310,9 @@ class Workers:
         # Of the cluster itself: its store or its disk is full, its head is gone.
         except self._ray.exceptions.RayError as error:
             raise InterruptedRunError(
-                f"--runner: Ray cannot go on: {_said(error)}. The same command continues where it "
-                "stopped"
+                Setting("runner"),
+                received=f"Ray cannot go on: {_said(error)}. The same command continues where it "
+                "stopped",
             ) from error
         finally:
             if at_work and self._ray.is_initialized():
@@ -353,15 +358,17 @@ class Workers:
             missing = re.search(r"No module named '[^']*'", str(error.cause))
             if missing:
                 raise InterruptedRunError(
-                    "--ray_address: expected the packages of this command on every node, one "
-                    f"says: {missing[0]}; install them there"
+                    Setting("ray_address"),
+                    f"the packages of this command on every node, one says: {missing[0]}",
+                    hint="install them there",
                 ) from error
             raise
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             raise InterruptedRunError(
-                "--runner: a job was lost with its worker or node "
-                f"{ray_job.MAX_RETRIES + 1} times, perhaps for want of memory: {_said(error)}. "
-                "The same command continues where it stopped"
+                Setting("runner"),
+                received=f"a job was lost with its worker or node {ray_job.MAX_RETRIES + 1} times, "
+                f"perhaps for want of memory: {_said(error)}. The same command continues "
+                "where it stopped",
             ) from error
 
 

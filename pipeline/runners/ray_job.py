@@ -12,8 +12,8 @@ import socket
 import time
 from typing import Any
 
-from pipeline.base import files
-from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
+from pipeline.base.location import Location
 
 # How often a job may be lost with its worker before it is the job's fault.
 MAX_RETRIES = 10
@@ -35,7 +35,9 @@ def import_ray() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise InputError(
-            f"--runner: ray cannot be imported ({error}); install it with pip install '.[ray]'"
+            Setting("runner"),
+            received=f"ray cannot be imported ({error})",
+            hint="install it with pip install '.[ray]'",
         ) from error
 
 
@@ -49,7 +51,7 @@ def versions() -> tuple[tuple[str, str], ...]:
         for path in (root / folder).rglob("*")
         if path.suffix in (".py", ".yaml")
     )
-    lines = [f"{path.relative_to(root)} {files.sha256_file(path)}\n" for path in sources]
+    lines = [f"{path.relative_to(root)} {path.sha256()}\n" for path in sources]
     found = {"offline-distill": hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -64,13 +66,13 @@ class Node:
     Attributes:
         environment: variables, set before the job's modules are imported.
         versions: as `versions` returns them where the command runs.
-        marks: files of the command's in folders that all share, each with the flag, or the
-            variable, that names its folder.
+        marks: files of the command's in folders that all share, each with the setting, or
+            the variable, that names its folder.
     """
 
     environment: tuple[tuple[str, str], ...]
     versions: tuple[tuple[str, str], ...]
-    marks: tuple[tuple[str, files.AnyPath], ...]
+    marks: tuple[tuple[str, Location], ...]
 
 
 @functools.lru_cache(maxsize=1)
@@ -82,18 +84,20 @@ def enter(node: Node) -> None:
     """
     os.environ.update(node.environment)
     name = socket.gethostname()
-    for flag, mark in node.marks:
+    for subject, mark in node.marks:
         if not mark.is_file():
             raise InterruptedRunError(
-                f"{flag}: expected a folder on a file system that all nodes of the Ray cluster "
-                f"share, received {mark.parent}, which is not the same on {name}"
+                subject,
+                "a folder on a file system that all nodes of the Ray cluster share",
+                f"{mark.parent}, which is not the same on {name}",
             )
     here, there = dict(node.versions), dict(versions())
     for package in sorted(here.keys() | there.keys()):
         if here.get(package) != there.get(package):
             raise InterruptedRunError(
-                f"--ray_address: expected {package} {here.get(package)} on every node, as where "
-                f"the command runs, received {there.get(package)} on {name}"
+                Setting("ray_address"),
+                f"{package} {here.get(package)} on every node, as where the command runs",
+                f"{there.get(package)} on {name}",
             )
 
 

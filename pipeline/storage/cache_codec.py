@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 
-from pipeline.base import files
+from pipeline.base.location import Location
 from pipeline.storage import manifest as manifests
 from pipeline.storage import token_counts
 from pipeline.storage.codecs.base import TopKCodec
@@ -13,7 +13,7 @@ from pipeline.storage.shard_info import FileInfo
 from pipeline.storage.teacher_info import TeacherInfo
 
 
-def open_codec(directory: files.PathLike, manifest: Manifest) -> TopKCodec:
+def open_codec(directory: Location, manifest: Manifest) -> TopKCodec:
     """Returns the codec that reads a teacher cache.
 
     Args:
@@ -29,7 +29,7 @@ def open_codec(directory: files.PathLike, manifest: Manifest) -> TopKCodec:
 
 
 def count_tokens(
-    directory: files.PathLike, info: TeacherInfo, source: files.PathLike, manifest: Manifest
+    directory: Location, info: TeacherInfo, source: Location, manifest: Manifest
 ) -> FileInfo | None:
     """Writes what the codec of a cache that is being made needs to know of the text.
 
@@ -45,7 +45,7 @@ def count_tokens(
     if not CODECS[info.logit_encoding].needs_token_counts:
         return None
     shards = [shard for shards in manifest.splits.values() for shard in shards]
-    paths = [files.as_path(source) / shard.file for shard in shards]
+    paths = [source / shard.file for shard in shards]
     return token_counts.ensure_counts(directory, paths, manifest.vocab.size)
 
 
@@ -54,7 +54,7 @@ def environment(logit_encoding: str) -> dict[str, str]:
     return {"zlib": zlib.ZLIB_RUNTIME_VERSION} if CODECS[logit_encoding].compresses else {}
 
 
-def make_codec(directory: files.PathLike, info: TeacherInfo, vocab_size: int) -> TopKCodec:
+def make_codec(directory: Location, info: TeacherInfo, vocab_size: int) -> TopKCodec:
     """Returns the codec of a cache, also of one that is being made.
 
     Args:
@@ -67,6 +67,6 @@ def make_codec(directory: files.PathLike, info: TeacherInfo, vocab_size: int) ->
     """
     codec, counts = CODECS[info.logit_encoding], None
     if codec.needs_token_counts:
-        path = files.as_path(directory) / token_counts.TOKEN_COUNTS_FILE
+        path = directory / token_counts.TOKEN_COUNTS_FILE
         counts = token_counts.sum_counts([path], vocab_size)
     return codec(vocab_size, info.truncation_factor, info.variable, counts)

@@ -3,11 +3,10 @@
 import dataclasses
 import fnmatch
 import glob
-import os
 
 from data_specs.records import TASK_LOGITS
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.vocab_subset import VocabSubset
@@ -20,19 +19,17 @@ class CacheInput:
     Attributes:
         directory: the cache directory.
         manifest: its manifest, with the shards that are to be read.
-        flag: the flag that named it.
         vocab_subset: the tokens of a student that knows only some of the cache's;
             None for one that knows all.
     """
 
-    directory: files.AnyPath
+    directory: Location
     manifest: Manifest
-    flag: str
     vocab_subset: VocabSubset | None = None
 
 
-def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
-    """Opens what `--input_dir` or `--input_file` names.
+def open_cache(input_dir: Location | None, input_file: Location | None) -> CacheInput:
+    """Opens a cache directory, or some of its shards.
 
     Args:
         input_dir: a cache directory.
@@ -44,19 +41,18 @@ def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
     """
     if (input_dir is None) == (input_file is None):
         raise InputError(
-            "--input_dir: expected either it or --input_file, "
-            f"received {'neither' if input_dir is None else 'both'}"
+            Setting("input_dir"),
+            "either it or `input_file`",
+            "neither" if input_dir is None else "both",
         )
-    flag = "--input_dir" if input_file is None else "--input_file"
     given = input_dir if input_file is None else input_file
-    if input_file is None or files.as_path(input_file).is_dir():
-        return CacheInput(files.as_path(given), _load(files.as_path(given), flag), flag)
-    directory, pattern = os.path.split(input_file)
-    directory = files.as_path(directory or ".")
-    if files.as_path(input_file).is_file():
+    if input_file is None or input_file.is_dir():
+        return CacheInput(given, _load(given))
+    directory, pattern = input_file.parent, input_file.name
+    if input_file.is_file():
         # A name is no pattern, whatever characters are in it.
         pattern = glob.escape(pattern)
-    manifest = _load(directory, flag)
+    manifest = _load(directory)
     splits = {
         split: tuple(shard for shard in shards if fnmatch.fnmatch(shard.file, pattern))
         for split, shards in manifest.splits.items()
@@ -64,18 +60,18 @@ def open_cache(input_dir: str | None, input_file: str | None) -> CacheInput:
     splits = {split: shards for split, shards in splits.items() if shards}
     if not splits:
         raise InputError(
-            f"{flag}: expected a glob of shards such as {directory}/train-*.tfrecord, "
-            f"received {input_file}, which matches none"
+            input_file, f"a glob of shards such as {directory}/train-*.tfrecord", "none there"
         )
-    return CacheInput(directory, dataclasses.replace(manifest, splits=splits), flag)
+    return CacheInput(directory, dataclasses.replace(manifest, splits=splits))
 
 
-def _load(directory: files.AnyPath, flag: str) -> Manifest:
-    manifest = manifests.load(directory, flag=flag)
+def _load(directory: Location) -> Manifest:
+    manifest = manifests.load(directory)
     if manifest.kind == TASK_LOGITS:
         raise InputError(
-            f"{flag}: expected masked examples, unmasked windows or a teacher cache, received "
-            f"{directory}, which holds {manifest.kind}: a teacher's word on a task, for fine-tuning"
+            directory,
+            "masked examples, unmasked windows or a teacher cache",
+            f"{manifest.kind}: a teacher's word on a task, for fine-tuning",
         )
     return manifest
 
@@ -94,12 +90,11 @@ def expect_settings(cache: CacheInput, **given: int | None) -> None:
         there = getattr(cache.manifest, name)
         if value is not None and value != there:
             raise InputError(
-                f"--{name}: expected {there}, as in {cache.directory / manifests.MANIFEST_FILE}, "
-                f"received {value}"
+                Setting(name), f"{there}, as in {cache.directory / manifests.MANIFEST_FILE}", value
             )
 
 
-def expect_segments(cache: CacheInput, type_vocab_size: int, flag: str) -> None:
+def expect_segments(cache: CacheInput, type_vocab_size: int) -> None:
     """Checks that a model knows as many segments as a cache's inputs have.
 
     Raises:
@@ -107,13 +102,14 @@ def expect_segments(cache: CacheInput, type_vocab_size: int, flag: str) -> None:
     """
     if cache.manifest.flags.get("segments") == "pair" and type_vocab_size < 2:
         raise InputError(
-            f"{flag}: expected a model of two segments, as --segments=pair made "
-            f"{cache.directory}, received one with type_vocab_size {type_vocab_size}; make the "
-            "masked examples with --segments=single"
+            None,
+            f"a model of two segments, as `segments`=pair made {cache.directory}",
+            f"one with type_vocab_size {type_vocab_size}",
+            hint="make the masked examples with `segments`=single",
         )
 
 
-def expect_positions(cache: CacheInput, max_position_embeddings: int, flag: str) -> None:
+def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:
     """Checks that a model takes inputs as long as a cache's.
 
     Raises:
@@ -121,6 +117,8 @@ def expect_positions(cache: CacheInput, max_position_embeddings: int, flag: str)
     """
     if cache.manifest.max_seq_length > max_position_embeddings:
         raise InputError(
-            f"{flag}: expected a model of at least {cache.manifest.max_seq_length} positions "
-            f"(max_seq_length of {cache.directory}), received {max_position_embeddings}"
+            None,
+            f"a model of at least {cache.manifest.max_seq_length} positions "
+            f"(max_seq_length of {cache.directory})",
+            max_position_embeddings,
         )

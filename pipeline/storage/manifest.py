@@ -22,9 +22,10 @@ from data_specs.records import (
     UNMASKED_WINDOWS,
     Feature,
 )
-from pipeline.base import files, folders
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.manifest_checks import MAX_TOKENIZER_BYTES, MAX_VOCAB_SIZE, expect_manifest
 from pipeline.storage.shard_info import (
@@ -138,28 +139,25 @@ class Manifest:
 
     def sha256(self) -> str:
         """Returns the SHA-256 of the manifest as it is written."""
-        return hashlib.sha256(files.json_bytes(self.to_json())).hexdigest()
+        return hashlib.sha256(json_text.dump(self.to_json())).hexdigest()
 
 
-def read_tokens(path: files.PathLike, *, flag: str) -> tuple[str, ...]:
+def read_tokens(path: Location) -> tuple[str, ...]:
     """Reads a `vocab.txt`: one token a line, its line number its id.
 
     Raises:
         InputError: there is no such file, it is not UTF-8, or has too many lines.
     """
-    path = files.as_path(path)
     if not path.is_file():
-        raise InputError(f"{flag}: expected a vocab.txt, received {path}: no such file")
-    content = files.read_limited(path, MAX_TOKENIZER_BYTES)
+        raise InputError(path, "a vocab.txt", "no such file")
+    content = path.read_limited(MAX_TOKENIZER_BYTES)
     # Before they are split: short lines take their bytes many times over.
     if (num_lines := content.count(b"\n")) > MAX_VOCAB_SIZE:
-        raise InputError(
-            f"{flag}: expected at most {MAX_VOCAB_SIZE} tokens in {path}, received {num_lines}"
-        )
+        raise InputError(path, f"at most {MAX_VOCAB_SIZE} tokens", num_lines)
     try:
         lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{flag}: expected UTF-8 text in {path} ({error})") from error
+        raise InputError(path, f"UTF-8 text ({error})") from error
     tokens = [line.rstrip("\r") for line in lines]
     while tokens and not tokens[-1]:
         tokens.pop()
@@ -184,18 +182,18 @@ def shard_place(file: str) -> tuple[int, int]:
     return int(match[2]), int(match[3])
 
 
-def sidecar_path(directory: files.PathLike, file: str) -> files.AnyPath:
+def sidecar_path(directory: Location, file: str) -> Location:
     """Returns the path of a shard's sidecar; hidden, so that no glob of shards meets it."""
-    return files.as_path(directory) / f".{file}.json"
+    return directory / f".{file}.json"
 
 
-def completed_shard(directory: files.PathLike, file: str) -> ShardInfo | None:
+def completed_shard(directory: Location, file: str) -> ShardInfo | None:
     """Returns the sidecar of a shard that is whole, or None."""
-    path, sidecar = files.as_path(directory) / file, sidecar_path(directory, file)
+    path, sidecar = directory / file, sidecar_path(directory, file)
     if not (path.is_file() and sidecar.is_file()):
         return None
     try:
-        shard = parse_shard(files.read_json(sidecar), str(sidecar))
+        shard = parse_shard(sidecar.read_json(), str(sidecar))
     except InputError:
         # A damaged sidecar: the shard is made again.
         return None
@@ -214,13 +212,12 @@ def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
     return ""
 
 
-def check_claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: str) -> bool:
+def check_claim(directory: Location, request: Mapping[str, Any]) -> bool:
     """Checks that a directory may be the place of a request; changes nothing.
 
     Args:
         directory: the output directory; it need not exist.
         request: the settings that decide the data, as JSON values.
-        flag: the flag that named the directory.
 
     Returns:
         whether the directory is new; False where it holds this very request.
@@ -228,80 +225,79 @@ def check_claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: 
     Raises:
         InputError: it holds another request, or files that no request of ours made.
     """
-    directory = files.as_path(directory)
     path = directory / REQUEST_FILE
     # Listed before the request is looked for: another task may be writing it now.
     names = [item.name for item in directory.iterdir()] if directory.is_dir() else []
     present = sorted(name for name in names if not name.endswith(".tmp"))
     if path.is_file():
-        difference = describe_difference(files.read_json(path), request)
+        difference = describe_difference(path.read_json(), request)
         if difference:
             raise InputError(
-                f"{flag}: {directory} holds the output of another request: {difference}; "
-                "choose another directory, or delete this one"
+                directory,
+                received=f"it holds the output of another request: {difference}",
+                hint="choose another directory, or delete this one",
             )
         return False
     if present:
         raise InputError(
-            f"{flag}: expected an empty directory or one of the same request, "
-            f"received {directory}, which holds {present[0]!r} and no {REQUEST_FILE}"
+            directory,
+            "an empty directory or one of the same request",
+            f"one with {present[0]!r} and without {REQUEST_FILE}",
         )
     return True
 
 
-def claim(directory: files.PathLike, request: Mapping[str, Any], *, flag: str) -> bool:
+def claim(directory: Location, request: Mapping[str, Any]) -> bool:
     """Marks a directory, which is made, as the place of a request, or recognises its own.
 
     Arguments, result and errors are those of `check_claim`. Call it when nothing
     that the user could mend is left to go wrong: a corrected command may then
     still use the directory.
     """
-    is_new = check_claim(directory, request, flag=flag)
+    is_new = check_claim(directory, request)
     if is_new:
-        directory = folders.make_directory(directory, flag)
-        if not files.write_new(directory / REQUEST_FILE, files.json_bytes(request)):
+        directory = directory.make_directory()
+        if not (directory / REQUEST_FILE).write_new(json_text.dump(request)):
             # Another command has begun at the same moment.
-            return check_claim(directory, request, flag=flag)
+            return check_claim(directory, request)
     return is_new
 
 
-def publish(directory: files.PathLike, manifest: Manifest) -> None:
+def publish(directory: Location, manifest: Manifest) -> None:
     """Writes the manifest: from now on the directory is complete."""
-    directory = files.as_path(directory)
     # The whole shards are beside them.
     shards = {shard.file for split in manifest.splits.values() for shard in split}
-    folders.remove_temporaries(directory, shards)
+    directory.remove_temporaries(shards)
     # As `sha256sum` writes it. The manifest tells of all other files; this tells of it.
     checksum = f"{manifest.sha256()}  {MANIFEST_FILE}\n"
-    files.write_bytes(directory / CHECKSUM_FILE, checksum.encode("ascii"))
-    files.write_json(directory / MANIFEST_FILE, manifest.to_json())
+    (directory / CHECKSUM_FILE).write_whole(checksum.encode("ascii"))
+    (directory / MANIFEST_FILE).write_json(manifest.to_json())
 
 
-def load(directory: files.PathLike, *, flag: str) -> Manifest:
+def load(directory: Location) -> Manifest:
     """Reads and checks a manifest.
 
     Args:
         directory: a cache directory.
-        flag: the flag that named it.
 
     Raises:
         InputError: there is none, or a field is missing or not as it must be.
     """
-    path = files.as_path(directory) / MANIFEST_FILE
+    path = directory / MANIFEST_FILE
     if not path.is_file():
         state = "no cache"
         if (path.parent / REQUEST_FILE).is_file():
             state = "an unfinished one: run the command that makes it again"
         raise InputError(
-            f"{flag}: expected a complete cache directory with {MANIFEST_FILE} (masked examples "
-            f"of create_pretraining_data, or a teacher cache), received {directory}, "
-            f"which is {state}"
+            directory,
+            f"a complete cache directory with {MANIFEST_FILE} (masked examples of "
+            "create_pretraining_data, or a teacher cache)",
+            f"one that is {state}",
         )
-    value = files.read_json(path)
+    value = path.read_json()
     if value.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path}: expected format_version {FORMAT_VERSION}, "
-            f"received {shown(value.get('format_version'))}"
+            path, f"format_version {FORMAT_VERSION}", shown(value.get("format_version"))
         )
     try:
         return _parse(value, str(path))
@@ -309,7 +305,7 @@ def load(directory: files.PathLike, *, flag: str) -> Manifest:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: missing or misshapen field {reason}") from error
+        raise InputError(path, received=f"missing or misshapen field {reason}") from error
 
 
 def _parse(value: Mapping[str, Any], path: str) -> Manifest:
@@ -329,7 +325,7 @@ def _parse(value: Mapping[str, Any], path: str) -> Manifest:
     if teacher_info is not None and varies_in_size(teacher_info):
         for shard in (shard for shards in splits.values() for shard in shards):
             if shard.measured is None:
-                raise InputError(f"{path}: expected what was measured of {shard.file}")
+                raise InputError(path, f"what was measured of {shard.file}")
     return Manifest(
         kind=value["kind"],
         vocab=VocabInfo(**value["vocab"]),
@@ -353,21 +349,21 @@ def _needs_token_counts(info: TeacherInfo | None) -> bool:
     return info is not None and CODECS[info.logit_encoding].needs_token_counts
 
 
-def copy_tokenizer(source: files.PathLike, manifest: Manifest, target: files.PathLike) -> None:
+def copy_tokenizer(source: Location, manifest: Manifest, target: Location) -> None:
     """Copies the tokenizer's files from one directory to another.
 
     Raises:
         InputError: one is missing.
     """
     for name in manifest.tokenizer_files:
-        path = files.as_path(source) / name
+        path = source / name
         if not path.is_file():
-            raise InputError(f"{path}: this tokenizer file is missing")
-        content = files.read_limited(path, MAX_TOKENIZER_BYTES)
-        files.write_bytes(files.as_path(target) / name, content)
+            raise InputError(path, received="this tokenizer file is missing")
+        content = path.read_limited(MAX_TOKENIZER_BYTES)
+        (target / name).write_whole(content)
 
 
-def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None:
+def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
     """Checks a directory's shards, and its token counts, against its manifest.
 
     Args:
@@ -378,7 +374,6 @@ def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None
     Raises:
         InputError: a file is missing, of another size, or has other bytes.
     """
-    directory = files.as_path(directory)
     for shard in (shard for split in manifest.splits.values() for shard in split):
         _verify_file(directory / shard.file, shard, "shard", full=full)
     if manifest.token_counts is not None:
@@ -386,16 +381,18 @@ def verify(directory: files.PathLike, manifest: Manifest, *, full: bool) -> None
         _verify_file(directory / info.file, info, "file of token counts", full=full)
 
 
-def _verify_file(path: files.AnyPath, info: ShardInfo | FileInfo, what: str, *, full: bool) -> None:
+def _verify_file(path: Location, info: ShardInfo | FileInfo, what: str, *, full: bool) -> None:
     if not path.is_file():
-        raise InputError(f"{path}: this {what} is missing")
+        raise InputError(path, received=f"this {what} is missing")
     size = path.stat().st_size
     if size != info.bytes:
         raise InputError(
-            f"{path}: this {what} is truncated or damaged: "
-            f"expected {info.bytes} bytes, received {size}"
+            path,
+            received=f"this {what} is truncated or damaged: expected {info.bytes} bytes, "
+            f"received {size}",
         )
-    if full and (received := files.sha256_file(path)) != info.sha256:
+    if full and (received := path.sha256()) != info.sha256:
         raise InputError(
-            f"{path}: this {what} is damaged: expected SHA-256 {info.sha256}, received {received}"
+            path,
+            received=f"this {what} is damaged: expected SHA-256 {info.sha256}, received {received}",
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_specs.records import FEATURES, TEACHER_CACHE
-from pipeline.base import files
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import MAX_DIGITS, shown
 from pipeline.storage.shard_info import SHARD_FILE, TOKEN_COUNTS_FILE
@@ -53,9 +53,7 @@ def expect_manifest(value: Mapping[str, Any], path: str) -> None:
         InputError: a value is missing, or is not what it may be.
     """
     if _field(value, "kind", path) not in tuple(FEATURES):
-        raise InputError(
-            f"{path}: expected kind in {sorted(FEATURES)}, received {shown(value['kind'])}"
-        )
+        raise InputError(path, f"kind in {sorted(FEATURES)}", shown(value["kind"]))
     for name, most in _COUNTS.items():
         _expect_count(value, name, path, most=most)
     _expect_vocab(value, path)
@@ -65,8 +63,11 @@ def expect_manifest(value: Mapping[str, Any], path: str) -> None:
     for name in _expect_list(value, "tokenizer_files", path):
         if not isinstance(name, str) or not _TOKENIZER_FILE.fullmatch(name):
             raise InputError(
-                f"{path}: expected a plain file name, received {shown(name)}; a tokenizer's are "
-                "vocab.txt, tokenizer.json, tokenizer_config.json and *.model"
+                path,
+                "a plain file name",
+                shown(name),
+                hint="a tokenizer's are vocab.txt, tokenizer.json, tokenizer_config.json and "
+                "*.model",
             )
     _expect_file_name(value, path)
     _expect_splits(value, path)
@@ -79,8 +80,9 @@ def _expect_vocab(value: Mapping[str, Any], path: str) -> None:
     vocab = _expect_object(value, "vocab", path)
     if set(vocab) != {"size", "sha256"}:
         raise InputError(
-            f"{path}: missing or misshapen field vocab: expected size and sha256, "
-            f"received {shown(sorted(vocab))}"
+            path,
+            received="missing or misshapen field vocab: expected size and sha256, received "
+            f"{shown(sorted(vocab))}",
         )
     _expect_count(vocab, "size", path, least=1, most=MAX_VOCAB_SIZE)
     _expect_sha256(vocab, path)
@@ -94,8 +96,9 @@ def _expect_file_name(value: Mapping[str, Any], path: str) -> None:
     # What reads it knows no other name.
     if isinstance(counts, dict) and counts.get("file") != TOKEN_COUNTS_FILE:
         raise InputError(
-            f"{path}: token_counts: expected the file {TOKEN_COUNTS_FILE}, "
-            f"received {shown(counts.get('file'))}"
+            path,
+            received=f"token_counts: expected the file {TOKEN_COUNTS_FILE}, received "
+            f"{shown(counts.get('file'))}",
         )
 
 
@@ -103,30 +106,24 @@ def _expect_splits(value: Mapping[str, Any], path: str) -> None:
     seen: set[str] = set()
     for split, shards in _expect_object(value, "splits", path).items():
         if split not in _SPLITS:
-            raise InputError(f"{path}: expected splits train and eval, received {shown(split)}")
+            raise InputError(path, "splits train and eval", shown(split))
         for shard in _expect_list({split: shards}, split, path):
             if not isinstance(shard, dict) or not isinstance(shard.get("file"), str):
-                raise InputError(f"{path}: expected a shard's description, received {shown(shard)}")
+                raise InputError(path, "a shard's description", shown(shard))
             match = SHARD_FILE.fullmatch(shard["file"])
             if match is not None and match[1] != split:
-                raise InputError(
-                    f"{path}: expected a shard of the split {split}, received {shard['file']}"
-                )
+                raise InputError(path, f"a shard of the split {split}", shard["file"])
             if shard["file"] in seen:
-                raise InputError(
-                    f"{path}: expected each shard once, received {shard['file']} twice"
-                )
+                raise InputError(path, "each shard once", f"{shard['file']} twice")
             seen.add(shard["file"])
 
 
 def _expect_text(value: Mapping[str, Any], path: str) -> None:
     """JSON can spell halves of letters, which no file can hold."""
     try:
-        files.json_bytes(value)
+        json_text.dump(value)
     except UnicodeEncodeError as error:
-        raise InputError(f"{path}: expected text, received half a letter ({error.reason})") from (
-            error
-        )
+        raise InputError(path, "text", f"half a letter ({error.reason})") from (error)
 
 
 def _expect_teacher_values(value: Mapping[str, Any], path: str) -> None:
@@ -136,12 +133,13 @@ def _expect_teacher_values(value: Mapping[str, Any], path: str) -> None:
     temperatures = _expect_list(value, "temperatures", path, most=_MAX_TEMPERATURES)
     if not all(_is_number(one) and one > 0 for one in temperatures):
         raise InputError(
-            f"{path}: temperatures: expected numbers above 0, received {shown(temperatures)}"
+            path, received=f"temperatures: expected numbers above 0, received {shown(temperatures)}"
         )
     if temperatures[:1] != [1] or list(temperatures) != sorted(set(temperatures)):
         raise InputError(
-            f"{path}: temperatures: expected ascending numbers from 1, "
-            f"received {shown(temperatures)}"
+            path,
+            received="temperatures: expected ascending numbers from 1, received "
+            f"{shown(temperatures)}",
         )
     groups = value.get("hidden_groups")
     # Without groups, no one reads the size.
@@ -149,7 +147,9 @@ def _expect_teacher_values(value: Mapping[str, Any], path: str) -> None:
         return
     for group in _expect_list(value, "hidden_groups", path, most=_MAX_GROUPS):
         if not isinstance(group, str):
-            raise InputError(f"{path}: hidden_groups: expected words, received {shown(group)}")
+            raise InputError(
+                path, received=f"hidden_groups: expected words, received {shown(group)}"
+            )
     _expect_count(value, "hidden_size", path, least=1, most=_MAX_HIDDEN_SIZE // len(groups))
 
 
@@ -159,14 +159,14 @@ def _is_number(value: Any) -> bool:
 
 def _field(value: Mapping[str, Any], name: str, path: str) -> Any:
     if name not in value:
-        raise InputError(f"{path}: missing or misshapen field {shown(name)}")
+        raise InputError(path, received=f"missing or misshapen field {shown(name)}")
     return value[name]
 
 
 def _expect_object(value: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
     found = _field(value, name, path)
     if not isinstance(found, dict):
-        raise InputError(f"{path}: {name}: expected an object, received {shown(found)}")
+        raise InputError(path, received=f"{name}: expected an object, received {shown(found)}")
     return found
 
 
@@ -175,7 +175,7 @@ def _expect_list(
 ) -> Sequence[Any]:
     found = _field(value, name, path)
     if not isinstance(found, list) or len(found) > most:
-        raise InputError(f"{path}: {name}: expected a list, received {shown(found)}")
+        raise InputError(path, received=f"{name}: expected a list, received {shown(found)}")
     return found
 
 
@@ -184,10 +184,11 @@ def _expect_count(
 ) -> None:
     found = _field(value, name, path)
     if isinstance(found, bool) or not isinstance(found, int) or found < least:
-        raise InputError(f"{path}: {_key(name)}: expected a count, received {shown(found)}")
+        raise InputError(path, received=f"{_key(name)}: expected a count, received {shown(found)}")
     if found > most:
         raise InputError(
-            f"{path}: {_key(name)}: expected a count of at most {most}, received {shown(found)}"
+            path,
+            received=f"{_key(name)}: expected a count of at most {most}, received {shown(found)}",
         )
 
 
@@ -199,4 +200,4 @@ def _key(name: str) -> str:
 def _expect_sha256(vocab: Mapping[str, Any], path: str) -> None:
     sha256 = vocab["sha256"]
     if not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
-        raise InputError(f"{path}: vocab: expected a SHA-256, received {shown(sha256)}")
+        raise InputError(path, received=f"vocab: expected a SHA-256, received {shown(sha256)}")

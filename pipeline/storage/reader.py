@@ -8,10 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from data_specs import records
-from pipeline.base import files
 from pipeline.base.errors import InputError
+from pipeline.base.location import BucketLocation, Location
 from pipeline.base.prefetch import ahead
-from pipeline.base.remote_files import RemotePath
 from pipeline.storage import shuffling
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.codecs.hidden import HIDDEN_CODECS
@@ -38,18 +37,18 @@ def copy_errors_raised() -> Iterator[None]:
         raise _copy_errors[0] from error
 
 
-def _local_paths(paths: Iterable[files.AnyPath]) -> Iterator[str]:
+def _local_paths(paths: Iterable[Location]) -> Iterator[str]:
     """Yields where TensorFlow reads shards; those in a bucket are copied when it is their turn."""
     for path in paths:
         try:
-            yield str(files.local_copy(path))
+            yield str(path.mirror())
         except (OSError, InputError) as error:
             _copy_errors.append(error)
             raise
 
 
 def training_records(
-    directory: files.PathLike,
+    directory: Location,
     manifest: Manifest,
     split: str,
     *,
@@ -77,7 +76,6 @@ def training_records(
         int64 [], from 0. Shards in a bucket are copied to this machine when their
         turn comes, those of the next groups meanwhile.
     """
-    directory = files.as_path(directory)
     shards = [shard for shard in manifest.splits[split] if shard.num_examples]
 
     def copy_groups():
@@ -90,7 +88,7 @@ def training_records(
 
     def plan():
         groups = copy_groups()
-        return ahead(groups, depth=1) if isinstance(directory, RemotePath) else groups
+        return ahead(groups, depth=1) if isinstance(directory, BucketLocation) else groups
 
     def read_group(paths, skip, shuffle_seed, epoch):
         dataset = tf.data.Dataset.from_tensor_slices(paths).interleave(
@@ -126,7 +124,7 @@ def _input_lengths(serialized: tf.Tensor) -> tf.Tensor:
 
 
 def sample_lengths(
-    directory: files.PathLike, manifest: Manifest, split: str, *, count: int
+    directory: Location, manifest: Manifest, split: str, *, count: int
 ) -> np.ndarray:
     """Returns how many tokens the first inputs of a split have, at most `count`, int32 [N]."""
     dataset = evaluation_records(directory, manifest, split).take(count).batch(count)
@@ -134,16 +132,13 @@ def sample_lengths(
     return np.concatenate([np.zeros(0, np.int32), *parts])
 
 
-def evaluation_records(
-    directory: files.PathLike, manifest: Manifest, split: str
-) -> tf.data.Dataset:
+def evaluation_records(directory: Location, manifest: Manifest, split: str) -> tf.data.Dataset:
     """Returns a split's serialised records once, in their stored order.
 
     A shard in a bucket is copied to this machine when its turn comes.
     """
-    directory = files.as_path(directory)
     paths = [directory / shard.file for shard in manifest.splits[split]]
-    if not isinstance(directory, RemotePath):
+    if not isinstance(directory, BucketLocation):
         return tf.data.TFRecordDataset([str(path) for path in paths])
 
     signature = tf.TensorSpec([], tf.string)

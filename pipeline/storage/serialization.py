@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping
 
 import google_crc32c
 
-from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 
 _BYTES_FIELD_1 = b"\x0a"
 _BYTES_FIELD_2 = b"\x12"
@@ -163,30 +163,28 @@ def frame_record(record: bytes) -> bytes:
     return b"".join((header, record, _FOOTER.pack(_masked_crc(record))))
 
 
-def read_records(path: files.PathLike) -> Iterator[bytes]:
+def read_records(path: Location) -> Iterator[bytes]:
     """Yields the records of a TFRecord file, checking both checksums of each.
 
     Raises:
         InputError: the file is truncated or damaged; names it and the byte offset.
     """
     offset = 0
-    with open(files.local_copy(path), "rb") as file:
+    with open(path.mirror(), "rb") as file:
         while header := file.read(_HEADER.size):
             problem = f"{path}: broken record at byte {offset}"
             if len(header) < _HEADER.size:
-                raise InputError(f"{problem}: the file ends inside a header")
+                raise InputError(problem, received="the file ends inside a header")
             length, length_crc = _HEADER.unpack(header)
             if length_crc != _masked_crc(header[:8]):
-                raise InputError(f"{problem}: the checksum of its length does not match")
+                raise InputError(problem, received="the checksum of its length does not match")
             if length > MAX_RECORD_BYTES:
-                raise InputError(
-                    f"{problem}: expected at most {MAX_RECORD_BYTES} bytes, received {length}"
-                )
+                raise InputError(problem, f"at most {MAX_RECORD_BYTES} bytes", length)
             record = file.read(length)
             footer = file.read(_FOOTER.size)
             if len(record) < length or len(footer) < _FOOTER.size:
-                raise InputError(f"{problem}: the file ends inside it")
+                raise InputError(problem, received="the file ends inside it")
             if _FOOTER.unpack(footer)[0] != _masked_crc(record):
-                raise InputError(f"{problem}: the checksum of its data does not match")
+                raise InputError(problem, received="the checksum of its data does not match")
             yield record
             offset += _HEADER.size + length + _FOOTER.size

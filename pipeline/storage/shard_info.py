@@ -92,11 +92,9 @@ def parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
     try:
         shard = ShardInfo(**value)
     except TypeError as error:
-        raise InputError(
-            f"{path}: expected a shard's description, received {shown(value)}"
-        ) from error
+        raise InputError(path, "a shard's description", shown(value)) from error
     if not (isinstance(shard.file, str) and is_shard_file(shard.file)):
-        raise InputError(f"{path}: expected the name of a shard, received {shown(shard.file)}")
+        raise InputError(path, "the name of a shard", shown(shard.file))
     expect_count(shard.num_examples, f"{path}: num_examples of {shard.file}")
     expect_contents(shard, path)
     if shard.measured is not None:
@@ -107,8 +105,7 @@ def parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
 def _expect_measures(shard: ShardInfo, path: str) -> None:
     if not isinstance(shard.measured, Mapping) or NUM_POSITIONS not in shard.measured:
         raise InputError(
-            f"{path}: expected {NUM_POSITIONS} and other counts of {shard.file}, "
-            f"received {shown(shard.measured)}"
+            path, f"{NUM_POSITIONS} and other counts of {shard.file}", shown(shard.measured)
         )
     for name, count in shard.measured.items():
         expect_count(count, f"{path}: {shown(name)} of {shard.file}")
@@ -117,9 +114,7 @@ def _expect_measures(shard: ShardInfo, path: str) -> None:
 def expect_contents(info: ShardInfo | FileInfo, path: str) -> None:
     """Raises InputError unless a file's size and checksum can be such."""
     if not (isinstance(info.sha256, str) and SHA256.fullmatch(info.sha256)):
-        raise InputError(
-            f"{path}: expected a SHA-256 for {info.file}, received {shown(info.sha256)}"
-        )
+        raise InputError(path, f"a SHA-256 for {info.file}", shown(info.sha256))
     expect_count(info.bytes, f"{path}: bytes of {info.file}")
 
 

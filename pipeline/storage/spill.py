@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import files, json_text
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 from pipeline.storage import npy_header
 
 KEY_SPACE = 2**64
@@ -59,7 +60,7 @@ class KeyRange:
 
 
 def write_spill(
-    path: files.PathLike,
+    path: Location,
     entries: Sequence[Entry],
     header: Mapping[str, Any],
     *,
@@ -81,14 +82,14 @@ def write_spill(
     index["group"] = [entry.group for entry in ordered]
     index["size"] = [len(entry.record) for entry in ordered]
     index["start"][1:] = np.cumsum(index["size"][:-1], dtype=np.uint64)
-    temporary = files.temporary_path(path) if is_only_writer else files.own_temporary_path(path)
-    with files.atomic_path(path, temporary=temporary), open(temporary, "wb") as file:
+    temporary = path.temporary() if is_only_writer else path.own_temporary()
+    with path.atomic_write(temporary=temporary), open(temporary, "wb") as file:
         file.write(json.dumps(header).encode("utf-8") + b"\n")
         np.save(file, index, allow_pickle=False)
         file.writelines(entry.record for entry in ordered)
 
 
-def read_header(path: files.PathLike) -> dict[str, Any] | None:
+def read_header(path: Location) -> dict[str, Any] | None:
     """Returns a spill file's header, or None where there is no such file, or a damaged one."""
     if not pathlib.Path(path).is_file():
         return None
@@ -108,11 +109,11 @@ def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
         try:
             shape, dtype = npy_header.read_header(file)
         except ValueError as error:
-            raise InputError(f"{path}: {_DAMAGED} ({error})") from error
+            raise InputError(path, received=f"{_DAMAGED} ({error})") from error
         offset = file.tell()
     size = path.stat().st_size - offset
     if dtype != _INDEX or len(shape) != 1 or not 0 <= shape[0] <= size // _INDEX.itemsize:
-        raise InputError(f"{path}: {_DAMAGED} (an index of {shown(shape)} entries)")
+        raise InputError(path, received=f"{_DAMAGED} (an index of {shown(shape)} entries)")
     if not shape[0]:
         return np.zeros(0, _INDEX), offset
     index = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
@@ -133,7 +134,7 @@ def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, by
     # No sum of a start within the file and a size overflows.
     ends = starts + part["size"]
     if starts.max() > size or base + end > size or (starts[1:] != ends[:-1]).any():
-        raise InputError(f"{path}: {_DAMAGED} (records that do not follow each other)")
+        raise InputError(path, received=f"{_DAMAGED} (records that do not follow each other)")
     with open(path, "rb") as file:
         file.seek(base + begin)
         content = file.read(end - begin)
@@ -142,7 +143,7 @@ def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, by
 
 
 def read_sorted(
-    paths: Sequence[files.PathLike], keys: KeyRange, *, expected_bytes: int
+    paths: Sequence[Location], keys: KeyRange, *, expected_bytes: int
 ) -> Iterator[bytes]:
     """Yields the records of a range, in the order of their keys.
 

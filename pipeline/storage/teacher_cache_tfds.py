@@ -16,9 +16,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from data_specs import records
-from pipeline.base import files
 from pipeline.base.errors import InputError
-from pipeline.base.remote_files import RemotePath
+from pipeline.base.location import BucketLocation, Location
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 
@@ -52,14 +51,14 @@ class TeacherCache(FileReaderBuilder, skip_registration=True):
     name = records.TEACHER_CACHE
     VERSION = tfds.core.Version(f"{manifests.FORMAT_VERSION}.0.0")
 
-    def __init__(self, directory: files.PathLike) -> None:
-        directory = files.as_path(directory)
-        if isinstance(directory, RemotePath):
+    def __init__(self, directory: Location) -> None:
+        if isinstance(directory, BucketLocation):
             raise InputError(
-                f"{directory}: expected a directory of this machine; pipeline.storage.reader "
-                "reads shards in a bucket, too"
+                directory,
+                "a directory of this machine",
+                hint="pipeline.storage.reader reads shards in a bucket, too",
             )
-        self._manifest = manifests.load(directory, flag=str(directory))
+        self._manifest = manifests.load(directory)
         _expect_plain_arrays(directory, self._manifest)
         manifests.verify(directory, self._manifest, full=False)
         super().__init__(data_dir=str(directory.resolve()))
@@ -106,16 +105,18 @@ class TeacherCache(FileReaderBuilder, skip_registration=True):
         return True
 
     def _download_and_prepare(self, **options: Any) -> None:
-        raise InputError(f"{self.data_dir}: a cache is made by create_teacher_output_data")
+        raise InputError(self.data_dir, received="a cache is made by create_teacher_output_data")
 
 
-def _expect_plain_arrays(directory: files.PathLike, manifest: Manifest) -> None:
+def _expect_plain_arrays(directory: Location, manifest: Manifest) -> None:
     info = manifest.teacher_info
     if info is not None and (info.logit_encoding != "float16" or info.variable):
         kept = "fewer than k ids at some positions" if info.variable else info.logit_encoding
         raise InputError(
-            f"{directory}: expected a teacher cache of --logit_encoding=float16 with k ids at "
-            f"each position, received {kept}; pipeline.storage.reader reads it"
+            directory,
+            "a teacher cache of `logit_encoding`=float16 with k ids at each position",
+            kept,
+            hint="pipeline.storage.reader reads it",
         )
 
 

@@ -102,10 +102,7 @@ def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
     given = {name: value[name] for name in _LATER_FIELDS if value.get(name) is not None}
     info = TeacherInfo(**{name: value[name] for name in required}, **given)
     if info.logit_encoding not in CODECS:
-        raise InputError(
-            f"{path}: expected logit_encoding in {sorted(CODECS)}, "
-            f"received {shown(info.logit_encoding)}"
-        )
+        raise InputError(path, f"logit_encoding in {sorted(CODECS)}", shown(info.logit_encoding))
     expect_count(info.truncation_factor, f"{path}: truncation_factor")
     _expect_truncation(info, path)
     _expect_teacher(info.teacher, path)
@@ -121,27 +118,22 @@ def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
 def expect_count(value: Any, what: str) -> None:
     """Raises InputError unless a value is an integer of at least 0, and of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise InputError(f"{what}: expected a count, received {shown(value)}")
+        raise InputError(what, "a count", shown(value))
 
 
 def _expect_truncation(info: TeacherInfo, path: str) -> None:
     if info.truncation not in TRUNCATIONS:
-        raise InputError(
-            f"{path}: expected truncation in {sorted(TRUNCATIONS)}, "
-            f"received {shown(info.truncation)}"
-        )
+        raise InputError(path, f"truncation in {sorted(TRUNCATIONS)}", shown(info.truncation))
     if info.truncation_mass is not None and not 0.0 < info.truncation_mass <= 1.0:
         raise InputError(
-            f"{path}: expected a truncation_mass above 0 and at most 1, "
-            f"received {shown(info.truncation_mass)}"
+            path, "a truncation_mass above 0 and at most 1", shown(info.truncation_mass)
         )
 
 
 def _expect_hidden_states(info: TeacherInfo, path: str) -> None:
     if info.hidden_encoding not in HIDDEN_FEATURES:
         raise InputError(
-            f"{path}: expected hidden_encoding in {sorted(HIDDEN_FEATURES)}, "
-            f"received {shown(info.hidden_encoding)}"
+            path, f"hidden_encoding in {sorted(HIDDEN_FEATURES)}", shown(info.hidden_encoding)
         )
     expect_count(info.hidden_size, f"{path}: hidden_size")
 
@@ -149,13 +141,9 @@ def _expect_hidden_states(info: TeacherInfo, path: str) -> None:
 def _expect_teacher(teacher: Mapping[str, Any], path: str) -> None:
     if "merged" not in teacher:
         if not SHA256.fullmatch(teacher["sha256"]):
-            raise InputError(
-                f"{path}: expected a teacher's SHA-256, received {shown(teacher['sha256'])}"
-            )
+            raise InputError(path, "a teacher's SHA-256", shown(teacher["sha256"]))
         return
     for part in teacher["merged"]:
         if not 0.0 < part["weight"] <= 1.0:
-            raise InputError(
-                f"{path}: expected a teacher's weight, received {shown(part['weight'])}"
-            )
+            raise InputError(path, "a teacher's weight", shown(part["weight"]))
         _expect_teacher(part, path)

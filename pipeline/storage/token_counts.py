@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 from pipeline.storage import npy_header, serialization
 from pipeline.storage.manifest import FileInfo, Manifest
 from pipeline.storage.shard_info import TOKEN_COUNTS_FILE
@@ -50,17 +50,15 @@ def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
     return counts
 
 
-def write_counts(path: files.PathLike, counts: np.ndarray) -> FileInfo:
+def write_counts(path: Location, counts: np.ndarray) -> FileInfo:
     """Writes counts, int [V], atomically; returns the file's size and checksum."""
     buffer = io.BytesIO()
     np.save(buffer, counts.astype(_DTYPE), allow_pickle=False)
-    files.write_bytes(path, buffer.getvalue())
-    return _file_info(files.as_path(path))
+    path.write_whole(buffer.getvalue())
+    return _file_info(path)
 
 
-def ensure_counts(
-    directory: files.PathLike, shards: Iterable[files.PathLike], vocab_size: int
-) -> FileInfo:
+def ensure_counts(directory: Location, shards: Iterable[Location], vocab_size: int) -> FileInfo:
     """Counts the tokens of shards in a file of a directory, unless it is there.
 
     Args:
@@ -74,7 +72,7 @@ def ensure_counts(
     Raises:
         InputError: the file holds something else, or a shard is damaged.
     """
-    path = files.as_path(directory) / TOKEN_COUNTS_FILE
+    path = directory / TOKEN_COUNTS_FILE
     if not path.is_file():
         counts = (_count_shard(shard, vocab_size) for shard in shards)
         return write_counts(path, sum(counts, np.zeros(vocab_size, np.int64)))
@@ -82,38 +80,39 @@ def ensure_counts(
     return _file_info(path)
 
 
-def _count_shard(shard: files.PathLike, vocab_size: int) -> np.ndarray:
+def _count_shard(shard: Location, vocab_size: int) -> np.ndarray:
     try:
         return count_tokens(serialization.read_records(shard), vocab_size)
     except InputError:
         raise
     except (KeyError, ValueError) as error:
-        raise InputError(f"{shard}: a damaged record ({error})") from error
+        raise InputError(shard, received=f"a damaged record ({error})") from error
 
 
-def _file_info(path: files.AnyPath) -> FileInfo:
-    return FileInfo(path.name, path.stat().st_size, files.sha256_file(path))
+def _file_info(path: Location) -> FileInfo:
+    return FileInfo(path.name, path.stat().st_size, path.sha256())
 
 
-def _read(path: files.AnyPath, vocab_size: int) -> np.ndarray:
+def _read(path: Location, vocab_size: int) -> np.ndarray:
     if not path.is_file():
-        raise InputError(f"{path}: this file of token counts is missing")
+        raise InputError(path, received="this file of token counts is missing")
     size = vocab_size * _DTYPE.itemsize
     try:
-        with open(files.local_copy(path), "rb") as file:
+        with open(path.mirror(), "rb") as file:
             shape, dtype = npy_header.read_header(file)
             content = file.read(size + 1)
     except ValueError as error:
-        raise InputError(f"{path}: expected an array of counts ({error})") from error
+        raise InputError(path, f"an array of counts ({error})") from error
     if (shape, dtype, len(content)) != ((vocab_size,), _DTYPE, size):
         raise InputError(
-            f"{path}: expected the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes, "
-            f"received shape {shown(shape)}, {dtype} in {len(content)} bytes"
+            path,
+            f"the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes",
+            f"shape {shown(shape)}, {dtype} in {len(content)} bytes",
         )
     return np.frombuffer(content, _DTYPE)
 
 
-def sum_counts(paths: Sequence[files.PathLike], vocab_size: int) -> np.ndarray:
+def sum_counts(paths: Sequence[Location], vocab_size: int) -> np.ndarray:
     """Returns the sum of what `write_counts` wrote into several files, int64 [V].
 
     Raises:
@@ -121,16 +120,16 @@ def sum_counts(paths: Sequence[files.PathLike], vocab_size: int) -> np.ndarray:
     """
     total = np.zeros(vocab_size, _DTYPE)
     for path in paths:
-        total += _read(files.as_path(path), vocab_size)
+        total += _read(path, vocab_size)
     return total
 
 
-def load_counts(directory: files.PathLike, manifest: Manifest) -> np.ndarray:
+def load_counts(directory: Location, manifest: Manifest) -> np.ndarray:
     """Returns the counts of a directory that has them, int64 [V].
 
     Raises:
         InputError: the manifest names none, or the file holds something else.
     """
     if manifest.token_counts is None:
-        raise InputError(f"{directory}: expected {records.UNMASKED_WINDOWS} with token counts")
-    return _read(files.as_path(directory) / manifest.token_counts.file, manifest.vocab.size)
+        raise InputError(directory, f"{records.UNMASKED_WINDOWS} with token counts")
+    return _read(directory / manifest.token_counts.file, manifest.vocab.size)

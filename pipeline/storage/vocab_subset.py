@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
 from pipeline.storage.manifest import Manifest, VocabInfo
 
@@ -53,10 +53,10 @@ class VocabSubset:
             f"others are read as {self.unknown_token}{joined}"
         )
 
-    def write_tokenizer(self, directory: files.PathLike) -> None:
+    def write_tokenizer(self, directory: Location) -> None:
         """Writes the student's tokenizer into its directory, each file atomically."""
         for name, content in self.tokenizer_files.items():
-            files.write_bytes(files.as_path(directory) / name, content)
+            (directory / name).write_whole(content)
 
 
 def id_table(
@@ -92,15 +92,17 @@ def id_table(
             continue
         if token not in places:
             raise InputError(
-                f"{where}: expected only tokens of the cache's vocabulary, "
-                f"received {token!r} (id {index}), which it lacks"
+                where,
+                "only tokens of the cache's vocabulary",
+                f"{token!r} (id {index}), which it lacks",
             )
         table[places[token]] = index
     for name, special in special_ids.items():
         if table[special] == NO_ID:
             raise InputError(
-                f"{where}: expected the cache's special tokens, "
-                f"received a vocabulary without {cache_tokens[special]!r} ({name})"
+                where,
+                "the cache's special tokens",
+                f"a vocabulary without {cache_tokens[special]!r} ({name})",
             )
     return table
 

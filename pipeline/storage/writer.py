@@ -5,7 +5,7 @@ import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping
 
-from pipeline.base import files
+from pipeline.base.location import Location
 from pipeline.storage import manifest, serialization
 
 
@@ -23,7 +23,7 @@ class StagedShard:
 
 
 def write_shard(
-    directory: files.PathLike,
+    directory: Location,
     file: str,
     records: Iterable[bytes],
     measured: Mapping[str, int] | None = None,
@@ -42,14 +42,14 @@ def write_shard(
     Returns:
         the shard's count, size and checksum.
     """
-    with files.atomic_path(files.as_path(directory) / file) as temporary:
+    with (directory / file).atomic_write() as temporary:
         shard = _write_records(temporary, file, records, measured)
-        files.write_json(manifest.sidecar_path(directory, file), shard.to_json())
+        manifest.sidecar_path(directory, file).write_json(shard.to_json())
     return shard
 
 
 def stage_shard(
-    directory: files.PathLike,
+    directory: Location,
     file: str,
     records: Iterable[bytes],
     measured: Mapping[str, int] | None = None,
@@ -60,17 +60,17 @@ def stage_shard(
     differently: whichever is published, its checksum is its own. Arguments are those
     of `write_shard`.
     """
-    place = files.own_temporary_path(files.as_path(directory) / file)
-    with files.staged_path(place) as temporary:
+    place = (directory / file).own_temporary()
+    with place.stage() as temporary:
         shard = _write_records(temporary, file, records, measured)
     return StagedShard(shard, place.name)
 
 
-def publish_shard(directory: files.PathLike, staged: StagedShard) -> manifest.ShardInfo:
+def publish_shard(directory: Location, staged: StagedShard) -> manifest.ShardInfo:
     """Gives a staged shard its name, its sidecar first; returns what it is."""
-    directory, shard = files.as_path(directory), staged.info
-    files.write_json(manifest.sidecar_path(directory, shard.file), shard.to_json())
-    files.publish(directory / staged.temporary, directory / shard.file)
+    directory, shard = directory, staged.info
+    manifest.sidecar_path(directory, shard.file).write_json(shard.to_json())
+    (directory / staged.temporary).publish(directory / shard.file)
     return shard
 
 

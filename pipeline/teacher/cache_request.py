@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from data_specs import records
+from pipeline.base.errors import naming_setting
 from pipeline.models import layer_groups
 from pipeline.models.formats import model_directory
 from pipeline.models.layer_groups import TeacherGroup
@@ -27,9 +28,10 @@ def find_groups(
     """Returns the groups of layers whose hidden states are kept; none unless asked for."""
     if config.cache_hidden_states is None:
         return ()
-    return layer_groups.parse_teacher_groups(
-        config.cache_hidden_states, source.config.num_hidden_layers, "--cache_hidden_states"
-    )
+    with naming_setting("cache_hidden_states"):
+        return layer_groups.parse_teacher_groups(
+            config.cache_hidden_states, source.config.num_hidden_layers
+        )
 
 
 def make_request(
@@ -50,7 +52,7 @@ def make_request(
     }
     mass = config.truncation_mass
     shards = [shard.file for shards in cache.manifest.splits.values() for shard in shards]
-    whole = manifests.load(cache.directory, flag=cache.flag)
+    whole = manifests.load(cache.directory)
     return {
         "kind": records.TEACHER_CACHE,
         "parent": {"sha256": whole.sha256()},

@@ -10,7 +10,6 @@ import keras
 import tqdm
 
 from data_specs import records
-from pipeline.base import files
 from pipeline.models.formats import model_directory
 from pipeline.runners import local, ray
 from pipeline.runners.shard_job import ShardJob, assigned_jobs
@@ -39,9 +38,9 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     source = teacher_input.find_teacher(config)
     cache = teacher_input.open_examples(config, source)
     request = cache_request.make_request(config, cache, source)
-    manifests.check_claim(config.output_dir, request, flag="--output_dir")
-    if (files.as_path(config.output_dir) / manifests.MANIFEST_FILE).is_file():
-        return manifests.load(config.output_dir, flag="--output_dir")
+    manifests.check_claim(config.output_dir, request)
+    if (config.output_dir / manifests.MANIFEST_FILE).is_file():
+        return manifests.load(config.output_dir)
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     jobs = [
         ShardJob(split, index, shard.file)
@@ -73,7 +72,7 @@ def _make_shards(
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"
     )
-    manifests.claim(config.output_dir, request, flag="--output_dir")
+    manifests.claim(config.output_dir, request)
     _count_tokens(config, cache, request)
     info = cache_request.teacher_info(request)
     capture = shard_capture.make_capture(config, cache, source, model, info)
@@ -94,7 +93,7 @@ def _make_shards_on_ray(
 ) -> list[ShardInfo]:
     """Makes shards on the nodes of a cluster, each of which opens the teacher itself."""
     with ray.Workers(config.ray, config.output_dir) as workers:
-        manifests.claim(config.output_dir, request, flag="--output_dir")
+        manifests.claim(config.output_dir, request)
         _count_tokens(config, cache, request)
         with progress_bar(cache, jobs) as bar:
             return list(cluster_capture.make_shards(config, workers, jobs, bar.update))

@@ -5,8 +5,7 @@ import functools
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats import model_directory
 from pipeline.runners import ray
 from pipeline.runners.shard_job import ShardJob
@@ -39,12 +38,13 @@ def _open(config: TeacherCacheConfig) -> tuple[Capture, CacheInput]:
     source = teacher_input.find_teacher(config)
     cache = teacher_input.open_examples(config, source)
     request = cache_request.make_request(config, cache, source)
-    wanted = files.read_json(files.as_path(config.output_dir) / manifests.REQUEST_FILE)
+    wanted = (config.output_dir / manifests.REQUEST_FILE).read_json()
     difference = manifests.describe_difference(wanted, request)
     if difference:
         raise InputError(
-            "--runner: expected each node to see the teacher and the masked examples under the "
-            f"same paths, received other ones on {socket.gethostname()}: {difference}"
+            Setting("runner"),
+            "each node to see the teacher and the masked examples under the same paths",
+            f"other ones on {socket.gethostname()}: {difference}",
         )
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"
@@ -85,7 +85,7 @@ def make_shards(
     """
     # Worker processes begin in other folders.
     paths = {name: getattr(config, name) for name in _PATHS}
-    whole = {name: files.absolute(path) for name, path in paths.items() if path is not None}
+    whole = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
     stage = functools.partial(_stage_shard, dataclasses.replace(config, **whole))
     publish = functools.partial(writer.publish_shard, config.output_dir)
     return workers.run(stage, jobs, finish=publish, on_progress=on_examples)

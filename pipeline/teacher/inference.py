@@ -13,8 +13,8 @@ import keras
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import length_buckets, serialization
 from pipeline.storage.manifest import Manifest
@@ -95,7 +95,7 @@ def decode_record(record: bytes, manifest: Manifest) -> MaskedExample:
     return example
 
 
-def read_examples(path: files.PathLike, manifest: Manifest) -> Iterator[MaskedExample]:
+def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]:
     """Yields the examples of a shard, decoded.
 
     Args:
@@ -109,7 +109,7 @@ def read_examples(path: files.PathLike, manifest: Manifest) -> Iterator[MaskedEx
         try:
             yield decode_record(record, manifest)
         except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: broken record {index}: {error}") from error
+            raise InputError(path, received=f"broken record {index}: {error}") from error
 
 
 def _round_up(value: int, step: int) -> int:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from data_specs import records
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.base.prefetch import ahead
 from pipeline.models.formats import model_directory
 from pipeline.models.group_means import mean_state
@@ -135,8 +135,10 @@ class Capture:
         said = kept[records.TOPK_LOGITS] if self.num_draws is None else kept.pop(LOGITS)
         if not np.isfinite(said).all():
             raise InputError(
-                "--teacher: expected finite logits, received NaN or infinity; "
-                "is the checkpoint damaged, or does --compute_dtype not suit it?"
+                Setting("teacher"),
+                "finite logits",
+                "NaN or infinity",
+                hint="is the checkpoint damaged, or does `compute_dtype` not suit it?",
             )
         if self.num_draws is not None:
             seed = self.manifest.seed

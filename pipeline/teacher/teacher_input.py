@@ -1,7 +1,7 @@
 """What the teacher's runs start from: a model on disk, and masked examples that fit it."""
 
 from data_specs import records
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, naming_setting
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
@@ -16,7 +16,7 @@ def find_teacher(config: TeacherCacheConfig) -> model_directory.ModelSource:
         InputError: it is not there, or its configuration is not valid.
     """
     if config.teacher is not None:
-        return model_directory.find_model(config.teacher, "--teacher")
+        return model_directory.find_model(config.teacher)
     return model_directory.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
 
 
@@ -34,15 +34,14 @@ def open_examples(config: TeacherCacheConfig, source: model_directory.ModelSourc
     cache = cache_input.open_cache(config.input_dir, config.input_file)
     if cache.manifest.kind == records.UNMASKED_WINDOWS:
         raise InputError(
-            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, received {cache.directory}, which "
-            f"holds {records.UNMASKED_WINDOWS}: masks change each epoch, so that there is nothing "
-            "to cache; use --masking=static for a cache, or a live teacher: run_distill --teacher"
+            cache.directory,
+            records.MASKED_EXAMPLES,
+            f"{records.UNMASKED_WINDOWS}: masks change each epoch, so that there is "
+            "nothing to cache",
+            hint="use `masking`=static for a cache, or a live teacher: run_distill `teacher`",
         )
     if cache.manifest.kind != records.MASKED_EXAMPLES:
-        raise InputError(
-            f"{cache.flag}: expected {records.MASKED_EXAMPLES}, "
-            f"received {cache.directory}, which holds a {cache.manifest.kind}"
-        )
+        raise InputError(cache.directory, records.MASKED_EXAMPLES, f"a {cache.manifest.kind}")
     cache_input.expect_settings(
         cache,
         max_seq_length=config.max_seq_length,
@@ -65,8 +64,8 @@ def expect_fitting(
     Raises:
         InputError: it does not fit; prints both values.
     """
-    flag = "--teacher" if config.teacher is not None else "--bert_config_file"
     vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
-    loading.expect_vocab(cache, source.config.vocab_size, vocab_files, flag)
-    cache_input.expect_positions(cache, source.config.max_input_length, flag)
-    cache_input.expect_segments(cache, source.config.type_vocab_size, flag)
+    with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
+        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_input.expect_positions(cache, source.config.max_input_length)
+        cache_input.expect_segments(cache, source.config.type_vocab_size)

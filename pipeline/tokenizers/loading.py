@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.base import files
-from pipeline.base.errors import InputError
-from pipeline.base.remote_files import RemotePath
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import HF_CONFIG
 from pipeline.storage import vocab_subset
 from pipeline.storage.cache_input import CacheInput
@@ -26,29 +25,27 @@ _FILE_NAMES = (
 )
 
 
-def tokenizer_files(directory: files.PathLike) -> tuple[files.AnyPath, ...]:
+def tokenizer_files(directory: Location) -> tuple[Location, ...]:
     """Returns the files of a model directory that describe its tokenizer, the best first."""
-    paths = (files.as_path(directory) / name for name in _FILE_NAMES)
+    paths = (directory / name for name in _FILE_NAMES)
     return tuple(path for path in paths if path.is_file())
 
 
-def find_vocab_file(path: str, *, flag: str) -> str:
+def find_vocab_file(path: Location) -> Location:
     """Returns a tokenizer's file, where a model directory is given the best in it.
 
     Raises:
         InputError: the directory has none.
     """
-    if not files.as_path(path).is_dir():
+    if not path.is_dir():
         return path
     found = tokenizer_files(path)
     if not found:
-        raise InputError(
-            f"{flag}: expected one of {', '.join(_FILE_NAMES)} in {path}, found none of them"
-        )
-    return str(found[0])
+        raise InputError(path, f"one of {', '.join(_FILE_NAMES)}", "none of them")
+    return found[0]
 
 
-def load_tokenizer(vocab_file: str, *, do_lower_case: bool | None, flag: str) -> Tokenizer:
+def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
@@ -58,75 +55,73 @@ def load_tokenizer(vocab_file: str, *, do_lower_case: bool | None, flag: str) ->
         do_lower_case: whether to lower-case text; None for what the
             `tokenizer_config.json` beside it says, and without one, yes for
             WordPiece and no for SentencePiece.
-        flag: the flag that named the file.
 
     Raises:
         InputError: it cannot be read, lacks a special token, or has a
             normaliser of its own that `do_lower_case` would contradict.
     """
-    path = find_vocab_file(vocab_file, flag=flag)
-    if path.endswith(".json"):
+    path = find_vocab_file(vocab_file)
+    if path.suffix == ".json":
         if do_lower_case is not None:
             raise InputError(
-                f"--do_lower_case: {path} has a normaliser of its own; "
-                f"expected no --do_lower_case, received {do_lower_case}"
+                Setting("do_lower_case"),
+                f"none, as {path} has a normaliser of its own",
+                do_lower_case,
             )
-        return tokenizer_json.load_tokenizer_json(path, flag=flag)
-    is_sentencepiece = path.endswith(_SENTENCEPIECE_SUFFIXES)
+        return tokenizer_json.load_tokenizer_json(path)
+    is_sentencepiece = path.suffix in _SENTENCEPIECE_SUFFIXES
     if do_lower_case is None:
         # A cased model must not lose its capitals.
         said = _setting_beside(path, TOKENIZER_CONFIG_FILE, "do_lower_case")
         do_lower_case = said if isinstance(said, bool) else not is_sentencepiece
     if not is_sentencepiece:
-        return wordpiece.load_wordpiece(path, do_lower_case=do_lower_case, flag=flag)
+        return wordpiece.load_wordpiece(path, do_lower_case=do_lower_case)
     model_type = _setting_beside(path, HF_CONFIG, "model_type")
     return sentencepiece_model.load_sentencepiece(
-        path, do_lower_case=do_lower_case, flag=flag, model_type=model_type
+        path, do_lower_case=do_lower_case, model_type=model_type
     )
 
 
-def _setting_beside(path: str, name: str, key: str) -> Any:
+def _setting_beside(path: Location, name: str, key: str) -> Any:
     """Returns what a file of settings beside a tokenizer says; None where it says nothing."""
-    file = files.as_path(path).with_name(name)
+    file = path.with_name(name)
     try:
-        return files.read_json(file).get(key)
+        return file.read_json().get(key)
     except InputError:
         # No such file, or not one of settings.
         return None
     except OSError:
         # A store that does not answer says nothing.
-        if isinstance(file, RemotePath):
+        if not file.is_local:
             raise
         return None
 
 
-def read_vocab(path: files.AnyPath, *, flag: str) -> tuple[str, ...]:
+def read_vocab(path: Location) -> tuple[str, ...]:
     """Returns the tokens of a tokenizer's file in the order of their ids.
 
     Raises:
         InputError: it cannot be read.
     """
     if path.suffix == ".json":
-        return tokenizer_json.read_vocab(str(path), flag=flag)[0]
+        return tokenizer_json.read_vocab(path)[0]
     if path.suffix in _SENTENCEPIECE_SUFFIXES:
-        pieces, _ = sentencepiece_model.read_pieces(str(path), flag=flag)
-        model_type = _setting_beside(str(path), HF_CONFIG, "model_type")
+        pieces, _ = sentencepiece_model.read_pieces(path)
+        model_type = _setting_beside(path, HF_CONFIG, "model_type")
         return sentencepiece_model.number_tokens(pieces, model_type)[0]
-    return read_tokens(path, flag=flag)
+    return read_tokens(path)
 
 
-def read_vocab_info(path: files.AnyPath, *, flag: str) -> VocabInfo:
+def read_vocab_info(path: Location) -> VocabInfo:
     """Returns the identity of the vocabulary in a tokenizer's file.
 
     Raises:
         InputError: it cannot be read.
     """
-    return vocab_info(read_vocab(path, flag=flag))
+    return vocab_info(read_vocab(path))
 
 
-def expect_vocab(
-    cache: CacheInput, vocab_size: int, vocab_files: Sequence[files.AnyPath], flag: str
-) -> None:
+def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Location]) -> None:
     """Checks that a model has the vocabulary that a cache was made with.
 
     Args:
@@ -134,7 +129,6 @@ def expect_vocab(
         vocab_size: the model's.
         vocab_files: the files of its tokenizer, compared token by token, of which
             one must agree; where there are none, the sizes alone are compared.
-        flag: the flag that named the model.
 
     Raises:
         InputError: they differ; prints both.
@@ -142,19 +136,21 @@ def expect_vocab(
     expected = cache.manifest.vocab
     if vocab_size != expected.size:
         raise InputError(
-            f"{flag}: expected a vocabulary of {expected.size} tokens, as in {cache.directory}, "
-            f"received one of {vocab_size}"
+            None,
+            f"a vocabulary of {expected.size} tokens, as in {cache.directory}",
+            f"one of {vocab_size}",
         )
     found = []
     for path in vocab_files:
-        received = read_vocab_info(path, flag=flag)
+        received = read_vocab_info(path)
         if received == expected:
             return
         found.append(f"{path} (SHA-256 {received.sha256}, {received.size} tokens)")
     if found:
         raise InputError(
-            f"{flag}: expected the vocabulary of {cache.directory} (SHA-256 {expected.sha256}), "
-            f"received {', '.join(found)}"
+            None,
+            f"the vocabulary of {cache.directory} (SHA-256 {expected.sha256})",
+            ", ".join(found),
         )
 
 
@@ -168,20 +164,21 @@ def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
     """
     expected = cache.manifest.vocab
     for path in _own_files_first(tokenizer_files(cache.directory)):
-        if read_vocab_info(path, flag=cache.flag) == expected:
-            return load_tokenizer(str(path), do_lower_case=None, flag=cache.flag)
+        if read_vocab_info(path) == expected:
+            return load_tokenizer(path, do_lower_case=None)
     raise InputError(
-        f"{cache.flag}: expected the tokenizer's files in {cache.directory} (SHA-256 of the "
-        f"tokens {expected.sha256}), found none of them"
+        cache.directory,
+        f"the tokenizer's files (SHA-256 of the tokens {expected.sha256})",
+        "none of them",
     )
 
 
-def _own_files_first(paths: Sequence[files.AnyPath]) -> list[files.AnyPath]:
+def _own_files_first(paths: Sequence[Location]) -> list[Location]:
     return sorted(paths, key=lambda path: path.suffix == ".json")
 
 
 def find_subset(
-    cache: CacheInput, vocab_size: int, vocab_files: Sequence[files.AnyPath], flag: str
+    cache: CacheInput, vocab_size: int, vocab_files: Sequence[Location]
 ) -> VocabSubset | None:
     """Finds how a student reads a cache: as it is, or knowing only some of its tokens.
 
@@ -190,7 +187,6 @@ def find_subset(
         vocab_size: the student's.
         vocab_files: the files of its tokenizer; the first that has as many tokens
             decides.
-        flag: the flag that named the student.
 
     Returns:
         the student's tokens; None where its vocabulary is the cache's.
@@ -200,20 +196,20 @@ def find_subset(
     """
     paths = _own_files_first(vocab_files) if vocab_size < cache.manifest.vocab.size else []
     for path in paths:
-        tokens = read_vocab(path, flag=flag)
+        tokens = read_vocab(path)
         if len(tokens) == vocab_size:
             break
     else:
-        expect_vocab(cache, vocab_size, vocab_files, flag)
+        expect_vocab(cache, vocab_size, vocab_files)
         return None
     reference = load_cache_tokenizer(cache)
     special_ids = reference.special_ids
-    where = f"{flag}: {path}"
+    where = str(path)
     table = vocab_subset.id_table(reference.vocab, tokens, special_ids, where=where)
     unknown = special_ids.get("unk", special_ids["pad"])
     # The student sees the cache's text, whatever its own settings say of capitals.
     lower = None if path.suffix == ".json" else reference.do_lower_case
-    tokenizer = load_tokenizer(str(path), do_lower_case=lower, flag=flag)
+    tokenizer = load_tokenizer(path, do_lower_case=lower)
     return VocabSubset(
         table=table,
         unknown_id=int(table[unknown]),

@@ -8,6 +8,7 @@ import numpy as np
 from sentencepiece import SentencePieceProcessor
 
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.models.config import XLM_ROBERTA
 from pipeline.tokenizers import spiece_conversion
 from pipeline.tokenizers.tokens import (
@@ -157,7 +158,7 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
     return (*_FAIRSEQ_FIRST, *pieces[first:], _FAIRSEQ_MASK), True
 
 
-def read_pieces(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
+def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
     """Reads a SentencePiece model.
 
     Returns:
@@ -166,10 +167,8 @@ def read_pieces(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
     Raises:
         InputError: there is no such file, or it is no SentencePiece model.
     """
-    model = read_tokenizer_file(path, what="a SentencePiece model", flag=flag)
-    with refusing(
-        f"{flag}: expected a SentencePiece model, received {path}, which cannot be read as one"
-    ):
+    model = read_tokenizer_file(path, what="a SentencePiece model")
+    with refusing(path, "a SentencePiece model", "a file that cannot be read as one"):
         processor = _open_model(model)
         pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
         spiece_conversion.expect_convertible(model)
@@ -177,28 +176,28 @@ def read_pieces(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
 
 
 def load_sentencepiece(
-    path: str, *, do_lower_case: bool, flag: str, model_type: str | None = None
+    path: Location, *, do_lower_case: bool, model_type: str | None = None
 ) -> SentencePieceTokenizer:
     """Loads a SentencePiece model as a tokenizer.
 
     Args:
         path: the model's file.
         do_lower_case: whether to lower-case text.
-        flag: the flag that named the file.
         model_type: of the language model that it lies beside; None for none.
 
     Raises:
         InputError: it cannot be read, lacks a special token, or is not of the
             unigram type though XLM-RoBERTa's.
     """
-    pieces, model = read_pieces(path, flag=flag)
+    pieces, model = read_pieces(path)
     vocab, fairseq = number_tokens(pieces, model_type)
     if fairseq and not spiece_conversion.is_unigram(model):
         raise InputError(
-            f"{flag}: expected a SentencePiece model of the unigram type, as {XLM_ROBERTA}'s, "
-            f"received {path} of another type"
+            path,
+            f"a SentencePiece model of the unigram type, as {XLM_ROBERTA}'s",
+            "another type",
         )
-    special_ids = find_special_ids(vocab, path, flag)
+    special_ids = find_special_ids(vocab, path)
     if not fairseq:
         # Whatever it is called, a model always has one.
         special_ids["unk"] = _open_model(model).unk_id()

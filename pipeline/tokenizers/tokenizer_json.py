@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.tokenizers.tokens import (
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
@@ -71,7 +72,7 @@ class JsonTokenizer(Tokenizer):
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         text = one_line(text)
-        with refusing(f"{TOKENIZER_FILE}: expected one that tokenises any text, received another"):
+        with refusing(TOKENIZER_FILE, "one that tokenises any text", "another"):
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         if "unk" in self.special_ids:
@@ -93,7 +94,7 @@ class JsonTokenizer(Tokenizer):
         }
 
 
-def read_vocab(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
+def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
     """Reads a `tokenizer.json`.
 
     Returns:
@@ -102,31 +103,30 @@ def read_vocab(path: str, *, flag: str) -> tuple[tuple[str, ...], bytes]:
     Raises:
         InputError: there is no such file, or it is no `tokenizer.json`.
     """
-    content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}", flag=flag)
+    content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}")
     with refusing(
-        f"{flag}: expected a {TOKENIZER_FILE} of the tokenizers library, received {path}; a "
-        "vocab.json with merges.txt becomes one by transformers' "
-        "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        path,
+        f"a {TOKENIZER_FILE} of the tokenizers library",
+        "another file",
+        hint="a vocab.json with merges.txt becomes one by transformers' "
+        "AutoTokenizer.from_pretrained(…).save_pretrained(…)",
     ):
         json_text.load(content)
         ids = FastTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     size = max(ids.values(), default=-1) + 1
     if not 0 < size <= _MAX_VOCAB:
-        raise InputError(
-            f"{flag}: expected 1 to {_MAX_VOCAB} tokens, received {path}, whose largest id "
-            f"is {size - 1}"
-        )
+        raise InputError(path, f"1 to {_MAX_VOCAB} tokens", f"a largest id of {size - 1}")
     tokens = [""] * size
     for token, index in ids.items():
         tokens[index] = token
     return tuple(tokens), content
 
 
-def load_tokenizer_json(path: str, *, flag: str) -> JsonTokenizer:
+def load_tokenizer_json(path: Location) -> JsonTokenizer:
     """Loads a `tokenizer.json`.
 
     Raises:
         InputError: it cannot be read, or lacks a special token.
     """
-    tokens, content = read_vocab(path, flag=flag)
-    return JsonTokenizer(tokens, find_special_ids(tokens, path, flag), content)
+    tokens, content = read_vocab(path)
+    return JsonTokenizer(tokens, find_special_ids(tokens, path), content)

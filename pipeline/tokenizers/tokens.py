@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import files
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.storage.manifest import VocabInfo, vocab_info
 
 # How BERT's five special tokens are spelled, the first that a vocabulary has
@@ -90,13 +90,12 @@ class Tokenizer(abc.ABC):
         return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def find_special_ids(vocab: Sequence[str], path: str, flag: str) -> dict[str, int]:
+def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
     """Returns the ids of the special tokens.
 
     Args:
         vocab: the tokens.
         path: where they were read, for messages.
-        flag: the flag that named it.
 
     Raises:
         InputError: one that is needed is missing; `unk` is not needed.
@@ -113,43 +112,44 @@ def find_special_ids(vocab: Sequence[str], path: str, flag: str) -> dict[str, in
     ]
     if missing:
         raise InputError(
-            f"{flag}: expected a vocabulary with the special tokens of masked language models, "
-            f"received {path}, which has {len(vocab)} tokens and no {', no '.join(missing)}"
+            path,
+            "a vocabulary with the special tokens of masked language models",
+            f"one of {len(vocab)} tokens without {', '.join(missing)}",
         )
     return {name: index for name, index in found.items() if index is not None}
 
 
-def read_tokenizer_file(path: str, *, what: str, flag: str) -> bytes:
+def read_tokenizer_file(path: Location, *, what: str) -> bytes:
     """Reads a tokenizer's file whole.
 
     Args:
         path: the file.
         what: what it should be, for messages.
-        flag: the flag that named it.
 
     Raises:
         InputError: there is no such file, or it is too large to be one.
     """
-    file = files.as_path(path)
-    if not file.is_file():
-        raise InputError(f"{flag}: expected {what}, received {path}: no such file")
-    if file.stat().st_size > _MAX_FILE_BYTES:
-        raise InputError(
-            f"{flag}: expected {what} of at most {_MAX_FILE_BYTES} bytes, "
-            f"received {path} of {file.stat().st_size}"
-        )
-    return file.read_bytes()
+    if not path.is_file():
+        raise InputError(path, what, "no such file")
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise InputError(path, f"{what} of at most {_MAX_FILE_BYTES} bytes", path.stat().st_size)
+    return path.read_bytes()
 
 
 @contextlib.contextmanager
-def refusing(message: str) -> Iterator[None]:
+def refusing(
+    subject: object, expected: str, received: str, hint: str | None = None
+) -> Iterator[None]:
     """Turns whatever a tokenizer's library raises in the block into an InputError.
 
     Bare Exceptions of C++ and Rust come from files that the library does not understand, and
     from Rust also panics, which are no Exceptions.
 
     Args:
-        message: what was expected and received; what the library said follows it.
+        subject: see `InputError`, as for the others.
+        expected: what would be right.
+        received: what was there instead; the library's own message follows it.
+        hint: what to do.
     """
     try:
         yield
@@ -159,7 +159,7 @@ def refusing(message: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
             raise
         reason = " ".join(str(error).split())[:_MAX_REASON]
-        raise InputError(f"{message} ({reason})") from error
+        raise InputError(subject, expected, f"{received} ({reason})", hint) from error
 
 
 def one_line(text: str) -> str:

@@ -12,6 +12,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.storage.manifest import read_tokens
 from pipeline.tokenizers.tokens import TOKENIZER_CONFIG_FILE, Tokenizer, Tokens, find_special_ids
 
@@ -73,14 +74,14 @@ class WordPieceTokenizer(Tokenizer):
         }
 
 
-def load_wordpiece(path: str, *, do_lower_case: bool, flag: str) -> WordPieceTokenizer:
+def load_wordpiece(path: Location, *, do_lower_case: bool) -> WordPieceTokenizer:
     """Loads the tokenizer of a `vocab.txt`.
 
     Raises:
         InputError: there is no such file, it is not UTF-8, or lacks a special token.
     """
-    tokens = read_tokens(path, flag=flag)
-    special_ids = find_special_ids(tokens, path, flag)
+    tokens = read_tokens(path)
+    special_ids = find_special_ids(tokens, path)
     if "unk" not in special_ids:
-        raise InputError(f"{flag}: expected a vocabulary with [UNK], received {path}")
+        raise InputError(path, "a vocabulary with [UNK]", "one without")
     return WordPieceTokenizer(tokens, special_ids, do_lower_case)

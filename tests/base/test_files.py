@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from pipeline.base import files, folders
 from pipeline.base.errors import InputError, InterruptedRunError
 from pipeline.storage import manifest
 
@@ -18,13 +17,13 @@ def test_a_lock_is_of_the_name_and_not_of_a_file_that_lost_it(tmp_path: pathlib.
     held: list[str] = []
 
     def wait() -> None:
-        with files.locked(path):
+        with path.locked():
             held.append("second")
             time.sleep(0.3)
             held.remove("second")
 
     waiting = threading.Thread(target=wait)
-    with files.locked(path):
+    with path.locked():
         waiting.start()
         time.sleep(0.2)
         assert held == []
@@ -33,10 +32,10 @@ def test_a_lock_is_of_the_name_and_not_of_a_file_that_lost_it(tmp_path: pathlib.
         time.sleep(0.01)
     # The waiting one has not got the published file, but a new one of the name.
     message = "^at work; wait for it to end$"
-    with pytest.raises(InterruptedRunError, match=message), files.locked(path, "at work"):
+    with pytest.raises(InterruptedRunError, match=message), path.locked("at work"):
         pass
     waiting.join()
-    with files.locked(path, "at work"):
+    with path.locked("at work"):
         assert held == []
 
 
@@ -47,36 +46,36 @@ def test_of_two_that_begin_a_directory_at_once_one_does(tmp_path, monkeypatch) -
     def claim_first(directory, request, *, flag: str) -> bool:
         is_new = real(directory, request, flag=flag)
         if is_new:
-            files.write_json(tmp_path / manifest.REQUEST_FILE, {"seed": 1})
+            (tmp_path / manifest.REQUEST_FILE).write_json({"seed": 1})
         return is_new
 
     monkeypatch.setattr(manifest, "check_claim", claim_first)
     with pytest.raises(InputError, match="another request: seed is 1 there and 2 here"):
-        manifest.claim(tmp_path, {"seed": 2}, flag="--output_dir")
+        manifest.claim(tmp_path, {"seed": 2})
     (tmp_path / manifest.REQUEST_FILE).unlink()
-    assert manifest.claim(tmp_path, {"seed": 1}, flag="--output_dir") is False
+    assert manifest.claim(tmp_path, {"seed": 1}) is False
     assert [path.name for path in tmp_path.iterdir()] == [manifest.REQUEST_FILE]
 
 
 def test_a_new_file_replaces_none(tmp_path, monkeypatch) -> None:
     path = tmp_path / "file"
-    assert files.write_new(path, b"first") and not files.write_new(path, b"second")
+    assert path.write_new(b"first") and not path.write_new(b"second")
     assert path.read_bytes() == b"first"
 
     def no_links(*names: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    assert files.write_new(tmp_path / "other", b"x")
+    assert (tmp_path / "other").write_new(b"x")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "other"]
 
 
 def test_a_folder_in_use_is_told(tmp_path: pathlib.Path) -> None:
     message = f"^--work: another process is at work in {tmp_path}; wait for it to end$"
     with (
-        folders.sole_user(tmp_path, "--work"),
+        tmp_path.lock(),
         pytest.raises(InterruptedRunError, match=message),
-        folders.sole_user(tmp_path, "--work"),
+        tmp_path.lock(),
     ):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.base import files, json_text
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 
 
@@ -41,7 +41,7 @@ def test_a_file_is_named(tmp_path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"a": ' + "[" * 5000)
     with pytest.raises(InputError, match=f"^{path}: not JSON .expected at most 64 levels"):
-        files.read_json(path)
+        path.read_json()
 
 
 def test_what_is_shown_is_one_short_line() -> None:
@@ -52,6 +52,6 @@ def test_what_is_shown_is_one_short_line() -> None:
 def test_a_file_may_be_too_large(tmp_path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"12345")
-    assert files.read_limited(path, 5) == b"12345"
+    assert path.read_limited(5) == b"12345"
     with pytest.raises(InputError, match=f"^{path}: expected at most 4 bytes, received 5$"):
-        files.read_limited(path, 4)
+        path.read_limited(4)

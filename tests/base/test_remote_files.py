@@ -15,18 +15,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base import files, folders
 from pipeline.base.errors import InputError
-from pipeline.base.local_mirror import CACHE_VARIABLE, cache_folder
-from pipeline.base.remote_files import RemotePath
+from pipeline.base.local_mirror import CACHE_VARIABLE, mirror_folder
+from pipeline.base.location import BucketLocation, Location, mirror_all
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("path", ["a/b.txt", "/a", ".", "C:/a", "a:b", "s3:/bucket/a", "://a"])
 def test_what_is_no_url_is_a_path_of_this_machine(path: str) -> None:
-    assert files.as_path(path) == pathlib.Path(path)
-    assert files.as_path(pathlib.Path(path)) == pathlib.Path(path)
+    assert Location.parse(path) == pathlib.Path(path)
+    assert Location.parse(pathlib.Path(path)) == pathlib.Path(path)
 
 
 @pytest.mark.parametrize(
@@ -41,20 +40,20 @@ def test_what_is_no_url_is_a_path_of_this_machine(path: str) -> None:
 )
 def test_other_urls_are_refused(url: str, expected: str) -> None:
     with pytest.raises(InputError) as caught:
-        files.as_path(url)
+        Location.parse(url)
     assert str(caught.value).startswith(expected)
 
 
 def test_parts_of_a_path() -> None:
-    path = files.as_path("S3://bucket/runs//one/model.safetensors/")
+    path = Location.parse("S3://bucket/runs//one/model.safetensors/")
     assert str(path) == "s3://bucket/runs/one/model.safetensors"
     assert (path.name, path.suffix) == ("model.safetensors", ".safetensors")
     assert str(path.parent) == "s3://bucket/runs/one"
     assert str(path.with_name("a.json")) == "s3://bucket/runs/one/a.json"
-    assert files.temporary_path(path).name == ".model.safetensors.tmp"
-    top = files.as_path("gs://bucket")
+    assert path.temporary().name == ".model.safetensors.tmp"
+    top = Location.parse("gs://bucket")
     assert str(top) == "gs://bucket" and top.parent == top
-    assert files.as_path(path) is path and path.resolve() is path
+    assert path is path and path.resolve() is path
 
 
 _NAMES = st.from_regex(r"[A-Za-z0-9_\-. ](?<!\.)[A-Za-z0-9_\-]{0,8}", fullmatch=True)
@@ -62,10 +61,10 @@ _NAMES = st.from_regex(r"[A-Za-z0-9_\-. ](?<!\.)[A-Za-z0-9_\-]{0,8}", fullmatch=
 
 @given(st.lists(_NAMES, min_size=2, max_size=5))
 def test_a_path_is_what_its_text_says(names: list[str]) -> None:
-    path = files.as_path("s3://" + "/".join(names))
-    assert files.as_path(str(path)) == path == pickle.loads(pickle.dumps(path))
+    path = "s3://" + "/".join(names)
+    assert Location.parse(str(path)) == path == pickle.loads(pickle.dumps(path))
     assert path.parent / path.name == path
-    assert path == files.as_path("s3://" + names[0]) / "/".join(names[1:])
+    assert path == ("s3://" + names[0]) / "/".join(names[1:])
     assert path.is_relative_to(path.parent) and path.parent != path
 
 
@@ -82,7 +81,7 @@ def test_a_path_is_what_its_text_says(names: list[str]) -> None:
     ],
 )
 def test_what_is_inside(path: str, folder: str, inside: bool) -> None:
-    assert files.is_inside(path, folder) is inside
+    assert path.is_inside(folder) is inside
 
 
 def test_what_is_there(bucket) -> None:
@@ -99,8 +98,8 @@ def test_what_is_there(bucket) -> None:
     sizes = {folder / "one" / "a.txt": 3, folder / "b.json": 2}
     assert folder.find() == sizes
     assert (folder / "b.json").find() == {folder / "b.json": 2}
-    assert files.as_path(f"{folder}/**/*.txt").find() == {folder / "one" / "a.txt": 3}
-    assert files.as_path(f"{folder}/*.txt").find() == {}
+    assert Location.parse(f"{folder}/**/*.txt").find() == {folder / "one" / "a.txt": 3}
+    assert Location.parse(f"{folder}/*.txt").find() == {}
     (folder / "b.json").unlink()
     (folder / "b.json").unlink(missing_ok=True)
     assert not (folder / "b.json").exists()
@@ -117,12 +116,12 @@ def test_an_object_that_stands_for_a_folder_is_no_file_of_it(bucket, monkeypatch
         "ls",
         lambda self, path, detail: ["b/runs/", "b/runs/a", "b/runs/sub/"],
     )
-    assert [path.name for path in files.as_path("memory://b/runs").iterdir()] == ["a", "sub"]
+    assert [path.name for path in Location.parse("memory://b/runs").iterdir()] == ["a", "sub"]
 
 
 @given(st.binary(max_size=3000), st.integers(1, 900))
 def test_reading_in_parts(content: bytes, size: int) -> None:
-    path = files.as_path("memory://reading/object")
+    path = Location.parse("memory://reading/object")
     path.write_bytes(content)
     with path.open("rb") as file:
         parts = list(iter(lambda: file.read(size), b""))
@@ -140,30 +139,30 @@ def test_reading_what_is_packed(bucket) -> None:
 
 
 def test_json(bucket) -> None:
-    files.write_json(bucket / "a.json", {"b": 1, "a": "文"})
+    (bucket / "a.json").write_json({"b": 1, "a": "文"})
     assert (bucket / "a.json").read_text() == '{\n  "a": "文",\n  "b": 1\n}\n'
-    assert files.read_json(str(bucket / "a.json")) == {"a": "文", "b": 1}
+    assert Location.parse(str(bucket / "a.json")).read_json() == {"a": "文", "b": 1}
     with pytest.raises(InputError) as caught:
-        files.read_json(bucket / "b.json")
+        (bucket / "b.json").read_json()
     assert str(caught.value) == f"{bucket}/b.json: no such file"
     (bucket / "b.json").write_bytes(b"[]")
     with pytest.raises(InputError) as caught:
-        files.read_json(bucket / "b.json")
+        (bucket / "b.json").read_json()
     assert str(caught.value) == f"{bucket}/b.json: expected a JSON object, received list"
 
 
 def _nothing_left() -> bool:
     """Returns whether uploads have left nothing on this machine."""
-    return not [path for path in cache_folder().rglob("*") if path.name != ".lock.tmp"]
+    return not [path for path in mirror_folder().rglob("*") if path.name != ".lock.tmp"]
 
 
 def test_an_object_appears_when_its_block_succeeds(bucket) -> None:
     path = bucket / "model.bin"
-    with files.atomic_path(path) as temporary:
+    with path.atomic_write() as temporary:
         temporary.write_bytes(b"0123456789")
         assert not path.exists()
     assert path.read_bytes() == b"0123456789"
-    with pytest.raises(RuntimeError, match="half-way"), files.atomic_path(path) as temporary:
+    with pytest.raises(RuntimeError, match="half-way"), path.atomic_write() as temporary:
         temporary.write_bytes(b"01234")
         raise RuntimeError("half-way")
     assert path.read_bytes() == b"0123456789"
@@ -176,7 +175,7 @@ def test_an_upload_that_fails_leaves_nothing(bucket, monkeypatch) -> None:
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", fail)
     path = bucket / "model.bin"
-    with pytest.raises(OSError) as caught, files.atomic_path(path) as temporary:
+    with pytest.raises(OSError) as caught, path.atomic_write() as temporary:
         temporary.write_bytes(b"01234")
     assert (caught.value.filename, caught.value.strerror) == (
         str(path),
@@ -186,22 +185,22 @@ def test_an_upload_that_fails_leaves_nothing(bucket, monkeypatch) -> None:
 
 
 def test_a_full_disk_names_what_is_to_be_uploaded(bucket) -> None:
-    with pytest.raises(OSError) as caught, files.atomic_path(bucket / "model.bin") as temporary:
+    with pytest.raises(OSError) as caught, (bucket / "model.bin").atomic_write() as temporary:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.filename == str(temporary)
-    assert temporary.is_relative_to(cache_folder()) and not (bucket / "model.bin").exists()
+    assert temporary.is_relative_to(mirror_folder()) and not (bucket / "model.bin").exists()
     assert _nothing_left()
 
 
 def test_staged_files_appear_in_order(bucket, monkeypatch) -> None:
-    real, order = RemotePath.upload, []
+    real, order = BucketLocation.take, []
 
     def upload(self, source):
         order.append(self.name)
         real(self, source)
 
-    monkeypatch.setattr(RemotePath, "upload", upload)
-    with folders.staged_directory(bucket / "out", last="config.json") as stage:
+    monkeypatch.setattr(BucketLocation, "take", upload)
+    with (bucket / "out").stage_directory(last="config.json") as stage:
         for name in ("config.json", "a.bin", "z.bin"):
             (stage / name).write_bytes(name.encode())
         assert not (bucket / "out").exists()
@@ -212,8 +211,8 @@ def test_staged_files_appear_in_order(bucket, monkeypatch) -> None:
 
 def test_staged_files_replace_nothing(bucket) -> None:
     (bucket / "out" / "a.bin").write_bytes(b"before")
-    expected = f"{bucket}/out/a.bin: expected no such file, found one"
-    staged = folders.staged_directory(bucket / "out", last="b.bin")
+    expected = f"{bucket}/out/a.bin: expected no such file, received one"
+    staged = (bucket / "out").stage_directory(last="b.bin")
     with pytest.raises(InputError) as caught, staged as stage:
         for name in ("a.bin", "b.bin"):
             (stage / name).write_bytes(b"after")
@@ -225,42 +224,36 @@ def test_staged_files_replace_nothing(bucket) -> None:
 
 def test_new_directories_and_files(bucket) -> None:
     folder = bucket / "out"
-    assert folders.make_directory(str(folder), "--output_dir") == folder
-    folders.expect_new_directory(folder, "--output_dir")
-    folders.expect_new_file(folder / "a.json", "--output")
-    with folders.sole_user(folder, "--output_dir"):
-        files.write_json(folder / "a.json", {})
+    assert Location.parse(str(folder)).make_directory() == folder
+    folder.expect_empty()
+    (folder / "a.json").expect_absent()
+    with folder.lock():
+        (folder / "a.json").write_json({})
+    with pytest.raises(InputError, match="'a.json'") as caught:
+        Location.parse(str(folder), "output_dir").expect_empty()
+    assert (caught.value.subject, caught.value.setting) == (str(folder), "output_dir")
     with pytest.raises(InputError) as caught:
-        folders.expect_new_directory(str(folder), "--output_dir")
-    assert str(caught.value) == (
-        f"--output_dir: expected a new or an empty folder, received {folder}, "
-        "which holds 'a.json'; nothing is overwritten"
-    )
-    with pytest.raises(InputError) as caught:
-        folders.expect_new_file(str(folder / "a.json"), "--output")
-    assert str(caught.value) == (
-        f"--output: expected a new file, received {folder}/a.json, which exists; "
-        "nothing is overwritten"
-    )
+        (folder / "a.json").expect_absent()
+    assert caught.value.subject == f"{folder}/a.json"
 
 
 def test_copies_are_made_once_and_follow_the_object(bucket, monkeypatch) -> None:
-    real, copied = RemotePath.download, []
+    real, copied = BucketLocation.download, []
 
     def download(self, target):
         copied.append(self.name)
         real(self, target)
 
-    monkeypatch.setattr(RemotePath, "download", download)
+    monkeypatch.setattr(BucketLocation, "download", download)
     path = bucket / "a.bin"
     path.write_bytes(b"one")
-    first = files.local_copy(str(path))
+    first = Location.parse(str(path)).mirror()
     assert (first.name, first.read_bytes()) == ("a.bin", b"one")
-    assert files.local_copy(path) == first and copied == ["a.bin"]
+    assert path.mirror() == first and copied == ["a.bin"]
     # As long as before: its version tells.
     path.write_bytes(b"two")
-    assert files.local_copy(path).read_bytes() == b"two" and copied == ["a.bin"] * 2
-    assert files.sha256_file(path).startswith("3fc4ccfe745870e2")
+    assert path.mirror().read_bytes() == b"two" and copied == ["a.bin"] * 2
+    assert path.sha256().startswith("3fc4ccfe745870e2")
     assert first.read_bytes() == b"one"
 
 
@@ -268,25 +261,25 @@ def test_copies_of_several_lie_together(bucket, tmp_path) -> None:
     names = ("model.ckpt.data-00000-of-00001", "model.ckpt.index")
     for name in names:
         (bucket / name).write_bytes(name.encode())
-    copies = files.local_copies([bucket / name for name in names])
+    copies = mirror_all([bucket / name for name in names])
     assert [copy.name for copy in copies] == list(names)
     assert copies[0].parent == copies[1].parent
     assert [copy.read_bytes().decode() for copy in copies] == list(names)
-    assert files.local_copies([tmp_path / "a", "b"]) == (tmp_path / "a", pathlib.Path("b"))
+    assert mirror_all([tmp_path / "a", tmp_path / "b"]) == (tmp_path / "a", tmp_path / "b")
 
 
 def test_one_copies_while_others_wait(bucket, monkeypatch) -> None:
-    real, copied = RemotePath.download, []
+    real, copied = BucketLocation.download, []
 
     def download(self, target):
         copied.append(self.name)
         real(self, target)
 
-    monkeypatch.setattr(RemotePath, "download", download)
+    monkeypatch.setattr(BucketLocation, "download", download)
     path = bucket / "a.bin"
     path.write_bytes(bytes(range(256)) * 1000)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        copies = set(pool.map(files.local_copy, [path] * 16))
+        copies = set(pool.map(BucketLocation.mirror, [path] * 16))
     assert len(copies) == 1 and copied == ["a.bin"]
     assert copies.pop().read_bytes() == bytes(range(256)) * 1000
 
@@ -301,11 +294,11 @@ def test_a_copy_that_is_not_whole_is_none(bucket, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(MemoryFileSystem, "get_file", half)
         with pytest.raises(OSError) as caught:
-            files.local_copy(path)
+            path.mirror()
     assert caught.value.filename == str(path)
     assert caught.value.strerror == "expected 10 bytes that stay the same, received 5"
-    assert not list(cache_folder().rglob("*a.bin*"))
-    assert files.local_copy(path).read_bytes() == b"0123456789"
+    assert not list(mirror_folder().rglob("*a.bin*"))
+    assert path.mirror().read_bytes() == b"0123456789"
 
 
 def test_a_full_disk_names_the_copy(bucket, monkeypatch) -> None:
@@ -316,22 +309,22 @@ def test_a_full_disk_names_the_copy(bucket, monkeypatch) -> None:
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", full)
     with pytest.raises(OSError) as caught:
-        files.local_copy(bucket / "a.bin")
+        (bucket / "a.bin").mirror()
     assert caught.value.errno == errno.ENOSPC
-    assert caught.value.filename.startswith(str(cache_folder()))
+    assert caught.value.filename.startswith(str(mirror_folder()))
 
 
 def test_the_cache_folder_is_ones_own(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = cache_folder()
-    assert folder == tmp_path / f"offline-distill-{os.getuid()}" == cache_folder()
+    folder = mirror_folder()
+    assert folder == tmp_path / f"offline-distill-{os.getuid()}" == mirror_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir()
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError) as caught:
-        cache_folder()
+        mirror_folder()
     assert str(caught.value) == (
         f"OFFLINE_DISTILL_CACHE: expected a folder for copies of objects, as {folder} "
         "belongs to another user"
@@ -342,18 +335,18 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "copies"))
     with pytest.raises(InputError) as caught:
-        cache_folder()
+        mirror_folder()
     assert str(caught.value) == (
         f"OFFLINE_DISTILL_CACHE: cannot make the folder {tmp_path}/file/copies: Not a directory"
     )
 
 
 def test_scratch_files_are_found_again(bucket, tmp_path) -> None:
-    assert folders.scratch_folder(tmp_path, ".spill") == tmp_path / ".spill"
-    scratch = folders.scratch_folder(str(bucket / "out"), ".spill")
-    assert scratch == folders.scratch_folder(bucket / "out", ".spill")
-    assert scratch != folders.scratch_folder(bucket / "out2", ".spill")
-    assert scratch.is_relative_to(cache_folder())
+    assert tmp_path.scratch(".spill") == tmp_path / ".spill"
+    scratch = Location.parse(str(bucket / "out")).scratch(".spill")
+    assert scratch == (bucket / "out").scratch(".spill")
+    assert scratch != (bucket / "out2").scratch(".spill")
+    assert scratch.is_relative_to(mirror_folder())
 
 
 def _error(package: str, text: str) -> Exception:
@@ -474,9 +467,9 @@ def test_a_missing_package_is_named(scheme: str, tmp_path) -> None:
 def test_paths_of_this_machine_need_none_of_it(tmp_path) -> None:
     (tmp_path / "a.json").write_text("{}")
     code = (
-        "import sys; from pipeline import files; "
-        f"path = files.as_path({str(tmp_path / 'a.json')!r}); "
-        "files.read_json(path); files.local_copy(path); files.write_json(path, {}); "
+        "import sys; from pipeline.base.location import Location; "
+        f"path = Location.parse({str(tmp_path / 'a.json')!r}); "
+        "path.read_json(); path.mirror(); path.write_json({{}}); "
         "print(sorted({'fsspec', 's3fs', 'gcsfs', 'aiohttp', 'botocore'} & set(sys.modules)))"
     )
     assert _run(code).stdout.strip() == "[]"
@@ -496,13 +489,13 @@ def test_an_object_that_changes_while_it_is_read(bucket, later: bytes) -> None:
 
 
 def test_what_a_killed_upload_left_is_removed_after_a_day(bucket) -> None:
-    old, new = cache_folder() / "upload-old", cache_folder() / "upload-new"
+    old, new = mirror_folder() / "upload-old", mirror_folder() / "upload-new"
     for folder in (old, new):
         folder.mkdir()
         (folder / "shard").touch()
     for path in (old / "shard", old):
         os.utime(path, (0, 0))
-    with files.atomic_path(bucket / "made") as temporary:
+    with (bucket / "made").atomic_write() as temporary:
         temporary.write_bytes(b"x")
-        assert temporary.parent.parent == cache_folder()
+        assert temporary.parent.parent == mirror_folder()
     assert not temporary.parent.exists() and not old.exists() and (new / "shard").exists()

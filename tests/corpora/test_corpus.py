@@ -22,7 +22,7 @@ TEXTS = [f"题目{n}\n内容 {n}" for n in range(5)]
 
 def _texts(pattern: pathlib.Path | str, **settings: Any) -> list[str]:
     read = Corpus(spec=CorpusSpec(**settings))
-    files = corpus.find_files(str(pattern), flag="--input_dir", corpus=read)
+    files = corpus.find_files(str(pattern), corpus=read)
     return [
         document_text(document)
         for chunk in corpus.read_chunks(files)
@@ -76,7 +76,7 @@ def test_folders_globs_and_hidden_files(tmp_path: pathlib.Path) -> None:
     assert _texts(tmp_path) == ["a.txt", "b.txt", "sub/c.txt"]
     assert _texts(f"{tmp_path}/*.txt") == ["a.txt", "b.txt"]
     assert _texts(f"{tmp_path}/**/*.txt") == ["a.txt", "b.txt", "sub/c.txt"]
-    names = [file.name for file in corpus.find_files(str(tmp_path), flag="--input_dir")]
+    names = [file.name for file in corpus.find_files(str(tmp_path))]
     assert names == ["a.txt", "b.txt", "sub/c.txt"]
 
 
@@ -84,7 +84,7 @@ def test_a_long_document_is_cut_at_lines_and_stays_on_one_side(tmp_path, monkeyp
     monkeypatch.setattr(readers, "MAX_PIECE_BYTES", 64)
     lines = [f"第{n}行的文字\n" for n in range(30)]
     path = _write(tmp_path / "long.txt", "".join(lines) + "\n短的文档\n")
-    files = corpus.find_files(str(path), flag="--input_dir")
+    files = corpus.find_files(str(path))
     documents = [document for chunk in corpus.read_chunks(files) for document in chunk.documents]
     *pieces, short = documents
     assert b"".join(piece.content for piece in pieces).decode() == "".join(lines)
@@ -165,7 +165,7 @@ def test_names_with_the_characters_of_globs(tmp_path) -> None:
 def test_many_small_files_share_a_chunk(tmp_path) -> None:
     for number in range(50):
         _write(tmp_path / f"{number}.txt", f"{number}")
-    files = corpus.find_files(str(tmp_path), flag="--input_dir")
+    files = corpus.find_files(str(tmp_path))
     chunks = list(corpus.read_chunks(files))
     assert len(chunks) == 1 and len(chunks[0].documents) == 50
     assert chunks[0].bytes_read == sum(file.bytes for file in files)
@@ -193,11 +193,11 @@ def test_an_endless_row_is_refused(tmp_path, monkeypatch) -> None:
 
 def test_nothing_there(tmp_path: pathlib.Path) -> None:
     for pattern in (tmp_path, tmp_path / "none", f"{tmp_path}/*.txt"):
-        with pytest.raises(InputError, match=r"--input_dir: .* no file there"):
-            corpus.find_files(str(pattern), flag="--input_dir")
+        with pytest.raises(InputError, match=r"input_dir: .* no file there"):
+            corpus.find_files(str(pattern))
     _write(tmp_path / "empty.txt", "")
     with pytest.raises(InputError, match="every file there is empty"):
-        corpus.find_files(str(tmp_path), flag="--input_dir")
+        corpus.find_files(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_bomb_is_read_in_bounded_memory(tmp_path) -> None:
 def test_many_small_documents_make_several_chunks(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(corpus, "_MAX_CHUNK_DOCUMENTS", 3)
     path = _write(tmp_path / "x.txt", "a\n\n" * 8)
-    files = corpus.find_files(str(path), flag="--input_dir")
+    files = corpus.find_files(str(path))
     assert [len(chunk.documents) for chunk in corpus.read_chunks(files)] == [3, 3, 2]
 
 

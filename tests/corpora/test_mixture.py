@@ -63,7 +63,7 @@ def test_bytes_do_not_depend_on_workers_or_order(tmp_path, examples_config, sour
 def test_another_weight_is_another_request(tmp_path, examples_config, sources) -> None:
     one, two = sources
     _make(examples_config, tmp_path / "a", one, two)
-    with pytest.raises(InputError, match="--output_dir: .* another request: corpora is"):
+    with pytest.raises(InputError, match="output_dir: .* another request: corpora is"):
         _make(examples_config, tmp_path / "a", one, dataclasses.replace(two, weight=2.0))
 
 

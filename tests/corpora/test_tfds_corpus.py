@@ -72,7 +72,7 @@ def test_masked_examples_of_a_dataset(tfds_dir, examples_config, tmp_path) -> No
     assert made.statistics["documents"] == len(TEXTS)
     again = dataclasses.replace(config, output_dir=str(tmp_path / "b"), max_workers=2)
     splits = create_masked_examples(again).splits
-    assert splits == manifest.load(tmp_path / "a", flag="--input_dir").splits
+    assert splits == manifest.load(tmp_path / "a").splits
 
 
 @pytest.mark.parametrize(

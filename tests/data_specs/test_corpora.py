@@ -166,13 +166,13 @@ def test_each_reads_its_true_format(tmp_path, name: str) -> None:
 @pytest.mark.parametrize("name", corpora.names())
 def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
     _write(tmp_path, {"other.csv": "a,b\n"})
-    with pytest.raises(InputError, match=f"--input_dir: .* files of --corpus_spec={name} .*none"):
+    with pytest.raises(InputError, match=f"input_dir: .* files of corpus_spec={name} .*none"):
         _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec=name))
 
 
 def test_rows_without_the_fields_are_refused(tmp_path) -> None:
     _write(tmp_path, {"AA/wiki_00": _lines({"id": "1", "content": "x"})})
-    with pytest.raises(InputError, match=r"wiki_00, line 1: .*text \(--corpus_spec=wiki_zh\)"):
+    with pytest.raises(InputError, match=r"wiki_00, line 1: .*text \(corpus_spec=wiki_zh\)"):
         _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec="wiki_zh"))
 
 
@@ -210,7 +210,7 @@ def test_mistakes_in_a_declaration(tmp_path, content: str, message: str) -> None
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         corpora.load_spec(str(path))
-    with pytest.raises(InputError, match="--corpus_spec: "):
+    with pytest.raises(InputError, match="corpus_spec: "):
         corpus.resolve([CorpusSource(input_dir="x", corpus_spec=str(path))])
 
 
@@ -258,7 +258,7 @@ def test_mistakes_in_a_mixture(tmp_path, content: str, message: str) -> None:
 
 def test_two_corpora_need_two_names() -> None:
     sources = [CorpusSource(input_dir="a"), CorpusSource(input_dir="b")]
-    with pytest.raises(InputError, match="--corpora: expected a name for each corpus"):
+    with pytest.raises(InputError, match="corpora: expected a name for each corpus"):
         corpus.resolve(sources)
 
 

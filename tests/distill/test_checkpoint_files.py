@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from pipeline.base.errors import InputError
-from pipeline.base.local_mirror import cache_folder
+from pipeline.base.local_mirror import mirror_folder
 from pipeline.distill import checkpoint_files
 from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles, checkpoint_steps
 
@@ -120,7 +120,7 @@ def test_in_a_bucket_only_unknown_ones_are_fetched(bucket, monkeypatch, capsys) 
         return [f"step-{step:08d}.safetensors" for step in steps]
 
     def copies() -> list[str]:
-        return [path.name for path in cache_folder().rglob("step-*")]
+        return [path.name for path in mirror_folder().rglob("step-*")]
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
     files = CheckpointFiles(bucket, keep=2)

@@ -266,7 +266,7 @@ def test_flags_that_do_not_go_together(capsys, flags: list[str], message: str) -
 
 
 def test_the_library_says_it_too(config) -> None:
-    with pytest.raises(InputError, match="--backend=jax beside data_parallel, received --backend"):
+    with pytest.raises(InputError, match="backend=jax beside data_parallel, received backend"):
         training.distill(dataclasses.replace(config, distribution="data_parallel"))
 
 

@@ -243,7 +243,7 @@ def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
             )
         )
         cache = cache_input.open_cache(str(folder), None)
-        original = loading.load_tokenizer(str(file), do_lower_case=None, flag="--vocab_file")
+        original = loading.load_tokenizer(str(file), do_lower_case=None)
         loaded = loading.load_cache_tokenizer(cache)
         assert type(loaded) is type(original)
         np.testing.assert_array_equal(loaded.is_special(), original.is_special())
@@ -260,11 +260,11 @@ def _changed(cache: CacheInput, **changes) -> CacheInput:
 def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
     flags = {**cache.manifest.flags, "masked_lm_prob": "0.15"}
     with pytest.raises(
-        InputError, match="--input_dir: expected a number for masked_lm_prob in .*received '0.15'"
+        InputError, match="input_dir: expected a number for masked_lm_prob in .*received '0.15'"
     ):
         WindowReader(_changed(cache, flags=flags), seed=1, purpose=TRAINING)
     other = manifest.VocabInfo(cache.manifest.vocab.size, "0" * 64)
-    with pytest.raises(InputError, match="--input_dir: expected the tokenizer.s files in "):
+    with pytest.raises(InputError, match="input_dir: expected the tokenizer.s files in "):
         WindowReader(_changed(cache, vocab=other), seed=1, purpose=TRAINING)
 
 

@@ -83,7 +83,7 @@ def _features(folder: pathlib.Path) -> list[dict[str, bytes]]:
 
 def _decoded(folder: pathlib.Path):
     """Yields ids, probabilities and tail of each record, at temperature 1."""
-    manifest = manifests.load(folder, flag="")
+    manifest = manifests.load(folder)
     codec = cache_codec.open_codec(folder, manifest)
     for features in _features(folder):
         count = len(features[records.LABEL_LOG_PROBS]) // 2
@@ -137,7 +137,7 @@ def test_the_teacher_agrees_with_itself(caches, teacher_dir, tmp_path, name) -> 
 
 @pytest.mark.parametrize("name", WAYS)
 def test_the_manifest_measures_what_is_there(caches, name) -> None:
-    manifest = manifests.load(caches[name], flag="")
+    manifest = manifests.load(caches[name])
     totals: dict[str, int] = {}
     positions = ids = 0
     for shard in (shard for shards in manifest.splits.values() for shard in shards):
@@ -166,7 +166,7 @@ def test_the_manifest_measures_what_is_there(caches, name) -> None:
 
 def test_smaller_ways_are_smaller(caches) -> None:
     sizes = {
-        name: sum(manifests.load(folder, flag="").bytes_per_position().values())
+        name: sum(manifests.load(folder).bytes_per_position().values())
         for name, folder in caches.items()
     }
     assert sizes["compact"] < sizes["uint8"] < sizes["float16"] == 16 * 4 + 10
@@ -190,7 +190,7 @@ def test_tasks_make_the_same_bytes(caches, config, tmp_path, name) -> None:
 
 
 def test_the_counts_are_of_the_true_tokens_and_the_masked(caches, examples_dir) -> None:
-    manifest = manifests.load(caches["compact"], flag="")
+    manifest = manifests.load(caches["compact"])
     expected = np.zeros(manifest.vocab.size, int)
     for file in sorted(examples_dir.glob("*.tfrecord")):
         for record in serialization.read_records(file):
@@ -213,7 +213,7 @@ def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
         training.distill(_student(folder, teacher_dir, tmp_path / "student"))
     path.unlink()
     with pytest.raises(InputError, match="this file of token counts is missing"):
-        cache_codec.open_codec(folder, manifests.load(folder, flag=""))
+        cache_codec.open_codec(folder, manifests.load(folder))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_broken_manifests(caches, tmp_path, changes, message) -> None:
         value |= changes
     (tmp_path / "manifest.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match=f"^{tmp_path}/manifest.json: {message}"):
-        manifests.load(tmp_path, flag="")
+        manifests.load(tmp_path)
 
 
 @pytest.mark.parametrize("target", CODECS)
@@ -275,9 +275,7 @@ def test_lists_that_together_are_shorter_than_k(caches, tmp_path) -> None:
 
 def test_draws_are_not_merged(caches, cache_dir, tmp_path) -> None:
     pair = (str(cache_dir), str(caches["compactsampled"]))
-    with pytest.raises(
-        InputError, match="expected caches of --truncation=topk, received .*sampled"
-    ):
+    with pytest.raises(InputError, match="expected caches of truncation=topk, received .*sampled"):
         merge_caches(MergeConfig(pair, str(tmp_path / "merged")))
 
 

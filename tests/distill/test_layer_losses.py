@@ -91,7 +91,7 @@ def test_schedules_are_read() -> None:
     ],
 )
 def test_schedules_that_are_none(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=f"--loss_schedules: .*{message}"):
+    with pytest.raises(InputError, match=f"loss_schedules: .*{message}"):
         parse_loss_schedules(text, {"masked_lm": 2.0})
 
 

@@ -97,7 +97,7 @@ def test_cached_and_live_targets_mix(config, hidden_cache_dir) -> None:
 
 
 def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> None:
-    manifest = manifests.load(hidden_cache_dir, flag="")
+    manifest = manifests.load(hidden_cache_dir)
     info = manifest.teacher_info
     assert (info.hidden_groups, info.hidden_encoding, info.hidden_size) == (
         ("1-3", "3"),
@@ -113,7 +113,7 @@ def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> 
         "hidden_scales": 8,
     }
     cache = preparation.cache_input.open_cache(str(hidden_cache_dir), None)
-    model = model_directory.load_masked_lm(model_directory.find_model(str(teacher_dir), ""))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(teacher_dir)))
     inputs, kept = next(iter(targets.evaluation_batches(cache, batch_size=4, max_steps=1)))
     states = [np.asarray(one) for one in model.activations(inputs)[records.HIDDEN_STATES]]
     rows = np.arange(4)[:, None]
@@ -258,14 +258,14 @@ def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, corpus_dir) -> N
         config, input_dir=str(single), teacher=str(teacher), student=student
     )
     training.distill(changed)
-    found = model_directory.find_model(changed.output_dir, "--student").config
+    found = model_directory.find_model(changed.output_dir).config
     assert (found.model_type, found.num_hidden_layers, found.type_vocab_size) == (
         "distilbert",
         2,
         0,
     )
     pairs = dataclasses.replace(changed, input_dir=config.input_dir, output_dir=str(tmp_path / "x"))
-    with pytest.raises(InputError, match="expected a model of two segments, .*--segments=single"):
+    with pytest.raises(InputError, match="expected a model of two segments, .*segments=single"):
         training.distill(pairs)
 
 

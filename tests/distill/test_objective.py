@@ -107,7 +107,7 @@ def test_labels_alone_need_no_teacher() -> None:
     values = objective.per_position(np.zeros((2, 3, 30), "float32"), targets, {"masked_lm"})
     np.testing.assert_allclose(values["masked_lm"], np.log(30.0), rtol=1e-6)
     assert objective.supported == ("masked_lm",)
-    with pytest.raises(InputError, match="--losses: kl_divergence needs the teacher's top-k"):
+    with pytest.raises(InputError, match="losses: kl_divergence needs the teacher's top-k"):
         Objective({"kl_divergence": 1.0})
 
 
@@ -131,7 +131,7 @@ def test_a_temperature_without_a_tail_mass_needs_renormalize() -> None:
     ],
 )
 def test_losses_that_are_none(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=f"--losses: {message}"):
+    with pytest.raises(InputError, match=f"losses: {message}"):
         settings.parse_losses(text)
 
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.base.local_mirror import cache_folder
+from pipeline.base.local_mirror import mirror_folder
 from pipeline.distill.run_log import METRICS_FILE, RunLog
 
 _LINE = b'{"step": 10, "split": "train", "loss": 1.0}'
@@ -48,4 +48,4 @@ def test_lines_that_cannot_be_uploaded_are_removed_from_this_machine(bucket, mon
     monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
     with pytest.raises(OSError, match="503 SlowDown"):
         log.close()
-    assert not list(cache_folder().rglob(METRICS_FILE))
+    assert not list(mirror_folder().rglob(METRICS_FILE))

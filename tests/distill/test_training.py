@@ -111,7 +111,7 @@ def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
     assert last["loss"] == pytest.approx(last["soft_cross_entropy"] + last["probability_cosine"])
     assert last["masked_lm_perplexity"] == pytest.approx(np.exp(last["masked_lm"]))
     assert lines[-1]["loss"] < lines[2]["loss"]
-    assert model_directory.find_model(str(folder), "--student").config.num_hidden_layers == 2
+    assert model_directory.find_model(str(folder)).config.num_hidden_layers == 2
 
 
 def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
@@ -166,7 +166,7 @@ def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
     from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 
     random = np.random.default_rng(0)
-    source = model_directory.find_model(str(teacher_dir), "--student")
+    source = model_directory.find_model(str(teacher_dir))
     settings = dataclasses.replace(
         source.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
@@ -224,7 +224,7 @@ def test_accumulation_counts_updates(config) -> None:
 
 
 def test_a_run_that_diverges_says_so(config) -> None:
-    with pytest.raises(InputError, match="--learning_rate: training diverged by step"):
+    with pytest.raises(InputError, match="learning_rate: training diverged by step"):
         training.distill(
             dataclasses.replace(config, learning_rate=1e30, clip_norm=0.0, num_warmup_steps=0)
         )
@@ -239,7 +239,7 @@ def test_a_smaller_k_takes_the_prefix(config) -> None:
         reports[k] = training.distill(changed)
     assert reports[4]["masked_lm"] == reports[16]["masked_lm"]
     assert reports[4]["soft_cross_entropy"] < reports[16]["soft_cross_entropy"]
-    with pytest.raises(InputError, match=r"--truncation_factor: expected at most 16.* received 17"):
+    with pytest.raises(InputError, match=r"truncation_factor: expected at most 16.* received 17"):
         training.distill(dataclasses.replace(config, truncation_factor=17))
 
 
@@ -348,7 +348,7 @@ def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
     """Its checksums are right: its maker meant it so."""
     made = tmp_path / "made"
     shutil.copytree(cache_dir, made)
-    loaded = manifests.load(made, flag="")
+    loaded = manifests.load(made)
     (shard,) = loaded.splits["eval"]
     rows = [serialization.decode_example(r) for r in serialization.read_records(made / shard.file)]
     rows[0] = {other: value for other, value in rows[0].items() if other != name}

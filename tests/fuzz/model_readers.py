@@ -67,12 +67,12 @@ def _write_google(folder: pathlib.Path) -> None:
 
 
 def _read_config(folder: pathlib.Path) -> object:
-    source = model_directory.find_model(folder, "--teacher")
+    source = model_directory.find_model(folder)
     return count_parameters(source.config), read_head(source), source.config.to_hf()
 
 
 def _read_model(folder: pathlib.Path) -> object:
-    source = model_directory.find_model(folder, "--teacher")
+    source = model_directory.find_model(folder)
     if not all(path.resolve().is_relative_to(folder.resolve()) for path in source.weight_files):
         raise RuntimeError(f"outside: {source.weight_files}")
     weights = source.read_weights()

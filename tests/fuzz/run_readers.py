@@ -175,7 +175,7 @@ def _read_finetuned(folder: pathlib.Path) -> object:
     from tools.exports import model_task
     from tools.finetuning import training
 
-    source = model_directory.find_model(folder / "model", "--model")
+    source = model_directory.find_model(folder / "model")
     result = training._read_result(folder)
     for path in result.predictions:
         if not path.resolve().is_relative_to(folder.resolve()):

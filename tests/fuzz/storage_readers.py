@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files
+from pipeline.base import json_text
 from pipeline.storage import (
     cache_codec,
     serialization,
@@ -122,7 +122,7 @@ def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: An
         path = folder / token_counts.TOKEN_COUNTS_FILE
         values["token_counts"] = token_counts.write_counts(path, _counts())
     (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
-    files.write_json(folder / manifests.REQUEST_FILE, {"kind": values["kind"], "seed": 0})
+    (folder / manifests.REQUEST_FILE).write_json({"kind": values["kind"], "seed": 0})
     manifests.publish(folder, manifests.Manifest(splits=splits, **values))
 
 
@@ -254,7 +254,7 @@ def read_manifest(folder: pathlib.Path) -> object:
     """Reads a manifest and uses all of it."""
     cache = open_cache(None, str(folder / "*"))
     loaded = cache.manifest
-    whole = manifests.load(folder, flag="--input_dir")
+    whole = manifests.load(folder)
     manifests.verify(folder, loaded, full=True)
     if loaded.teacher_info is not None:
         cache_codec.open_codec(folder, loaded)
@@ -273,7 +273,7 @@ def read_manifest(folder: pathlib.Path) -> object:
         for shard in shards:
             manifests.shard_place(shard.file)
     np.zeros((2, loaded.max_seq_length + loaded.max_predictions_per_seq), np.int32)
-    files.json_bytes(loaded.to_json())
+    json_text.dump(loaded.to_json())
     return loaded.features, whole.sha256()
 
 
@@ -296,14 +296,12 @@ def read_sidecar(folder: pathlib.Path) -> object:
 
 def read_request(folder: pathlib.Path) -> object:
     """Asks whether a directory is that of a request."""
-    return manifests.check_claim(
-        folder, {"kind": records.MASKED_EXAMPLES, "seed": 0}, flag="--output_dir"
-    )
+    return manifests.check_claim(folder, {"kind": records.MASKED_EXAMPLES, "seed": 0})
 
 
 def read_counts(folder: pathlib.Path) -> object:
     """Reads token counts, unverified."""
-    loaded = manifests.load(folder, flag="--input_dir")
+    loaded = manifests.load(folder)
     return token_counts.load_counts(folder, loaded)
 
 

@@ -46,7 +46,7 @@ def _rows(*, lines: bool) -> str:
 
 
 def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
-    found = corpus.find_files(str(folder / file), flag="--input_dir", corpus=Corpus(spec=spec))
+    found = corpus.find_files(str(folder / file), corpus=Corpus(spec=spec))
     return [
         documents.document_text(document)
         for chunk in corpus.read_chunks(found)
@@ -151,7 +151,7 @@ def _converted() -> bytes:
 
 
 def _read_tokenizer(folder: pathlib.Path) -> object:
-    found = loading.load_tokenizer(str(folder), do_lower_case=None, flag="--vocab_file")
+    found = loading.load_tokenizer(str(folder), do_lower_case=None)
     tokens = found.tokenize(_SAMPLE)
     if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < len(found.vocab):
         raise RuntimeError("an id outside the vocabulary")
@@ -164,7 +164,7 @@ def _read_json_tokenizer(folder: pathlib.Path) -> object:
     from tools.pages.token_text import TokenText
 
     result = _read_tokenizer(folder)
-    found = loading.load_tokenizer(str(folder), do_lower_case=None, flag="--vocab_file")
+    found = loading.load_tokenizer(str(folder), do_lower_case=None)
     text = TokenText(found)
     text.spaced(list(range(len(found.vocab))))
     return result

@@ -16,7 +16,7 @@ from pipeline.storage import manifest, serialization, token_counts
 
 
 def _read(folder: pathlib.Path, split: str) -> list[dict[str, np.ndarray]]:
-    loaded = manifest.load(folder, flag="--input_dir")
+    loaded = manifest.load(folder)
     types = {
         feature.name: feature.numpy_dtype(loaded.vocab.size)
         for feature in records.FEATURES[loaded.kind]
@@ -82,7 +82,7 @@ def test_words_begin_where_the_text_says(windows_dir, vocab) -> None:
 
 
 def test_the_manifest_and_the_counts(windows_dir) -> None:
-    loaded = manifest.load(windows_dir, flag="--input_dir")
+    loaded = manifest.load(windows_dir)
     assert (loaded.kind, loaded.dupe_factor) == (records.UNMASKED_WINDOWS, 1)
     assert loaded.flags["masking"] == "dynamic" and loaded.flags["mask_smoothing"] == 0.7
     assert "masked_positions" not in loaded.statistics
@@ -133,7 +133,7 @@ def test_weights_of_corpora_count_windows(windows_config, corpus_dir, tmp_path) 
     for weight in (1.0, 2.0, 0.5):
         sources = (dataclasses.replace(source, weight=weight),)
         folder = _make(windows_config, tmp_path / str(weight), corpora=sources)
-        loaded = manifest.load(folder, flag="--input_dir")
+        loaded = manifest.load(folder)
         counts = token_counts.load_counts(folder, loaded)
         totals[weight] = (loaded.statistics["examples"], int(counts.sum()))
     assert totals[2.0] == (2 * totals[1.0][0], 2 * totals[1.0][1])

@@ -17,7 +17,7 @@ from pipeline.storage import manifest, serialization, spill
 
 
 def _read(folder: pathlib.Path, split: str) -> list[dict[str, np.ndarray]]:
-    loaded = manifest.load(folder, flag="--input_dir")
+    loaded = manifest.load(folder)
     dtype = records.id_dtype(loaded.vocab.size)
     types = {
         feature.name: feature.numpy_dtype(loaded.vocab.size)
@@ -50,7 +50,7 @@ def _make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
 
 
 def test_examples_are_what_the_manifest_says(examples_dir, examples_config, vocab) -> None:
-    loaded = manifest.load(examples_dir, flag="--input_dir")
+    loaded = manifest.load(examples_dir)
     special = {vocab.index(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
     mask_id = vocab.index("[MASK]")
     ids = set()
@@ -161,7 +161,7 @@ def test_an_eval_document_where_there_are_two(
             corpora=(CorpusSource(input_dir=str(corpus)),),
             eval_fraction=fraction,
         )
-        loaded = manifest.load(folder, flag="--input_dir")
+        loaded = manifest.load(folder)
         assert sorted(loaded.splits) == splits
         assert all(loaded.num_examples(split) for split in splits)
 
@@ -192,7 +192,7 @@ def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
     _make(
         examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),), skip_bad_lines=True
     )
-    statistics = manifest.load(folder, flag="--input_dir").statistics
+    statistics = manifest.load(folder).statistics
     assert statistics["documents"] == 4
     assert statistics["skipped"] == {
         "bad rows": 1,
@@ -244,7 +244,7 @@ def test_an_error_leaves_what_is_complete(
 
     with monkeypatch.context() as patch:
         patch.setattr(masked_examples.writer, "write_shard", broken)
-        with pytest.raises(InputError, match="--vocab_file: another"):
+        with pytest.raises(InputError, match="vocab_file: another"):
             _make(examples_config, folder)
     whole = {path.name: path.stat().st_ino for path in folder.glob("*.tfrecord")}
     assert len(whole) == 1
@@ -315,14 +315,12 @@ def test_settings_that_do_not_fit(examples_config, changes, message: str) -> Non
 def test_a_vocabulary_without_mask(tmp_path, examples_config) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n一\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"--vocab_file: .* 5 tokens and no \[MASK\]"):
+    with pytest.raises(InputError, match=r"vocab_file: .* 5 tokens and no \[MASK\]"):
         _make(examples_config, tmp_path / "out", vocab_file=str(path))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_literal_mask_in_the_text_is_text(examples_config) -> None:
-    tokenizer = document_masker.load_tokenizer(
-        examples_config.vocab_file, do_lower_case=True, flag="--vocab_file"
-    )
+    tokenizer = document_masker.load_tokenizer(examples_config.vocab_file, do_lower_case=True)
     special = set(tokenizer.special_ids.values()) - {tokenizer.special_ids["unk"]}
     assert not special & set(tokenizer.tokenize("老师[MASK]写[CLS]字[SEP]").ids.tolist())

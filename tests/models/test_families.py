@@ -150,7 +150,7 @@ def test_robertas_head_has_gelu_whatever_its_layers_have() -> None:
 def test_written_and_read_again(tmp_path: pathlib.Path, family: str) -> None:
     model = MaskedLM(FAMILIES[family], seed=4)
     save(tmp_path, model)
-    source = find_model(tmp_path, "--teacher")
+    source = find_model(tmp_path)
     assert source.config == FAMILIES[family]
     batch = _batch(FAMILIES[family].pad_token_id)
     np.testing.assert_array_equal(load_masked_lm(source)(batch), model(batch))
@@ -206,7 +206,7 @@ def test_against_transformers(tmp_path, family: str) -> None:
     )
     theirs = transformers.AutoModelForMaskedLM.from_config(settings, attn_implementation="eager")
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_masked_lm(find_model(tmp_path / "theirs", "--teacher"))
+    ours = load_masked_lm(find_model(tmp_path / "theirs"))
     save(tmp_path / "ours", ours)
     again, report = transformers.AutoModelForMaskedLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"

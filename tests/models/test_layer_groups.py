@@ -24,26 +24,26 @@ FLAG = "--layer_groups"
     ],
 )
 def test_groups_are_read(text: str, expected: str) -> None:
-    groups = layer_groups.parse_layer_groups(text, 12, 2, FLAG)
+    groups = layer_groups.parse_layer_groups(text, 12, 2)
     assert layer_groups.describe(groups) == expected
-    assert layer_groups.parse_layer_groups(expected, 12, 2, FLAG) == groups
+    assert layer_groups.parse_layer_groups(expected, 12, 2) == groups
 
 
 def test_a_group_by_hand() -> None:
-    (group,) = layer_groups.parse_layer_groups("1-6:1", 12, 2, FLAG)
+    (group,) = layer_groups.parse_layer_groups("1-6:1", 12, 2)
     assert group == LayerGroup(TeacherGroup(1, 6), 1)
-    groups = layer_groups.parse_teacher_groups("1-6,4-6, 12", 12, FLAG)
+    groups = layer_groups.parse_teacher_groups("1-6,4-6, 12", 12)
     assert groups == (TeacherGroup(1, 6), TeacherGroup(4, 6), TeacherGroup(12, 12))
 
 
 @given(st.integers(1, 12), st.integers(1, 8))
 def test_presets_share_the_teachers_layers(size: int, student: int) -> None:
     teacher = size * student
-    groups = layer_groups.preset_groups("mean", teacher, student, FLAG)
+    groups = layer_groups.preset_groups("mean", teacher, student)
     covered = [n for g in groups for n in range(g.teacher.first, g.teacher.last + 1)]
     assert covered == list(range(1, teacher + 1))
     assert [group.student for group in groups] == list(range(1, student + 1))
-    skipped = layer_groups.preset_groups("skip", teacher, student, FLAG)
+    skipped = layer_groups.preset_groups("skip", teacher, student)
     assert [group.teacher.first for group in skipped] == [group.teacher.last for group in groups]
 
 
@@ -67,13 +67,13 @@ def test_presets_share_the_teachers_layers(size: int, student: int) -> None:
 )
 def test_what_is_no_group(text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
-        layer_groups.parse_layer_groups(text, 12, 5, FLAG)
+        layer_groups.parse_layer_groups(text, 12, 5)
     assert str(error.value) == f"{FLAG}: {message}"
 
 
 def test_a_cached_group_twice() -> None:
-    with pytest.raises(InputError, match="--x: expected each group once, received 1-6 twice"):
-        layer_groups.parse_teacher_groups("1-6,12,1-6", 12, "--x")
+    with pytest.raises(InputError, match="x: expected each group once, received 1-6 twice"):
+        layer_groups.parse_teacher_groups("1-6,12,1-6", 12)
 
 
 def test_means_by_hand() -> None:

@@ -55,7 +55,7 @@ def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None:
-    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir), "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir)))
     inputs = _inputs(golden)
     np.testing.assert_allclose(np.asarray(model(inputs)), golden["logits"], atol=1e-5)
     states = model.activations(inputs)[records.HIDDEN_STATES]
@@ -65,7 +65,7 @@ def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None
 
 
 def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_dir) -> None:
-    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir), "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir)))
     positions = np.array([[3, 1], [0, 0], [2, 9]], "int32")
     logits = np.asarray(model({**_inputs(golden), records.MASKED_LM_POSITIONS: positions}))
     expected = np.take_along_axis(golden["logits"], positions[..., None], axis=1)
@@ -73,7 +73,7 @@ def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_di
 
 
 def test_padding_changes_nothing(golden, golden_dir) -> None:
-    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir), "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir)))
     inputs = _inputs(golden)
     cut = {name: value[2:, :4] for name, value in inputs.items()}
     whole = np.asarray(model(inputs))[2:, :4]
@@ -81,7 +81,7 @@ def test_padding_changes_nothing(golden, golden_dir) -> None:
 
 
 def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_dir) -> None:
-    source = model_directory.find_model(str(golden_dir), "--teacher")
+    source = model_directory.find_model(str(golden_dir))
     inputs = _inputs(golden)
     errors = {}
     for logits_dtype in (None, "float32"):
@@ -173,7 +173,7 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path, activation: str
 @pytest.mark.shared
 def test_the_real_teacher_is_the_same_in_transformers() -> None:
     directory = SHARED / "models" / "zh-bert-4L-256"
-    model = model_directory.load_masked_lm(model_directory.find_model(str(directory), "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(str(directory)))
     inputs = _random_inputs(21128, 64)
     logits, _ = _peer_logits(directory, inputs)
     real = inputs[records.INPUT_MASK].astype(bool)

@@ -107,7 +107,7 @@ def test_theirs_in_ours(tmp_path, hidden_act):
     )
     peer = transformers.BertForMaskedLM(settings)
     peer.save_pretrained(tmp_path)
-    model = load_masked_lm(find_model(tmp_path, "--teacher"))
+    model = load_masked_lm(find_model(tmp_path))
     assert_parity(model, peer, make_batch(53, 17), atol=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_exported_student_in_theirs(tmp_path, config, weights):
 
 @pytest.mark.shared
 def test_public_tf1_fixture_lands():
-    source = find_model(SHARED / "data/fixtures/tf1_tiny_ckpt", "--teacher")
+    source = find_model(SHARED / "data/fixtures/tf1_tiny_ckpt")
     model = load_masked_lm(source)
     found = source.read_weights()
     for name, value in get_weights(model).items():
@@ -146,6 +146,6 @@ def test_public_tf1_fixture_lands():
 @pytest.mark.peers
 def test_real_teacher_parity():
     directory = SHARED / "models/zh-bert-4L-256"
-    model = load_masked_lm(find_model(directory, "--teacher"))
+    model = load_masked_lm(find_model(directory))
     # Its logits reach 20, where one float32 rounding is 2e-6.
     assert_parity(model, load_torch(directory), make_batch(21_128, 64), atol=3e-5)

@@ -74,6 +74,6 @@ def test_the_temporary_folder_may_have_a_long_name(tmp_path: pathlib.Path) -> No
 def test_a_killed_worker_is_said() -> None:
     with (
         local.Workers(2) as workers,
-        pytest.raises(InterruptedRunError, match="--max_workers: a worker process was killed"),
+        pytest.raises(InterruptedRunError, match="max_workers: a worker process was killed"),
     ):
         list(workers.run(end_process, range(4)))

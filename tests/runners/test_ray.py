@@ -311,8 +311,8 @@ def test_a_job_that_ends_its_process_is_given_up(config, tmp_path, monkeypatch) 
 @pytest.mark.ray
 def test_two_commands_do_not_write_into_one_directory(config, tmp_path) -> None:
     code = (
-        "import sys, time; from pipeline import folders\n"
-        "with folders.sole_user(sys.argv[1], '--output_dir'): print('here', flush=True); input()"
+        "import sys; from pipeline.base.location import Location\n"
+        "with Location.parse(sys.argv[1]).lock(): print('here', flush=True); input()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],

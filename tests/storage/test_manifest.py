@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from data_specs.records import MASKED_EXAMPLES, UNMASKED_WINDOWS
-from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.storage import cache_input, manifest, serialization, token_counts, writer
 from pipeline.tokenizers import loading
@@ -34,7 +33,7 @@ def _manifest(shards: tuple[manifest.ShardInfo, ...]) -> manifest.Manifest:
 @pytest.fixture
 def complete(tmp_path: pathlib.Path) -> pathlib.Path:
     """A complete directory of one shard."""
-    manifest.claim(tmp_path, {"seed": 0}, flag="--output_dir")
+    manifest.claim(tmp_path, {"seed": 0})
     file = manifest.shard_file("train", 0, 1)
     shard = writer.write_shard(tmp_path, file, [b"one", b"two"])
     manifest.publish(tmp_path, _manifest((shard,)))
@@ -42,7 +41,7 @@ def complete(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_a_manifest_comes_back(complete: pathlib.Path) -> None:
-    loaded = manifest.load(complete, flag="--input_dir")
+    loaded = manifest.load(complete)
     assert json.loads(json.dumps(loaded.to_json())) == json.loads(
         (complete / "manifest.json").read_text()
     )
@@ -55,16 +54,16 @@ def test_a_manifest_comes_back(complete: pathlib.Path) -> None:
 
 def test_a_claim_is_recognised_and_a_different_one_refused(tmp_path: pathlib.Path) -> None:
     request = {"dupe_factor": 5, "seed": 1}
-    assert manifest.claim(tmp_path, request, flag="--output_dir")
-    assert not manifest.claim(tmp_path, request, flag="--output_dir")
+    assert manifest.claim(tmp_path, request)
+    assert not manifest.claim(tmp_path, request)
     with pytest.raises(InputError, match="dupe_factor is 5 there and 3 here; choose another"):
-        manifest.claim(tmp_path, {"dupe_factor": 3, "seed": 1}, flag="--output_dir")
+        manifest.claim(tmp_path, {"dupe_factor": 3, "seed": 1})
 
 
 def test_a_directory_of_other_files_is_left_alone(tmp_path: pathlib.Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match=r"--output_dir: expected an empty .* 'thesis.txt'"):
-        manifest.claim(tmp_path, {}, flag="--output_dir")
+    with pytest.raises(InputError, match=r"output_dir: expected an empty .* 'thesis.txt'"):
+        manifest.claim(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -88,10 +87,10 @@ def test_two_writers_of_one_shard_do_not_mix(tmp_path: pathlib.Path) -> None:
         yield b"three"
 
     shard = writer.write_shard(tmp_path, file, interrupted())
-    assert shard.sha256 == files.sha256_file(tmp_path / file)
+    assert shard.sha256 == (tmp_path / file).sha256()
     assert list(serialization.read_records(tmp_path / file)) == [b"one", b"three"]
     # What a killed process leaves behind stops nobody.
-    files.temporary_path(tmp_path / file).write_bytes(b"left" * 100)
+    (tmp_path / file).temporary().write_bytes(b"left" * 100)
     writer.write_shard(tmp_path, file, [b"four"])
     assert list(serialization.read_records(tmp_path / file)) == [b"four"]
 
@@ -117,7 +116,7 @@ def test_one_flipped_byte_is_refused(complete: pathlib.Path, position: int) -> N
     content = bytearray(path.read_bytes())
     content[position] ^= 0x10
     path.write_bytes(bytes(content))
-    loaded = manifest.load(complete, flag="--input_dir")
+    loaded = manifest.load(complete)
     manifest.verify(complete, loaded, full=False)
     with pytest.raises(InputError, match=f"{path}: this shard is damaged: expected SHA-256"):
         manifest.verify(complete, loaded, full=True)
@@ -125,7 +124,7 @@ def test_one_flipped_byte_is_refused(complete: pathlib.Path, position: int) -> N
 
 def test_a_truncated_and_a_missing_shard_are_named(complete: pathlib.Path) -> None:
     path = complete / "train-00000-of-00001.tfrecord"
-    loaded = manifest.load(complete, flag="--input_dir")
+    loaded = manifest.load(complete)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match=f"{path}: this shard is truncated .* received 35"):
         manifest.verify(complete, loaded, full=False)
@@ -174,21 +173,21 @@ def test_a_manifest_that_is_not_one_is_refused(
     path = complete / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(InputError, match=message):
-        manifest.load(complete, flag="--input_dir")
+        manifest.load(complete)
 
 
 @pytest.fixture
 def windows(complete: pathlib.Path) -> pathlib.Path:
     """A complete directory of unmasked windows: one shard and the counts of two tokens."""
     info = token_counts.write_counts(complete / "token_counts.npy", np.array([3, 4]))
-    loaded = manifest.load(complete, flag="--input_dir")
+    loaded = manifest.load(complete)
     described = dataclasses.replace(loaded, kind=UNMASKED_WINDOWS, token_counts=info)
     manifest.publish(complete, described)
     return complete
 
 
 def test_token_counts_come_back(windows: pathlib.Path) -> None:
-    loaded = manifest.load(windows, flag="--input_dir")
+    loaded = manifest.load(windows)
     manifest.verify(windows, loaded, full=True)
     assert token_counts.load_counts(windows, loaded).tolist() == [3, 4]
     assert np.load(windows / "token_counts.npy").dtype == np.int64
@@ -199,7 +198,7 @@ def test_token_counts_come_back(windows: pathlib.Path) -> None:
 
 def test_damaged_token_counts_are_named(windows: pathlib.Path) -> None:
     path = windows / "token_counts.npy"
-    loaded = manifest.load(windows, flag="--input_dir")
+    loaded = manifest.load(windows)
     content = path.read_bytes()
     path.write_bytes(content[:-8] + b"12345678")
     manifest.verify(windows, loaded, full=False)
@@ -245,7 +244,7 @@ def test_a_manifest_of_wrong_token_counts_is_refused(
     path = windows / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "token_counts": value}))
     with pytest.raises(InputError, match=message):
-        manifest.load(windows, flag="--input_dir")
+        manifest.load(windows)
 
 
 def test_a_long_format_version_is_shown_in_part(complete: pathlib.Path) -> None:
@@ -253,7 +252,7 @@ def test_a_long_format_version_is_shown_in_part(complete: pathlib.Path) -> None:
     value = {**json.loads(path.read_text()), "format_version": "two\n" * 10_000}
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match="expected format_version 1, received 'two") as error:
-        manifest.load(complete, flag="--input_dir")
+        manifest.load(complete)
     assert len(str(error.value)) < 1000 and len(str(error.value).splitlines()) == 1
 
 
@@ -262,26 +261,26 @@ def test_a_vocabulary_of_too_many_lines(tmp_path: pathlib.Path, monkeypatch) -> 
     monkeypatch.setattr(manifest, "MAX_VOCAB_SIZE", 3)
     path = tmp_path / "vocab.txt"
     path.write_text("a\nb\nc\n")
-    assert manifest.read_tokens(path, flag="--vocab_file") == ("a", "b", "c")
+    assert manifest.read_tokens(path) == ("a", "b", "c")
     path.write_text("a\nb\nc\nd\n")
     with pytest.raises(InputError) as error:
-        manifest.read_tokens(path, flag="--vocab_file")
+        manifest.read_tokens(path)
     assert str(error.value) == f"--vocab_file: expected at most 3 tokens in {path}, received 4"
 
 
 def test_an_unfinished_directory_is_told_from_none(tmp_path: pathlib.Path) -> None:
     with pytest.raises(
-        InputError, match=r"--input_dir: expected a complete cache .*, which is no cache"
+        InputError, match=r"input_dir: expected a complete cache .*, which is no cache"
     ):
-        manifest.load(tmp_path, flag="--input_dir")
-    manifest.claim(tmp_path, {}, flag="--output_dir")
+        manifest.load(tmp_path)
+    manifest.claim(tmp_path, {})
     with pytest.raises(InputError, match="an unfinished one: run the command that makes it again"):
-        manifest.load(tmp_path, flag="--input_dir")
+        manifest.load(tmp_path)
 
 
 def test_a_glob_narrows_a_cache(complete: pathlib.Path) -> None:
     whole = cache_input.open_cache(None, str(complete))
-    assert whole.manifest == manifest.load(complete, flag="--input_dir")
+    assert whole.manifest == manifest.load(complete)
     some = cache_input.open_cache(None, str(complete / "train-*"))
     assert some.manifest.num_examples("train") == 2
     with pytest.raises(InputError, match="which matches none"):
@@ -293,7 +292,7 @@ def test_a_glob_narrows_a_cache(complete: pathlib.Path) -> None:
 def test_a_flag_that_contradicts_the_manifest_prints_both(complete: pathlib.Path) -> None:
     cache = cache_input.open_cache(str(complete), None)
     cache_input.expect_settings(cache, max_seq_length=8, max_predictions_per_seq=None)
-    with pytest.raises(InputError, match=r"--max_seq_length: expected 8, .*, received 512"):
+    with pytest.raises(InputError, match=r"max_seq_length: expected 8, .*, received 512"):
         cache_input.expect_settings(cache, max_seq_length=512)
 
 
@@ -304,19 +303,19 @@ def test_a_model_of_another_vocabulary_is_refused(
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("[PAD]\n一\n", encoding="utf-8")
     files = (folder / "vocab.txt",)
-    loading.expect_vocab(cache, 2, files, "--teacher")
-    with pytest.raises(InputError, match="--teacher: expected a vocabulary of 2 tokens.* of 3"):
-        loading.expect_vocab(cache, 3, (), "--teacher")
+    loading.expect_vocab(cache, 2, files)
+    with pytest.raises(InputError, match="teacher: expected a vocabulary of 2 tokens.* of 3"):
+        loading.expect_vocab(cache, 3, ())
     (folder / "vocab.txt").write_text("[PAD]\n二\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"--teacher: .*SHA-256 .* received .*SHA-256"):
-        loading.expect_vocab(cache, 2, files, "--teacher")
+    with pytest.raises(InputError, match=r"teacher: .*SHA-256 .* received .*SHA-256"):
+        loading.expect_vocab(cache, 2, files)
     with pytest.raises(InputError, match="at least 8 positions .* received 4"):
-        cache_input.expect_positions(cache, 4, "--teacher")
+        cache_input.expect_positions(cache, 4)
 
 
 def test_copies_of_the_tokenizer(complete: pathlib.Path, tmp_path_factory) -> None:
     target = tmp_path_factory.mktemp("target")
-    loaded = manifest.load(complete, flag="--input_dir")
+    loaded = manifest.load(complete)
     with pytest.raises(InputError, match=r"vocab.txt: this tokenizer file is missing"):
         manifest.copy_tokenizer(complete, loaded, target)
     (complete / "vocab.txt").write_text("x")

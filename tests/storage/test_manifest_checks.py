@@ -18,7 +18,7 @@ def _refusal(folder: pathlib.Path, **changes: Any) -> str:
     value = json.loads(path.read_bytes()) | changes
     path.write_text(json.dumps(value))
     with pytest.raises(InputError) as error:
-        manifests.load(folder, flag="--input_dir")
+        manifests.load(folder)
     message = str(error.value)
     assert message.startswith(f"{path}: ")
     assert len(message.splitlines()) == 1
@@ -113,4 +113,4 @@ def test_endless_nesting_and_endless_numbers(tmp_path: pathlib.Path) -> None:
     for wrong in ("[" * 500 + "]" * 500, "9" * 5000, "[" * 100_000):
         path.write_text(right.replace('"documents": 3', f'"documents": {wrong}'))
         with pytest.raises(InputError, match=f"^{path}: not JSON .expected"):
-            manifests.load(tmp_path, flag="--input_dir")
+            manifests.load(tmp_path)

@@ -21,7 +21,7 @@ def _listing(directory) -> dict[str, float]:
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_equal_values_to_our_reader(cache_dir, split: str) -> None:
     before = _listing(cache_dir)
-    manifest = manifests.load(cache_dir, flag="--input_dir")
+    manifest = manifests.load(cache_dir)
     builder = TeacherCache(cache_dir)
     found = list(tfds.as_numpy(builder.as_dataset(split=split)))
     assert len(found) == manifest.num_examples(split) == builder.info.splits[split].num_examples
@@ -55,7 +55,7 @@ def test_equal_values_to_our_reader(cache_dir, split: str) -> None:
 
 
 def test_splits_statistics_and_copies(cache_dir) -> None:
-    manifest = manifests.load(cache_dir, flag="--input_dir")
+    manifest = manifests.load(cache_dir)
     builder = TeacherCache(cache_dir)
     total = manifest.num_examples("train")
     part = list(builder.as_dataset(split="train[:3]"))
@@ -78,7 +78,7 @@ def test_masked_examples_too(examples_dir) -> None:
 
 
 def test_unmasked_windows_too(windows_dir) -> None:
-    loaded = manifests.load(windows_dir, flag="--input_dir")
+    loaded = manifests.load(windows_dir)
     builder = TeacherCache(windows_dir)
     found = list(tfds.as_numpy(builder.as_dataset(split="train")))
     assert len(found) == loaded.num_examples("train")
@@ -98,12 +98,12 @@ def test_some_of_the_shards(cache_dir, tmp_path) -> None:
     """A cache made from a glob of shards has a part of those that the names count."""
     folder = tmp_path / "part"
     shutil.copytree(cache_dir, folder)
-    manifest = manifests.load(folder, flag="--input_dir")
+    manifest = manifests.load(folder)
     kept = manifest.splits["train"][1:2]
     value = manifest.to_json()
     value["splits"] = {"train": list(value["splits"]["train"][1:2])}
     (folder / "manifest.json").unlink()
-    manifests.files.write_json(folder / "manifest.json", value)
+    (folder / "manifest.json").write_json(value)
     builder = TeacherCache(folder)
     assert len(list(builder.as_dataset(split="train"))) == kept[0].num_examples
 

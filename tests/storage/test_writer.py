@@ -5,7 +5,6 @@ import pathlib
 
 import pytest
 
-from pipeline.base import files, folders
 from pipeline.base.errors import InputError
 from pipeline.storage import manifest, serialization, spill, writer
 from pipeline.storage.shard_info import NUM_POSITIONS
@@ -26,7 +25,7 @@ def test_a_staged_shard_has_no_name_before_it_is_published(tmp_path: pathlib.Pat
     assert _records(tmp_path) == [b"one", b"three"]
     # 12 bytes of header and 4 of footer around each record.
     assert (shard.num_examples, shard.bytes, shard.measured) == (2, 40, {NUM_POSITIONS: 3})
-    assert shard.sha256 == files.sha256_file(tmp_path / FILE)
+    assert shard.sha256 == (tmp_path / FILE).sha256()
     assert manifest.completed_shard(tmp_path, FILE) == shard
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".{FILE}.json", FILE]
 
@@ -60,8 +59,8 @@ def test_two_copies_at_once_do_not_mix(tmp_path: pathlib.Path) -> None:
     assert late.info != accepted[0]
     assert manifest.completed_shard(tmp_path, FILE) == accepted[0]
     assert _records(tmp_path) == [b"second"]
-    assert accepted[0].sha256 == files.sha256_file(tmp_path / FILE)
-    folders.remove_temporaries(tmp_path, {FILE})
+    assert accepted[0].sha256 == (tmp_path / FILE).sha256()
+    tmp_path.remove_temporaries({FILE})
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".{FILE}.json", FILE]
 
 
@@ -82,14 +81,14 @@ def test_only_temporaries_of_the_named_files_are_removed(tmp_path: pathlib.Path)
     kept = [FILE, f".{FILE}.json", f".{other}.tmp", f".{other}.0123abcd.tmp", "notes.tmp", ".tmp"]
     for name in gone + kept:
         (tmp_path / name).touch()
-    folders.remove_temporaries(tmp_path, {FILE})
+    tmp_path.remove_temporaries({FILE})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_two_copies_of_a_chunk_write_its_spill_file_at_once(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "0.spill"
     entries = [spill.Entry(bytes([number] * 16), number, b"record") for number in range(3)]
-    with files.atomic_path(path) as temporary:
+    with path.atomic_write() as temporary:
         # As the lock of another machine, whose process was killed, may last.
         with pytest.raises(InputError, match="another process is writing this file"):
             spill.write_spill(path, entries, {"number": 0})

@@ -39,7 +39,7 @@ def config(examples_dir, teacher_dir, tmp_path) -> TeacherCacheConfig:
 
 
 def _records(folder: pathlib.Path, split: str) -> list[dict[str, bytes]]:
-    loaded = manifest.load(folder, flag="--input_dir")
+    loaded = manifest.load(folder)
     return [
         serialization.decode_example(record)
         for shard in loaded.splits[split]
@@ -53,7 +53,7 @@ def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
 
 def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_dir) -> None:
     """One example at a time, unpadded, all in float64 after the logits."""
-    source = model_directory.find_model(str(teacher_dir), "--teacher")
+    source = model_directory.find_model(str(teacher_dir))
     model = model_directory.load_masked_lm(source)
     vocab_size = source.config.vocab_size
     codec = CODECS["float16"](vocab_size, 16)
@@ -100,8 +100,8 @@ def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_
 
 
 def test_the_manifest_tells_where_the_cache_comes_from(cache_dir, examples_dir) -> None:
-    loaded = manifest.load(cache_dir, flag="--input_dir")
-    parent = manifest.load(examples_dir, flag="--input_dir")
+    loaded = manifest.load(cache_dir)
+    parent = manifest.load(examples_dir)
     info = loaded.teacher_info
     assert info.parent == {"sha256": parent.sha256()}
     assert info.temperatures == (1.0, 2.0) and info.truncation_factor == 16
@@ -239,7 +239,7 @@ def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:
     weights = load_file(other / "model.safetensors")
     weights["cls.predictions.bias"][3] = np.nan
     save_file(weights, other / "model.safetensors")
-    with pytest.raises(InputError, match="--teacher: expected finite logits"):
+    with pytest.raises(InputError, match="teacher: expected finite logits"):
         create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
     assert not list(pathlib.Path(config.output_dir).glob("*.tfrecord"))
 

@@ -51,7 +51,7 @@ def _expect_report(path: pathlib.Path, teacher: pathlib.Path, student: pathlib.P
     assert [row["model"] for row in said["rows"]] == [teacher.name, student.name]
     for row, place in zip(said["rows"], (teacher, student), strict=True):
         assert row["device"] == "cpu:0" and row["computation"] == "float32"
-        assert row["parameters"] == count_parameters(find_model(place, "--models").config)
+        assert row["parameters"] == count_parameters(find_model(place).config)
         weights = (place / "model.safetensors").stat().st_size
         assert row["megabytes"] == pytest.approx(weights / 1e6)
         for name in ("latency", "throughput"):
@@ -99,7 +99,7 @@ def test_on_jax(teacher_dir, student_dir, tmp_path) -> None:
 @on_tensorflow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_the_encoders_last_hidden_states_are_computed(teacher_dir, dtype: str) -> None:
-    source = find_model(teacher_dir, "--models")
+    source = find_model(teacher_dir)
     batch = Batches(20, 3).draw(3, source.config.vocab_size)
     found = inference_programs.keras_forward(source, "cpu:0", dtype)(batch)
     expected = load_masked_lm(source).activations(batch)["hidden_states"][-1].numpy()

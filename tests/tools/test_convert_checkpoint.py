@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.base import files, folders
 from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import find_model
@@ -126,7 +125,7 @@ def test_googles_names_shapes_and_keys(teacher_dir, tmp_path) -> None:
         "num_attention_heads": 4,
         "num_hidden_layers": 3,
         "type_vocab_size": 2,
-        "vocab_size": find_model(teacher_dir, "--input").config.vocab_size,
+        "vocab_size": find_model(teacher_dir).config.vocab_size,
     }
 
 
@@ -284,22 +283,22 @@ def test_files_move_up_together_and_the_last_one_last(tmp_path, monkeypatch) -> 
         moved.append(pathlib.Path(target).name)
         real(source, target)
 
-    monkeypatch.setattr(files.os, "replace", replace)
-    with folders.staged_directory(tmp_path, last="b") as stage:
+    monkeypatch.setattr(os, "replace", replace)
+    with tmp_path.stage_directory(last="b") as stage:
         for name in "abc":
             (stage / name).write_text(name)
-        folders.expect_new_directory(tmp_path, "--output_dir")
+        tmp_path.expect_empty()
     assert moved == ["a", "c", "b"] and _names(tmp_path) == ["a", "b", "c"]
     with (
         pytest.raises(InputError, match="a: expected no such file, found one"),
-        folders.staged_directory(tmp_path, last="b") as stage,
+        tmp_path.stage_directory(last="b") as stage,
     ):
         (stage / "a").write_text("other")
     assert (tmp_path / "a").read_text() == "a" and _names(tmp_path) == ["a", "b", "c"]
 
 
 def test_google_has_names_for_bert_alone(tmp_path, teacher_dir) -> None:
-    config = find_model(teacher_dir, "--input").config
+    config = find_model(teacher_dir).config
     albert = dataclasses.replace(config, model_type="albert", embedding_size=8)
     with pytest.raises(ValueError, match="config: expected model_type bert, received albert"):
         write_tf1_weights(str(tmp_path / "x"), albert, {})

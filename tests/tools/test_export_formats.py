@@ -44,15 +44,15 @@ def teacher_dir(tmp_path_factory, vocab) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def subject(teacher_dir) -> Subject:
     """The teacher, cut to 40 tokens."""
-    tokenizer = load_tokenizer(str(teacher_dir), do_lower_case=None, flag="--model")
-    return masked_lm_subject(find_model(teacher_dir, "--model"), tokenizer, 40)
+    tokenizer = load_tokenizer(str(teacher_dir), do_lower_case=None)
+    return masked_lm_subject(find_model(teacher_dir), tokenizer, 40)
 
 
 @pytest.fixture(scope="module")
 def cased(subject, teacher_dir, tmp_path_factory) -> tuple[Subject, Opened]:
     """The same model with a tokenizer that keeps capitals, as a SavedModel."""
     vocab_file = str(teacher_dir / "vocab.txt")
-    tokenizer = load_tokenizer(vocab_file, do_lower_case=False, flag="--model")
+    tokenizer = load_tokenizer(vocab_file, do_lower_case=False)
     subject = dataclasses.replace(subject, tokenizer=tokenizer)
     folder = tmp_path_factory.mktemp("cased") / "saved_model"
     saved_model.write(subject, folder)
@@ -90,7 +90,7 @@ def _batch(vocab_size: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["saved_model", "litert", "onnx"])
 def test_a_padded_batch_of_another_shape(exported, subject, teacher_dir, name: str) -> None:
-    source = find_model(teacher_dir, "--model")
+    source = find_model(teacher_dir)
     batch = _batch(source.config.vocab_size)
     opened = exporter._OPENERS[name](subject, exported / name)
     expected = np.asarray(load_masked_lm(source)(batch))
@@ -135,7 +135,7 @@ def test_so_do_they_with_their_capitals(cased, text: str) -> None:
 
 
 def test_a_vocabulary_with_a_token_twice_takes_no_text(subject, vocab_file) -> None:
-    twice = load_tokenizer(str(vocab_file), do_lower_case=None, flag="--model")
+    twice = load_tokenizer(str(vocab_file), do_lower_case=None)
     assert len(set(twice.vocab)) < len(twice.vocab)
     reason = saved_model.why_no_text(dataclasses.replace(subject, tokenizer=twice))
     assert reason == "tensorflow-text takes no vocabulary with a token twice or an empty one"
@@ -155,7 +155,7 @@ def test_the_embeddings_are_stored_once(exported, teacher_dir) -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported / "onnx" / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    vocab_size = find_model(teacher_dir, "--model").config.vocab_size
+    vocab_size = find_model(teacher_dir).config.vocab_size
     assert sum(vocab_size in tensor.dims for tensor in model.graph.initializer) == 2
 
 
@@ -188,7 +188,7 @@ def test_latency_with_weights_of_8_bits(teacher_dir, tmp_path, capsys) -> None:
     output = tmp_path / "speed.json"
     assert not benchmark_inference.main(["benchmark_inference", *flags, f"--output={output}"])
     (row,) = json.loads(output.read_text())["rows"]
-    model = load_masked_lm(find_model(teacher_dir, "--models"))
+    model = load_masked_lm(find_model(teacher_dir))
     program = encoder_program(model)
     content = litert.convert(program, quantized=True)
     assert row["megabytes"] == pytest.approx(len(content) / 1e6, rel=0.01)

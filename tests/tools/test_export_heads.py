@@ -63,7 +63,7 @@ def _run(**settings: object) -> int:
 
 
 def _model(folder: pathlib.Path) -> heads.TaskModel:
-    source = find_model(folder, "--model")
+    source = find_model(folder)
     head = read_head(source)
     return heads.build_head(source, head.kind, num_labels=head.num_outputs, keep_head=True)
 
@@ -102,7 +102,7 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
     own, copied = (model_directory.get_weights(one) for one in (model, _model(out / "hf")))
     assert own.keys() == copied.keys()
     assert all(np.array_equal(own[name], copied[name]) for name in own)
-    assert read_head(find_model(out / "hf", "--model")) == HEADS[kind]
+    assert read_head(find_model(out / "hf")) == HEADS[kind]
     vocab = (models[kind] / "vocab.txt").read_bytes()
     assert (out / "hf" / "vocab.txt").read_bytes() == vocab
 
@@ -121,7 +121,7 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
 
 def test_nothing_of_a_sentence_is_masked(models, sentences) -> None:
     folder = models[CLASSIFICATION]
-    tokenizer = load_tokenizer(str(folder), do_lower_case=None, flag="--model")
+    tokenizer = load_tokenizer(str(folder), do_lower_case=None)
     settings = {"count": 2, "max_seq_length": 64}
     found = examples.read_lines(str(sentences), tokenizer, masked=False, **settings)
     special = tokenizer.special_ids
@@ -130,7 +130,7 @@ def test_nothing_of_a_sentence_is_masked(models, sentences) -> None:
 
 
 def test_lines_are_taken_two_by_two(models, sentences, tmp_path) -> None:
-    tokenizer = load_tokenizer(str(models[SPAN]), do_lower_case=None, flag="--model")
+    tokenizer = load_tokenizer(str(models[SPAN]), do_lower_case=None)
     first, second = (tokenizer.tokenize(text).ids.tolist() for text in SENTENCES[:2])
     special = tokenizer.special_ids
     cls, sep = special["cls"], special["sep"]
@@ -196,8 +196,8 @@ def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
         assert rows[name]["comparison"]["largest_difference"] < 2e-5
     assert rows["litert_int8"]["comparison"]["largest_difference"] > 1e-5
 
-    source = find_model(models[kind], "--model")
-    tokenizer = load_tokenizer(str(models[kind]), do_lower_case=None, flag="--model")
+    source = find_model(models[kind])
+    tokenizer = load_tokenizer(str(models[kind]), do_lower_case=None)
     subject = hugging_face.head_subject(source, find_task(source), tokenizer, 64)
     batch = _batch(source.config.vocab_size)
     expected = np.asarray(_model(models[kind])(batch))

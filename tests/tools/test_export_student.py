@@ -76,7 +76,7 @@ def test_every_seventh_token_of_a_line_is_masked(vocab_file, sentences) -> None:
     ]
     # Of ten tokens between two special ones; [SEP] would be the next but one.
     assert examples.mask_some(ids[:11], 4)[-1] == 110
-    tokenizer = load_tokenizer(str(vocab_file), do_lower_case=None, flag="--model")
+    tokenizer = load_tokenizer(str(vocab_file), do_lower_case=None)
     found = examples.read_lines(str(sentences), tokenizer, count=3, max_seq_length=9)
     assert [example.text for example in found] == list(SENTENCES[:3])
     first = tokenizer.tokenize(SENTENCES[0]).ids[:7].tolist()
@@ -100,7 +100,7 @@ def test_examples_of_a_cache_are_taken_as_they_are(examples_dir) -> None:
 
 
 def _expected_logits(model_dir, batch) -> np.ndarray:
-    model = load_masked_lm(find_model(model_dir, "--model"))
+    model = load_masked_lm(find_model(model_dir))
     return np.asarray(model(batch))
 
 
@@ -118,7 +118,7 @@ def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys)
     )
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "hf", "saved_model"]
 
-    source = find_model(teacher_dir, "--model")
+    source = find_model(teacher_dir)
     assert sorted(path.name for path in (out / "hf").iterdir()) == [
         *("README.md", "config.json", "model.safetensors", "vocab.txt")
     ]
@@ -223,7 +223,7 @@ def test_a_missing_package_is_told_before_anything_else(monkeypatch) -> None:
 
 @pytest.mark.parametrize("text", ["", "hf,hf", "hf,torchscript"])
 def test_formats_are_names_each_once(text: str) -> None:
-    with pytest.raises(InputError, match="--formats: expected some of hf,saved_model,litert,lit"):
+    with pytest.raises(InputError, match="formats: expected some of hf,saved_model,litert,lit"):
         formats.parse_formats(text)
 
 
@@ -270,5 +270,5 @@ def test_a_cache_of_another_vocabulary(capsys, vocab, cache_dir, tmp_path) -> No
     other.write_text("\n".join([*vocab, "more"]) + "\n")
     model = save_tiny_bert(tmp_path / "model", other, seed=3, num_layers=1)
     line = _fails(capsys, model=model, input_dir=cache_dir, output_dir=tmp_path / "out")
-    size = manifests.load(cache_dir, flag="--input_dir").vocab.size
+    size = manifests.load(cache_dir).vocab.size
     assert line.startswith(f"--model: expected a vocabulary of {size} tokens")

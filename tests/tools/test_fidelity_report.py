@@ -47,7 +47,7 @@ def test_the_command(cache_dir, teacher_dir, tmp_path, capsys) -> None:
         "hidden",
         "bytes_per_position",
     }
-    assert report["teacher"] == find_model(teacher_dir, "--teacher").sha256()
+    assert report["teacher"] == find_model(teacher_dir).sha256()
     assert report["truncation_factor"] == 16
     assert report["cache_compute_dtype"] == report["compute_dtype"] == "float32"
     assert report["num_examples"] == 12
@@ -83,9 +83,7 @@ def test_lower_precision_shows(cache_dir, teacher_dir) -> None:
 
 def test_another_teacher(cache_dir, teacher_dir, other_teacher_dir, capsys) -> None:
     assert _run(cache_dir, other_teacher_dir) == 1
-    there, here = (
-        find_model(path, "--teacher").sha256() for path in (teacher_dir, other_teacher_dir)
-    )
+    there, here = (find_model(path).sha256() for path in (teacher_dir, other_teacher_dir))
     assert _error(capsys) == (
         f"error: --teacher: expected the teacher of {cache_dir} (SHA-256 {there}), "
         f"received SHA-256 {here}; --any_teacher compares it all the same"
@@ -116,7 +114,7 @@ def test_random_draws_are_refused(examples_dir, teacher_dir, tmp_path) -> None:
         truncation="sampled",
         temperatures=(1.0,),
     )
-    with pytest.raises(InputError, match="^--input_dir: expected a cache of the top-k, received"):
+    with pytest.raises(InputError, match="^input_dir: expected a cache of the top-k, received"):
         report_fidelity(ReportConfig(str(made), str(teacher_dir)))
 
 

@@ -45,14 +45,14 @@ def _read(directory, *, count: int = 1000, num_guesses: int = 5, **selection) ->
 
 
 def _eval_records(directory) -> list[dict[str, bytes]]:
-    cache = manifests.load(directory, flag="")
+    cache = manifests.load(directory)
     return [one for shard in cache.splits["eval"] for one in read_shard(directory, shard.file)]
 
 
 def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
     """By the recipe for reading a cache in plain Python, in float64."""
     shown, stored = _read(cache_dir), _eval_records(cache_dir)
-    assert len(shown) == len(stored) == manifests.load(cache_dir, flag="").num_examples("eval")
+    assert len(shown) == len(stored) == manifests.load(cache_dir).num_examples("eval")
     treatments = set()
     for one, features in zip(shown, stored, strict=True):
         assert one.example_id == features[records.EXAMPLE_ID].hex()
@@ -173,7 +173,7 @@ def test_other_tokenizers(kind, request, examples_config, tmp_path, capsys) -> N
 
 def test_which_examples(cache_dir, examples_dir, tmp_path) -> None:
     everything = _read(cache_dir, split="train", count=1000)
-    shards = manifests.load(cache_dir, flag="").splits["train"]
+    shards = manifests.load(cache_dir).splits["train"]
     assert len(shards) == 3 and len({one.file for one in everything}) == 3
     first = shards[0].num_examples
     assert _read(cache_dir, split="train", first=first - 1, count=2) == everything[first - 1 :][:2]
@@ -289,7 +289,7 @@ def test_mistakes(cache_dir, examples_dir, tmp_path, capsys) -> None:
     assert _fails(capsys, given, "--example_id=00", "--first=3") == (
         "error: --first: expected none beside --example_id, received 3"
     )
-    number = manifests.load(cache_dir, flag="").num_examples("eval")
+    number = manifests.load(cache_dir).num_examples("eval")
     assert _fails(capsys, given, "--first=9999") == (
         f"error: --first: expected a number below {number}, the examples of the eval split of "
         f"{cache_dir}, received 9999"

@@ -86,7 +86,7 @@ def test_whole_lists_are_the_average_of_the_dense_teachers(
     made = merge_caches(MergeConfig(tuple(folders), str(merged), (0.25, 0.75)))
     assert made.teacher_info.truncation_factor == len(vocab)
     models = [
-        model_directory.load_masked_lm(model_directory.find_model(str(teacher), "--teacher"))
+        model_directory.load_masked_lm(model_directory.find_model(str(teacher)))
         for teacher in (teacher_dir, other_teacher_dir)
     ]
     for features in read_shard(merged, EVAL)[:6]:
@@ -110,7 +110,7 @@ def test_whole_lists_are_the_average_of_the_dense_teachers(
 def test_every_record_is_the_weighted_sum_of_two(cache_dir, other_cache_dir, merged_dir) -> None:
     """Over dictionaries, shard by shard; nothing of the examples is changed."""
     folders = (cache_dir, other_cache_dir, merged_dir)
-    a, b, merged = (manifests.load(folder, flag="--input_dir") for folder in folders)
+    a, b, merged = (manifests.load(folder) for folder in folders)
     vocab_size = merged.vocab.size
     assert merged.teacher_info.truncation_factor == 16
     for shard in (EVAL, LOST):
@@ -138,7 +138,7 @@ def test_every_record_is_the_weighted_sum_of_two(cache_dir, other_cache_dir, mer
 
 def test_the_manifest_tells_what_was_merged(cache_dir, other_cache_dir, merged_dir) -> None:
     folders = (cache_dir, other_cache_dir, merged_dir)
-    a, b, merged = (manifests.load(folder, flag="--input_dir") for folder in folders)
+    a, b, merged = (manifests.load(folder) for folder in folders)
     assert merged.teacher_info.temperatures == (1.0,)
     assert merged.teacher_info.parent == a.teacher_info.parent
     assert merged.teacher_info.teacher == {
@@ -262,7 +262,7 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(
     assert made == [LOST]
     assert _bytes(folder) == _bytes(merged_dir)
     # What is complete is only looked at.
-    assert merge_caches(config) == manifests.load(merged_dir, flag="--output_dir")
+    assert merge_caches(config) == manifests.load(merged_dir)
     assert made == [LOST]
 
 
@@ -270,7 +270,7 @@ def test_the_program_prints_each_teachers_share(
     cache_dir, other_cache_dir, merged_dir, tmp_path, capsys
 ) -> None:
     first, second = (
-        manifests.load(folder, flag="--input_dir").teacher_info.teacher["sha256"]
+        manifests.load(folder).teacher_info.teacher["sha256"]
         for folder in (cache_dir, other_cache_dir)
     )
     # The third is a merged one, whose teachers have shares of its share.

@@ -177,7 +177,7 @@ def test_lists_of_another_length_than_the_manifest_says(
 
 def test_what_is_no_cache_to_be_merged(cache_dir, examples_dir, tmp_path) -> None:
     merged = str(tmp_path / "merged")
-    with pytest.raises(InputError, match="--input_dirs: expected a complete .* which is no cache"):
+    with pytest.raises(InputError, match="input_dirs: expected a complete .* which is no cache"):
         merge_caches(MergeConfig((str(cache_dir), "/nowhere"), merged))
     with pytest.raises(InputError, match="expected teacher caches, .* holds masked_examples"):
         merge_caches(MergeConfig((str(cache_dir), str(examples_dir)), merged))

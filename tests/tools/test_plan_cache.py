@@ -40,7 +40,7 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
     output = tmp_path / "plan.json"
     assert tool.main(_flags(examples_dir, teacher_dir, output=output)) == 0
     plan = json.loads(output.read_text())
-    manifest = manifests.load(examples_dir, flag="--input_dir")
+    manifest = manifests.load(examples_dir)
     assert set(plan) == {
         "num_examples",
         "dupe_factor",
@@ -115,7 +115,7 @@ def test_k_is_at_most_the_vocabulary_and_there_once(examples_dir, teacher_dir, v
 
 
 def test_costs_scale_and_say_what_fits(examples_dir) -> None:
-    manifest = manifests.load(examples_dir, flag="--input_dir")
+    manifest = manifests.load(examples_dir)
     total = sum(map(manifest.num_examples, manifest.splits))
 
     class Measured:
@@ -201,21 +201,21 @@ def test_nothing_is_overwritten(examples_dir, teacher_dir, tmp_path, capsys, fla
 @pytest.mark.parametrize("kind", ["windows_dir", "cache_dir"])
 def test_other_kinds_are_refused_as_in_stage_1b(request, teacher_dir, kind: str) -> None:
     folder = request.getfixturevalue(kind)
-    with pytest.raises(InputError, match=f"^--input_dir: expected masked_examples, .*{folder}"):
+    with pytest.raises(InputError, match=f"^input_dir: expected masked_examples, .*{folder}"):
         tool.plan_cache(PlanConfig(str(folder), str(teacher_dir)))
 
 
 def test_a_teacher_that_does_not_fit(examples_dir, corpus_dir, vocab_file, tmp_path) -> None:
     short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=40)
-    with pytest.raises(InputError, match="^--teacher: expected a model of at least 48 positions"):
+    with pytest.raises(InputError, match="^teacher: expected a model of at least 48 positions"):
         tool.plan_cache(PlanConfig(str(examples_dir), str(short)))
     other = tmp_path / "vocab.txt"
     other.write_text(vocab_file.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
     wide = save_tiny_bert(tmp_path / "wide", other, seed=1)
-    with pytest.raises(InputError, match="^--teacher: expected a vocabulary of"):
+    with pytest.raises(InputError, match="^teacher: expected a vocabulary of"):
         tool.plan_cache(PlanConfig(str(examples_dir), str(wide)))
     single = save_tiny_bert(tmp_path / "single", vocab_file, seed=1, type_vocab_size=1)
-    with pytest.raises(InputError, match="^--teacher: expected a model of two segments"):
+    with pytest.raises(InputError, match="^teacher: expected a model of two segments"):
         tool.plan_cache(PlanConfig(str(examples_dir), str(single)))
 
 

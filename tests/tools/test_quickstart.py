@@ -53,7 +53,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path) -> None:
         quickstart.Quickstart(tmp_path, None, tmp_path).claim()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("x")
-    with pytest.raises(InputError, match="--work: expected an empty folder .* 'letter.txt'"):
+    with pytest.raises(InputError, match="work: expected an empty folder .* 'letter.txt'"):
         quickstart.Quickstart(tmp_path / "mine", None, None).claim()
 
 
@@ -68,7 +68,7 @@ def test_a_wrong_path_leaves_no_folder(tmp_path, capsys, flag: str) -> None:
 def test_the_ancestors_record_holds_the_same_values(cache_dir) -> None:
     import tensorflow as tf
 
-    manifest = manifests.load(cache_dir, flag="--work")
+    manifest = manifests.load(cache_dir)
     example = quickstart_report._read_split(cache_dir, manifest, "eval")[0]
     codec = cache_codec.open_codec(cache_dir, manifest)
     record = quickstart_report._ancestor_record(example, manifest, codec)

@@ -69,7 +69,7 @@ def test_the_logits_are_the_teachers_at_the_kept_tokens(student_dir, teacher_dir
         MASKED_LM_POSITIONS: np.tile(np.arange(20, dtype="int32"), (3, 1)),
     }
     student, teacher = (
-        model_directory.load_masked_lm(model_directory.find_model(folder, "--student"))
+        model_directory.load_masked_lm(model_directory.find_model(folder))
         for folder in (student_dir, teacher_dir)
     )
     small = np.asarray(student({INPUT_IDS: ids.astype("int32"), **batch}))
@@ -151,7 +151,7 @@ def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path)
         assert (folder / name).read_bytes() == (student_dir / name).read_bytes()
     assert EncoderConfig.from_json(folder / "config.json").vocab_size == size
     request = json.loads((folder / "request.json").read_text())
-    sha256 = loading.read_vocab_info(student_dir / "vocab.txt", flag="--student").sha256
+    sha256 = loading.read_vocab_info(student_dir / "vocab.txt").sha256
     assert request["vocab"] == sha256
 
 
@@ -160,7 +160,7 @@ def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tm
     from pipeline.distill import training
     from pipeline.distill.settings import DistillConfig, StudentConfig
 
-    shard = manifests.load(cache_dir, flag="--input_dir").splits["eval"][0]
+    shard = manifests.load(cache_dir).splits["eval"][0]
     examples = map(serialization.decode_example, serialization.read_records(cache_dir / shard.file))
     used = np.unique(np.concatenate([np.frombuffer(e[INPUT_IDS], "<u2") for e in examples]))
     wanted = tmp_path / "wanted.txt"
@@ -311,7 +311,7 @@ def _spiece_world(folder: pathlib.Path, vocab_file: pathlib.Path) -> tuple[pathl
             segments="single",
         )
     )
-    tokens = loading.read_vocab(vocab_file, flag="--vocab_file")
+    tokens = loading.read_vocab(vocab_file)
     names = folder / "names.txt"
     names.write_text("\n".join(tokens) + "\n", encoding="utf-8")
     teacher = save_tiny_bert(folder / "teacher", names, seed=3)
@@ -329,7 +329,7 @@ def test_a_sentencepiece_student(spiece_file, tmp_path) -> None:
     assert _run(input_dir=examples, teacher=teacher, output_dir=student, vocab_size=150) == 0
     names = {"spiece.model", "tokenizer.json", "tokenizer_config.json"}
     assert names <= {path.name for path in student.iterdir()}
-    lists = [loading.read_vocab(path, flag="") for path in loading.tokenizer_files(student)]
+    lists = [loading.read_vocab(path) for path in loading.tokenizer_files(student)]
     assert len(lists) == 2 and lists[0] == lists[1] and len(lists[0]) == 150
     trained = tmp_path / "trained"
     training.distill(
@@ -386,7 +386,7 @@ def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe
     part.parent.mkdir()
     part.write_text(json.dumps(content), encoding="utf-8")
     cache = cache_input.open_cache(str(examples), None)
-    subset = loading.find_subset(cache, len(kept), (part,), "--student")
+    subset = loading.find_subset(cache, len(kept), (part,))
     assert (subset.unknown_token, subset.unknown_id) == ("<pad>", names.index("<pad>"))
     assert subset.table.tolist() == [*range(len(kept)), *[-1] * 100]
     assert subset.describe(cache.manifest) == (
@@ -405,7 +405,7 @@ def test_transformers_reads_a_reduced_student(student_dir, spiece_file, tmp_path
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
         path = str(loading._own_files_first(loading.tokenizer_files(folder))[0])
-        ours = loading.load_tokenizer(path, do_lower_case=None, flag="--student")
+        ours = loading.load_tokenizer(path, do_lower_case=None)
         assert model.config.vocab_size == len(theirs) == len(ours.vocab)
         assert model.config.pad_token_id == theirs.pad_token_id
         for line in (*LINES[:12], ENGLISH[0], RUSSIAN[0]):
@@ -428,7 +428,7 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
         type_vocab_size=1,
         pad_token_id=7,
     )
-    source = model_directory.find_model(folder, "--teacher")
+    source = model_directory.find_model(folder)
     weights = source.read_weights()
     kept = np.array([0, 1, 2, 3, 4, 7, 9, 20, 31])
     config, reduced = layer_init.reduce_vocabulary(weights, source.config, kept)
@@ -441,7 +441,7 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
     ids = np.array([[2, 8, 7, 6, 3]])
     outputs = []
     for place, tokens in ((folder, kept[ids]), (tmp_path / "small", ids)):
-        model = model_directory.load_masked_lm(model_directory.find_model(place, "--student"))
+        model = model_directory.load_masked_lm(model_directory.find_model(place))
         batch = {
             INPUT_IDS: tokens.astype("int32"),
             INPUT_MASK: np.ones((1, 5), "int32"),
@@ -465,6 +465,6 @@ def test_a_student_without_settings_gets_the_caches_casing(
     tokens = vocab_file.read_text(encoding="utf-8").splitlines()[:100]
     path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
     cache = cache_input.open_cache(str(examples), None)
-    subset = loading.find_subset(cache, 100, (path,), "--student")
+    subset = loading.find_subset(cache, 100, (path,))
     assert json.loads(subset.tokenizer_files["tokenizer_config.json"])["do_lower_case"] is False
     assert subset.tokenizer_files["vocab.txt"] == path.read_bytes()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.base import files
 from pipeline.storage import manifest as manifests
 from tests.conftest import make_cache
 from tests.tools.page_reading import charts, parse, read_points
@@ -56,7 +55,7 @@ def _make_run(folder: pathlib.Path, scores: list[float], **settings: Any) -> pat
         "student": {"config": {"num_hidden_layers": 2}, "layer_map": [0, 3]},
         **settings,
     }
-    files.write_json(folder / "request.json", request)
+    (folder / "request.json").write_json(request)
     return folder
 
 
@@ -231,7 +230,7 @@ def _speed(model: str, latency: float, computation: str = "float32") -> dict[str
 def test_speed(two_runs, tmp_path) -> None:
     path = tmp_path / "bench.json"
     rows = [_speed("distilled", 0.02), _speed(str(two_runs[1]), 0.005), _speed("teacher", 0.1)]
-    files.write_json(path, {"rows": [*rows, _speed("plain", 0.004, "int8")]})
+    path.write_json({"rows": [*rows, _speed("plain", 0.004, "int8")]})
     page = _report(tmp_path, _runs_flag(two_runs), f"--inference={path}")
     (chart,) = [one for one in charts(page) if "times as fast" in one.get("aria-label")]
     assert chart.get("aria-label") == "plain: 4.0 times as fast as distilled, 81% of its accuracy"
@@ -291,7 +290,7 @@ def _summary(
         "runs": [],
         **more,
     }
-    files.write_json(folder / "summary.json", value)
+    (folder / "summary.json").write_json(value)
     return str(folder / "summary.json")
 
 
@@ -377,7 +376,7 @@ def test_a_plan(tmp_path) -> None:
     plans = [_planned("float16", k, 10 + 4 * k, 3 / k) for k in (16, 64, 256)]
     plans += [_planned("compact", k, 10 + 1.5 * k, 3 / k + 1e-4) for k in (16, 64, 256)]
     path = tmp_path / "plan.json"
-    files.write_json(path, {"plans": plans})
+    path.write_json({"plans": plans})
     page = _report(tmp_path, f"--plan={path}")
     (chart,) = charts(page)
     points = read_points(chart, log_x=True, log_y=True)
@@ -428,11 +427,11 @@ def test_reports_on_caches_and_caches(cache_dir, examples_dir, teacher_dir, tmp_
         "mass_kept": 0.8,
         "kl_divergence": {"1": {"mean": 1e-7, "max": 1.0}},
     }
-    files.write_json(fidelity, report)
+    fidelity.write_json(report)
     page = _report(tmp_path, f"--fidelity={fidelity}", f"--caches={cache_dir},{drawn}")
     measured, made = parse(page).tables
     assert measured[1] == ["float16", "float16", "16", "64.0", "80.0%", "1e-07"]
-    manifest = manifests.load(cache_dir, flag="")
+    manifest = manifests.load(cache_dir)
     examples = sum(map(manifest.num_examples, manifest.splits))
     assert made[1][:6] == [cache_dir.name, "float16", "16", "16.0", "74.0", f"{examples:,}"]
     assert made[2][1] == "float16, drawn"
@@ -537,7 +536,7 @@ def test_mistakes(two_runs, tmp_path, capsys) -> None:
         f"error: {two_runs[1] / 'request.json'}: no such file"
     )
     other = tmp_path / "other.json"
-    files.write_json(other, {"plans": [{"logit_encoding": "float16", "truncation_factor": "x"}]})
+    other.write_json({"plans": [{"logit_encoding": "float16", "truncation_factor": "x"}]})
     assert _fails(tmp_path, capsys, f"--plan={other}") == (
         f"error: {other}: plans[0].truncation_factor: expected a number, received 'x'"
     )

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.base.remote_files import RemotePath
+from pipeline.base.location import BucketLocation
 from tests.conftest import read_folder, read_objects, upload_folder
 from tools import (
     convert_checkpoint,
@@ -42,7 +42,7 @@ def places(bucket, tmp_path, cache_dir, teacher_dir) -> tuple[dict, dict]:
     return there, {"cache": cache_dir, "teacher": teacher_dir, "out": tmp_path / "out"}
 
 
-def _written(place: RemotePath | pathlib.Path) -> dict[str, bytes]:
+def _written(place: BucketLocation | pathlib.Path) -> dict[str, bytes]:
     return read_folder(place) if isinstance(place, pathlib.Path) else read_objects(place)
 
 

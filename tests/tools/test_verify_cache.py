@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs import records
-from pipeline.base import folders
+from pipeline.base import json_text
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, shard_info, token_counts, writer
 from pipeline.storage.manifest import Manifest, VocabInfo
@@ -72,7 +72,7 @@ def _flip(path: pathlib.Path, place: int, mask: int = 1) -> None:
 
 def _publish(folder: pathlib.Path, file: str, rows: list[Features], **changes) -> None:
     """Writes another shard, and a manifest that says so."""
-    loaded = manifests.load(folder, flag="")
+    loaded = manifests.load(folder)
     (old,) = (shard for part in loaded.splits.values() for shard in part if shard.file == file)
     measured = None if old.measured is None else collections.Counter()
     for row in rows if measured is not None else ():
@@ -80,7 +80,7 @@ def _publish(folder: pathlib.Path, file: str, rows: list[Features], **changes) -
         shard_info.measure_record(measured, added, loaded.teacher_info.truncation_factor)
     encoded = [serialization.encode_example(row) for row in rows]
     made = dataclasses.replace(writer.write_shard(folder, file, encoded, measured), **changes)
-    manifests.files.write_json(manifests.sidecar_path(folder, file), made.to_json())
+    (manifests.sidecar_path(folder, file)).write_json(made.to_json())
     splits = {
         split: tuple(made if shard.file == file else shard for shard in shards)
         for split, shards in loaded.splits.items()
@@ -92,7 +92,7 @@ def _task_logits(folder: pathlib.Path, *rows: list[float], **flags) -> pathlib.P
     """A directory of these logits, a record each."""
     folder.mkdir()
     request = {"kind": records.TASK_LOGITS, "max_seq_length": 8, **flags}
-    manifests.claim(folder, request, flag="--output_dir")
+    manifests.claim(folder, request)
     encoded = [
         serialization.encode_example(
             {
@@ -133,7 +133,7 @@ def test_all_is_well(cache_dir, examples_dir, windows_dir, small_dir, merged_dir
         before = _content(place)
         status, lines, errors = _run(place, capsys)
         assert (status, errors) == (0, []) and lines[-1] == f"all is well: {place}"
-        loaded = manifests.load(place, flag="")
+        loaded = manifests.load(place)
         count = sum(map(loaded.num_examples, loaded.splits))
         (line,) = (line for line in lines if line.startswith("records"))
         assert line.startswith(f"records    {count:,} in ") and line.endswith(checked)
@@ -147,14 +147,14 @@ def test_all_that_is_broken_is_listed(folder, capsys) -> None:
     _flip(folder / TRAIN[2], 100)
     _flip(manifests.sidecar_path(folder, TRAIN[2]), 30)
     (folder / "vocab.txt").unlink()
-    shards = {s.file: s for part in manifests.load(folder, flag="").splits.values() for s in part}
+    shards = {s.file: s for part in manifests.load(folder).splits.values() for s in part}
     received = manifests.files.sha256_file(folder / TRAIN[2])
     found = _problems(folder, capsys)
     size = shards[EVAL].bytes
     start = found[EVAL].split("byte ")[1].split(":")[0]
     assert found == {
         "tokenizer": f"vocab.txt is missing; expected the tokenizer's files in {folder} (SHA-256 "
-        f"of the tokens {manifests.load(folder, flag='').vocab.sha256}), found none of them",
+        f"of the tokens {manifests.load(folder).vocab.sha256}), found none of them",
         EVAL: f"expected {size} bytes, received {size - 1}; broken record at byte {start}: the "
         "file ends inside it",
         TRAIN[0]: "it is missing",
@@ -179,7 +179,7 @@ def test_bytes_that_are_no_record(folder, capsys) -> None:
     (folder / EVAL).write_bytes(b"".join(rows))
     found = _problems(folder, capsys)[EVAL]
     assert "record 0: expected a tf.train.Example of bytes: a field of wire type 0" in found
-    count = manifests.load(folder, flag="").num_examples("eval")
+    count = manifests.load(folder).num_examples("eval")
     assert f"expected {count:,} records, received 2" in found
 
 
@@ -225,7 +225,7 @@ def test_an_example_in_both_splits(folder, capsys) -> None:
 
 def test_what_was_measured(small_dir, tmp_path, capsys) -> None:
     folder = shutil.copytree(small_dir, tmp_path / "cache")
-    (shard,) = manifests.load(folder, flag="").splits["eval"]
+    (shard,) = manifests.load(folder).splits["eval"]
     measured = {**shard.measured, "num_ids": shard.measured["num_ids"] + 1}
     _publish(folder, EVAL, read_shard(folder, EVAL), measured=measured)
     assert _problems(folder, capsys) == {
@@ -237,7 +237,7 @@ def test_what_was_measured(small_dir, tmp_path, capsys) -> None:
 def test_token_counts(small_dir, windows_dir, tmp_path, capsys) -> None:
     for number, source in enumerate((small_dir, windows_dir)):
         folder = shutil.copytree(source, tmp_path / str(number))
-        loaded = manifests.load(folder, flag="")
+        loaded = manifests.load(folder)
         counts = token_counts.load_counts(folder, loaded).copy()
         # The most frequent one stays it: ids are packed by these ranks.
         token = int(counts.argmax())
@@ -304,7 +304,7 @@ def test_manifests(folder, change, problem: str, capsys) -> None:
 
 
 def test_a_shard_that_a_manifest_misplaces(folder, capsys) -> None:
-    loaded = manifests.load(folder, flag="")
+    loaded = manifests.load(folder)
     for misplaced, message in (
         (loaded.splits["eval"][0], f"expected each shard once, received {EVAL} twice; move"),
         (loaded.splits["train"][0], f"expected a shard of the split eval, received {TRAIN[0]}; "),
@@ -345,7 +345,7 @@ def test_a_request_and_a_checksum(folder, cache_dir, capsys) -> None:
     found = _problems(folder, capsys)
     assert found == {"request.json": "expected a JSON object, received list"}
     (folder / "request.json").write_text("{}")
-    loaded = manifests.load(folder, flag="")
+    loaded = manifests.load(folder)
     request = {**json.loads((cache_dir / "request.json").read_text()), "predict_batch_size": 9}
     (folder / "request.json").write_text(json.dumps(request))
     assert _problems(folder, capsys) == {
@@ -367,7 +367,7 @@ def test_a_directory_from_before_there_was_a_checksum(
     value = json.loads(path.read_text())
     older = {name: value[name] for name in value if name not in _LATER}
     assert len(value) - len(older) == len(_LATER)
-    content = manifests.files.json_bytes(older)
+    content = json_text.dump(older)
     path.write_bytes(content)
     assert _run(folder, capsys)[0] == 0
     _flip(folder / EVAL, 1000)
@@ -385,7 +385,7 @@ def test_a_manifest_in_another_form(folder, indent: int | None, capsys) -> None:
 
 
 def test_the_tokenizer_of_other_special_tokens(folder, capsys) -> None:
-    loaded = manifests.load(folder, flag="")
+    loaded = manifests.load(folder)
     ids = {**loaded.special_ids, "pad": 7}
     manifests.publish(folder, dataclasses.replace(loaded, special_ids=ids))
     found = _problems(folder, capsys)
@@ -566,7 +566,7 @@ def test_token_counts_that_are_other_ones(
 ) -> None:
     """Counted again they are not what the manifest says: nothing takes their name."""
     folder = shutil.copytree(small_dir, tmp_path / "cache")
-    loaded = manifests.load(folder, flag="")
+    loaded = manifests.load(folder)
     wrong = dataclasses.replace(loaded.token_counts, sha256="0" * 64)
     manifests.publish(folder, dataclasses.replace(loaded, token_counts=wrong))
     before = _content(folder)
@@ -627,12 +627,12 @@ def test_a_sample_that_the_teacher_does_not_say(
 ) -> None:
     """Records that are sound, of another teacher than the manifest's."""
     other = shutil.copytree(other_cache_dir, tmp_path / "other")
-    loaded, true = (manifests.load(place, flag="") for place in (other, folder))
+    loaded, true = (manifests.load(place) for place in (other, folder))
     teacher = true.teacher_info.teacher
     info = dataclasses.replace(loaded.teacher_info, teacher=teacher)
     flags = {**loaded.flags, "teacher": teacher}
     request = json.loads((other / "request.json").read_text())
-    manifests.files.write_json(other / "request.json", {**request, "teacher": teacher})
+    (other / "request.json").write_json({**request, "teacher": teacher})
     manifests.publish(other, dataclasses.replace(loaded, teacher_info=info, flags=flags))
     assert _run(other, capsys)[0] == 0
     found = _problems(other, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
@@ -675,7 +675,7 @@ def test_samples_of_other_caches(changes, examples_dir, teacher_dir, tmp_path, c
 
 def test_another_teacher(folder, other_teacher_dir, capsys) -> None:
     status, lines, (error,) = _run(folder, capsys, f"--teacher={other_teacher_dir}")
-    sha256 = manifests.load(folder, flag="").teacher_info.teacher["sha256"]
+    sha256 = manifests.load(folder).teacher_info.teacher["sha256"]
     assert status == 1 and not lines
     start = f"error: --teacher: expected the teacher of {folder}, SHA-256 {sha256}, received "
     assert error.startswith(f"{start}{other_teacher_dir}, SHA-256 ")
@@ -683,14 +683,14 @@ def test_another_teacher(folder, other_teacher_dir, capsys) -> None:
 
 def test_other_examples(folder, teacher_dir, examples_dir, tmp_path, capsys) -> None:
     other = shutil.copytree(examples_dir, tmp_path / "examples")
-    loaded = manifests.load(other, flag="")
+    loaded = manifests.load(other)
     manifests.publish(other, dataclasses.replace(loaded, statistics={}))
     _flip(folder / EVAL, 5)
     before = _content(folder)
     status, lines, (error,) = _repair(folder, capsys, teacher_dir, other)
     assert status == 1 and not lines and _content(folder) == before
-    parent = manifests.load(folder, flag="").teacher_info.parent
-    received = manifests.load(other, flag="").sha256()
+    parent = manifests.load(folder).teacher_info.parent
+    received = manifests.load(other).sha256()
     assert error == (
         f"error: --examples: expected the masked examples of {folder}, whose manifest's checksum "
         f"is {parent}, received {other}, {{'sha256': '{received}'}}"
@@ -727,7 +727,7 @@ def test_what_this_does_not_repair(examples_dir, merged_dir, folder, teacher_dir
 
 def test_one_repair_at_a_time(folder, teacher_dir, examples_dir, capsys) -> None:
     _flip(folder / EVAL, 5)
-    with folders.sole_user(folder, "--input_dir"):
+    with folder.lock():
         status, _, (error,) = _repair(folder, capsys, teacher_dir, examples_dir)
     assert status == 1 and "--input_dir: another process is at work in" in error
     assert not os.path.exists(folder / f"{EVAL}.broken")

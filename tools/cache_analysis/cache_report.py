@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from data_specs import records
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.models import layer_groups
 from pipeline.models.group_means import mean_state
 from pipeline.models.masked_lm import MaskedLM, gather_positions
@@ -126,7 +126,7 @@ def decode_examples(
                 raise ValueError("expected numbers, received NaN or infinity")
         except (KeyError, ValueError) as error:
             name = example.features[records.EXAMPLE_ID].hex()
-            raise InputError(f"{cache.directory}: broken record {name}: {error}") from error
+            raise InputError(cache.directory, received=f"broken record {name}: {error}") from error
         rows.append((ids, logits, tails, labels.astype(np.float64)))
     return Cached(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
 
@@ -212,9 +212,11 @@ def decode_states(cache: CacheInput, codec: HiddenCodec, example: MaskedExample)
     try:
         states = codec.decode(example.features, len(example.masked_lm_ids))
     except (KeyError, ValueError) as error:
-        raise InputError(f"{cache.directory}: broken record {name}: {error}") from error
+        raise InputError(cache.directory, received=f"broken record {name}: {error}") from error
     if not np.isfinite(states).all():
-        raise InputError(f"{cache.directory}: broken record {name}: states that are no numbers")
+        raise InputError(
+            cache.directory, received=f"broken record {name}: states that are no numbers"
+        )
     return states
 
 
@@ -256,14 +258,12 @@ def expect_comparable(cache: CacheInput) -> None:
     """
     manifest = cache.manifest
     if manifest.kind != records.TEACHER_CACHE:
-        raise InputError(
-            f"{cache.flag}: expected a {records.TEACHER_CACHE}, "
-            f"received {cache.directory}, which holds {manifest.kind}"
-        )
+        raise InputError(cache.directory, f"a {records.TEACHER_CACHE}", manifest.kind)
     if manifest.teacher_info.truncation == SAMPLED:
         raise InputError(
-            f"{cache.flag}: expected a cache of the top-k, received {cache.directory}, made with "
-            "--truncation=sampled: its draws are right on average, not at a position"
+            cache.directory,
+            "a cache of the top-k",
+            "one of `truncation`=sampled, whose draws are right on average, not at a position",
         )
 
 
@@ -276,22 +276,25 @@ def expect_teacher(cache: CacheInput, sha256: str) -> None:
     teacher = cache.manifest.teacher_info.teacher
     if "merged" in teacher:
         raise InputError(
-            f"{cache.flag}: {cache.directory} was merged from {len(teacher['merged'])} caches: "
-            "there is no single teacher to compare it with; --any_teacher compares it with "
-            "--teacher all the same"
+            cache.directory,
+            received=f"merged from {len(teacher['merged'])} caches: "
+            "there is no single teacher to compare it with",
+            hint="`any_teacher` compares it with `teacher` all the same",
         )
     if teacher["sha256"] != sha256:
         raise InputError(
-            f"--teacher: expected the teacher of {cache.directory} (SHA-256 "
-            f"{teacher['sha256']}), received SHA-256 {sha256}; --any_teacher compares it "
-            "all the same"
+            Setting("teacher"),
+            f"the teacher of {cache.directory} (SHA-256 {teacher['sha256']})",
+            f"SHA-256 {sha256}",
+            hint="`any_teacher` compares it all the same",
         )
 
 
 def _keep_hidden(cache: CacheInput, num_layers: int) -> Callable[..., dict[str, Any]]:
-    groups = layer_groups.parse_teacher_groups(
-        ",".join(cache.manifest.teacher_info.hidden_groups), num_layers, "--teacher"
-    )
+    with naming_setting("teacher"):
+        groups = layer_groups.parse_teacher_groups(
+            ",".join(cache.manifest.teacher_info.hidden_groups), num_layers
+        )
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         means = [mean_state(outputs[records.HIDDEN_STATES], group) for group in groups]
@@ -324,8 +327,9 @@ def measure_cache(
     if info.hidden_groups:
         if info.hidden_size != model.config.hidden_size:
             raise InputError(
-                f"--teacher: expected hidden states of size {info.hidden_size}, as in "
-                f"{cache.directory}, received {model.config.hidden_size}"
+                Setting("teacher"),
+                f"hidden states of size {info.hidden_size}, as in {cache.directory}",
+                model.config.hidden_size,
             )
         hidden = _HiddenComparison(manifest)
         keep = {"keep": _keep_hidden(cache, model.config.num_hidden_layers)}

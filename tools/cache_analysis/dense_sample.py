@@ -11,7 +11,7 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base import seeding
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 from pipeline.storage import length_buckets, serialization
 from pipeline.storage import manifest as manifests
@@ -84,8 +84,9 @@ def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
         first = end
     if not any(len(example.masked_lm_ids) for example in drawn):
         raise InputError(
-            f"{cache.flag}: expected examples with masked positions, "
-            f"received {cache.directory}, which has none of {total} examples"
+            cache.flag,
+            "examples with masked positions",
+            f"{cache.directory}, which has none of {total} examples",
         )
     return drawn
 
@@ -100,12 +101,12 @@ def _read(cache: CacheInput, file: str, wanted: Sequence[int]) -> list[MaskedExa
             try:
                 example = inference.decode_record(record, cache.manifest)
             except (KeyError, ValueError) as error:
-                raise InputError(f"{path}: broken record: {error}") from error
+                raise InputError(path, received=f"broken record: {error}") from error
             found.append(example)
         if place == wanted[-1]:
             break
     if len(found) < len(wanted):
-        raise InputError(f"{path}: expected a record at {wanted[len(found)]}, received fewer")
+        raise InputError(path, f"a record at {wanted[len(found)]}", "fewer")
     return found
 
 
@@ -183,8 +184,10 @@ def _run_batch(
     logits = kept.pop(LOGITS)
     if not np.isfinite(logits).all():
         raise InputError(
-            "--teacher: expected finite logits, received NaN or infinity; "
-            "is the checkpoint damaged, or does --compute_dtype not suit it?"
+            Setting("teacher"),
+            "finite logits",
+            "NaN or infinity",
+            hint="is the checkpoint damaged, or does `compute_dtype` not suit it?",
         )
     splits = np.concatenate([[0], np.cumsum(counts)])
     return DenseBatch(examples, splits, logits, kept, seconds)

@@ -141,8 +141,9 @@ def _refusal(first: CacheInput, other: CacheInput, what: str, a: Any, b: Any) ->
     # Of a broken record a value may be as long as it likes.
     a, b = str(a)[:80], str(b)[:80]
     return InputError(
-        f"{first.flag}: expected caches of the same examples, vocabulary and order, received "
-        f"{first.directory} and {other.directory}, which differ in {what}: {a} and {b}"
+        first.directory,
+        "caches of the same examples, vocabulary and order",
+        f"{first.directory} and {other.directory}, which differ in {what}: {a} and {b}",
     )
 
 
@@ -169,14 +170,10 @@ def expect_same_examples(caches: Sequence[CacheInput]) -> None:
     """
     for cache in caches:
         if cache.manifest.kind != records.TEACHER_CACHE:
-            raise InputError(
-                f"{cache.flag}: expected teacher caches, "
-                f"received {cache.directory}, which holds {cache.manifest.kind}"
-            )
+            raise InputError(cache.directory, "a teacher cache", cache.manifest.kind)
         if cache.manifest.teacher_info.truncation == SAMPLED:
             raise InputError(
-                f"{cache.flag}: expected caches of --truncation=topk, "
-                f"received {cache.directory}, of --truncation=sampled"
+                cache.directory, "a cache of `truncation`=topk", "one of `truncation`=sampled"
             )
     first = caches[0]
     here = _identity(first.manifest)
@@ -264,7 +261,7 @@ class CacheMerger:
             packed = self.codec.encode(merged.ids, merged.logits.astype(np.float32), row_splits)
         except ValueError as error:
             # Lists that name an id twice have fewer than they say.
-            raise InputError(f"{self.caches[0].directory / file}: {error}") from error
+            raise InputError(self.caches[0].directory / file, received=error) from error
         tails = merged.log_tail_masses.astype("<f4")
         labels = merged.label_log_probs.astype("<f2")
         for example, features, (begin, end) in zip(
@@ -283,7 +280,7 @@ def _read_examples(path: pathlib.Path) -> Iterator[dict[str, bytes]]:
         try:
             features = serialization.decode_example(record)
         except ValueError as error:
-            raise InputError(f"{path}: broken record {index}: {error}") from error
+            raise InputError(path, received=f"broken record {index}: {error}") from error
         yield features
 
 
@@ -326,11 +323,10 @@ def _decode_block(
             tails = tails.reshape(count, len(info.temperatures))[:, column]
             labels = np.frombuffer(features[records.LABEL_LOG_PROBS], "<f2")
         except (KeyError, ValueError) as error:
-            raise InputError(f"{cache.directory / file}: broken record: {error}") from error
+            raise InputError(cache.directory / file, received=f"broken record: {error}") from error
         if len(labels) != count:
             raise InputError(
-                f"{cache.directory / file}: expected label_log_probs at {count} masked positions, "
-                f"received {len(labels)}"
+                cache.directory / file, f"label_log_probs at {count} masked positions", len(labels)
             )
         rows.append((ids, logits, tails, labels.astype(np.float64)))
     part = TopK(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
@@ -338,7 +334,6 @@ def _decode_block(
     masses = np.concatenate([part.log_tail_masses, part.label_log_probs])
     if not np.isfinite(part.logits).all() or np.isnan(masses).any():
         raise InputError(
-            f"{cache.directory / file}: expected finite logits, tails and label_log_probs, "
-            "received NaN or infinity"
+            cache.directory / file, "finite logits, tails and label_log_probs", "NaN or infinity"
         )
     return part

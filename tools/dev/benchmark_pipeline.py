@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline.base import compute_dtype, files, folders, remote_files
-from pipeline.base.errors import InputError
+from pipeline.base import compute_dtype
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from tools.text_table import aligned_lines
 
@@ -120,23 +121,23 @@ def _file(values: flags.FlagValues, name: str) -> pathlib.Path | None:
         return None
     path = pathlib.Path(values[name].value)
     if not path.is_file():
-        raise InputError(f"--{name}: expected a text file, received {path}")
+        raise InputError(Setting(name), "a text file", path)
     return path
 
 
 def _benchmark(values: flags.FlagValues) -> None:
     if values.output:
-        folders.expect_new_file(values.output, "--output")
+        Location.parse(values.output, "output").expect_absent()
     chosen = [name.strip() for name in values.groups.split(",")]
     for name in chosen:
         if name not in GROUPS:
-            raise InputError(f"--groups: expected some of {','.join(GROUPS)}, received {name!r}")
+            raise InputError(Setting("groups"), f"some of {','.join(GROUPS)}", f"{name!r}")
     corpus, mixed, large = (_file(values, f"{name}corpus") for name in ("", "mixed_", "large_"))
     from tools.dev.benchmarks import machine
     from tools.dev.benchmarks.inputs import Inputs
 
-    remote_files.expect_local(values.work, "--work")
-    work = folders.make_directory(values.work, "--work")
+    Location.parse(values.work, "work").expect_local()
+    work = Location.parse(values.work, "work").make_directory()
     inputs = Inputs(
         work,
         corpus,
@@ -156,7 +157,7 @@ def _benchmark(values: flags.FlagValues) -> None:
     print(f"\n{table(rows)}")
     if values.output:
         content = {"machine": about, "rows": [row.to_json() for row in rows]}
-        files.write_json(values.output, content)
+        Location.parse(values.output, "output").write_json(content)
         print(f"benchmark: {values.output}")
 
 

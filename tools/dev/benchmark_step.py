@@ -18,8 +18,8 @@ from typing import Any
 
 from absl import flags
 
-from pipeline.base import files, folders
 from pipeline.base.compute_dtype import BFLOAT16
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from tools.dev.workloads import (
@@ -216,7 +216,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def _workload(values: flags.FlagValues) -> Workload:
-    shape = model_shapes.find_shape(values.model, "--model")
+    shape = model_shapes.find_shape(values.model)
     config = DistillConfig(
         student=StudentConfig(student=values.model),
         losses=parse_losses(values.losses),
@@ -239,7 +239,7 @@ def _workload(values: flags.FlagValues) -> Workload:
 def _benchmark(values: flags.FlagValues) -> None:
     workload = _workload(values)
     if values.json:
-        folders.expect_new_file(values.json, "--json")
+        Location.parse(values.json, "json").expect_absent()
     devices = running.choose_backend(values)
     dtype = running.choose_compute_dtype(values, devices)
     config = dataclasses.replace(workload.config, compute_dtype=dtype)
@@ -264,7 +264,7 @@ def _benchmark(values: flags.FlagValues) -> None:
             name: values[name].value
             for name in ("model", "max_seq_length", "max_predictions_per_seq", "steps")
         }
-        files.write_json(values.json, {**settings, **lengths, "parts": described})
+        Location.parse(values.json, "json").write_json({**settings, **lengths, "parts": described})
         print(f"json: {values.json}")
 
 

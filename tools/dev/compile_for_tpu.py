@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pipeline.base import files, folders
 from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from tools.dev.workloads import model_shapes, recipe_workloads
 from tools.dev.workloads.step_programs import Workload
@@ -242,8 +242,7 @@ def _batch_size(values: flags.FlagValues, workload: Workload, part: str) -> tupl
 def _expect_multiple(flag: str, size: int, multiple: int, of: str) -> None:
     if size % multiple:
         raise InputError(
-            f"--{flag}: expected a multiple of {multiple}, {of}, as each gets an equal share, "
-            f"received {size}"
+            Setting(flag), f"a multiple of {multiple}, {of}, as each gets an equal share", size
         )
 
 
@@ -278,7 +277,7 @@ def _compile_parts(
 def _compile(values: flags.FlagValues) -> None:
     workload = _workload(values)
     if values.json:
-        folders.expect_new_file(values.json, "--json")
+        Location.parse(values.json, "json").expect_absent()
     from tools.dev.workloads import tpu_compiler
 
     topology = tpu_compiler.open_topology(values.topology)
@@ -289,7 +288,7 @@ def _compile(values: flags.FlagValues) -> None:
             found = largest_that_fits([one for one in programs if one.part == part])
             print(f"{part}: the largest batch that fits is {found or 'none'}")
     if values.json:
-        files.write_json(values.json, to_json(programs, workload, topology))
+        Location.parse(values.json, "json").write_json(to_json(programs, workload, topology))
         print(f"json: {values.json}")
 
 

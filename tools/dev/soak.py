@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from pipeline.base import files, folders
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from tools.dev.soaking import differences, faults
 from tools.dev.soaking.faults import Disturbance
@@ -59,9 +59,7 @@ def write_text(source: str, folder: pathlib.Path, num_bytes: int) -> None:
     """
     path = pathlib.Path(source)
     if not path.is_file() or path.stat().st_size < num_bytes:
-        raise InputError(
-            f"--input_dir: expected a text file of {num_bytes} bytes at least, received {source}"
-        )
+        raise InputError(Setting("input_dir"), f"a text file of {num_bytes} bytes at least", source)
     with open(path, "rb") as file:
         lines = file.read(num_bytes).decode("utf-8", "ignore").splitlines(keepends=True)
     parts = np.array_split(np.arange(len(lines)), _NUM_FILES)
@@ -69,7 +67,7 @@ def write_text(source: str, folder: pathlib.Path, num_bytes: int) -> None:
         content = "".join(lines[part[0] : part[-1] + 1]).encode()
         if number % 2:
             content = gzip.compress(content, mtime=0)
-        files.write_bytes(folder / f"{number}.txt{'.gz' if number % 2 else ''}", content)
+        (folder / f"{number}.txt{'.gz' if number % 2 else ''}").write_whole(content)
 
 
 class Soak:
@@ -89,11 +87,11 @@ class Soak:
         self._random = np.random.default_rng(seed)
         self._reference = self._stages("reference")
         self._undisturbed: list[Outcome] = []
-        self._can_mount = faults.can_mount(folders.make_directory(work / "mount", "--work"))
+        self._can_mount = faults.can_mount((work / "mount").make_directory())
 
     def _stages(self, name: str) -> list[Stage]:
         text, teacher = self.work / "text", self.work / "teacher"
-        folder = folders.make_directory(self.work / name, "--work")
+        folder = (self.work / name).make_directory()
         return make_stages(text, self._vocab_file, teacher, folder=folder)
 
     def make_reference(self) -> None:
@@ -107,7 +105,7 @@ class Soak:
                 _write_teacher(stage, self.work / "teacher")
             outcome = self._run(stage)
             if outcome.status:
-                raise InputError(f"{stage.command}, undisturbed: {outcome.said}")
+                raise InputError(f"{stage.command}, undisturbed", received=outcome.said)
             self._undisturbed.append(outcome)
             print(f"stage {stage.name}, undisturbed: {outcome.seconds:.1f} s", flush=True)
 
@@ -185,16 +183,16 @@ def _write_teacher(stage: Stage, folder: pathlib.Path) -> None:
     from pipeline.storage import manifest as manifests
     from tools import local_teacher
 
-    manifest = manifests.load(stage.input, flag="--work")
+    manifest = manifests.load(stage.input)
     config = local_teacher.local_config(manifest, num_hidden_layers=2, hidden_size=64)
     local_teacher.write_start(stage.input, folder, config, seed=1)
 
 
 def _soak(values: flags.FlagValues) -> None:
     begun = time.monotonic()
-    folders.expect_new_directory(values.work, "--work")
-    work = folders.make_directory(values.work, "--work").resolve()
-    text = folders.make_directory(work / "text", "--work")
+    Location.parse(values.work, "work").expect_empty()
+    work = Location.parse(values.work, "work").make_directory().resolve()
+    text = (work / "text").make_directory()
     write_text(values.input_dir, text, values.text_bytes)
     soak = Soak(work, values.vocab_file, values.random_seed)
     soak.make_reference()
@@ -202,7 +200,7 @@ def _soak(values: flags.FlagValues) -> None:
         soak.make_round()
         minutes = (time.monotonic() - begun) / 60
         report = {"rounds": number, "minutes": minutes, **soak.ledger.to_json()}
-        files.write_json(work / SOAK_FILE, report)
+        (work / SOAK_FILE).write_json(report)
         harm = "" if soak.ledger.is_clean() else ", some with harm"
         count = sum(row.met for row in soak.ledger.rows.values())
         print(f"round {number}, {minutes:.1f} min: {count} faults met{harm}", flush=True)
@@ -212,8 +210,9 @@ def _soak(values: flags.FlagValues) -> None:
     print(f"{SOAK_FILE} is in {work}")
     if not soak.ledger.is_clean():
         raise InputError(
-            "--work: expected no harm of any fault, and no more memory from run to run, "
-            f"received some: see {SOAK_FILE}"
+            Setting("work"),
+            "no harm of any fault, and no more memory from run to run",
+            f"some: see {SOAK_FILE}",
         )
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from absl import flags
 
 from data_specs.tasks import load_task
-from pipeline.base import files, folders, remote_files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
@@ -80,18 +80,18 @@ def parse_tasks(text: str) -> dict[str, str]:
     for part in text.split(","):
         name, _, folder = part.strip().partition("=")
         if not name or not folder or task_name(name) in map(task_name, tasks):
-            raise InputError(f"--tasks: expected task=folder,…, each task once, received {part!r}")
+            raise InputError(Setting("tasks"), "task=folder,…, each task once", f"{part!r}")
         if not pathlib.Path(folder).is_dir():
-            raise InputError(f"--tasks: expected a folder for {name}, received {folder}")
+            raise InputError(Setting("tasks"), f"a folder for {name}", folder)
         tasks[name] = folder
     # They are read last of all, when hours have gone by.
     for name, folder in tasks.items():
         try:
             spec = load_task(name)
         except ValueError as error:
-            raise InputError(f"--tasks: {error}") from error
+            raise InputError(Setting("tasks"), received=error) from error
         for split in ("train", "dev"):
-            find_files(spec, folder, split, flag="--tasks")
+            find_files(spec, folder, split)
     return tasks
 
 
@@ -151,9 +151,7 @@ class Study:
     def __init__(self, config: StudyConfig, work: pathlib.Path) -> None:
         self.config = config
         self.work = work
-        self.num_layers = model_directory.find_model(
-            config.teacher, "--teacher"
-        ).config.num_hidden_layers
+        self.num_layers = model_directory.find_model(config.teacher).config.num_hidden_layers
 
     @property
     def depths(self) -> dict[str, int]:
@@ -189,14 +187,14 @@ class Study:
         Raises:
             InputError: results of another study, other files or other settings are there.
         """
-        manifests.claim(self.work, self.config.request(), flag="--work")
+        manifests.claim(self.work, self.config.request())
         for task, folder in self.config.tasks.items():
             request = {
                 "kind": "task of a study",
                 "data_dir": str(pathlib.Path(folder).resolve()),
                 **dataclasses.asdict(task_settings(task)),
             }
-            manifests.claim(self.work / "tasks" / task_name(task), request, flag="--work")
+            manifests.claim(self.work / "tasks" / task_name(task), request)
 
     def task_directory(self, model: StudyModel, task: str) -> pathlib.Path:
         """Returns where a model's fine-tuning on a task goes."""
@@ -338,12 +336,12 @@ def _study(values: flags.FlagValues) -> None:
         train_batch_size=values.train_batch_size,
         learning_rate=values.learning_rate,
     )
-    remote_files.expect_local(values.work, "--work")
-    study = Study(config, folders.make_directory(values.work, "--work"))
+    Location.parse(values.work, "work").expect_local()
+    study = Study(config, Location.parse(values.work, "work").make_directory())
     study.claim()
     _make(list(study.steps()), begun)
     report = study_report.read(study)
-    files.write_json(study.work / "study.json", report)
+    (study.work / "study.json").write_json(report)
     print(f"\n{study_report.table(report)}")
     print(f"{(time.monotonic() - begun) / 60:.1f} minutes; study.json is in {study.work}")
 

@@ -55,7 +55,7 @@ def read(study: "Study") -> dict[str, Any]:
     values: dict[str, dict[str, list[float]]] = {}
     for model in study.models():
         if model.key not in rows:
-            config = model_directory.find_model(str(study.directory(model)), "--work").config
+            config = model_directory.find_model(str(study.directory(model))).config
             parameters = count_parameters(config)
             rows[model.key] = {"key": model.key, "name": model.name, "parameters": parameters}
         values.setdefault(model.key, {})
@@ -96,7 +96,7 @@ def last_evaluation(directory: pathlib.Path) -> Mapping[str, float]:
         if not found or name not in found[-1]
     ]
     if missing:
-        raise InputError(f"{path}: expected an evaluation with {missing[0]}, received none")
+        raise InputError(path, f"an evaluation with {missing[0]}", "none")
     return found[-1]
 
 
@@ -109,7 +109,7 @@ def read_score(path: pathlib.Path) -> float:
     summary = JsonFile.read(str(path))
     rates = summary.objects("rates")
     if not rates:
-        raise InputError(f"{path}: rates: expected at least one, received none")
+        raise InputError(path, received="rates: expected at least one, received none")
     return rates[0].object("metrics").object(summary.text("main_metric")).number("mean")
 
 

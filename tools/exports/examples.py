@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL
@@ -88,7 +87,7 @@ def read_lines(
         if len(examples) == count:
             break
     if not examples:
-        raise InputError(f"--sentences: expected lines of text in {path}, found none")
+        raise InputError(Setting("sentences"), f"lines of text in {path}", "none")
     return examples
 
 
@@ -121,8 +120,9 @@ def read_pairs(
     )
     if not found:
         raise InputError(
-            f"--sentences: expected two lines of text or more in {path}, for a model of two "
-            "texts, found fewer"
+            Setting("sentences"),
+            f"two lines of text or more in {path}, for a model of two texts",
+            "fewer",
         )
     return [
         Example(example_batch(one.input_ids, int((one.segment_ids == 0).sum()))) for one in found
@@ -131,13 +131,13 @@ def read_pairs(
 
 def _lines(path: str) -> Iterator[str]:
     """Yields the lines of `--sentences`."""
-    if not files.as_path(path).is_file():
-        raise InputError(f"--sentences: expected a text file, received {path}")
+    if not path.is_file():
+        raise InputError(Setting("sentences"), "a text file", path)
     try:
-        with open(files.local_copy(path), encoding="utf-8-sig") as file:
+        with open(path.mirror(), encoding="utf-8-sig") as file:
             yield from map(str.strip, file)
     except UnicodeDecodeError as error:
-        raise InputError(f"--sentences: expected UTF-8 text in {path} ({error})") from error
+        raise InputError(Setting("sentences"), f"UTF-8 text in {path} ({error})") from error
 
 
 def read_cache(cache: CacheInput, count: int) -> list[Example]:
@@ -157,9 +157,7 @@ def read_cache(cache: CacheInput, count: int) -> list[Example]:
         lengths = np.frombuffer(features[records.SEGMENT_LENGTHS], "<u2")
         examples.append(Example(example_batch(ids, int(lengths[0]))))
     if not examples:
-        raise InputError(
-            f"{cache.flag}: expected eval examples in {cache.directory}, received none"
-        )
+        raise InputError(cache.directory, "eval examples", "none")
     return examples
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 
 HF = "hf"
 SAVED_MODEL = "saved_model"
@@ -46,14 +46,14 @@ def parse_formats(text: str) -> tuple[str, ...]:
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names or len(set(names)) < len(names) or not FORMATS.keys() >= set(names):
-        raise InputError(
-            f"--formats: expected some of {','.join(FORMATS)}, each once, received {text!r}"
-        )
+        raise InputError(Setting("formats"), f"some of {','.join(FORMATS)}, each once", f"{text!r}")
     missing = missing_packages(names)
     if missing:
         raise InputError(
-            f"--formats: expected {', '.join(missing)} to be installed for {text}, found no such "
-            "package; pip install '.[export]'"
+            Setting("formats"),
+            f"{', '.join(missing)} to be installed for {text}",
+            "no such package",
+            hint="pip install '.[export]'",
         )
     return names
 

@@ -99,7 +99,7 @@ def _open(
     if all(importlib.util.find_spec(name) for name in ("transformers", "torch")):
         version = importlib.metadata.version("transformers")
         return Opened(_torch_run(directory, program, task), f"transformers {version}")
-    source = model_directory.find_model(directory, "--output_dir")
+    source = model_directory.find_model(directory)
     return Opened(run_program(read(source)), "read again, Keras")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.base import files
 from pipeline.commands import running
 from pipeline.runners import local
 from tools.exports import saved_model
@@ -63,7 +62,7 @@ def write_int8(subject: Subject, directory: pathlib.Path) -> None:
 def _write(program: Program, directory: pathlib.Path, *, quantized: bool) -> None:
     content = convert(program, quantized=quantized)
     directory.mkdir()
-    files.write_bytes(directory / MODEL_FILE, content)
+    (directory / MODEL_FILE).write_whole(content)
 
 
 def open_litert(subject: Subject, directory: pathlib.Path) -> Opened:

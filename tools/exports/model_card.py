@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.distill.settings import MASKED_LM
 from pipeline.models.config import ALBERT, BERT, DISTILBERT, XLM_ROBERTA, EncoderConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
@@ -58,7 +58,7 @@ class Origin:
     evaluation: Mapping[str, float]
 
 
-def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
+def find_origin(directory: Location, cache: Manifest | None) -> Origin:
     """Reads what a run of `run_distill` left beside its model.
 
     Args:
@@ -68,9 +68,9 @@ def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
     Raises:
         InputError: a file that cannot be read.
     """
-    directory, request = files.as_path(directory), {}
+    directory, request = directory, {}
     if (directory / REQUEST_FILE).is_file():
-        request = files.read_json(directory / REQUEST_FILE)
+        request = (directory / REQUEST_FILE).read_json()
     if request.get("kind") != "student":
         return Origin({}, None, {})
     if cache is not None and cache.sha256() != request.get("cache"):
@@ -78,7 +78,7 @@ def find_origin(directory: files.PathLike, cache: Manifest | None) -> Origin:
     return Origin(request, cache, _last_evaluation(directory / METRICS_FILE))
 
 
-def _last_evaluation(path: files.AnyPath) -> dict[str, float]:
+def _last_evaluation(path: Location) -> dict[str, float]:
     if not path.is_file():
         return {}
     lines = [line for line in read_metrics(path) if line["split"] == EVAL]
@@ -94,12 +94,17 @@ def read_scores(paths: str | None) -> dict[str, float]:
     """
     scores: dict[str, float] = {}
     for path in filter(None, (part.strip() for part in (paths or "").split(","))):
-        for name, value in files.read_json(path).items():
+        for name, value in path.read_json().items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value):
-                raise InputError(f"--scores: {path}: {name}: expected a number, received {value!r}")
+                raise InputError(
+                    Setting("scores"),
+                    received=f"{path}: {name}: expected a number, received {value!r}",
+                )
             if name in scores:
-                raise InputError(f"--scores: {path}: {name}: expected each score once")
+                raise InputError(
+                    Setting("scores"), received=f"{path}: {name}: expected each score once"
+                )
             scores[name] = float(value)
     return scores
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import ModelSource
@@ -140,18 +139,18 @@ def find_task(source: ModelSource) -> ModelTask:
     if head is None:
         return ModelTask()
     path = source.directory.resolve().parent / REQUEST_FILE
-    request = files.read_json(path) if path.is_file() else {}
+    request = path.read_json() if path.is_file() else {}
     if request.get("kind") != "finetuned":
         return ModelTask(head)
     report_path = path.with_name(_METRICS_FILE)
-    report = files.read_json(report_path) if report_path.is_file() else {}
+    report = report_path.read_json() if report_path.is_file() else {}
     try:
         spec = request["task"]
         if not Head(spec["kind"], tuple(spec["labels"])).fits(head):
             return ModelTask(head)
         found = _read_finetuning(request, report)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: missing or misshapen field {error}") from error
+        raise InputError(path, received=f"missing or misshapen field {error}") from error
     return ModelTask(head, found)
 
 

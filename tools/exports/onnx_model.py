@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.base import files
 from pipeline.commands import running
 from pipeline.runners import local
 from tools.exports.batches import Arrays
@@ -78,7 +77,7 @@ def write(subject: Subject, directory: pathlib.Path) -> None:
         raise ExportError(f"ONNX has no operation {', '.join(lacking)}")
     share_transposed(model)
     directory.mkdir()
-    files.write_bytes(directory / MODEL_FILE, model.SerializeToString())
+    (directory / MODEL_FILE).write_whole(model.SerializeToString())
 
 
 def share_transposed(model: "onnx.ModelProto") -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.base import files, folders
+from pipeline.base.location import Location
 from tools.finetuning import metrics, prediction, submissions
 from tools.finetuning.answers import best_answers
 from tools.finetuning.batches import Padding
@@ -34,7 +34,7 @@ def predict(
     size = config.predict_batch_size
     padding = Padding(size, run.max_seq_length, run.source.config.type_vocab_size)
     begun = time.perf_counter()
-    logits = prediction.predict_logits(forward, split.features, padding, flag="--model")
+    logits = prediction.predict_logits(forward, split.features, padding)
     speed = len(split.features) / (time.perf_counter() - begun)
     if run.head.kind != SPAN:
         return label_predictions(run.head.kind, logits), speed
@@ -57,14 +57,14 @@ def score(run: Preparation, split: Split, predictions: Predictions) -> dict[str,
 
 
 def write_predictions(
-    run: Preparation, split: Split, predictions: Predictions, directory: files.AnyPath
-) -> files.AnyPath:
+    run: Preparation, split: Split, predictions: Predictions, directory: Location
+) -> Location:
     """Writes a split's predictions in the form that the benchmark expects.
 
     Returns:
         the file, in a folder of the split's name.
     """
-    folder = folders.make_directory(directory / PREDICTIONS_FOLDER / split.name, "--output_dir")
+    folder = (directory / PREDICTIONS_FOLDER / split.name).make_directory()
     path = folder / run.spec.submission.file_of(split.name)
     submissions.write_submission(run.spec, split.examples, predictions, path)
     return path

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.tokenizers.tokens import Tokenizer, Tokens
 from tools.finetuning.task_data import TaskExample
 
@@ -83,7 +83,7 @@ def build_features(
     if kind != "span":
         return [_labelled(layout, index, example) for index, example in enumerate(examples)]
     if doc_stride < 1:
-        raise InputError(f"--doc_stride: expected a number above 0, received {doc_stride}")
+        raise InputError(Setting("doc_stride"), "a number above 0", doc_stride)
     features = []
     # The questions on one paragraph share its text.
     contexts: dict[str, Tokens] = {}
@@ -115,8 +115,10 @@ class _Layout:
         least = 1 if used else num_texts
         if self.max_seq_length < taken + least:
             raise InputError(
-                f"--max_seq_length: expected at least {taken + least}, for {taken} tokens of "
-                f"separators and questions and {least} of text, received {self.max_seq_length}"
+                Setting("max_seq_length"),
+                f"at least {taken + least}, for {taken} tokens of separators and "
+                f"questions and {least} of text",
+                self.max_seq_length,
             )
         return self.max_seq_length - taken
 

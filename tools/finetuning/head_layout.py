@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.base.errors import InputError
-from pipeline.base.files import read_json
 from pipeline.base.json_text import shown
 from pipeline.models.config import ALBERT, ARCHITECTURES, BERT, DISTILBERT, ROBERTAS, EncoderConfig
 from pipeline.models.formats.model_directory import HF_CONFIG, ModelSource
@@ -85,7 +84,7 @@ def read_head(source: ModelSource) -> Head | None:
     path = source.directory / HF_CONFIG
     if source.layout != "hf" or not path.is_file():
         return None
-    settings = read_json(path)
+    settings = path.read_json()
     names = settings.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     if name.endswith(_QUESTION):
@@ -98,7 +97,7 @@ def read_head(source: ModelSource) -> Head | None:
     numbers = [str(index) for index in range(count)]
     if not numbers or set(labels) != set(numbers):
         raise InputError(
-            f"{path}: {_LABELS_KEY}: expected names of 0, 1, …, received {shown(labels)}"
+            path, received=f"{_LABELS_KEY}: expected names of 0, 1, …, received {shown(labels)}"
         )
     if settings.get(_PROBLEM_KEY) == REGRESSION or len(labels) == 1:
         return Head(REGRESSION)

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from data_specs.records import HIDDEN_STATES
-from pipeline.base import files
+from pipeline.base.location import Location
 from pipeline.models.config import DISTILBERT, ROBERTAS, EncoderConfig
 from pipeline.models.encoder import DType, Encoder, Tensor, make_dense, make_dropout
 from pipeline.models.formats import model_directory
@@ -217,7 +217,7 @@ def _stored_pooler(source: ModelSource, kind: str) -> tuple:
     return table if all(name in shapes for name in names) else ()
 
 
-def save_head(directory: files.PathLike, model: TaskModel, *, labels: Sequence[str] = ()) -> None:
+def save_head(directory: Location, model: TaskModel, *, labels: Sequence[str] = ()) -> None:
     """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
     `transformers` loads the directory as the family's model for sequence
@@ -241,7 +241,7 @@ def save_head(directory: files.PathLike, model: TaskModel, *, labels: Sequence[s
         *head_table(model.config, model.kind, model.num_outputs),
     )
     model_directory.save_hf_tensors(
-        files.as_path(directory),
+        directory,
         model_directory.get_weights(model),
         table,
         head_settings(model.config, head),

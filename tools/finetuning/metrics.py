@@ -42,8 +42,9 @@ def evaluate(
         unknown = [example.key for example in examples if not example.answers]
     if unknown:
         raise InputError(
-            f"{spec.name}: expected labelled examples to score, "
-            f"received {len(unknown)} without a label, first {unknown[0]}"
+            spec.name,
+            "labelled examples to score",
+            f"{len(unknown)} without a label, first {unknown[0]}",
         )
     if spec.kind == "span":
         return _evaluate_answers(spec.metrics[0], examples, answer_texts(predictions))

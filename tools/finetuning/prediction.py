@@ -45,7 +45,6 @@ def predict_logits(
     features: Sequence[Feature],
     padding: Padding,
     *,
-    flag: str,
     bar: tqdm.tqdm | None = None,
 ) -> list[np.ndarray]:
     """Returns the logits of inputs, in their order.
@@ -54,7 +53,6 @@ def predict_logits(
         forward: from `compile_forward`.
         features: the inputs.
         padding: the shapes of batches.
-        flag: the flag that named the model, for messages.
         bar: told of inputs that are done.
 
     Returns:
@@ -73,8 +71,10 @@ def predict_logits(
             found[index] = np.ascontiguousarray(value)
             if not np.isfinite(value).all():
                 raise InputError(
-                    f"{flag}: expected finite logits, received NaN or infinity; is the model "
-                    "damaged, or does --compute_dtype not suit it?"
+                    None,
+                    "finite logits",
+                    "NaN or infinity",
+                    hint="is the model damaged, or does `compute_dtype` not suit it?",
                 )
         if bar is not None:
             bar.update(len(indices))

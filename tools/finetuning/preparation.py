@@ -10,7 +10,7 @@ import numpy as np
 
 from data_specs.tasks import TaskSpec, load_task
 from pipeline.base import seeding
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.config import ROBERTAS
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
@@ -156,7 +156,7 @@ def find_task(name: str) -> TaskSpec:
     try:
         return load_task(name)
     except ValueError as error:
-        raise InputError(f"--task: {error}") from error
+        raise InputError(Setting("task"), received=error) from error
 
 
 def prepare(config: FinetuneConfig) -> Preparation:
@@ -170,15 +170,17 @@ def prepare(config: FinetuneConfig) -> Preparation:
     """
     spec = find_task(config.task)
     head = Head(spec.kind, spec.labels)
-    source = model_directory.find_model(config.model, "--model")
+    source = model_directory.find_model(config.model)
     own = read_head(source)
     keep_head = own is not None and head.fits(own)
     if not (config.do_train or keep_head):
         raise InputError(
-            f"--task={spec.name} expects {head}, received {config.model} with {own or 'none'}"
+            Setting("model"),
+            f"{head} for `task`={spec.name}",
+            f"{config.model} with {own or 'none'}",
         )
     max_seq_length = _find_length(config, spec, source)
-    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None, flag="--model")
+    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None)
     found = Preparation(
         spec=spec,
         source=source,
@@ -191,13 +193,13 @@ def prepare(config: FinetuneConfig) -> Preparation:
         handed_in=None,
         teacher=None,
     )
-    expect_reader(source, found.inputs(found.evaluation, config), flag="--model")
+    expect_reader(source, found.inputs(found.evaluation, config))
     if config.finetune_teacher is not None:
-        teacher = model_directory.find_model(config.finetune_teacher, "--finetune_teacher")
+        teacher = model_directory.find_model(config.finetune_teacher)
         expect_teacher(teacher, found.inputs(found.evaluation, config))
         found = dataclasses.replace(found, teacher=teacher)
     elif config.teacher_cache is not None:
-        manifest = manifests.load(config.teacher_cache, flag="--teacher_cache")
+        manifest = manifests.load(config.teacher_cache)
         found = dataclasses.replace(found, cached_teacher=manifest.flags)
     return _read_splits(found, config)
 
@@ -208,8 +210,9 @@ def _find_length(config: FinetuneConfig, spec: TaskSpec, source: ModelSource) ->
         return min(limit, _QUESTION_LENGTH if spec.kind == SPAN else _SENTENCE_LENGTH)
     if config.max_seq_length > limit:
         raise InputError(
-            f"--max_seq_length: expected at most {limit}, as {config.model} has positions, "
-            f"received {config.max_seq_length}"
+            Setting("max_seq_length"),
+            f"at most {limit}, as {config.model} has positions",
+            config.max_seq_length,
         )
     return config.max_seq_length
 
@@ -220,8 +223,9 @@ def _read_splits(found: Preparation, config: FinetuneConfig) -> Preparation:
     unlabelled = [one.key for one in splits[config.eval_split].examples if not _is_labelled(one)]
     if unlabelled:
         raise InputError(
-            f"--eval_split: expected a split of --task={found.spec.name} with labels, received "
-            f"{config.eval_split}, whose example {unlabelled[0]} has none"
+            Setting("eval_split"),
+            f"a split of `task`={found.spec.name} with labels",
+            f"{config.eval_split}, whose example {unlabelled[0]} has none",
         )
     return dataclasses.replace(
         found,

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from pipeline.base import compute_dtype
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 
 # What a run's request leaves out: places, and what does not decide the model.
 _FREE_SETTINGS = (
@@ -89,8 +89,8 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if not self.do_train and self.distills:
-            flag = "--teacher_cache" if self.finetune_teacher is None else "--finetune_teacher"
-            raise InputError(f"{flag}: expected --do_train with a teacher, received --nodo_train")
+            name = "teacher_cache" if self.finetune_teacher is None else "finetune_teacher"
+            raise InputError(Setting(name), "`do_train` with a teacher", "`nodo_train`")
 
     @property
     def makes_steps(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data_specs.tasks import TaskSpec
-from pipeline.base import files
+from pipeline.base.location import Location
 from tools.finetuning.answers import answer_texts
 from tools.finetuning.metrics import Predictions
 from tools.finetuning.task_data import TaskExample
@@ -16,7 +16,7 @@ def write_submission(
     spec: TaskSpec,
     examples: Sequence[TaskExample],
     predictions: Predictions,
-    path: files.PathLike,
+    path: Location,
 ) -> None:
     """Writes predictions, atomically.
 
@@ -33,7 +33,7 @@ def write_submission(
     Raises:
         ValueError: the predictions do not fit the examples.
     """
-    files.write_bytes(path, _FORMATS[spec.submission.format](spec, examples, predictions))
+    path.write_whole(_FORMATS[spec.submission.format](spec, examples, predictions))
 
 
 def _said(

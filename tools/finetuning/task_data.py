@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_specs.tasks import TaskSpec
-from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 from tools.finetuning.task_rows import Row, read_rows
 
 # Halves of letters, which JSON can spell and no file of text can hold.
@@ -79,41 +79,37 @@ class _Reading:
         self.num_relocated = 0
         self.bad_rows: list[str] = []
 
-    def bad_row(self, message: str) -> None:
+    def bad_row(self, error: InputError) -> None:
         """Raises, or notes a row that is left out."""
         if not self.skip_bad_rows:
-            raise InputError(message)
-        self.bad_rows.append(message)
+            raise error
+        self.bad_rows.append(str(error))
 
 
-def find_files(
-    spec: TaskSpec, data_dir: str, split: str, *, flag: str = "--data_dir"
-) -> tuple[files.AnyPath, ...]:
+def find_files(spec: TaskSpec, data_dir: str, split: str) -> tuple[Location, ...]:
     """Returns the files of a split: those of the first name or glob that has any.
 
     Raises:
         InputError: there is no such folder, split or file.
     """
     if split not in spec.files:
-        raise InputError(
-            f"{spec.name}: expected a split of {', '.join(spec.files)}, received {split!r}"
-        )
-    folder = files.as_path(data_dir)
+        raise InputError(spec.name, f"a split of {', '.join(spec.files)}", f"{split!r}")
+    folder = data_dir
     if not folder.is_dir():
         raise InputError(
-            f"{flag}: expected the folder of {spec.name}'s files, received {data_dir}: "
-            "no such folder"
+            data_dir, f"the folder of {spec.name}'s files", f"{data_dir}: no such folder"
         )
     for pattern in spec.files[split]:
         try:
             found = tuple(sorted(path for path in folder.glob(pattern) if path.is_file()))
         except ValueError as error:
-            raise InputError(f"{spec.name}: files: {split}: {error}") from error
+            raise InputError(spec.name, received=f"files: {split}: {error}") from error
         if found:
             return found
     raise InputError(
-        f"{flag}: expected the split {split} of {spec.name} ({' or '.join(spec.files[split])}) "
-        f"in {data_dir}, found no such file"
+        data_dir,
+        f"the split {split} of {spec.name} ({' or '.join(spec.files[split])}) in {data_dir}",
+        "no such file",
     )
 
 
@@ -122,11 +118,10 @@ def read_split(
     data_dir: str,
     split: str,
     *,
-    flag: str = "--data_dir",
     skip_bad_rows: bool = False,
 ) -> list[TaskExample]:
     """Reads the examples of a split; see `read_split_data`."""
-    data = read_split_data(spec, data_dir, split, flag=flag, skip_bad_rows=skip_bad_rows)
+    data = read_split_data(spec, data_dir, split, skip_bad_rows=skip_bad_rows)
     return data.examples
 
 
@@ -135,7 +130,6 @@ def read_split_data(
     data_dir: str,
     split: str,
     *,
-    flag: str = "--data_dir",
     skip_bad_rows: bool = False,
 ) -> SplitData:
     """Reads a split, and counts what was odd in it.
@@ -149,22 +143,23 @@ def read_split_data(
         spec: the task.
         data_dir: the folder of its files.
         split: one of the task's.
-        flag: the flag that named the folder.
         skip_bad_rows: whether bad rows are left out and noted.
 
     Raises:
         InputError: there are no such files, no examples in them, or a bad row and
             not `skip_bad_rows`; names the file and the line or the question.
     """
-    paths = find_files(spec, data_dir, split, flag=flag)
+    paths = find_files(spec, data_dir, split)
     reading = _Reading(spec, split, skip_bad_rows=skip_bad_rows)
     read = _read_questions if spec.reader == "squad" else _read_labelled
     examples = list(read(reading, paths))
     if not examples:
         first = reading.bad_rows[:1]
         raise InputError(
-            f"{paths[0]}: expected at least one example of {spec.name}, received none"
-            + (f"; the first of {len(reading.bad_rows)} bad rows: {first[0]}" if first else "")
+            paths[0],
+            f"at least one example of {spec.name}",
+            "none",
+            hint=f"the first of {len(reading.bad_rows)} bad rows: {first[0]}" if first else None,
         )
     return SplitData(
         examples,
@@ -175,7 +170,7 @@ def read_split_data(
     )
 
 
-def _read_labelled(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iterator[TaskExample]:
+def _read_labelled(reading: _Reading, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
     spec = reading.spec
     needed = (*spec.text_fields, *([spec.label_field] if reading.labelled else []))
     number = 0
@@ -192,13 +187,11 @@ def _labelled_example(reading: _Reading, row: Row, number: str) -> TaskExample |
     spec = reading.spec
     for name in spec.text_fields:
         if not _is_text(row.fields[name]):
-            reading.bad_row(
-                f"{row.where}: {name}: expected text, received {shown(row.fields[name])}"
-            )
+            reading.bad_row(InputError(f"{row.where}: {name}", "text", shown(row.fields[name])))
             return None
     key = str(row.fields.get(spec.id_field, number))
     if not _is_text(key):
-        reading.bad_row(f"{row.where}: {spec.id_field}: expected text, received {shown(key)}")
+        reading.bad_row(InputError(f"{row.where}: {spec.id_field}", "text", shown(key)))
         return None
     texts = tuple(row.fields[name] for name in spec.text_fields)
     if not reading.labelled and spec.label_field not in row.fields:
@@ -211,9 +204,7 @@ def _labelled_example(reading: _Reading, row: Row, number: str) -> TaskExample |
     label = _number(said) if spec.kind == "regression" else _class(spec, said)
     if label is None:
         expected = "a number" if spec.kind == "regression" else f"one of {', '.join(spec.labels)}"
-        reading.bad_row(
-            f"{row.where}: {spec.label_field}: expected {expected}, received {shown(said)}"
-        )
+        reading.bad_row(InputError(f"{row.where}: {spec.label_field}", expected, shown(said)))
         return None
     return TaskExample(key, texts, label)
 
@@ -234,11 +225,11 @@ def _class(spec: TaskSpec, said: str) -> int | None:
     return spec.labels.index(said) if said in spec.labels else None
 
 
-def _read_questions(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iterator[TaskExample]:
+def _read_questions(reading: _Reading, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
     """Yields the questions of SQuAD's JSON, which share the contexts of their paragraphs."""
     seen = set()
     for path in paths:
-        content = files.read_json(path)
+        content = path.read_json()
         for article in _objects(content, "data", str(path)):
             for paragraph in _objects(article, "paragraphs", str(path)):
                 context = _field(paragraph, "context", str, str(path))
@@ -246,15 +237,13 @@ def _read_questions(reading: _Reading, paths: tuple[files.AnyPath, ...]) -> Iter
                     key = str(question.get("id", ""))
                     where = f"{path}, question {' '.join(key.split())[:80]}"
                     if not key or key in seen or not _is_text(key):
-                        reading.bad_row(
-                            f"{where}: expected an id of its own, received {shown(key)}"
-                        )
+                        reading.bad_row(InputError(where, "an id of its own", shown(key)))
                         continue
                     seen.add(key)
                     try:
                         example = _question_example(reading, where, key, question, context)
                     except InputError as error:
-                        reading.bad_row(str(error))
+                        reading.bad_row(error)
                         continue
                     if example is not None:
                         yield example
@@ -276,12 +265,15 @@ def _question_example(
             answers.append(Answer(said.text, start))
         elif reading.labelled:
             reading.bad_row(
-                f"{where}: expected the answer {said.text[:40]!r} in its context "
-                f"at character {said.start}, found it nowhere"
+                InputError(
+                    where,
+                    f"the answer {said.text[:40]!r} in its context at character {said.start}",
+                    "none",
+                )
             )
             return None
     if reading.labelled and not answers:
-        reading.bad_row(f"{where}: expected an answer, received none")
+        reading.bad_row(InputError(where, "an answer", "none"))
         return None
     return TaskExample(key, (text, context), answers=tuple(answers))
 
@@ -304,7 +296,9 @@ def _objects(content: Mapping[str, Any], name: str, where: str) -> list[dict[str
     values = _field(content, name, list, where)
     for value in values:
         if not isinstance(value, dict):
-            raise InputError(f"{where}: {name}: expected objects, received {type(value).__name__}")
+            raise InputError(
+                where, received=f"{name}: expected objects, received {type(value).__name__}"
+            )
     return values
 
 
@@ -314,5 +308,5 @@ def _field(content: Mapping[str, Any], name: str, kind: type, where: str) -> Any
     if not fits or isinstance(value, bool):
         kinds = {str: "text", int: "a whole number", list: "a list"}
         received = "nothing" if value is None else f"{str(value)[:40]!r}"
-        raise InputError(f"{where}: {name}: expected {kinds[kind]}, received {received}")
+        raise InputError(where, received=f"{name}: expected {kinds[kind]}, received {received}")
     return value

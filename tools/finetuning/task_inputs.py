@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.base import seeding
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage.manifest import VocabInfo
 from pipeline.tokenizers import loading
 from tools.finetuning.features import Feature
 from tools.finetuning.head_layout import Head, read_head
-
-TEACHER_FLAG = "--finetune_teacher"
 
 
 def input_digest(feature: Feature) -> bytes:
@@ -68,34 +66,35 @@ class TaskInputs:
         }
 
 
-def expect_reader(source: ModelSource, inputs: TaskInputs, *, flag: str) -> None:
+def expect_reader(source: ModelSource, inputs: TaskInputs) -> None:
     """Checks that a model knows the tokens of inputs, and has positions for the longest.
 
     Args:
         source: the model.
         inputs: what it is to read.
-        flag: the flag that named it.
 
     Raises:
         InputError: it does not; prints both.
     """
     if inputs.max_seq_length > source.config.max_input_length:
         raise InputError(
-            f"{flag}: expected a model of at least {inputs.max_seq_length} positions "
-            f"(--max_seq_length), received {source.config.max_input_length} in {source.directory}"
+            source.directory,
+            f"a model of at least {inputs.max_seq_length} positions (`max_seq_length`)",
+            source.config.max_input_length,
         )
     if inputs.vocab.size > source.config.vocab_size:
         raise InputError(
-            f"{flag}: expected a model of at least {inputs.vocab.size} tokens, as the tokenizer "
-            f"has, received {source.config.vocab_size} in {source.directory}"
+            source.directory,
+            f"a model of at least {inputs.vocab.size} tokens, as the tokenizer has",
+            source.config.vocab_size,
         )
     paths = loading.tokenizer_files(source.directory)
-    found = [loading.read_vocab_info(path, flag=flag) for path in paths]
+    found = [loading.read_vocab_info(path) for path in paths]
     if found and inputs.vocab not in found:
         raise InputError(
-            f"{flag}: expected the tokens of --model (SHA-256 {inputs.vocab.sha256}, "
-            f"{inputs.vocab.size} tokens), received {paths[0]} (SHA-256 {found[0].sha256}, "
-            f"{found[0].size} tokens)"
+            source.directory,
+            f"the tokens of `model` (SHA-256 {inputs.vocab.sha256}, {inputs.vocab.size} tokens)",
+            f"{paths[0]} (SHA-256 {found[0].sha256}, {found[0].size} tokens)",
         )
 
 
@@ -109,7 +108,8 @@ def expect_teacher(source: ModelSource, inputs: TaskInputs) -> None:
     head = read_head(source)
     if head is None or not inputs.head.fits(head):
         raise InputError(
-            f"{TEACHER_FLAG}: --task={inputs.task} expects {inputs.head}, "
-            f"received {source.directory} with {head or 'none'}"
+            Setting("finetune_teacher"),
+            f"{inputs.head} for `task`={inputs.task}",
+            f"{source.directory} with {head or 'none'}",
         )
-    expect_reader(source, inputs, flag=TEACHER_FLAG)
+    expect_reader(source, inputs)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TextIO
 from data_specs.tasks import TaskSpec
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.base.files import AnyPath
+from pipeline.base.location import Location
 
 MAX_ROW_BYTES = 16 * 2**20
 
@@ -32,7 +32,7 @@ class Row:
 
 
 def read_rows(
-    spec: TaskSpec, path: AnyPath, needed: Sequence[str], bad_row: BadRow
+    spec: TaskSpec, path: Location, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
     """Yields a file's rows.
 
@@ -56,29 +56,29 @@ def read_rows(
             else:
                 yield from _delimited_rows(spec, path, stream, needed, bad_row)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise InputError(path, received=f"cannot be read: {error.strerror}") from error
 
 
-def _lines(path: AnyPath, stream: BinaryIO) -> Iterator[tuple[str, str]]:
+def _lines(path: Location, stream: BinaryIO) -> Iterator[tuple[str, str]]:
     """Yields the lines that are not blank, each after where it stands."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
         where = f"{path}, line {number}"
         if len(line) > MAX_ROW_BYTES:
-            raise InputError(f"{where}: expected a row of at most {MAX_ROW_BYTES} bytes")
+            raise InputError(where, f"a row of at most {MAX_ROW_BYTES} bytes")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise InputError(f"{where}: expected UTF-8, received {error}") from error
+            raise InputError(where, "UTF-8", error) from error
         if text.strip():
             yield where, text
 
 
 def _json_rows(
-    path: AnyPath, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
+    path: Location, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
     for where, line in _lines(path, stream):
         problem = None
@@ -99,7 +99,7 @@ def _json_rows(
 
 
 def _delimited_rows(
-    spec: TaskSpec, path: AnyPath, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
+    spec: TaskSpec, path: Location, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
     delimiter = "\t" if spec.reader == "tsv" else ","
     if spec.quoting == "double":
@@ -114,9 +114,7 @@ def _delimited_rows(
             columns = cells
             missing = [name for name in needed if name not in columns]
             if missing:
-                raise InputError(
-                    f"{where}: expected the columns {', '.join(needed)}, received {_named(columns)}"
-                )
+                raise InputError(where, f"the columns {', '.join(needed)}", _named(columns))
         elif len(cells) != len(columns):
             bad_row(
                 f"{where}: expected {len(columns)} columns ({_named(columns)}), "
@@ -149,7 +147,7 @@ class _RowLines:
 
 
 def _quoted_cells(
-    path: AnyPath, stream: BinaryIO, delimiter: str
+    path: Location, stream: BinaryIO, delimiter: str
 ) -> Iterator[tuple[str, list[str]]]:
     """Yields rows whose fields may hold line breaks, each after where it begins."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
@@ -164,8 +162,9 @@ def _quoted_cells(
             limited.left = MAX_ROW_BYTES
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}, line {begin}: expected fields of UTF-8 in double quotation marks "
-            f"where they need them, received something else ({error})"
+            f"{path}, line {begin}",
+            "fields of UTF-8 in double quotation marks where they need them",
+            f"something else ({error})",
         ) from error
     finally:
         # The file is closed where it was opened, which may be before rows nobody wanted.

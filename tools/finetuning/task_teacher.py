@@ -13,8 +13,8 @@ import numpy as np
 import tqdm
 
 from data_specs.records import EXAMPLE_ID, TASK_LOGITS, TEACHER_LOGITS
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, writer
@@ -23,9 +23,8 @@ from tools.finetuning import heads, prediction
 from tools.finetuning.batches import Padding
 from tools.finetuning.features import Feature
 from tools.finetuning.head_layout import SPAN
-from tools.finetuning.task_inputs import TEACHER_FLAG, TaskInputs, input_digest
+from tools.finetuning.task_inputs import TaskInputs, input_digest
 
-_FLAG = "--teacher_cache"
 # Inputs of a shard: what a killed run does again.
 _SHARD_SIZE = 4_096
 _BATCH_SIZE = 64
@@ -51,11 +50,11 @@ def cached_logits(
     """
     check_cache(directory, inputs, teacher, compute_dtype=compute_dtype)
     if teacher is None:
-        manifest = manifests.load(directory, flag=_FLAG)
+        manifest = manifests.load(directory)
     else:
         manifest = _make_cache(directory, inputs, teacher, compute_dtype)
     manifests.verify(directory, manifest, full=True)
-    paths = [files.as_path(directory) / shard.file for shard in manifest.splits.get(TRAIN, ())]
+    paths = [directory / shard.file for shard in manifest.splits.get(TRAIN, ())]
     return list(_read_logits(paths, inputs))
 
 
@@ -68,9 +67,9 @@ def check_cache(
     """
     _expect_task(directory, inputs.task)
     if teacher is None:
-        _expect_inputs(directory, manifests.load(directory, flag=_FLAG), inputs)
+        _expect_inputs(directory, manifests.load(directory), inputs)
     else:
-        manifests.check_claim(directory, _request(inputs, teacher, compute_dtype), flag=_FLAG)
+        manifests.check_claim(directory, _request(inputs, teacher, compute_dtype))
 
 
 def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> dict[str, Any]:
@@ -84,34 +83,36 @@ def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> di
 
 def _expect_task(directory: str, task: str) -> None:
     """Says first what explains all other differences."""
-    path = files.as_path(directory) / manifests.REQUEST_FILE
-    there = files.read_json(path).get("task", task) if path.is_file() else task
+    path = directory / manifests.REQUEST_FILE
+    there = path.read_json().get("task", task) if path.is_file() else task
     if there != task:
         raise InputError(
-            f"{_FLAG}: {directory} holds logits of another task: expected {task}, received {there}"
+            Setting("teacher_cache"),
+            received=f"{directory} holds logits of another task: expected {task}, received {there}",
         )
 
 
 def _expect_inputs(directory: str, manifest: Manifest, inputs: TaskInputs) -> None:
     if manifest.kind != TASK_LOGITS:
         raise InputError(
-            f"{_FLAG}: expected {TASK_LOGITS} of a fine-tuned teacher, received {directory}, "
-            f"which holds {manifest.kind}"
+            Setting("teacher_cache"),
+            f"{TASK_LOGITS} of a fine-tuned teacher",
+            f"{directory}, which holds {manifest.kind}",
         )
     here = inputs.describe()
     there = {name: manifest.flags.get(name) for name in here}
     difference = manifests.describe_difference(there, here)
     if difference:
-        raise InputError(f"{_FLAG}: {directory} holds logits of other inputs: {difference}")
+        raise InputError(directory, received=f"it holds logits of other inputs: {difference}")
 
 
 def _make_cache(
     directory: str, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> Manifest:
     request = _request(inputs, teacher, compute_dtype)
-    if (files.as_path(directory) / manifests.MANIFEST_FILE).is_file():
-        return manifests.load(directory, flag=_FLAG)
-    manifests.claim(directory, request, flag=_FLAG)
+    if (directory / manifests.MANIFEST_FILE).is_file():
+        return manifests.load(directory)
+    manifests.claim(directory, request)
     shards = _write_shards(directory, inputs, teacher, compute_dtype)
     manifest = Manifest(
         kind=TASK_LOGITS,
@@ -148,9 +149,7 @@ def _write_shards(
         padding = Padding(_BATCH_SIZE, inputs.max_seq_length, teacher.config.type_vocab_size)
         with tqdm.tqdm(total=total, unit=" inputs", desc="teacher", smoothing=0.1) as bar:
             for file in missing:
-                logits = prediction.predict_logits(
-                    forward, parts[file], padding, flag=TEACHER_FLAG, bar=bar
-                )
+                logits = prediction.predict_logits(forward, parts[file], padding, bar=bar)
                 done[file] = writer.write_shard(directory, file, _records(parts[file], logits))
     return tuple(done[file] for file in parts)
 
@@ -177,15 +176,16 @@ def _records(features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Itera
         yield serialization.encode_example(record)
 
 
-def _read_logits(paths: Sequence[files.AnyPath], inputs: TaskInputs) -> Iterator[np.ndarray]:
+def _read_logits(paths: Sequence[Location], inputs: TaskInputs) -> Iterator[np.ndarray]:
     """Yields the logits of each input, each checked to be that input's."""
     stored = ((path, record) for path in paths for record in serialization.read_records(path))
     for number, feature in enumerate(inputs.features):
         path, record = next(stored, (None, b""))
         if path is None:
             raise InputError(
-                f"{_FLAG}: expected {len(inputs.features)} records in {paths[0].parent}, "
-                f"received {number}"
+                Setting("teacher_cache"),
+                f"{len(inputs.features)} records in {paths[0].parent}",
+                number,
             )
         shape = (inputs.head.num_outputs,)
         if inputs.head.kind == SPAN:
@@ -193,7 +193,7 @@ def _read_logits(paths: Sequence[files.AnyPath], inputs: TaskInputs) -> Iterator
         try:
             yield _decode(serialization.decode_example(record), feature, shape)
         except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: a damaged record ({error})") from error
+            raise InputError(path, received=f"a damaged record ({error})") from error
 
 
 def _decode(record: Mapping[str, bytes], feature: Feature, shape: tuple[int, ...]) -> np.ndarray:

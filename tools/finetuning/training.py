@@ -12,8 +12,8 @@ import tensorflow as tf
 import tqdm
 
 from data_specs.records import TEACHER_LOGITS
-from pipeline.base import files, folders
-from pipeline.base.errors import DivergedError, InputError
+from pipeline.base.errors import DivergedError, InputError, Setting
+from pipeline.base.location import Location
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.run_log import RunLog
 from pipeline.storage import manifest as manifests
@@ -30,7 +30,6 @@ MODEL_FOLDER = "model"
 TEACHER_CACHE_FOLDER = "teacher_cache"
 # Of a file, on any system.
 _MAX_NAME = 255
-_FLAG = "--output_dir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Result:
         predictions: the files to hand in, of the evaluated split first.
     """
 
-    directory: files.AnyPath
+    directory: Location
     metrics: Mapping[str, float]
     counts: Mapping[str, float]
-    predictions: tuple[files.AnyPath, ...]
+    predictions: tuple[Location, ...]
 
 
 def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> Result:
@@ -64,13 +63,13 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
     """
     run = prepare(config) if preparation is None else preparation
     request = run.request(config)
-    manifests.check_claim(config.output_dir, request, flag=_FLAG)
-    directory = files.as_path(config.output_dir)
+    manifests.check_claim(config.output_dir, request)
+    directory = config.output_dir
     if (directory / METRICS_FILE).is_file():
         return _read_result(directory)
     check_teacher_cache(run, config)
-    manifests.claim(directory, request, flag=_FLAG)
-    with folders.sole_user(directory, _FLAG):
+    manifests.claim(directory, request)
+    with directory.lock():
         return _make(run, config)
 
 
@@ -88,7 +87,7 @@ def _make(run: Preparation, config: FinetuneConfig) -> Result:
         keep_head=run.keep_head,
     )
     # Nothing is kept of what a killed run wrote: a run begins anew.
-    log = RunLog(files.as_path(config.output_dir), start=-1)
+    log = RunLog(config.output_dir, start=-1)
     try:
         counts = _train(run, config, model, teacher_logits, log) if run.train is not None else {}
         return _finish(run, config, model, counts, log)
@@ -122,7 +121,7 @@ def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.nda
 def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
     directory = config.teacher_cache
     if directory is None:
-        directory = str(files.as_path(config.output_dir) / TEACHER_CACHE_FOLDER)
+        directory = str(config.output_dir / TEACHER_CACHE_FOLDER)
     return {
         "directory": directory,
         "inputs": run.inputs(run.train, config),
@@ -257,8 +256,9 @@ def _make_steps(
             loss = trainer.take_loss_sum() / (step - logged)
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"--learning_rates: training diverged by step {step} at "
-                    f"{config.learning_rate:g}: expected a finite loss, received {loss}"
+                    Setting("learning_rates"),
+                    "a finite loss",
+                    f"{loss} by step {step} at {config.learning_rate:g}: training diverged",
                 )
             seconds = time.perf_counter() - clock
             rate = float(schedule(step - 1))
@@ -276,7 +276,7 @@ def _finish(
     log: RunLog,
 ) -> Result:
     """Evaluates and writes; the metrics last."""
-    directory = files.as_path(config.output_dir)
+    directory = config.output_dir
     forward = prediction.compile_forward(model)
     predicted, speed = evaluation.predict(run, config, run.evaluation, forward)
     scores = evaluation.score(run, run.evaluation, predicted)
@@ -285,9 +285,9 @@ def _finish(
     if run.handed_in is not None:
         predicted, _ = evaluation.predict(run, config, run.handed_in, forward)
         paths.append(evaluation.write_predictions(run, run.handed_in, predicted, directory))
-    folder = folders.make_directory(directory / MODEL_FOLDER, _FLAG)
+    folder = (directory / MODEL_FOLDER).make_directory()
     for name, content in run.tokenizer.files().items():
-        files.write_bytes(folder / name, content)
+        (folder / name).write_whole(content)
     heads.save_head(folder, model, labels=run.head.labels)
     measured = {
         **counts,
@@ -302,7 +302,7 @@ def _finish(
         "predictions": [str(path.relative_to(directory)) for path in paths],
     }
     log.publish()
-    files.write_json(directory / METRICS_FILE, report)
+    (directory / METRICS_FILE).write_json(report)
     return _read_result(directory)
 
 
@@ -312,9 +312,9 @@ def _is_below(name: str) -> bool:
     return is_name and not name.startswith("/") and ".." not in name.split("/")
 
 
-def _read_result(directory: files.AnyPath) -> Result:
+def _read_result(directory: Location) -> Result:
     path = directory / METRICS_FILE
-    report = files.read_json(path)
+    report = path.read_json()
     try:
         names = tuple(report["predictions"])
         if not all(map(_is_below, names)):
@@ -324,4 +324,4 @@ def _read_result(directory: files.AnyPath) -> Result:
         paths = tuple(directory / name for name in names)
         return Result(directory, dict(report["metrics"]), dict(report["counts"]), paths)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: missing or misshapen field {error}") from error
+        raise InputError(path, received=f"missing or misshapen field {error}") from error

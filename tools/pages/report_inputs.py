@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files, json_text
-from pipeline.base.errors import InputError
+from pipeline.base import json_text
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import MAX_JSON_BYTES, Location
 from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
@@ -43,32 +44,30 @@ class JsonFile:
     @classmethod
     def read(cls, path: str) -> "JsonFile":
         """Reads a file that holds an object."""
-        return cls(path, files.read_json(path))
+        return cls(path, path.read_json())
 
     @classmethod
     def read_list(cls, path: str) -> list["JsonFile"]:
         """Reads a file that holds a list of objects."""
-        file = files.as_path(path)
+        file = path
         if not file.is_file():
-            raise InputError(f"{path}: no such file")
-        if file.stat().st_size > files.MAX_JSON_BYTES:
-            raise InputError(
-                f"{path}: expected at most {files.MAX_JSON_BYTES} bytes, "
-                f"received {file.stat().st_size}"
-            )
+            raise InputError(path, received="no such file")
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(path, f"at most {MAX_JSON_BYTES} bytes", file.stat().st_size)
         try:
             found = json_text.load(file.read_bytes())
         except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error})") from error
+            raise InputError(path, received=f"not JSON ({error})") from error
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise InputError(f"{path}: expected a list of objects")
+            raise InputError(path, "a list of objects")
         return [cls(path, one, f"[{index}].") for index, one in enumerate(found)]
 
     def _fail(self, name: str, expected: str) -> InputError:
         received = repr(self.value[name])[:80] if name in self.value else "none"
         return InputError(
-            f"{self.path}: {visible(self.place + name)[:200]}: expected {expected}, "
-            f"received {received}"
+            self.path,
+            received=f"{visible(self.place + name)[:200]}: expected {expected}, received "
+            f"{received}",
         )
 
     def number(self, name: str) -> float:
@@ -165,7 +164,9 @@ def read_fidelity(path: str) -> Fidelity:
     sizes = report.object("bytes_per_position")
     bytes_each = sum(sizes.positive(name) for name in sizes.value)
     if not bytes_each:
-        raise InputError(f"{path}: bytes_per_position: expected at least one feature, found none")
+        raise InputError(
+            path, received="bytes_per_position: expected at least one feature, found none"
+        )
     return Fidelity(
         report.text("logit_encoding"),
         int(report.number("truncation_factor")),
@@ -204,7 +205,9 @@ def read_comparison(path: str) -> list[Taught]:
         scores = row.object("scores")
         values = [scores.object(seed).number("teacher_agreement") for seed in scores.value]
         if not values:
-            raise InputError(f"{path}: {visible(scores.place[:-1])}: expected at least one seed")
+            raise InputError(
+                path, received=f"{visible(scores.place[:-1])}: expected at least one seed"
+            )
         found.append(
             Taught(
                 pathlib.PurePath(row.text("cache")).name,
@@ -296,7 +299,7 @@ def read_cache(path: str, name: str) -> CacheFacts:
     cache = dataclasses.replace(open_cache(path, None), flag="--caches")
     manifest, info = cache.manifest, cache.manifest.teacher_info
     if info is None:
-        raise InputError(f"--caches: expected teacher caches, received {path}, which is none")
+        raise InputError(Setting("caches"), "teacher caches", f"{path}, which is none")
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     return CacheFacts(
         name,
@@ -328,7 +331,7 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
             tails = tails.reshape(len(labels), len(info.temperatures))[:, column]
             p, _ = topk_probabilities(logits, tails, 1.0, k=1)
         except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: broken record {index} ({error})") from error
+            raise InputError(path, received=f"broken record {index} ({error})") from error
         found.append((p[:, 0], ids[:, 0] == labels))
     if not found:
         return None
@@ -336,13 +339,13 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
     return reliability(confidence, right) if len(right) else None
 
 
-def _first_records(cache: CacheInput) -> Iterator[tuple[files.AnyPath, int, bytes]]:
+def _first_records(cache: CacheInput) -> Iterator[tuple[Location, int, bytes]]:
     """Yields file, place in it, and bytes of the first records of the split eval."""
     left = _SAMPLE
     for shard in cache.manifest.splits.get(manifests.EVAL, ()):
         path = cache.directory / shard.file
         if left and not path.is_file():
-            raise InputError(f"{path}: this shard is missing")
+            raise InputError(path, received="this shard is missing")
         for index, record in enumerate(serialization.read_records(path) if left else ()):
             yield path, index, record
             left -= 1

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.base import files, json_text
-from pipeline.base.errors import InputError
+from pipeline.base import json_text
+from pipeline.base.errors import InputError, Setting
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import weight_table
@@ -41,7 +42,7 @@ class Run:
     """
 
     name: str
-    directory: files.AnyPath
+    directory: Location
     settings: Mapping[str, Any]
     train: tuple[Mapping[str, float], ...]
     evaluations: tuple[Mapping[str, float], ...]
@@ -59,7 +60,7 @@ class Run:
         return int(max(line["step"] for line in (*self.train, *self.evaluations)))
 
 
-def read_metrics(path: files.AnyPath) -> list[dict[str, Any]]:
+def read_metrics(path: Location) -> list[dict[str, Any]]:
     """Reads a `metrics.jsonl`.
 
     Raises:
@@ -68,13 +69,12 @@ def read_metrics(path: files.AnyPath) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise InputError(
-            f"--runs: expected a directory of run_distill, received {path.parent}, which has "
-            f"no {METRICS_FILE}"
+            Setting("runs"),
+            "a directory of run_distill",
+            f"{path.parent}, which has no {METRICS_FILE}",
         )
     if path.stat().st_size > _MAX_METRICS_BYTES:
-        raise InputError(
-            f"{path}: expected at most {_MAX_METRICS_BYTES} bytes, received {path.stat().st_size}"
-        )
+        raise InputError(path, f"at most {_MAX_METRICS_BYTES} bytes", path.stat().st_size)
     lines = []
     for number, content in enumerate(path.read_bytes().split(b"\n"), 1):
         if content.strip():
@@ -86,23 +86,21 @@ def _parse_line(content: bytes, place: str) -> dict[str, Any]:
     try:
         line = json_text.load(content)
     except ValueError as error:
-        raise InputError(f"{place}: not JSON ({error})") from error
+        raise InputError(place, received=f"not JSON ({error})") from error
     if not isinstance(line, dict):
-        raise InputError(f"{place}: expected an object, received {type(line).__name__}")
+        raise InputError(place, "an object", type(line).__name__)
     step, split = line.get("step"), line.get("split")
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
-        raise InputError(f"{place}: expected a count of updates as step, received {shown(step)}")
+        raise InputError(place, "a count of updates as step", shown(step))
     if split not in (TRAIN, EVAL):
-        raise InputError(f"{place}: expected the split train or eval, received {shown(split)}")
+        raise InputError(place, "the split train or eval", shown(split))
     for name, value in line.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # Not a number, and infinity, are what runs have that come to nothing.
         if is_number and math.isfinite(value) and abs(value) > _LARGEST:
             is_number = False
         if name != "split" and not is_number:
-            raise InputError(
-                f"{place}: expected a number as {visible(name)[:80]}, received {shown(value)}"
-            )
+            raise InputError(place, f"a number as {visible(name)[:80]}", shown(value))
     return line
 
 
@@ -120,7 +118,7 @@ def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def short_names(directories: Sequence[files.AnyPath]) -> list[str]:
+def short_names(directories: Sequence[Location]) -> list[str]:
     """Returns as few of the last parts of each path as tell it from the others.
 
     Example: `a/quick/student`, `b/quick/student` and `c/teacher` become
@@ -136,7 +134,7 @@ def short_names(directories: Sequence[files.AnyPath]) -> list[str]:
     return names
 
 
-def read_run(directory: files.AnyPath, name: str) -> Run:
+def read_run(directory: Location, name: str) -> Run:
     """Reads one run.
 
     Raises:
@@ -146,10 +144,11 @@ def read_run(directory: files.AnyPath, name: str) -> Run:
     evaluations = tuple(line for line in lines if line["split"] == EVAL)
     if not evaluations:
         raise InputError(
-            f"--runs: expected evaluations, received {directory / METRICS_FILE}, which has not "
-            "one line of the split eval"
+            Setting("runs"),
+            "evaluations",
+            f"{directory / METRICS_FILE}, which has not one line of the split eval",
         )
-    request = flattened(files.read_json(directory / REQUEST_FILE))
+    request = flattened((directory / REQUEST_FILE).read_json())
     weights = directory / "model.safetensors"
     return Run(
         name,
@@ -162,7 +161,7 @@ def read_run(directory: files.AnyPath, name: str) -> Run:
     )
 
 
-def num_parameters(directory: files.AnyPath) -> int | None:
+def num_parameters(directory: Location) -> int | None:
     """Returns how many parameters a model directory's model has; None where it has none."""
     path = directory / model_directory.HF_CONFIG
     if not path.is_file():
@@ -177,10 +176,10 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     Raises:
         InputError: one is named twice, or is not as it must be.
     """
-    directories = [files.as_path(path).absolute() for path in paths]
+    directories = [path.absolute() for path in paths]
     for directory, count in collections.Counter(directories).items():
         if count > 1:
-            raise InputError(f"--runs: expected each directory once, received {directory} twice")
+            raise InputError(Setting("runs"), "each directory once", f"{directory} twice")
     return [
         read_run(directory, name)
         for directory, name in zip(directories, short_names(directories), strict=True)

@@ -6,8 +6,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from tools.pages.html_page import Markup, element, figure, section, table
 from tools.pages.report_curves import ACCURACY, megabytes, percents
 from tools.pages.report_inputs import JsonFile
@@ -62,7 +62,7 @@ def read_speeds(path: str) -> list[Speed]:
 
 def find_run(model: str, runs: Sequence[Run]) -> Run | None:
     """Returns the run that made a model, known by its path or its folder's name."""
-    path = files.as_path(model)
+    path = model
     for run in runs:
         if path.resolve() == run.directory.resolve():
             return run
@@ -213,7 +213,7 @@ class Score:
         return f"{100.0 * self.mean:.2f}{deviation}"
 
 
-def model_folder(directory: files.AnyPath, task: str) -> files.AnyPath:
+def model_folder(directory: Location, task: str) -> Location:
     """Returns what tells the model of a folder of `finetune`, whose name may have the task in it.
 
     Example: `study/distilled/tnews` and `study/tnews_distilled` become `study/distilled`.
@@ -222,7 +222,7 @@ def model_folder(directory: files.AnyPath, task: str) -> files.AnyPath:
     return directory.with_name(name) if name else directory.parent
 
 
-def _model_paths(summaries: Sequence[JsonFile]) -> list[files.AnyPath]:
+def _model_paths(summaries: Sequence[JsonFile]) -> list[Location]:
     """Returns what tells the model of each: its name, or its folder where that is not enough.
 
     Several models may have one name, and a model may learn a task in several ways.
@@ -236,7 +236,7 @@ def _model_paths(summaries: Sequence[JsonFile]) -> list[files.AnyPath]:
     return [
         pathlib.Path(name)
         if name and name not in twice
-        else model_folder(files.as_path(summary.path).absolute().parent, summary.text("task"))
+        else model_folder(summary.path.absolute().parent, summary.text("task"))
         for name, summary in named
     ]
 
@@ -250,12 +250,14 @@ def read_scores(paths: Sequence[str]) -> list[Score]:
     summaries = [JsonFile.read(path) for path in paths]
     tasks = [summary.text("task") for summary in summaries]
     folders = _model_paths(summaries)
-    seen: set[tuple[files.AnyPath, str]] = set()
+    seen: set[tuple[Location, str]] = set()
     for path, pair in zip(paths, zip(folders, tasks, strict=True), strict=True):
         if pair in seen:
             raise InputError(
-                f"--finetune: expected each model once for a task, received {path}, whose folder "
-                "is called as another's; put each in a folder named after its model"
+                Setting("finetune"),
+                "each model once for a task",
+                f"{path}, whose folder is called as another's",
+                hint="put each in a folder named after its model",
             )
         seen.add(pair)
     distinct = list(dict.fromkeys(folders))
@@ -271,7 +273,7 @@ def _read_score(summary: JsonFile, model: str) -> Score:
     metric = summary.text("main_metric")
     rates = [row for row in summary.objects("rates") if row.number("learning_rate") == best]
     if not rates:
-        raise InputError(f"{summary.path}: rates: expected one of {best:g}, received none")
+        raise InputError(summary.path, received=f"rates: expected one of {best:g}, received none")
     spread = rates[0].object("metrics").object(metric)
     deviation = None if spread.value.get("std") is None else spread.number("std")
     return Score(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from data_specs import records
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
@@ -179,23 +179,26 @@ class ExampleReader:
                     shown.append(self._show(features, example_id, file, index))
             except (KeyError, ValueError) as error:
                 path = self._cache.directory / file
-                raise InputError(f"{path}: broken record {index} ({error})") from error
+                raise InputError(path, received=f"broken record {index} ({error})") from error
             if len(shown) == (1 if selection.example_id else selection.count):
                 break
         if not shown:
-            raise InputError(self._nothing(selection))
+            raise self._nothing(selection)
         return shown
 
-    def _nothing(self, selection: Selection) -> str:
+    def _nothing(self, selection: Selection) -> InputError:
         place = f"the {selection.split} split of {self._cache.directory}"
         if selection.example_id:
-            return (
-                f"--example_id: expected the id of an example in {place}, or its beginning, "
-                f"received {selection.example_id}"
+            return InputError(
+                Setting("example_id"),
+                f"the id of an example in {place}, or its beginning",
+                selection.example_id,
             )
         there = self._cache.manifest.num_examples(selection.split)
-        return f"--first: expected a number below {there}, the examples of {place}, " + (
-            f"received {selection.first}"
+        return InputError(
+            Setting("first"),
+            f"a number below {there}, the examples of {place}",
+            selection.first,
         )
 
     def _records(self, selection: Selection) -> Iterator[tuple[str, int, bytes]]:
@@ -213,7 +216,7 @@ class ExampleReader:
                 if index >= skip:
                     yield shard.file, index, record
             if count != shard.num_examples:
-                raise InputError(f"{path}: expected {shard.num_examples} records, received {count}")
+                raise InputError(path, f"{shard.num_examples} records", count)
             skip = 0
 
     def _only(self, shard: manifests.ShardInfo) -> manifests.Manifest:
@@ -345,7 +348,8 @@ def choose_split(cache: CacheInput, split: str | None) -> str:
         return manifests.EVAL if manifests.EVAL in there else there[0]
     if split not in there:
         raise InputError(
-            f"--split: expected one of {', '.join(there) or 'none'}, which {cache.directory} has, "
-            f"received {split}"
+            Setting("split"),
+            f"one of {', '.join(there) or 'none'}, which {cache.directory} has",
+            split,
         )
     return split

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 from pipeline.storage import cache_codec, token_counts
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
@@ -49,9 +50,9 @@ class DirectoryReport:
     shared_texts: int | None
 
 
-def check_checksum(directory: files.PathLike) -> list[str]:
+def check_checksum(directory: Location) -> list[str]:
     """Returns what is wrong with the manifest's bytes; directories made before have no checksum."""
-    path = files.as_path(directory) / manifests.CHECKSUM_FILE
+    path = directory / manifests.CHECKSUM_FILE
     if not path.is_file():
         return []
     # One byte more than there must be.
@@ -60,18 +61,18 @@ def check_checksum(directory: files.PathLike) -> list[str]:
     match = _CHECKSUM.fullmatch(text)
     if match is None:
         return [f"its checksum {path.name} is damaged"]
-    received = files.sha256_file(path.with_name(manifests.MANIFEST_FILE))
+    received = path.with_name(manifests.MANIFEST_FILE).sha256()
     if received != match[1]:
         return [f"expected SHA-256 {match[1]}, as in {path.name}, received {received}"]
     return []
 
 
-def manifest_problems(directory: files.PathLike, manifest: Manifest) -> Iterator[str]:
+def manifest_problems(directory: Location, manifest: Manifest) -> Iterator[str]:
     """Yields what is wrong with a manifest by itself."""
     yield from check_checksum(directory)
-    path = files.as_path(directory) / manifests.MANIFEST_FILE
+    path = directory / manifests.MANIFEST_FILE
     # The form only: what it says is the checksum's matter, and one from before lacks fields.
-    if path.read_bytes() != files.json_bytes(files.read_json(path)):
+    if path.read_bytes() != json_text.dump(path.read_json()):
         yield "it is not written as it was published"
     for name, flag in _SAID_TWICE.items():
         here, there = getattr(manifest, name), manifest.flags.get(flag)
@@ -88,14 +89,14 @@ def manifest_problems(directory: files.PathLike, manifest: Manifest) -> Iterator
         yield "it names no shards"
 
 
-def request_problems(directory: files.PathLike, manifest: Manifest) -> Iterator[str]:
+def request_problems(directory: Location, manifest: Manifest) -> Iterator[str]:
     """Yields what is wrong with the request that a manifest answers."""
-    path = files.as_path(directory) / manifests.REQUEST_FILE
+    path = directory / manifests.REQUEST_FILE
     if not path.is_file():
         yield "it is missing"
         return
     try:
-        request = files.read_json(path)
+        request = path.read_json()
     except InputError as error:
         yield str(error).removeprefix(f"{path}: ")
         return
@@ -117,7 +118,7 @@ def special_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def check_directory(
-    directory: files.PathLike,
+    directory: Location,
     manifest: Manifest,
     is_special: np.ndarray | None,
     *,
@@ -153,11 +154,11 @@ def check_directory(
     return DirectoryReport(found, together.shared_texts)
 
 
-def total_records(directory: files.PathLike, manifest: Manifest) -> int:
+def total_records(directory: Location, manifest: Manifest) -> int:
     """Returns how many records there are to read, and never more than files can hold."""
     total = 0
     for shard in (shard for shards in manifest.splits.values() for shard in shards):
-        path = files.as_path(directory) / shard.file
+        path = directory / shard.file
         size = path.stat().st_size if path.is_file() else 0
         total += min(shard.num_examples, size // _RECORD_BYTES)
     return total
@@ -189,7 +190,7 @@ class _Known:
 
 
 def _make_checker(
-    directory: files.PathLike, manifest: Manifest, is_special: np.ndarray | None, found: Problems
+    directory: Location, manifest: Manifest, is_special: np.ndarray | None, found: Problems
 ) -> RecordChecker | None:
     """Checks what stands beside the shards, and returns what checks the records.
 
@@ -203,7 +204,7 @@ def _make_checker(
     unreadable = list(special_problems(manifest))
     _note(found, manifests.MANIFEST_FILE, unreadable)
     if manifest.token_counts is not None:
-        path = files.as_path(directory) / manifest.token_counts.file
+        path = directory / manifest.token_counts.file
         problems = shard_checks.check_file(path, manifest.token_counts)
         _note(found, manifest.token_counts.file, problems)
         unreadable += problems if manifest.teacher_info is not None else []
@@ -263,7 +264,7 @@ class _Together:
             return []
         return [f"{self._repeated:,} examples of the eval split stand in it, too"]
 
-    def count_problems(self, directory: files.PathLike) -> list[str]:
+    def count_problems(self, directory: Location) -> list[str]:
         """Returns what is wrong with the counts of tokens in a directory of sound records."""
         told = token_counts.load_counts(directory, self.manifest)
         wrong = np.flatnonzero(told != self._counts)

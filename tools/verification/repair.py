@@ -10,8 +10,9 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.base import compute_dtype, files, folders
-from pipeline.base.errors import InputError
+from pipeline.base import compute_dtype
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.runners.shard_job import ShardJob
@@ -32,7 +33,7 @@ OLD = "old"
 
 
 def recorded_config(
-    directory: files.PathLike, manifest: Manifest, *, teacher: str, examples: str | None
+    directory: Location, manifest: Manifest, *, teacher: str, examples: str | None
 ) -> TeacherCacheConfig:
     """Returns how a cache was made, as its manifest has recorded it.
 
@@ -45,22 +46,21 @@ def recorded_config(
     Raises:
         InputError: the cache was merged from others, or a setting is missing.
     """
-    info, path = manifest.teacher_info, files.as_path(directory) / manifests.MANIFEST_FILE
+    info, path = manifest.teacher_info, directory / manifests.MANIFEST_FILE
     if "merged" in info.teacher:
         raise InputError(
-            f"--teacher: expected none for {directory}, which was merged from "
-            f"{len(info.teacher['merged'])} caches: the same tools.merge_caches command makes "
-            "it again in an empty folder"
+            Setting("teacher"),
+            f"none for {directory}, which was merged from "
+            f"{len(info.teacher['merged'])} caches: the same tools.merge_caches "
+            "command makes it again in an empty folder",
         )
     dtype, batch_size = (
         manifest.flags.get(name) for name in ("compute_dtype", "predict_batch_size")
     )
     if dtype not in (compute_dtype.FLOAT32, compute_dtype.BFLOAT16):
-        raise InputError(f"{path}: expected a compute_dtype among the flags, received {dtype!r}")
+        raise InputError(path, "a compute_dtype among the flags", f"{dtype!r}")
     if type(batch_size) is not int or batch_size < 1:
-        raise InputError(
-            f"{path}: expected a predict_batch_size among the flags, received {batch_size!r}"
-        )
+        raise InputError(path, "a predict_batch_size among the flags", f"{batch_size!r}")
     return TeacherCacheConfig(
         output_dir=str(directory),
         input_dir=examples,
@@ -77,9 +77,7 @@ def recorded_config(
     )
 
 
-def expect_recorded_teacher(
-    directory: files.PathLike, manifest: Manifest, source: ModelSource
-) -> None:
+def expect_recorded_teacher(directory: Location, manifest: Manifest, source: ModelSource) -> None:
     """Checks that a teacher is the one that a cache was made with.
 
     Raises:
@@ -88,8 +86,9 @@ def expect_recorded_teacher(
     recorded, received = manifest.teacher_info.teacher["sha256"], source.sha256()
     if recorded != received:
         raise InputError(
-            f"--teacher: expected the teacher of {directory}, SHA-256 {recorded}, "
-            f"received {source.directory}, SHA-256 {received}"
+            Setting("teacher"),
+            f"the teacher of {directory}, SHA-256 {recorded}",
+            f"{source.directory}, SHA-256 {received}",
         )
 
 
@@ -112,9 +111,9 @@ class Repair:
     request: Mapping[str, Any]
 
     @property
-    def directory(self) -> files.AnyPath:
+    def directory(self) -> Location:
         """The cache."""
-        return files.as_path(self.config.output_dir)
+        return self.config.output_dir
 
     def run(self, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
         """Makes what is broken again; nothing else is touched.
@@ -129,10 +128,10 @@ class Repair:
             InputError: another process is at work in the cache, or the masked
                 examples are damaged, too.
         """
-        with folders.sole_user(self.directory, "--input_dir"):
+        with self.directory.lock():
             if manifests.REQUEST_FILE in problems:
                 aside = set_aside(self.directory / manifests.REQUEST_FILE, BROKEN)
-                files.write_json(self.directory / manifests.REQUEST_FILE, self.request)
+                (self.directory / manifests.REQUEST_FILE).write_json(self.request)
                 yield f"{manifests.REQUEST_FILE}: written again{_kept(aside)}"
             yield from self._mend_tokenizer(problems)
             yield from self._mend_token_counts(problems)
@@ -159,8 +158,8 @@ class Repair:
         for name in self.manifest.tokenizer_files:
             path, source = self.directory / name, self.examples.directory / name
             if not source.is_file():
-                raise InputError(f"{source}: this tokenizer file is missing")
-            content = files.read_limited(source, MAX_TOKENIZER_BYTES)
+                raise InputError(source, received="this tokenizer file is missing")
+            content = source.read_limited(MAX_TOKENIZER_BYTES)
             is_same = path.is_file() and path.stat().st_size == len(content)
             if is_same and path.read_bytes() == content:
                 continue
@@ -168,13 +167,13 @@ class Repair:
                 # What is broken there is sound here.
                 continue
             aside = set_aside(path, BROKEN)
-            files.write_bytes(path, content)
+            path.write_whole(content)
             yield f"{name}: copied from {self.examples.directory}{_kept(aside)}"
 
-    def _has_vocab(self, path: files.AnyPath) -> bool:
+    def _has_vocab(self, path: Location) -> bool:
         """Returns whether a file has the cache's tokens; one of settings has none."""
         try:
-            return loading.read_vocab_info(path, flag="--repair") == self.manifest.vocab
+            return loading.read_vocab_info(path) == self.manifest.vocab
         except InputError:
             return False
 
@@ -185,12 +184,13 @@ class Repair:
         # Before anything is moved: else the counts of other examples would be told as theirs.
         manifests.verify(self.examples.directory, self.examples.manifest, full=True)
         info, source = self.manifest.teacher_info, self.examples
-        with folders.staged_directory(self.directory, last=expected.file) as stage:
+        with self.directory.stage_directory(last=expected.file) as stage:
             received = cache_codec.count_tokens(stage, info, source.directory, source.manifest)
             if received != expected:
                 raise InputError(
-                    f"{self.directory / expected.file}: expected SHA-256 {expected.sha256} of the "
-                    f"tokens of {source.directory}, received {received.sha256}"
+                    self.directory / expected.file,
+                    f"SHA-256 {expected.sha256} of the tokens of {source.directory}",
+                    received.sha256,
                 )
             aside = set_aside(self.directory / expected.file, BROKEN)
         yield f"{expected.file}: counted again{_kept(aside)}"
@@ -198,7 +198,7 @@ class Repair:
     def _mend_sidecar(self, shard: ShardInfo) -> str:
         sidecar = manifests.sidecar_path(self.directory, shard.file)
         aside = set_aside(sidecar, BROKEN)
-        files.write_json(sidecar, shard.to_json())
+        sidecar.write_json(shard.to_json())
         return f"{shard.file}: its sidecar written again{_kept(aside)}"
 
     def _redo(self, jobs: Sequence[ShardJob]) -> Iterator[str]:
@@ -231,7 +231,7 @@ class Repair:
         """Writes the manifest, where shards came out in other bytes."""
         path = self.directory / manifests.MANIFEST_FILE
         copy = _free_name(path, OLD)
-        files.write_bytes(copy, path.read_bytes())
+        copy.write_whole(path.read_bytes())
         splits = {
             split: tuple(made.get(shard.file, shard) for shard in shards)
             for split, shards in self.manifest.splits.items()
@@ -259,8 +259,9 @@ def open_repair(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     received = {"sha256": examples.manifest.sha256()}
     if recorded != received:
         raise InputError(
-            f"--examples: expected the masked examples of {config.output_dir}, whose manifest's "
-            f"checksum is {recorded}, received {config.input_dir}, {received}"
+            Setting("examples"),
+            f"the masked examples of {config.output_dir}, whose manifest's checksum is {recorded}",
+            f"{config.input_dir}, {received}",
         )
     names = [shard.file for shards in manifest.splits.values() for shard in shards]
     narrowed = _narrow(examples, names)
@@ -269,8 +270,9 @@ def open_repair(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     difference = manifests.describe_difference(there, request)
     if difference:
         raise InputError(
-            f"--repair: expected the request of {config.output_dir} to be that of its manifest's "
-            f"settings: {difference}"
+            Setting("repair"),
+            f"the request of {config.output_dir} to be that of its manifest's "
+            f"settings: {difference}",
         )
     return Repair(manifest, config, source, narrowed, request)
 
@@ -286,13 +288,13 @@ def _narrow(cache: CacheInput, names: Sequence[str]) -> CacheInput:
 
 
 def _replace_shard(
-    directory: files.AnyPath,
+    directory: Location,
     file: str,
     serialized: Iterator[bytes],
     measured: Mapping[str, int] | None,
-) -> tuple[ShardInfo, files.AnyPath | None]:
+) -> tuple[ShardInfo, Location | None]:
     """Writes a shard; only when it is whole, what has its name moves aside, and it gets it."""
-    with folders.staged_directory(directory, last=file) as stage:
+    with directory.stage_directory(last=file) as stage:
         shard = writer.write_shard(stage, file, serialized, measured)
         aside = set_aside(directory / file, BROKEN)
         set_aside(manifests.sidecar_path(directory, file), BROKEN)
@@ -304,7 +306,7 @@ def _made_again(shard: ShardInfo, before: ShardInfo) -> str:
     return f"made again, {said}"
 
 
-def _free_name(path: files.AnyPath, suffix: str) -> files.AnyPath:
+def _free_name(path: Location, suffix: str) -> Location:
     """Returns a name beside `path` that nothing has."""
     name, number = path.with_name(f"{path.name}.{suffix}"), 2
     while name.exists():
@@ -312,7 +314,7 @@ def _free_name(path: files.AnyPath, suffix: str) -> files.AnyPath:
     return name
 
 
-def set_aside(path: files.AnyPath, suffix: str) -> files.AnyPath | None:
+def set_aside(path: Location, suffix: str) -> Location | None:
     """Renames a file so that its name is free; returns the new one, None where there is no file.
 
     Args:
@@ -322,9 +324,9 @@ def set_aside(path: files.AnyPath, suffix: str) -> files.AnyPath | None:
     if not path.exists():
         return None
     name = _free_name(path, suffix)
-    files.publish(path, name)
+    path.publish(name)
     return name
 
 
-def _kept(aside: files.AnyPath | None) -> str:
+def _kept(aside: Location | None) -> str:
     return "" if aside is None else f"; what was there is {aside.name}"

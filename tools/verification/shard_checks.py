@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from data_specs import records
-from pipeline.base import files
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, shard_info, spill
 from pipeline.storage.manifest import ShardInfo
@@ -75,32 +76,32 @@ class Findings:
         return told + [f"{len(found) - _MAX_PROBLEMS:,} other problems"] * (len(found) > len(told))
 
 
-def check_file(path: files.AnyPath, info: ShardInfo | FileInfo) -> list[str]:
+def check_file(path: Location, info: ShardInfo | FileInfo) -> list[str]:
     """Returns what is wrong with a file's size or checksum."""
     if not path.is_file():
         return ["it is missing"]
     size = path.stat().st_size
     if size != info.bytes:
         return [f"expected {info.bytes} bytes, received {size}"]
-    received = files.sha256_file(path)
+    received = path.sha256()
     if received != info.sha256:
         return [f"expected SHA-256 {info.sha256}, received {received}"]
     return []
 
 
-def check_sidecar(directory: files.PathLike, shard: ShardInfo) -> list[str]:
+def check_sidecar(directory: Location, shard: ShardInfo) -> list[str]:
     """Returns what is wrong with a shard's sidecar; it says what the manifest says."""
     path = manifests.sidecar_path(directory, shard.file)
     if not path.is_file():
         return [f"its sidecar {path.name} is missing"]
-    expected = files.json_bytes(shard.to_json())
+    expected = json_text.dump(shard.to_json())
     if path.stat().st_size == len(expected) and path.read_bytes() == expected:
         return []
     return [f"its sidecar {path.name} says something else than {manifests.MANIFEST_FILE}"]
 
 
 def check_shard(
-    directory: files.PathLike,
+    directory: Location,
     shard: ShardInfo,
     checker: RecordChecker | None,
     *,
@@ -119,7 +120,7 @@ def check_shard(
     Returns:
         what is wrong with it, its sidecar left out; empty where nothing is.
     """
-    path, findings = files.as_path(directory) / shard.file, Findings()
+    path, findings = directory / shard.file, Findings()
     for problem in check_file(path, shard):
         findings.add(problem)
     if not path.is_file():

@@ -44,7 +44,7 @@ def count_tokens(cache: CacheInput) -> np.ndarray:
                     tokens = true_tokens(examples, vocab_size)
                     counts += np.bincount(tokens, minlength=vocab_size)
                 except (KeyError, ValueError) as error:
-                    raise InputError(f"{path}: a damaged record ({error})") from error
+                    raise InputError(path, received=f"a damaged record ({error})") from error
                 bar.update(len(chunk))
     return counts
 

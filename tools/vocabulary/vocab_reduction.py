@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
-from pipeline.base import files
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.storage.manifest import read_tokens
 from pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from pipeline.tokenizers.tokens import Tokenizer
@@ -35,12 +34,13 @@ class VocabLimit:
 
     def __post_init__(self) -> None:
         given = [
-            f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None
+            f"`{name}`" for name, value in dataclasses.asdict(self).items() if value is not None
         ]
         if len(given) != 1:
             raise InputError(
-                "--vocab_size: expected one of --vocab_size, --coverage, --min_count, "
-                f"received {' and '.join(given) or 'none'}"
+                Setting("vocab_size"),
+                "one of `vocab_size`, `coverage`, `min_count`",
+                " and ".join(given) or "none",
             )
 
 
@@ -71,8 +71,10 @@ def always_kept(tokenizer: Tokenizer) -> np.ndarray:
 
 def _unsupported(received: str) -> InputError:
     return InputError(
-        "--input_dir: expected a WordPiece vocabulary (vocab.txt) or a SentencePiece unigram "
-        f"model (.model), whose tokens can be left out, received {received}"
+        Setting("input_dir"),
+        "a WordPiece vocabulary (vocab.txt) or a SentencePiece unigram model "
+        "(.model), whose tokens can be left out",
+        received,
     )
 
 
@@ -100,11 +102,12 @@ def read_keep_tokens(path: str, vocab: Sequence[str]) -> np.ndarray:
     """
     places = {token: index for index, token in enumerate(vocab)}
     kept = []
-    for number, token in enumerate(read_tokens(files.as_path(path), flag="--keep_tokens"), 1):
+    for number, token in enumerate(read_tokens(path), 1):
         if token not in places:
             raise InputError(
-                f"--keep_tokens: {path}, line {number}: expected a token of the vocabulary, "
-                f"received {token!r}"
+                Setting("keep_tokens"),
+                received=f"{path}, line {number}: expected a token of the vocabulary, received "
+                f"{token!r}",
             )
         kept.append(places[token])
     return np.array(kept, np.int64)
@@ -137,12 +140,14 @@ def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> 
     others = order[~is_kept[order]]
     fixed = int(is_kept.sum())
     if not counts.sum():
-        raise InputError("--input_dir: expected train examples with text, received none")
+        raise InputError(Setting("input_dir"), "train examples with text", "none")
     if limit.vocab_size is not None:
         if not fixed < limit.vocab_size <= len(counts):
             raise InputError(
-                f"--vocab_size: expected {fixed + 1} to {len(counts)}: the {fixed} special and "
-                f"wanted tokens and at least one more, received {limit.vocab_size}"
+                Setting("vocab_size"),
+                f"{fixed + 1} to {len(counts)}: the {fixed} special and wanted tokens and "
+                "at least one more",
+                limit.vocab_size,
             )
         number = limit.vocab_size - fixed
     elif limit.coverage is not None:

@@ -17,17 +17,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.base.files import (
-    AnyPath,
-    PathLike,
-    as_path,
-    atomic_path,
-    json_bytes,
-    local_copies,
-    sha256_file,
-    write_json,
-)
+from pipeline.base.location import Location, mirror_all
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.safetensors_files import (
     HF_WEIGHTS,
@@ -58,13 +50,14 @@ def _check_tied(arrays: Mapping[str, np.ndarray], tied: Mapping[str, str], where
     for copy, original in tied.items():
         if copy in arrays and not np.array_equal(arrays[copy], arrays[original]):
             raise InputError(
-                f"{where}: {copy}: expected the same values as {original}, received others; "
-                "a model with an untied output layer is not supported"
+                where,
+                received=f"{copy}: expected the same values as {original}, received others",
+                hint="a model with an untied output layer is not supported",
             )
 
 
 def read_hf_weights(
-    directory: PathLike, config: EncoderConfig, table: Sequence[WeightName] | None = None
+    directory: Location, config: EncoderConfig, table: Sequence[WeightName] | None = None
 ) -> dict[str, np.ndarray]:
     """Reads the weights of a model in Hugging Face's layout.
 
@@ -81,7 +74,6 @@ def read_hf_weights(
         InputError: no safetensors file, an unreadable one, tensors that are not
             those of the configuration, or an untied output layer.
     """
-    directory = as_path(directory)
     files = hf_weight_files(directory)
     tensors = list_tensors(files)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -114,18 +106,15 @@ class ModelSource:
 
     config: EncoderConfig
     layout: str
-    weight_files: tuple[AnyPath, ...]
-    location: AnyPath | None
-    directory: AnyPath
+    weight_files: tuple[Location, ...]
+    location: Location | None
+    directory: Location
 
     @classmethod
     def from_google(
         cls,
-        config_file: PathLike,
-        checkpoint: PathLike | None,
-        *,
-        config_flag: str = "--bert_config_file",
-        checkpoint_flag: str = "--init_checkpoint",
+        config_file: Location,
+        checkpoint: Location | None,
     ) -> "ModelSource":
         """Resolves a configuration file and a checkpoint's prefix.
 
@@ -133,20 +122,17 @@ class ModelSource:
             config_file: Google's `bert_config.json` (or a `config.json`).
             checkpoint: prefix such as `…/bert_model.ckpt`, the name of its
                 `.index` file too; None for random weights.
-            config_flag: the flag that named the first, for messages.
-            checkpoint_flag: the flag that named the second.
 
         Raises:
             InputError: a file is missing or the configuration is not valid.
         """
-        config_file = as_path(config_file)
         if not config_file.is_file():
-            raise InputError(f"{config_flag}: no such file: {config_file}")
+            raise InputError(config_file, received="no such file")
         config = EncoderConfig.from_json(config_file)
         prefix, files = None, ()
         if checkpoint is not None:
-            prefix = as_path(str(checkpoint).removesuffix(".index"))
-            files = _tf1_files(prefix, checkpoint_flag)
+            prefix = checkpoint.with_name(checkpoint.name.removesuffix(".index"))
+            files = _tf1_files(prefix)
         return cls(config, "tf1", files, prefix, config_file.parent)
 
     @property
@@ -190,7 +176,7 @@ class ModelSource:
 
     def _local_prefix(self) -> str:
         """Returns the prefix of a TensorFlow checkpoint on this machine."""
-        index = local_copies(self.weight_files)[-1]
+        index = mirror_all(self.weight_files)[-1]
         return str(index).removesuffix(".index")
 
     def sha256(self) -> str:
@@ -200,33 +186,30 @@ class ModelSource:
             SHA-256, in hexadecimal, of the configuration's JSON followed by one
             line for each weight file: its own SHA-256.
         """
-        digest = hashlib.sha256(json_bytes(self.config.to_dict()))
-        for path in local_copies(self.weight_files):
-            digest.update(f"{sha256_file(path)}\n".encode())
+        digest = hashlib.sha256(json_text.dump(self.config.to_dict()))
+        for path in mirror_all(self.weight_files):
+            digest.update(f"{path.sha256()}\n".encode())
         return digest.hexdigest()
 
 
-def _tf1_files(prefix: AnyPath, flag: str) -> tuple[AnyPath, ...]:
+def _tf1_files(prefix: Location) -> tuple[Location, ...]:
     index = prefix.with_name(f"{prefix.name}.index")
     if not index.is_file():
-        raise InputError(
-            f"{flag}: expected the prefix of a TensorFlow checkpoint, no such file: {index}"
-        )
+        raise InputError(prefix, "the prefix of a TensorFlow checkpoint", f"no file {index}")
     shards = sorted(
         path for path in prefix.parent.iterdir() if path.name.startswith(f"{prefix.name}.data-")
     )
     if not shards:
-        raise InputError(f"{flag}: no such file: {prefix}.data-00000-of-00001")
+        raise InputError(prefix, received=f"no file {prefix.name}.data-00000-of-00001")
     return (*shards, index)
 
 
-def find_model(directory: PathLike, flag: str) -> ModelSource:
+def find_model(directory: Location) -> ModelSource:
     """Finds a model directory's configuration and weights in either layout.
 
     Args:
         directory: holds `config.json` with safetensors, or `bert_config.json` with
             `bert_model.ckpt.index`; when both, the first is taken.
-        flag: the flag that named it, for messages.
 
     Returns:
         the source; its weights are read by `read_weights`.
@@ -235,28 +218,18 @@ def find_model(directory: PathLike, flag: str) -> ModelSource:
         InputError: not a directory, neither layout, weights missing, or an invalid
             configuration.
     """
-    directory = as_path(directory)
     if not directory.is_dir():
         raise InputError(
-            f"{flag}: no such directory: {directory} (a model of a hub must be downloaded first)"
+            directory,
+            received="no such directory (a model of a hub must be downloaded first)",
         )
     config_file = directory / HF_CONFIG
     if config_file.is_file():
-        try:
-            config, files = EncoderConfig.from_json(config_file), hf_weight_files(directory)
-        except InputError as error:
-            raise InputError(f"{flag}: {error}") from error
+        config, files = EncoderConfig.from_json(config_file), hf_weight_files(directory)
         return ModelSource(config, "hf", files, directory, config_file.parent)
     if (directory / GOOGLE_CONFIG).is_file():
-        return ModelSource.from_google(
-            directory / GOOGLE_CONFIG,
-            directory / GOOGLE_PREFIX,
-            config_flag=flag,
-            checkpoint_flag=flag,
-        )
-    raise InputError(
-        f"{flag}: expected {HF_CONFIG} or {GOOGLE_CONFIG} in {directory}, found neither"
-    )
+        return ModelSource.from_google(directory / GOOGLE_CONFIG, directory / GOOGLE_PREFIX)
+    raise InputError(directory, f"{HF_CONFIG} or {GOOGLE_CONFIG}", "neither")
 
 
 def load_masked_lm(
@@ -324,7 +297,7 @@ def get_weights(model: "keras.Model") -> dict[str, np.ndarray]:
 
 
 def save_tensors(
-    path: PathLike,
+    path: Location,
     tensors: Mapping[str, np.ndarray],
     *,
     before_publishing: Callable[[pathlib.Path], None] | None = None,
@@ -339,7 +312,7 @@ def save_tensors(
     Raises:
         OSError: it cannot be written, for example because the disk is full.
     """
-    with atomic_path(path) as temporary:
+    with path.atomic_write() as temporary:
         try:
             # The format that `transformers` asks for.
             save_file(dict(tensors), temporary, metadata={"format": "pt"})
@@ -349,13 +322,13 @@ def save_tensors(
             before_publishing(temporary)
 
 
-def save_hf(directory: PathLike, model: "MaskedLM") -> None:
+def save_hf(directory: Location, model: "MaskedLM") -> None:
     """Writes a model as `save_hf_weights` does, in float32."""
     save_hf_weights(directory, model.config, get_weights(model))
 
 
 def save_hf_weights(
-    directory: PathLike, config: EncoderConfig, weights: Mapping[str, np.ndarray]
+    directory: Location, config: EncoderConfig, weights: Mapping[str, np.ndarray]
 ) -> None:
     """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
@@ -371,7 +344,7 @@ def save_hf_weights(
 
 
 def save_hf_tensors(
-    directory: PathLike,
+    directory: Location,
     weights: Mapping[str, np.ndarray],
     table: Sequence[WeightName],
     settings: Mapping[str, Any],
@@ -384,10 +357,9 @@ def save_hf_tensors(
         table: which of them, and their names in the file.
         settings: the content of `config.json`.
     """
-    directory = as_path(directory)
     tensors = {
         row.hf: np.ascontiguousarray(weights[row.ours].T if row.transpose_hf else weights[row.ours])
         for row in table
     }
     save_tensors(directory / HF_WEIGHTS, tensors)
-    write_json(directory / HF_CONFIG, settings)
+    (directory / HF_CONFIG).write_json(settings)

@@ -67,7 +67,7 @@ def read_tf1_weights(
         raise _unreadable(prefix, error) from error
     if others:
         raise InputError(
-            f"{prefix}: {others[0]}: expected floats, received {dtypes[others[0]].name}"
+            prefix, received=f"{others[0]}: expected floats, received {dtypes[others[0]].name}"
         )
     return {name: np.asarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
 
@@ -122,4 +122,4 @@ def write_tf1_weights(
 
 def _unreadable(prefix: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())
-    return InputError(f"{prefix}: expected a TensorFlow checkpoint, cannot read it ({reason})")
+    return InputError(prefix, f"a TensorFlow checkpoint, cannot read it ({reason})")

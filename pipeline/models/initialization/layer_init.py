@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.config import ALBERT, EncoderConfig
 from pipeline.models.weight_names import weight_table
 
-_LAYER_MAP_FLAG = "--layer_map"
+_LAYER_MAP = Setting("layer_map")
 LAYER_MAP_PRESETS = ("even", "first", "last", "every:k")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
 _WORDS = "encoder/embeddings/word_embeddings"
@@ -39,8 +39,9 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
     """
     if not 1 <= student_layers <= teacher_layers:
         raise InputError(
-            f"--student_layers: expected 1 to {teacher_layers}, the teacher's "
-            f"number of layers, received {student_layers}"
+            Setting("student_layers"),
+            f"1 to {teacher_layers}, the teacher's number of layers",
+            student_layers,
         )
     if student_layers == 1:
         return (0,)
@@ -54,9 +55,7 @@ def _preset_layer_map(
     """Returns the layers of a preset; None where the text is no preset."""
     if name in ("even", "first", "last"):
         if student_layers is None:
-            raise InputError(
-                f"{_LAYER_MAP_FLAG}: expected --student_layers beside {name}, received none"
-            )
+            raise InputError(_LAYER_MAP, f"`student_layers` beside {name}", "none")
         # Checks the number, too.
         even = default_layer_map(teacher_layers, student_layers)
         first = 0 if name == "first" else teacher_layers - student_layers
@@ -67,8 +66,9 @@ def _preset_layer_map(
     layers = tuple(range(int(match[1]) - 1, teacher_layers, int(match[1])))
     if not layers:
         raise InputError(
-            f"{_LAYER_MAP_FLAG}: expected every:1 to every:{teacher_layers}, the teacher's "
-            f"number of layers, received {name!r}"
+            _LAYER_MAP,
+            f"every:1 to every:{teacher_layers}, the teacher's number of layers",
+            f"{name!r}",
         )
     return layers
 
@@ -100,8 +100,9 @@ def parse_layer_map(
         layers = _explicit_layer_map(text, teacher_layers)
     if student_layers is not None and len(layers) != student_layers:
         raise InputError(
-            f"{_LAYER_MAP_FLAG}: expected {student_layers} layers, one for each of the student's, "
-            f"received {len(layers)}: {text!r}"
+            _LAYER_MAP,
+            f"{student_layers} layers, one for each of the student's",
+            f"{len(layers)}: {text!r}",
         )
     return layers
 
@@ -110,16 +111,15 @@ def _explicit_layer_map(text: str, teacher_layers: int) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise InputError(
-            f"{_LAYER_MAP_FLAG}: expected {', '.join(LAYER_MAP_PRESETS)}, or integers separated "
-            f"by commas, received {text!r}"
+            _LAYER_MAP,
+            f"{', '.join(LAYER_MAP_PRESETS)}, or integers separated by commas",
+            f"{text!r}",
         )
     layers = tuple(int(part) for part in parts)
     if list(layers) != sorted(set(layers)):
-        raise InputError(f"{_LAYER_MAP_FLAG}: expected ascending layers, received {text!r}")
+        raise InputError(_LAYER_MAP, "ascending layers", f"{text!r}")
     if layers[-1] >= teacher_layers:
-        raise InputError(
-            f"{_LAYER_MAP_FLAG}: expected layers from 0 to {teacher_layers - 1}, received {text!r}"
-        )
+        raise InputError(_LAYER_MAP, f"layers from 0 to {teacher_layers - 1}", f"{text!r}")
     return layers
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.config import BERT, DISTILBERT, EncoderConfig
 from pipeline.models.weight_names import weight_table
 
@@ -38,26 +38,28 @@ def narrow_config(
     inner = intermediate_size
     if inner is None:
         inner = max(1, config.intermediate_size * size // config.hidden_size)
-    for flag, value, largest in (
-        ("--student_hidden_size", size, config.hidden_size),
-        ("--student_attention_heads", heads, config.num_attention_heads),
-        ("--student_intermediate_size", inner, config.intermediate_size),
+    for name, value, largest in (
+        ("student_hidden_size", size, config.hidden_size),
+        ("student_attention_heads", heads, config.num_attention_heads),
+        ("student_intermediate_size", inner, config.intermediate_size),
     ):
         if value > largest:
             raise InputError(
-                f"{flag}: expected at most the teacher's {largest}, from which it is cut, "
-                f"received {value}"
+                Setting(name), f"at most the teacher's {largest}, from which it is cut", value
             )
     if size % heads:
         raise InputError(
-            f"--student_hidden_size: expected a multiple of its {heads} attention heads, "
-            f"received {size}; --student_attention_heads sets these"
+            Setting("student_hidden_size"),
+            f"a multiple of its {heads} attention heads",
+            size,
+            hint="`student_attention_heads` sets these",
         )
     if size // heads > config.hidden_size // config.num_attention_heads:
         raise InputError(
-            f"--student_attention_heads: expected heads of at most "
-            f"{config.hidden_size // config.num_attention_heads} dimensions, as the teacher's, "
-            f"received {heads} for a hidden size of {size}"
+            Setting("student_attention_heads"),
+            f"heads of at most {config.hidden_size // config.num_attention_heads} dimensions, "
+            "as the teacher's",
+            f"{heads} for a hidden size of {size}",
         )
     return dataclasses.replace(
         config, hidden_size=size, num_attention_heads=heads, intermediate_size=inner
@@ -122,8 +124,7 @@ def config_without_segments(config: EncoderConfig) -> EncoderConfig:
     """
     if config.model_type != BERT:
         raise InputError(
-            f"--drop_segments: expected a teacher of model_type {BERT}, "
-            f"received {config.model_type}"
+            Setting("drop_segments"), f"a teacher of model_type {BERT}", config.model_type
         )
     return dataclasses.replace(config, model_type=DISTILBERT, type_vocab_size=0)
 

@@ -107,7 +107,7 @@ def test_a_reduced_precision_model_is_saved_in_float32(tmp_path, config, weights
 
 def test_find_and_load(directory, config, weights):
     (directory / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
-    source = find_model(directory, "--teacher")
+    source = find_model(directory)
     assert source.config == config
     assert source.has_weights
     assert source.directory == directory
@@ -115,18 +115,18 @@ def test_find_and_load(directory, config, weights):
 
 
 def test_sha256_depends_on_config_and_weights_only(directory, tmp_path_factory):
-    digest = find_model(directory, "--teacher").sha256()
+    digest = find_model(directory).sha256()
     elsewhere = tmp_path_factory.mktemp("copy")
     for path in directory.iterdir():
         (elsewhere / path.name).write_bytes(path.read_bytes())
     (elsewhere / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
-    assert find_model(elsewhere, "--teacher").sha256() == digest
+    assert find_model(elsewhere).sha256() == digest
     change(elsewhere, {"cls.predictions.bias": np.ones(37, np.float32)})
-    changed = find_model(elsewhere, "--teacher").sha256()
+    changed = find_model(elsewhere).sha256()
     assert changed != digest
     values = json.loads((elsewhere / "config.json").read_text(encoding="utf-8"))
     (elsewhere / "config.json").write_text(json.dumps(values | {"hidden_act": "relu"}))
-    assert find_model(elsewhere, "--teacher").sha256() not in (digest, changed)
+    assert find_model(elsewhere).sha256() not in (digest, changed)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
@@ -168,7 +168,7 @@ def test_old_names_copies_of_tied_tensors_and_other_heads(directory, config, wei
 def test_sharded(directory, config, weights):
     write_index(directory, shard(directory))
     assert_equal(read_hf_weights(directory, config), weights)
-    assert len(find_model(directory, "--teacher").weight_files) == 2
+    assert len(find_model(directory).weight_files) == 2
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_corrupt_file(directory, config):
 def test_a_pickle_is_not_read(directory, name):
     (directory / "model.safetensors").rename(directory / name)
     with pytest.raises(InputError) as error:
-        find_model(directory, "--teacher")
+        find_model(directory)
     assert str(error.value) == (
         f"--teacher: {directory}: expected model.safetensors, received only pytorch_model.bin, "
         'which is a pickle and is not read; convert it: python -c "from transformers import '
@@ -296,7 +296,7 @@ def test_find_model_without_model(directory, tmp_path_factory):
         ),
     ):
         with pytest.raises(InputError) as error:
-            find_model(path, "--student")
+            find_model(path)
         assert str(error.value) == message
 
 

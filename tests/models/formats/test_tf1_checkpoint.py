@@ -56,7 +56,7 @@ def message_of(source: ModelSource) -> str:
 
 
 def test_everything_lands(directory, config, weights):
-    source = find_model(directory, "--teacher")
+    source = find_model(directory)
     assert (source.config, source.directory) == (config, directory)
     found = source.read_weights()
     assert found.keys() == weights.keys()
@@ -76,7 +76,7 @@ def test_pair_of_files_and_index_suffix(directory):
         "bert_model.ckpt.data-00000-of-00001",
         "bert_model.ckpt.index",
     ]
-    assert sources[0].sha256() == find_model(directory, "--teacher").sha256()
+    assert sources[0].sha256() == find_model(directory).sha256()
 
 
 def test_missing_and_misshapen(directory, tensors):
@@ -84,7 +84,7 @@ def test_missing_and_misshapen(directory, tensors):
     prefix = directory / "bert_model.ckpt"
     kernel = tensors.pop(name)
     write_checkpoint(prefix, tensors)
-    source = find_model(directory, "--teacher")
+    source = find_model(directory)
     assert message_of(source) == f"{prefix}: 1 tensor missing: {name} [24, 16]"
     write_checkpoint(prefix, tensors | {name: kernel.T})
     assert message_of(source) == (
@@ -99,7 +99,7 @@ def test_tensors_of_no_floats(directory, tensors, dtype, said):
     name = "bert/encoder/layer_1/output/dense/kernel"
     prefix = directory / "bert_model.ckpt"
     write_checkpoint(prefix, tensors | {name: tensors[name].astype(dtype)})
-    source = find_model(directory, "--teacher")
+    source = find_model(directory)
     assert message_of(source) == f"{prefix}: {name}: expected floats, received {said}"
 
 
@@ -107,13 +107,13 @@ def test_floats_of_other_sizes(directory, tensors, weights):
     prefix = directory / "bert_model.ckpt"
     changed = {name: value.astype(np.float64) for name, value in tensors.items()}
     write_checkpoint(prefix, changed)
-    for name, value in find_model(directory, "--teacher").read_weights().items():
+    for name, value in find_model(directory).read_weights().items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, weights[name])
 
 
 def test_layers_that_the_configuration_does_not_know(directory):
-    source = find_model(directory, "--teacher")
+    source = find_model(directory)
     smaller = dataclasses.replace(source.config, num_hidden_layers=2)
     message = message_of(dataclasses.replace(source, config=smaller))
     assert "16 tensors not in the configuration: bert/encoder/layer_2/" in message
@@ -122,13 +122,13 @@ def test_layers_that_the_configuration_does_not_know(directory):
 def test_truncated_data(directory):
     path = directory / "bert_model.ckpt.data-00000-of-00001"
     path.write_bytes(path.read_bytes()[:500])
-    message = message_of(find_model(directory, "--teacher"))
+    message = message_of(find_model(directory))
     assert "bert_model.ckpt: expected a TensorFlow checkpoint, cannot read it (" in message
 
 
 def test_garbage_index(directory):
     (directory / "bert_model.ckpt.index").write_bytes(b"no checkpoint" * 20)
-    message = message_of(find_model(directory, "--teacher"))
+    message = message_of(find_model(directory))
     assert "expected a TensorFlow checkpoint, cannot read it (" in message
 
 
@@ -136,5 +136,5 @@ def test_missing_data_file(directory):
     path = directory / "bert_model.ckpt.data-00000-of-00001"
     path.unlink()
     with pytest.raises(InputError) as error:
-        find_model(directory, "--teacher")
+        find_model(directory)
     assert str(error.value) == f"--teacher: no such file: {path}"

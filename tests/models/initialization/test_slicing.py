@@ -129,5 +129,5 @@ def test_sizes_that_do_not_fit(changes: dict[str, int], message: str) -> None:
 
 def test_only_a_bert_has_segments_to_drop() -> None:
     config = dataclasses.replace(CONFIG, model_type="roberta", type_vocab_size=1, pad_token_id=1)
-    with pytest.raises(InputError, match="--drop_segments: expected a teacher of model_type b"):
+    with pytest.raises(InputError, match="drop_segments: expected a teacher of model_type b"):
         slicing.config_without_segments(config)

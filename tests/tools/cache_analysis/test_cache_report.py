@@ -19,7 +19,7 @@ ALL = 10**6
 
 @pytest.fixture(scope="module")
 def model(teacher_dir):
-    return model_directory.load_masked_lm(model_directory.find_model(teacher_dir, "--teacher"))
+    return model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
 
 
 def _open(folder) -> cache_input.CacheInput:
@@ -135,12 +135,12 @@ def test_hidden_states(
 def test_hidden_states_of_another_size(examples_dir, teacher_dir, vocab_file, tmp_path) -> None:
     made = make_cache(tmp_path / "cache", examples_dir, teacher_dir, cache_hidden_states="3")
     narrow = save_tiny_bert(tmp_path / "narrow", vocab_file, seed=1, hidden_size=16)
-    model = model_directory.load_masked_lm(model_directory.find_model(narrow, "--teacher"))
-    with pytest.raises(InputError, match=r"^--teacher: expected hidden states of size 32.* 16$"):
+    model = model_directory.load_masked_lm(model_directory.find_model(narrow))
+    with pytest.raises(InputError, match=r"^teacher: expected hidden states of size 32.* 16$"):
         _measure(model, made)
     flat = save_tiny_bert(tmp_path / "flat", vocab_file, seed=1, num_layers=2)
-    model = model_directory.load_masked_lm(model_directory.find_model(flat, "--teacher"))
-    with pytest.raises(InputError, match=r"^--teacher: expected teacher layers from 0 to 2"):
+    model = model_directory.load_masked_lm(model_directory.find_model(flat))
+    with pytest.raises(InputError, match=r"^teacher: expected teacher layers from 0 to 2"):
         _measure(model, made)
 
 

@@ -21,7 +21,7 @@ def examples(examples_dir) -> cache_input.CacheInput:
 
 @pytest.fixture(scope="module")
 def model(teacher_dir):
-    source = model_directory.find_model(teacher_dir, "--teacher")
+    source = model_directory.find_model(teacher_dir)
     return model_directory.load_masked_lm(source)
 
 
@@ -66,7 +66,7 @@ def test_a_larger_sample_than_there_are_is_all(examples) -> None:
 
 def test_no_examples_are_refused(examples) -> None:
     manifest = dataclasses.replace(examples.manifest, splits={"train": ()})
-    with pytest.raises(InputError, match=r"^--input_dir: expected examples with masked positions"):
+    with pytest.raises(InputError, match=r"^input_dir: expected examples with masked positions"):
         dense_sample.draw(dataclasses.replace(examples, manifest=manifest), 5)
 
 
@@ -108,8 +108,8 @@ def test_the_teacher_says_what_it_says_to_one_example(examples, model) -> None:
 
 
 def test_a_teacher_of_nan_is_refused(examples, teacher_dir) -> None:
-    model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir, "--teacher"))
+    model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
     model.head.bias.assign(np.full(model.head.bias.shape, np.nan, np.float32))
     drawn = dense_sample.draw(examples, 3)
-    with pytest.raises(InputError, match=r"^--teacher: expected finite logits"):
+    with pytest.raises(InputError, match=r"^teacher: expected finite logits"):
         list(dense_sample.run_teacher(model, drawn, examples.manifest, batch_size=4))

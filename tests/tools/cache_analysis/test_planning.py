@@ -20,7 +20,7 @@ ALL = 10**6
 
 @pytest.fixture(scope="module")
 def model(teacher_dir):
-    return model_directory.load_masked_lm(model_directory.find_model(teacher_dir, "--teacher"))
+    return model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_sizes_are_those_of_the_cache(
         logit_encoding=encoding,
         truncation_mass=mass,
     )
-    manifest = manifests.load(made, flag="--input_dir")
+    manifest = manifests.load(made)
     measured = _measure(model, config, ALL, [4, 16], mass)
     (plan,) = (
         plan

@@ -148,7 +148,7 @@ def test_the_peers_compute_the_same(corpus, teacher_dir, work) -> None:
 
     inputs = Inputs(work, corpus, corpus, teacher_dir, 1, 48)
     batch = teacher_rows.draw(inputs.examples(mixed=False)).batches[0]
-    source = model_directory.find_model(teacher_dir, "--teacher")
+    source = model_directory.find_model(teacher_dir)
     model = model_directory.load_masked_lm(source, dtype="float32", logits_dtype="float32")
     ours = teacher_rows.bare_forward(model)(batch)["logits"]
     peer, tensors = pytorch_peer.Teacher(teacher_dir, "float32"), pytorch_peer.tensors(batch)
@@ -193,7 +193,7 @@ def test_memory_of_a_process_and_its_children(corpus, vocab_file, tmp_path) -> N
     assert finished.seconds > 0
     # An interpreter with NumPy in it, and no more than the machine has.
     assert 20e6 < finished.peak < 8e9
-    with pytest.raises(SystemExit, match="error: missing: --input_dir"):
+    with pytest.raises(SystemExit, match="error: missing: input_dir"):
         processes.run("create_pretraining_data", output_dir=tmp_path / "b", vocab_file=vocab_file)
 
 

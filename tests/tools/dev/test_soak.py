@@ -25,7 +25,7 @@ def test_the_text_is_cut_into_plain_and_compressed_files(tmp_path: pathlib.Path)
     whole = b"".join(gzip.decompress(c) if c[:2] == b"\x1f\x8b" else c for c in contents)
     assert source.read_bytes()[:1000].startswith(whole)
     assert len(whole) > 996
-    with pytest.raises(InputError, match="^--input_dir: expected a text file of 9999 bytes"):
+    with pytest.raises(InputError, match="^input_dir: expected a text file of 9999 bytes"):
         soak.write_text(str(source), folder, 9999)
 
 

@@ -5,7 +5,6 @@ import pathlib
 
 import pytest
 
-from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
 from tools.dev import study, study_report
@@ -94,7 +93,7 @@ def test_tasks_that_cannot_be_meant(given: str, message: str) -> None:
 
 
 def test_an_unknown_task_is_told_before_anything_is_trained() -> None:
-    with pytest.raises(InputError, match="^--tasks: expected one of afqmc, .*, received 'news'$"):
+    with pytest.raises(InputError, match="^tasks: expected one of afqmc, .*, received 'news'$"):
         study.parse_tasks("news=.")
 
 
@@ -173,9 +172,8 @@ def _write_results(made: Study, *, teacher: float = 0.8) -> None:
             metrics = {"accuracy": {"mean": mean, "std": None}}
             directory = made.task_directory(model, task)
             directory.mkdir(parents=True)
-            files.write_json(
-                directory / "summary.json",
-                {"main_metric": "accuracy", "rates": [{"metrics": metrics}]},
+            (directory / "summary.json").write_json(
+                {"main_metric": "accuracy", "rates": [{"metrics": metrics}]}
             )
 
 

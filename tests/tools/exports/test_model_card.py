@@ -46,13 +46,13 @@ def _section(card: str, title: str) -> dict[str, str]:
 
 
 def test_a_run_tells_how_it_was_made(run_dir, cache_dir, teacher_dir, tmp_path) -> None:
-    cache = manifests.load(cache_dir, flag="--input_dir")
+    cache = manifests.load(cache_dir)
     scores = tmp_path / "scores.json"
     scores.write_text('{"ChnSentiCorp": 91.25, "OCNLI": 70}')
     settings = CardSettings("tiny", scores=str(scores))
-    config = find_model(run_dir, "--model").config
+    config = find_model(run_dir).config
     card = model_card(config, settings, find_origin(run_dir, cache))
-    teacher = find_model(teacher_dir, "--teacher")
+    teacher = find_model(teacher_dir)
     size = config.vocab_size
     first = next(line for line in card.splitlines() if line.startswith("A BERT"))
     assert first.startswith(f"A BERT of 2 layers × 32, {size:,} tokens, 0.0")
@@ -79,12 +79,10 @@ def test_a_run_tells_how_it_was_made(run_dir, cache_dir, teacher_dir, tmp_path) 
 
 
 def test_another_cache_is_not_taken_for_the_runs_own(run_dir, cache_dir) -> None:
-    cache = manifests.load(cache_dir, flag="--input_dir")
+    cache = manifests.load(cache_dir)
     other = dataclasses.replace(cache, seed=cache.seed + 1)
     made = _section(
-        model_card(
-            find_model(run_dir, "--model").config, CardSettings("tiny"), find_origin(run_dir, other)
-        ),
+        model_card(find_model(run_dir).config, CardSettings("tiny"), find_origin(run_dir, other)),
         "How it was made",
     )
     assert made["trained on"] == f"manifest's SHA-256 `{cache.sha256()}`"
@@ -92,7 +90,7 @@ def test_another_cache_is_not_taken_for_the_runs_own(run_dir, cache_dir) -> None
 
 
 def test_the_front_matter_is_yaml_of_what_is_known(teacher_dir) -> None:
-    config = find_model(teacher_dir, "--model").config
+    config = find_model(teacher_dir).config
     settings = CardSettings("tiny", "ru,en", "mit", "someone/large: model #1")
     card = model_card(config, settings, NOWHERE, exports=[["", "MB"], ["hf", "1.5"]], note="how")
     opening, front, rest = card.split("---\n", 2)
@@ -113,7 +111,7 @@ def test_the_front_matter_is_yaml_of_what_is_known(teacher_dir) -> None:
 
 @pytest.mark.peers
 def test_its_three_lines_load_the_model(teacher_dir, monkeypatch) -> None:
-    config = find_model(teacher_dir, "--model").config
+    config = find_model(teacher_dir).config
     card = model_card(config, CardSettings(str(teacher_dir)), NOWHERE)
     code = card.split("```python\n")[1].split("```")[0]
     names: dict = {}
@@ -127,7 +125,7 @@ def test_its_three_lines_load_the_model(teacher_dir, monkeypatch) -> None:
 def test_scores_are_numbers(tmp_path, value: str) -> None:
     path = tmp_path / "scores.json"
     path.write_text(f'{{"fine": 1, "OCNLI": {value}}}')
-    with pytest.raises(InputError, match=f"--scores: {path}: OCNLI: expected a number, received "):
+    with pytest.raises(InputError, match=f"scores: {path}: OCNLI: expected a number, received "):
         tool.read_scores(str(path))
 
 

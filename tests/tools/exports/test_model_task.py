@@ -67,7 +67,7 @@ def _write(folder: pathlib.Path, request: dict, report: dict) -> None:
 
 
 def _find(folder: pathlib.Path) -> ModelTask:
-    return find_task(find_model(folder, "--model"))
+    return find_task(find_model(folder))
 
 
 def test_a_run_tells_its_task(run_dir) -> None:
@@ -83,7 +83,7 @@ def test_a_run_tells_its_task(run_dir) -> None:
 
 
 def test_the_card_of_a_fine_tuned_model(run_dir) -> None:
-    source = find_model(run_dir / "model", "--model")
+    source = find_model(run_dir / "model")
     tensors = load_file(run_dir / "model" / "model.safetensors").values()
     millions = sum(math.prod(tensor.shape) for tensor in tensors) / 1e6
     card = model_card(

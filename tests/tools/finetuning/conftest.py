@@ -125,7 +125,7 @@ def save_tiny_head(
     """Writes a model directory with a random head, and its tokenizer."""
     from tools.finetuning import heads
 
-    source = find_model(model, "--model")
+    source = find_model(model)
     made = heads.build_head(source, head.kind, num_labels=head.num_outputs, seed=seed)
     folder.mkdir(parents=True)
     heads.save_head(folder, made, labels=head.labels)

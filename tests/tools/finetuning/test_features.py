@@ -104,7 +104,7 @@ def test_no_room_for_text() -> None:
     )
     with pytest.raises(InputError, match="expected at least 8, for 7 tokens .* received 7"):
         _build(TaskExample("0", ("a b c d", "e")), kind="span", length=7)
-    with pytest.raises(InputError, match="--doc_stride: expected a number above 0, received 0"):
+    with pytest.raises(InputError, match="doc_stride: expected a number above 0, received 0"):
         _build(TaskExample("0", ("a", "b")), kind="span", doc_stride=0)
 
 
@@ -234,7 +234,6 @@ def test_right_logits_give_the_right_answers_of_real_questions(
     tokenizer = load_tokenizer(
         str(SHARED / "data" / "vocab" / f"{vocab}.txt"),
         do_lower_case="chinese" in vocab,
-        flag="--model",
     )
     examples = read_split(tasks.load_task(name), str(SHARED / "data" / folder), split)
     begin = time.perf_counter()

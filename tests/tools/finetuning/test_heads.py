@@ -83,7 +83,7 @@ def saved(folder: pathlib.Path, config: EncoderConfig, kind: str) -> heads.TaskM
 
 
 def load(folder: pathlib.Path, kind: str, **settings: object) -> heads.TaskModel:
-    source = find_model(folder, "--model")
+    source = find_model(folder)
     return heads.build_head(source, kind, num_labels=HEADS[kind].num_outputs, **settings)
 
 
@@ -127,7 +127,7 @@ def test_settings_by_hand() -> None:
 def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:
     config = FAMILIES[family]
     model = saved(tmp_path, config, kind)
-    source = find_model(tmp_path, "--model")
+    source = find_model(tmp_path)
     assert source.config == config
     assert read_head(source) == HEADS[kind]
     again = load(tmp_path, kind, seed=9, keep_head=True)
@@ -226,7 +226,7 @@ def test_googles_checkpoints(tmp_path, scale: float) -> None:
         tensors=[tf.constant(value) for value in tensors.values()],
     )
     (tmp_path / "bert_config.json").write_text(json.dumps(BERT.to_google()))
-    assert read_head(find_model(tmp_path, "--model")) is None
+    assert read_head(find_model(tmp_path)) is None
     found = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
     for name, value in weights.items():
         if name.startswith("encoder/"):
@@ -237,7 +237,7 @@ def test_googles_checkpoints(tmp_path, scale: float) -> None:
 
 def test_a_masked_lm_has_no_such_head(tmp_path) -> None:
     model_directory.save_hf(tmp_path, MaskedLM(BERT, seed=1))
-    assert read_head(find_model(tmp_path, "--model")) is None
+    assert read_head(find_model(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_labels_that_cannot_be_such(tmp_path, labels: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
     message = f"{path}: id2label: expected names of 0, 1, …, received {labels}"
     with pytest.raises(InputError, match=re.escape(message)):
-        read_head(find_model(tmp_path, "--model"))
+        read_head(find_model(tmp_path))
 
 
 def test_what_fits() -> None:
@@ -328,7 +328,7 @@ def test_theirs_in_ours(tmp_path, family: str, kind: str) -> None:
     config = transformers.AutoConfig.for_model(**settings, **labels)
     peer = _peer_class(kind).from_config(config)
     peer.save_pretrained(tmp_path)
-    head = read_head(find_model(tmp_path, "--model"))
+    head = read_head(find_model(tmp_path))
     assert HEADS[kind].kind == head.kind and HEADS[kind].num_outputs == head.num_outputs
     model = load(tmp_path, kind, keep_head=True)
     _assert_equal_logits(model, peer, FAMILIES[family])

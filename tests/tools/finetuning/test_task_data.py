@@ -270,8 +270,8 @@ def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
 
 def test_folders_and_splits_that_are_not_there(tmp_path) -> None:
     spec = tasks.load_task("rte")
-    with pytest.raises(InputError, match="^--x: expected the folder of rte's files, received /no/"):
-        read_split(spec, "/no/such", "dev", flag="--x")
+    with pytest.raises(InputError, match="^x: expected the folder of rte's files, received /no/"):
+        read_split(spec, "/no/such", "dev")
     with pytest.raises(InputError, match="^rte: expected a split of train, dev, test, received 'e"):
         read_split(spec, str(tmp_path), "eval")
 

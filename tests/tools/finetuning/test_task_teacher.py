@@ -56,7 +56,7 @@ def _inputs(config: FinetuneConfig) -> TaskInputs:
 
 def _live_logits(directory: str, inputs: TaskInputs) -> list[np.ndarray]:
     """Returns a teacher's logits, an input at a time, without padding or batches."""
-    source = find_model(directory, "--model")
+    source = find_model(directory)
     model = heads.build_head(
         source, inputs.head.kind, num_labels=inputs.head.num_outputs, keep_head=True
     )
@@ -95,7 +95,7 @@ def test_the_cache_holds_what_the_teacher_says(request, monkeypatch, name: str) 
         shape = (2,) if inputs.head.kind == CLASSIFICATION else (2, len(feature.input_ids))
         assert cached.shape == shape
         np.testing.assert_allclose(cached, value, atol=2e-5)
-    made = manifest.load(config.teacher_cache, flag="--teacher_cache")
+    made = manifest.load(config.teacher_cache)
     assert made.kind == TASK_LOGITS
     assert made.num_examples("train") == len(inputs.features)
     assert len(made.splits["train"]) == -(-len(inputs.features) // 40)
@@ -117,7 +117,7 @@ def test_a_cached_teacher_trains_as_a_live_one(request, monkeypatch, tmp_path, n
         )
         padding = Padding(64, inputs.max_seq_length, 2)
         forward = prediction.compile_forward(model)
-        return prediction.predict_logits(forward, inputs.features, padding, flag="--x")
+        return prediction.predict_logits(forward, inputs.features, padding)
 
     monkeypatch.setattr(task_teacher, "cached_logits", live)
     again = training.finetune(dataclasses.replace(config, output_dir=str(tmp_path / "live")))

@@ -14,7 +14,7 @@ from tools.pages.token_text import Marks, TokenText, Word, space_between
 
 
 def _load(path):
-    return load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+    return load_tokenizer(str(path), do_lower_case=None)
 
 
 def _joined(words: list[Word]) -> str:

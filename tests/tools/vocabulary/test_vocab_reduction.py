@@ -21,7 +21,7 @@ ALWAYS = np.array([0, 1])
 
 
 def _load(path):
-    return load_tokenizer(str(path), do_lower_case=None, flag="--vocab_file")
+    return load_tokenizer(str(path), do_lower_case=None)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_size_that_does_not_fit(size: int) -> None:
 
 
 def test_a_text_without_tokens() -> None:
-    with pytest.raises(InputError, match="--input_dir: expected train examples with text"):
+    with pytest.raises(InputError, match="input_dir: expected train examples with text"):
         choose_tokens(np.zeros(5, np.int64), ALWAYS, VocabLimit(coverage=0.5))
 
 
@@ -99,7 +99,7 @@ def test_wanted_tokens(tmp_path) -> None:
     assert str(error.value) == (
         f"--keep_tokens: {path}, line 2: expected a token of the vocabulary, received 'z'"
     )
-    with pytest.raises(InputError, match="--keep_tokens: .*none.txt: no such file"):
+    with pytest.raises(InputError, match="keep_tokens: .*none.txt: no such file"):
         vocab_reduction.read_keep_tokens(str(tmp_path / "none.txt"), vocab)
 
 

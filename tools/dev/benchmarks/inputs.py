@@ -5,7 +5,6 @@ import importlib.util
 import pathlib
 import shutil
 
-from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input
@@ -41,18 +40,18 @@ class Inputs:
     @property
     def truncation_factor(self) -> int:
         """The k of caches: 128, or the teacher's whole vocabulary."""
-        source = model_directory.find_model(self.teacher, "--teacher")
+        source = model_directory.find_model(self.teacher)
         return min(_TRUNCATION_FACTOR, source.config.vocab_size)
 
     @property
     def vocab(self) -> pathlib.Path:
         """The teacher's tokenizer file."""
-        return pathlib.Path(loading.find_vocab_file(str(self.teacher), flag="--teacher"))
+        return pathlib.Path(loading.find_vocab_file(str(self.teacher)))
 
     def check(self) -> None:
         """Raises InputError unless the teacher is a model that is to be had."""
-        model_directory.find_model(self.teacher, "--teacher")
-        loading.find_vocab_file(str(self.teacher), flag="--teacher")
+        model_directory.find_model(self.teacher)
+        loading.find_vocab_file(str(self.teacher))
 
     def has(self, *packages: str) -> bool:
         """Whether all of some optional packages are installed."""
@@ -74,7 +73,7 @@ class Inputs:
         output = self.work / name
         text = self.work / f"{name}.txt"
         if not text.is_file():
-            files.write_bytes(text, _first_lines(corpus, _SAMPLE_BYTES))
+            text.write_whole(_first_lines(corpus, _SAMPLE_BYTES))
         processes.run(
             "create_pretraining_data",
             input_dir=text,
@@ -114,5 +113,5 @@ def _first_lines(path: pathlib.Path, size: int) -> bytes:
     with open(path, "rb") as file:
         content = file.read(size)
     if b"\n" not in content:
-        raise InputError(f"expected a text file of several lines, received {path}")
+        raise InputError(path, "a text file of several lines")
     return content[: content.rindex(b"\n") + 1]

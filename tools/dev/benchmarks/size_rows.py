@@ -35,7 +35,7 @@ def _ancestor_bytes(cache: CacheInput) -> float:
 
 
 def _measure(inputs: Inputs, mass: float | None, encodings: list[str]) -> list[CachePlan]:
-    source = model_directory.find_model(inputs.teacher, "--teacher")
+    source = model_directory.find_model(inputs.teacher)
     model = model_directory.load_masked_lm(
         source, dtype=compute_dtype.FLOAT32, logits_dtype="float32"
     )

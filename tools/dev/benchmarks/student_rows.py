@@ -13,7 +13,6 @@ import keras
 import tensorflow as tf
 
 from data_specs import records
-from pipeline.base import files
 from pipeline.distill import targets, training
 from pipeline.distill.preparation import prepare
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
@@ -179,7 +178,7 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
         **_PEER_SHAPE,
     }
     path = inputs.work / "peer_config.json"
-    files.write_json(path, shape)
+    path.write_json(shape)
     config = _config(
         inputs, cache, dtype, student=StudentConfig(bert_config_file=str(path)), length_buckets=1
     )

@@ -199,7 +199,7 @@ def _against_pytorch(inputs: Inputs, source: ModelSource, dtype: str) -> Iterato
 
 def rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
     """Yields how fast the teacher runs, in each dtype."""
-    source = model_directory.find_model(inputs.teacher, "--teacher")
+    source = model_directory.find_model(inputs.teacher)
     for dtype in dtypes:
         yield _against_bare(inputs, source, dtype)
         yield _against_padding(inputs, source, dtype)

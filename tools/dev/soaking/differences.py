@@ -5,7 +5,7 @@ import json
 import pathlib
 from collections.abc import Iterator
 
-from pipeline.base import files
+from pipeline.base import json_text
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from tools.dev.soaking.stages import STUDENT, Stage
@@ -47,9 +47,9 @@ def _records(stage: Stage) -> Iterator[bytes]:
         yield (stage.output / _MODEL_FILE).read_bytes()
         yield from _evaluations(stage.output / _METRICS_FILE)
         return
-    manifest = manifests.load(stage.output, flag="--work")
+    manifest = manifests.load(stage.output)
     # As bytes: nothing of it may differ either.
-    yield files.json_bytes(manifest.to_json())
+    yield json_text.dump(manifest.to_json())
     for shards in manifest.splits.values():
         for shard in shards:
             yield from serialization.read_records(stage.output / shard.file)

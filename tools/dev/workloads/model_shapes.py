@@ -52,12 +52,11 @@ SHAPES: Mapping[str, EncoderConfig] = {
 }
 
 
-def find_shape(name: str, flag: str) -> EncoderConfig:
+def find_shape(name: str) -> EncoderConfig:
     """Returns the shape of a published model, or that of a configuration file.
 
     Args:
         name: in `SHAPES`, or the path of a `config.json` or `bert_config.json`.
-        flag: the flag that named it, for the error message.
 
     Raises:
         InputError: neither.
@@ -65,7 +64,5 @@ def find_shape(name: str, flag: str) -> EncoderConfig:
     if name in SHAPES:
         return SHAPES[name]
     if not pathlib.Path(name).is_file():
-        raise InputError(
-            f"{flag}: expected one of {', '.join(SHAPES)} or a config.json, received {name}"
-        )
+        raise InputError(None, f"one of {', '.join(SHAPES)} or a config.json", name)
     return EncoderConfig.from_json(name)

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 
 from pipeline import run_distill
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.distill import student_shape
 from pipeline.distill.settings import DistillConfig
 from pipeline.models.config import EncoderConfig
@@ -65,9 +65,9 @@ def read_recipe(
     """
     models = RECIPES[recipe]
     config = _read_flags(recipe, models)
-    teacher = find_shape(teacher_config or models.teacher, "--teacher_config")
+    teacher = find_shape(teacher_config or models.teacher)
     if student_config is not None:
-        student = find_shape(student_config, "--student_config")
+        student = find_shape(student_config)
     elif models.student is not None:
         student = SHAPES[models.student]
     else:
@@ -106,16 +106,19 @@ def expect_models_fit(workload: Workload) -> None:
     for name, shape in shapes.items():
         if workload.max_seq_length > shape.max_input_length:
             raise InputError(
-                f"--max_seq_length: expected at most {shape.max_input_length}, the positions of "
-                f"the {name}, received {workload.max_seq_length}"
+                Setting("max_seq_length"),
+                f"at most {shape.max_input_length}, the positions of the {name}",
+                workload.max_seq_length,
             )
     if workload.max_predictions_per_seq > workload.max_seq_length:
         raise InputError(
-            f"--max_predictions_per_seq: expected at most --max_seq_length="
-            f"{workload.max_seq_length}, received {workload.max_predictions_per_seq}"
+            Setting("max_predictions_per_seq"),
+            f"at most `max_seq_length`={workload.max_seq_length}",
+            workload.max_predictions_per_seq,
         )
     if workload.student.vocab_size != workload.teacher.vocab_size:
         raise InputError(
-            f"--student_config: expected the teacher's {workload.teacher.vocab_size} tokens, "
-            f"received {workload.student.vocab_size}"
+            Setting("student_config"),
+            f"the teacher's {workload.teacher.vocab_size} tokens",
+            workload.student.vocab_size,
         )

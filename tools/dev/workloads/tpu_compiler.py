@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from tools.dev.workloads import step_programs
 from tools.dev.workloads.accelerators import TPUS, Accelerator
 from tools.dev.workloads.step_programs import Workload
@@ -121,8 +121,9 @@ def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
     kind, _, shape = name.partition(":")
     if kind not in USABLE_GIB or not re.fullmatch(r"[1-9][0-9]?(x[1-9][0-9]?){1,2}", shape):
         raise InputError(
-            f"--topology: expected {', '.join(USABLE_GIB)} and the chips' layout, such as v5e:2x2 "
-            f"or v5p:2x2x1, received {name!r}"
+            Setting("topology"),
+            f"{', '.join(USABLE_GIB)} and the chips' layout, such as v5e:2x2 or v5p:2x2x1",
+            f"{name!r}",
         )
     return kind, tuple(int(size) for size in shape.split("x"))
 
@@ -136,8 +137,10 @@ def open_topology(name: str) -> Topology:
     kind, layout = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            "--topology: expected the TPU compiler to be installed, found none; "
-            "pip install libtpu brings it"
+            Setting("topology"),
+            "the TPU compiler to be installed",
+            "none",
+            hint="pip install libtpu brings it",
         )
     os.environ.update(KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
     # No TPU is opened: several processes may compile at once.
@@ -150,7 +153,9 @@ def open_topology(name: str) -> Topology:
         from jax.experimental import topologies
     except ImportError as error:
         raise InputError(
-            f"--topology: JAX cannot be imported ({error}); pip install '.[jax]' brings it"
+            Setting("topology"),
+            received=f"JAX cannot be imported ({error})",
+            hint="pip install '.[jax]' brings it",
         ) from error
     # One chip has no neighbours; four are the least otherwise.
     bounds = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(layout) == 1 else {}
@@ -158,7 +163,8 @@ def open_topology(name: str) -> Topology:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
     except Exception as error:
         raise InputError(
-            f"--topology: the TPU compiler knows no {name}: {str(error).splitlines()[0]}"
+            Setting("topology"),
+            received=f"the TPU compiler knows no {name}: {str(error).splitlines()[0]}",
         ) from error
     return Topology(name, TPUS[kind], USABLE_GIB[kind] * GIB, found.devices)
 
