@@ -27,7 +27,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.storage.codecs.float16 import CODECS
-from pipeline.storage.manifest_checks import MAX_TOKENIZER_BYTES, MAX_VOCAB_SIZE, expect_manifest
+from pipeline.storage.manifest_checks import expect_manifest
 from pipeline.storage.shard_info import (
     NUM_IDS,
     SHARD_FILE,
@@ -38,6 +38,7 @@ from pipeline.storage.shard_info import (
     parse_shard,
 )
 from pipeline.storage.teacher_info import TeacherInfo, parse_teacher_info
+from pipeline.tokenizers.vocabulary import MAX_TOKENIZER_BYTES, VocabInfo
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -46,14 +47,6 @@ REQUEST_FILE = "request.json"
 TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
-
-
-@dataclasses.dataclass(frozen=True)
-class VocabInfo:
-    """The vocabulary: its size and the SHA-256 of its token list, joined by newlines."""
-
-    size: int
-    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,33 +133,6 @@ class Manifest:
     def sha256(self) -> str:
         """Returns the SHA-256 of the manifest as it is written."""
         return hashlib.sha256(json_text.dump(self.to_json())).hexdigest()
-
-
-def read_tokens(path: Location) -> tuple[str, ...]:
-    """Reads a `vocab.txt`: one token a line, its line number its id.
-
-    Raises:
-        InputError: there is no such file, it is not UTF-8, or has too many lines.
-    """
-    if not path.is_file():
-        raise InputError(path, "a vocab.txt", "no such file")
-    content = path.read_limited(MAX_TOKENIZER_BYTES)
-    # Before they are split: short lines take their bytes many times over.
-    if (num_lines := content.count(b"\n")) > MAX_VOCAB_SIZE:
-        raise InputError(path, f"at most {MAX_VOCAB_SIZE} tokens", num_lines)
-    try:
-        lines = content.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"UTF-8 text ({error})") from error
-    tokens = [line.rstrip("\r") for line in lines]
-    while tokens and not tokens[-1]:
-        tokens.pop()
-    return tuple(tokens)
-
-
-def vocab_info(tokens: Sequence[str]) -> VocabInfo:
-    """Returns the identity of a token list."""
-    return VocabInfo(len(tokens), hashlib.sha256("\n".join(tokens).encode("utf-8")).hexdigest())
 
 
 def shard_file(split: str, index: int, num_shards: int) -> str:

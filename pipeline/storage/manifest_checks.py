@@ -15,13 +15,10 @@ from pipeline.base.errors import InputError
 from pipeline.base.json_text import MAX_DIGITS, shown
 from pipeline.storage.shard_info import SHARD_FILE, TOKEN_COUNTS_FILE
 from pipeline.storage.teacher_info import SHA256
+from pipeline.tokenizers.vocabulary import MAX_VOCAB_SIZE
 
-# The largest vocabularies of language models have about a million tokens.
-MAX_VOCAB_SIZE = 2**24
 # Positions are uint16 in a record.
 MAX_LENGTH = 2**16
-# The largest public tokenizers are below 20 MB.
-MAX_TOKENIZER_BYTES = 256 * 2**20
 # No array has more items.
 _MAX_COUNT = 2**63 - 1
 # Of a position, of all groups together.

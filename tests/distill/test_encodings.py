@@ -23,6 +23,7 @@ from pipeline.storage.vocab_subset import VocabSubset
 from pipeline.teacher import summary
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.tokenizers import vocabulary
 from tools.merge_caches import MergeConfig, merge_caches
 
 EVAL = "eval-00000-of-00001.tfrecord"
@@ -289,7 +290,7 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
         table = np.where(np.arange(size) % 3 == 1, vocab_subset.NO_ID, np.arange(size))
         table[:5] = np.arange(5)
         subset = VocabSubset(
-            table.astype(np.int32), 1, "[UNK]", manifests.VocabInfo(size, "0" * 64), {}
+            table.astype(np.int32), 1, "[UNK]", vocabulary.VocabInfo(size, "0" * 64), {}
         )
         cache = dataclasses.replace(cache, vocab_subset=subset)
         (batch,) = targets.evaluation_batches(cache, batch_size=16, max_steps=1)

@@ -27,6 +27,7 @@ from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.codecs.float16 import CODECS
 from pipeline.storage.codecs.hidden import HIDDEN_CODECS
 from pipeline.storage.teacher_info import TeacherInfo
+from pipeline.tokenizers import vocabulary
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import Below, mutate_bytes, mutate_json, mutate_records
 from tools.vocabulary import cache_tokens
@@ -95,7 +96,7 @@ def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: An
     """Writes a complete directory of one shard for each split."""
     values: dict[str, Any] = {
         "kind": records.MASKED_EXAMPLES,
-        "vocab": manifests.vocab_info(TOKENS),
+        "vocab": vocabulary.vocab_info(TOKENS),
         "special_ids": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
         "max_seq_length": 16,
         "max_predictions_per_seq": 4,

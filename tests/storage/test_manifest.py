@@ -9,8 +9,15 @@ import pytest
 
 from data_specs.records import MASKED_EXAMPLES, UNMASKED_WINDOWS
 from pipeline.base.errors import InputError
-from pipeline.storage import cache_input, manifest, serialization, token_counts, writer
-from pipeline.tokenizers import loading
+from pipeline.storage import (
+    cache_input,
+    cache_tokenizer,
+    manifest,
+    serialization,
+    token_counts,
+    writer,
+)
+from pipeline.tokenizers import vocabulary
 
 _COUNTS = token_counts.TOKEN_COUNTS_FILE
 
@@ -18,7 +25,7 @@ _COUNTS = token_counts.TOKEN_COUNTS_FILE
 def _manifest(shards: tuple[manifest.ShardInfo, ...]) -> manifest.Manifest:
     return manifest.Manifest(
         kind=MASKED_EXAMPLES,
-        vocab=manifest.vocab_info(["[PAD]", "一"]),
+        vocab=vocabulary.vocab_info(["[PAD]", "一"]),
         special_ids={"pad": 0},
         max_seq_length=8,
         max_predictions_per_seq=2,
@@ -49,7 +56,7 @@ def test_a_manifest_comes_back(complete: pathlib.Path) -> None:
     assert loaded.num_examples("eval") == 0
     # sha256 of "[PAD]\n一" in UTF-8, by sha256sum.
     digest = "89fff3169c1ac6cf8a7a7f5fe25f9402f5645830b98c5acad7a93200558061b7"
-    assert loaded.vocab == manifest.VocabInfo(2, digest)
+    assert loaded.vocab == vocabulary.VocabInfo(2, digest)
 
 
 def test_a_claim_is_recognised_and_a_different_one_refused(tmp_path: pathlib.Path) -> None:
@@ -258,13 +265,13 @@ def test_a_long_format_version_is_shown_in_part(complete: pathlib.Path) -> None:
 
 def test_a_vocabulary_of_too_many_lines(tmp_path: pathlib.Path, monkeypatch) -> None:
     """Counted before there is a text for each."""
-    monkeypatch.setattr(manifest, "MAX_VOCAB_SIZE", 3)
+    monkeypatch.setattr(vocabulary, "MAX_VOCAB_SIZE", 3)
     path = tmp_path / "vocab.txt"
     path.write_text("a\nb\nc\n")
-    assert manifest.read_tokens(path) == ("a", "b", "c")
+    assert vocabulary.read_tokens(path) == ("a", "b", "c")
     path.write_text("a\nb\nc\nd\n")
     with pytest.raises(InputError) as error:
-        manifest.read_tokens(path)
+        vocabulary.read_tokens(path)
     assert str(error.value) == f"--vocab_file: expected at most 3 tokens in {path}, received 4"
 
 
@@ -303,12 +310,12 @@ def test_a_model_of_another_vocabulary_is_refused(
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("[PAD]\n一\n", encoding="utf-8")
     files = (folder / "vocab.txt",)
-    loading.expect_vocab(cache, 2, files)
+    cache_tokenizer.expect_vocab(cache, 2, files)
     with pytest.raises(InputError, match="teacher: expected a vocabulary of 2 tokens.* of 3"):
-        loading.expect_vocab(cache, 3, ())
+        cache_tokenizer.expect_vocab(cache, 3, ())
     (folder / "vocab.txt").write_text("[PAD]\n二\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"teacher: .*SHA-256 .* received .*SHA-256"):
-        loading.expect_vocab(cache, 2, files)
+        cache_tokenizer.expect_vocab(cache, 2, files)
     with pytest.raises(InputError, match="at least 8 positions .* received 4"):
         cache_input.expect_positions(cache, 4)
 

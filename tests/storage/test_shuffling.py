@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from data_specs.records import MASKED_EXAMPLES
 from pipeline.storage import manifest, reader, shuffling, writer
+from pipeline.tokenizers import vocabulary
 
 COUNTS = st.lists(st.integers(1, 20), min_size=1, max_size=12)
 
@@ -102,7 +103,7 @@ def directory(tmp_path: pathlib.Path) -> tuple[pathlib.Path, manifest.Manifest]:
     ]
     described = manifest.Manifest(
         kind=MASKED_EXAMPLES,
-        vocab=manifest.vocab_info(["x"]),
+        vocab=vocabulary.vocab_info(["x"]),
         special_ids={},
         max_seq_length=1,
         max_predictions_per_seq=1,

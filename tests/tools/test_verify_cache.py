@@ -18,7 +18,8 @@ from data_specs import records
 from pipeline.base import json_text
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, shard_info, token_counts, writer
-from pipeline.storage.manifest import Manifest, VocabInfo
+from pipeline.storage.manifest import Manifest
+from pipeline.tokenizers.vocabulary import VocabInfo
 from tests.conftest import make_cache
 from tests.tools.conftest import Features, read_shard
 from tools import verify_cache as tool
@@ -598,9 +599,9 @@ def test_a_sound_vocabulary_stays(
     (examples / "vocab.txt").write_bytes((examples / "vocab.txt").read_bytes() + b"more\n")
     (folder / "tokenizer_config.json").unlink()
     before = _content(folder)
-    load = repair.tokenizers.load_cache_tokenizer
+    load = repair.cache_tokenizer.load_cache_tokenizer
     monkeypatch.setattr(
-        repair.tokenizers,
+        repair.cache_tokenizer,
         "load_cache_tokenizer",
         lambda cache: None if cache.directory == examples else load(cache),
     )
