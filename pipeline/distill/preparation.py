@@ -17,8 +17,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import EVAL, TRAIN, TeacherInfo
-from pipeline.storage.teacher_info import SAMPLED
+from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
 from pipeline.tokenizers import loading
 
 # What a request leaves out: settings that do not decide the student.
