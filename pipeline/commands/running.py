@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,8 @@ def run(
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):
         text = flag_values.get_help(include_special_flags=False)
+        # The name of the module that defines them.
+        text = re.sub(r"^\n?[\w.]+:\n", "", text, flags=re.MULTILINE)
         _print_all(f"{description}\nFlags (--flagfile=FILE reads them from a file):\n{text}")
         return 0
     # Else TensorFlow prints a page of notes on every start.

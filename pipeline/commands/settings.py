@@ -44,8 +44,9 @@ class CorpusSettings(Settings):
     )
     corpus_spec: str | None = setting(
         None,
-        f"Declaration of how the files of `input_dir` are read: {', '.join(known_corpora.names())}, or "
-        "a .yaml file of the form of those in data_specs/corpora.",
+        "Declaration of how the files of `input_dir` are read: "
+        f"{', '.join(known_corpora.names())}, or a .yaml file of the form of those in "
+        "data_specs/corpora.",
     )
     tfds_name: str | None = setting(
         None, "In place of files: a TensorFlow dataset, name[/config][:version]."

@@ -76,7 +76,7 @@ class MaskedExamplesConfig(Settings):
     )
     mask_smoothing: float = setting(
         0.0,
-        "Requires `masking`=dynamic. Draws a word in proportion to count ** -`mask_smoothing` of "
+        "Requires `masking`=dynamic. Exponent s: a word is drawn in proportion to count ** -s of "
         "its tokens, so that rare words are masked more often. DistilBERT uses 0.7.",
         low=0.0,
         high=10.0,
