@@ -69,7 +69,9 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ("document_start", "a regular expression with documents: starts", "starts"),
         ):
             if bool(value := getattr(self, key)) != (self.documents == documents):
-                raise ValueError(f"{key}: expected {expected} and only there, received {shown(value)}")
+                raise ValueError(
+                    f"{key}: expected {expected} and only there, received {shown(value)}"
+                )
         try:
             # Of bytes, as lines are when they are looked for.
             re.compile(self.document_start.encode("utf-8"))

@@ -94,7 +94,11 @@ def test_an_unknown_task() -> None:
             "columns: expected label among them, found none",
         ),
         ("language: en", "language: en\nheader: 1", "header: Expected 'bool', got 'int'"),
-        ("language: en", "language: en\nscore_range: [0, 5]", "score_range: expected two with kind"),
+        (
+            "language: en",
+            "language: en\nscore_range: [0, 5]",
+            "score_range: expected two with kind",
+        ),
         ("language: en", "language: en\nlanguage: ru", "not YAML .a key twice"),
         ("[dev.json]", "[../dev.json]", "files: expected names below the folder, received '../dev"),
         ("[dev.json]", "[/dev.json]", "files: expected names below the folder"),

@@ -17,13 +17,7 @@ from pipeline.distill import progress, targets, training
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
-from pipeline.storage import (
-    cache_input,
-    cache_tokenizer,
-    reader,
-    serialization,
-    token_counts,
-)
+from pipeline.storage import cache_input, cache_tokenizer, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.tokenizers import loading, vocabulary

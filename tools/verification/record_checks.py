@@ -13,8 +13,8 @@ import numpy as np
 
 from data_specs import records
 from data_specs.records import Feature
+from pipeline.storage.codecs import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.codecs.base import MAX_RECORD_IDS, TopKCodec
-from pipeline.storage.codecs.hidden import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.manifest import Manifest
 from tools.verification.topk_checks import TopKRows, topk_problems
 
@@ -245,7 +245,7 @@ class RecordChecker:
         )
         share = self.manifest.flags.get("masked_lm_prob")
         if isinstance(share, float) and 0.0 < share <= 1.0:
-            # As `pipeline.masking.mask_policy.MaskingPolicy` has it; both round halves to even.
+            # As `pipeline.masking.masks.MaskingPolicy` has it; both round halves to even.
             most = np.maximum(1, np.rint(ids.counts * share))
             problem = f"expected at most {share:g} of the tokens masked"
             yield f"{records.MASKED_LM_POSITIONS}: {problem}", positions.counts > most
