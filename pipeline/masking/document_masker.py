@@ -250,12 +250,20 @@ class BlockResult:
     bytes_read: int
 
 
-def mask_block(config: MaskedExamplesConfig, block: corpus.DocumentBlock) -> BlockResult:
-    """Masks a block's documents into a spill file; a finished one stays."""
+def mask_block(
+    config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, is_only_writer: bool = True
+) -> BlockResult:
+    """Masks a block's documents into a spill file; a finished one stays.
+
+    Args:
+        config: the settings.
+        block: the documents.
+        is_only_writer: whether no other process, perhaps on another node, may mask it too.
+    """
     path = spill_path(config, block.index)
     header = spill.read_header(path)
     if header is None or header.get("fingerprint") != block.fingerprint():
-        if config.ray is not None:
+        if not is_only_writer:
             _expect_same_tokenizer(config)
         header, entries = _mask_documents(config, block)
         if config.is_dynamic:
@@ -264,7 +272,7 @@ def mask_block(config: MaskedExamplesConfig, block: corpus.DocumentBlock) -> Blo
                 (entry.record for entry in entries), _masker(config).vocab_size
             )
             token_counts.write_counts(counts_path(config, block.index), counts)
-        spill.write_spill(path, entries, header, is_only_writer=config.ray is None)
+        spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
     return BlockResult(header, block.bytes_read)
 
 

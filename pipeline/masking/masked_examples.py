@@ -25,23 +25,19 @@ from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile
 from pipeline.masking import document_masker
 from pipeline.masking.settings import MaskedExamplesConfig
-from pipeline.runners import local, ray
-from pipeline.runners.shard_job import ShardJob
+from pipeline.runners import workers as runners
+from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization, spill, token_counts
+from pipeline.storage import spill, token_counts
 from pipeline.storage.manifest import EVAL, TRAIN, Manifest
-from pipeline.storage.serialization import StagedShard
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
 _PLAN_FILE = "plan.json"
-_PATHS = ("output_dir", "vocab_file")
-# A teacher cache has one shard for each of ours. This is what one may grow to
-# at the usual k, so that ours are smaller.
+# A teacher cache has one shard for each of ours. This is the limit of its size at the usual
+# k, so that ours are smaller.
 _MAX_SHARD_BYTES = 128 * 2**20
 _USUAL_TRUNCATION_FACTOR = 128
-
-Workers = local.Workers | ray.Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +175,9 @@ def _mask_corpus(
     workers: Workers,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every block into its spill file and returns their headers."""
-    mask = functools.partial(document_masker.mask_block, config)
+    mask = functools.partial(
+        document_masker.mask_block, config, is_only_writer=not workers.may_repeat_jobs
+    )
     results = workers.run(mask, corpus.read_blocks(corpus_files))
     headers = []
     total = sum(file.bytes for file in corpus_files)
@@ -190,46 +188,24 @@ def _mask_corpus(
     return headers
 
 
-def _write_shard(
+def _make_records(
     config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
-) -> manifests.ShardInfo:
-    done = manifests.completed_shard(config.output_dir, job.file)
-    if done is not None:
-        return done
-    return serialization.write_shard(
-        config.output_dir, job.file, _sorted_records(config, plan, job)
-    )
-
-
-def _stage_shard(config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob) -> StagedShard:
-    return serialization.stage_shard(
-        config.output_dir, job.file, _sorted_records(config, plan, job)
-    )
-
-
-def _sorted_records(
-    config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
-) -> Iterator[bytes]:
+) -> tuple[Iterator[bytes], None]:
     return spill.read_sorted(
         document_masker.expect_blocks(config, plan.fingerprints),
         plan.keys(job),
         expected_bytes=plan.record_bytes // plan.num_shards[job.split],
-    )
+    ), None
 
 
 def _start_jobs(
     config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob], workers: Workers
 ) -> Iterator[manifests.ShardInfo]:
     """Yields the shards as they are written, in the jobs' order."""
-    if config.ray is None:
-        yield from workers.run(functools.partial(_write_shard, config, plan), jobs)
-        return
     done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
-    made = workers.run(
-        functools.partial(_stage_shard, config, plan),
-        [job for job in jobs if done[job] is None],
-        finish=functools.partial(serialization.publish_shard, config.output_dir),
-    )
+    missing = [job for job in jobs if done[job] is None]
+    make = functools.partial(_make_records, config, plan)
+    made = runners.make_shards(workers, config.output_dir, make, missing)
     for job in jobs:
         yield done[job] or next(made)
 
@@ -281,10 +257,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             complete, is then as it was before.
     """
     _expect_output_outside(config)
-    if config.ray is not None:
-        # Worker processes begin in other folders.
-        places = {name: str(getattr(config, name).absolute()) for name in _PATHS}
-        config = dataclasses.replace(config, **places)
+    config = runners.absolute_locations(config)
     corpora = corpus.resolve(config.corpora)
     tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
@@ -317,12 +290,6 @@ def _expect_output_outside(config: MaskedExamplesConfig) -> None:
             )
 
 
-def _open_workers(config: MaskedExamplesConfig) -> Workers:
-    if config.ray is None:
-        return local.Workers(config.max_workers)
-    return ray.Workers(config.ray, config.output_dir, shared=document_masker.spill_folder(config))
-
-
 def _make(
     config: MaskedExamplesConfig,
     corpus_files: Sequence[CorpusFile],
@@ -332,7 +299,13 @@ def _make(
     for name, content in tokenizer.files().items():
         (config.output_dir / name).write_whole(content)
     document_masker.spill_folder(config).mkdir(parents=True, exist_ok=True)
-    with _open_workers(config) as workers:
+    workers = runners.open_workers(
+        config.ray,
+        config.output_dir,
+        max_workers=config.max_workers,
+        shared=document_masker.spill_folder(config),
+    )
+    with workers:
         headers = _mask_corpus(config, corpus_files, workers)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
         plan = make_plan(config, headers, corpus_files, id_bytes)
