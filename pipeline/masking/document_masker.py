@@ -63,7 +63,6 @@ class DocumentMasker:
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
-        self._id_dtype = records.id_dtype(self.vocab_size)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -149,7 +148,7 @@ class DocumentMasker:
             special = self._is_special[window.token_ids]
             words = masks.maskable_words(window.word_starts, special, longest)
             _count_window(statistics, maskable=len(words.starts) > 0)
-            features = windows.window_features(window, self._id_dtype)
+            features = windows.window_features(window, self.vocab_size)
             for copy in range(num_copies if len(words.starts) else 0):
                 yield number, copy, features
 
@@ -174,7 +173,7 @@ class DocumentMasker:
                 copies=len(rngs),
             )
             statistics["masked_positions"] += len(masked.positions)
-            features = masks.masked_features(joined, masked, self._id_dtype)
+            features = masks.masked_features(joined, masked, self.vocab_size)
             numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
             counts = masked.counts.tolist()
             for count in counts[: len(batch)]:

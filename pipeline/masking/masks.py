@@ -288,15 +288,16 @@ def _masked(
 
 
 def masked_features(
-    windows: Windows, masked: MaskedWindows, id_dtype: np.dtype
+    windows: Windows, masked: MaskedWindows, vocab_size: int
 ) -> Iterator[dict[str, bytes]]:
     """Yields the features of masked examples, without their ids.
 
     Args:
         windows: before masking.
         masked: after it, in one copy or several.
-        id_dtype: of token ids.
+        vocab_size: V; decides the dtype of token ids.
     """
+    id_dtype = records.id_dtype(vocab_size)
     input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)
     segments, positions = windows.segment_lengths.astype("<u2"), masked.positions.astype("<u2")
     num_segments = np.count_nonzero(segments, axis=1).tolist()

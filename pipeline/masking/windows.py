@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data_specs import records
+from pipeline.storage import arrays
 from pipeline.storage.arrays import Column
 
 
@@ -131,17 +132,17 @@ def build_input(
     return tokens, np.array([split + 2, count - split + 1]), positions
 
 
-def window_features(window: WindowInput, id_dtype: np.dtype) -> dict[str, bytes]:
+def window_features(window: WindowInput, vocab_size: int) -> dict[str, bytes]:
     """Returns the features of an unmasked window, without its id.
 
     Args:
         window: the window.
-        id_dtype: of token ids.
+        vocab_size: V; decides the dtype of token ids.
     """
+    values = (window.input_ids, window.segment_lengths, window.positions[window.word_starts])
     return {
-        records.INPUT_IDS: window.input_ids.astype(id_dtype).tobytes(),
-        records.SEGMENT_LENGTHS: window.segment_lengths.astype("<u2").tobytes(),
-        records.WORD_STARTS: window.positions[window.word_starts].astype("<u2").tobytes(),
+        feature.name: arrays.encode(feature, numbers, vocab_size)
+        for feature, numbers in zip(records.UNMASKED_WINDOW_FEATURES[1:], values, strict=True)
     }
 
 

@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError
 from pipeline.corpora import corpus
-from pipeline.corpora.documents import document_text
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest
 from tests.conftest import make_text
@@ -57,11 +56,11 @@ def _source(tfds_dir, **changes) -> CorpusSource:
 def test_documents_of_a_dataset(tfds_dir) -> None:
     source = _source(tfds_dir, tfds_name="tiny_news:1.0.0")
     files = corpus.open_corpora([source], corpus.resolve([source]))
-    chunks = list(corpus.read_chunks(files))
-    texts = [document_text(document) for chunk in chunks for document in chunk.documents]
+    blocks = list(corpus.read_blocks(files))
+    texts = [corpus.document_text(document) for block in blocks for document in block.documents]
     assert sorted(texts) == sorted(f"第{n}篇\n{text}" for n, text in enumerate(TEXTS))
     assert [file.name for file in files] == ["train"]
-    assert chunks[-1].bytes_read == files[0].bytes
+    assert blocks[-1].bytes_read == files[0].bytes
 
 
 def test_masked_examples_of_a_dataset(tfds_dir, examples_config, tmp_path) -> None:

@@ -10,7 +10,6 @@ from data_specs import corpora
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError
 from pipeline.corpora import cleaning, corpus
-from pipeline.corpora.documents import document_text
 from pipeline.tokenizers import segmenters
 
 BAIKE_ROW = {
@@ -144,8 +143,8 @@ def _write(folder: pathlib.Path, files: dict[str, str]) -> pathlib.Path:
 
 def _documents(*sources: CorpusSource) -> list[str]:
     files = corpus.open_corpora(sources, corpus.resolve(sources))
-    chunks = corpus.read_chunks(files)
-    return [document_text(document) for chunk in chunks for document in chunk.documents]
+    blocks = corpus.read_blocks(files)
+    return [corpus.document_text(document) for block in blocks for document in block.documents]
 
 
 def test_every_declaration_has_a_case() -> None:

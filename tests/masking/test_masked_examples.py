@@ -11,7 +11,7 @@ from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, InterruptedRunError
-from pipeline.masking import document_masker, masked_chunks, masked_examples, shard_plan
+from pipeline.masking import document_masker, masked_examples
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest, serialization, spill
 
@@ -168,11 +168,11 @@ def test_an_eval_document_where_there_are_two(
 
 def test_eval_threshold_by_hand() -> None:
     half = 2**63
-    assert shard_plan.eval_threshold(0.5, 10, 2**64 - 1) == half
-    assert shard_plan.eval_threshold(0.0, 10, 20) == 0
-    assert shard_plan.eval_threshold(0.5, half + 5, half + 9) == half + 6
-    assert shard_plan.eval_threshold(0.5, 5, 9) == 9
-    assert shard_plan.eval_threshold(0.5, 5, 5) == 0
+    assert masked_examples.eval_threshold(0.5, 10, 2**64 - 1) == half
+    assert masked_examples.eval_threshold(0.0, 10, 20) == 0
+    assert masked_examples.eval_threshold(0.5, half + 5, half + 9) == half + 6
+    assert masked_examples.eval_threshold(0.5, 5, 9) == 9
+    assert masked_examples.eval_threshold(0.5, 5, 5) == 0
 
 
 def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
@@ -258,7 +258,7 @@ def test_a_spill_file_of_another_text_is_not_read(examples_config, tmp_path, mon
     real = masked_examples.make_plan
 
     def spoil(config, headers, *arguments):
-        spill.write_spill(masked_chunks.spill_path(config, 0), [], {"fingerprint": "other"})
+        spill.write_spill(document_masker.spill_path(config, 0), [], {"fingerprint": "other"})
         return real(config, headers, *arguments)
 
     monkeypatch.setattr(masked_examples, "make_plan", spoil)
