@@ -159,7 +159,7 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
         file for file in found if not any(p.startswith(".") for p in pathlib.Path(file.name).parts)
     ]
     if not visible:
-        raise InputError(pattern, "a file, a folder or a glob of files", "none there")
+        raise InputError(pattern, "a file, a directory or a glob of files", "no files")
     if pattern.is_dir():
         visible = [file for file in visible if _is_declared(file)]
         if not visible:
