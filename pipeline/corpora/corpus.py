@@ -93,7 +93,7 @@ def _resolve(source: CorpusSource) -> Corpus:
     is_dataset = source.tfds_name is not None
     reader = TFDS if is_dataset else spec.reader
     _expect_known("segmenter", [spec.segmenter], segmenters.SEGMENTERS, source)
-    _expect_known("cleaning", spec.cleaning, cleaning.STEPS, source)
+    _expect_known("cleaning step", spec.cleaning, cleaning.STEPS, source)
     _expect_known("reader", [reader], READERS, source)
     return Corpus(
         label=source.label,
@@ -106,14 +106,14 @@ def _resolve(source: CorpusSource) -> Corpus:
 
 
 def _expect_known(
-    key: str, names: Sequence[str], known: Mapping[str, Any], source: CorpusSource
+    kind: str, names: Sequence[str], known: Mapping[str, Any], source: CorpusSource
 ) -> None:
     """Refuses a declaration that names what no table has."""
     for name in names:
         if name not in known:
             raise InputError(
-                Setting("segmenter" if name == source.segmenter else "corpus_spec"),
-                f"{key}: one of {', '.join(known)}",
+                Setting("corpus_spec") if source.corpus_spec else f"corpus {source.label}",
+                f"a known {kind} ({', '.join(known)})",
                 shown(name),
             )
 
