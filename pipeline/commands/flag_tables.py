@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.commands import flags
-from pipeline.commands.offline_distill import COMMANDS
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 _TABLE = re.compile(r"(<!-- flags of (\w+) -->\n).*?(<!-- end of flags -->)", re.DOTALL)

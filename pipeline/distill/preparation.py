@@ -15,10 +15,9 @@ from pipeline.distill.student import StudentStart, find_student
 from pipeline.models import layer_groups
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input
+from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import EVAL, TRAIN, TeacherInfo
-from pipeline.storage.teacher_info import SAMPLED
+from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
 from pipeline.tokenizers import loading
 
 
@@ -104,7 +103,7 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
     )
     vocab_files = loading.tokenizer_files(start.source.directory)
     with naming_setting(start.setting):
-        subset = loading.find_subset(cache, start.config.vocab_size, vocab_files)
+        subset = cache_tokenizer.find_subset(cache, start.config.vocab_size, vocab_files)
         cache = dataclasses.replace(cache, vocab_subset=subset)
         _expect_inputs_fit(cache, start.config)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
@@ -134,7 +133,7 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
         )
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
-        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
         _expect_inputs_fit(cache, source.config)
     return source
 

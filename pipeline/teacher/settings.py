@@ -8,8 +8,8 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_numbers, setting
 from pipeline.runners.ray import RayConfig
-from pipeline.storage.codecs.float16 import CODECS
-from pipeline.storage.teacher_info import SAMPLED, TOPK, TRUNCATIONS
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.manifest import SAMPLED, TOPK, TRUNCATIONS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from data_specs import records
 from pipeline.base.errors import InputError, naming_setting
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input
+from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
 from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.tokenizers import loading
@@ -66,6 +66,6 @@ def expect_fitting(
     """
     vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
     with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
-        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
         cache_input.expect_positions(cache, source.config.max_input_length)
         cache_input.expect_segments(cache, source.config.type_vocab_size)
