@@ -1,4 +1,4 @@
-"""Batches of masked examples for the teacher, and its forward pass compiled.
+"""The teacher's forward pass over batches of masked examples.
 
 Examples of a block are sorted by length and cut into batches; each batch is
 padded to the next of at most eight lengths, so that a compiler sees a bounded
