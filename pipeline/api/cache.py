@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from data_specs.records import UNMASKED_WINDOWS
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.storage import cache_input, manifest, serialization
-from pipeline.storage.cache_input import CacheInput
+from pipeline.storage import cache_input, serialization
 from pipeline.storage.codecs import TopKCodec
-from pipeline.storage.manifest import Manifest
+from pipeline.storage.manifest import Manifest, ShardInfo
 from pipeline.storage.records import MaskedExample, TeacherTargets, Window
 
 if TYPE_CHECKING:
@@ -57,8 +56,9 @@ class Cache:
     """
 
     def __init__(self, path: str) -> None:
-        self.directory = Location.parse(path)
-        self.manifest: Manifest = manifest.load(self.directory)
+        self._input = cache_input.open_cache(Location.parse(path), None)
+        self.directory: Location = self._input.directory
+        self.manifest: Manifest = self._input.manifest
 
     def examples(self, split: str) -> Iterator[CachedExample | Window]:
         """Yields the records of a split in their stored order.
@@ -78,9 +78,7 @@ class Cache:
                 except (KeyError, ValueError) as error:
                     raise InputError(path, received=f"broken record {index}: {error}") from error
 
-    def dataset(
-        self, split: str, *, batch_size: int, seed: int | None = None
-    ) -> "tf.data.Dataset":
+    def dataset(self, split: str, *, batch_size: int, seed: int | None = None) -> "tf.data.Dataset":
         """Returns batches of padded tensors; `pipeline.storage.reader.parse_batch` names them.
 
         Args:
@@ -111,11 +109,11 @@ class Cache:
 
         return TeacherCache(self.directory)
 
-    def tokens(self, ids: "list[int]") -> list[str]:
+    def tokens(self, ids: Iterable[int]) -> list[str]:
         """Returns the tokens that ids stand for."""
         return [self._tokenizer.vocab[index] for index in ids]
 
-    def _shards(self, split: str) -> tuple[manifest.ShardInfo, ...]:
+    def _shards(self, split: str) -> tuple[ShardInfo, ...]:
         if split not in self.manifest.splits:
             raise InputError(self.directory, f"a split of {', '.join(self.manifest.splits)}", split)
         return self.manifest.splits[split]
@@ -138,4 +136,4 @@ class Cache:
     def _tokenizer(self) -> "Tokenizer":
         from pipeline.storage.cache_tokenizer import load_cache_tokenizer
 
-        return load_cache_tokenizer(CacheInput(self.directory, self.manifest))
+        return load_cache_tokenizer(self._input)
