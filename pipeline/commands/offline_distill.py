@@ -16,8 +16,9 @@ _HELP = ("-h", "-help", "--help")
 def find_programs() -> dict[str, pathlib.Path]:
     """Returns the modules of the commands and of the tools, by name."""
     commands = {name: _ROOT / "pipeline" / f"{name}.py" for name in COMMANDS}
-    tools = {path.stem: path for path in sorted((_ROOT / "tools").glob("*.py"))}
-    return commands | {name: path for name, path in tools.items() if _has_main(path)}
+    tools = {path.stem: path for path in (_ROOT / "tools").glob("*.py")}
+    tools |= {path.parent.name: path for path in (_ROOT / "tools").glob("*/__main__.py")}
+    return commands | {name: tools[name] for name in sorted(tools) if _has_main(tools[name])}
 
 
 def _has_main(path: pathlib.Path) -> bool:
@@ -54,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     name = arguments[0]
-    if name not in find_programs():
+    path = find_programs().get(name)
+    if path is None:
         print(_unknown(name), file=sys.stderr)
         return 1
-    package = "pipeline" if name in COMMANDS else "tools"
-    program = importlib.import_module(f"{package}.{name}")
-    return program.main([name, *arguments[1:]])
+    module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+    return importlib.import_module(module).main([name, *arguments[1:]])
 
 
 if __name__ == "__main__":
