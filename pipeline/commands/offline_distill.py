@@ -7,6 +7,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from pipeline.commands.running import print_all
+
 _ROOT = pathlib.Path(__file__).parents[2]
 # The commands, in the order in which they are used.
 COMMANDS = ("create_pretraining_data", "create_teacher_output_data", "run_distill")
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program that the first argument names, and returns its exit status."""
     arguments = list(sys.argv if argv is None else argv)[1:]
     if not arguments or arguments[0] in _HELP:
-        print(_overview())
+        print_all(_overview())
         return 0
     name = arguments[0]
     path = find_programs().get(name)
