@@ -41,7 +41,7 @@ _MAKERS = {
     records.MASKED_EXAMPLES: "create_pretraining_data",
     records.UNMASKED_WINDOWS: "create_pretraining_data",
     records.TEACHER_CACHE: "create_teacher_output_data",
-    records.TASK_LOGITS: "tools.finetune",
+    records.TASK_LOGITS: "offline_distill finetune",
 }
 
 
@@ -265,7 +265,7 @@ def _way_out(manifest: Manifest, problems: Problems) -> str:
     """Returns what can be done about what is wrong."""
     maker = _MAKERS[manifest.kind]
     if manifest.teacher_info is not None and "merged" in manifest.teacher_info.teacher:
-        maker = "tools.merge_caches"
+        maker = "offline_distill merge_caches"
     if manifests.MANIFEST_FILE in problems:
         return (
             f"move {manifests.MANIFEST_FILE} away, and the same {maker} command publishes it "

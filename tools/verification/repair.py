@@ -51,7 +51,7 @@ def recorded_config(
         raise InputError(
             Setting("teacher"),
             f"none for {directory}, which was merged from "
-            f"{len(info.teacher['merged'])} caches: the same tools.merge_caches "
+            f"{len(info.teacher['merged'])} caches: the same offline_distill merge_caches "
             "command makes it again in an empty folder",
         )
     dtype, batch_size = (
