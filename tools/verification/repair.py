@@ -10,12 +10,13 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.runners.shard_job import ShardJob
+
 from pipeline.base import compute_dtype
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
-from pipeline.runners.shard_job import ShardJob
 from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
