@@ -14,10 +14,9 @@ from data_specs import records
 from pipeline.base import seeding
 from pipeline.base.errors import InputError
 from pipeline.masking import mask_policy, window_batches, window_masking
-from pipeline.storage import arrays, token_counts
+from pipeline.storage import arrays, cache_tokenizer, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import MANIFEST_FILE
-from pipeline.tokenizers import loading
 
 # Whose masks are drawn: two purposes never share random numbers.
 TRAINING = "mask"
@@ -54,7 +53,7 @@ class WindowReader:
 
     def __init__(self, cache: CacheInput, *, seed: int, purpose: str) -> None:
         manifest = cache.manifest
-        tokenizer = loading.load_cache_tokenizer(cache)
+        tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
         self._is_special = tokenizer.is_special()
         self._policy = window_masking.masking_policy(
             tokenizer,

@@ -27,6 +27,7 @@ from typing import Any
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.local_mirror import CACHE_VARIABLE
 from pipeline.base.location import BucketLocation, Location
+from pipeline.base.settings import Settings, setting
 from pipeline.runners import local, ray_job
 
 AUTO = "auto"
@@ -41,16 +42,28 @@ _END = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
-class RayConfig:
-    """How jobs run on Ray; fields are named as the flags.
+class RayConfig(Settings):
+    """How jobs run on Ray; the flags of `runner`=ray are generated from it.
 
     `ray_address` is None for a Ray of this machine alone, which begins and ends with
     the jobs.
     """
 
-    ray_address: str | None = None
-    cpus_per_job: int = 1
-    gpus_per_job: int = 0
+    ray_address: str | None = setting(
+        None,
+        "Requires `runner`=ray. Address of the cluster: host:port, or auto on one of its nodes. "
+        "By default Ray is started on this machine alone for the run.",
+        decides_output=False,
+    )
+    cpus_per_job: int = setting(
+        1,
+        "Requires `runner`=ray. Processors, and threads, of a job.",
+        low=1,
+        decides_output=False,
+    )
+    gpus_per_job: int = setting(
+        0, "Requires `runner`=ray. GPUs of a job.", low=0, decides_output=False
+    )
 
     def import_ray(self) -> Any:
         """Returns the package, which must not have been imported before.

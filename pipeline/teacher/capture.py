@@ -132,29 +132,24 @@ def run_configuration(
         cache: the masked examples.
         source: the teacher, whose files are read for their digest.
     """
+    settings = config.decisive()
     groups = find_groups(config, source)
-    hidden = {
-        "hidden_groups": [str(group) for group in groups],
-        "hidden_encoding": config.hidden_encoding,
-        "hidden_size": source.config.hidden_size,
-    }
-    mass = config.truncation_mass
+    del settings["cache_hidden_states"]
+    if groups:
+        settings["hidden_groups"] = [str(group) for group in groups]
+        settings["hidden_size"] = source.config.hidden_size
+    else:
+        # It has no effect, and is not in the run configurations of older directories.
+        del settings["hidden_encoding"]
     shards = [shard.file for shards in cache.manifest.splits.values() for shard in shards]
-    whole = manifests.load(cache.directory)
     return {
+        **settings,
         "kind": records.TEACHER_CACHE,
-        "parent": {"sha256": whole.sha256()},
+        "parent": {"sha256": manifests.load(cache.directory).sha256()},
         "shards": shards,
         "teacher": {"config": source.config.to_dict(), "sha256": source.sha256()},
         "truncation_factor": truncation_factor(config, source),
         "temperatures": list(config.temperatures),
-        "logit_encoding": config.logit_encoding,
-        # Absent by default, as in run configurations from before there were any.
-        **(hidden if groups else {}),
-        **({} if config.truncation == TOPK else {"truncation": config.truncation}),
-        **({} if mass is None else {"truncation_mass": mass}),
-        "compute_dtype": config.compute_dtype,
-        "predict_batch_size": config.predict_batch_size,
         "backend": keras.config.backend(),
     }
 

@@ -11,6 +11,7 @@ from pipeline.base import compute_dtype, json_text
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import ModelSource
+from pipeline.storage import cache_tokenizer
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import Manifest, ShardInfo
@@ -138,7 +139,7 @@ class Repair:
     def _copy_tokenizer(self) -> Iterator[str]:
         examples = self.inputs.cache
         # Before anything is moved: one of the two tokenizers must be sound.
-        loading.load_cache_tokenizer(examples)
+        cache_tokenizer.load_cache_tokenizer(examples)
         for name in self.manifest.tokenizer_files:
             path, source = self.directory / name, examples.directory / name
             if not source.is_file():
