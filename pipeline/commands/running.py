@@ -90,7 +90,7 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str], *, with_recipes: 
             raise error.__context__ from None
         # A validator's message stands behind the flags that it is about.
         text = str(error).removeprefix("flag ")
-        raise InputError(text[max(0, text.find("missing: ")) :]) from error
+        raise InputError(None, received=text[max(0, text.find("missing: ")) :]) from error
     if rest:
         raise InputError(None, "flags only", f"the argument {rest[0]!r}")
 
