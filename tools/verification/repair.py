@@ -178,8 +178,7 @@ class Repair:
             # Interrupted, too: the manifest must not contradict the new shards.
             splits = {
                 split: tuple(
-                    manifests.completed_shard(self.directory, shard.file) or shard
-                    for shard in part
+                    manifests.completed_shard(self.directory, shard.file) or shard for shard in part
                 )
                 for split, part in self.manifest.splits.items()
             }
