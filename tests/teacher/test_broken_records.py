@@ -58,7 +58,7 @@ def test_masked_examples(
     tmp_path: pathlib.Path, features: dict[str, bytes | None], message: str
 ) -> None:
     write_examples(tmp_path)
-    cache = open_cache(str(tmp_path), None)
+    cache = open_cache(tmp_path, None)
     path = tmp_path / SHARD
     assert len(list(read_examples(path, cache.manifest))) == 2
     _change_first(tmp_path, **features)
@@ -81,7 +81,7 @@ def test_merged_caches(
     (tmp_path / "cache").mkdir()
     write_teacher_cache(tmp_path / "cache", "uint8")
     path = _change_first(tmp_path / "cache", **features)
-    caches = [open_cache(str(tmp_path / "cache"), None)] * 2
+    caches = [open_cache(tmp_path / "cache", None)] * 2
     merger = merging.CacheMerger(caches, (0.5, 0.5), CODECS["float16"](18, 4), lambda count: None)
     with pytest.raises(InputError, match=f"^{path}: {message}"):
         list(merger.records(SHARD, collections.Counter()))
@@ -91,7 +91,7 @@ def test_merged_caches(
 def test_hidden_states(tmp_path: pathlib.Path, states: bytes | None) -> None:
     write_teacher_cache(tmp_path, "uint8", hidden="float16")
     _change_first(tmp_path, **{records.HIDDEN_STATES: states})
-    cache = open_cache(str(tmp_path), None)
+    cache = open_cache(tmp_path, None)
     codec = cache_report.HIDDEN_CODECS["float16"](2, 4)
     first, second = read_examples(tmp_path / SHARD, cache.manifest)
     assert cache_report.decode_states(cache, codec, second).shape == (3, 2, 4)
@@ -104,7 +104,7 @@ def test_a_broken_record_without_its_name(tmp_path: pathlib.Path, example_id) ->
     write_teacher_cache(tmp_path, "uint8", hidden="float16")
     changed = {records.HIDDEN_STATES: b"12", records.EXAMPLE_ID: example_id}
     _change_first(tmp_path, **changed)
-    cache = open_cache(str(tmp_path), None)
+    cache = open_cache(tmp_path, None)
     codec = cache_report.HIDDEN_CODECS["float16"](2, 4)
     first, _ = read_examples(tmp_path / SHARD, cache.manifest)
     with pytest.raises(InputError, match=f"^{tmp_path}: broken record (78){{0,16}}: ") as raised:

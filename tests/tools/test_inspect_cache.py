@@ -40,7 +40,7 @@ def _fails(capsys, *flags: str) -> str:
 
 
 def _read(directory, *, count: int = 1000, num_guesses: int = 5, **selection) -> list[ShownExample]:
-    reader = ExampleReader(open_cache(str(directory), None), num_guesses=num_guesses)
+    reader = ExampleReader(open_cache(directory, None), num_guesses=num_guesses)
     return reader.read(Selection(selection.pop("split", "eval"), count=count, **selection))
 
 

@@ -25,7 +25,7 @@ def model(teacher_dir):
 
 
 def _open(folder) -> cache_input.CacheInput:
-    return cache_input.open_cache(str(folder), None)
+    return cache_input.open_cache(folder, None)
 
 
 def _measure(model, folder, sample: int = ALL) -> cache_report.CacheReport:
