@@ -20,7 +20,7 @@ from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.models.initialization import layer_init
+from pipeline.models.initialization import from_teacher
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
@@ -102,7 +102,7 @@ def _reduce(values: flags.FlagValues) -> None:
     limit = _limit(values)
     _expect_empty(values.output_dir)
     source = model_directory.find_model(Location.parse(values.teacher, "teacher"))
-    layer_map = layer_init.choose_layers(
+    layer_map = from_teacher.choose_layers(
         source.config.num_hidden_layers, values.student_layers, values.layer_map
     )
     cache = cache_input.open_cache(Location.parse(values.input_dir, "input_dir"), None)
@@ -114,10 +114,10 @@ def _reduce(values: flags.FlagValues) -> None:
     manifests.verify(cache.directory, cache.manifest, full=values.verify == "full")
     counts = vocab_reduction.text_counts(cache_tokens.count_tokens(cache), tokenizer)
     kept_ids = vocab_reduction.choose_tokens(counts, always, limit)
-    config, weights = layer_init.student_weights(
+    config, weights = from_teacher.student_weights(
         source.read_weights(), source.config, layer_map=layer_map
     )
-    config, weights = layer_init.reduce_vocabulary(weights, config, kept_ids)
+    config, weights = from_teacher.reduce_vocabulary(weights, config, kept_ids)
     folder = Location.parse(values.output_dir, "output_dir").make_directory()
     for name, content in vocab_reduction.reduce_tokenizer(tokenizer, kept_ids).files().items():
         (folder / name).write_whole(content)

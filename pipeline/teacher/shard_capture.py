@@ -14,7 +14,7 @@ from data_specs import records
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.prefetch import ahead
 from pipeline.models.formats import model_directory
-from pipeline.models.group_means import mean_state
+from pipeline.models.layer_groups import mean_state
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 from pipeline.storage import cache_codec, serialization, shard_info
 from pipeline.storage import manifest as manifests

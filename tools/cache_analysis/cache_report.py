@@ -11,7 +11,7 @@ from keras import ops
 from data_specs import records
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.models import layer_groups
-from pipeline.models.group_means import mean_state
+from pipeline.models.layer_groups import mean_state
 from pipeline.models.masked_lm import MaskedLM, gather_positions
 from pipeline.storage import cache_codec
 from pipeline.storage.cache_input import CacheInput
