@@ -18,10 +18,10 @@ from pipeline.tokenizers.tokens import (
     Tokens,
     find_special_ids,
     one_line,
-    read_tokenizer_file,
     refusing,
     visible_spans,
 )
+from pipeline.tokenizers.vocabulary import read_tokenizer_file
 
 MODEL_FILE = "spiece.model"
 XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
