@@ -38,10 +38,8 @@ LAYERS = (
         "pipeline.models.formats.safetensors_files",
         "pipeline.models.formats.tf1_checkpoint",
         "pipeline.models.formats.model_directory",
-        "pipeline.models.initialization.layer_init",
+        "pipeline.models.initialization.from_teacher",
         "pipeline.models.layer_groups",
-        "pipeline.models.group_means",
-        "pipeline.models.initialization.slicing",
         "tools.quickstart_teacher_init",
     ),
     (

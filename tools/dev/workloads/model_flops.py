@@ -14,7 +14,7 @@ A gradient costs twice its forward pass. What is computed once more for
 `--recompute_activations` is not counted: the model does not need it.
 """
 
-from pipeline.models.config import ALBERT, EncoderConfig
+from pipeline.models.config import EncoderConfig
 from tools.dev.workloads.step_programs import Workload
 
 
@@ -33,7 +33,7 @@ def forward_flops(config: EncoderConfig, length: int, positions: int) -> float:
     size, inner, width = config.hidden_size, config.intermediate_size, config.embedding_width
     layer = 8 * length * size**2 + 4 * length**2 * size + 4 * length * size * inner
     head = 2 * positions * size * width + 2 * positions * width * config.vocab_size
-    embedded = 2 * length * size * width if config.model_type == ALBERT else 0
+    embedded = 2 * length * size * width if config.embedding_size is not None else 0
     return float(config.num_hidden_layers * layer + head + embedded)
 
 

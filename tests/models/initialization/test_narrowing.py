@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from data_specs import records
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import assign_weights
-from pipeline.models.initialization import slicing
+from pipeline.models.initialization import from_teacher
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.models.weight_names import weight_table
 
@@ -46,10 +46,10 @@ def _batch() -> dict[str, np.ndarray]:
 
 
 def test_numbers_are_kept_by_hand() -> None:
-    student = slicing.narrow_config(CONFIG, hidden_size=4)
+    student = from_teacher.narrow_config(CONFIG, hidden_size=4)
     assert (student.num_attention_heads, student.intermediate_size) == (2, 8)
     weights = _weights(CONFIG)
-    cut = slicing.narrow_weights(weights, CONFIG, student)
+    cut = from_teacher.narrow_weights(weights, CONFIG, student)
     assert {name: value.shape for name, value in cut.items()} == {
         row.ours: row.shape for row in weight_table(student)
     }
@@ -71,8 +71,8 @@ def test_numbers_are_kept_by_hand() -> None:
         cut["encoder/embeddings/word_embeddings"],
         weights["encoder/embeddings/word_embeddings"][:, :4],
     )
-    fewer = slicing.narrow_config(CONFIG, hidden_size=3, num_attention_heads=1)
-    cut = slicing.narrow_weights(weights, CONFIG, fewer)
+    fewer = from_teacher.narrow_config(CONFIG, hidden_size=3, num_attention_heads=1)
+    cut = from_teacher.narrow_weights(weights, CONFIG, fewer)
     np.testing.assert_array_equal(
         cut[f"{LAYER}/attention/value/kernel"],
         weights[f"{LAYER}/attention/value/kernel"][:3, :3],
@@ -81,7 +81,7 @@ def test_numbers_are_kept_by_hand() -> None:
 
 def test_the_same_sizes_keep_everything() -> None:
     weights = _weights(CONFIG)
-    same = slicing.narrow_weights(weights, CONFIG, slicing.narrow_config(CONFIG))
+    same = from_teacher.narrow_weights(weights, CONFIG, from_teacher.narrow_config(CONFIG))
     for name, value in weights.items():
         np.testing.assert_array_equal(same[name], value)
         assert not np.shares_memory(same[name], value)
@@ -95,9 +95,9 @@ def test_every_family_is_cut(model_type: str) -> None:
         "albert": {"embedding_size": 5},
     }[model_type]
     config = dataclasses.replace(CONFIG, model_type=model_type, **changes)
-    student = slicing.narrow_config(config, hidden_size=4)
+    student = from_teacher.narrow_config(config, hidden_size=4)
     model = MaskedLM(student)
-    assign_weights(model, slicing.narrow_weights(_weights(config), config, student))
+    assign_weights(model, from_teacher.narrow_weights(_weights(config), config, student))
     assert np.isfinite(np.asarray(model(_batch()))).all()
 
 
@@ -105,7 +105,7 @@ def test_without_segments_single_segments_give_the_same() -> None:
     weights = _weights(CONFIG)
     bert = MaskedLM(CONFIG)
     assign_weights(bert, weights)
-    config, kept = slicing.without_segments(weights, CONFIG)
+    config, kept = from_teacher.without_segments(weights, CONFIG)
     distilbert = MaskedLM(config)
     assign_weights(distilbert, kept)
     np.testing.assert_allclose(distilbert(_batch()), bert(_batch()), atol=2e-6)
@@ -113,21 +113,27 @@ def test_without_segments_single_segments_give_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting", "received"),
     [
-        ({"hidden_size": 8}, "--student_hidden_size: expected at most the teacher's 6, from which"),
-        ({"hidden_size": 5}, "--student_hidden_size: expected a multiple of its 2 attention heads"),
-        ({"num_attention_heads": 3}, "--student_attention_heads: expected at most the teacher's 2"),
-        ({"num_attention_heads": 1}, "expected heads of at most 3 dimensions, as the teacher's, "),
-        ({"intermediate_size": 13}, "--student_intermediate_size: expected at most the teacher's"),
+        ({"hidden_size": 8}, "student_hidden_size", 8),
+        ({"hidden_size": 5}, "student_hidden_size", 5),
+        ({"num_attention_heads": 3}, "student_attention_heads", 3),
+        ({"num_attention_heads": 1}, "student_attention_heads", "1 for a hidden size of 6"),
+        ({"intermediate_size": 13}, "student_intermediate_size", 13),
     ],
 )
-def test_sizes_that_do_not_fit(changes: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        slicing.narrow_config(CONFIG, **changes)
+def test_narrow_config_refuses_sizes_that_do_not_fit(
+    changes: dict[str, int], setting: str, received: object
+) -> None:
+    with pytest.raises(InputError) as error:
+        from_teacher.narrow_config(CONFIG, **changes)
+    assert (error.value.subject, error.value.received) == (Setting(setting), received)
 
 
 def test_only_a_bert_has_segments_to_drop() -> None:
     config = dataclasses.replace(CONFIG, model_type="roberta", type_vocab_size=1, pad_token_id=1)
-    with pytest.raises(InputError, match="drop_segments: expected a teacher of model_type b"):
-        slicing.config_without_segments(config)
+    with pytest.raises(InputError) as error:
+        from_teacher.config_without_segments(config)
+    assert error.value.subject == Setting("drop_segments")
+    assert error.value.expected == "a teacher of model_type bert"
+    assert error.value.received == "roberta"
