@@ -36,8 +36,17 @@ setup(
             "tensorflow-text>=2.20",
         ],
         "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.8"],
+        "report": ["jinja2>=3.1", "matplotlib>=3.8"],
         "peers": ["torch", "transformers>=4.50", "jieba>=0.42"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "jax>=0.7"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6",
+            "ruff>=0.9",
+            "jax>=0.7",
+            "jinja2>=3.1",
+            "matplotlib>=3.8",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -1,116 +1,164 @@
-"""What `tools.report` reads beside runs: plans, reports on caches, caches themselves."""
+"""Files that `tools.report` reads beside runs: JSON reports, and teacher caches."""
 
 import dataclasses
 import pathlib
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, TypeVar
 
+import msgspec
 import numpy as np
 
 from data_specs import records
 from pipeline.base import json_text
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError
 from pipeline.base.location import MAX_JSON_BYTES, Location
 from pipeline.storage import cache_codec, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.codecs.float16 import topk_probabilities
 from pipeline.storage.teacher_info import SAMPLED
-from tools.pages.text_width import visible
+from tools.report.text_width import visible
 
 # Bins of a reliability diagram, as in `pipeline.distill.metrics`.
 NUM_BINS = 15
 # Examples of a cache that a reliability diagram is made from.
 _SAMPLE = 2_000
-# Of the numbers in a report; larger ones are none that were measured.
+# Larger numbers were not measured, and no axis shows them.
 _LARGEST = 1e15
 
+Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+# Can be drawn on a logarithmic axis.
+Positive = Annotated[float, msgspec.Meta(ge=1.0 / _LARGEST, le=_LARGEST)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=int(_LARGEST))]
+_AT_LEAST_ONE = msgspec.Meta(min_length=1)
+_Struct = TypeVar("_Struct")
 
-@dataclasses.dataclass(frozen=True)
-class JsonFile:
-    """An object of a JSON file, whose values are checked when they are looked up.
+
+def read_struct(path: Location, kind: type[_Struct]) -> _Struct:
+    """Reads a JSON file; what a struct does not name is passed over.
+
+    Args:
+        path: of the file.
+        kind: a msgspec struct, or a type that is made of them.
+
+    Raises:
+        InputError: the file is missing, too large or not JSON, or a value is missing or of
+            another type; names the value's place.
+    """
+    if not path.is_file():
+        raise InputError(path, received="no such file")
+    content = path.read_limited(MAX_JSON_BYTES)
+    try:
+        value = json_text.load(content)
+    except ValueError as error:
+        raise InputError(path, received=f"not JSON ({error})") from error
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).replace("`", "").partition(" - at $")
+        place = visible(place.removeprefix("."))[:200]
+        raise InputError(path, received=f"{place}: {message}" if place else message) from error
+
+
+class Mean(msgspec.Struct, frozen=True):
+    """A mean, and the sample's standard deviation where there is more than one value."""
+
+    mean: Number
+    std: Number | None = None
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    logit_encoding: str
+    truncation_factor: Count
+    position_bytes: Positive
+    mass_kept: Number
+    kl_dense: Mean
+
+
+class _Plans(msgspec.Struct, frozen=True):
+    plans: list[_Plan]
+
+
+class _FidelityReport(msgspec.Struct, frozen=True):
+    logit_encoding: str
+    truncation_factor: Count
+    mass_kept: Number
+    bytes_per_position: Annotated[dict[str, Positive], _AT_LEAST_ONE]
+    kl_divergence: Annotated[dict[str, Mean], _AT_LEAST_ONE]
+
+
+class _Agreement(msgspec.Struct, frozen=True):
+    teacher_agreement: Number
+
+
+class _ComparedCache(msgspec.Struct, frozen=True):
+    cache: str
+    bytes_per_position: Positive
+    scores: Annotated[dict[str, _Agreement], _AT_LEAST_ONE]
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A median, the smallest and the largest of what was measured."""
+
+    median: Number
+    smallest: Number
+    largest: Number
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """A model, computed in one way, as `benchmark_inference` writes it.
 
     Attributes:
-        path: of the file, for messages.
-        value: the object.
-        place: where it is in the file, for messages.
+        model: its name, or its path where another has the same name.
+        computation: the type of numbers.
+        device: that computed.
+        parameters: of encoder and head.
+        megabytes: of its weights.
+        latency: seconds of one sequence.
+        throughput: sequences a second.
     """
 
-    path: str
-    value: Mapping[str, Any]
-    place: str = ""
+    model: str
+    computation: str
+    device: str
+    parameters: Count
+    megabytes: Number
+    latency: Spread
+    throughput: Spread
 
-    @classmethod
-    def read(cls, path: str) -> "JsonFile":
-        """Reads a file that holds an object."""
-        return cls(path, path.read_json())
+    @property
+    def computed(self) -> str:
+        """The type of numbers, and on which device."""
+        return visible(f"{self.computation} on {self.device}")
 
-    @classmethod
-    def read_list(cls, path: str) -> list["JsonFile"]:
-        """Reads a file that holds a list of objects."""
-        file = path
-        if not file.is_file():
-            raise InputError(path, received="no such file")
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(path, f"at most {MAX_JSON_BYTES} bytes", file.stat().st_size)
-        try:
-            found = json_text.load(file.read_bytes())
-        except ValueError as error:
-            raise InputError(path, received=f"not JSON ({error})") from error
-        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise InputError(path, "a list of objects")
-        return [cls(path, one, f"[{index}].") for index, one in enumerate(found)]
 
-    def _fail(self, name: str, expected: str) -> InputError:
-        received = repr(self.value[name])[:80] if name in self.value else "none"
-        return InputError(
-            self.path,
-            received=f"{visible(self.place + name)[:200]}: expected {expected}, received "
-            f"{received}",
-        )
+class _Speeds(msgspec.Struct, frozen=True):
+    rows: list[Speed]
 
-    def number(self, name: str) -> float:
-        """Returns a number that can be drawn."""
-        value = self.value.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._fail(name, "a number")
-        if not abs(value) <= _LARGEST:
-            raise self._fail(name, f"a number of at most {_LARGEST:g}")
-        return float(value)
 
-    def positive(self, name: str) -> float:
-        """Returns a number that can be drawn on a logarithmic axis."""
-        value = self.number(name)
-        if value < 1.0 / _LARGEST:
-            raise self._fail(name, "a number above 0")
-        return value
+def read_speeds(path: Location) -> list[Speed]:
+    """Reads the JSON of `benchmark_inference`; see `read_struct`."""
+    return read_struct(path, _Speeds).rows
 
-    def numbers(self, *names: str) -> tuple[float, ...]:
-        """Returns several numbers."""
-        return tuple(self.number(name) for name in names)
 
-    def text(self, name: str) -> str:
-        """Returns a text, with escapes for what does not print."""
-        if not isinstance(self.value.get(name), str):
-            raise self._fail(name, "a text")
-        return visible(self.value[name])
+class Rate(msgspec.Struct, frozen=True):
+    """Scores at a learning rate."""
 
-    def object(self, name: str) -> "JsonFile":
-        """Returns an object within."""
-        if not isinstance(self.value.get(name), dict):
-            raise self._fail(name, "an object")
-        return JsonFile(self.path, self.value[name], f"{self.place}{name}.")
+    learning_rate: Number
+    num_seeds: Count
+    metrics: dict[str, Mean]
 
-    def objects(self, name: str) -> list["JsonFile"]:
-        """Returns a list of objects within."""
-        found = self.value.get(name)
-        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise self._fail(name, "a list of objects")
-        return [
-            JsonFile(self.path, one, f"{self.place}{name}[{index}].")
-            for index, one in enumerate(found)
-        ]
+
+class Summary(msgspec.Struct, frozen=True):
+    """A `summary.json` of `finetune`; those of older versions do not name the model."""
+
+    task: str
+    split: str
+    main_metric: str
+    best_learning_rate: Number
+    rates: Annotated[list[Rate], _AT_LEAST_ONE]
+    model: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,46 +182,39 @@ class Fidelity:
     name: str = ""
 
 
-def read_plan(path: str) -> list[Fidelity]:
+def read_plan(path: Location) -> list[Fidelity]:
     """Reads the JSON of `plan_cache`: divergences with the tail spread evenly.
 
     Raises:
-        InputError: a field is missing or not as it must be.
+        InputError: see `read_struct`.
     """
     return [
         Fidelity(
-            plan.text("logit_encoding"),
-            int(plan.number("truncation_factor")),
-            plan.positive("position_bytes"),
-            plan.number("mass_kept"),
-            plan.object("kl_dense").number("mean"),
+            visible(plan.logit_encoding),
+            plan.truncation_factor,
+            plan.position_bytes,
+            plan.mass_kept,
+            plan.kl_dense.mean,
         )
-        for plan in JsonFile.read(path).objects("plans")
+        for plan in read_struct(path, _Plans).plans
     ]
 
 
-def read_fidelity(path: str) -> Fidelity:
+def read_fidelity(path: Location) -> Fidelity:
     """Reads the JSON of `fidelity_report`: divergences with the tail as one class.
 
     Raises:
-        InputError: a field is missing or not as it must be.
+        InputError: see `read_struct`.
     """
-    report = JsonFile.read(path)
-    divergences = report.object("kl_divergence")
-    temperature = "1" if "1" in divergences.value else next(iter(divergences.value), "1")
-    sizes = report.object("bytes_per_position")
-    bytes_each = sum(sizes.positive(name) for name in sizes.value)
-    if not bytes_each:
-        raise InputError(
-            path, received="bytes_per_position: expected at least one feature, found none"
-        )
+    report = read_struct(path, _FidelityReport)
+    first = next(iter(report.kl_divergence.values()))
     return Fidelity(
-        report.text("logit_encoding"),
-        int(report.number("truncation_factor")),
-        bytes_each,
-        report.number("mass_kept"),
-        divergences.object(temperature).number("mean"),
-        visible(pathlib.Path(path).stem),
+        visible(report.logit_encoding),
+        report.truncation_factor,
+        sum(report.bytes_per_position.values()),
+        report.mass_kept,
+        report.kl_divergence.get("1", first).mean,
+        visible(path.stem),
     )
 
 
@@ -194,28 +235,18 @@ class Taught:
     deviation: float | None
 
 
-def read_comparison(path: str) -> list[Taught]:
+def read_comparison(path: Location) -> list[Taught]:
     """Reads the JSON of `compare_caches`.
 
     Raises:
-        InputError: a field is missing or not as it must be.
+        InputError: see `read_struct`.
     """
     found = []
-    for row in JsonFile.read_list(path):
-        scores = row.object("scores")
-        values = [scores.object(seed).number("teacher_agreement") for seed in scores.value]
-        if not values:
-            raise InputError(
-                path, received=f"{visible(scores.place[:-1])}: expected at least one seed"
-            )
-        found.append(
-            Taught(
-                pathlib.PurePath(row.text("cache")).name,
-                row.positive("bytes_per_position"),
-                statistics.mean(values),
-                statistics.stdev(values) if len(values) > 1 else None,
-            )
-        )
+    for row in read_struct(path, list[_ComparedCache]):
+        values = [score.teacher_agreement for score in row.scores.values()]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        name = visible(pathlib.PurePath(row.cache).name)
+        found.append(Taught(name, row.bytes_per_position, statistics.mean(values), deviation))
     return found
 
 
@@ -290,16 +321,16 @@ class CacheFacts:
     reliability: Reliability | None
 
 
-def read_cache(path: str, name: str) -> CacheFacts:
+def read_cache(path: Location, name: str) -> CacheFacts:
     """Reads what a teacher cache says of itself, and of its teacher.
 
     Raises:
         InputError: it is no complete teacher cache, or a record is damaged.
     """
-    cache = dataclasses.replace(open_cache(path, None), flag="--caches")
+    cache = open_cache(path, None)
     manifest, info = cache.manifest, cache.manifest.teacher_info
     if info is None:
-        raise InputError(Setting("caches"), "teacher caches", f"{path}, which is none")
+        raise InputError(path, "a teacher cache", cache.manifest.kind)
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     return CacheFacts(
         name,
@@ -351,8 +382,3 @@ def _first_records(cache: CacheInput) -> Iterator[tuple[Location, int, bytes]]:
             left -= 1
             if not left:
                 break
-
-
-def read_caches(paths: Sequence[str], names: Sequence[str]) -> list[CacheFacts]:
-    """Reads several caches; see `read_cache`."""
-    return [read_cache(path, name) for path, name in zip(paths, names, strict=True)]

@@ -13,7 +13,7 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID
 from pipeline.storage.codecs.float16 import topk_probabilities
 from pipeline.tokenizers import loading
-from tools.pages.token_text import TokenText
+from tools.report.token_text import TokenText
 from tools.vocabulary import cache_tokens
 
 # How a masked position's token was treated: 80%, 10% and 10% of them.
