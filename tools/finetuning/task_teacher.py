@@ -20,10 +20,8 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, writer
 from pipeline.storage.manifest import TRAIN, Manifest, ShardInfo
 from tools.finetuning import heads, prediction
-from tools.finetuning.batches import Padding
-from tools.finetuning.features import Feature
 from tools.finetuning.head_layout import SPAN
-from tools.finetuning.task_inputs import TaskInputs, input_digest
+from tools.finetuning.inputs import Feature, Padding, TaskInputs, input_digest
 
 # Inputs of a shard: what a killed run does again.
 _SHARD_SIZE = 4_096

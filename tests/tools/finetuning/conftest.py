@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.models.formats.model_directory import find_model
 from tests.conftest import SENTENCES, save_tiny_bert
-from tools.finetuning.features import Feature
 from tools.finetuning.head_layout import CLASSIFICATION, SPAN, Head
+from tools.finetuning.inputs import Feature
 from tools.finetuning.settings import FinetuneConfig
 
 # Half of the sentences are good news, whatever stands around them.

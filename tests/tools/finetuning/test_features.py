@@ -15,8 +15,8 @@ from data_specs import tasks
 from pipeline.base.errors import InputError
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer, Tokens
-from tools.finetuning.answers import best_answers
-from tools.finetuning.features import Feature, build_features, truncated_lengths
+from tools.finetuning.inputs import Feature, build_features, truncated_lengths
+from tools.finetuning.scoring import best_answers
 from tools.finetuning.task_data import Answer, TaskExample, read_split
 
 SHARED = pathlib.Path(__file__).parents[4] / "shared"

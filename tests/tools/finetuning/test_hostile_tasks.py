@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_specs import tasks
 from pipeline.base.errors import InputError
 from tests.tools.finetuning.squad_files import squad_json
-from tools.finetuning import task_data, task_rows
+from tools.finetuning import task_data
 
 
 def _refusal(folder: pathlib.Path, task: str, name: str, content: str) -> str:
@@ -44,13 +44,13 @@ def test_names_of_columns_are_shown_in_one_line(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_quoted_row_has_an_end(tmp_path: pathlib.Path, monkeypatch) -> None:
-    monkeypatch.setattr(task_rows, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(task_data, "MAX_ROW_BYTES", 100)
     path = tmp_path / "x.csv"
 
     def rows(content: str) -> list:
         path.write_text(content, encoding="utf-8")
         with open(path, "rb") as stream:
-            return list(task_rows._quoted_cells(path, stream, ","))
+            return list(task_data._quoted_cells(path, stream, ","))
 
     # Three rows of a hundred letters, the last over two lines.
     right = f'{"a" * 99}\n{"b" * 99}\n"{"c" * 50}\n{"d" * 46}"\n'

@@ -15,11 +15,10 @@ from pipeline.storage import cache_input, manifest, serialization, writer
 from tests.conftest import save_tiny_bert
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools.finetuning import heads, prediction, task_teacher, training
-from tools.finetuning.batches import Padding
 from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head
+from tools.finetuning.inputs import Padding, TaskInputs
 from tools.finetuning.preparation import prepare
 from tools.finetuning.settings import FinetuneConfig
-from tools.finetuning.task_inputs import TaskInputs
 
 # Names of fixtures: a teacher of classes, and one of beginnings and ends.
 KINDS = ["config", pytest.param("span_config", marks=pytest.mark.slow)]
