@@ -14,10 +14,9 @@ from data_specs import records
 from pipeline.base import seeding
 from pipeline.base.errors import InputError
 from pipeline.masking import mask_policy, window_batches, window_masking
-from pipeline.storage import token_counts
+from pipeline.storage import arrays, cache_tokenizer, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import MANIFEST_FILE
-from pipeline.tokenizers import loading
 
 # Whose masks are drawn: two purposes never share random numbers.
 TRAINING = "mask"
@@ -54,7 +53,7 @@ class WindowReader:
 
     def __init__(self, cache: CacheInput, *, seed: int, purpose: str) -> None:
         manifest = cache.manifest
-        tokenizer = loading.load_cache_tokenizer(cache)
+        tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
         self._is_special = tokenizer.is_special()
         self._policy = window_masking.masking_policy(
             tokenizer,
@@ -67,7 +66,7 @@ class WindowReader:
             counts = token_counts.load_counts(cache.directory, manifest)
             self._token_weights = mask_policy.token_weights(counts, smoothing)
         self._seed, self._purpose = seed, purpose
-        self._id_dtype = records.id_dtype(manifest.vocab.size)
+        self._vocab_size = manifest.vocab.size
         positions = manifest.max_predictions_per_seq
         self._widths = dict(
             zip(_NAMES, (manifest.max_seq_length, 2, positions, positions), strict=True)
@@ -80,9 +79,9 @@ class WindowReader:
             epochs: int64 [B].
             *features: bytes [B], in the order of `_STORED`.
         """
-        example_ids, *columns = (values.tolist() for values in features)
-        windows = window_batches.decode_windows(*columns, self._id_dtype)
-        keys = zip(example_ids, epochs.tolist(), strict=True)
+        columns = [values.tolist() for values in features]
+        windows = window_batches.decode_windows(columns, self._vocab_size)
+        keys = zip(columns[0], epochs.tolist(), strict=True)
         masked = window_batches.mask_windows(
             windows,
             self._policy,
@@ -110,9 +109,7 @@ class WindowReader:
         Returns:
             what `pipeline.storage.reader.parse_batch` returns of masked examples.
         """
-        parsed = tf.io.parse_example(
-            serialized, {name: tf.io.FixedLenFeature([], tf.string) for name in _STORED}
-        )
+        parsed = arrays.parse_tensors(tf, serialized, _STORED)
         features = [parsed[name] for name in _STORED]
         types = [tf.int32] * len(_NAMES) + [tf.float32]
         values = tf.numpy_function(self._mask_rows, [epochs, *features], types, stateful=False)

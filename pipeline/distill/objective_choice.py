@@ -17,7 +17,7 @@ from pipeline.distill.settings import (
 from pipeline.models import layer_groups
 from pipeline.models.config import EncoderConfig
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup
-from pipeline.storage.teacher_info import SAMPLED, TeacherInfo
+from pipeline.storage.manifest import SAMPLED, TeacherInfo
 
 
 def choose_objective(

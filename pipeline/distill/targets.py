@@ -8,7 +8,7 @@ import tensorflow as tf
 from data_specs import records
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
 from pipeline.distill.settings import LOSS_SHARES
-from pipeline.storage import cache_codec, length_buckets, reader, vocab_subset
+from pipeline.storage import cache_input, length_buckets, reader, vocab_subset
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN, Manifest
@@ -200,7 +200,7 @@ def _decoder(
         windows = WindowReader(cache, seed=seed, purpose=purpose)
     info, subset = cache.manifest.teacher_info, cache.vocab_subset
     temperatures = () if info is None else info.temperatures
-    codec = None if info is None else cache_codec.open_codec(cache.directory, cache.manifest)
+    codec = None if info is None else cache_input.open_codec(cache.directory, cache.manifest)
 
     def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
         if windows is not None:

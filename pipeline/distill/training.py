@@ -180,7 +180,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     if cache.vocab_subset is not None:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
     if config.do_train:
-        manifests.check_claim(config.output_dir, run.request())
+        manifests.check_output_dir(config.output_dir, run.request())
     with meeting(replicas):
         own = narrow(cache.manifest, replicas)
         manifests.verify(cache.directory, own, full=config.verify == "full")
@@ -204,7 +204,7 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
     distiller = build_distiller(run, _steps_per_update(config, chunking))
     with meeting(replicas):
         if replicas.writes:
-            manifests.claim(config.output_dir, run.request())
+            manifests.reserve_output_dir(config.output_dir, run.request())
     report = _train(run, replicas, chunking, distiller, evaluation)
     with meeting(replicas):
         if replicas.writes:

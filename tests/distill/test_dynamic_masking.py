@@ -17,10 +17,10 @@ from pipeline.distill import progress, targets, training
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
-from pipeline.storage import cache_input, manifest, reader, serialization, token_counts
+from pipeline.storage import cache_input, cache_tokenizer, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
-from pipeline.tokenizers import loading
+from pipeline.tokenizers import loading, vocabulary
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
         )
         cache = cache_input.open_cache(str(folder), None)
         original = loading.load_tokenizer(str(file), do_lower_case=None)
-        loaded = loading.load_cache_tokenizer(cache)
+        loaded = cache_tokenizer.load_cache_tokenizer(cache)
         assert type(loaded) is type(original)
         np.testing.assert_array_equal(loaded.is_special(), original.is_special())
         batch = _parse(WindowReader(cache, seed=1, purpose=TRAINING), _stored(cache), 0)
@@ -263,7 +263,7 @@ def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
         InputError, match="input_dir: expected a number for masked_lm_prob in .*received '0.15'"
     ):
         WindowReader(_changed(cache, flags=flags), seed=1, purpose=TRAINING)
-    other = manifest.VocabInfo(cache.manifest.vocab.size, "0" * 64)
+    other = vocabulary.VocabInfo(cache.manifest.vocab.size, "0" * 64)
     with pytest.raises(InputError, match="input_dir: expected the tokenizer.s files in "):
         WindowReader(_changed(cache, vocab=other), seed=1, purpose=TRAINING)
 

@@ -12,9 +12,9 @@ from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import length_buckets
-from pipeline.storage.manifest import VocabInfo
 from pipeline.tokenizers import loading
 from pipeline.tokenizers.tokens import Tokenizer, Tokens
+from pipeline.tokenizers.vocabulary import VocabInfo
 from tools.finetuning.head_layout import Head, read_head
 from tools.finetuning.task_data import TaskExample
 

@@ -7,12 +7,11 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
-from pipeline.storage import cache_codec, serialization
+from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID
-from pipeline.storage.codecs.float16 import topk_probabilities
-from pipeline.tokenizers import loading
+from pipeline.storage.records import topk_probabilities
 from tools.report.token_text import TokenText
 from tools.vocabulary import cache_tokens
 
@@ -153,7 +152,7 @@ class ExampleReader:
         self._cache = cache
         self._num_guesses = num_guesses
         self._vocab_size = cache.manifest.vocab.size
-        tokenizer = loading.load_cache_tokenizer(cache)
+        tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
         self._text = TokenText(tokenizer)
         special = tokenizer.special_ids
         self._mask_id = special["mask"]
@@ -162,7 +161,7 @@ class ExampleReader:
         self._codec = None
         if self._info is not None:
             # Of the shards only those that are read need to be there.
-            self._codec = cache_codec.open_codec(cache.directory, cache.manifest)
+            self._codec = cache_input.open_codec(cache.directory, cache.manifest)
 
     def read(self, selection: Selection) -> list[ShownExample]:
         """Returns the examples that were selected.

@@ -8,9 +8,10 @@ import pytest
 from data_specs import records
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import LOGITS
-from pipeline.storage import cache_codec, cache_input, serialization
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
-from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.records import MaskedExample
 from pipeline.teacher.settings import TeacherCacheConfig
 from tests.conftest import make_cache
 from tools.cache_analysis import planning
@@ -111,32 +112,32 @@ def test_divergences_fall_with_k_and_vanish_with_the_whole_vocabulary(model, con
 
 def test_a_divergence_is_that_of_the_whole_distribution(model, config, cache_dir) -> None:
     """Against Σ p log(p / q) over the vocabulary, with the real cache's decoded q."""
-    from pipeline.teacher import inference
+    from pipeline.teacher import forward
 
     plans = _measure(model, config, ALL, [16]).plans
     cache = cache_input.open_cache(str(cache_dir), None)
-    codec = cache_codec.open_codec(cache.directory, cache.manifest)
-    forward = inference.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
+    codec = cache_input.open_codec(cache.directory, cache.manifest)
+    run = forward.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
     found = []
     for shards in cache.manifest.splits.values():
         for shard in shards:
             for record in serialization.read_records(cache.directory / shard.file):
                 features = serialization.decode_example(record)
-                example = inference.decode_masked_example(features, cache.manifest.vocab.size)
-                found += _plain_divergences(forward, example, codec)
+                example = MaskedExample.from_features(features, cache.manifest.vocab.size)
+                found += _plain_divergences(run, example, codec)
     assert plans[0].logit_encoding == "float16"
     assert plans[0].kl_dense.mean == pytest.approx(np.mean(found), rel=1e-3)
     assert plans[0].kl_dense.max == pytest.approx(np.max(found), rel=1e-3)
 
 
-def _plain_divergences(forward, example, codec) -> list[float]:
-    from pipeline.teacher import inference
+def _plain_divergences(run, example, codec) -> list[float]:
+    from pipeline.teacher import forward
 
     count = len(example.masked_lm_ids)
-    batch = inference.build_batch(
+    batch = forward.build_batch(
         [example], batch_size=1, max_seq_length=48, max_predictions_per_seq=8
     )
-    logits = forward(batch)[LOGITS].astype(np.float64)[0, :count]
+    logits = run(batch)[LOGITS].astype(np.float64)[0, :count]
     ids, cached = codec.decode(dict(example.features), count)
     tails = np.frombuffer(example.features[records.LOG_TAIL_MASSES], "<f4")[::2]
     divergences = []

@@ -13,7 +13,7 @@ import numpy as np
 from data_specs import records
 from pipeline.distill.settings import DistillConfig
 from pipeline.models.config import EncoderConfig
-from pipeline.storage.teacher_info import TeacherInfo
+from pipeline.storage.manifest import TeacherInfo
 
 if TYPE_CHECKING:
     from pipeline.distill.distiller import Distiller
@@ -187,7 +187,7 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
 
 
 def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
-    """Returns a batch as `pipeline.teacher.inference.build_batch` gives it, always the same.
+    """Returns a batch as `pipeline.teacher.forward.build_batch` gives it, always the same.
 
     Args:
         workload: gives the shapes.
