@@ -186,7 +186,7 @@ def prepare(config: FinetuneConfig) -> Preparation:
             f"{config.model} with {own or 'none'}",
         )
     max_seq_length = _find_length(config, spec, source)
-    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None)
+    tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
     found = Preparation(
         spec=spec,
         source=source,

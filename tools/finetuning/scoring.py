@@ -396,7 +396,7 @@ def answer_scores(metric: str, answer: str, right: Sequence[str]) -> tuple[float
         answer: the answer.
         right: the right ones.
     """
-    words = _WORDS[metric]
+    words = _WORDS_OF[metric]
     overlap = run_overlap if metric == "cmrc" else bag_overlap
     compared = cmrc_text if metric == "cmrc" else words
     found = words(answer)
@@ -406,7 +406,7 @@ def answer_scores(metric: str, answer: str, right: Sequence[str]) -> tuple[float
     )
 
 
-_WORDS = {
+_WORDS_OF = {
     "squad": squad_words,
     "mlqa_zh": mlqa_chinese_words,
     "cmrc": cmrc_words,

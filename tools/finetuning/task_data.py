@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TextIO
 
+import msgspec
+
 from data_specs.tasks import TaskSpec
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
@@ -18,7 +20,7 @@ from pipeline.base.location import Location
 MAX_ROW_BYTES = 16 * 2**20
 
 # What is told of a row that cannot be used; it raises, or notes it and returns.
-BadRow = Callable[[str], None]
+BadRow = Callable[[InputError], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +86,18 @@ def _json_rows(
     path: Location, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
     for where, line in _lines(path, stream):
-        problem = None
+        expected, received = "a JSON object", repr(line[:40])
         try:
             fields = json_text.load(line)
         except ValueError as error:
-            problem = f"a JSON object, received {line[:40]!r} ({error})"
-        else:
-            if not isinstance(fields, dict):
-                problem = f"a JSON object, received {line[:40]!r}"
-            elif any(name not in fields for name in needed):
-                problem = f"the fields {', '.join(needed)}, received {_named(list(fields))}"
-        if problem:
-            bad_row(f"{where}: expected {problem}")
-            yield None
-        else:
-            yield Row(where, fields)
+            fields, received = None, f"{received} ({error})"
+        if isinstance(fields, dict):
+            if all(name in fields for name in needed):
+                yield Row(where, fields)
+                continue
+            expected, received = f"the fields {', '.join(needed)}", _named(list(fields))
+        bad_row(InputError(where, expected, received))
+        yield None
 
 
 def _delimited_rows(
@@ -119,10 +118,8 @@ def _delimited_rows(
             if missing:
                 raise InputError(where, f"the columns {', '.join(needed)}", _named(columns))
         elif len(cells) != len(columns):
-            bad_row(
-                f"{where}: expected {len(columns)} columns ({_named(columns)}), "
-                f"received {len(cells)}"
-            )
+            expected = f"{len(columns)} columns ({_named(columns)})"
+            bad_row(InputError(where, expected, len(cells)))
             yield None
         else:
             yield Row(where, dict(zip(columns, cells, strict=True)))
@@ -249,7 +246,7 @@ class _Reading:
         self.bad_rows.append(str(error))
 
 
-def find_files(spec: TaskSpec, data_dir: str, split: str) -> tuple[Location, ...]:
+def find_files(spec: TaskSpec, data_dir: Location, split: str) -> tuple[Location, ...]:
     """Returns the files of a split: those of the first name or glob that has any.
 
     Raises:
@@ -257,28 +254,25 @@ def find_files(spec: TaskSpec, data_dir: str, split: str) -> tuple[Location, ...
     """
     if split not in spec.files:
         raise InputError(spec.name, f"a split of {', '.join(spec.files)}", f"{split!r}")
-    folder = data_dir
-    if not folder.is_dir():
-        raise InputError(
-            data_dir, f"the folder of {spec.name}'s files", f"{data_dir}: no such folder"
-        )
+    if not data_dir.is_dir():
+        raise InputError(data_dir, f"the folder of {spec.name}'s files", "no such folder")
     for pattern in spec.files[split]:
         try:
-            found = tuple(sorted(path for path in folder.glob(pattern) if path.is_file()))
+            found = tuple(sorted(path for path in data_dir.glob(pattern) if path.is_file()))
         except ValueError as error:
             raise InputError(spec.name, received=f"files: {split}: {error}") from error
         if found:
             return found
     raise InputError(
         data_dir,
-        f"the split {split} of {spec.name} ({' or '.join(spec.files[split])}) in {data_dir}",
+        f"the split {split} of {spec.name} ({' or '.join(spec.files[split])})",
         "no such file",
     )
 
 
 def read_split(
     spec: TaskSpec,
-    data_dir: str,
+    data_dir: Location,
     split: str,
     *,
     skip_bad_rows: bool = False,
@@ -290,7 +284,7 @@ def read_split(
 
 def read_split_data(
     spec: TaskSpec,
-    data_dir: str,
+    data_dir: Location,
     split: str,
     *,
     skip_bad_rows: bool = False,
@@ -388,57 +382,76 @@ def _class(spec: TaskSpec, said: str) -> int | None:
     return spec.labels.index(said) if said in spec.labels else None
 
 
+class _SquadAnswer(msgspec.Struct):
+    text: str
+    answer_start: int
+
+
+class _SquadQuestion(msgspec.Struct):
+    question: str
+    answers: list[_SquadAnswer] = []
+
+
+class _SquadParagraph(msgspec.Struct):
+    context: str
+    # Each question is checked by itself: a bad one may be left out.
+    qas: list[dict[str, Any]]
+
+
+class _SquadArticle(msgspec.Struct):
+    paragraphs: list[_SquadParagraph]
+
+
+class _SquadFile(msgspec.Struct):
+    data: list[_SquadArticle]
+
+
 def _read_questions(reading: _Reading, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
     """Yields the questions of SQuAD's JSON, which share the contexts of their paragraphs."""
-    seen = set()
+    seen: set[str] = set()
     for path in paths:
-        content = path.read_json()
-        for article in _objects(content, "data", str(path)):
-            for paragraph in _objects(article, "paragraphs", str(path)):
-                context = _field(paragraph, "context", str, str(path))
-                for question in _objects(paragraph, "qas", str(path)):
-                    key = str(question.get("id", ""))
-                    where = f"{path}, question {' '.join(key.split())[:80]}"
-                    if not key or key in seen or not _is_text(key):
-                        reading.bad_row(InputError(where, "an id of its own", shown(key)))
-                        continue
-                    seen.add(key)
-                    try:
-                        example = _question_example(reading, where, key, question, context)
-                    except InputError as error:
-                        reading.bad_row(error)
-                        continue
-                    if example is not None:
-                        yield example
+        content = json_text.convert(path.read_json(), _SquadFile, path)
+        for paragraph in (one for article in content.data for one in article.paragraphs):
+            if not _is_text(paragraph.context):
+                raise InputError(f"{path}: context", "text", shown(paragraph.context))
+            for question in paragraph.qas:
+                try:
+                    example = _question_example(reading, path, question, paragraph.context, seen)
+                except InputError as error:
+                    reading.bad_row(error)
+                else:
+                    yield example
 
 
 def _question_example(
-    reading: _Reading, where: str, key: str, question: Mapping[str, Any], context: str
-) -> TaskExample | None:
-    """Makes an example of a question, or None where it is left out."""
+    reading: _Reading,
+    path: Location,
+    content: Mapping[str, Any],
+    context: str,
+    seen: set[str],
+) -> TaskExample:
+    """Makes an example of a question, and adds its id to those that were seen."""
+    key = str(content.get("id", ""))
+    where = f"{path}, question {' '.join(key.split())[:80]}"
+    if not key or key in seen or not _is_text(key):
+        raise InputError(where, "an id of its own", shown(key))
+    seen.add(key)
+    question = json_text.convert(content, _SquadQuestion, where)
     answers = []
-    text = _field(question, "question", str, where)
-    for answer in _objects(question, "answers", where) if "answers" in question else ():
-        said = Answer(
-            _field(answer, "text", str, where), _field(answer, "answer_start", int, where)
-        )
-        start = _locate(context, said)
+    for text in (question.question, *(answer.text for answer in question.answers)):
+        if not _is_text(text):
+            raise InputError(where, "text", shown(text))
+    for answer in question.answers:
+        start = _locate(context, Answer(answer.text, answer.answer_start))
         if start is not None:
-            reading.num_relocated += start != said.start
-            answers.append(Answer(said.text, start))
+            reading.num_relocated += start != answer.answer_start
+            answers.append(Answer(answer.text, start))
         elif reading.labelled:
-            reading.bad_row(
-                InputError(
-                    where,
-                    f"the answer {said.text[:40]!r} in its context at character {said.start}",
-                    "none",
-                )
-            )
-            return None
+            place = f"the answer {answer.text[:40]!r} in its context at character"
+            raise InputError(where, f"{place} {answer.answer_start}", "none")
     if reading.labelled and not answers:
-        reading.bad_row(InputError(where, "an answer", "none"))
-        return None
-    return TaskExample(key, (text, context), answers=tuple(answers))
+        raise InputError(where, "an answer", "none")
+    return TaskExample(key, (question.question, context), answers=tuple(answers))
 
 
 def _locate(context: str, answer: Answer) -> int | None:
@@ -453,23 +466,3 @@ def _locate(context: str, answer: Answer) -> int | None:
     after = context.find(answer.text, start + 1)
     places = [place for place in (before, after) if place >= 0]
     return min(places, key=lambda place: abs(place - answer.start), default=None)
-
-
-def _objects(content: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
-    values = _field(content, name, list, where)
-    for value in values:
-        if not isinstance(value, dict):
-            raise InputError(
-                where, received=f"{name}: expected objects, received {type(value).__name__}"
-            )
-    return values
-
-
-def _field(content: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    value = content.get(name)
-    fits = _is_text(value) if kind is str else isinstance(value, kind)
-    if not fits or isinstance(value, bool):
-        kinds = {str: "text", int: "a whole number", list: "a list"}
-        received = "nothing" if value is None else f"{str(value)[:40]!r}"
-        raise InputError(where, received=f"{name}: expected {kinds[kind]}, received {received}")
-    return value

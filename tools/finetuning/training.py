@@ -121,7 +121,7 @@ def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.nda
 def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
     directory = config.teacher_cache
     if directory is None:
-        directory = str(config.output_dir / TEACHER_CACHE_FOLDER)
+        directory = config.output_dir / TEACHER_CACHE_FOLDER
     return {
         "directory": directory,
         "inputs": run.inputs(run.train, config),

@@ -32,10 +32,10 @@ Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 Positive = Annotated[float, msgspec.Meta(ge=1.0 / _LARGEST, le=_LARGEST)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=int(_LARGEST))]
 _AT_LEAST_ONE = msgspec.Meta(min_length=1)
-_Struct = TypeVar("_Struct")
+_Kind = TypeVar("_Kind")
 
 
-def read_struct(path: Location, kind: type[_Struct]) -> _Struct:
+def read_struct(path: Location, kind: type[_Kind]) -> _Kind:
     """Reads a JSON file; what a struct does not name is passed over.
 
     Args:
@@ -48,17 +48,13 @@ def read_struct(path: Location, kind: type[_Struct]) -> _Struct:
     """
     if not path.is_file():
         raise InputError(path, received="no such file")
-    content = path.read_limited(MAX_JSON_BYTES)
     try:
-        value = json_text.load(content)
+        value = json_text.load(path.read_limited(MAX_JSON_BYTES))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(path, received=f"not JSON ({error})") from error
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).replace("`", "").partition(" - at $")
-        place = visible(place.removeprefix("."))[:200]
-        raise InputError(path, received=f"{place}: {message}" if place else message) from error
+    return json_text.convert(value, kind, path)
 
 
 class Mean(msgspec.Struct, frozen=True):

@@ -235,7 +235,7 @@ def test_right_logits_give_the_right_answers_of_real_questions(
         str(SHARED / "data" / "vocab" / f"{vocab}.txt"),
         do_lower_case="chinese" in vocab,
     )
-    examples = read_split(tasks.load_task(name), str(SHARED / "data" / folder), split)
+    examples = read_split(tasks.load_task(name), SHARED / "data" / folder, split)
     begin = time.perf_counter()
     features = build_features(examples, tokenizer, kind="span", max_seq_length=384, doc_stride=128)
     seconds = time.perf_counter() - begin

@@ -445,21 +445,21 @@ def test_malformed_metrics_are_refused_by_their_line(two_runs, line: str, expect
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
-        ({"truncation_factor": float("nan")}, "plans[0].truncation_factor: "),
-        ({"truncation_factor": "x"}, "plans[0].truncation_factor: "),
-        ({"position_bytes": -3.0}, "plans[0].position_bytes: "),
-        ({"position_bytes": 1e300}, "plans[0].position_bytes: "),
-        ({"mass_kept": True}, "plans[0].mass_kept: "),
-        ({"mass_kept": float("nan")}, "plans[0].mass_kept: "),
-        ({"kl_dense": {"mean": 10**299}}, "plans[0].kl_dense.mean: "),
-        ({"kl_dense": None}, "plans[0].kl_dense: "),
+        ({"truncation_factor": float("nan")}, "plans[0].truncation_factor"),
+        ({"truncation_factor": "x"}, "plans[0].truncation_factor"),
+        ({"position_bytes": -3.0}, "plans[0].position_bytes"),
+        ({"position_bytes": 1e300}, "plans[0].position_bytes"),
+        ({"mass_kept": True}, "plans[0].mass_kept"),
+        ({"mass_kept": float("nan")}, "plans[0].mass_kept"),
+        ({"kl_dense": {"mean": 10**299}}, "plans[0].kl_dense.mean"),
+        ({"kl_dense": None}, "plans[0].kl_dense"),
     ],
 )
 def test_malformed_plans_are_refused_by_their_place(tmp_path, changes, place: str) -> None:
     plan = {**_planned("compact", 8, 24.0, 0.1), **changes}
     path = _write(tmp_path / "plan.json", {"plans": [plan]})
     error = _error(plan=path)
-    assert error.subject == str(path) and error.received.startswith(place)
+    assert error.subject == f"{path}: {place}"
 
 
 @pytest.mark.parametrize("name", ["plan", "inference", "finetune", "comparison", "fidelity"])
@@ -469,12 +469,12 @@ def test_files_of_other_content_are_refused(tmp_path, name: str, content: str | 
     if content is not None:
         path.write_text(content)
     given = (path,) if name in ("finetune", "fidelity") else path
-    assert _error(**{name: given}).subject == str(path)
+    assert _error(**{name: given}).subject.startswith(str(path))
 
 
 def test_a_models_name_is_text(tmp_path) -> None:
     path = _summary(tmp_path / "plain", "tnews", 0.5, None, model=3)
-    assert _error(finetune=(path,)).received.startswith("model: ")
+    assert _error(finetune=(path,)).subject == f"{path}: model"
 
 
 def test_an_empty_request_names_runs() -> None:
