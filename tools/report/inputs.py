@@ -9,7 +9,6 @@ from typing import Annotated, TypeVar
 import msgspec
 import numpy as np
 
-from data_specs import records
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import MAX_JSON_BYTES, Location
@@ -17,7 +16,7 @@ from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.manifest import SAMPLED
-from pipeline.storage.records import topk_probabilities
+from pipeline.storage.records import MaskedExample, TeacherTargets
 from tools.report.text_width import visible
 
 # Bins of a reliability diagram, as in `pipeline.distill.metrics`.
@@ -48,10 +47,9 @@ def read_struct(path: Location, kind: type[_Kind]) -> _Kind:
     """
     if not path.is_file():
         raise InputError(path, received="no such file")
+    content = path.read_limited(MAX_JSON_BYTES)
     try:
-        value = json_text.load(path.read_limited(MAX_JSON_BYTES))
-    except InputError:
-        raise
+        value = json_text.load(content)
     except ValueError as error:
         raise InputError(path, received=f"not JSON ({error})") from error
     return json_text.convert(value, kind, path)
@@ -346,20 +344,15 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
     manifest, info = cache.manifest, cache.manifest.teacher_info
     if info.truncation == SAMPLED:
         return None
-    codec = cache_input.open_codec(cache.directory, manifest)
-    column, found = info.temperatures.index(1.0), []
+    codec, found = cache_input.open_codec(cache.directory, manifest), []
     for path, index, record in _first_records(cache):
         try:
-            features = serialization.decode_example(record)
-            dtype = records.id_dtype(manifest.vocab.size)
-            labels = np.frombuffer(features[records.MASKED_LM_IDS], dtype)
-            ids, logits = codec.decode(features, len(labels))
-            tails = np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4")
-            tails = tails.reshape(len(labels), len(info.temperatures))[:, column]
-            p, _ = topk_probabilities(logits, tails, 1.0, k=1)
+            example = MaskedExample.from_record(record, manifest)
+            targets = TeacherTargets.from_features(example.features, codec, info)
         except (KeyError, ValueError) as error:
             raise InputError(path, received=f"broken record {index} ({error})") from error
-        found.append((p[:, 0], ids[:, 0] == labels))
+        p, _ = targets.probabilities(1.0, k=1)
+        found.append((p[:, 0], targets.ids[:, 0] == example.masked_lm_ids))
     if not found:
         return None
     confidence, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
