@@ -13,6 +13,7 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base import json_text
+from pipeline.base.location import Location
 from pipeline.storage import cache_input, serialization, shuffling, spill, token_counts
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
@@ -199,9 +200,9 @@ def read_sample(folder: pathlib.Path) -> object:
 
 def read_report(folder: pathlib.Path) -> object:
     """Reads a cache as `tools.report` does."""
-    from tools.pages import report_inputs
+    from tools.report import inputs
 
-    return report_inputs.read_cache(str(folder), "cache")
+    return inputs.read_cache(Location.parse(folder), "cache")
 
 
 def read_shown(folder: pathlib.Path) -> object:

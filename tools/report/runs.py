@@ -13,7 +13,7 @@ from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import weight_table
-from tools.pages.text_width import visible
+from tools.report.text_width import visible
 
 METRICS_FILE = "metrics.jsonl"
 REQUEST_FILE = "request.json"
@@ -170,7 +170,7 @@ def num_parameters(directory: Location) -> int | None:
     return sum(math.prod(row.shape) for row in weight_table(config))
 
 
-def read_runs(paths: Sequence[str]) -> list[Run]:
+def read_runs(paths: Sequence[Location]) -> list[Run]:
     """Reads runs.
 
     Raises:

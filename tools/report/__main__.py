@@ -3,6 +3,7 @@
 python -m tools.report --runs=STUDENT,OTHER --plan=plan.json --output=report.html
 
 The page needs nothing beside itself. Parts that nothing was given for are left out.
+It is made with pip install 'offline-distill[report]'.
 """
 
 import dataclasses
@@ -13,23 +14,25 @@ from absl import flags
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
+from pipeline.base.settings import Settings
 from pipeline.commands import running
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportConfig:
-    """What was asked for; fields are named as the flags."""
+class ReportConfig(Settings):
+    """What the page shows; fields are named as the flags."""
 
-    runs: tuple[str, ...] = ()
-    inference: str | None = None
-    finetune: tuple[str, ...] = ()
-    plan: str | None = None
-    fidelity: tuple[str, ...] = ()
-    comparison: str | None = None
-    caches: tuple[str, ...] = ()
+    runs: tuple[Location, ...] = ()
+    inference: Location | None = None
+    finetune: tuple[Location, ...] = ()
+    plan: Location | None = None
+    fidelity: tuple[Location, ...] = ()
+    comparison: Location | None = None
+    caches: tuple[Location, ...] = ()
     title: str = "Distillation report"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = {name: value for name, value in vars(self).items() if name != "title"}
         if not any(given.values()):
             others = ", ".join(f"`{name}`" for name in given if name != "runs")
@@ -40,40 +43,40 @@ def make_report(config: ReportConfig) -> str:
     """Reads what is to be shown, and returns the page.
 
     Raises:
-        InputError: something is missing or is not as it must be.
+        InputError: a file or a package is missing, or a file is malformed.
     """
-    from tools.pages import report_caches, report_calibration, report_curves, report_scores
-    from tools.pages.html_page import page
-    from tools.pages.report_inputs import read_caches, read_comparison, read_fidelity, read_plan
-    from tools.pages.report_runs import read_runs, short_names
+    from tools.report import caches, curves, inputs, page, scores
+    from tools.report.runs import read_runs, short_names
 
+    page.expect_packages()
     runs = read_runs(config.runs)
-    speeds = report_scores.read_speeds(config.inference) if config.inference else []
-    scores = report_scores.read_scores(config.finetune)
-    planned = read_plan(config.plan) if config.plan else []
-    measured = [read_fidelity(path) for path in config.fidelity]
-    taught = read_comparison(config.comparison) if config.comparison else []
+    speeds = inputs.read_speeds(config.inference) if config.inference else []
+    tasks = scores.read_scores(config.finetune)
+    planned = inputs.read_plan(config.plan) if config.plan else []
+    measured = [inputs.read_fidelity(path) for path in config.fidelity]
+    compared = inputs.read_comparison(config.comparison) if config.comparison else []
     names = short_names([path.absolute() for path in config.caches])
-    made = read_caches(config.caches, names)
-    parts = (
-        report_curves.results(runs) if runs else None,
-        report_curves.curves(runs) if runs else None,
-        report_curves.settings(runs) if runs else None,
-        report_scores.speed(runs, speeds),
-        report_scores.tasks(runs, scores),
-        report_caches.caches(planned, measured, taught, made),
-        report_calibration.calibration(runs, made),
+    made = list(map(inputs.read_cache, config.caches, names))
+    sections = (
+        curves.results(runs) if runs else None,
+        curves.curves(runs) if runs else None,
+        curves.settings(runs) if runs else None,
+        scores.speed(runs, speeds),
+        scores.tasks(runs, tasks),
+        caches.caches(planned, measured, compared, made),
+        caches.calibration(runs, made),
     )
-    told = (
+    sources = (
         (len(runs), "run"),
         (len(speeds), "measurement of speed", "measurements of speed"),
-        (len(scores), "result on a task", "results on tasks"),
+        (len(tasks), "result on a task", "results on tasks"),
         (len(planned), "planned cache"),
-        (len(measured) or len(made) or len(taught), "cache"),
+        (len(measured) or len(made) or len(compared), "cache"),
     )
-    read = ", ".join(_counted(*one) for one in told if one[0])
-    found = report_curves.headline(runs)
-    return page(config.title, f"{found} From {read}." if found else f"{read}.", *parts)
+    lead = f"From {', '.join(_counted(*source) for source in sources if source[0])}."
+    headline = curves.headline(runs)
+    lead = f"{headline} {lead}" if headline else lead
+    return page.report_page(config.title, lead, [one for one in sections if one is not None])
 
 
 def _counted(count: int, one: str, several: str | None = None) -> str:
@@ -96,24 +99,25 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _paths(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split(",") if part)
+def _locations(values: flags.FlagValues, name: str) -> tuple[Location, ...]:
+    return tuple(Location.parse(text, name) for text in values[name].value.split(",") if text)
 
 
 def _report(values: flags.FlagValues) -> None:
     config = ReportConfig(
-        runs=_paths(values.runs),
+        runs=_locations(values, "runs"),
         inference=values.inference,
-        finetune=_paths(values.finetune),
+        finetune=_locations(values, "finetune"),
         plan=values.plan,
-        fidelity=_paths(values.fidelity),
+        fidelity=_locations(values, "fidelity"),
         comparison=values.comparison,
-        caches=_paths(values.caches),
+        caches=_locations(values, "caches"),
         title=values.title,
     )
-    Location.parse(values.output, "output").expect_absent()
-    Location.parse(values.output, "output").write_whole(make_report(config).encode("utf-8"))
-    print(f"report: {values.output}")
+    output = Location.parse(values.output, "output")
+    output.expect_absent()
+    output.write_whole(make_report(config).encode("utf-8"))
+    print(f"report: {output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pipeline.tokenizers.sentencepiece_model import WORD_MARK, SentencePieceTokenizer
 from pipeline.tokenizers.tokenizer_json import JsonTokenizer
 from pipeline.tokenizers.tokens import Tokenizer
-from tools.pages.text_width import visible
+from tools.report.text_width import visible
 
 _PIECE_MARK = "##"
 # No space stands before the first of these, nor after the second; neither at the third.

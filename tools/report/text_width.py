@@ -30,11 +30,6 @@ def clipped(text: str, most: int) -> str:
     return text
 
 
-def clipped_end(text: str, most: int) -> str:
-    """Returns as much of a text's end as `most` columns hold."""
-    return clipped(text[::-1], most)[::-1]
-
-
 def padded(text: str, width: int, *, right: bool = False) -> str:
     """Fills a text up with spaces to `width` columns, before it where `right` says so."""
     fill = " " * max(0, width - columns(text))

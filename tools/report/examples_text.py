@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tools.pages.shown_examples import (
+from tools.report.shown_examples import (
     KEPT,
     MASKED,
     REPLACED,
@@ -10,7 +10,7 @@ from tools.pages.shown_examples import (
     Piece,
     ShownExample,
 )
-from tools.pages.text_width import clipped, columns, padded, wrapped
+from tools.report.text_width import clipped, columns, padded, wrapped
 
 COLUMNS = 100
 _INDENT = "  "

@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.pages.html_page import NUM_COLOURS, Markup, element, figure, section, table
-from tools.pages.report_runs import Run, split_settings
-from tools.pages.svg_chart import line_chart
-from tools.pages.svg_parts import Point, Series
-from tools.pages.svg_scales import Axis, Format
-from tools.pages.text_width import visible
+from tools.report.charts import NUM_COLOURS, Axis, Format, Point, Series, line_figure
+from tools.report.page import Chart, Charts, Note, Section, Table, chart
+from tools.report.runs import Run, split_settings
+from tools.report.text_width import visible
 
 # A line of more points is drawn through the means of neighbours.
 _MAX_POINTS = 200
@@ -125,7 +123,7 @@ def _cell(value: float | None, form: Format) -> str:
     return "–" if value is None else form(value)
 
 
-def results(runs: Sequence[Run]) -> Markup:
+def results(runs: Sequence[Run]) -> Section:
     """Returns the runs side by side: size, updates, the last evaluation."""
     measures = [one for one in COLUMNS if any(one.key in run.final for run in runs)]
     others = dict.fromkeys(
@@ -143,12 +141,11 @@ def results(runs: Sequence[Run]) -> Markup:
         best += [(place, column) for place, row in enumerate(rows) if row[column] == shown]
     titles = ["run", "layers × width", "parameters", "weights", "updates"]
     titles += [one.title for one in measures]
-    return section(
-        "Students side by side",
-        table(titles, rows, best=best),
-        element("p", *_result_notes(runs), class_="note"),
-        _other_measures(runs, [name for name in others if name not in ("step", "split")]),
-    )
+    parts = [Table(titles, rows, best=best), _result_note(runs)]
+    others = [name for name in others if name not in ("step", "split")]
+    if others:
+        parts.append(_other_measures(runs, others))
+    return Section("Students side by side", parts)
 
 
 def _shape(run: Run) -> str:
@@ -176,29 +173,30 @@ def headline(runs: Sequence[Run]) -> str | None:
     return f"{text}."
 
 
-def _result_notes(runs: Sequence[Run]) -> list[str]:
-    notes = ["The last evaluation of each run; the best of a column is bold. "]
+def _result_note(runs: Sequence[Run]) -> Note:
+    text = "The last evaluation of each run; the best of a column is bold."
     teachers = sorted({percents(run.final["teacher_accuracy"]) for run in runs if _has(run)})
     if teachers:
-        notes.append(f"The teacher's accuracy: {', '.join(teachers)}. ")
-    if len({str(run.settings.get("cache")) for run in runs}) > 1:
-        notes.append(element("b", "The runs read different caches,"))
-        notes.append(" so that they may have been evaluated on different examples.")
-    return notes
+        text += f" The teacher's accuracy: {', '.join(teachers)}."
+    if len({str(run.settings.get("cache")) for run in runs}) == 1:
+        return Note(text)
+    return Note(
+        text,
+        "The runs read different caches, so that they may have been evaluated on different "
+        "examples.",
+    )
 
 
 def _has(run: Run) -> bool:
     return "teacher_accuracy" in run.final
 
 
-def _other_measures(runs: Sequence[Run], names: Sequence[str]) -> Markup | None:
-    if not names:
-        return None
+def _other_measures(runs: Sequence[Run], names: Sequence[str]) -> Table:
     rows = [
         [run.name, *(_cell(run.final.get(name), "{:.4g}".format) for name in names)] for run in runs
     ]
-    inner = table(["run", *map(visible, names)], rows)
-    return element("details", element("summary", "What else the evaluations measured"), inner)
+    titles = ["run", *map(visible, names)]
+    return Table(titles, rows, summary="Other measures of the evaluations")
 
 
 def setting_text(value: Any) -> str:
@@ -219,7 +217,7 @@ def _short(name: str) -> str:
     return visible(name.removeprefix("student.config.").removeprefix("student."))
 
 
-def settings(runs: Sequence[Run]) -> Markup:
+def settings(runs: Sequence[Run]) -> Section:
     """Returns in which settings runs differ, and those that they share."""
     differing, shared = split_settings(runs)
     parts = []
@@ -233,12 +231,11 @@ def settings(runs: Sequence[Run]) -> Markup:
         if len(runs) <= len(differing):
             titles, *rows = zip(titles, *rows, strict=True)
             titles = ("setting", *titles[1:])
-        parts.append(table(titles, rows, texts=len(titles)))
+        parts.append(Table(titles, rows, texts=len(titles)))
     same = [[_short(name), setting_text(value)] for name, value in sorted(shared.items())]
     title = "Settings that all runs share" if len(runs) > 1 else "Its settings"
-    inner = table(["setting", "value"], same, texts=2)
-    parts.append(element("details", element("summary", title), inner))
-    return section("What sets the runs apart" if differing else "Settings", *parts)
+    parts.append(Table(["setting", "value"], same, texts=2, summary=title))
+    return Section("Settings that differ" if differing else "Settings", parts)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -296,26 +293,20 @@ def finding(measure: Measure, series: Sequence[Series]) -> str:
     return f"{measure.sentence}: {who} {word}, at {best}"
 
 
-UPDATES = Axis("updates", "{:,.0f}".format, floor=0.0)
+UPDATES = Axis("updates", "{:,.0f}".format, whole=True, floor=0.0)
 
 
 def measure_chart(
     runs: Sequence[Run], measure: Measure, reference: tuple[str, float] | None = None
-) -> Markup | None:
+) -> Chart | None:
     """Returns the curves of a measure at the evaluations; None where none has it."""
     series = _curves(runs, "eval", measure.key, measure.format)
     if not series:
         return None
-    title = finding(measure, series)
-    chart = line_chart(
-        series,
-        UPDATES,
-        measure.y_axis(),
-        value=measure.format,
-        description=title,
-        reference=reference,
+    figure = line_figure(
+        series, UPDATES, measure.y_axis(), value=measure.format, reference=reference
     )
-    return figure(title, "at each evaluation", chart)
+    return chart(finding(measure, series), "at each evaluation", figure)
 
 
 def _teacher_accuracy(runs: Sequence[Run]) -> tuple[str, float] | None:
@@ -325,7 +316,7 @@ def _teacher_accuracy(runs: Sequence[Run]) -> tuple[str, float] | None:
     return "the teacher", max(found)
 
 
-def _training_chart(runs: Sequence[Run]) -> Markup | None:
+def _training_chart(runs: Sequence[Run]) -> Chart | None:
     series = _curves(runs, "train", "loss", "{:.3f}".format)
     if not series:
         return None
@@ -346,24 +337,16 @@ def _training_chart(runs: Sequence[Run]) -> Markup | None:
             title = f"Training loss: from {first:.3f} to {series[0].points[-1].y:.3f}"
         note = "the mean since the line before"
     axis = Axis("weighted sum of losses", "{:g}".format, floor=0.0)
-    chart = line_chart(series, UPDATES, axis, value="{:.3f}".format, description=title)
-    return figure(title, note, chart)
+    return chart(title, note, line_figure(series, UPDATES, axis, value="{:.3f}".format))
 
 
-def curves(runs: Sequence[Run]) -> Markup:
+def curves(runs: Sequence[Run]) -> Section:
     """Returns loss and agreement over the updates."""
-    charts = [
-        *(
-            measure_chart(runs, one, _teacher_accuracy(runs) if one is ACCURACY else None)
-            for one in _CURVES
-        ),
-        _training_chart(runs),
-    ]
-    grey = None
+    teacher = _teacher_accuracy(runs)
+    charts = [measure_chart(runs, one, teacher if one is ACCURACY else None) for one in _CURVES]
+    charts.append(_training_chart(runs))
+    parts: list[Note | Charts] = [Charts([one for one in charts if one is not None])]
     if len(runs) > NUM_COLOURS:
-        grey = element(
-            "p",
-            f"The first {NUM_COLOURS} runs are in colour, {len(runs) - NUM_COLOURS} more are grey.",
-            class_="note",
-        )
-    return section("Curves", grey, element("div", *charts, class_="charts"))
+        grey = len(runs) - NUM_COLOURS
+        parts.insert(0, Note(f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey."))
+    return Section("Curves", parts)

@@ -1,7 +1,7 @@
 """Examples of a directory of shards, decoded and put into words: what `inspect_cache` shows."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,9 +11,8 @@ from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID
-from pipeline.storage.records import topk_probabilities
-from tools.pages.token_text import TokenText
-from tools.vocabulary import cache_tokens
+from pipeline.storage.records import MaskedExample, TeacherTargets, Window
+from tools.report.token_text import TokenText
 
 # How a masked position's token was treated: 80%, 10% and 10% of them.
 MASKED = "masked"
@@ -151,15 +150,13 @@ class ExampleReader:
     def __init__(self, cache: CacheInput, *, num_guesses: int) -> None:
         self._cache = cache
         self._num_guesses = num_guesses
-        self._vocab_size = cache.manifest.vocab.size
         tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
         self._text = TokenText(tokenizer)
         special = tokenizer.special_ids
         self._mask_id = special["mask"]
         self._unseen = {special[name] for name in ("cls", "sep", "pad")}
-        self._info = cache.manifest.teacher_info
         self._codec = None
-        if self._info is not None:
+        if cache.manifest.teacher_info is not None:
             # Of the shards only those that are read need to be there.
             self._codec = cache_input.open_codec(cache.directory, cache.manifest)
 
@@ -169,13 +166,13 @@ class ExampleReader:
         Raises:
             InputError: there are none, or a record is damaged.
         """
-        shown = []
+        manifest, shown = self._cache.manifest, []
+        kind = Window if manifest.kind == records.UNMASKED_WINDOWS else MaskedExample
         for file, index, record in self._records(selection):
             try:
-                features = serialization.decode_example(record)
-                example_id = features[records.EXAMPLE_ID].hex()
-                if example_id.startswith(selection.example_id or ""):
-                    shown.append(self._show(features, example_id, file, index))
+                example = kind.from_record(record, manifest)
+                if example.example_id.hex().startswith(selection.example_id or ""):
+                    shown.append(self._show(example, file, index))
             except (KeyError, ValueError) as error:
                 path = self._cache.directory / file
                 raise InputError(path, received=f"broken record {index} ({error})") from error
@@ -221,28 +218,18 @@ class ExampleReader:
     def _only(self, shard: manifests.ShardInfo) -> manifests.Manifest:
         return dataclasses.replace(self._cache.manifest, splits={"": (shard,)}, token_counts=None)
 
-    def _show(
-        self, features: Mapping[str, bytes], example_id: str, file: str, index: int
-    ) -> ShownExample:
-        inputs = np.frombuffer(features[records.INPUT_IDS], records.id_dtype(self._vocab_size))
-        true = cache_tokens.true_tokens([features], self._vocab_size)
-        if len(inputs) and not 0 <= inputs.min() <= inputs.max() < self._vocab_size:
-            raise ValueError(f"expected ids of {self._vocab_size} tokens, received others")
-        places = np.frombuffer(features.get(records.MASKED_LM_POSITIONS, b""), "<u2")
-        starts = np.frombuffer(features.get(records.WORD_STARTS, b""), "<u2")
-        return ShownExample(
-            example_id,
-            file,
-            index,
-            len(inputs),
-            self._segments(features, inputs, true, places, set(starts.tolist())),
-            self._positions(features, inputs[places], true[places]),
-        )
+    def _show(self, example: MaskedExample | Window, file: str, index: int) -> ShownExample:
+        place = example.example_id.hex(), file, index, len(example.input_ids)
+        if isinstance(example, Window):
+            none = np.zeros(0, np.int64)
+            starts = set(example.word_starts.tolist())
+            return ShownExample(*place, self._segments(example, example.input_ids, none, starts))
+        pieces = self._segments(example, example.true_ids(), example.masked_lm_positions, set())
+        return ShownExample(*place, pieces, self._positions(example))
 
     def _segments(
         self,
-        features: Mapping[str, bytes],
-        inputs: np.ndarray,
+        example: MaskedExample | Window,
         true: np.ndarray,
         places: np.ndarray,
         starts: set[int],
@@ -251,9 +238,7 @@ class ExampleReader:
 
         Spaces are those of the true tokens, that a masked piece may be known for one.
         """
-        lengths = np.frombuffer(features[records.SEGMENT_LENGTHS], "<u2")
-        if lengths.sum() != len(inputs):
-            raise ValueError(f"expected segments of {len(inputs)} tokens, received {lengths.sum()}")
+        inputs, lengths = example.input_ids, example.segment_lengths.astype(np.int64)
         numbers = {int(place): number for number, place in enumerate(places, 1)}
         segments = []
         for begin, end in zip(np.cumsum(lengths) - lengths, np.cumsum(lengths), strict=True):
@@ -276,12 +261,11 @@ class ExampleReader:
             segments.append(tuple(pieces))
         return tuple(segments)
 
-    def _positions(
-        self, features: Mapping[str, bytes], shown: np.ndarray, labels: np.ndarray
-    ) -> tuple[MaskedPosition, ...]:
+    def _positions(self, example: MaskedExample) -> tuple[MaskedPosition, ...]:
+        shown, labels = example.input_ids[example.masked_lm_positions], example.masked_lm_ids
         words: Sequence[TeacherWord | None] = [None] * len(labels)
         if self._codec is not None:
-            words = self._teacher_words(features, labels)
+            words = self._teacher_words(example)
         positions = []
         for number, (token, label, word) in enumerate(
             zip(shown.tolist(), labels.tolist(), words, strict=True), 1
@@ -292,30 +276,13 @@ class ExampleReader:
             positions.append(MaskedPosition(number, treatment, *texts, word))
         return tuple(positions)
 
-    def _teacher_words(
-        self, features: Mapping[str, bytes], labels: np.ndarray
-    ) -> list[TeacherWord]:
-        count, info = len(labels), self._info
-        ids, logits = self._codec.decode(dict(features), count)
-        tails = np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4")
-        tails = tails.reshape(count, len(info.temperatures))
-        tails = tails[:, info.temperatures.index(_TEMPERATURE)]
-        label_log_probs = np.frombuffer(features[records.LABEL_LOG_PROBS], "<f2")
-        if len(label_log_probs) != count:
-            raise ValueError(f"expected {count} label_log_probs, received {len(label_log_probs)}")
-        if (
-            not np.isfinite(logits).all()
-            or np.isnan(tails).any()
-            or np.isnan(label_log_probs).any()
-        ):
-            raise ValueError("expected numbers, received NaN or infinity")
-        p, _ = topk_probabilities(logits, tails, _TEMPERATURE, k=ids.shape[-1])
-        columns = zip(ids, p, np.exp(tails.astype(np.float64)), labels.tolist(), strict=True)
-        label_probabilities = np.exp(label_log_probs.astype(np.float64))
-        return [
-            self._teacher_word(*column, float(probability))
-            for column, probability in zip(columns, label_probabilities, strict=True)
-        ]
+    def _teacher_words(self, example: MaskedExample) -> list[TeacherWord]:
+        info = self._cache.manifest.teacher_info
+        targets = TeacherTargets.from_features(example.features, self._codec, info)
+        p, tails = targets.probabilities(_TEMPERATURE)
+        labels = np.exp(targets.label_log_probs.astype(np.float64)).tolist()
+        columns = zip(targets.ids, p, tails, example.masked_lm_ids.tolist(), labels, strict=True)
+        return [self._teacher_word(*column) for column in columns]
 
     def _teacher_word(
         self, ids: np.ndarray, p: np.ndarray, tail: float, label: int, label_probability: float

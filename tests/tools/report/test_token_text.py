@@ -9,12 +9,12 @@ from tokenizers import models
 
 from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import ENGLISH, RUSSIAN, SENTENCES
-from tools.pages import token_text
-from tools.pages.token_text import Marks, TokenText, Word, space_between
+from tools.report import token_text
+from tools.report.token_text import Marks, TokenText, Word, space_between
 
 
 def _load(path):
-    return load_tokenizer(str(path), do_lower_case=None)
+    return load_tokenizer(path, do_lower_case=None)
 
 
 def _joined(words: list[Word]) -> str:

@@ -8,61 +8,17 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from tools.pages.html_page import Markup, element, figure, section, table
-from tools.pages.report_curves import ACCURACY, megabytes, percents
-from tools.pages.report_inputs import JsonFile
-from tools.pages.report_runs import Run, short_names
-from tools.pages.svg_chart import point_chart
-from tools.pages.svg_intervals import Interval, interval_chart
-from tools.pages.svg_parts import Point, Series
-from tools.pages.svg_scales import Axis
-from tools.pages.text_width import visible
-
-
-@dataclasses.dataclass(frozen=True)
-class Speed:
-    """A model, computed in one way.
-
-    Attributes:
-        model: its name, or its path where another has the same name.
-        computed: the type of numbers, and on which device.
-        parameters: of encoder and head.
-        megabytes: of its weights.
-        latency: seconds of one sequence: median, smallest and largest.
-        throughput: sequences a second, likewise.
-    """
-
-    model: str
-    computed: str
-    parameters: int
-    megabytes: float
-    latency: tuple[float, float, float]
-    throughput: tuple[float, float, float]
-
-
-def read_speeds(path: str) -> list[Speed]:
-    """Reads the JSON of `benchmark_inference`.
-
-    Raises:
-        InputError: a field is missing or not as it must be.
-    """
-    figures = ("median", "smallest", "largest")
-    return [
-        Speed(
-            row.text("model"),
-            f"{row.text('computation')} on {row.text('device')}",
-            int(row.number("parameters")),
-            row.number("megabytes"),
-            row.object("latency").numbers(*figures),
-            row.object("throughput").numbers(*figures),
-        )
-        for row in JsonFile.read(path).objects("rows")
-    ]
+from tools.report.charts import Axis, Interval, Point, Series, interval_figure, point_figure
+from tools.report.curves import ACCURACY, megabytes, percents
+from tools.report.inputs import Speed, Spread, Summary, read_struct
+from tools.report.page import Chart, Charts, Note, Section, Table, chart
+from tools.report.runs import Run, short_names
+from tools.report.text_width import visible
 
 
 def find_run(model: str, runs: Sequence[Run]) -> Run | None:
     """Returns the run that made a model, known by its path or its folder's name."""
-    path = model
+    path = Location.parse(model)
     for run in runs:
         if path.resolve() == run.directory.resolve():
             return run
@@ -90,7 +46,7 @@ def _cost_axis(title: str, found: Sequence[_Worth]) -> Axis:
     return Axis(title, _short, logarithmic=max(costs) > 8.0 * min(costs), floor=0.0)
 
 
-def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Markup:
+def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Chart:
     """Returns a chart of accuracy against cost.
 
     Args:
@@ -102,38 +58,26 @@ def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> 
     best = max(found, key=lambda one: one.accuracy)
     least = min(found, key=lambda one: one.cost)
     if best == least:
-        title = f"{best.name} costs least and guesses most"
+        title = f"{best.name} costs least and has the highest accuracy"
     else:
         title = f"{least.name}: {best.cost / least.cost:.1f} times {cheap} {best.name}"
         if best.accuracy:
             title += f", {least.accuracy / best.accuracy:.0%} of its accuracy"
-    series = [
-        Series(
-            one.name,
-            (
-                Point(
-                    one.cost,
-                    one.accuracy,
-                    f"{one.name}: {axis.format(one.cost)}, {percents(one.accuracy)}",
-                    one.name,
-                ),
-            ),
-            one.place,
-            joined=False,
-        )
-        for one in found
-    ]
-    chart = point_chart(series, axis, ACCURACY.y_axis(), description=title)
-    return figure(title, note, chart)
+    series = []
+    for one in found:
+        hint = f"{one.name}: {axis.format(one.cost)}, {percents(one.accuracy)}"
+        point = Point(one.cost, one.accuracy, hint)
+        series.append(Series(one.name, (point,), one.place, joined=False))
+    return chart(title, note, point_figure(series, axis, ACCURACY.y_axis()))
 
 
-def _latency_chart(runs: Sequence[Run], speeds: Sequence[Speed]) -> Markup | None:
+def _latency_chart(runs: Sequence[Run], speeds: Sequence[Speed]) -> Chart | None:
     computed = speeds[0].computed if speeds else ""
     found = []
     for speed in speeds:
         run = find_run(speed.model, runs)
         if speed.computed == computed and run is not None and ACCURACY.key in run.final:
-            place, cost = runs.index(run), 1000.0 * speed.latency[0]
+            place, cost = runs.index(run), 1000.0 * speed.latency.median
             found.append(_Worth(place, run.name, run.final[ACCURACY.key], cost))
     if len(found) < 2:
         return None
@@ -141,7 +85,7 @@ def _latency_chart(runs: Sequence[Run], speeds: Sequence[Speed]) -> Markup | Non
     return _worth_chart(found, axis, "as fast as", f"{computed}, medians")
 
 
-def _size_chart(runs: Sequence[Run]) -> Markup | None:
+def _size_chart(runs: Sequence[Run]) -> Chart | None:
     found = [
         _Worth(place, run.name, run.final[ACCURACY.key], run.bytes / 1e6)
         for place, run in enumerate(runs)
@@ -153,21 +97,21 @@ def _size_chart(runs: Sequence[Run]) -> Markup | None:
     return _worth_chart(found, axis, "smaller than", "model.safetensors as it is")
 
 
-def _range(figures: tuple[float, float, float], factor: float = 1.0) -> str:
-    median, smallest, largest = (factor * figure for figure in figures)
-    return f"{_short(median)} ({_short(smallest)}–{_short(largest)})"
+def _range(spread: Spread, factor: float = 1.0) -> str:
+    smallest, largest = _short(factor * spread.smallest), _short(factor * spread.largest)
+    return f"{_short(factor * spread.median)} ({smallest}–{largest})"
 
 
-def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Markup | None:
+def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
     """Returns quality against latency and size; None where neither tells a difference."""
     charts = [one for one in (_latency_chart(runs, speeds), _size_chart(runs)) if one]
     if not charts and not speeds:
         return None
-    parts: list[object] = [element("div", *charts, class_="charts")] if charts else []
+    parts: list[Charts | Table | Note] = [Charts(charts)] if charts else []
     if speeds:
         rows = [
             [
-                one.model,
+                visible(one.model),
                 one.computed,
                 f"{one.parameters / 1e6:,.2f} M",
                 megabytes(1e6 * one.megabytes),
@@ -177,9 +121,9 @@ def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Markup | None:
             for one in speeds
         ]
         titles = ["model", "computed", "parameters", "weights", "latency, ms", "sequences/s"]
-        parts.append(table(titles, rows, texts=2))
-        parts.append(element("p", "Medians, with the smallest and the largest.", class_="note"))
-    return section("Quality against latency and size", *parts)
+        parts.append(Table(titles, rows, texts=2))
+        parts.append(Note("Medians, with the smallest and the largest."))
+    return Section("Quality against latency and size", parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,68 +166,62 @@ def model_folder(directory: Location, task: str) -> Location:
     return directory.with_name(name) if name else directory.parent
 
 
-def _model_paths(summaries: Sequence[JsonFile]) -> list[Location]:
+def _model_paths(paths: Sequence[Location], summaries: Sequence[Summary]) -> list[pathlib.PurePath]:
     """Returns what tells the model of each: its name, or its folder where that is not enough.
 
     Several models may have one name, and a model may learn a task in several ways.
     """
-    named = [
-        (pathlib.Path(summary.text("model")).name if "model" in summary.value else "", summary)
-        for summary in summaries
-    ]
-    pairs = collections.Counter((name, summary.text("task")) for name, summary in named)
+    names = [pathlib.PurePath(summary.model).name for summary in summaries]
+    tasks = [summary.task for summary in summaries]
+    pairs = collections.Counter(zip(names, tasks, strict=True))
     twice = {name for (name, _), count in pairs.items() if count > 1}
     return [
-        pathlib.Path(name)
+        pathlib.PurePath(name)
         if name and name not in twice
-        else model_folder(summary.path.absolute().parent, summary.text("task"))
-        for name, summary in named
+        else model_folder(path.absolute().parent, task)
+        for path, name, task in zip(paths, names, tasks, strict=True)
     ]
 
 
-def read_scores(paths: Sequence[str]) -> list[Score]:
+def read_scores(paths: Sequence[Location]) -> list[Score]:
     """Reads several `summary.json` of `finetune`.
 
     Raises:
-        InputError: a field is missing or not as it must be.
+        InputError: one is not as `finetune` writes it, or two are of a model and a task.
     """
-    summaries = [JsonFile.read(path) for path in paths]
-    tasks = [summary.text("task") for summary in summaries]
-    folders = _model_paths(summaries)
-    seen: set[tuple[Location, str]] = set()
-    for path, pair in zip(paths, zip(folders, tasks, strict=True), strict=True):
-        if pair in seen:
+    summaries = [read_struct(path, Summary) for path in paths]
+    folders = _model_paths(paths, summaries)
+    seen: set[tuple[pathlib.PurePath, str]] = set()
+    for path, folder, summary in zip(paths, folders, summaries, strict=True):
+        if (folder, summary.task) in seen:
             raise InputError(
                 Setting("finetune"),
                 "each model once for a task",
                 f"{path}, whose folder is called as another's",
                 hint="put each in a folder named after its model",
             )
-        seen.add(pair)
+        seen.add((folder, summary.task))
     distinct = list(dict.fromkeys(folders))
     names = dict(zip(distinct, short_names(distinct), strict=True))
     return [
-        _read_score(summary, names[folder])
-        for summary, folder in zip(summaries, folders, strict=True)
+        _read_score(path, summary, names[folder])
+        for path, summary, folder in zip(paths, summaries, folders, strict=True)
     ]
 
 
-def _read_score(summary: JsonFile, model: str) -> Score:
-    best = summary.number("best_learning_rate")
-    metric = summary.text("main_metric")
-    rates = [row for row in summary.objects("rates") if row.number("learning_rate") == best]
-    if not rates:
-        raise InputError(summary.path, received=f"rates: expected one of {best:g}, received none")
-    spread = rates[0].object("metrics").object(metric)
-    deviation = None if spread.value.get("std") is None else spread.number("std")
+def _read_score(path: Location, summary: Summary, model: str) -> Score:
+    best, metric = summary.best_learning_rate, summary.main_metric
+    rate = next((rate for rate in summary.rates if rate.learning_rate == best), None)
+    if rate is None or metric not in rate.metrics:
+        raise InputError(path, f"{visible(metric)[:80]} at the learning rate {best:g}", "none")
     return Score(
-        summary.text("task"),
-        summary.text("split"),
+        visible(summary.task),
+        visible(summary.split),
         model,
         visible(metric),
-        spread.number("mean"),
-        deviation,
-        int(rates[0].number("num_seeds")),
+        rate.metrics[metric].mean,
+        rate.metrics[metric].std,
+        rate.num_seeds,
         best,
     )
 
@@ -295,7 +233,7 @@ def _places(runs: Sequence[Run], models: Sequence[str]) -> dict[str, int]:
     return known | {model: place for place, model in enumerate(others, len(runs))}
 
 
-def _task_chart(scores: Sequence[Score], places: Mapping[str, int]) -> Markup:
+def _task_chart(scores: Sequence[Score], places: Mapping[str, int]) -> Chart:
     best = max(scores, key=lambda one: one.mean)
     title = f"{best.task}: {best.model} scores highest, {best.text}"
     if len(scores) == 1:
@@ -311,12 +249,11 @@ def _task_chart(scores: Sequence[Score], places: Mapping[str, int]) -> Markup:
         for one in scores
     ]
     axis = Axis(f"{best.metric} × 100, {best.split}", "{:g}".format)
-    chart = interval_chart(rows, axis, value="{:.2f}".format, description=title)
     note = "mean over seeds ± the sample's standard deviation, at the best learning rate"
-    return figure(title, note, chart)
+    return chart(title, note, interval_figure(rows, axis, value="{:.2f}".format))
 
 
-def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Markup | None:
+def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:
     """Returns the scores on tasks; None without any."""
     if not scores:
         return None
@@ -335,8 +272,4 @@ def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Markup | None:
                 best.append((place, column))
     metrics = {one.task: one.metric for one in scores}
     titles = ["model", *(f"{name}, {metrics[name]}" for name in names)]
-    return section(
-        "Scores on tasks",
-        table(titles, rows, best=best),
-        element("div", *charts, class_="charts"),
-    )
+    return Section("Scores on tasks", [Table(titles, rows, best=best), Charts(charts)])

@@ -1,15 +1,24 @@
-"""The report's part about caches: what a byte of them buys."""
+"""The report's parts about caches: fidelity for their size, and their teachers' calibration."""
 
 import itertools
 from collections.abc import Sequence
 
-from tools.pages.html_page import Markup, element, figure, section, table
-from tools.pages.report_curves import AGREEMENT, megabytes, percents
-from tools.pages.report_inputs import CacheFacts, Fidelity, Taught
-from tools.pages.svg_chart import point_chart
-from tools.pages.svg_parts import Point, Series
-from tools.pages.svg_scales import Axis
+from tools.report.charts import Axis, Point, Series, point_figure
+from tools.report.curves import (
+    AGREEMENT,
+    CALIBRATION,
+    measure_chart,
+    megabytes,
+    percents,
+    whole_percents,
+)
+from tools.report.inputs import CacheFacts, Fidelity, Taught
+from tools.report.page import Chart, Charts, Section, Table, chart
+from tools.report.runs import Run
 
+_SIZE_AXIS = Axis("bytes a masked position", "{:,.0f}".format, logarithmic=True)
+# Bins of a reliability diagram with fewer positions say little.
+_MIN_IN_BIN = 20
 # On a logarithmic axis a divergence of 0 stands nowhere.
 _SMALLEST = 1e-9
 
@@ -30,31 +39,22 @@ def _point(one: Fidelity, label: str) -> Point:
     return Point(one.bytes, max(one.divergence, _SMALLEST), hint, label)
 
 
-def _chart(found: Sequence[Fidelity], planned: bool) -> Markup:
+def _fidelity_chart(found: Sequence[Fidelity], planned: bool) -> Chart:
     series = []
     groups = itertools.groupby(
         sorted(found, key=lambda one: one.encoding), lambda one: one.encoding
     )
     for place, (encoding, group) in enumerate(groups):
         members = sorted(group, key=lambda one: one.bytes)
-        points = [_point(one, one.name or f"{one.truncation_factor}") for one in members[:-1]]
-        last = members[-1]
-        # The end of a line says whose it is.
-        points.append(_point(last, last.name or f"{encoding} {last.truncation_factor}"))
+        points = [_point(one, one.name or f"{one.truncation_factor}") for one in members]
         series.append(Series(encoding, tuple(points), place, joined=planned))
-    title = _title(found)
     subtitle = (
         "planned caches; points are labelled with k, the tail is spread evenly over its tokens"
         if planned
         else "finished caches, as measured; the tail counts as one class"
     )
-    chart = point_chart(
-        series,
-        Axis("bytes a masked position", "{:,.0f}".format, logarithmic=True),
-        Axis("KL(teacher ‖ cached), nats", _power, logarithmic=True),
-        description=title,
-    )
-    return figure(title, subtitle, chart)
+    axis = Axis("KL(teacher ‖ cached), nats", _power, logarithmic=True)
+    return chart(_title(found), subtitle, point_figure(series, _SIZE_AXIS, axis))
 
 
 def _title(found: Sequence[Fidelity]) -> str:
@@ -97,7 +97,7 @@ def caches(
     measured: Sequence[Fidelity],
     taught: Sequence[Taught],
     made: Sequence[CacheFacts],
-) -> Markup | None:
+) -> Section | None:
     """Returns cache size against fidelity; None without caches.
 
     Args:
@@ -106,28 +106,26 @@ def caches(
         taught: of `compare_caches`.
         made: caches themselves.
     """
-    parts: list[object] = []
     charts = [
-        _chart(found, planned=plan) for found, plan in ((planned, True), (measured, False)) if found
+        _fidelity_chart(found, planned=plan)
+        for found, plan in ((planned, True), (measured, False))
+        if found
     ]
     if taught:
         charts.append(_taught_chart(taught))
-    if charts:
-        parts.append(element("div", *charts, class_="charts"))
+    parts: list[Charts | Table] = [Charts(charts)] if charts else []
     titles = ["k", "bytes a position", "mass kept", "KL, nats"]
     if planned:
-        inner = table(["encoding", *titles], _rows(planned))
-        parts.append(element("details", element("summary", "The plan in numbers"), inner))
+        plan = Table(["encoding", *titles], _rows(planned), summary="The plan in numbers")
+        parts.append(plan)
     if measured:
-        parts.append(table(["cache", "encoding", *titles], _rows(measured), texts=2))
+        parts.append(Table(["cache", "encoding", *titles], _rows(measured), texts=2))
     if made:
         parts.append(_made(made))
-    if not parts:
-        return None
-    return section("Cache size against fidelity", *parts)
+    return Section("Cache size against fidelity", parts) if parts else None
 
 
-def _made(made: Sequence[CacheFacts]) -> Markup:
+def _made(made: Sequence[CacheFacts]) -> Table:
     rows = [
         [
             one.name,
@@ -141,37 +139,51 @@ def _made(made: Sequence[CacheFacts]) -> Markup:
         for one in made
     ]
     titles = ["cache", "encoding", "k", "ids kept", "bytes a position", "examples", "on disk"]
-    return table(titles, rows, texts=2)
+    return Table(titles, rows, texts=2)
 
 
-def _taught_chart(taught: Sequence[Taught]) -> Markup:
+def _taught_chart(taught: Sequence[Taught]) -> Chart:
     least, most = (pick(taught, key=lambda one: one.bytes) for pick in (min, max))
     title = (
         f"Students agree with the teacher in {percents(least.agreement)} from {least.cache}, "
         f"in {percents(most.agreement)} from {most.cache}"
     )
-    series = [
-        Series(
-            one.cache,
-            (
-                Point(
-                    one.bytes,
-                    one.agreement,
-                    f"{one.cache}: {one.bytes:,.0f} bytes, {percents(one.agreement)}",
-                    one.cache,
-                    one.deviation,
-                ),
-            ),
-            place,
-            joined=False,
-        )
-        for place, one in enumerate(taught)
-    ]
-    chart = point_chart(
-        series,
-        Axis("bytes a masked position", "{:,.0f}".format, logarithmic=True),
-        AGREEMENT.y_axis(),
-        description=title,
-    )
+    series = []
+    for place, one in enumerate(taught):
+        hint = f"{one.cache}: {one.bytes:,.0f} bytes, {percents(one.agreement)}"
+        point = Point(one.bytes, one.agreement, hint, one.cache, one.deviation)
+        series.append(Series(one.cache, (point,), place, joined=False))
     note = "the same student from each cache; bars: the deviation over seeds"
-    return figure(title, note, chart)
+    return chart(title, note, point_figure(series, _SIZE_AXIS, AGREEMENT.y_axis()))
+
+
+def calibration(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section | None:
+    """Returns how far probabilities are from hits; None where nothing tells."""
+    charts = [measure_chart(runs, CALIBRATION)]
+    seen = set()
+    for cache in caches:
+        if cache.reliability is not None and cache.teacher not in seen:
+            charts.append(_reliability_chart(cache, len(seen)))
+            seen.add(cache.teacher)
+    charts = [one for one in charts if one is not None]
+    return Section("Calibration", [Charts(charts)]) if charts else None
+
+
+def _reliability_chart(cache: CacheFacts, place: int) -> Chart:
+    found = cache.reliability
+    points = tuple(
+        Point(x, y, f"{count:,} first guesses of mean probability {x:.1%}: {y:.1%} right")
+        for x, y, count in zip(found.confidence, found.accuracy, found.counts, strict=True)
+        if count >= _MIN_IN_BIN
+    )
+    title = (
+        f"The teacher's own probabilities are off by {100.0 * found.error:.1f} points on average"
+    )
+    note = (
+        f"first guesses in {cache.name}, {sum(found.counts):,} masked positions; "
+        "on the dotted line it would be right as often as it says"
+    )
+    x_axis = Axis("probability of the first guess", whole_percents, limits=(0.0, 1.0))
+    y_axis = Axis("share that is right", whole_percents, limits=(0.0, 1.0))
+    figure = point_figure([Series("teacher", points, place)], x_axis, y_axis, diagonal=True)
+    return chart(title, note, figure)
