@@ -7,6 +7,7 @@ from data_specs import recipes
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.tokenizers.segmenters import SEGMENTERS
 
 LOCAL, RAY = "local", "ray"
 
@@ -61,7 +62,7 @@ class CorpusSettings(Settings):
     segmenter: str | None = setting(
         None,
         "Segmenter that marks Chinese words; as `corpus_spec` declares by default, else jieba.",
-        choices=known_corpora.SEGMENTERS,
+        choices=tuple(SEGMENTERS),
     )
     corpora: Location | None = setting(
         None, "In place of one corpus: a .yaml file with several corpora and their weights."

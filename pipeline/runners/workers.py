@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from pipeline.base.location import Location
 from pipeline.runners import local, ray
-from pipeline.storage import writer
-from pipeline.storage.shard_info import ShardInfo
+from pipeline.storage import serialization
+from pipeline.storage.manifest import ShardInfo
 
 Config = TypeVar("Config")
 
@@ -107,19 +107,6 @@ class ShardJob:
     file: str
 
 
-def assigned_jobs(
-    jobs: Sequence[ShardJob], *, num_tasks: int, task_index: int
-) -> tuple[ShardJob, ...]:
-    """Returns the share of one of several processes that were started by hand.
-
-    Args:
-        jobs: all jobs, in the same order in every process.
-        num_tasks: how many processes there are.
-        task_index: which one this is, from 0.
-    """
-    return tuple(jobs[task_index::num_tasks])
-
-
 def make_shards(
     workers: Workers,
     directory: Location,
@@ -138,9 +125,12 @@ def make_shards(
         on_progress: see `Workers.run`.
     """
     directory = directory.absolute()
-    write, finish = writer.write_shard, None
+    write, finish = serialization.write_shard, None
     if workers.may_repeat_jobs:
-        write, finish = writer.stage_shard, functools.partial(writer.publish_shard, directory)
+        write, finish = (
+            serialization.stage_shard,
+            functools.partial(serialization.publish_shard, directory),
+        )
     job = functools.partial(_write_shard, make, functools.partial(write, directory))
     return workers.run(job, jobs, finish=finish, on_progress=on_progress)
 

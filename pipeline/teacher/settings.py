@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from data_specs.records import HIDDEN_FEATURES
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_numbers, setting
 from pipeline.runners.ray import RayConfig
-from pipeline.storage.manifest import SAMPLED, TOPK
+from pipeline.storage.codecs import CODECS, HIDDEN_CODECS
+from pipeline.storage.manifest import SAMPLED, TOPK, TRUNCATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TeacherCacheConfig(Settings):
         "Groups of teacher layers whose mean hidden state is stored; for example 1-6,7-12.",
     )
     hidden_encoding: str = setting(
-        "float16", "Codec of the hidden states.", choices=tuple(HIDDEN_FEATURES)
+        "float16", "Codec of the hidden states.", choices=tuple(HIDDEN_CODECS)
     )
     compute_dtype: str = setting(
         FLOAT32,

@@ -17,7 +17,7 @@ from keras import ops
 from data_specs import records
 from pipeline.base import seeding
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
-from pipeline.teacher.forward import MaskedExample
+from pipeline.storage.records import MaskedExample
 
 _PURPOSE = "sampled logits"
 
@@ -163,7 +163,7 @@ def sample_positions(
     all_ids = np.full((len(logits), num_draws), NO_ID, np.int32)
     all_logits = np.full((len(logits), num_draws), NO_ID_LOGIT, np.float32)
     places = (
-        (example.features[records.EXAMPLE_ID], int(position))
+        (example.example_id, int(position))
         for example in examples
         for position in example.masked_lm_positions
     )

@@ -187,7 +187,7 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
 
 
 def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
-    """Returns a batch as `pipeline.teacher.inference.build_batch` gives it, always the same.
+    """Returns a batch as `pipeline.teacher.forward.build_batch` gives it, always the same.
 
     Args:
         workload: gives the shapes.
