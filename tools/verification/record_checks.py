@@ -245,7 +245,7 @@ class RecordChecker:
         )
         share = self.manifest.flags.get("masked_lm_prob")
         if isinstance(share, float) and 0.0 < share <= 1.0:
-            # As `pipeline.masking.mask_policy.MaskingPolicy` has it; both round halves to even.
+            # As `pipeline.masking.masks.MaskingPolicy` has it; both round halves to even.
             most = np.maximum(1, np.rint(ids.counts * share))
             problem = f"expected at most {share:g} of the tokens masked"
             yield f"{records.MASKED_LM_POSITIONS}: {problem}", positions.counts > most

@@ -203,7 +203,7 @@ class _Reading:
     def _check_order(self, examples: Sequence[Features], numbers: np.ndarray) -> None:
         """Checks that ids ascend, and that each is in its shard's range of keys.
 
-        See `pipeline.storage.spill` and `pipeline.masking.shard_plan`.
+        See `pipeline.storage.spill` and `pipeline.masking.masked_examples.ShardPlan`.
         """
         ids = [one[records.EXAMPLE_ID] for one in examples]
         before = [self.last_id, *ids[:-1]]

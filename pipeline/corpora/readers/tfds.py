@@ -1,24 +1,58 @@
-"""TensorFlow datasets as corpora: each example is a document, its text features are the text."""
+"""TensorFlow datasets as corpora: each example is a document, its text features are the text.
+
+TensorFlow is imported when a dataset is opened: other formats do not need it.
+"""
 
 import functools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-import tensorflow_datasets as tfds
+import msgspec
 
-from data_specs.corpora import CorpusSource
+from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.corpora.documents import Corpus, CorpusFile, RawDocument
+from pipeline.corpora.readers.base import Reader
+from pipeline.corpora.readers.rows import row_text
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+TFDS = "tfds"
 _TRAIN = "train"
 
 
+class TfdsReader(Reader):
+    """A dataset that `tfds_name` names; its files are the splits."""
+
+    def resolve(self, source: CorpusSource, spec: CorpusSpec) -> CorpusSpec:
+        """See `Reader`: the text fields are those asked for, or the only text feature."""
+        if source.tfds_name is None:
+            raise InputError(Setting("corpus_spec"), "`tfds_name` for reader: tfds", "none")
+        return msgspec.structs.replace(spec, text_fields=_choose_fields(source))
+
+    def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
+        """See `Reader`: the `train` split of a dataset, or all where none has that name."""
+        return _find_splits(corpus)
+
+    def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
+        """See `Reader`: the examples in their stored order; the bytes are an estimate."""
+        return _read_documents(file)
+
+    def text(self, document: RawDocument) -> str:
+        """See `Reader`."""
+        return row_text(document)
+
+
 @functools.lru_cache(maxsize=8)
-def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def _open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     """Returns a dataset that is on this machine; it is downloaded if need be."""
-    data_dir.expect_local()
+    import tensorflow_datasets as tfds
+
+    if data_dir is not None:
+        Location.parse(data_dir, "input_dir").expect_local()
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     # An unknown name, config or version: each has an error class of its own.
@@ -47,7 +81,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-def _text_features(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+def _text_features(builder: "tfds.core.DatasetBuilder") -> tuple[str, ...]:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict):
         return ()
@@ -58,33 +95,23 @@ def _text_features(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
     )
 
 
-def choose_fields(source: CorpusSource) -> tuple[str, ...]:
-    """Returns the features that are a dataset's text: those asked for, or the only one.
-
-    Raises:
-        InputError: there is no such dataset or feature, or several to choose from.
-    """
+def _choose_fields(source: CorpusSource) -> tuple[str, ...]:
     builder = _open_builder(source.tfds_name, source.input_dir)
-    there = _text_features(builder)
+    features = _text_features(builder)
     wanted = source.text_fields
-    if wanted is None and len(there) == 1:
-        return there
-    missing = [name for name in wanted or () if name not in there]
+    if wanted is None and len(features) == 1:
+        return features
+    missing = [name for name in wanted or () if name not in features]
     if wanted is None or missing:
         raise InputError(
             Setting("text_fields"),
-            f"text features of {source.tfds_name}, which has {', '.join(there) or 'none'}",
+            f"text features of {source.tfds_name}, which has {', '.join(features) or 'none'}",
             ", ".join(missing) or "none",
         )
     return wanted
 
 
-def find_splits(corpus: Corpus) -> tuple[CorpusFile, ...]:
-    """Returns the `train` split of a dataset, or all where there is none of that name.
-
-    Raises:
-        InputError: it holds no examples.
-    """
+def _find_splits(corpus: Corpus) -> tuple[CorpusFile, ...]:
     builder = _open_builder(corpus.tfds_name, corpus.tfds_dir)
     splits = builder.info.splits
     wanted = [_TRAIN] if _TRAIN in splits else sorted(splits)
@@ -98,12 +125,10 @@ def find_splits(corpus: Corpus) -> tuple[CorpusFile, ...]:
     return found
 
 
-def read_documents(file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
-    """Yields a split's documents in their stored order, and about how many bytes were read.
+def _read_documents(file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
 
-    Raises:
-        InputError: an example cannot be read.
-    """
     corpus = file.corpus
     builder = _open_builder(corpus.tfds_name, corpus.tfds_dir)
     fields = corpus.spec.text_fields
