@@ -11,8 +11,6 @@ from data_specs import records
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.models import layer_groups
 from pipeline.models.masked_lm import MaskedLM
-from pipeline.models.layer_groups import mean_state
-from pipeline.models.masked_lm import MaskedLM, gather_positions
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import SAMPLED, Manifest

@@ -1,4 +1,4 @@
-"""A published recipe as a workload: its flagfile, and the published shapes of its models."""
+"""Published recipes as workloads: their flagfiles, and the shapes of their models."""
 
 import dataclasses
 import pathlib
@@ -9,8 +9,58 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.distill import student_shape
 from pipeline.distill.settings import DistillConfig
 from pipeline.models.config import EncoderConfig
-from tools.dev.workloads.model_shapes import SHAPES, find_shape
 from tools.dev.workloads.step_programs import Workload
+
+
+# Sources: the `config.json` or `bert_config.json` of bert-base-uncased and bert-large-uncased
+# (Devlin et al., 2019), of Chinese RoBERTa-wwm-ext and its large version (Cui et al., 2019), and
+# of RuBERT (Kuratov and Arkhipov, 2019).
+def _shape(
+    vocab_size: int, size: int = 768, num_layers: int = 12, num_heads: int = 12
+) -> EncoderConfig:
+    return EncoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=4 * size,
+        hidden_act="gelu",
+        max_position_embeddings=512,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+
+
+def _large(vocab_size: int) -> EncoderConfig:
+    return _shape(vocab_size, size=1024, num_layers=24, num_heads=16)
+
+
+_ENGLISH, _CHINESE, _RUSSIAN = 30_522, 21_128, 119_547
+SHAPES: Mapping[str, EncoderConfig] = {
+    "bert-base": _shape(_ENGLISH),
+    "bert-large": _large(_ENGLISH),
+    "roberta-wwm-ext": _shape(_CHINESE),
+    "roberta-wwm-ext-large": _large(_CHINESE),
+    "rubert": _shape(_RUSSIAN),
+}
+
+
+def find_shape(name: str) -> EncoderConfig:
+    """Returns the shape of a published model, or that of a configuration file.
+
+    Args:
+        name: in `SHAPES`, or the path of a `config.json` or `bert_config.json`.
+
+    Raises:
+        InputError: neither.
+    """
+    if name in SHAPES:
+        return SHAPES[name]
+    if not pathlib.Path(name).is_file():
+        raise InputError(None, f"one of {', '.join(SHAPES)} or a config.json", name)
+    return EncoderConfig.from_json(name)
+
 
 _FOLDER = pathlib.Path(__file__).parents[3] / "data_specs" / "recipes"
 # Of the cache, where a flagfile leaves it to that.
