@@ -65,7 +65,7 @@ def sample_positions(
     all_ids = np.full((len(logits), num_draws), NO_ID, np.int32)
     all_logits = np.full((len(logits), num_draws), NO_ID_LOGIT, np.float32)
     places = (
-        (example.features[records.EXAMPLE_ID], int(position))
+        (example.example_id, int(position))
         for example in examples
         for position in example.masked_lm_positions
     )

@@ -90,7 +90,7 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"logit_encoding": "uint8"},
+        {"logit_encoding": "compact"},
         {"logit_encoding": "compact"},
         {"logit_encoding": "compact", "truncation_mass": 0.9},
         {"logit_encoding": "float16", "truncation_mass": 0.9},

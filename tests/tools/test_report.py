@@ -608,7 +608,7 @@ def test_hostile_metrics_are_refused(two_runs, tmp_path, capsys, line: str, mess
 )
 def test_hostile_plans_are_refused(tmp_path, capsys, changes, message: str) -> None:
     plan = {
-        "logit_encoding": "uint8",
+        "logit_encoding": "compact",
         "truncation_factor": 8,
         "position_bytes": 24.0,
         "mass_kept": 0.9,

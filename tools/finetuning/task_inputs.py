@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import ModelSource
@@ -57,7 +59,7 @@ class TaskInputs:
             "task": self.task,
             "head": self.head.kind,
             "labels": list(self.head.labels),
-            "vocab": dataclasses.asdict(self.vocab),
+            "vocab": msgspec.to_builtins(self.vocab),
             "max_seq_length": self.max_seq_length,
             "doc_stride": self.doc_stride,
             "num_windows": len(self.features),

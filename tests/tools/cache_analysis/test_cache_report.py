@@ -11,7 +11,6 @@ from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, serialization
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.compact import CompactCodec
-from pipeline.storage.codecs.float16 import Uint8Codec
 from tests.conftest import make_cache, save_tiny_bert
 from tests.tools.conftest import Features, rewrite_cache
 from tools.cache_analysis import cache_report
@@ -57,7 +56,7 @@ def test_a_cache_is_its_teachers_within_the_codecs_error(
     ]
     furthest = -min(row[row > -1e29].min() for row in logits)
     # float16 rounds a logit, or the range of a row, by 2^-11 of it at most.
-    half_steps = {"uint8": Uint8Codec.steps.half_step, "compact": CompactCodec.steps.half_step}
+    half_steps = {"compact": CompactCodec.steps.half_step}
     logit_error = furthest * (2.0**-11 + half_steps.get(encoding, 0.0))
     report = _measure(model, made)
     assert report.num_examples == len(rows)

@@ -243,7 +243,7 @@ def test_a_small_cache(small_dir, edit, problem: str) -> None:
 
 def test_a_record_that_takes_ids_from_the_next_one_is_told(tmp_path, examples_dir, teacher_dir):
     """Together both have as many ids as both should have."""
-    settings = {"logit_encoding": "uint8", "truncation_mass": 0.9}
+    settings = {"logit_encoding": "compact", "truncation_mass": 0.9}
     checker, examples = _open(make_cache(tmp_path / "c", examples_dir, teacher_dir, **settings))
     for name, size in ((IDS, 2), (LOGITS, 1)):
         examples[4][name] += examples[5][name][:size]

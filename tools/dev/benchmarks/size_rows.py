@@ -18,7 +18,7 @@ _SAMPLE = 192
 _MASS = 0.999
 _TOPK = (records.TOPK_IDS, records.TOPK_LOGITS)
 # Targets: bytes of a position, and the codec's divergence in nats.
-_MOST_BYTES = {"float16": 535.0, "uint8": None, "compact": 280.0}
+_MOST_BYTES = {"float16": 535.0, "compact": 280.0}
 _MOST_NATS = 2e-5
 
 

@@ -1,6 +1,5 @@
 """What a disturbed output is found to lack, and to have instead."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -24,7 +23,7 @@ def _rewrite(folder: pathlib.Path, change) -> None:
     records = change(list(serialization.read_records(folder / entry["file"])))
     (folder / entry["file"]).unlink()
     shard = serialization.write_shard(folder, entry["file"], records)
-    entry.update({**dataclasses.asdict(shard), "measured": entry.get("measured")})
+    entry.update({**shard.to_json(), "measured": entry.get("measured")})
     if entry["measured"] is None:
         del entry["measured"]
     path.write_text(json.dumps(manifest))
