@@ -8,6 +8,7 @@ import pytest
 
 from data_specs import tasks
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from tests.tools.finetuning.squad_files import squad_json
 from tools.finetuning.task_data import Answer, TaskExample, read_split, read_split_data
 

@@ -1,4 +1,7 @@
-"""The codecs: what comes back is the teacher's distribution, within the stated error."""
+"""All top-k codecs: decoding gives back the teacher's distribution within the stated error."""
+
+import importlib
+import pkgutil
 
 import numpy as np
 import pytest
@@ -7,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
-from pipeline.storage.codecs import CODECS
+from pipeline.storage import codecs
+from pipeline.storage.codecs import CODECS, HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec
-from pipeline.storage.codecs.float16 import Float16Codec, Uint8Codec
+from pipeline.storage.codecs.float16 import Float16Codec
 from pipeline.storage.records import topk_probabilities
 
 TEMPERATURES = (1.0, 2.0)
@@ -30,6 +34,23 @@ def _log_tail(logits: np.ndarray, ids: np.ndarray, temperature: float) -> np.nda
     np.put_along_axis(weights, ids, 0.0, axis=-1)
     with np.errstate(divide="ignore"):
         return np.log(weights.sum(-1) / total)
+
+
+@pytest.mark.parametrize(
+    ("table", "base", "declared"),
+    [
+        (CODECS, TopKCodec, records.TOPK_FEATURES),
+        (HIDDEN_CODECS, HiddenCodec, records.HIDDEN_FEATURES),
+    ],
+    ids=["top-k", "hidden states"],
+)
+def test_every_codec_class_is_in_its_table_with_declared_features(table, base, declared) -> None:
+    for module in pkgutil.iter_modules(codecs.__path__, f"{codecs.__name__}."):
+        importlib.import_module(module.name)
+    classes = base.__subclasses__()
+    ours = {one for one in classes if one.__module__.startswith(codecs.__name__)}
+    assert set(table.values()) == ours
+    assert {name: codec.stored for name, codec in table.items()} == declared
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.sampled_from([0.5, 3.0, 12.0]))
@@ -112,7 +133,7 @@ def test_numpy_and_tensorflow_decode_the_same(name: str, case) -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 @given(CASES)
-def test_what_comes_back(name: str, case) -> None:
+def test_round_trip_keeps_ids_and_logits_within_the_stated_bound(name: str, case) -> None:
     """The same ids with logits within the stated bound, descending, absent ones behind."""
     seed, (vocab_size, k), variable = case
     random = np.random.default_rng(seed)
@@ -156,7 +177,7 @@ def test_bytes_do_not_depend_on_the_other_records(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_equal_and_single_logits(name: str) -> None:
+def test_equal_logits_and_single_ids_come_back(name: str) -> None:
     codec = _codec(name, 9, 9)
     ids = np.array([[4, 0, 8, 1, 2, 3, 5, 6, 7]])
     (row,) = codec.encode(ids, np.full((1, 9), 7.5, np.float32), np.array([0, 1]))
@@ -168,7 +189,7 @@ def test_equal_and_single_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_rows_that_a_codec_does_not_take(name: str) -> None:
+def test_encode_refuses_rows_without_enough_ids(name: str) -> None:
     ids, values, splits = np.array([[3, NO_ID]]), np.zeros((1, 2), np.float32), np.array([0, 1])
     with pytest.raises(ValueError, match="topk_ids: expected at least 2 at each position"):
         _codec(name, 9, 2).encode(ids, values, splits)
@@ -202,7 +223,7 @@ def test_damage_is_a_value_error(name: str, seed: int, variable: bool) -> None:
     assert got.shape == logits.shape == (3, 8) and got.min() >= NO_ID and got.max() < 1_000
 
 
-def test_damage_by_name() -> None:
+def test_each_kind_of_damage_is_named() -> None:
     """Each message, on one position with three ids."""
     for name in CODECS:
         codec = _codec(name, 1_000, 3, variable=True)
@@ -249,7 +270,7 @@ def test_a_batch_with_damaged_counts_is_refused(name: str, counts: list[int]) ->
         decode()
 
 
-def test_golden_bytes() -> None:
+def test_float16_golden_bytes() -> None:
     codec = Float16Codec(300, 2)
     (row,) = codec.encode(
         np.array([[258, 3]]), np.array([[2.0, 0.5]], np.float32), np.array([0, 1])
@@ -258,26 +279,12 @@ def test_golden_bytes() -> None:
         records.TOPK_IDS: b"\x02\x01\x03\x00",
         records.TOPK_LOGITS: b"\x00\x00\x00\xbe",  # 0 and −1.5 in float16
     }
-    codec = Uint8Codec(300, 3, variable=True)
-    values = np.array([[2.0, 1.25, 0.5], [1.0, NO_ID_LOGIT, NO_ID_LOGIT]], np.float32)
-    ids = np.array([[258, 3, 4], [7, NO_ID, NO_ID]])
-    (row,) = codec.encode(ids, values, np.array([0, 2]))
-    # With bend 1, half of the range is (1 − e^−0.5) / (1 − e^−1) = 0.622 of 254 steps.
-    assert row == {
-        records.TOPK_COUNTS: b"\x03\x00\x01\x00",
-        records.TOPK_IDS: b"\x02\x01\x03\x00\x04\x00\x07\x00",
-        records.TOPK_LOGITS: bytes([0, 158, 254, 0]),
-        records.TOPK_RANGES: b"\x00\x3e\x00\x00",  # 1.5 and 0 in float16
-    }
 
 
-def test_bytes_of_an_id_with_its_value() -> None:
+def test_float16_takes_four_bytes_an_id() -> None:
     codec = Float16Codec(21_128, 128)
     (row,) = codec.encode(np.zeros((20, 128)), np.zeros((20, 128), np.float32), np.array([0, 20]))
     assert sum(map(len, row.values())) == 20 * 128 * 4
-    codec = Uint8Codec(21_128, 128)
-    (row,) = codec.encode(np.zeros((20, 128)), np.zeros((20, 128), np.float32), np.array([0, 20]))
-    assert sum(map(len, row.values())) == 20 * (128 * 3 + 2)
 
 
 @pytest.mark.parametrize("name", CODECS)
