@@ -34,12 +34,12 @@ from pipeline.tokenizers.vocabulary import read_tokenizer_file
 MODEL_FILE = "spiece.model"
 XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
 WORD_MARK = "▁"
-# The `model_type` of XLM-RoBERTa in a `config.json`.
-_XLM_ROBERTA = "xlm-roberta"
 # How fairseq, and XLM-RoBERTa with it, numbers tokens: these four, then a model's pieces
 # without its own first three, then the mask (Conneau et al., 2020).
 _FAIRSEQ_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 _FAIRSEQ_MASK = "<mask>"
+# The `model_type`s, in the `config.json` next to a model, of such tokens.
+_FAIRSEQ_MODELS = ("xlm-roberta",)
 _PIECES_FIRST = ("<unk>", "<s>", "</s>")
 # SentencePiece prefers a symbol that its user defined to any other way to cut: it
 # scores as many times the best piece as it has characters, less this.
@@ -193,7 +193,7 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
     """
     first = len(_PIECES_FIRST)
     own = {_FAIRSEQ_FIRST[1], _FAIRSEQ_MASK} & set(pieces)
-    if model_type != _XLM_ROBERTA or tuple(pieces[:first]) != _PIECES_FIRST or own:
+    if model_type not in _FAIRSEQ_MODELS or tuple(pieces[:first]) != _PIECES_FIRST or own:
         return tuple(pieces), False
     return (*_FAIRSEQ_FIRST, *pieces[first:], _FAIRSEQ_MASK), True
 
@@ -234,7 +234,7 @@ def load_sentencepiece(
     if fairseq and not _is_unigram(model):
         raise InputError(
             path,
-            f"a SentencePiece model of the unigram type, as {_XLM_ROBERTA}'s",
+            f"a SentencePiece model of the unigram type, as {model_type}'s",
             "another type",
         )
     special_ids = find_special_ids(vocab, path)
