@@ -40,6 +40,8 @@ _BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
 _LEFT_OUT = "left out by the weight of their corpus"
 _UNMASKABLE = "without a word to mask"
+# What windows are counted as: without, and with a word to mask.
+_WINDOWS = (f"windows {_UNMASKABLE}", "windows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +148,7 @@ class DocumentMasker:
             longest = self._policy.num_to_predict(len(window.input_ids))
             special = self._is_special[window.token_ids]
             words = masks.maskable_words(window.word_starts, special, longest)
-            _count_window(statistics, maskable=len(words.starts) > 0)
+            statistics[_WINDOWS[len(words.starts) > 0]] += 1
             features = windows.window_features(window, self.vocab_size)
             for copy in range(num_copies if len(words.starts) else 0):
                 yield number, copy, features
@@ -176,7 +178,7 @@ class DocumentMasker:
             numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
             counts = masked.counts.tolist()
             for count in counts[: len(batch)]:
-                _count_window(statistics, maskable=count > 0)
+                statistics[_WINDOWS[count > 0]] += 1
             for (copy, number), count, values in zip(numbers, counts, features, strict=True):
                 if count:
                     yield number, copy, values
@@ -198,10 +200,6 @@ class DocumentMasker:
                 document.ids[span], split, special_ids["cls"], special_ids["sep"]
             )
             yield WindowInput(*inputs, starts)
-
-
-def _count_window(statistics: Counter[str], *, maskable: bool) -> None:
-    statistics["windows" if maskable else f"windows {_UNMASKABLE}"] += 1
 
 
 def _text_slices(text: str) -> Iterator[str]:

@@ -195,42 +195,27 @@ def _make_records(
     ), None
 
 
-def _start_jobs(
-    config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob], workers: Workers
-) -> Iterator[manifests.ShardInfo]:
-    """Yields the shards as they are written, in the jobs' order."""
-    done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
-    missing = [job for job in jobs if done[job] is None]
-    make = functools.partial(_make_records, config, plan)
-    made = runners.make_shards(workers, config.output_dir, make, missing)
-    for job in jobs:
-        yield done[job] or next(made)
-
-
 def _write_shards(
     config: MaskedExamplesConfig, plan: ShardPlan, workers: Workers
 ) -> dict[str, tuple[manifests.ShardInfo, ...]]:
     """Second half: every shard out of the spill files."""
     jobs = plan.jobs()
-    _expect_same_corpus(config, plan, jobs)
-    results = _start_jobs(config, plan, jobs, workers)
+    done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
+    missing = [job for job in jobs if done[job] is None]
+    _expect_same_corpus(config, plan, is_begun=len(missing) < len(jobs))
+    make = functools.partial(_make_records, config, plan)
+    made = runners.make_shards(workers, config.output_dir, make, missing)
     splits: dict[str, list[manifests.ShardInfo]] = {split: [] for split in plan.num_shards}
-    with tqdm.tqdm(total=len(jobs), unit="shard", desc="writing") as bar:
-        for job, shard in zip(jobs, results, strict=True):
-            splits[job.split].append(shard)
-            bar.update()
+    for job in tqdm.tqdm(jobs, unit="shard", desc="writing"):
+        splits[job.split].append(done[job] or next(made))
     return {split: tuple(shards) for split, shards in splits.items()}
 
 
-def _expect_same_corpus(
-    config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob]
-) -> None:
+def _expect_same_corpus(config: MaskedExamplesConfig, plan: ShardPlan, *, is_begun: bool) -> None:
     """Refuses to mix shards of two corpora: the text may have changed between two runs."""
     path = _plan_path(config)
     started = path.read_json().get("corpus") if path.is_file() else plan.corpus_digest
-    if started != plan.corpus_digest and any(
-        manifests.completed_shard(config.output_dir, job.file) for job in jobs
-    ):
+    if is_begun and started != plan.corpus_digest:
         raise InputError(
             Setting("input_dir"),
             received=f"the text has changed since {config.output_dir} was begun: expected "

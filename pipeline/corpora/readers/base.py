@@ -3,7 +3,6 @@
 import fnmatch
 import gzip
 import os
-import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
@@ -105,35 +104,32 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
     """Returns a corpus's files, sorted by name.
 
     Args:
-        pattern: a file, a directory (read with all below it, hidden files left
-            out) or a glob.
+        pattern: a file, a directory or a glob; hidden files are left out.
         corpus: of a directory, only files that its declaration names are taken.
 
     Raises:
-        InputError: nothing is there, or all of it is empty.
+        InputError: there are none, or all are empty.
     """
     paths, root = _list_paths(pattern)
-    found = [
-        CorpusFile(path, os.path.relpath(str(path), root or "."), size, corpus)
+    files = [
+        CorpusFile(path, name, size, corpus)
         for path, size in paths.items()
+        if "/." not in "/" + (name := os.path.relpath(str(path), root or "."))
     ]
-    visible = [
-        file for file in found if not any(p.startswith(".") for p in pathlib.Path(file.name).parts)
-    ]
-    if not visible:
+    if not files:
         raise InputError(pattern, "a file, a directory or a glob of files", "no files")
     if pattern.is_dir():
-        visible = [file for file in visible if _is_declared(file)]
-        if not visible:
+        files = [file for file in files if _is_declared(file)]
+        if not files:
             raise InputError(
                 pattern,
                 f"the files of `corpus_spec`={corpus.spec.name} ({', '.join(corpus.spec.files)}; "
                 f"from {corpus.spec.url})",
                 "none of them",
             )
-    if not any(file.bytes for file in visible):
+    if not any(file.bytes for file in files):
         raise InputError(pattern, "text", "nothing: every file there is empty")
-    return tuple(sorted(visible, key=lambda file: file.name))
+    return tuple(sorted(files, key=lambda file: file.name))
 
 
 def _list_paths(pattern: Location) -> tuple[dict[Location, int], str]:
