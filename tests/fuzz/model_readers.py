@@ -224,10 +224,10 @@ def _read_declared_task(folder: pathlib.Path) -> object:
         # As the command that has the flag says it.
         raise InputError(f"--task: {error}") from error
     for split in spec.files:
-        for path in task_data.find_files(spec, str(folder), split):
+        for path in task_data.find_files(spec, folder, split):
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise RuntimeError(f"outside: {path}")
-        task_data.read_split(spec, str(folder), split)
+        task_data.read_split(spec, folder, split)
     return json.dumps(spec.reading())
 
 
