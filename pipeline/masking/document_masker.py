@@ -1,4 +1,4 @@
-"""Documents become masked examples, or unmasked windows: the first half of stage 1a.
+"""Documents become masked examples or unmasked windows: the first half of prepare.
 
 The workers' job is a document block, which becomes one spill file.
 """

@@ -1,4 +1,4 @@
-"""Stage 1a: a corpus becomes masked examples, or windows that are masked when they are read.
+"""Prepare: a corpus becomes masked examples, or windows that are masked when they are read.
 
     document blocks ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file

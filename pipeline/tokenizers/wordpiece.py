@@ -78,7 +78,7 @@ def load_wordpiece(path: Location, *, do_lower_case: bool) -> WordPieceTokenizer
     """Loads the tokenizer of a `vocab.txt`.
 
     Raises:
-        InputError: there is no such file, it is not UTF-8, or lacks a special token.
+        InputError: the file does not exist, is not UTF-8, or lacks a special token.
     """
     tokens = read_tokens(path)
     special_ids = find_special_ids(tokens, path)

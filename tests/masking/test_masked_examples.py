@@ -1,4 +1,4 @@
-"""Stage 1a, from files to files."""
+"""Prepare, from files to files."""
 
 import dataclasses
 import pathlib
