@@ -25,11 +25,16 @@ class CacheInput:
         manifest: its manifest, with the shards that are to be read.
         vocab_subset: the tokens of a student that knows only some of the cache's;
             None for one that knows all.
+        copy_errors: why shards in a bucket could not be copied; filled by
+            `pipeline.storage.reader`.
     """
 
     directory: Location
     manifest: Manifest
     vocab_subset: VocabSubset | None = None
+    copy_errors: list[Exception] = dataclasses.field(
+        default_factory=list, repr=False, compare=False
+    )
 
 
 def open_cache(input_dir: Location | None, input_file: Location | None) -> CacheInput:
