@@ -189,25 +189,13 @@ def parse_batch(
     count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
     batch[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, sizes["P"], dtype=tf.float32)
     if codec is not None:
-        batch.update(_decode_teacher(parsed, padded(_TAILS), manifest, codec))
+        ids, logits = codec.decode_tensors(tf, parsed, sizes["P"])
+        batch.update({records.TOPK_IDS: ids, records.TOPK_LOGITS: logits})
         real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
         # A log of 0 would be a tail of all the mass, and a top-k of none.
-        tails = tf.where(real, batch[records.LOG_TAIL_MASSES], -float("inf"))
-        batch[records.LOG_TAIL_MASSES] = tails
+        batch[records.LOG_TAIL_MASSES] = tf.where(real, padded(_TAILS), -float("inf"))
+        hidden_codec = manifest.teacher_info.hidden_codec()
+        if hidden_codec is not None:
+            states = hidden_codec.decode_tensors(tf, parsed, sizes["P"])
+            batch[records.HIDDEN_STATES] = states
     return batch
-
-
-def _decode_teacher(
-    parsed: Mapping[str, tf.Tensor], tails: tf.Tensor, manifest: Manifest, codec: TopKCodec
-) -> dict[str, tf.Tensor]:
-    positions = manifest.max_predictions_per_seq
-    ids, logits = codec.decode_tensors(tf, parsed, positions)
-    decoded = {
-        records.TOPK_IDS: ids,
-        records.TOPK_LOGITS: logits,
-        records.LOG_TAIL_MASSES: tails,
-    }
-    hidden_codec = manifest.teacher_info.hidden_codec()
-    if hidden_codec is not None:
-        decoded[records.HIDDEN_STATES] = hidden_codec.decode_tensors(tf, parsed, positions)
-    return decoded

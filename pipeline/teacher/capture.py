@@ -16,6 +16,7 @@ from pipeline.runners.shard_job import ShardJob, assigned_jobs
 from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs import CODECS
 from pipeline.storage.manifest import FileInfo, Manifest, ShardInfo
 from pipeline.teacher import cache_request, cluster_capture, shard_capture, teacher_input
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -128,7 +129,7 @@ def _publish_when_complete(
         "machine": platform.machine(),
         "threads": local.num_cpus() if config.ray is None else config.ray.cpus_per_job,
         "keras": keras.__version__,
-        **cache_input.environment(config.logit_encoding),
+        **CODECS[config.logit_encoding].environment,
     }
     manifest = dataclasses.replace(
         cache.manifest,

@@ -39,6 +39,8 @@ class TopKCodec(abc.ABC):
         stored: the features that it writes, without the counts of `variable`.
         needs_token_counts: whether it needs `token_counts`.
         compresses: whether records of equal shape may differ in size.
+        environment: what equal bytes need besides the settings, such as the version of a
+            library, by its name.
     """
 
     vocab_size: int
@@ -49,6 +51,7 @@ class TopKCodec(abc.ABC):
     stored: ClassVar[tuple[Feature, ...]]
     needs_token_counts: ClassVar[bool] = False
     compresses: ClassVar[bool] = False
+    environment: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         if self.needs_token_counts and self.token_counts is None:

@@ -192,6 +192,7 @@ class CompactCodec(TopKCodec):
     stored: ClassVar[tuple[Feature, ...]] = TOPK_FEATURES["compact"]
     needs_token_counts: ClassVar[bool] = True
     compresses: ClassVar[bool] = True
+    environment: ClassVar[Mapping[str, str]] = {"zlib": zlib.ZLIB_RUNTIME_VERSION}
     steps: ClassVar[LogitSteps] = LogitSteps(bend=1.5, last=225)
 
     @functools.cached_property
