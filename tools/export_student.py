@@ -103,13 +103,13 @@ def _find_tokenizer(values: flags.FlagValues, source: "ModelSource") -> "Tokeniz
 def _open_cache(values: flags.FlagValues, source: "ModelSource") -> "CacheInput | None":
     if values.input_dir is None:
         return None
-    from pipeline.storage import cache_input
+    from pipeline.storage import cache_input, cache_tokenizer
     from pipeline.tokenizers import loading
 
     cache = cache_input.open_cache(Location.parse(values.input_dir, "input_dir"), None)
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("model"):
-        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
         cache_input.expect_positions(cache, source.config.max_input_length)
         cache_input.expect_segments(cache, source.config.type_vocab_size)
     return cache
@@ -121,7 +121,6 @@ def _read_sentences(
     task: "ModelTask",
     tokenizer: "Tokenizer",
 ) -> "list[Example]":
-    from pipeline.models.config import ROBERTAS
     from tools.exports import examples
 
     settings = {
@@ -131,7 +130,7 @@ def _read_sentences(
     if task.num_texts == 1:
         masked = task.head is None
         return examples.read_lines(values.sentences, tokenizer, masked=masked, **settings)
-    double = source.config.model_type in ROBERTAS
+    double = source.config.family.doubles_separator
     return examples.read_pairs(values.sentences, tokenizer, double_separator=double, **settings)
 
 
@@ -163,10 +162,10 @@ def describe(report: "Report") -> str:
 def _write_report(
     report: "Report", directory: pathlib.Path, values: flags.FlagValues, max_seq_length: int
 ) -> None:
-    from tools.dev.benchmarks import machine
+    from tools import measurement
 
     content = {
-        "machine": machine.describe(),
+        "machine": measurement.describe_machine(),
         "max_seq_length": max_seq_length,
         "repeats": values.repeats,
         "num_examples": report.num_examples,

@@ -10,8 +10,8 @@ import pytest
 from data_specs.records import MASKED_EXAMPLES, UNMASKED_WINDOWS
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.storage import cache_input, manifest, serialization, token_counts
-from pipeline.tokenizers import loading, vocabulary
+from pipeline.storage import cache_input, cache_tokenizer, manifest, serialization, token_counts
+from pipeline.tokenizers import vocabulary
 from tests.fuzz.storage_readers import SHARD, write_examples, write_teacher_cache, write_windows
 
 _SHARD = {"file": SHARD, "num_examples": 1, "bytes": 1, "sha256": "0" * 64}
@@ -391,13 +391,13 @@ def test_a_model_of_another_vocabulary_is_refused(
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("[PAD]\n一\n", encoding="utf-8")
     files = (folder / "vocab.txt",)
-    loading.expect_vocab(cache, 2, files)
+    cache_tokenizer.expect_vocab(cache, 2, files)
     with pytest.raises(InputError) as error:
-        loading.expect_vocab(cache, 3, ())
+        cache_tokenizer.expect_vocab(cache, 3, ())
     assert "2 tokens" in error.value.expected and "3" in str(error.value.received)
     (folder / "vocab.txt").write_text("[PAD]\n二\n", encoding="utf-8")
     with pytest.raises(InputError) as error:
-        loading.expect_vocab(cache, 2, files)
+        cache_tokenizer.expect_vocab(cache, 2, files)
     assert cache.manifest.vocab.sha256 in error.value.expected
     with pytest.raises(InputError) as error:
         cache_input.expect_positions(cache, 4)

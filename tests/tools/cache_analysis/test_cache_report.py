@@ -24,7 +24,7 @@ def model(teacher_dir):
 
 
 def _open(folder) -> cache_input.CacheInput:
-    return cache_input.open_cache(str(folder), None)
+    return cache_input.open_cache(folder, None)
 
 
 def _measure(model, folder, sample: int = ALL) -> cache_report.CacheReport:
@@ -137,12 +137,14 @@ def test_hidden_states_of_another_size(examples_dir, teacher_dir, vocab_file, tm
     made = make_cache(tmp_path / "cache", examples_dir, teacher_dir, cache_hidden_states="3")
     narrow = save_tiny_bert(tmp_path / "narrow", vocab_file, seed=1, hidden_size=16)
     model = model_directory.load_masked_lm(model_directory.find_model(narrow))
-    with pytest.raises(InputError, match=r"^teacher: expected hidden states of size 32.* 16$"):
+    with pytest.raises(InputError) as raised:
         _measure(model, made)
+    assert (raised.value.subject, raised.value.received) == ("teacher", 16)
     flat = save_tiny_bert(tmp_path / "flat", vocab_file, seed=1, num_layers=2)
     model = model_directory.load_masked_lm(model_directory.find_model(flat))
-    with pytest.raises(InputError, match=r"^teacher: expected teacher layers from 0 to 2"):
+    with pytest.raises(InputError) as raised:
         _measure(model, made)
+    assert raised.value.subject == "teacher" and "0 to 2" in raised.value.expected
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_hidden_states_of_another_size(examples_dir, teacher_dir, vocab_file, tm
     [
         (records.TOPK_LOGITS, b"\0" * 4, "received 2"),
         (records.TOPK_LOGITS, None, "topk_logits"),
-        (records.LABEL_LOG_PROBS, b"\0" * 4, "label_log_probs, received 2"),
+        (records.LABEL_LOG_PROBS, b"\0" * 4, "label_log_probs: expected"),
         (records.LOG_TAIL_MASSES, "nan", "expected numbers, received NaN or infinity"),
     ],
 )
@@ -166,8 +168,10 @@ def test_a_damaged_record(model, cache_dir, tmp_path, name, value, message: str)
         return changed
 
     damaged = rewrite_cache(cache_dir, tmp_path / "damaged", change)
-    with pytest.raises(InputError, match=f"damaged: broken record [0-9a-f]{{32}}: .*{message}"):
+    with pytest.raises(InputError) as raised:
         _measure(model, damaged, sample=3)
+    assert raised.value.subject == str(damaged)
+    assert "broken record" in raised.value.received and message in raised.value.received
 
 
 def test_the_report_is_of_numbers_only(model, cache_dir) -> None:

@@ -22,7 +22,7 @@ PLACE = 3
 def _open(folder: pathlib.Path) -> tuple[RecordChecker, list[Features]]:
     """The checker of a directory, and the records of its eval split."""
     manifest = manifests.load(folder)
-    tokenizer = load_tokenizer(str(folder / "vocab.txt"), do_lower_case=None)
+    tokenizer = load_tokenizer(folder / "vocab.txt", do_lower_case=None)
     codec = None
     if manifest.teacher_info is not None:
         codec = cache_input.open_codec(folder, manifest)

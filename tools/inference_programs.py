@@ -1,0 +1,111 @@
+"""What `benchmark_inference` times: an encoder's forward pass, computed in one way."""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from data_specs import records
+from pipeline.base import seeding
+from pipeline.models.formats.model_directory import ModelSource, load_masked_lm
+
+Arrays = dict[str, np.ndarray]
+# Computes a batch, and has the result as NumPy arrays.
+Forward = Callable[[Mapping[str, np.ndarray]], Any]
+_SEED = 12345
+_INPUTS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The random sequences that are computed.
+
+    Attributes:
+        seq_length: tokens of each, L.
+        size: sequences at a time for the throughput.
+    """
+
+    seq_length: int
+    size: int
+
+    def draw(self, num_sequences: int, vocab_size: int) -> Arrays:
+        """Returns sequences without padding, int32 [B, L] by BERT's names."""
+        shape = (num_sequences, self.seq_length)
+        random = seeding.stream(_SEED, "sequences", num_sequences)
+        return {
+            records.INPUT_IDS: random.integers(0, vocab_size, shape, dtype=np.int32),
+            records.INPUT_MASK: np.ones(shape, np.int32),
+            records.SEGMENT_IDS: np.zeros(shape, np.int32),
+        }
+
+
+def keras_forward(source: ModelSource, device: str, compute_dtype: str) -> Forward:
+    """Loads a model and compiles its encoder: the last hidden states, float32 [B, L, D].
+
+    Args:
+        source: has weights.
+        device: Keras's name of what computes.
+        compute_dtype: name of a dtype policy.
+    """
+    import keras
+
+    with keras.device(device):
+        model = load_masked_lm(source, dtype=compute_dtype)
+    if keras.config.backend() == "jax":
+        return _jax_forward(model, device)
+    return _tensorflow_forward(model, device)
+
+
+def _jax_forward(model: Any, device: str) -> Forward:
+    import jax
+
+    from pipeline.teacher import forward
+
+    platform, _, index = device.partition(":")
+    target = jax.devices(platform)[int(index)]
+    values = jax.device_put([variable.value for variable in model.variables], target)
+    forward = jax.jit(
+        forward.stateless_forward(
+            model, lambda outputs, _: outputs[records.HIDDEN_STATES][-1].astype("float32")
+        )
+    )
+    return lambda batch: jax.device_get(forward(values, batch))
+
+
+def _tensorflow_forward(model: Any, device: str) -> Forward:
+    import tensorflow as tf
+
+    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in _INPUTS}
+
+    @tf.function(input_signature=[signature])
+    def forward(batch):
+        # Within the graph, which else goes to a GPU whatever is said outside.
+        with tf.device(device):
+            states = model.encoder(batch, training=False)[records.HIDDEN_STATES]
+            return tf.cast(states[-1], tf.float32)
+
+    return lambda batch: forward(batch).numpy()
+
+
+def litert_forward(source: ModelSource) -> tuple[Forward, float]:
+    """Converts a model's encoder to LiteRT with weights of 8 bits.
+
+    Returns:
+        what computes it on all processors; and the file's size, 10⁶ bytes.
+
+    Raises:
+        ExportError: LiteRT lacks an operation.
+    """
+    from tools.exports import litert
+    from tools.exports.program import encoder_program
+
+    program = encoder_program(load_masked_lm(source, dtype="float32"))
+    content = litert.convert(program, quantized=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / litert.MODEL_FILE
+        path.write_bytes(content)
+        # It is in memory from here on.
+        return litert.load(program, path), len(content) / 1e6
