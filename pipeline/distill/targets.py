@@ -175,7 +175,7 @@ def plan_chunks(
         num_devices: that share a chunk.
         multiple: what the examples of a chunk are a multiple of.
     """
-    lengths = reader.sample_lengths(cache.directory, cache.manifest, TRAIN, count=_SAMPLE_SIZE)
+    lengths = reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
     return length_buckets.plan_chunks(
         lengths,
         batch_size=batch_size,
@@ -306,8 +306,7 @@ def _groups(
     """Returns decoded groups of the streams that this process reads, in the order of chunks."""
     parts = [
         reader.training_records(
-            cache.directory,
-            cache.manifest,
+            cache,
             TRAIN,
             seed=seed,
             start=start // streams.count,
@@ -358,7 +357,7 @@ def evaluation_batches(
         process: of several, each of which reads all and computes its rows of each batch.
         num_processes: so many; it divides B.
     """
-    dataset = reader.evaluation_records(cache.directory, cache.manifest, EVAL)
+    dataset = reader.evaluation_records(cache, EVAL)
     dataset = dataset.map(lambda record: (record, tf.constant(0, tf.int64)))
     dataset = dataset.batch(batch_size).take(max_steps)
     decode = _decoder(cache, seed=cache.manifest.seed, purpose=EVALUATION)

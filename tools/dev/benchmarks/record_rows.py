@@ -106,7 +106,7 @@ _TOPK = (records.TOPK_IDS, records.TOPK_LOGITS)
 def padded_examples(cache: CacheInput, count: int) -> list[dict[str, np.ndarray]]:
     """Returns the arrays of a cache's first examples, padded, as a script would hold them."""
     codec = cache_input.open_codec(cache.directory, cache.manifest)
-    dataset = reader.evaluation_records(cache.directory, cache.manifest, TRAIN).take(count)
+    dataset = reader.evaluation_records(cache, TRAIN).take(count)
     found = []
     for serialized in dataset.batch(_BATCH_SIZE):
         batch = reader.parse_batch(serialized, cache.manifest, codec)
