@@ -86,7 +86,7 @@ def test_whole_lists_are_the_average_of_the_dense_teachers(
     made = merge_caches(MergeConfig(tuple(folders), str(merged), (0.25, 0.75)))
     assert made.teacher_info.truncation_factor == len(vocab)
     models = [
-        model_directory.load_masked_lm(model_directory.find_model(str(teacher)))
+        model_directory.load_masked_lm(model_directory.find_model(teacher))
         for teacher in (teacher_dir, other_teacher_dir)
     ]
     for features in read_shard(merged, EVAL)[:6]:
@@ -257,7 +257,7 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(
         made.append(file)
         return write_shard(directory, file, serialized, measured)
 
-    monkeypatch.setattr(tool.writer, "write_shard", noted)
+    monkeypatch.setattr(tool.serialization, "write_shard", noted)
     merge_caches(config)
     assert made == [LOST]
     assert _bytes(folder) == _bytes(merged_dir)
