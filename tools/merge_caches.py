@@ -1,6 +1,6 @@
 """Averages teacher caches over the same masked examples into one: several teachers, one cache.
 
-python -m tools.merge_caches --input_dirs=CACHE_A,CACHE_B --weights=0.5,0.5 --output_dir=MERGED
+offline_distill merge_caches --input_dirs=CACHE_A,CACHE_B --weights=0.5,0.5 --output_dir=MERGED
 
 The probabilities are averaged at temperature 1, the only temperature of the
 merged cache. Killed at any moment, the same command finishes the rest.

@@ -1,6 +1,6 @@
 """Tells, before a teacher cache is made, what each k and codec would keep and cost.
 
-python -m tools.plan_cache --input_dir=EXAMPLES --teacher=MODEL --picture=plan.png
+offline_distill plan_cache --input_dir=EXAMPLES --teacher=MODEL --picture=plan.png
 
 The teacher runs over a sample of the masked examples. Nothing is cached.
 """
