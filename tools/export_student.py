@@ -162,10 +162,10 @@ def describe(report: "Report") -> str:
 def _write_report(
     report: "Report", directory: pathlib.Path, values: flags.FlagValues, max_seq_length: int
 ) -> None:
-    from tools.dev.benchmarks import machine
+    from tools import measurement
 
     content = {
-        "machine": machine.describe(),
+        "machine": measurement.describe_machine(),
         "max_seq_length": max_seq_length,
         "repeats": values.repeats,
         "num_examples": report.num_examples,

@@ -385,7 +385,7 @@ def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe
     part = tmp_path / "part" / "tokenizer.json"
     part.parent.mkdir()
     part.write_text(json.dumps(content), encoding="utf-8")
-    cache = cache_input.open_cache(str(examples), None)
+    cache = cache_input.open_cache(examples, None)
     subset = cache_tokenizer.find_subset(cache, len(kept), (part,))
     assert (subset.unknown_token, subset.unknown_id) == ("<pad>", names.index("<pad>"))
     assert subset.table.tolist() == [*range(len(kept)), *[-1] * 100]
@@ -464,7 +464,7 @@ def test_a_student_without_settings_gets_the_caches_casing(
     path.parent.mkdir()
     tokens = vocab_file.read_text(encoding="utf-8").splitlines()[:100]
     path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    cache = cache_input.open_cache(str(examples), None)
+    cache = cache_input.open_cache(examples, None)
     subset = cache_tokenizer.find_subset(cache, 100, (path,))
     assert json.loads(subset.tokenizer_files["tokenizer_config.json"])["do_lower_case"] is False
     assert subset.tokenizer_files["vocab.txt"] == path.read_bytes()

@@ -13,7 +13,7 @@ from pipeline.distill.settings import MASKED_LM
 from pipeline.models.config import EncoderConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from tools.exports.model_task import ModelTask
-from tools.pages.report_runs import read_metrics
+from tools.report.runs import read_metrics
 
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"

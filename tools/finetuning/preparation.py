@@ -16,11 +16,17 @@ from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from pipeline.tokenizers.tokens import Tokenizer
-from tools.finetuning.features import Feature, build_features
 from tools.finetuning.head_layout import REGRESSION, SPAN, Head, read_head
+from tools.finetuning.inputs import (
+    Feature,
+    TaskInputs,
+    build_features,
+    expect_reader,
+    expect_teacher,
+    input_digest,
+)
 from tools.finetuning.settings import FinetuneConfig
 from tools.finetuning.task_data import SplitData, TaskExample, read_split_data
-from tools.finetuning.task_inputs import TaskInputs, expect_reader, expect_teacher, input_digest
 
 TRAIN_SPLIT = "train"
 # Tokens of an input unless one asks for more: BERT's, for sentences and for questions.
@@ -179,7 +185,7 @@ def prepare(config: FinetuneConfig) -> Preparation:
             f"{config.model} with {own or 'none'}",
         )
     max_seq_length = _find_length(config, spec, source)
-    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None)
+    tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
     found = Preparation(
         spec=spec,
         source=source,
