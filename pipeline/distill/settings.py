@@ -1,141 +1,22 @@
 """What stage 2 was asked for."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings
+from pipeline.distill.losses.weights import WeightSchedule
 
-# What a loss compares the student with: the teacher's distribution, the true
-# token, the teacher's hidden states or attention maps.
-TOPK = "topk"
-LABEL = "label"
-HIDDEN = "hidden states"
-ATTENTION = "attention maps"
-
-SOFT_CROSS_ENTROPY = "soft_cross_entropy"
-KL_DIVERGENCE = "kl_divergence"
-PROBABILITY_COSINE = "probability_cosine"
-MASKED_LM = "masked_lm"
-HIDDEN_COSINE = "hidden_cosine"
-# The same over the masked positions only: all that a cache can hold.
-HIDDEN_COSINE_MASKED = "hidden_cosine_masked"
-ATTENTION_MSE = "attention_mse"
-
-# The losses that `--losses` takes, and what each needs.
-LOSS_NEEDS: Mapping[str, str] = {
-    SOFT_CROSS_ENTROPY: TOPK,
-    KL_DIVERGENCE: TOPK,
-    PROBABILITY_COSINE: TOPK,
-    MASKED_LM: LABEL,
-    HIDDEN_COSINE: HIDDEN,
-    HIDDEN_COSINE_MASKED: HIDDEN,
-    ATTENTION_MSE: ATTENTION,
-}
-LOSS_POSITIONS = ("masked", "all")
-# A target where a batch is computed in chunks, float32 [B, 3], all rows alike: how much a
-# chunk counts for losses over masked positions, over tokens and over pairs of tokens, as a
-# part of the mean chunk.
-LOSS_SHARES = "loss_shares"
 # What `--distribution` takes.
 ALONE = "none"
 DATA_PARALLEL = "data_parallel"
 DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
 # Its name in a run's request, where there are several.
 NUM_DATA_STREAMS = "num_data_streams"
-SCHEDULES = ("constant", "linear", "cosine")
-TAIL_POLICIES = ("drop", "renormalize", "bucket", "label")
-# What happens to the tail unless `--tail` says otherwise; the first as the
-# Chinese RoBERTa-wwm distillation did.
-DEFAULT_TAILS: Mapping[str, str] = {SOFT_CROSS_ENTROPY: "drop", KL_DIVERGENCE: "bucket"}
-# Which layers are compared unless `--layer_groups` says otherwise: DistilBERT's
-# last ones, DistilRuBERT's equal groups.
-DEFAULT_LAYER_GROUPS: Mapping[str, str] = {HIDDEN: "last", ATTENTION: "mean"}
 # Tables that `--freeze` takes, and their variables' names.
 FREEZABLE = ("word_embeddings", "position_embeddings", "segment_embeddings")
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightSchedule:
-    """How a loss's weight goes over the updates, from its first value to its last.
-
-    Attributes:
-        shape: one of `SCHEDULES`.
-        last: the weight at the last update.
-    """
-
-    shape: str
-    last: float
-
-
-def parse_loss_schedules(
-    text: str | None, losses: Mapping[str, float]
-) -> dict[str, WeightSchedule]:
-    """Reads `--loss_schedules`.
-
-    Args:
-        text: such as `masked_lm=linear:0,hidden_cosine=cosine:0.5`; or None.
-        losses: the losses and their first weights.
-
-    Raises:
-        InputError: a loss that has no weight or is there twice, an unknown shape,
-            a last weight that is not a number of at least 0.
-    """
-    schedules: dict[str, WeightSchedule] = {}
-    for part in filter(None, (part.strip() for part in (text or "").split(","))):
-        name, _, value = part.partition("=")
-        shape, _, last = value.partition(":")
-        if name not in losses or name in schedules:
-            raise InputError(
-                Setting("loss_schedules"),
-                f"losses of `losses` ({', '.join(losses)}), each once",
-                f"{name!r}",
-            )
-        try:
-            weight = losses[name] if shape == "constant" and not last else float(last)
-        except ValueError:
-            weight = math.nan
-        if shape not in SCHEDULES or not 0.0 <= weight < math.inf:
-            raise InputError(
-                Setting("loss_schedules"),
-                f"{name}=constant, {name}=linear:LAST or {name}=cosine:LAST with a last "
-                "weight of at least 0",
-                f"{part!r}",
-            )
-        schedules[name] = WeightSchedule(shape, weight)
-    return schedules
-
-
-def parse_losses(text: str) -> dict[str, float]:
-    """Reads `--losses`.
-
-    Args:
-        text: such as `soft_cross_entropy=1,probability_cosine=0.5`; a name
-            without a weight has weight 1.
-
-    Raises:
-        InputError: an unknown loss, a loss twice, a weight that is not a
-            number above 0.
-    """
-    losses: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, weight = part.partition("=")
-        if name not in LOSS_NEEDS:
-            raise InputError(Setting("losses"), f"names of {', '.join(LOSS_NEEDS)}", f"{name!r}")
-        if name in losses:
-            raise InputError(Setting("losses"), "each loss once", f"{name} twice")
-        try:
-            losses[name] = float(weight or 1.0)
-        except ValueError as error:
-            raise InputError(Setting("losses"), f"a number for {name}", f"{weight!r}") from error
-        if not 0.0 < losses[name] < math.inf:
-            raise InputError(Setting("losses"), f"a weight above 0 for {name}", weight)
-    if not losses:
-        raise InputError(Setting("losses"), "at least one loss", "none")
-    return losses
 
 
 @dataclasses.dataclass(frozen=True)
