@@ -76,26 +76,16 @@ MASKED_EXAMPLE_FEATURES: tuple[Feature, ...] = (
     Feature(MASKED_LM_IDS, ID_DTYPE, ("P",), "The true token at each masked position."),
 )
 
-_TOPK_IDS = Feature(
-    TOPK_IDS, ID_DTYPE, ("P", "K"), "The teacher's most probable tokens, descending."
-)
-_TOPK_RANGES = Feature(TOPK_RANGES, "<f2", ("P",), "The largest logit minus the smallest.")
-
 # The top-k, by how it is encoded. Bytes Z are compressed: zlib (RFC 1950).
 TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
     "float16": (
-        _TOPK_IDS,
+        Feature(TOPK_IDS, ID_DTYPE, ("P", "K"), "The teacher's most probable tokens, descending."),
         Feature(TOPK_LOGITS, "<f2", ("P", "K"), "Their logits, each minus the position's largest."),
-    ),
-    "uint8": (
-        _TOPK_IDS,
-        Feature(TOPK_LOGITS, "|u1", ("P", "K"), "Their logits, in steps of the position's range."),
-        _TOPK_RANGES,
     ),
     "compact": (
         Feature(TOPK_IDS, "|u1", ("Z",), "Gaps between the tokens' ranks by frequency."),
         Feature(TOPK_LOGITS, "|u1", ("Z",), "Their logits, in steps of the position's range."),
-        _TOPK_RANGES,
+        Feature(TOPK_RANGES, "<f2", ("P",), "The largest logit minus the smallest."),
     ),
 }
 # Where fewer than K ids are kept at some positions; the arrays then have as many.

@@ -13,8 +13,8 @@ from data_specs.records import HIDDEN_FEATURES
 from pipeline.base import compute_dtype
 from pipeline.base.errors import InputError, Setting
 from pipeline.commands import running
-from pipeline.storage.codecs.float16 import CODECS
-from pipeline.storage.teacher_info import SAMPLED, TOPK, TRUNCATIONS
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.manifest import SAMPLED, TOPK, TRUNCATIONS
 
 
 def define_flags() -> flags.FlagValues:

@@ -276,7 +276,7 @@ def _claim(config: FinetuneConfig, preparation: "Preparation") -> None:
     for name in _OWN_SETTINGS:
         del request[name]
     request["kind"] = "finetuning"
-    manifests.claim(config.output_dir, request)
+    manifests.reserve_output_dir(config.output_dir, request)
 
 
 def _import_backend() -> list[str]:

@@ -79,7 +79,7 @@ def _encoding(manifest: "Manifest") -> str:
 def _notes(manifest: "Manifest") -> Iterator[str]:
     """Yields how to read what is shown."""
     from data_specs import records
-    from pipeline.storage.teacher_info import SAMPLED
+    from pipeline.storage.manifest import SAMPLED
 
     if manifest.kind == records.UNMASKED_WINDOWS:
         yield "Masked anew each epoch by run_distill; a bar stands before each word."

@@ -21,10 +21,10 @@ from absl import flags
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
 from pipeline.commands import running
-from pipeline.storage import cache_codec, writer
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.codecs import CODECS
 from pipeline.storage.manifest import Manifest, ShardInfo, TeacherInfo
 from pipeline.teacher import summary
 from tools.cache_analysis import merging
@@ -154,15 +154,15 @@ def merge_caches(config: MergeConfig) -> Manifest:
     """
     caches = _open(config)
     request = _request(config, caches)
-    manifests.check_claim(config.output_dir, request)
+    manifests.check_output_dir(config.output_dir, request)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         return manifests.load(config.output_dir)
     for cache in caches:
         manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
-    manifests.claim(config.output_dir, request)
+    manifests.reserve_output_dir(config.output_dir, request)
     info = _teacher_info(config, caches, request)
     # Before the first shard: the codec may need them.
-    counts = cache_codec.count_tokens(
+    counts = cache_input.count_tokens(
         config.output_dir, info, caches[0].directory, caches[0].manifest
     )
     splits = _merge_shards(config, caches, info)
@@ -182,7 +182,7 @@ def _describe(
     inputs = [cache.manifest for cache in caches]
     # What a byte-equal repetition needs, beside the request.
     environment = {"machine": platform.machine(), "numpy": np.__version__}
-    environment |= cache_codec.environment(request["logit_encoding"])
+    environment |= cache_input.environment(request["logit_encoding"])
     return dataclasses.replace(
         inputs[0],
         flags={**_in_common([manifest.flags for manifest in inputs]), **request},
@@ -207,7 +207,7 @@ def _merge_shards(
         merger = merging.CacheMerger(
             caches=caches,
             weights=config.shares,
-            codec=cache_codec.make_codec(config.output_dir, info, caches[0].manifest.vocab.size),
+            codec=cache_input.make_codec(config.output_dir, info, caches[0].manifest.vocab.size),
             on_examples=bar.update,
         )
         for (split, shard), whole in done.items():
@@ -215,7 +215,9 @@ def _merge_shards(
                 measured: collections.Counter[str] = collections.Counter()
                 merged = merger.records(shard.file, measured)
                 told = measured if manifests.varies_in_size(info) else None
-                done[split, shard] = writer.write_shard(config.output_dir, shard.file, merged, told)
+                done[split, shard] = serialization.write_shard(
+                    config.output_dir, shard.file, merged, told
+                )
     return {
         split: tuple(done[split, shard] for shard in shards)
         for split, shards in caches[0].manifest.splits.items()

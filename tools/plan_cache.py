@@ -17,7 +17,7 @@ from absl import flags
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.commands import running
-from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.codecs import CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.text_table import aligned_lines

@@ -13,10 +13,11 @@ import numpy as np
 from data_specs import records
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
-from pipeline.storage import cache_codec, serialization
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import EVAL, Manifest
+from pipeline.storage.records import MaskedExample
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
     teacher_accuracy = lines["distilled"][-1]["teacher_accuracy"]
     scores["teacher"] = (teacher_accuracy, -float(label_log_probs.mean()), 1.0)
     sample = evaluation[:_SAMPLE]
-    codec = cache_codec.open_codec(cache, manifest)
+    codec = cache_input.open_codec(cache, manifest)
     return Report(
         models=tuple(
             ModelReport(name, _num_parameters(place), *scores[name], latency)
@@ -176,7 +177,7 @@ def _latencies(
     from pipeline.teacher import inference
 
     batch = inference.build_batch(
-        [inference.decode_masked_example(dict(example), manifest.vocab.size)],
+        [MaskedExample.from_features(dict(example), manifest.vocab.size)],
         batch_size=1,
         max_seq_length=manifest.max_seq_length,
         max_predictions_per_seq=manifest.max_predictions_per_seq,

@@ -115,10 +115,14 @@ class Comparison:
         )
 
     def losses(self, names: Iterable[str]) -> list[Loss]:
-        """Returns the losses of these names, in the order of `LOSSES`."""
+        """Returns the losses of these names in the order in which they are computed.
+
+        The order decides the last bits of gradients: distributions by temperature, then layers.
+        """
         names = set(names)
         settings = {"temperature": self.temperature, "tail": self.tail}
-        return [load_loss(name)(**settings) for name in LOSSES if name in names]
+        losses = [load_loss(name)(**settings) for name in LOSSES if name in names]
+        return sorted(losses, key=lambda loss: (bool(loss.default_layer_groups), loss.temperature))
 
     def over(self, loss: Loss) -> str:
         """Returns what a loss is averaged over, one of `losses.base.AVERAGES`."""
@@ -237,23 +241,24 @@ class BatchComparison:
             return self._targets[records.TOPK_IDS][..., 0]
         return ops.cast(ops.argmax(self._teacher[LOGITS], axis=-1), self.labels.dtype)
 
-    def mean(self, loss: Loss) -> tuple[Any, Any]:
-        """Returns a loss's mean over what it is averaged over, and the count of that."""
-        weights = self._weights(loss)
-        batch = {**self._inputs, **self._targets}
-        means = [
-            mean_over_weights(loss(student, teacher, batch), weights)
-            for student, teacher in self._sides(loss)
-        ]
-        return sum(means[1:], means[0]) / len(means), ops.sum(weights)
+    def values(self, loss: Loss) -> list[Any]:
+        """Returns a loss of each element that it is averaged over, for each layer group.
 
-    def values(self, loss: Loss) -> Any:
-        """Returns a loss of distributions or labels at each position, float32 [B, P].
-
-        Values at padding are undefined.
+        Values at padding are undefined. A loss that compares no layers has one group.
         """
-        ((student, teacher),) = self._sides(loss)
-        return loss(student, teacher, {**self._inputs, **self._targets})
+        batch = {**self._inputs, **self._targets}
+        return [loss(student, teacher, batch) for student, teacher in self._sides(loss)]
+
+    def means(self, losses: Sequence[Loss]) -> dict[str, tuple[Any, Any]]:
+        """Returns each loss's mean over what it is averaged over, and the count of that."""
+        # All values before the means: the order decides the last bits of gradients.
+        values = [self.values(loss) for loss in losses]
+        means = {}
+        for loss, groups in zip(losses, values, strict=True):
+            weights = self._weights(loss)
+            mean = sum(mean_over_weights(group, weights) for group in groups) / len(groups)
+            means[loss.name] = mean, ops.sum(weights)
+        return means
 
     def _weights(self, loss: Loss) -> Any:
         """Returns 1 for what counts and 0 for padding: [B, P], [B, L] or [B, L, L]."""

@@ -95,7 +95,7 @@ class Distiller(keras.Model):
         self.teacher = teacher
         if teacher is not None:
             teacher.trainable = False
-        self._means = {loss.name: keras.metrics.Mean(name=loss.name) for loss in objective.reported}
+        self._means = {name: keras.metrics.Mean(name=name) for name in objective.reported_names}
         guesses = ["masked_lm_accuracy"]
         if objective.comparison.has_teacher:
             guesses += ["teacher_agreement", "teacher_accuracy"]
@@ -173,14 +173,15 @@ class Distiller(keras.Model):
         comparison = self.objective.comparison
         batch = BatchComparison(comparison, x, y, y_pred, self.projections)
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
-        means = {}
-        for loss in self.objective.trained if training else self.objective.reported:
-            mean, count = batch.mean(loss)
+        losses = self.objective.trained if training else self.objective.reported
+        measured, means = batch.means(losses), {}
+        for loss in losses:
+            mean, count = measured[loss.name]
             # Given [B, P], Keras weighs with the mean over P, which changes with the batch.
             self._means[loss.name].update_state(mean, sample_weight=count)
-            if shares is not None:
-                mean *= shares[AVERAGES.index(comparison.over(loss))]
             means[loss.name] = mean
+            if shares is not None:
+                means[loss.name] *= shares[AVERAGES.index(comparison.over(loss))]
         if not training:
             self._update_guesses(batch)
         return self.objective.total(means, self._progress(training))

@@ -16,7 +16,7 @@ from pipeline.distill.settings import DistillConfig
 from pipeline.models import layer_groups
 from pipeline.models.config import EncoderConfig
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup
-from pipeline.storage.teacher_info import SAMPLED, TeacherInfo
+from pipeline.storage.manifest import SAMPLED, TeacherInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,12 @@ class Objective:
     @property
     def reported(self) -> list[Loss]:
         """The losses that evaluation reports."""
-        return self.comparison.losses(self.comparison.reported(self.weights))
+        return self.comparison.losses(self.reported_names)
+
+    @property
+    def reported_names(self) -> tuple[str, ...]:
+        """The names of the losses that evaluation reports, in the order of `LOSSES`."""
+        return self.comparison.reported(self.weights)
 
     def weight(self, name: str, progress: Any) -> Any:
         """Returns a loss's weight.

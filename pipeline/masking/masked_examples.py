@@ -26,9 +26,9 @@ from pipeline.masking.shard_plan import ShardPlan, make_plan
 from pipeline.runners import local, ray
 from pipeline.runners.shard_job import ShardJob
 from pipeline.storage import manifest as manifests
-from pipeline.storage import spill, token_counts, writer
+from pipeline.storage import serialization, spill, token_counts
 from pipeline.storage.manifest import Manifest
-from pipeline.storage.writer import StagedShard
+from pipeline.storage.serialization import StagedShard
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
@@ -71,11 +71,15 @@ def _write_shard(
     done = manifests.completed_shard(config.output_dir, job.file)
     if done is not None:
         return done
-    return writer.write_shard(config.output_dir, job.file, _sorted_records(config, plan, job))
+    return serialization.write_shard(
+        config.output_dir, job.file, _sorted_records(config, plan, job)
+    )
 
 
 def _stage_shard(config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob) -> StagedShard:
-    return writer.stage_shard(config.output_dir, job.file, _sorted_records(config, plan, job))
+    return serialization.stage_shard(
+        config.output_dir, job.file, _sorted_records(config, plan, job)
+    )
 
 
 def _sorted_records(
@@ -99,7 +103,7 @@ def _start_jobs(
     made = workers.run(
         functools.partial(_stage_shard, config, plan),
         [job for job in jobs if done[job] is None],
-        finish=functools.partial(writer.publish_shard, config.output_dir),
+        finish=functools.partial(serialization.publish_shard, config.output_dir),
     )
     for job in jobs:
         yield done[job] or next(made)
@@ -160,7 +164,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
     request = config.request(tokenizer, corpora)
-    is_new = manifests.claim(config.output_dir, request)
+    is_new = manifests.reserve_output_dir(config.output_dir, request)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         manifest = manifests.load(config.output_dir)
         _expect_corpus_size(config, manifest, corpus_files)

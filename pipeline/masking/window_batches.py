@@ -15,6 +15,7 @@ from data_specs import records
 from pipeline.masking import mask_policy
 from pipeline.masking.mask_policy import MaskingPolicy
 from pipeline.masking.window_masking import WindowInput
+from pipeline.storage.arrays import Column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,32 +57,27 @@ class MaskedWindows:
     counts: np.ndarray
 
 
-def decode_windows(
-    input_ids: Sequence[bytes],
-    segment_lengths: Sequence[bytes],
-    word_starts: Sequence[bytes],
-    id_dtype: np.dtype,
-) -> Windows:
-    """Reads back what `window_masking.window_features` wrote of B windows.
+def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windows:
+    """Reads back B windows.
 
     Args:
-        input_ids: of each window.
-        segment_lengths: of each window.
-        word_starts: of each window.
-        id_dtype: of token ids.
+        columns: for each of `records.UNMASKED_WINDOW_FEATURES` its bytes in each window.
+        vocab_size: V; decides the dtype of token ids.
 
     Example:
         segments of 4 and 2 tokens hold the window's tokens at 1, 2 and 4: what is
         left without `[CLS]` at 0 and each segment's `[SEP]` at 3 and 5.
     """
-    ids, lengths = _joined(input_ids, id_dtype)
-    segments, num_segments = _joined(segment_lengths, np.dtype("<u2"))
-    starts, num_starts = _joined(word_starts, np.dtype("<u2"))
+    _, inputs, segments, starts = (
+        Column.decode(feature, contents, vocab_size)
+        for feature, contents in zip(records.UNMASKED_WINDOW_FEATURES, columns, strict=True)
+    )
+    ids, lengths, num_segments = inputs.values, inputs.counts, segments.counts
     ends = np.cumsum(lengths)
     firsts = ends - lengths
     begins_word = np.zeros(len(ids), bool)
-    begins_word[np.repeat(firsts, num_starts) + starts] = True
-    both = pad_rows(segments, num_segments, 2)
+    begins_word[np.repeat(firsts, starts.counts) + starts.values] = True
+    both = pad_rows(segments.values, num_segments, 2)
     pairs = num_segments == 2
     own = np.ones(len(ids), bool)
     own[firsts] = own[ends - 1] = own[(firsts + both[:, 0] - 1)[pairs]] = False
@@ -137,12 +133,6 @@ def masked_features(
             records.MASKED_LM_POSITIONS: positions[there].tobytes(),
             records.MASKED_LM_IDS: labels[there].tobytes(),
         }
-
-
-def _joined(column: Sequence[bytes], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the numbers of all rows, and how many each has, int64 [B]."""
-    counts = np.fromiter(map(len, column), np.int64, len(column)) // dtype.itemsize
-    return np.frombuffer(b"".join(column), dtype), counts
 
 
 def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:

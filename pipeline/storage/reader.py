@@ -11,10 +11,12 @@ from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.base.location import BucketLocation, Location
 from pipeline.base.prefetch import ahead
-from pipeline.storage import shuffling
+from pipeline.storage import arrays, shuffling
 from pipeline.storage.codecs.base import TopKCodec
-from pipeline.storage.codecs.hidden import HIDDEN_CODECS
 from pipeline.storage.manifest import Manifest
+
+_SEGMENTS = records.MASKED_EXAMPLE_FEATURES[2]
+_TAILS = records.MASS_FEATURES[0]
 
 # Why a shard could not be copied: TensorFlow, in whose threads that happens, makes a text of it.
 _copy_errors: list[Exception] = []
@@ -117,9 +119,8 @@ def sort_by_length(serialized: tf.Tensor, epochs: tf.Tensor) -> tuple[tf.Tensor,
 
 def _input_lengths(serialized: tf.Tensor) -> tf.Tensor:
     """Returns how many tokens each record's input has, int32 [B]."""
-    name = records.SEGMENT_LENGTHS
-    parsed = tf.io.parse_example(serialized, {name: tf.io.FixedLenFeature([], tf.string)})
-    lengths = tf.io.decode_raw(parsed[name], tf.uint16, fixed_length=2 * tf.uint16.size)
+    parsed = arrays.parse_tensors(tf, serialized, [_SEGMENTS.name])
+    lengths = arrays.padded_tensor(tf, _SEGMENTS, parsed[_SEGMENTS.name], 0, {"S": 2})
     return tf.reduce_sum(tf.cast(lengths, tf.int32), axis=1)
 
 
@@ -148,11 +149,6 @@ def evaluation_records(directory: Location, manifest: Manifest, split: str) -> t
     return dataset.flat_map(tf.data.TFRecordDataset)
 
 
-def _decode(value: tf.Tensor, feature: records.Feature, vocab_size: int, length: int) -> tf.Tensor:
-    dtype = feature.numpy_dtype(vocab_size)
-    return tf.io.decode_raw(value, tf.as_dtype(dtype), fixed_length=length * dtype.itemsize)
-
-
 def parse_batch(
     serialized: tf.Tensor, manifest: Manifest, codec: TopKCodec | None = None
 ) -> Mapping[str, Any]:
@@ -161,7 +157,7 @@ def parse_batch(
     Args:
         serialized: string [B].
         manifest: lengths and dtypes come from it.
-        codec: of a teacher cache, from `cache_codec.open_codec`; None for masked
+        codec: of a teacher cache, from `cache_input.open_codec`; None for masked
             examples.
 
     Returns:
@@ -177,17 +173,26 @@ def parse_batch(
     """
     if manifest.teacher_info is not None and codec is None:
         raise ValueError("codec: expected that of the teacher cache, received none")
-    features = {
-        feature.name: feature
-        for feature in manifest.features
-        if feature.name not in (records.EXAMPLE_ID, records.LABEL_LOG_PROBS)
-    }
-    parsed = tf.io.parse_example(
-        serialized, {name: tf.io.FixedLenFeature([], tf.string) for name in features}
-    )
-    batch = _decode_examples(parsed, features, manifest)
+    names = {feature.name for feature in manifest.features}
+    names -= {records.EXAMPLE_ID, records.LABEL_LOG_PROBS}
+    parsed = arrays.parse_tensors(tf, serialized, names)
+    sizes = {"L": manifest.max_seq_length, "S": 2, "P": manifest.max_predictions_per_seq}
     if manifest.teacher_info is not None:
-        batch.update(_decode_teacher(parsed, features, manifest, codec))
+        sizes.update(manifest.teacher_info.sizes)
+
+    def padded(feature: records.Feature) -> tf.Tensor:
+        content = parsed[feature.name]
+        return arrays.padded_tensor(tf, feature, content, manifest.vocab.size, sizes)
+
+    batch = {
+        feature.name: tf.cast(padded(feature), tf.int32)
+        for feature in records.MASKED_EXAMPLE_FEATURES
+        if feature.name != records.EXAMPLE_ID
+    }
+    count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
+    batch[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, sizes["P"], dtype=tf.float32)
+    if codec is not None:
+        batch.update(_decode_teacher(parsed, padded(_TAILS), manifest, codec))
         real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
         # A log of 0 would be a tail of all the mass, and a top-k of none.
         tails = tf.where(real, batch[records.LOG_TAIL_MASSES], -float("inf"))
@@ -195,42 +200,17 @@ def parse_batch(
     return batch
 
 
-def _decode_examples(
-    parsed: Mapping[str, tf.Tensor], features: Mapping[str, records.Feature], manifest: Manifest
+def _decode_teacher(
+    parsed: Mapping[str, tf.Tensor], tails: tf.Tensor, manifest: Manifest, codec: TopKCodec
 ) -> dict[str, tf.Tensor]:
     positions = manifest.max_predictions_per_seq
-    lengths = {
-        records.INPUT_IDS: manifest.max_seq_length,
-        records.SEGMENT_LENGTHS: 2,
-        records.MASKED_LM_POSITIONS: positions,
-        records.MASKED_LM_IDS: positions,
-    }
-    decoded = {
-        name: tf.cast(_decode(parsed[name], features[name], manifest.vocab.size, length), tf.int32)
-        for name, length in lengths.items()
-    }
-    count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
-    decoded[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, positions, dtype=tf.float32)
-    return decoded
-
-
-def _decode_teacher(
-    parsed: Mapping[str, tf.Tensor],
-    features: Mapping[str, records.Feature],
-    manifest: Manifest,
-    codec: TopKCodec,
-) -> dict[str, tf.Tensor]:
-    info, positions = manifest.teacher_info, manifest.max_predictions_per_seq
     ids, logits = codec.decode_tensors(tf, parsed, positions)
-    name = records.LOG_TAIL_MASSES
-    count = positions * len(info.temperatures)
-    tails = _decode(parsed[name], features[name], manifest.vocab.size, count)
     decoded = {
         records.TOPK_IDS: ids,
         records.TOPK_LOGITS: logits,
-        name: tf.reshape(tails, (-1, positions, len(info.temperatures))),
+        records.LOG_TAIL_MASSES: tails,
     }
-    if info.hidden_groups:
-        hidden = HIDDEN_CODECS[info.hidden_encoding](len(info.hidden_groups), info.hidden_size)
-        decoded[records.HIDDEN_STATES] = hidden.decode_tensors(tf, parsed, positions)
+    hidden_codec = manifest.teacher_info.hidden_codec()
+    if hidden_codec is not None:
+        decoded[records.HIDDEN_STATES] = hidden_codec.decode_tensors(tf, parsed, positions)
     return decoded

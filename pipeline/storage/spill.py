@@ -20,7 +20,7 @@ from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
-from pipeline.storage import npy_header
+from pipeline.storage import arrays
 
 KEY_SPACE = 2**64
 # Keys are the first 8 bytes of an example id, big-endian, so that their order
@@ -107,7 +107,7 @@ def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
     with open(path, "rb") as file:
         file.readline(_MAX_HEADER_BYTES)
         try:
-            shape, dtype = npy_header.read_header(file)
+            shape, dtype = arrays.read_npy_header(file)
         except ValueError as error:
             raise InputError(path, received=f"{_DAMAGED} ({error})") from error
         offset = file.tell()

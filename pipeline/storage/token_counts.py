@@ -15,9 +15,8 @@ from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
-from pipeline.storage import npy_header, serialization
-from pipeline.storage.manifest import FileInfo, Manifest
-from pipeline.storage.shard_info import TOKEN_COUNTS_FILE
+from pipeline.storage import arrays, serialization
+from pipeline.storage.manifest import TOKEN_COUNTS_FILE, FileInfo, Manifest
 
 _DTYPE = np.dtype("<i8")
 
@@ -99,7 +98,7 @@ def _read(path: Location, vocab_size: int) -> np.ndarray:
     size = vocab_size * _DTYPE.itemsize
     try:
         with open(path.mirror(), "rb") as file:
-            shape, dtype = npy_header.read_header(file)
+            shape, dtype = arrays.read_npy_header(file)
             content = file.read(size + 1)
     except ValueError as error:
         raise InputError(path, f"an array of counts ({error})") from error

@@ -12,8 +12,7 @@ from pipeline.models.formats import model_directory
 from pipeline.models.layer_groups import TeacherGroup
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import TeacherInfo
-from pipeline.storage.teacher_info import TOPK
+from pipeline.storage.manifest import TOPK, TeacherInfo
 from pipeline.teacher.settings import TeacherCacheConfig
 
 

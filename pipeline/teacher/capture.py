@@ -13,11 +13,10 @@ from data_specs import records
 from pipeline.models.formats import model_directory
 from pipeline.runners import local, ray
 from pipeline.runners.shard_job import ShardJob, assigned_jobs
-from pipeline.storage import cache_codec, writer
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import Manifest, ShardInfo
-from pipeline.storage.shard_info import FileInfo
+from pipeline.storage.manifest import FileInfo, Manifest, ShardInfo
 from pipeline.teacher import cache_request, cluster_capture, shard_capture, teacher_input
 from pipeline.teacher.settings import TeacherCacheConfig
 
@@ -38,7 +37,7 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     source = teacher_input.find_teacher(config)
     cache = teacher_input.open_examples(config, source)
     request = cache_request.make_request(config, cache, source)
-    manifests.check_claim(config.output_dir, request)
+    manifests.check_output_dir(config.output_dir, request)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         return manifests.load(config.output_dir)
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
@@ -58,7 +57,7 @@ def _count_tokens(
     config: TeacherCacheConfig, cache: CacheInput, request: Mapping[str, Any]
 ) -> FileInfo | None:
     info = cache_request.teacher_info(request)
-    return cache_codec.count_tokens(config.output_dir, info, cache.directory, cache.manifest)
+    return cache_input.count_tokens(config.output_dir, info, cache.directory, cache.manifest)
 
 
 def _make_shards(
@@ -72,11 +71,11 @@ def _make_shards(
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"
     )
-    manifests.claim(config.output_dir, request)
+    manifests.reserve_output_dir(config.output_dir, request)
     _count_tokens(config, cache, request)
     info = cache_request.teacher_info(request)
     capture = shard_capture.make_capture(config, cache, source, model, info)
-    write = functools.partial(writer.write_shard, config.output_dir)
+    write = functools.partial(serialization.write_shard, config.output_dir)
     with progress_bar(cache, jobs) as bar:
         told = dataclasses.replace(capture, on_examples=bar.update)
         return [
@@ -93,7 +92,7 @@ def _make_shards_on_ray(
 ) -> list[ShardInfo]:
     """Makes shards on the nodes of a cluster, each of which opens the teacher itself."""
     with ray.Workers(config.ray, config.output_dir) as workers:
-        manifests.claim(config.output_dir, request)
+        manifests.reserve_output_dir(config.output_dir, request)
         _count_tokens(config, cache, request)
         with progress_bar(cache, jobs) as bar:
             return list(cluster_capture.make_shards(config, workers, jobs, bar.update))
@@ -129,7 +128,7 @@ def _publish_when_complete(
         "machine": platform.machine(),
         "threads": local.num_cpus() if config.ray is None else config.ray.cpus_per_job,
         "keras": keras.__version__,
-        **cache_codec.environment(config.logit_encoding),
+        **cache_input.environment(config.logit_encoding),
     }
     manifest = dataclasses.replace(
         cache.manifest,

@@ -10,10 +10,10 @@ from pipeline.models.formats import model_directory
 from pipeline.runners import ray
 from pipeline.runners.shard_job import ShardJob
 from pipeline.storage import manifest as manifests
-from pipeline.storage import writer
+from pipeline.storage import serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import ShardInfo
-from pipeline.storage.writer import StagedShard
+from pipeline.storage.serialization import StagedShard
 from pipeline.teacher import cache_request, shard_capture, teacher_input
 from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.teacher.shard_capture import Capture
@@ -61,7 +61,7 @@ def _stage_shard(
     only = {job.split: (cache.manifest.splits[job.split][job.index],)}
     narrowed = dataclasses.replace(cache.manifest, splits=only, token_counts=None)
     manifests.verify(cache.directory, narrowed, full=False)
-    stage = functools.partial(writer.stage_shard, config.output_dir)
+    stage = functools.partial(serialization.stage_shard, config.output_dir)
     told = dataclasses.replace(capture, on_examples=on_examples)
     return shard_capture.capture_shard(told, cache.directory / job.file, stage)
 
@@ -87,5 +87,5 @@ def make_shards(
     paths = {name: getattr(config, name) for name in _PATHS}
     whole = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
     stage = functools.partial(_stage_shard, dataclasses.replace(config, **whole))
-    publish = functools.partial(writer.publish_shard, config.output_dir)
+    publish = functools.partial(serialization.publish_shard, config.output_dir)
     return workers.run(stage, jobs, finish=publish, on_progress=on_examples)

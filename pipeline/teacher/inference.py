@@ -5,7 +5,6 @@ padded to the next of at most eight lengths, so that a compiler sees a bounded
 number of shapes, and a batch depends on nothing but its block.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,103 +12,14 @@ import keras
 import numpy as np
 
 from data_specs import records
-from pipeline.base.errors import InputError
-from pipeline.base.location import Location
 from pipeline.models.masked_lm import MaskedLM
-from pipeline.storage import length_buckets, serialization
-from pipeline.storage.manifest import Manifest
+from pipeline.storage import length_buckets
+from pipeline.storage.records import MaskedExample
 
 # Masked positions of a batch are padded to a multiple of this.
 POSITION_STEP = 4
 
 Arrays = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedExample:
-    """An example as it was stored, with the parts that a batch needs decoded.
-
-    Attributes:
-        features: the record's features.
-        input_ids: int [L].
-        segment_lengths: int [S].
-        masked_lm_positions: int [P].
-        masked_lm_ids: int [P].
-    """
-
-    features: Mapping[str, bytes]
-    input_ids: np.ndarray
-    segment_lengths: np.ndarray
-    masked_lm_positions: np.ndarray
-    masked_lm_ids: np.ndarray
-
-
-def decode_masked_example(features: Mapping[str, bytes], vocab_size: int) -> MaskedExample:
-    """Decodes a record's features.
-
-    Args:
-        features: of one record.
-        vocab_size: V; decides the dtype of ids.
-
-    Raises:
-        KeyError: a feature is missing.
-        ValueError: one is damaged, or they contradict each other.
-    """
-    arrays = {
-        feature.name: np.frombuffer(features[feature.name], feature.numpy_dtype(vocab_size))
-        for feature in records.MASKED_EXAMPLE_FEATURES
-        if feature.name != records.EXAMPLE_ID
-    }
-    example = MaskedExample(features, **arrays)
-    length, positions = len(example.input_ids), example.masked_lm_positions
-    if not len(example.segment_lengths) or example.segment_lengths.sum() != length:
-        raise ValueError(f"expected segments of {length} tokens, received others")
-    if len(positions) != len(example.masked_lm_ids) or positions.max(initial=0) >= length:
-        raise ValueError(f"expected a label at each masked position below {length}")
-    for ids in (example.input_ids, example.masked_lm_ids):
-        if ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab_size:
-            raise ValueError(f"expected ids of {vocab_size} tokens, received others")
-    return example
-
-
-def decode_record(record: bytes, manifest: Manifest) -> MaskedExample:
-    """Decodes a record of masked examples, or of a teacher cache.
-
-    Args:
-        record: as it was stored.
-        manifest: of its directory.
-
-    Raises:
-        KeyError: a feature is missing.
-        ValueError: one is damaged, they contradict each other, or they are longer than
-            the manifest says.
-    """
-    example = decode_masked_example(serialization.decode_example(record), manifest.vocab.size)
-    limits = (
-        (example.input_ids, manifest.max_seq_length),
-        (example.masked_lm_ids, manifest.max_predictions_per_seq),
-    )
-    for ids, most in limits:
-        if len(ids) > most:
-            raise ValueError(f"expected at most {most} ids, received {len(ids)}")
-    return example
-
-
-def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]:
-    """Yields the examples of a shard, decoded.
-
-    Args:
-        path: the shard.
-        manifest: of its directory.
-
-    Raises:
-        InputError: the file or a record is damaged; names it.
-    """
-    for index, record in enumerate(serialization.read_records(path)):
-        try:
-            yield decode_record(record, manifest)
-        except (KeyError, ValueError) as error:
-            raise InputError(path, received=f"broken record {index}: {error}") from error
 
 
 def _round_up(value: int, step: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from data_specs import records
 from pipeline.base import seeding
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
-from pipeline.teacher.inference import MaskedExample
+from pipeline.storage.records import MaskedExample
 
 _PURPOSE = "sampled logits"
 

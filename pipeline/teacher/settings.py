@@ -6,7 +6,7 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings
 from pipeline.runners.ray import RayConfig
-from pipeline.storage.teacher_info import SAMPLED, TOPK
+from pipeline.storage.manifest import SAMPLED, TOPK
 
 
 @dataclasses.dataclass(frozen=True)

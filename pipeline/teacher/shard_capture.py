@@ -16,13 +16,13 @@ from pipeline.base.prefetch import ahead
 from pipeline.models.formats import model_directory
 from pipeline.models.group_means import mean_state
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
-from pipeline.storage import cache_codec, serialization, shard_info
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.codecs.base import TopKCodec
-from pipeline.storage.codecs.hidden import HIDDEN_CODECS, HiddenCodec
-from pipeline.storage.manifest import Manifest, TeacherInfo
-from pipeline.storage.teacher_info import SAMPLED
+from pipeline.storage.manifest import SAMPLED, Manifest, TeacherInfo
+from pipeline.storage.records import MaskedExample, read_examples
 from pipeline.teacher import inference, sampling, truncation
 from pipeline.teacher.cache_request import find_groups, truncation_factor
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -44,7 +44,7 @@ class _TeacherBatch:
         output: as `Capture.forward` returns it.
     """
 
-    block: Sequence[inference.MaskedExample]
+    block: Sequence[MaskedExample]
     indices: np.ndarray
     output: Mapping[str, np.ndarray]
 
@@ -75,7 +75,7 @@ class Capture:
     on_examples: Callable[[int], None]
 
     def records(
-        self, examples: Iterator[inference.MaskedExample], measured: collections.Counter[str]
+        self, examples: Iterator[MaskedExample], measured: collections.Counter[str]
     ) -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order.
 
@@ -90,7 +90,7 @@ class Capture:
             batched = [batch.block[index] for index in batch.indices]
             features = self._features(batch.output, batched)
             for index, example, added in zip(batch.indices, batched, features, strict=True):
-                shard_info.measure_record(measured, added, self.codec.truncation_factor)
+                manifests.measure_record(measured, added, self.codec.truncation_factor)
                 record = serialization.encode_example({**example.features, **added})
                 done.append((index, record))
             self.on_examples(len(batched))
@@ -98,9 +98,7 @@ class Capture:
                 yield from (record for _, record in sorted(done))
                 done = []
 
-    def _read_blocks(
-        self, examples: Iterator[inference.MaskedExample]
-    ) -> Iterator[list[inference.MaskedExample]]:
+    def _read_blocks(self, examples: Iterator[MaskedExample]) -> Iterator[list[MaskedExample]]:
         """Yields examples that are sorted by length together, in their order."""
         position_bytes = self.codec.truncation_factor * 8
         if self.hidden_codec is not None:
@@ -110,9 +108,7 @@ class Capture:
         while block := list(itertools.islice(examples, batches * self.batch_size)):
             yield block
 
-    def _run_teacher(
-        self, blocks: Iterable[Sequence[inference.MaskedExample]]
-    ) -> Iterator[_TeacherBatch]:
+    def _run_teacher(self, blocks: Iterable[Sequence[MaskedExample]]) -> Iterator[_TeacherBatch]:
         for block in blocks:
             lengths = [len(example.input_ids) for example in block]
             for indices in inference.length_batches(lengths, self.batch_size):
@@ -125,7 +121,7 @@ class Capture:
                 yield _TeacherBatch(block, indices, self.forward(batch))
 
     def _features(
-        self, output: Mapping[str, np.ndarray], examples: Sequence[inference.MaskedExample]
+        self, output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
     ) -> list[dict[str, bytes]]:
         """Returns what the cache adds to each example of a batch."""
         counts = np.array([len(example.masked_lm_ids) for example in examples])
@@ -227,7 +223,7 @@ def make_capture(
     return Capture(
         manifest=cache.manifest,
         batch_size=config.predict_batch_size,
-        codec=cache_codec.make_codec(config.output_dir, info, source.config.vocab_size),
+        codec=cache_input.make_codec(config.output_dir, info, source.config.vocab_size),
         hidden_codec=_hidden_codec(config, source),
         forward=inference.compile_forward(model, keep_function(config, source)),
         num_draws=info.truncation_factor if info.truncation == SAMPLED else None,
@@ -252,5 +248,5 @@ def capture_shard(
         what `write` returned.
     """
     measured: collections.Counter[str] = collections.Counter()
-    serialized = capture.records(inference.read_examples(path, capture.manifest), measured)
+    serialized = capture.records(read_examples(path, capture.manifest), measured)
     return write(path.name, serialized, measured if capture.is_measured else None)

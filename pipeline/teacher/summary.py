@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.storage import manifest as manifests
-from pipeline.storage.manifest import Manifest
-from pipeline.storage.teacher_info import SAMPLED
+from pipeline.storage.manifest import SAMPLED, Manifest
 
 
 def describe(manifest: Manifest) -> Iterator[str]:

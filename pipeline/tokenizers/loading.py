@@ -8,10 +8,10 @@ from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import HF_CONFIG
 from pipeline.storage import vocab_subset
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import VocabInfo, read_tokens, vocab_info
 from pipeline.storage.vocab_subset import VocabSubset
 from pipeline.tokenizers import sentencepiece_model, tokenizer_json, wordpiece
 from pipeline.tokenizers.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
+from pipeline.tokenizers.vocabulary import VocabInfo, read_tokens, vocab_info
 
 _SENTENCEPIECE_SUFFIXES = (".model", ".spm")
 # What a model directory's tokenizer may be called, the first that is there taken.

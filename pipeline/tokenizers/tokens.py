@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.storage.manifest import VocabInfo, vocab_info
+from pipeline.tokenizers.vocabulary import VocabInfo, vocab_info
 
 # How BERT's five special tokens are spelled, the first that a vocabulary has
 # taken: BERT's own way, then XLNet's and RoBERTa's.

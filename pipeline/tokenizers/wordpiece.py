@@ -13,8 +13,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.storage.manifest import read_tokens
 from pipeline.tokenizers.tokens import TOKENIZER_CONFIG_FILE, Tokenizer, Tokens, find_special_ids
+from pipeline.tokenizers.vocabulary import read_tokens
 
 VOCAB_FILE = "vocab.txt"
 # The longest word that WordPiece splits, as in BERT's own tokenizer.

@@ -41,7 +41,7 @@ def test_a_lock_is_of_the_name_and_not_of_a_file_that_lost_it(tmp_path: pathlib.
 
 def test_of_two_that_begin_a_directory_at_once_one_does(tmp_path, monkeypatch) -> None:
     """Both have seen an empty folder; other settings are refused, the same ones are its own."""
-    real = manifest.check_claim
+    real = manifest.check_output_dir
 
     def claim_first(directory, request, *, flag: str) -> bool:
         is_new = real(directory, request, flag=flag)
@@ -49,11 +49,11 @@ def test_of_two_that_begin_a_directory_at_once_one_does(tmp_path, monkeypatch) -
             (tmp_path / manifest.REQUEST_FILE).write_json({"seed": 1})
         return is_new
 
-    monkeypatch.setattr(manifest, "check_claim", claim_first)
+    monkeypatch.setattr(manifest, "check_output_dir", claim_first)
     with pytest.raises(InputError, match="another request: seed is 1 there and 2 here"):
-        manifest.claim(tmp_path, {"seed": 2})
+        manifest.reserve_output_dir(tmp_path, {"seed": 2})
     (tmp_path / manifest.REQUEST_FILE).unlink()
-    assert manifest.claim(tmp_path, {"seed": 1}) is False
+    assert manifest.reserve_output_dir(tmp_path, {"seed": 1}) is False
     assert [path.name for path in tmp_path.iterdir()] == [manifest.REQUEST_FILE]
 
 

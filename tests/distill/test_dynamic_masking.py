@@ -17,10 +17,10 @@ from pipeline.distill import progress, targets, training
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
-from pipeline.storage import cache_input, manifest, reader, serialization, token_counts
+from pipeline.storage import cache_input, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
-from pipeline.tokenizers import loading
+from pipeline.tokenizers import loading, vocabulary
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
         InputError, match="input_dir: expected a number for masked_lm_prob in .*received '0.15'"
     ):
         WindowReader(_changed(cache, flags=flags), seed=1, purpose=TRAINING)
-    other = manifest.VocabInfo(cache.manifest.vocab.size, "0" * 64)
+    other = vocabulary.VocabInfo(cache.manifest.vocab.size, "0" * 64)
     with pytest.raises(InputError, match="input_dir: expected the tokenizer.s files in "):
         WindowReader(_changed(cache, vocab=other), seed=1, purpose=TRAINING)
 

@@ -14,15 +14,17 @@ from pipeline.base.errors import InputError
 from pipeline.distill import targets, training
 from pipeline.distill.objective import Objective
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.storage import cache_codec, cache_input, serialization, vocab_subset
+from pipeline.storage import cache_input, serialization, vocab_subset
 from pipeline.storage import manifest as manifests
+from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import NO_ID
-from pipeline.storage.codecs.float16 import CODECS, topk_probabilities
+from pipeline.storage.records import topk_probabilities
 from pipeline.storage.teacher_cache_tfds import TeacherCache
 from pipeline.storage.vocab_subset import VocabSubset
 from pipeline.teacher import summary
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.tokenizers import vocabulary
 from tools.merge_caches import MergeConfig, merge_caches
 
 EVAL = "eval-00000-of-00001.tfrecord"
@@ -84,7 +86,7 @@ def _features(folder: pathlib.Path) -> list[dict[str, bytes]]:
 def _decoded(folder: pathlib.Path):
     """Yields ids, probabilities and tail of each record, at temperature 1."""
     manifest = manifests.load(folder)
-    codec = cache_codec.open_codec(folder, manifest)
+    codec = cache_input.open_codec(folder, manifest)
     for features in _features(folder):
         count = len(features[records.LABEL_LOG_PROBS]) // 2
         ids, logits = codec.decode(features, count)
@@ -213,7 +215,7 @@ def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
         training.distill(_student(folder, teacher_dir, tmp_path / "student"))
     path.unlink()
     with pytest.raises(InputError, match="this file of token counts is missing"):
-        cache_codec.open_codec(folder, manifests.load(folder))
+        cache_input.open_codec(folder, manifests.load(folder))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,7 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
         table = np.where(np.arange(size) % 3 == 1, vocab_subset.NO_ID, np.arange(size))
         table[:5] = np.arange(5)
         subset = VocabSubset(
-            table.astype(np.int32), 1, "[UNK]", manifests.VocabInfo(size, "0" * 64), {}
+            table.astype(np.int32), 1, "[UNK]", vocabulary.VocabInfo(size, "0" * 64), {}
         )
         cache = dataclasses.replace(cache, vocab_subset=subset)
         (batch,) = targets.evaluation_batches(cache, batch_size=16, max_steps=1)

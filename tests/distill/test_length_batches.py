@@ -20,7 +20,7 @@ from data_specs.corpora import CorpusSource
 from pipeline.distill import preparation, progress, targets, training
 from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig, WeightSchedule
 from pipeline.masking.masked_examples import create_masked_examples
-from pipeline.storage import cache_codec, cache_input, length_buckets, reader, serialization
+from pipeline.storage import cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.teacher.capture import create_teacher_cache
@@ -278,7 +278,7 @@ def _stored(run: preparation.Preparation) -> list[bytes]:
 def _parse(run: preparation.Preparation, serialized: list[bytes]) -> dict[str, tf.Tensor]:
     manifest, codec = run.cache.manifest, None
     if manifest.teacher_info is not None:
-        codec = cache_codec.open_codec(run.cache.directory, manifest)
+        codec = cache_input.open_codec(run.cache.directory, manifest)
     return dict(reader.parse_batch(tf.constant(serialized), manifest, codec))
 
 

@@ -22,7 +22,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization, writer
+from pipeline.storage import serialization
 
 ROOT = pathlib.Path(__file__).parents[2]
 DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
@@ -352,7 +352,9 @@ def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
     (shard,) = loaded.splits["eval"]
     rows = [serialization.decode_example(r) for r in serialization.read_records(made / shard.file)]
     rows[0] = {other: value for other, value in rows[0].items() if other != name}
-    changed = writer.write_shard(made, shard.file, map(serialization.encode_example, rows), None)
+    changed = serialization.write_shard(
+        made, shard.file, map(serialization.encode_example, rows), None
+    )
     splits = {**loaded.splits, "eval": (changed,)}
     manifests.publish(made, dataclasses.replace(loaded, splits=splits))
     message = f"^--input_dir: {made}: expected records as manifest.json describes them, received a"

@@ -13,20 +13,13 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base import json_text
-from pipeline.storage import (
-    cache_codec,
-    serialization,
-    shard_info,
-    shuffling,
-    spill,
-    token_counts,
-    writer,
-)
+from pipeline.storage import cache_input, serialization, shuffling, spill, token_counts
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
-from pipeline.storage.codecs.float16 import CODECS
-from pipeline.storage.codecs.hidden import HIDDEN_CODECS
-from pipeline.storage.teacher_info import TeacherInfo
+from pipeline.storage.codecs import CODECS, HIDDEN_CODECS
+from pipeline.storage.manifest import TeacherInfo
+from pipeline.storage.records import read_examples as read_masked_examples
+from pipeline.tokenizers import vocabulary
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import Below, mutate_bytes, mutate_json, mutate_records
 from tools.vocabulary import cache_tokens
@@ -95,7 +88,7 @@ def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: An
     """Writes a complete directory of one shard for each split."""
     values: dict[str, Any] = {
         "kind": records.MASKED_EXAMPLES,
-        "vocab": manifests.vocab_info(TOKENS),
+        "vocab": vocabulary.vocab_info(TOKENS),
         "special_ids": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
         "max_seq_length": 16,
         "max_predictions_per_seq": 4,
@@ -112,11 +105,11 @@ def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: An
         if info is not None:
             for features in rows:
                 added = {name: part for name, part in features.items() if "input" not in name}
-                shard_info.measure_record(measured, added, _K)
+                manifests.measure_record(measured, added, _K)
         told = measured if info is not None and manifests.varies_in_size(info) else None
         serialized = map(serialization.encode_example, rows)
         file = manifests.shard_file(split, 0, 1)
-        splits[split] = (writer.write_shard(folder, file, serialized, told),)
+        splits[split] = (serialization.write_shard(folder, file, serialized, told),)
     needs_counts = info is not None and CODECS[info.logit_encoding].needs_token_counts
     if needs_counts or values["kind"] == records.UNMASKED_WINDOWS:
         path = folder / token_counts.TOKEN_COUNTS_FILE
@@ -164,7 +157,7 @@ def read_examples(folder: pathlib.Path) -> object:
 
 def read_teacher_examples(folder: pathlib.Path) -> object:
     """Makes the teacher's batches, with a teacher that says the same of everything."""
-    from pipeline.teacher import inference, shard_capture
+    from pipeline.teacher import shard_capture
 
     cache = _open(folder)
 
@@ -187,7 +180,7 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
         is_measured=False,
         on_examples=lambda count: None,
     )
-    examples = inference.read_examples(folder / SHARD, cache.manifest)
+    examples = read_masked_examples(folder / SHARD, cache.manifest)
     return list(made.records(examples, collections.Counter()))
 
 
@@ -257,7 +250,7 @@ def read_manifest(folder: pathlib.Path) -> object:
     whole = manifests.load(folder)
     manifests.verify(folder, loaded, full=True)
     if loaded.teacher_info is not None:
-        cache_codec.open_codec(folder, loaded)
+        cache_input.open_codec(folder, loaded)
         loaded.bytes_per_position()
         loaded.ids_per_position()
     elif loaded.token_counts is not None:
@@ -296,7 +289,7 @@ def read_sidecar(folder: pathlib.Path) -> object:
 
 def read_request(folder: pathlib.Path) -> object:
     """Asks whether a directory is that of a request."""
-    return manifests.check_claim(folder, {"kind": records.MASKED_EXAMPLES, "seed": 0})
+    return manifests.check_output_dir(folder, {"kind": records.MASKED_EXAMPLES, "seed": 0})
 
 
 def read_counts(folder: pathlib.Path) -> object:

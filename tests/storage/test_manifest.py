@@ -9,8 +9,8 @@ import pytest
 
 from data_specs.records import MASKED_EXAMPLES, UNMASKED_WINDOWS
 from pipeline.base.errors import InputError
-from pipeline.storage import cache_input, manifest, serialization, token_counts, writer
-from pipeline.tokenizers import loading
+from pipeline.storage import cache_input, manifest, serialization, token_counts
+from pipeline.tokenizers import loading, vocabulary
 
 _COUNTS = token_counts.TOKEN_COUNTS_FILE
 
@@ -18,7 +18,7 @@ _COUNTS = token_counts.TOKEN_COUNTS_FILE
 def _manifest(shards: tuple[manifest.ShardInfo, ...]) -> manifest.Manifest:
     return manifest.Manifest(
         kind=MASKED_EXAMPLES,
-        vocab=manifest.vocab_info(["[PAD]", "一"]),
+        vocab=vocabulary.vocab_info(["[PAD]", "一"]),
         special_ids={"pad": 0},
         max_seq_length=8,
         max_predictions_per_seq=2,
@@ -33,9 +33,9 @@ def _manifest(shards: tuple[manifest.ShardInfo, ...]) -> manifest.Manifest:
 @pytest.fixture
 def complete(tmp_path: pathlib.Path) -> pathlib.Path:
     """A complete directory of one shard."""
-    manifest.claim(tmp_path, {"seed": 0})
+    manifest.reserve_output_dir(tmp_path, {"seed": 0})
     file = manifest.shard_file("train", 0, 1)
-    shard = writer.write_shard(tmp_path, file, [b"one", b"two"])
+    shard = serialization.write_shard(tmp_path, file, [b"one", b"two"])
     manifest.publish(tmp_path, _manifest((shard,)))
     return tmp_path
 
@@ -49,21 +49,21 @@ def test_a_manifest_comes_back(complete: pathlib.Path) -> None:
     assert loaded.num_examples("eval") == 0
     # sha256 of "[PAD]\n一" in UTF-8, by sha256sum.
     digest = "89fff3169c1ac6cf8a7a7f5fe25f9402f5645830b98c5acad7a93200558061b7"
-    assert loaded.vocab == manifest.VocabInfo(2, digest)
+    assert loaded.vocab == vocabulary.VocabInfo(2, digest)
 
 
 def test_a_claim_is_recognised_and_a_different_one_refused(tmp_path: pathlib.Path) -> None:
     request = {"dupe_factor": 5, "seed": 1}
-    assert manifest.claim(tmp_path, request)
-    assert not manifest.claim(tmp_path, request)
+    assert manifest.reserve_output_dir(tmp_path, request)
+    assert not manifest.reserve_output_dir(tmp_path, request)
     with pytest.raises(InputError, match="dupe_factor is 5 there and 3 here; choose another"):
-        manifest.claim(tmp_path, {"dupe_factor": 3, "seed": 1})
+        manifest.reserve_output_dir(tmp_path, {"dupe_factor": 3, "seed": 1})
 
 
 def test_a_directory_of_other_files_is_left_alone(tmp_path: pathlib.Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match=r"output_dir: expected an empty .* 'thesis.txt'"):
-        manifest.claim(tmp_path, {})
+        manifest.reserve_output_dir(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -73,7 +73,7 @@ def test_a_shard_that_fails_leaves_nothing(tmp_path: pathlib.Path) -> None:
         raise RuntimeError("the disk is full")
 
     with pytest.raises(RuntimeError):
-        writer.write_shard(tmp_path, "train-00000-of-00001.tfrecord", records())
+        serialization.write_shard(tmp_path, "train-00000-of-00001.tfrecord", records())
     assert not list(tmp_path.iterdir())
 
 
@@ -83,15 +83,15 @@ def test_two_writers_of_one_shard_do_not_mix(tmp_path: pathlib.Path) -> None:
     def interrupted():
         yield b"one"
         with pytest.raises(InputError, match="another process is writing this file"):
-            writer.write_shard(tmp_path, file, [b"two"])
+            serialization.write_shard(tmp_path, file, [b"two"])
         yield b"three"
 
-    shard = writer.write_shard(tmp_path, file, interrupted())
+    shard = serialization.write_shard(tmp_path, file, interrupted())
     assert shard.sha256 == (tmp_path / file).sha256()
     assert list(serialization.read_records(tmp_path / file)) == [b"one", b"three"]
     # What a killed process leaves behind stops nobody.
     (tmp_path / file).temporary().write_bytes(b"left" * 100)
-    writer.write_shard(tmp_path, file, [b"four"])
+    serialization.write_shard(tmp_path, file, [b"four"])
     assert list(serialization.read_records(tmp_path / file)) == [b"four"]
 
 
@@ -261,10 +261,10 @@ def test_a_vocabulary_of_too_many_lines(tmp_path: pathlib.Path, monkeypatch) -> 
     monkeypatch.setattr(manifest, "MAX_VOCAB_SIZE", 3)
     path = tmp_path / "vocab.txt"
     path.write_text("a\nb\nc\n")
-    assert manifest.read_tokens(path) == ("a", "b", "c")
+    assert vocabulary.read_tokens(path) == ("a", "b", "c")
     path.write_text("a\nb\nc\nd\n")
     with pytest.raises(InputError) as error:
-        manifest.read_tokens(path)
+        vocabulary.read_tokens(path)
     assert str(error.value) == f"--vocab_file: expected at most 3 tokens in {path}, received 4"
 
 
@@ -273,7 +273,7 @@ def test_an_unfinished_directory_is_told_from_none(tmp_path: pathlib.Path) -> No
         InputError, match=r"input_dir: expected a complete cache .*, which is no cache"
     ):
         manifest.load(tmp_path)
-    manifest.claim(tmp_path, {})
+    manifest.reserve_output_dir(tmp_path, {})
     with pytest.raises(InputError, match="an unfinished one: run the command that makes it again"):
         manifest.load(tmp_path)
 

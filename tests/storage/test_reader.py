@@ -7,6 +7,7 @@ import tensorflow as tf
 from data_specs import records
 from pipeline.storage import manifest, reader, serialization
 from pipeline.storage.codecs.float16 import Float16Codec
+from pipeline.tokenizers import vocabulary
 
 
 @pytest.mark.parametrize("vocab_size", [100, 65_536, 65_537, 119_547])
@@ -38,7 +39,7 @@ def test_a_batch_is_the_records_padded(vocab_size: int) -> None:
         )
     described = manifest.Manifest(
         kind=records.TEACHER_CACHE,
-        vocab=manifest.VocabInfo(vocab_size, "0" * 64),
+        vocab=vocabulary.VocabInfo(vocab_size, "0" * 64),
         special_ids={},
         max_seq_length=12,
         max_predictions_per_seq=5,

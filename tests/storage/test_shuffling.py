@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.records import MASKED_EXAMPLES
-from pipeline.storage import manifest, reader, shuffling, writer
+from pipeline.storage import manifest, reader, serialization, shuffling
+from pipeline.tokenizers import vocabulary
 
 COUNTS = st.lists(st.integers(1, 20), min_size=1, max_size=12)
 
@@ -93,7 +94,7 @@ def test_streams_share_an_epoch(counts: list[int], seed: int, streams: int, star
 def directory(tmp_path: pathlib.Path) -> tuple[pathlib.Path, manifest.Manifest]:
     """Eleven shards of five records that name their shard and place."""
     infos = [
-        writer.write_shard(
+        serialization.write_shard(
             tmp_path,
             manifest.shard_file("train", shard, 11),
             [b"%d/%d" % (shard, place) for place in range(5)],
@@ -102,7 +103,7 @@ def directory(tmp_path: pathlib.Path) -> tuple[pathlib.Path, manifest.Manifest]:
     ]
     described = manifest.Manifest(
         kind=MASKED_EXAMPLES,
-        vocab=manifest.vocab_info(["x"]),
+        vocab=vocabulary.vocab_info(["x"]),
         special_ids={},
         max_seq_length=1,
         max_predictions_per_seq=1,

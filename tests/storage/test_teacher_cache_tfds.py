@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.storage import cache_codec, reader, serialization
+from pipeline.storage import cache_input, reader, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.teacher_cache_tfds import TeacherCache
 
@@ -26,7 +26,7 @@ def test_equal_values_to_our_reader(cache_dir, split: str) -> None:
     found = list(tfds.as_numpy(builder.as_dataset(split=split)))
     assert len(found) == manifest.num_examples(split) == builder.info.splits[split].num_examples
     serialized = reader.evaluation_records(cache_dir, manifest, split).batch(len(found))
-    codec = cache_codec.open_codec(cache_dir, manifest)
+    codec = cache_input.open_codec(cache_dir, manifest)
     batch = reader.parse_batch(next(iter(serialized)), manifest, codec)
     order = {bytes(example[records.EXAMPLE_ID]): example for example in found}
     rows = serialized.unbatch().as_numpy_iterator()

@@ -13,8 +13,8 @@ from pipeline.base.errors import InputError
 from pipeline.distill import losses
 from pipeline.distill.objective import Objective
 from pipeline.distill.settings import TAIL_POLICIES
-from pipeline.storage.manifest import VocabInfo
 from pipeline.storage.vocab_subset import NO_ID, VocabSubset, id_table, remap_batch
+from pipeline.tokenizers.vocabulary import VocabInfo
 
 TEMPERATURES = (1.0, 2.0)
 TOKENS = ["[PAD]", "[UNK]", "a", "b", "c"]

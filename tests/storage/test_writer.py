@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 from pipeline.base.errors import InputError
-from pipeline.storage import manifest, serialization, spill, writer
-from pipeline.storage.shard_info import NUM_POSITIONS
+from pipeline.storage import manifest, serialization, spill
+from pipeline.storage.manifest import NUM_POSITIONS
 
 FILE = "train-00000-of-00002.tfrecord"
 
@@ -17,11 +17,11 @@ def _records(directory: pathlib.Path) -> list[bytes]:
 
 
 def test_a_staged_shard_has_no_name_before_it_is_published(tmp_path: pathlib.Path) -> None:
-    staged = writer.stage_shard(tmp_path, FILE, iter([b"one", b"three"]), {NUM_POSITIONS: 3})
+    staged = serialization.stage_shard(tmp_path, FILE, iter([b"one", b"three"]), {NUM_POSITIONS: 3})
     assert [path.name for path in tmp_path.iterdir()] == [staged.temporary]
     assert staged.temporary.startswith(f".{FILE}.") and staged.temporary.endswith(".tmp")
     assert manifest.completed_shard(tmp_path, FILE) is None
-    shard = writer.publish_shard(tmp_path, staged)
+    shard = serialization.publish_shard(tmp_path, staged)
     assert _records(tmp_path) == [b"one", b"three"]
     # 12 bytes of header and 4 of footer around each record.
     assert (shard.num_examples, shard.bytes, shard.measured) == (2, 40, {NUM_POSITIONS: 3})
@@ -34,8 +34,8 @@ def test_staged_and_written_shards_are_the_same(tmp_path: pathlib.Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-    writer.write_shard(one, FILE, [b"one", b"two"])
-    writer.publish_shard(two, writer.stage_shard(two, FILE, [b"one", b"two"]))
+    serialization.write_shard(one, FILE, [b"one", b"two"])
+    serialization.publish_shard(two, serialization.stage_shard(two, FILE, [b"one", b"two"]))
     assert [path.name for path in sorted(one.iterdir())] == [
         path.name for path in sorted(two.iterdir())
     ]
@@ -51,11 +51,11 @@ def test_two_copies_at_once_do_not_mix(tmp_path: pathlib.Path) -> None:
     def slow():
         yield b"first"
         # The other begins, ends and is published meanwhile.
-        other = writer.stage_shard(tmp_path, FILE, [b"second"])
-        accepted.append(writer.publish_shard(tmp_path, other))
+        other = serialization.stage_shard(tmp_path, FILE, [b"second"])
+        accepted.append(serialization.publish_shard(tmp_path, other))
         yield b"third"
 
-    late = writer.stage_shard(tmp_path, FILE, slow())
+    late = serialization.stage_shard(tmp_path, FILE, slow())
     assert late.info != accepted[0]
     assert manifest.completed_shard(tmp_path, FILE) == accepted[0]
     assert _records(tmp_path) == [b"second"]
@@ -70,7 +70,7 @@ def test_a_staged_shard_that_fails_leaves_nothing(tmp_path: pathlib.Path) -> Non
         raise OSError(28, os.strerror(28))
 
     with pytest.raises(OSError, match="No space left on device") as raised:
-        writer.stage_shard(tmp_path, FILE, records())
+        serialization.stage_shard(tmp_path, FILE, records())
     assert raised.value.filename.startswith(f"{tmp_path}/.{FILE}.")
     assert not list(tmp_path.iterdir())
 

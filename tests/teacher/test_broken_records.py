@@ -10,8 +10,8 @@ from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import open_cache
-from pipeline.storage.codecs.float16 import CODECS
-from pipeline.teacher import inference
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.records import read_examples
 from tests.fuzz.storage_readers import SHARD, write_examples, write_teacher_cache
 from tools.cache_analysis import cache_report, dense_sample, merging
 
@@ -60,10 +60,10 @@ def test_masked_examples(
     write_examples(tmp_path)
     cache = open_cache(str(tmp_path), None)
     path = tmp_path / SHARD
-    assert len(list(inference.read_examples(path, cache.manifest))) == 2
+    assert len(list(read_examples(path, cache.manifest))) == 2
     _change_first(tmp_path, **features)
     with pytest.raises(InputError, match=f"^{path}: broken record 0: {message}"):
-        list(inference.read_examples(path, cache.manifest))
+        list(read_examples(path, cache.manifest))
     with pytest.raises(InputError, match=f"^{path}: broken record: {message}"):
         dense_sample.draw(cache, 100)
 
@@ -93,7 +93,7 @@ def test_hidden_states(tmp_path: pathlib.Path, states: bytes | None) -> None:
     _change_first(tmp_path, **{records.HIDDEN_STATES: states})
     cache = open_cache(str(tmp_path), None)
     codec = cache_report.HIDDEN_CODECS["float16"](2, 4)
-    first, second = inference.read_examples(tmp_path / SHARD, cache.manifest)
+    first, second = read_examples(tmp_path / SHARD, cache.manifest)
     assert cache_report.decode_states(cache, codec, second).shape == (3, 2, 4)
     with pytest.raises(InputError, match=f"^{tmp_path}: broken record {'01' * 16}: "):
         cache_report.decode_states(cache, codec, first)
@@ -106,7 +106,7 @@ def test_a_broken_record_without_its_name(tmp_path: pathlib.Path, example_id) ->
     _change_first(tmp_path, **changed)
     cache = open_cache(str(tmp_path), None)
     codec = cache_report.HIDDEN_CODECS["float16"](2, 4)
-    first, _ = inference.read_examples(tmp_path / SHARD, cache.manifest)
+    first, _ = read_examples(tmp_path / SHARD, cache.manifest)
     with pytest.raises(InputError, match=f"^{tmp_path}: broken record (78){{0,16}}: ") as raised:
         cache_report.decode_states(cache, codec, first)
     assert len(str(raised.value)) < 300

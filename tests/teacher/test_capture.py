@@ -18,7 +18,8 @@ from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest, serialization
-from pipeline.storage.codecs.float16 import CODECS, topk_probabilities
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.records import topk_probabilities
 from pipeline.teacher import capture
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
+from pipeline.storage.records import MaskedExample
 from pipeline.teacher import inference
 
 
@@ -18,7 +19,7 @@ def test_batches_hold_every_example_once(lengths: list[int], batch_size: int) ->
 
 
 def _example(ids: list[int], segments: list[int], positions: list[int]):
-    return inference.MaskedExample(
+    return MaskedExample(
         features={},
         input_ids=np.array(ids),
         segment_lengths=np.array(segments),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage import serialization, writer
+from pipeline.storage import serialization
 from tests.conftest import make_cache, save_tiny_bert
 from tests.tools.finetuning.conftest import (  # noqa: F401  (fixtures)
     model_dir,
@@ -73,7 +73,7 @@ def rewrite_cache(
     for shards in value["splits"].values():
         for place, shard in enumerate(shards):
             changed = change(read_shard(source, shard["file"]))
-            made = writer.write_shard(
+            made = serialization.write_shard(
                 folder, shard["file"], [serialization.encode_example(row) for row in changed]
             )
             # The count stays: whoever reads finds fewer or more.

@@ -17,9 +17,9 @@ from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import manifest as manifests
-from pipeline.storage import writer
-from pipeline.storage.codecs import float16
-from pipeline.storage.codecs.float16 import CODECS, topk_probabilities
+from pipeline.storage import serialization
+from pipeline.storage.codecs import CODECS, float16
+from pipeline.storage.records import topk_probabilities
 from pipeline.storage.teacher_cache_tfds import TeacherCache
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -251,7 +251,7 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(
     for path in ("manifest.json", LOST, f".{LOST}.json"):
         (folder / path).unlink()
     made = []
-    write_shard = writer.write_shard
+    write_shard = serialization.write_shard
 
     def noted(directory, file, serialized, measured):
         made.append(file)

@@ -12,7 +12,7 @@ from pipeline.base.errors import InputError
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.storage import manifest as manifests
-from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.codecs import CODECS
 from tests.conftest import save_tiny_bert
 from tools import plan_cache as tool
 from tools.plan_cache import CacheCost, PlanConfig

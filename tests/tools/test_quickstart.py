@@ -11,7 +11,7 @@ import pytest
 
 from data_specs import corpora
 from pipeline.base.errors import InputError
-from pipeline.storage import cache_codec
+from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
 from tests.conftest import make_text
 from tools import quickstart, quickstart_report, quickstart_text
@@ -70,7 +70,7 @@ def test_the_ancestors_record_holds_the_same_values(cache_dir) -> None:
 
     manifest = manifests.load(cache_dir)
     example = quickstart_report._read_split(cache_dir, manifest, "eval")[0]
-    codec = cache_codec.open_codec(cache_dir, manifest)
+    codec = cache_input.open_codec(cache_dir, manifest)
     record = quickstart_report._ancestor_record(example, manifest, codec)
     features = tf.train.Example.FromString(record).features.feature
     most = manifest.max_predictions_per_seq

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from data_specs import records
 from pipeline.base import json_text
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization, shard_info, token_counts, writer
-from pipeline.storage.manifest import Manifest, VocabInfo
+from pipeline.storage import serialization, token_counts
+from pipeline.storage.manifest import Manifest
+from pipeline.tokenizers.vocabulary import VocabInfo
 from tests.conftest import make_cache
 from tests.tools.conftest import Features, read_shard
 from tools import verify_cache as tool
@@ -77,9 +78,11 @@ def _publish(folder: pathlib.Path, file: str, rows: list[Features], **changes) -
     measured = None if old.measured is None else collections.Counter()
     for row in rows if measured is not None else ():
         added = {f.name: row[f.name] for f in loaded.features if f not in MASKED}
-        shard_info.measure_record(measured, added, loaded.teacher_info.truncation_factor)
+        manifests.measure_record(measured, added, loaded.teacher_info.truncation_factor)
     encoded = [serialization.encode_example(row) for row in rows]
-    made = dataclasses.replace(writer.write_shard(folder, file, encoded, measured), **changes)
+    made = dataclasses.replace(
+        serialization.write_shard(folder, file, encoded, measured), **changes
+    )
     (manifests.sidecar_path(folder, file)).write_json(made.to_json())
     splits = {
         split: tuple(made if shard.file == file else shard for shard in shards)
@@ -92,7 +95,7 @@ def _task_logits(folder: pathlib.Path, *rows: list[float], **flags) -> pathlib.P
     """A directory of these logits, a record each."""
     folder.mkdir()
     request = {"kind": records.TASK_LOGITS, "max_seq_length": 8, **flags}
-    manifests.claim(folder, request)
+    manifests.reserve_output_dir(folder, request)
     encoded = [
         serialization.encode_example(
             {
@@ -103,7 +106,7 @@ def _task_logits(folder: pathlib.Path, *rows: list[float], **flags) -> pathlib.P
         for row in rows
     ]
     file = manifests.shard_file("train", 0, 1)
-    shard = writer.write_shard(folder, file, encoded)
+    shard = serialization.write_shard(folder, file, encoded)
     manifest = Manifest(
         kind=records.TASK_LOGITS,
         vocab=VocabInfo(5, "0" * 64),

@@ -13,13 +13,12 @@ from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.models import layer_groups
 from pipeline.models.group_means import mean_state
 from pipeline.models.masked_lm import MaskedLM, gather_positions
-from pipeline.storage import cache_codec
+from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.codecs.base import TopKCodec
-from pipeline.storage.codecs.hidden import HIDDEN_CODECS, HiddenCodec
-from pipeline.storage.manifest import Manifest
-from pipeline.storage.teacher_info import SAMPLED
-from pipeline.teacher.inference import MaskedExample
+from pipeline.storage.manifest import SAMPLED, Manifest
+from pipeline.storage.records import MaskedExample
 from tools.cache_analysis import dense_sample, fidelity
 from tools.cache_analysis.dense_sample import DenseBatch
 
@@ -322,7 +321,7 @@ def measure_cache(
     """
     manifest = cache.manifest
     info = manifest.teacher_info
-    codec = cache_codec.open_codec(cache.directory, manifest)
+    codec = cache_input.open_codec(cache.directory, manifest)
     compared, hidden, keep = _Comparison(info.temperatures), None, {}
     if info.hidden_groups:
         if info.hidden_size != model.config.hidden_size:

@@ -17,8 +17,8 @@ from pipeline.storage import length_buckets, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.records import MaskedExample
 from pipeline.teacher import inference
-from pipeline.teacher.inference import MaskedExample
 
 _PURPOSE = "dense sample"
 # Numbers in float64 at once, of the few arrays that a measure has: it streams by rows.
@@ -99,7 +99,7 @@ def _read(cache: CacheInput, file: str, wanted: Sequence[int]) -> list[MaskedExa
     for place, record in enumerate(serialization.read_records(path)):
         if place in places:
             try:
-                example = inference.decode_record(record, cache.manifest)
+                example = MaskedExample.from_record(record, cache.manifest)
             except (KeyError, ValueError) as error:
                 raise InputError(path, received=f"broken record: {error}") from error
             found.append(example)

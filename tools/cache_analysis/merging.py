@@ -18,11 +18,11 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.storage import cache_codec, serialization, shard_info
+from pipeline.storage import cache_input, serialization
+from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec
-from pipeline.storage.manifest import Manifest
-from pipeline.storage.teacher_info import SAMPLED
+from pipeline.storage.manifest import SAMPLED, Manifest
 
 # The one temperature at which the average is defined. At another one the mass
 # outside the merged lists is not known.
@@ -203,7 +203,7 @@ class CacheMerger:
     @functools.cached_property
     def _codecs(self) -> list[TopKCodec]:
         """The codec of each cache."""
-        return [cache_codec.open_codec(cache.directory, cache.manifest) for cache in self.caches]
+        return [cache_input.open_codec(cache.directory, cache.manifest) for cache in self.caches]
 
     def records(self, file: str, measured: collections.Counter[str]) -> Iterator[bytes]:
         """Yields the merged record for each example of a shard, in order.
@@ -269,7 +269,7 @@ class CacheMerger:
         ):
             features[records.LOG_TAIL_MASSES] = tails[begin:end].tobytes()
             features[records.LABEL_LOG_PROBS] = labels[begin:end].tobytes()
-            shard_info.measure_record(measured, features, self.codec.truncation_factor)
+            manifests.measure_record(measured, features, self.codec.truncation_factor)
             for feature in records.MASKED_EXAMPLE_FEATURES:
                 features[feature.name] = example[feature.name]
             yield serialization.encode_example(features)

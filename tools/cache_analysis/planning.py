@@ -12,8 +12,8 @@ from data_specs import records
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 from pipeline.storage import serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import TopKCodec
-from pipeline.storage.codecs.float16 import CODECS
 from pipeline.teacher import truncation
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.cache_analysis import dense_sample, fidelity

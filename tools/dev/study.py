@@ -187,14 +187,14 @@ class Study:
         Raises:
             InputError: results of another study, other files or other settings are there.
         """
-        manifests.claim(self.work, self.config.request())
+        manifests.reserve_output_dir(self.work, self.config.request())
         for task, folder in self.config.tasks.items():
             request = {
                 "kind": "task of a study",
                 "data_dir": str(pathlib.Path(folder).resolve()),
                 **dataclasses.asdict(task_settings(task)),
             }
-            manifests.claim(self.work / "tasks" / task_name(task), request)
+            manifests.reserve_output_dir(self.work / "tasks" / task_name(task), request)
 
     def task_directory(self, model: StudyModel, task: str) -> pathlib.Path:
         """Returns where a model's fine-tuning on a task goes."""

@@ -8,8 +8,8 @@ from typing import Any
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import ModelSource
-from pipeline.storage.manifest import VocabInfo
 from pipeline.tokenizers import loading
+from pipeline.tokenizers.vocabulary import VocabInfo
 from tools.finetuning.features import Feature
 from tools.finetuning.head_layout import Head, read_head
 

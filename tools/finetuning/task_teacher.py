@@ -17,7 +17,7 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization, writer
+from pipeline.storage import serialization
 from pipeline.storage.manifest import TRAIN, Manifest, ShardInfo
 from tools.finetuning import heads, prediction
 from tools.finetuning.batches import Padding
@@ -69,7 +69,7 @@ def check_cache(
     if teacher is None:
         _expect_inputs(directory, manifests.load(directory), inputs)
     else:
-        manifests.check_claim(directory, _request(inputs, teacher, compute_dtype))
+        manifests.check_output_dir(directory, _request(inputs, teacher, compute_dtype))
 
 
 def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _make_cache(
     request = _request(inputs, teacher, compute_dtype)
     if (directory / manifests.MANIFEST_FILE).is_file():
         return manifests.load(directory)
-    manifests.claim(directory, request)
+    manifests.reserve_output_dir(directory, request)
     shards = _write_shards(directory, inputs, teacher, compute_dtype)
     manifest = Manifest(
         kind=TASK_LOGITS,
@@ -150,7 +150,9 @@ def _write_shards(
         with tqdm.tqdm(total=total, unit=" inputs", desc="teacher", smoothing=0.1) as bar:
             for file in missing:
                 logits = prediction.predict_logits(forward, parts[file], padding, bar=bar)
-                done[file] = writer.write_shard(directory, file, _records(parts[file], logits))
+                done[file] = serialization.write_shard(
+                    directory, file, _records(parts[file], logits)
+                )
     return tuple(done[file] for file in parts)
 
 

@@ -63,12 +63,12 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
     """
     run = prepare(config) if preparation is None else preparation
     request = run.request(config)
-    manifests.check_claim(config.output_dir, request)
+    manifests.check_output_dir(config.output_dir, request)
     directory = config.output_dir
     if (directory / METRICS_FILE).is_file():
         return _read_result(directory)
     check_teacher_cache(run, config)
-    manifests.claim(directory, request)
+    manifests.reserve_output_dir(directory, request)
     with directory.lock():
         return _make(run, config)
 

@@ -12,11 +12,11 @@ from data_specs import records
 from pipeline.base import json_text
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import MAX_JSON_BYTES, Location
-from pipeline.storage import cache_codec, serialization
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
-from pipeline.storage.codecs.float16 import topk_probabilities
-from pipeline.storage.teacher_info import SAMPLED
+from pipeline.storage.manifest import SAMPLED
+from pipeline.storage.records import topk_probabilities
 from tools.pages.text_width import visible
 
 # Bins of a reliability diagram, as in `pipeline.distill.metrics`.
@@ -319,7 +319,7 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
     manifest, info = cache.manifest, cache.manifest.teacher_info
     if info.truncation == SAMPLED:
         return None
-    codec = cache_codec.open_codec(cache.directory, manifest)
+    codec = cache_input.open_codec(cache.directory, manifest)
     column, found = info.temperatures.index(1.0), []
     for path, index, record in _first_records(cache):
         try:

@@ -7,11 +7,11 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
-from pipeline.storage import cache_codec, serialization
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID
-from pipeline.storage.codecs.float16 import topk_probabilities
+from pipeline.storage.records import topk_probabilities
 from pipeline.tokenizers import loading
 from tools.pages.token_text import TokenText
 from tools.vocabulary import cache_tokens
@@ -162,7 +162,7 @@ class ExampleReader:
         self._codec = None
         if self._info is not None:
             # Of the shards only those that are read need to be there.
-            self._codec = cache_codec.open_codec(cache.directory, cache.manifest)
+            self._codec = cache_input.open_codec(cache.directory, cache.manifest)
 
     def read(self, selection: Selection) -> list[ShownExample]:
         """Returns the examples that were selected.

@@ -11,7 +11,7 @@ from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
-from pipeline.storage import cache_codec, token_counts
+from pipeline.storage import cache_input, token_counts
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 from tools.verification import shard_checks
@@ -216,7 +216,7 @@ def _make_checker(
     if manifest.teacher_info is None:
         return RecordChecker(manifest, is_special)
     try:
-        codec = cache_codec.make_codec(directory, manifest.teacher_info, manifest.vocab.size)
+        codec = cache_input.make_codec(directory, manifest.teacher_info, manifest.vocab.size)
     except InputError as error:
         _note(found, token_counts.TOKEN_COUNTS_FILE, [str(error)])
         return None

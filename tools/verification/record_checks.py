@@ -13,8 +13,8 @@ import numpy as np
 
 from data_specs import records
 from data_specs.records import Feature
+from pipeline.storage.codecs import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.codecs.base import MAX_RECORD_IDS, TopKCodec
-from pipeline.storage.codecs.hidden import HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.manifest import Manifest
 from tools.verification.topk_checks import TopKRows, topk_problems
 

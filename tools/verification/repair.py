@@ -16,15 +16,15 @@ from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.runners.shard_job import ShardJob
-from pipeline.storage import cache_codec, writer
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import Manifest, ShardInfo
-from pipeline.storage.manifest_checks import MAX_TOKENIZER_BYTES
 from pipeline.teacher import cache_request, shard_capture, teacher_input
 from pipeline.teacher.capture import progress_bar
 from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.tokenizers import loading
+from pipeline.tokenizers.vocabulary import MAX_TOKENIZER_BYTES
 from tools.verification import shard_checks
 from tools.verification.directory_checks import TOKENIZER
 
@@ -185,7 +185,7 @@ class Repair:
         manifests.verify(self.examples.directory, self.examples.manifest, full=True)
         info, source = self.manifest.teacher_info, self.examples
         with self.directory.stage_directory(last=expected.file) as stage:
-            received = cache_codec.count_tokens(stage, info, source.directory, source.manifest)
+            received = cache_input.count_tokens(stage, info, source.directory, source.manifest)
             if received != expected:
                 raise InputError(
                     self.directory / expected.file,
@@ -295,7 +295,7 @@ def _replace_shard(
 ) -> tuple[ShardInfo, Location | None]:
     """Writes a shard; only when it is whole, what has its name moves aside, and it gets it."""
     with directory.stage_directory(last=file) as stage:
-        shard = writer.write_shard(stage, file, serialized, measured)
+        shard = serialization.write_shard(stage, file, serialized, measured)
         aside = set_aside(directory / file, BROKEN)
         set_aside(manifests.sidecar_path(directory, file), BROKEN)
     return shard, aside

@@ -14,11 +14,11 @@ import numpy as np
 from data_specs import records
 from pipeline.base.compute_dtype import FLOAT32
 from pipeline.models.masked_lm import MaskedLM
-from pipeline.storage import cache_codec
+from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID, TopKCodec
-from pipeline.storage.teacher_info import SAMPLED, TeacherInfo
-from pipeline.teacher.inference import MaskedExample
+from pipeline.storage.manifest import SAMPLED, TeacherInfo
+from pipeline.storage.records import MaskedExample
 from tools.cache_analysis import cache_report, dense_sample, fidelity
 from tools.cache_analysis.dense_sample import DenseBatch
 from tools.verification import topk_checks
@@ -92,7 +92,7 @@ def check_sample(
         InputError: the teacher's logits are not finite.
     """
     info = cache.manifest.teacher_info
-    codec = cache_codec.open_codec(cache.directory, cache.manifest)
+    codec = cache_input.open_codec(cache.directory, cache.manifest)
     drawn = draw_over_shards(cache, size)
     shards = {
         example.features[records.EXAMPLE_ID]: file

@@ -13,9 +13,8 @@ from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization, shard_info, spill
-from pipeline.storage.manifest import ShardInfo
-from pipeline.storage.shard_info import FileInfo
+from pipeline.storage import serialization, spill
+from pipeline.storage.manifest import FileInfo, ShardInfo
 from tools.verification.record_checks import RecordChecker
 from tools.vocabulary import cache_tokens
 
@@ -196,7 +195,7 @@ class _Reading:
             factor = manifest.teacher_info.truncation_factor
             for one in examples:
                 features = {name: one[name] for name in added}
-                shard_info.measure_record(self.measured, features, factor)
+                manifests.measure_record(self.measured, features, factor)
         if records.INPUT_IDS not in examples[0]:
             return Block(ids, None, None)
         return Block(ids, *_texts(examples, manifest.vocab.size))

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_specs import records
 from pipeline.storage.codecs.base import NO_ID
-from pipeline.storage.teacher_info import SAMPLED, TeacherInfo
+from pipeline.storage.manifest import SAMPLED, TeacherInfo
 
 # What float32 makes of sums over a vocabulary and of their logarithms, and float16 of small
 # numbers.

@@ -7,9 +7,9 @@ import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.storage.manifest import read_tokens
 from pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from pipeline.tokenizers.tokens import Tokenizer
+from pipeline.tokenizers.vocabulary import read_tokens
 from pipeline.tokenizers.wordpiece import WordPieceTokenizer
 
 _ModelProto = sentencepiece_model_pb2.ModelProto

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_specs.records import TOPK_COUNTS, TOPK_COUNTS_FEATURE, Feature
 from pipeline.base.json_text import shown
+from pipeline.storage import arrays
 
 # Stands where a row has no more ids, and for a token that a student lacks.
 NO_ID = -1
@@ -164,7 +165,8 @@ class TopKCodec(abc.ABC):
             )
         if not self.variable:
             return np.full(num_positions, self.truncation_factor, np.int64)
-        counts = np.frombuffer(features[TOPK_COUNTS], TOPK_COUNTS_FEATURE.dtype).astype(np.int64)
+        counts = arrays.decode(TOPK_COUNTS_FEATURE, features[TOPK_COUNTS], self.vocab_size)
+        counts = counts.astype(np.int64)
         fits = (counts >= 1) & (counts <= self.truncation_factor)
         if len(counts) != num_positions or not fits.all():
             raise ValueError(
@@ -205,9 +207,12 @@ class TopKCodec(abc.ABC):
 
     def tensor_counts(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Returns how many ids each position has where that varies: int32 [B, P], 0 at padding."""
-        dtype = np.dtype(TOPK_COUNTS_FEATURE.dtype)
-        counts = tf.io.decode_raw(
-            features[TOPK_COUNTS], tf.as_dtype(dtype), fixed_length=max_positions * dtype.itemsize
+        counts = arrays.padded_tensor(
+            tf,
+            TOPK_COUNTS_FEATURE,
+            features[TOPK_COUNTS],
+            self.vocab_size,
+            {"P": max_positions},
         )
         return tf.cast(counts, tf.int32)
 
@@ -233,6 +238,15 @@ class TopKCodec(abc.ABC):
         return tf.where(counts[..., tf.newaxis] > 0, rows, tf.zeros([], flat.dtype))
 
 
-def joined(tf: Any, content: Any, dtype: np.dtype | str) -> Any:
-    """Returns the numbers in the bytes of a batch, string [B], one record after another."""
-    return tf.io.decode_raw(tf.strings.reduce_join(content), tf.as_dtype(np.dtype(dtype)))
+def split_rows(values: np.ndarray, present: np.ndarray, row_splits: np.ndarray) -> list[bytes]:
+    """Returns the bytes of each record's values that are there, row after row.
+
+    Args:
+        values: [positions, K].
+        present: bool [positions, K].
+        row_splits: int [records + 1], where each record's positions begin.
+    """
+    bounds = itertools.pairwise(row_splits)
+    if present.all():
+        return [values[start:end].tobytes() for start, end in bounds]
+    return [values[start:end][present[start:end]].tobytes() for start, end in bounds]

@@ -1,17 +1,18 @@
-"""How hidden states at masked positions are packed into a record, and read back.
+"""Codecs of hidden states at masked positions.
 
-Letters as in `data_specs.records`: P masked positions, G layer groups, D hidden
-size. Encoding is NumPy; `decode_tensors` takes the TensorFlow module as an
-argument, as `logit_codec` does.
+Letters as in `data_specs.records`: P masked positions, G layer groups, D hidden size.
 """
 
+import abc
 import dataclasses
 import itertools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from data_specs.records import HIDDEN_SCALES, HIDDEN_STATES
+from data_specs.records import HIDDEN_FEATURES, HIDDEN_SCALES, HIDDEN_STATES, Feature
+from pipeline.storage import arrays
 
 _FLOAT16_HIGHEST = np.float32(65504.0)
 _STEPS = 127
@@ -22,12 +23,21 @@ def _split(values: np.ndarray, row_splits: np.ndarray) -> list[bytes]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Float16HiddenCodec:
-    """Two bytes a number."""
+class HiddenCodec(abc.ABC):
+    """Packs hidden states into features of a record.
+
+    Attributes:
+        num_groups: G.
+        hidden_size: D.
+        stored: the features that it writes.
+    """
 
     num_groups: int
     hidden_size: int
 
+    stored: ClassVar[tuple[Feature, ...]]
+
+    @abc.abstractmethod
     def encode(self, states: np.ndarray, row_splits: np.ndarray) -> list[dict[str, bytes]]:
         """Packs the positions of several records.
 
@@ -36,18 +46,21 @@ class Float16HiddenCodec:
             row_splits: int [records + 1], where each record's positions begin.
 
         Returns:
-            for each record its features.
+            the features of each record.
         """
-        clipped = np.clip(states, -_FLOAT16_HIGHEST, _FLOAT16_HIGHEST).astype("<f2")
-        return [{HIDDEN_STATES: part} for part in _split(clipped, row_splits)]
 
-    def decode(self, features: dict[str, bytes], num_positions: int) -> np.ndarray:
-        """Unpacks one record: float32 [P, G, D]."""
-        values = np.frombuffer(features[HIDDEN_STATES], "<f2").astype(np.float32)
-        return values.reshape(num_positions, self.num_groups, self.hidden_size)
+    @abc.abstractmethod
+    def decode(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
+        """Unpacks one record: float32 [P, G, D].
 
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged.
+        """
+
+    @abc.abstractmethod
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
-        """Unpacks a batch of records in a TensorFlow graph.
+        """Unpacks a batch of records inside a TensorFlow graph.
 
         Args:
             tf: the TensorFlow module.
@@ -57,50 +70,63 @@ class Float16HiddenCodec:
         Returns:
             float32 [B, P, G, D].
         """
-        count = max_positions * self.num_groups * self.hidden_size
-        bits = tf.io.decode_raw(features[HIDDEN_STATES], tf.uint16, fixed_length=count * 2)
-        values = tf.cast(tf.bitcast(bits, tf.float16), tf.float32)
-        return tf.reshape(values, (-1, max_positions, self.num_groups, self.hidden_size))
+
+    def _array(
+        self, feature: Feature, features: Mapping[str, bytes], num_positions: int
+    ) -> np.ndarray:
+        sizes = {"P": num_positions, "G": self.num_groups, "D": self.hidden_size}
+        values = arrays.decode(feature, features[feature.name], vocab_size=0)
+        return values.reshape([sizes[letter] for letter in feature.shape])
+
+    def _tensor(self, tf: Any, feature: Feature, features: dict[str, Any], positions: int) -> Any:
+        sizes = {"P": positions, "G": self.num_groups, "D": self.hidden_size}
+        return arrays.padded_tensor(tf, feature, features[feature.name], 0, sizes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Int8HiddenCodec:
+class Float16HiddenCodec(HiddenCodec):
+    """Two bytes a number."""
+
+    stored: ClassVar[tuple[Feature, ...]] = HIDDEN_FEATURES["float16"]
+
+    def encode(self, states: np.ndarray, row_splits: np.ndarray) -> list[dict[str, bytes]]:
+        """Packs the positions of several records; see `HiddenCodec.encode`."""
+        clipped = np.clip(states, -_FLOAT16_HIGHEST, _FLOAT16_HIGHEST).astype("<f2")
+        return [{HIDDEN_STATES: content} for content in _split(clipped, row_splits)]
+
+    def decode(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
+        """Unpacks one record; see `HiddenCodec.decode`."""
+        return self._array(*self.stored, features, num_positions).astype(np.float32)
+
+    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Unpacks a batch of records; see `HiddenCodec.decode_tensors`."""
+        return tf.cast(self._tensor(tf, *self.stored, features, max_positions), tf.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8HiddenCodec(HiddenCodec):
     """One byte a number, in 127 steps up to the largest of each state.
 
     A number is off by at most half a step: 1/254 of the state's largest.
     """
 
-    num_groups: int
-    hidden_size: int
+    stored: ClassVar[tuple[Feature, ...]] = HIDDEN_FEATURES["int8"]
 
     def encode(self, states: np.ndarray, row_splits: np.ndarray) -> list[dict[str, bytes]]:
-        """Packs the positions of several records; see `Float16HiddenCodec.encode`."""
+        """Packs the positions of several records; see `HiddenCodec.encode`."""
         largest = np.abs(states).max(axis=-1)
         scales = (largest / _STEPS).astype("<f4")
         # A state of zeros has no scale.
         steps = np.rint(states / np.where(scales > 0, scales, 1.0)[..., None]).astype(np.int8)
-        parts = zip(_split(steps, row_splits), _split(scales, row_splits), strict=True)
-        return [{HIDDEN_STATES: one, HIDDEN_SCALES: two} for one, two in parts]
+        columns = zip(_split(steps, row_splits), _split(scales, row_splits), strict=True)
+        return [{HIDDEN_STATES: one, HIDDEN_SCALES: two} for one, two in columns]
 
-    def decode(self, features: dict[str, bytes], num_positions: int) -> np.ndarray:
-        """Unpacks one record: float32 [P, G, D]."""
-        shape = (num_positions, self.num_groups)
-        steps = np.frombuffer(features[HIDDEN_STATES], np.int8).astype(np.float32)
-        scales = np.frombuffer(features[HIDDEN_SCALES], "<f4").reshape(*shape, 1)
-        return steps.reshape(*shape, self.hidden_size) * scales
+    def decode(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
+        """Unpacks one record; see `HiddenCodec.decode`."""
+        steps, scales = (self._array(one, features, num_positions) for one in self.stored)
+        return steps.astype(np.float32) * scales[..., np.newaxis]
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
-        """Unpacks a batch of records; see `Float16HiddenCodec.decode_tensors`."""
-        count = max_positions * self.num_groups
-        steps = tf.io.decode_raw(
-            features[HIDDEN_STATES], tf.int8, fixed_length=count * self.hidden_size
-        )
-        scales = tf.io.decode_raw(features[HIDDEN_SCALES], tf.float32, fixed_length=count * 4)
-        shape = (-1, max_positions, self.num_groups)
-        steps = tf.reshape(tf.cast(steps, tf.float32), (*shape, self.hidden_size))
-        return steps * tf.reshape(scales, (*shape, 1))
-
-
-HiddenCodec = Float16HiddenCodec | Int8HiddenCodec
-# The one place to add a codec: the names that `--hidden_encoding` takes.
-HIDDEN_CODECS = {"float16": Float16HiddenCodec, "int8": Int8HiddenCodec}
+        """Unpacks a batch of records; see `HiddenCodec.decode_tensors`."""
+        steps, scales = (self._tensor(tf, one, features, max_positions) for one in self.stored)
+        return tf.cast(steps, tf.float32) * scales[..., tf.newaxis]

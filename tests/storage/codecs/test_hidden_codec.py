@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
-from pipeline.storage.codecs.hidden import HIDDEN_CODECS
+from pipeline.storage.codecs import HIDDEN_CODECS
 
 GROUPS, SIZE = 2, 5
 

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
+from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec
-from pipeline.storage.codecs.float16 import CODECS, Float16Codec, Uint8Codec, topk_probabilities
+from pipeline.storage.codecs.float16 import Float16Codec, Uint8Codec
+from pipeline.storage.records import topk_probabilities
 
 TEMPERATURES = (1.0, 2.0)
 

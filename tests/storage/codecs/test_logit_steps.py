@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.codecs.logit_steps import LogitSteps
+from pipeline.storage.codecs.compact import LogitSteps
 
 
 @pytest.mark.parametrize(("bend", "last"), [(1.0, 254), (1.5, 225), (1e-6, 10)])

@@ -8,8 +8,10 @@ import pytest
 from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_codec, cache_input, serialization
-from pipeline.storage.codecs.float16 import CODECS, CompactCodec, Uint8Codec
+from pipeline.storage import cache_input, serialization
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.codecs.compact import CompactCodec
+from pipeline.storage.codecs.float16 import Uint8Codec
 from tests.conftest import make_cache, save_tiny_bert
 from tests.tools.conftest import Features, rewrite_cache
 from tools.cache_analysis import cache_report
@@ -48,7 +50,7 @@ def test_a_cache_is_its_teachers_within_the_codecs_error(
         tmp_path / "cache", examples_dir, teacher_dir, logit_encoding=encoding, truncation_mass=mass
     )
     cache = _open(made)
-    codec = cache_codec.open_codec(made, cache.manifest)
+    codec = cache_input.open_codec(made, cache.manifest)
     rows = _rows(cache)
     logits = [
         codec.decode(row, len(row[records.MASKED_LM_POSITIONS]) // 2)[1].ravel() for row in rows
@@ -90,7 +92,7 @@ def test_another_teacher_is_far_away(model, examples_dir, vocab_file, tmp_path) 
 def test_agreement_and_calibration_by_hand(model, cache_dir) -> None:
     """In plain loops over the cache: the same teacher, so that both sides are alike."""
     cache = _open(cache_dir)
-    codec = cache_codec.open_codec(cache_dir, cache.manifest)
+    codec = cache_input.open_codec(cache_dir, cache.manifest)
     sums: dict[int, list[float]] = {}
     total = 0
     for row in _rows(cache):

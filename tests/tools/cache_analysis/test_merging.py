@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.codecs.float16 import Float16Codec, topk_probabilities
+from pipeline.storage.codecs.float16 import Float16Codec
+from pipeline.storage.records import topk_probabilities
 from tools.cache_analysis.merging import TopK, merge_topk
 
 VOCAB_SIZE = 40

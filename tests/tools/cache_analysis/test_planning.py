@@ -8,9 +8,10 @@ import pytest
 from data_specs import records
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import LOGITS
-from pipeline.storage import cache_codec, cache_input, serialization
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
-from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.records import MaskedExample
 from pipeline.teacher.settings import TeacherCacheConfig
 from tests.conftest import make_cache
 from tools.cache_analysis import planning
@@ -115,14 +116,14 @@ def test_a_divergence_is_that_of_the_whole_distribution(model, config, cache_dir
 
     plans = _measure(model, config, ALL, [16]).plans
     cache = cache_input.open_cache(str(cache_dir), None)
-    codec = cache_codec.open_codec(cache.directory, cache.manifest)
+    codec = cache_input.open_codec(cache.directory, cache.manifest)
     forward = inference.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
     found = []
     for shards in cache.manifest.splits.values():
         for shard in shards:
             for record in serialization.read_records(cache.directory / shard.file):
                 features = serialization.decode_example(record)
-                example = inference.decode_masked_example(features, cache.manifest.vocab.size)
+                example = MaskedExample.from_features(features, cache.manifest.vocab.size)
                 found += _plain_divergences(forward, example, codec)
     assert plans[0].logit_encoding == "float16"
     assert plans[0].kl_dense.mean == pytest.approx(np.mean(found), rel=1e-3)

@@ -11,7 +11,7 @@ import pytest
 from data_specs.records import TASK_LOGITS, TEACHER_LOGITS
 from pipeline.base.errors import InputError
 from pipeline.models.formats.model_directory import find_model
-from pipeline.storage import cache_input, manifest, serialization, writer
+from pipeline.storage import cache_input, manifest, serialization
 from tests.conftest import save_tiny_bert
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools.finetuning import heads, prediction, task_teacher, training
@@ -168,7 +168,7 @@ def test_the_second_student_does_not_call_the_teacher(
 
 def test_a_killed_cache_is_finished(config, monkeypatch) -> None:
     monkeypatch.setattr(task_teacher, "_SHARD_SIZE", 40)
-    real, written = writer.write_shard, []
+    real, written = serialization.write_shard, []
 
     def once(directory, file, records):
         if written:
@@ -178,7 +178,7 @@ def test_a_killed_cache_is_finished(config, monkeypatch) -> None:
 
     run = prepare(config)
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_shard", once)
+        patch.setattr(serialization, "write_shard", once)
         with pytest.raises(KeyboardInterrupt):
             training.find_teacher_logits(run, config)
     folder = pathlib.Path(config.teacher_cache)
@@ -310,7 +310,7 @@ def test_records_of_other_inputs(config) -> None:
     first = serialization.decode_example(stored[0])
 
     def rewrite(changed: list[bytes]) -> None:
-        shard = writer.write_shard(folder, file, changed)
+        shard = serialization.write_shard(folder, file, changed)
         path = folder / "manifest.json"
         value = json.loads(path.read_text())
         value["splits"]["train"] = [{**shard.to_json(), "num_examples": len(stored)}]

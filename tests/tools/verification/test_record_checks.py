@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_specs import records
-from pipeline.storage import cache_codec, serialization
+from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import make_cache
@@ -25,7 +25,7 @@ def _open(folder: pathlib.Path) -> tuple[RecordChecker, list[Features]]:
     tokenizer = load_tokenizer(str(folder / "vocab.txt"), do_lower_case=None)
     codec = None
     if manifest.teacher_info is not None:
-        codec = cache_codec.open_codec(folder, manifest)
+        codec = cache_input.open_codec(folder, manifest)
     examples = [
         serialization.decode_example(record)
         for shard in manifest.splits["eval"]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
+from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
-from pipeline.storage.codecs.float16 import CODECS
-from pipeline.storage.teacher_info import SAMPLED, TeacherInfo
+from pipeline.storage.manifest import SAMPLED, TeacherInfo
 from tools.verification.topk_checks import TopKRows, topk_problems
 
 TEMPERATURES = (1.0, 2.0)

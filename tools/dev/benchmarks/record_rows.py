@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.distill import targets
-from pipeline.storage import cache_codec, reader, serialization, writer
+from pipeline.storage import cache_input, reader, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import TRAIN
@@ -33,7 +33,7 @@ _SIZES_OF = (records.TOPK_IDS, records.TOPK_LOGITS)
 
 def padded_examples(cache: CacheInput, count: int) -> list[dict[str, np.ndarray]]:
     """Returns the arrays of a cache's first examples, padded, as a script would hold them."""
-    codec = cache_codec.open_codec(cache.directory, cache.manifest)
+    codec = cache_input.open_codec(cache.directory, cache.manifest)
     dataset = reader.evaluation_records(cache.directory, cache.manifest, TRAIN).take(count)
     found = []
     for serialized in dataset.batch(_BATCH_SIZE):
@@ -51,7 +51,7 @@ def _ours(
     cache: CacheInput, padded: Sequence[Mapping[str, np.ndarray]], inputs: Inputs, name: str
 ) -> float:
     """Returns the seconds a record that the teacher's output takes to a file of ours."""
-    codec = cache_codec.open_codec(cache.directory, cache.manifest)
+    codec = cache_input.open_codec(cache.directory, cache.manifest)
     kept = []
     for one in padded:
         count = int(one[records.MASKED_LM_WEIGHTS].sum())
@@ -75,7 +75,7 @@ def _ours(
                 yield serialization.encode_example({**others[number % len(others)], **features})
 
     begun = time.perf_counter()
-    writer.write_shard(directory, "records.tfrecord", serialized())
+    serialization.write_shard(directory, "records.tfrecord", serialized())
     seconds = time.perf_counter() - begun
     inputs.remove(directory)
     return seconds / len(padded)
@@ -125,7 +125,7 @@ def _repeated(cache: CacheInput, inputs: Inputs) -> CacheInput:
     shards = [pathlib.Path(directory) / shard.file for shard in cache.manifest.splits[TRAIN]]
     found = itertools.chain.from_iterable(map(serialization.read_records, shards))
     first = list(itertools.islice(found, _EXAMPLES))
-    shard = writer.write_shard(directory, "repeated.tfrecord", first * _COPIES)
+    shard = serialization.write_shard(directory, "repeated.tfrecord", first * _COPIES)
     manifest = dataclasses.replace(cache.manifest, splits={TRAIN: (shard,)})
     return dataclasses.replace(cache, directory=directory, manifest=manifest)
 

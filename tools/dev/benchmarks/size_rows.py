@@ -6,7 +6,7 @@ from data_specs import records
 from pipeline.base import compute_dtype
 from pipeline.models.formats import model_directory
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.codecs import CODECS
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.cache_analysis import planning
 from tools.cache_analysis.planning import CachePlan

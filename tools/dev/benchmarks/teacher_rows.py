@@ -13,10 +13,11 @@ from data_specs import records
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.masked_lm import LOGITS, MaskedLM
-from pipeline.storage import serialization, writer
+from pipeline.storage import serialization
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs.float16 import CODECS
+from pipeline.storage.codecs import CODECS
 from pipeline.storage.manifest import TRAIN
+from pipeline.storage.records import MaskedExample
 from pipeline.teacher import inference, shard_capture
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.dev.benchmarks.inputs import Inputs
@@ -38,9 +39,7 @@ class Sample:
         """As stage 1b pads them."""
         manifest = self.cache.manifest
         examples = [
-            inference.decode_masked_example(
-                serialization.decode_example(record), manifest.vocab.size
-            )
+            MaskedExample.from_features(serialization.decode_example(record), manifest.vocab.size)
             for record in self.serialized
         ]
         lengths = [len(example.input_ids) for example in examples]
@@ -94,9 +93,9 @@ def _capture_rate(sample: Sample, made: shard_capture.Capture, inputs: Inputs) -
     directory.mkdir()
     begun = time.perf_counter()
     manifest = sample.cache.manifest
-    examples = (inference.decode_record(record, manifest) for record in sample.serialized)
+    examples = (MaskedExample.from_record(record, manifest) for record in sample.serialized)
     serialized = made.records(examples, collections.Counter())
-    writer.write_shard(directory, "records.tfrecord", serialized)
+    serialization.write_shard(directory, "records.tfrecord", serialized)
     seconds = time.perf_counter() - begun
     inputs.remove(directory)
     return len(sample.serialized) / seconds

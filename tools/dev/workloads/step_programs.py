@@ -13,7 +13,7 @@ import numpy as np
 from data_specs import records
 from pipeline.distill.settings import DistillConfig
 from pipeline.models.config import EncoderConfig
-from pipeline.storage.teacher_info import TeacherInfo
+from pipeline.storage.manifest import TeacherInfo
 
 if TYPE_CHECKING:
     from pipeline.distill.distiller import Distiller

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from pipeline.storage import serialization, writer
+from pipeline.storage import serialization
 from tools.dev.soaking import differences, stages
 from tools.dev.soaking.stages import Stage
 
@@ -23,7 +23,7 @@ def _rewrite(folder: pathlib.Path, change) -> None:
     entry = manifest["splits"]["train"][0]
     records = change(list(serialization.read_records(folder / entry["file"])))
     (folder / entry["file"]).unlink()
-    shard = writer.write_shard(folder, entry["file"], records)
+    shard = serialization.write_shard(folder, entry["file"], records)
     entry.update({**dataclasses.asdict(shard), "measured": entry.get("measured")})
     if entry["measured"] is None:
         del entry["measured"]

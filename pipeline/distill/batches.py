@@ -21,7 +21,14 @@ from pipeline.base import seeding
 from pipeline.base.errors import InputError
 from pipeline.distill.losses.base import LOSS_SHARES
 from pipeline.masking import mask_policy, window_batches, window_masking
-from pipeline.storage import cache_codec, length_buckets, reader, token_counts, vocab_subset
+from pipeline.storage import (
+    arrays,
+    cache_input,
+    length_buckets,
+    reader,
+    token_counts,
+    vocab_subset,
+)
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, MANIFEST_FILE, TRAIN, Manifest
@@ -98,7 +105,7 @@ class WindowReader:
             counts = token_counts.load_counts(cache.directory, manifest)
             self._token_weights = mask_policy.token_weights(counts, smoothing)
         self._seed, self._purpose = seed, purpose
-        self._id_dtype = records.id_dtype(manifest.vocab.size)
+        self._vocab_size = manifest.vocab.size
         positions = manifest.max_predictions_per_seq
         self._widths = dict(
             zip(_NAMES, (manifest.max_seq_length, 2, positions, positions), strict=True)
@@ -111,9 +118,9 @@ class WindowReader:
             epochs: int64 [B].
             *features: bytes [B], in the order of `_STORED`.
         """
-        example_ids, *columns = (values.tolist() for values in features)
-        windows = window_batches.decode_windows(*columns, self._id_dtype)
-        keys = zip(example_ids, epochs.tolist(), strict=True)
+        columns = [values.tolist() for values in features]
+        windows = window_batches.decode_windows(columns, self._vocab_size)
+        keys = zip(columns[0], epochs.tolist(), strict=True)
         masked = window_batches.mask_windows(
             windows,
             self._policy,
@@ -141,9 +148,7 @@ class WindowReader:
         Returns:
             what `pipeline.storage.reader.parse_batch` returns of masked examples.
         """
-        parsed = tf.io.parse_example(
-            serialized, {name: tf.io.FixedLenFeature([], tf.string) for name in _STORED}
-        )
+        parsed = arrays.parse_tensors(tf, serialized, _STORED)
         features = [parsed[name] for name in _STORED]
         types = [tf.int32] * len(_NAMES) + [tf.float32]
         values = tf.numpy_function(self._mask_rows, [epochs, *features], types, stateful=False)
@@ -318,7 +323,7 @@ def _decoder(
         windows = WindowReader(cache, seed=seed, purpose=purpose)
     info, subset = cache.manifest.teacher_info, cache.vocab_subset
     temperatures = () if info is None else info.temperatures
-    codec = None if info is None else cache_codec.open_codec(cache.directory, cache.manifest)
+    codec = None if info is None else cache_input.open_codec(cache.directory, cache.manifest)
 
     def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
         if windows is not None:

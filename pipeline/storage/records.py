@@ -1,0 +1,367 @@
+"""Typed records: masked examples, unmasked windows and teacher targets.
+
+The features of a record are bytes; these classes hold them as arrays, and turn them into bytes
+again. Letters as in `data_specs.records`.
+
+Example: the teacher's three most probable tokens at the masked positions of one record.
+
+    manifest = manifests.load(directory)
+    codec = cache_input.open_codec(directory, manifest)
+    path = directory / manifest.splits["eval"][0].file
+    for example in read_examples(path, manifest):
+        targets = TeacherTargets.from_features(example.features, codec, manifest.teacher_info)
+        p, rest = targets.probabilities(1.0, k=3)
+        print(example.masked_lm_positions, targets.ids[:, :3], p, rest)
+
+Where many records are decoded and no example is needed alone, `arrays.Column` has one feature
+of all of them. In a TensorFlow graph, `pipeline.storage.reader.parse_batch` decodes a batch.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Self
+
+import numpy as np
+
+from data_specs import records
+from data_specs.records import Feature
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.storage import arrays, serialization
+from pipeline.storage.codecs import HiddenCodec, TopKCodec
+from pipeline.storage.codecs.base import NO_ID
+from pipeline.storage.manifest import Manifest, TeacherInfo
+
+_TAILS, _LABELS = records.MASS_FEATURES
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Input:
+    """The features that masked examples and unmasked windows share.
+
+    Attributes:
+        example_id: 16 bytes.
+        input_ids: int [L], with [CLS] and [SEP].
+        segment_lengths: uint16 [S], with [CLS] and [SEP].
+        features: all features of the record that it was read from, in a teacher cache also the
+            targets; empty for one that was not read.
+        declared: the features of such a record, in the order of these attributes.
+    """
+
+    example_id: bytes
+    input_ids: np.ndarray
+    segment_lengths: np.ndarray
+    features: Mapping[str, bytes] = dataclasses.field(
+        default_factory=dict, repr=False, kw_only=True
+    )
+
+    declared: ClassVar[tuple[Feature, ...]]
+
+    @classmethod
+    def from_features(cls, features: Mapping[str, bytes], vocab_size: int) -> Self:
+        """Decodes the features of a record, which may have others, too.
+
+        Args:
+            features: of one record.
+            vocab_size: V; decides the dtype of ids.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged, or they contradict each other.
+        """
+        values = {
+            feature.name: arrays.decode(feature, features[feature.name], vocab_size)
+            for feature in cls.declared
+        }
+        values[records.EXAMPLE_ID] = features[records.EXAMPLE_ID]
+        record = cls(**values, features=features)
+        record._check(vocab_size)
+        return record
+
+    def to_features(self, vocab_size: int) -> dict[str, bytes]:
+        """Returns the features of this record, without those of a teacher."""
+        features = {
+            feature.name: arrays.encode(feature, getattr(self, feature.name), vocab_size)
+            for feature in self.declared
+            if feature.name != records.EXAMPLE_ID
+        }
+        return {records.EXAMPLE_ID: self.example_id, **features}
+
+    @classmethod
+    def from_record(cls, record: bytes, manifest: Manifest) -> Self:
+        """Decodes a serialised record.
+
+        Args:
+            record: as it was stored.
+            manifest: of its directory.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged, they contradict each other, or they are longer than
+                the manifest says.
+        """
+        example = cls.from_features(serialization.decode_example(record), manifest.vocab.size)
+        example._check_sizes(manifest)
+        return example
+
+    def _check(self, vocab_size: int) -> None:
+        length = len(self.input_ids)
+        if not len(self.segment_lengths) or self.segment_lengths.sum() != length:
+            raise ValueError(f"expected segments of {length} tokens, received others")
+        _expect_ids(self.input_ids, vocab_size)
+
+    def _check_sizes(self, manifest: Manifest) -> None:
+        _expect_most(self.input_ids, manifest.max_seq_length)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskedExample(_Input):
+    """A masked example, or the input of a record of a teacher cache.
+
+    Attributes:
+        masked_lm_positions: uint16 [P], the masked positions in `input_ids`, ascending.
+        masked_lm_ids: int [P], the true tokens there.
+    """
+
+    masked_lm_positions: np.ndarray
+    masked_lm_ids: np.ndarray
+
+    declared: ClassVar[tuple[Feature, ...]] = records.MASKED_EXAMPLE_FEATURES
+
+    def true_ids(self) -> np.ndarray:
+        """Returns the tokens before masking, int [L]."""
+        tokens = self.input_ids.copy()
+        tokens[self.masked_lm_positions] = self.masked_lm_ids
+        return tokens
+
+    def _check(self, vocab_size: int) -> None:
+        super()._check(vocab_size)
+        positions, length = self.masked_lm_positions, len(self.input_ids)
+        if len(positions) != len(self.masked_lm_ids) or positions.max(initial=0) >= length:
+            raise ValueError(f"expected a label at each masked position below {length}")
+        _expect_ids(self.masked_lm_ids, vocab_size)
+
+    def _check_sizes(self, manifest: Manifest) -> None:
+        super()._check_sizes(manifest)
+        _expect_most(self.masked_lm_ids, manifest.max_predictions_per_seq)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Window(_Input):
+    """A window that is not masked.
+
+    Attributes:
+        word_starts: uint16 [W], the positions in `input_ids` where words begin, ascending.
+    """
+
+    word_starts: np.ndarray
+
+    declared: ClassVar[tuple[Feature, ...]] = records.UNMASKED_WINDOW_FEATURES
+
+    def _check(self, vocab_size: int) -> None:
+        super()._check(vocab_size)
+        if self.word_starts.max(initial=0) >= max(1, len(self.input_ids)):
+            raise ValueError(f"expected words that begin below {len(self.input_ids)}")
+
+
+def _expect_ids(ids: np.ndarray, vocab_size: int) -> None:
+    if ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab_size:
+        raise ValueError(f"expected ids of {vocab_size} tokens, received others")
+
+
+def _expect_most(ids: np.ndarray, most: int) -> None:
+    if len(ids) > most:
+        raise ValueError(f"expected at most {most} ids, received {len(ids)}")
+
+
+def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]:
+    """Yields the masked examples of a shard.
+
+    Args:
+        path: a shard of masked examples or of a teacher cache.
+        manifest: of its directory.
+
+    Raises:
+        InputError: the file or a record is damaged; names it.
+    """
+    for index, record in enumerate(serialization.read_records(path)):
+        try:
+            yield MaskedExample.from_record(record, manifest)
+        except (KeyError, ValueError) as error:
+            raise InputError(path, received=f"broken record {index}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TeacherTargets:
+    """The cached teacher targets at the masked positions of one record, or of several.
+
+    Attributes:
+        ids: int32 [P, K], descending by logit. A row of fewer ids ends in `NO_ID`s.
+        logits: float32 [P, K], each minus its row's largest; `NO_ID_LOGIT` beside `NO_ID`.
+        log_tail_masses: float32 [P, T], the log of the mass outside the ids.
+        label_log_probs: float32 [P], the log-probability of the label at temperature 1.
+        temperatures: T numbers, ascending from 1.
+        hidden_states: float32 [P, G, D]; None where none are cached.
+    """
+
+    ids: np.ndarray
+    logits: np.ndarray
+    log_tail_masses: np.ndarray
+    label_log_probs: np.ndarray
+    temperatures: tuple[float, ...]
+    hidden_states: np.ndarray | None = None
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [P]: how many ids each position has."""
+        return np.count_nonzero(self.ids != NO_ID, axis=-1)
+
+    @classmethod
+    def from_features(
+        cls, features: Mapping[str, bytes], codec: TopKCodec, info: TeacherInfo
+    ) -> Self:
+        """Decodes the targets of a record of a teacher cache.
+
+        Args:
+            features: of one record.
+            codec: of the cache, from `cache_input.open_codec`.
+            info: of its manifest.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged, they contradict each other, or a number is NaN or, but
+                for masses of 0, infinite.
+        """
+        (positions,) = (
+            feature
+            for feature in records.MASKED_EXAMPLE_FEATURES
+            if feature.name == records.MASKED_LM_POSITIONS
+        )
+        count = len(arrays.decode(positions, features[positions.name], codec.vocab_size))
+        ids, logits = codec.decode(features, count)
+        tails, labels = (
+            arrays.decode(feature, features[feature.name], codec.vocab_size).astype(np.float32)
+            for feature in (_TAILS, _LABELS)
+        )
+        for feature, values, each in (
+            (_TAILS, tails, len(info.temperatures)),
+            (_LABELS, labels, 1),
+        ):
+            if len(values) != count * each:
+                raise ValueError(
+                    f"{feature.name}: expected {count * each} numbers, received {len(values)}"
+                )
+        hidden_codec = info.hidden_codec()
+        targets = cls(
+            ids,
+            logits,
+            tails.reshape(count, -1),
+            labels,
+            info.temperatures,
+            None if hidden_codec is None else hidden_codec.decode(features, count),
+        )
+        targets._expect_numbers()
+        return targets
+
+    @classmethod
+    def join(cls, targets: Sequence[Self]) -> Self:
+        """Returns the targets of several records of one cache, one after another."""
+        first = targets[0]
+        return cls(
+            **{
+                name: np.concatenate([getattr(one, name) for one in targets])
+                for name in ("ids", "logits", "log_tail_masses", "label_log_probs")
+            },
+            temperatures=first.temperatures,
+            hidden_states=None
+            if first.hidden_states is None
+            else np.concatenate([one.hidden_states for one in targets]),
+        )
+
+    def __getitem__(self, positions: slice | np.ndarray) -> Self:
+        """Returns the targets at some of the positions."""
+        chosen = {
+            field.name: value[positions]
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), np.ndarray)
+        }
+        return dataclasses.replace(self, **chosen)
+
+    def to_features(
+        self, codec: TopKCodec, row_splits: np.ndarray, hidden_codec: HiddenCodec | None = None
+    ) -> list[dict[str, bytes]]:
+        """Encodes the targets of several records.
+
+        Args:
+            codec: packs the top-k; logits may be on any scale.
+            row_splits: int [records + 1], where each record's positions begin.
+            hidden_codec: packs the hidden states; None leaves them out.
+
+        Returns:
+            the features that a teacher cache adds to each record.
+
+        Raises:
+            ValueError: a position has no id, or fewer than K though that does not vary.
+        """
+        packed = codec.encode(self.ids, self.logits, row_splits)
+        if hidden_codec is not None:
+            states = hidden_codec.encode(self.hidden_states, row_splits)
+            packed = [{**one, **other} for one, other in zip(packed, states, strict=True)]
+        for features, (begin, end) in zip(packed, itertools.pairwise(row_splits), strict=True):
+            for feature in (_TAILS, _LABELS):
+                values = getattr(self, feature.name)[begin:end]
+                features[feature.name] = arrays.encode(feature, values, codec.vocab_size)
+        return packed
+
+    def probabilities(
+        self, temperature: float, k: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the teacher's probabilities of the first k ids, and the mass of the rest.
+
+        Args:
+            temperature: one of `temperatures`.
+            k: how many ids; None for all K.
+
+        Returns:
+            probabilities float64 [P, k] and rest float64 [P]; they sum to 1.
+
+        Raises:
+            ValueError: no tail mass is cached at this temperature.
+        """
+        if temperature not in self.temperatures:
+            raise ValueError(f"temperature: expected one of {self.temperatures}, got {temperature}")
+        tails = self.log_tail_masses[:, self.temperatures.index(temperature)]
+        return topk_probabilities(self.logits, tails, temperature, k=k or self.ids.shape[-1])
+
+    def _expect_numbers(self) -> None:
+        # A log of −inf is a mass of 0.
+        is_nan = np.isnan(self.log_tail_masses).any() or np.isnan(self.label_log_probs).any()
+        if is_nan or not np.isfinite(self.logits).all():
+            raise ValueError("expected numbers, received NaN or infinity")
+        if self.hidden_states is not None and not np.isfinite(self.hidden_states).all():
+            raise ValueError(f"{records.HIDDEN_STATES}: expected finite numbers")
+
+
+def topk_probabilities(
+    topk_logits: np.ndarray, log_tail_masses: np.ndarray, temperature: float, *, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the teacher's probabilities of the first k ids, and the mass of the rest.
+
+    p_T = (1 − tail_T) · softmax_K(logits / T); a k below K is a prefix whose
+    dropped mass joins the tail.
+
+    Args:
+        topk_logits: float [..., K], decoded, descending.
+        log_tail_masses: float [...], the log of the tail's mass at `temperature`.
+        temperature: T, a cached one.
+        k: how many ids to keep, at most K.
+
+    Returns:
+        probabilities float64 [..., k] and tail float64 [...]; they sum to 1.
+    """
+    scaled = topk_logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    tail = np.exp(log_tail_masses.astype(np.float64))
+    kept = (1.0 - tail)[..., None] * weights / weights.sum(axis=-1, keepdims=True)
+    return kept[..., :k], tail + kept[..., k:].sum(axis=-1)

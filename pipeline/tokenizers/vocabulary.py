@@ -1,0 +1,48 @@
+"""A vocabulary: its list of tokens, their order, and its identity."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+
+# The largest vocabularies of language models have about a million tokens.
+MAX_VOCAB_SIZE = 2**24
+# The largest public tokenizers are below 20 MB.
+MAX_TOKENIZER_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabInfo:
+    """The vocabulary: its size and the SHA-256 of its token list, joined by newlines."""
+
+    size: int
+    sha256: str
+
+
+def read_tokens(path: Location) -> tuple[str, ...]:
+    """Reads a `vocab.txt`: one token a line, its line number its id.
+
+    Raises:
+        InputError: there is no such file, it is not UTF-8, or has too many lines.
+    """
+    if not path.is_file():
+        raise InputError(path, "a vocab.txt", "no such file")
+    content = path.read_limited(MAX_TOKENIZER_BYTES)
+    # Before they are split: short lines take their bytes many times over.
+    if (num_lines := content.count(b"\n")) > MAX_VOCAB_SIZE:
+        raise InputError(path, f"at most {MAX_VOCAB_SIZE} tokens", num_lines)
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"UTF-8 text ({error})") from error
+    tokens = [line.rstrip("\r") for line in lines]
+    while tokens and not tokens[-1]:
+        tokens.pop()
+    return tuple(tokens)
+
+
+def vocab_info(tokens: Sequence[str]) -> VocabInfo:
+    """Returns the identity of a token list."""
+    return VocabInfo(len(tokens), hashlib.sha256("\n".join(tokens).encode("utf-8")).hexdigest())
