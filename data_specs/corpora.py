@@ -5,49 +5,30 @@ A mixture is a YAML file of one's own that names several corpora and how much
 each counts.
 """
 
-import dataclasses
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from data_specs import declarations
+from data_specs.declarations import Words, shown
 
 FOLDER = pathlib.Path(__file__).with_name("corpora")
 
-# How a file is read. `auto`: as rows where its name ends in .json or .jsonl.
-READERS = ("auto", "rows", "text")
 # What separates the documents of a text.
 DOCUMENTS = ("blank_lines", "lines", "starts", "files")
-# Steps of cleaning, in `pipeline.corpora.cleaning`.
-CLEANING = (
-    "drop_first_line",
-    "gutenberg",
-    "html",
-    "line_breaks",
-    "mentions",
-    "spaces",
-    "subtitles",
-    "wikitext",
-)
-SEGMENTERS = ("jieba", "whitespace", "none")
 
 _METADATA = ("name", "title", "url", "licence", "language", "files")
 _MIXTURE_KEY = "corpora"
-# What a value must be where it is not text.
-_CHECKS = {
-    "input_dir": declarations.path_text,
-    "files": declarations.words,
-    "text_fields": declarations.words,
-    "cleaning": declarations.words,
-    "lines_per_document": declarations.whole_number,
-    "weight": declarations.number,
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class CorpusSpec:
+class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a corpus becomes documents.
+
+    The names of readers, cleaning steps and segmenters are those of the tables in
+    `pipeline`, which checks them.
 
     Attributes:
         name: what `--corpus_spec` calls it.
@@ -55,67 +36,58 @@ class CorpusSpec:
         url: where to get it.
         licence: what it may be used for.
         files: globs of the names of its files, `.gz` left out; all by default.
-        reader: one of `READERS`.
+        reader: a name in `pipeline.corpora.readers.READERS`.
         text_fields: the fields of a row that are its text.
         documents: one of `DOCUMENTS`, for text: blank lines separate them;
             every `lines_per_document` lines are one; a line that matches
             `document_start` begins one; each file is one.
         lines_per_document: lines of a document.
         document_start: a regular expression.
-        cleaning: of `CLEANING`, in this order.
+        cleaning: names in `pipeline.corpora.cleaning.STEPS`, in this order.
         language: a code such as `zh`.
-        segmenter: one of `SEGMENTERS`.
+        segmenter: a name in `pipeline.tokenizers.segmenters.SEGMENTERS`.
     """
 
     name: str = ""
     title: str = ""
     url: str = ""
     licence: str = ""
-    files: tuple[str, ...] = ("*",)
+    files: Words = ("*",)
     reader: str = "auto"
-    text_fields: tuple[str, ...] = ("title", "content")
+    text_fields: Words = ("title", "content")
     documents: str = "blank_lines"
-    lines_per_document: int = 0
+    lines_per_document: Annotated[int, msgspec.Meta(ge=0)] = 0
     document_start: str = ""
-    cleaning: tuple[str, ...] = ()
+    cleaning: Words = ()
     language: str = ""
     segmenter: str = "jieba"
 
     def __post_init__(self) -> None:
-        declarations.expect_one_of("reader", self.reader, READERS)
         declarations.expect_one_of("documents", self.documents, DOCUMENTS)
-        declarations.expect_one_of("segmenter", self.segmenter, SEGMENTERS)
-        for step in self.cleaning:
-            declarations.expect_one_of("cleaning", step, CLEANING)
-        if not self.text_fields:
-            raise ValueError("text_fields: expected the names of fields, received none")
-        if (self.documents == "lines") != (self.lines_per_document > 0):
-            raise ValueError(
-                "lines_per_document: expected a number above 0 with documents: lines and only "
-                f"there, received {self.lines_per_document} with documents: {self.documents}"
-            )
-        if (self.documents == "starts") != bool(self.document_start):
-            raise ValueError(
-                "document_start: expected a regular expression with documents: starts and only "
-                f"there, received {self.document_start!r} with documents: {self.documents}"
-            )
+        for key, expected, documents in (
+            ("lines_per_document", "a number above 0 with documents: lines", "lines"),
+            ("document_start", "a regular expression with documents: starts", "starts"),
+        ):
+            if bool(value := getattr(self, key)) != (self.documents == documents):
+                raise ValueError(
+                    f"{key}: expected {expected} and only there, received {shown(value)}"
+                )
         try:
             # Of bytes, as lines are when they are looked for.
             re.compile(self.document_start.encode("utf-8"))
         except (re.error, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"document_start: expected a regular expression, received "
-                f"{declarations.shown(self.document_start)} ({error})"
+                f"{shown(self.document_start)} ({error})"
             ) from error
 
     def reading(self) -> dict[str, Any]:
         """Returns what decides the documents, without what is said for people."""
-        values = dataclasses.asdict(self)
+        values = msgspec.structs.asdict(self)
         return {name: value for name, value in values.items() if name not in _METADATA}
 
 
-@dataclasses.dataclass(frozen=True)
-class CorpusSource:
+class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One corpus of a run: where it lies, how it is read and how much it counts.
 
     Attributes:
@@ -134,9 +106,9 @@ class CorpusSource:
     input_dir: str | None = None
     corpus_spec: str | None = None
     tfds_name: str | None = None
-    text_fields: tuple[str, ...] | None = None
+    text_fields: Words | None = None
     segmenter: str | None = None
-    weight: float = 1.0
+    weight: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1.0
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -144,10 +116,13 @@ class CorpusSource:
             raise ValueError("input_dir: expected it or tfds_name, received neither")
         if self.corpus_spec is not None and self.tfds_name is not None:
             raise ValueError("tfds_name: expected it or corpus_spec, received both")
-        if self.segmenter is not None:
-            declarations.expect_one_of("segmenter", self.segmenter, SEGMENTERS)
-        if not 0.0 < self.weight <= 1000.0:
-            raise ValueError(f"weight: expected a number in (0, 1000], received {self.weight}")
+        if self.input_dir is not None:
+            declarations.expect_path("input_dir", self.input_dir)
+
+    @property
+    def files(self) -> str | None:
+        """The file, folder or glob that is read; None for a TensorFlow dataset."""
+        return None if self.tfds_name is not None else self.input_dir
 
     @property
     def label(self) -> str:
@@ -175,7 +150,7 @@ def load_spec(name: str) -> CorpusSpec:
     """
     path = declarations.find_declaration(FOLDER, name)
     values = declarations.load_mapping(path) | {"name": path.stem}
-    return declarations.build(CorpusSpec, values, str(path), checks=_CHECKS)
+    return declarations.build(CorpusSpec, values, str(path))
 
 
 def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
@@ -196,16 +171,11 @@ def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
         raise ValueError(f"{path}: expected the one key {_MIXTURE_KEY} with a list of corpora")
     sources = []
     for number, entry in enumerate(entries, 1):
-        where = f"{path}, corpus {number}"
-        if not isinstance(entry, dict):
-            raise ValueError(
-                f"{where}: expected keys and values, received {declarations.shown(entry)}"
-            )
-        for key in ("input_dir", "corpus_spec"):
+        for key in ("input_dir", "corpus_spec") if isinstance(entry, dict) else ():
             value = entry.get(key)
             if isinstance(value, str) and (key == "input_dir" or value.endswith((".yaml", ".yml"))):
                 entry[key] = _beside(path.parent, value)
-        sources.append(declarations.build(CorpusSource, entry, where, checks=_CHECKS))
+        sources.append(declarations.build(CorpusSource, entry, f"{path}, corpus {number}"))
     return tuple(sources)
 
 

@@ -1,14 +1,16 @@
-"""Declarations: YAML files that become frozen dataclasses, keys and types checked."""
+"""Declarations: YAML files that become frozen msgspec structs; keys and types are checked."""
 
-import dataclasses
 import os
 import pathlib
 import re
 import reprlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import yaml
+
+# A list of at least one word.
+Words = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
 # A declaration is a page, a mixture of a thousand corpora some dozens; more would take long.
 _MAX_BYTES = 2**17
@@ -16,22 +18,24 @@ _MAX_BYTES = 2**17
 _MAX_PATH, _MAX_NAME = 4096, 255
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 200
-# Decimal, of so many digits that no sum of them is slow.
-_WHOLE_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,19})")
+# Decimal, and within 64 bits.
+_WHOLE_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
+# A message of msgspec: the fact, and the path of the value that it is about.
+_REFUSAL = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only; what stands in one place may not be named in others.
+    """Reads plain values only.
 
-    With such names a page becomes more values than any memory holds, or one that
-    contains itself.
+    An alias could make a short page expand to more values than fit in memory, or contain
+    itself.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Refuses aliases."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases are not read", mark)
+            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
@@ -41,17 +45,25 @@ class _Loader(yaml.SafeLoader):
             return int(text)
         if node.tag.endswith(":float") and ":" not in text:
             return self.construct_yaml_float(node)
-        raise yaml.constructor.ConstructorError(
-            None, None, f"expected a plain number, received {shown(text)}", node.start_mark
-        )
+        problem = f"expected a plain number, received {shown(text)}"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that stands twice."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            raise yaml.MarkedYAMLError(problem="a key twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
-for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
+for _tag in ("binary", "omap", "pairs", "set"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_undefined)
 
 
 def shown(value: Any) -> str:
-    """Returns how a value is written in a message: in one line, and not for ever."""
+    """Returns a value as one line of limited length, for messages."""
     return _SHOWN.repr(value)
 
 
@@ -63,6 +75,17 @@ def expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{key}: expected one of {', '.join(allowed)}, received {shown(value)}")
+
+
+def expect_path(key: str, value: str) -> None:
+    """Checks that a text can name a file, a folder or a glob.
+
+    Raises:
+        ValueError: it is longer than any system allows; names the key.
+    """
+    content = value.encode("utf-8", "surrogatepass")
+    if len(content) > _MAX_PATH or max(map(len, content.split(b"/"))) > _MAX_NAME:
+        raise ValueError(f"{key}: expected a path, received {shown(value)}")
 
 
 def known_names(folder: pathlib.Path) -> tuple[str, ...]:
@@ -115,103 +138,27 @@ def load_mapping(path: Any) -> dict[str, Any]:
     return content
 
 
-def text(value: Any) -> str:
-    """Returns a value that is text.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, received {shown(value)}")
-    return value
-
-
-def path_text(value: Any) -> str:
-    """Returns text that can name a file, a folder or a glob.
-
-    Raises:
-        ValueError: it is none, or longer than any system allows.
-    """
-    content = text(value).encode("utf-8", "surrogatepass")
-    if len(content) > _MAX_PATH or max(map(len, content.split(b"/"))) > _MAX_NAME:
-        raise ValueError(f"expected a path, received {shown(value)}")
-    return value
-
-
-def words(value: Any) -> tuple[str, ...]:
-    """Returns a list of words, of one at least.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        return tuple(value)
-    raise ValueError(f"expected a list of words, received {shown(value)}")
-
-
-def whole_number(value: Any) -> int:
-    """Returns a whole number of 64 bits.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
-        return value
-    raise ValueError(f"expected a number, received {shown(value)}")
-
-
-def number(value: Any) -> float:
-    """Returns a number.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError(f"expected a number, received {shown(value)}")
-
-
-def build(
-    kind: type,
-    values: Mapping[str, Any],
-    where: str,
-    *,
-    checks: Mapping[str, Callable[[Any], Any]],
-) -> Any:
-    """Makes a dataclass out of a mapping, checking keys and types.
+def build(kind: type, values: Any, where: str) -> Any:
+    """Returns a struct made of a mapping.
 
     Args:
-        kind: the dataclass.
-        values: its fields.
-        where: what they were read from, for messages; empty for a part of a declaration.
-        checks: what makes a value of what was read, by key; the others are text.
+        kind: the struct's class.
+        values: its fields by name.
+        where: the source of the values, for messages.
 
     Raises:
-        ValueError: a key is unknown or missing, or a value is not as it must be; names it.
+        ValueError: a key or a value is invalid; names the source and the key.
     """
-    prefix = f"{where}: " if where else ""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = [str(key) for key in values if key not in fields]
-    if unknown:
-        raise ValueError(
-            f"{prefix}unknown key {shown(unknown[0])}, expected keys of {', '.join(fields)}"
-        )
-    needed = [name for name, field in fields.items() if not _has_default(field)]
-    missing = [name for name in needed if name not in values]
-    if missing:
-        raise ValueError(f"{prefix}expected the keys {', '.join(needed)}, found no {missing[0]!r}")
-    checked = {}
-    for key, value in values.items():
-        try:
-            checked[key] = checks.get(key, text)(value)
-        except ValueError as error:
-            raise ValueError(f"{prefix}{key}: {error}") from error
     try:
-        return kind(**checked)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from error
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where}: {_describe(str(error), kind)}") from error
 
 
-def _has_default(field: dataclasses.Field) -> bool:
-    no = dataclasses.MISSING
-    return field.default is not no or field.default_factory is not no
+def _describe(refusal: str, kind: type) -> str:
+    fact, key = _REFUSAL.fullmatch(refusal).groups()
+    # Backticks mark settings in our own messages.
+    fact = " ".join(fact.replace("`", "'").split())[:300]
+    if "unknown field" in fact and not key:
+        fact = f"{fact}, expected fields of {', '.join(kind.__struct_fields__)}"
+    return f"{key}: {fact}" if key else fact

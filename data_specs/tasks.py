@@ -4,12 +4,14 @@ A declaration says what a task's own files look like, what is predicted, how the
 predictions are scored and how they are handed in.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from data_specs import declarations
+from data_specs.declarations import Words
 
 FOLDER = pathlib.Path(__file__).with_name("tasks")
 
@@ -33,8 +35,7 @@ SUBMISSIONS = ("clue", "glue", "squad")
 _METADATA = ("title", "url", "licence", "language", "submission")
 
 
-@dataclasses.dataclass(frozen=True)
-class SubmissionSpec:
+class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How predictions are handed in.
 
     Attributes:
@@ -46,9 +47,12 @@ class SubmissionSpec:
 
     file: str
     format: str
-    split_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split_files: Mapping[str, str] = {}
 
     def __post_init__(self) -> None:
+        _expect_plain_name("file", self.file)
+        for name in self.split_files.values():
+            _expect_plain_name("split_files", name)
         declarations.expect_one_of("format", self.format, SUBMISSIONS)
 
     def file_of(self, split: str) -> str:
@@ -56,8 +60,7 @@ class SubmissionSpec:
         return self.split_files.get(split, self.file)
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a task's files hold, and how predictions are scored.
 
     Attributes:
@@ -95,18 +98,18 @@ class TaskSpec:
     licence: str
     language: str
     kind: str
-    text_fields: tuple[str, ...]
-    files: Mapping[str, tuple[str, ...]]
-    metrics: tuple[str, ...]
+    text_fields: Words
+    files: Annotated[Mapping[str, Words], msgspec.Meta(min_length=1)]
+    metrics: Words
     submission: SubmissionSpec
     label_field: str = ""
-    labels: tuple[str, ...] = ()
-    skip_labels: tuple[str, ...] = ()
+    labels: Words = ()
+    skip_labels: Words = ()
     score_range: tuple[float, ...] = ()
     id_field: str = ""
     reader: str = "json_lines"
     header: bool = True
-    columns: tuple[str, ...] = ()
+    columns: Words = ()
     quoting: str = "none"
 
     def __post_init__(self) -> None:
@@ -115,51 +118,50 @@ class TaskSpec:
         declarations.expect_one_of("quoting", self.quoting, QUOTING)
         for metric in self.metrics:
             declarations.expect_one_of("metrics", metric, METRICS[self.kind])
-        if not 1 <= len(self.text_fields) <= 2:
+        if len(self.text_fields) > 2:
             raise ValueError(f"text_fields: expected one or two, received {len(self.text_fields)}")
+        self._check_presence()
         self._check_labels()
-        self._check_reading()
+        self._check_files()
+
+    def _check_presence(self) -> None:
+        is_class, is_number, is_span = (self.kind == kind for kind in KINDS)
+        for key, expected, is_given, belongs in (
+            ("labels", "two or more with kind: classification", len(self.labels) > 1, is_class),
+            ("label_field", "a name except with kind: span", self.label_field != "", not is_span),
+            ("score_range", "two with kind: regression", len(self.score_range) == 2, is_number),
+            ("reader", "squad with kind: span", self.reader == "squad", is_span),
+            ("columns", "all with header: false", len(self.columns) > 0, not self.header),
+        ):
+            if is_given != belongs:
+                received = declarations.shown(getattr(self, key))
+                raise ValueError(f"{key}: expected {expected} and only there, received {received}")
 
     def _check_labels(self) -> None:
-        if (self.kind == "classification") != (len(self.labels) > 1):
-            raise ValueError(
-                "labels: expected two or more with kind: classification and only there, "
-                f"received {len(self.labels)} with kind: {self.kind}"
-            )
         if len(set(self.labels) | set(self.skip_labels)) != len(self.labels + self.skip_labels):
             raise ValueError("labels: expected each once, and none that skip_labels leaves out")
-        if (self.kind == "span") == bool(self.label_field):
-            raise ValueError(
-                "label_field: expected the name of a field but with kind: span, "
-                f"received {self.label_field!r} with kind: {self.kind}"
-            )
         binary = {"f1", "matthews"} & set(self.metrics)
         if binary and len(self.labels) != 2:
             raise ValueError(
                 f"metrics: expected {min(binary)} with two labels, received {len(self.labels)}"
             )
-        if (self.kind == "span") and len(self.metrics) != 1:
+        if self.kind == "span" and len(self.metrics) != 1:
             raise ValueError("metrics: expected one with kind: span, received several")
-        if (self.kind == "regression") != (len(self.score_range) == 2):
-            raise ValueError(
-                "score_range: expected two numbers with kind: regression and only there, "
-                f"received {len(self.score_range)} with kind: {self.kind}"
-            )
-
-    def _check_reading(self) -> None:
-        if (self.kind == "span") != (self.reader == "squad"):
-            raise ValueError(
-                "reader: expected squad with kind: span and only there, "
-                f"received {self.reader} with kind: {self.kind}"
-            )
-        if self.header == bool(self.columns):
-            raise ValueError(
-                "columns: expected the names of all with header: false and only there, "
-                f"received {len(self.columns)} with header: {str(self.header).lower()}"
-            )
         unknown = {*self.text_fields, self.label_field} - set(self.columns)
         if self.columns and unknown:
             raise ValueError(f"columns: expected {sorted(unknown)[0]} among them, found none")
+
+    def _check_files(self) -> None:
+        for split, names in self.files.items():
+            _expect_plain_name("files", split)
+            for name in names:
+                declarations.expect_path("files", name)
+                parts = pathlib.PurePosixPath(name).parts
+                if not parts or name.startswith("/") or ".." in parts:
+                    raise ValueError(
+                        "files: expected names below the folder, "
+                        f"received {declarations.shown(name)}"
+                    )
 
     @property
     def main_metric(self) -> str:
@@ -168,7 +170,7 @@ class TaskSpec:
 
     def reading(self) -> dict[str, Any]:
         """Returns what decides the examples and the scores, without what is said for people."""
-        values = dataclasses.asdict(self)
+        values = msgspec.structs.asdict(self)
         return {name: value for name, value in values.items() if name not in _METADATA}
 
 
@@ -189,77 +191,11 @@ def load_task(name_or_path: str) -> TaskSpec:
     """
     path = declarations.find_declaration(FOLDER, name_or_path)
     values = declarations.load_mapping(path) | {"name": path.stem}
-    return declarations.build(TaskSpec, values, str(path), checks=_CHECKS)
+    return declarations.build(TaskSpec, values, str(path))
 
 
-def _true_or_false(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, received {declarations.shown(value)}")
-    return value
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"expected keys and values, received {declarations.shown(value)}")
-    return value
-
-
-def _files(value: Any) -> dict[str, tuple[str, ...]]:
-    files = {
-        _plain_name(split): declarations.words(names) for split, names in _mapping(value).items()
-    }
-    if not files:
-        raise ValueError("expected the files of each split, received none")
-    outside = [
-        name
-        for names in files.values()
-        for name in map(declarations.path_text, names)
-        if not _inside(name)
-    ]
-    if outside:
-        raise ValueError(
-            f"expected names below the folder, received {declarations.shown(outside[0])}"
-        )
-    return files
-
-
-def _inside(name: str) -> bool:
-    parts = pathlib.PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts
-
-
-def _plain_name(value: Any) -> str:
-    """Returns the name of a file or a folder that cannot lead out of where it is written."""
-    name = declarations.path_text(value)
+def _expect_plain_name(key: str, name: str) -> None:
+    """Checks the name of a file or folder: it must not lead out of where it is written."""
+    declarations.expect_path(key, name)
     if not name or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"expected a plain name, received {declarations.shown(name)}")
-    return name
-
-
-def _split_files(value: Any) -> dict[str, str]:
-    return {split: _plain_name(name) for split, name in _mapping(value).items()}
-
-
-def _submission(value: Any) -> SubmissionSpec:
-    checks = {"file": _plain_name, "split_files": _split_files}
-    return declarations.build(SubmissionSpec, _mapping(value), "", checks=checks)
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        raise ValueError(f"expected a list of numbers, received {declarations.shown(value)}")
-    return tuple(declarations.number(part) for part in value)
-
-
-# What a value must be where it is not text.
-_CHECKS = {
-    "text_fields": declarations.words,
-    "files": _files,
-    "metrics": declarations.words,
-    "submission": _submission,
-    "labels": declarations.words,
-    "skip_labels": declarations.words,
-    "score_range": _numbers,
-    "header": _true_or_false,
-    "columns": declarations.words,
-}
+        raise ValueError(f"{key}: expected a plain name, received {declarations.shown(name)}")

@@ -45,7 +45,7 @@ LAYERS = (
         "tools.quickstart_teacher_init",
     ),
     (
-        "pipeline.runners.shard_job",
+        "pipeline.runners.workers",
         "pipeline.runners.local",
         "pipeline.runners.ray_job",
         "pipeline.runners.ray",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
+from pipeline.base.location import Location
 from pipeline.storage import manifest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -69,7 +70,7 @@ def test_help_may_be_cut_short() -> None:
     result = subprocess.run(
         command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert result.stdout.startswith("Stage 2: ") and not result.stderr
+    assert result.stdout.startswith("Distils a student") and not result.stderr
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -80,35 +81,38 @@ def test_recipes_are_flagfiles(recipe: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "subject"),
     [
-        ({"input_dir": "/nowhere"}, "--input_dir: expected a file, a folder or a glob"),
-        ({"vocab_file": "/nowhere"}, "--vocab_file: expected a vocab.txt, received /nowhere"),
-        ({"dupe_factor": "0"}, "--dupe_factor=0: "),
-        ({"dupe_factor": "many"}, "--dupe_factor=many: "),
-        ({"segmenter": "words"}, "--segmenter=words: value should be one of <jieba|"),
-        ({"max_predictions_per_seq": "46"}, "--max_predictions_per_seq: expected at most 45"),
-        ({"output_dir": "", "vocab_file": ""}, "error: missing: --output_dir, --vocab_file (see"),
-        ({"eval_fraction": "nan"}, "--eval_fraction=nan: expected a finite number"),
+        ({"input_dir": "/nowhere"}, "--input_dir: /nowhere: "),
+        ({"vocab_file": "/nowhere"}, "--vocab_file: /nowhere: "),
+        ({"dupe_factor": "0"}, "--dupe_factor: "),
+        ({"dupe_factor": "many"}, "--dupe_factor: "),
+        ({"segmenter": "words"}, "--segmenter: "),
+        ({"max_predictions_per_seq": "46"}, "--max_predictions_per_seq: "),
+        ({"output_dir": "", "vocab_file": ""}, "missing: --output_dir, --vocab_file "),
+        ({"eval_fraction": "nan"}, "--eval_fraction: "),
         ({"no_such_flag": "1"}, "Unknown command line flag 'no_such_flag'"),
-        ({"text_fields": ","}, "--text_fields: expected the names of fields, received none"),
-        ({"masking": "moving"}, "--masking=moving: value should be one of <static|dynamic>"),
-        (
-            {"masking": "dynamic", "dupe_factor": "5"},
-            "--dupe_factor: expected none beside --masking=dynamic, which masks each window anew "
-            "each epoch, received 5",
-        ),
-        (
-            {"mask_smoothing": "0.7"},
-            "--mask_smoothing: expected --masking=dynamic beside it, as it needs the counts of "
-            "the whole corpus before the first mask, received --masking=static",
-        ),
-        ({"masking": "dynamic", "mask_smoothing": "-1"}, "--mask_smoothing=-1: "),
+        ({"text_fields": ","}, "--text_fields: "),
+        ({"masking": "moving"}, "--masking: "),
+        ({"masking": "dynamic", "dupe_factor": "5"}, "--dupe_factor: "),
+        ({"mask_smoothing": "0.7"}, "--mask_smoothing: "),
+        ({"masking": "dynamic", "mask_smoothing": "-1"}, "--mask_smoothing: "),
+        ({"corpus_spec": "nothing"}, "--corpus_spec: "),
+        ({"corpora": "/nowhere"}, "--corpora: "),
+        ({"ray_address": "auto"}, "--ray_address: "),
     ],
 )
-def test_mistakes_of_stage_1a(capsys, stage_1a, changes: dict[str, str], message: str) -> None:
-    assert message in _fails(capsys, create_pretraining_data, *_flags(stage_1a, **changes))
+def test_mistakes_of_prepare_name_the_flag(capsys, stage_1a, changes, subject: str) -> None:
+    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, **changes))
+    assert line.startswith(f"error: {subject}")
     assert not pathlib.Path(stage_1a["output_dir"]).exists()
+
+
+def test_prepare_without_a_corpus_names_its_flags(capsys, stage_1a) -> None:
+    del stage_1a["input_dir"]
+    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a))
+    for flag in ("--input_dir", "--tfds_name", "--corpora"):
+        assert flag in line
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -117,26 +121,26 @@ def test_a_bad_line_names_file_and_line(capsys, stage_1a, tmp_path, workers: str
     path.write_text('{"title": "a", "content": "b"}\n{broken\n', encoding="utf-8")
     changes = {"input_dir": str(path), "max_workers": workers}
     line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, **changes))
-    assert f"error: {path}, line 2: not JSON" in line
+    assert f"{path}, line 2: " in line
     assert not list(pathlib.Path(stage_1a["output_dir"]).iterdir())
 
 
 def test_the_output_may_not_lie_in_the_corpus(capsys, stage_1a) -> None:
     inside = stage_1a["input_dir"] + "/examples"
     line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, output_dir=inside))
-    assert "--output_dir: expected a folder outside --input_dir=" in line
+    assert line.startswith("error: --output_dir: ") and "--input_dir=" in line
 
 
 def test_an_empty_corpus(capsys, stage_1a, tmp_path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("短\n\n短\n", encoding="utf-8")
     line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, input_dir=str(path)))
-    assert "received 2 documents, all skipped: 2 shorter than --min_chars (--min_chars=20)" in line
+    assert "--min_chars=20" in line
 
 
 def test_a_full_disk_loses_nothing(capsys, stage_1a, monkeypatch) -> None:
     """The same flags, after there is room again, end as if nothing had been."""
-    folder = pathlib.Path(stage_1a["output_dir"])
+    folder = Location.parse(stage_1a["output_dir"])
     real = os.replace
     renamed = []
 
@@ -160,7 +164,7 @@ def test_the_summary(capsys, stage_1a) -> None:
     assert create_pretraining_data.main(["x", *_flags(stage_1a, random_next="True")]) == 0
     captured = capsys.readouterr()
     assert "note: --random_next has no effect" in captured.err
-    loaded = manifest.load(stage_1a["output_dir"])
+    loaded = manifest.load(Location.parse(stage_1a["output_dir"]))
     for expected in (
         "documents  60 read, 0 skipped",
         f"windows    {loaded.statistics['windows']:,}",
@@ -174,7 +178,7 @@ def test_the_summary(capsys, stage_1a) -> None:
 def test_the_summary_of_unmasked_windows(capsys, stage_1a) -> None:
     assert create_pretraining_data.main(["x", *_flags(stage_1a, masking="dynamic")]) == 0
     printed = capsys.readouterr().out
-    loaded = manifest.load(stage_1a["output_dir"])
+    loaded = manifest.load(Location.parse(stage_1a["output_dir"]))
     assert (
         loaded.num_examples("train") + loaded.num_examples("eval") == loaded.statistics["windows"]
     )
@@ -185,37 +189,33 @@ def test_the_summary_of_unmasked_windows(capsys, stage_1a) -> None:
 
 def test_static_masks_are_the_default_five_copies(capsys, stage_1a) -> None:
     assert create_pretraining_data.main(["x", *_flags(stage_1a)]) == 0
-    loaded = manifest.load(stage_1a["output_dir"])
+    loaded = manifest.load(Location.parse(stage_1a["output_dir"]))
     assert loaded.dupe_factor == loaded.flags["dupe_factor"] == 5
     # As requests were before there were others: a directory of then is recognised.
     assert not {"masking", "mask_smoothing"} & loaded.flags.keys()
     assert create_pretraining_data.main(["x", "--help"]) == 0
-    help_text = " ".join(capsys.readouterr().out.split())
-    assert "Differently masked copies of each window; by default 5." in help_text
+    assert "5 by default" in " ".join(capsys.readouterr().out.split())
     line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, masking="dynamic"))
-    assert "kind is 'masked_examples' there and 'unmasked_windows' here" in line
+    assert "masked_examples" in line and "unmasked_windows" in line
 
 
 def test_another_request_prints_both_values(capsys, stage_1a) -> None:
     assert create_pretraining_data.main(["x", *_flags(stage_1a)]) == 0
     capsys.readouterr()
     line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, masked_lm_prob="0.2"))
-    assert "masked_lm_prob is 0.15 there and 0.2 here" in line
+    for part in ("masked_lm_prob", "0.15", "0.2"):
+        assert part in line
 
 
 @pytest.mark.parametrize(
-    ("command", "flags", "message"),
+    ("command", "flags", "subject"),
     [
-        (
-            "create_teacher_output_data",
-            ["--teacher=x"],
-            "error: missing: --output_dir (see --help)",
-        ),
-        ("create_teacher_output_data", ["--output_dir=x"], "--teacher: expected either it or"),
+        ("create_teacher_output_data", ["--teacher=x"], "missing: --output_dir "),
+        ("create_teacher_output_data", ["--output_dir=x"], "--teacher: "),
         (
             "create_teacher_output_data",
             ["--output_dir=x", "--teacher=y", "--temperatures=1,b"],
-            "--temperatures: expected numbers such as 1,2, received '1,b'",
+            "--temperatures: ",
         ),
         (
             "create_teacher_output_data",
@@ -225,11 +225,19 @@ def test_another_request_prints_both_values(capsys, stage_1a) -> None:
         (
             "run_distill",
             ["--output_dir=x", "--student=y", "--losses=cross_entropy=1"],
-            "--losses: expected names of soft_cross_entropy, kl_divergence",
+            "--losses: ",
         ),
-        ("run_distill", ["--output_dir=x", "--backend=torch"], "--backend=torch: "),
-        ("run_distill", ["--output_dir=x"], "--student: expected one of --student"),
-        ("run_distill", ["--student=x"], "--output_dir: expected a folder for the student"),
+        (
+            "run_distill",
+            ["--output_dir=x", "--student=y", "--loss_schedules=masked_lm=linear:0"],
+            "--loss_schedules: ",
+        ),
+        ("run_distill", ["--output_dir=x", "--student=y", "--freeze=words"], "--freeze: "),
+        ("run_distill", ["--output_dir=x", "--backend=torch"], "--backend: "),
+        ("run_distill", ["--output_dir=x"], "--student: "),
+        ("run_distill", ["--student=x"], "--output_dir: "),
+        ("run_distill", ["--output_dir=x", "--student=y", "--process_id=0"], "--process_id: "),
+        ("run_distill", ["--output_dir=x", "--recipe=bert"], "--recipe: "),
         (
             "run_distill",
             ["--output_dir=x", "--student=/nowhere", "--input_dir=y"],
@@ -237,28 +245,14 @@ def test_another_request_prints_both_values(capsys, stage_1a) -> None:
         ),
     ],
 )
-def test_mistakes_of_the_later_stages(capsys, command, flags, message: str) -> None:
-    assert message in _fails(capsys, COMMANDS[command], *flags)
+def test_mistakes_of_the_later_stages_name_the_flag(capsys, command, flags, subject: str) -> None:
+    assert _fails(capsys, COMMANDS[command], *flags).startswith(f"error: {subject}")
     assert not pathlib.Path("x").exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        (
-            "model_type",
-            "electra",
-            "expected one of bert, roberta, xlm-roberta, distilbert, albert, received 'electra'",
-        ),
-        (
-            "hidden_act",
-            "swish",
-            "expected one of gelu, gelu_new, gelu_pytorch_tanh, relu, received 'swish'",
-        ),
-    ],
-)
-def test_a_teacher_that_is_not_built_here(
-    capsys, examples_dir, teacher_dir, tmp_path, key: str, value: str, message: str
+@pytest.mark.parametrize(("key", "value"), [("model_type", "electra"), ("hidden_act", "swish")])
+def test_a_teacher_of_an_unknown_architecture_is_refused(
+    capsys, examples_dir, teacher_dir, tmp_path, key: str, value: str
 ) -> None:
     teacher, out = tmp_path / "teacher", tmp_path / "out"
     shutil.copytree(teacher_dir, teacher)
@@ -266,7 +260,8 @@ def test_a_teacher_that_is_not_built_here(
     (teacher / "config.json").write_text(json.dumps({**config, key: value}))
     flags = (f"--input_dir={examples_dir}", f"--teacher={teacher}", f"--output_dir={out}")
     line = _fails(capsys, create_teacher_output_data, *flags)
-    assert line == f"error: --teacher: {teacher / 'config.json'}: {key}: {message}"
+    assert line.startswith(f"error: --teacher: {teacher / 'config.json'}: {key}: ")
+    assert value in line
     assert not out.exists()
 
 
@@ -291,12 +286,12 @@ def test_what_a_cache_and_a_model_must_share(
         f"--input_dir={examples_dir}",
         f"--teacher={other}",
     )
-    assert "--teacher: expected the vocabulary of" in line
+    assert line.startswith("error: --teacher: ")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
     (other / "vocab.txt").unlink()
     line = _fails(capsys, run_distill, *base, f"--input_dir={cache_dir}", f"--student={other}")
-    assert "--student: expected a model of at least 48 positions" in line
+    assert line.startswith("error: --student: ") and "48" in line
     (other / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
     line = _fails(
         capsys,
@@ -305,16 +300,16 @@ def test_what_a_cache_and_a_model_must_share(
         f"--input_dir={examples_dir}",
         f"--teacher={other}",
     )
-    assert "tensors misshapen: bert.embeddings.word_embeddings.weight: expected" in line
+    assert "bert.embeddings.word_embeddings.weight" in line
     damaged = tmp_path / "damaged"
     shutil.copytree(cache_dir, damaged)
     _corrupt(damaged / "train-00001-of-00003.tfrecord")
     line = _fails(capsys, run_distill, *base, f"--input_dir={damaged}", f"--student={teacher_dir}")
-    assert "train-00001-of-00003.tfrecord: this shard is damaged" in line
+    assert "train-00001-of-00003.tfrecord: " in line
     line = _fails(
         capsys, run_distill, *base, f"--input_dir={examples_dir}", f"--student={teacher_dir}"
     )
-    assert "needs the teacher's top-k, and nothing here holds any" in line
+    assert line.startswith("error: --losses: ")
 
 
 def _run(name: str, *flags: str) -> str:
@@ -394,7 +389,7 @@ def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path
 
     google = tmp_path / "google"
     google.mkdir()
-    source = model_directory.find_model(str(teacher_dir))
+    source = model_directory.find_model(Location.parse(str(teacher_dir)))
     weights = source.read_weights()
     tensors = {row.tf1: weights[row.ours] for row in weight_names.weight_table(source.config)}
     tf.raw_ops.SaveV2(
@@ -454,6 +449,6 @@ def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path
         "--num_train_steps=6",
         "--num_warmup_steps=2",
     )
-    loaded = model_directory.find_model(str(student)).read_weights()
+    loaded = model_directory.find_model(Location.parse(str(student))).read_weights()
     moved = [np.abs(loaded[name] - weights[name]).max() for name in weights]
     assert 0 < max(moved) < 1e-3

@@ -1,4 +1,4 @@
-"""Each published recipe, by its flagfile, shrunk with --run_local."""
+"""Each published recipe, by its name, shrunk with --run_local."""
 
 import json
 import pathlib
@@ -76,7 +76,7 @@ def test_a_recipe_runs_and_its_losses_fall(
         student = f"--student={other}"
     teacher = [] if needs.cached else [f"--teacher={deep_teacher}"]
     flags = [
-        f"--flagfile={recipe}",
+        f"--recipe={recipe.stem}",
         f"--input_dir={folder}",
         f"--output_dir={tmp_path / 'student'}",
         student,
@@ -114,7 +114,7 @@ def test_a_recipe_opens_with_its_source_needs_and_cost(recipe: pathlib.Path) -> 
     lines = recipe.read_text(encoding="utf-8").splitlines()
     opening = "\n".join(line for line in lines if line.startswith("#"))
     assert lines[0].startswith("# ")
-    for part in ("# Source: ", "# Needs ", "# Cost: ", f"recipes/{recipe.name}", "--run_local"):
+    for part in ("# Source: ", "# Needs ", "# Cost: ", f"--recipe={recipe.stem} ", "--run_local"):
         assert part in opening, part
 
 

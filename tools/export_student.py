@@ -103,13 +103,13 @@ def _find_tokenizer(values: flags.FlagValues, source: "ModelSource") -> "Tokeniz
 def _open_cache(values: flags.FlagValues, source: "ModelSource") -> "CacheInput | None":
     if values.input_dir is None:
         return None
-    from pipeline.storage import cache_input
+    from pipeline.storage import cache_input, cache_tokenizer
     from pipeline.tokenizers import loading
 
     cache = cache_input.open_cache(Location.parse(values.input_dir, "input_dir"), None)
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("model"):
-        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
         cache_input.expect_positions(cache, source.config.max_input_length)
         cache_input.expect_segments(cache, source.config.type_vocab_size)
     return cache

@@ -48,15 +48,15 @@ def report_fidelity(config: ReportConfig) -> tuple["CacheReport", dict[str, Any]
     from pipeline.models.formats import model_directory
     from pipeline.storage import cache_input
     from pipeline.storage import manifest as manifests
-    from pipeline.teacher import teacher_input
+    from pipeline.teacher import capture
     from pipeline.teacher.settings import TeacherCacheConfig
     from tools.cache_analysis import cache_report
 
     named = TeacherCacheConfig(output_dir="", input_dir=config.input_dir, teacher=config.teacher)
-    source = teacher_input.find_teacher(named)
+    source = capture.find_teacher(named)
     cache = cache_input.open_cache(config.input_dir, None)
     cache_report.expect_comparable(cache)
-    teacher_input.expect_fitting(named, source, cache)
+    capture.expect_fitting(named, source, cache)
     sha256 = source.sha256()
     if not config.any_teacher:
         cache_report.expect_teacher(cache, sha256)

@@ -148,12 +148,12 @@ def plan_cache(config: PlanConfig) -> Plan:
     # Keras is imported only now that there is something to compute.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
-    from pipeline.teacher import teacher_input
+    from pipeline.teacher import capture
     from tools.cache_analysis import planning
 
     stage_1b = config.stage_1b()
-    source = teacher_input.find_teacher(stage_1b)
-    cache = teacher_input.open_examples(stage_1b, source)
+    source = capture.find_teacher(stage_1b)
+    cache = capture.open_examples(stage_1b, source)
     manifests.verify(cache.directory, cache.manifest, full=False)
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"

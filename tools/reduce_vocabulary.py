@@ -22,7 +22,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.initialization import layer_init
 from pipeline.models.weight_names import count_parameters
-from pipeline.storage import cache_input
+from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from pipeline.tokenizers.tokens import Tokenizer
@@ -108,8 +108,8 @@ def _reduce(values: flags.FlagValues) -> None:
     cache = cache_input.open_cache(Location.parse(values.input_dir, "input_dir"), None)
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
-        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
-    tokenizer = loading.load_cache_tokenizer(cache)
+        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+    tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
     always = _always_kept(tokenizer, values.keep_tokens, source.config.pad_token_id)
     manifests.verify(cache.directory, cache.manifest, full=values.verify == "full")
     counts = vocab_reduction.text_counts(cache_tokens.count_tokens(cache), tokenizer)

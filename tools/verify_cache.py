@@ -135,7 +135,7 @@ def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.
         what is wrong with its files; which tokens it calls special, bool [V], or None
         where it cannot be read.
     """
-    from pipeline.tokenizers import loading
+    from pipeline.storage import cache_tokenizer
 
     if manifest.kind == records.TASK_LOGITS:
         return [], None
@@ -144,7 +144,7 @@ def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.
         f"{name} is missing" for name in manifest.tokenizer_files if not (path / name).is_file()
     ]
     try:
-        tokenizer = loading.load_cache_tokenizer(CacheInput(path, manifest))
+        tokenizer = cache_tokenizer.load_cache_tokenizer(CacheInput(path, manifest))
     except InputError as error:
         return [*problems, str(error)], None
     received = dict(tokenizer.special_ids)

@@ -6,6 +6,7 @@ made from these declarations.
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ _DECLARATION = "declaration"
 class Declaration:
     """What a setting's field declares besides its default.
 
+    A range and choices hold for each item of a tuple.
+
     Attributes:
         help: one sentence on what it does, for `--help`.
         low: the least value; None without a bound.
@@ -28,7 +31,10 @@ class Declaration:
         choices: the only values; None where others are allowed.
         decides_output: whether the run configuration on disk holds it, so that a run with
             another value needs another output directory.
-        parse: turns a flag's text into the value; None where the field's type says it.
+        omit_default: whether the run configuration leaves out the default value, so that
+            directories from before the setting existed are still recognised.
+        parse: turns text into the value, and raises an `InputError` without a subject; None
+            where the field's type says it.
         aliases: other names of its flag.
     """
 
@@ -37,6 +43,7 @@ class Declaration:
     high: float | None = None
     choices: tuple[str, ...] | None = None
     decides_output: bool = True
+    omit_default: bool = False
     parse: Callable[[str], Any] | None = None
     aliases: tuple[str, ...] = ()
 
@@ -49,6 +56,7 @@ def setting(
     high: float | None = None,
     choices: Sequence[str] | None = None,
     decides_output: bool = True,
+    omit_default: bool = False,
     parse: Callable[[str], Any] | None = None,
     aliases: Sequence[str] = (),
 ) -> Any:
@@ -65,6 +73,7 @@ def setting(
         high,
         None if choices is None else tuple(choices),
         decides_output,
+        omit_default,
         parse,
         tuple(aliases),
     )
@@ -76,13 +85,9 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def declarations(config: Any) -> dict[str, Declaration]:
-    """Returns the declarations of a config dataclass's settings, by field name."""
-    return {
-        field.name: field.metadata[_DECLARATION]
-        for field in dataclasses.fields(config)
-        if _DECLARATION in field.metadata
-    }
+def declaration_of(field: dataclasses.Field) -> Declaration | None:
+    """Returns what a field declares; None for a field that is no setting."""
+    return field.metadata.get(_DECLARATION)
 
 
 def value_type(field: dataclasses.Field) -> Any:
@@ -93,9 +98,21 @@ def value_type(field: dataclasses.Field) -> Any:
     return next(kind for kind in kinds if kind is not type(None))
 
 
+def default_value(field: dataclasses.Field) -> Any:
+    """Returns a field's default; None for a required one."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def is_required(field: dataclasses.Field) -> bool:
+    """Returns whether a field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of the config dataclasses: reads locations, and checks what fields declare.
+    """Base of the config dataclasses: parses text and locations, and checks declared ranges.
 
     A subclass with a `__post_init__` of its own calls this one first.
 
@@ -105,34 +122,89 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None:
-                continue
-            if value_type(field) is Location and not isinstance(value, Location):
+            value = read_value(field, getattr(self, field.name))
+            if value_type(field) is Location and value is not None:
                 with naming_setting(field.name):
                     value = Location.parse(value, field.name)
-                object.__setattr__(self, field.name, value)
-            if _DECLARATION in field.metadata:
-                _check(field.name, field.metadata[_DECLARATION], value)
+            object.__setattr__(self, field.name, value)
 
     def decisive(self) -> dict[str, Any]:
-        """Returns the settings that decide the output, by field name."""
-        return {
-            name: getattr(self, name)
-            for name, declaration in declarations(self).items()
-            if declaration.decides_output
-        }
+        """Returns the settings that the run configuration holds, by field name."""
+        found = {}
+        for field in dataclasses.fields(self):
+            declaration, value = declaration_of(field), getattr(self, field.name)
+            if declaration is None or not declaration.decides_output:
+                continue
+            if not (declaration.omit_default and value == default_value(field)):
+                found[field.name] = value
+        return found
 
 
-def _check(name: str, declaration: Declaration, value: Any) -> None:
-    low, high = declaration.low, declaration.high
+def read_value(field: dataclasses.Field, value: Any) -> Any:
+    """Returns a setting's value, parsed where it is text of a field that parses text.
+
+    Raises:
+        InputError: it cannot be parsed, or is not in the declared range.
+    """
+    declaration = declaration_of(field)
+    if declaration is None or value is None:
+        return value
+    if declaration.parse is not None and isinstance(value, str):
+        with naming_setting(field.name):
+            value = declaration.parse(value)
+    items = value if isinstance(value, tuple) else (value,)
+    for item in items:
+        _check(field, declaration, item)
+    return value
+
+
+def _check(field: dataclasses.Field, declaration: Declaration, value: Any) -> None:
+    subject, low, high = Setting(field.name), declaration.low, declaration.high
     if declaration.choices is not None and value not in declaration.choices:
-        raise InputError(Setting(name), f"one of {', '.join(declaration.choices)}", value)
-    if not isinstance(value, int | float):
+        raise InputError(subject, f"one of {', '.join(declaration.choices)}", value)
+    if value_type(field) in (int, float) and not isinstance(value, numbers.Real):
+        raise InputError(subject, "a number", repr(value))
+    if not isinstance(value, numbers.Real):
         return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(Setting(name), "a finite number", value)
+    if not math.isfinite(value):
+        raise InputError(subject, "a finite number", value)
     if low is not None and value < low:
-        raise InputError(Setting(name), f"at least {low:g}", value)
+        raise InputError(subject, f"at least {low}", value)
     if high is not None and value > high:
-        raise InputError(Setting(name), f"at most {high:g}", value)
+        raise InputError(subject, f"at most {high}", value)
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """Parses words separated by commas; spaces around them do not count."""
+    words = (word.strip() for word in text.split(","))
+    return tuple(word for word in words if word)
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Parses numbers separated by commas.
+
+    Raises:
+        InputError: a part is no number.
+    """
+    try:
+        parsed = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        parsed = (math.nan,)
+    if not all(map(math.isfinite, parsed)):
+        raise InputError(None, "numbers such as 1,2", f"{text!r}")
+    return parsed
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Parses integers above 0 separated by commas, and returns each once, ascending.
+
+    Raises:
+        InputError: a part is no such number.
+    """
+    try:
+        counts = {int(part) for part in text.split(",")}
+    except ValueError:
+        counts = set()
+    if not counts or min(counts) < 1:
+        raise InputError(None, "integers above 0 such as 1,5", f"{text!r}")
+    return tuple(sorted(counts))

@@ -1,21 +1,22 @@
 """What the commands share: parsing flags, and turning mistakes into one line and exit status 1."""
 
 import contextlib
-import dataclasses
 import importlib
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
-from pipeline.base import compute_dtype
-from pipeline.base.errors import InputError, Setting, StoppedRunError, describe
-from pipeline.runners import ray
-
-LOCAL, RAY = "local", "ray"
+from data_specs import recipes
+from pipeline.base import compute_dtype, settings
+from pipeline.base.errors import InputError, Setting, StoppedRunError, describe, naming_setting
+from pipeline.commands.flags import read_config, read_values
+from pipeline.commands.settings import RAY
+from pipeline.runners.ray import RayConfig
 
 _HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
@@ -25,6 +26,8 @@ def run(
     command: Callable[[flags.FlagValues], None],
     description: str,
     argv: Sequence[str] | None = None,
+    *,
+    with_recipes: bool = False,
 ) -> int:
     """Parses flags and runs a command.
 
@@ -33,6 +36,7 @@ def run(
         command: what to run; it gets the parsed flags.
         description: printed above the flags by `--help`.
         argv: program name and arguments; the process's own by default.
+        with_recipes: whether `--recipe=NAME` stands for the flagfile of a recipe.
 
     Returns:
         the exit status: 0, or 1 after one line `error: …` on stderr for
@@ -42,12 +46,14 @@ def run(
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):
         text = flag_values.get_help(include_special_flags=False)
+        # The name of the module that defines them.
+        text = re.sub(r"^\n?[\w.]+:\n", "", text, flags=re.MULTILINE)
         _print_all(f"{description}\nFlags (--flagfile=FILE reads them from a file):\n{text}")
         return 0
     # Else TensorFlow prints a page of notes on every start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        _parse(flag_values, argv)
+        _parse(flag_values, argv, with_recipes=with_recipes)
         command(flag_values)
     except InputError as error:
         return _fail(describe(error, lambda name: f"--{name}" if name in flag_values else name))
@@ -73,15 +79,37 @@ def _print_all(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+def _parse(flag_values: flags.FlagValues, argv: Sequence[str], *, with_recipes: bool) -> None:
     try:
+        if with_recipes:
+            argv = _expand_recipes(flag_values.read_flags_from_files(argv, force_gnu=False))
         rest = flag_values(argv)[1:]
     except (flags.Error, OSError) as error:
+        if isinstance(error.__context__, InputError):
+            # Raised by the field that the flag sets.
+            raise error.__context__ from None
         # A validator's message stands behind the flags that it is about.
         text = str(error).removeprefix("flag ")
         raise InputError(text[max(0, text.find("missing: ")) :]) from error
     if rest:
         raise InputError(None, "flags only", f"the argument {rest[0]!r}")
+
+
+def _expand_recipes(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with `--recipe=NAME` replaced by the recipe's flagfile."""
+    expanded = []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in ("--recipe", "-recipe"):
+            expanded.append(argument)
+            continue
+        try:
+            path = recipes.find(value if equals else next(arguments, ""))
+        except ValueError as error:
+            raise InputError(Setting("recipe"), received=error) from error
+        expanded.append(f"--flagfile={path}")
+    return expanded
 
 
 def _fail(message: str) -> int:
@@ -143,30 +171,6 @@ class FlagTable:
         text = f"{text} auto is mixed_bfloat16 where there are instructions for it, else float32."
         self.choice("compute_dtype", compute_dtype.FLOAT32, text, of=compute_dtype.CHOICES)
 
-    def runner(self, *, with_gpus: bool) -> None:
-        """Defines `--runner` and what belongs to it; see `choose_runner`.
-
-        Args:
-            with_gpus: whether a job can use a GPU.
-        """
-        self.choice(
-            "runner",
-            LOCAL,
-            "Where the jobs, each of one shard or less, run: on this machine, or on Ray, whose "
-            "nodes must see the same files under the same paths and have the same packages.",
-            of=[LOCAL, RAY],
-        )
-        self.string(
-            "ray_address",
-            None,
-            "With --runner=ray: the cluster, host:port or auto, from one of its nodes. Without it "
-            "Ray is started on this machine alone, and ended.",
-        )
-        text = "With --runner=ray: the processors of a job, each of whose threads has one; 1."
-        self.integer("cpus_per_job", None, text, low=1)
-        if with_gpus:
-            self.integer("gpus_per_job", None, "With --runner=ray: the GPUs of a job; 0.", low=0)
-
     def require(self, *names: str) -> None:
         """Makes flags that have no default required."""
 
@@ -180,33 +184,15 @@ class FlagTable:
 
 
 def parse_numbers(name: str, text: str) -> tuple[float, ...]:
-    """Reads numbers separated by commas.
-
-    Raises:
-        InputError: a part is no number.
-    """
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(Setting(name), "numbers such as 1,2", f"{text!r}")
-    return numbers
+    """Parses a flag's numbers, separated by commas; see `settings.parse_numbers`."""
+    with naming_setting(name):
+        return settings.parse_numbers(text)
 
 
 def parse_counts(name: str, text: str) -> tuple[int, ...]:
-    """Reads whole numbers above 0 separated by commas, and returns each once, ascending.
-
-    Raises:
-        InputError: a part is no such number.
-    """
-    try:
-        counts = {int(part) for part in text.split(",")}
-    except ValueError:
-        counts = set()
-    if not counts or min(counts) < 1:
-        raise InputError(Setting(name), "whole numbers such as 1,5", f"{text!r}")
-    return tuple(sorted(counts))
+    """Parses a flag's integers above 0, separated by commas; see `settings.parse_counts`."""
+    with naming_setting(name):
+        return settings.parse_counts(text)
 
 
 @contextlib.contextmanager
@@ -267,7 +253,7 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
     return devices
 
 
-def choose_runner(values: flags.FlagValues) -> ray.RayConfig | None:
+def choose_runner(values: flags.FlagValues) -> RayConfig | None:
     """Returns how jobs run on Ray, which is imported; None where they run on this machine.
 
     Args:
@@ -276,16 +262,13 @@ def choose_runner(values: flags.FlagValues) -> ray.RayConfig | None:
     Raises:
         InputError: Ray is not installed, or a flag is for the other runner.
     """
-    names = [field.name for field in dataclasses.fields(ray.RayConfig)]
-    given = {name: values[name].value for name in names if name in values}
-    given = {name: value for name, value in given.items() if value is not None}
     if values.runner == RAY:
-        config = ray.RayConfig(**given)
+        config = read_config(values, RayConfig)
         config.import_ray()
         return config
-    if given:
-        name, value = next(iter(given.items()))
-        raise InputError(Setting(name), f"`runner`={RAY} beside it", f"{value} alone")
+    for name in read_values(values, RayConfig):
+        if values[name].present:
+            raise InputError(Setting(name), f"`runner`={RAY} together with it", values[name].value)
     return None
 
 

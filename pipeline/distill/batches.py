@@ -24,6 +24,7 @@ from pipeline.masking import mask_policy, window_batches, window_masking
 from pipeline.storage import (
     arrays,
     cache_input,
+    cache_tokenizer,
     length_buckets,
     reader,
     token_counts,
@@ -33,7 +34,6 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, MANIFEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
-from pipeline.tokenizers import loading
 
 Batch = tuple[dict[str, Any], dict[str, Any]]
 
@@ -92,7 +92,7 @@ class WindowReader:
 
     def __init__(self, cache: CacheInput, *, seed: int, purpose: str) -> None:
         manifest = cache.manifest
-        tokenizer = loading.load_cache_tokenizer(cache)
+        tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
         self._is_special = tokenizer.is_special()
         self._policy = window_masking.masking_policy(
             tokenizer,

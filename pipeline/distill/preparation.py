@@ -15,31 +15,10 @@ from pipeline.distill.student import StudentStart, find_student
 from pipeline.models import layer_groups
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input
+from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
 from pipeline.tokenizers import loading
-
-# What a request leaves out: settings that do not decide the student.
-_FREE_SETTINGS = (
-    "output_dir",
-    "input_dir",
-    "input_file",
-    # Held by the cache, whose checksum is in the request.
-    "max_seq_length",
-    "max_predictions_per_seq",
-    "do_eval",
-    "eval_batch_size",
-    "max_eval_steps",
-    "save_checkpoints_steps",
-    "keep_checkpoints",
-    # The same numbers within float error.
-    "distribution",
-    "log_steps",
-    "verify",
-    # The same numbers in less memory.
-    "recompute_activations",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +44,9 @@ class Preparation:
 
     def request(self) -> dict[str, Any]:
         """Returns the settings that decide the student, as JSON values."""
-        settings = {
-            name: value
-            for name, value in dataclasses.asdict(self.config).items()
-            if name not in (*_FREE_SETTINGS, "student", "teacher", "layer_groups")
-        }
-        if (self.config.num_data_streams or 1) == 1:
-            # One stream is what there was before there could be several.
+        settings = self.config.decisive()
+        if self.config.num_data_streams == 1:
+            # The default without `distribution`.
             del settings[NUM_DATA_STREAMS]
         objective = self.objective
         layers = {
@@ -93,7 +68,11 @@ class Preparation:
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": objective.comparison.truncation_factor,
         }
-        return json.loads(json.dumps(request, default=dict))
+        return json.loads(json.dumps(request, default=_to_json))
+
+
+def _to_json(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else dict(value)
 
 
 def prepare(config: DistillConfig) -> Preparation:
@@ -124,7 +103,7 @@ def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
     )
     vocab_files = loading.tokenizer_files(start.source.directory)
     with naming_setting(start.setting):
-        subset = loading.find_subset(cache, start.config.vocab_size, vocab_files)
+        subset = cache_tokenizer.find_subset(cache, start.config.vocab_size, vocab_files)
         cache = dataclasses.replace(cache, vocab_subset=subset)
         _expect_inputs_fit(cache, start.config)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
@@ -154,7 +133,7 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
         )
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
-        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
         _expect_inputs_fit(cache, source.config)
     return source
 

@@ -1,13 +1,16 @@
-"""What stage 2 was asked for."""
+"""The settings of `run_distill`."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings
-from pipeline.distill.losses.weights import WeightSchedule
+from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.distill.losses import LOSSES
+from pipeline.distill.losses.base import LOSS_POSITIONS, TAIL_POLICIES
+from pipeline.distill.losses.weights import WeightSchedule, parse_loss_schedules, parse_losses
 
 # What `--distribution` takes.
 ALONE = "none"
@@ -21,18 +24,45 @@ FREEZABLE = ("word_embeddings", "position_embeddings", "segment_embeddings")
 
 @dataclasses.dataclass(frozen=True)
 class StudentConfig(Settings):
-    """Where the student comes from; fields are named as the flags of `run_distill`."""
+    """The model that training starts from: settings of `run_distill`."""
 
-    student: Location | None = None
-    bert_config_file: Location | None = None
-    init_checkpoint: Location | None = None
-    init_from: Location | None = None
-    student_layers: int | None = None
-    layer_map: str | None = None
-    student_hidden_size: int | None = None
-    student_attention_heads: int | None = None
-    student_intermediate_size: int | None = None
-    drop_segments: bool = False
+    student: Location | None = setting(None, "Model directory that training starts from.")
+    bert_config_file: Location | None = setting(
+        None,
+        "In place of `student`: a bert_config.json. Weights are random unless `init_checkpoint` "
+        "is given.",
+    )
+    init_checkpoint: Location | None = setting(
+        None,
+        "Requires `bert_config_file`. Prefix of the checkpoint, for example DIR/bert_model.ckpt.",
+    )
+    init_from: Location | None = setting(
+        None, "In place of `student`: model directory of the teacher whose layers are copied."
+    )
+    student_layers: int | None = setting(
+        None, "Requires `init_from`. Number of layers of the student.", low=1
+    )
+    layer_map: str | None = setting(
+        None,
+        "Requires `init_from`. Layers to copy, from 0: even (default), first, last, every:k, or a "
+        "list; for example 0,2,4,7,9,11.",
+    )
+    student_hidden_size: int | None = setting(
+        None,
+        "Requires `init_from`. Hidden size of a narrower student, cut from the teacher's weights.",
+        low=1,
+    )
+    student_attention_heads: int | None = setting(
+        None, "Requires `init_from`. Attention heads; the teacher's number by default.", low=1
+    )
+    student_intermediate_size: int | None = setting(
+        None,
+        "Requires `init_from`. Feed-forward size; shrunk with the hidden size by default.",
+        low=1,
+    )
+    drop_segments: bool = setting(
+        False, "Requires `init_from`. Whether a BERT becomes a DistilBERT, without segments."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,68 +94,201 @@ class StudentConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig(Settings):
-    """What `run_distill` was asked for; fields are named as its flags.
+    """The settings of `run_distill`; its flags are generated from them and `StudentConfig`.
 
-    Flags that a manifest holds are None unless given, and then must agree with
-    it; `truncation_factor` may be smaller. At most `train_batch_size` examples are
-    computed at once, `gradient_accumulation_steps` times as many make an update;
-    all steps that are counted are updates.
+    Settings that a manifest holds are None unless given, and must agree with it;
+    `truncation_factor` may be smaller. At most `train_batch_size` examples are computed at
+    once, and `gradient_accumulation_steps` times as many make a step.
     """
 
     student: StudentConfig
-    losses: Mapping[str, float]
-    loss_schedules: Mapping[str, WeightSchedule] = dataclasses.field(default_factory=dict)
-    teacher: Location | None = None
-    loss_positions: str = "masked"
-    layer_groups: str | None = None
-    freeze: tuple[str, ...] = ()
-    output_dir: Location | None = None
-    input_dir: Location | None = None
-    input_file: Location | None = None
-    do_train: bool = True
-    do_eval: bool = True
-    temperature: float = 1.0
-    tail: str | None = None
-    truncation_factor: int | None = None
-    max_seq_length: int | None = None
-    max_predictions_per_seq: int | None = None
-    train_batch_size: int = 32
-    eval_batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    num_train_steps: int = 100_000
-    num_warmup_steps: int | None = None
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    compute_dtype: str = "float32"
-    recompute_activations: bool = False
-    random_seed: int = 12345
-    shuffle_buffer_size: int = 10_000
-    length_buckets: int = 8
-    save_checkpoints_steps: int = 1_000
-    keep_checkpoints: int = 2
-    log_steps: int = 100
-    max_eval_steps: int = 100
-    deterministic: bool = True
-    distribution: str = ALONE
-    num_data_streams: int | None = None
-    verify: str = "full"
+    losses: Mapping[str, float] = setting(
+        {"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
+        f"Losses and their weights, of {', '.join(LOSSES)}.",
+        parse=parse_losses,
+    )
+    loss_schedules: Mapping[str, WeightSchedule] = setting(
+        {},
+        "Changes of weights over the steps, from those of `losses` to a last weight; constant by "
+        "default. For example masked_lm=linear:0,hidden_cosine=cosine:0.1.",
+        parse=parse_loss_schedules,
+    )
+    # The run configuration holds the SHA-256 of its weights.
+    teacher: Location | None = setting(
+        None,
+        "Model directory of a live teacher, which computes in the same step what the cache does "
+        "not hold.",
+        decides_output=False,
+    )
+    loss_positions: str = setting(
+        "masked",
+        "Positions where distributions are compared: masked, or, with `teacher`, all tokens.",
+        choices=LOSS_POSITIONS,
+    )
+    # The run configuration holds the layers that it names.
+    layer_groups: str | None = setting(
+        None,
+        "Layers that the losses on layers compare: last, mean, skip, or a list of teacher layers "
+        "and the student layer; for example 1-6:1,7-12:2. By default last for hidden_cosine and "
+        "mean for attention_mse.",
+        decides_output=False,
+    )
+    freeze: tuple[str, ...] = setting(
+        (),
+        f"Embeddings that are not trained, of {', '.join(FREEZABLE)}.",
+        choices=FREEZABLE,
+        parse=parse_words,
+    )
+    output_dir: Location | None = setting(
+        None,
+        "Directory for the student: empty, or of an interrupted run. Required for training.",
+        decides_output=False,
+    )
+    input_dir: Location | None = setting(
+        None,
+        "A teacher cache. With `teacher`, or for `losses`=masked_lm=1, also masked examples or "
+        "unmasked windows.",
+        decides_output=False,
+    )
+    input_file: Location | None = setting(
+        None, "In place of `input_dir`: a glob of its shards.", decides_output=False
+    )
+    do_train: bool = setting(True, "Whether to train.")
+    do_eval: bool = setting(
+        True, "Whether to evaluate at every checkpoint and at the end.", decides_output=False
+    )
+    temperature: float = setting(
+        1.0, "Temperature T of soft_cross_entropy and kl_divergence.", low=0.01
+    )
+    tail: str | None = setting(
+        None,
+        "Treatment of the probability mass outside the top-k. By default drop for "
+        "soft_cross_entropy and bucket for kl_divergence.",
+        choices=TAIL_POLICIES,
+    )
+    truncation_factor: int | None = setting(
+        None,
+        "k, the number of the teacher's tokens used at a position: at most the number in the "
+        "cache, the default.",
+        low=1,
+    )
+    # The cache holds them, and the run configuration holds its checksum.
+    max_seq_length: int | None = setting(
+        None, "Must equal the value of the cache.", low=1, decides_output=False
+    )
+    max_predictions_per_seq: int | None = setting(
+        None, "Must equal the value of the cache.", low=1, decides_output=False
+    )
+    train_batch_size: int = setting(32, "Examples in a training batch.", low=1)
+    eval_batch_size: int = setting(
+        32, "Examples in an evaluation batch.", low=1, decides_output=False
+    )
+    gradient_accumulation_steps: int = setting(1, "Batches in a step (optimizer update).", low=1)
+    num_train_steps: int = setting(100_000, "Number of steps to train.", low=1)
+    num_warmup_steps: int | None = setting(
+        None,
+        "Steps over which the learning rate rises to its peak; a tenth of `num_train_steps` by "
+        "default.",
+        low=0,
+    )
+    learning_rate: float = setting(
+        5e-5, "Peak learning rate, from which it falls linearly to 0.", low=0.0
+    )
+    weight_decay: float = setting(
+        0.01, "Decoupled weight decay, except on biases and layer norms.", low=0.0
+    )
+    clip_norm: float = setting(
+        1.0, "Global norm that gradients are clipped to; 0 for no clipping.", low=0.0
+    )
+    compute_dtype: str = setting(
+        FLOAT32,
+        "Precision of the student. auto is mixed_bfloat16 where the hardware supports it, else "
+        "float32.",
+        choices=CHOICES,
+    )
+    # The same numbers in less memory.
+    recompute_activations: bool = setting(
+        False,
+        "Whether to recompute the activations within the student's layers for gradients "
+        "(gradient checkpointing): the same numbers in less memory and more time.",
+        decides_output=False,
+    )
+    random_seed: int = setting(
+        12345, "Seed of the order, of dropout and of new weights.", low=0, high=2**32 - 1
+    )
+    shuffle_buffer_size: int = setting(10_000, "Examples that are shuffled in memory.", low=1)
+    length_buckets: int = setting(
+        8,
+        "Number of lengths that the inputs of a step, sorted by length, are padded to. 1 pads "
+        "all to `max_seq_length`.",
+        low=1,
+    )
+    save_checkpoints_steps: int = setting(
+        1_000, "Steps between checkpoints.", low=1, decides_output=False
+    )
+    keep_checkpoints: int = setting(
+        2,
+        "Number of newest checkpoints to keep. Training resumes from the newest one whose "
+        "checksum matches.",
+        low=1,
+        decides_output=False,
+    )
+    log_steps: int = setting(
+        100, "Steps between lines of metrics.jsonl.", low=1, decides_output=False
+    )
+    max_eval_steps: int = setting(
+        100, "Most batches of an evaluation.", low=1, decides_output=False
+    )
+    deterministic: bool = setting(True, "Whether a repeated run gives the same bits on a CPU.")
+    # The same numbers within float error.
+    distribution: str = setting(
+        ALONE,
+        "data_parallel divides each batch among all devices of this process and of those that it "
+        "joins. Requires `backend`=jax.",
+        choices=DISTRIBUTIONS,
+        decides_output=False,
+    )
+    num_data_streams: int | None = setting(
+        None,
+        "Number of groups of shards, each read by one process, that give every step equally many "
+        "examples. By default as the run began, else one a process.",
+        low=1,
+        omit_default=True,
+    )
+    verify: str = setting(
+        "full",
+        "Check of the input before the run: full reads every byte, sizes compares file sizes.",
+        choices=("full", "sizes"),
+        decides_output=False,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._fill_schedules()
         if not (self.do_train or self.do_eval):
             raise InputError(Setting("do_train"), "it or `do_eval`", "neither")
         if self.do_train and not self.output_dir:
             raise InputError(Setting("output_dir"), "a folder for the student", "none")
-        for name in self.freeze:
-            if name not in FREEZABLE:
-                raise InputError(Setting("freeze"), f"names of {', '.join(FREEZABLE)}", f"{name!r}")
         if self.warmup_steps > self.num_train_steps:
             raise InputError(
                 Setting("num_warmup_steps"),
                 f"at most `num_train_steps`={self.num_train_steps}",
                 self.num_warmup_steps,
             )
+
+    def _fill_schedules(self) -> None:
+        """Refuses schedules of other losses, and gives constant ones their weight."""
+        schedules = {}
+        for name, schedule in self.loss_schedules.items():
+            if name not in self.losses:
+                raise InputError(
+                    Setting("loss_schedules"),
+                    f"losses of `losses` ({', '.join(self.losses)})",
+                    f"{name!r}",
+                )
+            last = self.losses[name] if schedule.last is None else schedule.last
+            schedules[name] = dataclasses.replace(schedule, last=last)
+        object.__setattr__(self, "loss_schedules", schedules)
 
     @property
     def warmup_steps(self) -> int:

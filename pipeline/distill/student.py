@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.initialization import layer_init, slicing
-from pipeline.models.masked_lm import MaskedLM
+
+if TYPE_CHECKING:
+    from pipeline.models.masked_lm import MaskedLM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +38,15 @@ class StudentStart:
             "layer_map": self.layer_map,
         }
 
-    def build(self, config: DistillConfig) -> MaskedLM:
+    def build(self, config: DistillConfig) -> "MaskedLM":
         """Returns the student with its first weights, its frozen tables frozen."""
         if self.layer_map is None:
             model = model_directory.load_masked_lm(
                 self.source, dtype=config.compute_dtype, seed=config.random_seed
             )
         else:
+            from pipeline.models.masked_lm import MaskedLM
+
             model = MaskedLM(self.config, dtype=config.compute_dtype, seed=config.random_seed)
             model_directory.assign_weights(model, self._weights(config.student))
         prepare_for_training(model, config)
@@ -105,7 +109,7 @@ def derive_config(
     return student, layer_map
 
 
-def prepare_for_training(model: MaskedLM, config: DistillConfig) -> None:
+def prepare_for_training(model: "MaskedLM", config: DistillConfig) -> None:
     """Freezes what is not trained and says what is computed again for gradients.
 
     Args:
@@ -119,7 +123,7 @@ def prepare_for_training(model: MaskedLM, config: DistillConfig) -> None:
     _freeze(model, config.freeze)
 
 
-def _freeze(model: MaskedLM, names: Sequence[str]) -> None:
+def _freeze(model: "MaskedLM", names: Sequence[str]) -> None:
     """Keeps tables of embeddings as they are.
 
     Raises:

@@ -47,12 +47,20 @@ class ChunkResult:
     bytes_read: int
 
 
-def mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> ChunkResult:
-    """Masks a chunk's documents into a spill file; one that is there already stays."""
+def mask_chunk(
+    config: MaskedExamplesConfig, chunk: corpus.Chunk, *, is_only_writer: bool = True
+) -> ChunkResult:
+    """Masks a chunk's documents into a spill file; one that is there already stays.
+
+    Args:
+        config: the settings.
+        chunk: the documents.
+        is_only_writer: whether no other process, perhaps on another node, may mask it too.
+    """
     path = spill_path(config, chunk.index)
     header = spill.read_header(path)
     if header is None or header.get("fingerprint") != chunk.fingerprint():
-        if config.ray is not None:
+        if not is_only_writer:
             _expect_same_tokenizer(config)
         header, entries = _mask_documents(config, chunk)
         if config.is_dynamic:
@@ -61,7 +69,7 @@ def mask_chunk(config: MaskedExamplesConfig, chunk: corpus.Chunk) -> ChunkResult
                 (entry.record for entry in entries), _masker(config).vocab_size
             )
             token_counts.write_counts(counts_path(config, chunk.index), counts)
-        spill.write_spill(path, entries, header, is_only_writer=config.ray is None)
+        spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
     return ChunkResult(header, chunk.bytes_read)
 
 

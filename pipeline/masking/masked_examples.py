@@ -8,7 +8,6 @@ shards and each shard comes out shuffled, in an order that depends on nothing
 but seed and text.
 """
 
-import dataclasses
 import functools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +22,15 @@ from pipeline.corpora import corpus
 from pipeline.masking import masked_chunks
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.masking.shard_plan import ShardPlan, make_plan
-from pipeline.runners import local, ray
-from pipeline.runners.shard_job import ShardJob
+from pipeline.runners import workers as runners
+from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization, spill, token_counts
+from pipeline.storage import spill, token_counts
 from pipeline.storage.manifest import Manifest
-from pipeline.storage.serialization import StagedShard
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
 _PLAN_FILE = "plan.json"
-_PATHS = ("output_dir", "vocab_file")
-
-Workers = local.Workers | ray.Workers
 
 
 def _plan_path(config: MaskedExamplesConfig) -> Location:
@@ -54,7 +49,9 @@ def _mask_corpus(
     workers: Workers,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every chunk into its spill file and returns their headers."""
-    mask = functools.partial(masked_chunks.mask_chunk, config)
+    mask = functools.partial(
+        masked_chunks.mask_chunk, config, is_only_writer=not workers.may_repeat_jobs
+    )
     results = workers.run(mask, corpus.read_chunks(corpus_files))
     headers = []
     total = sum(file.bytes for file in corpus_files)
@@ -65,46 +62,24 @@ def _mask_corpus(
     return headers
 
 
-def _write_shard(
+def _make_records(
     config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
-) -> manifests.ShardInfo:
-    done = manifests.completed_shard(config.output_dir, job.file)
-    if done is not None:
-        return done
-    return serialization.write_shard(
-        config.output_dir, job.file, _sorted_records(config, plan, job)
-    )
-
-
-def _stage_shard(config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob) -> StagedShard:
-    return serialization.stage_shard(
-        config.output_dir, job.file, _sorted_records(config, plan, job)
-    )
-
-
-def _sorted_records(
-    config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
-) -> Iterator[bytes]:
+) -> tuple[Iterator[bytes], None]:
     return spill.read_sorted(
         masked_chunks.expect_chunks(config, plan.fingerprints),
         plan.keys(job),
         expected_bytes=plan.record_bytes // plan.num_shards[job.split],
-    )
+    ), None
 
 
 def _start_jobs(
     config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob], workers: Workers
 ) -> Iterator[manifests.ShardInfo]:
     """Yields the shards as they are written, in the jobs' order."""
-    if config.ray is None:
-        yield from workers.run(functools.partial(_write_shard, config, plan), jobs)
-        return
     done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
-    made = workers.run(
-        functools.partial(_stage_shard, config, plan),
-        [job for job in jobs if done[job] is None],
-        finish=functools.partial(serialization.publish_shard, config.output_dir),
-    )
+    missing = [job for job in jobs if done[job] is None]
+    make = functools.partial(_make_records, config, plan)
+    made = runners.make_shards(workers, config.output_dir, make, missing)
     for job in jobs:
         yield done[job] or next(made)
 
@@ -156,10 +131,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             complete, is then as it was before.
     """
     _expect_output_outside(config)
-    if config.ray is not None:
-        # Worker processes begin in other folders.
-        places = {name: str(getattr(config, name).absolute()) for name in _PATHS}
-        config = dataclasses.replace(config, **places)
+    config = runners.absolute_locations(config)
     corpora = corpus.resolve(config.corpora)
     tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
@@ -194,12 +166,6 @@ def _expect_output_outside(config: MaskedExamplesConfig) -> None:
             )
 
 
-def _open_workers(config: MaskedExamplesConfig) -> Workers:
-    if config.ray is None:
-        return local.Workers(config.max_workers)
-    return ray.Workers(config.ray, config.output_dir, shared=masked_chunks.spill_folder(config))
-
-
 def _make(
     config: MaskedExamplesConfig,
     corpus_files: Sequence[corpus.CorpusFile],
@@ -209,7 +175,13 @@ def _make(
     for name, content in tokenizer.files().items():
         (config.output_dir / name).write_whole(content)
     masked_chunks.spill_folder(config).mkdir(parents=True, exist_ok=True)
-    with _open_workers(config) as workers:
+    workers = runners.open_workers(
+        config.ray,
+        config.output_dir,
+        max_workers=config.max_workers,
+        shared=masked_chunks.spill_folder(config),
+    )
+    with workers:
         headers = _mask_corpus(config, corpus_files, workers)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
         plan = make_plan(config, headers, corpus_files, id_bytes)

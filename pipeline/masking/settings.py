@@ -1,54 +1,113 @@
-"""What stage 1a was asked for."""
+"""The settings of `create_pretraining_data`."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings
-from pipeline.corpora.documents import Corpus
+from pipeline.base.settings import Settings, setting
 from pipeline.runners.ray import RayConfig
-from pipeline.tokenizers.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from pipeline.corpora.documents import Corpus
+    from pipeline.tokenizers.tokens import Tokenizer
 
 STATIC = "static"
 DYNAMIC = "dynamic"
-# Copies of a window that are masked once and for all, unless `--dupe_factor` says otherwise.
+# Masked copies of a window that are stored unless `dupe_factor` is given.
 DEFAULT_DUPE_FACTOR = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedExamplesConfig(Settings):
-    """What `create_pretraining_data` was asked for; fields are named as its flags.
+    """The settings of `create_pretraining_data`; its flags are generated from them.
 
-    `corpora` are what `--input_dir`, `--corpus_spec`, `--tfds_name` and `--corpora` name.
-    `dupe_factor` is None unless given: `copies` is what holds. `ray` is None for processes of
-    this machine.
+    `corpora` holds the corpora that the command's flags `input_dir`, `corpus_spec`, `tfds_name`
+    and `corpora` name. `ray` is None for processes of this machine.
     """
 
     corpora: tuple[CorpusSource, ...]
-    output_dir: Location
-    vocab_file: Location
-    do_lower_case: bool | None = None
-    do_whole_word_mask: bool = True
-    segments: str = "pair"
-    max_seq_length: int = 512
-    max_predictions_per_seq: int = 20
-    masked_lm_prob: float = 0.15
-    short_seq_prob: float = 0.1
-    doc_stride: int = 256
-    masking: str = STATIC
-    mask_smoothing: float = 0.0
-    dupe_factor: int | None = None
-    random_seed: int = 12345
-    min_chars: int = 20
-    eval_fraction: float = 0.05
-    num_shards: int | None = None
-    max_workers: int = 1
-    skip_bad_lines: bool = False
+    output_dir: Location = setting(
+        dataclasses.MISSING,
+        "Directory for the masked examples: empty, or of an interrupted run.",
+        decides_output=False,
+    )
+    vocab_file: Location = setting(
+        dataclasses.MISSING,
+        "The teacher's vocab.txt, tokenizer.json or SentencePiece model, or its directory.",
+        decides_output=False,
+    )
+    do_lower_case: bool | None = setting(
+        None,
+        "Whether to lower-case text (WordPiece: and strip accents). By default as in the "
+        "tokenizer_config.json next to the vocabulary; without one, yes for a vocab.txt and no "
+        "for a SentencePiece model.",
+    )
+    do_whole_word_mask: bool = setting(True, "Whether to mask whole words.")
+    segments: str = setting(
+        "pair",
+        "Layout of an input: pair is [CLS] A [SEP] B [SEP], single is [CLS] A [SEP].",
+        choices=("pair", "single"),
+    )
+    max_seq_length: int = setting(
+        512, "Longest input in tokens, special tokens included.", low=1, high=65535
+    )
+    max_predictions_per_seq: int = setting(20, "Most masked tokens of an input.", low=1)
+    masked_lm_prob: float = setting(0.15, "Fraction of tokens to mask.", low=0.0, high=1.0)
+    short_seq_prob: float = setting(
+        0.1,
+        "Probability that the windows of a document get a shorter, random length.",
+        low=0.0,
+        high=1.0,
+    )
+    doc_stride: int = setting(
+        256, "Distance in tokens between the starts of consecutive windows.", low=1
+    )
+    masking: str = setting(
+        STATIC,
+        "static stores masked examples, which a teacher cache requires; dynamic stores unmasked "
+        "windows, which run_distill masks anew in each epoch.",
+        choices=(STATIC, DYNAMIC),
+        omit_default=True,
+    )
+    mask_smoothing: float = setting(
+        0.0,
+        "Requires `masking`=dynamic. Exponent s: a word is drawn in proportion to count ** -s of "
+        "its tokens, so that rare words are masked more often. DistilBERT uses 0.7.",
+        low=0.0,
+        high=10.0,
+    )
+    dupe_factor: int | None = setting(
+        None,
+        "Differently masked copies of each window; 5 by default. Not with `masking`=dynamic.",
+        low=1,
+    )
+    random_seed: int = setting(12345, "Seed of every random choice.", low=0)
+    min_chars: int = setting(20, "Documents with fewer characters are skipped.", low=1)
+    eval_fraction: float = setting(
+        0.05, "Fraction of documents that go to the eval split.", low=0.0, high=0.5
+    )
+    num_shards: int | None = setting(
+        None,
+        "Number of train shards. By default enough that each shard of a teacher cache stays "
+        "below 128 MB.",
+        low=1,
+        high=99999,
+    )
+    max_workers: int = setting(
+        1,
+        "Number of processes with `runner`=local; all processors by default.",
+        low=1,
+        high=512,
+        decides_output=False,
+    )
+    skip_bad_lines: bool = setting(
+        False, "Whether to count and skip documents that cannot be read."
+    )
     ray: RayConfig | None = None
 
     def __post_init__(self) -> None:
@@ -107,20 +166,17 @@ class MaskedExamplesConfig(Settings):
         """The longest window, in tokens of the document."""
         return self.max_seq_length - self.num_special
 
-    def request(self, tokenizer: Tokenizer, corpora: Sequence[Corpus]) -> dict[str, Any]:
+    def request(self, tokenizer: "Tokenizer", corpora: Sequence["Corpus"]) -> dict[str, Any]:
         """Returns the settings that decide the data, as JSON values.
 
         Args:
             tokenizer: what `vocab_file` names.
             corpora: `self.corpora`, resolved.
         """
-        settings = dataclasses.asdict(self)
-        for name in ("output_dir", "vocab_file", "max_workers", "ray"):
-            del settings[name]
+        settings = self.decisive()
         if not self.is_dynamic:
-            # A request for static masks says what it always said.
-            for name in ("masking", "mask_smoothing"):
-                del settings[name]
+            # It has no effect, and is not in the run configurations of older directories.
+            del settings["mask_smoothing"]
         settings["dupe_factor"] = self.copies
         settings["do_lower_case"] = tokenizer.do_lower_case
         settings["corpora"] = [

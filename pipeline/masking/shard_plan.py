@@ -9,7 +9,7 @@ from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
 from pipeline.corpora.documents import CorpusFile
 from pipeline.masking.settings import MaskedExamplesConfig
-from pipeline.runners.shard_job import ShardJob
+from pipeline.runners.workers import ShardJob
 from pipeline.storage import manifest as manifests
 from pipeline.storage import spill
 from pipeline.storage.manifest import EVAL, TRAIN

@@ -2,6 +2,8 @@
 
 import collections
 import concurrent.futures
+import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
@@ -9,11 +11,10 @@ import multiprocessing.forkserver
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.base.errors import InterruptedRunError, Setting
 
-Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 # Bytes of the path of a socket: what all systems take.
@@ -63,8 +64,14 @@ def prepare(*modules: str) -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-class Workers:
-    """Worker processes, which begin with the first job and end with the `with` block.
+def _run_counting(function: Callable[..., Result], job: Any) -> tuple[Result, int]:
+    """Runs a job in a worker; returns its result, and how much it reported to have done."""
+    counts = [0]
+    return function(job, counts.append), sum(counts)
+
+
+class LocalWorkers:
+    """Worker processes of this machine; see `pipeline.runners.workers.Workers`.
 
     They are the same ones for all calls of `run`.
 
@@ -72,7 +79,10 @@ class Workers:
         max_workers: processes; with 1 all is done in this one.
     """
 
+    may_repeat_jobs = False
+
     def __init__(self, max_workers: int) -> None:
+        self.cpus_per_job = num_cpus()
         self._max_workers = max_workers
         self._pool = concurrent.futures.ProcessPoolExecutor(
             max_workers,
@@ -80,29 +90,46 @@ class Workers:
             initializer=_exit_with_parent,
         )
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> "LocalWorkers":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Runs a function over jobs and yields the results in the jobs' order.
+    def warm_up(self, function: Callable[[], object]) -> None:
+        """See `Workers`."""
+        if self._max_workers == 1:
+            function()
 
-        At most a few jobs a worker are taken from `jobs` ahead of their results, so
-        that a lazy `jobs` keeps memory bounded.
-
-        Args:
-            function: picklable, if there are several workers.
-            jobs: the same.
+    def run(
+        self,
+        function: Callable[..., Any],
+        jobs: Iterable[Any],
+        *,
+        finish: Callable[[Any], Any] | None = None,
+        on_progress: Callable[[int], Any] | None = None,
+    ) -> Iterator[Any]:
+        """See `Workers`; with one worker, neither functions nor jobs need be picklable.
 
         Raises:
             InterruptedRunError: a worker was killed, for example for want of memory.
         """
+        finish = finish or (lambda result: result)
         if self._max_workers == 1:
-            yield from map(function, jobs)
+            report = [] if on_progress is None else [on_progress]
+            for job in jobs:
+                yield finish(function(job, *report))
             return
-        pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+        counting = function if on_progress is None else functools.partial(_run_counting, function)
+        with contextlib.closing(self._run_in_processes(counting, jobs)) as results:
+            for result in results:
+                if on_progress is not None:
+                    result, count = result
+                    on_progress(count)
+                yield finish(result)
+
+    def _run_in_processes(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator:
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
         try:
             for job in jobs:
                 pending.append(self._pool.submit(function, job))

@@ -15,7 +15,6 @@ import functools
 import itertools
 import logging
 import os
-import pathlib
 import re
 import secrets
 import socket
@@ -23,15 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.local_mirror import CACHE_VARIABLE
 from pipeline.base.location import BucketLocation, Location
+from pipeline.base.settings import Settings, setting
 from pipeline.runners import local, ray_job
-
-Job = TypeVar("Job")
-Made = TypeVar("Made")
 
 AUTO = "auto"
 # Seconds: for a cluster to answer at all, and for a first connection to it.
@@ -45,16 +42,28 @@ _END = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
-class RayConfig:
-    """How jobs run on Ray; fields are named as the flags.
+class RayConfig(Settings):
+    """How jobs run on Ray; the flags of `runner`=ray are generated from it.
 
     `ray_address` is None for a Ray of this machine alone, which begins and ends with
     the jobs.
     """
 
-    ray_address: str | None = None
-    cpus_per_job: int = 1
-    gpus_per_job: int = 0
+    ray_address: str | None = setting(
+        None,
+        "Requires `runner`=ray. Address of the cluster: host:port, or auto on one of its nodes. "
+        "By default Ray is started on this machine alone for the run.",
+        decides_output=False,
+    )
+    cpus_per_job: int = setting(
+        1,
+        "Requires `runner`=ray. Processors, and threads, of a job.",
+        low=1,
+        decides_output=False,
+    )
+    gpus_per_job: int = setting(
+        0, "Requires `runner`=ray. GPUs of a job.", low=0, decides_output=False
+    )
 
     def import_ray(self) -> Any:
         """Returns the package, which must not have been imported before.
@@ -158,8 +167,8 @@ class _Tally:
         self._shown = count
 
 
-class Workers:
-    """Worker processes of a cluster, from the `with` statement to the end of its block.
+class RayWorkers:
+    """Worker processes of a cluster; see `pipeline.runners.workers.Workers`.
 
     Args:
         config: which cluster, and what a job needs of a node.
@@ -169,9 +178,13 @@ class Workers:
             others have made; where `directory` is in a bucket, in the cache folder.
     """
 
+    # A node of which Ray loses sight works on, beside the job's second run.
+    may_repeat_jobs = True
+
     def __init__(
-        self, config: RayConfig, directory: Location, shared: pathlib.Path | None = None
+        self, config: RayConfig, directory: Location, shared: Location | None = None
     ) -> None:
+        self.cpus_per_job = config.cpus_per_job
         self._config = config
         self._directory = directory.absolute()
         self._shared = None if shared is None else shared.absolute()
@@ -179,7 +192,7 @@ class Workers:
         self._node: ray_job.Node | None = None
         self._slots, self._counted = 1, -_NODES
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> "RayWorkers":
         address = self._config.ray_address
         if address not in (None, AUTO):
             _expect_answer(address)
@@ -210,6 +223,9 @@ class Workers:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+    def warm_up(self, function: Callable[[], object]) -> None:
+        """See `Workers`: no job runs in this process."""
 
     def _count_slots(self) -> int:
         """Returns how many jobs the nodes can do at once, as far as is known now."""
@@ -261,31 +277,14 @@ class Workers:
     def run(
         self,
         function: Callable[..., Any],
-        jobs: Iterable[Job],
+        jobs: Iterable[Any],
         *,
-        finish: Callable[[Any], Made] | None = None,
+        finish: Callable[[Any], Any] | None = None,
         on_progress: Callable[[int], Any] | None = None,
-    ) -> Iterator[Made]:
-        """Runs a function over jobs and yields the results in the jobs' order.
-
-        At most two jobs for each that the nodes can do at once are taken from `jobs`
-        and not done, so that a lazy `jobs` keeps memory bounded.
-
-        Args:
-            function: picklable; called on a node with a job and, with `on_progress`, a
-                function that it may tell of what it has done. Results are small.
-            jobs: picklable.
-            finish: what is to be done here with a result, as soon as it comes; what it
-                returns is yielded in its place.
-            on_progress: called here with what jobs say that they have done; with less
-                than nothing where one has begun anew.
-
-        Raises:
-            InputError: what a job raised; it is not done again.
-            InterruptedRunError: a job was lost with its worker or node again and again.
-        """
+    ) -> Iterator[Any]:
+        """See `Workers`."""
         tally = None if on_progress is None else _Tally(self._ray, on_progress)
-        made: dict[int, Made] = {}
+        made: dict[int, Any] = {}
         due = 0
         with contextlib.closing(self._completed(function, jobs, tally)) as completed:
             for index, result in completed:
@@ -295,7 +294,7 @@ class Workers:
                     due += 1
 
     def _completed(
-        self, function: Callable[..., Any], jobs: Iterable[Job], tally: _Tally | None
+        self, function: Callable[..., Any], jobs: Iterable[Any], tally: _Tally | None
     ) -> Iterator[tuple[int, Any]]:
         """Yields jobs' numbers and results, in the order in which they end."""
         submit = self._submitter(function, None if tally is None else tally.actor)

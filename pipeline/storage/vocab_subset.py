@@ -19,7 +19,8 @@ from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
-from pipeline.storage.manifest import Manifest, VocabInfo
+from pipeline.storage.manifest import Manifest
+from pipeline.tokenizers.vocabulary import VocabInfo
 
 # What the teacher must at least give to the kept ids of a position: float32 knows a
 # smaller 1 − tail no better than by its first digit.

@@ -1,143 +1,526 @@
-"""Stage 1b: the teacher runs once over masked examples; what it says is cached."""
+"""The capture stage: runs the teacher once over masked examples and stores its targets."""
 
+import collections
 import dataclasses
 import functools
+import itertools
 import platform
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tqdm
 
 from data_specs import records
+from pipeline.base import json_text
+from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.prefetch import ahead
+from pipeline.models import layer_groups
 from pipeline.models.formats import model_directory
-from pipeline.runners import local, ray
-from pipeline.runners.shard_job import ShardJob, assigned_jobs
+from pipeline.models.formats.model_directory import ModelSource
+from pipeline.models.group_means import mean_state
+from pipeline.models.layer_groups import TeacherGroup
+from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
+from pipeline.runners import workers as runners
+from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import FileInfo, Manifest, ShardInfo
-from pipeline.teacher import cache_request, cluster_capture, shard_capture, teacher_input
+from pipeline.storage.codecs import HiddenCodec, TopKCodec
+from pipeline.storage.manifest import SAMPLED, TOPK, FileInfo, Manifest, ShardInfo, TeacherInfo
+from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
+from pipeline.teacher import forward, truncation
+from pipeline.teacher.forward import Arrays
 from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.tokenizers import loading
+
+# Targets held in memory: the examples of a block are sorted by length, so that
+# more would batch better.
+_BLOCK_BYTES = 128 * 2**20
+
+
+# The teacher and the masked examples.
+
+
+def find_teacher(config: TeacherCacheConfig) -> ModelSource:
+    """Returns the teacher that `teacher` or `bert_config_file` names.
+
+    Raises:
+        InputError: it is missing, or its configuration is invalid.
+    """
+    if config.teacher is not None:
+        return model_directory.find_model(config.teacher)
+    return ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
+
+
+def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput:
+    """Opens the masked examples and checks that they fit the settings and the teacher.
+
+    Args:
+        config: names them, and the teacher.
+        source: the teacher.
+
+    Raises:
+        InputError: they are incomplete or of another kind, or the settings or the
+            teacher do not fit them.
+    """
+    cache = cache_input.open_cache(config.input_dir, config.input_file)
+    if cache.manifest.kind == records.UNMASKED_WINDOWS:
+        raise InputError(
+            cache.directory,
+            records.MASKED_EXAMPLES,
+            f"{records.UNMASKED_WINDOWS}: masks change each epoch, so that there is "
+            "nothing to cache",
+            hint="use `masking`=static for a cache, or a live teacher: run_distill `teacher`",
+        )
+    if cache.manifest.kind != records.MASKED_EXAMPLES:
+        raise InputError(cache.directory, records.MASKED_EXAMPLES, f"a {cache.manifest.kind}")
+    cache_input.expect_settings(
+        cache,
+        max_seq_length=config.max_seq_length,
+        max_predictions_per_seq=config.max_predictions_per_seq,
+    )
+    expect_fitting(config, source, cache)
+    return cache
+
+
+def expect_fitting(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> None:
+    """Checks that a teacher has a cache's vocabulary, and room for its inputs.
+
+    Args:
+        config: how the teacher was named.
+        source: the teacher.
+        cache: masked examples, or a teacher cache.
+
+    Raises:
+        InputError: it does not fit; prints both values.
+    """
+    vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
+    with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
+        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_input.expect_positions(cache, source.config.max_input_length)
+        cache_input.expect_segments(cache, source.config.type_vocab_size)
+
+
+# The run configuration.
+
+
+def truncation_factor(config: TeacherCacheConfig, source: ModelSource) -> int:
+    """Returns k, at most the vocabulary's size."""
+    return min(config.truncation_factor, source.config.vocab_size)
+
+
+def find_groups(config: TeacherCacheConfig, source: ModelSource) -> tuple[TeacherGroup, ...]:
+    """Returns the groups of layers whose hidden states are kept; none by default."""
+    if config.cache_hidden_states is None:
+        return ()
+    with naming_setting("cache_hidden_states"):
+        return layer_groups.parse_teacher_groups(
+            config.cache_hidden_states, source.config.num_hidden_layers
+        )
+
+
+def run_configuration(
+    config: TeacherCacheConfig, cache: CacheInput, source: ModelSource
+) -> dict[str, Any]:
+    """Returns the settings that decide the output, as JSON values.
+
+    Args:
+        config: the settings.
+        cache: the masked examples.
+        source: the teacher, whose files are read for their digest.
+    """
+    settings = config.decisive()
+    groups = find_groups(config, source)
+    del settings["cache_hidden_states"]
+    if groups:
+        settings["hidden_groups"] = [str(group) for group in groups]
+        settings["hidden_size"] = source.config.hidden_size
+    else:
+        # It has no effect, and is not in the run configurations of older directories.
+        del settings["hidden_encoding"]
+    shards = [shard.file for shards in cache.manifest.splits.values() for shard in shards]
+    return {
+        **settings,
+        "kind": records.TEACHER_CACHE,
+        "parent": {"sha256": manifests.load(cache.directory).sha256()},
+        "shards": shards,
+        "teacher": {"config": source.config.to_dict(), "sha256": source.sha256()},
+        "truncation_factor": truncation_factor(config, source),
+        "temperatures": list(config.temperatures),
+        "backend": keras.config.backend(),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a capture starts from.
+
+    Attributes:
+        config: the settings.
+        source: the teacher.
+        cache: the masked examples.
+        run_configuration: see `run_configuration`.
+    """
+
+    config: TeacherCacheConfig
+    source: ModelSource
+    cache: CacheInput
+    run_configuration: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, config: TeacherCacheConfig) -> "Inputs":
+        """Finds the teacher and the masked examples.
+
+        Raises:
+            InputError: one is missing or invalid, or they do not fit each other.
+        """
+        source = find_teacher(config)
+        cache = open_examples(config, source)
+        return cls(config, source, cache, run_configuration(config, cache, source))
+
+    @property
+    def teacher_info(self) -> TeacherInfo:
+        """What the cache will hold."""
+        settings = self.run_configuration
+        return TeacherInfo(
+            truncation_factor=settings["truncation_factor"],
+            logit_encoding=settings["logit_encoding"],
+            temperatures=tuple(settings["temperatures"]),
+            teacher=settings["teacher"],
+            parent=settings["parent"],
+            hidden_groups=tuple(settings.get("hidden_groups", ())),
+            hidden_encoding=settings.get("hidden_encoding"),
+            hidden_size=settings.get("hidden_size"),
+            truncation=settings.get("truncation", TOPK),
+            truncation_mass=settings.get("truncation_mass"),
+        )
+
+    def count_tokens(self) -> FileInfo | None:
+        """Writes the file of token counts, where the codec needs one."""
+        return cache_input.count_tokens(
+            self.config.output_dir, self.teacher_info, self.cache.directory, self.cache.manifest
+        )
+
+    def open_workers(self) -> Workers:
+        """Returns what runs the jobs."""
+        return runners.open_workers(self.config.ray, self.config.output_dir)
+
+    def load_model(self) -> MaskedLM:
+        """Returns the teacher with its weights."""
+        return model_directory.load_masked_lm(
+            self.source, dtype=self.config.compute_dtype, logits_dtype="float32"
+        )
+
+
+# One shard.
+
+
+@dataclasses.dataclass(frozen=True)
+class _TeacherBatch:
+    """The teacher's output for some examples of a block.
+
+    Attributes:
+        block: the examples.
+        indices: which of them are the batch's.
+        output: as `Capture.forward` returns it.
+    """
+
+    block: Sequence[MaskedExample]
+    indices: np.ndarray
+    output: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """Turns records of masked examples into records of the teacher cache.
+
+    Attributes:
+        manifest: of the masked examples.
+        info: what the cache will hold.
+        batch_size: B.
+        codec: packs the top-k.
+        forward: the compiled teacher, from a batch to what is kept of its output: the top-k,
+            or all logits where tokens are drawn.
+        on_examples: called with the number of examples just done.
+    """
+
+    manifest: Manifest
+    info: TeacherInfo
+    batch_size: int
+    codec: TopKCodec
+    forward: Callable[[Arrays], Arrays]
+    on_examples: Callable[[int], None]
+
+    @functools.cached_property
+    def hidden_codec(self) -> HiddenCodec | None:
+        """Packs the hidden states; None without."""
+        return self.info.hidden_codec()
+
+    def records(
+        self, examples: Iterator[MaskedExample], measured: collections.Counter[str]
+    ) -> Iterator[bytes]:
+        """Yields the cache's record for each masked example, in order.
+
+        Args:
+            examples: the masked examples.
+            measured: as `ShardInfo.measured`; each record is added before it comes.
+        """
+        # Reading, the teacher, and packing with writing go on at the same time.
+        blocks = ahead(self._read_blocks(examples), depth=1)
+        done: list[tuple[int, bytes]] = []
+        for batch in ahead(self._run_teacher(blocks)):
+            batched = [batch.block[index] for index in batch.indices]
+            features = self._features(batch.output, batched)
+            for index, example, added in zip(batch.indices, batched, features, strict=True):
+                manifests.measure_record(measured, added, self.codec.truncation_factor)
+                record = serialization.encode_example({**example.features, **added})
+                done.append((index, record))
+            self.on_examples(len(batched))
+            if len(done) == len(batch.block):
+                yield from (record for _, record in sorted(done))
+                done = []
+
+    def _read_blocks(self, examples: Iterator[MaskedExample]) -> Iterator[list[MaskedExample]]:
+        """Yields examples that are sorted by length together, in their order."""
+        position_bytes = self.codec.truncation_factor * 8
+        if self.hidden_codec is not None:
+            position_bytes += self.hidden_codec.num_groups * self.hidden_codec.hidden_size * 4
+        example_bytes = self.manifest.max_predictions_per_seq * position_bytes
+        batches = max(1, _BLOCK_BYTES // (example_bytes * self.batch_size))
+        while block := list(itertools.islice(examples, batches * self.batch_size)):
+            yield block
+
+    def _run_teacher(self, blocks: Iterable[Sequence[MaskedExample]]) -> Iterator[_TeacherBatch]:
+        for block in blocks:
+            lengths = [len(example.input_ids) for example in block]
+            for indices in forward.length_batches(lengths, self.batch_size):
+                batch = forward.build_batch(
+                    [block[index] for index in indices],
+                    batch_size=self.batch_size,
+                    max_seq_length=self.manifest.max_seq_length,
+                    max_predictions_per_seq=self.manifest.max_predictions_per_seq,
+                )
+                yield _TeacherBatch(block, indices, self.forward(batch))
+
+    def _features(
+        self, output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
+    ) -> list[dict[str, bytes]]:
+        """Returns what the cache adds to each example of a batch."""
+        kept, row_splits = forward.real_positions(output, examples)
+        sampled = self.info.truncation == SAMPLED
+        exact = kept.pop(LOGITS) if sampled else kept[records.TOPK_LOGITS]
+        forward.expect_finite(exact)
+        if sampled:
+            drawn = truncation.sample_positions(
+                exact,
+                examples,
+                seed=self.manifest.seed,
+                num_draws=self.info.truncation_factor,
+            )
+            kept.update(drawn)
+        targets = TeacherTargets(
+            ids=kept[records.TOPK_IDS],
+            logits=kept[records.TOPK_LOGITS],
+            log_tail_masses=kept[records.LOG_TAIL_MASSES],
+            label_log_probs=kept[records.LABEL_LOG_PROBS],
+            temperatures=self.info.temperatures,
+            hidden_states=kept.get(records.HIDDEN_STATES),
+        )
+        return targets.to_features(self.codec, row_splits, self.hidden_codec)
+
+
+def keep_hidden_states(
+    groups: Sequence[TeacherGroup], outputs: Mapping[str, Any], batch: Mapping[str, Any]
+) -> Any:
+    """Returns the mean state of each group of layers at the masked positions, [B, P, G, D]."""
+    positions = batch[records.MASKED_LM_POSITIONS]
+    means = [mean_state(outputs[records.HIDDEN_STATES], group) for group in groups]
+    return keras.ops.stack([gather_positions(mean, positions) for mean in means], axis=2)
+
+
+def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Keep:
+    """Returns the function from the teacher's outputs for a batch to what is kept of them.
+
+    Args:
+        config: the settings.
+        source: the teacher.
+    """
+    groups = find_groups(config, source)
+    sampled = config.truncation == SAMPLED
+
+    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        kept = truncation.truncate(
+            outputs[LOGITS],
+            batch[records.MASKED_LM_IDS],
+            truncation_factor=1 if sampled else truncation_factor(config, source),
+            temperatures=config.temperatures,
+            truncation_mass=config.truncation_mass,
+        )
+        if sampled:
+            # The draws are NumPy's: the same on any backend.
+            kept[LOGITS] = outputs[LOGITS]
+        if groups:
+            kept[records.HIDDEN_STATES] = keep_hidden_states(groups, outputs, batch)
+        return kept
+
+    return keep
+
+
+def _make_capture(inputs: Inputs, model: MaskedLM) -> Capture:
+    """Returns what makes the shards of a cache, whose directory holds what the codec needs."""
+    config, source, info = inputs.config, inputs.source, inputs.teacher_info
+    return Capture(
+        manifest=inputs.cache.manifest,
+        info=info,
+        batch_size=config.predict_batch_size,
+        codec=cache_input.make_codec(config.output_dir, info, source.config.vocab_size),
+        forward=forward.compile_forward(model, keep_function(config, source)),
+        on_examples=lambda count: None,
+    )
+
+
+class _ShardMaker:
+    """The job: makes the records of a shard with the teacher, which is loaded once.
+
+    In a worker process on some node it is a new one, which opens the teacher and the masked
+    examples itself.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes begin in other folders.
+        config = runners.absolute_locations(self._inputs.config)
+        return _open_maker, (config, json_text.dump(self._inputs.run_configuration))
+
+    @functools.cached_property
+    def model(self) -> MaskedLM:
+        """The teacher with its weights."""
+        return self._inputs.load_model()
+
+    @functools.cached_property
+    def _capture(self) -> Capture:
+        return _make_capture(self._inputs, self.model)
+
+    def __call__(
+        self, job: ShardJob, on_examples: Callable[[int], None]
+    ) -> tuple[Iterator[bytes], Mapping[str, int] | None]:
+        """Returns a shard's records, and what is measured of them as they are made."""
+        cache = self._inputs.cache
+        only = {job.split: (cache.manifest.splits[job.split][job.index],)}
+        narrowed = dataclasses.replace(cache.manifest, splits=only, token_counts=None)
+        manifests.verify(cache.directory, narrowed, full=False)
+        capture = dataclasses.replace(self._capture, on_examples=on_examples)
+        examples = read_examples(cache.directory / job.file, capture.manifest)
+        measured: collections.Counter[str] = collections.Counter()
+        is_measured = manifests.varies_in_size(capture.info)
+        return capture.records(examples, measured), measured if is_measured else None
+
+
+@functools.lru_cache(maxsize=1)
+def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
+    """Returns the job in a worker process.
+
+    Args:
+        config: the settings.
+        expected: the command's run configuration, as JSON.
+
+    Raises:
+        InputError: this node sees other inputs than the command.
+    """
+    inputs = Inputs.open(config)
+    difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
+    if difference:
+        raise InputError(
+            Setting("runner"),
+            "each node to see the teacher and the masked examples under the same paths",
+            f"other ones on {socket.gethostname()}: {difference}",
+        )
+    return _ShardMaker(inputs)
+
+
+# The whole cache.
 
 
 def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     """Makes a teacher cache, or finishes one, or does this task's share of it.
 
     Args:
-        config: what was asked for.
+        config: the settings.
 
     Returns:
         the manifest, or None where shards of other tasks are still missing.
 
     Raises:
-        InputError: the masked examples, the teacher or the directory is not as
-            it must be. Shards that are whole stay.
+        InputError: the masked examples, the teacher or the directory is invalid. Shards
+            that are whole stay.
     """
-    source = teacher_input.find_teacher(config)
-    cache = teacher_input.open_examples(config, source)
-    request = cache_request.make_request(config, cache, source)
-    manifests.check_output_dir(config.output_dir, request)
+    inputs = Inputs.open(config)
+    manifests.check_output_dir(config.output_dir, inputs.run_configuration)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         return manifests.load(config.output_dir)
-    manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
+    full = config.verify == "full"
+    manifests.verify(inputs.cache.directory, inputs.cache.manifest, full=full)
+    make_missing_shards(inputs)
+    return _publish_when_complete(inputs)
+
+
+def make_missing_shards(inputs: Inputs) -> None:
+    """Makes this task's shards that are missing or incomplete; the manifest stays."""
+    config, splits = inputs.config, inputs.cache.manifest.splits
     jobs = [
         ShardJob(split, index, shard.file)
-        for split, shards in cache.manifest.splits.items()
+        for split, shards in splits.items()
         for index, shard in enumerate(shards)
     ]
-    mine = assigned_jobs(jobs, num_tasks=config.num_tasks, task_index=config.task_index)
-    missing = [job for job in mine if not manifests.completed_shard(config.output_dir, job.file)]
-    make = _make_shards if config.ray is None else _make_shards_on_ray
-    made = make(config, cache, source, request, missing) if missing else []
-    return _publish_when_complete(config, cache, request, made)
-
-
-def _count_tokens(
-    config: TeacherCacheConfig, cache: CacheInput, request: Mapping[str, Any]
-) -> FileInfo | None:
-    info = cache_request.teacher_info(request)
-    return cache_input.count_tokens(config.output_dir, info, cache.directory, cache.manifest)
-
-
-def _make_shards(
-    config: TeacherCacheConfig,
-    cache: CacheInput,
-    source: model_directory.ModelSource,
-    request: Mapping[str, Any],
-    jobs: Sequence[ShardJob],
-) -> list[ShardInfo]:
-    """Makes shards in this process."""
-    model = model_directory.load_masked_lm(
-        source, dtype=config.compute_dtype, logits_dtype="float32"
-    )
-    manifests.reserve_output_dir(config.output_dir, request)
-    _count_tokens(config, cache, request)
-    info = cache_request.teacher_info(request)
-    capture = shard_capture.make_capture(config, cache, source, model, info)
-    write = functools.partial(serialization.write_shard, config.output_dir)
-    with progress_bar(cache, jobs) as bar:
-        told = dataclasses.replace(capture, on_examples=bar.update)
-        return [
-            shard_capture.capture_shard(told, cache.directory / job.file, write) for job in jobs
-        ]
-
-
-def _make_shards_on_ray(
-    config: TeacherCacheConfig,
-    cache: CacheInput,
-    source: model_directory.ModelSource,
-    request: Mapping[str, Any],
-    jobs: Sequence[ShardJob],
-) -> list[ShardInfo]:
-    """Makes shards on the nodes of a cluster, each of which opens the teacher itself."""
-    with ray.Workers(config.ray, config.output_dir) as workers:
-        manifests.reserve_output_dir(config.output_dir, request)
-        _count_tokens(config, cache, request)
-        with progress_bar(cache, jobs) as bar:
-            return list(cluster_capture.make_shards(config, workers, jobs, bar.update))
-
-
-def progress_bar(cache: CacheInput, jobs: Sequence[ShardJob]) -> tqdm.tqdm:
-    """Returns a bar of the examples of some shards of `cache`, the masked examples."""
-    splits = cache.manifest.splits
+    jobs = [
+        job
+        for job in jobs[config.task_index :: config.num_tasks]
+        if not manifests.completed_shard(config.output_dir, job.file)
+    ]
+    if not jobs:
+        return
     total = sum(splits[job.split][job.index].num_examples for job in jobs)
-    return tqdm.tqdm(total=total, unit=" examples", desc="teacher", smoothing=0.1)
+    maker = _ShardMaker(inputs)
+    with inputs.open_workers() as workers:
+        # Before the directory is reserved: a corrected command may still use it.
+        workers.warm_up(lambda: maker.model)
+        manifests.reserve_output_dir(config.output_dir, inputs.run_configuration)
+        inputs.count_tokens()
+        with tqdm.tqdm(total=total, unit=" examples", desc="teacher", smoothing=0.1) as bar:
+            made = runners.make_shards(workers, config.output_dir, maker, jobs, bar.update)
+            collections.deque(made, maxlen=0)
 
 
-def _publish_when_complete(
-    config: TeacherCacheConfig,
-    cache: CacheInput,
-    request: Mapping[str, Any],
-    made: Sequence[ShardInfo],
-) -> Manifest | None:
-    """Publishes the cache, of which some shards have just been made, if none is missing."""
-    here = {shard.file: shard for shard in made}
+def _publish_when_complete(inputs: Inputs) -> Manifest | None:
+    """Publishes the cache if no shard is missing."""
+    config, cache = inputs.config, inputs.cache
     splits: dict[str, tuple[ShardInfo, ...]] = {}
     for split, shards in cache.manifest.splits.items():
-        done = [
-            here.get(shard.file) or manifests.completed_shard(config.output_dir, shard.file)
-            for shard in shards
-        ]
+        done = [manifests.completed_shard(config.output_dir, shard.file) for shard in shards]
         if None in done:
             return None
-        splits[split] = tuple(shard for shard in done if shard is not None)
+        splits[split] = tuple(done)
     manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
-    # What a byte-equal repetition needs, beside the request.
+    # A byte-equal repetition needs it besides the run configuration.
     environment = {
         "machine": platform.machine(),
-        "threads": local.num_cpus() if config.ray is None else config.ray.cpus_per_job,
+        "threads": inputs.open_workers().cpus_per_job,
         "keras": keras.__version__,
         **cache_input.environment(config.logit_encoding),
     }
     manifest = dataclasses.replace(
         cache.manifest,
         kind=records.TEACHER_CACHE,
-        flags={**cache.manifest.flags, **request},
+        flags={**cache.manifest.flags, **inputs.run_configuration},
         splits=splits,
         statistics={**cache.manifest.statistics, "environment": environment},
-        teacher_info=cache_request.teacher_info(request),
-        token_counts=_count_tokens(config, cache, request),
+        teacher_info=inputs.teacher_info,
+        token_counts=inputs.count_tokens(),
     )
     manifests.publish(config.output_dir, manifest)
     return manifest

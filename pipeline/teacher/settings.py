@@ -1,46 +1,116 @@
-"""What stage 1b was asked for."""
+"""The settings of `create_teacher_output_data`."""
 
 import dataclasses
 
+from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings
+from pipeline.base.settings import Settings, parse_numbers, setting
 from pipeline.runners.ray import RayConfig
-from pipeline.storage.manifest import SAMPLED, TOPK
+from pipeline.storage.codecs import CODECS, HIDDEN_CODECS
+from pipeline.storage.manifest import SAMPLED, TOPK, TRUNCATIONS
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherCacheConfig(Settings):
-    """What `create_teacher_output_data` was asked for; fields are named as its flags.
+    """The settings of `create_teacher_output_data`; its flags are generated from them.
 
-    Flags that a manifest holds are None unless given, and then must agree with it. `ray` is
-    None for this process.
+    Settings that a manifest holds are None unless given, and must agree with it. `ray` is None
+    for this process.
     """
 
-    output_dir: Location
-    input_dir: Location | None = None
-    input_file: Location | None = None
-    teacher: Location | None = None
-    bert_config_file: Location | None = None
-    init_checkpoint: Location | None = None
-    truncation_factor: int = 128
-    temperatures: tuple[float, ...] = (1.0, 2.0)
-    truncation: str = TOPK
-    truncation_mass: float | None = None
-    logit_encoding: str = "float16"
-    cache_hidden_states: str | None = None
-    hidden_encoding: str = "float16"
-    compute_dtype: str = "float32"
-    predict_batch_size: int = 64
-    max_seq_length: int | None = None
-    max_predictions_per_seq: int | None = None
-    verify: str = "full"
-    num_tasks: int = 1
-    task_index: int = 0
+    output_dir: Location = setting(
+        dataclasses.MISSING,
+        "Directory for the teacher cache: empty, or of an interrupted run.",
+        decides_output=False,
+    )
+    input_dir: Location | None = setting(
+        None, "Masked examples, from create_pretraining_data.", decides_output=False
+    )
+    input_file: Location | None = setting(
+        None, "In place of `input_dir`: a glob of its shards.", decides_output=False
+    )
+    # The run configuration holds its configuration and the SHA-256 of its weights.
+    teacher: Location | None = setting(
+        None,
+        "Model directory of the teacher, in Hugging Face's or Google's BERT layout.",
+        decides_output=False,
+    )
+    bert_config_file: Location | None = setting(
+        None, "In place of `teacher`: a bert_config.json.", decides_output=False
+    )
+    init_checkpoint: Location | None = setting(
+        None,
+        "Requires `bert_config_file`. Prefix of the checkpoint, for example DIR/bert_model.ckpt.",
+        decides_output=False,
+    )
+    truncation_factor: int = setting(
+        128, "k, the number of the teacher's tokens stored at a masked position.", low=1
+    )
+    temperatures: tuple[float, ...] | None = setting(
+        None,
+        "Temperatures at which the mass outside the top-k is stored, ascending from 1. "
+        "1,2 by default; 1 with `truncation`=sampled.",
+        parse=parse_numbers,
+    )
+    truncation: str = setting(
+        TOPK,
+        "topk stores the k most probable tokens; sampled stores those of k random draws from the "
+        "teacher's distribution, an unbiased estimate of it.",
+        choices=tuple(TRUNCATIONS),
+        omit_default=True,
+    )
+    truncation_mass: float | None = setting(
+        None,
+        "Stores no more tokens at a position than reach this probability mass, at most k; for "
+        "example 0.999.",
+        low=0.0,
+        high=1.0,
+        omit_default=True,
+    )
+    logit_encoding: str = setting("float16", "Codec of the logits.", choices=tuple(CODECS))
+    cache_hidden_states: str | None = setting(
+        None,
+        "Groups of teacher layers whose mean hidden state is stored; for example 1-6,7-12.",
+    )
+    hidden_encoding: str = setting(
+        "float16", "Codec of the hidden states.", choices=tuple(HIDDEN_CODECS)
+    )
+    compute_dtype: str = setting(
+        FLOAT32,
+        "Precision of the encoder; logits are always float32. auto is mixed_bfloat16 where the "
+        "hardware supports it, else float32.",
+        choices=CHOICES,
+    )
+    predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
+    max_seq_length: int | None = setting(
+        None, "Must equal the value of the masked examples.", low=1, decides_output=False
+    )
+    max_predictions_per_seq: int | None = setting(
+        None, "Must equal the value of the masked examples.", low=1, decides_output=False
+    )
+    verify: str = setting(
+        "full",
+        "Check of the input before the run: full reads every byte, sizes compares file sizes.",
+        choices=("full", "sizes"),
+        decides_output=False,
+    )
+    num_tasks: int = setting(
+        1,
+        "Number of processes, started by you, that share the shards.",
+        low=1,
+        decides_output=False,
+    )
+    task_index: int = setting(
+        0, "Index of this process among `num_tasks`, from 0.", low=0, decides_output=False
+    )
     ray: RayConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.temperatures is None:
+            default = (1.0,) if self.truncation == SAMPLED else (1.0, 2.0)
+            object.__setattr__(self, "temperatures", default)
         if self.task_index >= self.num_tasks:
             raise InputError(
                 Setting("task_index"), f"less than `num_tasks`={self.num_tasks}", self.task_index

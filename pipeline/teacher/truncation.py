@@ -1,13 +1,26 @@
-"""What is kept of the teacher's distribution at a masked position."""
+"""Truncation of the teacher's distribution at a masked position: its top-k, or random draws.
 
-from collections.abc import Sequence
+Random draws follow Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge
+Distillation in LLMs" (ACL 2025): from a top-k a student learns a distribution that is too
+sharp; the shares of N independent draws are the teacher's distribution on average, and so
+are the gradients of a cross-entropy with them. The draws are from the distribution itself,
+so that each has the importance weight 1 / N (theirs are from p^t with weights p / p^t; this
+is t = 1).
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from data_specs import records
+from pipeline.base import seeding
 from pipeline.models import topk
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
+from pipeline.storage.records import MaskedExample
+
+_PURPOSE = "sampled logits"
 
 
 def truncate(
@@ -51,3 +64,64 @@ def _log_weights(logits: Any, labels: Any, values: Any) -> Any:
     """Returns the log of each label's weight, float32 [...]; that of the largest logit is 0."""
     label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
     return (label_logits - values[..., :1])[..., 0]
+
+
+def sample(logits: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draws tokens at one position.
+
+    Args:
+        logits: float [V].
+        uniform: float64 [N], numbers from 0 to below 1, one for each draw.
+
+    Returns:
+        the distinct ids, int64 [n], and how often each was drawn, int64 [n]; the
+        most frequent first, of equals the smaller id.
+
+    Example: of p = [0.5, 0.25, 0.25] the numbers 0.1, 0.8, 0.4 draw the ids 0, 2, 0:
+    ids [0, 2], counts [2, 1].
+    """
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    heights = np.cumsum(weights)
+    # `right`: an id without mass has no width. The last height may be rounded down to.
+    drawn = np.searchsorted(heights, uniform * heights[-1], side="right")
+    ids, counts = np.unique(np.minimum(drawn, np.flatnonzero(weights)[-1]), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return ids[order], counts[order]
+
+
+def sample_positions(
+    logits: np.ndarray, examples: Sequence[MaskedExample], *, seed: int, num_draws: int
+) -> Mapping[str, np.ndarray]:
+    """Draws tokens at all masked positions of several examples.
+
+    The draws at a position depend on the seed, the example and the position
+    alone, never on the batch.
+
+    Args:
+        logits: float32 [positions, V], of one example after another.
+        examples: each with its `example_id` and masked positions.
+        seed: of the cache.
+        num_draws: N.
+
+    Returns:
+        `topk_ids` int32 [positions, N]: the distinct ids, then `NO_ID`s;
+        `topk_logits` float32 [positions, N]: the log of each id's share of the
+        draws; `log_tail_masses` float32 [positions, 1]: −inf, no tail.
+    """
+    all_ids = np.full((len(logits), num_draws), NO_ID, np.int32)
+    all_logits = np.full((len(logits), num_draws), NO_ID_LOGIT, np.float32)
+    places = (
+        (example.example_id, int(position))
+        for example in examples
+        for position in example.masked_lm_positions
+    )
+    for row, (example_id, position) in enumerate(places):
+        stream = seeding.stream(seed, _PURPOSE, example_id, position)
+        ids, counts = sample(logits[row], stream.random(num_draws))
+        all_ids[row, : len(ids)] = ids
+        all_logits[row, : len(ids)] = np.log(counts / num_draws)
+    return {
+        records.TOPK_IDS: all_ids,
+        records.TOPK_LOGITS: all_logits,
+        records.LOG_TAIL_MASSES: np.full((len(logits), 1), -np.inf, np.float32),
+    }

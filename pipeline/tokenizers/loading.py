@@ -1,18 +1,15 @@
 """The tokenizer that a file or a model directory names."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.models.formats.model_directory import HF_CONFIG
-from pipeline.storage import vocab_subset
-from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.vocab_subset import VocabSubset
 from pipeline.tokenizers import sentencepiece_model, tokenizer_json, wordpiece
 from pipeline.tokenizers.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 from pipeline.tokenizers.vocabulary import VocabInfo, read_tokens, vocab_info
 
+# The settings of the model in a Hugging Face model directory.
+_MODEL_CONFIG_FILE = "config.json"
 _SENTENCEPIECE_SUFFIXES = (".model", ".spm")
 # What a model directory's tokenizer may be called, the first that is there taken.
 _FILE_NAMES = (
@@ -76,7 +73,7 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
         do_lower_case = said if isinstance(said, bool) else not is_sentencepiece
     if not is_sentencepiece:
         return wordpiece.load_wordpiece(path, do_lower_case=do_lower_case)
-    model_type = _setting_beside(path, HF_CONFIG, "model_type")
+    model_type = _setting_beside(path, _MODEL_CONFIG_FILE, "model_type")
     return sentencepiece_model.load_sentencepiece(
         path, do_lower_case=do_lower_case, model_type=model_type
     )
@@ -107,7 +104,7 @@ def read_vocab(path: Location) -> tuple[str, ...]:
         return tokenizer_json.read_vocab(path)[0]
     if path.suffix in _SENTENCEPIECE_SUFFIXES:
         pieces, _ = sentencepiece_model.read_pieces(path)
-        model_type = _setting_beside(path, HF_CONFIG, "model_type")
+        model_type = _setting_beside(path, _MODEL_CONFIG_FILE, "model_type")
         return sentencepiece_model.number_tokens(pieces, model_type)[0]
     return read_tokens(path)
 
@@ -119,101 +116,3 @@ def read_vocab_info(path: Location) -> VocabInfo:
         InputError: it cannot be read.
     """
     return vocab_info(read_vocab(path))
-
-
-def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Location]) -> None:
-    """Checks that a model has the vocabulary that a cache was made with.
-
-    Args:
-        cache: the directory.
-        vocab_size: the model's.
-        vocab_files: the files of its tokenizer, compared token by token, of which
-            one must agree; where there are none, the sizes alone are compared.
-
-    Raises:
-        InputError: they differ; prints both.
-    """
-    expected = cache.manifest.vocab
-    if vocab_size != expected.size:
-        raise InputError(
-            None,
-            f"a vocabulary of {expected.size} tokens, as in {cache.directory}",
-            f"one of {vocab_size}",
-        )
-    found = []
-    for path in vocab_files:
-        received = read_vocab_info(path)
-        if received == expected:
-            return
-        found.append(f"{path} (SHA-256 {received.sha256}, {received.size} tokens)")
-    if found:
-        raise InputError(
-            None,
-            f"the vocabulary of {cache.directory} (SHA-256 {expected.sha256})",
-            ", ".join(found),
-        )
-
-
-def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
-    """Loads the tokenizer that a cache was made with from the files in it.
-
-    Of a SentencePiece model the model itself, not the `tokenizer.json` made of it.
-
-    Raises:
-        InputError: none of the files has the manifest's vocabulary.
-    """
-    expected = cache.manifest.vocab
-    for path in _own_files_first(tokenizer_files(cache.directory)):
-        if read_vocab_info(path) == expected:
-            return load_tokenizer(path, do_lower_case=None)
-    raise InputError(
-        cache.directory,
-        f"the tokenizer's files (SHA-256 of the tokens {expected.sha256})",
-        "none of them",
-    )
-
-
-def _own_files_first(paths: Sequence[Location]) -> list[Location]:
-    return sorted(paths, key=lambda path: path.suffix == ".json")
-
-
-def find_subset(
-    cache: CacheInput, vocab_size: int, vocab_files: Sequence[Location]
-) -> VocabSubset | None:
-    """Finds how a student reads a cache: as it is, or knowing only some of its tokens.
-
-    Args:
-        cache: the directory.
-        vocab_size: the student's.
-        vocab_files: the files of its tokenizer; the first that has as many tokens
-            decides.
-
-    Returns:
-        the student's tokens; None where its vocabulary is the cache's.
-
-    Raises:
-        InputError: the vocabulary is neither the cache's nor a part of it.
-    """
-    paths = _own_files_first(vocab_files) if vocab_size < cache.manifest.vocab.size else []
-    for path in paths:
-        tokens = read_vocab(path)
-        if len(tokens) == vocab_size:
-            break
-    else:
-        expect_vocab(cache, vocab_size, vocab_files)
-        return None
-    reference = load_cache_tokenizer(cache)
-    special_ids = reference.special_ids
-    where = str(path)
-    table = vocab_subset.id_table(reference.vocab, tokens, special_ids, where=where)
-    unknown = special_ids.get("unk", special_ids["pad"])
-    # The student sees the cache's text, whatever its own settings say of capitals.
-    lower = None if path.suffix == ".json" else reference.do_lower_case
-    tokenizer = load_tokenizer(path, do_lower_case=lower)
-    return VocabSubset(
-        table=table,
-        unknown_id=int(table[unknown]),
-        unknown_token=reference.vocab[unknown],
-        vocab=vocab_info(tokens),
-        tokenizer_files=tokenizer.files(),
-    )

@@ -17,12 +17,11 @@ from pipeline.tokenizers.tokens import (
     Tokens,
     find_special_ids,
     one_line,
-    read_tokenizer_file,
     refusing,
     visible_spans,
 )
+from pipeline.tokenizers.vocabulary import MAX_VOCAB_SIZE, read_tokenizer_file
 
-_MAX_VOCAB = 2**24
 _BYTE_LEVEL_MARK = "Ġ"
 _METASPACE_MARK = "▁"
 
@@ -114,8 +113,8 @@ def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
         json_text.load(content)
         ids = FastTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     size = max(ids.values(), default=-1) + 1
-    if not 0 < size <= _MAX_VOCAB:
-        raise InputError(path, f"1 to {_MAX_VOCAB} tokens", f"a largest id of {size - 1}")
+    if not 0 < size <= MAX_VOCAB_SIZE:
+        raise InputError(path, f"1 to {MAX_VOCAB_SIZE} tokens", f"a largest id of {size - 1}")
     tokens = [""] * size
     for token, index in ids.items():
         tokens[index] = token

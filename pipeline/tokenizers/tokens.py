@@ -24,8 +24,6 @@ SPECIAL_TOKENS: Mapping[str, tuple[str, ...]] = {
 }
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-# The largest public tokenizers are below 20 MB.
-_MAX_FILE_BYTES = 256 * 2**20
 # What Rust's own failures are called here.
 _PANIC = "PanicException"
 _MAX_REASON = 200
@@ -117,23 +115,6 @@ def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
             f"one of {len(vocab)} tokens without {', '.join(missing)}",
         )
     return {name: index for name, index in found.items() if index is not None}
-
-
-def read_tokenizer_file(path: Location, *, what: str) -> bytes:
-    """Reads a tokenizer's file whole.
-
-    Args:
-        path: the file.
-        what: what it should be, for messages.
-
-    Raises:
-        InputError: there is no such file, or it is too large to be one.
-    """
-    if not path.is_file():
-        raise InputError(path, what, "no such file")
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InputError(path, f"{what} of at most {_MAX_FILE_BYTES} bytes", path.stat().st_size)
-    return path.read_bytes()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A vocabulary: its list of tokens, their order, and its identity."""
+"""The vocabulary: the list of tokens, and its identity."""
 
 import dataclasses
 import hashlib
@@ -15,22 +15,43 @@ MAX_TOKENIZER_BYTES = 256 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class VocabInfo:
-    """The vocabulary: its size and the SHA-256 of its token list, joined by newlines."""
+    """The identity of a vocabulary: its size and the SHA-256 of its tokens, joined by newlines."""
 
     size: int
     sha256: str
+
+
+def vocab_info(tokens: Sequence[str]) -> VocabInfo:
+    """Returns the identity of a token list."""
+    return VocabInfo(len(tokens), hashlib.sha256("\n".join(tokens).encode("utf-8")).hexdigest())
+
+
+def read_tokenizer_file(path: Location, *, what: str) -> bytes:
+    """Reads a whole tokenizer file.
+
+    Args:
+        path: the file.
+        what: the kind of file it should be, for messages.
+
+    Raises:
+        InputError: the file does not exist, or is larger than any tokenizer.
+    """
+    if not path.is_file():
+        raise InputError(path, what, "no such file")
+    size = path.stat().st_size
+    if size > MAX_TOKENIZER_BYTES:
+        raise InputError(path, f"{what} of at most {MAX_TOKENIZER_BYTES} bytes", size)
+    return path.read_bytes()
 
 
 def read_tokens(path: Location) -> tuple[str, ...]:
     """Reads a `vocab.txt`: one token a line, its line number its id.
 
     Raises:
-        InputError: there is no such file, it is not UTF-8, or has too many lines.
+        InputError: the file does not exist, is not UTF-8, or has too many lines.
     """
-    if not path.is_file():
-        raise InputError(path, "a vocab.txt", "no such file")
-    content = path.read_limited(MAX_TOKENIZER_BYTES)
-    # Before they are split: short lines take their bytes many times over.
+    content = read_tokenizer_file(path, what="a vocab.txt")
+    # Checked before splitting: short lines take many times their bytes as strings.
     if (num_lines := content.count(b"\n")) > MAX_VOCAB_SIZE:
         raise InputError(path, f"at most {MAX_VOCAB_SIZE} tokens", num_lines)
     try:
@@ -41,8 +62,3 @@ def read_tokens(path: Location) -> tuple[str, ...]:
     while tokens and not tokens[-1]:
         tokens.pop()
     return tuple(tokens)
-
-
-def vocab_info(tokens: Sequence[str]) -> VocabInfo:
-    """Returns the identity of a token list."""
-    return VocabInfo(len(tokens), hashlib.sha256("\n".join(tokens).encode("utf-8")).hexdigest())

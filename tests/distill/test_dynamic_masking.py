@@ -17,7 +17,7 @@ from pipeline.distill import progress, targets, training
 from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
-from pipeline.storage import cache_input, reader, serialization, token_counts
+from pipeline.storage import cache_input, cache_tokenizer, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.tokenizers import loading, vocabulary
@@ -244,7 +244,7 @@ def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
         )
         cache = cache_input.open_cache(str(folder), None)
         original = loading.load_tokenizer(str(file), do_lower_case=None)
-        loaded = loading.load_cache_tokenizer(cache)
+        loaded = cache_tokenizer.load_cache_tokenizer(cache)
         assert type(loaded) is type(original)
         np.testing.assert_array_equal(loaded.is_special(), original.is_special())
         batch = _parse(WindowReader(cache, seed=1, purpose=TRAINING), _stored(cache), 0)

@@ -157,11 +157,11 @@ def read_examples(folder: pathlib.Path) -> object:
 
 def read_teacher_examples(folder: pathlib.Path) -> object:
     """Makes the teacher's batches, with a teacher that says the same of everything."""
-    from pipeline.teacher import shard_capture
+    from pipeline.teacher import capture
 
     cache = _open(folder)
 
-    def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def constant_output(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         shape = batch[records.MASKED_LM_IDS].shape
         return {
             records.TOPK_IDS: np.tile(np.arange(_K, dtype=np.int32), (*shape, 1)),
@@ -170,14 +170,12 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
             records.LABEL_LOG_PROBS: np.zeros(shape, np.float32),
         }
 
-    made = shard_capture.Capture(
+    made = capture.Capture(
         manifest=cache.manifest,
         batch_size=2,
         codec=CODECS["float16"](_SIZE, _K),
-        hidden_codec=None,
-        forward=forward,
-        num_draws=None,
-        is_measured=False,
+        info=TeacherInfo(_K, "float16", (1.0, 2.0), teacher={}, parent={}),
+        forward=constant_output,
         on_examples=lambda count: None,
     )
     examples = read_masked_examples(folder / SHARD, cache.manifest)
@@ -186,12 +184,12 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
 
 def read_sample(folder: pathlib.Path) -> object:
     """Draws a sample, as reports on caches do."""
-    from pipeline.teacher import inference
+    from pipeline.teacher import forward
     from tools.cache_analysis import dense_sample
 
     cache = _open(folder)
     drawn = dense_sample.draw(cache, 100)
-    return inference.build_batch(
+    return forward.build_batch(
         drawn,
         batch_size=len(drawn),
         max_seq_length=cache.manifest.max_seq_length,

@@ -24,7 +24,7 @@ def end_process(number: int) -> None:
 
 
 def test_one_worker_is_this_process() -> None:
-    with local.Workers(1) as workers:
+    with local.LocalWorkers(1) as workers:
         assert list(workers.run(square, range(3))) == [(n * n, os.getpid()) for n in range(3)]
 
 
@@ -36,7 +36,7 @@ def test_the_same_processes_do_all_runs() -> None:
             taken.append(number)
             yield number
 
-    with local.Workers(2) as workers:
+    with local.LocalWorkers(2) as workers:
         results = workers.run(square, numbers())
         first = next(results)
         assert first[0] == 0
@@ -57,7 +57,7 @@ def test_the_temporary_folder_may_have_a_long_name(tmp_path: pathlib.Path) -> No
     folder.mkdir()
     code = (
         "from pipeline.runners import local; local.prepare('json'); "
-        "workers = local.Workers(2); print(list(workers.run(abs, [-1, 2])))"
+        "workers = local.LocalWorkers(2); print(list(workers.run(abs, [-1, 2])))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -73,7 +73,7 @@ def test_the_temporary_folder_may_have_a_long_name(tmp_path: pathlib.Path) -> No
 
 def test_a_killed_worker_is_said() -> None:
     with (
-        local.Workers(2) as workers,
+        local.LocalWorkers(2) as workers,
         pytest.raises(InterruptedRunError, match="max_workers: a worker process was killed"),
     ):
         list(workers.run(end_process, range(4)))

@@ -22,7 +22,7 @@ from pipeline import create_pretraining_data, create_teacher_output_data
 from pipeline.base.errors import InputError, InterruptedRunError
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.runners import local, ray, ray_job
-from pipeline.runners.ray import RayConfig, Workers
+from pipeline.runners.ray import RayConfig, RayWorkers
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
 
@@ -90,7 +90,7 @@ def test_ray_is_not_installed(capsys, monkeypatch, stage) -> None:
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:", ":6379", "head:x"])
 def test_addresses_that_are_none(tmp_path, address) -> None:
     message = rf"--ray_address: expected auto or host:port .* received {address}$"
-    with pytest.raises(InputError, match=message), Workers(RayConfig(address), tmp_path):
+    with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
         pass
 
 
@@ -98,14 +98,14 @@ def test_an_address_where_nothing_listens(tmp_path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     message = f"--ray_address: nothing answers at {address}: .*refused"
-    with pytest.raises(InputError, match=message), Workers(RayConfig(address), tmp_path):
+    with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
         pass
 
 
 @pytest.mark.parametrize("address", ["a..b:6379", f"{'a' * 64}:6379", f"head:{'9' * 5000}"])
 def test_addresses_that_nothing_can_have(tmp_path, address) -> None:
     message = "^--ray_address: nothing answers at "
-    with pytest.raises(InputError, match=message), Workers(RayConfig(address), tmp_path):
+    with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
         pass
 
 
@@ -124,7 +124,7 @@ def test_a_ray_that_does_not_begin(tmp_path, monkeypatch) -> None:
         "^--runner: Ray does not begin: The current node timed out during startup. The same "
         "command tries again$"
     )
-    with pytest.raises(InterruptedRunError, match=message), Workers(RayConfig(), tmp_path):
+    with pytest.raises(InterruptedRunError, match=message), RayWorkers(RayConfig(), tmp_path):
         pass
     assert ended == [True]
 
@@ -230,7 +230,7 @@ def test_an_address_where_something_else_listens(tmp_path, monkeypatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         message = f"--ray_address: no Ray cluster answers at {address} within 8 s"
-        with pytest.raises(InputError, match=message), Workers(RayConfig(address), tmp_path):
+        with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
             pass
 
 
@@ -250,7 +250,7 @@ def test_results_come_in_the_jobs_order_and_processes_stay(config, tmp_path) -> 
         waiting.pop()
         return made
 
-    with Workers(config, tmp_path) as workers:
+    with RayWorkers(config, tmp_path) as workers:
         found = list(workers.run(square, numbers(), finish=finish))
         again = list(workers.run(square, range(30)))
     # Two jobs for each node, and no more.
@@ -266,7 +266,7 @@ def test_results_come_in_the_jobs_order_and_processes_stay(config, tmp_path) -> 
 @pytest.mark.ray
 def test_progress_is_told_while_jobs_are_at_work(config, tmp_path) -> None:
     told: list[int] = []
-    with Workers(config, tmp_path) as workers:
+    with RayWorkers(config, tmp_path) as workers:
         made = list(
             workers.run(count, [6, 5, 6], finish=lambda made: -made, on_progress=told.append)
         )
@@ -282,7 +282,7 @@ def test_progress_is_told_while_jobs_are_at_work(config, tmp_path) -> None:
 )
 def test_what_the_user_can_mend_comes_back_at_once(config, tmp_path, error) -> None:
     (tmp_path / "calls").mkdir()
-    with Workers(config, tmp_path) as workers, pytest.raises(type(error)) as raised:
+    with RayWorkers(config, tmp_path) as workers, pytest.raises(type(error)) as raised:
         list(workers.run(fail, [(tmp_path / "calls", error)]))
     assert type(raised.value) is type(error)
     assert str(raised.value) == str(error)
@@ -294,7 +294,7 @@ def test_a_node_without_a_package_is_told_of(config, tmp_path) -> None:
     (tmp_path / "calls").mkdir()
     error = ModuleNotFoundError("No module named 'keras'")
     message = "expected the packages of this command .* one says: No module named 'keras'; install"
-    with Workers(config, tmp_path) as workers, pytest.raises(InputError, match=message):
+    with RayWorkers(config, tmp_path) as workers, pytest.raises(InputError, match=message):
         list(workers.run(fail, [(tmp_path / "calls", error)]))
 
 
@@ -303,7 +303,7 @@ def test_a_job_that_ends_its_process_is_given_up(config, tmp_path, monkeypatch) 
     monkeypatch.setattr(ray_job, "MAX_RETRIES", 2)
     (tmp_path / "calls").mkdir()
     message = "--runner: a job was lost with its worker or node 3 times"
-    with Workers(config, tmp_path) as workers, pytest.raises(InterruptedRunError, match=message):
+    with RayWorkers(config, tmp_path) as workers, pytest.raises(InterruptedRunError, match=message):
         list(workers.run(fail, [(tmp_path / "calls", None)]))
     assert len(list((tmp_path / "calls").iterdir())) == 3
 
@@ -324,7 +324,7 @@ def test_two_commands_do_not_write_into_one_directory(config, tmp_path) -> None:
     with other:
         assert other.stdout.readline() == "here\n"
         message = f"--output_dir: another process is at work in {tmp_path}"
-        with Workers(config, tmp_path) as workers, pytest.raises(InputError, match=message):
+        with RayWorkers(config, tmp_path) as workers, pytest.raises(InputError, match=message):
             list(workers.run(square, range(2)))
         other.communicate("\n")
 
@@ -333,7 +333,7 @@ def test_two_commands_do_not_write_into_one_directory(config, tmp_path) -> None:
 def test_a_process_keeps_its_gpus(cluster, tmp_path) -> None:
     node = cluster.add_node(**_node(), num_gpus=2)
     try:
-        with Workers(RayConfig(cluster.address, gpus_per_job=1), tmp_path) as workers:
+        with RayWorkers(RayConfig(cluster.address, gpus_per_job=1), tmp_path) as workers:
             found = list(workers.run(gpus, range(12)))
     finally:
         cluster.remove_node(node)
@@ -345,7 +345,7 @@ def test_a_process_keeps_its_gpus(cluster, tmp_path) -> None:
 
 @pytest.mark.ray
 def test_what_no_node_has_is_waited_for(cluster, tmp_path, capsys) -> None:
-    with Workers(RayConfig(cluster.address, gpus_per_job=3), tmp_path):
+    with RayWorkers(RayConfig(cluster.address, gpus_per_job=3), tmp_path):
         pass
     wanted = "no node of the cluster has the 1 CPUs and 3 GPUs of a job yet: waiting\n"
     assert capsys.readouterr().err.endswith(wanted)
@@ -359,7 +359,7 @@ def test_a_job_of_a_killed_node_is_done_again(cluster, config, tmp_path) -> None
     def lines() -> list[list[str]]:
         return [line.split() for line in begun.read_text().splitlines()] if begun.exists() else []
 
-    with Workers(config, tmp_path) as workers:
+    with RayWorkers(config, tmp_path) as workers:
         results = workers.run(write_slowly, [(tmp_path, number) for number in range(12)])
         killer = _kill_when(cluster, victim, lambda: victim.node_id in {at for _, at, _ in lines()})
         assert list(results) == list(range(12))
@@ -555,14 +555,14 @@ def test_a_node_that_sees_another_teacher_is_refused(cache_config, tmp_path, mon
     """Simulated by a teacher that changes when the command has looked at it."""
     teacher = tmp_path / "teacher"
     shutil.copytree(cache_config.teacher, teacher)
-    enter = Workers.__enter__
+    enter = RayWorkers.__enter__
 
-    def changed(workers: Workers) -> Workers:
+    def changed(workers: RayWorkers) -> RayWorkers:
         weights = teacher / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
         return enter(workers)
 
-    monkeypatch.setattr(Workers, "__enter__", changed)
+    monkeypatch.setattr(RayWorkers, "__enter__", changed)
     message = (
         "--runner: expected each node to see the teacher and the masked examples under the same "
         "paths, received other ones on .*: teacher is "

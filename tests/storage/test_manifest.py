@@ -9,8 +9,8 @@ import pytest
 
 from data_specs.records import MASKED_EXAMPLES, UNMASKED_WINDOWS
 from pipeline.base.errors import InputError
-from pipeline.storage import cache_input, manifest, serialization, token_counts
-from pipeline.tokenizers import loading, vocabulary
+from pipeline.storage import cache_input, cache_tokenizer, manifest, serialization, token_counts
+from pipeline.tokenizers import vocabulary
 
 _COUNTS = token_counts.TOKEN_COUNTS_FILE
 
@@ -258,7 +258,7 @@ def test_a_long_format_version_is_shown_in_part(complete: pathlib.Path) -> None:
 
 def test_a_vocabulary_of_too_many_lines(tmp_path: pathlib.Path, monkeypatch) -> None:
     """Counted before there is a text for each."""
-    monkeypatch.setattr(manifest, "MAX_VOCAB_SIZE", 3)
+    monkeypatch.setattr(vocabulary, "MAX_VOCAB_SIZE", 3)
     path = tmp_path / "vocab.txt"
     path.write_text("a\nb\nc\n")
     assert vocabulary.read_tokens(path) == ("a", "b", "c")
@@ -303,12 +303,12 @@ def test_a_model_of_another_vocabulary_is_refused(
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("[PAD]\n一\n", encoding="utf-8")
     files = (folder / "vocab.txt",)
-    loading.expect_vocab(cache, 2, files)
+    cache_tokenizer.expect_vocab(cache, 2, files)
     with pytest.raises(InputError, match="teacher: expected a vocabulary of 2 tokens.* of 3"):
-        loading.expect_vocab(cache, 3, ())
+        cache_tokenizer.expect_vocab(cache, 3, ())
     (folder / "vocab.txt").write_text("[PAD]\n二\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"teacher: .*SHA-256 .* received .*SHA-256"):
-        loading.expect_vocab(cache, 2, files)
+        cache_tokenizer.expect_vocab(cache, 2, files)
     with pytest.raises(InputError, match="at least 8 positions .* received 4"):
         cache_input.expect_positions(cache, 4)
 

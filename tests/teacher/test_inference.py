@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from data_specs import records
 from pipeline.storage.records import MaskedExample
-from pipeline.teacher import inference
+from pipeline.teacher import forward
 
 
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=100), st.integers(1, 16))
 def test_batches_hold_every_example_once(lengths: list[int], batch_size: int) -> None:
-    batches = list(inference.length_batches(lengths, batch_size))
+    batches = list(forward.length_batches(lengths, batch_size))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert all(len(batch) == batch_size for batch in batches[:-1])
     ordered = [lengths[index] for batch in batches for index in batch]
@@ -29,7 +29,7 @@ def _example(ids: list[int], segments: list[int], positions: list[int]):
 
 
 def test_a_batch_by_hand() -> None:
-    batch = inference.build_batch(
+    batch = forward.build_batch(
         [_example([2, 7, 8, 3], [4], [1]), _example([2, 4, 3, 6, 3], [3, 2], [1, 3])],
         batch_size=3,
         max_seq_length=16,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from data_specs import records
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
 from pipeline.storage.records import MaskedExample
-from pipeline.teacher.sampling import sample, sample_positions
+from pipeline.teacher.truncation import sample, sample_positions
 
 DRAWS = 8
 

@@ -15,7 +15,7 @@ from pipeline import run_distill
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from tests.conftest import ENGLISH, LINES, RUSSIAN, save_tiny_bert
@@ -386,7 +386,7 @@ def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe
     part.parent.mkdir()
     part.write_text(json.dumps(content), encoding="utf-8")
     cache = cache_input.open_cache(str(examples), None)
-    subset = loading.find_subset(cache, len(kept), (part,))
+    subset = cache_tokenizer.find_subset(cache, len(kept), (part,))
     assert (subset.unknown_token, subset.unknown_id) == ("<pad>", names.index("<pad>"))
     assert subset.table.tolist() == [*range(len(kept)), *[-1] * 100]
     assert subset.describe(cache.manifest) == (
@@ -404,7 +404,7 @@ def test_transformers_reads_a_reduced_student(student_dir, spiece_file, tmp_path
     for folder in (student_dir, pieces):
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
-        path = str(loading._own_files_first(loading.tokenizer_files(folder))[0])
+        path = str(cache_tokenizer._own_files_first(loading.tokenizer_files(folder))[0])
         ours = loading.load_tokenizer(path, do_lower_case=None)
         assert model.config.vocab_size == len(theirs) == len(ours.vocab)
         assert model.config.pad_token_id == theirs.pad_token_id
@@ -465,6 +465,6 @@ def test_a_student_without_settings_gets_the_caches_casing(
     tokens = vocab_file.read_text(encoding="utf-8").splitlines()[:100]
     path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
     cache = cache_input.open_cache(str(examples), None)
-    subset = loading.find_subset(cache, 100, (path,))
+    subset = cache_tokenizer.find_subset(cache, 100, (path,))
     assert json.loads(subset.tokenizer_files["tokenizer_config.json"])["do_lower_case"] is False
     assert subset.tokenizer_files["vocab.txt"] == path.read_bytes()

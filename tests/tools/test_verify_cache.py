@@ -601,9 +601,9 @@ def test_a_sound_vocabulary_stays(
     (examples / "vocab.txt").write_bytes((examples / "vocab.txt").read_bytes() + b"more\n")
     (folder / "tokenizer_config.json").unlink()
     before = _content(folder)
-    load = repair.tokenizers.load_cache_tokenizer
+    load = repair.cache_tokenizer.load_cache_tokenizer
     monkeypatch.setattr(
-        repair.tokenizers,
+        repair.cache_tokenizer,
         "load_cache_tokenizer",
         lambda cache: None if cache.directory == examples else load(cache),
     )

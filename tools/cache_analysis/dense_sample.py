@@ -18,7 +18,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.records import MaskedExample
-from pipeline.teacher import inference
+from pipeline.teacher import forward
 
 _PURPOSE = "dense sample"
 # Numbers in float64 at once, of the few arrays that a measure has: it streams by rows.
@@ -133,7 +133,7 @@ def run_teacher(
         examples: as `draw` returns them.
         manifest: of their directory.
         batch_size: B.
-        keep: what is kept beside the logits; see `inference.compile_forward`.
+        keep: what is kept beside the logits; see `forward.compile_forward`.
 
     Yields:
         batches of examples with masked positions, the shortest first.
@@ -141,7 +141,7 @@ def run_teacher(
     Raises:
         InputError: the teacher's logits are not finite.
     """
-    forward = inference.compile_forward(
+    forward = forward.compile_forward(
         model, lambda outputs, batch: {LOGITS: outputs[LOGITS], **keep(outputs, batch)}
     )
     by_length: dict[int, list[MaskedExample]] = collections.defaultdict(list)
@@ -157,13 +157,13 @@ def run_teacher(
 
 
 def _run_batch(
-    forward: Callable[[inference.Arrays], inference.Arrays],
+    forward: Callable[[forward.Arrays], forward.Arrays],
     examples: Sequence[MaskedExample],
     manifest: Manifest,
     batch_size: int,
     warm: set[Any],
 ) -> DenseBatch:
-    batch = inference.build_batch(
+    batch = forward.build_batch(
         examples,
         batch_size=batch_size,
         max_seq_length=manifest.max_seq_length,

@@ -109,11 +109,11 @@ def _tensorflow_step(distiller: Any, batch: Any) -> Callable[[], None]:
 
 def _teacher(workload: Workload) -> Callable[[], None]:
     """Returns what computes one batch of stage 1b, and has the result as NumPy arrays."""
-    from pipeline.teacher import inference
+    from pipeline.teacher.forward import compile_forward
 
     batch = step_programs.teacher_batch(workload, workload.config.train_batch_size)
     keep = functools.partial(step_programs.keep_topk, workload)
-    forward = inference.compile_forward(step_programs.build_teacher(workload), keep)
+    forward = compile_forward(step_programs.build_teacher(workload), keep)
     return lambda: forward(batch)
 
 

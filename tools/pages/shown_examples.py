@@ -7,12 +7,11 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID
 from pipeline.storage.records import topk_probabilities
-from pipeline.tokenizers import loading
 from tools.pages.token_text import TokenText
 from tools.vocabulary import cache_tokens
 
@@ -153,7 +152,7 @@ class ExampleReader:
         self._cache = cache
         self._num_guesses = num_guesses
         self._vocab_size = cache.manifest.vocab.size
-        tokenizer = loading.load_cache_tokenizer(cache)
+        tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
         self._text = TokenText(tokenizer)
         special = tokenizer.special_ids
         self._mask_id = special["mask"]

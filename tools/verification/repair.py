@@ -16,7 +16,7 @@ from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.runners.shard_job import ShardJob
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import Manifest, ShardInfo
@@ -154,7 +154,7 @@ class Repair:
         if TOKENIZER not in problems:
             return
         # First of all that one of them is sound; else nothing is moved.
-        loading.load_cache_tokenizer(self.examples)
+        cache_tokenizer.load_cache_tokenizer(self.examples)
         for name in self.manifest.tokenizer_files:
             path, source = self.directory / name, self.examples.directory / name
             if not source.is_file():

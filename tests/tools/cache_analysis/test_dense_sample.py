@@ -10,7 +10,7 @@ from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import LOGITS
 from pipeline.storage import cache_input, length_buckets, serialization
-from pipeline.teacher import inference
+from pipeline.teacher import forward
 from tools.cache_analysis import dense_sample
 
 
@@ -100,7 +100,7 @@ def test_the_teacher_says_what_it_says_to_one_example(examples, model) -> None:
         begin, end = batch.row_splits[:2]
         example = batch.examples[0]
         np.testing.assert_array_equal(batch.labels[begin:end], example.masked_lm_ids)
-        alone = inference.build_batch(
+        alone = forward.build_batch(
             [example], batch_size=1, max_seq_length=48, max_predictions_per_seq=8
         )
         expected = np.asarray(model(alone, training=False))[0, : end - begin]

@@ -112,32 +112,32 @@ def test_divergences_fall_with_k_and_vanish_with_the_whole_vocabulary(model, con
 
 def test_a_divergence_is_that_of_the_whole_distribution(model, config, cache_dir) -> None:
     """Against Σ p log(p / q) over the vocabulary, with the real cache's decoded q."""
-    from pipeline.teacher import inference
+    from pipeline.teacher import forward
 
     plans = _measure(model, config, ALL, [16]).plans
     cache = cache_input.open_cache(str(cache_dir), None)
     codec = cache_input.open_codec(cache.directory, cache.manifest)
-    forward = inference.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
+    run = forward.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
     found = []
     for shards in cache.manifest.splits.values():
         for shard in shards:
             for record in serialization.read_records(cache.directory / shard.file):
                 features = serialization.decode_example(record)
                 example = MaskedExample.from_features(features, cache.manifest.vocab.size)
-                found += _plain_divergences(forward, example, codec)
+                found += _plain_divergences(run, example, codec)
     assert plans[0].logit_encoding == "float16"
     assert plans[0].kl_dense.mean == pytest.approx(np.mean(found), rel=1e-3)
     assert plans[0].kl_dense.max == pytest.approx(np.max(found), rel=1e-3)
 
 
-def _plain_divergences(forward, example, codec) -> list[float]:
-    from pipeline.teacher import inference
+def _plain_divergences(run, example, codec) -> list[float]:
+    from pipeline.teacher import forward
 
     count = len(example.masked_lm_ids)
-    batch = inference.build_batch(
+    batch = forward.build_batch(
         [example], batch_size=1, max_seq_length=48, max_predictions_per_seq=8
     )
-    logits = forward(batch)[LOGITS].astype(np.float64)[0, :count]
+    logits = run(batch)[LOGITS].astype(np.float64)[0, :count]
     ids, cached = codec.decode(dict(example.features), count)
     tails = np.frombuffer(example.features[records.LOG_TAIL_MASSES], "<f4")[::2]
     divergences = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.runners import local
-from pipeline.runners.ray import RayConfig, Workers
+from pipeline.runners.ray import RayConfig, RayWorkers
 from tools.dev.benchmarks import processes
 from tools.dev.benchmarks.inputs import Inputs
 from tools.dev.benchmarks.measurement import Row, alternate, compared
@@ -18,7 +18,7 @@ def _start(inputs: Inputs) -> float:
     directory = inputs.new_directory("started")
     directory.mkdir()
     begun = time.perf_counter()
-    with Workers(RayConfig(), directory) as workers:
+    with RayWorkers(RayConfig(), directory) as workers:
         list(workers.run(abs, [-1]))
     seconds = time.perf_counter() - begun
     inputs.remove(directory)

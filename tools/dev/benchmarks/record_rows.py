@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_specs import records
-from pipeline.distill import targets
+from pipeline.distill import batches
 from pipeline.storage import cache_input, reader, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
@@ -38,7 +38,7 @@ def padded_examples(cache: CacheInput, count: int) -> list[dict[str, np.ndarray]
     found = []
     for serialized in dataset.batch(_BATCH_SIZE):
         batch = reader.parse_batch(serialized, cache.manifest, codec)
-        inputs, other = targets.inputs_and_targets(batch)
+        inputs, other = batches.inputs_and_targets(batch)
         arrays = {name: value.numpy() for name, value in {**inputs, **other}.items()}
         del arrays[records.LOG_TAIL_MASSES]
         found += [
@@ -140,7 +140,7 @@ def reading(inputs: Inputs, cache: CacheInput, least_ratio: float | None) -> Row
     path, chunking = inputs.work / _ANCESTOR_FILE, Chunking(_READ_BATCH_SIZE)
     settings = {"seed": 0, "start": 0, "shuffle_buffer_size": 1_000}
     figures = alternate(
-        lambda: _rate(targets.training_batches(repeated, chunking, **settings)),
+        lambda: _rate(batches.training_batches(repeated, chunking, **settings)),
         lambda: _rate(ancestor_layout.batches(path, sizes, _READ_BATCH_SIZE)),
         inputs.repeats,
     )

@@ -16,9 +16,9 @@ from pipeline.models.masked_lm import LOGITS, MaskedLM
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs import CODECS
-from pipeline.storage.manifest import TRAIN
+from pipeline.storage.manifest import TRAIN, TeacherInfo
 from pipeline.storage.records import MaskedExample
-from pipeline.teacher import inference, shard_capture
+from pipeline.teacher import capture, forward
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.dev.benchmarks.inputs import Inputs
 from tools.dev.benchmarks.measurement import Row, alternate, compared
@@ -35,7 +35,7 @@ class Sample:
     serialized: Sequence[bytes]
 
     @functools.cached_property
-    def batches(self) -> list[inference.Arrays]:
+    def batches(self) -> list[forward.Arrays]:
         """As stage 1b pads them."""
         manifest = self.cache.manifest
         examples = [
@@ -44,17 +44,17 @@ class Sample:
         ]
         lengths = [len(example.input_ids) for example in examples]
         return [
-            inference.build_batch(
+            forward.build_batch(
                 [examples[index] for index in indices],
                 batch_size=_BATCH_SIZE,
                 max_seq_length=manifest.max_seq_length,
                 max_predictions_per_seq=manifest.max_predictions_per_seq,
             )
-            for indices in inference.length_batches(lengths, _BATCH_SIZE)
+            for indices in forward.length_batches(lengths, _BATCH_SIZE)
         ]
 
     @property
-    def full_batches(self) -> list[inference.Arrays]:
+    def full_batches(self) -> list[forward.Arrays]:
         """The same, every input padded to `max_seq_length`."""
         length = self.cache.manifest.max_seq_length
         return [
@@ -82,12 +82,12 @@ def _forward_rate(forward: Callable[[Any], Any], batches: Sequence[Any], count: 
     return count / (time.perf_counter() - begun)
 
 
-def bare_forward(model: MaskedLM) -> Callable[[inference.Arrays], inference.Arrays]:
+def bare_forward(model: MaskedLM) -> Callable[[forward.Arrays], forward.Arrays]:
     """Returns what computes the logits at the masked positions of a batch, and no more."""
-    return inference.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
+    return forward.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
 
 
-def _capture_rate(sample: Sample, made: shard_capture.Capture, inputs: Inputs) -> float:
+def _capture_rate(sample: Sample, made: capture.Capture, inputs: Inputs) -> float:
     """Returns the examples a second from serialised examples to a shard on the disk."""
     directory = inputs.new_directory("captured")
     directory.mkdir()
@@ -103,17 +103,15 @@ def _capture_rate(sample: Sample, made: shard_capture.Capture, inputs: Inputs) -
 
 def _make_capture(
     inputs: Inputs, sample: Sample, source: ModelSource, model: MaskedLM
-) -> shard_capture.Capture:
+) -> capture.Capture:
     k = inputs.truncation_factor
     config = TeacherCacheConfig(output_dir="", teacher="", truncation_factor=k)
-    return shard_capture.Capture(
+    return capture.Capture(
         manifest=sample.cache.manifest,
         batch_size=_BATCH_SIZE,
         codec=CODECS["float16"](source.config.vocab_size, k),
-        hidden_codec=None,
-        forward=inference.compile_forward(model, shard_capture.keep_function(config, source)),
-        num_draws=None,
-        is_measured=False,
+        info=TeacherInfo(k, "float16", config.temperatures, teacher={}, parent={}),
+        forward=forward.compile_forward(model, capture.keep_function(config, source)),
         on_examples=lambda count: None,
     )
 

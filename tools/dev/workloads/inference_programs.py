@@ -62,13 +62,13 @@ def keras_forward(source: ModelSource, device: str, compute_dtype: str) -> Forwa
 def _jax_forward(model: Any, device: str) -> Forward:
     import jax
 
-    from pipeline.teacher import inference
+    from pipeline.teacher import forward
 
     platform, _, index = device.partition(":")
     target = jax.devices(platform)[int(index)]
     values = jax.device_put([variable.value for variable in model.variables], target)
     forward = jax.jit(
-        inference.stateless_forward(
+        forward.stateless_forward(
             model, lambda outputs, _: outputs[records.HIDDEN_STATES][-1].astype("float32")
         )
     )

@@ -294,14 +294,14 @@ def _lower_teacher(workload: Workload, batch_size: int, topology: Topology) -> A
     """Lowers the teacher's forward pass and what stage 1b keeps of it."""
     import jax
 
-    from pipeline.teacher import inference
+    from pipeline.teacher import forward
 
     whole, divided = _shardings(topology)
     model = step_programs.build_teacher(workload)
     keep = functools.partial(step_programs.keep_topk, workload)
     values = _abstract([variable.value for variable in model.variables], whole)
     batch = _abstract(step_programs.teacher_batch(workload, 1), divided, batch_size)
-    return jax.jit(inference.stateless_forward(model, keep)).lower(values, batch)
+    return jax.jit(forward.stateless_forward(model, keep)).lower(values, batch)
 
 
 _PARTS = {"step": _lower_step, "teacher": _lower_teacher}

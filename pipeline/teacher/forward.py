@@ -1,4 +1,4 @@
-"""Batches of masked examples for the teacher, and its forward pass compiled.
+"""The teacher's forward pass over batches of masked examples.
 
 Examples of a block are sorted by length and cut into batches; each batch is
 padded to the next of at most eight lengths, so that a compiler sees a bounded
@@ -12,14 +12,20 @@ import keras
 import numpy as np
 
 from data_specs import records
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import length_buckets
 from pipeline.storage.records import MaskedExample
 
 # Masked positions of a batch are padded to a multiple of this.
 POSITION_STEP = 4
+# Of shape [B, L] and [B, P].
+_TOKEN_INPUTS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+_POSITION_INPUTS = (records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS)
 
 Arrays = dict[str, np.ndarray]
+# From the teacher's `activations` and the batch to what is kept of them.
+Keep = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 
 def _round_up(value: int, step: int) -> int:
@@ -61,10 +67,8 @@ def build_batch(
     most = max(len(example.masked_lm_ids) for example in examples)
     length = length_buckets.padded_length(longest, max_seq_length)
     positions = min(_round_up(most, POSITION_STEP), max_predictions_per_seq)
-    names = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
-    batch = {name: np.zeros((batch_size, length), np.int32) for name in names}
-    for name in (records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS):
-        batch[name] = np.zeros((batch_size, positions), np.int32)
+    batch = {name: np.zeros((batch_size, length), np.int32) for name in _TOKEN_INPUTS}
+    batch |= {name: np.zeros((batch_size, positions), np.int32) for name in _POSITION_INPUTS}
     for row, example in enumerate(examples):
         count, masked = len(example.input_ids), len(example.masked_lm_ids)
         batch[records.INPUT_IDS][row, :count] = example.input_ids
@@ -75,9 +79,42 @@ def build_batch(
     return batch
 
 
-def compile_forward(
-    model: MaskedLM, keep: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
-) -> Callable[[Arrays], Arrays]:
+def real_positions(
+    output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
+) -> tuple[Arrays, np.ndarray]:
+    """Removes the padding of a batch's output.
+
+    Args:
+        output: [B, P, …] each, as the compiled forward pass returns it.
+        examples: those of the batch.
+
+    Returns:
+        the arrays, [positions, …] each; int [examples + 1], where each example's positions
+        begin.
+    """
+    counts = np.array([len(example.masked_lm_ids) for example in examples])
+    width = next(iter(output.values())).shape[1]
+    real = np.arange(width) < counts[:, np.newaxis]
+    kept = {name: value[: len(examples)][real] for name, value in output.items()}
+    return kept, np.concatenate([[0], np.cumsum(counts)])
+
+
+def expect_finite(logits: np.ndarray) -> None:
+    """Checks a teacher's logits.
+
+    Raises:
+        InputError: they are NaN or infinite.
+    """
+    if not np.isfinite(logits).all():
+        raise InputError(
+            Setting("teacher"),
+            "finite logits",
+            "NaN or infinity",
+            hint="is the checkpoint damaged, or does `compute_dtype` not suit it?",
+        )
+
+
+def compile_forward(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
     """Compiles a model's forward pass and what is kept of its output.
 
     On TensorFlow one graph serves all shapes, whatever comes first: a shard
@@ -85,8 +122,7 @@ def compile_forward(
 
     Args:
         model: computes a batch, not in training.
-        keep: called with the model's `activations` and the batch, inside the
-            graph; what it does not use is not computed.
+        keep: called inside the graph; activations that it does not use are not computed.
 
     Returns:
         a function from a batch, as `build_batch` returns it, to NumPy arrays.
@@ -97,7 +133,7 @@ def compile_forward(
 
 
 def stateless_forward(
-    model: MaskedLM, keep: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+    model: MaskedLM, keep: Keep
 ) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
     """Returns a forward pass as a function of the values of `model.variables` and a batch.
 
@@ -114,7 +150,7 @@ def stateless_forward(
     return forward
 
 
-def _compile_jax(model: MaskedLM, keep: Callable) -> Callable[[Arrays], Arrays]:
+def _compile_jax(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
     import jax
 
     forward = jax.jit(stateless_forward(model, keep))
@@ -122,16 +158,10 @@ def _compile_jax(model: MaskedLM, keep: Callable) -> Callable[[Arrays], Arrays]:
     return lambda batch: jax.device_get(forward(values, batch))
 
 
-def _compile_tensorflow(model: MaskedLM, keep: Callable) -> Callable[[Arrays], Arrays]:
+def _compile_tensorflow(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
     import tensorflow as tf
 
-    names = (
-        records.INPUT_IDS,
-        records.INPUT_MASK,
-        records.SEGMENT_IDS,
-        records.MASKED_LM_POSITIONS,
-        records.MASKED_LM_IDS,
-    )
+    names = (*_TOKEN_INPUTS, *_POSITION_INPUTS)
     signature = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
 
     @tf.function(input_signature=[signature])

@@ -1,0 +1,24 @@
+"""Published recipes: flags of `run_distill`, one file each in `recipes/`."""
+
+import pathlib
+
+FOLDER = pathlib.Path(__file__).with_name("recipes")
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of the recipes."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.flags")))
+
+
+def find(name: str) -> pathlib.Path:
+    """Returns the flagfile of a recipe.
+
+    Args:
+        name: one of `names()`.
+
+    Raises:
+        ValueError: there is no such recipe; names those that there are.
+    """
+    if name not in names():
+        raise ValueError(f"expected one of {', '.join(names())}, received {name!r}")
+    return FOLDER / f"{name}.flags"

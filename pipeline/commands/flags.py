@@ -1,0 +1,182 @@
+"""Flags, generated from the fields of config dataclasses.
+
+A setting is declared once, as a field (`pipeline.base.settings.setting`). Its flag has the
+field's name, default, range and help, and its text is parsed and checked by the field.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeVar
+
+from absl import flags
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.settings import (
+    Declaration,
+    Settings,
+    declaration_of,
+    default_value,
+    is_required,
+    read_value,
+    value_type,
+)
+
+_SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
+
+Config = TypeVar("Config", bound=Settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagDescription:
+    """A flag as `--help` and the README's tables show it.
+
+    Attributes:
+        name: the field's name.
+        default: as text; empty without a default.
+        constraint: its choices or its range; empty without one.
+        help: names other settings as their flags.
+    """
+
+    name: str
+    default: str
+    constraint: str
+    help: str
+
+
+def define_flags(
+    *configs: type[Settings],
+    required: Collection[str] = (),
+    leave_out: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> flags.FlagValues:
+    """Returns the flags of a command.
+
+    A field without a declaration has no flag; the command passes it to `read_config`. A field
+    without a default is required.
+
+    Args:
+        *configs: the config dataclasses, whose fields have different names.
+        required: names of further required flags.
+        leave_out: names of fields that the command has no flag for.
+        defaults: defaults that depend on the machine, by field name.
+    """
+    values = flags.FlagValues()
+    missing = list(required)
+    for field in setting_fields(*configs, leave_out=leave_out):
+        default = (defaults or {}).get(field.name, default_value(field))
+        _define(field, default, values)
+        if is_required(field):
+            missing.append(field.name)
+    if missing:
+        _require(missing, values)
+    return values
+
+
+def setting_fields(
+    *configs: type[Settings], leave_out: Collection[str] = ()
+) -> Iterator[dataclasses.Field]:
+    """Yields the fields that are settings, in the order of their declaration."""
+    for config in configs:
+        for field in dataclasses.fields(config):
+            if declaration_of(field) is not None and field.name not in leave_out:
+                yield field
+
+
+def read_values(values: flags.FlagValues, config: type[Settings]) -> dict[str, Any]:
+    """Returns the parsed flags that are settings of a config dataclass, by field name."""
+    names = [field.name for field in setting_fields(config) if field.name in values]
+    return {name: values[name].value for name in names}
+
+
+def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -> Config:
+    """Returns the config that parsed flags ask for.
+
+    Args:
+        values: of `define_flags`, parsed.
+        config: the config dataclass.
+        **others: fields that are no flags, and values in place of those of flags.
+
+    Raises:
+        InputError: settings that contradict each other.
+    """
+    return config(**{**read_values(values, config), **others})
+
+
+def describe_flag(field: dataclasses.Field) -> FlagDescription:
+    """Returns how the flag of a setting is shown."""
+    declaration, default = declaration_of(field), default_value(field)
+    return FlagDescription(
+        field.name,
+        "" if default is None else _text(default),
+        _constraint(declaration),
+        _SETTING_NAME.sub(r"--\1", declaration.help),
+    )
+
+
+def _define(field: dataclasses.Field, default: Any, values: flags.FlagValues) -> None:
+    text = describe_flag(field).help
+    if value_type(field) is bool:
+        flags.DEFINE_bool(field.name, default, text, flag_values=values)
+    else:
+        flags.DEFINE(_FieldParser(field), field.name, default, text, values, _Serializer())
+    for alias in declaration_of(field).aliases:
+        flags.DEFINE_alias(alias, field.name, flag_values=values)
+
+
+def _require(names: Collection[str], values: flags.FlagValues) -> None:
+    def nothing_missing(given: dict[str, Any]) -> bool:
+        missing = [f"--{name}" for name in names if given[name] in (None, "")]
+        if missing:
+            raise flags.ValidationError(f"missing: {', '.join(missing)} (see --help)")
+        return True
+
+    flags.register_multi_flags_validator(list(names), nothing_missing, flag_values=values)
+
+
+class _FieldParser(flags.ArgumentParser):
+    """Parses a flag's text as its field does, and checks the declared range."""
+
+    def __init__(self, field: dataclasses.Field) -> None:
+        super().__init__()
+        self._field = field
+        self.syntactic_help = _constraint(declaration_of(field))
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value; a default is one already."""
+        if not isinstance(argument, str):
+            return argument
+        kind = value_type(self._field)
+        if kind not in (int, float):
+            return read_value(self._field, argument)
+        try:
+            value = kind(argument)
+        except ValueError:
+            expected = "an integer" if kind is int else "a number"
+            raise InputError(Setting(self._field.name), expected, repr(argument)) from None
+        return read_value(self._field, value)
+
+
+class _Serializer(flags.ArgumentSerializer):
+    def serialize(self, value: Any) -> str:
+        return _text(value)
+
+
+def _text(value: Any) -> str:
+    """Returns a value as one types it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={_text(item)}" for name, item in value.items())
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _constraint(declaration: Declaration) -> str:
+    if declaration.choices is not None:
+        return f"one of {', '.join(declaration.choices)}"
+    low, high = declaration.low, declaration.high
+    if low is None:
+        return "" if high is None else f"at most {high:.10g}"
+    return f"at least {low:.10g}" if high is None else f"{low:.10g} to {high:.10g}"

@@ -1,0 +1,66 @@
+"""Runs a command or a tool by its name: `offline_distill NAME --flags`."""
+
+import ast
+import difflib
+import importlib
+import pathlib
+import sys
+from collections.abc import Sequence
+
+_ROOT = pathlib.Path(__file__).parents[2]
+# The commands, in the order in which they are used.
+COMMANDS = ("create_pretraining_data", "create_teacher_output_data", "run_distill")
+_HELP = ("-h", "-help", "--help")
+
+
+def find_programs() -> dict[str, pathlib.Path]:
+    """Returns the modules of the commands and of the tools, by name."""
+    commands = {name: _ROOT / "pipeline" / f"{name}.py" for name in COMMANDS}
+    tools = {path.stem: path for path in sorted((_ROOT / "tools").glob("*.py"))}
+    return commands | {name: path for name, path in tools.items() if _has_main(path)}
+
+
+def _has_main(path: pathlib.Path) -> bool:
+    return "\ndef main(" in path.read_text(encoding="utf-8")
+
+
+def _summary(path: pathlib.Path) -> str:
+    """Returns the first line of a module's docstring, without importing the module."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def _overview() -> str:
+    programs = find_programs()
+    width = max(map(len, programs))
+    lines = ["offline_distill NAME --flags; offline_distill NAME --help lists the flags", ""]
+    for name, path in programs.items():
+        if name not in COMMANDS and COMMANDS[-1] in lines[-1]:
+            lines.append("")
+        lines.append(f"  {name:{width}}  {_summary(path)}")
+    return "\n".join(lines)
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, find_programs())
+    hint = f"did you mean {' or '.join(close)}?" if close else "offline_distill --help lists them"
+    return f"error: NAME: expected a command or a tool, received {name!r}; {hint}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program that the first argument names, and returns its exit status."""
+    arguments = list(sys.argv if argv is None else argv)[1:]
+    if not arguments or arguments[0] in _HELP:
+        print(_overview())
+        return 0
+    name = arguments[0]
+    if name not in find_programs():
+        print(_unknown(name), file=sys.stderr)
+        return 1
+    package = "pipeline" if name in COMMANDS else "tools"
+    program = importlib.import_module(f"{package}.{name}")
+    return program.main([name, *arguments[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
