@@ -135,7 +135,6 @@ def _read_sentences(
     task: "ModelTask",
     tokenizer: "Tokenizer",
 ) -> "list[Example]":
-    from pipeline.models.config import ROBERTAS
     from tools.exports import examples
 
     settings = {
@@ -145,7 +144,7 @@ def _read_sentences(
     if task.num_texts == 1:
         masked = task.head is None
         return examples.read_lines(config.sentences, tokenizer, masked=masked, **settings)
-    double = source.config.model_type in ROBERTAS
+    double = source.config.family.doubles_separator
     return examples.read_pairs(config.sentences, tokenizer, double_separator=double, **settings)
 
 
@@ -175,10 +174,10 @@ def describe(report: "Report") -> str:
 
 
 def _write_report(report: "Report", config: ExportConfig, max_seq_length: int) -> None:
-    from tools.dev.benchmarks import machine
+    from tools import measurement
 
     content = {
-        "machine": machine.describe(),
+        "machine": measurement.describe_machine(),
         "max_seq_length": max_seq_length,
         "repeats": config.repeats,
         "num_examples": report.num_examples,

@@ -19,7 +19,7 @@ from pipeline.base import compute_dtype
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.commands import running
-from pipeline.corpora.corpus import find_files
+from pipeline.corpora.readers.base import find_files
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading

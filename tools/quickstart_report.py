@@ -174,16 +174,16 @@ def _latencies(
     """Returns the median milliseconds that each model takes for one example, in turns."""
     # Keras is imported only now that there is something to compute.
     from pipeline.models.masked_lm import LOGITS
-    from pipeline.teacher import forward
+    from pipeline.teacher.forward import build_batch, compile_forward
 
-    batch = forward.build_batch(
+    batch = build_batch(
         [MaskedExample.from_features(dict(example), manifest.vocab.size)],
         batch_size=1,
         max_seq_length=manifest.max_seq_length,
         max_predictions_per_seq=manifest.max_predictions_per_seq,
     )
     forwards = [
-        forward.compile_forward(
+        compile_forward(
             model_directory.load_masked_lm(model_directory.find_model(place)),
             lambda outputs, _: {LOGITS: outputs[LOGITS]},
         )

@@ -21,7 +21,7 @@ from tokenizers.trainers import WordPieceTrainer
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError
 from pipeline.corpora import corpus
-from pipeline.corpora.documents import document_text
+from pipeline.corpora.readers.base import find_files
 from pipeline.tokenizers.segmenters import is_chinese
 from pipeline.tokenizers.tokens import SPECIAL_TOKENS
 
@@ -89,7 +89,7 @@ def write_package_corpora(work: pathlib.Path) -> None:
 
 def write_own_corpus(work: pathlib.Path, directory: pathlib.Path) -> None:
     """Writes a mixture of the user's own corpus alone, of a large one a part."""
-    found = corpus.find_files(str(directory))
+    found = find_files(str(directory))
     weight = min(1.0, _TEXT_BYTES / sum(file.bytes for file in found))
     entries = [{"name": "own", "input_dir": str(directory.resolve()), "weight": weight}]
     _write_mixture(work, entries)
@@ -103,9 +103,9 @@ def _write_mixture(work: pathlib.Path, entries: Sequence[dict[str, object]]) -> 
 def read_texts(sources: Sequence[CorpusSource]) -> Iterator[str]:
     """Yields the documents of corpora until there is enough to learn a vocabulary from."""
     size = 0
-    for chunk in corpus.read_chunks(corpus.open_corpora(sources, corpus.resolve(sources))):
+    for chunk in corpus.read_blocks(corpus.open_corpora(sources, corpus.resolve(sources))):
         for document in chunk.documents:
-            text = document_text(document)
+            text = corpus.document_text(document)
             yield text
             size += len(document.content)
         if size > 2 * _TEXT_BYTES:

@@ -1,6 +1,5 @@
 """Readers of corpora, of tokenizers' files and of declarations."""
 
-import dataclasses
 import functools
 import gzip
 import io
@@ -12,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from data_specs import corpora as corpus_specs
-from data_specs.corpora import CLEANING, CorpusSource, CorpusSpec
+from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
-from pipeline.corpora import corpus, documents, readers
+from pipeline.corpora import cleaning, corpus
 from pipeline.corpora.documents import Corpus
+from pipeline.corpora.readers import READERS
+from pipeline.corpora.readers.base import find_files
 from pipeline.tokenizers import loading
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import (
@@ -46,18 +47,18 @@ def _rows(*, lines: bool) -> str:
 
 
 def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
-    found = corpus.find_files(str(folder / file), corpus=Corpus(spec=spec))
+    found = find_files(str(folder / file), corpus=Corpus(spec=spec))
     return [
-        documents.document_text(document)
-        for chunk in corpus.read_chunks(found)
-        for document in chunk.documents
+        corpus.document_text(document)
+        for block in corpus.read_blocks(found)
+        for document in block.documents
     ]
 
 
 def _corpus_readers() -> list[Reader]:
     specs = {
         "plain": CorpusSpec(),
-        "cleaned": CorpusSpec(cleaning=CLEANING),
+        "cleaned": CorpusSpec(cleaning=tuple(cleaning.STEPS)),
         "lines": CorpusSpec(documents="lines", lines_per_document=2),
         "starts": CorpusSpec(documents="starts", document_start="第|= ="),
         "files": CorpusSpec(documents="files"),
@@ -312,8 +313,9 @@ def _use_sources(sources: tuple[CorpusSource, ...]) -> object:
     found = corpus.resolve(sources)
     texts = []
     for file in corpus.open_corpora(sources, found):
-        texts += [documents.document_text(one) for one, _ in readers.read_documents(file)]
-    return texts, [json.dumps(dataclasses.asdict(one)) for one in found]
+        documents = READERS[file.corpus.reader].read(file)
+        texts += [corpus.document_text(document) for document, _ in documents]
+    return texts, [json.dumps(one.spec.reading()) for one in found]
 
 
 def _read_mixture(folder: pathlib.Path) -> object:

@@ -40,7 +40,7 @@ def _fails(capsys, *flags: str) -> str:
 
 
 def _read(directory, *, count: int = 1000, num_guesses: int = 5, **selection) -> list[ShownExample]:
-    reader = ExampleReader(open_cache(str(directory), None), num_guesses=num_guesses)
+    reader = ExampleReader(open_cache(directory, None), num_guesses=num_guesses)
     return reader.read(Selection(selection.pop("split", "eval"), count=count, **selection))
 
 
@@ -90,7 +90,7 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"logit_encoding": "uint8"},
+        {"logit_encoding": "compact"},
         {"logit_encoding": "compact"},
         {"logit_encoding": "compact", "truncation_mass": 0.9},
         {"logit_encoding": "float16", "truncation_mass": 0.9},

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_specs.records import INPUT_IDS
-from tools.dev.benchmarks import measurement
+from tools import measurement
 from tools.exports import litert, onnx_model, saved_model
 from tools.exports.examples import Arrays, Example, encode, example_batch
 from tools.exports.formats import FORMATS, HF, LITERT, LITERT_INT8, ONNX, SAVED_MODEL

@@ -11,7 +11,6 @@ import numpy as np
 from data_specs.tasks import TaskSpec, load_task
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
-from pipeline.models.config import ROBERTAS
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import manifest as manifests
@@ -260,7 +259,7 @@ def _read_split(found: Preparation, config: FinetuneConfig, name: str) -> Split:
         doc_stride=config.doc_stride,
         max_query_length=config.max_query_length,
         type_vocab_size=_SEGMENTS,
-        double_separator=found.source.config.model_type in ROBERTAS,
+        double_separator=found.source.config.family.doubles_separator,
     )
     return Split(name, examples, features, tuple(_notes(name, data)))
 
