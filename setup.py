@@ -57,6 +57,8 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6",
             "import-linter>=2",
+            "jinja2>=3.1",
+            "matplotlib>=3.8",
             "ruff>=0.9",
             "vulture>=2.14",
             JAX,

@@ -51,22 +51,22 @@ class InspectConfig(Settings):
             raise InputError(Setting("first"), "none together with `example_id`", self.first)
 
 
-def inspect_cache(config: InspectConfig) -> tuple[list[str], str]:
+def inspect_cache(config: InspectConfig) -> tuple[list[str], str | None]:
     """Puts examples into words.
 
     Args:
         config: what was asked for.
 
     Returns:
-        the lines for a terminal, and the HTML page.
+        the lines for a terminal, and the HTML page; None unless `html` is set.
 
     Raises:
         InputError: the directory is not as it must be, or has no such example.
     """
     # The tokenizers are imported only now that there is something to read.
     from pipeline.storage.cache_input import open_cache
-    from tools.pages import inspect_page, inspect_text
-    from tools.pages.shown_examples import ExampleReader, Selection, choose_split
+    from tools.report import examples_page, examples_text
+    from tools.report.shown_examples import ExampleReader, Selection, choose_split
 
     cache = open_cache(config.input_dir, config.input_file)
     split = choose_split(cache, config.split)
@@ -75,8 +75,10 @@ def inspect_cache(config: InspectConfig) -> tuple[list[str], str]:
     count = f"{len(shown)} of {cache.manifest.num_examples(split):,} {split} examples"
     about = f"{cache.manifest.kind.replace('_', ' ')}: {count}{_encoding(cache.manifest)}"
     notes = list(_notes(cache.manifest))
-    page = inspect_page.examples_page(cache.directory.name, about, " ".join(notes), shown)
-    return inspect_text.report_lines(f"{cache.directory}, {about}", notes, shown), page
+    page = None
+    if config.html:
+        page = examples_page.examples_page(cache.directory.name, about, " ".join(notes), shown)
+    return examples_text.report_lines(f"{cache.directory}, {about}", notes, shown), page
 
 
 def _encoding(manifest: "Manifest") -> str:

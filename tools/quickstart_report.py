@@ -18,6 +18,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import EVAL, Manifest
 from pipeline.storage.records import MaskedExample
+from tools.report.charts import COLOURS, GREY
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 _LATENCY_RUNS = 60
 # Records that sizes are measured on.
 _SAMPLE = 200
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLOURS = {"distilled": "#0072B2", "undistilled": "#D55E00", "teacher": "#555555"}
+_COLOURS = {"distilled": COLOURS[0], "undistilled": COLOURS[1], "teacher": GREY}
 
 
 @dataclasses.dataclass(frozen=True)

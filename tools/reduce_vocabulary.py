@@ -22,7 +22,7 @@ from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.models.initialization import layer_init
+from pipeline.models.initialization import from_teacher
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage import manifest as manifests
@@ -105,7 +105,7 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     limit = VocabLimit(config.vocab_size, config.coverage, config.min_count)
     config.output_dir.expect_empty()
     source = model_directory.find_model(config.teacher)
-    layer_map = layer_init.choose_layers(
+    layer_map = from_teacher.choose_layers(
         source.config.num_hidden_layers, config.student_layers, config.layer_map
     )
     cache = cache_input.open_cache(config.input_dir, None)
@@ -117,10 +117,10 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     counts = vocab_reduction.text_counts(cache_tokens.count_tokens(cache), tokenizer)
     kept_ids = vocab_reduction.choose_tokens(counts, always, limit)
-    student, weights = layer_init.student_weights(
+    student, weights = from_teacher.student_weights(
         source.read_weights(), source.config, layer_map=layer_map
     )
-    student, weights = layer_init.reduce_vocabulary(weights, student, kept_ids)
+    student, weights = from_teacher.reduce_vocabulary(weights, student, kept_ids)
     folder = config.output_dir.make_directory()
     for name, content in vocab_reduction.reduce_tokenizer(tokenizer, kept_ids).files().items():
         (folder / name).write_whole(content)

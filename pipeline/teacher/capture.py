@@ -20,8 +20,7 @@ from pipeline.base.prefetch import ahead
 from pipeline.models import layer_groups
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
-from pipeline.models.group_means import mean_state
-from pipeline.models.layer_groups import TeacherGroup
+from pipeline.models.layer_groups import TeacherGroup, mean_state
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers

@@ -13,6 +13,7 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base import json_text
+from pipeline.base.location import Location
 from pipeline.storage import cache_input, serialization, shuffling, spill, token_counts
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
@@ -139,7 +140,7 @@ def write_teacher_cache(
 
 
 def _open(folder: pathlib.Path) -> CacheInput:
-    return open_cache(str(folder), None)
+    return open_cache(Location.parse(folder), None)
 
 
 def read_framing(folder: pathlib.Path) -> object:
@@ -199,9 +200,9 @@ def read_sample(folder: pathlib.Path) -> object:
 
 def read_report(folder: pathlib.Path) -> object:
     """Reads a cache as `tools.report` does."""
-    from tools.pages import report_inputs
+    from tools.report import inputs
 
-    return report_inputs.read_cache(str(folder), "cache")
+    return inputs.read_cache(Location.parse(folder), "cache")
 
 
 def read_shown(folder: pathlib.Path) -> object:
@@ -243,7 +244,7 @@ def read_cached_report(folder: pathlib.Path) -> object:
 
 def read_manifest(folder: pathlib.Path) -> object:
     """Reads a manifest and uses all of it."""
-    cache = open_cache(None, str(folder / "*"))
+    cache = open_cache(None, Location.parse(folder / "*"))
     loaded = cache.manifest
     whole = manifests.load(folder)
     manifests.verify(folder, loaded, full=True)
@@ -341,8 +342,8 @@ def _cache_readers() -> list[Reader]:
                 Reader(f"report, {name}", eval_shard, mutate_records, read_report, write),
                 Reader(f"shown cache, {name}", SHARD, mutate_records, read_shown, write),
             ]
-    uint8 = functools.partial(write_teacher_cache, encoding="uint8")
-    found.append(Reader("merge", SHARD, mutate_records, read_merged, uint8))
+    compact = functools.partial(write_teacher_cache, encoding="compact")
+    found.append(Reader("merge", SHARD, mutate_records, read_merged, compact))
     for hidden in HIDDEN_CODECS:
         write = functools.partial(write_teacher_cache, encoding="compact", hidden=hidden)
         name = f"hidden {hidden}"

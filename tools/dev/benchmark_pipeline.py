@@ -25,7 +25,7 @@ from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
     from tools.dev.benchmarks.inputs import Inputs
-    from tools.dev.benchmarks.measurement import Row
+    from tools.measurement import Row
 
 GROUPS = ("masking", "teacher", "records", "sizes", "student", "memory", "ray")
 
@@ -53,20 +53,21 @@ def _sources(
     detected, _ = compute_dtype.detect()
     dtypes = list(dict.fromkeys([compute_dtype.FLOAT32, detected]))
     modules = {
-        "masking": ("masking_rows",),
+        "masking": ("process_rows",),
         "teacher": ("teacher_rows", dtypes),
         "records": ("record_rows",),
-        "sizes": ("size_rows",),
+        "sizes": ("record_rows",),
         "student": ("student_rows", dtypes),
-        "memory": ("memory_rows", inputs.corpus, large),
-        "ray": ("ray_rows",),
+        "memory": ("process_rows", inputs.corpus, large),
+        "ray": ("process_rows",),
     }
 
     def measure(group: str) -> Iterator["Row"]:
         if group == "memory" and large is None:
             return iter(())
         module, *arguments = modules[group]
-        return importlib.import_module(f"tools.benchmarks.{module}").rows(inputs, *arguments)
+        rows = importlib.import_module(f"tools.dev.benchmarks.{module}")
+        return getattr(rows, f"{group.rstrip('s')}_rows")(inputs, *arguments)
 
     return {group: functools.partial(measure, group) for group in GROUPS}
 
@@ -133,7 +134,7 @@ def _benchmark(values: flags.FlagValues) -> None:
         if name not in GROUPS:
             raise InputError(Setting("groups"), f"some of {','.join(GROUPS)}", f"{name!r}")
     corpus, mixed, large = (_file(values, f"{name}corpus") for name in ("", "mixed_", "large_"))
-    from tools.dev.benchmarks import machine
+    from tools import measurement
     from tools.dev.benchmarks.inputs import Inputs
 
     Location.parse(values.work, "work").expect_local()
@@ -148,7 +149,7 @@ def _benchmark(values: flags.FlagValues) -> None:
     )
     inputs.check()
     running.import_quietly("tensorflow")
-    about, sources, rows = machine.describe(), _sources(inputs, large), []
+    about, sources, rows = measurement.describe_machine(), _sources(inputs, large), []
     print(describe_machine(about), flush=True)
     for name in chosen:
         for row in sources[name]():

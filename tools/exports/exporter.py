@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_specs.records import INPUT_IDS
-from tools.dev.benchmarks import measurement
+from tools import measurement
 from tools.exports import litert, onnx_model, saved_model
 from tools.exports.batches import Arrays, example_batch
 from tools.exports.examples import Example, encode

@@ -19,7 +19,7 @@ from tools.dev.benchmarks import (
     teacher_rows,
 )
 from tools.dev.benchmarks.inputs import Inputs
-from tools.dev.benchmarks.measurement import Row
+from tools.measurement import Row
 
 _LITTLE = {
     record_rows: {"_EXAMPLES": 32, "_COPIES": 2, "_READ_BATCH_SIZE": 16, "_READ_BATCHES": 5},

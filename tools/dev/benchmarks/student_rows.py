@@ -19,7 +19,7 @@ from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from tools.dev.benchmarks.inputs import Inputs
-from tools.dev.benchmarks.measurement import Row, alternate, compared
+from tools.measurement import Row, alternate, compared
 
 _BATCH_SIZE = 32
 _LOG_STEPS = 4
@@ -204,7 +204,7 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
     )
 
 
-def rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
+def student_rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
     """Yields how fast students are trained, in each dtype."""
     for dtype in dtypes:
         yield _against_step(inputs, dtype)
