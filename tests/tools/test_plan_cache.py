@@ -150,10 +150,7 @@ def test_no_matplotlib(examples_dir, teacher_dir, tmp_path, capsys, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = tmp_path / "plan.png"
     assert tool.main(_flags(examples_dir, teacher_dir, picture=path)) == 1
-    assert _error(capsys) == (
-        "error: --picture: expected matplotlib, which is not installed; "
-        "pip install '.[quickstart]' brings it"
-    )
+    assert _error(capsys).startswith("error: --picture: expected matplotlib")
     assert not path.exists()
 
 
@@ -185,25 +182,28 @@ def test_nothing_is_overwritten(examples_dir, teacher_dir, tmp_path, capsys, fla
 
 
 @pytest.mark.parametrize("kind", ["windows_dir", "cache_dir"])
-def test_other_kinds_are_refused_as_in_stage_1b(request, teacher_dir, kind: str) -> None:
+def test_other_kinds_are_refused_as_in_capture(request, teacher_dir, kind: str) -> None:
     folder = request.getfixturevalue(kind)
     with pytest.raises(InputError) as caught:
         tool.plan_cache(PlanConfig(str(folder), str(teacher_dir)))
     assert (caught.value.setting, caught.value.subject) == ("input_dir", str(folder))
 
 
-def test_a_teacher_that_does_not_fit(examples_dir, corpus_dir, vocab_file, tmp_path) -> None:
-    short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=40)
-    with pytest.raises(InputError, match="^teacher: expected a model of at least 48 positions"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(short)))
+def test_a_teacher_that_does_not_fit_is_refused(examples_dir, vocab_file, tmp_path) -> None:
     other = tmp_path / "vocab.txt"
     other.write_text(vocab_file.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
-    wide = save_tiny_bert(tmp_path / "wide", other, seed=1)
-    with pytest.raises(InputError, match="^teacher: expected a vocabulary of"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(wide)))
-    single = save_tiny_bert(tmp_path / "single", vocab_file, seed=1, type_vocab_size=1)
-    with pytest.raises(InputError, match="^teacher: expected a model of two segments"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(single)))
+    for number, (vocab, changes, expected) in enumerate(
+        (
+            (vocab_file, {"max_position_embeddings": 40}, "a model of at least 48 positions"),
+            (other, {}, "a vocabulary of"),
+            (vocab_file, {"type_vocab_size": 1}, "a model of two segments"),
+        )
+    ):
+        teacher = save_tiny_bert(tmp_path / str(number), vocab, seed=1, **changes)
+        with pytest.raises(InputError) as refused:
+            tool.plan_cache(PlanConfig(str(examples_dir), str(teacher)))
+        assert refused.value.subject == "teacher"
+        assert refused.value.expected.startswith(expected)
 
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
