@@ -110,13 +110,13 @@ def _write_run(folder: pathlib.Path) -> None:
 def _read_run(folder: pathlib.Path) -> object:
     from tools.report import ReportConfig, make_report
 
-    return make_report(ReportConfig(runs=(str(folder / "run"), str(folder / "other"))))
+    return make_report(ReportConfig(runs=(folder / "run", folder / "other")))
 
 
 def _read_report(folder: pathlib.Path, name: str) -> object:
     from tools.report import ReportConfig, make_report
 
-    path = str(folder / f"{name}.json")
+    path = folder / f"{name}.json"
     value = (path,) if name in ("fidelity", "finetune") else path
     return make_report(ReportConfig(**{name: value}))
 

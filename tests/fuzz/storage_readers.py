@@ -139,7 +139,7 @@ def write_teacher_cache(
 
 
 def _open(folder: pathlib.Path) -> CacheInput:
-    return open_cache(str(folder), None)
+    return open_cache(folder, None)
 
 
 def read_framing(folder: pathlib.Path) -> object:
@@ -201,7 +201,7 @@ def read_report(folder: pathlib.Path) -> object:
     """Reads a cache as `tools.report` does."""
     from tools.pages import report_inputs
 
-    return report_inputs.read_cache(str(folder), "cache")
+    return report_inputs.read_cache(folder, "cache")
 
 
 def read_shown(folder: pathlib.Path) -> object:
@@ -213,7 +213,7 @@ def read_shown(folder: pathlib.Path) -> object:
     value = json.loads(path.read_bytes())
     value["splits"]["train"][0]["bytes"] = (folder / SHARD).stat().st_size
     path.write_text(json.dumps(value))
-    return inspect_cache(InspectConfig(input_dir=str(folder), split="train"))
+    return inspect_cache(InspectConfig(input_dir=folder, split="train"))
 
 
 def read_merged(folder: pathlib.Path) -> object:
@@ -243,7 +243,7 @@ def read_cached_report(folder: pathlib.Path) -> object:
 
 def read_manifest(folder: pathlib.Path) -> object:
     """Reads a manifest and uses all of it."""
-    cache = open_cache(None, str(folder / "*"))
+    cache = open_cache(None, folder / "*")
     loaded = cache.manifest
     whole = manifests.load(folder)
     manifests.verify(folder, loaded, full=True)

@@ -47,7 +47,7 @@ def _rows(*, lines: bool) -> str:
 
 
 def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
-    found = find_files(str(folder / file), corpus=Corpus(spec=spec))
+    found = find_files(folder / file, corpus=Corpus(spec=spec))
     return [
         corpus.document_text(document)
         for block in corpus.read_blocks(found)
@@ -152,7 +152,7 @@ def _converted() -> bytes:
 
 
 def _read_tokenizer(folder: pathlib.Path) -> object:
-    found = loading.load_tokenizer(str(folder), do_lower_case=None)
+    found = loading.load_tokenizer(folder, do_lower_case=None)
     tokens = found.tokenize(_SAMPLE)
     if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < len(found.vocab):
         raise RuntimeError("an id outside the vocabulary")
@@ -165,7 +165,7 @@ def _read_json_tokenizer(folder: pathlib.Path) -> object:
     from tools.pages.token_text import TokenText
 
     result = _read_tokenizer(folder)
-    found = loading.load_tokenizer(str(folder), do_lower_case=None)
+    found = loading.load_tokenizer(folder, do_lower_case=None)
     text = TokenText(found)
     text.spaced(list(range(len(found.vocab))))
     return result
