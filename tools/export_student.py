@@ -121,7 +121,6 @@ def _read_sentences(
     task: "ModelTask",
     tokenizer: "Tokenizer",
 ) -> "list[Example]":
-    from pipeline.models.config import ROBERTAS
     from tools.exports import examples
 
     settings = {
@@ -131,7 +130,7 @@ def _read_sentences(
     if task.num_texts == 1:
         masked = task.head is None
         return examples.read_lines(values.sentences, tokenizer, masked=masked, **settings)
-    double = source.config.model_type in ROBERTAS
+    double = source.config.family.doubles_separator
     return examples.read_pairs(values.sentences, tokenizer, double_separator=double, **settings)
 
 

@@ -18,6 +18,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import EVAL, Manifest
 from pipeline.storage.records import MaskedExample
+from tools.report.charts import COLOURS, GREY
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 _LATENCY_RUNS = 60
 # Records that sizes are measured on.
 _SAMPLE = 200
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLOURS = {"distilled": "#0072B2", "undistilled": "#D55E00", "teacher": "#555555"}
+_COLOURS = {"distilled": COLOURS[0], "undistilled": COLOURS[1], "teacher": GREY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,16 +174,16 @@ def _latencies(
     """Returns the median milliseconds that each model takes for one example, in turns."""
     # Keras is imported only now that there is something to compute.
     from pipeline.models.masked_lm import LOGITS
-    from pipeline.teacher import forward
+    from pipeline.teacher.forward import build_batch, compile_forward
 
-    batch = forward.build_batch(
+    batch = build_batch(
         [MaskedExample.from_features(dict(example), manifest.vocab.size)],
         batch_size=1,
         max_seq_length=manifest.max_seq_length,
         max_predictions_per_seq=manifest.max_predictions_per_seq,
     )
     forwards = [
-        forward.compile_forward(
+        compile_forward(
             model_directory.load_masked_lm(model_directory.find_model(place)),
             lambda outputs, _: {LOGITS: outputs[LOGITS]},
         )

@@ -25,7 +25,7 @@ from pipeline.distill.settings import (
     TOPK,
 )
 from pipeline.models.encoder import ATTENTIONS
-from pipeline.models.group_means import mean_attention, mean_state
+from pipeline.models.layer_groups import mean_attention, mean_state
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 
 STUDENT = "student"

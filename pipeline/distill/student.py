@@ -7,7 +7,7 @@ from pipeline.distill import student_shape
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.models.initialization import layer_init, slicing
+from pipeline.models.initialization import from_teacher
 from pipeline.models.masked_lm import MaskedLM
 
 
@@ -47,15 +47,15 @@ class StudentStart:
         student_shape.prepare_for_training(model, config)
         return model
 
-    def _weights(self, config: StudentConfig) -> slicing.Weights:
+    def _weights(self, config: StudentConfig) -> from_teacher.Weights:
         """Takes layers, then leaves out segments, then cuts."""
         source = self.source.config
-        whole, weights = layer_init.student_weights(
+        whole, weights = from_teacher.student_weights(
             self.source.read_weights(), source, layer_map=self.layer_map
         )
         if config.drop_segments:
-            whole, weights = slicing.without_segments(weights, whole)
-        return slicing.narrow_weights(weights, whole, self.config)
+            whole, weights = from_teacher.without_segments(weights, whole)
+        return from_teacher.narrow_weights(weights, whole, self.config)
 
 
 def find_student(config: StudentConfig) -> StudentStart:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
-from pipeline.models.initialization import layer_init, slicing
+from pipeline.models.initialization import from_teacher
 
 if TYPE_CHECKING:
     from pipeline.models.masked_lm import MaskedLM
@@ -25,13 +25,13 @@ def derive_config(
     Raises:
         InputError: layers or sizes do not fit.
     """
-    layer_map = layer_init.choose_layers(
+    layer_map = from_teacher.choose_layers(
         teacher.num_hidden_layers, config.student_layers, config.layer_map
     )
     student = dataclasses.replace(teacher, num_hidden_layers=len(layer_map))
     if config.drop_segments:
-        student = slicing.config_without_segments(student)
-    student = slicing.narrow_config(
+        student = from_teacher.config_without_segments(student)
+    student = from_teacher.narrow_config(
         student,
         hidden_size=config.student_hidden_size,
         num_attention_heads=config.student_attention_heads,

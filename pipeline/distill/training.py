@@ -154,7 +154,7 @@ def _broken_records_told(cache: CacheInput) -> Iterator[None]:
             cache.directory,
             f"records as {manifests.MANIFEST_FILE} describes them",
             "another",
-            hint="python -m tools.verify_cache says which",
+            hint="run offline_distill verify_cache",
         ) from error
 
 

@@ -12,7 +12,7 @@ from keras import ops
 
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.seeding import hash64
-from pipeline.models.config import ALBERT, EncoderConfig
+from pipeline.models.config import EncoderConfig
 
 Tensor = Any
 # What an encoder gives beside its hidden states.
@@ -100,7 +100,7 @@ class Embeddings(keras.layers.Layer):
             config.hidden_dropout_prob, scope=self.name, seed=seed, dtype=self.dtype_policy
         )
         self.projection = None
-        if config.model_type == ALBERT:
+        if config.embedding_size is not None:
             self.projection = make_dense(
                 config,
                 config.hidden_size,

@@ -9,6 +9,7 @@ from sentencepiece import SentencePieceProcessor
 
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
+from pipeline.models.families import FAMILIES
 from pipeline.tokenizers import spiece_conversion
 from pipeline.tokenizers.tokens import (
     TOKENIZER_CONFIG_FILE,
@@ -25,13 +26,12 @@ from pipeline.tokenizers.vocabulary import read_tokenizer_file
 MODEL_FILE = "spiece.model"
 XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
 WORD_MARK = "▁"
-# The `model_type` of XLM-RoBERTa in a `config.json`.
-_XLM_ROBERTA = "xlm-roberta"
 # How fairseq, and XLM-RoBERTa with it, numbers tokens: these four, then a model's pieces
 # without its own first three, then the mask (Conneau et al., 2020).
 _FAIRSEQ_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 _FAIRSEQ_MASK = "<mask>"
 _PIECES_FIRST = ("<unk>", "<s>", "</s>")
+_FAIRSEQ_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.numbers_as_fairseq)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
     """
     first = len(_PIECES_FIRST)
     own = {_FAIRSEQ_FIRST[1], _FAIRSEQ_MASK} & set(pieces)
-    if model_type != _XLM_ROBERTA or tuple(pieces[:first]) != _PIECES_FIRST or own:
+    if model_type not in _FAIRSEQ_FAMILIES or tuple(pieces[:first]) != _PIECES_FIRST or own:
         return tuple(pieces), False
     return (*_FAIRSEQ_FIRST, *pieces[first:], _FAIRSEQ_MASK), True
 
@@ -195,7 +195,7 @@ def load_sentencepiece(
     if fairseq and not spiece_conversion.is_unigram(model):
         raise InputError(
             path,
-            f"a SentencePiece model of the unigram type, as {_XLM_ROBERTA}'s",
+            f"a SentencePiece model of the unigram type, as {model_type}'s",
             "another type",
         )
     special_ids = find_special_ids(vocab, path)

@@ -55,7 +55,7 @@ _REPORTS: dict[str, Any] = {
     "plan": {
         "plans": [
             {
-                "logit_encoding": "uint8",
+                "logit_encoding": "compact",
                 "truncation_factor": k,
                 "position_bytes": 3.0 * k,
                 "mass_kept": 0.9,
@@ -65,7 +65,7 @@ _REPORTS: dict[str, Any] = {
         ]
     },
     "fidelity": {
-        "logit_encoding": "uint8",
+        "logit_encoding": "compact",
         "truncation_factor": 16,
         "bytes_per_position": {"topk_ids": 32, "topk_logits": 16.0},
         "mass_kept": 0.9,

@@ -199,9 +199,9 @@ def read_sample(folder: pathlib.Path) -> object:
 
 def read_report(folder: pathlib.Path) -> object:
     """Reads a cache as `tools.report` does."""
-    from tools.pages import report_inputs
+    from tools.report import inputs
 
-    return report_inputs.read_cache(folder, "cache")
+    return inputs.read_cache(folder, "cache")
 
 
 def read_shown(folder: pathlib.Path) -> object:
@@ -341,8 +341,8 @@ def _cache_readers() -> list[Reader]:
                 Reader(f"report, {name}", eval_shard, mutate_records, read_report, write),
                 Reader(f"shown cache, {name}", SHARD, mutate_records, read_shown, write),
             ]
-    uint8 = functools.partial(write_teacher_cache, encoding="uint8")
-    found.append(Reader("merge", SHARD, mutate_records, read_merged, uint8))
+    compact = functools.partial(write_teacher_cache, encoding="compact")
+    found.append(Reader("merge", SHARD, mutate_records, read_merged, compact))
     for hidden in HIDDEN_CODECS:
         write = functools.partial(write_teacher_cache, encoding="compact", hidden=hidden)
         name = f"hidden {hidden}"

@@ -162,7 +162,7 @@ def _read_tokenizer(folder: pathlib.Path) -> object:
 
 
 def _read_json_tokenizer(folder: pathlib.Path) -> object:
-    from tools.pages.token_text import TokenText
+    from tools.report.token_text import TokenText
 
     result = _read_tokenizer(folder)
     found = loading.load_tokenizer(folder, do_lower_case=None)

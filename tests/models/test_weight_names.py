@@ -3,7 +3,7 @@
 import re
 
 from pipeline.models.masked_lm import MaskedLM
-from pipeline.models.weight_names import modern_hf_name, weight_table
+from pipeline.models.weight_names import weight_table
 
 
 def test_every_variable_once(config):
@@ -40,9 +40,3 @@ def test_some_rows(config):
 def test_only_dense_kernels_are_transposed(config):
     for row in weight_table(config):
         assert row.transpose_hf == bool(re.search(r"/kernel$", row.ours))
-
-
-def test_old_layer_norm_names():
-    assert modern_hf_name("bert.embeddings.LayerNorm.gamma") == "bert.embeddings.LayerNorm.weight"
-    assert modern_hf_name("cls.x.LayerNorm.beta") == "cls.x.LayerNorm.bias"
-    assert modern_hf_name("cls.predictions.bias") == "cls.predictions.bias"

@@ -54,7 +54,7 @@ def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
 
 def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_dir) -> None:
     """One example at a time, unpadded, all in float64 after the logits."""
-    source = model_directory.find_model(str(teacher_dir))
+    source = model_directory.find_model(teacher_dir)
     model = model_directory.load_masked_lm(source)
     vocab_size = source.config.vocab_size
     codec = CODECS["float16"](vocab_size, 16)

@@ -12,7 +12,7 @@ import yaml
 from data_specs import records
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError
-from pipeline.models.formats.model_directory import find_model, load_masked_lm, read_hf_weights
+from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import open_cache
@@ -122,7 +122,7 @@ def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys)
     assert sorted(path.name for path in (out / "hf").iterdir()) == [
         *("README.md", "config.json", "model.safetensors", "vocab.txt")
     ]
-    copied, own = read_hf_weights(out / "hf", source.config), source.read_weights()
+    copied, own = find_model(out / "hf").read_weights(), source.read_weights()
     assert copied.keys() == own.keys()
     assert all(np.array_equal(copied[name], own[name]) for name in own)
 

@@ -10,7 +10,7 @@ from pipeline.base.errors import InputError
 from pipeline.models.formats.model_directory import find_model
 from tests.conftest import make_cache, save_tiny_bert
 from tools import fidelity_report as tool
-from tools.fidelity_report import ReportConfig, report_fidelity
+from tools.fidelity_report import FidelityConfig, report_fidelity
 
 
 def _run(cache, teacher, *others: str) -> int:
@@ -66,16 +66,16 @@ def test_the_command(cache_dir, teacher_dir, tmp_path, capsys) -> None:
 
 
 def test_the_same_report_twice(cache_dir, teacher_dir) -> None:
-    config = ReportConfig(str(cache_dir), str(teacher_dir), sample=12, predict_batch_size=8)
+    config = FidelityConfig(str(cache_dir), str(teacher_dir), sample=12, predict_batch_size=8)
     assert report_fidelity(config) == report_fidelity(config)
 
 
 def test_lower_precision_shows(cache_dir, teacher_dir) -> None:
     settings = {"sample": 12, "predict_batch_size": 8}
     places = str(cache_dir), str(teacher_dir)
-    exact, _ = report_fidelity(ReportConfig(*places, **settings))
+    exact, _ = report_fidelity(FidelityConfig(*places, **settings))
     rough, about = report_fidelity(
-        ReportConfig(*places, compute_dtype="mixed_bfloat16", **settings)
+        FidelityConfig(*places, compute_dtype="mixed_bfloat16", **settings)
     )
     assert about["compute_dtype"] == "mixed_bfloat16"
     assert rough.kl_divergence["1"].mean > 10 * exact.kl_divergence["1"].mean
@@ -98,7 +98,7 @@ def test_a_merged_cache(merged_dir, teacher_dir, capsys) -> None:
         "to compare it with; --any_teacher compares it with --teacher all the same"
     )
     report, about = report_fidelity(
-        ReportConfig(str(merged_dir), str(teacher_dir), sample=12, any_teacher=True)
+        FidelityConfig(str(merged_dir), str(teacher_dir), sample=12, any_teacher=True)
     )
     assert about["cache_compute_dtype"] == "float32"
     assert set(report.kl_divergence) == {"1"}
@@ -115,7 +115,7 @@ def test_random_draws_are_refused(examples_dir, teacher_dir, tmp_path) -> None:
         temperatures=(1.0,),
     )
     with pytest.raises(InputError, match="^input_dir: expected a cache of the top-k, received"):
-        report_fidelity(ReportConfig(str(made), str(teacher_dir)))
+        report_fidelity(FidelityConfig(str(made), str(teacher_dir)))
 
 
 def test_examples_are_no_cache(examples_dir, teacher_dir, capsys) -> None:

@@ -17,8 +17,8 @@ from tests.conftest import make_cache, save_tiny_bert
 from tests.tools.conftest import read_shard, rewrite_cache
 from tests.tools.page_reading import parse
 from tools import inspect_cache as tool
-from tools.pages import inspect_page, inspect_text
-from tools.pages.shown_examples import (
+from tools.report import examples_page, examples_text
+from tools.report.shown_examples import (
     KEPT,
     MASKED,
     REPLACED,
@@ -30,7 +30,7 @@ from tools.pages.shown_examples import (
     ShownExample,
     TeacherWord,
 )
-from tools.pages.text_width import columns
+from tools.report.text_width import columns
 
 
 def _fails(capsys, *flags: str) -> str:
@@ -40,7 +40,7 @@ def _fails(capsys, *flags: str) -> str:
 
 
 def _read(directory, *, count: int = 1000, num_guesses: int = 5, **selection) -> list[ShownExample]:
-    reader = ExampleReader(open_cache(str(directory), None), num_guesses=num_guesses)
+    reader = ExampleReader(open_cache(directory, None), num_guesses=num_guesses)
     return reader.read(Selection(selection.pop("split", "eval"), count=count, **selection))
 
 
@@ -90,7 +90,7 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"logit_encoding": "uint8"},
+        {"logit_encoding": "compact"},
         {"logit_encoding": "compact"},
         {"logit_encoding": "compact", "truncation_mass": 0.9},
         {"logit_encoding": "float16", "truncation_mass": 0.9},
@@ -221,7 +221,7 @@ def test_the_lines_of_an_example() -> None:
             _position(3, REPLACED, "cat", "dog", Guess("b", 0.3, False)),
         ),
     )
-    assert list(inspect_text.example_lines(example)) == [
+    assert list(examples_text.example_lines(example)) == [
         "example 00ff",
         "  e.tfrecord, record 3: 8 tokens, 3 masked (1 [MASK], 1 kept, 1 replaced)",
         "",
@@ -232,7 +232,7 @@ def test_the_lines_of_an_example() -> None:
         "    2  ##el    25.0%  > 128   10.0%  ✗  a <0.1%   b 0.0%",
         "    3  dog     25.0%  > 128   10.0%  ✗  b 30.0%",
     ]
-    assert inspect_text.outcome([example]) == (
+    assert examples_text.outcome([example]) == (
         "The first guess is right at 1 of 3 masked positions (33%); "
         "on average the label has 25.0%, the tail 10.0%."
     )
@@ -248,7 +248,7 @@ def test_tokens_cannot_leave_the_page() -> None:
         ((Piece(nasty, True), Piece(nasty, True, 1)),),
         (_position(1, REPLACED, nasty, nasty, Guess(nasty, 0.9, True), label_rank=1),),
     )
-    page = inspect_page.examples_page(nasty, nasty, nasty, [example])
+    page = examples_page.examples_page(nasty, nasty, nasty, [example])
     found = parse(page)
     assert page.count("&lt;script&gt;") >= 8
     assert nasty in "".join(found.text)
@@ -271,9 +271,9 @@ def test_the_page_holds_what_the_terminal_says(cache_dir, tmp_path, capsys) -> N
         assert len(rows) == 1 + len(one.positions)
         for position, row in zip(one.positions, rows[1:], strict=True):
             assert row[:2] == [str(position.number), position.label]
-            assert row[2] == inspect_text.percent(position.teacher.label_probability)
+            assert row[2] == examples_text.percent(position.teacher.label_probability)
             assert row[4] == ("✓ right" if position.teacher.right else "✗ wrong")
-    outcome = inspect_text.outcome(shown)
+    outcome = examples_text.outcome(shown)
     assert outcome in "".join(found.text)
     assert outcome in " ".join(printed.split())
 

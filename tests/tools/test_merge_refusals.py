@@ -32,7 +32,7 @@ EVAL = "eval-00000-of-00001.tfrecord"
         ({"truncation_factor": "0"}, "--truncation_factor=0: "),
         (
             {"logit_encoding": "text"},
-            "--logit_encoding=text: value should be one of <float16\\|uint8\\|compact>",
+            "--logit_encoding=text: value should be one of <float16\\|compact>",
         ),
     ],
 )

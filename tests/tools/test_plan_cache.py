@@ -172,7 +172,7 @@ def test_no_matplotlib(examples_dir, teacher_dir, tmp_path, capsys, monkeypatch)
         ),
         (
             {"logit_encodings": "float16,text"},
-            "--logit_encodings: expected some of float16,uint8,compact, received 'text'",
+            "--logit_encodings: expected some of float16,compact, received 'text'",
         ),
         (
             {"truncation_mass": 0},

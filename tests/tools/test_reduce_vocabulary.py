@@ -385,7 +385,7 @@ def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe
     part = tmp_path / "part" / "tokenizer.json"
     part.parent.mkdir()
     part.write_text(json.dumps(content), encoding="utf-8")
-    cache = cache_input.open_cache(str(examples), None)
+    cache = cache_input.open_cache(examples, None)
     subset = cache_tokenizer.find_subset(cache, len(kept), (part,))
     assert (subset.unknown_token, subset.unknown_id) == ("<pad>", names.index("<pad>"))
     assert subset.table.tolist() == [*range(len(kept)), *[-1] * 100]
@@ -418,7 +418,7 @@ def test_transformers_reads_a_reduced_student(student_dir, spiece_file, tmp_path
 
 def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_file) -> None:
     """Its padding is token 7 and becomes 5; the logits stay."""
-    from pipeline.models.initialization import layer_init
+    from pipeline.models.initialization import from_teacher
 
     folder = save_tiny_bert(
         tmp_path / "roberta",
@@ -431,7 +431,7 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
     source = model_directory.find_model(folder)
     weights = source.read_weights()
     kept = np.array([0, 1, 2, 3, 4, 7, 9, 20, 31])
-    config, reduced = layer_init.reduce_vocabulary(weights, source.config, kept)
+    config, reduced = from_teacher.reduce_vocabulary(weights, source.config, kept)
     assert config == dataclasses.replace(
         source.config, vocab_size=9, pad_token_id=5, max_position_embeddings=62
     )
@@ -451,7 +451,7 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
         outputs.append(np.asarray(model(batch)))
     np.testing.assert_allclose(outputs[1], outputs[0][..., kept], atol=1e-6)
     with pytest.raises(ValueError, match="expected the padding's id 7 among them"):
-        layer_init.reduce_vocabulary(weights, source.config, np.array([0, 1, 8]))
+        from_teacher.reduce_vocabulary(weights, source.config, np.array([0, 1, 8]))
 
 
 def test_a_student_without_settings_gets_the_caches_casing(
@@ -464,7 +464,7 @@ def test_a_student_without_settings_gets_the_caches_casing(
     path.parent.mkdir()
     tokens = vocab_file.read_text(encoding="utf-8").splitlines()[:100]
     path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    cache = cache_input.open_cache(str(examples), None)
+    cache = cache_input.open_cache(examples, None)
     subset = cache_tokenizer.find_subset(cache, 100, (path,))
     assert json.loads(subset.tokenizer_files["tokenizer_config.json"])["do_lower_case"] is False
     assert subset.tokenizer_files["vocab.txt"] == path.read_bytes()

@@ -665,7 +665,7 @@ def test_labels_that_are_said_to_be_impossible(folder, teacher_dir, capsys) -> N
 
 
 @pytest.mark.parametrize(
-    "changes", [{"logit_encoding": "uint8"}, {"truncation": "sampled"}], ids=str
+    "changes", [{"logit_encoding": "compact"}, {"truncation": "sampled"}], ids=str
 )
 def test_samples_of_other_caches(changes, examples_dir, teacher_dir, tmp_path, capsys) -> None:
     if "truncation" in changes:

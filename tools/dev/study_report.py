@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
-from tools.pages.report_inputs import JsonFile
-from tools.pages.report_runs import EVAL, METRICS_FILE, read_metrics
+from tools.report.inputs import Summary, read_struct
+from tools.report.runs import EVAL, METRICS_FILE, read_metrics
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ def read_score(path: pathlib.Path) -> float:
     Raises:
         InputError: the file is missing, or is not as `finetune` writes it.
     """
-    summary = JsonFile.read(str(path))
-    rates = summary.objects("rates")
-    if not rates:
-        raise InputError(path, received="rates: expected at least one, received none")
-    return rates[0].object("metrics").object(summary.text("main_metric")).number("mean")
+    summary = read_struct(path, Summary)
+    metrics = summary.rates[0].metrics
+    if summary.main_metric not in metrics:
+        raise InputError(path, f"a score {summary.main_metric}", "none")
+    return metrics[summary.main_metric].mean
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

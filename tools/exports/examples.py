@@ -13,8 +13,8 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL
 from pipeline.tokenizers.tokens import Tokenizer
 from tools.exports.batches import Arrays, example_batch
-from tools.finetuning.features import build_features
 from tools.finetuning.head_layout import CLASSIFICATION
+from tools.finetuning.inputs import build_features
 from tools.finetuning.task_data import TaskExample
 
 # One token of so many of a line is masked, as a model seldom errs on tokens that it sees.
@@ -103,7 +103,7 @@ def read_pairs(
         tokenizer: the model's.
         count: how many pairs at most.
         max_seq_length: to which a pair is cut, at least 5.
-        double_separator: see `features.build_features`.
+        double_separator: see `inputs.build_features`.
 
     Raises:
         InputError: no such file, not UTF-8, fewer than two lines with a token, or

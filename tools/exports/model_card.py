@@ -10,21 +10,13 @@ import yaml
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.distill.settings import MASKED_LM
-from pipeline.models.config import ALBERT, BERT, DISTILBERT, XLM_ROBERTA, EncoderConfig
+from pipeline.models.config import EncoderConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from tools.exports.model_task import ModelTask
-from tools.pages.report_runs import read_metrics
+from tools.report.runs import read_metrics
 
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
-# How the families are spelled.
-_FAMILIES = {
-    BERT: "BERT",
-    "roberta": "RoBERTa",
-    XLM_ROBERTA: "XLM-RoBERTa",
-    DISTILBERT: "DistilBERT",
-    ALBERT: "ALBERT",
-}
 _MASKED_LM_TASK = ModelTask()
 # Titles of a table of names and what they name.
 _UNTITLED = ("", "")
@@ -141,7 +133,7 @@ def describe_shape(config: EncoderConfig, task: ModelTask = _MASKED_LM_TASK) -> 
     """Returns a model's size in words, such as `BERT of 4 layers × 256`."""
     parameters = task.count_parameters(config)
     return (
-        f"{_FAMILIES[config.model_type]} of {config.num_hidden_layers} layers × "
+        f"{config.family.title} of {config.num_hidden_layers} layers × "
         f"{config.hidden_size}, "
         f"{config.vocab_size:,} tokens, {parameters / 1e6:.2f} million parameters"
     )
@@ -221,7 +213,8 @@ def _section(title: str, rows: Sequence[Sequence[str]], titles: Sequence[str] = 
 
 def _opening(config: EncoderConfig, task: ModelTask, *, distilled: bool) -> str:
     """Returns what a model is, in a line."""
-    words = [f"{'An' if config.model_type == ALBERT else 'A'} {describe_shape(config, task)}"]
+    article = "An" if config.family.title[0] in "AEIO" else "A"
+    words = [f"{article} {describe_shape(config, task)}"]
     if distilled:
         words.append("distilled from a larger model's predictions of masked tokens")
     if task.finetuning is not None:

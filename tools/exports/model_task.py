@@ -18,7 +18,7 @@ from tools.finetuning.head_layout import (
     head_table,
     read_head,
 )
-from tools.pages.text_width import visible
+from tools.report.text_width import visible
 
 # What a finished run of `finetune` writes, beside the folder of its model.
 _METRICS_FILE = "metrics.json"

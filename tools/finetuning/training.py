@@ -17,10 +17,10 @@ from pipeline.base.location import Location
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.run_log import RunLog
 from pipeline.storage import manifest as manifests
-from tools.finetuning import evaluation, heads, prediction, task_teacher
-from tools.finetuning.batches import TARGETS, WEIGHTS, Arrays, Padding, TrainingBatches
+from tools.finetuning import heads, prediction, task_teacher
 from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN
 from tools.finetuning.heads import TaskModel
+from tools.finetuning.inputs import TARGETS, WEIGHTS, Arrays, Padding, TrainingBatches
 from tools.finetuning.objective import TaskObjective
 from tools.finetuning.preparation import Preparation, prepare
 from tools.finetuning.settings import FinetuneConfig
@@ -121,7 +121,7 @@ def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.nda
 def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
     directory = config.teacher_cache
     if directory is None:
-        directory = str(config.output_dir / TEACHER_CACHE_FOLDER)
+        directory = config.output_dir / TEACHER_CACHE_FOLDER
     return {
         "directory": directory,
         "inputs": run.inputs(run.train, config),
@@ -278,13 +278,13 @@ def _finish(
     """Evaluates and writes; the metrics last."""
     directory = config.output_dir
     forward = prediction.compile_forward(model)
-    predicted, speed = evaluation.predict(run, config, run.evaluation, forward)
-    scores = evaluation.score(run, run.evaluation, predicted)
+    predicted, speed = prediction.predict(run, config, run.evaluation, forward)
+    scores = prediction.score(run, run.evaluation, predicted)
     log.write(int(counts.get("num_train_steps", 0)), manifests.EVAL, scores)
-    paths = [evaluation.write_predictions(run, run.evaluation, predicted, directory)]
+    paths = [prediction.write_predictions(run, run.evaluation, predicted, directory)]
     if run.handed_in is not None:
-        predicted, _ = evaluation.predict(run, config, run.handed_in, forward)
-        paths.append(evaluation.write_predictions(run, run.handed_in, predicted, directory))
+        predicted, _ = prediction.predict(run, config, run.handed_in, forward)
+        paths.append(prediction.write_predictions(run, run.handed_in, predicted, directory))
     folder = (directory / MODEL_FOLDER).make_directory()
     for name, content in run.tokenizer.files().items():
         (folder / name).write_whole(content)

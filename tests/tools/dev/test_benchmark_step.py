@@ -14,7 +14,7 @@ import pytest
 from data_specs import records
 from pipeline.distill import targets
 from pipeline.distill.settings import DistillConfig, StudentConfig
-from pipeline.models.config import ALBERT, EncoderConfig
+from pipeline.models.config import EncoderConfig
 from pipeline.storage import cache_input
 from pipeline.storage.length_buckets import Chunking
 from tools.dev import benchmark_step as tool
@@ -219,7 +219,7 @@ def test_flops_by_hand() -> None:
     # 2·3·3·4 = 72; up and down, each 2·3·4·5 = 120. The head of one position: 2·4·4 + 2·4·7.
     layers, head = 2 * (384 + 2 * 72 + 2 * 120), 32 + 56
     assert model_flops.forward_flops(shape, 3, 1) == layers + head
-    narrow = dict(shape.to_dict(), model_type=ALBERT, embedding_size=2)
+    narrow = dict(shape.to_dict(), model_type="albert", embedding_size=2)
     # Embeddings of 2 dimensions go to 4 at each token, and back in the head.
     assert model_flops.forward_flops(EncoderConfig(**narrow), 3, 1) == (
         layers + 2 * 3 * 2 * 4 + 2 * 4 * 2 + 2 * 2 * 7

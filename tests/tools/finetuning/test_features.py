@@ -15,8 +15,8 @@ from data_specs import tasks
 from pipeline.base.errors import InputError
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer, Tokens
-from tools.finetuning.answers import best_answers
-from tools.finetuning.features import Feature, build_features, truncated_lengths
+from tools.finetuning.inputs import Feature, build_features, truncated_lengths
+from tools.finetuning.scoring import best_answers
 from tools.finetuning.task_data import Answer, TaskExample, read_split
 
 SHARED = pathlib.Path(__file__).parents[4] / "shared"
@@ -235,7 +235,7 @@ def test_right_logits_give_the_right_answers_of_real_questions(
         str(SHARED / "data" / "vocab" / f"{vocab}.txt"),
         do_lower_case="chinese" in vocab,
     )
-    examples = read_split(tasks.load_task(name), str(SHARED / "data" / folder), split)
+    examples = read_split(tasks.load_task(name), SHARED / "data" / folder, split)
     begin = time.perf_counter()
     features = build_features(examples, tokenizer, kind="span", max_seq_length=384, doc_stride=128)
     seconds = time.perf_counter() - begin

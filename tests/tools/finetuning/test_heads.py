@@ -72,7 +72,7 @@ def make_batch(config: EncoderConfig) -> Batch:
 
 def random_model(config: EncoderConfig, kind: str, *, seed: int = 4) -> heads.TaskModel:
     head, nowhere = HEADS[kind], pathlib.Path()
-    source = ModelSource(config, "hf", (), None, nowhere)
+    source = ModelSource(config, "safetensors", (), None, nowhere)
     return heads.build_head(source, kind, num_labels=head.num_outputs, seed=seed)
 
 
@@ -220,7 +220,7 @@ def test_googles_checkpoints(tmp_path, scale: float) -> None:
     tensors["bert/pooler/dense/kernel"] = kernel
     tensors["bert/pooler/dense/bias"] = np.zeros(16, np.float32)
     tf.raw_ops.SaveV2(
-        prefix=str(tmp_path / "bert_model.ckpt"),
+        prefix=tmp_path / "bert_model.ckpt",
         tensor_names=list(tensors),
         shape_and_slices=[""] * len(tensors),
         tensors=[tf.constant(value) for value in tensors.values()],

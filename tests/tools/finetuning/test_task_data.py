@@ -8,6 +8,7 @@ import pytest
 
 from data_specs import tasks
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from tests.tools.finetuning.squad_files import squad_json
 from tools.finetuning.task_data import Answer, TaskExample, read_split, read_split_data
 
@@ -232,10 +233,10 @@ CASES = [
 ]
 
 
-def _write(folder: pathlib.Path, files: dict[str, str]) -> str:
+def _write(folder: Location, files: dict[str, str]) -> Location:
     for name, content in files.items():
         (folder / name).write_bytes(content.encode("utf-8"))
-    return str(folder)
+    return folder
 
 
 def test_every_task_has_a_case() -> None:
@@ -264,7 +265,7 @@ def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
     spec = tasks.load_task(name)
     expected = f"--data_dir: expected the split dev of {name} ({' or '.join(spec.files['dev'])}) in"
     with pytest.raises(InputError) as error:
-        read_split(spec, str(tmp_path), "dev")
+        read_split(spec, tmp_path, "dev")
     assert str(error.value) == f"{expected} {tmp_path}, found no such file"
 
 
@@ -273,7 +274,7 @@ def test_folders_and_splits_that_are_not_there(tmp_path) -> None:
     with pytest.raises(InputError, match="^x: expected the folder of rte's files, received /no/"):
         read_split(spec, "/no/such", "dev")
     with pytest.raises(InputError, match="^rte: expected a split of train, dev, test, received 'e"):
-        read_split(spec, str(tmp_path), "eval")
+        read_split(spec, tmp_path, "eval")
 
 
 RTE = "index|sentence1|sentence2|label"
@@ -315,7 +316,7 @@ def test_bad_rows_name_the_file_and_the_line(
     path = tmp_path / spec.files["dev"][0]
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError) as error:
-        read_split(spec, str(tmp_path), "dev")
+        read_split(spec, tmp_path, "dev")
     assert str(error.value).startswith(f"{path}, line {line}: {message}")
     assert "\n" not in str(error.value)
 
@@ -323,29 +324,29 @@ def test_bad_rows_name_the_file_and_the_line(
 def test_bytes_that_are_no_text(tmp_path) -> None:
     (tmp_path / "dev.tsv").write_bytes(b"index\tsentence1\tsentence2\tlabel\n\xff\n")
     with pytest.raises(InputError, match="dev.tsv, line 2: expected UTF-8, received "):
-        read_split(tasks.load_task("rte"), str(tmp_path), "dev")
+        read_split(tasks.load_task("rte"), tmp_path, "dev")
     (tmp_path / "rusentiment_test.csv").write_bytes(b"label,text\nskip,\xff\n")
     with pytest.raises(InputError, match="rusentiment_test.csv, line 1: expected fields of UTF-8"):
-        read_split(tasks.load_task("rusentiment"), str(tmp_path), "dev")
+        read_split(tasks.load_task("rusentiment"), tmp_path, "dev")
 
 
 def test_a_quotation_mark_that_never_ends(tmp_path) -> None:
     _write(tmp_path, {"rusentiment_test.csv": 'label,text\nskip,a\nneutral,"b\nskip,c\n'})
     with pytest.raises(InputError, match="test.csv, line 3: expected fields .* end of data"):
-        read_split(tasks.load_task("rusentiment"), str(tmp_path), "dev")
+        read_split(tasks.load_task("rusentiment"), tmp_path, "dev")
 
 
 def test_a_line_after_one_with_line_breaks_is_named_rightly(tmp_path) -> None:
     _write(tmp_path, {"rusentiment_test.csv": 'label,text\nskip,"a\nb\nc"\nnone,d\n'})
     with pytest.raises(InputError, match="test.csv, line 5: label: expected one of negative"):
-        read_split(tasks.load_task("rusentiment"), str(tmp_path), "dev")
+        read_split(tasks.load_task("rusentiment"), tmp_path, "dev")
 
 
 def test_files_without_examples(tmp_path) -> None:
     for content in ("", "index\tsentence1\tsentence2\tlabel\n"):
         _write(tmp_path, {"dev.tsv": content})
         with pytest.raises(InputError, match="dev.tsv: expected at least one example of rte, rece"):
-            read_split(tasks.load_task("rte"), str(tmp_path), "dev")
+            read_split(tasks.load_task("rte"), tmp_path, "dev")
 
 
 def test_bad_rows_are_left_out_and_told(tmp_path) -> None:
@@ -451,7 +452,7 @@ def test_a_context_without_its_answer(tmp_path) -> None:
 def test_json_that_is_not_squads(tmp_path, content: str, message: str) -> None:
     _write(tmp_path, {"dev.json": content})
     with pytest.raises(InputError, match=message):
-        read_split(tasks.load_task("cmrc2018"), str(tmp_path), "dev")
+        read_split(tasks.load_task("cmrc2018"), tmp_path, "dev")
 
 
 def test_json_after_a_byte_order_mark(tmp_path) -> None:
@@ -492,7 +493,7 @@ REAL = [
 def test_the_real_files(
     name: str, folder: str, split: str, count: int, left_out: int, relocated: int
 ) -> None:
-    data = read_split_data(tasks.load_task(name), str(SHARED / "data" / folder), split)
+    data = read_split_data(tasks.load_task(name), SHARED / "data" / folder, split)
     assert (len(data.examples), data.num_left_out) == (count, left_out)
     assert (data.num_relocated, data.bad_rows) == (relocated, ())
     assert len({example.key for example in data.examples}) == count
@@ -513,6 +514,6 @@ def test_real_posts_are_those_of_the_csv_module() -> None:
     spec = tasks.load_task("rusentiment")
     read = [
         (example.texts[0], spec.labels[example.label])
-        for example in read_split(spec, str(folder), "train")
+        for example in read_split(spec, folder, "train")
     ]
     assert read == rows

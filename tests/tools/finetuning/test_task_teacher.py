@@ -15,11 +15,10 @@ from pipeline.storage import cache_input, manifest, serialization
 from tests.conftest import save_tiny_bert
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools.finetuning import heads, prediction, task_teacher, training
-from tools.finetuning.batches import Padding
 from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head
+from tools.finetuning.inputs import Padding, TaskInputs
 from tools.finetuning.preparation import prepare
 from tools.finetuning.settings import FinetuneConfig
-from tools.finetuning.task_inputs import TaskInputs
 
 # Names of fixtures: a teacher of classes, and one of beginnings and ends.
 KINDS = ["config", pytest.param("span_config", marks=pytest.mark.slow)]
@@ -30,8 +29,8 @@ def config(sentiment_config, task_teacher_dir, tmp_path) -> FinetuneConfig:
     """A student's run with a teacher."""
     return dataclasses.replace(
         sentiment_config,
-        finetune_teacher=str(task_teacher_dir),
-        teacher_cache=str(tmp_path / "cache"),
+        finetune_teacher=task_teacher_dir,
+        teacher_cache=tmp_path / "cache",
         num_train_epochs=1.0,
     )
 
@@ -42,8 +41,8 @@ def span_config(config, questions_dir, span_teacher_dir) -> FinetuneConfig:
     return dataclasses.replace(
         config,
         task="cmrc2018",
-        data_dir=str(questions_dir),
-        finetune_teacher=str(span_teacher_dir),
+        data_dir=questions_dir,
+        finetune_teacher=span_teacher_dir,
         doc_stride=16,
         max_query_length=8,
     )
@@ -120,7 +119,7 @@ def test_a_cached_teacher_trains_as_a_live_one(request, monkeypatch, tmp_path, n
         return prediction.predict_logits(forward, inputs.features, padding)
 
     monkeypatch.setattr(task_teacher, "cached_logits", live)
-    again = training.finetune(dataclasses.replace(config, output_dir=str(tmp_path / "live")))
+    again = training.finetune(dataclasses.replace(config, output_dir=tmp_path / "live"))
     weights, losses = (
         [read(result.directory) for result in (cached, again)] for read in (_weights, _losses)
     )
@@ -131,7 +130,7 @@ def test_a_cached_teacher_trains_as_a_live_one(request, monkeypatch, tmp_path, n
 def test_the_teachers_word_changes_the_student(config, tmp_path) -> None:
     taught = training.finetune(config)
     alone = dataclasses.replace(
-        config, finetune_teacher=None, teacher_cache=None, output_dir=str(tmp_path / "alone")
+        config, finetune_teacher=None, teacher_cache=None, output_dir=tmp_path / "alone"
     )
     alone = training.finetune(alone)
     assert _weights(taught.directory) != _weights(alone.directory)
@@ -147,7 +146,7 @@ def test_the_second_student_does_not_call_the_teacher(
 
     monkeypatch.setattr(task_teacher, "_load_teacher", called)
     smaller = save_tiny_bert(tmp_path / "smaller", vocab_file, seed=9, num_layers=1)
-    second = dataclasses.replace(config, model=str(smaller), output_dir=str(tmp_path / "second"))
+    second = dataclasses.replace(config, model=str(smaller), output_dir=tmp_path / "second")
     training.finetune(second)
     assert (tmp_path / "second/metrics.json").is_file()
     # Without its directory too, and as a family that knows no segments.
@@ -160,7 +159,7 @@ def test_the_second_student_does_not_call_the_teacher(
         type_vocab_size=0,
     )
     third = dataclasses.replace(
-        config, model=str(other), finetune_teacher=None, output_dir=str(tmp_path / "third")
+        config, model=str(other), finetune_teacher=None, output_dir=tmp_path / "third"
     )
     training.finetune(third)
     assert (tmp_path / "third/metrics.json").is_file()
@@ -250,7 +249,7 @@ def test_a_finished_run_is_not_that_of_another_cache(config, tmp_path, teacher_d
         tmp_path / "other", teacher_dir, Head(CLASSIFICATION, ("0", "1")), seed=6
     )
     others = dataclasses.replace(
-        config, finetune_teacher=str(other), teacher_cache=str(tmp_path / "others")
+        config, finetune_teacher=str(other), teacher_cache=tmp_path / "others"
     )
     training.find_teacher_logits(prepare(others), others)
     # The same run as with its teacher named.
@@ -278,7 +277,7 @@ def test_a_teacher_of_another_task(config, tmp_path, teacher_dir, head, received
 
 
 def test_a_teacher_without_a_head(config, teacher_dir) -> None:
-    line = _fails(dataclasses.replace(config, finetune_teacher=str(teacher_dir)))
+    line = _fails(dataclasses.replace(config, finetune_teacher=teacher_dir))
     assert line.endswith(f"received {teacher_dir} with none")
 
 

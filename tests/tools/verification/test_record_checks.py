@@ -22,7 +22,7 @@ PLACE = 3
 def _open(folder: pathlib.Path) -> tuple[RecordChecker, list[Features]]:
     """The checker of a directory, and the records of its eval split."""
     manifest = manifests.load(folder)
-    tokenizer = load_tokenizer(str(folder / "vocab.txt"), do_lower_case=None)
+    tokenizer = load_tokenizer(folder / "vocab.txt", do_lower_case=None)
     codec = None
     if manifest.teacher_info is not None:
         codec = cache_input.open_codec(folder, manifest)
@@ -243,7 +243,7 @@ def test_a_small_cache(small_dir, edit, problem: str) -> None:
 
 def test_a_record_that_takes_ids_from_the_next_one_is_told(tmp_path, examples_dir, teacher_dir):
     """Together both have as many ids as both should have."""
-    settings = {"logit_encoding": "uint8", "truncation_mass": 0.9}
+    settings = {"logit_encoding": "compact", "truncation_mass": 0.9}
     checker, examples = _open(make_cache(tmp_path / "c", examples_dir, teacher_dir, **settings))
     for name, size in ((IDS, 2), (LOGITS, 1)):
         examples[4][name] += examples[5][name][:size]

@@ -21,7 +21,7 @@ ALWAYS = np.array([0, 1])
 
 
 def _load(path):
-    return load_tokenizer(str(path), do_lower_case=None)
+    return load_tokenizer(path, do_lower_case=None)
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_wanted_tokens(tmp_path) -> None:
     path = tmp_path / "wanted.txt"
     path.write_text("c\n##a\n", encoding="utf-8")
     vocab = ["[PAD]", "c", "b", "##a"]
-    assert vocab_reduction.read_keep_tokens(str(path), vocab).tolist() == [1, 3]
+    assert vocab_reduction.read_keep_tokens(path, vocab).tolist() == [1, 3]
     path.write_text("c\nz\n", encoding="utf-8")
     with pytest.raises(InputError) as error:
-        vocab_reduction.read_keep_tokens(str(path), vocab)
+        vocab_reduction.read_keep_tokens(path, vocab)
     assert str(error.value) == (
         f"--keep_tokens: {path}, line 2: expected a token of the vocabulary, received 'z'"
     )
     with pytest.raises(InputError, match="keep_tokens: .*none.txt: no such file"):
-        vocab_reduction.read_keep_tokens(str(tmp_path / "none.txt"), vocab)
+        vocab_reduction.read_keep_tokens(tmp_path / "none.txt", vocab)
 
 
 def test_only_text_is_counted(vocab_file) -> None:
