@@ -134,15 +134,15 @@ def _read_card(folder: pathlib.Path) -> object:
 
 
 def _read_study(folder: pathlib.Path) -> object:
-    from tools.dev import study_report
+    from tools.dev import study
 
-    return study_report.last_evaluation(folder / "run")
+    return study.last_evaluation(folder / "run")
 
 
 def _read_study_summary(folder: pathlib.Path) -> object:
-    from tools.dev import study_report
+    from tools.dev import study
 
-    return study_report.read_score(folder / "finetune.json")
+    return study.read_score(folder / "finetune.json")
 
 
 def _write_finetuned(folder: pathlib.Path) -> None:
