@@ -99,10 +99,6 @@ class SentencePieceTokenizer(Tokenizer):
             (bool(piece.strip(WORD_MARK)) for piece in self.vocab), bool, len(self.vocab)
         )
 
-    def is_special(self) -> np.ndarray:
-        """See `Tokenizer`."""
-        return self._is_special
-
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         text = one_line(text)

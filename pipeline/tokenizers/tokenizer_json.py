@@ -64,10 +64,6 @@ class JsonTokenizer(Tokenizer):
         special[list(self.special_ids.values())] = True
         return special
 
-    def is_special(self) -> np.ndarray:
-        """See `Tokenizer`."""
-        return self._is_special
-
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         text = one_line(text)

@@ -69,9 +69,12 @@ class Tokenizer(abc.ABC):
         """The vocabulary's identity."""
         return vocab_info(self.vocab)
 
-    @abc.abstractmethod
+    # In subclasses a cached property.
+    _is_special: np.ndarray
+
     def is_special(self) -> np.ndarray:
         """Returns which tokens are never masked, nor stand in for a masked one: bool [V]."""
+        return self._is_special
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> Tokens:

@@ -45,8 +45,8 @@ class WordPieceTokenizer(Tokenizer):
         tokenizer.pre_tokenizer = BertPreTokenizer()
         return tokenizer
 
-    def is_special(self) -> np.ndarray:
-        """See `Tokenizer`."""
+    @functools.cached_property
+    def _is_special(self) -> np.ndarray:
         special = np.zeros(len(self.vocab), bool)
         special[list(self.special_ids.values())] = True
         return special
