@@ -55,7 +55,6 @@ class Family:
         in_google_layout: whether Google's `bert_config.json` can describe a model.
         without_segments: the family of the same model without its segment embeddings.
         doubles_separator: whether two separators stand between the texts of a pair.
-        numbers_as_fairseq: whether its SentencePiece tokens are numbered as fairseq does.
     """
 
     model_type: str
@@ -75,7 +74,6 @@ class Family:
     in_google_layout: bool = False
     without_segments: str | None = None
     doubles_separator: bool = False
-    numbers_as_fairseq: bool = False
 
 
 def rename(name: str, renames: Renames) -> str:
