@@ -11,7 +11,7 @@ import pytest
 from data_specs import records
 from pipeline import create_teacher_output_data
 from pipeline.base.errors import InputError
-from pipeline.distill import training
+from pipeline.distill import batches, training
 from pipeline.distill.comparison import Comparison
 from pipeline.distill.objective import Objective
 from pipeline.distill.settings import DistillConfig, StudentConfig
