@@ -1,4 +1,9 @@
-"""Packaging: `pip install .` gives the three commands."""
+"""Packaging: `pip install .` gives the three commands, `offline_distill` and its Python API.
+
+The packages are installed under the names that they have here. `offline_distill` is the folder
+`pipeline/api`, so that Python code needs no other name. The tools for developers in `tools/dev`
+run in a clone only.
+"""
 
 import pathlib
 
@@ -11,6 +16,11 @@ REQUIREMENTS = [
     if line.strip() and not line.startswith("#")
 ]
 
+# The newest minor version that the suite was run with is the bound.
+JAX = "jax>=0.7,<0.11"
+OURS = ("pipeline", "data_specs", "tools")
+PACKAGES = [f"{name}{end}" for name in OURS for end in ("", ".*")]
+
 setup(
     name="offline-distill",
     version="0.1.0",
@@ -19,13 +29,21 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["pipeline", "pipeline.*", "data_specs", "data_specs.*"]),
-    package_data={"data_specs": ["corpora/*.yaml", "tasks/*.yaml", "recipes/*.flags"]},
+    packages=[
+        "offline_distill",
+        *find_packages(include=PACKAGES, exclude=["tools.dev", "tools.dev.*"]),
+    ],
+    package_dir={"offline_distill": "pipeline/api"},
+    package_data={
+        "data_specs": ["corpora/*.yaml", "tasks/*.yaml", "recipes/*.flags"],
+        # Templates of pages.
+        "tools": ["**/*.html", "**/*.jinja", "**/*.css"],
+    },
     install_requires=REQUIREMENTS,
     extras_require={
-        "jax": ["jax>=0.7"],
-        "gpu": ["tensorflow[and-cuda]>=2.20", "jax[cuda12]>=0.7"],
-        "tpu": ["jax[tpu]>=0.7"],
+        "jax": [JAX],
+        "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", JAX.replace("jax", "jax[cuda12]")],
+        "tpu": [JAX.replace("jax", "jax[tpu]")],
         "ray": ["ray>=2.50"],
         "remote": ["gcsfs>=2024.6", "s3fs>=2024.6"],
         "export": [
@@ -36,14 +54,26 @@ setup(
             "tensorflow-text>=2.20",
         ],
         "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.8"],
+        "report": ["jinja2>=3.1", "matplotlib>=3.8"],
         "peers": ["torch", "transformers>=4.50", "jieba>=0.42"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "jax>=0.7"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6",
+            "import-linter>=2",
+            "jinja2>=3.1",
+            "matplotlib>=3.8",
+            "ruff>=0.9",
+            "vulture>=2.14",
+            JAX,
+        ],
     },
     entry_points={
         "console_scripts": [
             "create_pretraining_data=pipeline.create_pretraining_data:main",
             "create_teacher_output_data=pipeline.create_teacher_output_data:main",
             "run_distill=pipeline.run_distill:main",
+            "offline_distill=pipeline.commands.offline_distill:main",
         ]
     },
 )

@@ -17,14 +17,16 @@ from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.runners import local
 from pipeline.runners.ray import RayConfig
 
-CONFIGS = (CorpusSettings, MaskedExamplesConfig, RunnerSettings, RayConfig)
-LEAVE_OUT = ("gpus_per_job",)
+FLAGS = flags.FlagSet(
+    (CorpusSettings, MaskedExamplesConfig, RunnerSettings, RayConfig),
+    leave_out=("gpus_per_job",),
+    defaults={"max_workers": local.num_cpus()},
+)
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns this command's flags."""
-    defaults = {"max_workers": local.num_cpus()}
-    return flags.define_flags(*CONFIGS, leave_out=LEAVE_OUT, defaults=defaults)
+    return FLAGS.define()
 
 
 def _create(values: absl_flags.FlagValues) -> None:

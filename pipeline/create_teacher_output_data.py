@@ -16,13 +16,12 @@ from pipeline.commands.settings import BackendSettings, RunnerSettings
 from pipeline.runners.ray import RayConfig
 from pipeline.teacher.settings import TeacherCacheConfig
 
-CONFIGS = (TeacherCacheConfig, BackendSettings, RunnerSettings, RayConfig)
-LEAVE_OUT = ()
+FLAGS = flags.FlagSet((TeacherCacheConfig, BackendSettings, RunnerSettings, RayConfig))
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns this command's flags."""
-    return flags.define_flags(*CONFIGS, leave_out=LEAVE_OUT)
+    return FLAGS.define()
 
 
 def _expect_named_dtype(config: TeacherCacheConfig) -> None:

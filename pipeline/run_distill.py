@@ -15,13 +15,14 @@ from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings, ProcessSettings, RecipeSettings
 from pipeline.distill.settings import DATA_PARALLEL, DistillConfig, StudentConfig, shrink
 
-CONFIGS = (RecipeSettings, StudentConfig, DistillConfig, BackendSettings, ProcessSettings)
-LEAVE_OUT = ()
+FLAGS = flags.FlagSet(
+    (RecipeSettings, StudentConfig, DistillConfig, BackendSettings, ProcessSettings)
+)
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns this command's flags."""
-    return flags.define_flags(*CONFIGS, leave_out=LEAVE_OUT)
+    return FLAGS.define()
 
 
 def _join(values: absl_flags.FlagValues) -> None:

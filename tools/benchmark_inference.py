@@ -30,10 +30,9 @@ from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.models import weight_names
 from pipeline.models.formats import model_directory
-from tools.dev.benchmarks import measurement
-from tools.dev.workloads import inference_programs
-from tools.dev.workloads.inference_programs import Batches, Forward
+from tools import inference_programs, measurement
 from tools.exports import formats
+from tools.inference_programs import Batches, Forward
 from tools.text_table import aligned_lines
 
 INT8 = "int8"
@@ -289,8 +288,6 @@ def _benchmark(values: flags.FlagValues) -> None:
     wanted = parse_computations(values.computations)
     devices = running.choose_backend(values)
     chosen, notes = choose_computations(wanted, devices, values.backend)
-    from tools.dev.benchmarks import machine
-
     batches = Batches(values.seq_length, values.batch_size)
     speeds: list[Speed] = []
     for device, computation in chosen:
@@ -301,7 +298,7 @@ def _benchmark(values: flags.FlagValues) -> None:
     print("\n".join([*([table(speeds), ""] if speeds else []), *lines, *notes]))
     if values.output:
         content = {
-            "machine": machine.describe(),
+            "machine": measurement.describe_machine(),
             "backend": values.backend,
             "seq_length": batches.seq_length,
             "batch_size": batches.size,

@@ -30,7 +30,7 @@ def run_tool(tool: str, **settings: object) -> None:
     Raises:
         SystemExit: it failed, and has said why; with its status.
     """
-    _run(f"tools.{tool}", f"python -m tools.{tool}", _typed(settings))
+    _run(f"tools.{tool}", f"offline_distill {tool}", _typed(settings))
 
 
 def _typed(settings: dict[str, object]) -> list[str]:

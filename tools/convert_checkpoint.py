@@ -10,17 +10,19 @@ the sentence-pair head are zeros, so that code which restores a whole pre-traine
 BERT finds them.
 """
 
+import dataclasses
 import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
 
 if TYPE_CHECKING:
     from pipeline.models.formats.model_directory import ModelSource
@@ -36,34 +38,41 @@ _TOKENIZER_SETTINGS = (
 )
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("input", None, "A model directory in either layout.")
-    table.string("bert_config_file", None, "Instead of --input: a bert_config.json.")
-    table.string("init_checkpoint", None, "With --bert_config_file: …/bert_model.ckpt.")
-    table.string("output_dir", None, "Where the model goes: a new or an empty folder.")
-    table.choice("layout", None, "The layout to write.", of=[HF, _TF1])
-    table.require("output_dir", "layout")
-    return table.values
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    output_dir: Location = setting(dataclasses.MISSING, "Directory for the model: new or empty.")
+    layout: str = setting(dataclasses.MISSING, "Layout to write.", choices=(HF, _TF1))
+    input: Location | None = setting(None, "Model directory in either layout.")
+    bert_config_file: Location | None = setting(None, "In place of `input`: a bert_config.json.")
+    init_checkpoint: Location | None = setting(
+        None,
+        "Requires `bert_config_file`. Prefix of the checkpoint, for example DIR/bert_model.ckpt.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.input is None) == (self.bert_config_file is None):
+            raise InputError(
+                Setting("input"),
+                "either it or `bert_config_file` with `init_checkpoint`",
+                "neither" if self.input is None else "both",
+            )
+        if self.input is not None and self.init_checkpoint is not None:
+            raise InputError(
+                Setting("init_checkpoint"), "`bert_config_file` together with it", "`input`"
+            )
+        if self.input is None and self.init_checkpoint is None:
+            raise InputError(Setting("init_checkpoint"), "the model's checkpoint", "none")
 
 
-def _find_source(values: flags.FlagValues) -> "ModelSource":
+def _find_source(config: ConvertConfig) -> "ModelSource":
     from pipeline.models.formats import model_directory
 
-    if (values.input is None) == (values.bert_config_file is None):
-        raise InputError(
-            Setting("input"),
-            "either it or `bert_config_file` with `init_checkpoint`",
-            "neither" if values.input is None else "both",
-        )
-    if values.input is not None:
-        if values.init_checkpoint is not None:
-            raise InputError(Setting("init_checkpoint"), "`bert_config_file` beside it", "`input`")
-        return model_directory.find_model(values.input)
-    if values.init_checkpoint is None:
-        raise InputError(Setting("init_checkpoint"), "the model's checkpoint", "none")
-    return model_directory.ModelSource.from_google(values.bert_config_file, values.init_checkpoint)
+    if config.input is not None:
+        return model_directory.find_model(config.input)
+    return model_directory.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
 
 
 def write_model(source: "ModelSource", directory: "Location", *, layout: str) -> list[str]:
@@ -131,19 +140,22 @@ def write_with_tokenizer(
     return [path.name for path in found]
 
 
-def _convert(values: flags.FlagValues) -> None:
+def _convert(values: absl_flags.FlagValues) -> None:
     from pipeline.models import weight_names
 
-    source, directory = _find_source(values), Location.parse(values.output_dir, "output_dir")
-    if values.layout == _TF1:
+    config = flags.read_config(values, ConvertConfig)
+    source, directory = _find_source(config), config.output_dir
+    if config.layout == _TF1:
         try:
             source.config.to_google()
         except InputError as error:
-            raise InputError("`layout`=tf1", received=error, hint="hf takes every model") from error
+            raise InputError(
+                Setting("layout"), received=f"{_TF1}: {error}", hint="hf takes every model"
+            ) from error
     directory.expect_empty()
-    if _TF1 in (source.layout, values.layout):
+    if _TF1 in (source.layout, config.layout):
         running.import_quietly("tensorflow")
-    copied = write_model(source, directory, layout=values.layout)
+    copied = write_model(source, directory, layout=config.layout)
     table = weight_names.weight_table(source.config)
     print(f"weights    {len(table)} of a {source.config.model_type}, from {source.layout}")
     print(f"tokenizer  {', '.join(copied) or 'no file of one beside the model'}")
@@ -152,7 +164,7 @@ def _convert(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _convert, __doc__, argv)
+    return running.run(flags.define_flags(ConvertConfig), _convert, __doc__, argv)
 
 
 if __name__ == "__main__":

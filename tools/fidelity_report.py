@@ -1,6 +1,6 @@
 """Compares a finished teacher cache with its teacher, on a sample of its examples.
 
-python -m tools.fidelity_report --input_dir=CACHE --teacher=MODEL
+offline_distill fidelity_report --input_dir=CACHE --teacher=MODEL
 """
 
 import dataclasses
@@ -8,10 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import flags as absl_flags
 
+from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
+from pipeline.commands.settings import BackendSettings
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -19,18 +22,25 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportConfig:
-    """What was asked for; fields are named as the flags."""
+class FidelityConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
 
-    input_dir: str
-    teacher: str
-    sample: int = 512
-    any_teacher: bool = False
-    predict_batch_size: int = 64
-    compute_dtype: str = "float32"
+    input_dir: Location = setting(
+        dataclasses.MISSING, "Teacher cache, from create_teacher_output_data."
+    )
+    teacher: Location = setting(dataclasses.MISSING, "Model directory that it was made with.")
+    sample: int = setting(512, "Number of examples that are compared.", low=1)
+    any_teacher: bool = setting(False, "Whether a teacher that is not the cache's is accepted.")
+    predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
+    compute_dtype: str = setting(
+        FLOAT32,
+        "Precision of the encoder; logits are always float32.",
+        choices=(FLOAT32, BFLOAT16),
+    )
+    output: Location | None = setting(None, "New JSON file for the report.")
 
 
-def report_fidelity(config: ReportConfig) -> tuple["CacheReport", dict[str, Any]]:
+def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, Any]]:
     """Measures how true a cache is to a teacher.
 
     Args:
@@ -52,7 +62,7 @@ def report_fidelity(config: ReportConfig) -> tuple["CacheReport", dict[str, Any]
     from pipeline.teacher.settings import TeacherCacheConfig
     from tools.cache_analysis import cache_report
 
-    named = TeacherCacheConfig(output_dir="", input_dir=config.input_dir, teacher=config.teacher)
+    named = TeacherCacheConfig(output_dir=".", input_dir=config.input_dir, teacher=config.teacher)
     source = capture.find_teacher(named)
     cache = cache_input.open_cache(config.input_dir, None)
     cache_report.expect_comparable(cache)
@@ -120,42 +130,21 @@ def table(report: "CacheReport") -> str:
     )
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("input_dir", None, "The teacher cache, from create_teacher_output_data.")
-    table.string("teacher", None, "The model directory that it was made with.")
-    table.integer("sample", 512, "Examples that are compared.", low=1)
-    table.boolean("any_teacher", False, "Compare with a teacher that is not the cache's, too.")
-    table.integer("predict_batch_size", 64, "Examples in a batch of the teacher.", low=1)
-    table.choice(
-        "compute_dtype",
-        "float32",
-        "What the encoder computes in; logits are float32 in any case.",
-        of=["float32", "mixed_bfloat16"],
-    )
-    table.string("output", None, "A new JSON file for what the report says.")
-    table.backend()
-    table.require("input_dir", "teacher")
-    return table.values
-
-
-def _report(values: flags.FlagValues) -> None:
-    if values.output:
-        Location.parse(values.output, "output").expect_absent()
-    settings = values.flag_values_dict()
-    names = ReportConfig.__dataclass_fields__
+def _report(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, FidelityConfig)
+    if config.output is not None:
+        config.output.expect_absent()
     running.choose_backend(values)
-    report, about = report_fidelity(ReportConfig(**{name: settings[name] for name in names}))
+    report, about = report_fidelity(config)
     print(table(report))
-    if values.output:
-        Location.parse(values.output, "output").write_json({**about, **dataclasses.asdict(report)})
-        print(f"report: {values.output}")
+    if config.output is not None:
+        config.output.write_json({**about, **dataclasses.asdict(report)})
+        print(f"report: {config.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _report, __doc__, argv)
+    return running.run(flags.define_flags(FidelityConfig, BackendSettings), _report, __doc__, argv)
 
 
 if __name__ == "__main__":

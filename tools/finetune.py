@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base import compute_dtype
 from pipeline.base.errors import DivergedError, InputError, Setting
-from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
-from tools.finetuning.settings import FinetuneConfig
+from tools.finetuning.settings import FinetuneConfig, GridSettings
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -35,115 +34,40 @@ _TEACHER_CACHE = "teacher_cache"
 _OWN_SETTINGS = ("learning_rate", "random_seed")
 
 
-def define_flags() -> flags.FlagValues:
+def define_flags() -> absl_flags.FlagValues:
     """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("task", None, "A known task, or the path of a declaration (.yaml) of one's own.")
-    table.string("data_dir", None, "The folder of its files.")
-    table.string("model", None, "A model directory with its tokenizer.")
-    table.string("output_dir", None, "Where the runs go: an empty folder, or that of the same.")
-    table.string("learning_rates", "3e-5", "Peaks; from there the rate falls linearly to 0.")
-    table.string("seeds", "1", "Each decides the order, dropout and new weights of a run.")
-    _define_training(table)
-    _define_inputs(table)
-    _define_distillation(table)
-    table.require("task", "data_dir", "model", "output_dir")
-    return table.values
-
-
-def _define_training(table: running.FlagTable) -> None:
-    table.boolean("do_train", True, "Whether to train; else the model's own head is scored.")
-    table.number(
-        "num_train_epochs", 3.0, "Passes over the training inputs; 0 scores a random head.", low=0.0
-    )
-    table.integer("train_batch_size", 32, "Inputs of a step.", low=1)
-    table.integer("predict_batch_size", 64, "Inputs of a batch of evaluation.", low=1)
-    table.number(
-        "warmup_proportion", 0.1, "The share of the steps that warms up.", low=0.0, high=1.0
-    )
-    table.number(
-        "weight_decay", 0.01, "Decoupled weight decay; none on biases and layer norms.", low=0.0
-    )
-    table.number(
-        "clip_norm", 1.0, "Gradients are clipped to this global norm; 0 for no clipping.", low=0.0
-    )
-    table.choice(
-        "compute_dtype",
-        compute_dtype.AUTO,
-        "What the encoder computes in. auto is mixed_bfloat16 where there are instructions for "
-        "it, else float32.",
-        of=compute_dtype.CHOICES,
-    )
-    table.integer("log_steps", 50, "Steps between lines of metrics.jsonl.", low=1)
-
-
-def _define_inputs(table: running.FlagTable) -> None:
-    table.integer(
-        "max_seq_length",
-        None,
-        "Tokens of an input at most; 128, or 384 for questions, or what the model has.",
-        low=4,
-    )
-    table.integer("doc_stride", 128, "Tokens between the windows of a long context.", low=1)
-    table.integer("max_query_length", 64, "Tokens of a question at most.", low=1)
-    table.integer("max_answer_length", 30, "Tokens of an answer at most.", low=1)
-    table.integer(
-        "max_train_examples", None, "So many training examples, drawn at random; all.", low=1
-    )
-    table.boolean("skip_bad_rows", False, "Leave out rows that cannot be used, and count them.")
-    table.string("eval_split", "dev", "The split that is scored, and decides the best rate.")
-    table.string("predict_split", None, "A split that is predicted too, such as test.")
-
-
-def _define_distillation(table: running.FlagTable) -> None:
-    table.string(
-        "finetune_teacher", None, "A model directory fine-tuned on the task, to learn from."
-    )
-    table.string(
-        "teacher_cache",
-        None,
-        "Where its logits over the training inputs are kept, for other students too; "
-        f"{_TEACHER_CACHE} in --output_dir. One that is complete needs no --finetune_teacher.",
-    )
-    table.number("distill_temperature", 2.0, "T of both distributions.", low=0.01)
-    table.number(
-        "distill_weight",
-        0.5,
-        "How much the teacher's logits count, from 0 to 1; the labels count the rest.",
-        low=0.0,
-        high=1.0,
+    return flags.define_flags(
+        FinetuneConfig,
+        GridSettings,
+        leave_out=("learning_rate", "random_seed"),
+        defaults={"compute_dtype": compute_dtype.AUTO},
     )
 
 
-def read_config(values: flags.FlagValues) -> FinetuneConfig:
-    """Returns what parsed flags ask of every run of the grid.
+def read_config(values: absl_flags.FlagValues) -> FinetuneConfig:
+    """Returns the settings that all runs of the grid share.
 
     Raises:
-        InputError: they do not go together.
+        InputError: they contradict each other.
     """
-    given = values.flag_values_dict()
     for name in ("distill_temperature", "distill_weight"):
         if values[name].present and not (values.finetune_teacher or values.teacher_cache):
             raise InputError(Setting(name), "`finetune_teacher` or `teacher_cache` with it", "none")
-    if values.teacher_cache is None and values.finetune_teacher is not None:
-        given["teacher_cache"] = str(
-            Location.parse(values.output_dir, "output_dir") / _TEACHER_CACHE
-        )
-    names = FinetuneConfig.__dataclass_fields__
-    return FinetuneConfig(**{name: given[name] for name in names if name in given})
+    config = flags.read_config(values, FinetuneConfig)
+    if config.teacher_cache is None and config.finetune_teacher is not None:
+        return dataclasses.replace(config, teacher_cache=config.output_dir / _TEACHER_CACHE)
+    return config
 
 
-def read_grid(values: flags.FlagValues) -> list[tuple[float, int]]:
+def read_grid(values: absl_flags.FlagValues) -> list[tuple[float, int]]:
     """Returns the rate and the seed of each run, in order; one run where nothing is trained.
 
     Raises:
-        InputError: a rate is not above 0, or a seed no whole number above 0.
+        InputError: a rate is not above 0.
     """
-    rates = running.parse_numbers("learning_rates", values.learning_rates)
-    if min(rates) <= 0.0:
-        raise InputError(Setting("learning_rates"), "numbers above 0", values.learning_rates)
-    seeds = running.parse_counts("seeds", values.seeds)
-    grid = [(rate, seed) for rate in dict.fromkeys(rates) for seed in seeds]
+    settings = flags.read_config(values, GridSettings)
+    rates = dict.fromkeys(settings.learning_rates)
+    grid = [(rate, seed) for rate in rates for seed in settings.seeds]
     return grid if values.do_train else grid[:1]
 
 
@@ -182,7 +106,7 @@ def make_runs(
         run = dataclasses.replace(config, learning_rate=rate, random_seed=seed)
         directory = config.output_dir / run_folder(run)
         print(f"[{number}/{len(grid)}] {directory}", file=sys.stderr)
-        run = dataclasses.replace(run, output_dir=str(directory))
+        run = dataclasses.replace(run, output_dir=directory)
         try:
             result = training.finetune(run, preparation)
         except DivergedError as error:
@@ -270,7 +194,7 @@ def _cell(mean: float, std: float | None) -> str:
     return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
-def _claim(config: FinetuneConfig, preparation: "Preparation") -> None:
+def _reserve_output_dir(config: FinetuneConfig, preparation: "Preparation") -> None:
     """Marks the folder as that of this grid; rates and seeds may be added to it later."""
     request = preparation.request(config)
     for name in _OWN_SETTINGS:
@@ -289,7 +213,7 @@ def _import_backend() -> list[str]:
     return devices
 
 
-def _finetune(values: flags.FlagValues) -> None:
+def _finetune(values: absl_flags.FlagValues) -> None:
     grid = read_grid(values)
     config = read_config(values)
 
@@ -305,13 +229,13 @@ def _finetune(values: flags.FlagValues) -> None:
     from tools.finetuning import training
 
     training.check_teacher_cache(preparation, config)
-    _claim(config, preparation)
+    _reserve_output_dir(config, preparation)
     runs = list(make_runs(config, preparation, grid))
     summary = summarize(runs, spec.main_metric)
     summary = {
         "task": spec.name,
         "split": config.eval_split,
-        "model": os.path.basename(os.path.abspath(config.model)),
+        "model": config.model.absolute().name,
         **summary,
     }
     (config.output_dir / SUMMARY_FILE).write_json(summary)

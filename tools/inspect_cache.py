@@ -1,6 +1,6 @@
 """Shows examples of a teacher cache, masked examples or unmasked windows as people read them.
 
-python -m tools.inspect_cache --input_dir=CACHE --html=cache.html
+offline_distill inspect_cache --input_dir=CACHE --html=cache.html
 """
 
 import dataclasses
@@ -9,53 +9,64 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.commands import running
+from pipeline.base.location import Location
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
 
 if TYPE_CHECKING:
     from pipeline.storage.manifest import Manifest
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectConfig:
-    """What was asked for; fields are named as the flags."""
+class InspectConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
 
-    input_dir: str | None = None
-    input_file: str | None = None
-    split: str | None = None
-    examples: int = 5
-    first: int = 0
-    example_id: str | None = None
-    guesses: int = 5
-    html: str | None = None
+    input_dir: Location | None = setting(
+        None, "Teacher cache, masked examples or unmasked windows."
+    )
+    input_file: Location | None = setting(None, "In place of `input_dir`: a glob of its shards.")
+    split: str | None = setting(
+        None, "Split to show; eval by default where there is one.", choices=("train", "eval")
+    )
+    examples: int = setting(5, "Number of examples to show.", low=1, high=10_000)
+    first: int = setting(0, "Number of examples of the split to skip before them.", low=0)
+    example_id: str | None = setting(
+        None, "In place of `first`: the first hexadecimal digits of the example's id."
+    )
+    guesses: int = setting(
+        5, "Number of the teacher's guesses at a masked position.", low=1, high=1_000
+    )
+    html: Location | None = setting(None, "New HTML file for what is shown.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.example_id is not None and not re.fullmatch(r"[0-9a-f]{1,32}", self.example_id):
             raise InputError(
                 Setting("example_id"), "up to 32 hexadecimal digits", f"{self.example_id!r}"
             )
         if self.example_id is not None and self.first:
-            raise InputError(Setting("first"), "none beside `example_id`", self.first)
+            raise InputError(Setting("first"), "none together with `example_id`", self.first)
 
 
-def inspect_cache(config: InspectConfig) -> tuple[list[str], str]:
+def inspect_cache(config: InspectConfig) -> tuple[list[str], str | None]:
     """Puts examples into words.
 
     Args:
         config: what was asked for.
 
     Returns:
-        the lines for a terminal, and the HTML page.
+        the lines for a terminal, and the HTML page; None unless `html` is set.
 
     Raises:
         InputError: the directory is not as it must be, or has no such example.
     """
     # The tokenizers are imported only now that there is something to read.
     from pipeline.storage.cache_input import open_cache
-    from tools.pages import inspect_page, inspect_text
-    from tools.pages.shown_examples import ExampleReader, Selection, choose_split
+    from tools.report import examples_page, examples_text
+    from tools.report.shown_examples import ExampleReader, Selection, choose_split
 
     cache = open_cache(config.input_dir, config.input_file)
     split = choose_split(cache, config.split)
@@ -64,8 +75,10 @@ def inspect_cache(config: InspectConfig) -> tuple[list[str], str]:
     count = f"{len(shown)} of {cache.manifest.num_examples(split):,} {split} examples"
     about = f"{cache.manifest.kind.replace('_', ' ')}: {count}{_encoding(cache.manifest)}"
     notes = list(_notes(cache.manifest))
-    page = inspect_page.examples_page(cache.directory.name, about, " ".join(notes), shown)
-    return inspect_text.report_lines(f"{cache.directory}, {about}", notes, shown), page
+    page = None
+    if config.html:
+        page = examples_page.examples_page(cache.directory.name, about, " ".join(notes), shown)
+    return examples_text.report_lines(f"{cache.directory}, {about}", notes, shown), page
 
 
 def _encoding(manifest: "Manifest") -> str:
@@ -94,23 +107,8 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
         yield "Tail: the teacher's probability outside the cached ids."
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("input_dir", None, "A teacher cache, masked examples or unmasked windows.")
-    table.string("input_file", None, "Instead: a glob of its shards.")
-    table.choice("split", None, "Without, eval where there is one.", of=["train", "eval"])
-    table.integer("examples", 5, "How many to show.", low=1, high=10_000)
-    table.integer("first", 0, "How many of the split to leave out before.", low=0)
-    table.string("example_id", None, "Show the one whose id begins so, in hexadecimal.")
-    table.integer("guesses", 5, "Of the teacher, at a masked position.", low=1, high=1_000)
-    table.string("html", None, "A new HTML file for what is shown.")
-    return table.values
-
-
-def _inspect(values: flags.FlagValues) -> None:
-    settings = values.flag_values_dict()
-    config = InspectConfig(**{name: settings[name] for name in InspectConfig.__dataclass_fields__})
+def _inspect(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, InspectConfig)
     if config.html:
         config.html.expect_absent()
     lines, page = inspect_cache(config)
@@ -124,7 +122,7 @@ def _inspect(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _inspect, __doc__, argv)
+    return running.run(flags.define_flags(InspectConfig), _inspect, __doc__, argv)
 
 
 if __name__ == "__main__":

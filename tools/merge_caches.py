@@ -1,6 +1,6 @@
 """Averages teacher caches over the same masked examples into one: several teachers, one cache.
 
-python -m tools.merge_caches --input_dirs=CACHE_A,CACHE_B --weights=0.5,0.5 --output_dir=MERGED
+offline_distill merge_caches --input_dirs=CACHE_A,CACHE_B --weights=0.5,0.5 --output_dir=MERGED
 
 The probabilities are averaged at temperature 1, the only temperature of the
 merged cache. Killed at any moment, the same command finishes the rest.
@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import tqdm
-from absl import flags
+from absl import flags as absl_flags
 
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
-from pipeline.commands import running
+from pipeline.base.location import Location
+from pipeline.base.settings import Settings, parse_numbers, parse_words, setting
+from pipeline.commands import flags, running
 from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
@@ -31,26 +33,42 @@ from tools.cache_analysis import merging
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeConfig:
-    """What was asked for; fields are named as the flags.
+class MergeConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
 
-    `weights` are equal unless given; `truncation_factor` is the largest of the
-    caches unless given.
-    """
-
-    input_dirs: tuple[str, ...]
-    output_dir: str
-    weights: tuple[float, ...] | None = None
-    truncation_factor: int | None = None
-    logit_encoding: str = "float16"
-    verify: str = "full"
+    input_dirs: tuple[Location, ...] = setting(
+        dataclasses.MISSING,
+        "Teacher caches over the same masked examples, separated by commas.",
+        parse=parse_words,
+    )
+    output_dir: Location = setting(
+        dataclasses.MISSING, "Directory for the merged cache: empty, or of an interrupted run."
+    )
+    weights: tuple[float, ...] | None = setting(
+        None,
+        "A number above 0 for each cache, for example 2,1. Equal by default.",
+        parse=parse_numbers,
+    )
+    truncation_factor: int | None = setting(
+        None,
+        "k, the number of tokens stored at a masked position; the largest of the caches by "
+        "default.",
+        low=1,
+    )
+    logit_encoding: str = setting("float16", "Codec of the logits.", choices=tuple(CODECS))
+    verify: str = setting(
+        "full",
+        "Check of the input before the run: full reads every byte, sizes compares file sizes.",
+        choices=("full", "sizes"),
+    )
 
     def __post_init__(self) -> None:
-        if len(self.input_dirs) < 2 or not all(self.input_dirs):
+        super().__post_init__()
+        if len(self.input_dirs) < 2:
             raise InputError(
                 Setting("input_dirs"),
                 "two caches or more, separated by commas",
-                f"{','.join(self.input_dirs)!r}",
+                ",".join(map(str, self.input_dirs)),
             )
         if self.weights is None:
             return
@@ -77,8 +95,7 @@ class MergeConfig:
 
 
 def _open(config: MergeConfig) -> list[CacheInput]:
-    flag = "--input_dirs"
-    caches = [CacheInput(path, manifests.load(path), flag) for path in config.input_dirs]
+    caches = [CacheInput(path, manifests.load(path)) for path in config.input_dirs]
     merging.expect_same_examples(caches)
     return caches
 
@@ -182,7 +199,7 @@ def _describe(
     inputs = [cache.manifest for cache in caches]
     # What a byte-equal repetition needs, beside the request.
     environment = {"machine": platform.machine(), "numpy": np.__version__}
-    environment |= cache_input.environment(request["logit_encoding"])
+    environment |= CODECS[request["logit_encoding"]].environment
     return dataclasses.replace(
         inputs[0],
         flags={**_in_common([manifest.flags for manifest in inputs]), **request},
@@ -234,38 +251,15 @@ def _in_common(mappings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("input_dirs", None, "Teacher caches over the same examples, comma-separated.")
-    table.string("weights", None, "One number above 0 for each cache, such as 2,1; equal without.")
-    table.string("output_dir", None, "Where the cache goes: an empty folder, or an unfinished one.")
-    table.integer(
-        "truncation_factor",
-        None,
-        "k: how many tokens are kept at a masked position; the largest of the caches without.",
-        low=1,
-    )
-    table.choice("logit_encoding", "float16", "How logits are packed.", of=list(CODECS))
-    table.choice("verify", "full", "Check every input byte first, or sizes.", of=["full", "sizes"])
-    table.require("input_dirs", "output_dir")
-    return table.values
-
-
-def _merge(values: flags.FlagValues) -> None:
-    settings = values.flag_values_dict()
-    settings["input_dirs"] = tuple(values.input_dirs.split(","))
-    if values.weights is not None:
-        settings["weights"] = running.parse_numbers("weights", values.weights)
-    names = MergeConfig.__dataclass_fields__
-    manifest = merge_caches(MergeConfig(**{name: settings[name] for name in names}))
+def _merge(values: absl_flags.FlagValues) -> None:
+    manifest = merge_caches(flags.read_config(values, MergeConfig))
     print("\n".join(summary.describe(manifest)))
     print(f"teacher cache: {values.output_dir}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _merge, __doc__, argv)
+    return running.run(flags.define_flags(MergeConfig), _merge, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tells, before a teacher cache is made, what each k and codec would keep and cost.
 
-python -m tools.plan_cache --input_dir=EXAMPLES --teacher=MODEL --picture=plan.png
+offline_distill plan_cache --input_dir=EXAMPLES --teacher=MODEL --picture=plan.png
 
 The teacher runs over a sample of the masked examples. Nothing is cached.
 """
@@ -9,14 +9,16 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import flags as absl_flags
 
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, parse_counts, parse_words, setting
+from pipeline.commands import flags, running
+from pipeline.commands.settings import BackendSettings
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -27,26 +29,57 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanConfig:
-    """What was asked for; fields are named as the flags."""
+class PlanConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
 
-    input_dir: str
-    teacher: str
-    sample: int = 256
-    truncation_factors: tuple[int, ...] = (16, 32, 64, 128, 256)
-    truncation_mass: float | None = None
-    logit_encodings: tuple[str, ...] = tuple(CODECS)
-    dupe_factors: tuple[int, ...] = (1, 5, 10)
-    predict_batch_size: int = 64
-    compute_dtype: str = "float32"
-    output_dir: str = "."
+    input_dir: Location = setting(
+        dataclasses.MISSING, "Masked examples, from create_pretraining_data."
+    )
+    teacher: Location = setting(
+        dataclasses.MISSING,
+        "Model directory of the teacher, in Hugging Face's or Google's BERT layout.",
+    )
+    sample: int = setting(256, "Number of examples that the teacher runs over.", low=1)
+    truncation_factors: tuple[int, ...] = setting(
+        (16, 32, 64, 128, 256), "Values of k.", parse=parse_counts
+    )
+    truncation_mass: float | None = setting(
+        None,
+        "Stores no more tokens at a position than reach this probability mass, at most k; for "
+        "example 0.999.",
+        low=0.0,
+        high=1.0,
+    )
+    logit_encodings: tuple[str, ...] = setting(
+        tuple(CODECS), "Codecs of the logits.", choices=tuple(CODECS), parse=parse_words
+    )
+    dupe_factors: tuple[int, ...] = setting(
+        (1, 5, 10), "Numbers of masked copies of the corpus.", parse=parse_counts
+    )
+    predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
+    compute_dtype: str = setting(
+        FLOAT32,
+        "Precision of the encoder; logits are always float32.",
+        choices=(FLOAT32, BFLOAT16),
+    )
+    output_dir: Location | None = setting(
+        None,
+        "Directory where the cache would go, whose free disk is reported; nothing is written "
+        "there. By default the directory of `output`.",
+    )
+    output: Location | None = setting(None, "New JSON file for the table.")
+    picture: Location | None = setting(
+        None, "New PNG file: bytes a position against the divergence."
+    )
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.logit_encodings if name not in CODECS]
-        if unknown:
-            raise InputError(
-                Setting("logit_encodings"), f"some of {','.join(CODECS)}", f"{unknown[0]!r}"
-            )
+        super().__post_init__()
+        object.__setattr__(self, "logit_encodings", tuple(dict.fromkeys(self.logit_encodings)))
+        if self.output_dir is None:
+            is_local = self.output is not None and self.output.is_local
+            directory = self.output.parent if is_local else Location.parse(".")
+            object.__setattr__(self, "output_dir", directory)
+        self.output_dir.expect_local()
 
     def stage_1b(self) -> TeacherCacheConfig:
         """Returns what `create_teacher_output_data` would be asked for."""
@@ -107,7 +140,7 @@ class Plan:
         }
 
 
-def _free_bytes(directory: str) -> int:
+def _free_bytes(directory: Location) -> int:
     """Returns the free disk where a directory is, or would be made."""
     path = pathlib.Path(directory).absolute()
     while not path.exists():
@@ -229,85 +262,30 @@ def table(plan: Plan) -> str:
     )
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("input_dir", None, "The masked examples, from create_pretraining_data.")
-    table.string("teacher", None, "A model directory: Hugging Face's, or Google's BERT.")
-    table.integer("sample", 256, "Examples that the teacher runs over.", low=1)
-    table.string("truncation_factors", "16,32,64,128,256", "Values of k.")
-    table.number(
-        "truncation_mass",
-        None,
-        "Keep no more tokens at a position than have this mass, such as 0.999; at most k.",
-        low=0.0,
-        high=1.0,
-    )
-    table.string("logit_encodings", ",".join(CODECS), "How logits are packed.")
-    table.string("dupe_factors", "1,5,10", "How often the corpus would be masked.")
-    table.integer("predict_batch_size", 64, "Examples in a batch of the teacher.", low=1)
-    table.choice(
-        "compute_dtype",
-        "float32",
-        "What the encoder computes in; logits are float32 in any case.",
-        of=["float32", "mixed_bfloat16"],
-    )
-    table.string(
-        "output_dir",
-        None,
-        "Where the cache would go: its free disk is looked at, nothing is written there. "
-        "Without, where --output goes.",
-    )
-    table.string("output", None, "A new JSON file for what the table says.")
-    table.string("picture", None, "A new PNG file: bytes a position against the divergence.")
-    table.backend()
-    table.require("input_dir", "teacher")
-    return table.values
-
-
-def _config(values: flags.FlagValues) -> PlanConfig:
-    settings: Mapping[str, Any] = values.flag_values_dict()
-    if values.output_dir:
-        Location.parse(values.output_dir, "output_dir").expect_local()
-    output = Location.parse(values.output or ".")
-    place = output.parent if values.output and output.is_local else "."
-    return PlanConfig(
-        **{
-            **{name: settings[name] for name in PlanConfig.__dataclass_fields__},
-            "truncation_factors": running.parse_counts(
-                "truncation_factors", values.truncation_factors
-            ),
-            "logit_encodings": tuple(dict.fromkeys(values.logit_encodings.split(","))),
-            "dupe_factors": running.parse_counts("dupe_factors", values.dupe_factors),
-            "output_dir": values.output_dir or str(place),
-        }
-    )
-
-
-def _plan(values: flags.FlagValues) -> None:
-    config = _config(values)
+def _plan(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, PlanConfig)
     config.stage_1b()
-    for flag in ("output", "picture"):
-        if values[flag].value:
-            Location.parse(values[flag].value, flag).expect_absent()
-    if values.picture:
+    for location in (config.output, config.picture):
+        if location is not None:
+            location.expect_absent()
+    if config.picture is not None:
         from tools import plan_picture
 
         plan_picture.expect_matplotlib()
     running.choose_backend(values)
     plan = plan_cache(config)
     print(table(plan))
-    if values.output:
-        Location.parse(values.output, "output").write_json(plan.to_json())
-        print(f"plan: {values.output}")
-    if values.picture:
-        plan_picture.draw(plan.sample.plans, values.picture)
-        print(f"picture: {values.picture}")
+    if config.output is not None:
+        config.output.write_json(plan.to_json())
+        print(f"plan: {config.output}")
+    if config.picture is not None:
+        plan_picture.draw(plan.sample.plans, config.picture)
+        print(f"picture: {config.picture}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _plan, __doc__, argv)
+    return running.run(flags.define_flags(PlanConfig, BackendSettings), _plan, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
+from tools.report.charts import COLOURS
 
 if TYPE_CHECKING:
     from tools.cache_analysis.planning import CachePlan
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _MARKERS = "os^D"
 # On a logarithmic axis a divergence of 0 stands nowhere.
 _SMALLEST = 1e-9
@@ -43,7 +42,7 @@ def draw(plans: Sequence["CachePlan"], path: Location) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     groups = itertools.groupby(plans, key=lambda plan: plan.logit_encoding)
-    styles = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    styles = itertools.cycle(zip(COLOURS, _MARKERS, strict=False))
     for (name, group), (colour, marker) in zip(groups, styles, strict=False):
         chosen = list(group)
         sizes = [plan.position_bytes for plan in chosen]

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from pipeline.base import seeding
-from pipeline.models.config import BERT, EncoderConfig
+from pipeline.models.config import EncoderConfig
 from pipeline.models.weight_names import weight_table
 
 _NEIGHBOR_LAYERS = 2
@@ -98,8 +98,9 @@ def neighbor_weights(
     Raises:
         ValueError: the model is of another family.
     """
-    if config.model_type != BERT:
-        raise ValueError(f"config: expected a {BERT}, received a {config.model_type}")
+    # Only BERT has exactly the tables that are set here.
+    if not config.family.in_google_layout:
+        raise ValueError(f"config: expected a BERT, received a {config.model_type}")
     weights: dict[str, np.ndarray] = {}
     for row in weight_table(config):
         random = seeding.stream(seed, "neighbor weights", row.ours)

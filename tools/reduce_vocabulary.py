@@ -1,6 +1,6 @@
 """A student with only the tokens that a corpus needs, from a teacher.
 
-python -m tools.reduce_vocabulary --input_dir=CACHE --teacher=TEACHER --coverage=0.999
+offline_distill reduce_vocabulary --input_dir=CACHE --teacher=TEACHER --coverage=0.999
     --student_layers=2 --output_dir=START
 run_distill --input_dir=CACHE --student=START --output_dir=STUDENT
 
@@ -9,18 +9,20 @@ ones, and writes a model directory: the teacher's layers, the rows of its word
 embeddings that are kept, and the smaller tokenizer. The cache is read as it is.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 import numpy as np
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.models.initialization import layer_init
+from pipeline.models.initialization import from_teacher
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage import manifest as manifests
@@ -30,46 +32,46 @@ from tools.vocabulary import cache_tokens, vocab_reduction
 from tools.vocabulary.vocab_reduction import VocabLimit
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("input_dir", None, "Masked examples or a teacher cache, of the corpus.")
-    table.string("teacher", None, "The model directory to take weights from.")
-    table.string("output_dir", None, "Where the student goes: a new or empty directory.")
-    table.integer("vocab_size", None, "Keep so many tokens, the special ones among them.", low=1)
-    table.string(
-        "coverage",
-        None,
-        "Instead: as few as stand for this share of the text's tokens, such as 0.9995.",
+@dataclasses.dataclass(frozen=True)
+class ReduceConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    input_dir: Location = setting(
+        dataclasses.MISSING, "Masked examples or a teacher cache, of the corpus."
     )
-    table.integer("min_count", None, "Instead: those that stand in the text so often.", low=1)
-    table.string("keep_tokens", None, "A file of tokens to keep anyway, one a line.")
-    table.integer("student_layers", None, "How many of the teacher's layers; all.", low=1)
-    table.string("layer_map", None, "Which, such as 0,3; evenly spaced by default.")
-    table.choice("verify", "full", "Check every byte first, or sizes.", of=["full", "sizes"])
-    table.require("input_dir", "teacher", "output_dir")
-    return table.values
+    teacher: Location = setting(dataclasses.MISSING, "Model directory that the weights come from.")
+    output_dir: Location = setting(dataclasses.MISSING, "Directory for the student: new or empty.")
+    vocab_size: int | None = setting(
+        None, "Number of tokens to keep, the special ones included.", low=1
+    )
+    coverage: float | None = setting(
+        None,
+        "In place of `vocab_size`: the share of the text's tokens that the kept ones stand for; "
+        "for example 0.9995.",
+    )
+    min_count: int | None = setting(
+        None, "In place of `vocab_size`: how often the text must hold a token to keep it.", low=1
+    )
+    keep_tokens: Location | None = setting(None, "File of tokens that are always kept, one a line.")
+    student_layers: int | None = setting(
+        None, "Number of the teacher's layers to keep; all by default.", low=1
+    )
+    layer_map: str | None = setting(
+        None, "Layers to keep, for example 0,3; evenly spaced by default."
+    )
+    verify: str = setting(
+        "full",
+        "Check of the input before the run: full reads every byte, sizes compares file sizes.",
+        choices=("full", "sizes"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coverage is not None and not 0.0 < self.coverage <= 1.0:
+            raise InputError(Setting("coverage"), "a share in (0, 1]", self.coverage)
 
 
-def _limit(values: flags.FlagValues) -> VocabLimit:
-    coverage = None
-    if values.coverage is not None:
-        (coverage, *more) = running.parse_numbers("coverage", values.coverage)
-        if more or not 0.0 < coverage <= 1.0:
-            raise InputError(Setting("coverage"), "a share in (0, 1]", values.coverage)
-    return VocabLimit(values.vocab_size, coverage, values.min_count)
-
-
-def _expect_empty(directory: str) -> None:
-    path = directory
-    present = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
-    if present:
-        raise InputError(
-            Setting("output_dir"), "a new or empty directory", f"{path}, which holds {present[0]!r}"
-        )
-
-
-def _always_kept(tokenizer: Tokenizer, keep_tokens: str | None, pad_id: int) -> np.ndarray:
+def _always_kept(tokenizer: Tokenizer, keep_tokens: Location | None, pad_id: int) -> np.ndarray:
     """Returns the ids that are kept whatever their count; the model has a padding of its own."""
     always = np.union1d(vocab_reduction.always_kept(tokenizer), [pad_id])
     if keep_tokens is None:
@@ -98,31 +100,32 @@ def table(teacher: EncoderConfig, student: EncoderConfig) -> str:
     )
 
 
-def _reduce(values: flags.FlagValues) -> None:
-    limit = _limit(values)
-    _expect_empty(values.output_dir)
-    source = model_directory.find_model(Location.parse(values.teacher, "teacher"))
-    layer_map = layer_init.choose_layers(
-        source.config.num_hidden_layers, values.student_layers, values.layer_map
+def _reduce(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, ReduceConfig)
+    limit = VocabLimit(config.vocab_size, config.coverage, config.min_count)
+    config.output_dir.expect_empty()
+    source = model_directory.find_model(config.teacher)
+    layer_map = from_teacher.choose_layers(
+        source.config.num_hidden_layers, config.student_layers, config.layer_map
     )
-    cache = cache_input.open_cache(Location.parse(values.input_dir, "input_dir"), None)
+    cache = cache_input.open_cache(config.input_dir, None)
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
         cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
     tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
-    always = _always_kept(tokenizer, values.keep_tokens, source.config.pad_token_id)
-    manifests.verify(cache.directory, cache.manifest, full=values.verify == "full")
+    always = _always_kept(tokenizer, config.keep_tokens, source.config.pad_token_id)
+    manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     counts = vocab_reduction.text_counts(cache_tokens.count_tokens(cache), tokenizer)
     kept_ids = vocab_reduction.choose_tokens(counts, always, limit)
-    config, weights = layer_init.student_weights(
+    student, weights = from_teacher.student_weights(
         source.read_weights(), source.config, layer_map=layer_map
     )
-    config, weights = layer_init.reduce_vocabulary(weights, config, kept_ids)
-    folder = Location.parse(values.output_dir, "output_dir").make_directory()
+    student, weights = from_teacher.reduce_vocabulary(weights, student, kept_ids)
+    folder = config.output_dir.make_directory()
     for name, content in vocab_reduction.reduce_tokenizer(tokenizer, kept_ids).files().items():
         (folder / name).write_whole(content)
-    model_directory.save_hf_weights(folder, config, weights)
-    print(table(source.config, config))
+    model_directory.save_hf_weights(folder, student, weights)
+    print(table(source.config, student))
     print(
         f"covered: {counts[kept_ids].sum() / counts.sum():.3%} of the text's {counts.sum():,} "
         f"tokens, {np.count_nonzero(counts):,} different ones"
@@ -132,7 +135,7 @@ def _reduce(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _reduce, __doc__, argv)
+    return running.run(flags.define_flags(ReduceConfig), _reduce, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Of the tokenizer's files it checks the vocabulary and the special tokens, which alone the
 manifest records; their other settings, such as lower-casing, may have been changed.
 
-python -m tools.verify_cache --input_dir=CACHE
-python -m tools.verify_cache --input_dir=CACHE --repair --teacher=MODEL --examples=EXAMPLES
+offline_distill verify_cache --input_dir=CACHE
+offline_distill verify_cache --input_dir=CACHE --repair --teacher=MODEL --examples=EXAMPLES
 """
 
 import dataclasses
@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import tqdm
-from absl import flags
+from absl import flags as absl_flags
 
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
-from pipeline.commands import running
+from pipeline.base.location import Location
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import Manifest
@@ -34,33 +36,50 @@ if TYPE_CHECKING:
     from tools.verification.repair import Repair
     from tools.verification.sample_check import SampleReport
 
-_BACKENDS = ["tensorflow", "jax"]
+_BACKENDS = ("tensorflow", "jax")
 _MAX_LINE = 2_000
 # What makes a directory of each kind, and again: the same request gives the same bytes.
 _MAKERS = {
     records.MASKED_EXAMPLES: "create_pretraining_data",
     records.UNMASKED_WINDOWS: "create_pretraining_data",
     records.TEACHER_CACHE: "create_teacher_output_data",
-    records.TASK_LOGITS: "tools.finetune",
+    records.TASK_LOGITS: "offline_distill finetune",
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifyConfig:
-    """What was asked for; fields are named as the flags."""
+class VerifyConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
 
-    input_dir: str
-    sample_examples: int = 256
-    teacher: str | None = None
-    examples: str | None = None
-    repair: bool = False
+    input_dir: Location = setting(
+        dataclasses.MISSING, "Directory of shards of any kind, with its manifest."
+    )
+    teacher: Location | None = setting(
+        None, "Of a teacher cache: the model directory that it was made with."
+    )
+    sample_examples: int = setting(
+        256, "Requires `teacher`. Number of examples that it runs over again.", low=0
+    )
+    repair: bool = setting(
+        False,
+        "Requires `teacher` and `examples`. Whether to make broken files of a teacher cache again.",
+    )
+    examples: Location | None = setting(
+        None, "Requires `repair`. The masked examples that the cache was made from."
+    )
+    backend: str | None = setting(
+        None,
+        "Framework that Keras computes with; the one that the cache was made with by default.",
+        choices=_BACKENDS,
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.repair and (self.teacher is None or self.examples is None):
-            missing = "--teacher" if self.teacher is None else "--examples"
-            raise InputError(Setting("repair"), f"{missing} beside it", "none")
+            missing = "teacher" if self.teacher is None else "examples"
+            raise InputError(Setting("repair"), f"`{missing}` together with it", "none")
         if self.examples is not None and not self.repair:
-            raise InputError(Setting("examples"), "`repair` beside it", "none")
+            raise InputError(Setting("examples"), "`repair` together with it", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,31 +119,30 @@ class Teacher:
     repair: "Repair | None"
 
 
-def load_manifest(directory: str) -> Manifest:
+def load_manifest(directory: Location) -> Manifest:
     """Loads a directory's manifest.
 
     Raises:
         InputError: it is missing or damaged; says how it comes back.
     """
-    path = directory
     try:
         return manifests.load(directory)
     except InputError as error:
-        if not (path / manifests.MANIFEST_FILE).is_file():
+        if not (directory / manifests.MANIFEST_FILE).is_file():
             # What is to be done about an unfinished directory is said already.
             raise
         try:
-            kind = (path / manifests.REQUEST_FILE).read_json().get("kind")
+            kind = (directory / manifests.REQUEST_FILE).read_json().get("kind")
         except InputError:
             raise error from None
         maker = _MAKERS.get(kind if isinstance(kind, str) else "", "that made it")
-        raise InputError(
-            f"{error}; move {manifests.MANIFEST_FILE} away, and the same command ({maker}) "
-            "publishes it again from the shards that are whole"
-        ) from error
+        error.hint = _publish_again(maker)
+        raise
 
 
-def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.ndarray | None"]:
+def check_tokenizer(
+    directory: Location, manifest: Manifest
+) -> tuple[list[str], "np.ndarray | None"]:
     """Checks a directory's tokenizer.
 
     Args:
@@ -139,21 +157,22 @@ def check_tokenizer(directory: str, manifest: Manifest) -> tuple[list[str], "np.
 
     if manifest.kind == records.TASK_LOGITS:
         return [], None
-    path = directory
     problems = [
-        f"{name} is missing" for name in manifest.tokenizer_files if not (path / name).is_file()
+        f"{name} is missing"
+        for name in manifest.tokenizer_files
+        if not (directory / name).is_file()
     ]
     try:
-        tokenizer = cache_tokenizer.load_cache_tokenizer(CacheInput(path, manifest))
+        tokenizer = cache_tokenizer.load_cache_tokenizer(CacheInput(directory, manifest))
     except InputError as error:
-        return [*problems, str(error)], None
+        return [*problems, f"{error.subject}: {directory_checks.facts(error)}"], None
     received = dict(tokenizer.special_ids)
     if received != dict(manifest.special_ids):
         problems.append(f"expected special_ids {dict(manifest.special_ids)}, received {received}")
     return problems, tokenizer.is_special()
 
 
-def verify_directory(directory: str, manifest: Manifest) -> Verification:
+def verify_directory(directory: Location, manifest: Manifest) -> Verification:
     """Checks all that can be checked without a teacher.
 
     Args:
@@ -183,13 +202,13 @@ def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
     Raises:
         InputError: they are not those that the cache was made with.
     """
-    from pipeline.teacher import teacher_input
+    from pipeline.teacher import capture
     from tools.verification import repair
 
     recorded = repair.recorded_config(
         config.input_dir, manifest, teacher=config.teacher, examples=config.examples
     )
-    source = teacher_input.find_teacher(recorded)
+    source = capture.find_teacher(recorded)
     repair.expect_recorded_teacher(config.input_dir, manifest, source)
     mender = repair.open_repair(recorded, manifest, source) if config.repair else None
     return Teacher(source, recorded, mender)
@@ -261,19 +280,23 @@ def _checked(manifest: Manifest) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]} as they must be"
 
 
+def _publish_again(maker: str) -> str:
+    return (
+        f"move {manifests.MANIFEST_FILE} away and run the same command ({maker}) again: it "
+        "publishes the manifest from the shards that are whole"
+    )
+
+
 def _way_out(manifest: Manifest, problems: Problems) -> str:
     """Returns what can be done about what is wrong."""
     maker = _MAKERS[manifest.kind]
     if manifest.teacher_info is not None and "merged" in manifest.teacher_info.teacher:
-        maker = "tools.merge_caches"
+        maker = "offline_distill merge_caches"
     if manifests.MANIFEST_FILE in problems:
-        return (
-            f"move {manifests.MANIFEST_FILE} away, and the same {maker} command publishes it "
-            "again from the shards that are whole"
-        )
+        return _publish_again(maker)
     if maker == _MAKERS[records.TEACHER_CACHE]:
-        return "--repair with --teacher and --examples makes again what is broken, and only that"
-    return f"the same {maker} command in an empty folder gives the same bytes again"
+        return "`repair` with `teacher` and `examples` makes the broken files again, and no others"
+    return f"run the same {maker} command in an empty folder: it makes the same bytes again"
 
 
 def _repair(
@@ -299,7 +322,7 @@ def _print_problems(problems: Problems) -> None:
         print(textwrap.shorten(line, _MAX_LINE, placeholder=" …"), flush=True)
 
 
-def _choose_backend(values: flags.FlagValues, manifest: Manifest) -> None:
+def _choose_backend(values: absl_flags.FlagValues, manifest: Manifest) -> None:
     """Computes with what the cache was made with, unless told otherwise."""
     recorded = manifest.flags.get("backend")
     if values.backend is None:
@@ -307,24 +330,8 @@ def _choose_backend(values: flags.FlagValues, manifest: Manifest) -> None:
     running.choose_backend(values)
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("input_dir", None, "A directory of shards of any kind, with its manifest.")
-    table.string("teacher", None, "Of a teacher cache: the model directory it was made with.")
-    table.integer(
-        "sample_examples", 256, "With --teacher: examples that it is run over again.", low=0
-    )
-    table.boolean("repair", False, "Make broken shards of a teacher cache again.")
-    table.string("examples", None, "With --repair: the masked examples it was made from.")
-    table.choice("backend", None, "Without, what the cache was made with.", of=_BACKENDS)
-    table.require("input_dir")
-    return table.values
-
-
-def _verify(values: flags.FlagValues) -> None:
-    settings = values.flag_values_dict()
-    config = VerifyConfig(**{name: settings[name] for name in VerifyConfig.__dataclass_fields__})
+def _verify(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, VerifyConfig)
     # A damaged file may hold text that a terminal cannot show.
     sys.stdout.reconfigure(errors="backslashreplace")
     manifest, teacher = load_manifest(config.input_dir), None
@@ -333,7 +340,8 @@ def _verify(values: flags.FlagValues) -> None:
             raise InputError(
                 Setting("repair" if config.repair else "teacher"),
                 f"a {records.TEACHER_CACHE}",
-                f"{config.input_dir}, which holds {manifest.kind}: {_way_out(manifest, {})}",
+                f"{config.input_dir}, which holds {manifest.kind}",
+                hint=_way_out(manifest, {}),
             )
         _choose_backend(values, manifest)
         teacher = open_teacher(config, manifest)
@@ -357,7 +365,7 @@ def _verify(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _verify, __doc__, argv)
+    return running.run(flags.define_flags(VerifyConfig), _verify, __doc__, argv)
 
 
 if __name__ == "__main__":

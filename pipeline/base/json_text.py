@@ -1,7 +1,29 @@
 """JSON from outside: no deeper, and with no longer numbers, than what uses it can bear."""
 
 import json
-from typing import Any
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from pipeline.base.errors import InputError
+
+Kind = TypeVar("Kind")
+# How a pattern's texts are called in messages.
+_PHRASES: dict[str, str] = {}
+
+
+def matching(pattern: str, phrase: str) -> msgspec.Meta:
+    """Returns a constraint of whole texts, such as `Annotated[str, matching("[0-9]+", "digits")]`.
+
+    Args:
+        pattern: a regular expression.
+        phrase: what such a text is, for messages.
+    """
+    whole = rf"^(?:{pattern})\Z"
+    _PHRASES[f"str matching regex {whole!r}"] = phrase
+    return msgspec.Meta(pattern=whole)
+
 
 # Python gives up at some hundreds of levels, wherever it happens to be then.
 MAX_DEPTH = 64
@@ -54,6 +76,47 @@ def load(content: bytes | str) -> Any:
     if is_deep:
         raise ValueError(f"expected at most {MAX_DEPTH} levels of brackets, received more")
     return value
+
+
+def convert(value: Any, kind: type[Kind], where: object) -> Kind:
+    """Makes an object of a JSON value, checking types and bounds.
+
+    Args:
+        value: as `load` returns it.
+        kind: a dataclass or a `msgspec.Struct` whose annotations are the checks.
+        where: what was read, such as a location; the subject of errors.
+
+    Raises:
+        InputError: a field is missing, unknown or invalid; its subject ends in the field's path.
+
+    Example:
+        of {"seed": -1}, whose `seed` must be at least 0, the error's subject is
+        "manifest.json: seed", it expected "int >= 0" and received "-1".
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        # Such as "Expected `int` >= 0 - at `$.splits[...][0].bytes`".
+        problem, _, place = str(error).replace("`", "").partition(" - at ")
+        place = place.rpartition("$")[2].removeprefix(".")
+        expected, received = None, shown(problem)[1:-1]
+        if problem.startswith("Expected "):
+            expected, _, got = problem.removeprefix("Expected ").partition(", got ")
+            expected = _PHRASES.get(expected, expected)
+            received = _shown_at(value, place, got or None)
+        refusal = InputError(where, expected, received)
+        if place:
+            refusal.subject = f"{refusal.subject}: {place}"
+        raise refusal from error
+
+
+def _shown_at(value: Any, place: str, otherwise: str | None) -> str | None:
+    """Returns how the value at a path is shown; `otherwise` where the path leaves keys open."""
+    for name, index in re.findall(r"(\w+)|\[(\d+|\.\.\.)\]", place):
+        if index == "...":
+            return otherwise
+        value = value[name] if name else value[int(index)]
+    return shown(value)
 
 
 def _is_deep(value: Any) -> bool:

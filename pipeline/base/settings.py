@@ -123,10 +123,8 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = read_value(field, getattr(self, field.name))
-            if value_type(field) is Location and value is not None:
-                with naming_setting(field.name):
-                    value = Location.parse(value, field.name)
-            object.__setattr__(self, field.name, value)
+            with naming_setting(field.name):
+                object.__setattr__(self, field.name, _with_locations(field, value))
 
     def decisive(self) -> dict[str, Any]:
         """Returns the settings that the run configuration holds, by field name."""
@@ -138,6 +136,18 @@ class Settings:
             if not (declaration.omit_default and value == default_value(field)):
                 found[field.name] = value
         return found
+
+
+def _with_locations(field: dataclasses.Field, value: Any) -> Any:
+    """Returns a setting's value with text parsed where it names locations."""
+    if value is None:
+        return None
+    kind = value_type(field)
+    if kind is Location:
+        return Location.parse(value, field.name)
+    if typing.get_args(kind)[:1] == (Location,):
+        return tuple(Location.parse(path, field.name) for path in value)
+    return value
 
 
 def read_value(field: dataclasses.Field, value: Any) -> Any:

@@ -19,9 +19,10 @@ def flag_table(command: str) -> str:
     """Returns the Markdown table of a command's flags, in the order of their declaration."""
     module = importlib.import_module(f"pipeline.{command}")
     lines = ["| flag | default | values | |", "|---|---|---|---|"]
-    for field in flags.setting_fields(*module.CONFIGS, leave_out=module.LEAVE_OUT):
+    for field in module.FLAGS.fields():
         flag = flags.describe_flag(field)
-        default = f"`{flag.default}`" if flag.default else ""
+        # Some defaults depend on the machine; their help says how.
+        default = "" if flag.name in module.FLAGS.defaults else flag.default
         cells = (f"`--{flag.name}`", default, flag.constraint, flag.help)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"

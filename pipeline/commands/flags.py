@@ -6,7 +6,7 @@ field's name, default, range and help, and its text is parsed and checked by the
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from absl import flags
@@ -33,7 +33,7 @@ class FlagDescription:
 
     Attributes:
         name: the field's name.
-        default: as text; empty without a default.
+        default: as text; "required" for a field without one, empty for None.
         constraint: its choices or its range; empty without one.
         help: names other settings as their flags.
     """
@@ -44,43 +44,51 @@ class FlagDescription:
     help: str
 
 
-def define_flags(
-    *configs: type[Settings],
-    required: Collection[str] = (),
-    leave_out: Collection[str] = (),
-    defaults: Mapping[str, Any] | None = None,
-) -> flags.FlagValues:
-    """Returns the flags of a command.
+@dataclasses.dataclass(frozen=True)
+class FlagSet:
+    """The flags of a command.
 
     A field without a declaration has no flag; the command passes it to `read_config`. A field
-    without a default is required.
+    without a default is a required flag.
 
-    Args:
-        *configs: the config dataclasses, whose fields have different names.
-        required: names of further required flags.
+    Attributes:
+        configs: the config dataclasses, whose fields have different names.
         leave_out: names of fields that the command has no flag for.
         defaults: defaults that depend on the machine, by field name.
     """
-    values = flags.FlagValues()
-    missing = list(required)
-    for field in setting_fields(*configs, leave_out=leave_out):
-        default = (defaults or {}).get(field.name, default_value(field))
-        _define(field, default, values)
-        if is_required(field):
-            missing.append(field.name)
-    if missing:
-        _require(missing, values)
-    return values
+
+    configs: tuple[type[Settings], ...]
+    leave_out: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def fields(self) -> list[dataclasses.Field]:
+        """Returns the settings that have a flag, in the order of their declaration."""
+        return [
+            field
+            for config in self.configs
+            for field in setting_fields(config)
+            if field.name not in self.leave_out
+        ]
+
+    def define(self) -> flags.FlagValues:
+        """Returns the flags, to be parsed by `running.run`."""
+        values = flags.FlagValues()
+        for field in self.fields():
+            _define(field, self.defaults.get(field.name, default_value(field)), values)
+        required = [field.name for field in self.fields() if is_required(field)]
+        if required:
+            _require(required, values)
+        return values
 
 
-def setting_fields(
-    *configs: type[Settings], leave_out: Collection[str] = ()
-) -> Iterator[dataclasses.Field]:
-    """Yields the fields that are settings, in the order of their declaration."""
-    for config in configs:
-        for field in dataclasses.fields(config):
-            if declaration_of(field) is not None and field.name not in leave_out:
-                yield field
+def define_flags(*configs: type[Settings]) -> flags.FlagValues:
+    """Returns the flags of config dataclasses; see `FlagSet`."""
+    return FlagSet(configs).define()
+
+
+def setting_fields(config: type[Settings]) -> list[dataclasses.Field]:
+    """Returns the fields of a config dataclass that are settings."""
+    return [field for field in dataclasses.fields(config) if declaration_of(field) is not None]
 
 
 def read_values(values: flags.FlagValues, config: type[Settings]) -> dict[str, Any]:
@@ -106,9 +114,10 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
 def describe_flag(field: dataclasses.Field) -> FlagDescription:
     """Returns how the flag of a setting is shown."""
     declaration, default = declaration_of(field), default_value(field)
+    shown = "" if default is None else _text(default)
     return FlagDescription(
         field.name,
-        "" if default is None else _text(default),
+        "required" if is_required(field) else shown,
         _constraint(declaration),
         _SETTING_NAME.sub(r"--\1", declaration.help),
     )

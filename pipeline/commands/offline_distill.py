@@ -7,6 +7,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from pipeline.commands.running import print_all
+
 _ROOT = pathlib.Path(__file__).parents[2]
 # The commands, in the order in which they are used.
 COMMANDS = ("create_pretraining_data", "create_teacher_output_data", "run_distill")
@@ -16,8 +18,9 @@ _HELP = ("-h", "-help", "--help")
 def find_programs() -> dict[str, pathlib.Path]:
     """Returns the modules of the commands and of the tools, by name."""
     commands = {name: _ROOT / "pipeline" / f"{name}.py" for name in COMMANDS}
-    tools = {path.stem: path for path in sorted((_ROOT / "tools").glob("*.py"))}
-    return commands | {name: path for name, path in tools.items() if _has_main(path)}
+    tools = {path.stem: path for path in (_ROOT / "tools").glob("*.py")}
+    tools |= {path.parent.name: path for path in (_ROOT / "tools").glob("*/__main__.py")}
+    return commands | {name: tools[name] for name in sorted(tools) if _has_main(tools[name])}
 
 
 def _has_main(path: pathlib.Path) -> bool:
@@ -51,15 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program that the first argument names, and returns its exit status."""
     arguments = list(sys.argv if argv is None else argv)[1:]
     if not arguments or arguments[0] in _HELP:
-        print(_overview())
+        print_all(_overview())
         return 0
     name = arguments[0]
-    if name not in find_programs():
+    path = find_programs().get(name)
+    if path is None:
         print(_unknown(name), file=sys.stderr)
         return 1
-    package = "pipeline" if name in COMMANDS else "tools"
-    program = importlib.import_module(f"{package}.{name}")
-    return program.main([name, *arguments[1:]])
+    module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+    return importlib.import_module(module).main([name, *arguments[1:]])
 
 
 if __name__ == "__main__":

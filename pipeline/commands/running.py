@@ -48,7 +48,7 @@ def run(
         text = flag_values.get_help(include_special_flags=False)
         # The name of the module that defines them.
         text = re.sub(r"^\n?[\w.]+:\n", "", text, flags=re.MULTILINE)
-        _print_all(f"{description}\nFlags (--flagfile=FILE reads them from a file):\n{text}")
+        print_all(f"{description}\nFlags (--flagfile=FILE reads them from a file):\n{text}")
         return 0
     # Else TensorFlow prints a page of notes on every start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -70,7 +70,7 @@ def run(
     return 0
 
 
-def _print_all(text: str) -> None:
+def print_all(text: str) -> None:
     """Prints to a reader that may stop reading, such as `head`."""
     try:
         print(text, flush=True)
@@ -90,7 +90,7 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str], *, with_recipes: 
             raise error.__context__ from None
         # A validator's message stands behind the flags that it is about.
         text = str(error).removeprefix("flag ")
-        raise InputError(text[max(0, text.find("missing: ")) :]) from error
+        raise InputError(None, received=text[max(0, text.find("missing: ")) :]) from error
     if rest:
         raise InputError(None, "flags only", f"the argument {rest[0]!r}")
 

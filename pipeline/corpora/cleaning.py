@@ -67,8 +67,7 @@ def _wikitext(text: str) -> str:
     return _SPLIT_SIGN.sub(r"\1", _HEADING.sub(r"\1", lines))
 
 
-# The steps that a corpus's declaration may name; `data_specs.corpora.CLEANING`
-# repeats their names.
+# The names that a declaration's `cleaning` takes.
 STEPS: dict[str, Callable[[str], str]] = {
     "drop_first_line": _drop_first_line,
     "gutenberg": _gutenberg,

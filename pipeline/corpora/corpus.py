@@ -1,38 +1,42 @@
-"""A corpus cut into chunks of undecoded documents: where stage 1a begins.
+"""The corpora of a run: resolved, opened, and cut into blocks of undecoded documents.
 
 The main process cuts, which is cheap; workers decode, clean and tokenise.
 """
 
 import dataclasses
-import fnmatch
-import os
-import pathlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
 
 from data_specs import corpora as corpus_specs
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
+from pipeline.base.json_text import shown
 from pipeline.base.location import Location
-from pipeline.corpora import readers
+from pipeline.corpora import cleaning
 from pipeline.corpora.documents import Corpus, CorpusFile, RawDocument
+from pipeline.corpora.readers import READERS
+from pipeline.corpora.readers.tfds import TFDS
+from pipeline.tokenizers import segmenters
 
-_MIN_CHUNK_BYTES = 2**19
-_MAX_CHUNK_BYTES = 2**23
-# A document takes memory beside its bytes.
-_MAX_CHUNK_DOCUMENTS = 2**16
-# Any files, read as their names say.
-_ANY_CORPUS = Corpus()
+_MIN_BLOCK_BYTES = 2**19
+_MAX_BLOCK_BYTES = 2**23
+# Each document takes memory besides its bytes.
+_MAX_BLOCK_DOCUMENTS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunk:
+class DocumentBlock:
     """Consecutive documents: the unit of work of the first half of stage 1a.
 
     Attributes:
         index: its number within the corpus.
         documents: its documents.
-        bytes_read: how many bytes of the corpus on disk have been read.
+        bytes_read: the bytes of the corpus that have been read from disk.
     """
 
     index: int
@@ -40,18 +44,12 @@ class Chunk:
     bytes_read: int
 
     def fingerprint(self) -> str:
-        """Returns a digest of everything that the chunk's examples depend on."""
-        parts = [
-            part
+        """Returns a digest of everything that the block's examples depend on."""
+        keys = (
+            (document.file.key, document.ordinal, document.content, document.split_key or b"")
             for document in self.documents
-            for part in (
-                document.file.key,
-                document.ordinal,
-                document.content,
-                document.split_key or b"",
-            )
-        ]
-        return seeding.digest(*parts).hex()
+        )
+        return seeding.digest(*itertools.chain.from_iterable(keys)).hex()
 
 
 def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
@@ -60,136 +58,98 @@ def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
     Raises:
         InputError: an unknown declaration or dataset, or two corpora of one name.
     """
-    labels = [source.label for source in sources]
-    for label in labels:
-        if labels.count(label) > 1:
+    for label, count in Counter(source.label for source in sources).items():
+        if count > 1:
             raise InputError(
                 Setting("corpora"),
                 "a name for each corpus",
-                f"{label or 'none'!r} {labels.count(label)} times",
+                f"{label or 'none'!r} {count} times",
                 hint="add name: to tell them apart",
             )
     return tuple(_resolve(source) for source in sources)
 
 
-def _local_spec(name: str) -> str:
-    """Returns the name of a known declaration, or the path of a file of this machine."""
-    location = Location.parse(name, "corpus_spec")
-    return name if location.is_local else str(location.mirror())
-
-
 def _resolve(source: CorpusSource) -> Corpus:
-    spec, changes = CorpusSpec(), {}
+    spec = CorpusSpec()
     if source.corpus_spec is not None:
+        name, location = source.corpus_spec, Location.parse(source.corpus_spec, "corpus_spec")
         try:
-            spec = corpus_specs.load_spec(_local_spec(source.corpus_spec))
+            spec = corpus_specs.load_spec(name if location.is_local else str(location.mirror()))
         except ValueError as error:
             raise InputError(Setting("corpus_spec"), received=error) from error
-    for name in ("text_fields", "segmenter"):
-        if getattr(source, name) is not None:
-            changes[name] = getattr(source, name)
-    is_tfds = source.tfds_name is not None
-    if is_tfds:
-        # Imports TensorFlow, which files do not need.
-        from pipeline.corpora import tfds_corpus
-
-        changes["text_fields"] = tfds_corpus.choose_fields(source)
+    given = {name: getattr(source, name) for name in ("text_fields", "segmenter")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    spec = msgspec.structs.replace(spec, **changes)
+    is_dataset = source.tfds_name is not None
+    reader = TFDS if is_dataset else spec.reader
+    _expect_known("segmenter", [spec.segmenter], segmenters.SEGMENTERS, source)
+    _expect_known("cleaning step", spec.cleaning, cleaning.STEPS, source)
+    _expect_known("reader", [reader], READERS, source)
     return Corpus(
         label=source.label,
-        spec=dataclasses.replace(spec, **changes),
+        spec=READERS[reader].resolve(source, spec),
+        reader=reader,
         weight=source.weight,
         tfds_name=source.tfds_name,
-        tfds_dir=source.input_dir if is_tfds else None,
+        tfds_dir=source.input_dir if is_dataset else None,
     )
+
+
+def _expect_known(
+    kind: str, names: Sequence[str], known: Mapping[str, Any], source: CorpusSource
+) -> None:
+    """Refuses a declaration that names what no table has."""
+    for name in names:
+        if name not in known:
+            raise InputError(
+                Setting("corpus_spec") if source.corpus_spec else f"corpus {source.label}",
+                f"a known {kind} ({', '.join(known)})",
+                shown(name),
+            )
 
 
 def open_corpora(
     sources: Sequence[CorpusSource], corpora: Sequence[Corpus]
 ) -> tuple[CorpusFile, ...]:
-    """Returns the files of all corpora, or the splits of TensorFlow datasets.
-
-    Args:
-        sources: where they lie.
-        corpora: the same, resolved.
+    """Returns the files of all sources, which `corpora` are when resolved.
 
     Raises:
-        InputError: nothing is there, or all of it is empty.
+        InputError: a corpus has no files, or all of them are empty.
     """
-    found: list[CorpusFile] = []
-    for source, corpus in zip(sources, corpora, strict=True):
-        if corpus.tfds_name is not None:
-            from pipeline.corpora import tfds_corpus
-
-            found.extend(tfds_corpus.find_splits(corpus))
-        else:
-            found.extend(find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus))
-    return tuple(found)
+    return tuple(
+        file
+        for source, corpus in zip(sources, corpora, strict=True)
+        for file in READERS[corpus.reader].find(source, corpus)
+    )
 
 
-def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[CorpusFile, ...]:
-    """Returns a corpus's files, sorted by name.
-
-    Args:
-        pattern: a file, a directory (read with all below it, hidden files left
-            out) or a glob.
-        corpus: of a directory, only files that its declaration names are taken.
+def document_text(document: RawDocument) -> str:
+    """Returns a document's text, cleaned.
 
     Raises:
-        InputError: nothing is there, or all of it is empty.
+        InputError: the document cannot be decoded, or lacks a field.
     """
-    paths, root = _list_paths(pattern)
-    found = [
-        CorpusFile(path, os.path.relpath(str(path), root or "."), size, corpus)
-        for path, size in paths.items()
-    ]
-    visible = [
-        file for file in found if not any(p.startswith(".") for p in pathlib.Path(file.name).parts)
-    ]
-    if not visible:
-        raise InputError(pattern, "a file, a folder or a glob of files", "none there")
-    if pattern.is_dir():
-        visible = [file for file in visible if _is_declared(file)]
-        if not visible:
-            raise InputError(
-                pattern,
-                f"the files of `corpus_spec`={corpus.spec.name} ({', '.join(corpus.spec.files)}; "
-                f"from {corpus.spec.url})",
-                "none of them",
-            )
-    if not any(file.bytes for file in visible):
-        raise InputError(pattern, "text", "nothing: every file there is empty")
-    return tuple(sorted(visible, key=lambda file: file.name))
+    corpus = document.file.corpus
+    text = READERS[corpus.reader].text(document)
+    return cleaning.clean(text, corpus.spec.cleaning).strip()
 
 
-def _list_paths(pattern: Location) -> tuple[dict[Location, int], str]:
-    """Returns what a path or glob names, with sizes, and the folder that the names begin at."""
-    found = pattern.find()
-    if pattern.is_dir() or not found:
-        return found, str(pattern)
-    return found, os.path.commonpath([os.path.dirname(str(path)) for path in found])
-
-
-def _is_declared(file: CorpusFile) -> bool:
-    name = os.path.basename(file.name).removesuffix(".gz")
-    return any(fnmatch.fnmatch(name, pattern) for pattern in file.corpus.spec.files)
-
-
-def read_chunks(files: Sequence[CorpusFile]) -> Iterator[Chunk]:
-    """Yields the corpus in chunks of about half a megabyte to 8 MB, or of 65,536 documents.
+def read_blocks(files: Sequence[CorpusFile]) -> Iterator[DocumentBlock]:
+    """Yields the corpus in blocks of about half a megabyte to 8 MB, or of 65,536 documents.
 
     Raises:
-        InputError: a file cannot be read, or is not what its name says.
+        InputError: a file cannot be read, or has another format than its name says.
     """
     total = sum(file.bytes for file in files)
-    chunk_bytes = min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, total // 256))
+    block_bytes = min(_MAX_BLOCK_BYTES, max(_MIN_BLOCK_BYTES, total // 256))
     index = size = done = 0
     documents: list[RawDocument] = []
     for file in files:
-        for document, bytes_read in readers.read_documents(file):
+        for document, bytes_read in READERS[file.corpus.reader].read(file):
             documents.append(document)
             size += len(document.content)
-            if size >= chunk_bytes or len(documents) >= _MAX_CHUNK_DOCUMENTS:
-                yield Chunk(index, tuple(documents), done + bytes_read)
+            if size >= block_bytes or len(documents) >= _MAX_BLOCK_DOCUMENTS:
+                yield DocumentBlock(index, tuple(documents), done + bytes_read)
                 documents, size, index = [], 0, index + 1
         done += file.bytes
-    yield Chunk(index, tuple(documents), done)
+    yield DocumentBlock(index, tuple(documents), done)

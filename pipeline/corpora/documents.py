@@ -1,12 +1,9 @@
-"""Documents: what a corpus is made of, before they are tokens."""
+"""A corpus, its files, and its documents before they are decoded."""
 
 import dataclasses
-import json
 
 from data_specs.corpora import CorpusSpec
-from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.corpora import cleaning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +13,7 @@ class Corpus:
     Attributes:
         label: what it is called; empty for the only one.
         spec: how it is read.
+        reader: the name of its reader in `pipeline.corpora.readers.READERS`.
         weight: how much it counts.
         tfds_name: the TensorFlow dataset that it is, if it is one.
         tfds_dir: where such datasets are kept; None for their usual place.
@@ -23,6 +21,7 @@ class Corpus:
 
     label: str = ""
     spec: CorpusSpec = dataclasses.field(default_factory=CorpusSpec)
+    reader: str = "auto"
     weight: float = 1.0
     tfds_name: str | None = None
     tfds_dir: str | None = None
@@ -33,25 +32,16 @@ class CorpusFile:
     """A file of a corpus, or a split of a TensorFlow dataset.
 
     Attributes:
-        path: where it is.
+        path: its location; the name of a TensorFlow dataset.
         name: its path below the folder that was given; a split's name.
         bytes: its size.
         corpus: the corpus that it is a file of.
     """
 
-    path: Location
+    path: Location | str
     name: str
     bytes: int
     corpus: Corpus = dataclasses.field(default_factory=Corpus)
-
-    @property
-    def holds_rows(self) -> bool:
-        """Whether it is JSON; other files are text."""
-        if self.corpus.tfds_name is not None:
-            return True
-        if self.corpus.spec.reader == "auto":
-            return self.name.removesuffix(".gz").endswith((".json", ".jsonl"))
-        return self.corpus.spec.reader == "rows"
 
     @property
     def key(self) -> str:
@@ -78,60 +68,7 @@ class RawDocument:
     content: bytes
     split_key: bytes | None = None
 
-
-def document_text(document: RawDocument) -> str:
-    """Returns a document's text: a row's fields joined by a newline, then cleaned.
-
-    Raises:
-        InputError: it is not UTF-8, not a JSON object, or lacks a field.
-    """
-    where = f"{document.file.path}, {document.place}"
-    try:
-        text = document.content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            where,
-            "UTF-8 text",
-            f"byte 0x{document.content[error.start]:02x} (convert the file first, for "
-            "example with iconv -f gb18030 -t utf-8)",
-        ) from error
-    spec = document.file.corpus.spec
-    if document.file.holds_rows:
-        text = _row_text(_parse_row(text, where), where, spec)
-    return cleaning.clean(text, spec.cleaning).strip()
-
-
-def _parse_row(text: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            where, received=f"not JSON ({error.msg} at character {error.pos})"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(where, received=f"not JSON ({error})") from error
-
-
-def _row_text(row: object, where: str, spec: CorpusSpec) -> str:
-    text_fields = spec.text_fields
-    if not isinstance(row, dict):
-        raise InputError(where, "a JSON object", type(row).__name__)
-    source = f"--corpus_spec={spec.name}" if spec.name else "--text_fields"
-    values = []
-    for name in text_fields:
-        if name not in row:
-            there = ",".join(" ".join(key.split())[:40] for key in list(row)[:8])
-            raise InputError(
-                where, f"the fields {','.join(text_fields)} ({source})", there or "none"
-            )
-        value = row[name]
-        if value is not None and not isinstance(value, str):
-            raise InputError(where, f"text in the field {name}", type(value).__name__)
-        values.append(value or "")
-    text = "\n".join(value for value in values if value)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # An escape such as \\ud800 is valid JSON and no character.
-        raise InputError(where, "text", "half a surrogate pair") from error
-    return text
+    @property
+    def origin(self) -> str:
+        """The file and the place in it, for messages."""
+        return f"{self.file.path}, {self.place}"

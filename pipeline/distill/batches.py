@@ -20,7 +20,7 @@ from data_specs import records
 from pipeline.base import seeding
 from pipeline.base.errors import InputError
 from pipeline.distill.losses.base import LOSS_SHARES
-from pipeline.masking import mask_policy, window_batches, window_masking
+from pipeline.masking import masks, windows
 from pipeline.storage import (
     arrays,
     cache_input,
@@ -94,7 +94,7 @@ class WindowReader:
         manifest = cache.manifest
         tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
         self._is_special = tokenizer.is_special()
-        self._policy = window_masking.masking_policy(
+        self._policy = masks.masking_policy(
             tokenizer,
             masked_lm_prob=_setting(cache, "masked_lm_prob"),
             max_predictions_per_seq=manifest.max_predictions_per_seq,
@@ -103,7 +103,7 @@ class WindowReader:
         self._token_weights = None
         if smoothing:
             counts = token_counts.load_counts(cache.directory, manifest)
-            self._token_weights = mask_policy.token_weights(counts, smoothing)
+            self._token_weights = masks.token_weights(counts, smoothing)
         self._seed, self._purpose = seed, purpose
         self._vocab_size = manifest.vocab.size
         positions = manifest.max_predictions_per_seq
@@ -119,10 +119,10 @@ class WindowReader:
             *features: bytes [B], in the order of `_STORED`.
         """
         columns = [values.tolist() for values in features]
-        windows = window_batches.decode_windows(columns, self._vocab_size)
+        batch = windows.decode_windows(columns, self._vocab_size)
         keys = zip(columns[0], epochs.tolist(), strict=True)
-        masked = window_batches.mask_windows(
-            windows,
+        masked = masks.mask_windows(
+            batch,
             self._policy,
             self._is_special,
             seeding.streams(self._seed, self._purpose, keys),
@@ -131,10 +131,10 @@ class WindowReader:
         length, num_positions = self._widths[records.INPUT_IDS], self._widths[records.MASKED_LM_IDS]
         real = np.arange(num_positions) < masked.counts[:, np.newaxis]
         return (
-            window_batches.pad_rows(masked.input_ids, windows.lengths, length),
-            windows.segment_lengths,
-            window_batches.pad_rows(masked.positions, masked.counts, num_positions),
-            window_batches.pad_rows(masked.labels, masked.counts, num_positions),
+            windows.pad_rows(masked.input_ids, batch.lengths, length),
+            batch.segment_lengths,
+            windows.pad_rows(masked.positions, masked.counts, num_positions),
+            windows.pad_rows(masked.labels, masked.counts, num_positions),
             real.astype(np.float32),
         )
 
@@ -298,7 +298,7 @@ def plan_chunks(
         num_devices: that share a chunk.
         multiple: what the examples of a chunk are a multiple of.
     """
-    lengths = reader.sample_lengths(cache.directory, cache.manifest, TRAIN, count=_SAMPLE_SIZE)
+    lengths = reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
     return length_buckets.plan_chunks(
         lengths,
         batch_size=batch_size,
@@ -429,8 +429,7 @@ def _groups(
     """Returns decoded groups of the streams that this process reads, in the order of chunks."""
     parts = [
         reader.training_records(
-            cache.directory,
-            cache.manifest,
+            cache,
             TRAIN,
             seed=seed,
             start=start // streams.count,
@@ -481,7 +480,7 @@ def evaluation_batches(
         process: of several, each of which reads all and computes its rows of each batch.
         num_processes: so many; it divides B.
     """
-    dataset = reader.evaluation_records(cache.directory, cache.manifest, EVAL)
+    dataset = reader.evaluation_records(cache, EVAL)
     dataset = dataset.map(lambda record: (record, tf.constant(0, tf.int64)))
     dataset = dataset.batch(batch_size).take(max_steps)
     decode = _decoder(cache, seed=cache.manifest.seed, purpose=EVALUATION)

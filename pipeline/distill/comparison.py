@@ -19,8 +19,7 @@ from pipeline.distill.losses.distributions import (
 )
 from pipeline.models import topk
 from pipeline.models.encoder import ATTENTIONS
-from pipeline.models.group_means import mean_attention, mean_state
-from pipeline.models.layer_groups import LayerGroup, TeacherGroup
+from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attention, mean_state
 from pipeline.models.masked_lm import LOGITS, gather_positions
 
 # Activations by model, as `Distiller.call` returns them.

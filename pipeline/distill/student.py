@@ -8,7 +8,7 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.models.initialization import layer_init, slicing
+from pipeline.models.initialization import from_teacher
 
 if TYPE_CHECKING:
     from pipeline.models.masked_lm import MaskedLM
@@ -52,15 +52,15 @@ class StudentStart:
         prepare_for_training(model, config)
         return model
 
-    def _weights(self, config: StudentConfig) -> slicing.Weights:
+    def _weights(self, config: StudentConfig) -> from_teacher.Weights:
         """Takes layers, then leaves out segments, then cuts."""
         source = self.source.config
-        whole, weights = layer_init.student_weights(
+        whole, weights = from_teacher.student_weights(
             self.source.read_weights(), source, layer_map=self.layer_map
         )
         if config.drop_segments:
-            whole, weights = slicing.without_segments(weights, whole)
-        return slicing.narrow_weights(weights, whole, self.config)
+            whole, weights = from_teacher.without_segments(weights, whole)
+        return from_teacher.narrow_weights(weights, whole, self.config)
 
 
 def find_student(config: StudentConfig) -> StudentStart:
@@ -94,13 +94,13 @@ def derive_config(
     Raises:
         InputError: layers or sizes do not fit.
     """
-    layer_map = layer_init.choose_layers(
+    layer_map = from_teacher.choose_layers(
         teacher.num_hidden_layers, config.student_layers, config.layer_map
     )
     student = dataclasses.replace(teacher, num_hidden_layers=len(layer_map))
     if config.drop_segments:
-        student = slicing.config_without_segments(student)
-    student = slicing.narrow_config(
+        student = from_teacher.config_without_segments(student)
+    student = from_teacher.narrow_config(
         student,
         hidden_size=config.student_hidden_size,
         num_attention_heads=config.student_attention_heads,

@@ -153,7 +153,7 @@ def _broken_records_told(cache: CacheInput) -> Iterator[None]:
             cache.directory,
             f"records as {manifests.MANIFEST_FILE} describes them",
             "another",
-            hint="python -m tools.verify_cache says which",
+            hint="run offline_distill verify_cache",
         ) from error
 
 
@@ -189,7 +189,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    with _broken_records_told(cache), reader.copy_errors_raised(), scope(replicas):
+    with _broken_records_told(cache), reader.copy_errors_raised(cache), scope(replicas):
         return _run(run, replicas)
 
 

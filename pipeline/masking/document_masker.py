@@ -1,30 +1,47 @@
-"""One document becomes masked examples, or unmasked windows."""
+"""Documents become masked examples, or unmasked windows: the first half of stage 1a.
+
+The workers' job is a document block, which becomes one spill file.
+"""
 
 import dataclasses
+import functools
 import itertools
+import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from data_specs import records
 from pipeline.base import seeding
-from pipeline.masking import window_batches, window_masking, windows
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
+from pipeline.base.location import Location
+from pipeline.corpora import corpus
+from pipeline.corpora.documents import RawDocument
+from pipeline.masking import masks, windows
 from pipeline.masking.settings import MaskedExamplesConfig
-from pipeline.masking.window_masking import WindowInput
-from pipeline.storage import serialization
+from pipeline.masking.windows import WindowInput
+from pipeline.storage import serialization, spill, token_counts
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
-# Tokenised at a time: bounds the memory of a long document.
+# Characters that are tokenised at a time: bounds the memory of a long document.
 _TEXT_SLICE_CHARS = 2**17
 # A short target length is at least this part of the usual one: windows of a few
 # tokens teach nothing, and a long document would become millions of them.
 _SHORTEST_SHARE = 8
-# Masked at a time: bounds the memory, too.
-_BLOCK_WINDOWS = 256
-UNMASKABLE = "without a word to mask"
+# Windows that are masked at a time: bounds the memory, too.
+_BATCH_WINDOWS = 256
+SPILL_FOLDER = ".spill"
+# Why a document has no examples.
+_BAD_ROWS = "bad rows"
+_SHORT = "shorter than --min_chars"
+_LEFT_OUT = "left out by the weight of their corpus"
+_UNMASKABLE = "without a word to mask"
+# What windows are counted as: without, and with a word to mask.
+_WINDOWS = (f"windows {_UNMASKABLE}", "windows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +60,15 @@ class DocumentMasker:
         self._config = config
         self._tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
         self._is_special = self._tokenizer.is_special()
-        self._policy = window_masking.masking_policy(
+        self._policy = masks.masking_policy(
             self._tokenizer,
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
-        self._id_dtype = records.id_dtype(self.vocab_size)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What makes tokens of text."""
+        """The tokenizer."""
         return self._tokenizer
 
     @property
@@ -76,12 +92,11 @@ class DocumentMasker:
         )
 
     def num_copies(self, key: bytes, weight: float) -> int:
-        """Returns how many ways a document is masked; how often it is stored where it is not.
+        """Returns how many masked copies a document has: `weight · copies`, on average.
 
         Args:
             key: its digest.
-            weight: its corpus's: `weight · copies` of the settings, where that is
-                no whole number on average over documents.
+            weight: its corpus's.
         """
         uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
         return int(weight * self._config.copies + uniform)
@@ -99,7 +114,7 @@ class DocumentMasker:
 
         Args:
             text: the document.
-            key: its digest: every random choice depends on it.
+            key: its digest, on which every random choice depends.
             statistics: counts are added to it.
             segmenter: a name in `segmenters.SEGMENTERS`.
             num_copies: copies of each window.
@@ -113,12 +128,12 @@ class DocumentMasker:
         unknown = document.ids == self._tokenizer.special_ids.get("unk", -1)
         statistics["tokens"] += len(document.ids)
         statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
-        found = self._windows(document, key)
+        inputs = self._windows(document, key)
         if self._config.is_dynamic:
-            features = self._unmasked(found, num_copies, statistics)
+            features = self._unmasked(inputs, num_copies, statistics)
         else:
-            streams = [seeding.stream(seed, "mask", key, copy) for copy in range(num_copies)]
-            features = self._masked(found, streams, statistics)
+            rngs = [seeding.stream(seed, "mask", key, copy) for copy in range(num_copies)]
+            features = self._masked(inputs, rngs, statistics)
         for number, copy, values in features:
             example_id = seeding.digest(seed, "example", key, number, copy)
             statistics["examples"] += 1
@@ -126,71 +141,69 @@ class DocumentMasker:
             yield example_id, record
 
     def _unmasked(
-        self, found: Iterable[WindowInput], num_copies: int, statistics: Counter[str]
+        self, inputs: Iterable[WindowInput], num_copies: int, statistics: Counter[str]
     ) -> Iterator[tuple[int, int, dict[str, bytes]]]:
         """Yields windows: number, copy and features; those that can be masked."""
-        for number, window in enumerate(found):
-            words = window_masking.maskable_words(window, self._policy, self._is_special)
-            _count_window(statistics, maskable=len(words.starts) > 0)
-            features = window_masking.window_features(window, self._id_dtype)
+        for number, window in enumerate(inputs):
+            longest = self._policy.num_to_predict(len(window.input_ids))
+            special = self._is_special[window.token_ids]
+            words = masks.maskable_words(window.word_starts, special, longest)
+            statistics[_WINDOWS[len(words.starts) > 0]] += 1
+            features = windows.window_features(window, self.vocab_size)
             for copy in range(num_copies if len(words.starts) else 0):
                 yield number, copy, features
 
     def _masked(
         self,
-        found: Iterator[WindowInput],
-        streams: Sequence[np.random.Generator],
+        inputs: Iterator[WindowInput],
+        rngs: Sequence[np.random.Generator],
         statistics: Counter[str],
     ) -> Iterator[tuple[int, int, dict[str, bytes]]]:
         """Yields masked copies of windows: the window's number, the copy's, and its features.
 
-        A copy's stream masks one window after another.
+        A copy's random generator masks one window after another.
         """
         begin = 0
-        while block := list(itertools.islice(found, _BLOCK_WINDOWS)):
-            joined = window_batches.join_windows(block)
-            masked = window_batches.mask_windows(
+        while batch := list(itertools.islice(inputs, _BATCH_WINDOWS)):
+            joined = windows.join_windows(batch)
+            masked = masks.mask_windows(
                 joined,
                 self._policy,
                 self._is_special,
-                (stream for stream in streams for _ in block),
-                copies=len(streams),
+                (rng for rng in rngs for _ in batch),
+                copies=len(rngs),
             )
             statistics["masked_positions"] += len(masked.positions)
-            features = window_batches.masked_features(joined, masked, self._id_dtype)
-            places = itertools.product(range(len(streams)), range(begin, begin + len(block)))
+            features = masks.masked_features(joined, masked, self.vocab_size)
+            numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
             counts = masked.counts.tolist()
-            for count in counts[: len(block)]:
-                _count_window(statistics, maskable=count > 0)
-            for (copy, number), count, values in zip(places, counts, features, strict=True):
+            for count in counts[: len(batch)]:
+                statistics[_WINDOWS[count > 0]] += 1
+            for (copy, number), count, values in zip(numbers, counts, features, strict=True):
                 if count:
                     yield number, copy, values
-            begin += len(block)
+            begin += len(batch)
 
     def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
         config, special_ids = self._config, self._tokenizer.special_ids
         length = config.window_length
-        random = seeding.stream(config.random_seed, "window length", key)
-        if random.random() < config.short_seq_prob:
-            length = int(random.integers(max(1, length // _SHORTEST_SHARE), length + 1))
-        splits = seeding.stream(config.random_seed, "segments", key)
+        rng = seeding.stream(config.random_seed, "window length", key)
+        if rng.random() < config.short_seq_prob:
+            length = int(rng.integers(max(1, length // _SHORTEST_SHARE), length + 1))
+        split_rng = seeding.stream(config.random_seed, "segments", key)
         for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
             span = slice(begin, end)
             starts, split = document.word_starts[span], None
             if config.segments == "pair":
-                split = windows.split_point(starts, document.line_starts[span], splits)
+                split = windows.split_point(starts, document.line_starts[span], split_rng)
             inputs = windows.build_input(
                 document.ids[span], split, special_ids["cls"], special_ids["sep"]
             )
             yield WindowInput(*inputs, starts)
 
 
-def _count_window(statistics: Counter[str], *, maskable: bool) -> None:
-    statistics["windows" if maskable else f"windows {UNMASKABLE}"] += 1
-
-
 def _text_slices(text: str) -> Iterator[str]:
-    """Yields a text in parts that end with a line, or where a line is endless, anywhere."""
+    """Yields slices of a text that end at line ends; a very long line is cut anywhere."""
     begin = 0
     while len(text) - begin > _TEXT_SLICE_CHARS:
         end = text.rfind("\n", begin, begin + _TEXT_SLICE_CHARS) + 1
@@ -204,3 +217,139 @@ def _line_starts(text: str, token_starts: np.ndarray) -> np.ndarray:
     code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     lines = np.searchsorted(np.flatnonzero(code_points == ord("\n")), token_starts)
     return np.concatenate([np.ones(min(1, len(lines)), bool), lines[1:] != lines[:-1]])
+
+
+# One tokenizer, segmenter and policy a process, however many blocks it handles.
+_masker = functools.lru_cache(maxsize=1)(DocumentMasker)
+
+
+def spill_folder(config: MaskedExamplesConfig) -> Location:
+    """Returns the folder of the files that only an unfinished run needs."""
+    return config.output_dir.scratch(SPILL_FOLDER)
+
+
+def spill_path(config: MaskedExamplesConfig, index: int) -> Location:
+    """Returns the spill file of a block."""
+    return spill_folder(config) / f"{index:08d}.spill"
+
+
+def counts_path(config: MaskedExamplesConfig, index: int) -> Location:
+    """Returns the file of how often each token is in a block of unmasked windows."""
+    return spill_folder(config) / f"{index:08d}.counts.npy"
+
+
+def mask_block(
+    config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, is_only_writer: bool = True
+) -> tuple[Mapping[str, Any], int]:
+    """Masks a block's documents into a spill file; a finished one stays.
+
+    Args:
+        config: the settings.
+        block: the documents.
+        is_only_writer: whether no other process, perhaps on another node, may mask it too.
+
+    Returns:
+        the spill file's header, and the bytes of the corpus that have been read.
+    """
+    path = spill_path(config, block.index)
+    header = spill.read_header(path)
+    if header is None or header.get("fingerprint") != block.fingerprint():
+        if not is_only_writer:
+            _expect_same_tokenizer(config)
+        header, entries = _mask_documents(config, block)
+        if config.is_dynamic:
+            # Before the spill file, which says that the block is done.
+            counts = token_counts.count_tokens(
+                (entry.record for entry in entries), _masker(config).vocab_size
+            )
+            token_counts.write_counts(counts_path(config, block.index), counts)
+        spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
+    return header, block.bytes_read
+
+
+def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> list[Location]:
+    """Returns the spill files of all blocks, after checking that each is of its block.
+
+    Raises:
+        InterruptedRunError: one is missing, or of another text than `fingerprints` say.
+    """
+    paths = [spill_path(config, index) for index in range(len(fingerprints))]
+    for path, expected in zip(paths, fingerprints, strict=True):
+        header = spill.read_header(path)
+        if header is None or header.get("fingerprint") != expected:
+            raise InterruptedRunError(
+                path,
+                "a masked document block",
+                "none" if header is None else "that of another text",
+                hint="re-run the command to make it again",
+            )
+    return paths
+
+
+@functools.lru_cache(maxsize=1)
+def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
+    """Refuses a node that sees another tokenizer than the command."""
+    for name, content in _masker(config).tokenizer.files().items():
+        path = config.output_dir / name
+        if path.read_bytes() != content:
+            raise InterruptedRunError(
+                Setting("vocab_file"),
+                f"each node to see the same under {config.vocab_file}",
+                f"another {name} on {socket.gethostname()}",
+            )
+
+
+def _mask_documents(
+    config: MaskedExamplesConfig, block: corpus.DocumentBlock
+) -> tuple[dict[str, Any], list[spill.Entry]]:
+    statistics: Counter[str] = Counter(documents=len(block.documents))
+    skipped: Counter[str] = Counter()
+    by_corpus: Counter[str] = Counter()
+    entries: list[spill.Entry] = []
+    for document in block.documents:
+        before = len(entries)
+        reason = _mask_document(config, document, statistics, entries)
+        if reason is not None:
+            skipped[reason] += 1
+        by_corpus[document.file.corpus.label] += len(entries) - before
+    groups = [entry.group for entry in entries]
+    header = {
+        "fingerprint": block.fingerprint(),
+        "statistics": dict(statistics),
+        "skipped": dict(skipped),
+        "examples": dict(by_corpus),
+        "bytes": sum(len(entry.record) for entry in entries),
+        "groups": [min(groups), max(groups)] if groups else None,
+    }
+    return header, entries
+
+
+def _mask_document(
+    config: MaskedExamplesConfig,
+    document: RawDocument,
+    statistics: Counter[str],
+    entries: list[spill.Entry],
+) -> str | None:
+    """Adds a document's masked examples to `entries`; returns why there are none."""
+    try:
+        text = corpus.document_text(document)
+    except InputError:
+        if not config.skip_bad_lines:
+            raise
+        return _BAD_ROWS
+    if len(text) < config.min_chars:
+        return _SHORT
+    content = text.encode("utf-8")
+    # By content, so that two copies of a text are always in the same split.
+    group = seeding.hash64(config.random_seed, "split", document.split_key or content)
+    key = seeding.digest(document.file.key, document.ordinal, content)
+    masker, settings = _masker(config), document.file.corpus
+    num_copies = masker.num_copies(key, settings.weight)
+    if not num_copies:
+        return _LEFT_OUT
+    before = len(entries)
+    examples = masker.examples(
+        text, key, statistics, segmenter=settings.spec.segmenter, num_copies=num_copies
+    )
+    entries.extend(spill.Entry(example_id, group, record) for example_id, record in examples)
+    return _UNMASKABLE if len(entries) == before else None

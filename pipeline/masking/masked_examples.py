@@ -1,6 +1,6 @@
 """Stage 1a: a corpus becomes masked examples, or windows that are masked when they are read.
 
-    chunks of documents ─ workers: tokens, windows, masks ─ spill files sorted by key
+    document blocks ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file
 
 An example's key is a hash, so that the copies of a window spread over all
@@ -8,57 +8,180 @@ shards and each shard comes out shuffled, in an order that depends on nothing
 but seed and text.
 """
 
+import dataclasses
 import functools
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
 
 from data_specs import records
+from pipeline.base import seeding
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
-from pipeline.masking import masked_chunks
+from pipeline.corpora.documents import CorpusFile
+from pipeline.masking import document_masker
 from pipeline.masking.settings import MaskedExamplesConfig
-from pipeline.masking.shard_plan import ShardPlan, make_plan
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import manifest as manifests
 from pipeline.storage import spill, token_counts
-from pipeline.storage.manifest import Manifest
+from pipeline.storage.manifest import EVAL, TRAIN, Manifest
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
 _PLAN_FILE = "plan.json"
+# A teacher cache has one shard for each of ours. This is the limit of its size at the usual
+# k, so that ours are smaller.
+_MAX_SHARD_BYTES = 128 * 2**20
+_USUAL_TRUNCATION_FACTOR = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardPlan:
+    """The shards of a corpus, and which example goes into which: known once all is masked.
+
+    Attributes:
+        corpus_digest: of all blocks.
+        fingerprints: of each block, which has a spill file.
+        eval_below: a document whose hash is below this is in the eval split.
+        num_shards: shards of each split.
+        record_bytes: of all records.
+        statistics: for the manifest and the summary.
+    """
+
+    corpus_digest: str
+    fingerprints: tuple[str, ...]
+    eval_below: int
+    num_shards: Mapping[str, int]
+    record_bytes: int
+    statistics: Mapping[str, Any]
+
+    def keys(self, job: ShardJob) -> spill.KeyRange:
+        """Returns the keys of a shard's examples."""
+        count = self.num_shards[job.split]
+        low, high = (spill.KEY_SPACE * number // count for number in (job.index, job.index + 1))
+        if job.split == EVAL:
+            return spill.KeyRange(low, high, 0, self.eval_below)
+        return spill.KeyRange(low, high, self.eval_below, spill.KEY_SPACE)
+
+    def jobs(self) -> tuple[ShardJob, ...]:
+        """Returns a job for every shard."""
+        return tuple(
+            ShardJob(split, index, manifests.shard_file(split, index, count))
+            for split, count in self.num_shards.items()
+            for index in range(count)
+        )
+
+
+def eval_threshold(fraction: float, lowest: int, highest: int) -> int:
+    """Returns the document hash below which a document is in the eval split.
+
+    At least one document is in it where two differ, and never all of them.
+
+    Args:
+        fraction: the wanted share of the documents.
+        lowest: the smallest hash of any document.
+        highest: the largest.
+    """
+    threshold = int(fraction * spill.KEY_SPACE)
+    if not threshold or lowest == highest:
+        return 0
+    return min(max(threshold, lowest + 1), highest)
+
+
+def make_plan(
+    config: MaskedExamplesConfig,
+    headers: Sequence[Mapping[str, Any]],
+    corpus_files: Sequence[CorpusFile],
+    id_bytes: int,
+) -> ShardPlan:
+    """Returns the plan of a corpus whose blocks are all masked.
+
+    Args:
+        config: the settings.
+        headers: of all spill files.
+        corpus_files: all files.
+        id_bytes: bytes of a token id in a record.
+
+    Raises:
+        InputError: no document has an example.
+    """
+    statistics, skipped, by_corpus = (
+        _total(headers, name) for name in ("statistics", "skipped", "examples")
+    )
+    ranges = [header["groups"] for header in headers if header["groups"]]
+    if not ranges:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+        raise InputError(
+            Setting("input_dir"),
+            "text to mask",
+            f"{statistics['documents']} documents, all skipped: {reasons or 'none'} "
+            f"(`min_chars`={config.min_chars})",
+        )
+    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    eval_below = eval_threshold(config.eval_fraction, lowest, highest)
+    record_bytes = sum(header["bytes"] for header in headers)
+    cached_bytes = _USUAL_TRUNCATION_FACTOR * (id_bytes + 2) * statistics["masked_positions"]
+    num_shards = _num_shards(config, record_bytes + cached_bytes, has_eval=eval_below > 0)
+    counts = dict(statistics) | {
+        "skipped": dict(skipped),
+        "examples_by_corpus": dict(by_corpus),
+        "corpus_files": len(corpus_files),
+        "corpus_bytes": sum(file.bytes for file in corpus_files),
+    }
+    fingerprints = tuple(header["fingerprint"] for header in headers)
+    digest = seeding.digest(*fingerprints).hex()
+    return ShardPlan(digest, fingerprints, eval_below, num_shards, record_bytes, counts)
+
+
+def _num_shards(
+    config: MaskedExamplesConfig, total_bytes: int, *, has_eval: bool
+) -> dict[str, int]:
+    shards = total_bytes / _MAX_SHARD_BYTES
+    eval_share = config.eval_fraction if has_eval else 0.0
+    counts = {TRAIN: config.num_shards or max(1, -int(-shards * (1.0 - eval_share) // 1))}
+    if has_eval:
+        counts[EVAL] = max(1, -int(-shards * eval_share // 1))
+    return counts
+
+
+def _total(headers: Sequence[Mapping[str, Any]], name: str) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for header in headers:
+        total.update(header[name])
+    return total
 
 
 def _plan_path(config: MaskedExamplesConfig) -> Location:
-    """In a bucket beside the shards: another machine, too, must not mix two corpora."""
-    return config.output_dir / masked_chunks.SPILL_FOLDER / _PLAN_FILE
+    """In a bucket next to the shards: another machine must not mix two corpora either."""
+    return config.output_dir / document_masker.SPILL_FOLDER / _PLAN_FILE
 
 
 def _remove_spill(config: MaskedExamplesConfig) -> None:
-    shutil.rmtree(masked_chunks.spill_folder(config), ignore_errors=True)
+    shutil.rmtree(document_masker.spill_folder(config), ignore_errors=True)
     _plan_path(config).unlink(missing_ok=True)
 
 
 def _mask_corpus(
     config: MaskedExamplesConfig,
-    corpus_files: Sequence[corpus.CorpusFile],
+    corpus_files: Sequence[CorpusFile],
     workers: Workers,
 ) -> list[Mapping[str, Any]]:
-    """First half: masks every chunk into its spill file and returns their headers."""
+    """First half: masks every block into its spill file and returns their headers."""
     mask = functools.partial(
-        masked_chunks.mask_chunk, config, is_only_writer=not workers.may_repeat_jobs
+        document_masker.mask_block, config, is_only_writer=not workers.may_repeat_jobs
     )
-    results = workers.run(mask, corpus.read_chunks(corpus_files))
+    results = workers.run(mask, corpus.read_blocks(corpus_files))
     headers = []
     total = sum(file.bytes for file in corpus_files)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="masking") as bar:
-        for result in results:
-            headers.append(result.header)
-            bar.update(result.bytes_read - bar.n)
+        for header, bytes_read in results:
+            headers.append(header)
+            bar.update(bytes_read - bar.n)
     return headers
 
 
@@ -66,22 +189,10 @@ def _make_records(
     config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
 ) -> tuple[Iterator[bytes], None]:
     return spill.read_sorted(
-        masked_chunks.expect_chunks(config, plan.fingerprints),
+        document_masker.expect_blocks(config, plan.fingerprints),
         plan.keys(job),
         expected_bytes=plan.record_bytes // plan.num_shards[job.split],
     ), None
-
-
-def _start_jobs(
-    config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob], workers: Workers
-) -> Iterator[manifests.ShardInfo]:
-    """Yields the shards as they are written, in the jobs' order."""
-    done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
-    missing = [job for job in jobs if done[job] is None]
-    make = functools.partial(_make_records, config, plan)
-    made = runners.make_shards(workers, config.output_dir, make, missing)
-    for job in jobs:
-        yield done[job] or next(made)
 
 
 def _write_shards(
@@ -89,25 +200,22 @@ def _write_shards(
 ) -> dict[str, tuple[manifests.ShardInfo, ...]]:
     """Second half: every shard out of the spill files."""
     jobs = plan.jobs()
-    _expect_same_corpus(config, plan, jobs)
-    results = _start_jobs(config, plan, jobs, workers)
+    done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
+    missing = [job for job in jobs if done[job] is None]
+    _expect_same_corpus(config, plan, is_begun=len(missing) < len(jobs))
+    make = functools.partial(_make_records, config, plan)
+    made = runners.make_shards(workers, config.output_dir, make, missing)
     splits: dict[str, list[manifests.ShardInfo]] = {split: [] for split in plan.num_shards}
-    with tqdm.tqdm(total=len(jobs), unit="shard", desc="writing") as bar:
-        for job, shard in zip(jobs, results, strict=True):
-            splits[job.split].append(shard)
-            bar.update()
+    for job in tqdm.tqdm(jobs, unit="shard", desc="writing"):
+        splits[job.split].append(done[job] or next(made))
     return {split: tuple(shards) for split, shards in splits.items()}
 
 
-def _expect_same_corpus(
-    config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob]
-) -> None:
-    """Refuses to mix shards of two corpora, should the text have changed between two runs."""
+def _expect_same_corpus(config: MaskedExamplesConfig, plan: ShardPlan, *, is_begun: bool) -> None:
+    """Refuses to mix shards of two corpora: the text may have changed between two runs."""
     path = _plan_path(config)
     started = path.read_json().get("corpus") if path.is_file() else plan.corpus_digest
-    if started != plan.corpus_digest and any(
-        manifests.completed_shard(config.output_dir, job.file) for job in jobs
-    ):
+    if is_begun and started != plan.corpus_digest:
         raise InputError(
             Setting("input_dir"),
             received=f"the text has changed since {config.output_dir} was begun: expected "
@@ -119,16 +227,12 @@ def _expect_same_corpus(
 def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     """Makes a directory of masked examples or unmasked windows, or finishes one.
 
-    Args:
-        config: what was asked for.
-
     Returns:
-        the manifest that stands in `config.output_dir` now.
+        the manifest of `config.output_dir`.
 
     Raises:
-        InputError: the corpus, the vocabulary or the directory is not as it must
-            be. A directory that this call began, and in which no shard is
-            complete, is then as it was before.
+        InputError: the corpus, the vocabulary or the directory is invalid. A directory that
+            this call began, and in which no shard is complete, is restored.
     """
     _expect_output_outside(config)
     config = runners.absolute_locations(config)
@@ -143,11 +247,10 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     else:
         try:
             manifest = _make(config, corpus_files, tokenizer, request)
-        except InterruptedRunError:
-            raise
-        except InputError:
-            # What is complete stays, and so does what tells whose it is.
-            if is_new and not any(config.output_dir.glob("*.tfrecord")):
+        except InputError as error:
+            # Complete shards stay, and so does the run configuration that they belong to.
+            is_empty = is_new and not any(config.output_dir.glob("*.tfrecord"))
+            if is_empty and not isinstance(error, InterruptedRunError):
                 _withdraw(config, tokenizer)
             raise
     _remove_spill(config)
@@ -156,30 +259,28 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
 
 def _expect_output_outside(config: MaskedExamplesConfig) -> None:
     for source in config.corpora:
-        if source.input_dir is None or source.tfds_name is not None:
-            continue
-        if config.output_dir.is_inside(Location.parse(source.input_dir)):
+        if source.files is not None and config.output_dir.is_inside(Location.parse(source.files)):
             raise InputError(
                 Setting("output_dir"),
-                f"a folder outside `input_dir`={source.input_dir}, which is read with all below it",
+                f"a directory outside `input_dir`={source.files}, all of which is read",
                 config.output_dir,
             )
 
 
 def _make(
     config: MaskedExamplesConfig,
-    corpus_files: Sequence[corpus.CorpusFile],
+    corpus_files: Sequence[CorpusFile],
     tokenizer: Tokenizer,
     request: Mapping[str, Any],
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         (config.output_dir / name).write_whole(content)
-    masked_chunks.spill_folder(config).mkdir(parents=True, exist_ok=True)
+    document_masker.spill_folder(config).mkdir(parents=True, exist_ok=True)
     workers = runners.open_workers(
         config.ray,
         config.output_dir,
         max_workers=config.max_workers,
-        shared=masked_chunks.spill_folder(config),
+        shared=document_masker.spill_folder(config),
     )
     with workers:
         headers = _mask_corpus(config, corpus_files, workers)
@@ -209,28 +310,29 @@ def _write_token_counts(
 ) -> manifests.FileInfo | None:
     if not config.is_dynamic:
         return None
-    paths = [masked_chunks.counts_path(config, index) for index in range(len(plan.fingerprints))]
+    paths = [document_masker.counts_path(config, index) for index in range(len(plan.fingerprints))]
     path = config.output_dir / token_counts.TOKEN_COUNTS_FILE
     return token_counts.write_counts(path, token_counts.sum_counts(paths, vocab_size))
 
 
 def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
-    """Leaves the directory as it was found: a corrected command may use it."""
+    """Restores the directory, so that a corrected command can use it."""
     _remove_spill(config)
     for name in (*tokenizer.files(), manifests.REQUEST_FILE):
         (config.output_dir / name).unlink(missing_ok=True)
 
 
 def _expect_corpus_size(
-    config: MaskedExamplesConfig, manifest: Manifest, corpus_files: Sequence[corpus.CorpusFile]
+    config: MaskedExamplesConfig, manifest: Manifest, corpus_files: Sequence[CorpusFile]
 ) -> None:
-    there = tuple(manifest.statistics[name] for name in ("corpus_files", "corpus_bytes"))
-    here = len(corpus_files), sum(file.bytes for file in corpus_files)
-    if there != here:
+    recorded = tuple(manifest.statistics[name] for name in ("corpus_files", "corpus_bytes"))
+    present = len(corpus_files), sum(file.bytes for file in corpus_files)
+    if recorded != present:
         raise InputError(
-            Setting("output_dir"),
-            received=f"{config.output_dir} was made from {there[0]} files, {there[1]} bytes",
-            hint=f"received {here[0]} files, {here[1]} bytes; choose an empty directory",
+            config.output_dir,
+            f"the corpus that it was made from, of {recorded[0]} files and {recorded[1]} bytes",
+            f"{present[0]} files and {present[1]} bytes",
+            hint="choose an empty directory",
         )
 
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError, Setting
@@ -188,6 +190,6 @@ class MaskedExamplesConfig(Settings):
             }
             for corpus in corpora
         ]
-        vocab = dataclasses.asdict(tokenizer.info)
+        vocab = msgspec.to_builtins(tokenizer.info)
         request = {"kind": self.kind, "vocab": vocab, **settings}
         return json.loads(json.dumps(request))

@@ -1,8 +1,60 @@
-"""Windows: the spans of a document that fit the model, and how one becomes an input."""
+"""Windows: the spans of a document that fit the model, as inputs and as records, not masked.
 
-from collections.abc import Iterator
+Many windows are stored and decoded together, one after another in flat arrays.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from data_specs import records
+from pipeline.storage import arrays
+from pipeline.storage.arrays import Column
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowInput:
+    """A window with its special tokens, not masked.
+
+    Attributes:
+        input_ids: int [L], with `[CLS]` and `[SEP]`.
+        segment_lengths: int [1 or 2], with `[CLS]` and `[SEP]`.
+        positions: int [n], the position in the input of each token of the window.
+        word_starts: bool [n], which tokens of the window begin a word.
+    """
+
+    input_ids: np.ndarray
+    segment_lengths: np.ndarray
+    positions: np.ndarray
+    word_starts: np.ndarray
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """The window's own tokens, int [n]."""
+        return self.input_ids[self.positions]
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """B windows with their special tokens, not masked, one after another.
+
+    Attributes:
+        input_ids: int [n], with `[CLS]` and `[SEP]`.
+        lengths: int [B], how many of these each window has.
+        segment_lengths: int [B, 2], with `[CLS]` and `[SEP]`; 0 where there is no
+            second segment.
+        positions: int [m], the indices in `input_ids` of the windows' own tokens.
+        counts: int [B], how many of these each window has.
+        word_starts: bool [m], which of them begin a word; a window's first one does.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    segment_lengths: np.ndarray
+    positions: np.ndarray
+    counts: np.ndarray
+    word_starts: np.ndarray
 
 
 def window_spans(num_tokens: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -29,9 +81,7 @@ def window_spans(num_tokens: int, length: int, stride: int) -> Iterator[tuple[in
         begin += stride
 
 
-def split_point(
-    word_starts: np.ndarray, line_starts: np.ndarray, random: np.random.Generator
-) -> int:
+def split_point(word_starts: np.ndarray, line_starts: np.ndarray, rng: np.random.Generator) -> int:
     """Chooses where a window is cut into two segments.
 
     At the beginning of one of its lines if it has several, else of one of its
@@ -40,17 +90,17 @@ def split_point(
     Args:
         word_starts: bool [n], which of the window's tokens begin a word.
         line_starts: bool [n], which begin a line.
-        random: decides.
+        rng: decides.
 
     Returns:
         the first token of the second segment, from 1 to n − 1; n where the
         window is a single word and cannot be cut.
     """
-    draw = random.random()
+    draw = rng.random()
     for starts in (line_starts, word_starts):
-        places = np.flatnonzero(starts[1:]) + 1
-        if len(places):
-            return int(places[int(draw * len(places))])
+        cuts = np.flatnonzero(starts[1:]) + 1
+        if len(cuts):
+            return int(cuts[int(draw * len(cuts))])
     return len(word_starts)
 
 
@@ -80,3 +130,78 @@ def build_input(
     positions[split:] += 1
     tokens = np.concatenate([[cls_id], ids[:split], [sep_id], ids[split:], [sep_id]])
     return tokens, np.array([split + 2, count - split + 1]), positions
+
+
+def window_features(window: WindowInput, vocab_size: int) -> dict[str, bytes]:
+    """Returns the features of an unmasked window, without its id; V decides the ids' dtype."""
+    values = (window.input_ids, window.segment_lengths, window.positions[window.word_starts])
+    return {
+        feature.name: arrays.encode(feature, numbers, vocab_size)
+        for feature, numbers in zip(records.UNMASKED_WINDOW_FEATURES[1:], values, strict=True)
+    }
+
+
+def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windows:
+    """Reads back B windows.
+
+    Args:
+        columns: for each of `records.UNMASKED_WINDOW_FEATURES` its bytes in each window.
+        vocab_size: V; decides the dtype of token ids.
+
+    Example:
+        segments of 4 and 2 tokens hold the window's tokens at 1, 2 and 4: what is
+        left without `[CLS]` at 0 and each segment's `[SEP]` at 3 and 5.
+    """
+    _, inputs, segments, starts = (
+        Column.decode(feature, contents, vocab_size)
+        for feature, contents in zip(records.UNMASKED_WINDOW_FEATURES, columns, strict=True)
+    )
+    ids, lengths, num_segments = inputs.values, inputs.counts, segments.counts
+    ends = np.cumsum(lengths)
+    firsts = ends - lengths
+    begins_word = np.zeros(len(ids), bool)
+    begins_word[np.repeat(firsts, starts.counts) + starts.values] = True
+    both = pad_rows(segments.values, num_segments, 2)
+    pairs = num_segments == 2
+    own = np.ones(len(ids), bool)
+    own[firsts] = own[ends - 1] = own[(firsts + both[:, 0] - 1)[pairs]] = False
+    positions = np.flatnonzero(own)
+    counts = lengths - num_segments - 1
+    begins_word = begins_word[positions]
+    begins_word[np.cumsum(counts) - counts] = True
+    return Windows(ids, lengths, both, positions, counts, begins_word)
+
+
+def join_windows(windows: Sequence[WindowInput]) -> Windows:
+    """Puts windows one after another."""
+    lengths = np.array([len(window.input_ids) for window in windows])
+    counts = np.array([len(window.positions) for window in windows])
+    segments = np.concatenate([window.segment_lengths for window in windows])
+    num_segments = np.array([len(window.segment_lengths) for window in windows])
+    positions = np.concatenate([window.positions for window in windows])
+    word_starts = np.concatenate([window.word_starts for window in windows])
+    word_starts[np.cumsum(counts) - counts] = True
+    return Windows(
+        np.concatenate([window.input_ids for window in windows]),
+        lengths,
+        pad_rows(segments, num_segments, 2),
+        positions + np.repeat(np.cumsum(lengths) - lengths, counts),
+        counts,
+        word_starts,
+    )
+
+
+def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:
+    """Cuts numbers into rows with 0 behind them.
+
+    Args:
+        flat: [n], row after row.
+        counts: int [B], how many each row has.
+        width: of a row.
+
+    Returns:
+        int32 [B, width].
+    """
+    rows = np.zeros((len(counts), width), np.int32)
+    rows[np.arange(width) < counts[:, np.newaxis]] = flat
+    return rows

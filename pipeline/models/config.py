@@ -1,130 +1,61 @@
-"""The shape of an encoder, read from either layout's configuration file."""
+"""The dimensions of an encoder, read from a configuration file in either layout."""
 
 import dataclasses
-import math
-from typing import Any
+import sys
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pipeline.base.errors import InputError
+import msgspec
+from msgspec import Meta
+
+from pipeline.base.errors import InputError, Setting
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
+from pipeline.models.families import FAMILIES, find_family
+from pipeline.models.families.base import Family
 
 # "gelu" is the exact form 0.5·x·(1 + erf(x/√2)); the next two are two names of
 # its tanh approximation (Hendrycks and Gimpel, 2016).
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
+# The family of a configuration file that names none, such as Google's.
+_DEFAULT_FAMILY = "bert"
 
-BERT = "bert"
-DISTILBERT = "distilbert"
-# Narrow embeddings, projected to the hidden size, and one layer applied again and
-# again (Lan et al., 2020).
-ALBERT = "albert"
-# RoBERTa and its multilingual sister: no segments, positions counted from the
-# padding's id on, a GELU in the head whatever the layers have.
-XLM_ROBERTA = "xlm-roberta"
-ROBERTAS = ("roberta", XLM_ROBERTA)
-# The families that are built here, and what `transformers` calls them.
-ARCHITECTURES = {
-    BERT: "BertForMaskedLM",
-    "roberta": "RobertaForMaskedLM",
-    XLM_ROBERTA: "XLMRobertaForMaskedLM",
-    DISTILBERT: "DistilBertForMaskedLM",
-    ALBERT: "AlbertForMaskedLM",
-}
-# What DistilBERT's configuration calls ours.
-_DISTILBERT_KEYS = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
-    "hidden_act": "activation",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-}
-
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
-# A table has a row for each weight of each layer, and arrays are as large as these say.
 _MAX_COUNT = 2**31 - 1
-_MOST = {"num_hidden_layers": 10_000}
-_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-_POSITIVE = ("initializer_range", "layer_norm_eps")
+# The table of weights has rows for each layer.
+_MAX_LAYERS = 10_000
 
-# All that Google's `bert_config.json` says; the rest is fixed in its code.
-_GOOGLE_KEYS = (*_COUNTS, *_RATES, "hidden_act", "initializer_range")
-_GOOGLE_ACTIVATIONS = ("gelu", "relu")
-_GOOGLE_LAYER_NORM_EPS = 1e-12
 
-# Settings of the Hugging Face layout that change what the model computes, with
-# the only value that is built here. Absent means that value.
+def _integer(low: int, high: int = _MAX_COUNT) -> Any:
+    return Annotated[int, Meta(ge=low, le=high, description=f"an integer from {low} to {high}")]
+
+
+_Count = _integer(1)
+_OptionalCount = Annotated[_Count | None, Meta(description="a positive integer or none")]
+_Rate = Annotated[float, Meta(ge=0, lt=1, description="a number in [0, 1)")]
+_Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
+_ACTIVATIONS = f"one of {', '.join(typing.get_args(Activation))}"
+
+# Settings that change what a model computes, with the only supported value. A file that
+# lacks one means that value.
 _FIXED_OPTIONS: dict[str, Any] = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-# Of ALBERT: one group of one layer, which all share.
-_FIXED_ALBERT_OPTIONS: dict[str, Any] = {"num_hidden_groups": 1, "inner_group_num": 1}
-
-
-def _fixed_options(model_type: str) -> dict[str, Any]:
-    return _FIXED_OPTIONS | (_FIXED_ALBERT_OPTIONS if model_type == ALBERT else {})
-
-
-def _is_number(value: Any) -> bool:
-    # bool is a kind of int in Python; `true` is no number here.
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _mistake(config: "EncoderConfig") -> tuple[str, str] | None:
-    """Returns (key, expectation) of the first value that is not allowed."""
-    if config.model_type not in tuple(ARCHITECTURES):
-        return "model_type", f"one of {', '.join(ARCHITECTURES)}"
-    for key in _COUNTS:
-        value = getattr(config, key)
-        if config.model_type == DISTILBERT and key == "type_vocab_size":
-            if value != 0:
-                return key, "0, as DistilBERT has no segments"
-        elif not _is_integer(value) or value < 1:
-            return key, "a positive integer"
-        elif value > _MOST.get(key, _MAX_COUNT):
-            return key, f"at most {_MOST.get(key, _MAX_COUNT)}"
-    for key in _RATES:
-        value = getattr(config, key)
-        if not _is_number(value) or not 0 <= value < 1:
-            return key, "a number in [0, 1)"
-    for key in _POSITIVE:
-        value = getattr(config, key)
-        if not _is_number(value) or value <= 0:
-            return key, "a positive number"
-    if config.hidden_act not in ACTIVATIONS:
-        return "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
-    if config.hidden_size % config.num_attention_heads:
-        return "hidden_size", f"a multiple of num_attention_heads={config.num_attention_heads}"
-    if not _is_integer(config.pad_token_id) or not 0 <= config.pad_token_id < config.vocab_size:
-        return "pad_token_id", f"an integer in [0, {config.vocab_size})"
-    if config.model_type == ALBERT:
-        if not _is_integer(config.embedding_size) or not 1 <= config.embedding_size <= _MAX_COUNT:
-            return "embedding_size", "a positive integer"
-    elif config.embedding_size is not None:
-        return "embedding_size", f"none, as {config.model_type} has none"
-    if config.max_input_length < 1:
-        return "max_position_embeddings", f"more than {config.position_offset}"
-    return None
+# Fields that Google's `bert_config.json` does not have, and the only values of its code.
+_NOT_IN_GOOGLE_LAYOUT = ("layer_norm_eps", "pad_token_id", "model_type", "embedding_size")
+_GOOGLE_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": tuple(name for name, family in FAMILIES.items() if family.in_google_layout),
+    "hidden_act": ("gelu", "relu"),
+    "layer_norm_eps": (1e-12,),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """What fixes an encoder's variables and what it computes.
+    """Everything that decides an encoder's variables and its outputs.
 
     Attributes:
         vocab_size: tokens, V.
@@ -132,58 +63,86 @@ class EncoderConfig:
         num_hidden_layers: transformer layers, N.
         num_attention_heads: heads of each layer, H.
         intermediate_size: width inside the feed-forward block.
-        hidden_act: one of `ACTIVATIONS`; of the feed-forward block and the head.
+        hidden_act: an `Activation`, of the feed-forward block and the head.
         max_position_embeddings: rows of the position table.
-        type_vocab_size: segments that have an embedding; 0 for DistilBERT.
+        type_vocab_size: rows of the segment table; 0 for a family without one.
         hidden_dropout_prob: dropout of embeddings and residual branches.
         attention_probs_dropout_prob: dropout of attention probabilities.
         initializer_range: deviation of random weights (truncated normal).
         layer_norm_eps: added to the variance in layer normalisation.
-        pad_token_id: id of [PAD]; `input_mask` tells the padding, but RoBERTa's
-            positions begin after this.
-        model_type: one of `ARCHITECTURES`.
-        embedding_size: width of ALBERT's embeddings; others have the hidden size.
+        pad_token_id: id of [PAD]. RoBERTa's positions begin after it; otherwise only
+            `input_mask` says what is padding.
+        model_type: the family, a key of `FAMILIES`.
+        embedding_size: width of embeddings that are projected; None for other families.
 
     Raises:
         InputError: a value has the wrong type or range.
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    max_position_embeddings: int
-    type_vocab_size: int
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    pad_token_id: int = 0
-    model_type: str = BERT
-    embedding_size: int | None = None
+    vocab_size: _Count
+    hidden_size: _Count
+    num_hidden_layers: _integer(1, _MAX_LAYERS)
+    num_attention_heads: _Count
+    intermediate_size: _Count
+    hidden_act: Annotated[Activation, Meta(description=_ACTIVATIONS)]
+    max_position_embeddings: _Count
+    type_vocab_size: _integer(0)
+    hidden_dropout_prob: _Rate
+    attention_probs_dropout_prob: _Rate
+    initializer_range: _Positive = 0.02
+    layer_norm_eps: _Positive = 1e-12
+    pad_token_id: _integer(0) = 0
+    model_type: str = _DEFAULT_FAMILY
+    embedding_size: _OptionalCount = None
 
     def __post_init__(self) -> None:
-        mistake = _mistake(self)
-        if mistake is not None:
-            key, expected = mistake
-            raise InputError(key, expected, shown(getattr(self, key)))
+        find_family(self.model_type)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            try:
+                msgspec.convert(value, field.type)
+            except msgspec.ValidationError as error:
+                expected = field.type.__metadata__[0].description
+                raise InputError(field.name, expected, shown(value)) from error
+        for holds, name, expected in self._relations():
+            if not holds:
+                raise InputError(name, expected, shown(getattr(self, name)))
+
+    def _relations(self) -> Iterator[tuple[bool, str, str]]:
+        """Yields whether values fit each other, the name of one of them, and what it must be."""
+        family, heads = self.family, self.num_attention_heads
+        for name, value in _absent_fields(family).items():
+            yield getattr(self, name) == value, name, f"{value}, as {family.title} has none"
+        if family.has_segments:
+            yield self.type_vocab_size >= 1, "type_vocab_size", "a positive integer"
+        if family.projects_embeddings:
+            yield self.embedding_size is not None, "embedding_size", "a positive integer"
+        fits = self.hidden_size % heads == 0
+        yield fits, "hidden_size", f"a multiple of num_attention_heads={heads}"
+        fits = self.pad_token_id < self.vocab_size
+        yield fits, "pad_token_id", f"an integer in [0, {self.vocab_size})"
+        fits = self.max_input_length >= 1
+        yield fits, "max_position_embeddings", f"more than {self.position_offset}"
+
+    @property
+    def family(self) -> Family:
+        """The declaration of the family."""
+        return FAMILIES[self.model_type]
 
     @property
     def embedding_width(self) -> int:
-        """Width of the embeddings, and of what meets the vocabulary."""
+        """Width of the embeddings, and of what is multiplied with the vocabulary."""
         return self.embedding_size or self.hidden_size
 
     @property
     def num_distinct_layers(self) -> int:
         """Layers that have weights of their own."""
-        return 1 if self.model_type == ALBERT else self.num_hidden_layers
+        return 1 if self.family.shares_layers else self.num_hidden_layers
 
     @property
     def position_offset(self) -> int:
         """The row of the position table that belongs to the first token."""
-        return self.pad_token_id + 1 if self.model_type in ROBERTAS else 0
+        return self.pad_token_id + 1 if self.family.counts_positions_from_padding else 0
 
     @property
     def max_input_length(self) -> int:
@@ -192,8 +151,8 @@ class EncoderConfig:
 
     @property
     def head_act(self) -> str:
-        """The activation of the head."""
-        return "gelu" if self.model_type in ROBERTAS else self.hidden_act
+        """The activation of the masked-LM head."""
+        return self.family.head_act or self.hidden_act
 
     @classmethod
     def from_json(cls, path: Location) -> "EncoderConfig":
@@ -210,41 +169,15 @@ class EncoderConfig:
 
         Raises:
             InputError: not a JSON object, another model type, a missing key, or
-                a value of wrong type or range; names file, key, expected and
-                received.
+                a value of wrong type or range; the subject is the file and the key.
         """
         raw = path.read_json()
-        model_type = raw.get("model_type", BERT)
-        # A list may stand there, which is no key.
-        if model_type not in tuple(ARCHITECTURES):
-            raise InputError(
-                path,
-                received=f"model_type: expected one of {', '.join(ARCHITECTURES)}, received "
-                f"{shown(model_type)}",
-            )
-        for key, expected in _fixed_options(model_type).items():
-            if raw.get(key, expected) != expected:
-                raise InputError(
-                    path, received=f"{key}: expected {expected!r}, received {shown(raw[key])}"
-                )
-        values: dict[str, Any] = {"model_type": model_type}
-        renamed = _DISTILBERT_KEYS if model_type == DISTILBERT else {}
-        if model_type in ROBERTAS:
-            values["pad_token_id"] = 1
-        if model_type == DISTILBERT:
-            values["type_vocab_size"] = 0
-        for field in dataclasses.fields(cls):
-            key = renamed.get(field.name, field.name)
-            if field.name == "embedding_size" and model_type != ALBERT:
-                continue
-            if raw.get(key) is not None:
-                values[field.name] = raw[key]
-            elif field.default is dataclasses.MISSING and field.name not in values:
-                raise InputError(path, received=f"{key}: expected a value, the key is missing")
         try:
-            return cls(**values)
+            return cls(**_read_fields(raw))
         except InputError as error:
-            raise InputError(path, received=error) from error
+            error.subject = f"{path}: {error.subject}"
+            error.setting = None if path.setting is None else Setting(path.setting)
+            raise
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by name, in the order of declaration, for a manifest."""
@@ -252,17 +185,14 @@ class EncoderConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the `config.json` from which `transformers` makes the same masked LM."""
-        values = self.to_dict()
-        if self.model_type == DISTILBERT:
-            del values["type_vocab_size"]
-            values = {_DISTILBERT_KEYS.get(name, name): value for name, value in values.items()}
-        if self.model_type != ALBERT:
-            del values["embedding_size"]
-        return {
-            "architectures": [ARCHITECTURES[self.model_type]],
-            **values,
-            **_fixed_options(self.model_type),
+        absent, keys = _absent_fields(self.family), self.family.config_keys
+        values = {
+            keys.get(name, name): value
+            for name, value in self.to_dict().items()
+            if name not in absent
         }
+        architectures = [f"{self.family.class_prefix}ForMaskedLM"]
+        return {"architectures": architectures, **values, **_fixed_options(self.family)}
 
     def to_google(self) -> dict[str, Any]:
         """Returns the `bert_config.json` from which Google's code makes the same model.
@@ -270,18 +200,42 @@ class EncoderConfig:
         Its code counts padding by the mask alone, so `pad_token_id` is left out.
 
         Raises:
-            InputError: a value that changes what the model computes cannot be said there.
+            InputError: Google's layout has no such value, and its code would compute
+                something else.
         """
-        expectations = {
-            "model_type": (BERT,),
-            "hidden_act": _GOOGLE_ACTIVATIONS,
-            "layer_norm_eps": (_GOOGLE_LAYER_NORM_EPS,),
-        }
-        for key, allowed in expectations.items():
-            if getattr(self, key) not in allowed:
+        for name, allowed in _GOOGLE_VALUES.items():
+            if getattr(self, name) not in allowed:
                 raise InputError(
-                    key,
+                    name,
                     f"{' or '.join(map(str, allowed))}, as Google's layout has no other",
-                    f"{getattr(self, key)!r}",
+                    f"{getattr(self, name)!r}",
                 )
-        return {key: getattr(self, key) for key in _GOOGLE_KEYS}
+        fields = self.to_dict().items()
+        return {name: value for name, value in fields if name not in _NOT_IN_GOOGLE_LAYOUT}
+
+
+def _absent_fields(family: Family) -> dict[str, Any]:
+    """Returns the fields that a family's `config.json` does not have, with their values."""
+    segments = {} if family.has_segments else {"type_vocab_size": 0}
+    return segments | ({} if family.projects_embeddings else {"embedding_size": None})
+
+
+def _fixed_options(family: Family) -> dict[str, Any]:
+    return {**_FIXED_OPTIONS, **family.fixed_options}
+
+
+def _read_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of an `EncoderConfig` that a file's content gives."""
+    family = find_family(raw.get("model_type", _DEFAULT_FAMILY))
+    for key, value in _fixed_options(family).items():
+        if raw.get(key, value) != value:
+            raise InputError(key, repr(value), shown(raw[key]))
+    absent = _absent_fields(family)
+    values = {"model_type": family.model_type, **family.config_defaults, **absent}
+    for field in dataclasses.fields(EncoderConfig):
+        key = family.config_keys.get(field.name, field.name)
+        if field.name not in absent and raw.get(key) is not None:
+            values[field.name] = raw[key]
+        elif field.default is dataclasses.MISSING and field.name not in values:
+            raise InputError(key, "a value", "none, the key is missing")
+    return values

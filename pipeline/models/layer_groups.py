@@ -1,4 +1,4 @@
-"""Which teacher layers a student layer is compared with.
+"""Groups of teacher layers that a student layer is compared with, and means over them.
 
 Layers are numbered as people count them: 1 to N, the output of each; 0 is the
 embeddings' output, which has a hidden state but no attention map.
@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pipeline.base.errors import InputError
 
@@ -54,7 +55,7 @@ def parse_teacher_groups(text: str, num_layers: int) -> tuple[TeacherGroup, ...]
     """Reads groups of teacher layers, for example `1-6,7-12`; they may overlap.
 
     Args:
-        text: the flag's value.
+        text: the setting's value.
         num_layers: the teacher's, N.
 
     Raises:
@@ -106,10 +107,10 @@ PRESETS = ("last", "mean", "skip")
 def parse_layer_groups(
     text: str, teacher_layers: int, student_layers: int
 ) -> tuple[LayerGroup, ...]:
-    """Reads `--layer_groups`: a preset, or for example `1-6:1,7-12:2`.
+    """Reads `layer_groups`: a preset, or for example `1-6:1,7-12:2`.
 
     Args:
-        text: the flag's value.
+        text: the setting's value.
         teacher_layers: N.
         student_layers: the student's.
 
@@ -148,3 +149,30 @@ def _expect_apart(groups: Sequence[LayerGroup]) -> None:
 def describe(groups: Iterable[LayerGroup]) -> str:
     """Returns what `parse_layer_groups` reads."""
     return ",".join(map(str, groups))
+
+
+def mean_state(states: Sequence[Any], group: TeacherGroup) -> Any:
+    """Returns the mean of a group's hidden states, float32 [..., D].
+
+    Args:
+        states: all N + 1, the embeddings' output first.
+        group: the layers.
+    """
+    return _mean(states[group.first : group.last + 1])
+
+
+def mean_attention(attentions: Sequence[Any], group: TeacherGroup) -> Any:
+    """Returns the mean of a group's attention maps, float32 [B, H, L, L].
+
+    Args:
+        attentions: all N, the first layer's first.
+        group: the layers, without layer 0.
+    """
+    return _mean(attentions[group.first - 1 : group.last])
+
+
+def _mean(tensors: Sequence[Any]) -> Any:
+    # Flags are checked against groups before Keras is imported.
+    from keras import ops
+
+    return sum(ops.cast(tensor, "float32") for tensor in tensors) / len(tensors)

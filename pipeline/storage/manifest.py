@@ -1,9 +1,12 @@
-"""The manifest: what a directory of shards holds, published last.
+"""The manifest: the contents of a directory of shards, published last.
 
-A directory goes through three states. `reserve_output_dir` writes `request.json`: the
-settings that decide the data. Then shards appear, each whole, each with a
+A directory goes through three states. `reserve_output_dir` writes `request.json`: the run
+configuration, the settings that decide the data. Then shards appear, each whole, each with a
 hidden sidecar of its count and checksum. When all are there, `publish` writes
 `manifest.json`; a directory without one is unfinished.
+
+A manifest may come from anywhere. A number in it becomes the size of an array, a name the path
+of a file that is copied: the types below bound both, and nothing is used before it is checked.
 """
 
 import collections
@@ -12,53 +15,117 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import numpy as np
+import msgspec
+from msgspec import Meta
 
-from data_specs import records
 from data_specs.records import (
     FEATURES,
     HIDDEN_FEATURES,
+    LABEL_LOG_PROBS,
     MASKED_EXAMPLE_FEATURES,
     MASS_FEATURES,
     TEACHER_CACHE,
+    TOPK_COUNTS,
     TOPK_COUNTS_FEATURE,
     UNMASKED_WINDOWS,
     Feature,
 )
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import MAX_DIGITS, shown
+from pipeline.base.json_text import shown
 from pipeline.base.location import Location
+from pipeline.storage import arrays
 from pipeline.storage.codecs import CODECS, HIDDEN_CODECS, HiddenCodec
-from pipeline.tokenizers.vocabulary import MAX_TOKENIZER_BYTES, MAX_VOCAB_SIZE, VocabInfo
+from pipeline.tokenizers.vocabulary import MAX_TOKENIZER_BYTES, Sha256, VocabInfo
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+CHECKSUM_FILE = ".manifest.json.sha256"
+REQUEST_FILE = "request.json"
+# Beside the shards; see `pipeline.storage.token_counts`.
+TOKEN_COUNTS_FILE = "token_counts.npy"
+TRAIN = "train"
+EVAL = "eval"
+SPLITS = (TRAIN, EVAL)
+SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 # How the ids of a masked position are chosen: the most probable, or by chance.
 TOPK = "topk"
 SAMPLED = "sampled"
 TRUNCATIONS = (TOPK, SAMPLED)
+# In `ShardInfo.measured`: masked positions, and ids kept at them.
+NUM_POSITIONS = "num_positions"
+NUM_IDS = "num_ids"
+# Encodings that were dropped, with the last commit that reads and writes them.
+_DROPPED_ENCODINGS = {"uint8": "ef818ef"}
+# Of a position, of all groups of hidden states together.
+_MAX_HIDDEN_SIZE = 2**20
 
-# Of `TeacherInfo`: what caches made before there was such a thing lack.
-_LATER_FIELDS = (
-    "hidden_groups",
-    "hidden_encoding",
-    "hidden_size",
-    "truncation",
-    "truncation_mass",
-)
+# No array has more items.
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+# Positions are uint16 in a record.
+Length = Annotated[int, Meta(ge=0, le=2**16)]
+# Above 0, and finite.
+Positive = Annotated[float, Meta(gt=0.0, le=1.7e308)]
+Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+# The tokenizer files that may be copied into a directory; no other file there has such a name.
+TokenizerFile = Annotated[
+    str,
+    json_text.matching(
+        r"vocab\.txt|tokenizer(_config)?\.json|[A-Za-z0-9_.\-]{1,64}\.model",
+        "a tokenizer's file (vocab.txt, tokenizer.json, tokenizer_config.json or *.model)",
+    ),
+]
+
+
+class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One shard: its file's name, examples, bytes and SHA-256 (hexadecimal).
+
+    Where records of equal shape differ in size, `measured` has, of all records together, the
+    bytes of each feature that a teacher cache adds, by name, and `NUM_POSITIONS` and `NUM_IDS`.
+    """
+
+    file: Annotated[str, json_text.matching(SHARD_FILE.pattern, "the name of a shard")]
+    num_examples: Count
+    bytes: Count
+    sha256: Sha256
+    measured: Mapping[str, Count] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object that the sidecar and the manifest hold."""
+        return msgspec.to_builtins(self)
+
+
+class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file beside the shards: its name, bytes and SHA-256 (hexadecimal)."""
+
+    file: str
+    bytes: Count
+    sha256: Sha256
+
+
+class _MergedTeacher(msgspec.Struct):
+    """A teacher of a merged cache, which may be merged itself."""
+
+    weight: Share
+    sha256: Sha256 | None = None
+    merged: list["_MergedTeacher"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sha256 is None and self.merged is None:
+            raise ValueError("no field sha256")
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherInfo:
-    """What a teacher cache adds.
+    """The fields that a teacher cache adds to a manifest.
 
     Attributes:
         truncation_factor: K, ids kept at a masked position, or the most where that
             varies; draws at one where `truncation` is `sampled`.
         logit_encoding: a name in `pipeline.storage.codecs.CODECS`.
-        temperatures: those with a stored tail mass, ascending.
+        temperatures: those with a stored tail mass, ascending from 1.
         teacher: the teacher's `config` and the `sha256` of its weights; of a merged
             cache `merged`, a list of its inputs' teachers, each with its `weight`.
         parent: the `sha256` of the masked examples' manifest.
@@ -70,16 +137,16 @@ class TeacherInfo:
         truncation_mass: the mass at which a position's ids end; None for none.
     """
 
-    truncation_factor: int
+    truncation_factor: Annotated[int, Meta(ge=1, le=2**63 - 1)]
     logit_encoding: str
-    temperatures: tuple[float, ...]
+    temperatures: Annotated[tuple[Positive, ...], Meta(max_length=64)]
     teacher: Mapping[str, Any]
-    parent: Mapping[str, str]
-    hidden_groups: tuple[str, ...] = ()
+    parent: Mapping[str, Any]
+    hidden_groups: Annotated[tuple[str, ...], Meta(max_length=2**10)] = ()
     hidden_encoding: str | None = None
     hidden_size: int | None = None
-    truncation: str = TOPK
-    truncation_mass: float | None = None
+    truncation: Literal[TOPK, SAMPLED] = TOPK
+    truncation_mass: Share | None = None
 
     @property
     def variable(self) -> bool:
@@ -105,7 +172,7 @@ class TeacherInfo:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields of a manifest.
 
-        What is kept is told only where it is not simply the top-k, as in manifests
+        The truncation is stated only where it is not simply the top-k, as in manifests
         from before there was a choice.
         """
         value = dataclasses.asdict(self)
@@ -116,405 +183,33 @@ class TeacherInfo:
         return value
 
 
-def parse_teacher_info(value: Mapping[str, Any], path: str) -> TeacherInfo:
-    """Reads and checks the fields of a manifest.
-
-    Args:
-        value: the manifest's object.
-        path: its file, for messages.
-
-    Raises:
-        InputError: a value is not as it must be.
-        KeyError: a field is missing.
-    """
-    fields = dataclasses.fields(TeacherInfo)
-    required = [field.name for field in fields if field.name not in _LATER_FIELDS]
-    given = {name: value[name] for name in _LATER_FIELDS if value.get(name) is not None}
-    info = TeacherInfo(**{name: value[name] for name in required}, **given)
-    if info.logit_encoding not in CODECS:
-        raise InputError(path, f"logit_encoding in {sorted(CODECS)}", shown(info.logit_encoding))
-    expect_count(info.truncation_factor, f"{path}: truncation_factor")
-    _expect_truncation(info, path)
-    _expect_teacher(info.teacher, path)
-    if info.hidden_groups:
-        _expect_hidden_states(info, path)
-    return dataclasses.replace(
-        info,
-        temperatures=tuple(float(t) for t in info.temperatures),
-        hidden_groups=tuple(str(group) for group in info.hidden_groups),
-    )
-
-
-def expect_count(value: Any, what: str) -> None:
-    """Raises InputError unless a value is an integer of at least 0, and of 64 bits."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise InputError(what, "a count", shown(value))
-
-
-def _expect_truncation(info: TeacherInfo, path: str) -> None:
-    if info.truncation not in TRUNCATIONS:
-        raise InputError(path, f"truncation in {sorted(TRUNCATIONS)}", shown(info.truncation))
-    if info.truncation_mass is not None and not 0.0 < info.truncation_mass <= 1.0:
-        raise InputError(
-            path, "a truncation_mass above 0 and at most 1", shown(info.truncation_mass)
-        )
-
-
-def _expect_hidden_states(info: TeacherInfo, path: str) -> None:
-    if info.hidden_encoding not in HIDDEN_FEATURES:
-        raise InputError(
-            path, f"hidden_encoding in {sorted(HIDDEN_FEATURES)}", shown(info.hidden_encoding)
-        )
-    expect_count(info.hidden_size, f"{path}: hidden_size")
-
-
-def _expect_teacher(teacher: Mapping[str, Any], path: str) -> None:
-    if "merged" not in teacher:
-        if not SHA256.fullmatch(teacher["sha256"]):
-            raise InputError(path, "a teacher's SHA-256", shown(teacher["sha256"]))
-        return
-    for part in teacher["merged"]:
-        if not 0.0 < part["weight"] <= 1.0:
-            raise InputError(path, "a teacher's weight", shown(part["weight"]))
-        _expect_teacher(part, path)
-
-
-SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
-# In `ShardInfo.measured`: masked positions, and ids kept at them.
-NUM_POSITIONS = "num_positions"
-NUM_IDS = "num_ids"
-# Beside the shards; see `pipeline.storage.token_counts`.
-TOKEN_COUNTS_FILE = "token_counts.npy"
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardInfo:
-    """One shard: its file's name, examples, bytes and SHA-256 (hexadecimal).
-
-    Where records of equal shape differ in size, `measured` tells of all records
-    together the bytes of each feature that a teacher cache adds, by name, and
-    `NUM_POSITIONS` and `NUM_IDS`.
-    """
-
-    file: str
-    num_examples: int
-    bytes: int
-    sha256: str
-    measured: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what the sidecar and the manifest hold."""
-        value = dataclasses.asdict(self)
-        if self.measured is None:
-            del value["measured"]
-        return value
-
-
-@dataclasses.dataclass(frozen=True)
-class FileInfo:
-    """A file beside the shards: its name, bytes and SHA-256 (hexadecimal)."""
-
-    file: str
-    bytes: int
-    sha256: str
-
-
-def measure_record(
-    measured: collections.Counter[str], features: Mapping[str, bytes], truncation_factor: int
-) -> None:
-    """Adds a record to `ShardInfo.measured`.
-
-    Args:
-        measured: what the numbers are added to.
-        features: those that a teacher cache adds.
-        truncation_factor: K, ids at a position where no feature tells.
-    """
-    measured.update({name: len(content) for name, content in features.items()})
-    num_positions = len(features[records.LABEL_LOG_PROBS]) // 2
-    measured[NUM_POSITIONS] += num_positions
-    if records.TOPK_COUNTS in features:
-        counts = np.frombuffer(features[records.TOPK_COUNTS], records.TOPK_COUNTS_FEATURE.dtype)
-        measured[NUM_IDS] += int(counts.sum())
-    else:
-        measured[NUM_IDS] += num_positions * truncation_factor
-
-
-def is_shard_file(file: str) -> bool:
-    """Returns whether a name is that of a shard."""
-    match = SHARD_FILE.fullmatch(file)
-    return match is not None and int(match[2]) < int(match[3])
-
-
-def parse_shard(value: Mapping[str, Any], path: str) -> ShardInfo:
-    """Reads and checks a shard's description.
-
-    Args:
-        value: the object in a manifest or a sidecar.
-        path: that file, for messages.
-
-    Raises:
-        InputError: a value is not as it must be.
-    """
-    try:
-        shard = ShardInfo(**value)
-    except TypeError as error:
-        raise InputError(path, "a shard's description", shown(value)) from error
-    if not (isinstance(shard.file, str) and is_shard_file(shard.file)):
-        raise InputError(path, "the name of a shard", shown(shard.file))
-    expect_count(shard.num_examples, f"{path}: num_examples of {shard.file}")
-    expect_contents(shard, path)
-    if shard.measured is not None:
-        _expect_measures(shard, path)
-    return shard
-
-
-def _expect_measures(shard: ShardInfo, path: str) -> None:
-    if not isinstance(shard.measured, Mapping) or NUM_POSITIONS not in shard.measured:
-        raise InputError(
-            path, f"{NUM_POSITIONS} and other counts of {shard.file}", shown(shard.measured)
-        )
-    for name, count in shard.measured.items():
-        expect_count(count, f"{path}: {shown(name)} of {shard.file}")
-
-
-def expect_contents(info: ShardInfo | FileInfo, path: str) -> None:
-    """Raises InputError unless a file's size and checksum can be such."""
-    if not (isinstance(info.sha256, str) and SHA256.fullmatch(info.sha256)):
-        raise InputError(path, f"a SHA-256 for {info.file}", shown(info.sha256))
-    expect_count(info.bytes, f"{path}: bytes of {info.file}")
-
-
-def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[str, float] | None:
-    """Returns the means at a masked position of what shards have measured.
-
-    Args:
-        shards: of one cache.
-        names: of numbers in `ShardInfo.measured`.
-
-    Returns:
-        the means by name; None where a shard does not tell, as all its records of
-        a shape have the same size.
-    """
-    told = [shard.measured for shard in shards]
-    if not told or None in told:
-        return None
-    positions = max(1, sum(measured[NUM_POSITIONS] for measured in told))
-    return {name: sum(measured.get(name, 0) for measured in told) / positions for name in names}
-
-
-# Positions are uint16 in a record.
-MAX_LENGTH = 2**16
-# No array has more items.
-_MAX_COUNT = 2**63 - 1
-# Of a position, of all groups together.
-_MAX_HIDDEN_SIZE = 2**20
-_MAX_GROUPS = 2**10
-_MAX_TEMPERATURES = 64
-
-# What may be copied from one directory into another, and is nothing else there.
-_TOKENIZER_FILE = re.compile(r"vocab\.txt|tokenizer(_config)?\.json|[A-Za-z0-9_.\-]{1,64}\.model")
-# The largest counts, by name.
-_COUNTS: Mapping[str, int] = {
-    "max_seq_length": MAX_LENGTH,
-    "max_predictions_per_seq": MAX_LENGTH,
-    "dupe_factor": _MAX_COUNT,
-    # Any that JSON may hold: it is hashed.
-    "seed": 10**MAX_DIGITS,
-}
-_SPLITS = ("train", "eval")
-
-
-def expect_manifest(value: Mapping[str, Any], path: str) -> None:
-    """Checks what becomes a size, a name or an id.
-
-    Args:
-        value: the object in the file.
-        path: of the file, for messages.
-
-    Raises:
-        InputError: a value is missing, or is not what it may be.
-    """
-    if _field(value, "kind", path) not in tuple(FEATURES):
-        raise InputError(path, f"kind in {sorted(FEATURES)}", shown(value["kind"]))
-    for name, most in _COUNTS.items():
-        _expect_count(value, name, path, most=most)
-    _expect_vocab(value, path)
-    for name in ("flags", "statistics"):
-        if name in value or name == "flags":
-            _expect_object(value, name, path)
-    for name in _expect_list(value, "tokenizer_files", path):
-        if not isinstance(name, str) or not _TOKENIZER_FILE.fullmatch(name):
-            raise InputError(
-                path,
-                "a plain file name",
-                shown(name),
-                hint="a tokenizer's are vocab.txt, tokenizer.json, tokenizer_config.json and "
-                "*.model",
-            )
-    _expect_file_name(value, path)
-    _expect_splits(value, path)
-    _expect_text(value, path)
-    if value["kind"] == TEACHER_CACHE:
-        _expect_teacher_values(value, path)
-
-
-def _expect_vocab(value: Mapping[str, Any], path: str) -> None:
-    vocab = _expect_object(value, "vocab", path)
-    if set(vocab) != {"size", "sha256"}:
-        raise InputError(
-            path,
-            received="missing or misshapen field vocab: expected size and sha256, received "
-            f"{shown(sorted(vocab))}",
-        )
-    _expect_count(vocab, "size", path, least=1, most=MAX_VOCAB_SIZE)
-    _expect_sha256(vocab, path)
-    special_ids = _expect_object(value, "special_ids", path)
-    for name in special_ids:
-        _expect_count(special_ids, name, path, most=vocab["size"] - 1)
-
-
-def _expect_file_name(value: Mapping[str, Any], path: str) -> None:
-    counts = value.get("token_counts")
-    # What reads it knows no other name.
-    if isinstance(counts, dict) and counts.get("file") != TOKEN_COUNTS_FILE:
-        raise InputError(
-            path,
-            received=f"token_counts: expected the file {TOKEN_COUNTS_FILE}, received "
-            f"{shown(counts.get('file'))}",
-        )
-
-
-def _expect_splits(value: Mapping[str, Any], path: str) -> None:
-    seen: set[str] = set()
-    for split, shards in _expect_object(value, "splits", path).items():
-        if split not in _SPLITS:
-            raise InputError(path, "splits train and eval", shown(split))
-        for shard in _expect_list({split: shards}, split, path):
-            if not isinstance(shard, dict) or not isinstance(shard.get("file"), str):
-                raise InputError(path, "a shard's description", shown(shard))
-            match = SHARD_FILE.fullmatch(shard["file"])
-            if match is not None and match[1] != split:
-                raise InputError(path, f"a shard of the split {split}", shard["file"])
-            if shard["file"] in seen:
-                raise InputError(path, "each shard once", f"{shard['file']} twice")
-            seen.add(shard["file"])
-
-
-def _expect_text(value: Mapping[str, Any], path: str) -> None:
-    """JSON can spell halves of letters, which no file can hold."""
-    try:
-        json_text.dump(value)
-    except UnicodeEncodeError as error:
-        raise InputError(path, "text", f"half a letter ({error.reason})") from (error)
-
-
-def _expect_teacher_values(value: Mapping[str, Any], path: str) -> None:
-    _expect_count(value, "truncation_factor", path, least=1, most=value["vocab"]["size"])
-    for name in ("teacher", "parent"):
-        _expect_object(value, name, path)
-    temperatures = _expect_list(value, "temperatures", path, most=_MAX_TEMPERATURES)
-    if not all(_is_number(one) and one > 0 for one in temperatures):
-        raise InputError(
-            path, received=f"temperatures: expected numbers above 0, received {shown(temperatures)}"
-        )
-    if temperatures[:1] != [1] or list(temperatures) != sorted(set(temperatures)):
-        raise InputError(
-            path,
-            received="temperatures: expected ascending numbers from 1, received "
-            f"{shown(temperatures)}",
-        )
-    groups = value.get("hidden_groups")
-    # Without groups, no one reads the size.
-    if not groups:
-        return
-    for group in _expect_list(value, "hidden_groups", path, most=_MAX_GROUPS):
-        if not isinstance(group, str):
-            raise InputError(
-                path, received=f"hidden_groups: expected words, received {shown(group)}"
-            )
-    _expect_count(value, "hidden_size", path, least=1, most=_MAX_HIDDEN_SIZE // len(groups))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _field(value: Mapping[str, Any], name: str, path: str) -> Any:
-    if name not in value:
-        raise InputError(path, received=f"missing or misshapen field {shown(name)}")
-    return value[name]
-
-
-def _expect_object(value: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
-    found = _field(value, name, path)
-    if not isinstance(found, dict):
-        raise InputError(path, received=f"{name}: expected an object, received {shown(found)}")
-    return found
-
-
-def _expect_list(
-    value: Mapping[str, Any], name: str, path: str, *, most: int = 2**20
-) -> Sequence[Any]:
-    found = _field(value, name, path)
-    if not isinstance(found, list) or len(found) > most:
-        raise InputError(path, received=f"{name}: expected a list, received {shown(found)}")
-    return found
-
-
-def _expect_count(
-    value: Mapping[str, Any], name: str, path: str, *, least: int = 0, most: int
-) -> None:
-    found = _field(value, name, path)
-    if isinstance(found, bool) or not isinstance(found, int) or found < least:
-        raise InputError(path, received=f"{_key(name)}: expected a count, received {shown(found)}")
-    if found > most:
-        raise InputError(
-            path,
-            received=f"{_key(name)}: expected a count of at most {most}, received {shown(found)}",
-        )
-
-
-def _key(name: str) -> str:
-    """Returns a key as it is where it is a plain word, else as a value is shown."""
-    return name if re.fullmatch(r"\w{1,64}", name, re.ASCII) else shown(name)
-
-
-def _expect_sha256(vocab: Mapping[str, Any], path: str) -> None:
-    sha256 = vocab["sha256"]
-    if not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
-        raise InputError(path, received=f"vocab: expected a SHA-256, received {shown(sha256)}")
-
-
-FORMAT_VERSION = 1
-MANIFEST_FILE = "manifest.json"
-CHECKSUM_FILE = ".manifest.json.sha256"
-REQUEST_FILE = "request.json"
-TRAIN = "train"
-EVAL = "eval"
-SPLITS = (TRAIN, EVAL)
-
-
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a cache directory holds. Attributes are named as in `manifest.json`.
+    """The contents of a cache directory. Attributes are named as in `manifest.json`.
 
     A teacher cache alone has `teacher_info`; `token_counts` have unmasked windows, and
     teacher caches of codecs that need them.
     """
 
-    kind: str
+    kind: Literal[tuple(FEATURES)]
     vocab: VocabInfo
-    special_ids: Mapping[str, int]
-    max_seq_length: int
-    max_predictions_per_seq: int
-    dupe_factor: int
-    seed: int
+    special_ids: Mapping[str, Count]
+    max_seq_length: Length
+    max_predictions_per_seq: Length
+    dupe_factor: Count
+    # Any that JSON may hold: it is hashed.
+    seed: Annotated[int, Meta(ge=0)]
     flags: Mapping[str, Any]
-    splits: Mapping[str, Sequence[ShardInfo]]
-    tokenizer_files: tuple[str, ...] = ()
+    splits: Mapping[Literal[SPLITS], Annotated[tuple[ShardInfo, ...], Meta(max_length=2**20)]]
+    tokenizer_files: Annotated[tuple[TokenizerFile, ...], Meta(max_length=2**20)] = ()
     statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teacher_info: TeacherInfo | None = None
     token_counts: FileInfo | None = None
+
+    @property
+    def shards(self) -> list[ShardInfo]:
+        """The shards of all splits."""
+        return [shard for shards in self.splits.values() for shard in shards]
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -537,10 +232,7 @@ class Manifest:
         """
         sizes = {"P": 1, **self.teacher_info.sizes}
         added = [feature for feature in self.features if feature not in MASKED_EXAMPLE_FEATURES]
-        means = measured_means(
-            [shard for shards in self.splits.values() for shard in shards],
-            [feature.name for feature in added],
-        )
+        means = measured_means(self.shards, [feature.name for feature in added])
         if means is not None:
             return {name: round(mean, 2) for name, mean in means.items()}
         return {
@@ -551,8 +243,7 @@ class Manifest:
 
     def ids_per_position(self) -> float:
         """Returns how many ids a teacher cache holds at a masked position, in the mean."""
-        shards = [shard for shards in self.splits.values() for shard in shards]
-        means = measured_means(shards, [NUM_IDS])
+        means = measured_means(self.shards, [NUM_IDS])
         return self.teacher_info.truncation_factor if means is None else means[NUM_IDS]
 
     def num_examples(self, split: str) -> int:
@@ -561,18 +252,19 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `manifest.json` holds."""
-        value = dataclasses.asdict(self)
+        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         value["format_version"] = FORMAT_VERSION
+        value["vocab"] = msgspec.to_builtins(self.vocab)
         value["splits"] = {
             split: [shard.to_json() for shard in shards] for split, shards in self.splits.items()
         }
-        del value["teacher_info"]
+        del value["teacher_info"], value["token_counts"]
         if self.teacher_info is not None:
             value.update(self.teacher_info.to_json())
             # For people: it follows from the rest.
             value["bytes_per_position"] = self.bytes_per_position()
-        if self.token_counts is None:
-            del value["token_counts"]
+        if self.token_counts is not None:
+            value["token_counts"] = msgspec.to_builtins(self.token_counts)
         return value
 
     def sha256(self) -> str:
@@ -604,15 +296,54 @@ def completed_shard(directory: Location, file: str) -> ShardInfo | None:
     if not (path.is_file() and sidecar.is_file()):
         return None
     try:
-        shard = parse_shard(sidecar.read_json(), str(sidecar))
+        shard = json_text.convert(sidecar.read_json(), ShardInfo, sidecar)
+        _expect_shard(shard, sidecar)
     except InputError:
         # A damaged sidecar: the shard is made again.
         return None
     return shard if path.stat().st_size == shard.bytes else None
 
 
+def measure_record(
+    measured: collections.Counter[str], features: Mapping[str, bytes], truncation_factor: int
+) -> None:
+    """Adds a record to `ShardInfo.measured`.
+
+    Args:
+        measured: what the numbers are added to.
+        features: those that a teacher cache adds.
+        truncation_factor: K, ids at a position where no feature tells.
+    """
+    measured.update({name: len(content) for name, content in features.items()})
+    num_positions = len(features[LABEL_LOG_PROBS]) // 2
+    measured[NUM_POSITIONS] += num_positions
+    if TOPK_COUNTS in features:
+        counts = arrays.decode(TOPK_COUNTS_FEATURE, features[TOPK_COUNTS], vocab_size=0)
+        measured[NUM_IDS] += int(counts.sum())
+    else:
+        measured[NUM_IDS] += num_positions * truncation_factor
+
+
+def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[str, float] | None:
+    """Returns the means at a masked position of what shards have measured.
+
+    Args:
+        shards: of one cache.
+        names: of numbers in `ShardInfo.measured`.
+
+    Returns:
+        the means by name; None where a shard does not tell, as all its records of
+        a shape have the same size.
+    """
+    told = [shard.measured for shard in shards]
+    if not told or None in told:
+        return None
+    positions = max(1, sum(measured[NUM_POSITIONS] for measured in told))
+    return {name: sum(measured.get(name, 0) for measured in told) / positions for name in names}
+
+
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Returns, in one line, the first setting in which two requests differ.
+    """Returns, in one line, the first setting in which two run configurations differ.
 
     The kind comes first: other settings follow from it.
     """
@@ -623,25 +354,25 @@ def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
     return ""
 
 
-def check_output_dir(directory: Location, request: Mapping[str, Any]) -> bool:
-    """Checks that a directory may be the place of a request; changes nothing.
+def check_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool:
+    """Checks that a directory may hold the output of a run configuration; changes nothing.
 
     Args:
         directory: the output directory; it need not exist.
-        request: the settings that decide the data, as JSON values.
+        run_config: the settings that decide the data, as JSON values.
 
     Returns:
-        whether the directory is new; False where it holds this very request.
+        whether the directory is new; False where it has this very run configuration.
 
     Raises:
-        InputError: it holds another request, or files that no request of ours made.
+        InputError: it has another run configuration, or files without one.
     """
     path = directory / REQUEST_FILE
-    # Listed before the request is looked for: another task may be writing it now.
+    # Listed before the file is looked for: another task may be writing it now.
     names = [item.name for item in directory.iterdir()] if directory.is_dir() else []
     present = sorted(name for name in names if not name.endswith(".tmp"))
     if path.is_file():
-        difference = describe_difference(path.read_json(), request)
+        difference = describe_difference(path.read_json(), run_config)
         if difference:
             raise InputError(
                 directory,
@@ -658,26 +389,25 @@ def check_output_dir(directory: Location, request: Mapping[str, Any]) -> bool:
     return True
 
 
-def reserve_output_dir(directory: Location, request: Mapping[str, Any]) -> bool:
-    """Marks a directory, which is made, as the place of a request, or recognises its own.
+def reserve_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool:
+    """Makes a directory with its run configuration, or recognises one that has it.
 
-    Arguments, result and errors are those of `check_output_dir`. Call it when nothing
-    that the user could mend is left to go wrong: a corrected command may then
-    still use the directory.
+    Arguments, result and errors are those of `check_output_dir`. Call it when no error that
+    the user can correct is left: a corrected command may then still use the directory.
     """
-    is_new = check_output_dir(directory, request)
+    is_new = check_output_dir(directory, run_config)
     if is_new:
         directory = directory.make_directory()
-        if not (directory / REQUEST_FILE).write_new(json_text.dump(request)):
+        if not (directory / REQUEST_FILE).write_new(json_text.dump(run_config)):
             # Another command has begun at the same moment.
-            return check_output_dir(directory, request)
+            return check_output_dir(directory, run_config)
     return is_new
 
 
 def publish(directory: Location, manifest: Manifest) -> None:
     """Writes the manifest: from now on the directory is complete."""
     # The whole shards are beside them.
-    shards = {shard.file for split in manifest.splits.values() for shard in split}
+    shards = {shard.file for shard in manifest.shards}
     directory.remove_temporaries(shards)
     # As `sha256sum` writes it. The manifest tells of all other files; this tells of it.
     checksum = f"{manifest.sha256()}  {MANIFEST_FILE}\n"
@@ -692,7 +422,7 @@ def load(directory: Location) -> Manifest:
         directory: a cache directory.
 
     Raises:
-        InputError: there is none, or a field is missing or not as it must be.
+        InputError: there is none, or a field is missing or invalid.
     """
     path = directory / MANIFEST_FILE
     if not path.is_file():
@@ -706,58 +436,106 @@ def load(directory: Location) -> Manifest:
             f"one that is {state}",
         )
     value = path.read_json()
-    if value.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            path, f"format_version {FORMAT_VERSION}", shown(value.get("format_version"))
-        )
+    version = value.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(path, f"format_version {FORMAT_VERSION}", shown(version))
     try:
-        return _parse(value, str(path))
-    except InputError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(path, received=f"missing or misshapen field {reason}") from error
+        json_text.dump(value)
+    except UnicodeEncodeError as error:
+        # JSON can spell halves of letters, which no file can hold.
+        raise InputError(path, "text", f"an unpaired surrogate ({error.reason})") from error
+    return _parse(value, path)
 
 
-def _parse(value: Mapping[str, Any], path: str) -> Manifest:
-    expect_manifest(value, path)
-    teacher_info = None
-    if value["kind"] == TEACHER_CACHE:
-        teacher_info = parse_teacher_info(value, path)
-    token_counts = None
-    if value["kind"] == UNMASKED_WINDOWS or _needs_token_counts(teacher_info):
-        token_counts = FileInfo(**value["token_counts"])
-        expect_contents(token_counts, path)
-    splits = {
-        split: tuple(parse_shard(shard, path) for shard in shards)
-        for split, shards in value["splits"].items()
-    }
-    sizes = ("max_seq_length", "max_predictions_per_seq", "dupe_factor", "seed")
-    if teacher_info is not None and varies_in_size(teacher_info):
-        for shard in (shard for shards in splits.values() for shard in shards):
-            if shard.measured is None:
-                raise InputError(path, f"what was measured of {shard.file}")
-    return Manifest(
-        kind=value["kind"],
-        vocab=VocabInfo(**value["vocab"]),
-        special_ids=dict(value["special_ids"]),
-        flags=dict(value["flags"]),
-        splits=splits,
-        tokenizer_files=tuple(value["tokenizer_files"]),
-        statistics=dict(value.get("statistics", {})),
-        teacher_info=teacher_info,
-        token_counts=token_counts,
-        **{name: value[name] for name in sizes},
+def _parse(value: Mapping[str, Any], path: Location) -> Manifest:
+    if "tokenizer_files" not in value:
+        raise InputError(path, received="no field tokenizer_files")
+    info = _parse_teacher_info(value, path) if value.get("kind") == TEACHER_CACHE else None
+    needs_counts = value.get("kind") == UNMASKED_WINDOWS or (
+        info is not None and CODECS[info.logit_encoding].needs_token_counts
     )
+    ignored = {"teacher_info"} if needs_counts else {"teacher_info", "token_counts"}
+    fields = {name: part for name, part in value.items() if name not in ignored}
+    manifest = json_text.convert(fields, Manifest, path)
+    manifest = dataclasses.replace(manifest, teacher_info=info)
+    if needs_counts and (counts := manifest.token_counts) is None:
+        raise InputError(path, received="no field token_counts")
+    # Its readers know no other name.
+    if needs_counts and counts.file != TOKEN_COUNTS_FILE:
+        raise InputError(
+            f"{path}: token_counts", f"the file {TOKEN_COUNTS_FILE}", shown(counts.file)
+        )
+    size = manifest.vocab.size
+    for name, special in manifest.special_ids.items():
+        if special >= size:
+            raise InputError(
+                f"{path}: special_ids", f"ids below {size}", f"{shown(name)} {special}"
+            )
+    if info is not None and info.truncation_factor > size:
+        raise InputError(f"{path}: truncation_factor", f"at most {size}", info.truncation_factor)
+    _expect_splits(manifest, path)
+    return manifest
+
+
+def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo:
+    # Caches from before there were such fields lack them; others have null.
+    given = {name: part for name, part in value.items() if part is not None}
+    info = json_text.convert(given, TeacherInfo, path)
+    _expect_encoding(f"{path}: logit_encoding", info.logit_encoding, CODECS)
+    temperatures = info.temperatures
+    if temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
+        raise InputError(
+            f"{path}: temperatures", "ascending numbers from 1", shown(list(temperatures))
+        )
+    # The teacher of a cache that is not merged is like one of the teachers of a merged one.
+    json_text.convert({**info.teacher, "weight": 1.0}, _MergedTeacher, f"{path}: teacher")
+    # Without groups, no one reads the size.
+    if info.hidden_groups:
+        _expect_encoding(f"{path}: hidden_encoding", info.hidden_encoding, HIDDEN_CODECS)
+        most = _MAX_HIDDEN_SIZE // len(info.hidden_groups)
+        if not 1 <= (info.hidden_size or 0) <= most:
+            raise InputError(
+                f"{path}: hidden_size", f"a number from 1 to {most}", shown(info.hidden_size)
+            )
+    return info
+
+
+def _expect_encoding(subject: str, encoding: str | None, table: Mapping[str, Any]) -> None:
+    if encoding not in table:
+        commit = _DROPPED_ENCODINGS.get(encoding)
+        hint = f"commit {commit} is the last that reads and writes it" if commit else None
+        raise InputError(subject, f"one of {', '.join(table)}", shown(encoding), hint=hint)
+
+
+def _expect_splits(manifest: Manifest, path: Location) -> None:
+    seen: set[str] = set()
+    info = manifest.teacher_info
+    is_measured = info is not None and varies_in_size(info)
+    for split, shards in manifest.splits.items():
+        for shard in shards:
+            _expect_shard(shard, path)
+            if not shard.file.startswith(f"{split}-"):
+                raise InputError(path, f"a shard of the split {split}", shard.file)
+            if shard.file in seen:
+                raise InputError(path, "each shard once", f"{shard.file} twice")
+            if is_measured and shard.measured is None:
+                raise InputError(path, f"the measured sizes of {shard.file}")
+            seen.add(shard.file)
+
+
+def _expect_shard(shard: ShardInfo, path: Location) -> None:
+    index, count = shard_place(shard.file)
+    if index >= count:
+        raise InputError(path, "the name of a shard", shard.file)
+    if shard.measured is not None and NUM_POSITIONS not in shard.measured:
+        raise InputError(
+            path, f"{NUM_POSITIONS} and other counts of {shard.file}", shown(shard.measured)
+        )
 
 
 def varies_in_size(info: TeacherInfo) -> bool:
     """Returns whether records of equal shape may differ in size, so that shards are measured."""
     return info.variable or CODECS[info.logit_encoding].compresses
-
-
-def _needs_token_counts(info: TeacherInfo | None) -> bool:
-    return info is not None and CODECS[info.logit_encoding].needs_token_counts
 
 
 def copy_tokenizer(source: Location, manifest: Manifest, target: Location) -> None:
@@ -785,7 +563,7 @@ def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
     Raises:
         InputError: a file is missing, of another size, or has other bytes.
     """
-    for shard in (shard for split in manifest.splits.values() for shard in split):
+    for shard in manifest.shards:
         _verify_file(directory / shard.file, shard, "shard", full=full)
     if manifest.token_counts is not None:
         info = manifest.token_counts

@@ -107,6 +107,10 @@ class _Input:
 
     def _check(self, vocab_size: int) -> None:
         length = len(self.input_ids)
+        if len(self.example_id) != 16:
+            raise ValueError(
+                f"{records.EXAMPLE_ID}: expected 16 bytes, received {len(self.example_id)}"
+            )
         if not len(self.segment_lengths) or self.segment_lengths.sum() != length:
             raise ValueError(f"expected segments of {length} tokens, received others")
         _expect_ids(self.input_ids, vocab_size)

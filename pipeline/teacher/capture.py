@@ -20,15 +20,14 @@ from pipeline.base.prefetch import ahead
 from pipeline.models import layer_groups
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
-from pipeline.models.group_means import mean_state
-from pipeline.models.layer_groups import TeacherGroup
+from pipeline.models.layer_groups import TeacherGroup, mean_state
 from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs import HiddenCodec, TopKCodec
+from pipeline.storage.codecs import CODECS, HiddenCodec, TopKCodec
 from pipeline.storage.manifest import SAMPLED, TOPK, FileInfo, Manifest, ShardInfo, TeacherInfo
 from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from pipeline.teacher import forward, truncation
@@ -99,7 +98,7 @@ def expect_fitting(config: TeacherCacheConfig, source: ModelSource, cache: Cache
     """
     vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
     with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
-        loading.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
         cache_input.expect_positions(cache, source.config.max_input_length)
         cache_input.expect_segments(cache, source.config.type_vocab_size)
 
@@ -511,7 +510,7 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         "machine": platform.machine(),
         "threads": inputs.open_workers().cpus_per_job,
         "keras": keras.__version__,
-        **cache_input.environment(config.logit_encoding),
+        **CODECS[config.logit_encoding].environment,
     }
     manifest = dataclasses.replace(
         cache.manifest,

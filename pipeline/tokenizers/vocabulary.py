@@ -1,10 +1,14 @@
 """The vocabulary: the list of tokens, and its identity."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from pipeline.base.errors import InputError
+from pipeline.base.json_text import matching
 from pipeline.base.location import Location
 
 # The largest vocabularies of language models have about a million tokens.
@@ -13,12 +17,14 @@ MAX_VOCAB_SIZE = 2**24
 MAX_TOKENIZER_BYTES = 256 * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class VocabInfo:
-    """The identity of a vocabulary: its size and the SHA-256 of its tokens, joined by newlines."""
+Sha256 = Annotated[str, matching("[0-9a-f]{64}", "a SHA-256")]
 
-    size: int
-    sha256: str
+
+class VocabInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A vocabulary's size and the SHA-256 of its token list, joined by newlines."""
+
+    size: Annotated[int, Meta(ge=1, le=MAX_VOCAB_SIZE)]
+    sha256: Sha256
 
 
 def vocab_info(tokens: Sequence[str]) -> VocabInfo:

@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from data_specs.corpora import CorpusSpec
 from pipeline.base.errors import InputError
-from pipeline.corpora import corpus, readers
-from pipeline.corpora.documents import Corpus, document_text
+from pipeline.base.location import Location
+from pipeline.corpora import corpus
+from pipeline.corpora.documents import Corpus
+from pipeline.corpora.readers import rows
+from pipeline.corpora.readers import text as text_reader
+from pipeline.corpora.readers.base import find_files
 
 ROWS = [{"title": f"题目{n}", "content": f"内容 {n}", "other": n} for n in range(5)]
 TEXTS = [f"题目{n}\n内容 {n}" for n in range(5)]
@@ -22,11 +26,11 @@ TEXTS = [f"题目{n}\n内容 {n}" for n in range(5)]
 
 def _texts(pattern: pathlib.Path | str, **settings: Any) -> list[str]:
     read = Corpus(spec=CorpusSpec(**settings))
-    files = corpus.find_files(str(pattern), corpus=read)
+    files = find_files(Location.parse(str(pattern)), corpus=read)
     return [
-        document_text(document)
-        for chunk in corpus.read_chunks(files)
-        for document in chunk.documents
+        corpus.document_text(document)
+        for block in corpus.read_blocks(files)
+        for document in block.documents
     ]
 
 
@@ -76,16 +80,16 @@ def test_folders_globs_and_hidden_files(tmp_path: pathlib.Path) -> None:
     assert _texts(tmp_path) == ["a.txt", "b.txt", "sub/c.txt"]
     assert _texts(f"{tmp_path}/*.txt") == ["a.txt", "b.txt"]
     assert _texts(f"{tmp_path}/**/*.txt") == ["a.txt", "b.txt", "sub/c.txt"]
-    names = [file.name for file in corpus.find_files(str(tmp_path))]
+    names = [file.name for file in find_files(tmp_path)]
     assert names == ["a.txt", "b.txt", "sub/c.txt"]
 
 
 def test_a_long_document_is_cut_at_lines_and_stays_on_one_side(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "MAX_PIECE_BYTES", 64)
+    monkeypatch.setattr(text_reader, "MAX_PIECE_BYTES", 64)
     lines = [f"第{n}行的文字\n" for n in range(30)]
     path = _write(tmp_path / "long.txt", "".join(lines) + "\n短的文档\n")
-    files = corpus.find_files(str(path))
-    documents = [document for chunk in corpus.read_chunks(files) for document in chunk.documents]
+    files = find_files(path)
+    documents = [document for block in corpus.read_blocks(files) for document in block.documents]
     *pieces, short = documents
     assert b"".join(piece.content for piece in pieces).decode() == "".join(lines)
     assert all(len(piece.content) <= 64 for piece in pieces)
@@ -98,13 +102,13 @@ def test_a_long_document_is_cut_at_lines_and_stays_on_one_side(tmp_path, monkeyp
 @given(st.text(alphabet="a汉😀é", min_size=1, max_size=200))
 def test_an_endless_line_is_cut_between_characters(tmp_path_factory, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "MAX_PIECE_BYTES", 32)
+        patch.setattr(text_reader, "MAX_PIECE_BYTES", 32)
         path = _write(tmp_path_factory.mktemp("line") / "x.txt", text)
         assert "".join(_texts(path)) == text
 
 
 def test_an_array_is_read_block_by_block(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "_BLOCK_CHARS", 7)
+    monkeypatch.setattr(rows, "_BLOCK_CHARS", 7)
     assert _texts(_write(tmp_path / "x.json", json.dumps(ROWS))) == TEXTS
 
 
@@ -117,13 +121,14 @@ def test_an_array_is_read_block_by_block(tmp_path, monkeypatch) -> None:
         (
             "x.jsonl",
             '{"text": "a", "id": 3}',
-            r"line 1: expected the fields title,content \(--text_fields\), received text,id",
+            r"line 1: expected the fields title,content .*, received text,id",
         ),
         (
             "x.jsonl",
             '{"title": 3, "content": ""}',
             "expected text in the field title, received int",
         ),
+        ("x.jsonl", '{"title": 0, "content": ""}', "text in the field title, received int"),
         ("x.txt", "好".encode("gb18030"), "line 1: expected UTF-8 text, received byte 0xba"),
         ("x.jsonl", b'{"title": "\xff"}', "line 1: expected UTF-8 text, received byte 0xff"),
         ("x.json", b'[{"title": "\xff"}]', "x.json: not UTF-8"),
@@ -165,10 +170,10 @@ def test_names_with_the_characters_of_globs(tmp_path) -> None:
 def test_many_small_files_share_a_chunk(tmp_path) -> None:
     for number in range(50):
         _write(tmp_path / f"{number}.txt", f"{number}")
-    files = corpus.find_files(str(tmp_path))
-    chunks = list(corpus.read_chunks(files))
-    assert len(chunks) == 1 and len(chunks[0].documents) == 50
-    assert chunks[0].bytes_read == sum(file.bytes for file in files)
+    files = find_files(tmp_path)
+    blocks = list(corpus.read_blocks(files))
+    assert len(blocks) == 1 and len(blocks[0].documents) == 50
+    assert blocks[0].bytes_read == sum(file.bytes for file in files)
 
 
 def test_a_broken_gzip_file_is_named(tmp_path: pathlib.Path) -> None:
@@ -184,20 +189,21 @@ def test_a_broken_gzip_file_is_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_endless_row_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
     for name, content in (("x.jsonl", LINES.replace("内容", "内容" * 50)), ("y.json", "[" + LINES)):
         path = _write(tmp_path / name, content)
         with pytest.raises(InputError, match=name):
             _texts(path)
 
 
-def test_nothing_there(tmp_path: pathlib.Path) -> None:
+def test_a_corpus_without_files_or_text_is_refused(tmp_path: pathlib.Path) -> None:
     for pattern in (tmp_path, tmp_path / "none", f"{tmp_path}/*.txt"):
-        with pytest.raises(InputError, match=r"input_dir: .* no file there"):
-            corpus.find_files(str(pattern))
+        with pytest.raises(InputError) as error:
+            find_files(Location.parse(str(pattern), "input_dir"))
+        assert (error.value.setting, error.value.received) == ("input_dir", "no files")
     _write(tmp_path / "empty.txt", "")
     with pytest.raises(InputError, match="every file there is empty"):
-        corpus.find_files(str(tmp_path))
+        find_files(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -235,10 +241,10 @@ def test_a_bomb_is_read_in_bounded_memory(tmp_path) -> None:
 
 
 def test_many_small_documents_make_several_chunks(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(corpus, "_MAX_CHUNK_DOCUMENTS", 3)
+    monkeypatch.setattr(corpus, "_MAX_BLOCK_DOCUMENTS", 3)
     path = _write(tmp_path / "x.txt", "a\n\n" * 8)
-    files = corpus.find_files(str(path))
-    assert [len(chunk.documents) for chunk in corpus.read_chunks(files)] == [3, 3, 2]
+    files = find_files(path)
+    assert [len(block.documents) for block in corpus.read_blocks(files)] == [3, 3, 2]
 
 
 def test_pipes_are_not_waited_for(tmp_path) -> None:

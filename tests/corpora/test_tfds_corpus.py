@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError
 from pipeline.corpora import corpus
-from pipeline.corpora.documents import document_text
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest
 from tests.conftest import make_text
@@ -57,11 +56,11 @@ def _source(tfds_dir, **changes) -> CorpusSource:
 def test_documents_of_a_dataset(tfds_dir) -> None:
     source = _source(tfds_dir, tfds_name="tiny_news:1.0.0")
     files = corpus.open_corpora([source], corpus.resolve([source]))
-    chunks = list(corpus.read_chunks(files))
-    texts = [document_text(document) for chunk in chunks for document in chunk.documents]
+    blocks = list(corpus.read_blocks(files))
+    texts = [corpus.document_text(document) for block in blocks for document in block.documents]
     assert sorted(texts) == sorted(f"第{n}篇\n{text}" for n, text in enumerate(TEXTS))
     assert [file.name for file in files] == ["train"]
-    assert chunks[-1].bytes_read == files[0].bytes
+    assert blocks[-1].bytes_read == files[0].bytes
 
 
 def test_masked_examples_of_a_dataset(tfds_dir, examples_config, tmp_path) -> None:
@@ -76,18 +75,35 @@ def test_masked_examples_of_a_dataset(tfds_dir, examples_config, tmp_path) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting", "received"),
     [
-        ({"tfds_name": "no_such_set"}, "--tfds_name: expected .* received 'no_such_set'"),
-        ({"tfds_name": "tiny_news:9.0.0"}, "--tfds_name: expected .* received 'tiny_news:9.0.0'"),
-        (
-            {"text_fields": ("text",)},
-            "--text_fields: .* tiny_news, which has title, body; received text",
-        ),
-        ({"text_fields": ("label",)}, "--text_fields: .* received label"),
-        ({"text_fields": None}, "--text_fields: .* which has title, body; received none"),
+        ({"tfds_name": "no_such_set"}, "tfds_name", "'no_such_set'"),
+        ({"tfds_name": "tiny_news:9.0.0"}, "tfds_name", "'tiny_news:9.0.0'"),
+        ({"text_fields": ("text",)}, "text_fields", "text"),
+        ({"text_fields": ("label",)}, "text_fields", "label"),
+        ({"text_fields": None}, "text_fields", "none"),
     ],
 )
-def test_what_is_not_there(tfds_dir, changes: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_unknown_datasets_and_fields_are_refused(
+    tfds_dir, changes: dict, setting: str, received: str
+) -> None:
+    with pytest.raises(InputError) as error:
         corpus.resolve([_source(tfds_dir, **changes)])
+    assert error.value.subject == setting
+    assert error.value.received.startswith(received)
+    if setting == "text_fields":
+        assert "title, body" in error.value.expected
+
+
+def test_a_dataset_in_a_bucket_is_refused() -> None:
+    with pytest.raises(InputError) as error:
+        corpus.resolve([_source("gs://bucket/datasets")])
+    assert error.value.setting == "input_dir"
+
+
+def test_a_declaration_for_files_cannot_ask_for_the_reader_of_datasets(tmp_path) -> None:
+    (tmp_path / "own.yaml").write_text("reader: tfds\n", encoding="utf-8")
+    source = CorpusSource(input_dir=str(tmp_path), corpus_spec=str(tmp_path / "own.yaml"))
+    with pytest.raises(InputError) as error:
+        corpus.resolve([source])
+    assert error.value.subject == "corpus_spec"

@@ -172,9 +172,7 @@ def test_a_resumed_stream_is_the_rest_with_the_masks_of_its_epochs(cache) -> Non
             _assert_equal(one, two)
     # The same windows come in each epoch, with other masks.
     windows = WindowReader(cache, seed=5, purpose=TRAINING)
-    stream = reader.training_records(
-        cache.directory, cache.manifest, "train", seed=5, start=0, buffer=30
-    )
+    stream = reader.training_records(cache, "train", seed=5, start=0, buffer=30)
     pairs = list(itertools.islice(stream.as_numpy_iterator(), count * 8))
     assert {epoch for _, epoch in pairs} == {0, 1, 2}
     for number, batch in enumerate(whole):

@@ -20,7 +20,6 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import NO_ID
 from pipeline.storage.records import topk_probabilities
-from pipeline.storage.teacher_cache_tfds import TeacherCache
 from pipeline.storage.vocab_subset import VocabSubset
 from pipeline.teacher import summary
 from pipeline.teacher.capture import create_teacher_cache
@@ -114,9 +113,7 @@ def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir,
     assert mean == 16 if WAYS[name]["truncation_mass"] is None else 1 < mean < 15
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("uint8", marks=pytest.mark.slow), "compact0.3", "float16sampled"]
-)
+@pytest.mark.parametrize("name", ["compact0.3", "float16sampled"])
 def test_a_student_learns_from_it(caches, teacher_dir, tmp_path, name) -> None:
     config = _student(caches[name], teacher_dir, tmp_path / "student")
     start = training.distill(dataclasses.replace(config, do_train=False))
@@ -172,7 +169,7 @@ def test_smaller_ways_are_smaller(caches) -> None:
         name: sum(manifests.load(folder).bytes_per_position().values())
         for name, folder in caches.items()
     }
-    assert sizes["compact"] < sizes["uint8"] < sizes["float16"] == 16 * 4 + 10
+    assert sizes["compact"] < sizes["float16"] == 16 * 4 + 10
     for encoding in CODECS:
         assert sizes[f"{encoding}0.3"] < sizes[encoding]
 
@@ -269,9 +266,11 @@ def test_any_caches_are_merged_to_any(caches, cache_dir, tmp_path, target) -> No
 
 def test_lists_that_together_are_shorter_than_k(caches, tmp_path) -> None:
     pair = (str(caches["compact0.3"]), str(caches["float160.3"]))
-    made = merge_caches(MergeConfig(pair, str(tmp_path / "merged"), logit_encoding="uint8"))
+    made = merge_caches(MergeConfig(pair, str(tmp_path / "merged"), logit_encoding="compact"))
     assert 1 < made.ids_per_position() < 15
-    for one, other in zip(_decoded(tmp_path / "merged"), _decoded(caches["uint80.3"]), strict=True):
+    for one, other in zip(
+        _decoded(tmp_path / "merged"), _decoded(caches["compact0.3"]), strict=True
+    ):
         np.testing.assert_array_equal(one[0] == NO_ID, other[0] == NO_ID)
         np.testing.assert_array_equal(np.sort(one[0], axis=-1), np.sort(other[0], axis=-1))
 
@@ -306,23 +305,6 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
         )
     for ids, wanted in zip(one[records.TOPK_IDS][real], other[records.TOPK_IDS][real], strict=True):
         assert set(ids[ids >= 0]) <= set(wanted[wanted >= 0]) and ids[0] >= 0
-
-
-@pytest.mark.parametrize(
-    ("name", "kept"),
-    [
-        ("uint8", "uint8"),
-        ("compact", "compact"),
-        ("float160.3", "fewer than k ids at some positions"),
-    ],
-)
-def test_tfds_reads_plain_arrays_only(caches, name, kept) -> None:
-    with pytest.raises(InputError) as error:
-        TeacherCache(caches[name])
-    assert str(error.value) == (
-        f"{caches[name]}: expected a teacher cache of --logit_encoding=float16 with k ids at "
-        f"each position, received {kept}; pipeline.storage.reader reads it"
-    )
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,7 @@ def test_distilberts_three_losses_are_pytorchs() -> None:
 def test_distilruberts_layer_losses_are_pytorchs() -> None:
     """Means of six states and maps against one: CosineEmbeddingLoss and MSELoss."""
     torch = pytest.importorskip("torch")
-    from pipeline.models.group_means import mean_attention, mean_state
-    from pipeline.models.layer_groups import TeacherGroup
+    from pipeline.models.layer_groups import TeacherGroup, mean_attention, mean_state
 
     random = np.random.default_rng(4)
     batch, length = 3, 6

@@ -108,9 +108,7 @@ def _batches(
 
 def _stream(cache: CacheInput, count: int) -> list[bytes]:
     """Returns the shuffled stream's first records."""
-    dataset = reader.training_records(
-        cache.directory, cache.manifest, "train", seed=5, start=0, buffer=40
-    )
+    dataset = reader.training_records(cache, "train", seed=5, start=0, buffer=40)
     return [record for record, _ in itertools.islice(dataset.as_numpy_iterator(), count)]
 
 
@@ -278,7 +276,7 @@ def _prepare(case: str, cache_dir: str, teacher: str, **changes) -> preparation.
 
 
 def _stored(run: preparation.Preparation) -> list[bytes]:
-    dataset = reader.evaluation_records(run.cache.directory, run.cache.manifest, "train")
+    dataset = reader.evaluation_records(run.cache, "train")
     return sorted(dataset.as_numpy_iterator(), key=lambda record: len(_input_ids(record)))
 
 

@@ -6,8 +6,13 @@ import pathlib
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError
+from pipeline.base.location import LocalLocation
 from tests.fuzz.mutation import Mutate
 
 # Of processor time, on machines that are shared.
@@ -108,7 +113,8 @@ def check(reader: Reader, folder: pathlib.Path, content: bytes) -> bool:
         if len(message) > _MAX_MESSAGE:
             raise Finding(f"{len(message)} letters: {message[:200]}", f"long, {place}") from error
         names = (pathlib.Path(reader.file).name, *reader.others)
-        if not any(name in message for name in names):
+        # An error names a setting without the dashes of its flag.
+        if not any(name.removeprefix("--") in message for name in names):
             raise Finding(f"names no file: {message}", f"nameless, {place}") from error
         return False
     except Hang as error:
@@ -120,3 +126,29 @@ def check(reader: Reader, folder: pathlib.Path, content: bytes) -> bool:
         text = " ".join(repr(error).split())[:300]
         raise Finding(f"another error: {text}", _place(error)) from error
     return True
+
+
+def fuzz_target(reader: Reader, folder: pathlib.Path) -> Any:
+    """Returns a test of a reader on wrong files, after checking that it accepts the right one.
+
+    Its `hypothesis.fuzz_one_input` takes the bytes of a fuzzer.
+
+    Args:
+        reader: the reader.
+        folder: empty.
+    """
+    folder = LocalLocation(folder)
+    reader.prepare(folder)
+    right = (folder / reader.file).read_bytes()
+    if not check(reader, folder, right):
+        raise Finding("refuses the right file", "the right file")
+
+    @settings(max_examples=15)
+    @given(st.data())
+    def read_wrong(data: st.DataObject) -> None:
+        def below(limit: int) -> int:
+            return data.draw(st.integers(0, limit - 1))
+
+        check(reader, folder, reader.mutate(below, right))
+
+    return read_wrong

@@ -1,15 +1,13 @@
-"""Bytes and JSON made wrong: what a reader of files from outside may meet.
+"""Wrong bytes and wrong JSON, as a reader of files from outside may meet them.
 
-Every choice is made by `below`, a function from n to a number from 0 to n − 1, so that
-hypothesis, a random number generator and a fuzzer that watches coverage drive the same
-mutations.
+Every choice is a call of `below`, a function from n to a number from 0 to n − 1, so that
+hypothesis draws it, in tests and from the bytes of a fuzzer.
 """
 
 import gzip
-import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.storage import serialization
@@ -18,141 +16,53 @@ Below = Callable[[int], int]
 Mutate = Callable[[Below, bytes], bytes]
 
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
+_NUMBERS = [b"0", b"-1", b"1e999", b"NaN", b"65536", b"2147483648", b"1000000000000000000"]
+_NUMBERS += [b"9" * 30, b"9" * 400, b"9" * 5000]
 _INTEGERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
-_NUMBERS = (
-    b"0",
-    b"-1",
-    b"1e999",
-    b"NaN",
-    b"65536",
-    b"2147483648",
-    b"1000000000000000000",
-    b"9" * 30,
-    b"9" * 400,
-    b"9" * 5000,
-)
-_PIECES = (
-    b"\x00" * 64,
-    b"\xff\xfe",
-    b"\xed\xa0\x80",
-    b"\xef\xbb\xbf",
-    b"\r\n\n",
-    b"\t\t",
-    b'"',
-    b'"\\ud800"',
-    b"\\",
-    b"{",
-    b"}",
-    b"]" * 20,
-    b"[" * 30,
-    b"[" * 3000,
-    b'{"a":' * 400,
-    b"(" * 600,
-    b"- " * 600,
-    b"-" * 4000,
-    b"&a [*a]",
-    b"!!python/object/apply:os.getcwd []",
-    b"../../../",
-    b" " * 3000,
-    b"\n" * 3000,
-)
-# Of a piece that is repeated, in bytes.
+_PIECES = [b"\x00" * 64, b"\xff\xfe", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r\n\n", b"\t\t", b"\\"]
+_PIECES += [b'"', b'"\\ud800"', b"{", b"}", b"]" * 20, b"[" * 30, b"[" * 3000, b'{"a":' * 400]
+_PIECES += [b"(" * 600, b"- " * 600, b"-" * 4000, b" " * 3000, b"\n" * 3000, b"../../../"]
+_PIECES += [b"&a [*a]", b"!!python/object/apply:os.getcwd []"]
+# Values of JSON, as text, because `json.dumps` would not write all of them.
+_TEXTS = ("", "x", "two\nlines", "\ud800", "\0", "../up", "/etc/passwd", "n" * 400)
+_VALUES = ["null", "true", *map(json.dumps, _TEXTS)]
+_VALUES += ["[]", "{}", "[[]]", "[null]", "[{}]", '["x",1]', "0", "-1", "1", "2.5", "255", "65536"]
+_VALUES += [str(2**31), str(2**63), str(10**12), str(10**30), "9" * 400, "9" * 5000]
+_VALUES += ["NaN", "Infinity", "1e-320", "1e308", "1e999"]
+_VALUES += ["[" * depth + "1" + "]" * depth for depth in (60, 300, 900, 5000)]
+_VALUES += ['{"a":' * 250 + "1" + "}" * 250]
+_PLACEHOLDER = re.compile(r'"@(\d+)@"')
+# Bytes of a short piece that is repeated.
 _MOST = 2**20
-# Stand for what `json.dumps` would not write.
-_DEEP = "@deep@"
-_LONG = "@digits@"
-_DEEP_TEXT = "[" * 5000 + "]" * 5000
 
 
-def _nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def _shared(depth: int) -> Any:
-    value: Any = {"a": "b"}
-    for _ in range(depth):
-        value = {"a": value}
-    return value
-
-
-_VALUES: tuple[Any, ...] = (
-    None,
-    True,
-    "",
-    "x",
-    "two\nlines",
-    "\ud800",
-    "\0",
-    "../up",
-    "/etc/passwd",
-    "n" * 400,
-    [],
-    {},
-    [[]],
-    [None],
-    [{}],
-    ["x", 1],
-    0,
-    -1,
-    1,
-    2.5,
-    255,
-    65_536,
-    2**31,
-    2**63,
-    10**12,
-    10**18,
-    10**30,
-    10**400,
-    float("nan"),
-    float("inf"),
-    1e-320,
-    1e308,
-    _nested(60),
-    _nested(300),
-    _nested(900),
-    _shared(250),
-    _DEEP,
-    _LONG,
-)
-
-
-def _step(below: Below, content: bytes) -> bytes:
+def _change(below: Below, content: bytes) -> bytes:
     """Makes one change somewhere in the bytes."""
-    size = len(content)
-    place = below(size + 1)
-    kind = below(10)
-    if kind == 9:
-        # A small piece again and again: what takes memory or time beyond what it is long.
-        piece = content[place : place + 1 + below(8)]
-        times = _MOST // max(1, len(piece)) >> 2 * below(8)
-        return content[:place] + piece * times + content[place:]
-    if kind == 0 and place < size:
-        return content[:place] + bytes([content[place] ^ 1 << below(8)]) + content[place + 1 :]
-    if kind == 1:
-        return content[:place] + bytes([below(256)]) + content[place + 1 :]
-    if kind == 2:
-        return content[:place]
-    if kind == 3:
-        return content[:place] + content[place + 1 + below(32) :]
-    if kind == 4:
-        end = place + 1 + below(64)
-        return content[:end] + content[place:end] + content[end:]
-    if kind == 5:
-        return content[:place] + _PIECES[below(len(_PIECES))] + content[place:]
-    if kind == 6:
-        found = list(_NUMBER.finditer(content))
-        if found:
-            match = found[below(len(found))]
-            number = _NUMBERS[below(len(_NUMBERS))]
-            return content[: match.start()] + number + content[match.end() :]
-    if kind == 7:
-        width = (2, 4, 8)[below(3)]
-        number = _INTEGERS[below(len(_INTEGERS))] % 2 ** (8 * width)
-        return content[:place] + number.to_bytes(width, "little") + content[place + width :]
+    place = below(len(content) + 1)
+    before, after = content[:place], content[place:]
+    match below(9):
+        case 0:
+            return before + bytes([below(256)]) + after[1:]
+        case 1:
+            return before
+        case 2:
+            return before + after[1 + below(32) :]
+        case 3:
+            return before + after[: 1 + below(64)] + after
+        case 4:
+            return before + _PIECES[below(len(_PIECES))] + after
+        case 5:
+            width = (2, 4, 8)[below(3)]
+            number = _INTEGERS[below(len(_INTEGERS))] % 2 ** (8 * width)
+            return before + number.to_bytes(width, "little") + after[width:]
+        case 6 if found := list(_NUMBER.finditer(content)):
+            number = found[below(len(found))]
+            value = _NUMBERS[below(len(_NUMBERS))]
+            return content[: number.start()] + value + content[number.end() :]
+        case 7:
+            # Many repeats of a short piece need more memory or time than the file is long.
+            piece = after[: 1 + below(8)]
+            return before + piece * (_MOST // max(1, len(piece)) >> 2 * below(8)) + after
     lines = content.split(b"\n")
     line = below(len(lines))
     return b"\n".join([*lines[:line], *lines[line + 1 :], *(lines[line : line + 1] * below(3))])
@@ -161,101 +71,70 @@ def _step(below: Below, content: bytes) -> bytes:
 def mutate_bytes(below: Below, content: bytes) -> bytes:
     """Makes one to four changes."""
     for _ in range(1 + below(4)):
-        content = _step(below, content)
+        content = _change(below, content)
     return content
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Returns every (container, key) of a JSON value."""
     found: list[tuple[Any, Any]] = []
-    left = [value]
-    while left:
-        inner = left.pop()
-        if isinstance(inner, dict):
-            keys: Sequence[Any] = list(inner)
-        elif isinstance(inner, list):
-            keys = range(len(inner))
-        else:
-            continue
-        found += [(inner, key) for key in keys]
-        left += [inner[key] for key in keys]
+    if isinstance(value, dict | list):
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        for key in keys:
+            found += [(value, key), *_places(value[key])]
     return found
 
 
-def _copy(value: Any) -> Any:
-    """Returns a value that is no part of another."""
-    try:
-        return json.loads(json.dumps(value))
-    except (RecursionError, ValueError):
-        return _DEEP
-
-
-def change_value(below: Below, value: Any) -> Any:
-    """Changes a JSON value in one to three places; the value itself is changed, too."""
-    root = [value]
-    for _ in range(1 + below(3)):
-        places = _places(root)
-        container, key = places[below(len(places))]
-        kind = below(8)
-        if kind == 0 and container is not root:
-            del container[key]
-        elif kind == 1 and isinstance(container, dict):
-            container[_text(below)] = _copy(container[key])
-        elif kind == 2:
-            other, there = places[below(len(places))]
-            container[key] = _copy(other[there])
-        elif kind == 3:
-            container[key] = [_copy(container[key]), container[key]]
-        else:
-            container[key] = _copy(_VALUES[below(len(_VALUES))])
-    return root[0]
-
-
-def _text(below: Below) -> str:
-    texts = [value for value in _VALUES if isinstance(value, str)]
-    return texts[below(len(texts))]
-
-
-def dump(value: Any) -> bytes:
-    """Returns JSON, with what stands for endless nesting and endless numbers put in."""
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        text = _DEEP_TEXT
-    text = text.replace(json.dumps(_DEEP), _DEEP_TEXT).replace(json.dumps(_LONG), "9" * 5000)
-    return text.encode()
+def _change_value(below: Below, root: list[Any]) -> None:
+    """Changes one place of a JSON value, which is the only item of `root`."""
+    places = _places(root)
+    container, key = places[below(len(places))]
+    other, other_key = places[below(len(places))]
+    kind = below(8)
+    if kind == 0 and container is not root:
+        del container[key]
+    elif kind == 1 and isinstance(container, dict):
+        container[f"@{below(len(_VALUES))}@"] = container[key]
+    elif kind == 2:
+        container[key] = json.loads(json.dumps(other[other_key]))
+    elif kind == 3:
+        container[key] = [container[key]] * 2
+    else:
+        container[key] = f"@{below(len(_VALUES))}@"
 
 
 def mutate_json(below: Below, content: bytes) -> bytes:
     """Changes values of a JSON file, or its bytes."""
     if below(4) == 0:
         return mutate_bytes(below, content)
-    return dump(change_value(below, json.loads(content)))
+    root = [json.loads(content)]
+    for _ in range(1 + below(3)):
+        _change_value(below, root)
+        root = json.loads(json.dumps(root))
+    return _PLACEHOLDER.sub(_wrong_value, json.dumps(root[0])).encode()
+
+
+def _wrong_value(match: re.Match[str]) -> str:
+    value = _VALUES[int(match[1])]
+    is_key = match.string[match.end() :].startswith(":")
+    return json.dumps(value) if is_key and not value.startswith('"') else value
 
 
 def mutate_json_lines(below: Below, content: bytes) -> bytes:
     """Changes a line of JSON lines, or their bytes."""
-    lines = content.splitlines()
     if below(4) == 0:
         return mutate_bytes(below, content)
+    lines = content.splitlines()
     place = below(len(lines))
     lines[place] = mutate_json(below, lines[place])
     return b"\n".join(lines) + b"\n"
 
 
 def mutate_gzip(below: Below, content: bytes) -> bytes:
-    """Changes what is compressed, or the compressed bytes."""
+    """Changes the text that is compressed, or the compressed bytes."""
     if below(2):
         return mutate_bytes(below, content)
-    inner = mutate_json_lines(below, gzip.decompress(content))
-    packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:
-        file.write(inner)
-    return packed.getvalue()
-
-
-def _framed(records_of_file: list[bytes]) -> bytes:
-    return b"".join(map(serialization.frame_record, records_of_file))
+    return gzip.compress(mutate_json_lines(below, gzip.decompress(content)), mtime=0)
 
 
 def mutate_records(below: Below, content: bytes) -> bytes:
@@ -263,32 +142,30 @@ def mutate_records(below: Below, content: bytes) -> bytes:
     kind = below(4)
     if kind == 0:
         return mutate_bytes(below, content)
-    rows = []
-    # The untouched file is right.
-    position = 0
+    rows, position = [], 0
     while position < len(content):
         length = int.from_bytes(content[position : position + 8], "little")
         rows.append(content[position + 12 : position + 12 + length])
         position += 16 + length
     place = below(len(rows))
-    if kind == 1:
-        rows[place] = mutate_bytes(below, rows[place])
-        return _framed(rows)
-    features = serialization.decode_example(rows[place])
+    change = _change_features if kind > 1 else mutate_bytes
+    rows[place] = change(below, rows[place])
+    return b"".join(map(serialization.frame_record, rows))
+
+
+def _change_features(below: Below, record: bytes) -> bytes:
+    features = serialization.decode_example(record)
     for _ in range(1 + below(2)):
         names = sorted(features)
-        name = names[below(len(names))]
-        change = below(6)
-        if change == 0:
-            del features[name]
-            features["other"] = b""
-        elif change == 1:
-            features[name] = features[names[below(len(names))]]
-        elif change == 2:
-            features[name] = b""
-        elif change == 3:
-            features[name] = features[name] * (2 + below(40))
-        else:
-            features[name] = mutate_bytes(below, features[name])
-    rows[place] = serialization.encode_example(features)
-    return _framed(rows)
+        name, other = names[below(len(names))], names[below(len(names))]
+        value = features.pop(name)
+        match below(6):
+            case 0:
+                features["other"] = b""
+            case 1:
+                features[name] = features.get(other, b"")
+            case 2:
+                features[name] = value * (2 + below(40))
+            case _:
+                features[name] = mutate_bytes(below, value)
+    return serialization.encode_example(features)

@@ -139,7 +139,7 @@ def write_teacher_cache(
 
 
 def _open(folder: pathlib.Path) -> CacheInput:
-    return open_cache(str(folder), None)
+    return open_cache(folder, None)
 
 
 def read_framing(folder: pathlib.Path) -> object:
@@ -199,9 +199,9 @@ def read_sample(folder: pathlib.Path) -> object:
 
 def read_report(folder: pathlib.Path) -> object:
     """Reads a cache as `tools.report` does."""
-    from tools.pages import report_inputs
+    from tools.report import inputs
 
-    return report_inputs.read_cache(str(folder), "cache")
+    return inputs.read_cache(folder, "cache")
 
 
 def read_shown(folder: pathlib.Path) -> object:
@@ -213,7 +213,7 @@ def read_shown(folder: pathlib.Path) -> object:
     value = json.loads(path.read_bytes())
     value["splits"]["train"][0]["bytes"] = (folder / SHARD).stat().st_size
     path.write_text(json.dumps(value))
-    return inspect_cache(InspectConfig(input_dir=str(folder), split="train"))
+    return inspect_cache(InspectConfig(input_dir=folder, split="train"))
 
 
 def read_merged(folder: pathlib.Path) -> object:
@@ -243,7 +243,7 @@ def read_cached_report(folder: pathlib.Path) -> object:
 
 def read_manifest(folder: pathlib.Path) -> object:
     """Reads a manifest and uses all of it."""
-    cache = open_cache(None, str(folder / "*"))
+    cache = open_cache(None, folder / "*")
     loaded = cache.manifest
     whole = manifests.load(folder)
     manifests.verify(folder, loaded, full=True)
@@ -341,8 +341,8 @@ def _cache_readers() -> list[Reader]:
                 Reader(f"report, {name}", eval_shard, mutate_records, read_report, write),
                 Reader(f"shown cache, {name}", SHARD, mutate_records, read_shown, write),
             ]
-    uint8 = functools.partial(write_teacher_cache, encoding="uint8")
-    found.append(Reader("merge", SHARD, mutate_records, read_merged, uint8))
+    compact = functools.partial(write_teacher_cache, encoding="compact")
+    found.append(Reader("merge", SHARD, mutate_records, read_merged, compact))
     for hidden in HIDDEN_CODECS:
         write = functools.partial(write_teacher_cache, encoding="compact", hidden=hidden)
         name = f"hidden {hidden}"
@@ -369,7 +369,7 @@ def _other_readers() -> list[Reader]:
         ),
         Reader("sidecar", sidecar, mutate_json, read_sidecar, write_examples),
         Reader(
-            "request", manifests.REQUEST_FILE, mutate_json, read_request, write_examples, ("--o",)
+            "request", manifests.REQUEST_FILE, mutate_json, read_request, write_examples, ("/work",)
         ),
         Reader("token counts", counts, mutate_bytes, read_counts, write_windows),
         Reader("spill file", "chunk.spill", _mutate_spill, read_spill, _write_spill),

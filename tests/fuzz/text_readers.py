@@ -1,6 +1,5 @@
 """Readers of corpora, of tokenizers' files and of declarations."""
 
-import dataclasses
 import functools
 import gzip
 import io
@@ -12,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from data_specs import corpora as corpus_specs
-from data_specs.corpora import CLEANING, CorpusSource, CorpusSpec
+from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
-from pipeline.corpora import corpus, documents, readers
+from pipeline.base.location import Location
+from pipeline.corpora import cleaning, corpus
 from pipeline.corpora.documents import Corpus
+from pipeline.corpora.readers import READERS
+from pipeline.corpora.readers.base import find_files
 from pipeline.tokenizers import loading
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import (
@@ -46,18 +48,18 @@ def _rows(*, lines: bool) -> str:
 
 
 def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
-    found = corpus.find_files(str(folder / file), corpus=Corpus(spec=spec))
+    found = find_files(Location.parse(str(folder / file), "input_dir"), corpus=Corpus(spec=spec))
     return [
-        documents.document_text(document)
-        for chunk in corpus.read_chunks(found)
-        for document in chunk.documents
+        corpus.document_text(document)
+        for block in corpus.read_blocks(found)
+        for document in block.documents
     ]
 
 
 def _corpus_readers() -> list[Reader]:
     specs = {
         "plain": CorpusSpec(),
-        "cleaned": CorpusSpec(cleaning=CLEANING),
+        "cleaned": CorpusSpec(cleaning=tuple(cleaning.STEPS)),
         "lines": CorpusSpec(documents="lines", lines_per_document=2),
         "starts": CorpusSpec(documents="starts", document_start="第|= ="),
         "files": CorpusSpec(documents="files"),
@@ -151,7 +153,7 @@ def _converted() -> bytes:
 
 
 def _read_tokenizer(folder: pathlib.Path) -> object:
-    found = loading.load_tokenizer(str(folder), do_lower_case=None)
+    found = loading.load_tokenizer(folder, do_lower_case=None)
     tokens = found.tokenize(_SAMPLE)
     if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < len(found.vocab):
         raise RuntimeError("an id outside the vocabulary")
@@ -161,10 +163,10 @@ def _read_tokenizer(folder: pathlib.Path) -> object:
 
 
 def _read_json_tokenizer(folder: pathlib.Path) -> object:
-    from tools.pages.token_text import TokenText
+    from tools.report.token_text import TokenText
 
     result = _read_tokenizer(folder)
-    found = loading.load_tokenizer(str(folder), do_lower_case=None)
+    found = loading.load_tokenizer(folder, do_lower_case=None)
     text = TokenText(found)
     text.spaced(list(range(len(found.vocab))))
     return result
@@ -312,8 +314,9 @@ def _use_sources(sources: tuple[CorpusSource, ...]) -> object:
     found = corpus.resolve(sources)
     texts = []
     for file in corpus.open_corpora(sources, found):
-        texts += [documents.document_text(one) for one, _ in readers.read_documents(file)]
-    return texts, [json.dumps(dataclasses.asdict(one)) for one in found]
+        documents = READERS[file.corpus.reader].read(file)
+        texts += [corpus.document_text(document) for document, _ in documents]
+    return texts, [json.dumps(one.spec.reading()) for one in found]
 
 
 def _read_mixture(folder: pathlib.Path) -> object:

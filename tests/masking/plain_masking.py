@@ -1,12 +1,13 @@
-"""One window masked by itself, step by step: what `window_batches` does for many at once."""
+"""One window masked by itself, step by step: what `masks` does for many at once."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
-from pipeline.masking import mask_policy
-from pipeline.masking.mask_policy import MaskingPolicy, Words
-from pipeline.masking.window_masking import WindowInput
+from pipeline.masking import masks
+from pipeline.masking.masks import MaskingPolicy, Words
+from pipeline.masking.windows import WindowInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +37,65 @@ def mask_window(
 
     Args:
         window: the window.
-        words: as `maskable_words` returns them.
+        words: as `window_words` returns them.
         policy: how it is masked.
         random: decides.
         token_weights: float64 [V], how much each token is preferred, as
-            `masking.token_weights` returns it; None for words that are all alike.
+            `masks.token_weights` returns it; None for words that are all alike.
     """
     tokens = window.token_ids
     weights = None
     if token_weights is not None:
-        weights = mask_policy.word_weights(words, token_weights[tokens])
+        weights = masks.word_weights(words, token_weights[tokens])
     num_to_predict = policy.num_to_predict(len(window.input_ids))
-    chosen = mask_policy.choose_positions(words, num_to_predict, random, weights=weights)
-    labels, positions = tokens[chosen], window.places[chosen]
+    chosen = choose_positions(words, num_to_predict, random, weights=weights)
+    labels, positions = tokens[chosen], window.positions[chosen]
     input_ids = window.input_ids.copy()
-    input_ids[positions] = mask_policy.mask_tokens(labels, policy, random)
+    input_ids[positions] = mask_tokens(labels, policy, random)
     return MaskedWindow(input_ids, positions, labels)
+
+
+def window_words(window: WindowInput, policy: MaskingPolicy, is_special: np.ndarray) -> Words:
+    """Returns the words of a window that may be masked; `is_special` is bool [V]."""
+    longest = policy.num_to_predict(len(window.input_ids))
+    return masks.maskable_words(window.word_starts, is_special[window.token_ids], longest)
+
+
+def choose_positions(
+    words: Words,
+    num_to_predict: int,
+    random: np.random.Generator,
+    *,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Chooses whole words at random until no more fit.
+
+    Args:
+        words: the words that may be masked.
+        num_to_predict: at most so many tokens.
+        random: decides.
+        weights: float64 [words], above 0: words are drawn in proportion to them;
+            None for words that are all alike.
+
+    Returns:
+        the chosen tokens, within the window, ascending: int [p], 0 < p ≤
+        `num_to_predict` where there is any word.
+    """
+    starts, lengths = words.starts.tolist(), words.lengths.tolist()
+    order = masks.word_order(len(starts), random, weights)
+    chosen, _ = masks.choose_words(lengths, order.tolist(), num_to_predict)
+    tokens = [range(starts[word], starts[word] + lengths[word]) for word in sorted(chosen)]
+    return np.array(list(itertools.chain.from_iterable(tokens)), np.int64)
+
+
+def mask_tokens(
+    labels: np.ndarray, policy: MaskingPolicy, random: np.random.Generator
+) -> np.ndarray:
+    """Draws what stands at the masked positions of a window; see `masked_tokens`.
+
+    Args:
+        labels: int [p], the true tokens.
+        policy: the ids.
+        random: decides.
+    """
+    return masks.masked_tokens(labels, policy, *masks.draw_tokens(len(labels), policy, random))

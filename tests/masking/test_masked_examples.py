@@ -10,8 +10,8 @@ import pytest
 from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.base import seeding
-from pipeline.base.errors import InputError, InterruptedRunError
-from pipeline.masking import document_masker, masked_chunks, masked_examples, shard_plan
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
+from pipeline.masking import document_masker, masked_examples
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest, serialization, spill
 
@@ -166,13 +166,13 @@ def test_an_eval_document_where_there_are_two(
         assert all(loaded.num_examples(split) for split in splits)
 
 
-def test_eval_threshold_by_hand() -> None:
+def test_eval_threshold_leaves_documents_on_both_sides() -> None:
     half = 2**63
-    assert shard_plan.eval_threshold(0.5, 10, 2**64 - 1) == half
-    assert shard_plan.eval_threshold(0.0, 10, 20) == 0
-    assert shard_plan.eval_threshold(0.5, half + 5, half + 9) == half + 6
-    assert shard_plan.eval_threshold(0.5, 5, 9) == 9
-    assert shard_plan.eval_threshold(0.5, 5, 5) == 0
+    assert masked_examples.eval_threshold(0.5, 10, 2**64 - 1) == half
+    assert masked_examples.eval_threshold(0.0, 10, 20) == 0
+    assert masked_examples.eval_threshold(0.5, half + 5, half + 9) == half + 6
+    assert masked_examples.eval_threshold(0.5, 5, 9) == 9
+    assert masked_examples.eval_threshold(0.5, 5, 5) == 0
 
 
 def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
@@ -203,7 +203,7 @@ def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
     assert statistics["unknown_tokens"] == 31
 
 
-def test_a_run_that_was_killed_goes_on(
+def test_a_killed_run_resumes_to_the_same_bytes(
     examples_dir, examples_config, tmp_path, monkeypatch
 ) -> None:
     wanted = _bytes(examples_dir)
@@ -211,7 +211,7 @@ def test_a_run_that_was_killed_goes_on(
         folder = tmp_path / str(calls)
         made = 0
 
-        def killed(*arguments, made_by=masked_examples.writer.write_shard, limit=calls):
+        def killed(*arguments, made_by=serialization.write_shard, limit=calls):
             nonlocal made
             made += 1
             if made == limit:
@@ -219,7 +219,7 @@ def test_a_run_that_was_killed_goes_on(
             return made_by(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(masked_examples.writer, "write_shard", killed)
+            patch.setattr(serialization, "write_shard", killed)
             if calls < 5:
                 with pytest.raises(KeyboardInterrupt):
                     _make(examples_config, folder)
@@ -228,24 +228,25 @@ def test_a_run_that_was_killed_goes_on(
         assert _bytes(folder) == wanted
 
 
-def test_an_error_leaves_what_is_complete(
+def test_an_error_leaves_complete_shards(
     examples_dir, examples_config, tmp_path, monkeypatch
 ) -> None:
     """Also one for which a new directory would be left as it was found."""
-    folder, real = tmp_path / "made", masked_examples.writer.write_shard
+    folder, real = tmp_path / "made", serialization.write_shard
     number = 0
 
     def broken(*arguments):
         nonlocal number
         number += 1
         if number == 2:
-            raise InputError("--vocab_file: another")
+            raise InputError(Setting("vocab_file"), "another")
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(masked_examples.writer, "write_shard", broken)
-        with pytest.raises(InputError, match="vocab_file: another"):
+        patch.setattr(serialization, "write_shard", broken)
+        with pytest.raises(InputError) as error:
             _make(examples_config, folder)
+        assert error.value.subject == "vocab_file"
     whole = {path.name: path.stat().st_ino for path in folder.glob("*.tfrecord")}
     assert len(whole) == 1
     _make(examples_config, folder)
@@ -258,13 +259,13 @@ def test_a_spill_file_of_another_text_is_not_read(examples_config, tmp_path, mon
     real = masked_examples.make_plan
 
     def spoil(config, headers, *arguments):
-        spill.write_spill(masked_chunks.spill_path(config, 0), [], {"fingerprint": "other"})
+        spill.write_spill(document_masker.spill_path(config, 0), [], {"fingerprint": "other"})
         return real(config, headers, *arguments)
 
     monkeypatch.setattr(masked_examples, "make_plan", spoil)
-    message = "00000000.spill: expected a chunk of the corpus, masked, received that of another te"
-    with pytest.raises(InterruptedRunError, match=message):
+    with pytest.raises(InterruptedRunError, match="00000000.spill") as error:
         _make(examples_config, tmp_path / "made")
+    assert error.value.received == "that of another text"
     monkeypatch.undo()
     _make(examples_config, tmp_path / "made")
 
@@ -301,22 +302,25 @@ GOLDEN_LABELS = ["春", "天", "里"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"max_predictions_per_seq": 46}, "--max_predictions_per_seq: expected at most 45"),
-        ({"max_seq_length": 3}, "--max_seq_length: expected more than the 3 special tokens"),
-    ],
+    ("name", "value", "limit"),
+    [("max_predictions_per_seq", 46, "45"), ("max_seq_length", 3, "3 special tokens")],
 )
-def test_settings_that_do_not_fit(examples_config, changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        dataclasses.replace(examples_config, **changes)
+def test_inputs_without_room_for_a_window_or_its_masks_are_refused(
+    examples_config, name: str, value: int, limit: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        dataclasses.replace(examples_config, **{name: value})
+    assert (error.value.subject, error.value.received) == (name, value)
+    assert limit in error.value.expected
 
 
-def test_a_vocabulary_without_mask(tmp_path, examples_config) -> None:
+def test_a_vocabulary_without_a_mask_token_is_refused(tmp_path, examples_config) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n一\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"vocab_file: .* 5 tokens and no \[MASK\]"):
+    with pytest.raises(InputError) as error:
         _make(examples_config, tmp_path / "out", vocab_file=str(path))
+    assert (error.value.setting, error.value.subject) == ("vocab_file", str(path))
+    assert "5 tokens" in error.value.received and "[MASK]" in error.value.received
     assert not (tmp_path / "out").exists()
 
 

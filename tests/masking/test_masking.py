@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.masking import mask_policy, windows
+from pipeline.masking import masks, windows
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.tokens import Tokens
+from tests.masking import plain_masking
 
 SPECIAL_IDS = np.arange(5)
-POLICY = mask_policy.MaskingPolicy(
+POLICY = masks.MaskingPolicy(
     masked_lm_prob=0.15,
     max_predictions_per_seq=20,
     mask_id=4,
@@ -36,8 +37,8 @@ def windows_with_words(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 def test_chosen_words_are_whole_ordinary_and_within_the_cap(window, cap: int, seed: int) -> None:
     ids, starts = window
     special = np.isin(ids, SPECIAL_IDS)
-    words = mask_policy.maskable_words(starts, special, cap)
-    chosen = mask_policy.choose_positions(words, cap, np.random.default_rng(seed))
+    words = masks.maskable_words(starts, special, cap)
+    chosen = plain_masking.choose_positions(words, cap, np.random.default_rng(seed))
     assert len(chosen) <= cap
     assert len(set(chosen.tolist())) == len(chosen)
     assert (np.diff(chosen) > 0).all()
@@ -50,30 +51,30 @@ def test_chosen_words_are_whole_ordinary_and_within_the_cap(window, cap: int, se
 
 def test_no_word_is_left_that_would_fit() -> None:
     starts = np.array([True, False, False, True, True, False])
-    words = mask_policy.maskable_words(starts, np.zeros(6, bool), 3)
+    words = masks.maskable_words(starts, np.zeros(6, bool), 3)
     for seed in range(20):
-        chosen = mask_policy.choose_positions(words, 3, np.random.default_rng(seed)).tolist()
+        chosen = plain_masking.choose_positions(words, 3, np.random.default_rng(seed)).tolist()
         # Words of 3, 1 and 2 tokens: either the first, or the other two.
         assert chosen in ([0, 1, 2], [3, 4, 5])
 
 
 def test_weights_by_hand() -> None:
     # 1, 1, 16 ** -0.5, 100 ** -0.5: a token that is nowhere counts as one seen once.
-    weights = mask_policy.token_weights(np.array([0, 1, 16, 100]), 0.5)
+    weights = masks.token_weights(np.array([0, 1, 16, 100]), 0.5)
     np.testing.assert_allclose(weights, [1.0, 1.0, 0.25, 0.1])
-    assert mask_policy.token_weights(np.array([0, 9]), 0.0).tolist() == [1.0, 1.0]
+    assert masks.token_weights(np.array([0, 9]), 0.0).tolist() == [1.0, 1.0]
     # Words of the tokens 0-1, 3 and 4-6; token 2 is in none.
-    words = mask_policy.Words(np.array([0, 3, 4]), np.array([2, 1, 3]))
+    words = masks.Words(np.array([0, 3, 4]), np.array([2, 1, 3]))
     of_tokens = np.array([1.0, 2.0, 100.0, 7.0, 1.0, 2.0, 6.0])
-    assert mask_policy.word_weights(words, of_tokens).tolist() == [1.5, 7.0, 3.0]
+    assert masks.word_weights(words, of_tokens).tolist() == [1.5, 7.0, 3.0]
 
 
 def _shares(weights: list[float], num_to_predict: int, draws: int) -> np.ndarray:
     """Returns how often each of several words of one token is chosen."""
-    words = mask_policy.Words(np.arange(len(weights)), np.ones(len(weights), int))
+    words = masks.Words(np.arange(len(weights)), np.ones(len(weights), int))
     random = np.random.default_rng(5)
     chosen = [
-        mask_policy.choose_positions(words, num_to_predict, random, weights=np.array(weights))
+        plain_masking.choose_positions(words, num_to_predict, random, weights=np.array(weights))
         for _ in range(draws)
     ]
     return np.bincount(np.concatenate(chosen), minlength=len(weights)) / draws
@@ -91,7 +92,7 @@ def test_one_of_two_words_is_drawn_in_proportion() -> None:
 def test_rare_words_are_preferred_by_the_formula() -> None:
     """Against the sum over every order in which three of six words can be drawn."""
     draws = 20_000
-    weights = mask_policy.token_weights(np.array([1, 2, 5, 30, 400, 9000]), 0.7).tolist()
+    weights = masks.token_weights(np.array([1, 2, 5, 30, 400, 9000]), 0.7).tolist()
     expected = np.zeros(6)
     for order in itertools.permutations(range(6), 3):
         rest, probability = sum(weights), 1.0
@@ -109,10 +110,10 @@ def test_rare_words_are_preferred_by_the_formula() -> None:
 @given(windows_with_words(), st.integers(1, 30), st.integers(0, 10**6))
 def test_weighted_words_are_whole_and_within_the_cap(window, cap: int, seed: int) -> None:
     ids, starts = window
-    words = mask_policy.maskable_words(starts, np.isin(ids, SPECIAL_IDS), cap)
-    weights = mask_policy.word_weights(words, 1.0 / ids) if len(words.starts) else np.zeros(0)
+    words = masks.maskable_words(starts, np.isin(ids, SPECIAL_IDS), cap)
+    weights = masks.word_weights(words, 1.0 / ids) if len(words.starts) else np.zeros(0)
     random = np.random.default_rng(seed)
-    chosen = mask_policy.choose_positions(words, cap, random, weights=weights).tolist()
+    chosen = plain_masking.choose_positions(words, cap, random, weights=weights).tolist()
     spans = [range(begin, begin + n) for begin, n in zip(words.starts, words.lengths, strict=True)]
     whole = [span for span in spans if set(span) <= set(chosen)]
     assert sorted(itertools.chain(*whole)) == chosen
@@ -124,7 +125,7 @@ def test_weighted_words_are_whole_and_within_the_cap(window, cap: int, seed: int
 def test_eighty_ten_ten() -> None:
     count = 200_000
     labels = np.full(count, 777)
-    masked = mask_policy.mask_tokens(labels, POLICY, np.random.default_rng(0))
+    masked = plain_masking.mask_tokens(labels, POLICY, np.random.default_rng(0))
     shares = [(masked == 4).mean(), (masked == 777).mean()]
     # Four standard deviations of a binomial share are below 0.004 here.
     np.testing.assert_allclose(shares, [0.8, 0.1 + 0.1 / 995], atol=0.004)

@@ -7,45 +7,45 @@ from hypothesis import strategies as st
 
 from data_specs import records
 from pipeline.base import seeding
-from pipeline.masking import mask_policy, window_batches, window_masking, windows
+from pipeline.masking import masks, windows
 from tests.masking import plain_masking
 
 CLS, SEP = 2, 3
 IS_SPECIAL = np.arange(1000) < 5
-POLICY = mask_policy.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
-WEIGHTS = mask_policy.token_weights(np.random.default_rng(0).integers(0, 10**6, 1000), 0.7)
+POLICY = masks.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
+WEIGHTS = masks.token_weights(np.random.default_rng(0).integers(0, 10**6, 1000), 0.7)
 
 
-def _window(random: np.random.Generator) -> window_masking.WindowInput:
+def _window(random: np.random.Generator) -> windows.WindowInput:
     count = int(random.integers(1, 120))
     # Special tokens inside too, also [SEP] itself, as ids of unknown origin might be.
     ids = random.integers(np.where(random.random(count) < 0.1, 0, 5), 999)
     split = None if random.random() < 0.3 else int(random.integers(1, count + 1))
     inputs = windows.build_input(ids, split, CLS, SEP)
-    return window_masking.WindowInput(*inputs, random.random(count) < 0.6)
+    return windows.WindowInput(*inputs, random.random(count) < 0.6)
 
 
-def _decoded(batch: list[window_masking.WindowInput], dtype: str) -> window_batches.Windows:
-    rows = [window_masking.window_features(window, np.dtype(dtype)) for window in batch]
+def _decoded(batch: list[windows.WindowInput], vocab_size: int = 1000) -> windows.Windows:
+    rows = [windows.window_features(window, vocab_size) for window in batch]
     names = (records.INPUT_IDS, records.SEGMENT_LENGTHS, records.WORD_STARTS)
-    columns = [[row[name] for row in rows] for name in names]
-    return window_batches.decode_windows(*columns, np.dtype(dtype))
+    columns = [[b""] * len(rows), *([row[name] for row in rows] for name in names)]
+    return windows.decode_windows(columns, vocab_size)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from(["<u2", "<i4"]))
-def test_records_give_the_windows_back(seed: int, size: int, dtype: str) -> None:
+@given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([1000, 100_000]))
+def test_records_give_the_windows_back(seed: int, size: int, vocab_size: int) -> None:
     random = np.random.default_rng(seed)
     batch = [_window(random) for _ in range(size)]
-    back = _decoded(batch, dtype)
+    back = _decoded(batch, vocab_size)
     inputs = np.split(back.input_ids, np.cumsum(back.lengths)[:-1])
     ends = np.cumsum(back.counts)[:-1]
-    places, starts = np.split(back.places, ends), np.split(back.word_starts, ends)
+    positions, starts = np.split(back.positions, ends), np.split(back.word_starts, ends)
     first = 0
     for row, window in enumerate(batch):
         assert inputs[row].tolist() == window.input_ids.tolist()
         both = back.segment_lengths[row].tolist()
         assert both == [*window.segment_lengths.tolist(), 0][:2]
-        assert (places[row] - first).tolist() == window.places.tolist()
+        assert (positions[row] - first).tolist() == window.positions.tolist()
         # A window's first token begins a word, whatever is stored.
         assert starts[row].tolist() == [True, *window.word_starts[1:].tolist()]
         first += len(window.input_ids)
@@ -57,8 +57,8 @@ def test_each_window_is_masked_as_alone(token_weights, seed: int, size: int) -> 
     random = np.random.default_rng(seed)
     batch = [_window(random) for _ in range(size)]
     keys = [(random.bytes(16), epoch) for epoch in range(size)]
-    masked = window_batches.mask_windows(
-        _decoded(batch, "<u2"),
+    masked = masks.mask_windows(
+        _decoded(batch),
         POLICY,
         IS_SPECIAL,
         seeding.streams(seed, "mask", keys),
@@ -69,7 +69,7 @@ def test_each_window_is_masked_as_alone(token_weights, seed: int, size: int) -> 
     ends = np.cumsum(masked.counts)[:-1]
     positions, labels = np.split(masked.positions, ends), np.split(masked.labels, ends)
     for row, (window, key) in enumerate(zip(batch, keys, strict=True)):
-        words = window_masking.maskable_words(window, POLICY, IS_SPECIAL)
+        words = plain_masking.window_words(window, POLICY, IS_SPECIAL)
         alone = plain_masking.mask_window(
             window, words, POLICY, seeding.stream(seed, "mask", *key), token_weights=token_weights
         )
@@ -81,19 +81,19 @@ def test_each_window_is_masked_as_alone(token_weights, seed: int, size: int) -> 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 3))
 def test_copies_are_masked_one_after_another(seed: int, size: int, copies: int) -> None:
     random = np.random.default_rng(seed)
-    rows = window_batches.join_windows([_window(random) for _ in range(size)])
+    rows = windows.join_windows([_window(random) for _ in range(size)])
 
-    def masked(numbers: range, **settings: int) -> window_batches.MaskedWindows:
+    def masked(numbers: range, **settings: int) -> masks.MaskedWindows:
         streams = (seeding.stream(seed, "mask", number) for number in numbers)
-        return window_batches.mask_windows(rows, POLICY, IS_SPECIAL, streams, **settings)
+        return masks.mask_windows(rows, POLICY, IS_SPECIAL, streams, **settings)
 
     together = masked(range(copies * size), copies=copies)
     alone = [masked(range(copy * size, (copy + 1) * size)) for copy in range(copies)]
     for name in ("input_ids", "positions", "labels", "counts"):
         parts = [getattr(one, name) for one in alone]
         assert getattr(together, name).tolist() == np.concatenate(parts).tolist(), name
-    features = window_batches.masked_features(rows, together, np.dtype("<u2"))
-    each = (window_batches.masked_features(rows, one, np.dtype("<u2")) for one in alone)
+    features = masks.masked_features(rows, together, 1000)
+    each = (masks.masked_features(rows, one, 1000) for one in alone)
     assert list(features) == [row for copy in each for row in copy]
 
 
@@ -101,8 +101,8 @@ def test_copies_are_masked_one_after_another(seed: int, size: int, copies: int) 
 def test_joined_windows_are_those_of_their_records(seed: int, size: int) -> None:
     random = np.random.default_rng(seed)
     batch = [_window(random) for _ in range(size)]
-    joined, decoded = window_batches.join_windows(batch), _decoded(batch, "<u2")
-    for name in ("input_ids", "lengths", "segment_lengths", "places", "counts", "word_starts"):
+    joined, decoded = windows.join_windows(batch), _decoded(batch)
+    for name in ("input_ids", "lengths", "segment_lengths", "positions", "counts", "word_starts"):
         assert getattr(joined, name).tolist() == getattr(decoded, name).tolist(), name
 
 
@@ -112,20 +112,19 @@ def test_by_hand() -> None:
     one = windows.build_input(np.array([6]), None, CLS, SEP)
     batch = _decoded(
         [
-            window_masking.WindowInput(*pair, np.array([False, True, True])),
-            window_masking.WindowInput(*one, np.array([True])),
-        ],
-        "<u2",
+            windows.WindowInput(*pair, np.array([False, True, True])),
+            windows.WindowInput(*one, np.array([True])),
+        ]
     )
     assert batch.input_ids.tolist() == [CLS, 7, 8, SEP, 9, SEP, CLS, 6, SEP]
     assert batch.segment_lengths.tolist() == [[4, 2], [3, 0]]
-    assert batch.places.tolist() == [1, 2, 4, 7]
+    assert batch.positions.tolist() == [1, 2, 4, 7]
     assert batch.word_starts.tolist() == [True] * 4
-    policy = mask_policy.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
+    policy = masks.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
     # Tokens 7 and 8 are special here: 9 and 6 are left.
     special = np.isin(np.arange(1000), [7, 8])
     streams = seeding.streams(1, "mask", [(0,), (1,)])
-    masked = window_batches.mask_windows(batch, policy, special, streams)
+    masked = masks.mask_windows(batch, policy, special, streams)
     assert masked.counts.tolist() == [1, 1]
     assert masked.positions.tolist() == [4, 1]
     assert masked.labels.tolist() == [9, 6]
@@ -134,5 +133,5 @@ def test_by_hand() -> None:
 
 
 def test_rows_are_padded() -> None:
-    rows = window_batches.pad_rows(np.array([5, 3, 8]), np.array([1, 0, 2]), 3)
+    rows = windows.pad_rows(np.array([5, 3, 8]), np.array([1, 0, 2]), 3)
     assert rows.tolist() == [[5, 0, 0], [0, 0, 0], [3, 8, 0]] and rows.dtype == np.int32

@@ -5,16 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
-from pipeline.masking import mask_policy, window_batches, window_masking, windows
+from pipeline.masking import masks, windows
 from tests.masking import plain_masking
 
 CLS, SEP = 2, 3
 IS_SPECIAL = np.arange(1000) < 5
-POLICY = mask_policy.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
+POLICY = masks.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
 
 
 @st.composite
-def window_inputs(draw: st.DrawFn) -> tuple[np.ndarray, window_masking.WindowInput]:
+def window_inputs(draw: st.DrawFn) -> tuple[np.ndarray, windows.WindowInput]:
     """Draws a window of one or two segments: its tokens, and it as an input."""
     count = draw(st.integers(1, 100))
     random = np.random.default_rng(draw(st.integers(0, 10**6)))
@@ -22,15 +22,15 @@ def window_inputs(draw: st.DrawFn) -> tuple[np.ndarray, window_masking.WindowInp
     ids = random.integers(np.where(random.random(count) < 0.1, 0, 5), 999)
     split = draw(st.none() | st.integers(1, count))
     inputs = windows.build_input(ids, split, CLS, SEP)
-    return ids, window_masking.WindowInput(*inputs, random.random(count) < 0.6)
+    return ids, windows.WindowInput(*inputs, random.random(count) < 0.6)
 
 
 @given(st.lists(window_inputs(), min_size=1, max_size=3), st.integers(0, 100))
 def test_the_labels_at_their_positions_give_the_windows_back(drawn, seed: int) -> None:
-    rows = window_batches.join_windows([window for _, window in drawn])
+    rows = windows.join_windows([window for _, window in drawn])
     streams = (np.random.default_rng(seed + row) for row in range(len(drawn)))
-    masked = window_batches.mask_windows(rows, POLICY, IS_SPECIAL, streams)
-    found = window_batches.masked_features(rows, masked, np.dtype("<u2"))
+    masked = masks.mask_windows(rows, POLICY, IS_SPECIAL, streams)
+    found = masks.masked_features(rows, masked, 1000)
     for (ids, window), features in zip(drawn, found, strict=True):
         assert window.token_ids.tolist() == ids.tolist()
         values = {name: np.frombuffer(value, "<u2") for name, value in features.items()}
@@ -43,16 +43,16 @@ def test_the_labels_at_their_positions_give_the_windows_back(drawn, seed: int) -
 def test_by_hand() -> None:
     """A window of the tokens 7, 8 | 9 whose second word spans the segments' border."""
     inputs = windows.build_input(np.array([7, 8, 9]), 2, CLS, SEP)
-    window = window_masking.WindowInput(*inputs, np.array([True, True, False]))
-    features = window_masking.window_features(window, np.dtype("<u2"))
+    window = windows.WindowInput(*inputs, np.array([True, True, False]))
+    features = windows.window_features(window, 1000)
     values = {name: np.frombuffer(value, "<u2").tolist() for name, value in features.items()}
     assert values == {
         records.INPUT_IDS: [CLS, 7, 8, SEP, 9, SEP],
         records.SEGMENT_LENGTHS: [4, 2],
         records.WORD_STARTS: [1, 2],
     }
-    policy = mask_policy.MaskingPolicy(0.3, 20, 4, np.arange(5, 1000))
-    words = window_masking.maskable_words(window, policy, IS_SPECIAL)
+    policy = masks.MaskingPolicy(0.3, 20, 4, np.arange(5, 1000))
+    words = plain_masking.window_words(window, policy, IS_SPECIAL)
     assert (words.starts.tolist(), words.lengths.tolist()) == ([0, 1], [1, 2])
     # A word so much preferred that it is always the first, and the other has no room then.
     weights = np.where(np.isin(np.arange(1000), [8, 9]), 1.0, 1e-12)

@@ -19,11 +19,13 @@ FORWARD = """
 import sys
 import numpy as np
 import jax
-from pipeline.models import encoder, layer_init, weight_names
+from pipeline.base.location import Location
+from pipeline.models import encoder, weight_names
+from pipeline.models.initialization import from_teacher
 from pipeline.models.formats.model_directory import find_model, load_masked_lm
 
 folder = sys.argv[1]
-model = load_masked_lm(find_model(folder, "--teacher"))
+model = load_masked_lm(find_model(Location.parse(folder)))
 assert "tensorflow" not in sys.modules
 with np.load(folder + "/batch.npz") as file:
     batch = dict(file)
@@ -40,7 +42,9 @@ np.savez(folder + "/jax.npz", logits=np.asarray(model(batch)), **by_path)
 
 LIGHT = """
 import sys
-from pipeline.models import checkpoints, config, weight_names, layer_init
+from pipeline.models import config, families, layer_groups, weight_names
+from pipeline.models.formats import model_directory
+from pipeline.models.initialization import from_teacher
 heavy = {"tensorflow", "keras", "jax", "torch"} & set(sys.modules)
 assert not heavy, heavy
 """

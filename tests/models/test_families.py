@@ -1,8 +1,10 @@
-"""RoBERTa, XLM-R and DistilBERT: BERT's encoder with their names, positions and segments."""
+"""Model families: declarations, names of weights, and what each computes beside BERT."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
+import pkgutil
 import re
 
 import numpy as np
@@ -16,8 +18,10 @@ from data_specs.records import (
     SEGMENT_IDS,
 )
 from pipeline.base.errors import InputError
+from pipeline.models import families
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.families import FAMILIES, find_family
 from pipeline.models.formats.model_directory import (
     assign_weights,
     find_model,
@@ -25,9 +29,9 @@ from pipeline.models.formats.model_directory import (
     load_masked_lm,
 )
 from pipeline.models.formats.model_directory import save_hf as save
-from pipeline.models.initialization.layer_init import student_weights
+from pipeline.models.initialization.from_teacher import student_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
-from pipeline.models.weight_names import tied_hf_names, weight_table
+from pipeline.models.weight_names import HF, TF1, check_tensors, tied_hf_names, weight_table
 
 BERT = EncoderConfig(
     vocab_size=37,
@@ -49,12 +53,19 @@ DISTILBERT = dataclasses.replace(BERT, model_type="distilbert", type_vocab_size=
 ALBERT = dataclasses.replace(
     BERT, model_type="albert", embedding_size=6, type_vocab_size=2, num_hidden_layers=3
 )
-FAMILIES = {
-    "roberta": ROBERTA,
-    "xlm-roberta": dataclasses.replace(ROBERTA, model_type="xlm-roberta"),
-    "distilbert": DISTILBERT,
-    "albert": ALBERT,
-}
+
+
+def _example(model_type: str) -> EncoderConfig:
+    """Returns a small configuration of any family, made from its declaration."""
+    family = FAMILIES[model_type]
+    return dataclasses.replace(
+        BERT,
+        model_type=model_type,
+        max_position_embeddings=22,
+        type_vocab_size=2 if family.has_segments else 0,
+        embedding_size=6 if family.projects_embeddings else None,
+        **family.config_defaults,
+    )
 
 
 def _batch(pad_id: int) -> dict[str, np.ndarray]:
@@ -146,13 +157,54 @@ def test_robertas_head_has_gelu_whatever_its_layers_have() -> None:
     assert dataclasses.replace(BERT, hidden_act="relu").head_act == "relu"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_written_and_read_again(tmp_path: pathlib.Path, family: str) -> None:
-    model = MaskedLM(FAMILIES[family], seed=4)
+def test_every_module_of_the_package_is_in_the_table() -> None:
+    modules = {name for _, name, _ in pkgutil.iter_modules(families.__path__)} - {"base"}
+    declared = {
+        importlib.import_module(f"{families.__name__}.{name}").FAMILY.model_type for name in modules
+    }
+    assert declared == set(FAMILIES)
+    assert len(modules) == len(FAMILIES)
+    for model_type, family in FAMILIES.items():
+        assert family.model_type == model_type
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
+    for value in ("t5", [], None):
+        with pytest.raises(InputError) as error:
+            find_family(value)
+        assert error.value.subject == "model_type"
+        assert all(name in error.value.expected for name in FAMILIES)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_names_of_weights_are_unique_and_surplus_ones_of_the_encoder_refused(
+    model_type: str, tmp_path
+) -> None:
+    config = _example(model_type)
+    table = weight_table(config)
+    for layout in (HF, TF1):
+        assert len(dict(row.stored(layout) for row in table)) == len(table)
+    for row in table:
+        surplus = {row.hf: row.stored(HF)[1] for row in table} | {f"{row.hf}.x": (1,)}
+        if row.ours.startswith("encoder/"):
+            with pytest.raises(InputError):
+                check_tensors(surplus, table, layout=HF, where=tmp_path)
+        else:
+            check_tensors(surplus, table, layout=HF, where=tmp_path)
+    originals = set(tied_hf_names(config).values())
+    assert originals and originals <= {row.hf for row in table}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_configuration_and_weights_come_back_as_they_were_written(
+    tmp_path: pathlib.Path, model_type: str
+) -> None:
+    config = _example(model_type)
+    model = MaskedLM(config, seed=4)
     save(tmp_path, model)
     source = find_model(tmp_path)
-    assert source.config == FAMILIES[family]
-    batch = _batch(FAMILIES[family].pad_token_id)
+    assert source.config == config
+    batch = _batch(config.pad_token_id)
     np.testing.assert_array_equal(load_masked_lm(source)(batch), model(batch))
     config, weights = student_weights(source.read_weights(), source.config, layer_map=(1,))
     student = MaskedLM(config)
@@ -161,23 +213,38 @@ def test_written_and_read_again(tmp_path: pathlib.Path, family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "key", "received"),
     [
-        ({"model_type": "t5"}, "model_type: expected one of bert, roberta, xlm-roberta, distilb"),
-        ({"max_position_embeddings": 2}, "max_position_embeddings: expected more than 2"),
-        ({"vocab_size": None}, "vocab_size: expected a value, the key is missing"),
-        ({"model_type": "albert"}, "embedding_size: expected a positive integer, received None"),
-        (
-            {"model_type": "albert", "num_hidden_groups": 2},
-            "num_hidden_groups: expected 1, received 2",
-        ),
+        ({"model_type": "t5"}, "model_type", "'t5'"),
+        ({"max_position_embeddings": 2}, "max_position_embeddings", "2"),
+        ({"vocab_size": None}, "vocab_size", "none, the key is missing"),
+        ({"model_type": "albert"}, "embedding_size", "None"),
+        ({"model_type": "albert", "num_hidden_groups": 2}, "num_hidden_groups", "2"),
     ],
 )
-def test_what_is_no_roberta(tmp_path, changes: dict, message: str) -> None:
+def test_configurations_that_a_family_does_not_allow(
+    tmp_path, changes: dict, key: str, received: str
+) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**ROBERTA.to_hf(), **changes}))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as error:
         EncoderConfig.from_json(path)
+    assert (error.value.subject, error.value.received) == (f"{path}: {key}", received)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"embedding_size": 8}, "embedding_size"),
+        ({"model_type": "distilbert"}, "type_vocab_size"),
+        ({"model_type": "albert"}, "embedding_size"),
+        ({"model_type": "albert", "embedding_size": True}, "embedding_size"),
+    ],
+)
+def test_fields_that_a_family_does_not_have_or_lacks(changes: dict, key: str) -> None:
+    with pytest.raises(InputError) as error:
+        dataclasses.replace(BERT, **changes)
+    assert error.value.subject == key
 
 
 def test_distilberts_own_keys(tmp_path) -> None:
@@ -187,8 +254,9 @@ def test_distilberts_own_keys(tmp_path) -> None:
     path.write_text(json.dumps(written))
     assert EncoderConfig.from_json(path) == DISTILBERT
     path.write_text(json.dumps({key: value for key, value in written.items() if key != "dim"}))
-    with pytest.raises(InputError, match="dim: expected a value, the key is missing"):
+    with pytest.raises(InputError) as error:
         EncoderConfig.from_json(path)
+    assert error.value.subject == f"{path}: dim"
 
 
 @pytest.mark.peers
@@ -198,7 +266,7 @@ def test_against_transformers(tmp_path, family: str) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    config = FAMILIES[family]
+    config = _example(family)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     settings = transformers.AutoConfig.for_model(

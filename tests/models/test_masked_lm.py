@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from data_specs import records
+from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
@@ -55,7 +56,7 @@ def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None:
-    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir)))
+    model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
     np.testing.assert_allclose(np.asarray(model(inputs)), golden["logits"], atol=1e-5)
     states = model.activations(inputs)[records.HIDDEN_STATES]
@@ -65,7 +66,7 @@ def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None
 
 
 def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_dir) -> None:
-    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir)))
+    model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     positions = np.array([[3, 1], [0, 0], [2, 9]], "int32")
     logits = np.asarray(model({**_inputs(golden), records.MASKED_LM_POSITIONS: positions}))
     expected = np.take_along_axis(golden["logits"], positions[..., None], axis=1)
@@ -73,7 +74,7 @@ def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_di
 
 
 def test_padding_changes_nothing(golden, golden_dir) -> None:
-    model = model_directory.load_masked_lm(model_directory.find_model(str(golden_dir)))
+    model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
     cut = {name: value[2:, :4] for name, value in inputs.items()}
     whole = np.asarray(model(inputs))[2:, :4]
@@ -81,7 +82,7 @@ def test_padding_changes_nothing(golden, golden_dir) -> None:
 
 
 def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_dir) -> None:
-    source = model_directory.find_model(str(golden_dir))
+    source = model_directory.find_model(golden_dir)
     inputs = _inputs(golden)
     errors = {}
     for logits_dtype in (None, "float32"):
@@ -95,7 +96,7 @@ def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_d
 
 
 def test_dropout_is_seeded_and_only_in_training() -> None:
-    config = EncoderConfig.from_json(CONFIG_FILE)
+    config = EncoderConfig.from_json(Location.parse(CONFIG_FILE))
     inputs = {
         name: np.ones((2, 6), "int32")
         for name in (records.INPUT_IDS, records.INPUT_MASK, records.MASKED_LM_POSITIONS)
@@ -114,8 +115,9 @@ def test_jax_computes_the_same(golden_dir, golden) -> None:
     np.savez(golden_dir / "inputs.npz", **_inputs(golden))
     code = (
         "import sys, numpy as np; sys.modules['tensorflow'] = None\n"
-        "from pipeline.models import checkpoints\n"
-        f"source = model_directory.find_model({str(golden_dir)!r}, '--teacher')\n"
+        "from pipeline.base.location import Location\n"
+        "from pipeline.models.formats import model_directory\n"
+        f"source = model_directory.find_model(Location.parse({str(golden_dir)!r}))\n"
         "model = model_directory.load_masked_lm(source)\n"
         f"inputs = dict(np.load({str(golden_dir / 'inputs.npz')!r}))\n"
         f"np.save({str(golden_dir / 'logits.npy')!r}, np.asarray(model(inputs)))\n"
@@ -172,8 +174,8 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path, activation: str
 @pytest.mark.peers
 @pytest.mark.shared
 def test_the_real_teacher_is_the_same_in_transformers() -> None:
-    directory = SHARED / "models" / "zh-bert-4L-256"
-    model = model_directory.load_masked_lm(model_directory.find_model(str(directory)))
+    directory = Location.parse(SHARED / "models" / "zh-bert-4L-256")
+    model = model_directory.load_masked_lm(model_directory.find_model(directory))
     inputs = _random_inputs(21128, 64)
     logits, _ = _peer_logits(directory, inputs)
     real = inputs[records.INPUT_MASK].astype(bool)

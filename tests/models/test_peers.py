@@ -12,6 +12,7 @@ from data_specs.records import (
     MASKED_LM_POSITIONS,
     SEGMENT_IDS,
 )
+from pipeline.base.location import Location
 from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.formats.model_directory import (
     assign_weights,
@@ -20,7 +21,7 @@ from pipeline.models.formats.model_directory import (
     load_masked_lm,
     save_hf,
 )
-from pipeline.models.initialization.layer_init import default_layer_map, student_weights
+from pipeline.models.initialization.from_teacher import default_layer_map, student_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
@@ -133,7 +134,7 @@ def test_exported_student_in_theirs(tmp_path, config, weights):
 
 @pytest.mark.shared
 def test_public_tf1_fixture_lands():
-    source = find_model(SHARED / "data/fixtures/tf1_tiny_ckpt")
+    source = find_model(Location.parse(SHARED / "data/fixtures/tf1_tiny_ckpt"))
     model = load_masked_lm(source)
     found = source.read_weights()
     for name, value in get_weights(model).items():
@@ -145,7 +146,7 @@ def test_public_tf1_fixture_lands():
 @pytest.mark.shared
 @pytest.mark.peers
 def test_real_teacher_parity():
-    directory = SHARED / "models/zh-bert-4L-256"
+    directory = Location.parse(SHARED / "models/zh-bert-4L-256")
     model = load_masked_lm(find_model(directory))
     # Its logits reach 20, where one float32 rounding is 2e-6.
     assert_parity(model, load_torch(directory), make_batch(21_128, 64), atol=3e-5)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_specs.records import HIDDEN_STATES
-from pipeline.models.config import ALBERT, EncoderConfig
+from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import ATTENTIONS, EncoderLayer
 from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
@@ -100,7 +100,7 @@ def test_the_same_numbers_on_tensorflow(config, weights, batch, rate: float) -> 
 
 
 def test_albert_applies_one_layer_again_and_again(config, batch) -> None:
-    config = dataclasses.replace(config, model_type=ALBERT, embedding_size=8)
+    config = dataclasses.replace(config, model_type="albert", embedding_size=8)
     results = []
     for recompute in (False, True):
         model = MaskedLM(config, seed=3)

@@ -20,7 +20,7 @@ def test_batches_hold_every_example_once(lengths: list[int], batch_size: int) ->
 
 def _example(ids: list[int], segments: list[int], positions: list[int]):
     return MaskedExample(
-        features={},
+        example_id=bytes(16),
         input_ids=np.array(ids),
         segment_lengths=np.array(segments),
         masked_lm_positions=np.array(positions),

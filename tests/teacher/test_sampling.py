@@ -14,8 +14,7 @@ DRAWS = 8
 
 def _example(name: str, positions: list[int]) -> MaskedExample:
     places = np.array(positions)
-    features = {records.EXAMPLE_ID: name.encode()}
-    return MaskedExample(features, np.zeros(9, int), np.array([9, 0]), places, places)
+    return MaskedExample(name.encode(), np.zeros(9, int), np.array([9, 0]), places, places)
 
 
 def _shares(drawn, row: int, vocab_size: int) -> np.ndarray:

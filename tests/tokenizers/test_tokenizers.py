@@ -9,17 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.wordpiece import WordPieceTokenizer
 
-SHARED = pathlib.Path(__file__).parents[3] / "shared"
+SHARED = Location.parse(pathlib.Path(__file__).parents[3] / "shared")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(vocab_file) -> WordPieceTokenizer:
     """The tests' vocabulary, lower-casing."""
-    return load_tokenizer(str(vocab_file), do_lower_case=True)
+    return load_tokenizer(vocab_file, do_lower_case=True)
 
 
 def test_tokens_by_hand(tokenizer) -> None:
@@ -54,7 +55,7 @@ def test_no_text_becomes_a_special_token_but_unk(tokenizer, text: str) -> None:
 
 
 def test_case_is_kept_where_asked(vocab_file) -> None:
-    cased = load_tokenizer(str(vocab_file), do_lower_case=False)
+    cased = load_tokenizer(vocab_file, do_lower_case=False)
     unknown = cased.special_ids["unk"]
     assert cased.tokenize("THE").ids.tolist() == [unknown]
     assert cased.tokenize("the").ids.tolist() != [unknown]
@@ -65,11 +66,11 @@ def test_a_vocabulary_of_windows_lines_and_a_wrong_encoding(tmp_path) -> None:
     path = tmp_path / "vocab.txt"
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "一"]
     path.write_bytes("\r\n".join([*tokens, "", ""]).encode())
-    loaded = load_tokenizer(str(path), do_lower_case=True)
+    loaded = load_tokenizer(path, do_lower_case=True)
     assert loaded.vocab == tuple(tokens)
     path.write_bytes("\n".join([*tokens, "好"]).encode("gb18030"))
-    with pytest.raises(InputError, match="vocab_file: expected UTF-8 text"):
-        load_tokenizer(str(path), do_lower_case=True)
+    with pytest.raises(InputError, match="vocab.txt: expected UTF-8 text"):
+        load_tokenizer(path, do_lower_case=True)
 
 
 @pytest.mark.peers
@@ -77,7 +78,7 @@ def test_a_vocabulary_of_windows_lines_and_a_wrong_encoding(tmp_path) -> None:
 def test_real_text_becomes_the_tokens_of_transformers(tmp_path) -> None:
     transformers = pytest.importorskip("transformers")
     vocab_file = SHARED / "data" / "vocab" / "bert_chinese_21128.txt"
-    ours = load_tokenizer(str(vocab_file), do_lower_case=True)
+    ours = load_tokenizer(vocab_file, do_lower_case=True)
     for name, content in ours.files().items():
         (tmp_path / name).write_bytes(content)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Pages and charts read back: a strict parser, and values found from a chart's own ticks."""
+"""Pages read back by a strict parser, and their charts with the hints of their points."""
 
 import html.parser
 import re
@@ -8,14 +8,19 @@ VOID = {"br", "hr", "link", "meta", "wbr"}
 
 
 class _Parser(html.parser.HTMLParser):
-    """Collects what is in a page, and refuses end tags that do not fit."""
+    """Collects the content of a page, and refuses end tags that do not fit."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.tables: list[list[list[str]]] = []
-        self.text: list[str] = []
+        self.texts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """All texts, with single spaces."""
+        return " ".join("".join(self.texts).split())
 
     def handle_starttag(self, tag, attrs) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -34,7 +39,7 @@ class _Parser(html.parser.HTMLParser):
     def handle_data(self, data) -> None:
         if self.open and self.open[-1] == "style":
             return
-        self.text.append(data)
+        self.texts.append(data)
         if {"td", "th"} & set(self.open):
             self.tables[-1][-1][-1] += data
 
@@ -46,61 +51,31 @@ def parse(page: str) -> _Parser:
     parser.close()
     assert parser.open == []
     names = {tag for tag, _ in parser.tags}
-    assert not names & {"script", "iframe", "object", "img", "base", "form"}
+    assert not names & {"script", "iframe", "object", "img", "image", "base", "form"}
     for tag, attributes in parser.tags:
         assert not [name for name in attributes if name.startswith("on") or name == "src"]
         assert tag == "link" or "href" not in attributes
-    assert "url(" not in page and "@import" not in page
+        assert attributes.get("xlink:href", "#").startswith("#")
+    assert not re.search(r"url\((?!#)|@import", page)
     return parser
 
 
-def charts(page: str) -> list[ElementTree.Element]:
-    """Returns the charts of a page, in its order."""
-    return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", page, re.S)]
+def charts(page: str) -> dict[str, ElementTree.Element]:
+    """Returns the charts of a page by their descriptions, in its order."""
+    found = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]
+    return {chart.get("aria-label"): chart for chart in found}
 
 
-def _number(text: str) -> float:
-    factor = 0.01 if text.endswith("%") else 1.0
-    return factor * float(text.rstrip("%").replace(",", ""))
+def hints(chart: ElementTree.Element) -> dict[str, list[str]]:
+    """Returns the hints of the points of each series."""
+    groups = [group for group in chart.iter() if group.get("data-name") is not None]
+    return {group.get("data-name"): _texts(group, "title") for group in groups}
 
 
-def read_points(
-    chart: ElementTree.Element, *, log_x: bool = False, log_y: bool = False
-) -> dict[str, list[tuple[float, float]]]:
-    """Returns the values of each series, measured by the ticks beside the axes."""
-    import numpy as np
-
-    ticks = [one for one in chart.iter("text") if one.get("class") == "tick"]
-    across = [one for one in ticks if one.get("text-anchor") == "middle"]
-    up = [one for one in ticks if one.get("text-anchor") == "end"]
-
-    def measure(found, name, shift, logarithmic):
-        values = np.array([_number(one.text) for one in found])
-        places = np.array([float(one.get(name)) - shift for one in found])
-        assert len(found) >= 2
-        slope, start = np.polyfit(places, np.log(values) if logarithmic else values, 1)
-        return lambda place: float(
-            np.exp(slope * place + start) if logarithmic else slope * place + start
-        )
-
-    x, y = measure(across, "x", 0.0, log_x), measure(up, "y", 4.0, log_y)
-    found = {}
-    for group in chart.iter("g"):
-        if group.get("class") == "series":
-            line = group.find("polyline")
-            if line is not None:
-                pairs = [pair.split(",") for pair in line.get("points").split()]
-            else:
-                circles = [one for one in group.iter("circle") if one.get("class") == "point"]
-                pairs = [(one.get("cx"), one.get("cy")) for one in circles]
-            found[group.get("data-name")] = [(x(float(a)), y(float(b))) for a, b in pairs]
-    return found
+def texts(chart: ElementTree.Element) -> list[str]:
+    """Returns the texts of a chart: ticks, titles, labels and the legend."""
+    return _texts(chart, "text")
 
 
-def labels(chart: ElementTree.Element) -> list[tuple[str, float, float]]:
-    """Returns text, x and y of each label."""
-    return [
-        (one.text, float(one.get("x")), float(one.get("y")))
-        for one in chart.iter("text")
-        if one.get("class") == "label"
-    ]
+def _texts(element: ElementTree.Element, tag: str) -> list[str]:
+    return [one.text for one in element.iter() if one.tag.rpartition("}")[2] == tag]

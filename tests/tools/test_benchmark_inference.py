@@ -16,9 +16,8 @@ from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.models.weight_names import count_parameters
 from tests.conftest import save_tiny_bert
 from tools import benchmark_inference as tool
-from tools.dev.benchmarks import measurement
-from tools.dev.workloads import inference_programs
-from tools.dev.workloads.inference_programs import Batches
+from tools import inference_programs, measurement
+from tools.inference_programs import Batches
 
 ROOT = pathlib.Path(__file__).parents[2]
 on_tensorflow = pytest.mark.skipif(

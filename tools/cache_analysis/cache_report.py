@@ -2,23 +2,20 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from data_specs import records
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.models import layer_groups
-from pipeline.models.group_means import mean_state
-from pipeline.models.masked_lm import MaskedLM, gather_positions
+from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs import HIDDEN_CODECS, HiddenCodec
-from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import SAMPLED, Manifest
-from pipeline.storage.records import MaskedExample
+from pipeline.storage.records import TeacherTargets
+from pipeline.teacher import capture, forward
 from tools.cache_analysis import dense_sample, fidelity
 from tools.cache_analysis.dense_sample import DenseBatch
 
@@ -79,57 +76,6 @@ class CacheReport:
     bytes_per_position: Mapping[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Cached:
-    """What a cache holds at the positions of a batch, decoded.
-
-    Attributes:
-        ids: int32 [positions, K].
-        logits: float32 [positions, K].
-        log_tail_masses: float64 [positions, T].
-        label_log_probs: float64 [positions].
-    """
-
-    ids: np.ndarray
-    logits: np.ndarray
-    log_tail_masses: np.ndarray
-    label_log_probs: np.ndarray
-
-
-def decode_examples(
-    cache: CacheInput, codec: TopKCodec, examples: Sequence[MaskedExample]
-) -> Cached:
-    """Decodes a teacher's word on several examples.
-
-    Args:
-        cache: the teacher cache.
-        codec: its codec.
-        examples: its records.
-
-    Raises:
-        InputError: a record is damaged.
-    """
-    num_temperatures = len(cache.manifest.teacher_info.temperatures)
-    rows = []
-    for example in examples:
-        count = len(example.masked_lm_ids)
-        try:
-            ids, logits = codec.decode(example.features, count)
-            tails = np.frombuffer(example.features[records.LOG_TAIL_MASSES], "<f4")
-            tails = tails.reshape(count, num_temperatures).astype(np.float64)
-            labels = np.frombuffer(example.features[records.LABEL_LOG_PROBS], "<f2")
-            if len(labels) != count:
-                raise ValueError(f"expected {count} label_log_probs, received {len(labels)}")
-            # A log of −inf is a mass of 0.
-            if not np.isfinite(logits).all() or np.isnan(tails).any() or np.isnan(labels).any():
-                raise ValueError("expected numbers, received NaN or infinity")
-        except (KeyError, ValueError) as error:
-            name = example.features[records.EXAMPLE_ID].hex()
-            raise InputError(cache.directory, received=f"broken record {name}: {error}") from error
-        rows.append((ids, logits, tails, labels.astype(np.float64)))
-    return Cached(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
-
-
 class _Comparison:
     """Sums over the batches of a sample."""
 
@@ -139,18 +85,17 @@ class _Comparison:
         self.positions: dict[Any, list[np.ndarray]] = collections.defaultdict(list)
         self.largest: dict[str, float] = collections.defaultdict(float)
 
-    def add(self, batch: DenseBatch, cached: Cached) -> None:
+    def add(self, batch: DenseBatch, cached: TeacherTargets) -> None:
         """Compares the positions of a batch."""
         labels = batch.labels
         for block in batch.blocks():
-            part = Cached(*(getattr(cached, f.name)[block] for f in dataclasses.fields(cached)))
-            logits = batch.logits[block]
+            part, logits = cached[block], batch.logits[block]
             for column, temperature in enumerate(self.temperatures):
                 self._add_temperature(logits, part, column, temperature)
             self._add_guesses(fidelity.log_softmax(logits), part, labels[block])
 
     def _add_temperature(
-        self, logits: np.ndarray, cached: Cached, column: int, temperature: float
+        self, logits: np.ndarray, cached: TeacherTargets, column: int, temperature: float
     ) -> None:
         log_probs = fidelity.log_softmax(logits, temperature)
         exact_tail = fidelity.measure_tail(log_probs, cached.ids).log_mass
@@ -166,7 +111,9 @@ class _Comparison:
             self.positions["mass"].append(np.exp(exact).sum(axis=-1))
             self.positions["cached_confidence"].append(np.exp(stored[:, 0]))
 
-    def _add_guesses(self, log_probs: np.ndarray, cached: Cached, labels: np.ndarray) -> None:
+    def _add_guesses(
+        self, log_probs: np.ndarray, cached: TeacherTargets, labels: np.ndarray
+    ) -> None:
         guesses = log_probs.argmax(axis=-1)
         self._raise("label", log_probs[np.arange(len(labels)), labels], cached.label_log_probs)
         measured = {
@@ -200,40 +147,18 @@ class _Comparison:
         )
 
 
-def decode_states(cache: CacheInput, codec: HiddenCodec, example: MaskedExample) -> np.ndarray:
-    """Decodes the cached hidden states of an example, float32 [P, G, D].
-
-    Raises:
-        InputError: there are none, or they are damaged.
-    """
-    # Sixteen bytes; of a broken record as many as it has of them.
-    name = example.features.get(records.EXAMPLE_ID, b"")[:16].hex()
-    try:
-        states = codec.decode(example.features, len(example.masked_lm_ids))
-    except (KeyError, ValueError) as error:
-        raise InputError(cache.directory, received=f"broken record {name}: {error}") from error
-    if not np.isfinite(states).all():
-        raise InputError(
-            cache.directory, received=f"broken record {name}: states that are no numbers"
-        )
-    return states
-
-
 class _HiddenComparison:
     """Sums over the hidden states of a sample, by group of layers."""
 
     def __init__(self, manifest: Manifest) -> None:
-        info = manifest.teacher_info
-        self.groups = info.hidden_groups
-        self.codec = HIDDEN_CODECS[info.hidden_encoding](len(self.groups), info.hidden_size)
+        self.groups = manifest.teacher_info.hidden_groups
         self.error = np.zeros(len(self.groups))
         self.cosines: list[np.ndarray] = []
 
-    def add(self, cache: CacheInput, batch: DenseBatch) -> None:
-        """Compares the states of a batch with what the cache holds."""
+    def add(self, batch: DenseBatch, cached: TeacherTargets) -> None:
+        """Compares the states of a batch with the cached ones."""
         exact = batch.kept[records.HIDDEN_STATES].astype(np.float64)
-        states = [decode_states(cache, self.codec, example) for example in batch.examples]
-        stored = np.concatenate(states).astype(np.float64)
+        stored = cached.hidden_states.astype(np.float64)
         self.error = np.maximum(self.error, np.abs(exact - stored).max(axis=(0, 2)))
         norms = np.linalg.norm(exact, axis=-1) * np.linalg.norm(stored, axis=-1)
         # States of zeros point nowhere.
@@ -289,19 +214,15 @@ def expect_teacher(cache: CacheInput, sha256: str) -> None:
         )
 
 
-def _keep_hidden(cache: CacheInput, num_layers: int) -> Callable[..., dict[str, Any]]:
+def _keep_hidden(cache: CacheInput, num_layers: int) -> forward.Keep:
     with naming_setting("teacher"):
         groups = layer_groups.parse_teacher_groups(
             ",".join(cache.manifest.teacher_info.hidden_groups), num_layers
         )
 
-    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        means = [mean_state(outputs[records.HIDDEN_STATES], group) for group in groups]
-        places = batch[records.MASKED_LM_POSITIONS]
-        states = [gather_positions(mean, places) for mean in means]
-        return {records.HIDDEN_STATES: ops.stack(states, axis=2)}
-
-    return keep
+    return lambda outputs, batch: {
+        records.HIDDEN_STATES: capture.keep_hidden_states(groups, outputs, batch)
+    }
 
 
 def measure_cache(
@@ -336,9 +257,10 @@ def measure_cache(
     sizes: collections.Counter[str] = collections.Counter()
     num_examples = 0
     for batch in dense_sample.run_teacher(model, examples, manifest, batch_size=batch_size, **keep):
-        compared.add(batch, decode_examples(cache, codec, batch.examples))
+        cached = dense_sample.decode_targets(cache, codec, batch.examples)
+        compared.add(batch, cached)
         if hidden is not None:
-            hidden.add(cache, batch)
+            hidden.add(batch, cached)
         num_examples += len(batch.examples)
         for example in batch.examples:
             sizes.update({name: len(content) for name, content in example.features.items()})

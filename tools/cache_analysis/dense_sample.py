@@ -9,15 +9,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from data_specs import records
 from pipeline.base import seeding
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 from pipeline.storage import length_buckets, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs import TopKCodec
 from pipeline.storage.manifest import Manifest
-from pipeline.storage.records import MaskedExample
+from pipeline.storage.records import MaskedExample, TeacherTargets
 from pipeline.teacher import forward
 
 _PURPOSE = "dense sample"
@@ -27,7 +27,7 @@ _BLOCK_NUMBERS = 2**21
 
 @dataclasses.dataclass(frozen=True)
 class DenseBatch:
-    """What the teacher says of some examples.
+    """The teacher's output for some examples.
 
     Attributes:
         examples: the examples.
@@ -73,8 +73,8 @@ def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
     manifest = cache.manifest
     shards = [shard for split in manifests.SPLITS for shard in manifest.splits.get(split, ())]
     total = sum(shard.num_examples for shard in shards)
-    stream = seeding.stream(manifest.seed, _PURPOSE, total)
-    places = np.sort(stream.choice(total, min(size, total), replace=False)) if total else []
+    rng = seeding.stream(manifest.seed, _PURPOSE, total)
+    places = np.sort(rng.choice(total, min(size, total), replace=False)) if total else []
     drawn: list[MaskedExample] = []
     first = 0
     for shard in shards:
@@ -84,33 +84,52 @@ def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
         first = end
     if not any(len(example.masked_lm_ids) for example in drawn):
         raise InputError(
-            cache.flag,
+            cache.directory,
             "examples with masked positions",
-            f"{cache.directory}, which has none of {total} examples",
+            f"none of {total} examples",
         )
     return drawn
 
 
 def _read(cache: CacheInput, file: str, wanted: Sequence[int]) -> list[MaskedExample]:
-    """Reads the records of a shard that stand at `wanted`, ascending."""
+    """Reads the records of a shard at the indices `wanted`, ascending."""
     if not wanted:
         return []
-    path, places, found = cache.directory / file, set(wanted), []
-    for place, record in enumerate(serialization.read_records(path)):
-        if place in places:
+    path, examples = cache.directory / file, []
+    for index, record in enumerate(serialization.read_records(path)):
+        if index == wanted[len(examples)]:
             try:
-                example = MaskedExample.from_record(record, cache.manifest)
+                examples.append(MaskedExample.from_record(record, cache.manifest))
             except (KeyError, ValueError) as error:
                 raise InputError(path, received=f"broken record: {error}") from error
-            found.append(example)
-        if place == wanted[-1]:
-            break
-    if len(found) < len(wanted):
-        raise InputError(path, f"a record at {wanted[len(found)]}", "fewer")
-    return found
+        if len(examples) == len(wanted):
+            return examples
+    raise InputError(path, f"a record at {wanted[len(examples)]}", "fewer")
 
 
-Keep = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+def decode_targets(
+    cache: CacheInput, codec: TopKCodec, examples: Sequence[MaskedExample]
+) -> TeacherTargets:
+    """Decodes the cached targets of several examples, joined.
+
+    Args:
+        cache: the teacher cache.
+        codec: its codec.
+        examples: its records.
+
+    Raises:
+        InputError: a record is damaged.
+    """
+    targets = []
+    for example in examples:
+        try:
+            targets.append(
+                TeacherTargets.from_features(example.features, codec, cache.manifest.teacher_info)
+            )
+        except (KeyError, ValueError) as error:
+            name = example.example_id[:16].hex()
+            raise InputError(cache.directory, received=f"broken record {name}: {error}") from error
+    return TeacherTargets.join(targets)
 
 
 def run_teacher(
@@ -119,11 +138,11 @@ def run_teacher(
     manifest: Manifest,
     *,
     batch_size: int,
-    keep: Keep = lambda outputs, batch: {},
+    keep: forward.Keep = lambda outputs, batch: {},
 ) -> Iterator[DenseBatch]:
-    """Runs the teacher over examples, each padded to the length that stage 1b gives it.
+    """Runs the teacher over examples, each padded to the length that capture gives it.
 
-    Stage 1b sorts thousands of examples by length, so that nearly all stand among
+    Capture sorts thousands of examples by length, so that nearly all stand among
     examples of their own padded length. Here there are few: those of one padded
     length are a batch by themselves, and what a full batch would have taken is
     shared out among as many as it holds.
@@ -141,7 +160,7 @@ def run_teacher(
     Raises:
         InputError: the teacher's logits are not finite.
     """
-    forward = forward.compile_forward(
+    run = forward.compile_forward(
         model, lambda outputs, batch: {LOGITS: outputs[LOGITS], **keep(outputs, batch)}
     )
     by_length: dict[int, list[MaskedExample]] = collections.defaultdict(list)
@@ -153,11 +172,11 @@ def run_teacher(
     for _, group in sorted(by_length.items()):
         for begin in range(0, len(group), batch_size):
             chosen = group[begin : begin + batch_size]
-            yield _run_batch(forward, chosen, manifest, batch_size, warm)
+            yield _run_batch(run, chosen, manifest, batch_size, warm)
 
 
 def _run_batch(
-    forward: Callable[[forward.Arrays], forward.Arrays],
+    run: Callable[[forward.Arrays], forward.Arrays],
     examples: Sequence[MaskedExample],
     manifest: Manifest,
     batch_size: int,
@@ -174,20 +193,11 @@ def _run_batch(
     program = shapes if keras.config.backend() == "jax" else None
     if program not in warm:
         warm.add(program)
-        forward(batch)
+        run(batch)
     begun = time.perf_counter()
-    output = forward(batch)
+    output = run(batch)
     seconds = (time.perf_counter() - begun) / batch_size
-    counts = np.array([len(example.masked_lm_ids) for example in examples])
-    real = np.arange(batch[records.MASKED_LM_IDS].shape[1]) < counts[:, np.newaxis]
-    kept = {name: value[: len(examples)][real] for name, value in output.items()}
+    kept, row_splits = forward.real_positions(output, examples)
     logits = kept.pop(LOGITS)
-    if not np.isfinite(logits).all():
-        raise InputError(
-            Setting("teacher"),
-            "finite logits",
-            "NaN or infinity",
-            hint="is the checkpoint damaged, or does `compute_dtype` not suit it?",
-        )
-    splits = np.concatenate([[0], np.cumsum(counts)])
-    return DenseBatch(examples, splits, logits, kept, seconds)
+    forward.expect_finite(logits)
+    return DenseBatch(examples, row_splits, logits, kept, seconds)

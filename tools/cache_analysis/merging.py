@@ -18,11 +18,12 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import arrays, cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec
 from pipeline.storage.manifest import SAMPLED, Manifest
+from pipeline.storage.records import TeacherTargets
 
 # The one temperature at which the average is defined. At another one the mass
 # outside the merged lists is not known.
@@ -32,29 +33,13 @@ TEMPERATURE = 1.0
 _BLOCK_BYTES = 4 * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class TopK:
-    """What a cache holds of a teacher at some masked positions, decoded.
-
-    Attributes:
-        ids: int [positions, K], no id twice at a position; `NO_ID` where there are no
-            more.
-        logits: float [positions, K], on any scale.
-        log_tail_masses: float [positions], at temperature 1.
-        label_log_probs: float [positions], at temperature 1.
-    """
-
-    ids: np.ndarray
-    logits: np.ndarray
-    log_tail_masses: np.ndarray
-    label_log_probs: np.ndarray
-
-
-def merge_topk(parts: Sequence[TopK], weights: Sequence[float], *, truncation_factor: int) -> TopK:
-    """Averages what several teachers say about the same masked positions.
+def merge_topk(
+    parts: Sequence[TeacherTargets], weights: Sequence[float], *, truncation_factor: int
+) -> TeacherTargets:
+    """Averages the targets of several teachers at the same masked positions.
 
     Args:
-        parts: one of each teacher; their K may differ.
+        parts: one of each teacher; their K and temperatures may differ.
         weights: one for each, above 0, of sum 1.
         truncation_factor: K of the result, at most the largest of the parts.
 
@@ -83,20 +68,24 @@ def merge_topk(parts: Sequence[TopK], weights: Sequence[float], *, truncation_fa
     is_none = kept == -np.inf
     tails = np.stack([_log_tails(part) for part in parts], axis=-1) + log_weights
     labels = np.stack([part.label_log_probs for part in parts], axis=-1) + log_weights
-    return TopK(
+    return TeacherTargets(
         ids=np.where(is_none, NO_ID, np.take_along_axis(ids, order, axis=-1)[:, : kept.shape[1]]),
         logits=np.where(is_none, NO_ID_LOGIT, kept - kept[:, :1]),
-        log_tail_masses=_log_sum(np.concatenate([log_probs[:, truncation_factor:], tails], -1)),
+        log_tail_masses=_log_sum(np.concatenate([log_probs[:, truncation_factor:], tails], -1))[
+            :, np.newaxis
+        ],
         label_log_probs=_log_sum(labels),
+        temperatures=(TEMPERATURE,),
     )
 
 
-def _log_tails(part: TopK) -> np.ndarray:
+def _log_tails(part: TeacherTargets) -> np.ndarray:
     """Returns float64 [positions]; one rounded to all the mass leaves a trace, in order."""
-    return np.minimum(part.log_tail_masses.astype(np.float64), -np.finfo(np.float64).tiny)
+    tails = part.log_tail_masses[:, part.temperatures.index(TEMPERATURE)]
+    return np.minimum(tails.astype(np.float64), -np.finfo(np.float64).tiny)
 
 
-def _log_probs(part: TopK) -> np.ndarray:
+def _log_probs(part: TeacherTargets) -> np.ndarray:
     """Returns float64 [positions, K]: log of (1 − tail) · softmax(logits), −inf for `NO_ID`."""
     logits = part.logits.astype(np.float64)
     shift = np.log(-np.expm1(_log_tails(part))) - _log_sum(logits)
@@ -250,25 +239,20 @@ class CacheMerger:
         file: str,
         measured: collections.Counter[str],
     ) -> Iterator[bytes]:
-        parts = [
+        decoded = [
             _decode_block(cache, codec, block, file)
             for cache, codec, block in zip(self.caches, self._codecs, blocks, strict=True)
         ]
+        parts = [TeacherTargets.join(targets) for targets in decoded]
         merged = merge_topk(parts, self.weights, truncation_factor=self.codec.truncation_factor)
-        counts = [_num_positions(features) for features in blocks[0]]
-        row_splits = np.concatenate([[0], np.cumsum(counts)])
+        merged = dataclasses.replace(merged, logits=merged.logits.astype(np.float32))
+        counts = [len(targets.ids) for targets in decoded[0]]
         try:
-            packed = self.codec.encode(merged.ids, merged.logits.astype(np.float32), row_splits)
+            packed = merged.to_features(self.codec, np.concatenate([[0], np.cumsum(counts)]))
         except ValueError as error:
             # Lists that name an id twice have fewer than they say.
             raise InputError(self.caches[0].directory / file, received=error) from error
-        tails = merged.log_tail_masses.astype("<f4")
-        labels = merged.label_log_probs.astype("<f2")
-        for example, features, (begin, end) in zip(
-            blocks[0], packed, itertools.pairwise(row_splits), strict=True
-        ):
-            features[records.LOG_TAIL_MASSES] = tails[begin:end].tobytes()
-            features[records.LABEL_LOG_PROBS] = labels[begin:end].tobytes()
+        for example, features in zip(blocks[0], packed, strict=True):
             manifests.measure_record(measured, features, self.codec.truncation_factor)
             for feature in records.MASKED_EXAMPLE_FEATURES:
                 features[feature.name] = example[feature.name]
@@ -298,42 +282,18 @@ def _first_difference(
         dtype = feature.numpy_dtype(vocab_size)
         if len(a) != len(b):
             return f"the length of {name}", len(a) // dtype.itemsize, len(b) // dtype.itemsize
-        arrays = np.frombuffer(a, dtype), np.frombuffer(b, dtype)
-        place = int(np.flatnonzero(arrays[0] != arrays[1])[0])
-        return f"{name}[{place}]", arrays[0][place], arrays[1][place]
+        first, second = (arrays.decode(feature, content, vocab_size) for content in (a, b))
+        index = int(np.flatnonzero(first != second)[0])
+        return f"{name}[{index}]", first[index], second[index]
     return None
-
-
-def _num_positions(features: Mapping[str, bytes]) -> int:
-    return len(features[records.MASKED_LM_POSITIONS]) // 2
 
 
 def _decode_block(
     cache: CacheInput, codec: TopKCodec, block: Sequence[Mapping[str, bytes]], file: str
-) -> TopK:
-    """Decodes what a cache holds at all masked positions of several records."""
-    info = cache.manifest.teacher_info
-    column = info.temperatures.index(TEMPERATURE)
-    rows = []
-    for features in block:
-        count = _num_positions(features)
-        try:
-            ids, logits = codec.decode(features, count)
-            tails = np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4")
-            tails = tails.reshape(count, len(info.temperatures))[:, column]
-            labels = np.frombuffer(features[records.LABEL_LOG_PROBS], "<f2")
-        except (KeyError, ValueError) as error:
-            raise InputError(cache.directory / file, received=f"broken record: {error}") from error
-        if len(labels) != count:
-            raise InputError(
-                cache.directory / file, f"label_log_probs at {count} masked positions", len(labels)
-            )
-        rows.append((ids, logits, tails, labels.astype(np.float64)))
-    part = TopK(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
-    # A log of −inf is a mass of 0.
-    masses = np.concatenate([part.log_tail_masses, part.label_log_probs])
-    if not np.isfinite(part.logits).all() or np.isnan(masses).any():
-        raise InputError(
-            cache.directory / file, "finite logits, tails and label_log_probs", "NaN or infinity"
-        )
-    return part
+) -> list[TeacherTargets]:
+    """Decodes the targets of records; hidden states cannot be merged."""
+    info = dataclasses.replace(cache.manifest.teacher_info, hidden_groups=())
+    try:
+        return [TeacherTargets.from_features(features, codec, info) for features in block]
+    except (KeyError, ValueError) as error:
+        raise InputError(cache.directory / file, received=f"broken record: {error}") from error

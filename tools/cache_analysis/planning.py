@@ -14,6 +14,7 @@ from pipeline.storage import serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.records import TeacherTargets
 from pipeline.teacher import truncation
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.cache_analysis import dense_sample, fidelity
@@ -77,21 +78,19 @@ class _Candidate:
     )
 
     def pack(self, batch: DenseBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Packs a batch as stage 1b does, and returns what is read back: ids and logits."""
+        """Packs a batch as capture does, and returns the ids and logits that are read back."""
         k = self.codec.truncation_factor
-        labels = batch.kept[records.LABEL_LOG_PROBS].astype("<f2")
-        tails = batch.kept[records.LOG_TAIL_MASSES].astype("<f4")
-        begun = time.perf_counter()
-        packed = self.codec.encode(
-            batch.kept[records.TOPK_IDS][:, :k],
-            batch.kept[records.TOPK_LOGITS][:, :k],
-            batch.row_splits,
-        )
-        bounds = zip(batch.row_splits[:-1], batch.row_splits[1:], strict=True)
-        for example, features, (begin, end) in zip(batch.examples, packed, bounds, strict=True):
+        targets = TeacherTargets(
+            ids=batch.kept[records.TOPK_IDS][:, :k],
+            logits=batch.kept[records.TOPK_LOGITS][:, :k],
             # Tails of the largest k: they take as many bytes.
-            features[records.LOG_TAIL_MASSES] = tails[begin:end].tobytes()
-            features[records.LABEL_LOG_PROBS] = labels[begin:end].tobytes()
+            log_tail_masses=batch.kept[records.LOG_TAIL_MASSES],
+            label_log_probs=batch.kept[records.LABEL_LOG_PROBS],
+            temperatures=(),
+        )
+        begun = time.perf_counter()
+        packed = targets.to_features(self.codec, batch.row_splits)
+        for example, features in zip(batch.examples, packed, strict=True):
             record = serialization.encode_example({**example.features, **features})
             self.record_bytes += len(serialization.frame_record(record))
         self.seconds += time.perf_counter() - begun

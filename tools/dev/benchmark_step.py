@@ -5,7 +5,7 @@ python -m tools.dev.benchmark_step --backend=jax --model=bert-base --compute_dty
 Weights and batches are random, so that nothing else is needed; batches come from NumPy,
 and go to the device within the time that is measured. The student has the model's shape
 and reads a cache's top-k; so has the teacher. One device computes. Operations are the
-model's, not the hardware's: see tools/model_flops.py for the formula and its source.
+model's, not the hardware's: see `workloads/step_programs.py` for the formula.
 """
 
 import dataclasses
@@ -19,16 +19,11 @@ from typing import Any
 from absl import flags
 
 from pipeline.base.compute_dtype import BFLOAT16
+from pipeline.base.errors import naming_setting
 from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
-from tools.dev.workloads import (
-    accelerators,
-    model_flops,
-    model_shapes,
-    recipe_workloads,
-    step_programs,
-)
+from tools.dev.workloads import accelerators, recipes, step_programs
 from tools.dev.workloads.step_programs import Workload
 from tools.text_table import aligned_lines
 
@@ -118,7 +113,7 @@ def _teacher(workload: Workload) -> Callable[[], None]:
 
 
 _PROGRAMS = {"step": _step, "teacher": _teacher}
-_FLOPS = {"step": model_flops.step_flops, "teacher": model_flops.teacher_flops}
+_FLOPS = {"step": step_programs.step_flops, "teacher": step_programs.teacher_flops}
 
 
 def measure(workload: Workload, part: str, *, steps: int, peak_flops: float | None) -> Speed:
@@ -199,7 +194,7 @@ def table(speeds: Sequence[Speed], workload: Workload, note: str) -> str:
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
     table = running.FlagTable()
-    shapes = ", ".join(model_shapes.SHAPES)
+    shapes = ", ".join(recipes.SHAPES)
     table.string("model", "bert-base", f"One of {shapes}, or a config.json.")
     table.integer("batch_size", 32, "Examples in a batch.", low=1)
     table.integer("max_seq_length", 512, "The length of the inputs.", low=1)
@@ -216,10 +211,13 @@ def define_flags() -> flags.FlagValues:
 
 
 def _workload(values: flags.FlagValues) -> Workload:
-    shape = model_shapes.find_shape(values.model)
+    with naming_setting("model"):
+        shape = recipes.find_shape(values.model)
+    with naming_setting("losses"):
+        losses = parse_losses(values.losses)
     config = DistillConfig(
         student=StudentConfig(student=values.model),
-        losses=parse_losses(values.losses),
+        losses=losses,
         output_dir=".",
         train_batch_size=values.batch_size,
         recompute_activations=values.recompute_activations,
@@ -232,7 +230,7 @@ def _workload(values: flags.FlagValues) -> Workload:
         values.max_predictions_per_seq,
         values.truncation_factor,
     )
-    recipe_workloads.expect_models_fit(workload)
+    recipes.expect_models_fit(workload)
     return workload
 
 

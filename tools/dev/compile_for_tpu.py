@@ -20,7 +20,7 @@ from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.commands import running
-from tools.dev.workloads import model_shapes, recipe_workloads
+from tools.dev.workloads import recipes
 from tools.dev.workloads.step_programs import Workload
 from tools.text_table import aligned_lines
 
@@ -197,9 +197,9 @@ def define_flags() -> flags.FlagValues:
 
 
 def _define_recipe(table: running.FlagTable) -> None:
-    names = list(recipe_workloads.RECIPES)
+    names = list(recipes.RECIPES)
     table.choice("recipe", names[0], "A name in data_specs/recipes.", of=names)
-    shapes = f"a config.json or one of {', '.join(model_shapes.SHAPES)}"
+    shapes = f"a config.json or one of {', '.join(recipes.SHAPES)}"
     table.string("student_config", None, f"Instead of the recipe's student: {shapes}.")
     table.string("teacher_config", None, "Instead of the recipe's teacher: the same.")
     table.integer("max_seq_length", 512, "The length of the inputs.", low=1)
@@ -216,7 +216,7 @@ def _define_recipe(table: running.FlagTable) -> None:
 
 
 def _workload(values: flags.FlagValues) -> Workload:
-    workload = recipe_workloads.read_recipe(
+    workload = recipes.read_recipe(
         values.recipe,
         student_config=values.student_config,
         teacher_config=values.teacher_config,

@@ -1,77 +1,198 @@
-"""All three stages again and again under faults: is anything lost, is anything wrong?
+"""Runs all three stages again and again under faults, and checks that nothing is lost or wrong.
 
 python -m tools.dev.soak --input_dir=TEXT --vocab_file=vocab.txt --work=DIR --minutes=60
 
-Runs the stages undisturbed first. Then rounds follow: each stage is killed, its disk runs
-full, its files are damaged, as chance has it; the same command is given once more, and what
-it leaves is compared with the undisturbed output, record by record. Ends with a table of the
-faults, and with status 1 if one did harm, or the memory of a stage grew from run to run; what
-harm was done to in round N is kept in harm-N. Filling a disk takes the right to mount one.
+The stages run undisturbed first. Then rounds follow: a random fault strikes each stage (a kill,
+a full disk, damaged files), the same command runs once more, and its output is compared with the
+undisturbed one, record by record. Ends with a table of the faults, and with status 1 if one did
+harm, or if the memory of a stage grew from run to run; the folder of a round with harm is kept as
+harm-N. Filling a disk needs the right to mount one.
 """
 
+import collections
 import contextlib
 import gzip
 import itertools
+import json
 import pathlib
+import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
 
+from pipeline.base import json_text
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.commands import running
-from tools.dev.soaking import differences, faults
-from tools.dev.soaking.faults import Disturbance
-from tools.dev.soaking.ledger import Ledger
-from tools.dev.soaking.running import Outcome, Running
-from tools.dev.soaking.stages import Stage, make_stages
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization
+from tools.dev import faults
+from tools.dev.faults import Disturbance, Outcome, Running, Stage
+from tools.text_table import aligned_lines
 
 SOAK_FILE = "soak.json"
-# What the last command said that was disturbed, and the last that was not.
 _DISTURBED_LOG, _LOG = "disturbed.log", "run.log"
 _NUM_FILES = 4
-# How often a command that should end well is given at most.
+# How often a command that should end well runs at most.
 _ATTEMPTS = 3
+_MAX_MESSAGES = 3
+# With fewer runs of a stage, memory is not judged; with more it stays below this ratio.
+_MIN_PEAKS = 6
+_MAX_GROWTH = 1.25
+_HARMS = ("lost", "wrong", "unrecovered", "tracebacks", "processes left", "files left")
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("input_dir", None, "Text: a file; its beginning is used.")
-    table.string("vocab_file", None, "Its vocabulary, as create_pretraining_data takes it.")
-    table.string("work", None, "Where everything goes: a new folder.")
-    table.number("minutes", 60.0, "No round begins later than this.", low=0.0)
-    table.integer("text_bytes", 1_000_000, "How much text is used.", low=50_000)
-    table.integer("random_seed", 1, "Decides the faults.", low=0)
-    table.require("input_dir", "vocab_file", "work")
-    return table.values
+def make_stages(
+    text: Location, vocab_file: str, teacher: Location, folder: Location
+) -> tuple[Stage, ...]:
+    """Returns the stages of a round, in order, small enough to run hundreds of times.
 
-
-def write_text(source: str, folder: pathlib.Path, num_bytes: int) -> None:
-    """Writes the beginning of a text as a few files, plain and compressed in turns.
-
-    Raises:
-        InputError: there is no such file, or it is too short.
+    Args:
+        text: a folder of text.
+        vocab_file: its vocabulary.
+        teacher: a model directory.
+        folder: of the round's outputs.
     """
-    path = pathlib.Path(source)
-    if not path.is_file() or path.stat().st_size < num_bytes:
-        raise InputError(Setting("input_dir"), f"a text file of {num_bytes} bytes at least", source)
-    with open(path, "rb") as file:
-        lines = file.read(num_bytes).decode("utf-8", "ignore").splitlines(keepends=True)
-    parts = np.array_split(np.arange(len(lines)), _NUM_FILES)
-    for number, part in enumerate(parts):
-        content = "".join(lines[part[0] : part[-1] + 1]).encode()
-        if number % 2:
-            content = gzip.compress(content, mtime=0)
-        (folder / f"{number}.txt{'.gz' if number % 2 else ''}").write_whole(content)
+    examples, cache = folder / "examples", folder / "cache"
+    masking = {
+        "vocab_file": vocab_file,
+        "max_seq_length": 64,
+        "segments": "single",
+        "dupe_factor": 2,
+        "num_shards": 6,
+        "max_workers": 2,
+    }
+    capturing = {"teacher": teacher, "truncation_factor": 32, "verify": "sizes"}
+    training = {
+        "init_from": teacher,
+        "student_layers": 1,
+        "num_train_steps": 120,
+        "save_checkpoints_steps": 20,
+        "log_steps": 20,
+        "max_eval_steps": 4,
+        "train_batch_size": 16,
+        "verify": "sizes",
+    }
+    return (
+        Stage("1a", "create_pretraining_data", text, examples, masking),
+        Stage("1b", "create_teacher_output_data", examples, cache, capturing),
+        Stage("2", "run_distill", cache, folder / "student", training),
+    )
+
+
+def compare(stage: Stage, reference: Stage) -> tuple[int, int]:
+    """Compares a disturbed stage's output with the undisturbed one.
+
+    Returns:
+        the number of lost records, all of them where the output cannot be read, and of wrong
+        ones. Records of a student are its weights and its lines of evaluation.
+    """
+    expected = collections.Counter(_records(reference))
+    try:
+        found = collections.Counter(_records(stage))
+    except (OSError, ValueError):
+        found = collections.Counter()
+    return (expected - found).total(), (found - expected).total()
+
+
+def _records(stage: Stage) -> Iterator[bytes]:
+    if (stage.output / "model.safetensors").is_file():
+        yield (stage.output / "model.safetensors").read_bytes()
+        for text in (stage.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            line.pop("examples_per_second", None)
+            if line["split"] == manifests.EVAL:
+                yield json.dumps(line, sort_keys=True).encode()
+        return
+    manifest = manifests.load(stage.output)
+    # As bytes: none of it may differ either.
+    yield json_text.dump(manifest.to_json())
+    for shards in manifest.splits.values():
+        for shard in shards:
+            yield from serialization.read_records(stage.output / shard.file)
+
+
+class Ledger:
+    """Counts of faults and harms, messages that users saw, and memory.
+
+    Attributes:
+        counts: by fault and stage: `injected`, `met` (in time to end the run), and the harms.
+        messages: by fault and stage.
+        peaks: by stage, the peak memory of each run that ended well, in order.
+    """
+
+    def __init__(self) -> None:
+        self.counts = collections.defaultdict(collections.Counter)
+        self.messages = collections.defaultdict(collections.Counter)
+        self.peaks = collections.defaultdict(list)
+
+    def note(self, key: tuple[str, str], outcome: Outcome, work: Location) -> None:
+        """Adds the outcome of a run that a fault struck."""
+        self.counts[key]["tracebacks"] += outcome.has_traceback
+        self.counts[key]["processes left"] += outcome.num_left
+        end = f"signal {-outcome.status}" if outcome.status < 0 else f"status {outcome.status}"
+        message = re.sub(r"[0-9a-f]{32,}", "…", outcome.message.replace(str(work), "…"))
+        self.messages[key][f"{end}: {re.sub(r'[0-9]+([.][0-9]+)?', 'N', message)}"] += 1
+
+    def num_harms(self) -> int:
+        """Returns the number of all harms of all faults."""
+        return sum(counts[name] for counts in self.counts.values() for name in _HARMS)
+
+    def is_clean(self) -> bool:
+        """Returns whether no fault did harm, and no stage's memory grew from run to run."""
+        return not (self.num_harms() or any(map(_grew, self.peaks.values())))
+
+    def to_json(self) -> dict[str, object]:
+        """Returns all as JSON values."""
+        rows = [
+            {"fault": fault, "stage": stage, **counts, "messages": self.messages[fault, stage]}
+            for (fault, stage), counts in sorted(self.counts.items())
+        ]
+        return {"faults": rows, "peak_bytes": self.peaks}
+
+    def lines(self) -> Iterator[str]:
+        """Yields the table, the most frequent messages of each fault, and the memory."""
+        names = ("injected", "met", *_HARMS)
+        rows = [
+            [", ".join(key), *(str(counts[name]) for name in names)]
+            for key, counts in sorted(self.counts.items())
+        ]
+        total = [str(sum(int(row[column]) for row in rows)) for column in range(1, 1 + len(names))]
+        yield from aligned_lines(["fault, stage", *names], [*rows, ["all", *total]])
+        yield ""
+        for key, messages in sorted(self.messages.items()):
+            for message, count in messages.most_common(_MAX_MESSAGES):
+                yield f"{', '.join(key)}, {count} times: {message}"
+        yield ""
+        for stage, peaks in sorted(self.peaks.items()):
+            first, last = (size / 2**20 for size in _thirds(peaks))
+            grew = f", more than {_MAX_GROWTH} times as much" if _grew(peaks) else ""
+            yield (
+                f"memory of stage {stage}, highest peak: first third {first:,.0f} MB, "
+                f"last third {last:,.0f} MB{grew}"
+            )
+
+
+def _thirds(peaks: Sequence[int]) -> tuple[int, int]:
+    """Returns the highest peaks of the first and of the last third of runs, in bytes.
+
+    The highest, because a run that found nearly everything finished needs little.
+    """
+    third = max(1, len(peaks) // 3)
+    return max(peaks[:third]), max(peaks[-third:])
+
+
+def _grew(peaks: Sequence[int]) -> bool:
+    first, last = _thirds(peaks)
+    return len(peaks) >= _MIN_PEAKS and last > _MAX_GROWTH * first
 
 
 class Soak:
-    """Rounds of disturbed stages beside an undisturbed one.
+    """Rounds of disturbed stages, and an undisturbed reference.
 
     Args:
         work: the folder.
@@ -79,7 +200,7 @@ class Soak:
         seed: decides the faults.
     """
 
-    def __init__(self, work: pathlib.Path, vocab_file: str, seed: int) -> None:
+    def __init__(self, work: Location, vocab_file: str, seed: int) -> None:
         self.work = work
         self.ledger = Ledger()
         self._rounds = 0
@@ -89,111 +210,139 @@ class Soak:
         self._undisturbed: list[Outcome] = []
         self._can_mount = faults.can_mount((work / "mount").make_directory())
 
-    def _stages(self, name: str) -> list[Stage]:
-        text, teacher = self.work / "text", self.work / "teacher"
+    def _stages(self, name: str) -> tuple[Stage, ...]:
         folder = (self.work / name).make_directory()
-        return make_stages(text, self._vocab_file, teacher, folder=folder)
+        return make_stages(self.work / "text", self._vocab_file, self.work / "teacher", folder)
 
     def make_reference(self) -> None:
         """Runs the stages undisturbed, on a random teacher.
 
         Raises:
-            InputError: one does not end well.
+            InputError: one fails.
         """
         for stage in self._reference:
             if stage.name == "1b":
-                _write_teacher(stage, self.work / "teacher")
+                _write_teacher(stage.input, self.work / "teacher")
             outcome = self._run(stage)
             if outcome.status:
-                raise InputError(f"{stage.command}, undisturbed", received=outcome.said)
+                raise InputError(f"{stage.command}, undisturbed", received=outcome.message)
             self._undisturbed.append(outcome)
             print(f"stage {stage.name}, undisturbed: {outcome.seconds:.1f} s", flush=True)
 
     def make_round(self) -> None:
-        """Disturbs each stage, and compares what it leaves in the end.
+        """Disturbs each stage, and compares its output after a further run.
 
-        A round ends at the first harm, as what follows from it is no other fault's. Its
-        folder is kept then.
+        A round ends at the first harm, because later harms follow from it; its folder is kept.
         """
         self._rounds += 1
-        stages, before = self._stages("round"), self.ledger.num_harms()
+        before = self.ledger.num_harms()
         with contextlib.ExitStack() as cleanup:
-            # Last of all: nothing is mounted there any more.
+            # Runs last, when nothing is mounted there any more.
             cleanup.callback(shutil.rmtree, self.work / "round")
-            for number, stage in enumerate(stages):
-                name = self._disturb(stage, number, cleanup)
-                if self._finish(stage, name):
-                    self._compare(stage, number, name)
+            for stage, reference, undisturbed in zip(
+                self._stages("round"), self._reference, self._undisturbed, strict=True
+            ):
+                size = sum(path.stat().st_size for path in reference.output.rglob("*.*"))
+                log = self.work / _DISTURBED_LOG
+                key = self._disturb(
+                    Disturbance(stage, undisturbed.seconds, size, self._random, log, cleanup)
+                )
+                if self._finish(stage, key):
+                    self._compare(stage, reference, key)
                 if self.ledger.num_harms() > before:
                     self._keep(self.work / f"harm-{self._rounds}")
                     return
 
-    def _keep(self, folder: pathlib.Path) -> None:
-        """Copies the round's folder, in which something may be mounted, and what was said last."""
+    def _keep(self, folder: Location) -> None:
         shutil.copytree(self.work / "round", folder, symlinks=True)
         for name in (_DISTURBED_LOG, _LOG):
             shutil.copy(self.work / name, folder / name)
 
-    def _disturb(self, stage: Stage, number: int, cleanup: contextlib.ExitStack) -> str:
-        """Puts a fault into a stage, and returns its name."""
-        names = [name for name, (_, met) in faults.FAULTS.items() if stage.command in met]
-        if not self._can_mount:
-            names.remove(faults.DISK_FULL)
+    def _disturb(self, disturbance: Disturbance) -> tuple[str, str]:
+        """Runs a stage under a random fault, and returns the fault's and the stage's name."""
+        stage = disturbance.stage
+        names = [
+            name
+            for name, (_, commands) in faults.FAULTS.items()
+            if stage.command in commands and (name != faults.DISK_FULL or self._can_mount)
+        ]
         name = str(self._random.choice(names))
-        size = sum(path.stat().st_size for path in self._reference[number].output.rglob("*.*"))
-        seconds = self._undisturbed[number].seconds
-        log = self.work / _DISTURBED_LOG
-        disturbance = Disturbance(stage, seconds, size, self._random, log, cleanup)
-        row = self.ledger.row(name, stage.name)
-        row.injected += 1
+        self.ledger.counts[name, stage.name]["injected"] += 1
         outcome = faults.FAULTS[name][0](disturbance)
         if outcome is not None:
-            row.met += 1
-            self.ledger.note(row, outcome, work=str(self.work))
-        return name
+            self.ledger.counts[name, stage.name]["met"] += 1
+            self.ledger.note((name, stage.name), outcome, self.work)
+        return name, stage.name
 
     def _run(self, stage: Stage) -> Outcome:
-        outcome = Running(stage.command, stage.settings, self.work / _LOG).finish()
+        outcome = Running(stage, self.work / _LOG).finish()
         if not outcome.status:
-            self.ledger.peaks.setdefault(stage.name, []).append(outcome.peak)
+            self.ledger.peaks[stage.name].append(outcome.peak)
         return outcome
 
-    def _finish(self, stage: Stage, name: str) -> bool:
-        """Gives the command once more, and returns whether it ends well."""
-        row = self.ledger.row(name, stage.name)
+    def _finish(self, stage: Stage, key: tuple[str, str]) -> bool:
+        """Runs the command again, and returns whether it ends well."""
         for _ in range(_ATTEMPTS):
             outcome = self._run(stage)
             if not outcome.status:
                 return True
-            self.ledger.note(row, outcome, work=str(self.work))
-            row.unrecovered += 1
+            self.ledger.note(key, outcome, self.work)
+            self.ledger.counts[key]["unrecovered"] += 1
         return False
 
-    def _compare(self, stage: Stage, number: int, name: str) -> None:
-        row = self.ledger.row(name, stage.name)
-        lost, wrong = differences.compare(stage, self._reference[number])
-        row.lost += lost
-        row.wrong += wrong
-        row.files_left += len(differences.leftovers(stage))
+    def _compare(self, stage: Stage, reference: Stage, key: tuple[str, str]) -> None:
+        lost, wrong = compare(stage, reference)
+        files = [*stage.output.rglob("*.tmp"), *stage.output.glob(".spill")]
+        self.ledger.counts[key].update({"lost": lost, "wrong": wrong, "files left": len(files)})
 
 
-def _write_teacher(stage: Stage, folder: pathlib.Path) -> None:
+def _write_teacher(examples: Location, folder: Location) -> None:
     running.import_quietly("keras")
 
-    from pipeline.storage import manifest as manifests
     from tools import local_teacher
 
-    manifest = manifests.load(stage.input)
+    manifest = manifests.load(examples)
     config = local_teacher.local_config(manifest, num_hidden_layers=2, hidden_size=64)
-    local_teacher.write_start(stage.input, folder, config, seed=1)
+    local_teacher.write_start(examples, folder, config, seed=1)
+
+
+def write_text(source: pathlib.Path, folder: Location, num_bytes: int) -> None:
+    """Writes the beginning of a text as a few files, plain and compressed in turns.
+
+    Raises:
+        InputError: there is no such file, or it is too short.
+    """
+    if not source.is_file() or source.stat().st_size < num_bytes:
+        raise InputError(Setting("input_dir"), f"a text file of {num_bytes} bytes at least", source)
+    with open(source, "rb") as file:
+        lines = file.read(num_bytes).decode("utf-8", "ignore").splitlines(keepends=True)
+    for number, part in enumerate(np.array_split(np.arange(len(lines)), _NUM_FILES)):
+        content = "".join(lines[part[0] : part[-1] + 1]).encode()
+        if number % 2:
+            content = gzip.compress(content, mtime=0)
+        (folder / f"{number}.txt{'.gz' if number % 2 else ''}").write_whole(content)
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this program's flags."""
+    table = running.FlagTable()
+    table.string("input_dir", None, "A text file; its beginning is used.")
+    table.string("vocab_file", None, "Its vocabulary, as create_pretraining_data takes it.")
+    table.string("work", None, "A new folder for everything that is made.")
+    table.number("minutes", 60.0, "No round begins later than this.", low=0.0)
+    table.integer("text_bytes", 1_000_000, "How much text is used.", low=10_000)
+    table.integer("random_seed", 1, "Decides the faults.", low=0)
+    table.require("input_dir", "vocab_file", "work")
+    return table.values
 
 
 def _soak(values: flags.FlagValues) -> None:
     begun = time.monotonic()
-    Location.parse(values.work, "work").expect_empty()
-    work = Location.parse(values.work, "work").make_directory().resolve()
-    text = (work / "text").make_directory()
-    write_text(values.input_dir, text, values.text_bytes)
+    work = Location.parse(values.work, "work")
+    work.expect_local()
+    work.expect_empty()
+    work = work.make_directory().resolve()
+    write_text(pathlib.Path(values.input_dir), (work / "text").make_directory(), values.text_bytes)
     soak = Soak(work, values.vocab_file, values.random_seed)
     soak.make_reference()
     for number in itertools.count(1):
@@ -202,18 +351,15 @@ def _soak(values: flags.FlagValues) -> None:
         report = {"rounds": number, "minutes": minutes, **soak.ledger.to_json()}
         (work / SOAK_FILE).write_json(report)
         harm = "" if soak.ledger.is_clean() else ", some with harm"
-        count = sum(row.met for row in soak.ledger.rows.values())
+        count = sum(counts["met"] for counts in soak.ledger.counts.values())
         print(f"round {number}, {minutes:.1f} min: {count} faults met{harm}", flush=True)
         if minutes >= values.minutes:
             break
     print("\n".join(soak.ledger.lines()))
     print(f"{SOAK_FILE} is in {work}")
     if not soak.ledger.is_clean():
-        raise InputError(
-            Setting("work"),
-            "no harm of any fault, and no more memory from run to run",
-            f"some: see {SOAK_FILE}",
-        )
+        expected = "no harm of any fault, and no more memory from run to run"
+        raise InputError(Setting("work"), expected, f"some: see {SOAK_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,20 +1,19 @@
 """What the heads of tasks are called in a model directory, as `transformers` lays them out."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
-from pipeline.models.config import ALBERT, ARCHITECTURES, BERT, DISTILBERT, ROBERTAS, EncoderConfig
+from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import HF_CONFIG, ModelSource
-from pipeline.models.weight_names import WeightName
+from pipeline.models.weight_names import HF, WeightName, dense_weights
 
 CLASSIFICATION = "classification"
 REGRESSION = "regression"
 SPAN = "span"
 
-_MASKED_LM = "ForMaskedLM"
 _SEQUENCE = "ForSequenceClassification"
 _QUESTION = "ForQuestionAnswering"
 _LABELS_KEY = "id2label"
@@ -24,24 +23,8 @@ _UNNAMED = "LABEL_"
 # More classes than any task here has: a larger number is no head of ours.
 _MAX_LABELS = 10_000
 
-# The layer before the outputs: its name in `model.safetensors`, and that of the outputs.
-_SEQUENCE_LAYERS = {
-    BERT: ("bert.pooler.dense", "classifier"),
-    **dict.fromkeys(ROBERTAS, ("classifier.dense", "classifier.out_proj")),
-    DISTILBERT: ("pre_classifier", "classifier"),
-    ALBERT: ("albert.pooler", "classifier"),
-}
 _SPAN_LAYER = "qa_outputs"
 _DENSE, _OUTPUT = "head/dense", "head/output"
-
-# Dropout before the outputs: the families' own, whatever their encoders have.
-_SEQUENCE_DROPOUT = {
-    BERT: ("classifier_dropout", 0.1),
-    **dict.fromkeys(ROBERTAS, ("classifier_dropout", 0.1)),
-    DISTILBERT: ("seq_classif_dropout", 0.2),
-    ALBERT: ("classifier_dropout_prob", 0.1),
-}
-_SPAN_DROPOUT = {DISTILBERT: ("qa_dropout", 0.1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +65,7 @@ def read_head(source: ModelSource) -> Head | None:
         InputError: its configuration names labels that cannot be such.
     """
     path = source.directory / HF_CONFIG
-    if source.layout != "hf" or not path.is_file():
+    if source.layout != HF or not path.is_file():
         return None
     settings = path.read_json()
     names = settings.get("architectures")
@@ -112,29 +95,24 @@ def head_table(config: EncoderConfig, kind: str, num_outputs: int) -> tuple[Weig
     """
     size = config.hidden_size
     if kind == SPAN:
-        return tuple(_dense(_OUTPUT, _SPAN_LAYER, inputs=size, units=num_outputs))
-    dense, output = _SEQUENCE_LAYERS[config.model_type]
+        return tuple(dense_weights(_OUTPUT, _SPAN_LAYER, inputs=size, units=num_outputs))
+    head = config.family.sequence_head
     return (
-        *_dense(_DENSE, dense, inputs=size, units=size),
-        *_dense(_OUTPUT, output, inputs=size, units=num_outputs),
+        *dense_weights(_DENSE, head.dense, inputs=size, units=size),
+        *dense_weights(_OUTPUT, head.output, inputs=size, units=num_outputs),
     )
 
 
-def _dense(ours: str, hf: str, *, inputs: int, units: int) -> Iterator[WeightName]:
-    tf1 = hf.replace(".", "/")
-    yield WeightName(f"{ours}/kernel", f"{hf}.weight", f"{tf1}/kernel", (inputs, units), True)
-    yield WeightName(f"{ours}/bias", f"{hf}.bias", f"{tf1}/bias", (units,))
-
-
 def pooler_table(config: EncoderConfig, kind: str) -> tuple[WeightName, ...]:
-    """Returns the weights of a head that pre-training may have left: BERT's and ALBERT's pooler."""
-    if kind == SPAN or config.model_type not in (BERT, ALBERT):
+    """Returns the weights of a head that a pre-trained model may hold: those of its pooler."""
+    if kind == SPAN or not config.family.sequence_head.is_pretrained:
         return ()
     return tuple(row for row in head_table(config, kind, 1) if row.ours.startswith(_DENSE))
 
 
 def _find_dropout(config: EncoderConfig, kind: str) -> tuple[str, float] | None:
-    return (_SPAN_DROPOUT if kind == SPAN else _SEQUENCE_DROPOUT).get(config.model_type)
+    family = config.family
+    return family.span_dropout if kind == SPAN else family.sequence_head.dropout
 
 
 def dropout_rate(config: EncoderConfig, kind: str) -> float:
@@ -146,8 +124,7 @@ def dropout_rate(config: EncoderConfig, kind: str) -> float:
 def head_settings(config: EncoderConfig, head: Head) -> Mapping[str, Any]:
     """Returns the `config.json` from which `transformers` makes the same model."""
     is_span = head.kind == SPAN
-    family = ARCHITECTURES[config.model_type].removesuffix(_MASKED_LM)
-    architecture = family + (_QUESTION if is_span else _SEQUENCE)
+    architecture = config.family.class_prefix + (_QUESTION if is_span else _SEQUENCE)
     settings = {**config.to_hf(), "architectures": [architecture]}
     dropout = _find_dropout(config, head.kind)
     if dropout is not None:

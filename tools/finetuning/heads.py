@@ -14,7 +14,7 @@ from keras import ops
 
 from data_specs.records import HIDDEN_STATES
 from pipeline.base.location import Location
-from pipeline.models.config import DISTILBERT, ROBERTAS, EncoderConfig
+from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import DType, Encoder, Tensor, make_dense, make_dropout
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
@@ -41,10 +41,11 @@ class SequenceHead(keras.layers.Layer):
     def __init__(self, config: EncoderConfig, *, num_outputs: int, seed: int) -> None:
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
-        self.activation = ops.relu if config.model_type == DISTILBERT else ops.tanh
+        layout = config.family.sequence_head
+        self.activation = {"relu": ops.relu, "tanh": ops.tanh}[layout.activation]
         rate = dropout_rate(config, CLASSIFICATION)
         self.input_dropout = None
-        if config.model_type in ROBERTAS:
+        if layout.drops_input:
             self.input_dropout = _dropout(rate, seed, "input_dropout")
         self.dense, self.projection = (
             make_dense(config, units, scope=_SCOPE, name=name, seed=seed, dtype=_HEAD_DTYPE)
@@ -213,7 +214,7 @@ def build_head(
 
 def _stored_pooler(source: ModelSource, kind: str) -> tuple:
     shapes, table = source.tensor_shapes(), pooler_table(source.config, kind)
-    names = (row.hf if source.layout == "hf" else row.tf1 for row in table)
+    names = (row.stored(source.layout)[0] for row in table)
     return table if all(name in shapes for name in names) else ()
 
 
@@ -240,9 +241,10 @@ def save_head(directory: Location, model: TaskModel, *, labels: Sequence[str] = 
         *encoder_table(model.config),
         *head_table(model.config, model.kind, model.num_outputs),
     )
-    model_directory.save_hf_tensors(
+    model_directory.save_hf_weights(
         directory,
+        model.config,
         model_directory.get_weights(model),
-        table,
-        head_settings(model.config, head),
+        table=table,
+        settings=head_settings(model.config, head),
     )

@@ -13,8 +13,8 @@ from keras import ops
 
 from data_specs.records import INPUT_MASK, TEACHER_LOGITS
 from pipeline.models.encoder import MASKED_SCORE, Tensor
-from tools.finetuning.batches import TARGETS, WEIGHTS
 from tools.finetuning.head_layout import REGRESSION, SPAN
+from tools.finetuning.inputs import TARGETS, WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True)

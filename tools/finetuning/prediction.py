@@ -1,5 +1,6 @@
-"""A task's model run over inputs: the logits of each."""
+"""The logits of a task's model, and predictions made of them: scored and written."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,10 +9,14 @@ import tqdm
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError
-from tools.finetuning import batches
-from tools.finetuning.batches import Arrays, Padding
-from tools.finetuning.features import Feature
+from pipeline.base.location import Location
+from tools.finetuning import inputs, scoring
+from tools.finetuning.head_layout import REGRESSION, SPAN
 from tools.finetuning.heads import TaskModel
+from tools.finetuning.inputs import Arrays, Feature, Padding
+from tools.finetuning.preparation import Preparation, Split
+from tools.finetuning.scoring import Predictions, best_answers
+from tools.finetuning.settings import FinetuneConfig
 
 Forward = Callable[[Arrays], np.ndarray]
 
@@ -62,7 +67,7 @@ def predict_logits(
         InputError: the model says NaN or infinity.
     """
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(features)
-    for indices, batch in batches.prediction_batches(features, padding):
+    for indices, batch in inputs.prediction_batches(features, padding):
         logits = forward(batch)
         for row, index in enumerate(indices):
             value = logits[row]
@@ -79,3 +84,59 @@ def predict_logits(
         if bar is not None:
             bar.update(len(indices))
     return found
+
+
+PREDICTIONS_FOLDER = "predictions"
+
+
+def predict(
+    run: Preparation, config: FinetuneConfig, split: Split, forward: Forward
+) -> tuple[Predictions, float]:
+    """Returns what a model predicts, and how many inputs a second it read.
+
+    Args:
+        run: what was found.
+        config: what was asked for.
+        split: of the run.
+        forward: the compiled model.
+
+    Raises:
+        InputError: the model says NaN or infinity.
+    """
+    size = config.predict_batch_size
+    padding = Padding(size, run.max_seq_length, run.source.config.type_vocab_size)
+    begun = time.perf_counter()
+    logits = predict_logits(forward, split.features, padding)
+    speed = len(split.features) / (time.perf_counter() - begun)
+    if run.head.kind != SPAN:
+        return label_predictions(run.head.kind, logits), speed
+    starts, ends = ([value[side] for value in logits] for side in (0, 1))
+    length = config.max_answer_length
+    found = best_answers(split.examples, split.features, starts, ends, max_answer_length=length)
+    return found, speed
+
+
+def label_predictions(kind: str, logits: Sequence[np.ndarray]) -> list[int] | list[float]:
+    """Returns the most probable classes, of equal ones the first; or the numbers themselves."""
+    if kind == REGRESSION:
+        return [float(value[0]) for value in logits]
+    return [int(value.argmax()) for value in logits]
+
+
+def score(run: Preparation, split: Split, predictions: Predictions) -> dict[str, float]:
+    """Returns the task's official scores of a split."""
+    return scoring.evaluate(run.spec, split.examples, predictions)
+
+
+def write_predictions(
+    run: Preparation, split: Split, predictions: Predictions, directory: Location
+) -> Location:
+    """Writes a split's predictions in the form that the benchmark expects.
+
+    Returns:
+        the file, in a folder of the split's name.
+    """
+    folder = (directory / PREDICTIONS_FOLDER / split.name).make_directory()
+    path = folder / run.spec.submission.file_of(split.name)
+    scoring.write_submission(run.spec, split.examples, predictions, path)
+    return path

@@ -11,17 +11,22 @@ import numpy as np
 from data_specs.tasks import TaskSpec, load_task
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
-from pipeline.models.config import ROBERTAS
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from pipeline.tokenizers.tokens import Tokenizer
-from tools.finetuning.features import Feature, build_features
 from tools.finetuning.head_layout import REGRESSION, SPAN, Head, read_head
+from tools.finetuning.inputs import (
+    Feature,
+    TaskInputs,
+    build_features,
+    expect_reader,
+    expect_teacher,
+    input_digest,
+)
 from tools.finetuning.settings import FinetuneConfig
 from tools.finetuning.task_data import SplitData, TaskExample, read_split_data
-from tools.finetuning.task_inputs import TaskInputs, expect_reader, expect_teacher, input_digest
 
 TRAIN_SPLIT = "train"
 # Tokens of an input unless one asks for more: BERT's, for sentences and for questions.
@@ -180,7 +185,7 @@ def prepare(config: FinetuneConfig) -> Preparation:
             f"{config.model} with {own or 'none'}",
         )
     max_seq_length = _find_length(config, spec, source)
-    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None)
+    tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
     found = Preparation(
         spec=spec,
         source=source,
@@ -254,7 +259,7 @@ def _read_split(found: Preparation, config: FinetuneConfig, name: str) -> Split:
         doc_stride=config.doc_stride,
         max_query_length=config.max_query_length,
         type_vocab_size=_SEGMENTS,
-        double_separator=found.source.config.model_type in ROBERTAS,
+        double_separator=found.source.config.family.doubles_separator,
     )
     return Split(name, examples, features, tuple(_notes(name, data)))
 

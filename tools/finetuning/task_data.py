@@ -1,16 +1,176 @@
-"""The examples of a task, read from its own files."""
+"""The rows of a task's files, and the examples made of them."""
 
+import codecs
+import csv
 import dataclasses
+import io
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, TextIO
+
+import msgspec
 
 from data_specs.tasks import TaskSpec
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
-from tools.finetuning.task_rows import Row, read_rows
+
+MAX_ROW_BYTES = 16 * 2**20
+
+# What is told of a row that cannot be used; it raises, or notes it and returns.
+BadRow = Callable[[InputError], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a file.
+
+    Attributes:
+        where: the file and the line, for messages.
+        fields: its values by name; text, but for JSON, where they may be anything.
+    """
+
+    where: str
+    fields: Mapping[str, Any]
+
+
+def read_rows(
+    spec: TaskSpec, path: Location, needed: Sequence[str], bad_row: BadRow
+) -> Iterator[Row | None]:
+    """Yields a file's rows.
+
+    Args:
+        spec: how it is read.
+        path: the file; UTF-8, with or without a byte order mark.
+        needed: the fields that every row must have.
+        bad_row: what is told of a row with the wrong columns or that is not JSON.
+
+    Yields:
+        a row; None in the place of one that `bad_row` was told of, so that rows
+        keep their numbers.
+
+    Raises:
+        InputError: the file cannot be read, or its header lacks a field.
+    """
+    try:
+        with path.open("rb") as stream:
+            if spec.reader == "json_lines":
+                yield from _json_rows(path, stream, needed, bad_row)
+            else:
+                yield from _delimited_rows(spec, path, stream, needed, bad_row)
+    except OSError as error:
+        raise InputError(path, received=f"cannot be read: {error.strerror}") from error
+
+
+def _lines(path: Location, stream: BinaryIO) -> Iterator[tuple[str, str]]:
+    """Yields the lines that are not blank, each after where it stands."""
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        where = f"{path}, line {number}"
+        if len(line) > MAX_ROW_BYTES:
+            raise InputError(where, f"a row of at most {MAX_ROW_BYTES} bytes")
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            text = line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(where, "UTF-8", error) from error
+        if text.strip():
+            yield where, text
+
+
+def _json_rows(
+    path: Location, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
+) -> Iterator[Row | None]:
+    for where, line in _lines(path, stream):
+        expected, received = "a JSON object", repr(line[:40])
+        try:
+            fields = json_text.load(line)
+        except ValueError as error:
+            fields, received = None, f"{received} ({error})"
+        if isinstance(fields, dict):
+            if all(name in fields for name in needed):
+                yield Row(where, fields)
+                continue
+            expected, received = f"the fields {', '.join(needed)}", _named(list(fields))
+        bad_row(InputError(where, expected, received))
+        yield None
+
+
+def _delimited_rows(
+    spec: TaskSpec, path: Location, stream: BinaryIO, needed: Sequence[str], bad_row: BadRow
+) -> Iterator[Row | None]:
+    delimiter = "\t" if spec.reader == "tsv" else ","
+    if spec.quoting == "double":
+        cells_of_rows = _quoted_cells(path, stream, delimiter)
+    else:
+        cells_of_rows = ((where, line.split(delimiter)) for where, line in _lines(path, stream))
+    columns: Sequence[str] = spec.columns
+    first = True
+    for where, cells in cells_of_rows:
+        is_header = spec.header or set(spec.text_fields) <= set(cells)
+        if first and is_header:
+            columns = cells
+            missing = [name for name in needed if name not in columns]
+            if missing:
+                raise InputError(where, f"the columns {', '.join(needed)}", _named(columns))
+        elif len(cells) != len(columns):
+            expected = f"{len(columns)} columns ({_named(columns)})"
+            bad_row(InputError(where, expected, len(cells)))
+            yield None
+        else:
+            yield Row(where, dict(zip(columns, cells, strict=True)))
+        first = False
+
+
+def _named(columns: Sequence[str]) -> str:
+    """Returns the first of some names, in one line."""
+    return ", ".join(" ".join(name.split())[:60] for name in columns[:20]) or "none"
+
+
+class _RowLines:
+    """The lines of a row that may go over several, which have an end."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text = text
+        self.left = MAX_ROW_BYTES
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(self.left + 1):
+            self.left -= len(line)
+            if self.left < 0:
+                raise csv.Error(f"a row of more than {MAX_ROW_BYTES} letters")
+            yield line
+
+
+def _quoted_cells(
+    path: Location, stream: BinaryIO, delimiter: str
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields rows whose fields may hold line breaks, each after where it begins."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    limited = _RowLines(text)
+    reader = csv.reader(limited, delimiter=delimiter, strict=True)
+    begin = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield f"{path}, line {begin}", cells
+            begin = reader.line_num + 1
+            limited.left = MAX_ROW_BYTES
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}, line {begin}",
+            "fields of UTF-8 in double quotation marks where they need them",
+            f"something else ({error})",
+        ) from error
+    finally:
+        # The file is closed where it was opened, which may be before rows nobody wanted.
+        if not stream.closed:
+            text.detach()
+
 
 # Halves of letters, which JSON can spell and no file of text can hold.
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
@@ -86,7 +246,7 @@ class _Reading:
         self.bad_rows.append(str(error))
 
 
-def find_files(spec: TaskSpec, data_dir: str, split: str) -> tuple[Location, ...]:
+def find_files(spec: TaskSpec, data_dir: Location, split: str) -> tuple[Location, ...]:
     """Returns the files of a split: those of the first name or glob that has any.
 
     Raises:
@@ -94,28 +254,25 @@ def find_files(spec: TaskSpec, data_dir: str, split: str) -> tuple[Location, ...
     """
     if split not in spec.files:
         raise InputError(spec.name, f"a split of {', '.join(spec.files)}", f"{split!r}")
-    folder = data_dir
-    if not folder.is_dir():
-        raise InputError(
-            data_dir, f"the folder of {spec.name}'s files", f"{data_dir}: no such folder"
-        )
+    if not data_dir.is_dir():
+        raise InputError(data_dir, f"the folder of {spec.name}'s files", "no such folder")
     for pattern in spec.files[split]:
         try:
-            found = tuple(sorted(path for path in folder.glob(pattern) if path.is_file()))
+            found = tuple(sorted(path for path in data_dir.glob(pattern) if path.is_file()))
         except ValueError as error:
             raise InputError(spec.name, received=f"files: {split}: {error}") from error
         if found:
             return found
     raise InputError(
         data_dir,
-        f"the split {split} of {spec.name} ({' or '.join(spec.files[split])}) in {data_dir}",
+        f"the split {split} of {spec.name} ({' or '.join(spec.files[split])})",
         "no such file",
     )
 
 
 def read_split(
     spec: TaskSpec,
-    data_dir: str,
+    data_dir: Location,
     split: str,
     *,
     skip_bad_rows: bool = False,
@@ -127,7 +284,7 @@ def read_split(
 
 def read_split_data(
     spec: TaskSpec,
-    data_dir: str,
+    data_dir: Location,
     split: str,
     *,
     skip_bad_rows: bool = False,
@@ -225,57 +382,76 @@ def _class(spec: TaskSpec, said: str) -> int | None:
     return spec.labels.index(said) if said in spec.labels else None
 
 
+class _SquadAnswer(msgspec.Struct):
+    text: str
+    answer_start: int
+
+
+class _SquadQuestion(msgspec.Struct):
+    question: str
+    answers: list[_SquadAnswer] = []
+
+
+class _SquadParagraph(msgspec.Struct):
+    context: str
+    # Each question is checked by itself: a bad one may be left out.
+    qas: list[dict[str, Any]]
+
+
+class _SquadArticle(msgspec.Struct):
+    paragraphs: list[_SquadParagraph]
+
+
+class _SquadFile(msgspec.Struct):
+    data: list[_SquadArticle]
+
+
 def _read_questions(reading: _Reading, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
     """Yields the questions of SQuAD's JSON, which share the contexts of their paragraphs."""
-    seen = set()
+    seen: set[str] = set()
     for path in paths:
-        content = path.read_json()
-        for article in _objects(content, "data", str(path)):
-            for paragraph in _objects(article, "paragraphs", str(path)):
-                context = _field(paragraph, "context", str, str(path))
-                for question in _objects(paragraph, "qas", str(path)):
-                    key = str(question.get("id", ""))
-                    where = f"{path}, question {' '.join(key.split())[:80]}"
-                    if not key or key in seen or not _is_text(key):
-                        reading.bad_row(InputError(where, "an id of its own", shown(key)))
-                        continue
-                    seen.add(key)
-                    try:
-                        example = _question_example(reading, where, key, question, context)
-                    except InputError as error:
-                        reading.bad_row(error)
-                        continue
-                    if example is not None:
-                        yield example
+        content = json_text.convert(path.read_json(), _SquadFile, path)
+        for paragraph in (one for article in content.data for one in article.paragraphs):
+            if not _is_text(paragraph.context):
+                raise InputError(f"{path}: context", "text", shown(paragraph.context))
+            for question in paragraph.qas:
+                try:
+                    example = _question_example(reading, path, question, paragraph.context, seen)
+                except InputError as error:
+                    reading.bad_row(error)
+                else:
+                    yield example
 
 
 def _question_example(
-    reading: _Reading, where: str, key: str, question: Mapping[str, Any], context: str
-) -> TaskExample | None:
-    """Makes an example of a question, or None where it is left out."""
+    reading: _Reading,
+    path: Location,
+    content: Mapping[str, Any],
+    context: str,
+    seen: set[str],
+) -> TaskExample:
+    """Makes an example of a question, and adds its id to those that were seen."""
+    key = str(content.get("id", ""))
+    where = f"{path}, question {' '.join(key.split())[:80]}"
+    if not key or key in seen or not _is_text(key):
+        raise InputError(where, "an id of its own", shown(key))
+    seen.add(key)
+    question = json_text.convert(content, _SquadQuestion, where)
     answers = []
-    text = _field(question, "question", str, where)
-    for answer in _objects(question, "answers", where) if "answers" in question else ():
-        said = Answer(
-            _field(answer, "text", str, where), _field(answer, "answer_start", int, where)
-        )
-        start = _locate(context, said)
+    for text in (question.question, *(answer.text for answer in question.answers)):
+        if not _is_text(text):
+            raise InputError(where, "text", shown(text))
+    for answer in question.answers:
+        start = _locate(context, Answer(answer.text, answer.answer_start))
         if start is not None:
-            reading.num_relocated += start != said.start
-            answers.append(Answer(said.text, start))
+            reading.num_relocated += start != answer.answer_start
+            answers.append(Answer(answer.text, start))
         elif reading.labelled:
-            reading.bad_row(
-                InputError(
-                    where,
-                    f"the answer {said.text[:40]!r} in its context at character {said.start}",
-                    "none",
-                )
-            )
-            return None
+            place = f"the answer {answer.text[:40]!r} in its context at character"
+            raise InputError(where, f"{place} {answer.answer_start}", "none")
     if reading.labelled and not answers:
-        reading.bad_row(InputError(where, "an answer", "none"))
-        return None
-    return TaskExample(key, (text, context), answers=tuple(answers))
+        raise InputError(where, "an answer", "none")
+    return TaskExample(key, (question.question, context), answers=tuple(answers))
 
 
 def _locate(context: str, answer: Answer) -> int | None:
@@ -290,23 +466,3 @@ def _locate(context: str, answer: Answer) -> int | None:
     after = context.find(answer.text, start + 1)
     places = [place for place in (before, after) if place >= 0]
     return min(places, key=lambda place: abs(place - answer.start), default=None)
-
-
-def _objects(content: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
-    values = _field(content, name, list, where)
-    for value in values:
-        if not isinstance(value, dict):
-            raise InputError(
-                where, received=f"{name}: expected objects, received {type(value).__name__}"
-            )
-    return values
-
-
-def _field(content: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    value = content.get(name)
-    fits = _is_text(value) if kind is str else isinstance(value, kind)
-    if not fits or isinstance(value, bool):
-        kinds = {str: "text", int: "a whole number", list: "a list"}
-        received = "nothing" if value is None else f"{str(value)[:40]!r}"
-        raise InputError(where, received=f"{name}: expected {kinds[kind]}, received {received}")
-    return value

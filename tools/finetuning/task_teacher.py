@@ -13,17 +13,15 @@ import numpy as np
 import tqdm
 
 from data_specs.records import EXAMPLE_ID, TASK_LOGITS, TEACHER_LOGITS
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.manifest import TRAIN, Manifest, ShardInfo
 from tools.finetuning import heads, prediction
-from tools.finetuning.batches import Padding
-from tools.finetuning.features import Feature
 from tools.finetuning.head_layout import SPAN
-from tools.finetuning.task_inputs import TaskInputs, input_digest
+from tools.finetuning.inputs import Feature, Padding, TaskInputs, input_digest
 
 # Inputs of a shard: what a killed run does again.
 _SHARD_SIZE = 4_096
@@ -31,7 +29,7 @@ _BATCH_SIZE = 64
 
 
 def cached_logits(
-    directory: str, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
+    directory: Location, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
 ) -> list[np.ndarray]:
     """Returns a teacher's logits, from a cache that is made where it is not there.
 
@@ -59,7 +57,7 @@ def cached_logits(
 
 
 def check_cache(
-    directory: str, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
+    directory: Location, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
 ) -> None:
     """Checks that a directory has, or may get, a teacher's logits; changes nothing.
 
@@ -81,24 +79,17 @@ def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> di
     }
 
 
-def _expect_task(directory: str, task: str) -> None:
+def _expect_task(directory: Location, task: str) -> None:
     """Says first what explains all other differences."""
     path = directory / manifests.REQUEST_FILE
     there = path.read_json().get("task", task) if path.is_file() else task
     if there != task:
-        raise InputError(
-            Setting("teacher_cache"),
-            received=f"{directory} holds logits of another task: expected {task}, received {there}",
-        )
+        raise InputError(directory, f"logits of {task}", f"those of {there}")
 
 
-def _expect_inputs(directory: str, manifest: Manifest, inputs: TaskInputs) -> None:
+def _expect_inputs(directory: Location, manifest: Manifest, inputs: TaskInputs) -> None:
     if manifest.kind != TASK_LOGITS:
-        raise InputError(
-            Setting("teacher_cache"),
-            f"{TASK_LOGITS} of a fine-tuned teacher",
-            f"{directory}, which holds {manifest.kind}",
-        )
+        raise InputError(directory, f"{TASK_LOGITS} of a fine-tuned teacher", manifest.kind)
     here = inputs.describe()
     there = {name: manifest.flags.get(name) for name in here}
     difference = manifests.describe_difference(there, here)
@@ -107,7 +98,7 @@ def _expect_inputs(directory: str, manifest: Manifest, inputs: TaskInputs) -> No
 
 
 def _make_cache(
-    directory: str, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
+    directory: Location, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> Manifest:
     request = _request(inputs, teacher, compute_dtype)
     if (directory / manifests.MANIFEST_FILE).is_file():
@@ -130,7 +121,7 @@ def _make_cache(
 
 
 def _write_shards(
-    directory: str, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
+    directory: Location, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> tuple[ShardInfo, ...]:
     """Writes the shards that are missing; the teacher is loaded where there is one."""
     features = inputs.features
@@ -184,11 +175,7 @@ def _read_logits(paths: Sequence[Location], inputs: TaskInputs) -> Iterator[np.n
     for number, feature in enumerate(inputs.features):
         path, record = next(stored, (None, b""))
         if path is None:
-            raise InputError(
-                Setting("teacher_cache"),
-                f"{len(inputs.features)} records in {paths[0].parent}",
-                number,
-            )
+            raise InputError(paths[0].parent, f"{len(inputs.features)} records", number)
         shape = (inputs.head.num_outputs,)
         if inputs.head.kind == SPAN:
             shape = (*shape, len(feature.input_ids))

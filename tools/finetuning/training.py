@@ -7,20 +7,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import msgspec
 import numpy as np
 import tensorflow as tf
 import tqdm
 
 from data_specs.records import TEACHER_LOGITS
+from pipeline.base import json_text
 from pipeline.base.errors import DivergedError, InputError, Setting
 from pipeline.base.location import Location
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.run_log import RunLog
 from pipeline.storage import manifest as manifests
-from tools.finetuning import evaluation, heads, prediction, task_teacher
-from tools.finetuning.batches import TARGETS, WEIGHTS, Arrays, Padding, TrainingBatches
+from tools.finetuning import heads, prediction, task_teacher
 from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN
 from tools.finetuning.heads import TaskModel
+from tools.finetuning.inputs import TARGETS, WEIGHTS, Arrays, Padding, TrainingBatches
 from tools.finetuning.objective import TaskObjective
 from tools.finetuning.preparation import Preparation, prepare
 from tools.finetuning.settings import FinetuneConfig
@@ -121,7 +123,7 @@ def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.nda
 def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
     directory = config.teacher_cache
     if directory is None:
-        directory = str(config.output_dir / TEACHER_CACHE_FOLDER)
+        directory = config.output_dir / TEACHER_CACHE_FOLDER
     return {
         "directory": directory,
         "inputs": run.inputs(run.train, config),
@@ -278,13 +280,13 @@ def _finish(
     """Evaluates and writes; the metrics last."""
     directory = config.output_dir
     forward = prediction.compile_forward(model)
-    predicted, speed = evaluation.predict(run, config, run.evaluation, forward)
-    scores = evaluation.score(run, run.evaluation, predicted)
+    predicted, speed = prediction.predict(run, config, run.evaluation, forward)
+    scores = prediction.score(run, run.evaluation, predicted)
     log.write(int(counts.get("num_train_steps", 0)), manifests.EVAL, scores)
-    paths = [evaluation.write_predictions(run, run.evaluation, predicted, directory)]
+    paths = [prediction.write_predictions(run, run.evaluation, predicted, directory)]
     if run.handed_in is not None:
-        predicted, _ = evaluation.predict(run, config, run.handed_in, forward)
-        paths.append(evaluation.write_predictions(run, run.handed_in, predicted, directory))
+        predicted, _ = prediction.predict(run, config, run.handed_in, forward)
+        paths.append(prediction.write_predictions(run, run.handed_in, predicted, directory))
     folder = (directory / MODEL_FOLDER).make_directory()
     for name, content in run.tokenizer.files().items():
         (folder / name).write_whole(content)
@@ -312,16 +314,16 @@ def _is_below(name: str) -> bool:
     return is_name and not name.startswith("/") and ".." not in name.split("/")
 
 
+class _Report(msgspec.Struct):
+    metrics: dict[str, float]
+    counts: dict[str, int | float]
+    predictions: tuple[str, ...]
+
+
 def _read_result(directory: Location) -> Result:
     path = directory / METRICS_FILE
-    report = path.read_json()
-    try:
-        names = tuple(report["predictions"])
-        if not all(map(_is_below, names)):
-            raise ValueError("predictions: expected names below the folder, received others")
-        if not all(isinstance(value, int | float) for value in report["metrics"].values()):
-            raise ValueError("metrics: expected numbers, received others")
-        paths = tuple(directory / name for name in names)
-        return Result(directory, dict(report["metrics"]), dict(report["counts"]), paths)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(path, received=f"missing or misshapen field {error}") from error
+    report = json_text.convert(path.read_json(), _Report, path)
+    if not all(map(_is_below, report.predictions)):
+        raise InputError(f"{path}: predictions", "names below the folder", "others")
+    paths = tuple(directory / name for name in report.predictions)
+    return Result(directory, report.metrics, report.counts, paths)

@@ -1,22 +1,25 @@
-"""A directory of shards, checked whole: the manifest, each file, each record, and all together."""
+"""Checks of a directory of shards: the manifest, each file, each record, and all together."""
 
+import collections
 import dataclasses
+import hashlib
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from data_specs import records
 from pipeline.base import json_text
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, describe
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
-from pipeline.storage import cache_input, token_counts
+from pipeline.storage import cache_input, serialization, spill, token_counts
 from pipeline.storage import manifest as manifests
-from pipeline.storage.manifest import Manifest
-from tools.verification import shard_checks
-from tools.verification.record_checks import RecordChecker
-from tools.verification.shard_checks import Block
+from pipeline.storage.arrays import Column
+from pipeline.storage.manifest import FileInfo, Manifest, ShardInfo
+from tools.verification.record_checks import Features, RecordChecker
+from tools.vocabulary import cache_tokens
 
 # The name in a list of problems under which the tokenizer's files are.
 TOKENIZER = "tokenizer"
@@ -24,16 +27,261 @@ TOKENIZER = "tokenizer"
 # A record has at least its framing.
 _RECORD_BYTES = 16
 _CHECKSUM = re.compile(r"([0-9a-f]{64})  manifest\.json\n")
-# What a manifest says twice: its own fields, by their names among the flags.
-_SAID_TWICE = {
+# What a manifest states twice: its own fields, by their names among the flags.
+_STATED_TWICE = {
     "max_seq_length": "max_seq_length",
     "max_predictions_per_seq": "max_predictions_per_seq",
     "dupe_factor": "dupe_factor",
     "seed": "random_seed",
 }
-_TEACHER_SAID_TWICE = ("truncation_factor", "logit_encoding", "temperatures", "parent")
+_TEACHER_STATED_TWICE = ("truncation_factor", "logit_encoding", "temperatures", "parent")
+# Records checked at once: so many, or fewer that have so many bytes.
+_RECORDS_AT_ONCE = 4_096
+_BYTES_AT_ONCE = 4 * 2**20
+_DIGEST_BYTES = 8
+# Only the first problems of a shard are reported, each cut to so many characters.
+_MAX_PROBLEMS = 8
+_MAX_CHARACTERS = 400
+
+(_INPUT_IDS,) = (
+    feature for feature in records.MASKED_EXAMPLE_FEATURES if feature.name == records.INPUT_IDS
+)
 
 Problems = dict[str, list[str]]
+
+
+def facts(error: InputError) -> str:
+    """Returns the text of an error without its subject, for a list of a file's problems."""
+    return describe(InputError(None, error.expected, error.received, error.hint), str)
+
+
+# One shard.
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Records of a shard in which nothing is wrong, to be compared with other shards.
+
+    Attributes:
+        example_ids: S16 [n].
+        texts: uint64 [n], digests of the true tokens of each; None without tokens.
+        token_counts: int64 [V], how often each token is in them, [MASK] at a masked
+            position and the label being one each; None without tokens.
+    """
+
+    example_ids: np.ndarray
+    texts: np.ndarray | None
+    token_counts: np.ndarray | None
+
+
+class Findings:
+    """What is wrong with a shard: each problem with the first record that has it."""
+
+    def __init__(self) -> None:
+        self._problems: list[str] = []
+        self._first: dict[str, int] = {}
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._problems or self._first)
+
+    def add(self, problem: str) -> None:
+        """Adds what is wrong with the shard as a whole."""
+        self._problems.append(problem)
+
+    def add_records(self, problem: str, places: Sequence[int] | np.ndarray) -> None:
+        """Adds what is wrong with some records, of which there is at least one."""
+        self._first.setdefault(problem, int(places[0]))
+        self._counts[problem] += len(places)
+
+    def texts(self) -> list[str]:
+        """Returns the problems as sentences."""
+        found = list(self._problems)
+        for problem, place in self._first.items():
+            others = self._counts[problem] - 1
+            found.append(f"record {place}: {problem}" + (f" ({others:,} more)" if others else ""))
+        told = [textwrap.shorten(text, _MAX_CHARACTERS) for text in found[:_MAX_PROBLEMS]]
+        return told + [f"{len(found) - _MAX_PROBLEMS:,} other problems"] * (len(found) > len(told))
+
+
+def check_file(path: Location, info: ShardInfo | FileInfo) -> list[str]:
+    """Returns what is wrong with a file's size or checksum."""
+    if not path.is_file():
+        return ["it is missing"]
+    size = path.stat().st_size
+    if size != info.bytes:
+        return [f"expected {info.bytes} bytes, received {size}"]
+    received = path.sha256()
+    if received != info.sha256:
+        return [f"expected SHA-256 {info.sha256}, received {received}"]
+    return []
+
+
+def check_sidecar(directory: Location, shard: ShardInfo) -> list[str]:
+    """Returns what is wrong with a shard's sidecar; it says what the manifest says."""
+    path = manifests.sidecar_path(directory, shard.file)
+    if not path.is_file():
+        return [f"its sidecar {path.name} is missing"]
+    expected = json_text.dump(shard.to_json())
+    if path.stat().st_size == len(expected) and path.read_bytes() == expected:
+        return []
+    return [f"its sidecar {path.name} says something else than {manifests.MANIFEST_FILE}"]
+
+
+def check_shard(
+    directory: Location,
+    shard: ShardInfo,
+    checker: RecordChecker | None,
+    *,
+    on_block: Callable[[Block], None],
+    on_records: Callable[[int], None],
+) -> list[str]:
+    """Checks a shard's file, framing, records and their order, and what was measured of them.
+
+    Args:
+        directory: of the shard.
+        shard: what the manifest says of it.
+        checker: of the directory's records; None to check their framing and number only.
+        on_block: called with records in which nothing is wrong.
+        on_records: called with the number of records just read.
+
+    Returns:
+        what is wrong with it, its sidecar left out; empty where nothing is.
+    """
+    path, findings = directory / shard.file, Findings()
+    for problem in check_file(path, shard):
+        findings.add(problem)
+    if not path.is_file():
+        return findings.texts()
+    reading = _Reading(shard, checker, findings)
+    try:
+        for block in _blocks(serialization.read_records(path)):
+            for checked in reading.check(block):
+                on_block(checked)
+            on_records(len(block))
+    except InputError as error:
+        findings.add(facts(error))
+    else:
+        reading.finish()
+    return findings.texts()
+
+
+def _blocks(stream: Iterator[bytes]) -> Iterator[list[bytes]]:
+    block: list[bytes] = []
+    size = 0
+    for record in stream:
+        block.append(record)
+        size += len(record)
+        if size >= _BYTES_AT_ONCE or len(block) == _RECORDS_AT_ONCE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+class _Reading:
+    """What is remembered of a shard's records from one block to the next."""
+
+    def __init__(self, shard: ShardInfo, checker: RecordChecker | None, findings: Findings) -> None:
+        self.shard, self.checker, self.findings = shard, checker, findings
+        self.num_records = 0
+        self.last_id = b""
+        self.measured: collections.Counter[str] = collections.Counter()
+        self.is_sound = True
+
+    def check(self, block: Sequence[bytes]) -> Iterator[Block]:
+        """Checks records; yields those that are sound."""
+        first = self.num_records
+        self.num_records += len(block)
+        if self.checker is None:
+            return
+        places, examples = [], []
+        for place, record in enumerate(block, first):
+            try:
+                examples.append(serialization.decode_example(record))
+                places.append(place)
+            except ValueError as error:
+                self._add(f"expected a tf.train.Example of bytes: {error}", [place])
+        numbers, sound = np.array(places, np.int64), np.ones(len(places), bool)
+        for finding in self.checker.check(examples) if examples else ():
+            self._add(finding.problem, numbers[finding.places])
+            sound[finding.places] = False
+        kept = np.flatnonzero(sound)
+        if len(kept):
+            yield self._sound_block([examples[place] for place in kept], numbers[kept])
+
+    def _add(self, problem: str, places: Sequence[int] | np.ndarray) -> None:
+        self.is_sound = False
+        self.findings.add_records(problem, places)
+
+    def _sound_block(self, examples: Sequence[Features], numbers: np.ndarray) -> Block:
+        manifest = self.checker.manifest
+        ids = np.frombuffer(b"".join([one[records.EXAMPLE_ID] for one in examples]), "S16")
+        if manifest.kind != records.TASK_LOGITS:
+            self._check_order(examples, numbers)
+        if self.shard.measured is not None and manifest.teacher_info is not None:
+            added = [f.name for f in manifest.features if f not in records.MASKED_EXAMPLE_FEATURES]
+            factor = manifest.teacher_info.truncation_factor
+            for one in examples:
+                features = {name: one[name] for name in added}
+                manifests.measure_record(self.measured, features, factor)
+        if records.INPUT_IDS not in examples[0]:
+            return Block(ids, None, None)
+        return Block(ids, *_texts(examples, manifest.vocab.size))
+
+    def _check_order(self, examples: Sequence[Features], numbers: np.ndarray) -> None:
+        """Checks that ids ascend, and that each is in its shard's range of keys.
+
+        See `pipeline.storage.spill` and `pipeline.masking.masked_examples.ShardPlan`.
+        """
+        ids = [one[records.EXAMPLE_ID] for one in examples]
+        before = [self.last_id, *ids[:-1]]
+        falls = [place for place, (a, b) in enumerate(zip(before, ids, strict=True)) if b <= a]
+        if falls:
+            problem = f"{records.EXAMPLE_ID}: expected ascending ids, none twice"
+            self._add(problem, numbers[falls])
+        self.last_id = ids[-1]
+        index, count = manifests.shard_place(self.shard.file)
+        low, high = (spill.KEY_SPACE * number // count for number in (index, index + 1))
+        keys = np.frombuffer(b"".join(ids), ">u8")[::2]
+        outside = np.flatnonzero((keys < low) | (keys > high - 1))
+        if len(outside):
+            problem = f"{records.EXAMPLE_ID}: expected ids of shard {index} of {count}"
+            self._add(problem, numbers[outside])
+
+    def finish(self) -> None:
+        """Checks what can be known only at the end of a shard that could be read."""
+        expected = self.shard.num_examples
+        if self.num_records != expected:
+            self.findings.add(f"expected {expected:,} records, received {self.num_records:,}")
+        # Sums of sound records only would say nothing new.
+        if self.checker is not None and self.shard.measured is not None and self.is_sound:
+            told = dict(self.shard.measured)
+            for name in sorted({*told, *self.measured}):
+                if told.get(name, 0) != self.measured[name]:
+                    self.findings.add(
+                        f"measured {name}: expected {told.get(name, 0)}, as the manifest says, "
+                        f"received {self.measured[name]}"
+                    )
+
+
+def _texts(examples: Sequence[Features], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns digests of the true tokens of sound records, uint64 [n], and counts of tokens."""
+    tokens = cache_tokens.true_tokens(examples, vocab_size)
+    dtype = records.id_dtype(vocab_size)
+    content = tokens.astype(dtype).tobytes()
+    ends = np.cumsum([len(one[records.INPUT_IDS]) for one in examples]).tolist()
+    digests = b"".join(
+        hashlib.blake2b(content[begin:end], digest_size=_DIGEST_BYTES).digest()
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True)
+    )
+    # As `token_counts.count_tokens` counts them.
+    contents = [one[records.INPUT_IDS] + one.get(records.MASKED_LM_IDS, b"") for one in examples]
+    ids = Column.decode(_INPUT_IDS, contents, vocab_size).values
+    return np.frombuffer(digests, "<u8"), np.bincount(ids, minlength=vocab_size)
+
+
+# The directory.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +322,15 @@ def manifest_problems(directory: Location, manifest: Manifest) -> Iterator[str]:
     # The form only: what it says is the checksum's matter, and one from before lacks fields.
     if path.read_bytes() != json_text.dump(path.read_json()):
         yield "it is not written as it was published"
-    for name, flag in _SAID_TWICE.items():
-        here, there = getattr(manifest, name), manifest.flags.get(flag)
-        if there is not None and there != here:
-            yield f"{name} is {here!r}, and {there!r} among its flags"
+    stated = [(name, getattr(manifest, name), flag) for name, flag in _STATED_TWICE.items()]
     if manifest.teacher_info is not None:
-        said = manifest.teacher_info.to_json()
-        for name in _TEACHER_SAID_TWICE:
-            here, there = said[name], manifest.flags.get(name)
-            here = list(here) if isinstance(here, tuple) else here
-            if there is not None and there != here:
-                yield f"{name} is {here!r}, and {there!r} among its flags"
+        values = manifest.teacher_info.to_json()
+        stated += [(name, values[name], name) for name in _TEACHER_STATED_TWICE]
+    for name, value, flag in stated:
+        value = list(value) if isinstance(value, tuple) else value
+        other = manifest.flags.get(flag)
+        if other is not None and other != value:
+            yield f"{name} is {value!r}, and {other!r} among its flags"
     if not manifest.splits:
         yield "it names no shards"
 
@@ -98,7 +344,7 @@ def request_problems(directory: Location, manifest: Manifest) -> Iterator[str]:
     try:
         request = path.read_json()
     except InputError as error:
-        yield str(error).removeprefix(f"{path}: ")
+        yield facts(error)
         return
     answered = {name: manifest.flags[name] for name in request if name in manifest.flags}
     difference = manifests.describe_difference(request, answered)
@@ -144,10 +390,10 @@ def check_directory(
     for split, shards in splits:
         for shard in shards:
             together.begin(split)
-            problems = shard_checks.check_shard(
+            problems = check_shard(
                 directory, shard, checker, on_block=together.add, on_records=on_records
             )
-            problems += together.end() + shard_checks.check_sidecar(directory, shard)
+            problems += together.end() + check_sidecar(directory, shard)
             _note(found, shard.file, problems)
     if manifest.token_counts is not None and not found:
         _note(found, manifest.token_counts.file, together.count_problems(directory))
@@ -205,7 +451,7 @@ def _make_checker(
     _note(found, manifests.MANIFEST_FILE, unreadable)
     if manifest.token_counts is not None:
         path = directory / manifest.token_counts.file
-        problems = shard_checks.check_file(path, manifest.token_counts)
+        problems = check_file(path, manifest.token_counts)
         _note(found, manifest.token_counts.file, problems)
         unreadable += problems if manifest.teacher_info is not None else []
     if unreadable:
@@ -218,7 +464,7 @@ def _make_checker(
     try:
         codec = cache_input.make_codec(directory, manifest.teacher_info, manifest.vocab.size)
     except InputError as error:
-        _note(found, token_counts.TOKEN_COUNTS_FILE, [str(error)])
+        _note(found, token_counts.TOKEN_COUNTS_FILE, [f"{error.subject}: {facts(error)}"])
         return None
     return RecordChecker(manifest, is_special, codec)
 

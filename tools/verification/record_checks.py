@@ -1,11 +1,10 @@
-"""What must hold of every record of a directory, checked for many records at once.
+"""Checks of every record of a directory, many records at once.
 
 Letters as in `data_specs.records`. Sizes come first: what is not as long as the manifest
 and the record's other features want is not decoded.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,9 +12,10 @@ import numpy as np
 
 from data_specs import records
 from data_specs.records import Feature
-from pipeline.storage.codecs import HIDDEN_CODECS, HiddenCodec
+from pipeline.storage.arrays import Column
 from pipeline.storage.codecs.base import MAX_RECORD_IDS, TopKCodec
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.records import TeacherTargets
 from tools.verification.topk_checks import TopKRows, topk_problems
 
 # Ids decoded at once: few enough to stay near a processor's cache.
@@ -37,48 +37,6 @@ class Finding:
 
     problem: str
     places: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """One feature of n records, one record's numbers after another's.
-
-    Attributes:
-        values: the numbers of all.
-        counts: int64 [n], how many each record has.
-    """
-
-    values: np.ndarray
-    counts: np.ndarray
-
-    @functools.cached_property
-    def starts(self) -> np.ndarray:
-        """int64 [n]: where each record's numbers begin."""
-        return np.cumsum(self.counts) - self.counts
-
-    @functools.cached_property
-    def owners(self) -> np.ndarray:
-        """int64: which record each number belongs to."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
-
-    def any(self, condition: np.ndarray) -> np.ndarray:
-        """Returns which records have a number of which a condition is true, bool [n]."""
-        found = np.zeros(len(self.counts), bool)
-        if condition.any():
-            found[self.owners[condition]] = True
-        return found
-
-    def sums(self) -> np.ndarray:
-        """Returns the sum of each record's numbers, int64 [n]."""
-        sums = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
-        return sums[self.starts + self.counts] - sums[self.starts]
-
-    def not_ascending(self) -> np.ndarray:
-        """Returns which records have a number that is not above the one before, bool [n]."""
-        falls = np.zeros(len(self.values), bool)
-        falls[1:] = self.values[1:] <= self.values[:-1]
-        falls[self.starts[self.counts > 0]] = False
-        return self.any(falls)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +73,8 @@ class RecordChecker:
 
     def _column(self, name: str, examples: Sequence[Features]) -> Column:
         (feature,) = (feature for feature in self.manifest.features if feature.name == name)
-        dtype = feature.numpy_dtype(self.manifest.vocab.size)
-        parts = [example[name] for example in examples]
-        counts = np.fromiter(map(len, parts), np.int64, len(parts)) // dtype.itemsize
-        return Column(np.frombuffer(b"".join(parts), dtype), counts)
+        contents = [example[name] for example in examples]
+        return Column.decode(feature, contents, self.manifest.vocab.size)
 
     # Sizes.
 
@@ -245,7 +201,7 @@ class RecordChecker:
         )
         share = self.manifest.flags.get("masked_lm_prob")
         if isinstance(share, float) and 0.0 < share <= 1.0:
-            # As `pipeline.masking.mask_policy.MaskingPolicy` has it; both round halves to even.
+            # As `pipeline.masking.masks.MaskingPolicy` has it; both round halves to even.
             most = np.maximum(1, np.rint(ids.counts * share))
             problem = f"expected at most {share:g} of the tokens masked"
             yield f"{records.MASKED_LM_POSITIONS}: {problem}", positions.counts > most
@@ -255,14 +211,7 @@ class RecordChecker:
         inside = (ids >= 0) & (ids < len(self.is_special))
         return inside & self.is_special[np.where(inside, ids, 0)]
 
-    # The teacher's word.
-
-    @functools.cached_property
-    def _hidden_codec(self) -> HiddenCodec | None:
-        info = self.manifest.teacher_info
-        if not info.hidden_groups:
-            return None
-        return HIDDEN_CODECS[info.hidden_encoding](len(info.hidden_groups), info.hidden_size)
+    # Teacher targets.
 
     def _teacher_blocks(self, examples: Sequence[Features]) -> Iterator[tuple[int, int]]:
         """Yields the bounds of records that are decoded at once."""
@@ -283,25 +232,26 @@ class RecordChecker:
         except (KeyError, ValueError):
             yield from self._undecodable(examples, counts)
             return
-        info = self.manifest.teacher_info
-        tails = self._column(records.LOG_TAIL_MASSES, examples).values
+        info, num_positions = self.manifest.teacher_info, len(ids)
         labels = self._column(records.MASKED_LM_IDS, examples).values
-        rows = TopKRows(
-            ids=ids,
-            logits=logits,
-            errors=self.codec.errors(logits),
-            log_tail_masses=tails.reshape(-1, len(info.temperatures)),
-            label_log_probs=self._column(records.LABEL_LOG_PROBS, examples).values.astype("<f4"),
-            labels=labels.astype(np.int64),
-        )
-        for problem, bad in topk_problems(rows, info, self.manifest.vocab.size):
-            yield problem, positions.any(bad)
-        if self._hidden_codec is not None:
+        hidden_codec, states = info.hidden_codec(), None
+        if hidden_codec is not None:
             names = [feature.name for feature in records.HIDDEN_FEATURES[info.hidden_encoding]]
             joined = {name: b"".join([one[name] for one in examples]) for name in names}
-            states = self._hidden_codec.decode(joined, len(labels))
-            bad = ~np.isfinite(states).all(axis=(1, 2))
-            yield f"{records.HIDDEN_STATES}: expected finite numbers", positions.any(bad)
+            states = hidden_codec.decode(joined, num_positions)
+        targets = TeacherTargets(
+            ids=ids,
+            logits=logits,
+            log_tail_masses=self._column(records.LOG_TAIL_MASSES, examples).values.reshape(
+                num_positions, -1
+            ),
+            label_log_probs=self._column(records.LABEL_LOG_PROBS, examples).values.astype("<f4"),
+            temperatures=info.temperatures,
+            hidden_states=states,
+        )
+        rows = TopKRows.of(targets, self.codec, labels)
+        for problem, bad in topk_problems(rows, info, self.manifest.vocab.size):
+            yield problem, positions.any(bad)
 
     def _undecodable(
         self, examples: Sequence[Features], counts: Sequence[int]

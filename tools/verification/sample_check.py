@@ -16,11 +16,10 @@ from pipeline.base.compute_dtype import FLOAT32
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs.base import NO_ID, TopKCodec
+from pipeline.storage.codecs.base import NO_ID
 from pipeline.storage.manifest import SAMPLED, TeacherInfo
 from pipeline.storage.records import MaskedExample
-from tools.cache_analysis import cache_report, dense_sample, fidelity
-from tools.cache_analysis.dense_sample import DenseBatch
+from tools.cache_analysis import dense_sample, fidelity
 from tools.verification import topk_checks
 from tools.verification.topk_checks import TopKRows
 
@@ -94,38 +93,22 @@ def check_sample(
     info = cache.manifest.teacher_info
     codec = cache_input.open_codec(cache.directory, cache.manifest)
     drawn = draw_over_shards(cache, size)
-    shards = {
-        example.features[records.EXAMPLE_ID]: file
-        for file, examples in drawn.items()
-        for example in examples
-    }
+    shards = {example.example_id: file for file, examples in drawn.items() for example in examples}
     examples = [example for part in drawn.values() for example in part]
     rounding = _FLOAT32_ROUNDING if compute_dtype == FLOAT32 else _BFLOAT16_ROUNDING
     comparison = _Comparison(info, rounding, shards)
     batches = dense_sample.run_teacher(model, examples, cache.manifest, batch_size=batch_size)
     for batch in batches:
-        rows = _cached_rows(cache, codec, batch)
+        targets = dense_sample.decode_targets(cache, codec, batch.examples)
+        rows = TopKRows.of(targets, codec, batch.labels)
         owners = np.repeat(np.arange(len(batch.examples)), np.diff(batch.row_splits))
         for block in batch.blocks():
-            part = TopKRows(*(getattr(rows, f.name)[block] for f in dataclasses.fields(rows)))
-            comparison.add(batch.logits[block], part, batch.examples, owners[block])
+            comparison.add(batch.logits[block], rows[block], batch.examples, owners[block])
     return SampleReport(
         num_examples=len(examples),
         num_positions=comparison.num_positions,
         largest=dict(comparison.largest),
         problems=comparison.problems(),
-    )
-
-
-def _cached_rows(cache: CacheInput, codec: TopKCodec, batch: DenseBatch) -> TopKRows:
-    cached = cache_report.decode_examples(cache, codec, batch.examples)
-    return TopKRows(
-        ids=cached.ids,
-        logits=cached.logits,
-        errors=codec.errors(cached.logits),
-        log_tail_masses=cached.log_tail_masses,
-        label_log_probs=cached.label_log_probs,
-        labels=batch.labels,
     )
 
 
@@ -158,7 +141,7 @@ class _Comparison:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             for problem, bad in self._differences(logits, rows):
                 for row in np.flatnonzero(bad):
-                    example_id = examples[owners[row]].features[records.EXAMPLE_ID]
+                    example_id = examples[owners[row]].example_id
                     key = self.shards[example_id], problem
                     count, first = self._found.get(key, (0, example_id.hex()))
                     self._found[key] = count + 1, first

@@ -1,4 +1,4 @@
-"""What must hold of a teacher's word at any masked position, checked at many at once.
+"""Checks of the teacher targets at any masked position, many positions at once.
 
 Letters as in `data_specs.records`: K top-k, T temperatures, V vocabulary. A position's
 distribution is p_T = (1 − tail_T) · softmax_K(logits / T), so that its mass is 1 whatever
@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_specs import records
-from pipeline.storage.codecs.base import NO_ID
+from pipeline.storage.codecs.base import NO_ID, TopKCodec
 from pipeline.storage.manifest import SAMPLED, TeacherInfo
+from pipeline.storage.records import TeacherTargets
 
 # What float32 makes of sums over a vocabulary and of their logarithms, and float16 of small
 # numbers.
@@ -25,25 +26,23 @@ _FLOAT16_STEP = 2.0**-10
 _NO_MASS = -80.0
 
 
-@dataclasses.dataclass(frozen=True)
-class TopKRows:
-    """What a cache holds at R masked positions, decoded.
+@dataclasses.dataclass(frozen=True, eq=False)
+class TopKRows(TeacherTargets):
+    """Decoded targets at R masked positions, with their labels.
 
     Attributes:
-        ids: int [R, K], `NO_ID` where there are no more.
-        logits: float32 [R, K], minus the position's largest.
         errors: float32 [R, K], how far each logit may be from the teacher's.
-        log_tail_masses: float32 [R, T].
-        label_log_probs: float32 [R].
         labels: int [R], the true tokens.
     """
 
-    ids: np.ndarray
-    logits: np.ndarray
-    errors: np.ndarray
-    log_tail_masses: np.ndarray
-    label_log_probs: np.ndarray
-    labels: np.ndarray
+    errors: np.ndarray = dataclasses.field(kw_only=True)
+    labels: np.ndarray = dataclasses.field(kw_only=True)
+
+    @classmethod
+    def of(cls, targets: TeacherTargets, codec: TopKCodec, labels: np.ndarray) -> "TopKRows":
+        """Returns targets that a codec decoded, with their labels."""
+        fields = {f.name: getattr(targets, f.name) for f in dataclasses.fields(targets)}
+        return cls(**fields, errors=codec.errors(targets.logits), labels=labels.astype(np.int64))
 
 
 def topk_problems(
@@ -67,6 +66,11 @@ def topk_problems(
             f"{records.LABEL_LOG_PROBS}: expected logarithms of probabilities, at most 0",
             ~(labels <= _ROUNDING),
         )
+        if rows.hidden_states is not None:
+            yield (
+                f"{records.HIDDEN_STATES}: expected finite numbers",
+                ~np.isfinite(rows.hidden_states).all(axis=(1, 2)),
+            )
         # Draws and averages of several teachers have other probabilities of the ids.
         if info.truncation != SAMPLED and "merged" not in info.teacher:
             yield from _mass_problems(rows, info, vocab_size)

@@ -9,6 +9,7 @@ import tqdm
 from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.storage import serialization
+from pipeline.storage.arrays import Column
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import TRAIN
 
@@ -72,30 +73,23 @@ def true_tokens(examples: list[Mapping[str, bytes]], vocab_size: int) -> np.ndar
         `input_ids` 2 4 9 3 with `masked_lm_positions` 1 and `masked_lm_ids` 7 are the
         true tokens 2 7 9 3.
     """
-    dtype = records.id_dtype(vocab_size)
-
-    def joined(name: str, kind: str | np.dtype) -> np.ndarray:
-        return np.frombuffer(b"".join(example[name] for example in examples), kind)
-
-    def counts(name: str, kind: str | np.dtype) -> np.ndarray:
-        return np.array([len(example[name]) for example in examples]) // np.dtype(kind).itemsize
-
-    tokens = joined(records.INPUT_IDS, dtype).copy()
-    if examples and records.WORD_STARTS in examples[0]:
-        return _in_range(tokens, vocab_size)
-    labels = joined(records.MASKED_LM_IDS, dtype)
-    lengths = counts(records.INPUT_IDS, dtype)
-    masked = counts(records.MASKED_LM_POSITIONS, "<u2")
-    if not np.array_equal(masked, counts(records.MASKED_LM_IDS, dtype)):
-        raise ValueError("expected a label at each masked position")
-    positions = joined(records.MASKED_LM_POSITIONS, "<u2").astype(np.int64)
-    if (positions >= np.repeat(lengths, masked)).any():
-        raise ValueError("expected masked positions within the input")
-    tokens[np.repeat(np.cumsum(lengths) - lengths, masked) + positions] = labels
-    return _in_range(tokens, vocab_size)
-
-
-def _in_range(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    is_masked = not (examples and records.WORD_STARTS in examples[0])
+    masked = (records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS) if is_masked else ()
+    columns = {
+        feature.name: Column.decode(feature, [one[feature.name] for one in examples], vocab_size)
+        for feature in records.MASKED_EXAMPLE_FEATURES
+        if feature.name in (records.INPUT_IDS, *masked)
+    }
+    ids = columns[records.INPUT_IDS]
+    tokens = ids.values.copy()
+    if is_masked:
+        labels = columns[records.MASKED_LM_IDS]
+        positions = columns[records.MASKED_LM_POSITIONS]
+        if not np.array_equal(positions.counts, labels.counts):
+            raise ValueError("expected a label at each masked position")
+        if (positions.values >= ids.counts[positions.owners]).any():
+            raise ValueError("expected masked positions within the input")
+        tokens[ids.starts[positions.owners] + positions.values] = labels.values
     if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
         raise ValueError(f"expected ids of {vocab_size} tokens, received others")
     return tokens

@@ -1,33 +1,27 @@
 """Model directories: found, checked, read into a model, and written.
 
-Two layouts are read, Hugging Face's (`config.json`, `model.safetensors`, also in
-shards) and Google's (`bert_config.json`, `bert_model.ckpt`); Hugging Face's is
-written. Nothing is ever unpickled. Keras and TensorFlow are imported only where
-weights meet a model, so that a wrong path is reported at once.
+Two layouts are read, Hugging Face's (`config.json` and weights) and Google's
+(`bert_config.json`, `bert_model.ckpt`); Hugging Face's is written. Nothing is ever
+unpickled. Keras and TensorFlow are imported only where weights meet a model, so that
+a wrong path is reported at once.
 """
 
 import dataclasses
-import errno
 import hashlib
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location, mirror_all
 from pipeline.models.config import EncoderConfig
-from pipeline.models.formats.safetensors_files import (
-    HF_WEIGHTS,
-    hf_weight_files,
-    list_tensors,
-    read_tensors,
-)
+from pipeline.models.formats import FORMATS
+from pipeline.models.formats.base import WeightFiles
+from pipeline.models.formats.safetensors_files import HF_WEIGHTS, save_tensors
 from pipeline.models.weight_names import (
+    HF,
     Shape,
     WeightName,
     check_tensors,
@@ -43,52 +37,8 @@ if TYPE_CHECKING:
 HF_CONFIG = "config.json"
 GOOGLE_CONFIG = "bert_config.json"
 GOOGLE_PREFIX = "bert_model.ckpt"
-
-
-def _check_tied(arrays: Mapping[str, np.ndarray], tied: Mapping[str, str], where: str) -> None:
-    """Raises InputError when a stored copy of a tied tensor differs from its original."""
-    for copy, original in tied.items():
-        if copy in arrays and not np.array_equal(arrays[copy], arrays[original]):
-            raise InputError(
-                where,
-                received=f"{copy}: expected the same values as {original}, received others",
-                hint="a model with an untied output layer is not supported",
-            )
-
-
-def read_hf_weights(
-    directory: Location, config: EncoderConfig, table: Sequence[WeightName] | None = None
-) -> dict[str, np.ndarray]:
-    """Reads the weights of a model in Hugging Face's layout.
-
-    Args:
-        directory: holds `model.safetensors`, or an index and its shards.
-        config: the model's configuration.
-        table: the weights to read; by default those of a masked LM, whose output
-            layer must be tied.
-
-    Returns:
-        float32 arrays by our names (`weight_names`), every weight present.
-
-    Raises:
-        InputError: no safetensors file, an unreadable one, tensors that are not
-            those of the configuration, or an untied output layer.
-    """
-    files = hf_weight_files(directory)
-    tensors = list_tensors(files)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    tied = tied_hf_names(config) if table is None else {}
-    table = weight_table(config) if table is None else table
-    check_tensors(shapes, config, layout="hf", where=str(directory), table=table)
-    wanted = {
-        name: tensors[name] for name in (*(row.hf for row in table), *tied) if name in tensors
-    }
-    arrays = read_tensors(files, wanted)
-    _check_tied(arrays, tied, str(directory))
-    return {
-        row.ours: np.ascontiguousarray(arrays[row.hf].T if row.transpose_hf else arrays[row.hf])
-        for row in table
-    }
+_GOOGLE_FORMAT = "tf1"
+_PICKLE = "pytorch_model.bin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +47,21 @@ class ModelSource:
 
     Attributes:
         config: the encoder's configuration.
-        layout: `"hf"` or `"tf1"`.
+        format: of its weights, a key of `FORMATS`.
         weight_files: the files that hold the weights; empty for random weights.
-        location: the directory (hf) or the checkpoint's prefix (tf1); None for
-            random weights.
+        location: the directory, or the prefix of Google's checkpoint; None for random
+            weights.
         directory: where the configuration lies, and usually the tokenizer.
     """
 
     config: EncoderConfig
-    layout: str
+    format: str
     weight_files: tuple[Location, ...]
     location: Location | None
     directory: Location
 
     @classmethod
-    def from_google(
-        cls,
-        config_file: Location,
-        checkpoint: Location | None,
-    ) -> "ModelSource":
+    def from_google(cls, config_file: Location, checkpoint: Location | None) -> "ModelSource":
         """Resolves a configuration file and a checkpoint's prefix.
 
         Args:
@@ -126,14 +72,19 @@ class ModelSource:
         Raises:
             InputError: a file is missing or the configuration is not valid.
         """
-        if not config_file.is_file():
-            raise InputError(config_file, received="no such file")
         config = EncoderConfig.from_json(config_file)
         prefix, files = None, ()
         if checkpoint is not None:
-            prefix = checkpoint.with_name(checkpoint.name.removesuffix(".index"))
-            files = _tf1_files(prefix)
-        return cls(config, "tf1", files, prefix, config_file.parent)
+            prefix = checkpoint
+            if checkpoint.suffix == ".index":
+                prefix = checkpoint.with_name(checkpoint.name.removesuffix(".index"))
+            files = FORMATS[_GOOGLE_FORMAT].find(prefix)
+        return cls(config, _GOOGLE_FORMAT, files, prefix, config_file.parent)
+
+    @property
+    def layout(self) -> str:
+        """The layout of its weights, `weight_names.HF` or `TF1`."""
+        return FORMATS[self.format].layout
 
     @property
     def has_weights(self) -> bool:
@@ -146,20 +97,14 @@ class ModelSource:
         Raises:
             InputError: a file cannot be read.
         """
-        if self.location is None:
-            return {}
-        if self.layout == "hf":
-            tensors = list_tensors(self.weight_files)
-            return {name: tensor.shape for name, tensor in tensors.items()}
-        from pipeline.models.formats.tf1_checkpoint import read_tf1_shapes
-
-        return read_tf1_shapes(self._local_prefix())
+        return self._open().shapes if self.has_weights else {}
 
     def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
         """Reads weights; float32 arrays by our names.
 
         Args:
-            table: which; all of a masked LM's by default.
+            table: the weights to read; by default those of a masked LM, whose output
+                layer must be tied.
 
         Raises:
             InputError: the weights are not those of the configuration.
@@ -167,17 +112,24 @@ class ModelSource:
         """
         if self.location is None:
             raise ValueError("read_weights: expected a source with weights, received one without")
-        if self.layout == "hf":
-            return read_hf_weights(self.location, self.config, table)
-        # Imports TensorFlow, which other sources do not need.
-        from pipeline.models.formats.tf1_checkpoint import read_tf1_weights
+        tensors, layout = self._open(), self.layout
+        tied = tied_hf_names(self.config) if table is None and layout == HF else {}
+        table = weight_table(self.config) if table is None else table
+        check_tensors(tensors.shapes, table, layout=layout, where=self.location)
+        copies = [name for name in tied if name in tensors.shapes]
+        arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
+        for copy in copies:
+            if not np.array_equal(arrays[copy], arrays[tied[copy]]):
+                raise InputError(
+                    f"{self.location}: {copy}",
+                    f"the same values as {tied[copy]}",
+                    "others",
+                    hint="a model with an untied output layer is not supported",
+                )
+        return {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
 
-        return read_tf1_weights(self._local_prefix(), self.config, table)
-
-    def _local_prefix(self) -> str:
-        """Returns the prefix of a TensorFlow checkpoint on this machine."""
-        index = mirror_all(self.weight_files)[-1]
-        return str(index).removesuffix(".index")
+    def _open(self) -> WeightFiles:
+        return FORMATS[self.format](self.weight_files)
 
     def sha256(self) -> str:
         """Returns a digest of configuration and weight files, wherever they lie.
@@ -192,24 +144,12 @@ class ModelSource:
         return digest.hexdigest()
 
 
-def _tf1_files(prefix: Location) -> tuple[Location, ...]:
-    index = prefix.with_name(f"{prefix.name}.index")
-    if not index.is_file():
-        raise InputError(prefix, "the prefix of a TensorFlow checkpoint", f"no file {index}")
-    shards = sorted(
-        path for path in prefix.parent.iterdir() if path.name.startswith(f"{prefix.name}.data-")
-    )
-    if not shards:
-        raise InputError(prefix, received=f"no file {prefix.name}.data-00000-of-00001")
-    return (*shards, index)
-
-
 def find_model(directory: Location) -> ModelSource:
     """Finds a model directory's configuration and weights in either layout.
 
     Args:
-        directory: holds `config.json` with safetensors, or `bert_config.json` with
-            `bert_model.ckpt.index`; when both, the first is taken.
+        directory: holds `config.json` with weights in Hugging Face's layout, or
+            `bert_config.json` with `bert_model.ckpt.index`; when both, the first is taken.
 
     Returns:
         the source; its weights are read by `read_weights`.
@@ -223,13 +163,32 @@ def find_model(directory: Location) -> ModelSource:
             directory,
             received="no such directory (a model of a hub must be downloaded first)",
         )
-    config_file = directory / HF_CONFIG
-    if config_file.is_file():
-        config, files = EncoderConfig.from_json(config_file), hf_weight_files(directory)
-        return ModelSource(config, "hf", files, directory, config_file.parent)
+    if (directory / HF_CONFIG).is_file():
+        config = EncoderConfig.from_json(directory / HF_CONFIG)
+        name, files = _find_hf_weights(directory)
+        return ModelSource(config, name, files, directory, directory)
     if (directory / GOOGLE_CONFIG).is_file():
         return ModelSource.from_google(directory / GOOGLE_CONFIG, directory / GOOGLE_PREFIX)
     raise InputError(directory, f"{HF_CONFIG} or {GOOGLE_CONFIG}", "neither")
+
+
+def _find_hf_weights(directory: Location) -> tuple[str, tuple[Location, ...]]:
+    """Returns the format and the files of the weights beside a `config.json`."""
+    formats = {name: kind for name, kind in FORMATS.items() if kind.layout == HF}
+    for name, kind in formats.items():
+        if files := kind.find(directory):
+            return name, files
+    expected = " or ".join(name for kind in formats.values() for name in kind.file_names)
+    if not any((directory / f"{_PICKLE}{suffix}").is_file() for suffix in ("", ".index.json")):
+        raise InputError(directory, expected, "none of them")
+    raise InputError(
+        directory,
+        expected,
+        f"only {_PICKLE}, which is a pickle and is not read",
+        hint='convert it: python -c "from transformers import AutoModelForMaskedLM; '
+        f"AutoModelForMaskedLM.from_pretrained({str(directory)!r})"
+        f'.save_pretrained({str(directory)!r}, safe_serialization=True)"',
+    )
 
 
 def load_masked_lm(
@@ -272,18 +231,12 @@ def assign_weights(model: "keras.Model", weights: Mapping[str, np.ndarray]) -> N
         ValueError: a weight is missing, surplus or of another shape.
     """
     variables = _variables(model)
-    differing = sorted(variables.keys() ^ weights.keys())
-    if differing:
-        raise ValueError(
-            f"weights: expected one for each of {len(variables)} variables, received "
-            f"{len(weights)}; differing: {', '.join(differing[:3])}"
-        )
-    for name, variable in variables.items():
-        if tuple(variable.shape) != weights[name].shape:
-            raise ValueError(
-                f"weights: {name}: expected shape {list(variable.shape)}, "
-                f"received {list(weights[name].shape)}"
-            )
+    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+    received = {name: value.shape for name, value in weights.items()}
+    for name in sorted(expected.keys() | received.keys()):
+        shapes = expected.get(name), received.get(name)
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"weights: {name}: expected shape {shapes[0]}, received {shapes[1]}")
     for name, variable in variables.items():
         variable.assign(weights[name])
 
@@ -296,70 +249,31 @@ def get_weights(model: "keras.Model") -> dict[str, np.ndarray]:
     }
 
 
-def save_tensors(
-    path: Location,
-    tensors: Mapping[str, np.ndarray],
-    *,
-    before_publishing: Callable[[pathlib.Path], None] | None = None,
-) -> None:
-    """Writes a safetensors file atomically.
-
-    Args:
-        path: the file.
-        tensors: contiguous arrays by name.
-        before_publishing: gets the whole file under the name that it has until then.
-
-    Raises:
-        OSError: it cannot be written, for example because the disk is full.
-    """
-    with path.atomic_write() as temporary:
-        try:
-            # The format that `transformers` asks for.
-            save_file(dict(tensors), temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(errno.EIO, str(error), str(path)) from error
-        if before_publishing is not None:
-            before_publishing(temporary)
-
-
 def save_hf(directory: Location, model: "MaskedLM") -> None:
     """Writes a model as `save_hf_weights` does, in float32."""
     save_hf_weights(directory, model.config, get_weights(model))
 
 
 def save_hf_weights(
-    directory: Location, config: EncoderConfig, weights: Mapping[str, np.ndarray]
+    directory: Location,
+    config: EncoderConfig,
+    weights: Mapping[str, np.ndarray],
+    *,
+    table: Sequence[WeightName] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
-    `transformers` loads the directory as the family's masked LM. The tied output
-    matrix is not stored a second time.
+    `transformers` loads the directory. The tied output matrix is not stored a second time.
 
     Args:
         directory: must exist.
         config: the model's configuration.
         weights: float32 arrays by our names.
+        table: the weights to write; by default those of a masked LM.
+        settings: the content of `config.json`; by default that of a masked LM.
     """
-    save_hf_tensors(directory, weights, weight_table(config), config.to_hf())
-
-
-def save_hf_tensors(
-    directory: Location,
-    weights: Mapping[str, np.ndarray],
-    table: Sequence[WeightName],
-    settings: Mapping[str, Any],
-) -> None:
-    """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
-
-    Args:
-        directory: must exist.
-        weights: float32 arrays by our names.
-        table: which of them, and their names in the file.
-        settings: the content of `config.json`.
-    """
-    tensors = {
-        row.hf: np.ascontiguousarray(weights[row.ours].T if row.transpose_hf else weights[row.ours])
-        for row in table
-    }
+    table = weight_table(config) if table is None else table
+    tensors = {row.hf: row.convert(weights[row.ours], HF) for row in table}
     save_tensors(directory / HF_WEIGHTS, tensors)
-    (directory / HF_CONFIG).write_json(settings)
+    (directory / HF_CONFIG).write_json(config.to_hf() if settings is None else settings)

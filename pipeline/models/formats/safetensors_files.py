@@ -1,109 +1,120 @@
-"""The safetensors files of a Hugging Face directory: found, listed and read; never a pickle."""
+"""The safetensors files of a Hugging Face directory: found, listed, read and written."""
 
 import contextlib
-import dataclasses
+import errno
 import os
-from collections.abc import Iterator, Mapping
+import pathlib
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (teaches NumPy the dtype bfloat16)
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location, mirror_all
-from pipeline.models.weight_names import Shape, modern_hf_name
+from pipeline.models.formats.base import WeightFiles
+from pipeline.models.weight_names import HF
 
 HF_WEIGHTS = "model.safetensors"
-HF_INDEX = "model.safetensors.index.json"
-HF_PICKLE = "pytorch_model.bin"
+HF_INDEX = f"{HF_WEIGHTS}.index.json"
 
 # Of a file, on any system.
 _MAX_NAME = 200
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def hf_weight_files(directory: Location) -> tuple[Location, ...]:
-    """Returns the safetensors files of a directory, the index's shards in sorted order."""
-    if (directory / HF_WEIGHTS).is_file():
-        return (directory / HF_WEIGHTS,)
-    if (directory / HF_INDEX).is_file():
-        return _indexed_files(directory / HF_INDEX)
-    if (directory / HF_PICKLE).is_file() or (directory / f"{HF_PICKLE}.index.json").is_file():
-        raise InputError(
-            directory,
-            HF_WEIGHTS,
-            f"only {HF_PICKLE}, which is a pickle and is not read",
-            hint='convert it: python -c "from transformers import AutoModelForMaskedLM; '
-            f"AutoModelForMaskedLM.from_pretrained({str(directory)!r})"
-            f'.save_pretrained({str(directory)!r}, safe_serialization=True)"',
-        )
-    raise InputError(directory, f"{HF_WEIGHTS} or {HF_INDEX}", "neither")
+class SafetensorsFiles(WeightFiles):
+    """One file, or the shards that an index names."""
+
+    layout = HF
+    file_names = (HF_WEIGHTS, HF_INDEX)
+
+    def __init__(self, files: tuple[Location, ...]) -> None:
+        self._files = files
+        # The file of each tensor, and its name there.
+        self._stored: dict[str, tuple[Location, str]] = {}
+        self.shapes = {}
+        for path, file in self._opened():
+            for stored_name in file.keys():  # noqa: SIM118  (it is no mapping)
+                name = modern_name(stored_name)
+                if name in self._stored:
+                    first_path, first_name = self._stored[name]
+                    raise InputError(
+                        path,
+                        received=f"tensor {_one_line(stored_name)} is there twice, first as "
+                        f"{_one_line(first_name)} in {first_path.name}",
+                    )
+                self._stored[name] = (path, stored_name)
+                with _reading(path):
+                    self.shapes[name] = tuple(file.get_slice(stored_name).get_shape())
+
+    @classmethod
+    def find(cls, location: Location) -> tuple[Location, ...]:
+        """See `WeightFiles`; the shards of an index in the order of their names."""
+        if (location / HF_WEIGHTS).is_file():
+            return (location / HF_WEIGHTS,)
+        index = location / HF_INDEX
+        return _indexed_files(index) if index.is_file() else ()
+
+    def read(self, names: Collection[str]) -> dict[str, np.ndarray]:
+        """See `WeightFiles`."""
+        arrays: dict[str, np.ndarray] = {}
+        for path, file in self._opened():
+            for name in names:
+                tensor_path, stored_name = self._stored[name]
+                if tensor_path != path:
+                    continue
+                with _reading(path):
+                    dtype = file.get_slice(stored_name).get_dtype()
+                if dtype not in _FLOATS:
+                    where = f"{path}: {_one_line(stored_name)}"
+                    raise InputError(where, f"one of {', '.join(_FLOATS)}", dtype)
+                with _reading(path):
+                    arrays[name] = file.get_tensor(stored_name).astype(np.float32)
+        return arrays
+
+    def _opened(self) -> Iterator[tuple[Location, Any]]:
+        for path, copy in zip(self._files, mirror_all(self._files), strict=True):
+            with _reading(path):
+                opened = safe_open(copy, framework="np")
+            with opened as file:
+                yield path, file
 
 
 def _indexed_files(index: Location) -> tuple[Location, ...]:
     weight_map = index.read_json().get("weight_map")
+    where = f"{index}: weight_map"
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(index, received="weight_map: expected an object of file names")
-    files = []
-    for name in sorted({str(name) for name in weight_map.values()}):
+        raise InputError(where, "an object of file names")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
         # A name with a folder in it would make us read outside the model directory.
         is_plain = name == os.path.basename(name) and "\\" not in name and name.isprintable()
         if not is_plain or not name.endswith(".safetensors") or len(name) > _MAX_NAME:
-            raise InputError(
-                index,
-                received="weight_map: expected the name of a .safetensors file beside the index, "
-                f"received {shown(name)}",
-            )
+            expected = "the name of a .safetensors file beside the index"
+            raise InputError(where, expected, shown(name))
         if not (index.parent / name).is_file():
-            raise InputError(index, received=f"weight_map: no such file: {index.parent / name}")
-        files.append(index.parent / name)
-    return tuple(files)
+            raise InputError(where, received=f"no such file: {index.parent / name}")
+    return tuple(index.parent / name for name in names)
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor of a safetensors file is, without its content."""
-
-    file: Location
-    stored_name: str
-    shape: Shape
-
-
-def list_tensors(files: tuple[Location, ...]) -> dict[str, StoredTensor]:
-    """Returns all tensors by their modern names."""
-    tensors: dict[str, StoredTensor] = {}
-    for path, file in _opened(files):
-        for stored_name in file.keys():  # noqa: SIM118  (it is no mapping)
-            name = modern_hf_name(stored_name)
-            if name in tensors:
-                raise InputError(
-                    path,
-                    received=f"tensor {_one_line(stored_name)} is there twice, first as "
-                    f"{_one_line(tensors[name].stored_name)} in {tensors[name].file.name}",
-                )
-            with _reading(path):
-                shape = tuple(file.get_slice(stored_name).get_shape())
-            tensors[name] = StoredTensor(path, stored_name, shape)
-    return tensors
+def modern_name(name: str) -> str:
+    """Returns today's name of a tensor: files of 2019 call a norm's weights gamma and beta."""
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:200]
 
 
-def _opened(files: tuple[Location, ...]) -> Iterator[tuple[Location, Any]]:
-    for path, copy in zip(files, mirror_all(files), strict=True):
-        with _reading(path):
-            opened = safe_open(copy, framework="np")
-        with opened as file:
-            yield path, file
-
-
 @contextlib.contextmanager
 def _reading(path: Location) -> Iterator[None]:
-    """Makes what safetensors raises in the block, of a damaged file, an error for people."""
+    """Turns what safetensors raises in the block, of a damaged file, into an `InputError`."""
     try:
         yield
     except (SafetensorError, OSError) as error:
@@ -112,21 +123,27 @@ def _reading(path: Location) -> Iterator[None]:
         ) from error
 
 
-def read_tensors(files: tuple[Location, ...], wanted: Mapping[str, StoredTensor]) -> dict:
-    """Returns the wanted tensors, float32, by the keys of `wanted`."""
-    arrays: dict[str, np.ndarray] = {}
-    for path, file in _opened(files):
-        for name, tensor in wanted.items():
-            if tensor.file != path:
-                continue
-            with _reading(path):
-                dtype = file.get_slice(tensor.stored_name).get_dtype()
-            if dtype not in _FLOATS:
-                raise InputError(
-                    path,
-                    received=f"{_one_line(tensor.stored_name)}: expected one of "
-                    f"{', '.join(_FLOATS)}, received {dtype}",
-                )
-            with _reading(path):
-                arrays[name] = file.get_tensor(tensor.stored_name).astype(np.float32)
-    return arrays
+def save_tensors(
+    path: Location,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    before_publishing: Callable[[pathlib.Path], None] | None = None,
+) -> None:
+    """Writes a safetensors file atomically.
+
+    Args:
+        path: the file.
+        tensors: contiguous arrays by name.
+        before_publishing: gets the whole file under the name that it has until then.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full.
+    """
+    with path.atomic_write() as temporary:
+        try:
+            # The format that `transformers` asks for.
+            save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        if before_publishing is not None:
+            before_publishing(temporary)

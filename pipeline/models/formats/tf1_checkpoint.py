@@ -1,86 +1,79 @@
-"""Checkpoints in Google's TensorFlow 1 layout: the one module here on TensorFlow."""
+"""Checkpoints in Google's TensorFlow 1 layout; TensorFlow is imported when one is opened."""
 
+import contextlib
 import errno
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
-import tensorflow as tf
 
 from pipeline.base.errors import InputError
-from pipeline.models.config import BERT, EncoderConfig
-from pipeline.models.weight_names import Shape, WeightName, check_tensors, weight_table
+from pipeline.base.location import Location, mirror_all
+from pipeline.models.config import EncoderConfig
+from pipeline.models.formats.base import WeightFiles
+from pipeline.models.weight_names import TF1, weight_table
 
-# What TensorFlow raises for a damaged file; IndexError stands for one that is cut short,
-# TypeError for a dtype that it does not know.
-_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError, TypeError)
-
-
-def read_tf1_shapes(prefix: str) -> dict[str, Shape]:
-    """Returns the shape of every tensor of a checkpoint by its name.
-
-    Args:
-        prefix: path of the checkpoint without `.index` or `.data-…`.
-
-    Raises:
-        InputError: the checkpoint cannot be read.
-    """
-    return _open(prefix)[1]
+_INDEX = ".index"
 
 
-def _open(prefix: str) -> tuple[Any, dict[str, Shape]]:
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        shapes = {name: tuple(s) for name, s in reader.get_variable_to_shape_map().items()}
-    except _READ_ERRORS as error:
-        raise _unreadable(prefix, error) from error
-    return reader, shapes
+class Tf1Checkpoint(WeightFiles):
+    """A checkpoint, named by its prefix such as `…/bert_model.ckpt`."""
 
+    layout = TF1
+    file_names = ("bert_model.ckpt.index",)
 
-def read_tf1_weights(
-    prefix: str, config: EncoderConfig, table: Sequence[WeightName] | None = None
-) -> dict[str, np.ndarray]:
-    """Reads the weights of a model.
+    def __init__(self, files: tuple[Location, ...]) -> None:
+        import tensorflow as tf
 
-    Args:
-        prefix: path of the checkpoint without `.index` or `.data-…`.
-        config: the model's configuration.
-        table: the weights to read; by default those of a masked LM, without the
-            optimizer's slots, the pooler and the sentence-pair head.
+        index = files[-1]
+        self._prefix = index.with_name(index.name.removesuffix(_INDEX))
+        copy = str(mirror_all(files)[-1]).removesuffix(_INDEX)
+        with _reading(self._prefix):
+            self._reader = tf.train.load_checkpoint(copy)
+            shapes = self._reader.get_variable_to_shape_map()
+            self._dtypes = self._reader.get_variable_to_dtype_map()
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
 
-    Returns:
-        float32 arrays by our names (`weight_names`), every weight present.
+    @classmethod
+    def find(cls, location: Location) -> tuple[Location, ...]:
+        """See `WeightFiles`; the index is the last.
 
-    Raises:
-        InputError: the checkpoint cannot be read, or its tensors are not those of
-            the configuration, or no floats.
-    """
-    reader, shapes = _open(prefix)
-    table = weight_table(config) if table is None else table
-    check_tensors(shapes, config, layout="tf1", where=prefix, table=table)
-    try:
-        dtypes = reader.get_variable_to_dtype_map()
-        others = [name.tf1 for name in table if not dtypes[name.tf1].is_floating]
-        # Text would have to be read, and numbers of another kind would pass.
-        tensors = {} if others else {name.ours: reader.get_tensor(name.tf1) for name in table}
-    except _READ_ERRORS as error:
-        raise _unreadable(prefix, error) from error
-    if others:
-        raise InputError(
-            prefix, received=f"{others[0]}: expected floats, received {dtypes[others[0]].name}"
+        Raises:
+            InputError: there is no index, or no data.
+        """
+        index = location.with_name(f"{location.name}{_INDEX}")
+        if not index.is_file():
+            raise InputError(location, "the prefix of a TensorFlow checkpoint", f"no file {index}")
+        shards = sorted(
+            path
+            for path in location.parent.iterdir()
+            if path.name.startswith(f"{location.name}.data-")
         )
-    return {name: np.asarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
+        if not shards:
+            raise InputError(location, received=f"no file {location.name}.data-00000-of-00001")
+        return (*shards, index)
+
+    def read(self, names: Collection[str]) -> dict[str, np.ndarray]:
+        """See `WeightFiles`."""
+        for name in names:
+            # Text would have to be read, and numbers of another kind would pass.
+            if not self._dtypes[name].is_floating:
+                raise InputError(f"{self._prefix}: {name}", "floats", self._dtypes[name].name)
+        with _reading(self._prefix):
+            return {name: np.asarray(self._reader.get_tensor(name), np.float32) for name in names}
 
 
-def _other_heads(config: EncoderConfig) -> dict[str, Shape]:
-    """Returns what Google's checkpoints hold besides a masked LM's weights."""
-    size = config.hidden_size
-    return {
-        "bert/pooler/dense/kernel": (size, size),
-        "bert/pooler/dense/bias": (size,),
-        "cls/seq_relationship/output_weights": (2, size),
-        "cls/seq_relationship/output_bias": (2,),
-    }
+@contextlib.contextmanager
+def _reading(prefix: Location) -> Iterator[None]:
+    """Turns what TensorFlow raises in the block, of a damaged file, into an `InputError`."""
+    import tensorflow as tf
+
+    try:
+        yield
+    # IndexError stands for a file that is cut short, TypeError for a dtype that
+    # TensorFlow does not know.
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(prefix, f"a TensorFlow checkpoint, cannot read it ({reason})") from error
 
 
 def write_tf1_weights(
@@ -95,18 +88,26 @@ def write_tf1_weights(
     Args:
         prefix: path of the checkpoint; `.index` and `.data-00000-of-00001` are
             written, not atomically.
-        config: the model's configuration, of model type `bert`.
+        config: the model's configuration, of a family that Google's layout describes.
         weights: float32 arrays by our names (`weight_names`), every weight present.
 
     Raises:
-        ValueError: another model type, for which Google has no names.
+        ValueError: another family.
         OSError: it cannot be written, for example because the disk is full.
     """
-    if config.model_type != BERT:
-        raise ValueError(f"config: expected model_type {BERT}, received {config.model_type}")
-    tensors = {row.tf1: weights[row.ours] for row in weight_table(config)}
-    for name, shape in _other_heads(config).items():
-        tensors[name] = np.zeros(shape, np.float32)
+    import tensorflow as tf
+
+    if not config.family.in_google_layout:
+        raise ValueError(f"config: Google's layout has no {config.model_type}")
+    size = config.hidden_size
+    other_heads = {
+        "bert/pooler/dense/kernel": (size, size),
+        "bert/pooler/dense/bias": (size,),
+        "cls/seq_relationship/output_weights": (2, size),
+        "cls/seq_relationship/output_bias": (2,),
+    }
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in other_heads.items()}
+    tensors |= {row.tf1: weights[row.ours] for row in weight_table(config)}
     names = sorted(tensors)
     try:
         with tf.device("CPU"):
@@ -118,8 +119,3 @@ def write_tf1_weights(
             )
     except tf.errors.OpError as error:
         raise OSError(errno.EIO, " ".join(str(error).split()), prefix) from error
-
-
-def _unreadable(prefix: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
-    return InputError(prefix, f"a TensorFlow checkpoint, cannot read it ({reason})")

@@ -48,11 +48,11 @@ def directory(tmp_path, config, tensors) -> pathlib.Path:
     return tmp_path
 
 
-def message_of(source: ModelSource) -> str:
+def error_of(source: ModelSource) -> InputError:
     with pytest.raises(InputError) as error:
         source.read_weights()
     assert "\n" not in str(error.value)
-    return str(error.value)
+    return error.value
 
 
 def test_everything_lands(directory, config, weights):
@@ -69,7 +69,7 @@ def test_pair_of_files_and_index_suffix(directory):
     prefix = directory / "bert_model.ckpt"
     sources = [
         ModelSource.from_google(directory / "bert_config.json", path)
-        for path in (prefix, f"{prefix}.index")
+        for path in (prefix, directory / "bert_model.ckpt.index")
     ]
     assert sources[0] == sources[1]
     assert [path.name for path in sources[0].weight_files] == [
@@ -79,28 +79,31 @@ def test_pair_of_files_and_index_suffix(directory):
     assert sources[0].sha256() == find_model(directory).sha256()
 
 
-def test_missing_and_misshapen(directory, tensors):
+def test_missing_tensors_and_those_of_the_wrong_shape_are_named(directory, tensors):
     name = "bert/encoder/layer_1/output/dense/kernel"
     prefix = directory / "bert_model.ckpt"
     kernel = tensors.pop(name)
     write_checkpoint(prefix, tensors)
     source = find_model(directory)
-    assert message_of(source) == f"{prefix}: 1 tensor missing: {name} [24, 16]"
+    error = error_of(source)
+    assert error.subject == str(prefix)
+    assert error.received == f"1 tensor missing: {name} [24, 16]"
     write_checkpoint(prefix, tensors | {name: kernel.T})
-    assert message_of(source) == (
-        f"{prefix}: 1 tensor misshapen: {name}: expected [24, 16], received [16, 24]"
+    assert error_of(source).received == (
+        f"1 tensor of the wrong shape: {name}: expected [24, 16], received [16, 24]"
     )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "said"), [(bytes, "string"), (np.int32, "int32"), (np.complex64, "complex64")]
+    ("dtype", "received"), [(bytes, "string"), (np.int32, "int32"), (np.complex64, "complex64")]
 )
-def test_tensors_of_no_floats(directory, tensors, dtype, said):
+def test_tensors_other_than_floats_are_refused(directory, tensors, dtype, received):
     name = "bert/encoder/layer_1/output/dense/kernel"
     prefix = directory / "bert_model.ckpt"
     write_checkpoint(prefix, tensors | {name: tensors[name].astype(dtype)})
     source = find_model(directory)
-    assert message_of(source) == f"{prefix}: {name}: expected floats, received {said}"
+    error = error_of(source)
+    assert (error.subject, error.received) == (f"{prefix}: {name}", received)
 
 
 def test_floats_of_other_sizes(directory, tensors, weights):
@@ -115,21 +118,21 @@ def test_floats_of_other_sizes(directory, tensors, weights):
 def test_layers_that_the_configuration_does_not_know(directory):
     source = find_model(directory)
     smaller = dataclasses.replace(source.config, num_hidden_layers=2)
-    message = message_of(dataclasses.replace(source, config=smaller))
-    assert "16 tensors not in the configuration: bert/encoder/layer_2/" in message
+    error = error_of(dataclasses.replace(source, config=smaller))
+    assert "16 tensors not in the configuration: bert/encoder/layer_2/" in error.received
 
 
 def test_truncated_data(directory):
     path = directory / "bert_model.ckpt.data-00000-of-00001"
     path.write_bytes(path.read_bytes()[:500])
-    message = message_of(find_model(directory))
-    assert "bert_model.ckpt: expected a TensorFlow checkpoint, cannot read it (" in message
+    error = error_of(find_model(directory))
+    assert error.subject == str(directory / "bert_model.ckpt")
+    assert error.expected.startswith("a TensorFlow checkpoint")
 
 
 def test_garbage_index(directory):
     (directory / "bert_model.ckpt.index").write_bytes(b"no checkpoint" * 20)
-    message = message_of(find_model(directory))
-    assert "expected a TensorFlow checkpoint, cannot read it (" in message
+    assert error_of(find_model(directory)).expected.startswith("a TensorFlow checkpoint")
 
 
 def test_missing_data_file(directory):
@@ -137,4 +140,5 @@ def test_missing_data_file(directory):
     path.unlink()
     with pytest.raises(InputError) as error:
         find_model(directory)
-    assert str(error.value) == f"--teacher: no such file: {path}"
+    assert error.value.subject == str(directory / "bert_model.ckpt")
+    assert error.value.received == f"no file {path.name}"

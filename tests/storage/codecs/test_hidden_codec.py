@@ -23,7 +23,9 @@ def _states(seed: int, positions: int, scale: float) -> np.ndarray:
     counts=st.tuples(st.integers(0, 3), st.integers(1, 3)),
     scale=st.sampled_from([1e-3, 1.0, 300.0]),
 )
-def test_what_comes_back(encoding: str, seed: int, counts: tuple[int, int], scale: float) -> None:
+def test_round_trip_is_within_the_stated_bound(
+    encoding: str, seed: int, counts: tuple[int, int], scale: float
+) -> None:
     states = _states(seed, sum(counts), scale)
     codec = HIDDEN_CODECS[encoding](GROUPS, SIZE)
     splits = np.array([0, counts[0], sum(counts)])
@@ -42,7 +44,7 @@ def test_what_comes_back(encoding: str, seed: int, counts: tuple[int, int], scal
         assert not tensors[row, count:].any()
 
 
-def test_bytes_by_hand() -> None:
+def test_golden_bytes_zeros_and_clipped_states() -> None:
     states = np.array([[[127.0, -63.5, 0.0]]], "float32")
     (features,) = HIDDEN_CODECS["int8"](1, 3).encode(states, np.array([0, 1]))
     assert features[records.HIDDEN_STATES] == bytes([127, 0xC0, 0])

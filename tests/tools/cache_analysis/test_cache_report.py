@@ -11,7 +11,6 @@ from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, serialization
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.compact import CompactCodec
-from pipeline.storage.codecs.float16 import Uint8Codec
 from tests.conftest import make_cache, save_tiny_bert
 from tests.tools.conftest import Features, rewrite_cache
 from tools.cache_analysis import cache_report
@@ -25,7 +24,7 @@ def model(teacher_dir):
 
 
 def _open(folder) -> cache_input.CacheInput:
-    return cache_input.open_cache(str(folder), None)
+    return cache_input.open_cache(folder, None)
 
 
 def _measure(model, folder, sample: int = ALL) -> cache_report.CacheReport:
@@ -57,7 +56,7 @@ def test_a_cache_is_its_teachers_within_the_codecs_error(
     ]
     furthest = -min(row[row > -1e29].min() for row in logits)
     # float16 rounds a logit, or the range of a row, by 2^-11 of it at most.
-    half_steps = {"uint8": Uint8Codec.steps.half_step, "compact": CompactCodec.steps.half_step}
+    half_steps = {"compact": CompactCodec.steps.half_step}
     logit_error = furthest * (2.0**-11 + half_steps.get(encoding, 0.0))
     report = _measure(model, made)
     assert report.num_examples == len(rows)
@@ -138,12 +137,14 @@ def test_hidden_states_of_another_size(examples_dir, teacher_dir, vocab_file, tm
     made = make_cache(tmp_path / "cache", examples_dir, teacher_dir, cache_hidden_states="3")
     narrow = save_tiny_bert(tmp_path / "narrow", vocab_file, seed=1, hidden_size=16)
     model = model_directory.load_masked_lm(model_directory.find_model(narrow))
-    with pytest.raises(InputError, match=r"^teacher: expected hidden states of size 32.* 16$"):
+    with pytest.raises(InputError) as raised:
         _measure(model, made)
+    assert (raised.value.subject, raised.value.received) == ("teacher", 16)
     flat = save_tiny_bert(tmp_path / "flat", vocab_file, seed=1, num_layers=2)
     model = model_directory.load_masked_lm(model_directory.find_model(flat))
-    with pytest.raises(InputError, match=r"^teacher: expected teacher layers from 0 to 2"):
+    with pytest.raises(InputError) as raised:
         _measure(model, made)
+    assert raised.value.subject == "teacher" and "0 to 2" in raised.value.expected
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_hidden_states_of_another_size(examples_dir, teacher_dir, vocab_file, tm
     [
         (records.TOPK_LOGITS, b"\0" * 4, "received 2"),
         (records.TOPK_LOGITS, None, "topk_logits"),
-        (records.LABEL_LOG_PROBS, b"\0" * 4, "label_log_probs, received 2"),
+        (records.LABEL_LOG_PROBS, b"\0" * 4, "label_log_probs: expected"),
         (records.LOG_TAIL_MASSES, "nan", "expected numbers, received NaN or infinity"),
     ],
 )
@@ -167,8 +168,10 @@ def test_a_damaged_record(model, cache_dir, tmp_path, name, value, message: str)
         return changed
 
     damaged = rewrite_cache(cache_dir, tmp_path / "damaged", change)
-    with pytest.raises(InputError, match=f"damaged: broken record [0-9a-f]{{32}}: .*{message}"):
+    with pytest.raises(InputError) as raised:
         _measure(model, damaged, sample=3)
+    assert raised.value.subject == str(damaged)
+    assert "broken record" in raised.value.received and message in raised.value.received
 
 
 def test_the_report_is_of_numbers_only(model, cache_dir) -> None:

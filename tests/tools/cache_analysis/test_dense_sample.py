@@ -16,7 +16,7 @@ from tools.cache_analysis import dense_sample
 
 @pytest.fixture(scope="module")
 def examples(examples_dir) -> cache_input.CacheInput:
-    return cache_input.open_cache(str(examples_dir), None)
+    return cache_input.open_cache(examples_dir, None)
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.storage.codecs.float16 import Float16Codec
-from pipeline.storage.records import topk_probabilities
-from tools.cache_analysis.merging import TopK, merge_topk
+from pipeline.storage.records import TeacherTargets
+from tools.cache_analysis.merging import merge_topk
 
 VOCAB_SIZE = 40
 SEEDS = st.integers(0, 10**6)
 WEIGHTS = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=4)
+
+
+def _targets(ids, logits, log_tail_masses, label_log_probs) -> TeacherTargets:
+    """Returns targets with tails at temperature 1 alone."""
+    tails = np.reshape(log_tail_masses, (-1, 1))
+    return TeacherTargets(np.array(ids), logits, tails, np.array(label_log_probs), (1.0,))
 
 
 def _dense(seed: int, count: int, scale: float = 3.0) -> np.ndarray:
@@ -23,21 +29,21 @@ def _dense(seed: int, count: int, scale: float = 3.0) -> np.ndarray:
     return p / p.sum(-1, keepdims=True)
 
 
-def _topk(p: np.ndarray, k: int) -> TopK:
+def _topk(p: np.ndarray, k: int) -> TeacherTargets:
     """Keeps the top-k of probabilities [positions, V]; token 3 is every label."""
     ids = np.argsort(-p, axis=-1, kind="stable")
     kept, rest = np.split(np.take_along_axis(p, ids, -1), [k], axis=-1)
     with np.errstate(divide="ignore"):
-        return TopK(ids[:, :k], np.log(kept), np.log(rest.sum(-1)), np.log(p[:, 3]))
+        return _targets(ids[:, :k], np.log(kept), np.log(rest.sum(-1)), np.log(p[:, 3]))
 
 
-def _stored(part: TopK) -> TopK:
+def _stored(part: TeacherTargets) -> TeacherTargets:
     """Returns what is left of a part after the codec."""
     codec = Float16Codec(VOCAB_SIZE, part.ids.shape[-1])
     splits = np.array([0, len(part.ids)])
     (features,) = codec.encode(part.ids, part.logits.astype(np.float32), splits)
     ids, logits = codec.decode(features, len(part.ids))
-    return TopK(
+    return _targets(
         ids,
         logits,
         part.log_tail_masses.astype(np.float32),
@@ -45,27 +51,26 @@ def _stored(part: TopK) -> TopK:
     )
 
 
-def _probabilities(part: TopK) -> tuple[np.ndarray, np.ndarray]:
-    k = part.ids.shape[-1]
-    return topk_probabilities(part.logits, part.log_tail_masses, 1.0, k=k)
+def _probabilities(part: TeacherTargets) -> tuple[np.ndarray, np.ndarray]:
+    return part.probabilities(1.0)
 
 
 def _normalized(weights: list[float]) -> list[float]:
     return [weight / math.fsum(weights) for weight in weights]
 
 
-def _position(ids: list[int], p: list[float], tail: float, label: float) -> TopK:
-    return TopK(np.array([ids]), np.log([p]), np.log([tail]), np.log([label]))
+def _position(ids: list[int], p: list[float], tail: float, label: float) -> TeacherTargets:
+    return _targets([ids], np.log([p]), np.log([tail]), np.log([label]))
 
 
-def test_by_hand() -> None:
+def test_the_average_of_two_short_lists() -> None:
     a = _position([5, 2], [0.6, 0.3], 0.1, 0.3)
     b = _position([2, 7], [0.5, 0.4], 0.1, 0.01)
     merged = merge_topk([a, b], [0.5, 0.5], truncation_factor=2)
     assert merged.ids.tolist() == [[2, 5]]
     np.testing.assert_allclose(merged.logits, [[0.0, np.log(0.75)]], rtol=1e-12)
     # 0.05 of each tail, and the 0.2 of token 7.
-    np.testing.assert_allclose(merged.log_tail_masses, [np.log(0.3)], rtol=1e-12)
+    np.testing.assert_allclose(merged.log_tail_masses, [[np.log(0.3)]], rtol=1e-12)
     np.testing.assert_allclose(merged.label_log_probs, [np.log(0.155)], rtol=1e-12)
 
 
@@ -73,11 +78,11 @@ def test_of_equal_tokens_the_smaller_comes_first_and_is_kept() -> None:
     part = _position([8, 3, 6, 1], [0.3, 0.2, 0.2, 0.2], 0.1, 0.2)
     merged = merge_topk([part, part], [0.5, 0.5], truncation_factor=3)
     assert merged.ids.tolist() == [[8, 1, 3]]
-    np.testing.assert_allclose(merged.log_tail_masses, [np.log(0.3)], rtol=1e-12)
+    np.testing.assert_allclose(merged.log_tail_masses, [[np.log(0.3)]], rtol=1e-12)
 
 
 def test_lists_of_different_lengths_on_any_scale() -> None:
-    a = TopK(np.array([[4]]), np.array([[1000.0]], np.float32), np.log([0.5]), np.log([0.5]))
+    a = _targets([[4]], np.array([[1000.0]], np.float32), np.log([0.5]), np.log([0.5]))
     b = _position([0, 4, 9], [0.5, 0.25, 0.125], 0.125, 0.25)
     merged = merge_topk([a, b], [0.25, 0.75], truncation_factor=3)
     assert merged.ids.tolist() == [[0, 4, 9]]
@@ -87,21 +92,21 @@ def test_lists_of_different_lengths_on_any_scale() -> None:
 
 
 def test_a_tail_far_below_the_rounding_of_1_is_kept() -> None:
-    sure = TopK(np.array([[1]]), np.zeros((1, 1)), np.array([-60.0]), np.array([-60.0]))
-    surer = TopK(np.array([[1]]), np.zeros((1, 1)), np.array([-np.inf]), np.array([-80.0]))
+    sure = _targets([[1]], np.zeros((1, 1)), [-60.0], [-60.0])
+    surer = _targets([[1]], np.zeros((1, 1)), [-np.inf], [-80.0])
     merged = merge_topk([sure, surer], [0.5, 0.5], truncation_factor=1)
-    np.testing.assert_allclose(merged.log_tail_masses, [-60.0 + np.log(0.5)], rtol=1e-12)
+    np.testing.assert_allclose(merged.log_tail_masses, [[-60.0 + np.log(0.5)]], rtol=1e-12)
     np.testing.assert_allclose(
         merged.label_log_probs, [-60.0 + np.log(0.5) + np.log1p(np.exp(-20.0))], rtol=1e-12
     )
 
 
 def test_a_tail_of_all_the_mass_leaves_the_order() -> None:
-    part = TopK(np.array([[6, 2]]), np.array([[0.0, -1.0]]), np.array([1e-8]), np.array([-3.0]))
+    part = _targets([[6, 2]], np.array([[0.0, -1.0]]), [1e-8], [-3.0])
     merged = merge_topk([part, part], [0.5, 0.5], truncation_factor=2)
     assert merged.ids.tolist() == [[6, 2]]
     np.testing.assert_allclose(merged.logits, [[0.0, -1.0]], rtol=1e-9)
-    np.testing.assert_allclose(merged.log_tail_masses, [0.0], atol=1e-12)
+    np.testing.assert_allclose(merged.log_tail_masses, [[0.0]], atol=1e-12)
 
 
 @given(SEEDS, WEIGHTS, st.data())
@@ -125,7 +130,7 @@ def test_any_lists_equal_sums_over_dictionaries(seed: int, given: list[float], d
         np.testing.assert_allclose(found[position], [sums[t] for t in ordered[:k]], rtol=1e-9)
         outside = [sums[token] for token in ordered[k:]]
         outside += [
-            weight * math.exp(part.log_tail_masses[position])
+            weight * math.exp(part.log_tail_masses[position, 0])
             for weight, part in zip(weights, parts, strict=True)
         ]
         np.testing.assert_allclose(tails[position], math.fsum(outside), rtol=1e-9)
@@ -164,7 +169,7 @@ def test_kept_mass_and_stored_tail_add_up(seed: int, given: list[float], k: int)
         np.put_along_axis(listed, part.ids, _probabilities(part)[0], axis=-1)
         average += weight * listed
     kept = np.take_along_axis(average, merged.ids, axis=-1).sum(-1)
-    np.testing.assert_allclose(kept + np.exp(merged.log_tail_masses), 1.0, atol=1e-6)
+    np.testing.assert_allclose(kept + np.exp(merged.log_tail_masses[:, 0]), 1.0, atol=1e-6)
 
 
 @given(SEEDS, st.permutations(range(3)), st.integers(1, 20))

@@ -115,7 +115,7 @@ def test_a_divergence_is_that_of_the_whole_distribution(model, config, cache_dir
     from pipeline.teacher import forward
 
     plans = _measure(model, config, ALL, [16]).plans
-    cache = cache_input.open_cache(str(cache_dir), None)
+    cache = cache_input.open_cache(cache_dir, None)
     codec = cache_input.open_codec(cache.directory, cache.manifest)
     run = forward.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
     found = []

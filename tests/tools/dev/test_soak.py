@@ -1,102 +1,67 @@
-"""Rounds of faults: the text they run on, and one whole round."""
+"""One round of faults on a small text, and what counts as harm."""
 
-import gzip
 import json
 import pathlib
+import shutil
 
 import pytest
 
-from pipeline.base.errors import InputError
 from tests.conftest import make_text
 from tools.dev import soak
-from tools.dev.soaking.running import Outcome
+from tools.dev.faults import Outcome, Stage
 
 
-def test_the_text_is_cut_into_plain_and_compressed_files(tmp_path: pathlib.Path) -> None:
-    source = tmp_path / "text.txt"
-    lines = [f"line {number}, 春天来了\n" for number in range(100)]
-    source.write_text("".join(lines), encoding="utf-8")
-    folder = tmp_path / "parts"
-    folder.mkdir()
-    soak.write_text(str(source), folder, 1000)
-    parts = sorted(folder.iterdir())
-    assert [path.name for path in parts] == ["0.txt", "1.txt.gz", "2.txt", "3.txt.gz"]
-    contents = [path.read_bytes() for path in parts]
-    whole = b"".join(gzip.decompress(c) if c[:2] == b"\x1f\x8b" else c for c in contents)
-    assert source.read_bytes()[:1000].startswith(whole)
-    assert len(whole) > 996
-    with pytest.raises(InputError, match="^input_dir: expected a text file of 9999 bytes"):
-        soak.write_text(str(source), folder, 9999)
-
-
-def test_a_folder_in_use_is_left_alone(tmp_path: pathlib.Path, capsys) -> None:
+def test_a_folder_in_use_stays_as_it_is(tmp_path: pathlib.Path, capsys) -> None:
     (tmp_path / "mine").touch()
     flags = [f"--work={tmp_path}", f"--input_dir={tmp_path}", "--vocab_file=none"]
     assert soak.main(["soak", *flags]) == 1
-    assert "error: --work: expected a new or an empty folder" in capsys.readouterr().err
+    assert "error: --work: " in capsys.readouterr().err
 
 
-class _Written:
-    """A command that writes one file, and ends well."""
+def test_lost_and_wrong_records_are_counted(tmp_path, examples_dir) -> None:
+    reference = Stage("1a", "create_pretraining_data", examples_dir, examples_dir, {})
+    shutil.copytree(examples_dir, tmp_path / "examples")
+    stage = Stage("1a", reference.command, examples_dir, tmp_path / "examples", {})
+    assert soak.compare(stage, reference) == (0, 0)
+    num_records = len(list(soak._records(reference)))
+    manifest = json.loads((stage.output / "manifest.json").read_text())
+    manifest["splits"]["train"] = manifest["splits"]["train"][:1]
+    (stage.output / "manifest.json").write_text(json.dumps(manifest))
+    lost, wrong = soak.compare(stage, reference)
+    # The manifest itself is one lost record and one wrong one.
+    assert 1 < lost < num_records
+    assert wrong == 1
+    (stage.output / "manifest.json").unlink()
+    assert soak.compare(stage, reference) == (num_records, 0)
 
-    def __init__(self, command: str, settings: dict, log: pathlib.Path) -> None:
-        log.write_text(command)
-        output = pathlib.Path(settings["output_dir"])
-        output.mkdir(exist_ok=True)
-        (output / "made.txt").write_text(command)
 
-    def finish(self) -> Outcome:
-        return Outcome(0, "done", 0.1, 2**20, False, 0)
-
-
-def test_a_round_ends_at_the_first_harm_and_is_kept(tmp_path: pathlib.Path, monkeypatch) -> None:
-    results = iter([(0, 0), (0, 0), (0, 0), (0, 0), (3, 0), (0, 0), (0, 0), (0, 0)])
-    monkeypatch.setattr(soak, "Running", _Written)
-    monkeypatch.setattr(soak, "_write_teacher", lambda stage, folder: None)
-    monkeypatch.setattr(soak.faults, "can_mount", lambda folder: True)
-    monkeypatch.setattr(soak.differences, "compare", lambda stage, reference: next(results))
-
-    def disturb(disturbance: soak.Disturbance) -> Outcome:
-        disturbance.log.write_text("killed")
-        return Outcome(-9, "killed", 0.1, 1, False, 0)
-
-    commands = tuple(stage.command for stage in soak.make_stages(*[tmp_path] * 3, folder=tmp_path))
-    monkeypatch.setattr(soak.faults, "FAULTS", {"SIGKILL": (disturb, commands)})
-    rounds = soak.Soak(tmp_path, "vocab.txt", 1)
-    rounds.make_reference()
-    for _ in range(3):
-        rounds.make_round()
-    assert {key: row.injected for key, row in rounds.ledger.rows.items()} == {
-        ("SIGKILL", "1a"): 3,
-        ("SIGKILL", "1b"): 3,
-        ("SIGKILL", "2"): 2,
-    }
-    assert rounds.ledger.row("SIGKILL", "1b").lost == 3
-    kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("harm-*/**/*.*")}
-    assert kept == {
-        "harm-2/examples/made.txt",
-        "harm-2/cache/made.txt",
-        "harm-2/disturbed.log",
-        "harm-2/run.log",
-    }
-    assert not (tmp_path / "round").exists()
+def test_harm_and_growing_memory_are_no_clean_end(tmp_path) -> None:
+    ledger = soak.Ledger()
+    killed = Outcome(-9, f"masking {tmp_path}: 40%", 3.0, 2**20, False, 0)
+    ledger.counts["SIGKILL", "1a"].update({"injected": 1, "met": 1})
+    ledger.note(("SIGKILL", "1a"), killed, tmp_path)
+    ledger.peaks["1a"] = [100, 100, 100, 100, 100, 125]
+    assert ledger.is_clean()
+    assert "SIGKILL, 1a, 1 times: signal 9: masking …: N%" in list(ledger.lines())
+    ledger.peaks["1a"][-1] = 126
+    assert not ledger.is_clean()
+    ledger.peaks.clear()
+    ledger.counts["SIGKILL", "1a"]["lost"] += 1
+    assert not ledger.is_clean()
 
 
 @pytest.mark.slow
-def test_a_round(tmp_path: pathlib.Path, vocab_file: pathlib.Path, capsys) -> None:
+def test_a_round_does_no_harm(tmp_path: pathlib.Path, vocab_file: pathlib.Path, capsys) -> None:
     source = tmp_path / "text.txt"
-    source.write_text("\n\n".join(make_text(3, 600)), encoding="utf-8")
-    flags = [
-        f"--input_dir={source}",
-        f"--vocab_file={vocab_file}",
-        f"--work={tmp_path / 'work'}",
-        "--minutes=0",
-        "--text_bytes=60000",
-    ]
-    assert soak.main(["soak", *flags]) == 0, capsys.readouterr()
-    report = json.loads((tmp_path / "work" / "soak.json").read_text())
+    source.write_text("\n\n".join(make_text(3, 200)), encoding="utf-8")
+    work = tmp_path / "work"
+    flags = [f"--input_dir={source}", f"--vocab_file={vocab_file}", f"--work={work}"]
+    assert soak.main(["soak", *flags, "--minutes=0", "--text_bytes=20000"]) == 0, (
+        capsys.readouterr()
+    )
+    report = json.loads((work / "soak.json").read_text())
     assert report["rounds"] == 1
     assert {row["stage"] for row in report["faults"]} == {"1a", "1b", "2"}
     assert all(row["injected"] == 1 for row in report["faults"])
-    assert not any(row["lost"] or row["wrong"] for row in report["faults"])
-    assert not (tmp_path / "work" / "round").exists()
+    assert not any(row.get("lost") or row.get("wrong") for row in report["faults"])
+    assert not (work / "round").exists()

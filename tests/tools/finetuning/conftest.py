@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.models.formats.model_directory import find_model
 from tests.conftest import SENTENCES, save_tiny_bert
-from tools.finetuning.features import Feature
 from tools.finetuning.head_layout import CLASSIFICATION, SPAN, Head
+from tools.finetuning.inputs import Feature
 from tools.finetuning.settings import FinetuneConfig
 
 # Half of the sentences are good news, whatever stands around them.
@@ -100,9 +100,9 @@ def sentiment_config(
     """A run of seconds; replace what a test is about."""
     return FinetuneConfig(
         task="chnsenticorp",
-        data_dir=str(sentiment_dir),
-        model=str(model_dir),
-        output_dir=str(tmp_path / "run"),
+        data_dir=sentiment_dir,
+        model=model_dir,
+        output_dir=tmp_path / "run",
         learning_rate=2e-3,
         num_train_epochs=4.0,
         train_batch_size=16,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools.finetuning.test_features import Words
-from tools.finetuning.answers import Prediction, answer_texts, best_answers
-from tools.finetuning.features import build_features
+from tools.finetuning.inputs import build_features
+from tools.finetuning.scoring import Prediction, answer_texts, best_answers
 from tools.finetuning.task_data import TaskExample
 
 CONTEXT = "ab cd 中文 ef gh。"

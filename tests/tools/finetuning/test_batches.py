@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS, TEACHER_LOGITS
 from tests.tools.finetuning.conftest import make_feature
-from tools.finetuning.batches import (
+from tools.finetuning.inputs import (
     TARGETS,
     WEIGHTS,
     Padding,

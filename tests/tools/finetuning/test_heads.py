@@ -72,7 +72,7 @@ def make_batch(config: EncoderConfig) -> Batch:
 
 def random_model(config: EncoderConfig, kind: str, *, seed: int = 4) -> heads.TaskModel:
     head, nowhere = HEADS[kind], pathlib.Path()
-    source = ModelSource(config, "hf", (), None, nowhere)
+    source = ModelSource(config, "safetensors", (), None, nowhere)
     return heads.build_head(source, kind, num_labels=head.num_outputs, seed=seed)
 
 

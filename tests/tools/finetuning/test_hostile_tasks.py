@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from data_specs import tasks
 from pipeline.base.errors import InputError
 from tests.tools.finetuning.squad_files import squad_json
-from tools.finetuning import task_data, task_rows
+from tools.finetuning import task_data
 
 
 def _refusal(folder: pathlib.Path, task: str, name: str, content: str) -> str:
     (folder / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError) as error:
-        task_data.read_split(tasks.load_task(task), str(folder), "train")
+        task_data.read_split(tasks.load_task(task), folder, "train")
     message = str(error.value)
     assert message.startswith(str(folder / name))
     assert len(message.splitlines()) == 1 and len(message) < 2000
@@ -44,13 +44,13 @@ def test_names_of_columns_are_shown_in_one_line(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_quoted_row_has_an_end(tmp_path: pathlib.Path, monkeypatch) -> None:
-    monkeypatch.setattr(task_rows, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(task_data, "MAX_ROW_BYTES", 100)
     path = tmp_path / "x.csv"
 
     def rows(content: str) -> list:
         path.write_text(content, encoding="utf-8")
         with open(path, "rb") as stream:
-            return list(task_rows._quoted_cells(path, stream, ","))
+            return list(task_data._quoted_cells(path, stream, ","))
 
     # Three rows of a hundred letters, the last over two lines.
     right = f'{"a" * 99}\n{"b" * 99}\n"{"c" * 50}\n{"d" * 46}"\n'
@@ -78,7 +78,7 @@ def test_answers_that_are_everywhere_take_no_time(tmp_path: pathlib.Path) -> Non
     path = tmp_path / "train.json"
     path.write_text(squad_json(("a" * 300_000, questions)), encoding="utf-8")
     begun = time.process_time()
-    data = task_data.read_split_data(tasks.load_task("cmrc2018"), str(tmp_path), "train")
+    data = task_data.read_split_data(tasks.load_task("cmrc2018"), tmp_path, "train")
     assert time.process_time() - begun < 5.0
     assert {example.answers[0].start for example in data.examples} == {299_999}
 
@@ -96,7 +96,7 @@ def test_a_header_that_is_none_closes_its_file(tmp_path: pathlib.Path) -> None:
     name = spec.files["train"][0].replace("*", "x")
     (tmp_path / name).write_text('one,"two"\n1,2\n', encoding="utf-8")
     with pytest.raises(InputError, match="line 1: expected the columns"):
-        task_data.read_split(spec, str(tmp_path), "train")
+        task_data.read_split(spec, tmp_path, "train")
     gc.collect()
 
 
@@ -111,5 +111,6 @@ def test_names_of_predictions_that_are_none(tmp_path: pathlib.Path, name: object
     path.write_text(json.dumps(report))
     assert training._read_result(tmp_path).predictions == (tmp_path / "x.tsv",)
     path.write_text(json.dumps({**report, "predictions": [name]}))
-    with pytest.raises(InputError, match=f"^{path}: missing or misshapen field "):
+    with pytest.raises(InputError) as caught:
         training._read_result(tmp_path)
+    assert caught.value.subject.startswith(f"{path}: predictions")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from data_specs import tasks
 from pipeline.base.errors import InputError
-from tools.finetuning import answer_overlap, metrics
-from tools.finetuning.answers import Prediction
+from tools.finetuning import scoring
+from tools.finetuning.scoring import Prediction
 from tools.finetuning.task_data import Answer, TaskExample
 
 
@@ -26,61 +26,61 @@ def _asked(**answers: tuple[str, ...]) -> list[TaskExample]:
 def test_two_classes_by_hand() -> None:
     # 2 true and 1 false positive, 1 false and 1 true negative.
     examples, found = _labelled(1, 1, 1, 0, 0), [1, 1, 0, 1, 0]
-    assert metrics.evaluate(tasks.load_task("mrpc"), examples, found) == pytest.approx(
+    assert scoring.evaluate(tasks.load_task("mrpc"), examples, found) == pytest.approx(
         {"f1": 2 / 3, "accuracy": 3 / 5}
     )
-    assert metrics.evaluate(tasks.load_task("cola"), examples, np.array(found)) == pytest.approx(
+    assert scoring.evaluate(tasks.load_task("cola"), examples, np.array(found)) == pytest.approx(
         {"matthews": 1 / 6, "accuracy": 3 / 5}
     )
 
 
 def test_weighted_f1_by_hand() -> None:
     # F1 is 2/3, 1/2 and 0, of 2, 1 and 1 examples.
-    scores = metrics.evaluate(tasks.load_task("rusentiment"), _labelled(0, 0, 1, 2), [0, 1, 1, 1])
+    scores = scoring.evaluate(tasks.load_task("rusentiment"), _labelled(0, 0, 1, 2), [0, 1, 1, 1])
     assert scores == pytest.approx({"f1_weighted": (2 * 2 / 3 + 1 / 2) / 4, "accuracy": 1 / 2})
 
 
 def test_correlations_by_hand() -> None:
     spec = tasks.load_task("stsb")
-    scores = metrics.evaluate(spec, _labelled(1.0, 3.0, 2.0, 4.0), [1, 2, 3, 4])
+    scores = scoring.evaluate(spec, _labelled(1.0, 3.0, 2.0, 4.0), [1, 2, 3, 4])
     assert scores == pytest.approx({"pearson": 0.8, "spearman": 0.8})
     # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 · 5).
-    scores = metrics.evaluate(spec, _labelled(1.0, 2.0, 3.0, 9.0), [0.1, 0.2, 0.2, 0.3])
+    scores = scoring.evaluate(spec, _labelled(1.0, 2.0, 3.0, 9.0), [0.1, 0.2, 0.2, 0.3])
     assert scores["spearman"] == pytest.approx(0.9486832980505138)
 
 
 def test_what_never_occurs_scores_0() -> None:
     none, one = np.zeros(3, int), np.array([0, 0, 1])
-    assert metrics.f1(none, one) == metrics.matthews(none, one) == 0.0
-    assert metrics.pearson(np.full(3, 0.1), np.arange(3.0)) == 0.0
-    assert metrics.spearman(np.ones(3), np.arange(3.0)) == 0.0
+    assert scoring.f1(none, one) == scoring.matthews(none, one) == 0.0
+    assert scoring.pearson(np.full(3, 0.1), np.arange(3.0)) == 0.0
+    assert scoring.spearman(np.ones(3), np.arange(3.0)) == 0.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30))
 def test_matthews_is_pearsons_correlation_of_two_classes(pairs: list[tuple[int, int]]) -> None:
     found, labels = np.array(pairs).T
-    assert metrics.matthews(found, labels) == pytest.approx(metrics.pearson(found, labels))
+    assert scoring.matthews(found, labels) == pytest.approx(scoring.pearson(found, labels))
 
 
 def test_predictions_that_do_not_fit() -> None:
     spec = tasks.load_task("rte")
     with pytest.raises(ValueError, match=r"expected 2 predictions, received \[3\]"):
-        metrics.evaluate(spec, _labelled(0, 1), [0, 1, 1])
+        scoring.evaluate(spec, _labelled(0, 1), [0, 1, 1])
     with pytest.raises(ValueError, match=r"expected 2 predictions, received \[2, 2\]"):
-        metrics.evaluate(spec, _labelled(0, 1), np.zeros((2, 2)))
+        scoring.evaluate(spec, _labelled(0, 1), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="expected class indices, received float64"):
-        metrics.evaluate(spec, _labelled(0, 1), [0.1, 0.9])
+        scoring.evaluate(spec, _labelled(0, 1), [0.1, 0.9])
     with pytest.raises(ValueError, match="expected examples to score, received none"):
-        metrics.evaluate(spec, [], [])
+        scoring.evaluate(spec, [], [])
 
 
 def test_examples_without_labels() -> None:
     unlabelled = [*_labelled(0), TaskExample("7", ("a", "b"))]
     message = "rte: expected labelled examples to score, received 1 without a label, first 7"
     with pytest.raises(InputError, match=message):
-        metrics.evaluate(tasks.load_task("rte"), unlabelled, [0, 1])
+        scoring.evaluate(tasks.load_task("rte"), unlabelled, [0, 1])
     with pytest.raises(InputError, match="squad: expected labelled .* first q"):
-        metrics.evaluate(tasks.load_task("squad"), _asked(q=()), {"q": "a"})
+        scoring.evaluate(tasks.load_task("squad"), _asked(q=()), {"q": "a"})
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_examples_without_labels() -> None:
     ],
 )
 def test_the_words_of_squad(text: str, words: list[str]) -> None:
-    assert answer_overlap.squad_words(text) == words
+    assert scoring.squad_words(text) == words
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_words_of_squad(text: str, words: list[str]) -> None:
     [("第 10 章。", ["第", "10", "章"]), ("《BERT》 the“A”", ["bert", "thea"]), ("……", [])],
 )
 def test_the_words_of_mlqa(text: str, words: list[str]) -> None:
-    assert answer_overlap.mlqa_chinese_words(text) == words
+    assert scoring.mlqa_chinese_words(text) == words
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_the_words_of_mlqa(text: str, words: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_the_words_of_cmrc(text: str, words: list[str]) -> None:
-    assert answer_overlap.cmrc_words(text) == words
+    assert scoring.cmrc_words(text) == words
 
 
 def test_cmrc_counts_words_in_a_row() -> None:
     # 甲乙 or 丙丁 of 4 and 5 words; a subsequence would have four.
-    score, exact = metrics.answer_scores("cmrc", "甲乙戊丙丁", ["甲乙丙丁"])
+    score, exact = scoring.answer_scores("cmrc", "甲乙戊丙丁", ["甲乙丙丁"])
     assert (score, exact) == (pytest.approx(4 / 9), 0.0)
-    assert metrics.answer_scores("squad", "a b c", ["c b"]) == (pytest.approx(1.0), 0.0)
+    assert scoring.answer_scores("squad", "a b c", ["c b"]) == (pytest.approx(1.0), 0.0)
 
 
 @given(st.text("甲乙丙", max_size=9), st.text("甲乙丙", max_size=9))
@@ -143,28 +143,28 @@ def test_the_longest_run_is_that_of_the_table(first: str, second: str) -> None:
         ),
         default=0,
     )
-    assert answer_overlap.run_overlap(list(first), list(second)) == longest
+    assert scoring.run_overlap(list(first), list(second)) == longest
 
 
 def test_answers_by_hand() -> None:
     examples = _asked(q1=("Denver Broncos", "The Broncos"), q2=("1963年",), q3=("x",))
     answers = {"q1": "broncos!", "q2": Prediction("1963年被任为主教", 0, 1.0, ())}
-    squad = metrics.evaluate(tasks.load_task("squad"), examples, answers)
+    squad = scoring.evaluate(tasks.load_task("squad"), examples, answers)
     assert squad == pytest.approx({"f1": 1 / 3, "exact_match": 1 / 3})
     # Of 7 words the right answer has 2; the question without an answer scores 0.
-    cmrc = metrics.evaluate(tasks.load_task("cmrc2018"), examples[1:], answers)
+    cmrc = scoring.evaluate(tasks.load_task("cmrc2018"), examples[1:], answers)
     assert cmrc == pytest.approx({"f1": 2 * 2 / (7 + 2) / 2, "exact_match": 0.0})
-    mlqa = metrics.evaluate(tasks.load_task("xquad_zh"), examples[1:2], {"q2": "1963 年。"})
+    mlqa = scoring.evaluate(tasks.load_task("xquad_zh"), examples[1:2], {"q2": "1963 年。"})
     assert mlqa == {"f1": 1.0, "exact_match": 1.0}
 
 
 def test_an_answer_of_articles_alone_matches_without_overlap() -> None:
-    assert metrics.answer_scores("squad", "a", ["the"]) == (0.0, 1.0)
+    assert scoring.answer_scores("squad", "a", ["the"]) == (0.0, 1.0)
 
 
 def test_punctuation_counts_for_nothing_in_an_exact_match() -> None:
-    assert metrics.answer_scores("cmrc", " 《BERT》 ", ["bert"])[1] == 1.0
-    assert metrics.answer_scores("cmrc", "bert.", ["bert"])[1] == 0.0
+    assert scoring.answer_scores("cmrc", " 《BERT》 ", ["bert"])[1] == 1.0
+    assert scoring.answer_scores("cmrc", "bert.", ["bert"])[1] == 0.0
 
 
 @pytest.mark.peers
@@ -174,8 +174,8 @@ def test_correlations_are_scipys() -> None:
     for _ in range(20):
         labels = random.integers(0, 26, 200) / 5
         found = labels + random.normal(0, 1, 200).round(1)
-        assert metrics.pearson(found, labels) == pytest.approx(stats.pearsonr(found, labels)[0])
-        assert metrics.spearman(found, labels) == pytest.approx(stats.spearmanr(found, labels)[0])
+        assert scoring.pearson(found, labels) == pytest.approx(stats.pearsonr(found, labels)[0])
+        assert scoring.spearman(found, labels) == pytest.approx(stats.spearmanr(found, labels)[0])
 
 
 @pytest.mark.peers
@@ -187,8 +187,8 @@ def test_answers_score_as_in_transformers() -> None:
     random = np.random.default_rng(2)
     for _ in range(300):
         answer, right = (" ".join(random.choice(words, random.integers(1, 6))) for _ in range(2))
-        score, exact = metrics.answer_scores("squad", answer, [right])
+        score, exact = scoring.answer_scores("squad", answer, [right])
         assert exact == peer.compute_exact(right, answer)
         # It calls two answers without words equal; SQuAD 1.1's own script shares nothing.
-        if answer_overlap.squad_words(answer):
+        if scoring.squad_words(answer):
             assert score == pytest.approx(peer.compute_f1(right, answer))

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from data_specs import tasks
-from tools.finetuning.answers import Prediction
-from tools.finetuning.submissions import write_submission
+from tools.finetuning.scoring import Prediction, write_submission
 from tools.finetuning.task_data import TaskExample
 
 EXAMPLES = [TaskExample("0", ("a", "b")), TaskExample("7", ("c", "d"))]

@@ -12,7 +12,7 @@ from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import make_cache
-from tools.verification.record_checks import Column, RecordChecker
+from tools.verification.record_checks import RecordChecker
 
 Features = dict[str, bytes]
 # Of the records that a change is made to.
@@ -22,7 +22,7 @@ PLACE = 3
 def _open(folder: pathlib.Path) -> tuple[RecordChecker, list[Features]]:
     """The checker of a directory, and the records of its eval split."""
     manifest = manifests.load(folder)
-    tokenizer = load_tokenizer(str(folder / "vocab.txt"), do_lower_case=None)
+    tokenizer = load_tokenizer(folder / "vocab.txt", do_lower_case=None)
     codec = None
     if manifest.teacher_info is not None:
         codec = cache_input.open_codec(folder, manifest)
@@ -243,7 +243,7 @@ def test_a_small_cache(small_dir, edit, problem: str) -> None:
 
 def test_a_record_that_takes_ids_from_the_next_one_is_told(tmp_path, examples_dir, teacher_dir):
     """Together both have as many ids as both should have."""
-    settings = {"logit_encoding": "uint8", "truncation_mass": 0.9}
+    settings = {"logit_encoding": "compact", "truncation_mass": 0.9}
     checker, examples = _open(make_cache(tmp_path / "c", examples_dir, teacher_dir, **settings))
     for name, size in ((IDS, 2), (LOGITS, 1)):
         examples[4][name] += examples[5][name][:size]
@@ -263,14 +263,3 @@ def test_a_record_that_unpacks_to_too_much_is_not_unpacked(small_dir) -> None:
     )
     found = _found(greedy, [one for one in examples if _positions(one) > 4][:3])
     assert found["expected a top-k of at most 67108864 ids"] == [0, 1, 2]
-
-
-def test_columns() -> None:
-    """By hand: three records of 2, 0 and 3 numbers."""
-    column = Column(np.array([5, 7, 1, 3, 3]), np.array([2, 0, 3]))
-    assert column.starts.tolist() == [0, 2, 2]
-    assert column.sums().tolist() == [12, 0, 7]
-    assert column.any(column.values == 1).tolist() == [False, False, True]
-    assert column.not_ascending().tolist() == [False, False, True]
-    falling = Column(np.array([7, 5, 1, 3, 4]), np.array([2, 0, 3]))
-    assert falling.not_ascending().tolist() == [True, False, False]

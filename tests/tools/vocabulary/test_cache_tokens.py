@@ -47,7 +47,7 @@ def test_records_that_contradict_themselves(example: dict[str, bytes], message: 
 @pytest.mark.parametrize("chunk", [7, 4_096])
 def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, chunk: int) -> None:
     monkeypatch.setattr(cache_tokens, "_CHUNK", chunk)
-    cache = cache_input.open_cache(str(cache_dir), None)
+    cache = cache_input.open_cache(cache_dir, None)
     expected: collections.Counter[int] = collections.Counter()
     for shard in cache.manifest.splits["train"]:
         for record in serialization.read_records(cache_dir / shard.file):
@@ -68,7 +68,7 @@ def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, chunk: in
 
 
 def test_a_damaged_record_is_named(cache_dir, monkeypatch) -> None:
-    cache = cache_input.open_cache(str(cache_dir), None)
+    cache = cache_input.open_cache(cache_dir, None)
     broken = [serialization.encode_example(_example([2, 4, 3], [9], [5]))]
     monkeypatch.setattr(serialization, "read_records", lambda path: iter(broken))
     with pytest.raises(InputError, match=r"train-00000-of-00003.tfrecord: a damaged record \(exp"):

@@ -1,24 +1,96 @@
-"""Writing, reading and the size of records, against lists of int64 and float."""
+"""Size, writing and reading of records, against lists of int64 and float."""
 
 import dataclasses
 import itertools
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from data_specs import records
+from pipeline.base import compute_dtype
 from pipeline.distill import batches
+from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, reader, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import TRAIN
-from tools.dev.benchmarks import ancestor_layout
+from pipeline.teacher.settings import TeacherCacheConfig
+from tools.cache_analysis import planning
+from tools.cache_analysis.planning import CachePlan
 from tools.dev.benchmarks.inputs import Inputs
-from tools.dev.benchmarks.measurement import Row, alternate, compared
+from tools.measurement import Row, alternate, compared
+
+_INTS = (
+    records.INPUT_IDS,
+    records.INPUT_MASK,
+    records.SEGMENT_IDS,
+    records.MASKED_LM_POSITIONS,
+    records.MASKED_LM_IDS,
+    records.TOPK_IDS,
+)
+_FLOATS = (records.MASKED_LM_WEIGHTS, records.TOPK_LOGITS)
+
+
+def ancestor_record(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Returns a record, written through Python lists.
+
+    Args:
+        arrays: of one example, padded: `input_ids`, `input_mask`, `segment_ids` [L],
+            `masked_lm_positions`, `masked_lm_ids`, `masked_lm_weights` [P], `topk_ids`
+            and `topk_logits` [P, K].
+    """
+    features = {}
+    for name in _INTS:
+        values = tf.train.Int64List(value=arrays[name].ravel().tolist())
+        features[name] = tf.train.Feature(int64_list=values)
+    for name in _FLOATS:
+        values = tf.train.FloatList(value=arrays[name].ravel().tolist())
+        features[name] = tf.train.Feature(float_list=values)
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def write_ancestor(path: pathlib.Path, examples: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Writes a file of records."""
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for arrays in examples:
+            writer.write(ancestor_record(arrays))
+
+
+def ancestor_batches(
+    path: pathlib.Path, sizes: tuple[int, int, int], batch_size: int
+) -> tf.data.Dataset:
+    """Returns the endless shuffled stream of batches, each record parsed by itself.
+
+    Args:
+        path: the file.
+        sizes: L, P and K.
+        batch_size: B.
+    """
+    length, positions, topk = sizes
+    shapes = {name: [length] for name in _INTS[:3]}
+    shapes |= {name: [positions] for name in (*_INTS[3:5], records.MASKED_LM_WEIGHTS)}
+    shapes |= {name: [positions, topk] for name in (records.TOPK_IDS, records.TOPK_LOGITS)}
+    features = {
+        name: tf.io.FixedLenFeature(shape, tf.float32 if name in _FLOATS else tf.int64)
+        for name, shape in shapes.items()
+    }
+
+    def parse(serialized: tf.Tensor) -> dict[str, Any]:
+        parsed = tf.io.parse_single_example(serialized, features)
+        return {
+            name: tf.cast(value, tf.int32) if value.dtype == tf.int64 else value
+            for name, value in parsed.items()
+        }
+
+    dataset = tf.data.TFRecordDataset(str(path)).repeat().shuffle(1_000, seed=0)
+    dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(4)
+
 
 _BATCH_SIZE = 32
 _EXAMPLES = 384
@@ -28,13 +100,13 @@ _COPIES = 8
 _READ_BATCH_SIZE = 384
 _READ_BATCHES = 20
 _ANCESTOR_FILE = "ancestor.tfrecord"
-_SIZES_OF = (records.TOPK_IDS, records.TOPK_LOGITS)
+_TOPK = (records.TOPK_IDS, records.TOPK_LOGITS)
 
 
 def padded_examples(cache: CacheInput, count: int) -> list[dict[str, np.ndarray]]:
     """Returns the arrays of a cache's first examples, padded, as a script would hold them."""
     codec = cache_input.open_codec(cache.directory, cache.manifest)
-    dataset = reader.evaluation_records(cache.directory, cache.manifest, TRAIN).take(count)
+    dataset = reader.evaluation_records(cache, TRAIN).take(count)
     found = []
     for serialized in dataset.batch(_BATCH_SIZE):
         batch = reader.parse_batch(serialized, cache.manifest, codec)
@@ -55,7 +127,7 @@ def _ours(
     kept = []
     for one in padded:
         count = int(one[records.MASKED_LM_WEIGHTS].sum())
-        kept.append(tuple(one[name][:count] for name in _SIZES_OF))
+        kept.append(tuple(one[name][:count] for name in _TOPK))
     masked = cache.directory / cache.manifest.splits[TRAIN][0].file
     others = [
         serialization.decode_example(record)
@@ -69,8 +141,8 @@ def _ours(
     def serialized() -> Iterator[bytes]:
         for begin in range(0, len(padded), _BATCH_SIZE):
             bounds = splits[begin : begin + _BATCH_SIZE + 1]
-            rows = slice(bounds[0], bounds[-1])
-            packed = codec.encode(ids[rows], logits[rows], bounds - bounds[0])
+            record_rows = slice(bounds[0], bounds[-1])
+            packed = codec.encode(ids[record_rows], logits[record_rows], bounds - bounds[0])
             for number, features in enumerate(packed, begin):
                 yield serialization.encode_example({**others[number % len(others)], **features})
 
@@ -84,7 +156,7 @@ def _ours(
 def _ancestor(padded: Sequence[Mapping[str, np.ndarray]], inputs: Inputs) -> float:
     path = inputs.work / _ANCESTOR_FILE
     begun = time.perf_counter()
-    ancestor_layout.write(path, padded)
+    write_ancestor(path, padded)
     return (time.perf_counter() - begun) / len(padded)
 
 
@@ -141,7 +213,7 @@ def reading(inputs: Inputs, cache: CacheInput, least_ratio: float | None) -> Row
     settings = {"seed": 0, "start": 0, "shuffle_buffer_size": 1_000}
     figures = alternate(
         lambda: _rate(batches.training_batches(repeated, chunking, **settings)),
-        lambda: _rate(ancestor_layout.batches(path, sizes, _READ_BATCH_SIZE)),
+        lambda: _rate(ancestor_batches(path, sizes, _READ_BATCH_SIZE)),
         inputs.repeats,
     )
     inputs.remove(repeated.directory)
@@ -156,9 +228,80 @@ def reading(inputs: Inputs, cache: CacheInput, least_ratio: float | None) -> Row
     )
 
 
-def rows(inputs: Inputs) -> Iterator[Row]:
+def record_rows(inputs: Inputs) -> Iterator[Row]:
     """Yields how fast records are written and read."""
     cache = inputs.cache(mixed=False)
     yield writing(inputs, cache)
     yield reading(inputs, cache, 6.0)
     yield reading(inputs, inputs.cache(mixed=False, logit_encoding="compact"), None)
+
+
+_SAMPLE = 192
+_MASS = 0.999
+# Targets: bytes of a position, and the codec's divergence in nats.
+_MOST_BYTES = {"float16": 535.0, "compact": 280.0}
+_MOST_NATS = 2e-5
+
+
+def _ancestor_bytes(cache: CacheInput) -> float:
+    """Returns what the top-k of a masked position takes in lists."""
+    sizes = positions = 0
+    for one in padded_examples(cache, _SAMPLE):
+        count = int(one[records.MASKED_LM_WEIGHTS].sum())
+        real = {**one, **{name: one[name][:count] for name in _TOPK}}
+        none = {**one, **{name: one[name][:0] for name in _TOPK}}
+        sizes += len(ancestor_record(real)) - len(ancestor_record(none))
+        positions += count
+    return sizes / positions
+
+
+def _measure_plans(inputs: Inputs, mass: float | None, encodings: list[str]) -> list[CachePlan]:
+    source = model_directory.find_model(inputs.teacher)
+    model = model_directory.load_masked_lm(
+        source, dtype=compute_dtype.FLOAT32, logits_dtype="float32"
+    )
+    config = TeacherCacheConfig(output_dir="", input_dir="", teacher="", truncation_mass=mass)
+    return list(
+        planning.measure_plans(
+            model,
+            inputs.examples(mixed=False),
+            config,
+            sample=_SAMPLE,
+            truncation_factors=[inputs.truncation_factor],
+            logit_encodings=encodings,
+        ).plans
+    )
+
+
+def size_rows(inputs: Inputs) -> Iterator[Row]:
+    """Yields the bytes of each codec and its divergence from the exact top-k."""
+    lists = _ancestor_bytes(inputs.cache(mixed=False))
+    for plan in _measure_plans(inputs, None, list(_MOST_BYTES)):
+        name = plan.logit_encoding
+        yield Row(
+            name=f"cache, {name}, k={plan.truncation_factor}",
+            unit="bytes a position",
+            ours=plan.position_bytes,
+            against="lists of int64 and float",
+            baseline=lists,
+            ratio=lists / plan.position_bytes,
+            most=_MOST_BYTES[name],
+            note="tails and the label's probability included in ours",
+        )
+        yield Row(
+            name=f"cache, {name}: KL(decoded || exact top-k)",
+            unit="nats",
+            ours=plan.kl_reverse.mean,
+            most=_MOST_NATS,
+            note=f"the largest {plan.kl_reverse.max:.1e}",
+        )
+    for plan in _measure_plans(inputs, _MASS, ["float16", "compact"]):
+        yield Row(
+            name=f"cache, {plan.logit_encoding}, --truncation_mass={_MASS:g}",
+            unit="bytes a position",
+            ours=plan.position_bytes,
+            against="lists of int64 and float",
+            baseline=lists,
+            ratio=lists / plan.position_bytes,
+            note=f"{plan.ids_per_position:.1f} ids a position, at most {plan.truncation_factor}",
+        )

@@ -19,7 +19,7 @@ from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from tools.dev.benchmarks.inputs import Inputs
-from tools.dev.benchmarks.measurement import Row, alternate, compared
+from tools.measurement import Row, alternate, compared
 
 _BATCH_SIZE = 32
 _LOG_STEPS = 4
@@ -44,10 +44,10 @@ _PEER_BATCH_SIZE = 16
 def _config(inputs: Inputs, cache: CacheInput, dtype: str, **settings: Any) -> DistillConfig:
     return DistillConfig(
         **{
-            "student": StudentConfig(init_from=str(inputs.teacher), student_layers=_LAYERS),
+            "student": StudentConfig(init_from=inputs.teacher, student_layers=_LAYERS),
             "losses": parse_losses(_LOSSES),
-            "input_dir": str(cache.directory),
-            "output_dir": str(inputs.work / "student"),
+            "input_dir": cache.directory,
+            "output_dir": inputs.work / "student",
             "num_train_steps": _LOG_STEPS * _LINES,
             "train_batch_size": _BATCH_SIZE,
             "compute_dtype": dtype,
@@ -180,7 +180,7 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
     path = inputs.work / "peer_config.json"
     path.write_json(shape)
     config = _config(
-        inputs, cache, dtype, student=StudentConfig(bert_config_file=str(path)), length_buckets=1
+        inputs, cache, dtype, student=StudentConfig(bert_config_file=path), length_buckets=1
     )
     config = dataclasses.replace(config, train_batch_size=_PEER_BATCH_SIZE)
     batch = _peer_batch(cache)
@@ -204,7 +204,7 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
     )
 
 
-def rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
+def student_rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
     """Yields how fast students are trained, in each dtype."""
     for dtype in dtypes:
         yield _against_step(inputs, dtype)

@@ -21,7 +21,7 @@ from pipeline.storage.records import MaskedExample
 from pipeline.teacher import capture, forward
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.dev.benchmarks.inputs import Inputs
-from tools.dev.benchmarks.measurement import Row, alternate, compared
+from tools.measurement import Row, alternate, compared
 
 _BATCH_SIZE = 32
 _EXAMPLES = 384
@@ -194,7 +194,7 @@ def _against_pytorch(inputs: Inputs, source: ModelSource, dtype: str) -> Iterato
         )
 
 
-def rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
+def teacher_rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
     """Yields how fast the teacher runs, in each dtype."""
     source = model_directory.find_model(inputs.teacher)
     for dtype in dtypes:

@@ -1,8 +1,4 @@
-"""The real step of `run_distill` and the real teacher forward, built from shapes alone.
-
-Nothing is read: weights and batches are random. Keras must know its backend when
-`build_distiller` or `build_teacher` is called; nothing here imports TensorFlow.
-"""
+"""The real step of run_distill and the real teacher forward, built from shapes alone."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -199,3 +195,49 @@ def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
     random = np.random.default_rng(_SEED)
     inputs = _random_inputs(workload, workload.teacher, batch_size, random)
     return {**inputs, records.MASKED_LM_IDS: _random_labels(workload, batch_size, random)}
+
+
+# The operations of a model are its matrix products alone, a multiplication and an addition
+# counting as two, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
+# Clusters Using Megatron-LM" (2021), appendix. A gradient costs twice its forward pass. Activations
+# that are computed once more for `recompute_activations` are not counted.
+def forward_flops(config: EncoderConfig, length: int, positions: int) -> float:
+    """Returns the operations of a forward pass for one example.
+
+    A layer over L tokens of D dimensions with F inside the feed-forward block takes 8·L·D² for
+    query, key, value and output, 4·L²·D for the scores and their product with the values, and
+    4·L·D·F for the feed-forward block. The head over P positions, with embeddings of width E and
+    V tokens, takes 2·P·D·E + 2·P·E·V.
+
+    Args:
+        config: the model's shape.
+        length: L.
+        positions: P, those that go through the vocabulary.
+
+    Example:
+        BERT's base shape with 512 tokens and 20 positions: 9.76e10, of which 9.66e10
+        are the twelve layers'.
+    """
+    size, inner, width = config.hidden_size, config.intermediate_size, config.embedding_width
+    layer = 8 * length * size**2 + 4 * length**2 * size + 4 * length * size * inner
+    head = 2 * positions * size * width + 2 * positions * width * config.vocab_size
+    embedded = 2 * length * size * width if width != size else 0
+    return float(config.num_hidden_layers * layer + head + embedded)
+
+
+def step_flops(workload: Workload) -> float:
+    """Returns the operations of a step of stage 2 for one example, a live teacher's included."""
+    length = workload.max_seq_length
+    everywhere = workload.config.loss_positions == "all"
+    positions = length if everywhere else workload.max_predictions_per_seq
+    flops = 3.0 * forward_flops(workload.student, length, positions)
+    if workload.live:
+        flops += forward_flops(workload.teacher, length, positions)
+    return flops
+
+
+def teacher_flops(workload: Workload) -> float:
+    """Returns the operations of the teacher's forward pass in stage 1b for one example."""
+    return forward_flops(
+        workload.teacher, workload.max_seq_length, workload.max_predictions_per_seq
+    )

@@ -1,0 +1,132 @@
+"""A directory of shards as an object: typed records, and TensorFlow datasets of batches."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from data_specs.records import UNMASKED_WINDOWS
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.storage import cache_input, serialization
+from pipeline.storage.codecs import TopKCodec
+from pipeline.storage.manifest import Manifest, ShardInfo
+from pipeline.storage.records import MaskedExample, TeacherTargets, Window
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from pipeline.tokenizers.tokens import Tokenizer
+
+_SHUFFLE_BUFFER = 10_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CachedExample(MaskedExample):
+    """A masked example with the teacher targets of its masked positions.
+
+    Attributes:
+        targets: None in a directory of masked examples.
+    """
+
+    targets: TeacherTargets | None = dataclasses.field(default=None, kw_only=True)
+
+
+class Cache:
+    """A complete directory of masked examples or unmasked windows, or a teacher cache.
+
+    Args:
+        path: the directory, on this machine or in a bucket.
+
+    Attributes:
+        directory: its location.
+        manifest: its manifest: splits, vocabulary, settings.
+
+    Raises:
+        InputError: there is no such directory, or it is not complete.
+
+    Example: the teacher's three most probable tokens at the masked positions of one example.
+
+        cache = Cache("cache")
+        example = next(cache.examples("eval"))
+        probabilities, rest = example.targets.probabilities(temperature=1.0, k=3)
+        for position, ids in zip(example.masked_lm_positions, example.targets.ids[:, :3]):
+            print(position, cache.tokens(ids))
+    """
+
+    def __init__(self, path: str) -> None:
+        self._input = cache_input.open_cache(Location.parse(path), None)
+        self.directory: Location = self._input.directory
+        self.manifest: Manifest = self._input.manifest
+
+    def examples(self, split: str) -> Iterator[CachedExample | Window]:
+        """Yields the records of a split in their stored order.
+
+        Args:
+            split: "train" or "eval".
+
+        Raises:
+            InputError: there is no such split, or a file or a record is damaged.
+        """
+        kind = Window if self.manifest.kind == UNMASKED_WINDOWS else CachedExample
+        for shard in self._shards(split):
+            path = self.directory / shard.file
+            for index, record in enumerate(serialization.read_records(path)):
+                try:
+                    yield self._with_targets(kind.from_record(record, self.manifest))
+                except (KeyError, ValueError) as error:
+                    raise InputError(path, received=f"broken record {index}: {error}") from error
+
+    def dataset(self, split: str, *, batch_size: int, seed: int | None = None) -> "tf.data.Dataset":
+        """Returns batches of padded tensors; `pipeline.storage.reader.parse_batch` names them.
+
+        Args:
+            split: "train" or "eval".
+            batch_size: examples in a batch.
+            seed: of an endless shuffled order; None for the stored order, once.
+
+        Example:
+            for batch in Cache("cache").dataset("train", batch_size=32, seed=1).take(10):
+                print({name: tensor.shape for name, tensor in batch.items()})
+        """
+        from pipeline.storage import reader
+
+        self._shards(split)
+        if seed is None:
+            records = reader.evaluation_records(self._input, split)
+        else:
+            records = reader.training_records(
+                self._input, split, seed=seed, start=0, buffer=_SHUFFLE_BUFFER
+            ).map(lambda record, epoch: record)
+        return records.batch(batch_size).map(
+            lambda batch: reader.parse_batch(batch, self.manifest, self._codec)
+        )
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Returns the tokens that ids stand for."""
+        return [self._tokenizer.vocab[index] for index in ids]
+
+    def _shards(self, split: str) -> tuple[ShardInfo, ...]:
+        if split not in self.manifest.splits:
+            raise InputError(self.directory, f"a split of {', '.join(self.manifest.splits)}", split)
+        return self.manifest.splits[split]
+
+    def _with_targets(self, example: CachedExample | Window) -> CachedExample | Window:
+        if self._codec is None:
+            return example
+        targets = TeacherTargets.from_features(
+            example.features, self._codec, self.manifest.teacher_info
+        )
+        return dataclasses.replace(example, targets=targets)
+
+    @functools.cached_property
+    def _codec(self) -> TopKCodec | None:
+        if self.manifest.teacher_info is None:
+            return None
+        return cache_input.open_codec(self.directory, self.manifest)
+
+    @functools.cached_property
+    def _tokenizer(self) -> "Tokenizer":
+        from pipeline.storage.cache_tokenizer import load_cache_tokenizer
+
+        return load_cache_tokenizer(self._input)

@@ -1,0 +1,138 @@
+"""JSON lines and JSON arrays: each row is a document, its text fields joined by newlines.
+
+Memory is bounded whatever a file holds: a row that is too long is refused.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data_specs.corpora import CorpusSpec
+from pipeline.base.errors import InputError
+from pipeline.corpora.documents import CorpusFile, RawDocument
+from pipeline.corpora.readers.base import Reader
+
+MAX_ROW_BYTES = 16 * 2**20
+_BLOCK_CHARS = 2**20
+_SPACES = " \t\r\n"
+_NOT_SPACE = re.compile(f"[^{_SPACES}]|$")
+_DECODER = json.JSONDecoder()
+
+
+class RowsReader(Reader):
+    """JSON lines, or one JSON array where the file begins with `[`."""
+
+    suffixes = (".json", ".jsonl")
+
+    def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
+        """See `Reader`."""
+        start = stream.read(4096)
+        stream.seek(0)
+        if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return _array_rows(file, stream)
+        return _line_rows(file, stream)
+
+    def text(self, document: RawDocument) -> str:
+        """See `Reader`: the text fields of a row, joined by newlines."""
+        row = _parse_row(super().text(document), document.origin)
+        return _join_fields(row, document.origin, document.file.corpus.spec)
+
+
+def _line_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            raise InputError(
+                f"{file.path}, line {number}", f"a row of at most {MAX_ROW_BYTES} bytes"
+            )
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield RawDocument(file, number - 1, f"line {number}", line)
+
+
+def _array_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
+    """Yields the elements of a JSON array without reading it whole."""
+    text = codecs.getreader("utf-8-sig")(stream)
+    buffer, position, ordinal, opening = "", 0, 0, "["
+    try:
+        while True:
+            try:
+                begin, end = _next_element(buffer, position, opening)
+            except json.JSONDecodeError as error:
+                buffer, position = buffer[position:].lstrip(_SPACES), 0
+                more = text.read(max(_BLOCK_CHARS, len(buffer)))
+                if not more or len(buffer) > MAX_ROW_BYTES:
+                    raise _not_json(f"{file.path}, row {ordinal}", error.msg) from error
+                buffer += more
+                continue
+            except (ValueError, RecursionError) as error:
+                raise _not_json(f"{file.path}, row {ordinal}", error) from error
+            if begin == end:
+                break
+            yield RawDocument(file, ordinal, f"row {ordinal}", buffer[begin:end].encode("utf-8"))
+            position, ordinal, opening = end, ordinal + 1, ","
+        if (buffer[end + 1 :] + text.read(_BLOCK_CHARS)).strip():
+            raise InputError(file.path, "one JSON array", "more after its end")
+    except UnicodeError as error:
+        raise InputError(file.path, received=f"not UTF-8 ({error})") from error
+
+
+def _next_element(buffer: str, position: int, opening: str) -> tuple[int, int]:
+    """Returns begin and end of an array's next element; twice the place of the final "]".
+
+    Args:
+        buffer: a part of the array.
+        position: the end of the element before.
+        opening: the character before the element: "[" before the first, else ",".
+
+    Raises:
+        json.JSONDecodeError: the buffer ends within the element, or is no array.
+    """
+    position = _NOT_SPACE.search(buffer, position).start()
+    if buffer[position : position + 1] == "]" and opening == ",":
+        return position, position
+    if buffer[position : position + 1] != opening:
+        raise json.JSONDecodeError(f"Expecting {opening!r}", buffer, position)
+    begin = _NOT_SPACE.search(buffer, position + 1).start()
+    if buffer[begin : begin + 1] == "]" and opening == "[":
+        return begin, begin
+    return begin, _DECODER.raw_decode(buffer, begin)[1]
+
+
+def _not_json(origin: str, reason: object) -> InputError:
+    return InputError(origin, received=f"not JSON ({reason})")
+
+
+def _parse_row(text: str, origin: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _not_json(origin, f"{error.msg} at character {error.pos}") from error
+    except (ValueError, RecursionError) as error:
+        raise _not_json(origin, error) from error
+
+
+def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
+    if not isinstance(row, dict):
+        raise InputError(origin, "a JSON object", type(row).__name__)
+    missing = [name for name in spec.text_fields if name not in row]
+    if missing:
+        source = f"`corpus_spec`={spec.name}" if spec.name else "`text_fields`"
+        keys = ",".join(" ".join(key.split())[:40] for key in list(row)[:8])
+        fields = ",".join(spec.text_fields)
+        raise InputError(origin, f"the fields {fields} ({source})", keys or "none")
+    values = {name: row[name] for name in spec.text_fields if row[name] is not None}
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise InputError(origin, f"text in the field {name}", type(value).__name__)
+    text = "\n".join(filter(None, values.values()))
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        # An escape such as \\ud800 is valid JSON and no character.
+        raise InputError(origin, "text", "half a surrogate pair") from error
+    return text

@@ -1,0 +1,84 @@
+"""Text files.
+
+Memory is bounded whatever a file holds: a document or line that is too long is cut into
+pieces.
+"""
+
+import codecs
+import re
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from data_specs.corpora import CorpusSpec
+from pipeline.base import seeding
+from pipeline.corpora.documents import CorpusFile, RawDocument
+from pipeline.corpora.readers.base import Reader
+
+# A text document longer than this is cut at the end of a line; its pieces stay
+# on one side of the split.
+MAX_PIECE_BYTES = 4 * 2**20
+# The space of Chinese typography, which indents paragraphs and fills blank lines.
+_WIDE_SPACE = "\u3000".encode()
+
+
+class TextReader(Reader):
+    """Text: runs of lines, cut into documents where the corpus's declaration says."""
+
+    def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
+        """See `Reader`."""
+        ends_before = _document_boundary(file.corpus.spec)
+        lines: list[bytes] = []
+        size = ordinal = first_line = 0
+        split_key: bytes | None = None
+        for number, line in enumerate(_bounded_lines(stream), 1):
+            blank = not line.replace(_WIDE_SPACE, b"").strip()
+            ends = ends_before(line, blank, len(lines))
+            if lines and (ends or size + len(line) > MAX_PIECE_BYTES):
+                content = b"".join(lines)
+                if not ends and split_key is None:
+                    split_key = seeding.digest("long document", content)
+                yield RawDocument(file, ordinal, f"line {first_line}", content, split_key)
+                lines, size, ordinal = [], 0, ordinal + 1
+            if ends:
+                split_key = None
+            # Blank lines count as paragraphs within a document, never as its beginning.
+            if blank and not lines:
+                continue
+            if not lines:
+                first_line = number
+            lines.append(line)
+            size += len(line)
+        if lines:
+            yield RawDocument(file, ordinal, f"line {first_line}", b"".join(lines), split_key)
+
+
+def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
+    """Returns what says whether a document ends before a line.
+
+    It is called with the line, whether that is blank, and how many lines the
+    document has so far.
+    """
+    if spec.documents == "lines":
+        return lambda line, blank, count: count >= spec.lines_per_document
+    if spec.documents == "files":
+        return lambda line, blank, count: False
+    if spec.documents == "starts":
+        start = re.compile(spec.document_start.encode("utf-8"))
+        return lambda line, blank, count: start.match(line.rstrip(b"\r\n")) is not None
+    return lambda line, blank, count: blank
+
+
+def _bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yields lines; one longer than a piece comes in parts, cut between characters."""
+    held = stream.readline(MAX_PIECE_BYTES // 2).removeprefix(codecs.BOM_UTF8)
+    while held:
+        rest = b""
+        if not held.endswith(b"\n"):
+            cut = len(held)
+            # Bytes 10xxxxxx continue a character of UTF-8.
+            while cut > max(1, len(held) - 4) and held[cut - 1] & 0xC0 == 0x80:
+                cut -= 1
+            if held[cut - 1] >= 0xC0 and len(held) >= MAX_PIECE_BYTES // 2:
+                held, rest = held[: cut - 1], held[cut - 1 :]
+        yield held
+        held = rest + stream.readline(MAX_PIECE_BYTES // 2)

@@ -1,0 +1,302 @@
+"""Masking as in BERT, whole words at a time, many windows at once.
+
+Devlin et al., 2019, section 3.1: of the chosen tokens 80% become [MASK], 10% a
+random token, 10% stay. Whole words as in Cui et al., 2019 (Chinese RoBERTa-wwm).
+Rare tokens preferred as in Sanh et al., 2019 (DistilBERT).
+
+Prepare draws static masks here, and the reader of distill dynamic ones, anew each epoch.
+Each window has its own random generator. All that is not drawn is computed for the whole
+batch at once.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from data_specs import records
+from pipeline.masking.windows import Windows
+from pipeline.tokenizers.tokens import Tokenizer
+
+_MASK_PROBABILITY = 0.8
+_KEEP_PROBABILITY = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingPolicy:
+    """The settings by which windows are masked.
+
+    Attributes:
+        masked_lm_prob: share of the input's tokens to mask.
+        max_predictions_per_seq: at most so many.
+        mask_id: `[MASK]`.
+        replacement_ids: int [n], the ids that a random token is drawn from.
+    """
+
+    masked_lm_prob: float
+    max_predictions_per_seq: int
+    mask_id: int
+    replacement_ids: np.ndarray
+
+    def num_to_predict(self, input_length: int) -> int:
+        """Returns how many tokens of an input of this length are masked, at most."""
+        wanted = max(1, round(input_length * self.masked_lm_prob))
+        return min(self.max_predictions_per_seq, wanted)
+
+
+def masking_policy(
+    tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions_per_seq: int
+) -> MaskingPolicy:
+    """Returns the policy for a tokenizer, whose special tokens never stand in for a masked one."""
+    return MaskingPolicy(
+        masked_lm_prob=masked_lm_prob,
+        max_predictions_per_seq=max_predictions_per_seq,
+        mask_id=tokenizer.special_ids["mask"],
+        replacement_ids=np.flatnonzero(~tokenizer.is_special()),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The words of a window, or of windows one after another, that may be masked.
+
+    Attributes:
+        starts: int [n], the first token of each, among those of the window or windows.
+        lengths: int [n], tokens of each.
+    """
+
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def maskable_words(
+    word_starts: np.ndarray, special: np.ndarray, longest: int | np.ndarray
+) -> Words:
+    """Returns the words of a window, or of windows one after another, that may be masked.
+
+    A word with a special token in it, such as `[UNK]`, may not: there is nothing to learn
+    from predicting one. Nor may a word longer than all that is to be masked.
+
+    Args:
+        word_starts: bool [n], which of the tokens begin a word; the first always does,
+            and of several windows each window's first token must.
+        special: bool [n], which are special.
+        longest: the most tokens a word may have; of several windows int [n], for
+            the words of each token's window.
+    """
+    begins = word_starts.copy()
+    begins[0] = True
+    starts = np.flatnonzero(begins)
+    lengths = np.concatenate([starts[1:], [len(begins)]]) - starts
+    most = longest[starts] if isinstance(longest, np.ndarray) else longest
+    allowed = (lengths <= most) & ~np.logical_or.reduceat(special, starts)
+    return Words(starts[allowed], lengths[allowed])
+
+
+def token_weights(counts: np.ndarray, smoothing: float) -> np.ndarray:
+    """Returns how much masking prefers each token: `count ** -smoothing`, float64 [V].
+
+    Sanh et al., 2019 (DistilBERT), with a smoothing of 0.7, after the subsampling
+    of Mikolov et al., 2013. A token that was never seen counts as one seen once.
+
+    Args:
+        counts: int [V], how often each token is in the corpus.
+        smoothing: 0 for no preference.
+    """
+    return np.maximum(counts, 1).astype(np.float64) ** -smoothing
+
+
+def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
+    """Returns the mean weight of each word's tokens, float64 [words].
+
+    Args:
+        words: some of a window's words.
+        weights: float64 [n], of the window's tokens.
+    """
+    bounds = np.stack([words.starts, words.starts + words.lengths], axis=1).ravel()
+    # Sums between neighbouring bounds: every other one is a word's. The 0 stands
+    # behind a word that ends the window.
+    sums = np.add.reduceat(np.concatenate([weights, [0.0]]), bounds)[::2]
+    return sums / words.lengths
+
+
+def word_order(
+    count: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns a random order, as drawn one by one in proportion to weight, none twice.
+
+    Efraimidis and Spirakis, 2006: the largest u^(1/w) first, or, which is the
+    same, the smallest −log(u)/w, where −log(u) is exponentially distributed.
+
+    Args:
+        count: n.
+        rng: decides.
+        weights: float64 [n], above 0; None for all orders alike.
+
+    Returns:
+        int [n], the numbers below n.
+    """
+    if weights is None:
+        return rng.permutation(count)
+    return (rng.standard_exponential(count) / weights).argsort(kind="stable")
+
+
+def choose_words(lengths: Sequence[int], order: Iterable[int], room: int) -> tuple[list[int], int]:
+    """Returns the words that fit, one after another, until no more do; and their tokens.
+
+    Args:
+        lengths: tokens of each word.
+        order: in which they are tried.
+        room: tokens, at most.
+
+    Example: of words of 2, 3 and 1 tokens in this order, 0 and 2 fit in 4; they have 3.
+    """
+    chosen, left = [], room
+    for index in order:
+        if lengths[index] <= left:
+            chosen.append(index)
+            left -= lengths[index]
+            if not left:
+                break
+    return chosen, room - left
+
+
+def draw_tokens(
+    count: int, policy: MaskingPolicy, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the numbers from which `masked_tokens` makes masks: float64 [count], int [count]."""
+    return rng.random(count), rng.integers(len(policy.replacement_ids), size=count)
+
+
+def masked_tokens(
+    labels: np.ndarray, policy: MaskingPolicy, draws: np.ndarray, picks: np.ndarray
+) -> np.ndarray:
+    """Returns what stands at the masked positions: 80% [MASK], 10% rng, 10% kept.
+
+    Args:
+        labels: int [p], the true tokens.
+        policy: the ids.
+        draws: float64 [p], from `draw_tokens`.
+        picks: int [p], from there, too.
+    """
+    replacements = policy.replacement_ids[picks]
+    kept = draws >= 1.0 - _KEEP_PROBABILITY
+    return np.where(draws < _MASK_PROBABILITY, policy.mask_id, np.where(kept, labels, replacements))
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedWindows:
+    """R windows after masking, one after another.
+
+    Attributes:
+        input_ids: int [n].
+        positions: int [p], the masked positions, each within its own window, ascending.
+        labels: int [p], the true tokens there.
+        counts: int [R], how many masked positions each window has.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+
+
+def mask_windows(
+    windows: Windows,
+    policy: MaskingPolicy,
+    is_special: np.ndarray,
+    rngs: Iterable[np.random.Generator],
+    *,
+    copies: int = 1,
+    token_weights: np.ndarray | None = None,
+) -> MaskedWindows:
+    """Masks windows in one way each, or in several.
+
+    Args:
+        windows: B windows.
+        policy: how they are masked.
+        is_special: bool [V].
+        rngs: random generators, one for each masked window; each is used before the next
+            is asked for.
+        copies: C; all windows are masked, then all once more, and so on.
+        token_weights: float64 [V], how much each token is preferred, as
+            `token_weights` returns it; None for words that are all alike.
+
+    Returns:
+        R = C · B masked windows.
+    """
+    tokens = windows.input_ids[windows.positions]
+    rooms = [policy.num_to_predict(length) for length in windows.lengths.tolist()]
+    longest = np.repeat(rooms, windows.counts)
+    words = maskable_words(windows.word_starts, is_special[tokens], longest)
+    weights = None if token_weights is None else word_weights(words, token_weights[tokens])
+    ends = np.searchsorted(words.starts, np.cumsum(windows.counts)).tolist()
+    bounds, lengths = list(zip([0, *ends[:-1]], ends, rooms, strict=True)), words.lengths.tolist()
+    is_chosen = np.zeros((copies, len(lengths)), bool)
+    counts, draws = [], []
+    numbered = ((copy, *bound) for copy in range(copies) for bound in bounds)
+    for rng, (copy, first, end, room) in zip(rngs, numbered, strict=True):
+        own = None if weights is None else weights[first:end]
+        order = word_order(end - first, rng, own) + first
+        chosen, count = choose_words(lengths, order.tolist(), room)
+        is_chosen[copy, chosen] = True
+        counts.append(count)
+        draws.append(draw_tokens(count, policy, rng))
+    copy, word = np.nonzero(is_chosen)
+    indices = windows.positions[_word_tokens(words.starts[word], words.lengths[word])]
+    indices += np.repeat(copy * len(windows.input_ids), words.lengths[word])
+    return _masked(windows, copies, indices, np.array(counts), policy, draws)
+
+
+def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns the tokens of words, one word after another, from their first tokens and lengths."""
+    # The distance of each word's first token from its index in the result.
+    shifts = starts - (np.cumsum(lengths) - lengths)
+    return np.repeat(shifts, lengths) + np.arange(lengths.sum())
+
+
+def _masked(
+    windows: Windows,
+    copies: int,
+    indices: np.ndarray,
+    counts: np.ndarray,
+    policy: MaskingPolicy,
+    draws: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> MaskedWindows:
+    """Masks copies of windows at given indices; `draws` are each window's `draw_tokens`."""
+    input_ids = np.tile(windows.input_ids, copies)
+    labels = input_ids[indices]
+    joined = (np.concatenate(values) for values in zip(*draws, strict=True))
+    input_ids[indices] = masked_tokens(labels, policy, *joined)
+    lengths = np.tile(windows.lengths, copies)
+    firsts = np.repeat(np.cumsum(lengths) - lengths, counts)
+    return MaskedWindows(input_ids, indices - firsts, labels, counts)
+
+
+def masked_features(
+    windows: Windows, masked: MaskedWindows, vocab_size: int
+) -> Iterator[dict[str, bytes]]:
+    """Yields the features of masked examples, without their ids.
+
+    Args:
+        windows: before masking.
+        masked: after it, in one copy or several.
+        vocab_size: V; decides the dtype of token ids.
+    """
+    id_dtype = records.id_dtype(vocab_size)
+    input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)
+    segments, positions = windows.segment_lengths.astype("<u2"), masked.positions.astype("<u2")
+    num_segments = np.count_nonzero(segments, axis=1).tolist()
+    segments = [row[:count].tobytes() for row, count in zip(segments, num_segments, strict=True)]
+    copies = len(masked.counts) // len(segments)
+    tokens = itertools.pairwise([0, *np.cumsum(np.tile(windows.lengths, copies)).tolist()])
+    predictions = itertools.pairwise([0, *np.cumsum(masked.counts).tolist()])
+    rows = zip(segments * copies, tokens, predictions, strict=True)
+    for segment_lengths, token, prediction in rows:
+        yield {
+            records.INPUT_IDS: input_ids[slice(*token)].tobytes(),
+            records.SEGMENT_LENGTHS: segment_lengths,
+            records.MASKED_LM_POSITIONS: positions[slice(*prediction)].tobytes(),
+            records.MASKED_LM_IDS: labels[slice(*prediction)].tobytes(),
+        }

@@ -1,0 +1,27 @@
+"""ALBERT (Lan et al., 2020): projected embeddings, and one layer applied again and again."""
+
+from pipeline.models.families.base import Family, SequenceHead
+
+FAMILY = Family(
+    model_type="albert",
+    title="ALBERT",
+    class_prefix="Albert",
+    sequence_head=SequenceHead(
+        dense="albert.pooler", dropout=("classifier_dropout_prob", 0.1), is_pretrained=True
+    ),
+    hf_names=(
+        ("bert.", "albert."),
+        ("encoder.layer.0.", "encoder.albert_layer_groups.0.albert_layers.0."),
+        ("attention.self.", "attention."),
+        ("attention.output.", "attention."),
+        ("intermediate.dense", "ffn"),
+        ("output.dense", "ffn_output"),
+        ("output.LayerNorm", "full_layer_layer_norm"),
+        ("cls.predictions.transform.", "predictions."),
+        ("cls.predictions.", "predictions."),
+    ),
+    # One group of one layer, which all share.
+    fixed_options={"num_hidden_groups": 1, "inner_group_num": 1},
+    projects_embeddings=True,
+    shares_layers=True,
+)

@@ -1,0 +1,87 @@
+"""The declaration of a model family: its names in files, and its differences from BERT."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+# Parts of BERT's names of weights and their replacements, applied in this order.
+Renames = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceHead:
+    """The head of `transformers`' models for sequence classification, over the first token.
+
+    Attributes:
+        dense: the name of the layer before the outputs in `model.safetensors`.
+        output: the name of the output layer there.
+        dropout: the key in `config.json` of the dropout before the outputs, and its rate.
+        activation: `tanh` or `relu`, after the first layer.
+        drops_input: whether the dropout is also applied to the first token's state.
+        is_pretrained: whether a pre-trained model may hold the first layer: its pooler.
+    """
+
+    dense: str
+    output: str = "classifier"
+    dropout: tuple[str, float] = ("classifier_dropout", 0.1)
+    activation: str = "tanh"
+    drops_input: bool = False
+    is_pretrained: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        model_type: its name in `config.json`.
+        title: its name in texts.
+        class_prefix: the beginning of its class names in `transformers`.
+        sequence_head: the head of tasks that label an input.
+        span_dropout: the key and the rate of the dropout in the head that finds spans.
+        hf_names: from BERT's names in `model.safetensors` to this family's. TensorFlow 1
+            checkpoints have BERT's names.
+        config_keys: from fields of `EncoderConfig` to other keys of `config.json`.
+        config_defaults: fields that its `config.json` may lack, besides those that have
+            defaults for every family.
+        fixed_options: keys of `config.json` that change what a model computes, with the only
+            supported value.
+        has_segments: whether there are segment embeddings.
+        projects_embeddings: whether embeddings have a width of their own and are projected
+            to the hidden size.
+        shares_layers: whether all layers have the same weights.
+        counts_positions_from_padding: whether the first position is the padding's id plus 1.
+        head_act: the activation of the masked-LM head; None for that of the layers.
+        in_google_layout: whether Google's `bert_config.json` can describe a model.
+        without_segments: the family of the same model without its segment embeddings.
+        doubles_separator: whether two separators stand between the texts of a pair.
+    """
+
+    model_type: str
+    title: str
+    class_prefix: str
+    sequence_head: SequenceHead
+    span_dropout: tuple[str, float] | None = None
+    hf_names: Renames = ()
+    config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    config_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    has_segments: bool = True
+    projects_embeddings: bool = False
+    shares_layers: bool = False
+    counts_positions_from_padding: bool = False
+    head_act: str | None = None
+    in_google_layout: bool = False
+    without_segments: str | None = None
+    doubles_separator: bool = False
+
+
+def rename(name: str, renames: Renames) -> str:
+    """Returns a family's name of a weight for BERT's.
+
+    Example:
+        RoBERTa's for `cls.predictions.bias` is `lm_head.bias`.
+    """
+    for old, new in renames:
+        name = name.replace(old, new)
+    return name

@@ -1,0 +1,39 @@
+"""DistilBERT (Sanh et al., 2019): BERT without segments."""
+
+from pipeline.models.families.base import Family, SequenceHead
+
+FAMILY = Family(
+    model_type="distilbert",
+    title="DistilBERT",
+    class_prefix="DistilBert",
+    sequence_head=SequenceHead(
+        dense="pre_classifier", dropout=("seq_classif_dropout", 0.2), activation="relu"
+    ),
+    span_dropout=("qa_dropout", 0.1),
+    hf_names=(
+        ("bert.", "distilbert."),
+        ("distilbert.encoder.", "distilbert.transformer."),
+        ("attention.self.query", "attention.q_lin"),
+        ("attention.self.key", "attention.k_lin"),
+        ("attention.self.value", "attention.v_lin"),
+        ("attention.output.dense", "attention.out_lin"),
+        ("attention.output.LayerNorm", "sa_layer_norm"),
+        ("intermediate.dense", "ffn.lin1"),
+        ("output.dense", "ffn.lin2"),
+        ("output.LayerNorm", "output_layer_norm"),
+        ("cls.predictions.transform.dense", "vocab_transform"),
+        ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
+        ("cls.predictions.decoder.", "vocab_projector."),
+        ("cls.predictions.", "vocab_projector."),
+    ),
+    config_keys={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+    },
+    has_segments=False,
+)

@@ -1,0 +1,22 @@
+"""RoBERTa (Liu et al., 2019): positions counted from the padding's id."""
+
+from pipeline.models.families.base import Family, SequenceHead
+
+FAMILY = Family(
+    model_type="roberta",
+    title="RoBERTa",
+    class_prefix="Roberta",
+    sequence_head=SequenceHead(
+        dense="classifier.dense", output="classifier.out_proj", drops_input=True
+    ),
+    hf_names=(
+        ("bert.", "roberta."),
+        ("cls.predictions.transform.", "lm_head."),
+        ("cls.predictions.", "lm_head."),
+        ("lm_head.LayerNorm", "lm_head.layer_norm"),
+    ),
+    config_defaults={"pad_token_id": 1},
+    counts_positions_from_padding=True,
+    head_act="gelu",
+    doubles_separator=True,
+)

@@ -1,0 +1,301 @@
+"""A student's first weights, made from a teacher's: some of its layers, dimensions or tokens."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.models.config import EncoderConfig
+from pipeline.models.families import FAMILIES
+from pipeline.models.weight_names import weight_table
+
+Weights = dict[str, np.ndarray]
+
+_LAYER_MAP = Setting("layer_map")
+_LAYER = re.compile(r"encoder/layer_(\d+)/")
+_EMBEDDINGS = "encoder/embeddings"
+_WORDS = f"{_EMBEDDINGS}/word_embeddings"
+_POSITIONS = f"{_EMBEDDINGS}/position_embeddings"
+_SEGMENTS = f"{_EMBEDDINGS}/segment_embeddings"
+_OUTPUT_BIAS = "head/bias"
+
+
+def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
+    """Returns the teacher's layers, evenly spaced, that the student starts from.
+
+    Layer i of N comes from layer round(i·(L − 1)/(N − 1)) of L, so the first and
+    the last are always taken; a single layer comes from the teacher's first.
+
+    Args:
+        teacher_layers: L, at least 1.
+        student_layers: N, at least 1.
+
+    Returns:
+        N teacher layers, ascending.
+
+    Raises:
+        InputError: N is not between 1 and L.
+
+    Example:
+        `default_layer_map(12, 6)` is `(0, 2, 4, 7, 9, 11)`, DistilBERT's choice.
+    """
+    if not 1 <= student_layers <= teacher_layers:
+        raise InputError(
+            Setting("student_layers"),
+            f"1 to {teacher_layers}, the teacher's number of layers",
+            student_layers,
+        )
+    step = (teacher_layers - 1) / max(1, student_layers - 1)
+    return tuple(round(index * step) for index in range(student_layers))
+
+
+def choose_layers(
+    teacher_layers: int, student_layers: int | None, layer_map: str | None
+) -> tuple[int, ...]:
+    """Returns the teacher's layers that the settings `student_layers` and `layer_map` name.
+
+    Args:
+        teacher_layers: layers of the teacher.
+        student_layers: how many; None for as many as `layer_map` has.
+        layer_map: `even`, evenly spaced; `first` or `last`, so many consecutive ones;
+            `every:k`, each k-th, the k-th first; or teacher layers from 0, ascending,
+            separated by commas, such as `0,2,4,7,9,11`; None for `even`.
+
+    Returns:
+        one teacher layer for each student layer.
+
+    Raises:
+        InputError: no preset and not that many ascending integers, or one is out
+            of range.
+
+    Example:
+        `choose_layers(12, None, "every:4")` is `(3, 7, 11)`.
+    """
+    if layer_map is None:
+        return default_layer_map(teacher_layers, student_layers or teacher_layers)
+    name = layer_map.strip()
+    if name in ("even", "first", "last"):
+        if student_layers is None:
+            raise InputError(_LAYER_MAP, f"`student_layers` together with {name}", "none")
+        # Checks the number, too.
+        even = default_layer_map(teacher_layers, student_layers)
+        first = 0 if name == "first" else teacher_layers - student_layers
+        return even if name == "even" else tuple(range(first, first + student_layers))
+    every = re.fullmatch(r"every:([1-9]\d{0,3})", name)
+    if every is None:
+        layers = _explicit_layers(layer_map, teacher_layers)
+    else:
+        layers = tuple(range(int(every[1]) - 1, teacher_layers, int(every[1])))
+    if not layers:
+        expected = f"every:1 to every:{teacher_layers}, the teacher's number of layers"
+        raise InputError(_LAYER_MAP, expected, f"{name!r}")
+    if student_layers is not None and len(layers) != student_layers:
+        expected = f"{student_layers} layers, one for each of the student's"
+        raise InputError(_LAYER_MAP, expected, f"{len(layers)}: {layer_map!r}")
+    return layers
+
+
+def _explicit_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        expected = "even, first, last, every:k, or integers separated by commas"
+        raise InputError(_LAYER_MAP, expected, f"{text!r}")
+    layers = tuple(int(part) for part in parts)
+    if list(layers) != sorted(set(layers)):
+        raise InputError(_LAYER_MAP, "ascending layers", f"{text!r}")
+    if layers[-1] >= teacher_layers:
+        raise InputError(_LAYER_MAP, f"layers from 0 to {teacher_layers - 1}", f"{text!r}")
+    return layers
+
+
+def student_weights(
+    teacher_weights: Mapping[str, np.ndarray],
+    teacher_config: EncoderConfig,
+    *,
+    layer_map: Sequence[int],
+) -> tuple[EncoderConfig, Weights]:
+    """Takes over embeddings, head and chosen layers of a teacher.
+
+    Args:
+        teacher_weights: all of the teacher's weights by our names.
+        teacher_config: its configuration.
+        layer_map: the teacher layer for each student layer, each in range.
+
+    Returns:
+        the student's configuration (the teacher's except for the number of layers)
+        and all of its weights by our names: copies, not views.
+
+    Example:
+        with `layer_map=(0, 3)`, the student's `encoder/layer_1/…` is the teacher's
+        `encoder/layer_3/…`. An ALBERT applies its one layer as often as there are
+        numbers.
+    """
+    config = dataclasses.replace(teacher_config, num_hidden_layers=len(layer_map))
+    layers = (0,) if config.family.shares_layers else layer_map
+
+    def source(ours: str) -> str:
+        return _LAYER.sub(lambda match: f"encoder/layer_{layers[int(match[1])]}/", ours)
+
+    return config, {
+        row.ours: np.array(teacher_weights[source(row.ours)]) for row in weight_table(config)
+    }
+
+
+def narrow_config(
+    config: EncoderConfig,
+    *,
+    hidden_size: int | None = None,
+    num_attention_heads: int | None = None,
+    intermediate_size: int | None = None,
+) -> EncoderConfig:
+    """Returns the configuration of a narrower student.
+
+    Args:
+        config: the teacher's.
+        hidden_size: D of the student; the teacher's unless given.
+        num_attention_heads: H; the teacher's unless given.
+        intermediate_size: width inside the feed-forward block; shrunk with D unless given.
+
+    Raises:
+        InputError: a size above the teacher's, or heads that do not divide D or
+            would be larger than the teacher's.
+    """
+    size = config.hidden_size if hidden_size is None else hidden_size
+    heads = config.num_attention_heads if num_attention_heads is None else num_attention_heads
+    inner = intermediate_size
+    if inner is None:
+        inner = max(1, config.intermediate_size * size // config.hidden_size)
+    for name, value, largest in (
+        ("student_hidden_size", size, config.hidden_size),
+        ("student_attention_heads", heads, config.num_attention_heads),
+        ("student_intermediate_size", inner, config.intermediate_size),
+    ):
+        if value > largest:
+            expected = f"at most the teacher's {largest}, from which it is cut"
+            raise InputError(Setting(name), expected, value)
+    if size % heads:
+        raise InputError(
+            Setting("student_hidden_size"),
+            f"a multiple of its {heads} attention heads",
+            size,
+            hint="`student_attention_heads` sets these",
+        )
+    if size // heads > _head_size(config):
+        raise InputError(
+            Setting("student_attention_heads"),
+            f"heads of at most {_head_size(config)} dimensions, as the teacher's",
+            f"{heads} for a hidden size of {size}",
+        )
+    return dataclasses.replace(
+        config, hidden_size=size, num_attention_heads=heads, intermediate_size=inner
+    )
+
+
+def _head_size(config: EncoderConfig) -> int:
+    return config.hidden_size // config.num_attention_heads
+
+
+def narrow_weights(
+    weights: Mapping[str, np.ndarray], config: EncoderConfig, student: EncoderConfig
+) -> Weights:
+    """Cuts a narrower model out of a model's weights: the first dimensions of each.
+
+    Of hidden states and of the feed-forward block the first numbers are kept, of
+    attention the first heads and of each its first dimensions.
+
+    Args:
+        weights: by our names.
+        config: of these weights.
+        student: from `narrow_config`, with as many layers.
+
+    Returns:
+        the student's weights by our names: copies.
+
+    Example:
+        from 2 heads of 3 dimensions to 2 of 2, columns 0, 1, 3, 4 of a query's
+        kernel are kept.
+    """
+    # The numbers of the teacher's [H, D / H] that the student's attention has.
+    numbers = np.arange(config.hidden_size).reshape(config.num_attention_heads, -1)
+    kept = numbers[: student.num_attention_heads, : _head_size(student)].ravel()
+    narrowed = {}
+    for row in weight_table(student):
+        value = weights[row.ours]
+        if row.ours.split("/")[-2] in ("query", "key", "value"):
+            value = value[..., kept]
+        elif row.ours.endswith("attention/output/kernel"):
+            value = value[kept]
+        # The remaining axes keep their first numbers.
+        narrowed[row.ours] = np.array(value[tuple(slice(0, size) for size in row.shape)])
+    return narrowed
+
+
+def config_without_segments(config: EncoderConfig) -> EncoderConfig:
+    """Returns the configuration of a BERT made into a DistilBERT.
+
+    Raises:
+        InputError: the family has no relative without segments.
+    """
+    if config.family.without_segments is None:
+        having = (name for name, family in FAMILIES.items() if family.without_segments)
+        expected = f"a teacher of model_type {' or '.join(having)}"
+        raise InputError(Setting("drop_segments"), expected, config.model_type)
+    return dataclasses.replace(config, model_type=config.family.without_segments, type_vocab_size=0)
+
+
+def without_segments(
+    weights: Mapping[str, np.ndarray], config: EncoderConfig
+) -> tuple[EncoderConfig, Weights]:
+    """Turns a BERT into a DistilBERT, which has no segments (Sanh et al., 2019).
+
+    The first segment's embedding is added to every position's, so that nothing
+    changes for inputs of a single segment.
+
+    Args:
+        weights: by our names.
+        config: a BERT's.
+
+    Raises:
+        InputError: another family.
+    """
+    student = config_without_segments(config)
+    kept = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
+    kept[_POSITIONS] += weights[_SEGMENTS][0]
+    return student, kept
+
+
+def reduce_vocabulary(
+    weights: Mapping[str, np.ndarray], config: EncoderConfig, kept_ids: np.ndarray
+) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
+    """Keeps the word embeddings and output biases of some tokens.
+
+    On inputs of kept tokens the logits at these are the old ones.
+
+    Args:
+        weights: all weights of a model by our names.
+        config: its configuration.
+        kept_ids: int [n], ascending, with the padding's.
+
+    Returns:
+        the configuration with n tokens, and all weights by our names.
+
+    Example:
+        with `kept_ids` 0, 1, 4 the embedding of token 4 becomes row 2. Where the
+        padding of a RoBERTa moves from id 3 to id 1, its positions, which are counted
+        from there, begin two rows earlier: the first two rows are left out.
+    """
+    pad_id = int(np.searchsorted(kept_ids, config.pad_token_id))
+    if pad_id == len(kept_ids) or kept_ids[pad_id] != config.pad_token_id:
+        raise ValueError(f"kept_ids: expected the padding's id {config.pad_token_id} among them")
+    reduced = dataclasses.replace(config, pad_token_id=pad_id)
+    moved = config.position_offset - reduced.position_offset
+    reduced = dataclasses.replace(
+        reduced,
+        vocab_size=len(kept_ids),
+        max_position_embeddings=config.max_position_embeddings - moved,
+    )
+    gathered = {name: weights[name][kept_ids] for name in (_WORDS, _OUTPUT_BIAS)}
+    positions = {_POSITIONS: weights[_POSITIONS][moved:]}
+    return reduced, {**weights, **gathered, **positions}

@@ -1,0 +1,186 @@
+"""The Python API: `import offline_distill`."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline import api
+from pipeline.storage import manifest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _run(code: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        **options,
+    )
+
+
+def test_importing_the_api_and_its_config_classes_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pipeline import api; api.DistillConfig, api.TeacherCacheConfig, "
+        "api.MaskedExamplesConfig, api.InputError; print(sorted({'tensorflow', 'keras', 'jax', "
+        "'tokenizers', 'sentencepiece', 'tensorflow_datasets'} & set(sys.modules)))"
+    )
+    assert _run(code).stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    for name in api.__all__:
+        assert getattr(api, name) is not None
+    with pytest.raises(AttributeError):
+        api.no_such_name  # noqa: B018
+
+
+def test_examples_of_a_cache_hold_targets_whose_probabilities_sum_to_1(cache_dir) -> None:
+    cache = api.open_cache(str(cache_dir))
+    examples = list(cache.examples("eval"))
+    assert len(examples) == cache.manifest.num_examples("eval")
+    for example in examples:
+        p, rest = example.targets.probabilities(temperature=1.0, k=3)
+        assert p.shape == (len(example.masked_lm_positions), 3)
+        np.testing.assert_allclose(p.sum(axis=-1) + rest, 1.0)
+        assert (np.diff(p, axis=-1) <= 0).all()
+
+
+def test_examples_of_masked_examples_hold_no_targets(examples_dir) -> None:
+    example = next(api.open_cache(str(examples_dir)).examples("train"))
+    assert example.targets is None
+    assert len(example.masked_lm_ids) == len(example.masked_lm_positions)
+
+
+def test_examples_of_unmasked_windows_are_windows(windows_dir) -> None:
+    example = next(api.open_cache(str(windows_dir)).examples("train"))
+    assert len(example.word_starts) and not hasattr(example, "masked_lm_ids")
+
+
+def test_tokens_are_those_of_the_vocabulary(cache_dir) -> None:
+    cache = api.open_cache(str(cache_dir))
+    example = next(cache.examples("eval"))
+    assert cache.tokens(example.input_ids)[0] == "[CLS]"
+
+
+def test_an_unknown_split_names_those_that_there_are(cache_dir) -> None:
+    cache = api.open_cache(str(cache_dir))
+    for read in (lambda: next(cache.examples("test")), lambda: cache.dataset("t", batch_size=2)):
+        with pytest.raises(api.InputError) as caught:
+            read()
+        assert "train" in caught.value.expected and "eval" in caught.value.expected
+
+
+def test_a_directory_that_is_no_cache_is_refused(tmp_path) -> None:
+    with pytest.raises(api.InputError):
+        api.open_cache(str(tmp_path))
+
+
+def test_the_stored_order_of_a_dataset_is_that_of_the_examples(cache_dir) -> None:
+    cache = api.open_cache(str(cache_dir))
+    batch = next(iter(cache.dataset("eval", batch_size=2)))
+    for row, example in zip(batch[records.INPUT_IDS].numpy(), cache.examples("eval"), strict=False):
+        length = len(example.input_ids)
+        assert (row[:length] == example.input_ids).all() and not row[length:].any()
+
+
+def test_a_seed_shuffles_a_dataset_without_end(cache_dir) -> None:
+    cache = api.open_cache(str(cache_dir))
+    count = cache.manifest.num_examples("eval")
+    batches = cache.dataset("eval", batch_size=count + 1, seed=1).take(2)
+    first, _ = [batch[records.INPUT_IDS].numpy() for batch in batches]
+    again = next(iter(cache.dataset("eval", batch_size=count + 1, seed=1)))
+    assert (first == again[records.INPUT_IDS].numpy()).all()
+
+
+def test_verify_names_the_damaged_file(cache_dir, tmp_path) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(cache_dir, folder)
+    assert not api.verify(str(folder))
+    file = manifest.load(folder).splits["train"][0].file
+    content = bytearray((folder / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / file).write_bytes(bytes(content))
+    assert list(api.verify(str(folder))) == [file]
+
+
+def test_merging_a_cache_with_itself_keeps_its_probabilities(cache_dir, tmp_path) -> None:
+    api.merge([str(cache_dir), str(cache_dir)], str(tmp_path / "merged"))
+    pairs = zip(
+        api.open_cache(str(cache_dir)).examples("eval"),
+        api.open_cache(str(tmp_path / "merged")).examples("eval"),
+        strict=True,
+    )
+    for one, merged in pairs:
+        expected, _ = one.targets.probabilities(1.0, k=3)
+        received, _ = merged.targets.probabilities(1.0, k=3)
+        np.testing.assert_allclose(received, expected, atol=2e-3)
+
+
+def test_the_three_stages_make_a_student(corpus_dir, vocab_file, teacher_dir, tmp_path) -> None:
+    corpus = api.CorpusSource(input_dir=str(corpus_dir))
+    examples, cache, student = (str(tmp_path / name) for name in ("examples", "cache", "student"))
+    api.create_pretraining_data(
+        api.MaskedExamplesConfig(
+            corpora=(corpus,),
+            vocab_file=str(vocab_file),
+            output_dir=examples,
+            max_seq_length=48,
+            max_predictions_per_seq=8,
+            doc_stride=30,
+            dupe_factor=1,
+        )
+    )
+    api.create_teacher_output_data(
+        api.TeacherCacheConfig(
+            input_dir=examples,
+            teacher=str(teacher_dir),
+            output_dir=cache,
+            truncation_factor=16,
+            compute_dtype="auto",
+        )
+    )
+    config = api.DistillConfig(
+        student=api.StudentConfig(init_from=str(teacher_dir), student_layers=1),
+        losses="kl_divergence=1",
+        input_dir=cache,
+        output_dir=student,
+        num_train_steps=2,
+        train_batch_size=4,
+        length_buckets=1,
+        max_eval_steps=1,
+    )
+    assert 0.0 <= api.distill(config)["teacher_agreement"] <= 1.0
+    assert api.load_model(student).count_params() < api.load_model(str(teacher_dir)).count_params()
+
+
+def _snippets() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return [block for block in blocks if "offline_distill" in block]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_readme_reads_a_cache_in_a_few_lines(cache_dir, tmp_path, number: int) -> None:
+    snippet = _snippets()[number]
+    imports = [line for line in snippet.splitlines() if line.startswith(("import", "from"))]
+    assert imports == ["import offline_distill"]
+    assert len(snippet.strip().splitlines()) <= 1 + 1 + 5
+    (tmp_path / "walk").mkdir()
+    (tmp_path / "walk" / "cache").symlink_to(cache_dir)
+    # As the wheel has it.
+    alias = "import sys; from pipeline import api; sys.modules['offline_distill'] = api\n"
+    assert _run(alias + snippet, cwd=tmp_path).stdout.strip()
+
+
+def test_the_readme_has_three_ways_to_read_a_cache() -> None:
+    assert len(_snippets()) == 3

@@ -1,0 +1,165 @@
+"""Flags that are generated from the fields of config dataclasses."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+
+from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.base.settings import Settings, parse_counts, parse_numbers, parse_words, setting
+from pipeline.commands import flag_tables, flags, running
+
+COMMANDS = (create_pretraining_data, create_teacher_output_data, run_distill)
+
+
+def _parse_weights(text: str) -> dict[str, float]:
+    return {name: float(weight) for name, weight in (part.split("=") for part in text.split(","))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy(Settings):
+    """Settings of each kind."""
+
+    output_dir: Location = setting(dataclasses.MISSING, "Directory.", decides_output=False)
+    count: int = setting(3, "Number; see `rate`.", low=1, high=9, aliases=("number",))
+    rate: float | None = setting(None, "Rate.", low=0.0, omit_default=True)
+    is_on: bool = setting(True, "Whether it is on.")
+    kind: str = setting("one", "Kind.", choices=("one", "two"))
+    words: tuple[str, ...] = setting((), "Words.", choices=("a", "b"), parse=parse_words)
+    numbers: tuple[float, ...] = setting((1.0, 2.0), "Numbers.", low=0.5, parse=parse_numbers)
+    weights: Mapping[str, float] = setting({"x": 1.0}, "Weights.", parse=_parse_weights)
+    hidden: str = "no flag"
+
+
+def _read(*arguments: str, **others) -> Toy:
+    values = flags.define_flags(Toy)
+    values(["toy", "--output_dir=/tmp/x", *arguments])
+    return flags.read_config(values, Toy, **others)
+
+
+def test_flags_without_arguments_give_the_fields_defaults() -> None:
+    assert _read() == Toy("/tmp/x")
+
+
+@pytest.mark.parametrize(
+    ("argument", "name", "value"),
+    [
+        ("--count=7", "count", 7),
+        ("--number=7", "count", 7),
+        ("--rate=0.5", "rate", 0.5),
+        ("--rate=1e-3", "rate", 1e-3),
+        ("--nois_on", "is_on", False),
+        ("--is_on=False", "is_on", False),
+        ("--is_on=True", "is_on", True),
+        ("--kind=two", "kind", "two"),
+        ("--words=b, a", "words", ("b", "a")),
+        ("--words=", "words", ()),
+        ("--numbers=1,4", "numbers", (1.0, 4.0)),
+        ("--weights=y=2,z=3", "weights", {"y": 2.0, "z": 3.0}),
+    ],
+)
+def test_a_flags_text_becomes_the_fields_value(argument: str, name: str, value: object) -> None:
+    assert getattr(_read(argument), name) == value
+
+
+def test_a_location_names_the_setting_that_it_comes_from() -> None:
+    config = _read()
+    assert config.output_dir.setting == "output_dir"
+
+
+def test_a_field_without_a_declaration_has_no_flag() -> None:
+    assert "hidden" not in flags.define_flags(Toy)
+    assert _read(hidden="given").hidden == "given"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("count", "0", 0),
+        ("count", "10", 10),
+        ("count", "1.5", None),
+        ("count", "many", None),
+        ("rate", "-1", -1.0),
+        ("rate", "nan", float("nan")),
+        ("rate", "inf", float("inf")),
+        ("kind", "three", "three"),
+        ("words", "a,c", ("a", "c")),
+        ("numbers", "1,x", None),
+        ("numbers", "1,0.1", (1.0, 0.1)),
+    ],
+)
+def test_flags_and_python_refuse_the_same_values(capsys, name: str, text: str, value) -> None:
+    status = running.run(flags.define_flags(Toy), lambda _: None, "", ["x", f"--{name}={text}"])
+    assert status == 1
+    assert capsys.readouterr().err.startswith(f"error: --{name}: ")
+    if value is not None:
+        with pytest.raises(InputError) as caught:
+            Toy("/tmp/x", **{name: value})
+        assert caught.value.subject == name
+
+
+def test_python_parses_the_text_that_a_flag_takes() -> None:
+    assert Toy("/tmp/x", weights="x=2").weights == {"x": 2.0}
+    with pytest.raises(InputError) as caught:
+        Toy("/tmp/x", numbers="1,x")
+    assert caught.value.subject == "numbers"
+
+
+def test_a_required_flag_is_named_when_it_is_missing(capsys) -> None:
+    assert running.run(flags.define_flags(Toy), lambda _: None, "", ["x"]) == 1
+    assert capsys.readouterr().err.startswith("error: missing: --output_dir ")
+
+
+def test_help_shows_other_settings_as_flags_defaults_and_ranges(capsys) -> None:
+    assert running.run(flags.define_flags(Toy), lambda _: None, "Toy.", ["x", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "--count: Number; see --rate. (default: '3') (1 to 9)",
+        "--[no]is_on: ",
+        "(default: 'one') (one of one, two)",
+        "(default: 'x=1')",
+        "--number: Alias for --count",
+    ):
+        assert part in printed
+    assert "pipeline.commands" not in printed
+
+
+def test_flags_are_read_from_flagfiles_and_later_ones_replace_them(tmp_path) -> None:
+    path = tmp_path / "toy.flags"
+    path.write_text("# a comment\n--count=5\n--kind=two\n", encoding="utf-8")
+    config = _read(f"--flagfile={path}", "--count=6")
+    assert (config.count, config.kind) == (6, "two")
+
+
+def test_the_run_configuration_holds_what_decides_the_output() -> None:
+    names = {"count", "is_on", "kind", "words", "numbers", "weights"}
+    assert Toy("/tmp/x").decisive().keys() == names
+    assert Toy("/tmp/x", rate=0.5).decisive().keys() == names | {"rate"}
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,a", "-1", "1.5"])
+def test_counts_are_integers_above_0(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_counts(text)
+    assert parse_counts("5,1,5") == (1, 5)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_of_a_command_has_a_help_sentence(command) -> None:
+    for field in command.FLAGS.fields():
+        text = flags.describe_flag(field).help
+        assert text.endswith("."), text
+
+
+def test_the_tables_of_flags_in_the_readme_are_up_to_date() -> None:
+    assert flag_tables.main(["flag_tables", "--check"]) == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_table_of_flags_has_a_row_for_each_flag(command) -> None:
+    rows = flag_tables.flag_table(command.__name__.rpartition(".")[2]).splitlines()[2:]
+    assert len(rows) == len(command.FLAGS.fields())
+    text = flag_tables.README.read_text(encoding="utf-8")
+    assert all(row in text for row in rows)

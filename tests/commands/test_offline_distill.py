@@ -1,0 +1,65 @@
+"""`offline_distill NAME`, and recipes by name."""
+
+import pytest
+
+from data_specs import recipes
+from pipeline import run_distill
+from pipeline.commands import offline_distill, running
+
+
+def _main(*arguments: str) -> int:
+    return offline_distill.main(["offline_distill", *arguments])
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_without_a_name_it_lists_commands_and_tools(capsys, arguments) -> None:
+    assert _main(*arguments) == 0
+    printed = capsys.readouterr().out
+    for name in (*offline_distill.COMMANDS, "verify_cache", "merge_caches", "report"):
+        assert f"  {name} " in printed
+
+
+def test_it_runs_what_it_lists(capsys) -> None:
+    for name in ("run_distill", "convert_checkpoint"):
+        assert _main(name, "--help") == 0
+        assert "--output_dir" in capsys.readouterr().out
+        assert _main(name, "--no_such_flag=1") == 1
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_unknown_name_is_answered_with_a_similar_one(capsys) -> None:
+    assert _main("verify_cashe") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "verify_cache" in lines[0]
+
+
+def _parse_recipe(*arguments: str):
+    values = run_distill.define_flags()
+    parsed = []
+    status = running.run(values, parsed.append, "", ["x", *arguments], with_recipes=True)
+    return status, values
+
+
+@pytest.mark.parametrize("arguments", [("--recipe=distilbert",), ("--recipe", "distilbert")])
+def test_a_recipes_flags_are_read_by_its_name(arguments) -> None:
+    status, values = _parse_recipe(*arguments, "--temperature=4")
+    assert status == 0
+    assert (values.layer_map, values.drop_segments) == ("0,2,4,7,9,11", True)
+    assert values.losses == {"kl_divergence": 5.0, "masked_lm": 2.0, "hidden_cosine": 1.0}
+    assert values.temperature == 4.0
+
+
+def test_a_recipe_may_stand_in_a_flagfile(tmp_path) -> None:
+    path = tmp_path / "own.flags"
+    path.write_text("--recipe=roberta_wwm_3layers\n--learning_rate=1e-4\n", encoding="utf-8")
+    status, values = _parse_recipe(f"--flagfile={path}")
+    assert status == 0
+    assert (values.student_layers, values.learning_rate) == (3, 1e-4)
+
+
+@pytest.mark.parametrize("arguments", [("--recipe=bert",), ("--recipe",), ("--recipe=",)])
+def test_an_unknown_recipe_is_answered_with_the_known_ones(capsys, arguments) -> None:
+    status, _ = _parse_recipe(*arguments)
+    line = capsys.readouterr().err
+    assert status == 1 and line.startswith("error: --recipe: ")
+    assert all(name in line for name in recipes.names())

@@ -1,0 +1,50 @@
+"""The table of readers: complete, and complete in what each reader must have."""
+
+import pkgutil
+
+import pytest
+
+from data_specs.corpora import CorpusSpec
+from pipeline.corpora import readers
+from pipeline.corpora.documents import Corpus, CorpusFile
+from pipeline.corpora.readers.base import Reader, stem
+
+
+def test_the_table_has_the_reader_of_each_module() -> None:
+    names = [module.name for module in pkgutil.iter_modules(readers.__path__)]
+    modules = {f"{readers.__name__}.{name}" for name in names}
+    formats = {type(reader).__module__ for reader in readers.READERS.values()}
+    assert formats == modules - {Reader.__module__} | {readers.__name__}
+
+
+def test_a_declaration_without_a_reader_has_one_of_the_table() -> None:
+    assert CorpusSpec().reader == Corpus().reader == readers.AUTO in readers.READERS
+
+
+def test_no_two_formats_have_one_suffix() -> None:
+    suffixes = [suffix for reader in readers.READERS.values() for suffix in reader.suffixes]
+    assert len(set(suffixes)) == len(suffixes)
+
+
+@pytest.mark.parametrize(
+    ("name", "format_name"),
+    [
+        ("a.json", "rows"),
+        ("a.jsonl.gz", "rows"),
+        ("a.txt", "text"),
+        ("json", "text"),
+        ("a.gz", "text"),
+    ],
+)
+def test_auto_reads_a_file_as_its_name_says(name: str, format_name: str) -> None:
+    assert readers._reader_of(CorpusFile(name, name, 0)) is readers.READERS[format_name]
+
+
+def test_stems_are_without_compression() -> None:
+    assert [stem(name) for name in ("a.txt.gz", "a.gz.txt", "a")] == ["a.txt", "a.gz.txt", "a"]
+
+
+def test_every_reader_reads() -> None:
+    for reader in readers.READERS.values():
+        own = type(reader)
+        assert own.read is not Reader.read or own.documents is not Reader.documents

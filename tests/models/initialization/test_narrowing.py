@@ -1,0 +1,139 @@
+"""Narrower students and models without segments."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline.base.errors import InputError, Setting
+from pipeline.models.config import EncoderConfig
+from pipeline.models.formats.model_directory import assign_weights
+from pipeline.models.initialization import from_teacher
+from pipeline.models.masked_lm import MaskedLM
+from pipeline.models.weight_names import weight_table
+
+CONFIG = EncoderConfig(
+    vocab_size=11,
+    hidden_size=6,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=12,
+    hidden_act="gelu",
+    max_position_embeddings=9,
+    type_vocab_size=2,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+LAYER = "encoder/layer_1"
+
+
+def _weights(config: EncoderConfig) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(5)
+    return {
+        row.ours: random.normal(0.0, 0.5, row.shape).astype("float32")
+        for row in weight_table(config)
+    }
+
+
+def _batch() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(6)
+    return {
+        records.INPUT_IDS: random.integers(0, 11, (2, 7)).astype("int32"),
+        records.INPUT_MASK: np.array([[1] * 7, [1] * 5 + [0] * 2], "int32"),
+        records.SEGMENT_IDS: np.zeros((2, 7), "int32"),
+    }
+
+
+def test_numbers_are_kept_by_hand() -> None:
+    student = from_teacher.narrow_config(CONFIG, hidden_size=4)
+    assert (student.num_attention_heads, student.intermediate_size) == (2, 8)
+    weights = _weights(CONFIG)
+    cut = from_teacher.narrow_weights(weights, CONFIG, student)
+    assert {name: value.shape for name, value in cut.items()} == {
+        row.ours: row.shape for row in weight_table(student)
+    }
+    # Two heads of three dimensions become two of two.
+    columns = [0, 1, 3, 4]
+    expected = {
+        "attention/query/kernel": weights[f"{LAYER}/attention/query/kernel"][:4][:, columns],
+        "attention/key/bias": weights[f"{LAYER}/attention/key/bias"][columns],
+        "attention/output/kernel": weights[f"{LAYER}/attention/output/kernel"][columns][:, :4],
+        "attention/output/bias": weights[f"{LAYER}/attention/output/bias"][:4],
+        "feed_forward/intermediate/kernel": weights[f"{LAYER}/feed_forward/intermediate/kernel"][
+            :4, :8
+        ],
+        "feed_forward/output/kernel": weights[f"{LAYER}/feed_forward/output/kernel"][:8, :4],
+    }
+    for name, value in expected.items():
+        np.testing.assert_array_equal(cut[f"{LAYER}/{name}"], value, err_msg=name)
+    np.testing.assert_array_equal(
+        cut["encoder/embeddings/word_embeddings"],
+        weights["encoder/embeddings/word_embeddings"][:, :4],
+    )
+    fewer = from_teacher.narrow_config(CONFIG, hidden_size=3, num_attention_heads=1)
+    cut = from_teacher.narrow_weights(weights, CONFIG, fewer)
+    np.testing.assert_array_equal(
+        cut[f"{LAYER}/attention/value/kernel"],
+        weights[f"{LAYER}/attention/value/kernel"][:3, :3],
+    )
+
+
+def test_the_same_sizes_keep_everything() -> None:
+    weights = _weights(CONFIG)
+    same = from_teacher.narrow_weights(weights, CONFIG, from_teacher.narrow_config(CONFIG))
+    for name, value in weights.items():
+        np.testing.assert_array_equal(same[name], value)
+        assert not np.shares_memory(same[name], value)
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "distilbert", "albert"])
+def test_every_family_is_cut(model_type: str) -> None:
+    changes = {
+        "roberta": {"type_vocab_size": 1, "pad_token_id": 1},
+        "distilbert": {"type_vocab_size": 0},
+        "albert": {"embedding_size": 5},
+    }[model_type]
+    config = dataclasses.replace(CONFIG, model_type=model_type, **changes)
+    student = from_teacher.narrow_config(config, hidden_size=4)
+    model = MaskedLM(student)
+    assign_weights(model, from_teacher.narrow_weights(_weights(config), config, student))
+    assert np.isfinite(np.asarray(model(_batch()))).all()
+
+
+def test_without_segments_single_segments_give_the_same() -> None:
+    weights = _weights(CONFIG)
+    bert = MaskedLM(CONFIG)
+    assign_weights(bert, weights)
+    config, kept = from_teacher.without_segments(weights, CONFIG)
+    distilbert = MaskedLM(config)
+    assign_weights(distilbert, kept)
+    np.testing.assert_allclose(distilbert(_batch()), bert(_batch()), atol=2e-6)
+    assert (config.model_type, config.type_vocab_size) == ("distilbert", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "received"),
+    [
+        ({"hidden_size": 8}, "student_hidden_size", 8),
+        ({"hidden_size": 5}, "student_hidden_size", 5),
+        ({"num_attention_heads": 3}, "student_attention_heads", 3),
+        ({"num_attention_heads": 1}, "student_attention_heads", "1 for a hidden size of 6"),
+        ({"intermediate_size": 13}, "student_intermediate_size", 13),
+    ],
+)
+def test_narrow_config_refuses_sizes_that_do_not_fit(
+    changes: dict[str, int], setting: str, received: object
+) -> None:
+    with pytest.raises(InputError) as error:
+        from_teacher.narrow_config(CONFIG, **changes)
+    assert (error.value.subject, error.value.received) == (Setting(setting), received)
+
+
+def test_only_a_bert_has_segments_to_drop() -> None:
+    config = dataclasses.replace(CONFIG, model_type="roberta", type_vocab_size=1, pad_token_id=1)
+    with pytest.raises(InputError) as error:
+        from_teacher.config_without_segments(config)
+    assert error.value.subject == Setting("drop_segments")
+    assert error.value.expected == "a teacher of model_type bert"
+    assert error.value.received == "roberta"

@@ -1,0 +1,208 @@
+"""Exports of fine-tuned models: classes, numbers and answers; those beyond TensorFlow opt-in."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import yaml
+
+from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from pipeline.models.formats import model_directory
+from pipeline.models.formats.model_directory import find_model
+from pipeline.tokenizers.loading import load_tokenizer
+from tests.conftest import SENTENCES, save_tiny_bert
+from tests.tools.exports.conftest import make_batch, run_export
+from tests.tools.exports.test_model_task import REQUEST
+from tests.tools.finetuning.conftest import save_tiny_head
+from tools.exports import examples, exporter, formats, hugging_face
+from tools.exports.exporter import Comparison, compare
+from tools.exports.model_task import find_task
+from tools.finetuning import heads
+from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head, read_head
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="exports come from TensorFlow"
+)
+tf = pytest.importorskip("tensorflow")
+
+HEADS = {
+    CLASSIFICATION: Head(CLASSIFICATION, ("bad", "fair", "good")),
+    REGRESSION: Head(REGRESSION),
+    SPAN: Head(SPAN),
+}
+AUTO_CLASSES = {
+    CLASSIFICATION: "AutoModelForSequenceClassification",
+    REGRESSION: "AutoModelForSequenceClassification",
+    SPAN: "AutoModelForQuestionAnswering",
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, vocab) -> dict[str, pathlib.Path]:
+    """A random model of each kind whose vocabulary has each token once; read only."""
+    folder = tmp_path_factory.mktemp("heads")
+    (folder / "tokens.txt").write_text("\n".join(dict.fromkeys(vocab)) + "\n", encoding="utf-8")
+    teacher = save_tiny_bert(folder / "teacher", folder / "tokens.txt", seed=7)
+    return {kind: save_tiny_head(folder / kind, teacher, head) for kind, head in HEADS.items()}
+
+
+def _model(folder: pathlib.Path) -> heads.TaskModel:
+    source = find_model(folder)
+    head = read_head(source)
+    return heads.build_head(source, head.kind, num_labels=head.num_outputs, keep_head=True)
+
+
+def _report(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    report = json.loads((folder / "export.json").read_text())
+    assert report["left_out"] == {}
+    return {row["name"]: row for row in report["rows"]}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -> None:
+    out = tmp_path / "out"
+    settings = {"model": models[kind], "sentences": sentences, "output_dir": out}
+    assert run_export(**settings, num_sentences=5) == 0
+    rows = _report(out)
+    # Two guesses for each pair of lines, a start and an end.
+    guesses = 10 if kind == SPAN else 5
+    for name in ("hf", "saved_model"):
+        comparison = rows[name]["comparison"]
+        assert comparison["agreement"] == 1.0 and comparison["num_guesses"] == guesses
+        assert comparison["largest_difference"] < 1e-4
+
+    model = _model(models[kind])
+    own, copied = (model_directory.get_weights(one) for one in (model, _model(out / "hf")))
+    assert own.keys() == copied.keys()
+    assert all(np.array_equal(own[name], copied[name]) for name in own)
+    assert read_head(find_model(out / "hf")) == HEADS[kind]
+    vocab = (models[kind] / "vocab.txt").read_bytes()
+    assert (out / "hf" / "vocab.txt").read_bytes() == vocab
+
+    batch = make_batch(model.config.vocab_size)
+    expected = np.asarray(model(batch))
+    signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
+    found = signature(**{name: tf.constant(value) for name, value in batch.items()})
+    assert list(found) == ["logits"] and expected.std() > 0.01
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+
+    card = (out / "hf" / "README.md").read_text()
+    tag = "question-answering" if kind == SPAN else "text-classification"
+    assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == tag
+    assert f"model = {AUTO_CLASSES[kind]}.from_pretrained('{kind}')" in card
+
+
+def test_nothing_of_a_sentence_is_masked(models, sentences) -> None:
+    folder = models[CLASSIFICATION]
+    tokenizer = load_tokenizer(folder, do_lower_case=None)
+    settings = {"count": 2, "max_seq_length": 64}
+    found = examples.read_lines(sentences, tokenizer, masked=False, **settings)
+    special = tokenizer.special_ids
+    ids = [special["cls"], *tokenizer.tokenize(SENTENCES[1]).ids.tolist(), special["sep"]]
+    assert found[1].batch[INPUT_IDS].tolist() == [ids] and found[1].text == SENTENCES[1]
+
+
+def test_lines_are_taken_two_by_two(models, sentences, tmp_path) -> None:
+    tokenizer = load_tokenizer(models[SPAN], do_lower_case=None)
+    first, second = (tokenizer.tokenize(text).ids.tolist() for text in SENTENCES[:2])
+    special = tokenizer.special_ids
+    cls, sep = special["cls"], special["sep"]
+    settings = {"count": 9, "max_seq_length": 64, "double_separator": False}
+    found = examples.read_pairs(sentences, tokenizer, **settings)
+    assert len(found) == len(SENTENCES) // 2
+    assert found[0].batch[INPUT_IDS].tolist() == [[cls, *first, sep, *second, sep]]
+    segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    assert found[0].batch[SEGMENT_IDS].tolist() == [segments] and found[0].text is None
+    # RoBERTa's family has one more between them; the third line has no partner.
+    path = tmp_path / "three.txt"
+    path.write_text("\n".join(SENTENCES[:3]), encoding="utf-8")
+    settings["double_separator"] = True
+    (one,) = examples.read_pairs(path, tokenizer, **settings)
+    assert one.batch[INPUT_IDS].tolist() == [[cls, *first, sep, sep, *second, sep]]
+
+
+def test_a_run_on_pairs_is_checked_on_pairs(models, sentences, tmp_path, capsys) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(models[CLASSIFICATION], run / "model")
+    labels = list(HEADS[CLASSIFICATION].labels)
+    spec = {"name": "nli", "kind": CLASSIFICATION, "labels": labels, "text_fields": ["a", "b"]}
+    request = {**REQUEST, "task": spec, "do_train": False}
+    (run / "request.json").write_text(json.dumps(request))
+    settings = {"model": run / "model", "sentences": sentences, "formats": "saved_model"}
+    assert run_export(**settings, output_dir=out) == 0
+    assert _report(out)["saved_model"]["comparison"]["num_guesses"] == len(SENTENCES) // 2
+    assert "saved_model takes ids only: an input is of two texts\n" in capsys.readouterr().out
+
+
+def test_one_line_makes_no_pair(models, tmp_path, capsys) -> None:
+    path, out = tmp_path / "one.txt", tmp_path / "out"
+    path.write_text(f"{SENTENCES[0]}\n", encoding="utf-8")
+    assert run_export(model=models[SPAN], sentences=path, output_dir=out) == 1
+    assert f"error: --sentences: {path}: expected two lines" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_numbers_agree_within_a_twentieth() -> None:
+    expected = {"logits": np.array([[4.0], [4.0], [0.2], [0.2], [1.0]])}
+    received = {"logits": np.array([[4.19], [3.79], [0.24], [0.26], [np.nan]])}
+    found = compare([(expected, received)])
+    assert found.agreement == 0.4 and found.num_guesses == 5
+    assert compare([(expected, expected)]) == Comparison(0.0, 1.0, 5)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("kind", HEADS)
+def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
+    out = tmp_path / "out"
+    settings = {"model": models[kind], "sentences": sentences, "output_dir": out}
+    assert run_export(**settings, formats=",".join(formats.FORMATS)) == 0
+    rows = _report(out)
+    from_text = [] if kind == SPAN else ["saved_model, from text"]
+    assert list(rows) == [
+        *("model", "hf", "saved_model", *from_text, "litert", "litert_int8", "onnx")
+    ]
+    for name in rows.keys() - {"model", "litert_int8"}:
+        assert rows[name]["comparison"]["agreement"] == 1.0
+        assert rows[name]["comparison"]["largest_difference"] < 2e-5
+    assert rows["litert_int8"]["comparison"]["largest_difference"] > 1e-5
+
+    source = find_model(models[kind])
+    tokenizer = load_tokenizer(models[kind], do_lower_case=None)
+    subject = hugging_face.head_subject(source, find_task(source), tokenizer, 64)
+    batch = make_batch(source.config.vocab_size)
+    expected = np.asarray(_model(models[kind])(batch))
+    for name in ("hf", "saved_model", "litert", "onnx"):
+        found = exporter._OPENERS[name](subject, out / name).run(batch)["logits"]
+        difference = np.abs(found - expected)
+        if kind == SPAN:
+            # What stands at padding is nobody's.
+            difference = difference[np.broadcast_to(batch[INPUT_MASK][:, None] == 1, found.shape)]
+        assert found.shape == expected.shape and difference.max() < 2e-5, name
+
+
+@pytest.mark.export
+def test_texts_of_several_lengths_are_classified(models, sentences, tmp_path) -> None:
+    out = tmp_path / "out"
+    settings = {"model": models[CLASSIFICATION], "sentences": sentences, "output_dir": out}
+    assert run_export(**settings, formats="saved_model") == 0
+    signature = tf.saved_model.load(str(out / "saved_model")).signatures["from_text"]
+    both = signature(tf.constant(["春", SENTENCES[0]]))
+    assert both["logits"].shape == (2, 3)
+    (alone,) = signature(tf.constant(["春"]))["logits"]
+    np.testing.assert_allclose(both["logits"][0], alone, atol=1e-5)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_family_without_segments_and_poolers(vocab_file, sentences, tmp_path, kind) -> None:
+    changes = {"model_type": "distilbert", "type_vocab_size": 0}
+    plain = save_tiny_bert(tmp_path / "plain", vocab_file, seed=3, num_layers=1, **changes)
+    model = save_tiny_head(tmp_path / "model", plain, HEADS[kind])
+    settings = {"model": model, "sentences": sentences, "output_dir": tmp_path / "out"}
+    assert run_export(**settings, formats=",".join(formats.FORMATS)) == 0
+    rows = _report(tmp_path / "out")
+    assert rows["onnx"]["comparison"]["largest_difference"] < 2e-5

@@ -1,0 +1,263 @@
+"""Exports that need nothing but TensorFlow, how they are checked, and what may go wrong."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import yaml
+
+from data_specs import records
+from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from pipeline.base.errors import InputError, Setting
+from pipeline.models.formats.model_directory import find_model, load_masked_lm
+from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization
+from pipeline.storage.cache_input import open_cache
+from pipeline.tokenizers.loading import load_tokenizer
+from tests.conftest import SENTENCES, save_tiny_bert
+from tests.tools.exports.conftest import run_export
+from tools import export_student as tool
+from tools.export_student import ExportConfig
+from tools.exports import examples, exporter, formats
+from tools.exports.exporter import Comparison, compare
+from tools.exports.formats import CardSettings
+from tools.exports.program import Opened
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="exports come from TensorFlow"
+)
+tf = pytest.importorskip("tensorflow")
+
+
+def _refusal(**settings: object) -> InputError:
+    card = {name: settings.pop(name) for name in ("name", "scores") if name in settings}
+    with pytest.raises(InputError) as caught:
+        tool._prepare(ExportConfig(**settings), CardSettings(**card))
+    return caught.value
+
+
+def test_guesses_are_compared_by_hand() -> None:
+    expected = {"logits": np.array([[[1.0, 3.0], [2.0, 0.0]]])}
+    received = {"logits": np.array([[[1.0, 2.0], [1.0, 2.0]]]), "input_ids": np.array([[7, 8]])}
+    assert compare([(expected, received)]) == Comparison(2.0, 0.5, 2)
+    assert compare([(expected, expected), (expected, received)]) == Comparison(2.0, 0.75, 4)
+
+
+def test_what_is_no_number_agrees_with_nothing() -> None:
+    expected = {"logits": np.array([[3.0, 1.0], [0.0, 1.0]])}
+    received = {"logits": np.array([[math.nan, 1.0], [0.0, 1.0]])}
+    found = compare([(expected, received), (expected, expected)])
+    assert math.isnan(found.largest_difference) and found.agreement == 0.75
+
+
+def test_another_shape_agrees_with_nothing() -> None:
+    expected = {"logits": np.zeros((1, 3, 5))}
+    assert compare([(expected, {"logits": np.zeros((1, 2, 5))})]) == Comparison(0.0, 0.0, 3)
+
+
+def test_every_seventh_token_of_a_line_is_masked(vocab_file, sentences) -> None:
+    ids = np.arange(100, 112)
+    assert examples.mask_some(ids, 4).tolist() == [
+        *(100, 101, 102, 4, 104, 105, 106, 107, 108, 109, 4, 111)
+    ]
+    # Of ten tokens between two special ones; [SEP] would be the next but one.
+    assert examples.mask_some(ids[:11], 4)[-1] == 110
+    tokenizer = load_tokenizer(vocab_file, do_lower_case=None)
+    found = examples.read_lines(sentences, tokenizer, count=3, max_seq_length=9)
+    assert [example.text for example in found] == list(SENTENCES[:3])
+    first = tokenizer.tokenize(SENTENCES[0]).ids[:7].tolist()
+    first[2] = tokenizer.special_ids["mask"]
+    special = tokenizer.special_ids
+    assert found[0].batch[INPUT_IDS].tolist() == [[special["cls"], *first, special["sep"]]]
+    assert found[0].batch[INPUT_MASK].tolist() == [[1] * 9]
+    assert found[0].batch[SEGMENT_IDS].tolist() == [[0] * 9]
+
+
+def test_examples_of_a_cache_are_taken_as_they_are(examples_dir) -> None:
+    cache = open_cache(examples_dir, None)
+    found = examples.read_cache(cache, 4)
+    shard = cache.manifest.splits["eval"][0].file
+    stored = serialization.decode_example(next(serialization.read_records(examples_dir / shard)))
+    ids = np.frombuffer(stored[records.INPUT_IDS], "<u2")
+    lengths = np.frombuffer(stored[records.SEGMENT_LENGTHS], "<u2")
+    assert len(found) == 4 and found[0].batch[INPUT_IDS].tolist() == [ids.tolist()]
+    segments = [0] * int(lengths[0]) + [1] * (len(ids) - int(lengths[0]))
+    assert found[0].batch[SEGMENT_IDS].tolist() == [segments]
+
+
+def _expected_logits(model_dir, batch) -> np.ndarray:
+    model = load_masked_lm(find_model(model_dir))
+    return np.asarray(model(batch))
+
+
+def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    settings = {"model": teacher_dir, "sentences": sentences, "output_dir": out, "name": "tiny"}
+    assert run_export(language="zh", license="apache-2.0", **settings) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == " ".join(tool._TITLES).split()
+    assert [line.split("  ")[0] for line in printed[2:5]] == ["model", "hf", "saved_model"]
+    assert printed[-1] == f"exports: {out}"
+    assert printed[-2] == (
+        "saved_model takes ids only: tensorflow-text takes no vocabulary with a token twice or an "
+        "empty one"
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["export.json", "hf", "saved_model"]
+
+    source = find_model(teacher_dir)
+    assert sorted(path.name for path in (out / "hf").iterdir()) == [
+        *("README.md", "config.json", "model.safetensors", "vocab.txt")
+    ]
+    copied, own = find_model(out / "hf").read_weights(), source.read_weights()
+    assert copied.keys() == own.keys()
+    assert all(np.array_equal(copied[name], own[name]) for name in own)
+
+    # Two rows of another length than any sentence, one of them padded, two segments.
+    random = np.random.default_rng(1)
+    batch = {
+        INPUT_IDS: random.integers(0, source.config.vocab_size, (2, 17)).astype(np.int32),
+        INPUT_MASK: np.array([[1] * 17, [1] * 9 + [0] * 8], np.int32),
+        SEGMENT_IDS: np.array([[0] * 5 + [1] * 12] * 2, np.int32),
+    }
+    signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
+    given = signature.structured_input_signature[1]
+    assert {name: (spec.shape.as_list(), spec.dtype) for name, spec in given.items()} == {
+        name: ([None, None], tf.int32) for name in batch
+    }
+    logits = signature(**{name: tf.constant(value) for name, value in batch.items()})["logits"]
+    np.testing.assert_allclose(logits, _expected_logits(teacher_dir, batch), atol=1e-5)
+
+    report = json.loads((out / "export.json").read_text())
+    assert report["num_examples"] == len(SENTENCES) and report["left_out"] == {}
+    rows = {row["name"]: row for row in report["rows"]}
+    assert rows["model"]["comparison"] is None
+    for name in ("hf", "saved_model"):
+        assert rows[name]["comparison"]["agreement"] == 1.0
+        assert rows[name]["comparison"]["largest_difference"] < 1e-4
+        assert rows[name]["fastest_seconds"] <= rows[name]["latency_seconds"]
+    size = sum(path.stat().st_size for path in (out / "hf").iterdir() if path.suffix != ".md")
+    assert rows["hf"]["megabytes"] == pytest.approx(size / 1e6)
+
+    card = (out / "hf" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "apache-2.0" and front["language"] == ["zh"]
+    assert "base_model" not in front and "## How it was made" not in card
+    assert "| saved_model | tensorflow " in card
+
+
+def test_a_cache_instead_of_sentences(teacher_dir, cache_dir, tmp_path) -> None:
+    out = tmp_path / "out"
+    settings = {"model": teacher_dir, "input_dir": cache_dir, "formats": "saved_model"}
+    assert run_export(output_dir=out, num_sentences=5, **settings) == 0
+    report = json.loads((out / "export.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["model", "saved_model"]
+    cache = open_cache(cache_dir, None)
+    tokens = sum(example.num_tokens for example in examples.read_cache(cache, 5))
+    assert report["num_examples"] == 5
+    assert report["rows"][1]["comparison"]["num_guesses"] == tokens
+
+
+def test_a_model_without_segments_has_no_input_of_them(vocab_file, sentences, tmp_path) -> None:
+    changes = {"model_type": "distilbert", "type_vocab_size": 0}
+    model = save_tiny_bert(tmp_path / "model", vocab_file, seed=3, num_layers=1, **changes)
+    out = tmp_path / "out"
+    assert run_export(model=model, sentences=sentences, output_dir=out) == 0
+    signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
+    assert set(signature.structured_input_signature[1]) == {INPUT_IDS, INPUT_MASK}
+
+
+def test_a_format_that_disagrees_is_left_out(
+    teacher_dir, sentences, tmp_path, capsys, monkeypatch
+) -> None:
+    def negated(subject, directory) -> Opened:
+        opened = openers["saved_model"](subject, directory)
+
+        def run(batch):
+            return {name: -value for name, value in opened.run(batch).items()}
+
+        return Opened(run, opened.reader)
+
+    openers = dict(exporter._OPENERS)
+    monkeypatch.setattr(exporter, "_OPENERS", {**openers, "saved_model": negated})
+    out = tmp_path / "out"
+    assert run_export(model=teacher_dir, sentences=sentences, output_dir=out) == 1
+    assert "error: --formats: left out: saved_model: " in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["export.json", "hf"]
+    report = json.loads((out / "export.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["model", "hf"]
+    assert list(report["left_out"]) == ["saved_model"]
+
+
+def test_each_format_has_what_writes_and_opens_it() -> None:
+    assert exporter._WRITERS.keys() == exporter._OPENERS.keys() == formats.FORMATS.keys()
+
+
+def test_a_missing_package_is_named_before_anything_else(monkeypatch) -> None:
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    formats.check(("hf", "saved_model"))
+    with pytest.raises(InputError) as caught:
+        formats.check(("onnx", "litert", "litert_int8"))
+    assert caught.value.subject == Setting("formats")
+    assert caught.value.expected.startswith("onnx, onnxruntime, tf2onnx, ai-edge-litert to be")
+    assert caught.value.hint == "pip install '.[export]'"
+
+
+@pytest.mark.parametrize("names", [(), ("hf", "hf"), ("hf", "torchscript")])
+def test_formats_are_names_each_once(names: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        formats.check(names)
+    assert caught.value.subject == Setting("formats")
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject"),
+    [
+        ({"model": "/nowhere"}, "/nowhere"),
+        ({"sentences": None}, Setting("sentences")),
+        ({"input_dir": "/nowhere"}, Setting("sentences")),
+        ({"sentences": "/nowhere"}, "/nowhere"),
+        ({"max_seq_length": 65}, Setting("max_seq_length")),
+        ({"scores": "/nowhere"}, "/nowhere"),
+        ({"output_dir": "memory://bucket/x"}, "memory://bucket/x"),
+    ],
+)
+def test_mistakes_are_named(teacher_dir, sentences, tmp_path, changes, subject: str) -> None:
+    settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
+    error = _refusal(**{**settings, **changes})
+    assert error.subject == subject and isinstance(error.subject, Setting) == isinstance(
+        subject, Setting
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(b" \n\n", "lines of text"), ("文".encode("gb18030"), "UTF-8 text")]
+)
+def test_sentences_that_are_none_are_refused(
+    teacher_dir, tmp_path, content: bytes, expected: str
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    error = _refusal(model=teacher_dir, sentences=path, output_dir=tmp_path / "out")
+    assert (error.subject, error.expected) == (str(path), expected)
+
+
+def test_nothing_is_overwritten(teacher_dir, sentences, tmp_path, capsys) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
+    assert run_export(**settings) == 1
+    assert "error: --output_dir: " in capsys.readouterr().err
+    assert (tmp_path / "out" / "mine").read_text() == "kept"
+
+
+def test_a_cache_of_another_vocabulary_is_refused(vocab, cache_dir, tmp_path) -> None:
+    other = tmp_path / "vocab.txt"
+    other.write_text("\n".join([*vocab, "more"]) + "\n")
+    model = save_tiny_bert(tmp_path / "model", other, seed=3, num_layers=1)
+    error = _refusal(model=model, input_dir=cache_dir, output_dir=tmp_path / "out")
+    size = manifests.load(cache_dir).vocab.size
+    assert (error.setting or error.subject) == "model"
+    assert error.expected.startswith(f"a vocabulary of {size} tokens")

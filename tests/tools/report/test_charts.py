@@ -1,0 +1,126 @@
+"""Charts: where points lie, what is written beside them, and that names stay text."""
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from tests.tools.page_reading import hints, texts
+from tools.report import charts
+from tools.report.charts import Axis, Interval, Point, Series
+
+UPDATES = Axis("updates", "{:,.0f}".format, whole=True, floor=0.0)
+SHARES = Axis("share", lambda share: f"{100 * share:.4g}%", floor=0.0, ceiling=1.0)
+NASTY = "<script>$\\frac{$ _&\"'"
+
+
+def _series(name: str, *points: tuple[float, float], place: int = 0, **settings) -> Series:
+    return Series(name, tuple(Point(x, y, f"at {x}") for x, y in points), place, **settings)
+
+
+def _line_figure(*series: Series, **settings):
+    return charts.line_figure(series, UPDATES, SHARES, value="{:.1%}".format, **settings)
+
+
+def _read(figure) -> ElementTree.Element:
+    return ElementTree.fromstring(charts.svg(figure, "described"))
+
+
+def _legend(figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_lines_lie_at_their_values_and_the_legend_has_the_last_ones() -> None:
+    figure = _line_figure(
+        _series("a", (20, 0.1), (40, math.nan), (120, 0.59)),
+        _series("b", (20, 0.2), (120, 0.31), place=1),
+        _series("c", (20, math.inf)),
+        reference=("teacher", 0.65),
+    )
+    first, second, reference = figure.axes[0].lines
+    assert first.get_xydata().tolist() == [[20, 0.1], [120, 0.59]]
+    assert second.get_xydata().tolist() == [[20, 0.2], [120, 0.31]]
+    assert set(reference.get_ydata()) == {0.65} and reference.get_linestyle() == "--"
+    assert _legend(figure) == ["a  59.0%", "b  31.0%", "teacher  65.0%"]
+    assert hints(_read(figure)) == {"a": ["at 20", "at 120"], "b": ["at 20", "at 120"]}
+
+
+@pytest.mark.parametrize("points", [[(5, 0.5)], [(5, 0.5), (9, 0.5)], [(0, 0.0)], [(0, 1e40)]])
+def test_one_point_and_equal_values_are_drawn(points) -> None:
+    figure = _line_figure(_series("a", *points))
+    low, high = figure.axes[0].get_ylim()
+    assert low <= points[0][1] <= high and low < high
+    assert len(hints(_read(figure))["a"]) == len(points)
+
+
+def test_an_axis_ends_at_its_floor_and_ceiling() -> None:
+    axes = _line_figure(_series("a", (0, 0.0), (10, 1.0))).axes[0]
+    assert axes.get_ylim() == (0.0, 1.0) and axes.get_xlim()[0] == 0.0
+
+
+def test_series_beyond_the_colours_are_grey_and_not_in_the_legend() -> None:
+    number = charts.NUM_COLOURS + 2
+    figure = _line_figure(
+        *(_series(f"run {at}", (1, 0.1), (2, at / 10), place=at) for at in range(number))
+    )
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert colours == [*charts.COLOURS, charts.GREY, charts.GREY]
+    assert len(_legend(figure)) == charts.NUM_COLOURS
+    dashes = {str(line._dash_pattern) for line in figure.axes[0].lines[: charts.NUM_COLOURS]}
+    assert len(dashes) == charts.NUM_COLOURS
+
+
+def test_points_on_logarithmic_axes_keep_values_labels_and_error_bars() -> None:
+    points = (
+        Point(42.0, 1e-7, "hint", "label"),
+        Point(522.0, 3e-3, spread=1e-3),
+        Point(90.0, 2.0),
+    )
+    axis = Axis("bytes", "{:g}".format, logarithmic=True)
+    figure = charts.point_figure([Series("k", points, joined=False)], axis, axis)
+    axes = figure.axes[0]
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert axes.lines[0].get_xydata().tolist() == [[42, 1e-7], [522, 3e-3], [90, 2]]
+    (bar,) = axes.collections[0].get_segments()
+    assert bar.tolist() == [[522, pytest.approx(2e-3)], [522, pytest.approx(4e-3)]]
+    chart = _read(figure)
+    assert "label" in texts(chart) and hints(chart) == {"k": ["hint"]}
+    assert chart.get("aria-label") == "described" and chart.get("role") == "img"
+
+
+def test_intervals_have_names_values_and_bars() -> None:
+    rows = [Interval("a", 90.0, 2.0, "hint", 0), Interval("b", 80.0, None, "", 1)]
+    figure = charts.interval_figure(rows, Axis("score"), value="{:.2f}".format)
+    (bar,) = figure.axes[0].collections[0].get_segments()
+    assert bar.tolist() == [[88, 0], [92, 0]]
+    written = texts(_read(figure))
+    assert {"a", "b", "90.00", "80.00", "score"} <= set(written)
+
+
+@pytest.mark.parametrize("name", [NASTY, "_hidden", "春天", "$x$"])
+def test_names_and_hints_stay_text(name: str) -> None:
+    series = Series(name, (Point(1, 1, name, name), Point(2, 2)))
+    for figure in (
+        charts.line_figure([series], Axis(name), Axis(name), value=str),
+        charts.point_figure([series, series], Axis(name), Axis(name)),
+        charts.interval_figure([Interval(name, 1, 1, name, 0)], Axis(name), value=str),
+    ):
+        markup = charts.svg(figure, name)
+        chart = ElementTree.fromstring(markup)
+        assert "<script" not in markup and chart.get("aria-label") == name
+        assert hints(chart)[name] == [name]
+        assert [text for text in texts(chart) if text.startswith(name)]
+
+
+def test_a_chart_takes_the_pages_colour_and_repeats_to_the_byte() -> None:
+    markup = [charts.svg(_line_figure(_series("a", (1, 0.5))), "x") for _ in range(2)]
+    assert markup[0] == markup[1]
+    assert "currentColor" in markup[0] and charts._INK not in markup[0]
+    assert not re.search(r"<metadata|<g id=|<\?xml", markup[0])
+
+
+def test_long_names_are_shortened_in_the_middle() -> None:
+    assert charts.shortened("distilled") == "distilled"
+    assert charts.shortened("a" * 10 + "b" * 10, 18) == "a" * 9 + "…" + "b" * 8
+    assert charts.shortened("春" * 12, 18) == "春春春春…春春春春"

@@ -1,0 +1,50 @@
+"""Pages: what is escaped, what a browser is allowed, and what is needed to make one."""
+
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.base.errors import InputError
+from tests.tools.page_reading import parse
+from tools.report import page
+from tools.report.page import Note, Section, Table
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+def test_texts_stay_texts(text: str) -> None:
+    parts = [Table([text], [[text]]), Note(text, text), Table([text], [[text]], summary=text)]
+    found = parse(page.report_page(text, text, [Section(text, parts)]))
+    assert found.tables == [[[text], [text]]] * 2
+    # Title, heading, lead, section and summary.
+    assert not text.strip() or found.texts.count(text) >= 5
+
+
+def test_a_page_is_closed_to_the_world() -> None:
+    text = page.report_page("title", "lead", [Section("part", [Note("note")])])
+    found = parse(text)
+    assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
+    metas = [attributes for tag, attributes in found.tags if tag == "meta"]
+    assert {"charset": "utf-8"} in metas
+    assert {
+        "http-equiv": "Content-Security-Policy",
+        "content": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    } in metas
+    assert found.text == "title title lead part note"
+
+
+def test_numbers_are_flush_right_and_the_best_are_bold() -> None:
+    table = Table(["a", "b"], [["x", "1"], ["y", "2"]], best=[(1, 1)])
+    text = page.report_page("", "", [Section("", [table])])
+    assert '<td class="number best">2</td>' in text and '<td class="number">1</td>' in text
+    assert "<th>x</th>" in text and '<th class="number">b</th>' in text
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError) as caught:
+        page.expect_packages()
+    assert caught.value.subject == package
+    assert caught.value.hint == "pip install 'offline-distill[report]'"

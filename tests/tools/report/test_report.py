@@ -1,0 +1,513 @@
+"""The report: values in its tables and charts, what it leaves out, and mistakes."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
+from pipeline.storage import manifest as manifests
+from pipeline.storage.cache_input import open_cache
+from tests.conftest import make_cache
+from tests.tools.page_reading import charts, hints, parse, texts
+from tools.report import __main__ as tool
+from tools.report.__main__ import ReportConfig, make_report
+from tools.report.charts import NUM_COLOURS, Point, Series
+from tools.report.curves import ACCURACY, AGREEMENT, finding, setting_text
+from tools.report.inputs import read_cache, reliability
+from tools.report.runs import flattened, short_names
+from tools.report.scores import _short, model_folder
+from tools.report.shown_examples import ExampleReader, Selection
+
+TRAIN = [
+    {"step": step, "split": "train", "loss": 5.0 - step / 100, "learning_rate": 1e-3}
+    for step in (20, 40, 60)
+]
+
+
+def _evaluation(step: int, accuracy: float) -> dict[str, Any]:
+    return {
+        "step": step,
+        "split": "eval",
+        "loss": 5.0,
+        "masked_lm": 4.5 - accuracy,
+        "masked_lm_perplexity": 120.0,
+        "masked_lm_accuracy": accuracy,
+        "teacher_agreement": 2 * accuracy,
+        "teacher_accuracy": 0.45,
+        "kl_divergence": 0.3 - accuracy / 2,
+        "calibration_error": 0.02 + accuracy / 100,
+        "examples_per_second": 99.0,
+    }
+
+
+def _make_run(folder: Location, scores: list[float], **settings: Any) -> Location:
+    """Writes what a run leaves behind, without a model."""
+    folder.mkdir(parents=True)
+    lines = [*TRAIN, *(_evaluation(20 * (at + 1), score) for at, score in enumerate(scores))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    request = {
+        "kind": "student",
+        "cache": "a" * 64,
+        "learning_rate": 1e-3,
+        "losses": {"masked_lm": 1.0},
+        "student": {"config": {"num_hidden_layers": 2}, "layer_map": [0, 3]},
+        **settings,
+    }
+    (folder / "request.json").write_json(request)
+    return folder
+
+
+def _make_runs(folder: Location, *scores: float) -> tuple[Location, ...]:
+    """Writes runs `a`, `b`, … of one evaluation each."""
+    return tuple(
+        _make_run(folder / name, [score]) for name, score in zip("abcd", scores, strict=False)
+    )
+
+
+@pytest.fixture
+def two_runs(tmp_path) -> tuple[Location, Location]:
+    """One better than the other."""
+    return (
+        _make_run(tmp_path / "distilled", [0.1, 0.2, 0.31]),
+        _make_run(tmp_path / "plain", [0.1, 0.15, 0.25], learning_rate=5e-4, random_seed=3),
+    )
+
+
+def _report(**settings: Any) -> str:
+    return make_report(ReportConfig(**settings))
+
+
+def _error(**settings: Any) -> InputError:
+    with pytest.raises(InputError) as caught:
+        _report(**settings)
+    return caught.value
+
+
+def _write(path: Location, value: Any) -> Location:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_results_and_settings_stand_in_tables(two_runs) -> None:
+    found = parse(_report(runs=two_runs))
+    results, _, settings, shared = found.tables
+    titles = "run|layers × width|parameters|weights|updates|accuracy|agreement|loss|perplexity|KL"
+    distilled = "distilled|2 × –|–|–|60|31.0%|62.0%|4.190|120.0|0.1450|0.0231"
+    plain = "plain|2 × –|–|–|60|25.0%|50.0%|4.250|120.0|0.1750|0.0225"
+    expected = [f"{titles}|calibration error", distilled, plain]
+    assert ["|".join(row) for row in results] == expected
+    assert settings == [
+        ["setting", "distilled", "plain"],
+        ["learning_rate", "0.001", "0.0005"],
+        ["random_seed", "–", "3"],
+    ]
+    assert ["cache", "aaaaaaaa…"] in shared and ["num_hidden_layers", "2"] in shared
+    assert not [row for row in shared if row[0] in ("learning_rate", "kind")]
+    assert (
+        "distilled guesses 31.0% of the held-out masked tokens, 69% of the teacher's 45.0%. "
+        "From 2 runs."
+    ) in found.text
+    best = [a["class"] for tag, a in found.tags if tag == "td" and "best" in a.get("class", "")]
+    # Accuracy, agreement, loss, two equal perplexities, divergence; calibration of the other.
+    assert len(best) == 7
+
+
+def test_curves_have_each_evaluation(two_runs) -> None:
+    found = charts(_report(runs=two_runs))
+    assert list(found) == [
+        "Agreement with the teacher: distilled ends highest, at 62.0%",
+        "Masked tokens guessed: distilled ends highest, at 31.0%",
+        "Loss on held-out tokens: distilled ends lowest, at 4.190",
+        "Divergence from the teacher: distilled ends lowest, at 0.1450",
+        "Training loss: distilled ends lowest, at 4.400",
+        "Calibration error: plain ends lowest, at 0.0225",
+    ]
+    agreement, accuracy, loss, _, training, _ = found.values()
+    for chart, name, values in (
+        (agreement, "distilled", ["20.0%", "40.0%", "62.0%"]),
+        (accuracy, "plain", ["10.0%", "15.0%", "25.0%"]),
+        (loss, "plain", ["4.400", "4.350", "4.250"]),
+        (training, "distilled", ["4.800", "4.600", "4.400"]),
+    ):
+        expected = [f"{name}, update {x}: {y}" for x, y in zip((20, 40, 60), values, strict=True)]
+        assert hints(chart)[name] == expected
+    legend = {" ".join(text.split()) for text in texts(accuracy)}
+    assert {"distilled 31.0%", "plain 25.0%", "the teacher 45.0%"} <= legend
+
+
+def test_what_is_missing_is_left_out(tmp_path) -> None:
+    run = _make_run(tmp_path / "only", [0.1, 0.2])
+    text = (run / "metrics.jsonl").read_text().replace('"teacher_agreement"', '"other"')
+    (run / "metrics.jsonl").write_text(text.replace("0.2,", "NaN,", 1))
+    page = _report(runs=(run,))
+    found = parse(page).text
+    assert "Masked tokens guessed: from 10.0% to 20.0%" in found
+    for title in ("Agreement", "that differ", "Scores on tasks", "Cache size", "against latency"):
+        assert title not in found
+    assert "nan" not in page.lower()
+
+
+def test_different_losses_and_caches_are_not_compared(tmp_path) -> None:
+    first = _make_run(tmp_path / "a", [0.1])
+    other = _make_run(tmp_path / "b", [0.2], losses={"kl_divergence": 1.0}, cache="b" * 64)
+    found = parse(_report(runs=(first, other))).text
+    assert "Training loss: each run minimises its own" in found
+    assert "The runs read different caches," in found
+    # More runs than settings are rows.
+    others = [_make_run(tmp_path / "c", [0.2], learning_rate=1.0, cache="c" * 64)]
+    others.append(_make_run(tmp_path / "d", [0.3]))
+    assert parse(_report(runs=(first, *others))).tables[2] == [
+        ["run", "cache", "learning_rate"],
+        ["a", "aaaaaaaa…", "0.001"],
+        ["c", "cccccccc…", "1"],
+        ["d", "aaaaaaaa…", "0.001"],
+    ]
+
+
+def test_names_are_escaped(tmp_path) -> None:
+    nasty = "<script>alert(1)<" + "!--"
+    runs = (_make_run(tmp_path / nasty, [0.3]), _make_run(tmp_path / "b\x1b", [0.2], note='"><b>'))
+    page = _report(runs=runs, title="<i>&")
+    found = parse(page)
+    assert found.tables[0][1][0] == nasty and found.tables[0][2][0] == "b\\x1b"
+    assert "<script" not in page and "<i>" not in page and '"><b>' not in page
+    assert ("title", {}) in found.tags and "<i>&" in found.texts
+
+
+def test_many_runs_are_grey(tmp_path) -> None:
+    runs = tuple(_make_run(tmp_path / f"run-{at}", [0.1, 0.1 + at / 100]) for at in range(11))
+    page = _report(runs=runs)
+    grey = 11 - NUM_COLOURS
+    assert f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey." in parse(page).text
+    assert len(hints(next(iter(charts(page).values())))) == 11
+
+
+def test_a_report_repeats_to_the_byte(two_runs) -> None:
+    assert _report(runs=two_runs) == _report(runs=two_runs)
+
+
+def _speed(model: str, latency: float, computation: str = "float32") -> dict[str, Any]:
+    return {
+        "model": model,
+        "device": "cpu:0",
+        "computation": computation,
+        "parameters": 2_500_000,
+        "megabytes": 10.0,
+        "latency": {"median": latency, "smallest": 0.9 * latency, "largest": 1.1 * latency},
+        "throughput": {"median": 100.0, "smallest": 90.0, "largest": 110.0},
+    }
+
+
+def test_speed_is_shown_against_accuracy(two_runs, tmp_path) -> None:
+    rows = [_speed("distilled", 0.02), _speed(str(two_runs[1]), 0.005), _speed("teacher", 0.1)]
+    rows.append(_speed("plain", 0.004, "int8"))
+    page = _report(runs=two_runs, inference=_write(tmp_path / "bench.json", {"rows": rows}))
+    chart = charts(page)["plain: 4.0 times as fast as distilled, 81% of its accuracy"]
+    assert hints(chart) == {
+        "distilled": ["distilled: 20, 31.0%"],
+        "plain": ["plain: 5, 25.0%"],
+    }
+    (table,) = [one for one in parse(page).tables if "sequences/s" in one[0]]
+    expected = "distilled|float32 on cpu:0|2.50 M|10.0 MB|20 (18–22)|100 (90–110)"
+    assert "|".join(table[1]) == expected
+    assert [row[0] for row in table[1:]] == ["distilled", str(two_runs[1]), "teacher", "plain"]
+
+
+def test_size_is_shown_against_accuracy(tmp_path, teacher_dir) -> None:
+    runs = _make_runs(tmp_path, 0.2, 0.4)
+    (runs[0] / "model.safetensors").write_bytes(b"\0" * 1_000_000)
+    (runs[1] / "model.safetensors").write_bytes(b"\0" * 3_000_000)
+    (runs[1] / "config.json").write_bytes((teacher_dir / "config.json").read_bytes())
+    page = _report(runs=runs)
+    assert "a: 3.0 times smaller than b, 50% of its accuracy" in charts(page)
+    table = parse(page).tables[0]
+    assert [row[3] for row in table[1:]] == ["1.0 MB", "3.0 MB"]
+    assert table[1][2] == "–" and table[2][2].endswith(" M")
+
+
+def test_students_without_any_accuracy_are_compared_by_size_alone(tmp_path) -> None:
+    runs = _make_runs(tmp_path, 0.0, 0.0)
+    for run, size in zip(runs, (3, 1), strict=True):
+        (run / "model.safetensors").write_bytes(b"\0" * size)
+    assert "b: 3.0 times smaller than a" in charts(_report(runs=runs))
+
+
+def _summary(folder: Location, task: str, mean: float, std: float | None, **more: object):
+    folder.mkdir(parents=True)
+    value = {
+        "task": task,
+        "split": "dev",
+        "main_metric": "accuracy",
+        "best_learning_rate": 3e-5,
+        "rates": [
+            {
+                "learning_rate": rate,
+                "num_seeds": 2,
+                "metrics": {"accuracy": {"mean": mean - loss, "std": std}},
+            }
+            for rate, loss in ((1e-5, 0.1), (3e-5, 0.0))
+        ],
+        "runs": [],
+        **more,
+    }
+    return _write(folder / "summary.json", value)
+
+
+def test_scores_on_tasks(tmp_path) -> None:
+    paths = (
+        _summary(tmp_path / "distilled" / "tnews", "tnews", 0.5612, 0.0021),
+        _summary(tmp_path / "plain" / "tnews", "tnews", 0.55, None),
+        _summary(tmp_path / "distilled" / "ocnli", "ocnli", 0.61, 0.01),
+    )
+    page = _report(finetune=paths)
+    found = parse(page)
+    assert found.tables == [
+        [
+            ["model", "tnews, accuracy", "ocnli, accuracy"],
+            ["distilled", "56.12 ± 0.21", "61.00 ± 1.00"],
+            ["plain", "55.00", "–"],
+        ]
+    ]
+    tnews, ocnli = charts(page).items()
+    assert tnews[0] == "tnews: distilled scores highest, 56.12 ± 0.21"
+    assert ocnli[0] == "ocnli: 61.00 ± 1.00"
+    assert list(hints(tnews[1])) == ["distilled", "plain"] and "Curves" not in found.text
+
+
+def test_a_model_is_called_as_its_summary_says(tmp_path) -> None:
+    paths = (
+        _summary(tmp_path / "first", "tnews", 0.5, None, model="student"),
+        _summary(tmp_path / "second", "ocnli", 0.6, None, model="student"),
+        _summary(tmp_path / "third", "tnews", 0.4, None, model="teacher"),
+        # Of an older version.
+        _summary(tmp_path / "student", "cmnli", 0.7, None),
+    )
+    found = parse(_report(finetune=paths))
+    names = [row[0] for row in found.tables[0][1:]]
+    assert names == ["student", "teacher", f"{tmp_path.name}/student"]
+    assert found.tables[0][1][1:] == ["50.00", "60.00", "–"]
+
+
+@pytest.mark.parametrize("name", ["model", "", ".", "/"])
+def test_names_that_tell_nothing_give_way_to_folders(tmp_path, name: str) -> None:
+    paths = (
+        _summary(tmp_path / "distilled", "tnews", 0.5, None, model=name),
+        _summary(tmp_path / "plain", "tnews", 0.4, None, model=name),
+        _summary(tmp_path / "plain_ocnli", "ocnli", 0.6, None, model=name),
+    )
+    found = parse(_report(finetune=paths))
+    assert [row[0] for row in found.tables[0][1:]] == ["distilled", "plain"]
+
+
+def test_two_scores_of_one_model_on_a_task_are_refused(tmp_path) -> None:
+    names = ("student_tnews", "tnews-student")
+    paths = tuple(_summary(tmp_path / name, "tnews", 0.5, None) for name in names)
+    error = _error(finetune=paths)
+    assert error.subject == Setting("finetune") and str(paths[1]) in error.received
+
+
+@pytest.mark.parametrize("folder", ["s/distilled/tnews", "s/tnews_distilled", "s/distilled-TNEWS"])
+def test_the_model_of_a_folder(folder: str) -> None:
+    assert model_folder(pathlib.Path(folder), "tnews") == pathlib.Path("s/distilled")
+    assert model_folder(pathlib.Path("s/distilled"), "tnews") == pathlib.Path("s/distilled")
+
+
+def _planned(encoding: str, k: int, size: float, divergence: float) -> dict[str, Any]:
+    return {
+        "logit_encoding": encoding,
+        "truncation_factor": k,
+        "position_bytes": size,
+        "mass_kept": 0.9,
+        "kl_dense": {"mean": divergence, "max": 1.0},
+    }
+
+
+def test_a_plan_is_a_line_for_each_codec(tmp_path) -> None:
+    plans = [_planned("float16", k, 10 + 4 * k, 3 / k) for k in (16, 64, 256)]
+    plans += [_planned("compact", k, 10 + 1.5 * k, 3 / k + 1e-4) for k in (16, 64, 256)]
+    page = _report(plan=_write(tmp_path / "plan.json", {"plans": plans}))
+    ((title, chart),) = charts(page).items()
+    assert title == "At k = 256 compact takes 38% of float16's bytes for the same divergence"
+    assert hints(chart)["compact"][0] == (
+        "compact, k = 16: 34 bytes a masked position, KL 0.19 nats, 90.0% of the mass kept"
+    )
+    assert len(hints(chart)["float16"]) == 3 and {"16", "64", "256"} <= set(texts(chart))
+    (table,) = parse(page).tables
+    assert table[1] == ["float16", "16", "74.0", "90.0%", "0.19"]
+
+
+def test_students_of_several_caches_are_compared(tmp_path) -> None:
+    rows = [
+        {
+            "cache": f"/caches/{name}",
+            "bytes_per_position": size,
+            "scores": {"1": {"teacher_agreement": first}, "2": {"teacher_agreement": second}},
+        }
+        for name, size, first, second in (("large", 500, 0.8, 0.84), ("small", 50, 0.7, 0.7))
+    ]
+    ((title, chart),) = charts(_report(comparison=_write(tmp_path / "c.json", rows))).items()
+    assert title == "Students agree with the teacher in 70.0% from small, in 82.0% from large"
+    assert hints(chart) == {
+        "large": ["large: 500 bytes, 82.0%"],
+        "small": ["small: 50 bytes, 70.0%"],
+    }
+
+
+def test_caches_and_reports_on_them(cache_dir, examples_dir, teacher_dir, tmp_path) -> None:
+    settings = {"truncation": "sampled", "temperatures": (1.0,)}
+    drawn = make_cache(tmp_path / "drawn", examples_dir, teacher_dir, **settings)
+    report = {
+        "logit_encoding": "float16",
+        "truncation_factor": 16,
+        "bytes_per_position": {"ids": 32.0, "logits": 32.0},
+        "mass_kept": 0.8,
+        "kl_divergence": {"1": {"mean": 1e-7, "max": 1.0}},
+    }
+    fidelity = _write(tmp_path / "float16.json", report)
+    page = _report(fidelity=(fidelity,), caches=(cache_dir, drawn))
+    measured, made = parse(page).tables
+    assert measured[1] == ["float16", "float16", "16", "64.0", "80.0%", "1e-07"]
+    manifest = manifests.load(cache_dir)
+    examples = sum(map(manifest.num_examples, manifest.splits))
+    assert made[1][:6] == [cache_dir.name, "float16", "16", "16.0", "74.0", f"{examples:,}"]
+    assert made[2][1] == "float16, drawn"
+    # One teacher, whose reliability is drawn once.
+    title = "The teacher's own probabilities are off by"
+    assert sum(name.startswith(title) for name in charts(page)) == 1
+
+
+def test_reliability_of_four_guesses() -> None:
+    found = reliability(np.array([0.91, 0.92, 0.95, 0.1]), np.array([True, False, False, True]))
+    assert found.counts == (1, 2, 1)
+    assert found.confidence == pytest.approx((0.1, 0.915, 0.95))
+    assert found.accuracy == (1.0, 0.5, 0.0)
+    assert found.error == pytest.approx((0.9 + 2 * 0.415 + 0.95) / 4)
+
+
+def test_the_teachers_reliability_is_that_of_the_examples_shown(cache_dir) -> None:
+    found = read_cache(cache_dir, "x").reliability
+    reader = ExampleReader(open_cache(cache_dir, None), num_guesses=1)
+    shown = reader.read(Selection("eval", count=10_000))
+    words = [position.teacher for one in shown for position in one.positions]
+    confidence = np.array([word.guesses[0].probability for word in words])
+    right = np.array([word.right for word in words])
+    assert sum(found.counts) == len(words)
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    error = sum(abs((right - confidence)[bins == place].sum()) for place in range(15))
+    assert found.error == pytest.approx(error / len(words))
+
+
+def test_names_are_short_and_settings_flat() -> None:
+    paths = [pathlib.Path(text) for text in ("/a/quick/s", "/b/quick/s", "/c/teacher")]
+    assert short_names(paths) == ["a/quick/s", "b/quick/s", "teacher"]
+    assert flattened({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    shown = [setting_text(value) for value in (True, 5e-4, "", None, [0, 3], "x")]
+    assert shown == ["true", "0.0005", "–", "–", "[0, 3]", "x"]
+    assert [_short(value) for value in (1264.2, 999.4, 6.134)] == ["1,264", "999", "6.13"]
+
+
+def test_titles_of_ties_and_of_a_single_evaluation() -> None:
+    series = [Series(name, (Point(1, 0.1), Point(2, 0.5))) for name in ("a", "b")]
+    assert finding(ACCURACY, series) == "Masked tokens guessed: 2 runs end highest, at 50.0%"
+    series = [Series("student", (Point(200, 0.941),))]
+    assert finding(AGREEMENT, series) == f"{AGREEMENT.sentence}: 94.1%"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{broken", "not JSON (Expecting property name"),
+        ("[1]", "an object"),
+        ('{"split": "eval"}', "a count of updates as step"),
+        ('{"step": 1, "split": "test"}', "the split train or eval"),
+        ('{"step": 1, "split": "eval", "loss": "x"}', "a number as loss"),
+        ("[" * 100_000, "not JSON (expected at most 64 levels"),
+        ('{"step": ' + "9" * 400 + ', "split": "eval"}', "not JSON (expected numbers of at most"),
+        ('{"step": ' + "9" * 30 + ', "split": "eval"}', "a count of updates as step"),
+        ('{"step": 1, "split": "eval", "two\\nlines": "x"}', "a number as two\\x0alines"),
+        ('{"step": 1, "split": "eval", "loss": 1e300}', "a number as loss"),
+    ],
+)
+def test_malformed_metrics_are_refused_by_their_line(two_runs, line: str, expected: str) -> None:
+    path = two_runs[0] / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], line, *lines[2:]]))
+    error = _error(runs=two_runs)
+    assert error.subject == f"{path}, line 3"
+    assert (error.expected or error.received).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"truncation_factor": float("nan")}, "plans[0].truncation_factor"),
+        ({"truncation_factor": "x"}, "plans[0].truncation_factor"),
+        ({"position_bytes": -3.0}, "plans[0].position_bytes"),
+        ({"position_bytes": 1e300}, "plans[0].position_bytes"),
+        ({"mass_kept": True}, "plans[0].mass_kept"),
+        ({"mass_kept": float("nan")}, "plans[0].mass_kept"),
+        ({"kl_dense": {"mean": 10**299}}, "plans[0].kl_dense.mean"),
+        ({"kl_dense": None}, "plans[0].kl_dense"),
+    ],
+)
+def test_malformed_plans_are_refused_by_their_place(tmp_path, changes, place: str) -> None:
+    plan = {**_planned("compact", 8, 24.0, 0.1), **changes}
+    path = _write(tmp_path / "plan.json", {"plans": [plan]})
+    error = _error(plan=path)
+    assert error.subject == f"{path}: {place}"
+
+
+@pytest.mark.parametrize("name", ["plan", "inference", "finetune", "comparison", "fidelity"])
+@pytest.mark.parametrize("content", ["{}", "[3]", "{", None])
+def test_files_of_other_content_are_refused(tmp_path, name: str, content: str | None) -> None:
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_text(content)
+    given = (path,) if name in ("finetune", "fidelity") else path
+    assert _error(**{name: given}).subject.startswith(str(path))
+
+
+def test_a_models_name_is_text(tmp_path) -> None:
+    path = _summary(tmp_path / "plain", "tnews", 0.5, None, model=3)
+    assert _error(finetune=(path,)).subject == f"{path}: model"
+
+
+def test_an_empty_request_names_runs() -> None:
+    assert _error().subject == Setting("runs")
+
+
+def test_a_directory_given_twice_is_refused(two_runs) -> None:
+    error = _error(runs=(two_runs[0], two_runs[0]))
+    assert error.subject == Setting("runs") and str(two_runs[0]) in error.received
+
+
+def test_a_directory_of_no_run_is_refused(two_runs, tmp_path, examples_dir) -> None:
+    error = _error(runs=(tmp_path / "nowhere",))
+    assert error.subject == Setting("runs") and "nowhere" in error.received
+    path = two_runs[0] / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in TRAIN))
+    error = _error(runs=two_runs)
+    assert error.expected == "evaluations" and str(path) in error.received
+    (two_runs[1] / "request.json").unlink()
+    assert _error(runs=two_runs[1:]).subject == str(two_runs[1] / "request.json")
+    assert _error(caches=(examples_dir,)).subject == str(examples_dir)
+
+
+def test_the_command_writes_a_new_file_and_overwrites_none(two_runs, tmp_path, capsys) -> None:
+    path = tmp_path / "report.html"
+    runs = f"--runs={','.join(map(str, two_runs))}"
+    assert tool.main(["report", runs, f"--output={path}"]) == 0
+    assert parse(path.read_text(encoding="utf-8")).tables
+    path.write_text("mine")
+    assert tool.main(["report", runs, f"--output={path}"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: --output: {path}: ")
+    assert path.read_text() == "mine"
+    # A file that is not there is named with its flag.
+    assert tool.main(["report", "--plan=/nowhere", f"--output={tmp_path / 'other'}"]) == 1
+    assert capsys.readouterr().err.startswith("error: --plan: /nowhere: ")
+    assert not (tmp_path / "other").exists()

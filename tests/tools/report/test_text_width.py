@@ -1,0 +1,57 @@
+"""Columns of texts, and breaking them into lines."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools.report import text_width
+
+LETTERS = st.text(st.sampled_from("ab c春天，é\u0301"), max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [("", 0), ("abc", 3), ("春天", 4), ("a，b", 4), ("e\u0301", 1), ("…", 1), ("ｱ", 1), ("Ａ", 2)],
+)
+def test_columns(text: str, columns: int) -> None:
+    assert text_width.columns(text) == columns
+
+
+def test_clipping() -> None:
+    assert text_width.clipped("a春天", 4) == "a春"
+    assert text_width.clipped("ab", 9) == "ab"
+
+
+def test_padding() -> None:
+    assert text_width.padded("春", 4) == "春  "
+    assert text_width.padded("春", 4, right=True) == "  春"
+    assert text_width.padded("春天", 3) == "春天"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("春 a", "春 a"),
+        ("a\nb\t", "a\\x0ab\\x09"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\u202eabc", "\\u202eabc"),
+        ("\ud800", "\\ud800"),
+        ("\U000e0001", "\\U000e0001"),
+        ("a\u00a0b", "a\u00a0b"),
+    ],
+)
+def test_what_does_not_print_is_escaped(text: str, shown: str) -> None:
+    assert text_width.visible(text) == shown
+
+
+def test_wrapping() -> None:
+    assert text_width.wrapped(["春天", "来了", " now"], 8) == ["春天来了", "now"]
+    assert text_width.wrapped(["abcdef", "g"], 4) == ["abcd", "efg"]
+    assert text_width.wrapped([], 4) == []
+
+
+@given(st.lists(LETTERS), st.integers(2, 20))
+def test_lines_fit_and_lose_nothing(parts: list[str], width: int) -> None:
+    lines = text_width.wrapped(parts, width)
+    assert all(text_width.columns(line) <= width for line in lines)
+    assert "".join(lines).replace(" ", "") == "".join(parts).replace(" ", "")

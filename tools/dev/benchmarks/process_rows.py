@@ -1,0 +1,254 @@
+"""Whole commands: time of masking and of Ray, peak memory of each stage."""
+
+import functools
+import pathlib
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.runners import local
+from pipeline.runners.ray import RayConfig, RayWorkers
+from tools.dev.benchmarks import processes
+from tools.dev.benchmarks.inputs import Inputs
+from tools.measurement import Row, alternate, compared
+
+
+def _masking_seconds(inputs: Inputs, number: int, workers: int) -> float:
+    output = inputs.work / f"masked-{workers}-{number}"
+    finished = processes.run(
+        "create_pretraining_data",
+        input_dir=inputs.corpus,
+        vocab_file=inputs.vocab,
+        output_dir=output,
+        max_seq_length=512,
+        doc_stride=256,
+        dupe_factor=5,
+        max_workers=workers,
+    )
+    inputs.remove(output)
+    return finished.seconds
+
+
+def _cut(text: str) -> float:
+    """Returns the seconds that one thread of jieba takes for a text, its dictionary loaded."""
+    import jieba
+
+    jieba.setLogLevel("ERROR")
+    jieba.initialize()
+    begun = time.perf_counter()
+    for line in text.splitlines():
+        for _ in jieba.cut(line):
+            pass
+    return time.perf_counter() - begun
+
+
+def masking_rows(inputs: Inputs) -> Iterator[Row]:
+    """Yields how fast a corpus is masked five ways, at 512 tokens with a stride of 256."""
+    numbers = iter(range(10**6))
+    text = pathlib.Path(inputs.corpus).read_text(encoding="utf-8")
+    megabytes = len(text.encode("utf-8")) / 1e6
+    about = f"{megabytes:.1f} MB of text"
+    two: list[float] = []
+
+    def with_two() -> float:
+        two.append(_masking_seconds(inputs, next(numbers), 2))
+        return two[-1]
+
+    if inputs.has("jieba"):
+        figures = alternate(with_two, lambda: _cut(text), inputs.repeats)
+        yield compared(
+            figures,
+            larger_is_better=False,
+            name="stage 1a, 2 workers, whole process",
+            unit="s",
+            against="one thread of jieba.cut over the text, once",
+            least_ratio=1.25,
+            note=about,
+        )
+    figures = alternate(
+        with_two, lambda: _masking_seconds(inputs, next(numbers), 1), inputs.repeats
+    )
+    yield compared(
+        figures,
+        larger_is_better=False,
+        name="stage 1a, 2 workers",
+        unit="s",
+        against="1 worker",
+        least_ratio=1.8,
+        note=f"{about}, {megabytes / statistics.median(two):.2f} MB/s",
+    )
+
+
+_MB = 1e6
+# Growth that counts as none: buffers of the text's own length, and the allocator.
+_SLACK = 1.25
+_LONG_STEPS = 1_000
+
+
+def _grown(small: float, large: float, name: str, against: str, note: str) -> Row:
+    return Row(
+        name=name,
+        unit="MB",
+        ours=large / _MB,
+        against=against,
+        baseline=small / _MB,
+        ratio=small / large,
+        least_ratio=1.0 / _SLACK,
+        note=note,
+    )
+
+
+def _mask_in_shards(
+    inputs: Inputs, corpus: pathlib.Path, output: pathlib.Path
+) -> processes.Finished:
+    return processes.run(
+        "create_pretraining_data",
+        input_dir=corpus,
+        vocab_file=inputs.vocab,
+        output_dir=output,
+        max_seq_length=128,
+        doc_stride=126,
+        segments="single",
+        dupe_factor=5,
+        max_workers=2,
+        num_shards=800,
+    )
+
+
+def _cache(inputs: Inputs, shards: str, output: pathlib.Path) -> processes.Finished:
+    return processes.run(
+        "create_teacher_output_data",
+        input_file=shards,
+        teacher=inputs.teacher,
+        output_dir=output,
+        compute_dtype="auto",
+    )
+
+
+def _train(inputs: Inputs, cache: pathlib.Path, output: pathlib.Path, steps: int, **settings):
+    return processes.run(
+        "run_distill",
+        input_dir=cache,
+        init_from=inputs.teacher,
+        student_layers=1,
+        output_dir=output,
+        num_train_steps=steps,
+        compute_dtype="auto",
+        **settings,
+    )
+
+
+def memory_rows(inputs: Inputs, small: pathlib.Path, large: pathlib.Path) -> Iterator[Row]:
+    """Yields the memory of each stage for a small and a large corpus.
+
+    Args:
+        inputs: what else is measured.
+        small: a text file.
+        large: a text file, several times as large.
+    """
+    sizes = [path.stat().st_size / _MB for path in (small, large)]
+    texts = f"{sizes[1]:.0f} MB and {sizes[0]:.0f} MB of text"
+    examples = [inputs.new_directory(f"memory-examples-{name}") for name in ("small", "large")]
+    peaks = [
+        _mask_in_shards(inputs, corpus, output).peak
+        for corpus, output in zip((small, large), examples, strict=True)
+    ]
+    yield _grown(*peaks, "peak memory, stage 1a", "the small corpus", texts)
+    # One shard of 800, and eight: the teacher's time, not its memory, forbids all.
+    caches = [inputs.new_directory(f"memory-cache-{name}") for name in ("small", "large")]
+    globs = ("train-00000-*", "train-0000[0-7]-*")
+    peaks = [
+        _cache(inputs, str(examples[1] / pattern), output).peak
+        for pattern, output in zip(globs, caches, strict=True)
+    ]
+    yield _grown(*peaks, "peak memory, stage 1b", "an eighth of the shards", "8 shards, and 1")
+    outputs = [inputs.new_directory(f"memory-student-{name}") for name in ("small", "large")]
+    # All of a small cache fits into the shuffle buffer; this one is full with either.
+    peaks = [
+        _train(inputs, cache, output, 60, shuffle_buffer_size=1_000).peak
+        for cache, output in zip(caches, outputs, strict=True)
+    ]
+    yield _grown(*peaks, "peak memory, run_distill", "the small cache", "60 updates of 32")
+    yield _long_run(inputs, caches[0])
+    for path in (*examples, *caches, *outputs):
+        inputs.remove(path)
+
+
+def _long_run(inputs: Inputs, cache: pathlib.Path) -> Row:
+    """Returns the memory in the last tenth of a run against that after its first third."""
+    output = inputs.new_directory("memory-long")
+    finished = _train(
+        inputs,
+        cache,
+        output,
+        _LONG_STEPS,
+        train_batch_size=8,
+        save_checkpoints_steps=100,
+        shuffle_buffer_size=1_000,
+    )
+    inputs.remove(output)
+    memory = finished.memory
+    tenth = len(memory) // 10
+    early = statistics.median(memory[3 * tenth : 4 * tenth])
+    late = statistics.median(memory[-2 * tenth : -tenth])
+    return Row(
+        name="memory of a long run_distill",
+        unit="MB",
+        ours=late / _MB,
+        against="the same run after its first third",
+        baseline=early / _MB,
+        ratio=early / late,
+        least_ratio=1.0 / 1.03,
+        note=f"{_LONG_STEPS} updates, a checkpoint every 100",
+    )
+
+
+def _start(inputs: Inputs) -> float:
+    """Returns the seconds in which Ray begins, a job runs that does nothing, and Ray ends."""
+    directory = inputs.new_directory("started")
+    directory.mkdir()
+    begun = time.perf_counter()
+    with RayWorkers(RayConfig(), directory) as workers:
+        list(workers.run(abs, [-1]))
+    seconds = time.perf_counter() - begun
+    inputs.remove(directory)
+    return seconds
+
+
+def _seconds(inputs: Inputs, command: str, **settings: Any) -> float:
+    output = inputs.new_directory("made")
+    seconds = processes.run(command, output_dir=output, **settings).seconds
+    inputs.remove(output)
+    return seconds
+
+
+def ray_rows(inputs: Inputs) -> Iterator[Row]:
+    """Yields what a runner costs where it gains nothing."""
+    if not inputs.has("ray"):
+        return
+    cpus = local.num_cpus()
+    starts = [_start(inputs) for _ in range(inputs.repeats)]
+    yield Row(name="Ray, begun and ended", unit="s", ours=statistics.median(starts))
+    masking = {
+        "input_dir": inputs.corpus,
+        "vocab_file": inputs.vocab,
+        "max_seq_length": inputs.max_seq_length,
+    }
+    teacher = {"input_dir": inputs.examples(mixed=False).directory, "teacher": inputs.teacher}
+    # The same processes and threads with and without.
+    ways = (
+        ("1a", "create_pretraining_data", masking, {"max_workers": cpus}, 1),
+        ("1b", "create_teacher_output_data", teacher, {}, cpus),
+    )
+    for stage, command, settings, without, cpus_per_job in ways:
+        run = functools.partial(_seconds, inputs, command, **settings)
+        on_ray = functools.partial(run, runner="ray", cpus_per_job=cpus_per_job)
+        yield compared(
+            alternate(on_ray, functools.partial(run, **without), inputs.repeats),
+            larger_is_better=False,
+            name=f"stage {stage} on Ray, whole process",
+            unit="s",
+            against="--runner=local, as many processes and threads",
+            note=f"{statistics.median(starts):.1f} s of it begin and end Ray",
+        )

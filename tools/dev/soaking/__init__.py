@@ -1,1 +1,0 @@
-"""Engine of the fault-injection test."""

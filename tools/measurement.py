@@ -1,0 +1,171 @@
+"""Measurements side by side, their targets, and a description of the machine."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.runners import local
+
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "jax",
+    "numpy",
+    "tokenizers",
+    "rjieba",
+    "jieba",
+    "torch",
+    "transformers",
+    "ai-edge-litert",
+    "onnxruntime",
+)
+# Instructions that decide how fast a teacher is.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what was measured.
+        unit: of both figures.
+        ours: the figure here, a median.
+        against: what it is compared with; empty where it stands alone.
+        baseline: the other's figure, a median; None where there is none.
+        ratio: how many times better than the other; the median of the pairs' ratios.
+        spread: the smallest and the largest ratio of a pair.
+        least_ratio: the target of the ratio, if there is one.
+        most: the target of the figure itself, if there is one: no more than that.
+        note: what else is to be known of it.
+    """
+
+    name: str
+    unit: str
+    ours: float
+    against: str = ""
+    baseline: float | None = None
+    ratio: float | None = None
+    spread: tuple[float, float] | None = None
+    least_ratio: float | None = None
+    most: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the targets are met; None where there is none."""
+        checks = []
+        if self.least_ratio is not None:
+            checks.append(self.ratio is not None and self.ratio >= self.least_ratio)
+        if self.most is not None:
+            checks.append(self.ours <= self.most)
+        return all(checks) if checks else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields, and whether the targets are met."""
+        return {**dataclasses.asdict(self), "met": self.met}
+
+
+def alternate(
+    ours: Callable[[], float], baseline: Callable[[], float], repeats: int
+) -> tuple[list[float], list[float]]:
+    """Calls two measurements in turns, so that whatever else the machine does meets both.
+
+    Args:
+        ours: returns a figure.
+        baseline: returns the other's.
+        repeats: of each.
+
+    Returns:
+        the figures, pair by pair.
+    """
+    pairs = [(ours(), baseline()) for _ in range(repeats)]
+    first, second = zip(*pairs, strict=True)
+    return list(first), list(second)
+
+
+def in_turns(
+    calls: Sequence[Callable[[], Any]], repeats: int, *, warm_up: int = 3
+) -> list[list[float]]:
+    """Times calls one after another, again and again, so that whatever else happens meets all.
+
+    Args:
+        calls: what is timed.
+        repeats: of each.
+        warm_up: calls of each before, which are not timed: they compile, and fill caches.
+
+    Returns:
+        seconds, run by run, of each call.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(warm_up + repeats):
+        for call, taken in zip(calls, times, strict=True):
+            begun = time.perf_counter()
+            call()
+            if turn >= warm_up:
+                taken.append(time.perf_counter() - begun)
+    return times
+
+
+def compared(
+    figures: tuple[Sequence[float], Sequence[float]], *, larger_is_better: bool, **fields: Any
+) -> Row:
+    """Returns the row of figures that `alternate` returned.
+
+    Example: seconds [2.0, 2.2] against [4.0, 4.4] make 2.1 and 4.2, a ratio of 2.
+
+    Args:
+        figures: ours and the baseline's, pair by pair.
+        larger_is_better: false for seconds and bytes.
+        **fields: the rest of `Row`.
+    """
+    ours, baseline = figures
+    ratios = [
+        one / other if larger_is_better else other / one
+        for one, other in zip(ours, baseline, strict=True)
+    ]
+    return Row(
+        ours=statistics.median(ours),
+        baseline=statistics.median(baseline),
+        ratio=statistics.median(ratios),
+        spread=(min(ratios), max(ratios)),
+        **fields,
+    )
+
+
+def _proc(path: str, name: str) -> str | None:
+    """Returns the first value of a name in a file of `/proc`; None where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() == name:
+                    return value.strip()
+    except OSError:
+        pass
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe_machine() -> dict[str, object]:
+    """Returns the processor, its instructions, memory, and versions of what computes."""
+    flags = (_proc("/proc/cpuinfo", "flags") or "").split()
+    memory = _proc("/proc/meminfo", "MemTotal")
+    return {
+        "processor": _proc("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": local.num_cpus(),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }

@@ -1,0 +1,1 @@
+"""Reports on runs and caches, and pages of a cache's examples: HTML without scripts."""

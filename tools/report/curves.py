@@ -1,0 +1,352 @@
+"""The report's parts about runs: results side by side, settings, curves."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tools.report.charts import NUM_COLOURS, Axis, Format, Point, Series, line_figure
+from tools.report.page import Chart, Charts, Note, Section, Table, chart
+from tools.report.runs import Run, split_settings
+from tools.report.text_width import visible
+
+# A line of more points is drawn through the means of neighbours.
+_MAX_POINTS = 200
+_SHAPE = ("num_hidden_layers", "hidden_size")
+
+
+def percents(share: float) -> str:
+    """Returns a share as 41.2%."""
+    return f"{share:.1%}"
+
+
+def whole_percents(share: float) -> str:
+    """Returns a share for an axis: 40%, and 41.25% where that is needed."""
+    return f"{100.0 * share:.4g}%"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What an evaluation measures.
+
+    Attributes:
+        key: in `metrics.jsonl`.
+        title: of a column.
+        sentence: how a chart's title begins.
+        axis: of a chart, with the unit.
+        format: of a value.
+        tick: of a value at an axis.
+        higher_is_better: whether it is.
+        ceiling: what it cannot be above; None without. Nothing is below 0.
+    """
+
+    key: str
+    title: str
+    sentence: str
+    axis: str
+    format: Format
+    tick: Format
+    higher_is_better: bool
+    ceiling: float | None = None
+
+    def y_axis(self) -> Axis:
+        """Returns the vertical axis of a chart of it."""
+        return Axis(self.axis, self.tick, floor=0.0, ceiling=self.ceiling)
+
+    def best(self, values: Sequence[float]) -> float | None:
+        """Returns the best of values; None where none is finite."""
+        finite = [value for value in values if math.isfinite(value)]
+        return (max if self.higher_is_better else min)(finite, default=None)
+
+
+ACCURACY = Measure(
+    "masked_lm_accuracy",
+    "accuracy",
+    "Masked tokens guessed",
+    "share of held-out masked tokens",
+    percents,
+    whole_percents,
+    True,
+    1.0,
+)
+AGREEMENT = Measure(
+    "teacher_agreement",
+    "agreement",
+    "Agreement with the teacher",
+    "share of first guesses that are the teacher's",
+    percents,
+    whole_percents,
+    True,
+    1.0,
+)
+LOSS = Measure(
+    "masked_lm",
+    "loss",
+    "Loss on held-out tokens",
+    "masked LM cross-entropy, nats",
+    "{:.3f}".format,
+    "{:g}".format,
+    False,
+)
+DIVERGENCE = Measure(
+    "kl_divergence",
+    "KL",
+    "Divergence from the teacher",
+    "KL(teacher ‖ student), nats",
+    "{:.4f}".format,
+    "{:g}".format,
+    False,
+)
+CALIBRATION = Measure(
+    "calibration_error",
+    "calibration error",
+    "Calibration error",
+    "expected calibration error, 0 at best",
+    "{:.4f}".format,
+    "{:g}".format,
+    False,
+)
+_PERPLEXITY = Measure(
+    "masked_lm_perplexity", "perplexity", "", "", "{:,.1f}".format, "{:g}".format, False
+)
+_CURVES = (AGREEMENT, ACCURACY, LOSS, DIVERGENCE)
+COLUMNS = (ACCURACY, AGREEMENT, LOSS, _PERPLEXITY, DIVERGENCE, CALIBRATION)
+
+
+def megabytes(size: float) -> str:
+    """Returns a size as 28.8 MB."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _cell(value: float | None, form: Format) -> str:
+    return "–" if value is None else form(value)
+
+
+def results(runs: Sequence[Run]) -> Section:
+    """Returns the runs side by side: size, updates, the last evaluation."""
+    measures = [one for one in COLUMNS if any(one.key in run.final for run in runs)]
+    others = dict.fromkeys(
+        name for run in runs for name in run.final if name not in {one.key for one in COLUMNS}
+    )
+    rows, best = [], []
+    for run in runs:
+        cells = [_cell(run.final.get(one.key), one.format) for one in measures]
+        parameters = _cell(run.parameters, lambda count: f"{count / 1e6:,.2f} M")
+        size = _cell(run.bytes, megabytes)
+        rows.append([run.name, _shape(run), parameters, size, f"{run.updates:,}", *cells])
+    for column, one in enumerate(measures, 5):
+        top = one.best([run.final[one.key] for run in runs if one.key in run.final])
+        shown = None if top is None or len(runs) < 2 else one.format(top)
+        best += [(place, column) for place, row in enumerate(rows) if row[column] == shown]
+    titles = ["run", "layers × width", "parameters", "weights", "updates"]
+    titles += [one.title for one in measures]
+    parts = [Table(titles, rows, best=best), _result_note(runs)]
+    others = [name for name in others if name not in ("step", "split")]
+    if others:
+        parts.append(_other_measures(runs, others))
+    return Section("Students side by side", parts)
+
+
+def _shape(run: Run) -> str:
+    config = (run.settings.get(f"student.config.{name}") for name in _SHAPE)
+    return " × ".join("–" if size is None else setting_text(size) for size in config)
+
+
+def headline(runs: Sequence[Run]) -> str | None:
+    """Returns in a sentence what came out; None where no run measured its accuracy.
+
+    Example: `distilled guesses 21.1% of the held-out masked tokens, 96% of the
+    teacher's 22.1%.`
+    """
+    # A run beside its students that taught them is not what came out.
+    taught = [run for run in runs if _has(run)] or runs
+    scores = [(run.final[ACCURACY.key], run) for run in taught if ACCURACY.key in run.final]
+    best = ACCURACY.best([score for score, _ in scores])
+    if best is None:
+        return None
+    run = next(run for score, run in scores if score == best)
+    text = f"{run.name} guesses {percents(best)} of the held-out masked tokens"
+    teacher = run.final.get("teacher_accuracy", 0.0)
+    if teacher > 0.0:
+        text += f", {best / teacher:.0%} of the teacher's {percents(teacher)}"
+    return f"{text}."
+
+
+def _result_note(runs: Sequence[Run]) -> Note:
+    text = "The last evaluation of each run; the best of a column is bold."
+    teachers = sorted({percents(run.final["teacher_accuracy"]) for run in runs if _has(run)})
+    if teachers:
+        text += f" The teacher's accuracy: {', '.join(teachers)}."
+    if len({str(run.settings.get("cache")) for run in runs}) == 1:
+        return Note(text)
+    return Note(
+        text,
+        "The runs read different caches, so that they may have been evaluated on different "
+        "examples.",
+    )
+
+
+def _has(run: Run) -> bool:
+    return "teacher_accuracy" in run.final
+
+
+def _other_measures(runs: Sequence[Run], names: Sequence[str]) -> Table:
+    rows = [
+        [run.name, *(_cell(run.final.get(name), "{:.4g}".format) for name in names)] for run in runs
+    ]
+    titles = ["run", *map(visible, names)]
+    return Table(titles, rows, summary="Other measures of the evaluations")
+
+
+def setting_text(value: Any) -> str:
+    """Returns a setting as people type it; checksums are cut."""
+    if isinstance(value, str):
+        text = value or "–"
+    elif isinstance(value, float):
+        text = f"{value:g}"
+    else:
+        text = "–" if value is None else json.dumps(value, ensure_ascii=False)
+    is_checksum = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return f"{text[:8]}…" if is_checksum else visible(text)
+
+
+def _short(name: str) -> str:
+    if name == "student.sha256":
+        return "first weights"
+    return visible(name.removeprefix("student.config.").removeprefix("student."))
+
+
+def settings(runs: Sequence[Run]) -> Section:
+    """Returns in which settings runs differ, and those that they share."""
+    differing, shared = split_settings(runs)
+    parts = []
+    if differing:
+        # As few columns as there can be.
+        titles = ["run", *map(_short, differing)]
+        rows = [
+            [run.name, *(setting_text(run.settings.get(name)) for name in differing)]
+            for run in runs
+        ]
+        if len(runs) <= len(differing):
+            titles, *rows = zip(titles, *rows, strict=True)
+            titles = ("setting", *titles[1:])
+        parts.append(Table(titles, rows, texts=len(titles)))
+    same = [[_short(name), setting_text(value)] for name, value in sorted(shared.items())]
+    title = "Settings that all runs share" if len(runs) > 1 else "Its settings"
+    parts.append(Table(["setting", "value"], same, texts=2, summary=title))
+    return Section("Settings that differ" if differing else "Settings", parts)
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns at most `_MAX_POINTS` points: the means of as many neighbours each, and the last."""
+    size = math.ceil(len(points) / _MAX_POINTS)
+    if size <= 1:
+        return list(points)
+    groups = [points[start : start + size] for start in range(0, len(points) - 1, size)]
+    means = [
+        tuple(sum(values) / len(group) for values in zip(*group, strict=True)) for group in groups
+    ]
+    return [*means, points[-1]]
+
+
+def curve(
+    run: Run, lines: Sequence[Mapping[str, float]], key: str, form: Format, place: int
+) -> Series | None:
+    """Returns what a run measured over its updates; None where it did not."""
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    if not finite:
+        return None
+    return Series(
+        run.name,
+        tuple(Point(x, y, f"{run.name}, update {x:,.0f}: {form(y)}") for x, y in _thinned(finite)),
+        place,
+    )
+
+
+def _curves(runs: Sequence[Run], split: str, key: str, form: Format) -> list[Series]:
+    found = []
+    for place, run in enumerate(runs):
+        lines = run.train if split == "train" else run.evaluations
+        found.append(curve(run, lines, key, form, place))
+    return [one for one in found if one is not None]
+
+
+def finding(measure: Measure, series: Sequence[Series]) -> str:
+    """Returns in a sentence what curves of a measure show.
+
+    Example: `Agreement with the teacher: distilled ends highest, at 78.8%`.
+    """
+    last = [one.points[-1].y for one in series]
+    if len(series) == 1:
+        if len(series[0].points) == 1:
+            return f"{measure.sentence}: {measure.format(last[0])}"
+        first = measure.format(series[0].points[0].y)
+        return f"{measure.sentence}: from {first} to {measure.format(last[0])}"
+    best = measure.format(measure.best(last))
+    winners = [
+        one.name for one, value in zip(series, last, strict=True) if measure.format(value) == best
+    ]
+    word = "highest" if measure.higher_is_better else "lowest"
+    who = f"{winners[0]} ends" if len(winners) == 1 else f"{len(winners)} runs end"
+    return f"{measure.sentence}: {who} {word}, at {best}"
+
+
+UPDATES = Axis("updates", "{:,.0f}".format, whole=True, floor=0.0)
+
+
+def measure_chart(
+    runs: Sequence[Run], measure: Measure, reference: tuple[str, float] | None = None
+) -> Chart | None:
+    """Returns the curves of a measure at the evaluations; None where none has it."""
+    series = _curves(runs, "eval", measure.key, measure.format)
+    if not series:
+        return None
+    figure = line_figure(
+        series, UPDATES, measure.y_axis(), value=measure.format, reference=reference
+    )
+    return chart(finding(measure, series), "at each evaluation", figure)
+
+
+def _teacher_accuracy(runs: Sequence[Run]) -> tuple[str, float] | None:
+    found = {run.final["teacher_accuracy"] for run in runs if _has(run)}
+    if not found or max(found) - min(found) > 1e-3:
+        return None
+    return "the teacher", max(found)
+
+
+def _training_chart(runs: Sequence[Run]) -> Chart | None:
+    series = _curves(runs, "train", "loss", "{:.3f}".format)
+    if not series:
+        return None
+    objectives = {
+        json.dumps(
+            {k: v for k, v in run.settings.items() if k.startswith("losses.")}, sort_keys=True
+        )
+        for run in runs
+    }
+    if len(objectives) > 1:
+        title = "Training loss: each run minimises its own"
+        note = "of different sums of losses, whose heights cannot be compared"
+    else:
+        lowest = min(series, key=lambda one: one.points[-1].y)
+        title = f"Training loss: {lowest.name} ends lowest, at {lowest.points[-1].y:.3f}"
+        if len(series) == 1:
+            first = series[0].points[0].y
+            title = f"Training loss: from {first:.3f} to {series[0].points[-1].y:.3f}"
+        note = "the mean since the line before"
+    axis = Axis("weighted sum of losses", "{:g}".format, floor=0.0)
+    return chart(title, note, line_figure(series, UPDATES, axis, value="{:.3f}".format))
+
+
+def curves(runs: Sequence[Run]) -> Section:
+    """Returns loss and agreement over the updates."""
+    teacher = _teacher_accuracy(runs)
+    charts = [measure_chart(runs, one, teacher if one is ACCURACY else None) for one in _CURVES]
+    charts.append(_training_chart(runs))
+    parts: list[Note | Charts] = [Charts([one for one in charts if one is not None])]
+    if len(runs) > NUM_COLOURS:
+        grey = len(runs) - NUM_COLOURS
+        parts.insert(0, Note(f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey."))
+    return Section("Curves", parts)

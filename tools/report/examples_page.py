@@ -1,0 +1,40 @@
+"""Examples as an HTML page."""
+
+from collections.abc import Sequence
+
+from tools.report import page
+from tools.report.examples_text import facts, outcome, percent, rank
+from tools.report.shown_examples import MASKED, MaskedPosition, ShownExample
+
+
+def _hint(position: MaskedPosition) -> str:
+    treatment = "" if position.treatment == MASKED else f", {position.treatment}"
+    text = f"{position.number}{treatment}: {position.label}"
+    if position.teacher is not None:
+        first = position.teacher.guesses[0]
+        text += f"; the teacher's first guess: {first.text}, {percent(first.probability)}"
+    return text
+
+
+def examples_page(title: str, about: str, notes: str, examples: Sequence[ShownExample]) -> str:
+    """Returns the page.
+
+    Args:
+        title: its heading.
+        about: what the directory holds.
+        notes: how to read what is shown.
+        examples: in the order in which they are shown.
+    """
+    return page.render(
+        "examples.html.jinja",
+        title=title,
+        lead=about,
+        notes=notes,
+        examples=examples,
+        outcome=outcome(examples),
+        masked=any(example.positions for example in examples),
+        facts=facts,
+        hint=_hint,
+        percent=percent,
+        rank=rank,
+    )

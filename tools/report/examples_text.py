@@ -1,0 +1,149 @@
+"""Examples in the terminal: at most 100 columns, Chinese characters counted as two."""
+
+from collections.abc import Iterator, Sequence
+
+from tools.report.shown_examples import (
+    KEPT,
+    MASKED,
+    REPLACED,
+    MaskedPosition,
+    Piece,
+    ShownExample,
+)
+from tools.report.text_width import clipped, columns, padded, wrapped
+
+COLUMNS = 100
+_INDENT = "  "
+_LABEL_WIDTH = 16
+# What stands between the number of a masked position and its token.
+_SIGNS = {MASKED: ":", KEPT: "=", REPLACED: "~"}
+LEGEND = "[n:MASK] masked, [n=x] kept as it was, [n~x] replaced by x"
+
+
+def percent(share: float) -> str:
+    """Returns a share as people read it: 41.2%, and below a tenth of that <0.1%."""
+    return "<0.1%" if 0.0 < share < 0.0005 else f"{share:.1%}"
+
+
+def rank(position: MaskedPosition) -> str:
+    """Returns the label's place among the cached ids, or that it is behind them."""
+    word = position.teacher
+    return f"> {word.num_ids}" if word.label_rank is None else f"{word.label_rank}"
+
+
+def outcome(examples: Sequence[ShownExample]) -> str | None:
+    """Returns how the teacher did at all masked positions shown; None without one."""
+    words = [position.teacher for one in examples for position in one.positions]
+    words = [word for word in words if word is not None]
+    if not words:
+        return None
+    right = sum(word.right for word in words)
+    label = sum(word.label_probability for word in words) / len(words)
+    tail = sum(word.tail for word in words) / len(words)
+    return (
+        f"The first guess is right at {right} of {len(words)} masked positions "
+        f"({right / len(words):.0%}); "
+        f"on average the label has {percent(label)}, the tail {percent(tail)}."
+    )
+
+
+def facts(example: ShownExample) -> str:
+    """Returns where an example is, how long, and how its masked positions were treated."""
+    text = f"{example.file}, record {example.index}: {example.num_tokens} tokens"
+    if not example.positions:
+        return text
+    counts = ((MASKED, "[MASK]"), (KEPT, "kept"), (REPLACED, "replaced"))
+    told = ", ".join(f"{example.count(name)} {word}" for name, word in counts)
+    return f"{text}, {len(example.positions)} masked ({told})"
+
+
+def _piece(piece: Piece, positions: Sequence[MaskedPosition], borders: bool) -> str:
+    text = piece.text
+    if piece.number is not None:
+        treatment = positions[piece.number - 1].treatment
+        token = "MASK" if treatment == MASKED else piece.text
+        text = f"[{piece.number}{_SIGNS[treatment]}{token}]"
+    border = "|" if borders and piece.new_word else ""
+    return " " * piece.space + border + text
+
+
+def _sentences(example: ShownExample) -> Iterator[str]:
+    """Yields the lines of the segments, in windows with a | before each word."""
+    borders = not example.positions
+    for segment in example.segments:
+        parts = [_piece(piece, example.positions, borders) for piece in segment]
+        # A line may end after any piece that no other belongs to.
+        joined: list[str] = []
+        for part, piece in zip(parts, segment, strict=True):
+            latin = part.isascii() and not piece.space and not piece.new_word
+            if joined and latin and joined[-1].isascii() and columns(joined[-1]) < 40:
+                joined[-1] += part
+            else:
+                joined.append(part)
+        yield from (_INDENT + line for line in wrapped(joined, COLUMNS - len(_INDENT)))
+
+
+def _guesses(position: MaskedPosition) -> list[str]:
+    return [
+        f"{'*' if guess.right else ''}{guess.text} {percent(guess.probability)}   "
+        for guess in position.teacher.guesses
+    ]
+
+
+def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
+    labels = [clipped(position.label, _LABEL_WIDTH) for position in positions]
+    width = max(len("label"), *map(columns, labels))
+    ranks = max(len("rank"), *(len(rank(position)) for position in positions))
+    head = f"{_INDENT}  n  {padded('label', width)}   its p  {'rank':>{ranks}}    tail  "
+    yield f"{head}   first guesses (* the label)"
+    for position, label in zip(positions, labels, strict=True):
+        word = position.teacher
+        begin = (
+            f"{_INDENT}{position.number:3}  {padded(label, width)}  "
+            f"{percent(word.label_probability):>6}  {rank(position):>{ranks}}  "
+            f"{percent(word.tail):>6}  {'✓' if word.right else '✗'}  "
+        )
+        room = COLUMNS - columns(begin)
+        for line in wrapped(_guesses(position), room):
+            yield begin + line
+            begin = " " * columns(begin)
+
+
+def _label_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
+    parts = [f"{position.number} {position.label}   " for position in positions]
+    begin = f"{_INDENT}labels:  "
+    for line in wrapped(parts, COLUMNS - len(begin)):
+        yield begin + line
+        begin = " " * len(begin)
+
+
+def example_lines(example: ShownExample) -> Iterator[str]:
+    """Yields the lines of an example: where it is, the sentence, the masked positions."""
+    yield f"example {example.example_id}"
+    yield from (_INDENT + line for line in wrapped(_words(facts(example)), COLUMNS - 2))
+    yield ""
+    yield from _sentences(example)
+    if example.positions:
+        yield ""
+        has_teacher = example.positions[0].teacher is not None
+        yield from (_teacher_table if has_teacher else _label_table)(example.positions)
+
+
+def _words(text: str) -> list[str]:
+    return [f"{word} " for word in text.split()]
+
+
+def report_lines(about: str, notes: Sequence[str], examples: Sequence[ShownExample]) -> list[str]:
+    """Returns all lines for the terminal.
+
+    Args:
+        about: what the directory holds.
+        notes: how to read what is shown.
+        examples: in the order in which they are shown.
+    """
+    texts = [about, *notes, *([LEGEND] if any(one.positions for one in examples) else [])]
+    lines = [line for text in texts for line in wrapped(_words(text), COLUMNS)]
+    for one in examples:
+        lines += ["", *example_lines(one)]
+    found = outcome(examples)
+    return lines if found is None else [*lines, "", *wrapped(_words(found), COLUMNS)]

@@ -1,0 +1,373 @@
+"""Files that `tools.report` reads beside runs: JSON reports, and teacher caches."""
+
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Iterator
+from typing import Annotated, TypeVar
+
+import msgspec
+import numpy as np
+
+from pipeline.base import json_text
+from pipeline.base.errors import InputError
+from pipeline.base.location import MAX_JSON_BYTES, Location
+from pipeline.storage import cache_input, serialization
+from pipeline.storage import manifest as manifests
+from pipeline.storage.cache_input import CacheInput, open_cache
+from pipeline.storage.manifest import SAMPLED
+from pipeline.storage.records import MaskedExample, TeacherTargets
+from tools.report.text_width import visible
+
+# Bins of a reliability diagram, as in `pipeline.distill.metrics`.
+NUM_BINS = 15
+# Examples of a cache that a reliability diagram is made from.
+_SAMPLE = 2_000
+# Larger numbers were not measured, and no axis shows them.
+_LARGEST = 1e15
+
+Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+# Can be drawn on a logarithmic axis.
+Positive = Annotated[float, msgspec.Meta(ge=1.0 / _LARGEST, le=_LARGEST)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=int(_LARGEST))]
+_AT_LEAST_ONE = msgspec.Meta(min_length=1)
+_Kind = TypeVar("_Kind")
+
+
+def read_struct(path: Location, kind: type[_Kind]) -> _Kind:
+    """Reads a JSON file; what a struct does not name is passed over.
+
+    Args:
+        path: of the file.
+        kind: a msgspec struct, or a type that is made of them.
+
+    Raises:
+        InputError: the file is missing, too large or not JSON, or a value is missing or of
+            another type; names the value's place.
+    """
+    if not path.is_file():
+        raise InputError(path, received="no such file")
+    content = path.read_limited(MAX_JSON_BYTES)
+    try:
+        value = json_text.load(content)
+    except ValueError as error:
+        raise InputError(path, received=f"not JSON ({error})") from error
+    return json_text.convert(value, kind, path)
+
+
+class Mean(msgspec.Struct, frozen=True):
+    """A mean, and the sample's standard deviation where there is more than one value."""
+
+    mean: Number
+    std: Number | None = None
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    logit_encoding: str
+    truncation_factor: Count
+    position_bytes: Positive
+    mass_kept: Number
+    kl_dense: Mean
+
+
+class _Plans(msgspec.Struct, frozen=True):
+    plans: list[_Plan]
+
+
+class _FidelityReport(msgspec.Struct, frozen=True):
+    logit_encoding: str
+    truncation_factor: Count
+    mass_kept: Number
+    bytes_per_position: Annotated[dict[str, Positive], _AT_LEAST_ONE]
+    kl_divergence: Annotated[dict[str, Mean], _AT_LEAST_ONE]
+
+
+class _Agreement(msgspec.Struct, frozen=True):
+    teacher_agreement: Number
+
+
+class _ComparedCache(msgspec.Struct, frozen=True):
+    cache: str
+    bytes_per_position: Positive
+    scores: Annotated[dict[str, _Agreement], _AT_LEAST_ONE]
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A median, the smallest and the largest of what was measured."""
+
+    median: Number
+    smallest: Number
+    largest: Number
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """A model, computed in one way, as `benchmark_inference` writes it.
+
+    Attributes:
+        model: its name, or its path where another has the same name.
+        computation: the type of numbers.
+        device: that computed.
+        parameters: of encoder and head.
+        megabytes: of its weights.
+        latency: seconds of one sequence.
+        throughput: sequences a second.
+    """
+
+    model: str
+    computation: str
+    device: str
+    parameters: Count
+    megabytes: Number
+    latency: Spread
+    throughput: Spread
+
+    @property
+    def computed(self) -> str:
+        """The type of numbers, and on which device."""
+        return visible(f"{self.computation} on {self.device}")
+
+
+class _Speeds(msgspec.Struct, frozen=True):
+    rows: list[Speed]
+
+
+def read_speeds(path: Location) -> list[Speed]:
+    """Reads the JSON of `benchmark_inference`; see `read_struct`."""
+    return read_struct(path, _Speeds).rows
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """Scores at a learning rate."""
+
+    learning_rate: Number
+    num_seeds: Count
+    metrics: dict[str, Mean]
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A `summary.json` of `finetune`; those of older versions do not name the model."""
+
+    task: str
+    split: str
+    main_metric: str
+    best_learning_rate: Number
+    rates: Annotated[list[Rate], _AT_LEAST_ONE]
+    model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """What a cache costs at a masked position, and how far from the teacher it is.
+
+    Attributes:
+        encoding: of the logits.
+        truncation_factor: k.
+        bytes: at a masked position.
+        mass: of the cached ids, or None where it was not measured.
+        divergence: the mean KL(teacher ‖ cached) in nats.
+        name: of the cache; empty for one that is only planned.
+    """
+
+    encoding: str
+    truncation_factor: int
+    bytes: float
+    mass: float
+    divergence: float
+    name: str = ""
+
+
+def read_plan(path: Location) -> list[Fidelity]:
+    """Reads the JSON of `plan_cache`: divergences with the tail spread evenly.
+
+    Raises:
+        InputError: see `read_struct`.
+    """
+    return [
+        Fidelity(
+            visible(plan.logit_encoding),
+            plan.truncation_factor,
+            plan.position_bytes,
+            plan.mass_kept,
+            plan.kl_dense.mean,
+        )
+        for plan in read_struct(path, _Plans).plans
+    ]
+
+
+def read_fidelity(path: Location) -> Fidelity:
+    """Reads the JSON of `fidelity_report`: divergences with the tail as one class.
+
+    Raises:
+        InputError: see `read_struct`.
+    """
+    report = read_struct(path, _FidelityReport)
+    first = next(iter(report.kl_divergence.values()))
+    return Fidelity(
+        visible(report.logit_encoding),
+        report.truncation_factor,
+        sum(report.bytes_per_position.values()),
+        report.mass_kept,
+        report.kl_divergence.get("1", first).mean,
+        visible(path.stem),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """What students are worth that learned from one cache.
+
+    Attributes:
+        cache: its name.
+        bytes: of the cache, at a masked position.
+        agreement: how often a student's first guess is the teacher's; the mean over seeds.
+        deviation: of the sample; None of one seed.
+    """
+
+    cache: str
+    bytes: float
+    agreement: float
+    deviation: float | None
+
+
+def read_comparison(path: Location) -> list[Taught]:
+    """Reads the JSON of `compare_caches`.
+
+    Raises:
+        InputError: see `read_struct`.
+    """
+    found = []
+    for row in read_struct(path, list[_ComparedCache]):
+        values = [score.teacher_agreement for score in row.scores.values()]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        name = visible(pathlib.PurePath(row.cache).name)
+        found.append(Taught(name, row.bytes_per_position, statistics.mean(values), deviation))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """How often first guesses are right, by how sure they are.
+
+    Attributes:
+        confidence: the mean probability of the first guess in each bin.
+        accuracy: the share of right ones.
+        counts: masked positions.
+    """
+
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error (Guo et al., 2017): Σ (n / N) · |accuracy − p|."""
+        gaps = np.abs(np.subtract(self.accuracy, self.confidence))
+        return float(np.average(gaps, weights=self.counts))
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
+    """Sorts first guesses into bins of equal width; empty bins are left out.
+
+    Args:
+        confidence: float [n], from 0 to 1.
+        right: bool [n].
+
+    Example: 0.91 right and 0.95 wrong fall into the 14th and the 15th of 15 bins.
+    """
+    index = np.clip((confidence * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+    counts, sums, hits = (
+        np.bincount(index, weights=weights, minlength=NUM_BINS)
+        for weights in (np.ones(len(index)), confidence, right.astype(float))
+    )
+    there = counts > 0
+    return Reliability(
+        tuple((sums[there] / counts[there]).tolist()),
+        tuple((hits[there] / counts[there]).tolist()),
+        tuple(int(count) for count in counts[there]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheFacts:
+    """A teacher cache.
+
+    Attributes:
+        name: short.
+        encoding: of the logits.
+        truncation_factor: k.
+        ids: kept at a masked position in the mean.
+        position_bytes: what it adds at a masked position.
+        examples: in all splits.
+        bytes: of all shards.
+        teacher: what tells its teacher from others.
+        reliability: of the teacher's first guesses in the split eval; None where that
+            cannot be told.
+    """
+
+    name: str
+    encoding: str
+    truncation_factor: int
+    ids: float
+    position_bytes: float
+    examples: int
+    bytes: int
+    teacher: str
+    reliability: Reliability | None
+
+
+def read_cache(path: Location, name: str) -> CacheFacts:
+    """Reads what a teacher cache says of itself, and of its teacher.
+
+    Raises:
+        InputError: it is no complete teacher cache, or a record is damaged.
+    """
+    cache = open_cache(path, None)
+    manifest, info = cache.manifest, cache.manifest.teacher_info
+    if info is None:
+        raise InputError(path, "a teacher cache", cache.manifest.kind)
+    shards = [shard for shards in manifest.splits.values() for shard in shards]
+    return CacheFacts(
+        name,
+        info.logit_encoding if info.truncation != SAMPLED else f"{info.logit_encoding}, drawn",
+        info.truncation_factor,
+        manifest.ids_per_position(),
+        sum(manifest.bytes_per_position().values()),
+        sum(shard.num_examples for shard in shards),
+        sum(shard.bytes for shard in shards),
+        str(sorted(info.teacher.items(), key=str)),
+        _teacher_reliability(cache),
+    )
+
+
+def _teacher_reliability(cache: CacheInput) -> Reliability | None:
+    """Returns how reliable the teacher is; None of draws."""
+    manifest, info = cache.manifest, cache.manifest.teacher_info
+    if info.truncation == SAMPLED:
+        return None
+    codec, found = cache_input.open_codec(cache.directory, manifest), []
+    for path, index, record in _first_records(cache):
+        try:
+            example = MaskedExample.from_record(record, manifest)
+            targets = TeacherTargets.from_features(example.features, codec, info)
+        except (KeyError, ValueError) as error:
+            raise InputError(path, received=f"broken record {index} ({error})") from error
+        p, _ = targets.probabilities(1.0, k=1)
+        found.append((p[:, 0], targets.ids[:, 0] == example.masked_lm_ids))
+    if not found:
+        return None
+    confidence, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return reliability(confidence, right) if len(right) else None
+
+
+def _first_records(cache: CacheInput) -> Iterator[tuple[Location, int, bytes]]:
+    """Yields file, place in it, and bytes of the first records of the split eval."""
+    left = _SAMPLE
+    for shard in cache.manifest.splits.get(manifests.EVAL, ()):
+        path = cache.directory / shard.file
+        if left and not path.is_file():
+            raise InputError(path, received="this shard is missing")
+        for index, record in enumerate(serialization.read_records(path) if left else ()):
+            yield path, index, record
+            left -= 1
+            if not left:
+                break

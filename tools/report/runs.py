@@ -1,0 +1,204 @@
+"""Directories of `run_distill`, read for `tools.report`."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.base import json_text
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.json_text import shown
+from pipeline.base.location import Location
+from pipeline.models.config import EncoderConfig
+from pipeline.models.formats import model_directory
+from pipeline.models.weight_names import weight_table
+from tools.report.text_width import visible
+
+METRICS_FILE = "metrics.jsonl"
+REQUEST_FILE = "request.json"
+TRAIN = "train"
+EVAL = "eval"
+# A line has some 600 bytes.
+_MAX_METRICS_BYTES = 1 << 30
+# Beyond what single precision has; charts compute with the numbers.
+_LARGEST = 1e40
+# What is the same however a student is trained, or too long to be read.
+_UNTOLD = ("kind",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: short, and no other run's.
+        directory: where it is.
+        settings: of its request, those within others as `student.config.hidden_size`.
+        train: the lines of training, in the order of their steps.
+        evaluations: the lines of evaluation, at least one.
+        parameters: of the student; None where no model is there.
+        bytes: of `model.safetensors`; None where there is none.
+    """
+
+    name: str
+    directory: Location
+    settings: Mapping[str, Any]
+    train: tuple[Mapping[str, float], ...]
+    evaluations: tuple[Mapping[str, float], ...]
+    parameters: int | None
+    bytes: int | None
+
+    @property
+    def final(self) -> Mapping[str, float]:
+        """The last evaluation."""
+        return self.evaluations[-1]
+
+    @property
+    def updates(self) -> int:
+        """Updates at the last line."""
+        return int(max(line["step"] for line in (*self.train, *self.evaluations)))
+
+
+def read_metrics(path: Location) -> list[dict[str, Any]]:
+    """Reads a `metrics.jsonl`.
+
+    Raises:
+        InputError: it is missing, or a line is not as run_distill writes them; names
+            file and line.
+    """
+    if not path.is_file():
+        raise InputError(
+            Setting("runs"),
+            "a directory of run_distill",
+            f"{path.parent}, which has no {METRICS_FILE}",
+        )
+    if path.stat().st_size > _MAX_METRICS_BYTES:
+        raise InputError(path, f"at most {_MAX_METRICS_BYTES} bytes", path.stat().st_size)
+    lines = []
+    for number, content in enumerate(path.read_bytes().split(b"\n"), 1):
+        if content.strip():
+            lines.append(_parse_line(content, f"{path}, line {number}"))
+    return lines
+
+
+def _parse_line(content: bytes, place: str) -> dict[str, Any]:
+    try:
+        line = json_text.load(content)
+    except ValueError as error:
+        raise InputError(place, received=f"not JSON ({error})") from error
+    if not isinstance(line, dict):
+        raise InputError(place, "an object", type(line).__name__)
+    step, split = line.get("step"), line.get("split")
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
+        raise InputError(place, "a count of updates as step", shown(step))
+    if split not in (TRAIN, EVAL):
+        raise InputError(place, "the split train or eval", shown(split))
+    for name, value in line.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # Not a number, and infinity, are what runs have that come to nothing.
+        if is_number and math.isfinite(value) and abs(value) > _LARGEST:
+            is_number = False
+        if name != "split" and not is_number:
+            raise InputError(place, f"a number as {visible(name)[:80]}", shown(value))
+    return line
+
+
+def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns an object's values by the path of their names.
+
+    Example: `{"student": {"layers": 2}}` becomes `{"student.layers": 2}`.
+    """
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            flat |= flattened(inner, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = inner
+    return flat
+
+
+def short_names(directories: Sequence[Location]) -> list[str]:
+    """Returns as few of the last parts of each path as tell it from the others.
+
+    Example: `a/quick/student`, `b/quick/student` and `c/teacher` become
+    `a/quick/student`, `b/quick/student` and `teacher`.
+    """
+    parts = [path.parts for path in directories]
+    names = []
+    for own in parts:
+        for count in range(1, len(own) + 1):
+            if sum(other[-count:] == own[-count:] for other in parts) == 1:
+                break
+        names.append(visible("/".join(own[-count:]).replace("//", "/")))
+    return names
+
+
+def read_run(directory: Location, name: str) -> Run:
+    """Reads one run.
+
+    Raises:
+        InputError: a file is missing or is not as run_distill writes it.
+    """
+    lines = read_metrics(directory / METRICS_FILE)
+    evaluations = tuple(line for line in lines if line["split"] == EVAL)
+    if not evaluations:
+        raise InputError(
+            Setting("runs"),
+            "evaluations",
+            f"{directory / METRICS_FILE}, which has not one line of the split eval",
+        )
+    request = flattened((directory / REQUEST_FILE).read_json())
+    weights = directory / "model.safetensors"
+    return Run(
+        name,
+        directory,
+        {key: value for key, value in request.items() if key not in _UNTOLD},
+        tuple(line for line in lines if line["split"] == TRAIN),
+        evaluations,
+        num_parameters(directory),
+        weights.stat().st_size if weights.is_file() else None,
+    )
+
+
+def num_parameters(directory: Location) -> int | None:
+    """Returns how many parameters a model directory's model has; None where it has none."""
+    path = directory / model_directory.HF_CONFIG
+    if not path.is_file():
+        return None
+    config = EncoderConfig.from_json(path)
+    return sum(math.prod(row.shape) for row in weight_table(config))
+
+
+def read_runs(paths: Sequence[Location]) -> list[Run]:
+    """Reads runs.
+
+    Raises:
+        InputError: one is named twice, or is not as it must be.
+    """
+    directories = [path.absolute() for path in paths]
+    for directory, count in collections.Counter(directories).items():
+        if count > 1:
+            raise InputError(Setting("runs"), "each directory once", f"{directory} twice")
+    return [
+        read_run(directory, name)
+        for directory, name in zip(directories, short_names(directories), strict=True)
+    ]
+
+
+def split_settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, Any]]:
+    """Tells the settings in which runs differ from those that they share.
+
+    Returns:
+        the names of those that differ, and the others with their values.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    missing = object()
+    differing, shared = [], {}
+    for name in names:
+        values = [run.settings.get(name, missing) for run in runs]
+        if all(value == values[0] for value in values):
+            shared[name] = values[0]
+        else:
+            differing.append(name)
+    return differing, shared

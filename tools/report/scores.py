@@ -1,0 +1,275 @@
+"""The report's parts about what a student is worth: speed and size, scores on tasks."""
+
+import collections
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
+from tools.report.charts import Axis, Interval, Point, Series, interval_figure, point_figure
+from tools.report.curves import ACCURACY, megabytes, percents
+from tools.report.inputs import Speed, Spread, Summary, read_struct
+from tools.report.page import Chart, Charts, Note, Section, Table, chart
+from tools.report.runs import Run, short_names
+from tools.report.text_width import visible
+
+
+def find_run(model: str, runs: Sequence[Run]) -> Run | None:
+    """Returns the run that made a model, known by its path or its folder's name."""
+    path = Location.parse(model)
+    for run in runs:
+        if path.resolve() == run.directory.resolve():
+            return run
+    named = [run for run in runs if run.directory.resolve().name == model]
+    return named[0] if len(named) == 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Worth:
+    """A run's accuracy beside what its student costs; `place` is the run's colour."""
+
+    place: int
+    name: str
+    accuracy: float
+    cost: float
+
+
+def _short(value: float) -> str:
+    # The format g writes 1,260 as 1.26e+03.
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
+
+
+def _cost_axis(title: str, found: Sequence[_Worth]) -> Axis:
+    costs = [one.cost for one in found]
+    return Axis(title, _short, logarithmic=max(costs) > 8.0 * min(costs), floor=0.0)
+
+
+def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Chart:
+    """Returns a chart of accuracy against cost.
+
+    Args:
+        found: at least two models.
+        axis: of the cost.
+        cheap: what a model of a smaller cost is, such as `times as fast`.
+        note: what is drawn.
+    """
+    best = max(found, key=lambda one: one.accuracy)
+    least = min(found, key=lambda one: one.cost)
+    if best == least:
+        title = f"{best.name} costs least and has the highest accuracy"
+    else:
+        title = f"{least.name}: {best.cost / least.cost:.1f} times {cheap} {best.name}"
+        if best.accuracy:
+            title += f", {least.accuracy / best.accuracy:.0%} of its accuracy"
+    series = []
+    for one in found:
+        hint = f"{one.name}: {axis.format(one.cost)}, {percents(one.accuracy)}"
+        point = Point(one.cost, one.accuracy, hint)
+        series.append(Series(one.name, (point,), one.place, joined=False))
+    return chart(title, note, point_figure(series, axis, ACCURACY.y_axis()))
+
+
+def _latency_chart(runs: Sequence[Run], speeds: Sequence[Speed]) -> Chart | None:
+    computed = speeds[0].computed if speeds else ""
+    found = []
+    for speed in speeds:
+        run = find_run(speed.model, runs)
+        if speed.computed == computed and run is not None and ACCURACY.key in run.final:
+            place, cost = runs.index(run), 1000.0 * speed.latency.median
+            found.append(_Worth(place, run.name, run.final[ACCURACY.key], cost))
+    if len(found) < 2:
+        return None
+    axis = _cost_axis("latency of one sequence, ms", found)
+    return _worth_chart(found, axis, "as fast as", f"{computed}, medians")
+
+
+def _size_chart(runs: Sequence[Run]) -> Chart | None:
+    found = [
+        _Worth(place, run.name, run.final[ACCURACY.key], run.bytes / 1e6)
+        for place, run in enumerate(runs)
+        if run.bytes and ACCURACY.key in run.final
+    ]
+    if len({one.cost for one in found}) < 2:
+        return None
+    axis = _cost_axis("weights, MB", found)
+    return _worth_chart(found, axis, "smaller than", "model.safetensors as it is")
+
+
+def _range(spread: Spread, factor: float = 1.0) -> str:
+    smallest, largest = _short(factor * spread.smallest), _short(factor * spread.largest)
+    return f"{_short(factor * spread.median)} ({smallest}–{largest})"
+
+
+def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
+    """Returns quality against latency and size; None where neither tells a difference."""
+    charts = [one for one in (_latency_chart(runs, speeds), _size_chart(runs)) if one]
+    if not charts and not speeds:
+        return None
+    parts: list[Charts | Table | Note] = [Charts(charts)] if charts else []
+    if speeds:
+        rows = [
+            [
+                visible(one.model),
+                one.computed,
+                f"{one.parameters / 1e6:,.2f} M",
+                megabytes(1e6 * one.megabytes),
+                _range(one.latency, 1000.0),
+                _range(one.throughput),
+            ]
+            for one in speeds
+        ]
+        titles = ["model", "computed", "parameters", "weights", "latency, ms", "sequences/s"]
+        parts.append(Table(titles, rows, texts=2))
+        parts.append(Note("Medians, with the smallest and the largest."))
+    return Section("Quality against latency and size", parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A model's score on a task, at the learning rate that is best by its mean.
+
+    Attributes:
+        task: its name.
+        split: what was scored.
+        model: as the folder is called.
+        metric: the one that decides.
+        mean: over seeds.
+        deviation: of the sample; None of one seed.
+        seeds: how many.
+        learning_rate: the best one.
+    """
+
+    task: str
+    split: str
+    model: str
+    metric: str
+    mean: float
+    deviation: float | None
+    seeds: int
+    learning_rate: float
+
+    @property
+    def text(self) -> str:
+        """In hundredths, as tables of tasks have it."""
+        deviation = "" if self.deviation is None else f" ± {100.0 * self.deviation:.2f}"
+        return f"{100.0 * self.mean:.2f}{deviation}"
+
+
+def model_folder(directory: Location, task: str) -> Location:
+    """Returns what tells the model of a folder of `finetune`, whose name may have the task in it.
+
+    Example: `study/distilled/tnews` and `study/tnews_distilled` become `study/distilled`.
+    """
+    name = re.sub(rf"[-_.]?{re.escape(task)}(?=$|[-_.])[-_.]?", "", directory.name, flags=re.I)
+    return directory.with_name(name) if name else directory.parent
+
+
+def _model_paths(paths: Sequence[Location], summaries: Sequence[Summary]) -> list[pathlib.PurePath]:
+    """Returns what tells the model of each: its name, or its folder where that is not enough.
+
+    Several models may have one name, and a model may learn a task in several ways.
+    """
+    names = [pathlib.PurePath(summary.model).name for summary in summaries]
+    tasks = [summary.task for summary in summaries]
+    pairs = collections.Counter(zip(names, tasks, strict=True))
+    twice = {name for (name, _), count in pairs.items() if count > 1}
+    return [
+        pathlib.PurePath(name)
+        if name and name not in twice
+        else model_folder(path.absolute().parent, task)
+        for path, name, task in zip(paths, names, tasks, strict=True)
+    ]
+
+
+def read_scores(paths: Sequence[Location]) -> list[Score]:
+    """Reads several `summary.json` of `finetune`.
+
+    Raises:
+        InputError: one is not as `finetune` writes it, or two are of a model and a task.
+    """
+    summaries = [read_struct(path, Summary) for path in paths]
+    folders = _model_paths(paths, summaries)
+    seen: set[tuple[pathlib.PurePath, str]] = set()
+    for path, folder, summary in zip(paths, folders, summaries, strict=True):
+        if (folder, summary.task) in seen:
+            raise InputError(
+                Setting("finetune"),
+                "each model once for a task",
+                f"{path}, whose folder is called as another's",
+                hint="put each in a folder named after its model",
+            )
+        seen.add((folder, summary.task))
+    distinct = list(dict.fromkeys(folders))
+    names = dict(zip(distinct, short_names(distinct), strict=True))
+    return [
+        _read_score(path, summary, names[folder])
+        for path, summary, folder in zip(paths, summaries, folders, strict=True)
+    ]
+
+
+def _read_score(path: Location, summary: Summary, model: str) -> Score:
+    best, metric = summary.best_learning_rate, summary.main_metric
+    rate = next((rate for rate in summary.rates if rate.learning_rate == best), None)
+    if rate is None or metric not in rate.metrics:
+        raise InputError(path, f"{visible(metric)[:80]} at the learning rate {best:g}", "none")
+    return Score(
+        visible(summary.task),
+        visible(summary.split),
+        model,
+        visible(metric),
+        rate.metrics[metric].mean,
+        rate.metrics[metric].std,
+        rate.num_seeds,
+        best,
+    )
+
+
+def _places(runs: Sequence[Run], models: Sequence[str]) -> dict[str, int]:
+    """Returns the number of each model's colour: that of the run of its name, or one more."""
+    known = {run.name: place for place, run in enumerate(runs)}
+    others = [model for model in models if model not in known]
+    return known | {model: place for place, model in enumerate(others, len(runs))}
+
+
+def _task_chart(scores: Sequence[Score], places: Mapping[str, int]) -> Chart:
+    best = max(scores, key=lambda one: one.mean)
+    title = f"{best.task}: {best.model} scores highest, {best.text}"
+    if len(scores) == 1:
+        title = f"{best.task}: {best.text}"
+    rows = [
+        Interval(
+            one.model,
+            100.0 * one.mean,
+            None if one.deviation is None else 100.0 * one.deviation,
+            f"{one.model}: {one.text}, {one.seeds} seeds, learning rate {one.learning_rate:g}",
+            places[one.model],
+        )
+        for one in scores
+    ]
+    axis = Axis(f"{best.metric} × 100, {best.split}", "{:g}".format)
+    note = "mean over seeds ± the sample's standard deviation, at the best learning rate"
+    return chart(title, note, interval_figure(rows, axis, value="{:.2f}".format))
+
+
+def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:
+    """Returns the scores on tasks; None without any."""
+    if not scores:
+        return None
+    models = list(dict.fromkeys(one.model for one in scores))
+    places = _places(runs, models)
+    names = list(dict.fromkeys(one.task for one in scores))
+    charts = [_task_chart([one for one in scores if one.task == name], places) for name in names]
+    found = {(one.model, one.task): one for one in scores}
+    rows, best = [], []
+    for place, model in enumerate(models):
+        cells = [found.get((model, name)) for name in names]
+        rows.append([model, *("–" if one is None else one.text for one in cells)])
+        for column, one in enumerate(cells, 1):
+            rivals = [other.mean for other in scores if one and other.task == one.task]
+            if one is not None and len(rivals) > 1 and one.mean == max(rivals):
+                best.append((place, column))
+    metrics = {one.task: one.metric for one in scores}
+    titles = ["model", *(f"{name}, {metrics[name]}" for name in names)]
+    return Section("Scores on tasks", [Table(titles, rows, best=best), Charts(charts)])

@@ -1,0 +1,78 @@
+"""How much room a text takes where letters have one width, and Chinese ones two."""
+
+import unicodedata
+
+# Marks that stand on the letter before them, and what is not seen at all.
+_NO_WIDTH = ("Mn", "Me", "Cf")
+
+
+def columns(text: str) -> int:
+    """Returns how many columns a terminal gives a text.
+
+    Example: `a春` takes 3.
+    """
+    return sum(map(_width, text))
+
+
+def _width(letter: str) -> int:
+    if unicodedata.category(letter) in _NO_WIDTH:
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def clipped(text: str, most: int) -> str:
+    """Returns as much of a text's beginning as `most` columns hold."""
+    taken = 0
+    for place, letter in enumerate(text):
+        taken += _width(letter)
+        if taken > most:
+            return text[:place]
+    return text
+
+
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    """Fills a text up with spaces to `width` columns, before it where `right` says so."""
+    fill = " " * max(0, width - columns(text))
+    return fill + text if right else text + fill
+
+
+def visible(text: str) -> str:
+    """Returns a text with escapes for what does not print, such as a terminal's commands.
+
+    Example: the tab is written `\\x09`, a line break `\\x0a`.
+    """
+    return "".join(
+        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else _escape(letter)
+        for letter in text
+    )
+
+
+def _escape(letter: str) -> str:
+    number = ord(letter)
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def wrapped(parts: list[str], width: int) -> list[str]:
+    """Breaks a text into lines of at most `width` columns.
+
+    Args:
+        parts: of the text, between which lines may break; a longer one is cut.
+        width: columns of a line.
+
+    Example: `春天`, `来了`, ` now` in 8 columns are the lines `春天来了` and `now`.
+    """
+    lines, line = [], ""
+    for part in parts:
+        if line and columns(line) + columns(part.rstrip()) > width:
+            lines.append(line.rstrip())
+            line, part = "", part.lstrip()
+        while columns(part) > width:
+            cut = clipped(part, width)
+            lines.append(cut)
+            part = part[len(cut) :]
+        line += part
+    if line.strip():
+        lines.append(line.rstrip())
+    return lines
