@@ -10,7 +10,6 @@ import yaml
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.distill.settings import MASKED_LM
 from pipeline.models.config import EncoderConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from tools.exports.formats import CardSettings
@@ -124,7 +123,7 @@ def describe_shape(config: EncoderConfig, task: ModelTask = _MASKED_LM_TASK) -> 
 
 
 def _is_distilled(origin: Origin) -> bool:
-    return bool(set(origin.request.get("losses", ())) - {MASKED_LM})
+    return bool(set(origin.request.get("losses", ())) - {"masked_lm"})
 
 
 def _table(rows: Iterable[Sequence[str]], titles: Sequence[str]) -> list[str]:
