@@ -257,7 +257,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             complete, is then as it was before.
     """
     _expect_output_outside(config)
-    config = runners.absolute_locations(config)
+    config = config.absolute()
     corpora = corpus.resolve(config.corpora)
     tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)

@@ -201,7 +201,7 @@ def test_an_address_where_something_else_listens(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ray, "_CONNECTION", 8.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        message = f"--ray_address: no Ray cluster answers at {address} within 8 s"
+        message = f"ray_address: no Ray cluster answers at {address} within 8 s"
         with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
             pass
 
@@ -274,7 +274,7 @@ def test_a_node_without_a_package_is_told_of(config, tmp_path) -> None:
 def test_a_job_that_ends_its_process_is_given_up(config, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ray_job, "MAX_RETRIES", 2)
     (tmp_path / "calls").mkdir()
-    message = "--runner: a job was lost with its worker or node 3 times"
+    message = "runner: a job was lost with its worker or node 3 times"
     with RayWorkers(config, tmp_path) as workers, pytest.raises(InterruptedRunError, match=message):
         list(workers.run(fail, [(tmp_path / "calls", None)]))
     assert len(list((tmp_path / "calls").iterdir())) == 3
@@ -295,7 +295,7 @@ def test_two_commands_do_not_write_into_one_directory(config, tmp_path) -> None:
     )
     with other:
         assert other.stdout.readline() == "here\n"
-        message = f"--output_dir: another process is at work in {tmp_path}"
+        message = f"another process is at work in {tmp_path}"
         with RayWorkers(config, tmp_path) as workers, pytest.raises(InputError, match=message):
             list(workers.run(square, range(2)))
         other.communicate("\n")

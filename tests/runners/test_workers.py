@@ -1,32 +1,11 @@
-"""Shards made by workers, and configs for jobs that begin in other folders."""
-
-import dataclasses
+"""Shards made by workers."""
 
 import pytest
 
-from pipeline.base.location import Location
-from pipeline.base.settings import Settings
 from pipeline.runners import local, workers
 from pipeline.runners.workers import ShardJob
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(Settings):
-    """Settings with locations."""
-
-    output_dir: Location
-    input_dir: Location | None = None
-    size: int = 1
-
-
-def test_locations_become_absolute_and_keep_their_setting(monkeypatch, tmp_path) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = workers.absolute_locations(Config("made", "gs://bucket/there"))
-    assert str(config.output_dir) == str(tmp_path / "made")
-    assert config.output_dir.setting == "output_dir"
-    assert str(config.input_dir) == "gs://bucket/there" and config.size == 1
 
 
 def make(job: ShardJob):

@@ -283,3 +283,12 @@ def test_killed_at_ten_random_moments(cache_dir, config) -> None:
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True)
     assert _bytes(config.output_dir) == _bytes(cache_dir)
+
+
+def test_settings_for_worker_processes_have_absolute_locations(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TeacherCacheConfig("made", "gs://bucket/examples", teacher="model").absolute()
+    assert str(config.output_dir) == str(tmp_path / "made")
+    assert config.output_dir.setting == "output_dir"
+    assert str(config.input_dir) == "gs://bucket/examples"
+    assert str(config.teacher) == str(tmp_path / "model")
