@@ -288,8 +288,6 @@ def _benchmark(values: flags.FlagValues) -> None:
     wanted = parse_computations(values.computations)
     devices = running.choose_backend(values)
     chosen, notes = choose_computations(wanted, devices, values.backend)
-    from tools import measurement
-
     batches = Batches(values.seq_length, values.batch_size)
     speeds: list[Speed] = []
     for device, computation in chosen:

@@ -171,7 +171,7 @@ def merge_caches(config: MergeConfig) -> Manifest:
     splits = _merge_shards(config, caches, info)
     # A byte-equal repetition needs it besides the run configuration.
     environment = {"machine": platform.machine(), "numpy": np.__version__}
-    environment |= cache_input.environment(info.logit_encoding)
+    environment |= CODECS[info.logit_encoding].environment
     statistics = _in_common([manifest.statistics for manifest in inputs])
     manifest = dataclasses.replace(
         inputs[0],

@@ -256,7 +256,7 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(
         made.append(file)
         return write_shard(directory, file, serialized, measured)
 
-    monkeypatch.setattr(serialization, "write_shard", noted)
+    monkeypatch.setattr(tool.serialization, "write_shard", noted)
     merge_caches(config)
     assert made == [LOST]
     assert _bytes(folder) == _bytes(merged_dir)

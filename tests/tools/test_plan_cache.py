@@ -155,20 +155,21 @@ def test_no_matplotlib(examples_dir, teacher_dir, tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"),
+    ("changes", "subject"),
     [
-        ("input_dir", ""),
-        ("sample", 0),
-        ("truncation_factors", "16,0"),
-        ("dupe_factors", "1.5"),
-        ("logit_encodings", "float16,text"),
-        ("truncation_mass", 0),
-        ("output", "/no/such/plan.json"),
+        ({"input_dir": ""}, "missing: --input_dir "),
+        ({"sample": 0}, "--sample: "),
+        ({"truncation_factors": "16,0"}, "--truncation_factors: "),
+        ({"dupe_factors": "1.5"}, "--dupe_factors: "),
+        ({"logit_encodings": "float16,text"}, "--logit_encodings: "),
+        ({"truncation_mass": 0}, "--truncation_mass: "),
+        ({"output": "/no/such/plan.json"}, "--output: /no/such/plan.json: "),
+        ({"output_dir": "gs://bucket/cache"}, "--output_dir: "),
     ],
 )
-def test_mistaken_flags_are_named(examples_dir, teacher_dir, capsys, flag: str, value) -> None:
-    assert tool.main(_flags(examples_dir, teacher_dir, **{flag: value})) == 1
-    assert f"--{flag}" in _error(capsys)
+def test_mistaken_flags_are_named(examples_dir, teacher_dir, capsys, changes, subject) -> None:
+    assert tool.main(_flags(examples_dir, teacher_dir, **changes)) == 1
+    assert _error(capsys).startswith(f"error: {subject}")
 
 
 @pytest.mark.parametrize("flag", ["output", "picture"])
@@ -176,18 +177,16 @@ def test_nothing_is_overwritten(examples_dir, teacher_dir, tmp_path, capsys, fla
     path = tmp_path / "there"
     path.write_text("mine")
     assert tool.main(_flags(examples_dir, teacher_dir, **{flag: path})) == 1
-    assert f"--{flag}: {path}: expected a new file" in _error(capsys)
+    assert _error(capsys).startswith(f"error: --{flag}: {path}: ")
     assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("kind", ["windows_dir", "cache_dir"])
 def test_other_kinds_are_refused_as_in_capture(request, teacher_dir, kind: str) -> None:
     folder = request.getfixturevalue(kind)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as caught:
         tool.plan_cache(PlanConfig(str(folder), str(teacher_dir)))
-    error = refused.value
-    assert (error.setting, error.subject) == ("input_dir", str(folder))
-    assert error.expected == "masked_examples"
+    assert (caught.value.setting, caught.value.subject) == ("input_dir", str(folder))
 
 
 def test_a_teacher_that_does_not_fit_is_refused(examples_dir, vocab_file, tmp_path) -> None:
