@@ -1,4 +1,4 @@
-"""Stage 1b, from masked examples to a cache."""
+"""Capture, from masked examples to a cache."""
 
 import dataclasses
 import json
