@@ -10,6 +10,7 @@ from data_specs import records
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
 from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.storage import cache_input, manifest, reader, serialization
+from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs import CODECS
 from tests.conftest import LINES, SPECIAL, save_tiny_bert
 
@@ -132,7 +133,7 @@ def test_the_multilingual_vocabulary_through_three_stages(tmp_path) -> None:
         ids = np.concatenate([_ids(example, name) for example in _examples(cache)])
         assert (ids > LAST_UINT16).any() and ids.min() >= 0 and ids.max() < 119_547
     # What stage 2 reads are the same ids.
-    (batch,) = reader.evaluation_records(cache, made, "eval").batch(1).take(1)
+    (batch,) = reader.evaluation_records(CacheInput(cache, made), "eval").batch(1).take(1)
     parsed = reader.parse_batch(batch, made, cache_input.open_codec(cache, made))
     first = serialization.decode_example(batch.numpy()[0])
     count = len(_ids(first, records.MASKED_LM_IDS))

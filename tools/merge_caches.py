@@ -199,7 +199,7 @@ def _describe(
     inputs = [cache.manifest for cache in caches]
     # What a byte-equal repetition needs, beside the request.
     environment = {"machine": platform.machine(), "numpy": np.__version__}
-    environment |= cache_input.environment(request["logit_encoding"])
+    environment |= CODECS[request["logit_encoding"]].environment
     return dataclasses.replace(
         inputs[0],
         flags={**_in_common([manifest.flags for manifest in inputs]), **request},

@@ -15,7 +15,6 @@ from pipeline.storage.records import MaskedExample, TeacherTargets, Window
 
 if TYPE_CHECKING:
     import tensorflow as tf
-    import tensorflow_datasets as tfds
 
     from pipeline.tokenizers.tokens import Tokenizer
 
@@ -94,20 +93,14 @@ class Cache:
 
         self._shards(split)
         if seed is None:
-            records = reader.evaluation_records(self.directory, self.manifest, split)
+            records = reader.evaluation_records(self._input, split)
         else:
             records = reader.training_records(
-                self.directory, self.manifest, split, seed=seed, start=0, buffer=_SHUFFLE_BUFFER
+                self._input, split, seed=seed, start=0, buffer=_SHUFFLE_BUFFER
             ).map(lambda record, epoch: record)
         return records.batch(batch_size).map(
             lambda batch: reader.parse_batch(batch, self.manifest, self._codec)
         )
-
-    def tfds_builder(self) -> "tfds.core.DatasetBuilder":
-        """Returns the directory as a dataset of `tensorflow_datasets`; nothing is copied."""
-        from pipeline.storage.teacher_cache_tfds import TeacherCache
-
-        return TeacherCache(self.directory)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Returns the tokens that ids stand for."""

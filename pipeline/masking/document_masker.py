@@ -40,6 +40,8 @@ _BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
 _LEFT_OUT = "left out by the weight of their corpus"
 _UNMASKABLE = "without a word to mask"
+# What windows are counted as: without, and with a word to mask.
+_WINDOWS = (f"windows {_UNMASKABLE}", "windows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +92,11 @@ class DocumentMasker:
         )
 
     def num_copies(self, key: bytes, weight: float) -> int:
-        """Returns how many ways a document is masked; how often it is stored where it is not.
+        """Returns how many masked copies a document has: `weight · copies`, on average.
 
         Args:
             key: its digest.
-            weight: its corpus's: `weight · copies` of the settings, where that is
-                no whole number on average over documents.
+            weight: its corpus's.
         """
         uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
         return int(weight * self._config.copies + uniform)
@@ -147,7 +148,7 @@ class DocumentMasker:
             longest = self._policy.num_to_predict(len(window.input_ids))
             special = self._is_special[window.token_ids]
             words = masks.maskable_words(window.word_starts, special, longest)
-            _count_window(statistics, maskable=len(words.starts) > 0)
+            statistics[_WINDOWS[len(words.starts) > 0]] += 1
             features = windows.window_features(window, self.vocab_size)
             for copy in range(num_copies if len(words.starts) else 0):
                 yield number, copy, features
@@ -177,7 +178,7 @@ class DocumentMasker:
             numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
             counts = masked.counts.tolist()
             for count in counts[: len(batch)]:
-                _count_window(statistics, maskable=count > 0)
+                statistics[_WINDOWS[count > 0]] += 1
             for (copy, number), count, values in zip(numbers, counts, features, strict=True):
                 if count:
                     yield number, copy, values
@@ -199,10 +200,6 @@ class DocumentMasker:
                 document.ids[span], split, special_ids["cls"], special_ids["sep"]
             )
             yield WindowInput(*inputs, starts)
-
-
-def _count_window(statistics: Counter[str], *, maskable: bool) -> None:
-    statistics["windows" if maskable else f"windows {_UNMASKABLE}"] += 1
 
 
 def _text_slices(text: str) -> Iterator[str]:
@@ -241,23 +238,18 @@ def counts_path(config: MaskedExamplesConfig, index: int) -> Location:
     return spill_folder(config) / f"{index:08d}.counts.npy"
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockResult:
-    """A masked block: its spill file's header, and the bytes of the corpus read so far."""
-
-    header: Mapping[str, Any]
-    bytes_read: int
-
-
 def mask_block(
     config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, is_only_writer: bool = True
-) -> BlockResult:
+) -> tuple[Mapping[str, Any], int]:
     """Masks a block's documents into a spill file; a finished one stays.
 
     Args:
         config: the settings.
         block: the documents.
         is_only_writer: whether no other process, perhaps on another node, may mask it too.
+
+    Returns:
+        the spill file's header, and the bytes of the corpus that have been read.
     """
     path = spill_path(config, block.index)
     header = spill.read_header(path)
@@ -272,18 +264,14 @@ def mask_block(
             )
             token_counts.write_counts(counts_path(config, block.index), counts)
         spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
-    return BlockResult(header, block.bytes_read)
+    return header, block.bytes_read
 
 
 def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> list[Location]:
     """Returns the spill files of all blocks, after checking that each is of its block.
 
-    Args:
-        config: what was asked for.
-        fingerprints: of the blocks, in their order.
-
     Raises:
-        InterruptedRunError: one is missing, or of another text.
+        InterruptedRunError: one is missing, or of another text than `fingerprints` say.
     """
     paths = [spill_path(config, index) for index in range(len(fingerprints))]
     for path, expected in zip(paths, fingerprints, strict=True):
@@ -300,7 +288,7 @@ def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> 
 
 @functools.lru_cache(maxsize=1)
 def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
-    """Refuses a node that sees another tokenizer than the command did."""
+    """Refuses a node that sees another tokenizer than the command."""
     for name, content in _masker(config).tokenizer.files().items():
         path = config.output_dir / name
         if path.read_bytes() != content:
@@ -352,7 +340,7 @@ def _mask_document(
     if len(text) < config.min_chars:
         return _SHORT
     content = text.encode("utf-8")
-    # By content, so that two copies of a text never stand on both sides.
+    # By content, so that two copies of a text are always in the same split.
     group = seeding.hash64(config.random_seed, "split", document.split_key or content)
     key = seeding.digest(document.file.key, document.ordinal, content)
     masker, settings = _masker(config), document.file.corpus

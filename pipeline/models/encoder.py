@@ -4,6 +4,7 @@ Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Langua
 Understanding" (2019). Shapes: B batch, L length, D hidden size, H heads, N layers.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -82,6 +83,15 @@ def make_dropout(
     return keras.layers.Dropout(rate, seed=stream, name=name, dtype=dtype)
 
 
+def _makers(
+    config: EncoderConfig, *, scope: str, seed: int, dtype: DType
+) -> tuple[Callable[..., keras.layers.Dense], Callable[..., keras.layers.Dropout]]:
+    """Returns `make_dense` and `make_dropout` for the parts of one layer."""
+    common = {"scope": scope, "seed": seed, "dtype": dtype}
+    dense = functools.partial(make_dense, config, **common)
+    return dense, functools.partial(make_dropout, **common)
+
+
 class Embeddings(keras.layers.Layer):
     """Sum of word, position and segment embeddings, normalised, [B, L, D].
 
@@ -95,20 +105,12 @@ class Embeddings(keras.layers.Layer):
         super().__init__(name="embeddings", dtype=dtype)
         self.config = config
         self.seed = seed
+        dense, dropout = _makers(config, scope=self.name, seed=seed, dtype=self.dtype_policy)
         self.layer_norm = make_layer_norm(config, dtype=self.dtype_policy)
-        self.dropout = make_dropout(
-            config.hidden_dropout_prob, scope=self.name, seed=seed, dtype=self.dtype_policy
-        )
+        self.dropout = dropout(config.hidden_dropout_prob)
         self.projection = None
         if config.embedding_size is not None:
-            self.projection = make_dense(
-                config,
-                config.hidden_size,
-                scope=self.name,
-                name="projection",
-                seed=seed,
-                dtype=self.dtype_policy,
-            )
+            self.projection = dense(config.hidden_size, name="projection")
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -169,22 +171,15 @@ class Attention(keras.layers.Layer):
         self.config = config
         self.head_size = config.hidden_size // config.num_attention_heads
         self.scale = self.head_size**-0.5
-        scope = f"{scope}/{self.name}"
-        policy = self.dtype_policy
+        scope, policy = f"{scope}/{self.name}", self.dtype_policy
+        dense, dropout = _makers(config, scope=scope, seed=seed, dtype=policy)
         self.query, self.key, self.value, self.projection = (
-            make_dense(config, config.hidden_size, scope=scope, name=name, seed=seed, dtype=policy)
-            for name in ("query", "key", "value", "output")
+            dense(config.hidden_size, name=name) for name in ("query", "key", "value", "output")
         )
-        self.probability_dropout = make_dropout(
-            config.attention_probs_dropout_prob,
-            scope=scope,
-            seed=seed,
-            dtype=policy,
-            name="probability_dropout",
+        self.probability_dropout = dropout(
+            config.attention_probs_dropout_prob, name="probability_dropout"
         )
-        self.dropout = make_dropout(
-            config.hidden_dropout_prob, scope=scope, seed=seed, dtype=policy
-        )
+        self.dropout = dropout(config.hidden_dropout_prob)
         self.layer_norm = make_layer_norm(config, dtype=policy)
 
     def build(self, input_shape: Any = None) -> None:
@@ -235,18 +230,11 @@ class FeedForward(keras.layers.Layer):
         super().__init__(name="feed_forward", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        scope = f"{scope}/{self.name}"
-        policy = self.dtype_policy
-        self.intermediate, self.projection = (
-            make_dense(config, size, scope=scope, name=name, seed=seed, dtype=policy)
-            for name, size in (
-                ("intermediate", config.intermediate_size),
-                ("output", config.hidden_size),
-            )
-        )
-        self.dropout = make_dropout(
-            config.hidden_dropout_prob, scope=scope, seed=seed, dtype=policy
-        )
+        scope, policy = f"{scope}/{self.name}", self.dtype_policy
+        dense, dropout = _makers(config, scope=scope, seed=seed, dtype=policy)
+        self.intermediate = dense(config.intermediate_size, name="intermediate")
+        self.projection = dense(config.hidden_size, name="output")
+        self.dropout = dropout(config.hidden_dropout_prob)
         self.layer_norm = make_layer_norm(config, dtype=policy)
 
     def build(self, input_shape: Any = None) -> None:

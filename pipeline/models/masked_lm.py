@@ -51,13 +51,9 @@ class MaskedLMHead(keras.layers.Layer):
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.head_act]
         policy = self.dtype_policy
+        width = config.embedding_width
         self.transform = make_dense(
-            config,
-            config.embedding_width,
-            scope=self.name,
-            name="transform",
-            seed=seed,
-            dtype=policy,
+            config, width, scope=self.name, name="transform", seed=seed, dtype=policy
         )
         self.layer_norm = make_layer_norm(config, dtype=policy)
 
@@ -70,7 +66,7 @@ class MaskedLMHead(keras.layers.Layer):
         )
 
     def call(self, hidden: Tensor) -> Tensor:
-        """Maps [B, P, D] to [B, P, E] in the compute dtype; E is D but for ALBERT."""
+        """Maps [B, P, D] to [B, P, E] in the compute dtype; E is D except for ALBERT."""
         return self.layer_norm(self.activation(self.transform(hidden)))
 
 
@@ -135,7 +131,7 @@ class MaskedLM(keras.Model):
         outputs = self.encoder(inputs, training=training)
         hidden = outputs[HIDDEN_STATES][-1]
         if MASKED_LM_POSITIONS in inputs:
-            # Only these positions go through the vocabulary, the dearest matmul.
+            # Only these positions go through the vocabulary, the most expensive matmul.
             positions = ops.cast(inputs[MASKED_LM_POSITIONS], "int32")
             hidden = gather_positions(hidden, positions)
         return {LOGITS: self._vocabulary_logits(self.head(hidden)), **outputs}

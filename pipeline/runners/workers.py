@@ -14,9 +14,7 @@ Config = TypeVar("Config")
 
 
 class Workers(Protocol):
-    """Runs jobs in this process, in others of this machine, or on a Ray cluster.
-
-    They begin with the `with` statement, or with the first job, and end with its block.
+    """Runs jobs in this process, in others of this machine, or on a Ray cluster: in a `with` block.
 
     Attributes:
         cpus_per_job: how many threads a job has.
@@ -44,8 +42,7 @@ class Workers(Protocol):
     ) -> Iterator[Any]:
         """Runs a function over jobs and yields the results in the jobs' order.
 
-        At most a few jobs a worker are taken from `jobs` ahead of their results, so that a
-        lazy `jobs` keeps memory bounded.
+        Of a lazy `jobs` at most a few a worker are taken ahead of their results.
 
         Args:
             function: picklable; called with a job and, with `on_progress`, a function that

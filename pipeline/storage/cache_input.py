@@ -3,7 +3,6 @@
 import dataclasses
 import fnmatch
 import glob
-import zlib
 
 from data_specs.records import TASK_LOGITS
 from pipeline.base.errors import InputError, Setting
@@ -25,11 +24,16 @@ class CacheInput:
         manifest: its manifest, with the shards that are to be read.
         vocab_subset: the tokens of a student that knows only some of the cache's;
             None for one that knows all.
+        copy_errors: why shards in a bucket could not be copied; filled by
+            `pipeline.storage.reader`.
     """
 
     directory: Location
     manifest: Manifest
     vocab_subset: VocabSubset | None = None
+    copy_errors: list[Exception] = dataclasses.field(
+        default_factory=list, repr=False, compare=False
+    )
 
 
 def open_cache(input_dir: Location | None, input_file: Location | None) -> CacheInput:
@@ -75,35 +79,25 @@ def _load(directory: Location) -> Manifest:
         raise InputError(
             directory,
             "masked examples, unmasked windows or a teacher cache",
-            f"{manifest.kind}: a teacher's word on a task, for fine-tuning",
+            f"{manifest.kind}, which only fine-tuning reads",
         )
     return manifest
 
 
 def expect_settings(cache: CacheInput, **given: int | None) -> None:
-    """Checks flags against the manifest that holds their values.
-
-    Args:
-        cache: the directory.
-        **given: the values of flags by name; None where a flag was not given.
-
-    Raises:
-        InputError: one contradicts the manifest; prints both values.
-    """
+    """Raises InputError where a given setting (None is not given) contradicts the manifest's."""
     for name, value in given.items():
-        there = getattr(cache.manifest, name)
-        if value is not None and value != there:
+        recorded = getattr(cache.manifest, name)
+        if value is not None and value != recorded:
             raise InputError(
-                Setting(name), f"{there}, as in {cache.directory / manifests.MANIFEST_FILE}", value
+                Setting(name),
+                f"{recorded}, as in {cache.directory / manifests.MANIFEST_FILE}",
+                value,
             )
 
 
 def expect_segments(cache: CacheInput, type_vocab_size: int) -> None:
-    """Checks that a model knows as many segments as a cache's inputs have.
-
-    Raises:
-        InputError: it knows fewer; prints both.
-    """
+    """Raises InputError where a model knows fewer segments than a cache's inputs have."""
     if cache.manifest.flags.get("segments") == "pair" and type_vocab_size < 2:
         raise InputError(
             None,
@@ -114,11 +108,7 @@ def expect_segments(cache: CacheInput, type_vocab_size: int) -> None:
 
 
 def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:
-    """Checks that a model takes inputs as long as a cache's.
-
-    Raises:
-        InputError: it has fewer positions; prints both.
-    """
+    """Raises InputError where a model has fewer positions than a cache's inputs may."""
     if cache.manifest.max_seq_length > max_position_embeddings:
         raise InputError(
             None,
@@ -159,14 +149,8 @@ def count_tokens(
     """
     if not CODECS[info.logit_encoding].needs_token_counts:
         return None
-    shards = [shard for shards in manifest.splits.values() for shard in shards]
-    paths = [source / shard.file for shard in shards]
+    paths = [source / shard.file for shard in manifest.shards]
     return token_counts.ensure_counts(directory, paths, manifest.vocab.size)
-
-
-def environment(logit_encoding: str) -> dict[str, str]:
-    """Returns what equal bytes need beside the settings: the version of what compresses them."""
-    return {"zlib": zlib.ZLIB_RUNTIME_VERSION} if CODECS[logit_encoding].compresses else {}
 
 
 def make_codec(directory: Location, info: TeacherInfo, vocab_size: int) -> TopKCodec:

@@ -343,7 +343,7 @@ def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[st
 
 
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Returns, in one line, the first setting in which two requests differ.
+    """Returns, in one line, the first setting in which two run configurations differ.
 
     The kind comes first: other settings follow from it.
     """
@@ -354,25 +354,25 @@ def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
     return ""
 
 
-def check_output_dir(directory: Location, request: Mapping[str, Any]) -> bool:
-    """Checks that a directory may be the place of a request; changes nothing.
+def check_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool:
+    """Checks that a directory may hold the output of a run configuration; changes nothing.
 
     Args:
         directory: the output directory; it need not exist.
-        request: the settings that decide the data, as JSON values.
+        run_config: the settings that decide the data, as JSON values.
 
     Returns:
-        whether the directory is new; False where it holds this very request.
+        whether the directory is new; False where it has this very run configuration.
 
     Raises:
-        InputError: it holds another request, or files that no request of ours made.
+        InputError: it has another run configuration, or files without one.
     """
     path = directory / REQUEST_FILE
-    # Listed before the request is looked for: another task may be writing it now.
+    # Listed before the file is looked for: another task may be writing it now.
     names = [item.name for item in directory.iterdir()] if directory.is_dir() else []
     present = sorted(name for name in names if not name.endswith(".tmp"))
     if path.is_file():
-        difference = describe_difference(path.read_json(), request)
+        difference = describe_difference(path.read_json(), run_config)
         if difference:
             raise InputError(
                 directory,
@@ -389,19 +389,18 @@ def check_output_dir(directory: Location, request: Mapping[str, Any]) -> bool:
     return True
 
 
-def reserve_output_dir(directory: Location, request: Mapping[str, Any]) -> bool:
-    """Marks a directory, which is made, as the place of a request, or recognises its own.
+def reserve_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool:
+    """Makes a directory with its run configuration, or recognises one that has it.
 
-    Arguments, result and errors are those of `check_output_dir`. Call it when nothing
-    that the user could mend is left to go wrong: a corrected command may then
-    still use the directory.
+    Arguments, result and errors are those of `check_output_dir`. Call it when no error that
+    the user can correct is left: a corrected command may then still use the directory.
     """
-    is_new = check_output_dir(directory, request)
+    is_new = check_output_dir(directory, run_config)
     if is_new:
         directory = directory.make_directory()
-        if not (directory / REQUEST_FILE).write_new(json_text.dump(request)):
+        if not (directory / REQUEST_FILE).write_new(json_text.dump(run_config)):
             # Another command has begun at the same moment.
-            return check_output_dir(directory, request)
+            return check_output_dir(directory, run_config)
     return is_new
 
 

@@ -9,49 +9,50 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.base.location import BucketLocation, Location
 from pipeline.base.prefetch import ahead
 from pipeline.storage import arrays, shuffling
+from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import Manifest
 
 _SEGMENTS = records.MASKED_EXAMPLE_FEATURES[2]
 _TAILS = records.MASS_FEATURES[0]
 
-# Why a shard could not be copied: TensorFlow, in whose threads that happens, makes a text of it.
-_copy_errors: list[Exception] = []
-
 
 @contextlib.contextmanager
-def copy_errors_raised() -> Iterator[None]:
+def copy_errors_raised(cache: CacheInput) -> Iterator[None]:
     """Raises, in place of TensorFlow's error, the one with which copying a shard failed.
+
+    Shards are copied in threads of TensorFlow, which keeps only the text of an error.
+
+    Args:
+        cache: the directory that is read in the block.
 
     Raises:
         OSError: the shard is not there, or cannot be copied whole.
         InputError: it can never be, as a package is missing.
     """
-    _copy_errors.clear()
+    cache.copy_errors.clear()
     try:
         yield
     except tf.errors.OpError as error:
-        if not _copy_errors:
+        if not cache.copy_errors:
             raise
-        raise _copy_errors[0] from error
+        raise cache.copy_errors[0] from error
 
 
-def _local_paths(paths: Iterable[Location]) -> Iterator[str]:
+def _local_paths(cache: CacheInput, files: Iterable[str]) -> Iterator[str]:
     """Yields where TensorFlow reads shards; those in a bucket are copied when it is their turn."""
-    for path in paths:
+    for file in files:
         try:
-            yield str(path.mirror())
+            yield str((cache.directory / file).mirror())
         except (OSError, InputError) as error:
-            _copy_errors.append(error)
+            cache.copy_errors.append(error)
             raise
 
 
 def training_records(
-    directory: Location,
-    manifest: Manifest,
+    cache: CacheInput,
     split: str,
     *,
     seed: int,
@@ -63,8 +64,7 @@ def training_records(
     """Returns the endless shuffled stream of a split's records, each with its epoch.
 
     Args:
-        directory: the cache directory.
-        manifest: its manifest.
+        cache: the cache directory.
         split: which split.
         seed: decides the order.
         start: records to leave out at the beginning, over all epochs: what a
@@ -78,19 +78,19 @@ def training_records(
         int64 [], from 0. Shards in a bucket are copied to this machine when their
         turn comes, those of the next groups meanwhile.
     """
-    shards = [shard for shard in manifest.splits[split] if shard.num_examples]
+    shards = [shard for shard in cache.manifest.splits[split] if shard.num_examples]
 
     def copy_groups():
         groups = shuffling.record_groups(
             shards, seed, start=start, num_streams=num_streams, stream=stream
         )
         for group in groups:
-            paths = list(_local_paths(directory / file for file in group.files))
+            paths = list(_local_paths(cache, group.files))
             yield paths, group.skip, group.shuffle_seed, group.epoch
 
     def plan():
         groups = copy_groups()
-        return ahead(groups, depth=1) if isinstance(directory, BucketLocation) else groups
+        return groups if cache.directory.is_local else ahead(groups, depth=1)
 
     def read_group(paths, skip, shuffle_seed, epoch):
         dataset = tf.data.Dataset.from_tensor_slices(paths).interleave(
@@ -124,27 +124,24 @@ def _input_lengths(serialized: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(lengths, tf.int32), axis=1)
 
 
-def sample_lengths(
-    directory: Location, manifest: Manifest, split: str, *, count: int
-) -> np.ndarray:
+def sample_lengths(cache: CacheInput, split: str, *, count: int) -> np.ndarray:
     """Returns how many tokens the first inputs of a split have, at most `count`, int32 [N]."""
-    dataset = evaluation_records(directory, manifest, split).take(count).batch(count)
+    dataset = evaluation_records(cache, split).take(count).batch(count)
     parts = list(dataset.map(_input_lengths).as_numpy_iterator())
     return np.concatenate([np.zeros(0, np.int32), *parts])
 
 
-def evaluation_records(directory: Location, manifest: Manifest, split: str) -> tf.data.Dataset:
+def evaluation_records(cache: CacheInput, split: str) -> tf.data.Dataset:
     """Returns a split's serialised records once, in their stored order.
 
     A shard in a bucket is copied to this machine when its turn comes.
     """
-    paths = [directory / shard.file for shard in manifest.splits[split]]
-    if not isinstance(directory, BucketLocation):
-        return tf.data.TFRecordDataset([str(path) for path in paths])
-
+    files = [shard.file for shard in cache.manifest.splits[split]]
+    if cache.directory.is_local:
+        return tf.data.TFRecordDataset([str(cache.directory / file) for file in files])
     signature = tf.TensorSpec([], tf.string)
     dataset = tf.data.Dataset.from_generator(
-        lambda: _local_paths(paths), output_signature=signature
+        lambda: _local_paths(cache, files), output_signature=signature
     )
     return dataset.flat_map(tf.data.TFRecordDataset)
 
@@ -192,25 +189,13 @@ def parse_batch(
     count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
     batch[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, sizes["P"], dtype=tf.float32)
     if codec is not None:
-        batch.update(_decode_teacher(parsed, padded(_TAILS), manifest, codec))
+        ids, logits = codec.decode_tensors(tf, parsed, sizes["P"])
+        batch.update({records.TOPK_IDS: ids, records.TOPK_LOGITS: logits})
         real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
         # A log of 0 would be a tail of all the mass, and a top-k of none.
-        tails = tf.where(real, batch[records.LOG_TAIL_MASSES], -float("inf"))
-        batch[records.LOG_TAIL_MASSES] = tails
+        batch[records.LOG_TAIL_MASSES] = tf.where(real, padded(_TAILS), -float("inf"))
+        hidden_codec = manifest.teacher_info.hidden_codec()
+        if hidden_codec is not None:
+            states = hidden_codec.decode_tensors(tf, parsed, sizes["P"])
+            batch[records.HIDDEN_STATES] = states
     return batch
-
-
-def _decode_teacher(
-    parsed: Mapping[str, tf.Tensor], tails: tf.Tensor, manifest: Manifest, codec: TopKCodec
-) -> dict[str, tf.Tensor]:
-    positions = manifest.max_predictions_per_seq
-    ids, logits = codec.decode_tensors(tf, parsed, positions)
-    decoded = {
-        records.TOPK_IDS: ids,
-        records.TOPK_LOGITS: logits,
-        records.LOG_TAIL_MASSES: tails,
-    }
-    hidden_codec = manifest.teacher_info.hidden_codec()
-    if hidden_codec is not None:
-        decoded[records.HIDDEN_STATES] = hidden_codec.decode_tensors(tf, parsed, positions)
-    return decoded

@@ -27,7 +27,7 @@ from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs import HiddenCodec, TopKCodec
+from pipeline.storage.codecs import CODECS, HiddenCodec, TopKCodec
 from pipeline.storage.manifest import SAMPLED, TOPK, FileInfo, Manifest, ShardInfo, TeacherInfo
 from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from pipeline.teacher import forward, truncation
@@ -510,7 +510,7 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         "machine": platform.machine(),
         "threads": inputs.open_workers().cpus_per_job,
         "keras": keras.__version__,
-        **cache_input.environment(config.logit_encoding),
+        **CODECS[config.logit_encoding].environment,
     }
     manifest = dataclasses.replace(
         cache.manifest,

@@ -43,14 +43,14 @@ def test_of_two_that_begin_a_directory_at_once_one_does(tmp_path, monkeypatch) -
     """Both have seen an empty folder; other settings are refused, the same ones are its own."""
     real = manifest.check_output_dir
 
-    def claim_first(directory, request, *, flag: str) -> bool:
-        is_new = real(directory, request, flag=flag)
+    def reserve_first(directory, run_config) -> bool:
+        is_new = real(directory, run_config)
         if is_new:
             (tmp_path / manifest.REQUEST_FILE).write_json({"seed": 1})
         return is_new
 
-    monkeypatch.setattr(manifest, "check_output_dir", claim_first)
-    with pytest.raises(InputError, match="another request: seed is 1 there and 2 here"):
+    monkeypatch.setattr(manifest, "check_output_dir", reserve_first)
+    with pytest.raises(InputError, match="seed is 1 there and 2 here"):
         manifest.reserve_output_dir(tmp_path, {"seed": 2})
     (tmp_path / manifest.REQUEST_FILE).unlink()
     assert manifest.reserve_output_dir(tmp_path, {"seed": 1}) is False
@@ -71,11 +71,7 @@ def test_a_new_file_replaces_none(tmp_path, monkeypatch) -> None:
 
 
 def test_a_folder_in_use_is_told(tmp_path: pathlib.Path) -> None:
-    message = f"^--work: another process is at work in {tmp_path}; wait for it to end$"
-    with (
-        tmp_path.lock(),
-        pytest.raises(InterruptedRunError, match=message),
-        tmp_path.lock(),
-    ):
+    with tmp_path.lock(), pytest.raises(InterruptedRunError) as error, tmp_path.lock():
         pass
+    assert str(tmp_path) in str(error.value)
     assert list(tmp_path.iterdir()) == []

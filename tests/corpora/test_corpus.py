@@ -128,6 +128,7 @@ def test_an_array_is_read_block_by_block(tmp_path, monkeypatch) -> None:
             '{"title": 3, "content": ""}',
             "expected text in the field title, received int",
         ),
+        ("x.jsonl", '{"title": 0, "content": ""}', "text in the field title, received int"),
         ("x.txt", "好".encode("gb18030"), "line 1: expected UTF-8 text, received byte 0xba"),
         ("x.jsonl", b'{"title": "\xff"}', "line 1: expected UTF-8 text, received byte 0xff"),
         ("x.json", b'[{"title": "\xff"}]', "x.json: not UTF-8"),

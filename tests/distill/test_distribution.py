@@ -23,10 +23,11 @@ from safetensors.numpy import load_file
 from data_specs import records
 from pipeline import run_distill
 from pipeline.base.errors import InputError
-from pipeline.distill import replicas, shared_batches, targets, training
-from pipeline.distill.checkpoint_files import checkpoint_steps
+from pipeline.distill import batches, replicas, training
+from pipeline.distill.checkpoints import checkpoint_steps
+from pipeline.distill.losses.base import LOSS_SHARES
 from pipeline.distill.replicas import Replicas
-from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig
+from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, length_buckets
 from pipeline.storage.cache_input import CacheInput
@@ -67,7 +68,7 @@ SETTINGS = {"seed": 5, "shuffle_buffer_size": 40}
 
 
 def _whole(cache: CacheInput, chunking: Chunking, streams: int, count: int, start: int = 0):
-    dataset = targets.training_batches(
+    dataset = batches.training_batches(
         cache, chunking, start=start, streams=DataStreams(streams, own=streams), **SETTINGS
     )
     return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
@@ -80,9 +81,9 @@ def _together(
     read = []
     for process in range(processes):
         part = Replicas(processes, processes, process).streams(streams)
-        dataset = targets.training_groups(cache, chunking, start=start, streams=part, **SETTINGS)
+        dataset = batches.training_groups(cache, chunking, start=start, streams=part, **SETTINGS)
         read.append(list(dataset.take(groups).as_numpy_iterator()))
-    batches = []
+    made = []
     for own in read:
         heard = iter(zip(*read, strict=True))
 
@@ -92,11 +93,11 @@ def _together(
             # A row for each device, of which only a process's first has its measures.
             return np.stack([row for one in rows for row in (one, np.zeros_like(one))])
 
-        agreed = shared_batches.agreed_batches(
+        agreed = batches.agreed_batches(
             own, cache.manifest, num_lengths=chunking.num_lengths, gather=gather
         )
-        batches.append([{**inputs, **wanted} for inputs, wanted in agreed])
-    return batches
+        made.append([{**inputs, **wanted} for inputs, wanted in agreed])
+    return made
 
 
 @pytest.mark.parametrize(
@@ -125,16 +126,16 @@ def test_processes_make_the_batches_of_one(cache, chunking, streams: int, proces
 def test_each_stream_has_shards_of_its_own(cache) -> None:
     """And an equal part of each chunk; a stream's part does not depend on the other ones."""
     chunking, count = Chunking(12, 2, 1), 8
-    batches = _whole(cache, chunking, 3, count)
+    whole = _whole(cache, chunking, 3, count)
     for number in range(3):
-        dataset = targets.training_groups(
+        dataset = batches.training_groups(
             cache, chunking, start=0, streams=DataStreams(3, first=number), **SETTINGS
         )
         own = [inputs for inputs, _, _ in dataset.take(count // 2).as_numpy_iterator()]
         for group, inputs in enumerate(own):
             for chunk in range(2):
                 one = {name: value[chunk] for name, value in inputs.items()}
-                rows = _rows(batches[2 * group + chunk])
+                rows = _rows(whole[2 * group + chunk])
                 assert rows[2 * number : 2 * number + 2] == _rows(one)
 
 
@@ -150,7 +151,7 @@ def test_a_resumed_run_of_several_streams_is_the_rest(cache) -> None:
 
 def test_rows_of_evaluation_are_shared(cache) -> None:
     def made(**process: int) -> list[dict[str, np.ndarray]]:
-        dataset = targets.evaluation_batches(cache, batch_size=6, max_steps=9, buckets=8, **process)
+        dataset = batches.evaluation_batches(cache, batch_size=6, max_steps=9, buckets=8, **process)
         return [{**inputs, **wanted} for inputs, wanted in dataset.as_numpy_iterator()]
 
     parts = [made(process=process, num_processes=3) for process in range(3)]
@@ -197,7 +198,9 @@ def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
 
 def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> None:
     # As in process 0, of which the others hear it.
-    monkeypatch.setattr(replicas, "from_first", lambda replicas, find, size: list(find()))
+    monkeypatch.setattr(
+        replicas, "broadcast_from_primary", lambda replicas, find, size: list(find())
+    )
 
     def chosen(processes: int, given: int | None = None) -> int:
         asked = dataclasses.replace(config, num_data_streams=given)
@@ -369,9 +372,9 @@ from pipeline.base.errors import InputError
 process = int(sys.argv[2])
 replicas.join(sys.argv[1], 2, process)
 both = replicas.Replicas(2, 2, process)
-print(replicas.from_first(both, lambda: [7, 8], 2))
+print(replicas.broadcast_from_primary(both, lambda: [7, 8], 2))
 begun = time.monotonic()
-with replicas.meeting(both, "--output_dir"):
+with replicas.barrier(both):
     time.sleep(0 if process else 2)
 print("waited", time.monotonic() - begun > 1)
 
@@ -379,11 +382,11 @@ def fail():
     raise InputError("--x: broken")
 
 def verify():
-    with replicas.meeting(both, "--input_dir"):
+    with replicas.barrier(both):
         if process:
             fail()
 
-for attempt in (lambda: replicas.from_first(both, fail, 2), verify):
+for attempt in (lambda: replicas.broadcast_from_primary(both, fail, 2), verify):
     try:
         attempt()
     except InputError as error:

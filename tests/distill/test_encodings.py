@@ -11,7 +11,8 @@ import pytest
 from data_specs import records
 from pipeline import create_teacher_output_data
 from pipeline.base.errors import InputError
-from pipeline.distill import targets, training
+from pipeline.distill import batches, training
+from pipeline.distill.comparison import Comparison
 from pipeline.distill.objective import Objective
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.storage import cache_input, serialization, vocab_subset
@@ -283,7 +284,7 @@ def test_draws_are_not_merged(caches, cache_dir, tmp_path) -> None:
 @pytest.mark.parametrize("name", TOPK_WAYS)
 def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
     """What a student of fewer tokens sees is what it sees of float16."""
-    batches = []
+    made = []
     for folder in (caches[name], cache_dir):
         cache = cache_input.open_cache(str(folder), None)
         size = cache.manifest.vocab.size
@@ -293,9 +294,9 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
             table.astype(np.int32), 1, "[UNK]", vocabulary.VocabInfo(size, "0" * 64), {}
         )
         cache = dataclasses.replace(cache, vocab_subset=subset)
-        (batch,) = targets.evaluation_batches(cache, batch_size=16, max_steps=1)
-        batches.append({key: value.numpy() for key, value in batch[1].items()})
-    one, other = batches
+        (batch,) = batches.evaluation_batches(cache, batch_size=16, max_steps=1)
+        made.append({key: value.numpy() for key, value in batch[1].items()})
+    one, other = made
     real = one[records.MASKED_LM_WEIGHTS] > 0
     assert (real <= (other[records.MASKED_LM_WEIGHTS] > 0)).all() and real.any()
     if WAYS[name]["truncation_mass"] is None:
@@ -321,7 +322,7 @@ def test_what_draws_cannot_say(caches, teacher_dir, tmp_path, flags, message) ->
     config = _student(caches["compactsampled"], teacher_dir, tmp_path / "student")
     with pytest.raises(InputError, match=message):
         training.distill(dataclasses.replace(config, **flags))
-    Objective({"kl_divergence": 1.0}, sampled=True, cached_temperatures=(1.0,))
+    Objective({"kl_divergence": 1.0}, Comparison(sampled=True, cached_temperatures=(1.0,)))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """A live teacher beside the cache, hidden states in the cache, and what students are made into."""
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
@@ -11,11 +10,12 @@ from safetensors.numpy import load_file
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.distill import checkpoint_files, preparation, targets, training
+from pipeline.distill import checkpoints, preparation, targets, training
 from pipeline.distill.settings import DistillConfig, StudentConfig, WeightSchedule
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from tests.conftest import make_cache, save_tiny_bert
+from tests.distill.running import read_lines
 
 DISTRIBUTION = ("soft_cross_entropy", "kl_divergence", "probability_cosine")
 
@@ -30,32 +30,18 @@ def hidden_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Pat
 
 
 @pytest.fixture
-def config(examples_dir, teacher_dir, tmp_path) -> DistillConfig:
+def config(shared_run, examples_dir, teacher_dir, tmp_path) -> DistillConfig:
     """Two of the teacher's three layers, from masked examples and the teacher itself."""
-    return DistillConfig(
-        output_dir=str(tmp_path / "student"),
-        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
-        losses={"kl_divergence": 1.0, "hidden_cosine": 1.0},
-        input_dir=str(examples_dir),
-        teacher=str(teacher_dir),
-        train_batch_size=8,
-        eval_batch_size=8,
-        num_train_steps=12,
-        learning_rate=1e-3,
-        save_checkpoints_steps=5,
-        log_steps=3,
-        shuffle_buffer_size=64,
-    )
+    changes = {
+        "losses": {"kl_divergence": 1.0, "hidden_cosine": 1.0},
+        "input_dir": examples_dir,
+        "teacher": teacher_dir,
+    }
+    return DistillConfig(output_dir=tmp_path / "student", **{**shared_run, **changes})
 
 
 def _evaluate(config: DistillConfig, **changes) -> dict[str, float]:
     return dict(training.distill(dataclasses.replace(config, do_train=False, **changes)))
-
-
-def _lines(folder: str | pathlib.Path, split: str) -> list[dict]:
-    text = (pathlib.Path(folder) / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [line for line in lines if line["split"] == split]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -145,7 +131,7 @@ def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) ->
         log_steps=10,
     )
     training.distill(changed)
-    lines = _lines(config.output_dir, "train")
+    lines = read_lines(config.output_dir, "train")
     for name in ("kl_divergence", "hidden_cosine", "attention_mse", "loss"):
         assert lines[-1][name] < 0.9 * lines[0][name], name
     last = lines[-1]
@@ -181,7 +167,7 @@ def test_a_student_of_another_size_learns_a_projection(config, hidden_cache_dir)
         layer_groups="1-3:1",
     )
     training.distill(changed)
-    lines = _lines(changed.output_dir, "eval")
+    lines = read_lines(changed.output_dir, "eval")
     assert lines[-1]["hidden_cosine_masked"] < lines[0]["hidden_cosine_masked"]
     weights = load_file(pathlib.Path(changed.output_dir) / "model.safetensors")
     assert weights["bert.embeddings.word_embeddings.weight"].shape[1] == 16
@@ -193,7 +179,7 @@ def test_a_student_of_another_size_learns_a_projection(config, hidden_cache_dir)
         (folder / name).unlink()
     (folder / "checkpoints" / "step-00000012.safetensors").unlink()
     training.distill(again)
-    assert _lines(folder, "train") != []
+    assert read_lines(folder, "train") != []
     other = load_file(folder / "model.safetensors")
     for name, value in weights.items():
         np.testing.assert_array_equal(other[name], value, err_msg=name)
@@ -213,14 +199,14 @@ def test_weights_follow_their_schedules(config) -> None:
         log_steps=1,
     )
     training.distill(changed)
-    for line in _lines(config.output_dir, "train"):
+    for line in read_lines(config.output_dir, "train"):
         # Read after the update, with the weights of the next.
         part = min(1.0, line["step"] / 11)
         expected = (2.0 - 2.0 * part) * line["masked_lm"]
         expected += (1.0 + 2.0 * (1 - np.cos(np.pi * part)) / 2) * line["kl_divergence"]
         assert line["loss"] == pytest.approx(expected, rel=1e-4)
-    assert _lines(config.output_dir, "train")[-1]["loss"] == pytest.approx(
-        3.0 * _lines(config.output_dir, "train")[-1]["kl_divergence"], rel=1e-4
+    assert read_lines(config.output_dir, "train")[-1]["loss"] == pytest.approx(
+        3.0 * read_lines(config.output_dir, "train")[-1]["kl_divergence"], rel=1e-4
     )
 
 
@@ -335,4 +321,4 @@ def test_a_teacher_changes_the_request(config, tmp_path, vocab_file) -> None:
     other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8)
     with pytest.raises(InputError, match="holds the output of another request: teacher is"):
         training.distill(dataclasses.replace(config, teacher=str(other)))
-    assert checkpoint_files.checkpoint_steps(config.output_dir) == [10, 12]
+    assert checkpoints.checkpoint_steps(config.output_dir) == [10, 12]

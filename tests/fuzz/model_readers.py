@@ -108,20 +108,20 @@ def _distiller() -> Any:
 
 
 def _write_checkpoint(folder: pathlib.Path) -> None:
-    from pipeline.distill import training_state
-    from pipeline.distill.checkpoint_files import CheckpointFiles
+    from pipeline.distill import checkpoints
+    from pipeline.distill.checkpoints import CheckpointFiles
 
-    CheckpointFiles(folder, keep=1).save(7, training_state.to_arrays(_distiller()))
+    CheckpointFiles(folder, keep=1).save(7, checkpoints.to_arrays(_distiller()))
     # Its checksum would refuse every other byte.
     (folder / "checkpoints" / "step-00000007.json").unlink()
 
 
 def _read_checkpoint(folder: pathlib.Path) -> object:
-    from pipeline.distill import training_state
-    from pipeline.distill.checkpoint_files import CheckpointFiles
+    from pipeline.distill import checkpoints
+    from pipeline.distill.checkpoints import CheckpointFiles
 
     found = CheckpointFiles(folder, keep=1).find_newest()
-    return training_state.restore(folder, _distiller(), found.step)
+    return checkpoints.restore(folder, _distiller(), found.step)
 
 
 _TASKS: dict[str, tuple[str, str, Mutate]] = {

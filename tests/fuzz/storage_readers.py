@@ -369,7 +369,7 @@ def _other_readers() -> list[Reader]:
         ),
         Reader("sidecar", sidecar, mutate_json, read_sidecar, write_examples),
         Reader(
-            "request", manifests.REQUEST_FILE, mutate_json, read_request, write_examples, ("--o",)
+            "request", manifests.REQUEST_FILE, mutate_json, read_request, write_examples, ("/work",)
         ),
         Reader("token counts", counts, mutate_bytes, read_counts, write_windows),
         Reader("spill file", "chunk.spill", _mutate_spill, read_spill, _write_spill),

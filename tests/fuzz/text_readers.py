@@ -13,6 +13,7 @@ import numpy as np
 from data_specs import corpora as corpus_specs
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.corpora import cleaning, corpus
 from pipeline.corpora.documents import Corpus
 from pipeline.corpora.readers import READERS
@@ -47,7 +48,7 @@ def _rows(*, lines: bool) -> str:
 
 
 def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
-    found = find_files(folder / file, corpus=Corpus(spec=spec))
+    found = find_files(Location.parse(str(folder / file), "input_dir"), corpus=Corpus(spec=spec))
     return [
         corpus.document_text(document)
         for block in corpus.read_blocks(found)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from data_specs.records import MASKED_EXAMPLES
 from pipeline.storage import manifest, reader, serialization, shuffling
+from pipeline.storage.cache_input import CacheInput
 from pipeline.tokenizers import vocabulary
 
 COUNTS = st.lists(st.integers(1, 20), min_size=1, max_size=12)
@@ -117,7 +118,9 @@ def directory(tmp_path: pathlib.Path) -> tuple[pathlib.Path, manifest.Manifest]:
 
 def _take(directory, *, seed: int, start: int, count: int) -> list[bytes]:
     path, described = directory
-    dataset = reader.training_records(path, described, "train", seed=seed, start=start, buffer=20)
+    dataset = reader.training_records(
+        CacheInput(path, described), "train", seed=seed, start=start, buffer=20
+    )
     taken = list(dataset.take(count).as_numpy_iterator())
     # Eleven shards of five records are an epoch.
     assert [epoch for _, epoch in taken] == [(start + n) // 55 for n in range(count)]

@@ -187,7 +187,7 @@ def test_a_student_learns_from_it(merged_dir, teacher_dir, tmp_path) -> None:
     assert report["loss"] < training.distill(start)["loss"]
     # Three quarters of the average are this teacher's.
     assert 0.5 < before["teacher_agreement"] < 1.0
-    with pytest.raises(InputError, match=r"cached tail mass \(1\), .* received 2"):
+    with pytest.raises(InputError, match="tail mass"):
         training.distill(dataclasses.replace(config, temperature=2.0, output_dir=f"{tmp_path}/x"))
 
 
@@ -256,7 +256,7 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(
         made.append(file)
         return write_shard(directory, file, serialized, measured)
 
-    monkeypatch.setattr(tool.writer, "write_shard", noted)
+    monkeypatch.setattr(tool.serialization, "write_shard", noted)
     merge_caches(config)
     assert made == [LOST]
     assert _bytes(folder) == _bytes(merged_dir)

@@ -150,40 +150,26 @@ def test_no_matplotlib(examples_dir, teacher_dir, tmp_path, capsys, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = tmp_path / "plan.png"
     assert tool.main(_flags(examples_dir, teacher_dir, picture=path)) == 1
-    assert _error(capsys) == (
-        "error: --picture: expected matplotlib, which is not installed; "
-        "pip install '.[quickstart]' brings it"
-    )
+    assert _error(capsys).startswith("error: --picture: expected matplotlib")
     assert not path.exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "subject"),
     [
-        ({"input_dir": ""}, "missing: --input_dir"),
-        ({"sample": 0}, "--sample=0: "),
-        (
-            {"truncation_factors": "16,0"},
-            "--truncation_factors: expected whole numbers such as 1,5, received '16,0'",
-        ),
-        (
-            {"dupe_factors": "1.5"},
-            "--dupe_factors: expected whole numbers such as 1,5, received '1.5'",
-        ),
-        (
-            {"logit_encodings": "float16,text"},
-            "--logit_encodings: expected some of float16,compact, received 'text'",
-        ),
-        (
-            {"truncation_mass": 0},
-            "--truncation_mass: expected a number above 0 and at most 1, received 0",
-        ),
-        ({"output": "/no/such/plan.json"}, "--output: expected an existing folder, received /no"),
+        ({"input_dir": ""}, "missing: --input_dir "),
+        ({"sample": 0}, "--sample: "),
+        ({"truncation_factors": "16,0"}, "--truncation_factors: "),
+        ({"dupe_factors": "1.5"}, "--dupe_factors: "),
+        ({"logit_encodings": "float16,text"}, "--logit_encodings: "),
+        ({"truncation_mass": 0}, "--truncation_mass: "),
+        ({"output": "/no/such/plan.json"}, "--output: /no/such/plan.json: "),
+        ({"output_dir": "gs://bucket/cache"}, "--output_dir: "),
     ],
 )
-def test_mistaken_flags(examples_dir, teacher_dir, capsys, changes, message: str) -> None:
+def test_mistaken_flags_are_named(examples_dir, teacher_dir, capsys, changes, subject) -> None:
     assert tool.main(_flags(examples_dir, teacher_dir, **changes)) == 1
-    assert _error(capsys).startswith(f"error: {message}")
+    assert _error(capsys).startswith(f"error: {subject}")
 
 
 @pytest.mark.parametrize("flag", ["output", "picture"])
@@ -191,32 +177,33 @@ def test_nothing_is_overwritten(examples_dir, teacher_dir, tmp_path, capsys, fla
     path = tmp_path / "there"
     path.write_text("mine")
     assert tool.main(_flags(examples_dir, teacher_dir, **{flag: path})) == 1
-    assert _error(capsys) == (
-        f"error: --{flag}: expected a new file, received {path}, which exists; "
-        "nothing is overwritten"
-    )
+    assert _error(capsys).startswith(f"error: --{flag}: {path}: ")
     assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("kind", ["windows_dir", "cache_dir"])
-def test_other_kinds_are_refused_as_in_stage_1b(request, teacher_dir, kind: str) -> None:
+def test_other_kinds_are_refused_as_in_capture(request, teacher_dir, kind: str) -> None:
     folder = request.getfixturevalue(kind)
-    with pytest.raises(InputError, match=f"^input_dir: expected masked_examples, .*{folder}"):
+    with pytest.raises(InputError) as caught:
         tool.plan_cache(PlanConfig(str(folder), str(teacher_dir)))
+    assert (caught.value.setting, caught.value.subject) == ("input_dir", str(folder))
 
 
-def test_a_teacher_that_does_not_fit(examples_dir, corpus_dir, vocab_file, tmp_path) -> None:
-    short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=40)
-    with pytest.raises(InputError, match="^teacher: expected a model of at least 48 positions"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(short)))
+def test_a_teacher_that_does_not_fit_is_refused(examples_dir, vocab_file, tmp_path) -> None:
     other = tmp_path / "vocab.txt"
     other.write_text(vocab_file.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
-    wide = save_tiny_bert(tmp_path / "wide", other, seed=1)
-    with pytest.raises(InputError, match="^teacher: expected a vocabulary of"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(wide)))
-    single = save_tiny_bert(tmp_path / "single", vocab_file, seed=1, type_vocab_size=1)
-    with pytest.raises(InputError, match="^teacher: expected a model of two segments"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(single)))
+    for number, (vocab, changes, expected) in enumerate(
+        (
+            (vocab_file, {"max_position_embeddings": 40}, "a model of at least 48 positions"),
+            (other, {}, "a vocabulary of"),
+            (vocab_file, {"type_vocab_size": 1}, "a model of two segments"),
+        )
+    ):
+        teacher = save_tiny_bert(tmp_path / str(number), vocab, seed=1, **changes)
+        with pytest.raises(InputError) as refused:
+            tool.plan_cache(PlanConfig(str(examples_dir), str(teacher)))
+        assert refused.value.subject == "teacher"
+        assert refused.value.expected.startswith(expected)
 
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"

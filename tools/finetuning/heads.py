@@ -241,9 +241,10 @@ def save_head(directory: Location, model: TaskModel, *, labels: Sequence[str] = 
         *encoder_table(model.config),
         *head_table(model.config, model.kind, model.num_outputs),
     )
-    model_directory.save_hf_tensors(
+    model_directory.save_hf_weights(
         directory,
+        model.config,
         model_directory.get_weights(model),
-        table,
-        head_settings(model.config, head),
+        table=table,
+        settings=head_settings(model.config, head),
     )

@@ -12,7 +12,6 @@ from pipeline.models.families import FAMILIES
 from pipeline.models.weight_names import weight_table
 
 Weights = dict[str, np.ndarray]
-LAYER_MAP_PRESETS = ("even", "first", "last", "every:k")
 
 _LAYER_MAP = Setting("layer_map")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
@@ -52,17 +51,17 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
     return tuple(round(index * step) for index in range(student_layers))
 
 
-def parse_layer_map(
-    text: str, teacher_layers: int, student_layers: int | None = None
+def choose_layers(
+    teacher_layers: int, student_layers: int | None, layer_map: str | None
 ) -> tuple[int, ...]:
-    """Reads the value of `layer_map`.
+    """Returns the teacher's layers that the settings `student_layers` and `layer_map` name.
 
     Args:
-        text: `even`, evenly spaced; `first` or `last`, so many consecutive ones;
-            `every:k`, each k-th, the k-th first; or teacher layers from 0,
-            ascending, separated by commas, such as `0,2,4,7,9,11`.
         teacher_layers: layers of the teacher.
-        student_layers: layers of the student; None for as many as the text says.
+        student_layers: how many; None for as many as `layer_map` has.
+        layer_map: `even`, evenly spaced; `first` or `last`, so many consecutive ones;
+            `every:k`, each k-th, the k-th first; or teacher layers from 0, ascending,
+            separated by commas, such as `0,2,4,7,9,11`; None for `even`.
 
     Returns:
         one teacher layer for each student layer.
@@ -72,9 +71,11 @@ def parse_layer_map(
             of range.
 
     Example:
-        `parse_layer_map("every:4", 12)` is `(3, 7, 11)`.
+        `choose_layers(12, None, "every:4")` is `(3, 7, 11)`.
     """
-    name = text.strip()
+    if layer_map is None:
+        return default_layer_map(teacher_layers, student_layers or teacher_layers)
+    name = layer_map.strip()
     if name in ("even", "first", "last"):
         if student_layers is None:
             raise InputError(_LAYER_MAP, f"`student_layers` together with {name}", "none")
@@ -82,24 +83,24 @@ def parse_layer_map(
         even = default_layer_map(teacher_layers, student_layers)
         first = 0 if name == "first" else teacher_layers - student_layers
         return even if name == "even" else tuple(range(first, first + student_layers))
-    match = re.fullmatch(r"every:([1-9]\d{0,3})", name)
-    if match is None:
-        layers = _explicit_layer_map(text, teacher_layers)
+    every = re.fullmatch(r"every:([1-9]\d{0,3})", name)
+    if every is None:
+        layers = _explicit_layers(layer_map, teacher_layers)
     else:
-        layers = tuple(range(int(match[1]) - 1, teacher_layers, int(match[1])))
+        layers = tuple(range(int(every[1]) - 1, teacher_layers, int(every[1])))
     if not layers:
-        most = f"every:1 to every:{teacher_layers}, the teacher's number of layers"
-        raise InputError(_LAYER_MAP, most, f"{name!r}")
+        expected = f"every:1 to every:{teacher_layers}, the teacher's number of layers"
+        raise InputError(_LAYER_MAP, expected, f"{name!r}")
     if student_layers is not None and len(layers) != student_layers:
         expected = f"{student_layers} layers, one for each of the student's"
-        raise InputError(_LAYER_MAP, expected, f"{len(layers)}: {text!r}")
+        raise InputError(_LAYER_MAP, expected, f"{len(layers)}: {layer_map!r}")
     return layers
 
 
-def _explicit_layer_map(text: str, teacher_layers: int) -> tuple[int, ...]:
+def _explicit_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        expected = f"{', '.join(LAYER_MAP_PRESETS)}, or integers separated by commas"
+        expected = "even, first, last, every:k, or integers separated by commas"
         raise InputError(_LAYER_MAP, expected, f"{text!r}")
     layers = tuple(int(part) for part in parts)
     if list(layers) != sorted(set(layers)):
@@ -107,24 +108,6 @@ def _explicit_layer_map(text: str, teacher_layers: int) -> tuple[int, ...]:
     if layers[-1] >= teacher_layers:
         raise InputError(_LAYER_MAP, f"layers from 0 to {teacher_layers - 1}", f"{text!r}")
     return layers
-
-
-def choose_layers(
-    teacher_layers: int, student_layers: int | None, layer_map: str | None
-) -> tuple[int, ...]:
-    """Returns the teacher's layers that the settings `student_layers` and `layer_map` name.
-
-    Args:
-        teacher_layers: layers of the teacher.
-        student_layers: how many; None for as many as `layer_map` has.
-        layer_map: as `parse_layer_map` reads it; None for `default_layer_map`'s.
-
-    Raises:
-        InputError: they do not fit the teacher or each other.
-    """
-    if layer_map is None:
-        return default_layer_map(teacher_layers, student_layers or teacher_layers)
-    return parse_layer_map(layer_map, teacher_layers, student_layers)
 
 
 def student_weights(

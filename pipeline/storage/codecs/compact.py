@@ -192,6 +192,7 @@ class CompactCodec(TopKCodec):
     stored: ClassVar[tuple[Feature, ...]] = TOPK_FEATURES["compact"]
     needs_token_counts: ClassVar[bool] = True
     compresses: ClassVar[bool] = True
+    environment: ClassVar[Mapping[str, str]] = {"zlib": zlib.ZLIB_RUNTIME_VERSION}
     steps: ClassVar[LogitSteps] = LogitSteps(bend=1.5, last=225)
 
     @functools.cached_property
@@ -299,20 +300,8 @@ class CompactCodec(TopKCodec):
             arrays.joined_tensor(tf, rest, id_dtype(self.vocab_size)),
             arrays.joined_tensor(tf, steps, "|u1"),
             arrays.joined_tensor(tf, features[TOPK_RANGES], _RANGES.dtype),
-            # Padding costs nothing: all work is on the rows of real positions.
-            tf.boolean_mask(counts, counts > 0),
         ]
-        # TensorFlow's sort takes longer than all the rest, NumPy's next to nothing. Both
-        # it and the other operations on a batch let go of Python's lock.
-        ids, logits = tf.numpy_function(self._unpack, parts, [tf.int32, tf.float32], stateful=False)
-        rows = tf.math.count_nonzero(counts, axis=-1)
-        padded = (
-            tf.RaggedTensor.from_row_lengths(values, rows, validate=False).to_tensor(
-                shape=[None, max_positions, width]
-            )
-            for values in (ids, logits)
-        )
-        return tuple(padded)
+        return self.tensor_rows(tf, self._unpack, parts, counts)
 
     def _decompressed(self, tf: Any, content: Any, max_positions: int) -> Any:
         """Returns what zlib streams, string [B], hold: TensorFlow knows no bound for it.

@@ -44,15 +44,25 @@ class Float16Codec(TopKCodec):
         self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks one record; see `TopKCodec.decode`."""
-        counts = self.counts(features, num_positions)
-        ids = arrays.decode(_IDS, features[TOPK_IDS], self.vocab_size).astype(np.int32)
+        return self._unpack(
+            arrays.decode(_IDS, features[TOPK_IDS], self.vocab_size),
+            arrays.decode(_LOGITS, features[TOPK_LOGITS], self.vocab_size),
+            self.counts(features, num_positions),
+        )
+
+    def _unpack(
+        self, ids: np.ndarray, logits: np.ndarray, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cuts what is stored of R positions into rows; `counts` are their ids, int [R]."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(
                 f"{TOPK_IDS}: expected ids of {self.vocab_size} tokens, "
                 f"received some from {ids.min()} to {ids.max()}"
             )
-        logits = arrays.decode(_LOGITS, features[TOPK_LOGITS], self.vocab_size).astype(np.float32)
-        return self.rows(ids, counts, NO_ID), self.rows(logits, counts, NO_ID_LOGIT)
+        return (
+            self.rows(ids.astype(np.int32), counts, NO_ID),
+            self.rows(logits.astype(np.float32), counts, NO_ID_LOGIT),
+        )
 
     def errors(self, logits: np.ndarray) -> np.ndarray:
         """See `TopKCodec.errors`."""
@@ -61,15 +71,18 @@ class Float16Codec(TopKCodec):
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
-        counts = self.tensor_counts(tf, features, max_positions) if self.variable else None
+        if self.variable:
+            parts = [
+                arrays.joined_tensor(
+                    tf, features[feature.name], feature.numpy_dtype(self.vocab_size)
+                )
+                for feature in self.stored
+            ]
+            counts = self.tensor_counts(tf, features, max_positions)
+            return self.tensor_rows(tf, self._unpack, parts, counts)
         sizes = {"P": max_positions, "K": self.truncation_factor}
-
-        def rows(feature: Feature, dtype: Any, fill: float) -> Any:
-            content = features[feature.name]
-            if not self.variable:
-                padded = arrays.padded_tensor(tf, feature, content, self.vocab_size, sizes)
-                return tf.cast(padded, dtype)
-            flat = arrays.joined_tensor(tf, content, feature.numpy_dtype(self.vocab_size))
-            return self.tensor_rows(tf, tf.cast(flat, dtype), counts, fill)
-
-        return rows(_IDS, tf.int32, NO_ID), rows(_LOGITS, tf.float32, NO_ID_LOGIT)
+        ids, logits = (
+            arrays.padded_tensor(tf, feature, features[feature.name], self.vocab_size, sizes)
+            for feature in self.stored
+        )
+        return tf.cast(ids, tf.int32), tf.cast(logits, tf.float32)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_specs import records
-from pipeline.distill import targets
+from pipeline.distill import batches
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.storage import cache_input
@@ -183,8 +183,8 @@ def test_batches_are_like_those_of_a_cache(cache_dir, teacher_dir) -> None:
     shape = EncoderConfig.from_json(teacher_dir / "config.json")
     workload = _workload(cache_dir, shape)
     cache = cache_input.open_cache(cache_dir, None)
-    batches = targets.training_batches(cache, Chunking(8), seed=1, start=0, shuffle_buffer_size=8)
-    real = next(batches.as_numpy_iterator())
+    stream = batches.training_batches(cache, Chunking(8), seed=1, start=0, shuffle_buffer_size=8)
+    real = next(stream.as_numpy_iterator())
     made = step_programs.step_batch(workload, 8)
     for one, other in zip(real, made, strict=True):
         assert {name: (value.shape, value.dtype) for name, value in one.items()} == {

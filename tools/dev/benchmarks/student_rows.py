@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from data_specs import records
-from pipeline.distill import targets, training
+from pipeline.distill import batches, training
 from pipeline.distill.preparation import prepare
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from pipeline.storage.cache_input import CacheInput
@@ -91,7 +91,7 @@ def _step_rate(config: DistillConfig, batch: Any) -> float:
 
 
 def _first_batch(cache: CacheInput, batch_size: int) -> Any:
-    stream = targets.training_batches(
+    stream = batches.training_batches(
         cache, Chunking(batch_size), seed=0, start=0, shuffle_buffer_size=1_000
     )
     return next(iter(stream))

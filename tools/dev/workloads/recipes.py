@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pipeline import run_distill
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import LocalLocation
-from pipeline.distill import student_shape
 from pipeline.distill.settings import DistillConfig
+from pipeline.distill.student import derive_config
 from pipeline.models.config import EncoderConfig
 from tools.dev.workloads.step_programs import Workload
 
@@ -125,7 +125,7 @@ def read_recipe(
     elif models.student is not None:
         student = SHAPES[models.student]
     else:
-        student, _ = student_shape.derive_config(teacher, config.student)
+        student, _ = derive_config(teacher, config.student)
     workload = Workload(
         config,
         student,

@@ -1,17 +1,38 @@
-"""Batches for the student: records decoded in TensorFlow, whatever computes the step."""
+"""Batches for the student: records decoded in TensorFlow, whatever computes the step.
 
-from collections.abc import Callable, Mapping, Sequence
+Windows that are stored unmasked are masked while they are read, anew in each epoch. A
+window's masks depend on the run's seed, its example id and the epoch alone: not on its
+batch, nor on where a run was interrupted.
+
+Several processes that train together each read their own part of every group. All must
+compute in the same shapes, and a microbatch must count by what it has in all of them. So
+each group's measures go from each process to all, while the group before is computed.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from data_specs import records
-from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
-from pipeline.distill.settings import LOSS_SHARES
-from pipeline.storage import cache_input, length_buckets, reader, vocab_subset
+from pipeline.base import seeding
+from pipeline.base.errors import InputError
+from pipeline.distill.losses.base import LOSS_SHARES
+from pipeline.masking import masks, windows
+from pipeline.storage import (
+    arrays,
+    cache_input,
+    cache_tokenizer,
+    length_buckets,
+    reader,
+    token_counts,
+    vocab_subset,
+)
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
-from pipeline.storage.manifest import EVAL, TRAIN, Manifest
+from pipeline.storage.manifest import EVAL, MANIFEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
 Batch = tuple[dict[str, Any], dict[str, Any]]
@@ -34,6 +55,108 @@ _SAMPLE_SIZE = 1024
 # What a chunk costs whatever is in it, in tokens: gradients are added up, kernels begin. On
 # two cores 77 of inputs of 512 tokens (2 layers x 256), 430 of 64 tokens (4 x 192).
 _CHUNK_COSTS = {"cpu": 512, "other": 8192}
+Arrays = dict[str, np.ndarray]
+_LENGTHS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+# Whose masks are drawn: two purposes never share random numbers.
+TRAINING = "mask"
+EVALUATION = "eval mask"
+
+_STORED = tuple(feature.name for feature in records.UNMASKED_WINDOW_FEATURES)
+_NAMES = (
+    records.INPUT_IDS,
+    records.SEGMENT_LENGTHS,
+    records.MASKED_LM_POSITIONS,
+    records.MASKED_LM_IDS,
+)
+
+
+def _setting(cache: CacheInput, name: str) -> float:
+    value = cache.manifest.flags.get(name)
+    if not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+        raise InputError(cache.directory / MANIFEST_FILE, f"a number for {name}", f"{value!r}")
+    return float(value)
+
+
+class WindowReader:
+    """Masks records of unmasked windows, by the settings of their manifest.
+
+    Args:
+        cache: a directory of unmasked windows.
+        seed: decides the masks.
+        purpose: `TRAINING` or `EVALUATION`.
+
+    Raises:
+        InputError: the directory's tokenizer, token counts or settings are not as they
+            must be.
+    """
+
+    def __init__(self, cache: CacheInput, *, seed: int, purpose: str) -> None:
+        manifest = cache.manifest
+        tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
+        self._is_special = tokenizer.is_special()
+        self._policy = masks.masking_policy(
+            tokenizer,
+            masked_lm_prob=_setting(cache, "masked_lm_prob"),
+            max_predictions_per_seq=manifest.max_predictions_per_seq,
+        )
+        smoothing = _setting(cache, "mask_smoothing")
+        self._token_weights = None
+        if smoothing:
+            counts = token_counts.load_counts(cache.directory, manifest)
+            self._token_weights = masks.token_weights(counts, smoothing)
+        self._seed, self._purpose = seed, purpose
+        self._vocab_size = manifest.vocab.size
+        positions = manifest.max_predictions_per_seq
+        self._widths = dict(
+            zip(_NAMES, (manifest.max_seq_length, 2, positions, positions), strict=True)
+        )
+
+    def _mask_rows(self, epochs: np.ndarray, *features: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns a batch as arrays in the order of `_NAMES`, then the weights.
+
+        Args:
+            epochs: int64 [B].
+            *features: bytes [B], in the order of `_STORED`.
+        """
+        columns = [values.tolist() for values in features]
+        batch = windows.decode_windows(columns, self._vocab_size)
+        keys = zip(columns[0], epochs.tolist(), strict=True)
+        masked = masks.mask_windows(
+            batch,
+            self._policy,
+            self._is_special,
+            seeding.streams(self._seed, self._purpose, keys),
+            token_weights=self._token_weights,
+        )
+        length, num_positions = self._widths[records.INPUT_IDS], self._widths[records.MASKED_LM_IDS]
+        real = np.arange(num_positions) < masked.counts[:, np.newaxis]
+        return (
+            windows.pad_rows(masked.input_ids, batch.lengths, length),
+            batch.segment_lengths,
+            windows.pad_rows(masked.positions, masked.counts, num_positions),
+            windows.pad_rows(masked.labels, masked.counts, num_positions),
+            real.astype(np.float32),
+        )
+
+    def parse_batch(self, serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        """Decodes and masks a batch of records, to padded tensors.
+
+        Args:
+            serialized: string [B].
+            epochs: int64 [B].
+
+        Returns:
+            what `pipeline.storage.reader.parse_batch` returns of masked examples.
+        """
+        parsed = arrays.parse_tensors(tf, serialized, _STORED)
+        features = [parsed[name] for name in _STORED]
+        types = [tf.int32] * len(_NAMES) + [tf.float32]
+        values = tf.numpy_function(self._mask_rows, [epochs, *features], types, stateful=False)
+        batch = dict(zip((*_NAMES, records.MASKED_LM_WEIGHTS), values, strict=True))
+        widths = {**self._widths, records.MASKED_LM_WEIGHTS: self._widths[records.MASKED_LM_IDS]}
+        for name, value in batch.items():
+            value.set_shape([serialized.shape[0], widths[name]])
+        return batch
 
 
 def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
@@ -175,7 +298,7 @@ def plan_chunks(
         num_devices: that share a chunk.
         multiple: what the examples of a chunk are a multiple of.
     """
-    lengths = reader.sample_lengths(cache.directory, cache.manifest, TRAIN, count=_SAMPLE_SIZE)
+    lengths = reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
     return length_buckets.plan_chunks(
         lengths,
         batch_size=batch_size,
@@ -306,8 +429,7 @@ def _groups(
     """Returns decoded groups of the streams that this process reads, in the order of chunks."""
     parts = [
         reader.training_records(
-            cache.directory,
-            cache.manifest,
+            cache,
             TRAIN,
             seed=seed,
             start=start // streams.count,
@@ -358,7 +480,7 @@ def evaluation_batches(
         process: of several, each of which reads all and computes its rows of each batch.
         num_processes: so many; it divides B.
     """
-    dataset = reader.evaluation_records(cache.directory, cache.manifest, EVAL)
+    dataset = reader.evaluation_records(cache, EVAL)
     dataset = dataset.map(lambda record: (record, tf.constant(0, tf.int64)))
     dataset = dataset.batch(batch_size).take(max_steps)
     decode = _decoder(cache, seed=cache.manifest.seed, purpose=EVALUATION)
@@ -384,3 +506,80 @@ def evaluation_batches(
             )
         )
     return dataset.prefetch(4)
+
+
+def agreed_batches(
+    groups: Iterable[tuple[Arrays, Arrays, np.ndarray]],
+    manifest: Manifest,
+    *,
+    num_lengths: int,
+    gather: Callable[[np.ndarray], Any],
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yields this process's rows of the chunks that all processes compute together.
+
+    Args:
+        groups: as `pipeline.distill.targets.training_groups` yields them.
+        manifest: gives the largest L and P.
+        num_lengths: lengths, at most, that chunks are padded to.
+        gather: begins to give every process the measures of all, as rows.
+
+    Yields:
+        inputs and targets, [rows, L', …] and [rows, P', …], with `LOSS_SHARES`.
+    """
+    lengths = (manifest.max_seq_length,)
+    widths = (manifest.max_predictions_per_seq,)
+    if num_lengths > 1:
+        lengths = length_buckets.bucket_lengths(lengths[0], num_lengths)
+        widths = length_buckets.bucket_widths(widths[0])
+    waiting = None
+    for inputs, targets, measures in groups:
+        # Before the group at hand is yielded: devices get to it while they still compute.
+        begun = gather(measures)
+        if waiting is not None:
+            yield from _chunks(*waiting, lengths, widths)
+        waiting = inputs, targets, begun
+    if waiting is not None:
+        yield from _chunks(*waiting, lengths, widths)
+
+
+def _chunks(
+    inputs: Arrays,
+    targets: Arrays,
+    gathered: Any,
+    lengths: tuple[int, ...],
+    widths: tuple[int, ...],
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yields the chunks of a group, trimmed to what all processes need."""
+    measures = np.asarray(gathered)
+    longest, most = measures[..., :2].max(axis=0).T
+    shares = loss_shares(measures[..., 2:].sum(axis=0))
+    for number, share in enumerate(shares):
+        length = lengths[np.searchsorted(lengths, longest[number])]
+        width = widths[np.searchsorted(widths, most[number])]
+        rows = inputs[records.INPUT_IDS].shape[1]
+        yield (
+            {
+                name: value[number, :, : length if name in _LENGTHS else width]
+                for name, value in inputs.items()
+            },
+            _cut(targets, number, width) | {LOSS_SHARES: np.tile(share, (rows, 1))},
+        )
+
+
+def _cut(targets: Mapping[str, np.ndarray], number: int, width: int) -> Arrays:
+    return {name: value[number, :, :width] for name, value in targets.items()}
+
+
+def loss_shares(counts: np.ndarray) -> np.ndarray:
+    """Returns how much each chunk counts for the losses of its group.
+
+    Example: of chunks with 2 and 6 masked positions the shares are 0.5 and 1.5.
+
+    Args:
+        counts: float32 [C, 3], of masked positions, tokens and pairs of tokens.
+
+    Returns:
+        float32 [C, 3]; 0 where no chunk has any.
+    """
+    means = counts.mean(axis=0)
+    return np.divide(counts, means, out=np.zeros_like(counts), where=means > 0)
