@@ -174,16 +174,11 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return {name: value for name, value in values.items() if name not in _METADATA}
 
 
-def known_tasks() -> tuple[str, ...]:
-    """Returns the names of the known tasks."""
-    return declarations.known_names(FOLDER)
-
-
 def load_task(name_or_path: str) -> TaskSpec:
     """Loads a declaration.
 
     Args:
-        name_or_path: one of `known_tasks()`, or the path of a `.yaml` file of the
+        name_or_path: the name of a file in `tasks/`, or the path of a `.yaml` file of the
             same form.
 
     Raises:
