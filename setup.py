@@ -1,7 +1,8 @@
 """Packaging: `pip install .` gives the three commands, `offline_distill` and its Python API.
 
 The packages are installed under the names that they have here. `offline_distill` is the folder
-`pipeline/api`, so that Python code needs no other name.
+`pipeline/api`, so that Python code needs no other name. The tools for developers in `tools/dev`
+run in a clone only.
 """
 
 import pathlib
@@ -28,7 +29,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["offline_distill", *find_packages(include=PACKAGES)],
+    packages=[
+        "offline_distill",
+        *find_packages(include=PACKAGES, exclude=["tools.dev", "tools.dev.*"]),
+    ],
     package_dir={"offline_distill": "pipeline/api"},
     package_data={
         "data_specs": ["corpora/*.yaml", "tasks/*.yaml", "recipes/*.flags"],

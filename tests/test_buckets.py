@@ -16,7 +16,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.local_mirror import CACHE_VARIABLE, mirror_folder
 from pipeline.base.location import BucketLocation
 from pipeline.distill import training
-from pipeline.distill.checkpoint_files import CheckpointFiles
+from pipeline.distill.checkpoints import CheckpointFiles
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.formats import model_directory, tf1_checkpoint

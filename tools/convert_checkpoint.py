@@ -149,7 +149,9 @@ def _convert(values: absl_flags.FlagValues) -> None:
         try:
             source.config.to_google()
         except InputError as error:
-            raise InputError("`layout`=tf1", received=error, hint="hf takes every model") from error
+            raise InputError(
+                Setting("layout"), received=f"{_TF1}: {error}", hint="hf takes every model"
+            ) from error
     directory.expect_empty()
     if _TF1 in (source.layout, config.layout):
         running.import_quietly("tensorflow")

@@ -26,12 +26,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.commands import flags, running
 from tools.exports import formats
+from tools.exports.formats import CardSettings
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -40,44 +42,56 @@ if TYPE_CHECKING:
     from pipeline.tokenizers.tokens import Tokenizer
     from tools.exports.examples import Example
     from tools.exports.exporter import Report, Row
-    from tools.exports.model_card import CardSettings, Origin
+    from tools.exports.model_card import Origin
     from tools.exports.model_task import ModelTask
-    from tools.exports.subject import Subject
+    from tools.exports.program import Subject
 
 REPORT_FILE = "export.json"
 _TITLES = ("", "read by", "largest difference", "same guess", "at least", "MB", "latency")
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("model", None, "A model directory, for example of run_distill or finetune.")
-    table.string(
-        "formats", f"{formats.HF},{formats.SAVED_MODEL}", f"Of {','.join(formats.FORMATS)}."
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    model: Location = setting(
+        dataclasses.MISSING, "Model directory, for example of run_distill or finetune."
     )
-    table.string("output_dir", None, "Where exports go: a new or an empty folder.")
-    table.string("sentences", None, "A text file whose lines the exports are checked on.")
-    table.string("input_dir", None, "Instead: a cache, whose eval examples they are checked on.")
-    table.integer("num_sentences", 64, "How many lines, pairs of lines or examples.", low=1)
-    table.integer(
-        "max_seq_length",
+    output_dir: Location = setting(
+        dataclasses.MISSING, "Directory for the exports: new or empty, on this machine."
+    )
+    formats: tuple[str, ...] = setting(
+        (formats.HF, formats.SAVED_MODEL),
+        f"Formats separated by commas, of {','.join(formats.FORMATS)}.",
+        parse=parse_words,
+    )
+    sentences: Location | None = setting(None, "Text file whose lines the exports are checked on.")
+    input_dir: Location | None = setting(
+        None, "In place of `sentences`: a cache whose eval examples the exports are checked on."
+    )
+    num_sentences: int = setting(64, "Number of lines, pairs of lines or examples.", low=1)
+    max_seq_length: int | None = setting(
         None,
-        "Tokens that a text is cut to, also by from_text; as many as the model has positions.",
+        "Tokens that a text is cut to, also by from_text; the model's positions by default.",
         low=3,
     )
-    table.integer("repeats", 20, "Runs that are timed, the formats in turns.", low=1)
-    table.string("name", None, "Of the model, in its card; the name of its directory.")
-    table.string("language", None, "For the card: such as zh, or ru,en.")
-    table.string("license", None, "For the card, such as apache-2.0; none unless it is given.")
-    table.string("base_model", None, "For the card: the teacher's name on a hub.")
-    table.string("scores", None, "For the card: JSON files of numbers by name.")
-    table.require("model", "output_dir")
-    return table.values
+    repeats: int = setting(20, "Timed runs of each format, in turns.", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        formats.check(self.formats)
+        if (self.sentences is None) == (self.input_dir is None):
+            raise InputError(
+                Setting("sentences"),
+                "either it or `input_dir`, real text that exports are checked on",
+                "neither" if self.sentences is None else "both",
+            )
+        self.output_dir.expect_local()
+        self.output_dir.expect_empty()
 
 
-def _max_seq_length(values: flags.FlagValues, source: "ModelSource") -> int:
-    limit = source.config.max_input_length
-    wanted = values.max_seq_length
+def _max_seq_length(config: ExportConfig, source: "ModelSource") -> int:
+    limit, wanted = source.config.max_input_length, config.max_seq_length
     if wanted is not None and wanted > limit:
         raise InputError(
             Setting("max_seq_length"), f"at most {limit}, the model's positions", wanted
@@ -85,12 +99,12 @@ def _max_seq_length(values: flags.FlagValues, source: "ModelSource") -> int:
     return wanted or limit
 
 
-def _find_tokenizer(values: flags.FlagValues, source: "ModelSource") -> "Tokenizer | None":
+def _find_tokenizer(config: ExportConfig, source: "ModelSource") -> "Tokenizer | None":
     from pipeline.tokenizers import loading
 
-    if not loading.tokenizer_files(source.directory) and values.sentences is None:
+    if not loading.tokenizer_files(source.directory) and config.sentences is None:
         return None
-    tokenizer = loading.load_tokenizer(str(source.directory), do_lower_case=None)
+    tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
     if len(tokenizer.vocab) > source.config.vocab_size:
         raise InputError(
             Setting("model"),
@@ -100,13 +114,13 @@ def _find_tokenizer(values: flags.FlagValues, source: "ModelSource") -> "Tokeniz
     return tokenizer
 
 
-def _open_cache(values: flags.FlagValues, source: "ModelSource") -> "CacheInput | None":
-    if values.input_dir is None:
+def _open_cache(config: ExportConfig, source: "ModelSource") -> "CacheInput | None":
+    if config.input_dir is None:
         return None
     from pipeline.storage import cache_input, cache_tokenizer
     from pipeline.tokenizers import loading
 
-    cache = cache_input.open_cache(Location.parse(values.input_dir, "input_dir"), None)
+    cache = cache_input.open_cache(config.input_dir, None)
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("model"):
         cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
@@ -116,7 +130,7 @@ def _open_cache(values: flags.FlagValues, source: "ModelSource") -> "CacheInput 
 
 
 def _read_sentences(
-    values: flags.FlagValues,
+    config: ExportConfig,
     source: "ModelSource",
     task: "ModelTask",
     tokenizer: "Tokenizer",
@@ -124,14 +138,14 @@ def _read_sentences(
     from tools.exports import examples
 
     settings = {
-        "count": values.num_sentences,
-        "max_seq_length": _max_seq_length(values, source),
+        "count": config.num_sentences,
+        "max_seq_length": _max_seq_length(config, source),
     }
     if task.num_texts == 1:
         masked = task.head is None
-        return examples.read_lines(values.sentences, tokenizer, masked=masked, **settings)
+        return examples.read_lines(config.sentences, tokenizer, masked=masked, **settings)
     double = source.config.family.doubles_separator
-    return examples.read_pairs(values.sentences, tokenizer, double_separator=double, **settings)
+    return examples.read_pairs(config.sentences, tokenizer, double_separator=double, **settings)
 
 
 def cells(row: "Row") -> tuple[str, ...]:
@@ -159,21 +173,19 @@ def describe(report: "Report") -> str:
     )
 
 
-def _write_report(
-    report: "Report", directory: pathlib.Path, values: flags.FlagValues, max_seq_length: int
-) -> None:
+def _write_report(report: "Report", config: ExportConfig, max_seq_length: int) -> None:
     from tools import measurement
 
     content = {
         "machine": measurement.describe_machine(),
         "max_seq_length": max_seq_length,
-        "repeats": values.repeats,
+        "repeats": config.repeats,
         "num_examples": report.num_examples,
         "latency_tokens": report.latency_tokens,
         "rows": [row.to_json() for row in report.rows],
         "left_out": dict(report.left_out),
     }
-    (directory / REPORT_FILE).write_json(content)
+    (config.output_dir / REPORT_FILE).write_json(content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,44 +197,27 @@ class _Prepared:
     tokenizer: "Tokenizer | None"
     max_seq_length: int
     examples: "list[Example]"
-    card: "CardSettings"
+    card: CardSettings
     origin: "Origin"
 
 
-def _prepare(values: flags.FlagValues) -> _Prepared:
-    if (values.sentences is None) == (values.input_dir is None):
-        raise InputError(
-            Setting("sentences"),
-            "either it or `input_dir`, real text that exports are checked on",
-            "neither" if values.sentences is None else "both",
-        )
-    Location.parse(values.output_dir, "output_dir").expect_local()
-    Location.parse(values.output_dir, "output_dir").expect_empty()
-
+def _prepare(config: ExportConfig, card: CardSettings) -> _Prepared:
     from pipeline.models.formats import model_directory
     from tools.exports import examples, model_card, model_task
 
-    source = model_directory.find_model(values.model)
-    task, max_seq_length = model_task.find_task(source), _max_seq_length(values, source)
-    tokenizer, cache = _find_tokenizer(values, source), _open_cache(values, source)
+    source = model_directory.find_model(config.model)
+    task, max_seq_length = model_task.find_task(source), _max_seq_length(config, source)
+    tokenizer, cache = _find_tokenizer(config, source), _open_cache(config, source)
     if cache is None:
-        checked = _read_sentences(values, source, task, tokenizer)
+        checked = _read_sentences(config, source, task, tokenizer)
     else:
-        checked = examples.read_cache(cache, values.num_sentences)
-    name = values.name or Location.parse(values.model, "model").resolve().name
+        checked = examples.read_cache(cache, config.num_sentences)
     # Read once more for the card: a mistake is told now.
-    model_card.read_scores(values.scores)
-    return _Prepared(
-        source,
-        task,
-        tokenizer,
-        max_seq_length,
-        checked,
-        model_card.CardSettings(
-            name, values.language, values.license, values.base_model, values.scores
-        ),
-        model_card.find_origin(values.model, None if cache is None else cache.manifest),
-    )
+    model_card.read_scores(card.scores)
+    if card.name is None:
+        card = dataclasses.replace(card, name=config.model.resolve().name)
+    origin = model_card.find_origin(config.model, None if cache is None else cache.manifest)
+    return _Prepared(source, task, tokenizer, max_seq_length, checked, card, origin)
 
 
 def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) -> None:
@@ -248,9 +243,10 @@ def _load(prepared: _Prepared) -> "Subject":
     return hugging_face.head_subject(source, prepared.task, prepared.tokenizer, length)
 
 
-def _export(values: flags.FlagValues) -> None:
-    wanted = formats.parse_formats(values.formats)
-    prepared, directory = _prepare(values), pathlib.Path(values.output_dir)
+def _export(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, ExportConfig)
+    prepared = _prepare(config, flags.read_config(values, CardSettings))
+    directory = config.output_dir
     # Other backends' graphs are not TensorFlow's.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     running.import_quietly("keras", "tensorflow")
@@ -258,14 +254,16 @@ def _export(values: flags.FlagValues) -> None:
 
     subject = _load(prepared)
     directory.make_directory()
-    report = exporter.export(subject, wanted, prepared.examples, directory, repeats=values.repeats)
+    report = exporter.export(
+        subject, config.formats, prepared.examples, directory, repeats=config.repeats
+    )
     lines = aligned_lines(_TITLES, [cells(row) for row in report.rows])
     print("\n".join([*lines, "", describe(report)]))
-    if formats.SAVED_MODEL in wanted and (reason := saved_model.why_no_text(subject)):
+    if formats.SAVED_MODEL in config.formats and (reason := saved_model.why_no_text(subject)):
         print(f"{formats.SAVED_MODEL} takes ids only: {reason}")
     if (directory / formats.HF).is_dir():
         _write_card(prepared, report, directory / formats.HF)
-    _write_report(report, directory, values, prepared.max_seq_length)
+    _write_report(report, config, prepared.max_seq_length)
     if report.left_out:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
         raise InputError(
@@ -278,7 +276,8 @@ def _export(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _export, __doc__, argv)
+    table = flags.define_flags(ExportConfig, CardSettings)
+    return running.run(table, _export, __doc__, argv)
 
 
 if __name__ == "__main__":

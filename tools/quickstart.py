@@ -7,7 +7,6 @@ continues there.
 """
 
 import dataclasses
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,9 +46,7 @@ class Quickstart:
         corpus: the user's own text, or None.
     """
 
-    def __init__(
-        self, work: pathlib.Path, teacher: pathlib.Path | None, corpus: pathlib.Path | None
-    ) -> None:
+    def __init__(self, work: Location, teacher: Location | None, corpus: Location | None) -> None:
         self.work = work
         self.own_teacher = teacher
         self.own_corpus = corpus
@@ -87,7 +84,7 @@ class Quickstart:
             )
         path.write_json(settings)
 
-    def steps(self) -> Sequence[tuple[str, pathlib.Path, Callable[[], None]]]:
+    def steps(self) -> Sequence[tuple[str, Location, Callable[[], None]]]:
         """Returns what each step is, the file that it leaves, and how it is done."""
         work = self.work
         train_teacher = [
@@ -211,17 +208,16 @@ def define_flags() -> flags.FlagValues:
 def _quickstart(values: flags.FlagValues) -> None:
     begun = time.monotonic()
     teacher, corpus = (
-        pathlib.Path(value) if value is not None else None
-        for value in (values.teacher, values.corpus)
+        None if values[name].value is None else Location.parse(values[name].value, name)
+        for name in ("teacher", "corpus")
     )
     # What the user may have got wrong first: a corrected command may then use the folder.
     if teacher is not None:
         model_directory.find_model(teacher)
-        loading.find_vocab_file(str(teacher))
+        loading.find_vocab_file(teacher)
     if corpus is not None:
-        find_files(str(corpus))
-    Location.parse(values.work, "work").expect_local()
-    run = Quickstart(pathlib.Path(values.work), teacher, corpus)
+        find_files(corpus)
+    run = Quickstart(Location.parse(values.work, "work").expect_local(), teacher, corpus)
     run.claim()
     steps = run.steps()
     for number, (title, result, step) in enumerate(steps, 1):

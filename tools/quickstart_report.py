@@ -1,16 +1,15 @@
 """The quickstart's last page: one table and one picture."""
 
 import dataclasses
-import json
-import pathlib
+import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_specs import records
+from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, serialization
@@ -18,7 +17,9 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import EVAL, Manifest
 from pipeline.storage.records import MaskedExample
+from tools import measurement
 from tools.report.charts import COLOURS, GREY
+from tools.report.runs import METRICS_FILE, read_metrics
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -64,14 +65,12 @@ class Report:
     truncation_factor: int
 
 
-def _evaluations(directory: pathlib.Path) -> list[dict[str, float]]:
+def _evaluations(directory: Location) -> list[dict[str, float]]:
     """Returns the eval lines of a run."""
-    with open(directory / "metrics.jsonl", encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    return [line for line in lines if line["split"] == EVAL]
+    return [line for line in read_metrics(directory / METRICS_FILE) if line["split"] == EVAL]
 
 
-def _read_split(cache: pathlib.Path, manifest: Manifest, split: str) -> list[dict[str, bytes]]:
+def _read_split(cache: Location, manifest: Manifest, split: str) -> list[dict[str, bytes]]:
     return [
         serialization.decode_example(record)
         for shard in manifest.splits[split]
@@ -79,7 +78,7 @@ def _read_split(cache: pathlib.Path, manifest: Manifest, split: str) -> list[dic
     ]
 
 
-def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
+def measure(work: Location, teacher: Location) -> Report:
     """Collects what the runs below `work` have measured, and measures the rest."""
     cache = work / "cache"
     manifest = manifests.load(cache)
@@ -119,7 +118,7 @@ def measure(work: pathlib.Path, teacher: pathlib.Path) -> Report:
     )
 
 
-def _num_parameters(directory: pathlib.Path) -> int:
+def _num_parameters(directory: Location) -> int:
     return count_parameters(model_directory.find_model(directory).config)
 
 
@@ -169,7 +168,7 @@ def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest, codec: To
 
 
 def _latencies(
-    places: Sequence[pathlib.Path], manifest: Manifest, example: Mapping[str, bytes]
+    places: Sequence[Location], manifest: Manifest, example: Mapping[str, bytes]
 ) -> list[float]:
     """Returns the median milliseconds that each model takes for one example, in turns."""
     # Keras is imported only now that there is something to compute.
@@ -189,15 +188,9 @@ def _latencies(
         )
         for place in places
     ]
-    times: list[list[float]] = [[] for _ in places]
-    for run in range(_LATENCY_RUNS + 5):
-        for forward, taken in zip(forwards, times, strict=True):
-            begun = time.perf_counter()
-            forward(batch)
-            # The first runs compile.
-            if run >= 5:
-                taken.append(1000.0 * (time.perf_counter() - begun))
-    return [statistics.median(taken) for taken in times]
+    calls = [functools.partial(forward, batch) for forward in forwards]
+    times = measurement.in_turns(calls, _LATENCY_RUNS, warm_up=5)
+    return [1000.0 * statistics.median(taken) for taken in times]
 
 
 def table(report: Report) -> str:
@@ -229,7 +222,7 @@ def table(report: Report) -> str:
     )
 
 
-def draw(report: Report, work: pathlib.Path) -> pathlib.Path:
+def draw(report: Report, work: Location) -> Location:
     """Draws the picture, and writes the table beside it; returns the picture's path."""
     import matplotlib
 

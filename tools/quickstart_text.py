@@ -20,6 +20,7 @@ from tokenizers.trainers import WordPieceTrainer
 
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.readers.base import find_files
 from pipeline.tokenizers.segmenters import is_chinese
@@ -69,7 +70,7 @@ def _read_package(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def write_package_corpora(work: pathlib.Path) -> None:
+def write_package_corpora(work: Location) -> None:
     """Writes the two corpora of the package and a mixture that names them."""
     folder = (work / "corpus").make_directory()
     reviews = itertools.chain.from_iterable(
@@ -87,15 +88,15 @@ def write_package_corpora(work: pathlib.Path) -> None:
     _write_mixture(work, entries)
 
 
-def write_own_corpus(work: pathlib.Path, directory: pathlib.Path) -> None:
+def write_own_corpus(work: Location, directory: Location) -> None:
     """Writes a mixture of the user's own corpus alone, of a large one a part."""
-    found = find_files(str(directory))
+    found = find_files(directory)
     weight = min(1.0, _TEXT_BYTES / sum(file.bytes for file in found))
     entries = [{"name": "own", "input_dir": str(directory.resolve()), "weight": weight}]
     _write_mixture(work, entries)
 
 
-def _write_mixture(work: pathlib.Path, entries: Sequence[dict[str, object]]) -> None:
+def _write_mixture(work: Location, entries: Sequence[dict[str, object]]) -> None:
     content = yaml.safe_dump({"corpora": list(entries)}, allow_unicode=True, sort_keys=False)
     (work / CORPORA_FILE).write_whole(content.encode("utf-8"))
 

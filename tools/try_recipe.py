@@ -9,7 +9,6 @@ command continues.
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
 from tools.commands import run_command
+from tools.report.runs import METRICS_FILE, read_metrics
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _SEED = 12345
@@ -73,9 +73,7 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _mask(
-    values: flags.FlagValues, output_dir: pathlib.Path, masking: Mapping[str, object]
-) -> None:
+def _mask(values: flags.FlagValues, output_dir: Location, masking: Mapping[str, object]) -> None:
     length = values.max_seq_length
     run_command(
         "create_pretraining_data",
@@ -91,7 +89,7 @@ def _mask(
     )
 
 
-def _train_teacher(work: pathlib.Path, examples: pathlib.Path) -> None:
+def _train_teacher(work: Location, examples: Location) -> None:
     manifest = manifests.load(examples)
     config = local_teacher.local_config(
         manifest, num_hidden_layers=_LAYERS, hidden_size=_HIDDEN_SIZE
@@ -113,7 +111,7 @@ def _train_teacher(work: pathlib.Path, examples: pathlib.Path) -> None:
     )
 
 
-def _make_cache(work: pathlib.Path) -> None:
+def _make_cache(work: Location) -> None:
     """The teacher over the first shard of each split: enough for the steps of a local run."""
     run_command(
         "create_teacher_output_data",
@@ -123,7 +121,7 @@ def _make_cache(work: pathlib.Path) -> None:
     )
 
 
-def _distil(name: str, recipe: Recipe, work: pathlib.Path) -> None:
+def _distil(name: str, recipe: Recipe, work: Location) -> None:
     own = {"student": work / "start"}
     settings = {"init_from": work / "teacher"} if recipe.from_layers else own
     if not recipe.cached:
@@ -140,12 +138,11 @@ def _distil(name: str, recipe: Recipe, work: pathlib.Path) -> None:
 
 def losses_over_steps(directory: Location) -> list[dict[str, float]]:
     """Returns the train lines of a run's `metrics.jsonl`."""
-    text = (pathlib.Path(directory) / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = read_metrics(directory / METRICS_FILE)
     return [line for line in lines if line["split"] == manifests.TRAIN]
 
 
-def _describe(work: pathlib.Path) -> str:
+def _describe(work: Location) -> str:
     lines = losses_over_steps(work / "student")
     first, last = lines[0], lines[-1]
     left_out = ("step", "split", "learning_rate", "examples_per_second")
@@ -159,8 +156,7 @@ def _describe(work: pathlib.Path) -> str:
 
 
 def _try(values: flags.FlagValues) -> None:
-    Location.parse(values.work, "work").expect_local()
-    recipe, work = RECIPES[values.recipe], pathlib.Path(values.work)
+    recipe, work = RECIPES[values.recipe], Location.parse(values.work, "work").expect_local()
     settings = {name: values[name].value for name in ("recipe", "corpus", "vocab_file")}
     settings["max_seq_length"] = values.max_seq_length
     path = work / "settings.json"

@@ -4,6 +4,8 @@ The main process cuts, which is cheap; workers decode, clean and tokenise.
 """
 
 import dataclasses
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,12 +31,12 @@ _MAX_BLOCK_DOCUMENTS = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class DocumentBlock:
-    """Consecutive documents: the unit of work of the first half of stage 1a.
+    """Consecutive documents: the unit of work of the first half of prepare.
 
     Attributes:
         index: its number within the corpus.
         documents: its documents.
-        bytes_read: how many bytes of the corpus on disk have been read.
+        bytes_read: the bytes of the corpus that have been read from disk.
     """
 
     index: int
@@ -43,17 +45,11 @@ class DocumentBlock:
 
     def fingerprint(self) -> str:
         """Returns a digest of everything that the block's examples depend on."""
-        parts = [
-            part
+        keys = (
+            (document.file.key, document.ordinal, document.content, document.split_key or b"")
             for document in self.documents
-            for part in (
-                document.file.key,
-                document.ordinal,
-                document.content,
-                document.split_key or b"",
-            )
-        ]
-        return seeding.digest(*parts).hex()
+        )
+        return seeding.digest(*itertools.chain.from_iterable(keys)).hex()
 
 
 def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
@@ -62,29 +58,23 @@ def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
     Raises:
         InputError: an unknown declaration or dataset, or two corpora of one name.
     """
-    labels = [source.label for source in sources]
-    for label in labels:
-        if labels.count(label) > 1:
+    for label, count in Counter(source.label for source in sources).items():
+        if count > 1:
             raise InputError(
                 Setting("corpora"),
                 "a name for each corpus",
-                f"{label or 'none'!r} {labels.count(label)} times",
+                f"{label or 'none'!r} {count} times",
                 hint="add name: to tell them apart",
             )
     return tuple(_resolve(source) for source in sources)
 
 
-def _local_spec(name: str) -> str:
-    """Returns the name of a known declaration, or the path of a file of this machine."""
-    location = Location.parse(name, "corpus_spec")
-    return name if location.is_local else str(location.mirror())
-
-
 def _resolve(source: CorpusSource) -> Corpus:
     spec = CorpusSpec()
     if source.corpus_spec is not None:
+        name, location = source.corpus_spec, Location.parse(source.corpus_spec, "corpus_spec")
         try:
-            spec = corpus_specs.load_spec(_local_spec(source.corpus_spec))
+            spec = corpus_specs.load_spec(name if location.is_local else str(location.mirror()))
         except ValueError as error:
             raise InputError(Setting("corpus_spec"), received=error) from error
     given = {name: getattr(source, name) for name in ("text_fields", "segmenter")}
@@ -118,14 +108,15 @@ def _expect_known(
             )
 
 
+def is_inside(path: Location, source: CorpusSource) -> bool:
+    """Returns whether a path is below the folder whose files a source reads."""
+    return source.files is not None and path.is_inside(Location.parse(source.files))
+
+
 def open_corpora(
     sources: Sequence[CorpusSource], corpora: Sequence[Corpus]
 ) -> tuple[CorpusFile, ...]:
-    """Returns the files of all corpora, or the splits of TensorFlow datasets.
-
-    Args:
-        sources: where they lie.
-        corpora: the same, resolved.
+    """Returns the files of all sources, which `corpora` are when resolved.
 
     Raises:
         InputError: a corpus has no files, or all of them are empty.

@@ -1,8 +1,7 @@
-"""The student with its objective, as a Keras model that `fit` and `evaluate` know to run."""
+"""The student with its objective, as a Keras model for `fit` and `evaluate`."""
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -10,67 +9,54 @@ from keras import ops
 
 from data_specs import records
 from pipeline.base.seeding import hash64
-from pipeline.distill import losses as loss_functions
-from pipeline.distill.metrics import CalibrationError
-from pipeline.distill.objective import Objective, mean_over_positions
-from pipeline.distill.settings import (
-    ATTENTION,
-    ATTENTION_MSE,
-    HIDDEN,
-    HIDDEN_COSINE,
-    HIDDEN_COSINE_MASKED,
-    LOSS_NEEDS,
-    LOSS_SHARES,
-    MASKED_LM,
-    TOPK,
-)
+from pipeline.distill.comparison import STUDENT, TEACHER, BatchComparison, mean_over_weights
+from pipeline.distill.losses.base import ATTENTION, AVERAGES, HIDDEN, LOSS_SHARES
+from pipeline.distill.losses.masked_lm import MaskedLMLoss
+from pipeline.distill.objective import Objective
 from pipeline.models.encoder import ATTENTIONS
-from pipeline.models.layer_groups import mean_attention, mean_state
-from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
-
-STUDENT = "student"
-TEACHER = "teacher"
+from pipeline.models.masked_lm import LOGITS, MaskedLM
 
 
-@dataclasses.dataclass(frozen=True)
-class _Places:
-    """Where a batch's losses are computed; P is L where they go over all tokens.
+class CalibrationError(keras.metrics.Metric):
+    """Expected calibration error of the student's first guess (Guo et al., 2017).
 
-    Attributes:
-        targets: as `Objective.per_position` takes them.
-        masked: float32 [B, P], 1 at real masked positions.
-        real: float32 [B, P], 1 where the distributions are compared.
+    Positions are sorted into bins of equal width by the probability of the
+    first guess; in each the mean probability is compared with the share of
+    right guesses: ECE = Σ_bins (n_bin / n) · |accuracy − confidence|.
+
+    Args:
+        num_bins: bins.
+        name: the metric's name.
     """
 
-    targets: Mapping[str, Any]
-    masked: Any
-    real: Any
+    def __init__(self, num_bins: int = 15, name: str = "calibration_error") -> None:
+        super().__init__(name=name)
+        self.num_bins = num_bins
+        # For each bin: positions, sum of confidences, right guesses.
+        self.bins = self.add_variable((num_bins, 3), initializer="zeros", name="bins")
 
+    def update_state(self, confidence: Any, correct: Any, sample_weight: Any) -> None:
+        """Adds positions.
 
-def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -> _Places:
-    """Puts the labels of the masked positions where they stand among all tokens.
+        Args:
+            confidence: float32 [B, P], the probability of the first guess.
+            correct: float32 [B, P], 1 where it is the label.
+            sample_weight: float32 [B, P], 0 at padding.
+        """
+        index = ops.cast(ops.floor(confidence * self.num_bins), "int32")
+        index = ops.clip(index, 0, self.num_bins - 1)
+        membership = ops.one_hot(index, self.num_bins) * ops.expand_dims(sample_weight, -1)
+        columns = ops.stack([ops.ones_like(confidence), confidence, correct], axis=-1)
+        flat = (-1, self.num_bins), (-1, 3)
+        added = ops.matmul(
+            ops.transpose(ops.reshape(membership, flat[0])), ops.reshape(columns, flat[1])
+        )
+        self.bins.assign_add(added)
 
-    Example: labels [7, 9] at positions [1, 3] of 5 tokens become [0, 7, 0, 9, 0].
-    """
-    tokens = ops.arange(ops.shape(inputs[records.INPUT_IDS])[1], dtype="int32")
-    positions = ops.cast(inputs[records.MASKED_LM_POSITIONS], "int32")
-    here = ops.equal(ops.expand_dims(positions, -1), tokens)
-    weights = ops.expand_dims(targets[records.MASKED_LM_WEIGHTS], -1)
-    here = ops.cast(here, "float32") * weights
-    labels = ops.expand_dims(targets[records.MASKED_LM_IDS], -1)
-    return _Places(
-        {records.MASKED_LM_IDS: ops.sum(ops.cast(here, labels.dtype) * labels, axis=1)},
-        masked=ops.sum(here, axis=1),
-        real=ops.cast(inputs[records.INPUT_MASK], "float32"),
-    )
-
-
-def _add_mean(metric: keras.metrics.Mean, values: Any, weights: Any) -> Any:
-    """Adds positions to a metric and returns their mean."""
-    mean = mean_over_positions(values, weights)
-    # Given [B, P], Keras weighs with the mean over P, which changes with the batch.
-    metric.update_state(mean, sample_weight=ops.sum(weights))
-    return mean
+    def result(self) -> Any:
+        """Returns the error, from 0 to 1; 0 without positions."""
+        gaps = ops.abs(self.bins[:, 2] - self.bins[:, 1])
+        return ops.sum(gaps) / ops.maximum(ops.sum(self.bins[:, 0]), 1.0)
 
 
 class Distiller(keras.Model):
@@ -109,9 +95,9 @@ class Distiller(keras.Model):
         self.teacher = teacher
         if teacher is not None:
             teacher.trainable = False
-        self._means = {name: keras.metrics.Mean(name=name) for name in objective.supported}
+        self._means = {name: keras.metrics.Mean(name=name) for name in objective.reported_names}
         guesses = ["masked_lm_accuracy"]
-        if objective.has_teacher:
+        if objective.comparison.has_teacher:
             guesses += ["teacher_agreement", "teacher_accuracy"]
         self._guesses = {name: keras.metrics.Mean(name=name) for name in guesses}
         self._calibration = CalibrationError()
@@ -125,23 +111,24 @@ class Distiller(keras.Model):
         self.projections = self._make_projections(teacher_hidden_size, seed)
         self.built = True
 
-    def _make_projections(self, size: int | None, seed: int) -> list[keras.layers.Layer]:
-        """Returns a projection for each layer group whose states differ in size."""
+    def _make_projections(self, size: int | None, seed: int) -> dict[int, keras.layers.Layer]:
+        """Returns a projection by the student's layer, where hidden states differ in size."""
         own_size = self.student.config.hidden_size
-        compared = {HIDDEN_COSINE, HIDDEN_COSINE_MASKED} & set(self.objective.weights)
-        if not compared or size is None or size == own_size:
-            return []
-        projections = []
-        for group in self.objective.hidden_groups:
-            stream = hash64(seed, "hidden projection", str(group)) % 2**31
+        if size is None or size == own_size:
+            return {}
+        projections: dict[int, keras.layers.Layer] = {}
+        for group in self.objective.comparison.groups(HIDDEN):
+            if group.student in projections:
+                continue
+            projection_seed = hash64(seed, "hidden projection", str(group)) % 2**31
             projection = keras.layers.Dense(
                 size,
                 use_bias=False,
-                kernel_initializer=keras.initializers.LecunNormal(seed=stream),
+                kernel_initializer=keras.initializers.LecunNormal(seed=projection_seed),
                 name=f"hidden_projection_{group.student}",
             )
             projection.build((None, None, own_size))
-            projections.append(projection)
+            projections[group.student] = projection
         return projections
 
     @property
@@ -153,17 +140,17 @@ class Distiller(keras.Model):
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         """Returns `student` and, with a live teacher, `teacher`: activations by name."""
-        if self.objective.loss_positions == "all":
+        if self.objective.comparison.loss_positions == "all":
             inputs = {k: v for k, v in inputs.items() if k != records.MASKED_LM_POSITIONS}
-        said = {STUDENT: self._needed(self.student.activations(inputs, training=training))}
+        activations = {STUDENT: self._compared(self.student.activations(inputs, training=training))}
         if self.teacher is not None:
-            activations = self._needed(self.teacher.activations(inputs, training=False))
-            said[TEACHER] = keras.tree.map_structure(ops.stop_gradient, activations)
-        return said
+            of_teacher = self._compared(self.teacher.activations(inputs, training=False))
+            activations[TEACHER] = keras.tree.map_structure(ops.stop_gradient, of_teacher)
+        return activations
 
-    def _needed(self, activations: Mapping[str, Any]) -> dict[str, Any]:
-        """Leaves out what nothing is compared with: maps are large."""
-        needs = {LOSS_NEEDS[name] for name in self.objective.weights}
+    def _compared(self, activations: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the activations that losses compare: attention maps are large."""
+        needs = {loss.needs for loss in self.objective.trained}
         names = {LOGITS}
         names |= {records.HIDDEN_STATES} if HIDDEN in needs else set()
         names |= {ATTENTIONS} if ATTENTION in needs else set()
@@ -177,42 +164,30 @@ class Distiller(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the objective's mean over the batch's real positions.
+        """Returns the weighted sum of the losses' means over the batch.
 
-        In training, where the batch is a chunk of a group, its part of the mean over
-        the group's; what is reported are means over positions either way.
+        For a microbatch in training it is the microbatch's part of the mean over its group.
+        The metrics are means over what is in the batch in both cases.
         """
         del sample_weight
-        masked = y[records.MASKED_LM_WEIGHTS]
-        places = _Places(y, masked, masked)
-        if self.objective.loss_positions == "all":
-            places = _spread_over_tokens(x, y)
-        names = self.objective.weights if training else self.objective.supported
-        logits, teacher_logits = y_pred[STUDENT][LOGITS], None
-        if self.teacher is not None:
-            teacher_logits = y_pred[TEACHER][LOGITS]
-        values = self.objective.per_position(logits, places.targets, names, teacher_logits)
-        means = {}
-        for name, value in values.items():
-            weights = places.masked if name == MASKED_LM else places.real
-            means[name] = _add_mean(self._means[name], value, weights)
-        means.update(self._layer_losses(x, y, y_pred, names))
+        comparison = self.objective.comparison
+        batch = BatchComparison(comparison, x, y, y_pred, self.projections)
+        shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
+        losses = self.objective.trained if training else self.objective.reported
+        measured, means = batch.means(losses), {}
+        for loss in losses:
+            mean, count = measured[loss.name]
+            # Given [B, P], Keras weighs with the mean over P, which changes with the batch.
+            self._means[loss.name].update_state(mean, sample_weight=count)
+            means[loss.name] = mean
+            if shares is not None:
+                means[loss.name] *= shares[AVERAGES.index(comparison.over(loss))]
         if not training:
-            self._update_guesses(places, logits, teacher_logits)
-        elif LOSS_SHARES in y:
-            shares = y[LOSS_SHARES][0]
-            means = {name: mean * shares[self._share(name)] for name, mean in means.items()}
+            self._update_guesses(batch)
         return self.objective.total(means, self._progress(training))
 
-    def _share(self, name: str) -> int:
-        """Returns which of `LOSS_SHARES` a loss has: of masked positions, tokens or pairs."""
-        if name == ATTENTION_MSE:
-            return 2
-        everywhere = self.objective.loss_positions == "all" and LOSS_NEEDS[name] == TOPK
-        return 1 if everywhere or name == HIDDEN_COSINE else 0
-
     def _progress(self, training: bool) -> Any:
-        """Returns the part of all updates that is done, and counts a call in training."""
+        """Returns the fraction of all updates that is done, and counts a call in training."""
         if self._step is None:
             return 0.0
         updates = ops.floor_divide(self._step, self._steps_per_update)
@@ -221,87 +196,23 @@ class Distiller(keras.Model):
             self._step.assign(self._step + 1)
         return ops.minimum(progress, 1.0)
 
-    def _layer_losses(
-        self, inputs: Mapping[str, Any], targets: Mapping[str, Any], said: Any, names: Any
-    ) -> dict[str, Any]:
-        """Returns the means of the losses that compare layers, and counts them."""
-        means = {}
-        for name in names:
-            if LOSS_NEEDS[name] not in (HIDDEN, ATTENTION):
-                continue
-            if name == ATTENTION_MSE:
-                mask = ops.cast(inputs[records.INPUT_MASK], "float32")
-                count = ops.sum(ops.square(ops.sum(mask, axis=1)))
-                means[name] = self._attention_mse(said, mask)
-            else:
-                over_masked = name == HIDDEN_COSINE_MASKED
-                weights = targets[records.MASKED_LM_WEIGHTS]
-                if not over_masked:
-                    weights = ops.cast(inputs[records.INPUT_MASK], "float32")
-                count = ops.sum(weights)
-                pairs = self._hidden_pairs(inputs, targets, said, over_masked=over_masked)
-                means[name] = sum(
-                    mean_over_positions(loss_functions.hidden_cosine(*pair), weights)
-                    for pair in pairs
-                ) / len(pairs)
-            self._means[name].update_state(means[name], sample_weight=count)
-        return means
-
-    def _attention_mse(self, said: Mapping[str, Any], mask: Any) -> Any:
-        groups = self.objective.attention_groups
-        return sum(
-            loss_functions.attention_mse(
-                mean_attention(said[TEACHER][ATTENTIONS], group.teacher),
-                said[STUDENT][ATTENTIONS][group.student - 1],
-                mask,
-            )
-            for group in groups
-        ) / len(groups)
-
-    def _hidden_pairs(
-        self,
-        inputs: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        said: Mapping[str, Any],
-        *,
-        over_masked: bool,
-    ) -> Sequence[tuple[Any, Any]]:
-        """Returns the teacher's and the student's state of each layer group."""
-        objective, pairs = self.objective, []
-        for number, group in enumerate(objective.hidden_groups):
-            own = said[STUDENT][records.HIDDEN_STATES][group.student]
-            if over_masked and objective.hidden_cached:
-                index = objective.cached_groups.index(group.teacher)
-                other = targets[records.HIDDEN_STATES][:, :, index]
-            else:
-                other = mean_state(said[TEACHER][records.HIDDEN_STATES], group.teacher)
-                if over_masked:
-                    other = gather_positions(other, inputs[records.MASKED_LM_POSITIONS])
-            if over_masked:
-                own = gather_positions(own, inputs[records.MASKED_LM_POSITIONS])
-            own = ops.cast(own, "float32")
-            pairs.append((other, self.projections[number](own) if self.projections else own))
-        return pairs
-
-    def _update_guesses(self, places: _Places, logits: Any, teacher_logits: Any) -> None:
-        labels, weights = places.targets[records.MASKED_LM_IDS], places.masked
-        guess = ops.cast(ops.argmax(logits, axis=-1), labels.dtype)
-        right = ops.cast(ops.equal(guess, labels), "float32")
-        _add_mean(self._guesses["masked_lm_accuracy"], right, weights)
-        if self.objective.has_teacher:
-            if self.objective.topk_cached:
-                # Of the tokens that the student knows: a guess that it lacks has moved behind.
-                first = places.targets[records.TOPK_IDS][..., 0]
-            else:
-                first = ops.cast(ops.argmax(teacher_logits, axis=-1), labels.dtype)
-            for name, other in (("teacher_agreement", guess), ("teacher_accuracy", labels)):
-                equal = ops.cast(ops.equal(first, other), "float32")
-                _add_mean(self._guesses[name], equal, weights)
-        confidence = ops.exp(ops.max(logits, axis=-1) - ops.logsumexp(logits, axis=-1))
-        self._calibration.update_state(confidence, right, sample_weight=weights)
+    def _update_guesses(self, batch: BatchComparison) -> None:
+        guess = ops.cast(ops.argmax(batch.logits, axis=-1), batch.labels.dtype)
+        correct = ops.cast(ops.equal(guess, batch.labels), "float32")
+        hits = {"masked_lm_accuracy": correct}
+        if self.objective.comparison.has_teacher:
+            first = batch.first_guesses()
+            hits["teacher_agreement"] = ops.cast(ops.equal(first, guess), "float32")
+            hits["teacher_accuracy"] = ops.cast(ops.equal(first, batch.labels), "float32")
+        for name, values in hits.items():
+            mean = mean_over_weights(values, batch.weights)
+            self._guesses[name].update_state(mean, sample_weight=ops.sum(batch.weights))
+        largest = ops.max(batch.logits, axis=-1)
+        confidence = ops.exp(largest - ops.logsumexp(batch.logits, axis=-1))
+        self._calibration.update_state(confidence, correct, sample_weight=batch.weights)
 
     def set_updates(self, updates: int) -> None:
-        """Sets what counts calls, of which an update may take another number than before."""
+        """Sets the counters of calls; the number of calls in an update may have changed."""
         calls = updates * self._steps_per_update
         self.optimizer.variables[0].assign(calls)
         if self._step is not None:
@@ -310,11 +221,11 @@ class Distiller(keras.Model):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """Returns little at each step: `training_report` reads all means when asked."""
+        """Returns one mean at each step; `training_report` reads all of them."""
         name = next(iter(self.objective.weights))
         return {name: self._means[name].result()}
 
-    def _read(self, names: Any) -> dict[str, float]:
+    def _read(self, names: Iterable[str]) -> dict[str, float]:
         means = {name: float(self._means[name].result()) for name in names}
         return {"loss": float(self.objective.total(means, self._progress(False))), **means}
 
@@ -323,15 +234,15 @@ class Distiller(keras.Model):
         return self._read(self.objective.weights)
 
     def evaluation_report(self) -> dict[str, float]:
-        """Returns what the last `evaluate` measured.
+        """Returns the metrics of the last `evaluate`.
 
-        `loss`, each supported loss, `masked_lm_accuracy`, `masked_lm_perplexity`
+        `loss`, each reported loss, `masked_lm_accuracy`, `masked_lm_perplexity`
         (e to the mean −log q of the label), `calibration_error`, and with a
         teacher `teacher_agreement` (same first guess) and `teacher_accuracy`; the
         teacher's first guess is the first among the tokens that the student knows.
         """
-        report = self._read(self.objective.supported)
-        report["masked_lm_perplexity"] = math.exp(min(report[MASKED_LM], 700.0))
+        report = self._read(self._means)
+        report["masked_lm_perplexity"] = math.exp(min(report[MaskedLMLoss.name], 700.0))
         report.update({name: float(mean.result()) for name, mean in self._guesses.items()})
         report["calibration_error"] = float(self._calibration.result())
         return report

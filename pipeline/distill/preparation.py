@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from pipeline.base.errors import InputError, Setting, naming_setting
-from pipeline.distill.objective import Objective
-from pipeline.distill.objective_choice import choose_objective
+from pipeline.distill.losses.base import ATTENTION, HIDDEN
+from pipeline.distill.objective import Objective, choose_objective
 from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
 from pipeline.models import layer_groups
@@ -50,8 +50,8 @@ class Preparation:
             del settings[NUM_DATA_STREAMS]
         objective = self.objective
         layers = {
-            "hidden_groups": layer_groups.describe(objective.hidden_groups),
-            "attention_groups": layer_groups.describe(objective.attention_groups),
+            "hidden_groups": layer_groups.describe(objective.comparison.groups(HIDDEN)),
+            "attention_groups": layer_groups.describe(objective.comparison.groups(ATTENTION)),
         }
         subset = self.cache.vocab_subset
         request = {
@@ -66,7 +66,7 @@ class Preparation:
             **layers,
             "losses": objective.weights,
             "num_warmup_steps": self.config.warmup_steps,
-            "truncation_factor": objective.truncation_factor,
+            "truncation_factor": objective.comparison.truncation_factor,
         }
         return json.loads(json.dumps(request, default=_to_json))
 
@@ -88,7 +88,7 @@ def prepare(config: DistillConfig) -> Preparation:
     known = _known_teacher(info) if teacher is None else teacher.config
     objective = build_objective(config, cache, start.config, known)
     size = None if known is None else known.hidden_size
-    if objective.hidden_cached and info is not None:
+    if objective.comparison.hidden_cached and info is not None:
         size = info.hidden_size
     return Preparation(config, cache, start, teacher, objective, size)
 

@@ -11,10 +11,10 @@ import numpy as np
 import tqdm
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.distill import optimization, training_state
-from pipeline.distill.checkpoint_files import CheckpointFiles
+from pipeline.distill import checkpoints, optimization
+from pipeline.distill.checkpoints import CheckpointFiles
 from pipeline.distill.distiller import Distiller
-from pipeline.distill.replicas import Replicas, meeting
+from pipeline.distill.replicas import Replicas, barrier
 from pipeline.distill.run_log import RunLog
 from pipeline.distill.settings import DistillConfig
 from pipeline.distill.stopping import StopRequest
@@ -42,7 +42,7 @@ class EndsEarly(keras.callbacks.Callback):
             self.stopped = self.model.stop_evaluating = True
 
 
-class Progress(keras.callbacks.Callback):
+class TrainingCallback(keras.callbacks.Callback):
     """Logs, evaluates and writes checkpoints while `fit` runs, and ends it when asked to stop.
 
     Args:
@@ -54,7 +54,7 @@ class Progress(keras.callbacks.Callback):
         stop: whether to stop.
         start: updates already done.
         metrics: what was measured since the last line of the log, before the run was stopped.
-        steps_per_update: chunks of an update.
+        steps_per_update: microbatches of an update.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Puts back what `fit` has just set to zero."""
-        training_state.restore_metrics(self.model, self._metrics)
+        checkpoints.restore_metrics(self.model, self._metrics)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts updates and does what is due."""
@@ -124,12 +124,12 @@ class Progress(keras.callbacks.Callback):
 
     def _save(self, step: int, evaluation_due: bool) -> None:
         # A process that stops now must not end while another one still writes.
-        with meeting(self._replicas):
+        with barrier(self._replicas):
             # The checkpoint last: what is measured up to it is never lost.
             if self._log is not None:
                 self._log.publish()
             if self._checkpoints is not None:
-                arrays = training_state.to_arrays(self.model)
+                arrays = checkpoints.to_arrays(self.model)
                 self._checkpoints.save(step, arrays, evaluation_due=evaluation_due)
 
     def _synchronize(self) -> None:

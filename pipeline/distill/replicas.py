@@ -198,7 +198,7 @@ def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
             return begun if isinstance(begun, int) and begun > 0 else 1, True
         return config.num_data_streams or replicas.num_processes, False
 
-    count, is_begun = from_first(replicas, find, size=2)
+    count, is_begun = broadcast_from_primary(replicas, find, size=2)
     why = f", with which {config.output_dir} began" if is_begun else ""
     if count % replicas.num_processes:
         raise InputError(
@@ -244,12 +244,12 @@ def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Mani
         )
 
 
-def chunk_multiple(config: DistillConfig, replicas: Replicas) -> int:
-    """Returns what the examples of a chunk are a multiple of: of devices and of data streams."""
+def microbatch_multiple(config: DistillConfig, replicas: Replicas) -> int:
+    """Returns a number that divides a microbatch's examples: a multiple of devices and streams."""
     return math.lcm(replicas.num_devices, config.num_data_streams)
 
 
-def narrow(manifest: Manifest, replicas: Replicas) -> Manifest:
+def select_shards(manifest: Manifest, replicas: Replicas) -> Manifest:
     """Returns the manifest with this process's part of the shards, for what each is needed once."""
     splits = {
         split: shards[replicas.process :: replicas.num_processes]
@@ -259,7 +259,7 @@ def narrow(manifest: Manifest, replicas: Replicas) -> Manifest:
 
 
 @contextlib.contextmanager
-def meeting(replicas: Replicas) -> Iterator[None]:
+def barrier(replicas: Replicas) -> Iterator[None]:
     """Lets all processes go on together after the block, or none where one fails in it.
 
     One that waits for another at its end, or for one that has ended, is killed before long.
@@ -290,7 +290,9 @@ def meeting(replicas: Replicas) -> Iterator[None]:
         )
 
 
-def from_first(replicas: Replicas, find: Callable[[], Sequence[int]], size: int) -> list[int]:
+def broadcast_from_primary(
+    replicas: Replicas, find: Callable[[], Sequence[int]], size: int
+) -> list[int]:
     """Returns integers that process 0 finds, in all processes.
 
     Args:
@@ -301,7 +303,7 @@ def from_first(replicas: Replicas, find: Callable[[], Sequence[int]], size: int)
     Raises:
         InterruptedRunError: process 0 has raised what `find` did.
     """
-    with meeting(replicas):
+    with barrier(replicas):
         values = list(find()) if replicas.writes else [0] * size
     if replicas.num_processes == 1:
         return values

@@ -1,7 +1,6 @@
 """The settings of `run_distill`."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,121 +8,18 @@ from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.distill.losses import LOSSES
+from pipeline.distill.losses.base import LOSS_POSITIONS, TAIL_POLICIES
+from pipeline.distill.losses.weights import WeightSchedule, parse_loss_schedules, parse_losses
 
-# What a loss compares the student with: the teacher's distribution, the true
-# token, the teacher's hidden states or attention maps.
-TOPK = "topk"
-LABEL = "label"
-HIDDEN = "hidden states"
-ATTENTION = "attention maps"
-
-SOFT_CROSS_ENTROPY = "soft_cross_entropy"
-KL_DIVERGENCE = "kl_divergence"
-PROBABILITY_COSINE = "probability_cosine"
-MASKED_LM = "masked_lm"
-HIDDEN_COSINE = "hidden_cosine"
-# The same over the masked positions only: all that a cache can hold.
-HIDDEN_COSINE_MASKED = "hidden_cosine_masked"
-ATTENTION_MSE = "attention_mse"
-
-# The losses that `--losses` takes, and what each needs.
-LOSS_NEEDS: Mapping[str, str] = {
-    SOFT_CROSS_ENTROPY: TOPK,
-    KL_DIVERGENCE: TOPK,
-    PROBABILITY_COSINE: TOPK,
-    MASKED_LM: LABEL,
-    HIDDEN_COSINE: HIDDEN,
-    HIDDEN_COSINE_MASKED: HIDDEN,
-    ATTENTION_MSE: ATTENTION,
-}
-LOSS_POSITIONS = ("masked", "all")
-# A target where a batch is computed in chunks, float32 [B, 3], all rows alike: how much a
-# chunk counts for losses over masked positions, over tokens and over pairs of tokens, as a
-# part of the mean chunk.
-LOSS_SHARES = "loss_shares"
 # What `--distribution` takes.
 ALONE = "none"
 DATA_PARALLEL = "data_parallel"
 DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
 # Its name in a run's request, where there are several.
 NUM_DATA_STREAMS = "num_data_streams"
-SCHEDULES = ("constant", "linear", "cosine")
-TAIL_POLICIES = ("drop", "renormalize", "bucket", "label")
-# What happens to the tail unless `--tail` says otherwise; the first as the
-# Chinese RoBERTa-wwm distillation did.
-DEFAULT_TAILS: Mapping[str, str] = {SOFT_CROSS_ENTROPY: "drop", KL_DIVERGENCE: "bucket"}
-# Which layers are compared unless `--layer_groups` says otherwise: DistilBERT's
-# last ones, DistilRuBERT's equal groups.
-DEFAULT_LAYER_GROUPS: Mapping[str, str] = {HIDDEN: "last", ATTENTION: "mean"}
 # Tables that `--freeze` takes, and their variables' names.
 FREEZABLE = ("word_embeddings", "position_embeddings", "segment_embeddings")
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightSchedule:
-    """How a loss's weight changes over the steps, from its first value to its last.
-
-    Attributes:
-        shape: one of `SCHEDULES`.
-        last: the weight at the last step; None for the first one.
-    """
-
-    shape: str
-    last: float | None
-
-
-def parse_loss_schedules(text: str) -> dict[str, WeightSchedule]:
-    """Parses the text of `loss_schedules`, for example "masked_lm=linear:0,hidden_cosine=cosine:1".
-
-    Raises:
-        InputError: a loss stands there twice, or has an unknown shape, or a last weight that is
-            not a number of at least 0.
-    """
-    schedules: dict[str, WeightSchedule] = {}
-    for part in parse_words(text):
-        name, _, value = part.partition("=")
-        shape, _, last = value.partition(":")
-        if name in schedules:
-            raise InputError(None, "each loss once", f"{name} twice")
-        try:
-            weight = None if shape == "constant" and not last else float(last)
-        except ValueError:
-            weight = math.nan
-        if shape not in SCHEDULES or not (weight is None or 0.0 <= weight < math.inf):
-            raise InputError(
-                None,
-                f"{name}=constant, {name}=linear:LAST or {name}=cosine:LAST with a last "
-                "weight of at least 0",
-                f"{part!r}",
-            )
-        schedules[name] = WeightSchedule(shape, weight)
-    return schedules
-
-
-def parse_losses(text: str) -> dict[str, float]:
-    """Parses the text of `losses`, for example "soft_cross_entropy=1,probability_cosine=0.5".
-
-    A name without a weight has weight 1.
-
-    Raises:
-        InputError: an unknown loss, a loss twice, a weight that is not a number above 0.
-    """
-    losses: dict[str, float] = {}
-    for part in parse_words(text):
-        name, _, weight = part.partition("=")
-        if name not in LOSS_NEEDS:
-            raise InputError(None, f"names of {', '.join(LOSS_NEEDS)}", f"{name!r}")
-        if name in losses:
-            raise InputError(None, "each loss once", f"{name} twice")
-        try:
-            losses[name] = float(weight or 1.0)
-        except ValueError as error:
-            raise InputError(None, f"a number for {name}", f"{weight!r}") from error
-        if not 0.0 < losses[name] < math.inf:
-            raise InputError(None, f"a weight above 0 for {name}", weight)
-    if not losses:
-        raise InputError(None, "at least one loss", "none")
-    return losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +103,8 @@ class DistillConfig(Settings):
 
     student: StudentConfig
     losses: Mapping[str, float] = setting(
-        {SOFT_CROSS_ENTROPY: 1.0, PROBABILITY_COSINE: 1.0},
-        f"Losses and their weights, of {', '.join(LOSS_NEEDS)}.",
+        {"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
+        f"Losses and their weights, of {', '.join(LOSSES)}.",
         parse=parse_losses,
     )
     loss_schedules: Mapping[str, WeightSchedule] = setting(

@@ -11,28 +11,27 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.base.errors import InputError
-from pipeline.distill import checkpoint_files, optimization, targets, training_state
-from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles
+from pipeline.distill import batches, checkpoints, optimization
+from pipeline.distill.batches import Batch
+from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.preparation import Preparation, prepare
-from pipeline.distill.progress import EndsEarly, Progress
+from pipeline.distill.progress import EndsEarly, TrainingCallback
 from pipeline.distill.replicas import (
     Replicas,
+    barrier,
+    broadcast_from_primary,
     choose_streams,
-    chunk_multiple,
     expect_equal_parts,
     find_replicas,
-    from_first,
     make_gather,
-    meeting,
-    narrow,
+    microbatch_multiple,
     scope,
+    select_shards,
 )
 from pipeline.distill.run_log import RunLog
 from pipeline.distill.settings import DistillConfig
-from pipeline.distill.shared_batches import agreed_batches
 from pipeline.distill.stopping import StopRequest
-from pipeline.distill.targets import Batch
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.storage import reader
@@ -43,19 +42,19 @@ from pipeline.storage.manifest import EVAL
 
 def _find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
     devices = keras.distribution.list_devices()
-    return targets.plan_chunks(
+    return batches.plan_microbatches(
         cache,
         batch_size=config.train_batch_size,
         num_batches=config.gradient_accumulation_steps,
         buckets=config.length_buckets,
         on_cpu=all(device.startswith("cpu") for device in devices),
         num_devices=replicas.num_devices,
-        multiple=chunk_multiple(config, replicas),
+        multiple=microbatch_multiple(config, replicas),
     )
 
 
 def _steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
-    """Returns how many chunks make an update."""
+    """Returns how many microbatches make an update."""
     return config.examples_per_step * chunking.num_chunks // chunking.group_size
 
 
@@ -97,7 +96,7 @@ class _Evaluation:
         size = config.eval_batch_size
         self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
         self._steps = -(-self._count // size)
-        self._batches = targets.evaluation_batches(
+        self._batches = batches.evaluation_batches(
             cache,
             batch_size=size,
             max_steps=self._steps,
@@ -181,8 +180,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
     if config.do_train:
         manifests.check_output_dir(config.output_dir, run.request())
-    with meeting(replicas):
-        own = narrow(cache.manifest, replicas)
+    with barrier(replicas):
+        own = select_shards(cache.manifest, replicas)
         manifests.verify(cache.directory, own, full=config.verify == "full")
     if keras.config.backend() == "jax":
         # TensorFlow only reads records here; it would take the GPU's memory from JAX.
@@ -202,11 +201,11 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
             return evaluation.run_alone(build_distiller(run), stop)
     chunking = _find_chunking(config, cache, replicas)
     distiller = build_distiller(run, _steps_per_update(config, chunking))
-    with meeting(replicas):
+    with barrier(replicas):
         if replicas.writes:
             manifests.reserve_output_dir(config.output_dir, run.request())
     report = _train(run, replicas, chunking, distiller, evaluation)
-    with meeting(replicas):
+    with barrier(replicas):
         if replicas.writes:
             _write_model(cache, config, distiller)
     return report
@@ -232,7 +231,7 @@ def _train(
     kept, log, found = _find_start(config, replicas)
     start, metrics = found.step, _restore(config, replicas, distiller, found.step)
     with StopRequest() as stop:
-        progress = Progress(
+        progress = TrainingCallback(
             config,
             replicas,
             evaluation,
@@ -251,7 +250,7 @@ def _train(
         except BaseException:
             progress.close_after_error()
             raise
-        with meeting(replicas):
+        with barrier(replicas):
             progress.close()
         report: Mapping[str, float] = progress.last_report
         if not report and evaluation is not None:
@@ -265,10 +264,10 @@ def _restore(
     """Goes back to a checkpoint, if there is one, and returns its sums of what is measured."""
     if not step:
         return {}
-    with meeting(replicas):
-        metrics = training_state.restore(config.output_dir, distiller, step)
+    with barrier(replicas):
+        metrics = checkpoints.restore(config.output_dir, distiller, step)
     # Processes of one machine have read the same copy.
-    checkpoint_files.forget_copy(config.output_dir, step)
+    checkpoints.forget_copy(config.output_dir, step)
     if step < config.num_train_steps:
         print(f"continuing from step {step}", file=sys.stderr)
     return metrics
@@ -287,14 +286,14 @@ def _find_start(
         log = RunLog(config.output_dir, start=found.step)
         return found.step, found.evaluation_due and not log.has_evaluation(found.step)
 
-    step, due = from_first(replicas, find, size=2)
+    step, due = broadcast_from_primary(replicas, find, size=2)
     return kept, log, Checkpoint(step, bool(due))
 
 
 def _training_batches(
     run: Preparation, replicas: Replicas, chunking: Chunking, start: int
 ) -> tf.data.Dataset | Iterator[Batch]:
-    """Returns the chunks from an update on to the last one: this process's rows of them."""
+    """Returns the microbatches from an update on to the last one: this process's rows of them."""
     config = run.config
     updates = config.num_train_steps - start
     settings = {
@@ -305,11 +304,11 @@ def _training_batches(
     }
     # An endless stream would still be read ahead while the process ends.
     if replicas.num_processes == 1:
-        batches = targets.training_batches(run.cache, chunking, **settings)
-        return batches.take(updates * _steps_per_update(config, chunking))
-    groups = targets.training_groups(run.cache, chunking, **settings)
+        microbatches = batches.training_batches(run.cache, chunking, **settings)
+        return microbatches.take(updates * _steps_per_update(config, chunking))
+    groups = batches.training_groups(run.cache, chunking, **settings)
     groups = groups.take(updates * config.examples_per_step // chunking.group_size)
-    return agreed_batches(
+    return batches.agreed_batches(
         groups.as_numpy_iterator(),
         run.cache.manifest,
         num_lengths=chunking.num_lengths,
@@ -322,19 +321,19 @@ def _fit(
     replicas: Replicas,
     chunking: Chunking,
     distiller: Distiller,
-    progress: Progress,
+    progress: TrainingCallback,
     start: int,
 ) -> None:
     """Makes the updates from `start` on."""
     config = run.config
     calls = (config.num_train_steps - start) * _steps_per_update(config, chunking)
-    batches = _training_batches(run, replicas, chunking, start)
+    microbatches = _training_batches(run, replicas, chunking, start)
     try:
         distiller.fit(
-            batches, steps_per_epoch=calls, callbacks=[progress], verbose=0, shuffle=False
+            microbatches, steps_per_epoch=calls, callbacks=[progress], verbose=0, shuffle=False
         )
     except KeyboardInterrupt as interrupt:
-        saved = checkpoint_files.checkpoint_steps(config.output_dir)[-1:] or [0]
+        saved = checkpoints.checkpoint_steps(config.output_dir)[-1:] or [0]
         raise KeyboardInterrupt(
             f"interrupted; the same command continues from step {saved[0]}, the last "
             f"checkpoint (--save_checkpoints_steps={config.save_checkpoints_steps})"

@@ -1,4 +1,4 @@
-"""Documents become masked examples, or unmasked windows: the first half of stage 1a.
+"""Documents become masked examples or unmasked windows: the first half of prepare.
 
 The workers' job is a document block, which becomes one spill file.
 """
@@ -25,7 +25,6 @@ from pipeline.masking.windows import WindowInput
 from pipeline.storage import serialization, spill, token_counts
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.loading import load_tokenizer
-from pipeline.tokenizers.tokens import Tokenizer
 
 # Characters that are tokenised at a time: bounds the memory of a long document.
 _TEXT_SLICE_CHARS = 2**17
@@ -40,6 +39,8 @@ _BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
 _LEFT_OUT = "left out by the weight of their corpus"
 _UNMASKABLE = "without a word to mask"
+# What windows are counted as: without, and with a word to mask.
+_WINDOWS = (f"windows {_UNMASKABLE}", "windows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,33 +53,29 @@ class _TokenizedDocument:
 
 
 class DocumentMasker:
-    """Turns documents into masked examples or, for dynamic masks, windows; one a process."""
+    """Turns documents into masked examples or, for dynamic masks, windows; one a process.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        vocab_size: V.
+    """
 
     def __init__(self, config: MaskedExamplesConfig) -> None:
         self._config = config
-        self._tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
-        self._is_special = self._tokenizer.is_special()
+        self.tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
+        self.vocab_size = len(self.tokenizer.vocab)
+        self._is_special = self.tokenizer.is_special()
         self._policy = masks.masking_policy(
-            self._tokenizer,
+            self.tokenizer,
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
-        return self._tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the tokens of the vocabulary."""
-        return len(self._tokenizer.vocab)
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
         segment = segmenters.load_segmenter(segmenter)
         ids, word_starts, line_starts = [], [], []
         for piece in _text_slices(text):
-            tokens = self._tokenizer.tokenize(piece)
+            tokens = self.tokenizer.tokenize(piece)
             ids.append(tokens.ids)
             if self._config.do_whole_word_mask:
                 word_starts.append(segmenters.word_starts(piece, tokens, segment))
@@ -90,12 +87,11 @@ class DocumentMasker:
         )
 
     def num_copies(self, key: bytes, weight: float) -> int:
-        """Returns how many ways a document is masked; how often it is stored where it is not.
+        """Returns how many masked copies a document has: `weight · copies`, on average.
 
         Args:
             key: its digest.
-            weight: its corpus's: `weight · copies` of the settings, where that is
-                no whole number on average over documents.
+            weight: its corpus's.
         """
         uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
         return int(weight * self._config.copies + uniform)
@@ -124,7 +120,7 @@ class DocumentMasker:
         seed = self._config.random_seed
         document = self._tokenize(text, segmenter)
         # A byte-level vocabulary may have no unknown token.
-        unknown = document.ids == self._tokenizer.special_ids.get("unk", -1)
+        unknown = document.ids == self.tokenizer.special_ids.get("unk", -1)
         statistics["tokens"] += len(document.ids)
         statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
         inputs = self._windows(document, key)
@@ -147,7 +143,7 @@ class DocumentMasker:
             longest = self._policy.num_to_predict(len(window.input_ids))
             special = self._is_special[window.token_ids]
             words = masks.maskable_words(window.word_starts, special, longest)
-            _count_window(statistics, maskable=len(words.starts) > 0)
+            statistics[_WINDOWS[len(words.starts) > 0]] += 1
             features = windows.window_features(window, self.vocab_size)
             for copy in range(num_copies if len(words.starts) else 0):
                 yield number, copy, features
@@ -177,14 +173,14 @@ class DocumentMasker:
             numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
             counts = masked.counts.tolist()
             for count in counts[: len(batch)]:
-                _count_window(statistics, maskable=count > 0)
+                statistics[_WINDOWS[count > 0]] += 1
             for (copy, number), count, values in zip(numbers, counts, features, strict=True):
                 if count:
                     yield number, copy, values
             begin += len(batch)
 
     def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
-        config, special_ids = self._config, self._tokenizer.special_ids
+        config, special_ids = self._config, self.tokenizer.special_ids
         length = config.window_length
         rng = seeding.stream(config.random_seed, "window length", key)
         if rng.random() < config.short_seq_prob:
@@ -199,10 +195,6 @@ class DocumentMasker:
                 document.ids[span], split, special_ids["cls"], special_ids["sep"]
             )
             yield WindowInput(*inputs, starts)
-
-
-def _count_window(statistics: Counter[str], *, maskable: bool) -> None:
-    statistics["windows" if maskable else f"windows {_UNMASKABLE}"] += 1
 
 
 def _text_slices(text: str) -> Iterator[str]:
@@ -241,23 +233,18 @@ def counts_path(config: MaskedExamplesConfig, index: int) -> Location:
     return spill_folder(config) / f"{index:08d}.counts.npy"
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockResult:
-    """A masked block: its spill file's header, and the bytes of the corpus read so far."""
-
-    header: Mapping[str, Any]
-    bytes_read: int
-
-
 def mask_block(
     config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, is_only_writer: bool = True
-) -> BlockResult:
+) -> tuple[Mapping[str, Any], int]:
     """Masks a block's documents into a spill file; a finished one stays.
 
     Args:
         config: the settings.
         block: the documents.
         is_only_writer: whether no other process, perhaps on another node, may mask it too.
+
+    Returns:
+        the spill file's header, and the bytes of the corpus that have been read.
     """
     path = spill_path(config, block.index)
     header = spill.read_header(path)
@@ -272,18 +259,14 @@ def mask_block(
             )
             token_counts.write_counts(counts_path(config, block.index), counts)
         spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
-    return BlockResult(header, block.bytes_read)
+    return header, block.bytes_read
 
 
 def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> list[Location]:
     """Returns the spill files of all blocks, after checking that each is of its block.
 
-    Args:
-        config: what was asked for.
-        fingerprints: of the blocks, in their order.
-
     Raises:
-        InterruptedRunError: one is missing, or of another text.
+        InterruptedRunError: one is missing, or of another text than `fingerprints` say.
     """
     paths = [spill_path(config, index) for index in range(len(fingerprints))]
     for path, expected in zip(paths, fingerprints, strict=True):
@@ -300,7 +283,7 @@ def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> 
 
 @functools.lru_cache(maxsize=1)
 def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
-    """Refuses a node that sees another tokenizer than the command did."""
+    """Refuses a node that sees another tokenizer than the command."""
     for name, content in _masker(config).tokenizer.files().items():
         path = config.output_dir / name
         if path.read_bytes() != content:
@@ -352,7 +335,7 @@ def _mask_document(
     if len(text) < config.min_chars:
         return _SHORT
     content = text.encode("utf-8")
-    # By content, so that two copies of a text never stand on both sides.
+    # By content, so that two copies of a text are always in the same split.
     group = seeding.hash64(config.random_seed, "split", document.split_key or content)
     key = seeding.digest(document.file.key, document.ordinal, content)
     masker, settings = _masker(config), document.file.corpus

@@ -1,4 +1,4 @@
-"""Stage 1a: a corpus becomes masked examples, or windows that are masked when they are read.
+"""Prepare: a corpus becomes masked examples, or windows that are masked when they are read.
 
     document blocks ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file
@@ -42,7 +42,7 @@ _USUAL_TRUNCATION_FACTOR = 128
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """What is known once every document has been seen.
+    """The shards of a corpus, and which example goes into which: known once all is masked.
 
     Attributes:
         corpus_digest: of all blocks.
@@ -61,7 +61,7 @@ class ShardPlan:
     statistics: Mapping[str, Any]
 
     def keys(self, job: ShardJob) -> spill.KeyRange:
-        """Returns what belongs into a shard."""
+        """Returns the keys of a shard's examples."""
         count = self.num_shards[job.split]
         low, high = (spill.KEY_SPACE * number // count for number in (job.index, job.index + 1))
         if job.split == EVAL:
@@ -69,7 +69,7 @@ class ShardPlan:
         return spill.KeyRange(low, high, self.eval_below, spill.KEY_SPACE)
 
     def jobs(self) -> tuple[ShardJob, ...]:
-        """Returns every shard to be made."""
+        """Returns a job for every shard."""
         return tuple(
             ShardJob(split, index, manifests.shard_file(split, index, count))
             for split, count in self.num_shards.items()
@@ -102,24 +102,25 @@ def make_plan(
     """Returns the plan of a corpus whose blocks are all masked.
 
     Args:
-        config: what was asked for.
+        config: the settings.
         headers: of all spill files.
         corpus_files: all files.
         id_bytes: bytes of a token id in a record.
 
     Raises:
-        InputError: nothing was masked.
+        InputError: no document has an example.
     """
     statistics, skipped, by_corpus = (
         _total(headers, name) for name in ("statistics", "skipped", "examples")
     )
     ranges = [header["groups"] for header in headers if header["groups"]]
     if not ranges:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
         raise InputError(
             Setting("input_dir"),
             "text to mask",
-            f"{statistics['documents']} documents, all skipped: "
-            f"{_describe_counts(skipped)} (`min_chars`={config.min_chars})",
+            f"{statistics['documents']} documents, all skipped: {reasons or 'none'} "
+            f"(`min_chars`={config.min_chars})",
         )
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
     eval_below = eval_threshold(config.eval_fraction, lowest, highest)
@@ -155,12 +156,8 @@ def _total(headers: Sequence[Mapping[str, Any]], name: str) -> Counter[str]:
     return total
 
 
-def _describe_counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "none"
-
-
 def _plan_path(config: MaskedExamplesConfig) -> Location:
-    """In a bucket beside the shards: another machine, too, must not mix two corpora."""
+    """In a bucket next to the shards: another machine must not mix two corpora either."""
     return config.output_dir / document_masker.SPILL_FOLDER / _PLAN_FILE
 
 
@@ -182,9 +179,9 @@ def _mask_corpus(
     headers = []
     total = sum(file.bytes for file in corpus_files)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="masking") as bar:
-        for result in results:
-            headers.append(result.header)
-            bar.update(result.bytes_read - bar.n)
+        for header, bytes_read in results:
+            headers.append(header)
+            bar.update(bytes_read - bar.n)
     return headers
 
 
@@ -198,42 +195,27 @@ def _make_records(
     ), None
 
 
-def _start_jobs(
-    config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob], workers: Workers
-) -> Iterator[manifests.ShardInfo]:
-    """Yields the shards as they are written, in the jobs' order."""
-    done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
-    missing = [job for job in jobs if done[job] is None]
-    make = functools.partial(_make_records, config, plan)
-    made = runners.make_shards(workers, config.output_dir, make, missing)
-    for job in jobs:
-        yield done[job] or next(made)
-
-
 def _write_shards(
     config: MaskedExamplesConfig, plan: ShardPlan, workers: Workers
 ) -> dict[str, tuple[manifests.ShardInfo, ...]]:
     """Second half: every shard out of the spill files."""
     jobs = plan.jobs()
-    _expect_same_corpus(config, plan, jobs)
-    results = _start_jobs(config, plan, jobs, workers)
+    done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
+    missing = [job for job in jobs if done[job] is None]
+    _expect_same_corpus(config, plan, is_begun=len(missing) < len(jobs))
+    make = functools.partial(_make_records, config, plan)
+    made = runners.make_shards(workers, config.output_dir, make, missing)
     splits: dict[str, list[manifests.ShardInfo]] = {split: [] for split in plan.num_shards}
-    with tqdm.tqdm(total=len(jobs), unit="shard", desc="writing") as bar:
-        for job, shard in zip(jobs, results, strict=True):
-            splits[job.split].append(shard)
-            bar.update()
+    for job in tqdm.tqdm(jobs, unit="shard", desc="writing"):
+        splits[job.split].append(done[job] or next(made))
     return {split: tuple(shards) for split, shards in splits.items()}
 
 
-def _expect_same_corpus(
-    config: MaskedExamplesConfig, plan: ShardPlan, jobs: Sequence[ShardJob]
-) -> None:
-    """Refuses to mix shards of two corpora, should the text have changed between two runs."""
+def _expect_same_corpus(config: MaskedExamplesConfig, plan: ShardPlan, *, is_begun: bool) -> None:
+    """Refuses to mix shards of two corpora: the text may have changed between two runs."""
     path = _plan_path(config)
     started = path.read_json().get("corpus") if path.is_file() else plan.corpus_digest
-    if started != plan.corpus_digest and any(
-        manifests.completed_shard(config.output_dir, job.file) for job in jobs
-    ):
+    if is_begun and started != plan.corpus_digest:
         raise InputError(
             Setting("input_dir"),
             received=f"the text has changed since {config.output_dir} was begun: expected "
@@ -245,19 +227,15 @@ def _expect_same_corpus(
 def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     """Makes a directory of masked examples or unmasked windows, or finishes one.
 
-    Args:
-        config: what was asked for.
-
     Returns:
-        the manifest that stands in `config.output_dir` now.
+        the manifest of `config.output_dir`.
 
     Raises:
-        InputError: the corpus, the vocabulary or the directory is not as it must
-            be. A directory that this call began, and in which no shard is
-            complete, is then as it was before.
+        InputError: the corpus, the vocabulary or the directory is invalid. A directory that
+            this call began, and in which no shard is complete, is restored.
     """
     _expect_output_outside(config)
-    config = runners.absolute_locations(config)
+    config = config.absolute()
     corpora = corpus.resolve(config.corpora)
     tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
@@ -269,11 +247,10 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     else:
         try:
             manifest = _make(config, corpus_files, tokenizer, request)
-        except InterruptedRunError:
-            raise
-        except InputError:
-            # What is complete stays, and so does what tells whose it is.
-            if is_new and not any(config.output_dir.glob("*.tfrecord")):
+        except InputError as error:
+            # Complete shards stay, and so does the run configuration that they belong to.
+            is_empty = is_new and not any(config.output_dir.glob("*.tfrecord"))
+            if is_empty and not isinstance(error, InterruptedRunError):
                 _withdraw(config, tokenizer)
             raise
     _remove_spill(config)
@@ -282,10 +259,10 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
 
 def _expect_output_outside(config: MaskedExamplesConfig) -> None:
     for source in config.corpora:
-        if source.files is not None and config.output_dir.is_inside(Location.parse(source.files)):
+        if corpus.is_inside(config.output_dir, source):
             raise InputError(
                 Setting("output_dir"),
-                f"a folder outside `input_dir`={source.files}, which is read with all below it",
+                f"a directory outside `input_dir`={source.files}, all of which is read",
                 config.output_dir,
             )
 
@@ -339,7 +316,7 @@ def _write_token_counts(
 
 
 def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
-    """Leaves the directory as it was found: a corrected command may use it."""
+    """Restores the directory, so that a corrected command can use it."""
     _remove_spill(config)
     for name in (*tokenizer.files(), manifests.REQUEST_FILE):
         (config.output_dir / name).unlink(missing_ok=True)
@@ -348,13 +325,14 @@ def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
 def _expect_corpus_size(
     config: MaskedExamplesConfig, manifest: Manifest, corpus_files: Sequence[CorpusFile]
 ) -> None:
-    there = tuple(manifest.statistics[name] for name in ("corpus_files", "corpus_bytes"))
-    here = len(corpus_files), sum(file.bytes for file in corpus_files)
-    if there != here:
+    recorded = tuple(manifest.statistics[name] for name in ("corpus_files", "corpus_bytes"))
+    present = len(corpus_files), sum(file.bytes for file in corpus_files)
+    if recorded != present:
         raise InputError(
-            Setting("output_dir"),
-            received=f"{config.output_dir} was made from {there[0]} files, {there[1]} bytes",
-            hint=f"received {here[0]} files, {here[1]} bytes; choose an empty directory",
+            config.output_dir,
+            f"the corpus that it was made from, of {recorded[0]} files and {recorded[1]} bytes",
+            f"{present[0]} files and {present[1]} bytes",
+            hint="choose an empty directory",
         )
 
 

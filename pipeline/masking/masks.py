@@ -48,13 +48,7 @@ class MaskingPolicy:
 def masking_policy(
     tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions_per_seq: int
 ) -> MaskingPolicy:
-    """Returns how windows of a tokenizer's tokens are masked.
-
-    Args:
-        tokenizer: its special tokens never stand in for a masked one.
-        masked_lm_prob: see `MaskingPolicy`.
-        max_predictions_per_seq: see `MaskingPolicy`.
-    """
+    """Returns the policy for a tokenizer, whose special tokens never stand in for a masked one."""
     return MaskingPolicy(
         masked_lm_prob=masked_lm_prob,
         max_predictions_per_seq=max_predictions_per_seq,
@@ -81,9 +75,8 @@ def maskable_words(
 ) -> Words:
     """Returns the words of a window, or of windows one after another, that may be masked.
 
-    A word with a special token in it, such as `[UNK]`, may not: there is nothing
-    to learn from predicting one, and the rest of the word alone is no word. Nor
-    may a word longer than all that is to be masked.
+    A word with a special token in it, such as `[UNK]`, may not: there is nothing to learn
+    from predicting one. Nor may a word longer than all that is to be masked.
 
     Args:
         word_starts: bool [n], which of the tokens begin a word; the first always does,
@@ -172,30 +165,26 @@ def choose_words(lengths: Sequence[int], order: Iterable[int], room: int) -> tup
 def draw_tokens(
     count: int, policy: MaskingPolicy, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what decides over masked positions: float64 [count] and int [count].
-
-    Args:
-        count: masked positions.
-        policy: the ids.
-        rng: decides.
-    """
+    """Draws the numbers from which `masked_tokens` makes masks: float64 [count], int [count]."""
     return rng.random(count), rng.integers(len(policy.replacement_ids), size=count)
 
 
 def masked_tokens(
     labels: np.ndarray, policy: MaskingPolicy, draws: np.ndarray, picks: np.ndarray
 ) -> np.ndarray:
-    """Returns what stands at the masked positions: 80% [MASK], 10% rng, 10% kept.
+    """Returns the inputs at the masked positions: 80% [MASK], 10% random, 10% kept.
 
     Args:
         labels: int [p], the true tokens.
         policy: the ids.
-        draws: float64 [p], from `draw_tokens`.
-        picks: int [p], from there, too.
+        draws: float64 [p], from `draw_tokens`, as are the picks.
+        picks: int [p].
     """
     replacements = policy.replacement_ids[picks]
-    kept = draws >= 1.0 - _KEEP_PROBABILITY
-    return np.where(draws < _MASK_PROBABILITY, policy.mask_id, np.where(kept, labels, replacements))
+    is_kept = draws >= 1.0 - _KEEP_PROBABILITY
+    return np.where(
+        draws < _MASK_PROBABILITY, policy.mask_id, np.where(is_kept, labels, replacements)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

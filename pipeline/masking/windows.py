@@ -133,12 +133,7 @@ def build_input(
 
 
 def window_features(window: WindowInput, vocab_size: int) -> dict[str, bytes]:
-    """Returns the features of an unmasked window, without its id.
-
-    Args:
-        window: the window.
-        vocab_size: V; decides the dtype of token ids.
-    """
+    """Returns the features of an unmasked window, without its id; V decides the ids' dtype."""
     values = (window.input_ids, window.segment_lengths, window.positions[window.word_starts])
     return {
         feature.name: arrays.encode(feature, numbers, vocab_size)

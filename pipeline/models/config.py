@@ -44,20 +44,8 @@ _FIXED_OPTIONS: dict[str, Any] = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-# The keys of Google's `bert_config.json`, and the values that its code has besides.
-_GOOGLE_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "hidden_act",
-    "initializer_range",
-)
+# Fields that Google's `bert_config.json` does not have, and the only values of its code.
+_NOT_IN_GOOGLE_LAYOUT = ("layer_norm_eps", "pad_token_id", "model_type", "embedding_size")
 _GOOGLE_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": tuple(name for name, family in FAMILIES.items() if family.in_google_layout),
     "hidden_act": ("gelu", "relu"),
@@ -129,13 +117,10 @@ class EncoderConfig:
             yield self.type_vocab_size >= 1, "type_vocab_size", "a positive integer"
         if family.projects_embeddings:
             yield self.embedding_size is not None, "embedding_size", "a positive integer"
-        yield (
-            self.hidden_size % heads == 0,
-            "hidden_size",
-            f"a multiple of num_attention_heads={heads}",
-        )
-        in_vocab = self.pad_token_id < self.vocab_size
-        yield in_vocab, "pad_token_id", f"an integer in [0, {self.vocab_size})"
+        fits = self.hidden_size % heads == 0
+        yield fits, "hidden_size", f"a multiple of num_attention_heads={heads}"
+        fits = self.pad_token_id < self.vocab_size
+        yield fits, "pad_token_id", f"an integer in [0, {self.vocab_size})"
         fits = self.max_input_length >= 1
         yield fits, "max_position_embeddings", f"more than {self.position_offset}"
 
@@ -176,11 +161,7 @@ class EncoderConfig:
         Google's file has no `model_type`. Its "gelu" is taken as the erf form,
         as in the released code that its checkpoints were trained with.
 
-        Args:
-            path: the file.
-
-        Returns:
-            the configuration; keys that no computation here needs are left out.
+        Keys that no computation here needs are left out.
 
         Raises:
             InputError: not a JSON object, another model type, a missing key, or
@@ -225,7 +206,8 @@ class EncoderConfig:
                     f"{' or '.join(map(str, allowed))}, as Google's layout has no other",
                     f"{getattr(self, name)!r}",
                 )
-        return {name: getattr(self, name) for name in _GOOGLE_KEYS}
+        fields = self.to_dict().items()
+        return {name: value for name, value in fields if name not in _NOT_IN_GOOGLE_LAYOUT}
 
 
 def _absent_fields(family: Family) -> dict[str, Any]:

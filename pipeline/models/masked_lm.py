@@ -12,9 +12,8 @@ from pipeline.models.encoder import (
     ACTIVATION_FUNCTIONS,
     DType,
     Encoder,
+    LayerParts,
     Tensor,
-    make_dense,
-    make_layer_norm,
 )
 
 LOGITS = "logits"
@@ -50,16 +49,9 @@ class MaskedLMHead(keras.layers.Layer):
         super().__init__(name="head", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.head_act]
-        policy = self.dtype_policy
-        self.transform = make_dense(
-            config,
-            config.embedding_width,
-            scope=self.name,
-            name="transform",
-            seed=seed,
-            dtype=policy,
-        )
-        self.layer_norm = make_layer_norm(config, dtype=policy)
+        parts = LayerParts(config, self.name, seed, self.dtype_policy)
+        self.transform = parts.dense(config.embedding_width, "transform")
+        self.layer_norm = parts.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -70,7 +62,7 @@ class MaskedLMHead(keras.layers.Layer):
         )
 
     def call(self, hidden: Tensor) -> Tensor:
-        """Maps [B, P, D] to [B, P, E] in the compute dtype; E is D but for ALBERT."""
+        """Maps [B, P, D] to [B, P, E] in the compute dtype; E is D except for ALBERT."""
         return self.layer_norm(self.activation(self.transform(hidden)))
 
 
@@ -135,7 +127,7 @@ class MaskedLM(keras.Model):
         outputs = self.encoder(inputs, training=training)
         hidden = outputs[HIDDEN_STATES][-1]
         if MASKED_LM_POSITIONS in inputs:
-            # Only these positions go through the vocabulary, the dearest matmul.
+            # Only these positions go through the vocabulary, the most expensive matmul.
             positions = ops.cast(inputs[MASKED_LM_POSITIONS], "int32")
             hidden = gather_positions(hidden, positions)
         return {LOGITS: self._vocabulary_logits(self.head(hidden)), **outputs}

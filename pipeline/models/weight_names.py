@@ -37,14 +37,11 @@ class WeightName:
     shape: Shape
     transpose_hf: bool = False
 
-    @property
-    def hf_shape(self) -> Shape:
-        """The shape in `model.safetensors`."""
-        return self.shape[::-1] if self.transpose_hf else self.shape
-
     def stored(self, layout: str) -> tuple[str, Shape]:
         """Returns name and shape in a layout, `HF` or `TF1`."""
-        return (self.hf, self.hf_shape) if layout == HF else (self.tf1, self.shape)
+        is_transposed = self.transpose_hf and layout == HF
+        shape = self.shape[::-1] if is_transposed else self.shape
+        return self.hf if layout == HF else self.tf1, shape
 
     def convert(self, value: np.ndarray, layout: str) -> np.ndarray:
         """Returns the weight's value in a layout for its value here, and the reverse."""
@@ -119,13 +116,8 @@ def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model, each once."""
     layers = (name for index in range(config.num_distinct_layers) for name in _layer(index, config))
     rows = (*_embeddings(config), *layers, *_head(config))
-    family = config.family
-    return tuple(
-        dataclasses.replace(
-            row, hf=rename(row.hf, family.hf_names), tf1=rename(row.tf1, family.tf1_names)
-        )
-        for row in rows
-    )
+    names = config.family.hf_names
+    return tuple(dataclasses.replace(row, hf=rename(row.hf, names)) for row in rows)
 
 
 def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
@@ -154,7 +146,11 @@ def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
 
 # Where families have the encoder's tensors. One that no weight takes means that the
 # configuration is not the checkpoint's; poolers and other heads are not used.
-_SCOPES = tuple(scope for family in FAMILIES.values() for scope in family.scopes)
+_SCOPES = tuple(
+    rename(scope, family.hf_names)
+    for family in FAMILIES.values()
+    for scope in ("bert.embeddings.", "bert.encoder.")
+)
 _NOT_WEIGHTS = re.compile(
     r".*/(adam_[mv]|lamb_[mv]|adamw_[mv])(_\d+)?|.*/(Adam|Adam_1|LAMB|LAMB_1)"
     r"|.*/ExponentialMovingAverage|.*\.(position|token_type)_ids"

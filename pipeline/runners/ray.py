@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.local_mirror import CACHE_VARIABLE
-from pipeline.base.location import BucketLocation, Location
+from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.runners import local, ray_job
 
@@ -203,22 +203,20 @@ class RayWorkers:
             settings["include_dashboard"] = False
         else:
             _expect_cluster(address)
-        self._stack.callback(self._ray.shutdown)
-        try:
-            self._ray.init(**settings, log_to_driver=False, logging_level=logging.CRITICAL)
-        # Ray has no class of its own for a machine that is too slow, or has no room.
-        except Exception as error:
-            self._stack.close()
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InterruptedRunError(
-                Setting("runner"),
-                received=f"Ray does not begin: {said} The same command tries again",
-            ) from error
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._ray.shutdown)
+            try:
+                self._ray.init(**settings, log_to_driver=False, logging_level=logging.CRITICAL)
+            # Ray has no class of its own for a machine that is too slow, or has no room.
+            except Exception as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise InterruptedRunError(
+                    Setting("runner"),
+                    received=f"Ray does not begin: {reason}",
+                    hint="run the command again",
+                ) from error
             self._expect_room()
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -266,7 +264,7 @@ class RayWorkers:
     def _mark(self, folder: Location) -> Location:
         """Writes a file by which nodes know the folder, which is this command's alone."""
         # In a bucket nothing is locked: what is there may be another command's.
-        if not isinstance(folder, BucketLocation):
+        if folder.is_local:
             for left in itertools.chain(*map(folder.glob, _LEFT)):
                 left.unlink(missing_ok=True)
         mark = folder / f".ray-{secrets.token_hex(8)}.tmp"

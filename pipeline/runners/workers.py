@@ -3,20 +3,16 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pipeline.base.location import Location
 from pipeline.runners import local, ray
 from pipeline.storage import serialization
 from pipeline.storage.manifest import ShardInfo
 
-Config = TypeVar("Config")
-
 
 class Workers(Protocol):
-    """Runs jobs in this process, in others of this machine, or on a Ray cluster.
-
-    They begin with the `with` statement, or with the first job, and end with its block.
+    """Runs jobs in this process, in others of this machine, or on a Ray cluster: in a `with` block.
 
     Attributes:
         cpus_per_job: how many threads a job has.
@@ -44,8 +40,7 @@ class Workers(Protocol):
     ) -> Iterator[Any]:
         """Runs a function over jobs and yields the results in the jobs' order.
 
-        At most a few jobs a worker are taken from `jobs` ahead of their results, so that a
-        lazy `jobs` keeps memory bounded.
+        Of a lazy `jobs` at most a few a worker are taken ahead of their results.
 
         Args:
             function: picklable; called with a job and, with `on_progress`, a function that
@@ -80,16 +75,6 @@ def open_workers(
     if ray_config is None:
         return local.LocalWorkers(max_workers)
     return ray.RayWorkers(ray_config, directory, shared)
-
-
-def absolute_locations(config: Config) -> Config:
-    """Returns a config dataclass for jobs: worker processes may begin in other folders."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    # As text, so that the config parses it again and its setting stays known.
-    places = {
-        name: str(value.absolute()) for name, value in values.items() if isinstance(value, Location)
-    }
-    return dataclasses.replace(config, **places)
 
 
 @dataclasses.dataclass(frozen=True)

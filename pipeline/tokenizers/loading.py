@@ -11,7 +11,7 @@ from pipeline.tokenizers.vocabulary import VocabInfo, read_tokens, vocab_info
 # The settings of the model in a Hugging Face model directory.
 _MODEL_CONFIG_FILE = "config.json"
 _SENTENCEPIECE_SUFFIXES = (".model", ".spm")
-# What a model directory's tokenizer may be called, the first that is there taken.
+# The names of tokenizer files in a model directory, the best first.
 _FILE_NAMES = (
     wordpiece.VOCAB_FILE,
     TOKENIZER_FILE,
@@ -29,17 +29,17 @@ def tokenizer_files(directory: Location) -> tuple[Location, ...]:
 
 
 def find_vocab_file(path: Location) -> Location:
-    """Returns a tokenizer's file, where a model directory is given the best in it.
+    """Returns a tokenizer's file: of a model directory, the best in it.
 
     Raises:
         InputError: the directory has none.
     """
     if not path.is_dir():
         return path
-    found = tokenizer_files(path)
-    if not found:
+    files = tokenizer_files(path)
+    if not files:
         raise InputError(path, f"one of {', '.join(_FILE_NAMES)}", "none of them")
-    return found[0]
+    return files[0]
 
 
 def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Tokenizer:
@@ -47,10 +47,10 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
 
     Args:
         vocab_file: a SentencePiece model (`.model`, `.spm`), a `tokenizer.json`,
-            a `vocab.txt`, or a model directory that has one of them. Beside an
+            a `vocab.txt`, or a model directory that has one of them. Next to an
             XLM-RoBERTa's `config.json` a SentencePiece model is numbered as its.
-        do_lower_case: whether to lower-case text; None for what the
-            `tokenizer_config.json` beside it says, and without one, yes for
+        do_lower_case: whether to lower-case text; None for the setting in the
+            `tokenizer_config.json` next to it, and without one, yes for
             WordPiece and no for SentencePiece.
 
     Raises:
@@ -69,8 +69,8 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
     is_sentencepiece = path.suffix in _SENTENCEPIECE_SUFFIXES
     if do_lower_case is None:
         # A cased model must not lose its capitals.
-        said = _setting_beside(path, TOKENIZER_CONFIG_FILE, "do_lower_case")
-        do_lower_case = said if isinstance(said, bool) else not is_sentencepiece
+        value = _setting_beside(path, TOKENIZER_CONFIG_FILE, "do_lower_case")
+        do_lower_case = value if isinstance(value, bool) else not is_sentencepiece
     if not is_sentencepiece:
         return wordpiece.load_wordpiece(path, do_lower_case=do_lower_case)
     model_type = _setting_beside(path, _MODEL_CONFIG_FILE, "model_type")
@@ -80,7 +80,7 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
 
 
 def _setting_beside(path: Location, name: str, key: str) -> Any:
-    """Returns what a file of settings beside a tokenizer says; None where it says nothing."""
+    """Returns a setting from a file next to a tokenizer; None if it has none."""
     file = path.with_name(name)
     try:
         return file.read_json().get(key)
@@ -88,7 +88,7 @@ def _setting_beside(path: Location, name: str, key: str) -> Any:
         # No such file, or not one of settings.
         return None
     except OSError:
-        # A store that does not answer says nothing.
+        # An unreadable local file has no setting; a store that does not answer is an error.
         if not file.is_local:
             raise
         return None

@@ -1,16 +1,24 @@
-"""SentencePiece models as tokenizers."""
+"""SentencePiece models as tokenizers, and as a `tokenizer.json` that `transformers` reads.
+
+The conversion keeps pieces, scores and algorithm, so that both give the same tokens (Kudo,
+2018), except where two ways of cutting a text have exactly the same score.
+"""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import Unigram
+from tokenizers.processors import TemplateProcessing
 
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.models.families import FAMILIES
-from pipeline.tokenizers import spiece_conversion
 from pipeline.tokenizers.tokens import (
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
@@ -30,8 +38,15 @@ WORD_MARK = "▁"
 # without its own first three, then the mask (Conneau et al., 2020).
 _FAIRSEQ_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 _FAIRSEQ_MASK = "<mask>"
+# The `model_type`s, in the `config.json` next to a model, of such tokens.
+_FAIRSEQ_MODELS = ("xlm-roberta",)
 _PIECES_FIRST = ("<unk>", "<s>", "</s>")
-_FAIRSEQ_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.numbers_as_fairseq)
+# SentencePiece prefers a symbol that its user defined to any other way to cut: it
+# scores as many times the best piece as it has characters, less this.
+_SYMBOL_PENALTY = 0.1
+# What stands around a pair of texts: BERT's way, and RoBERTa's, which has no segments.
+_BERT_PAIR = "{cls} $A {sep} $B:1 {sep}:1"
+_ROBERTA_PAIR = "{cls} $A {sep} {sep} $B {sep}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +99,6 @@ class SentencePieceTokenizer(Tokenizer):
             (bool(piece.strip(WORD_MARK)) for piece in self.vocab), bool, len(self.vocab)
         )
 
-    def is_special(self) -> np.ndarray:
-        """See `Tokenizer`."""
-        return self._is_special
-
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         text = one_line(text)
@@ -105,15 +116,8 @@ class SentencePieceTokenizer(Tokenizer):
         return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
 
     def files(self) -> dict[str, bytes]:
-        """See `Tokenizer`; of a unigram model also what `transformers` reads."""
-        converted = spiece_conversion.tokenizer_json(
-            self.model,
-            self.vocab,
-            self.special_ids,
-            token_ids=self._token_ids.tolist(),
-            do_lower_case=self.do_lower_case,
-            has_segments=not self.fairseq,
-        )
+        """See `Tokenizer`; of a unigram model also the `tokenizer.json` of `transformers`."""
+        converted = self._tokenizer_json() if _is_unigram(self.model) else None
         kind = "LlamaTokenizer" if converted is None else "PreTrainedTokenizerFast"
         # Its class splits and numbers alike, but does not lower-case.
         if self.fairseq and not self.do_lower_case:
@@ -124,9 +128,40 @@ class SentencePieceTokenizer(Tokenizer):
         }
         return files if converted is None else files | {TOKENIZER_FILE: converted}
 
+    def _tokenizer_json(self) -> bytes:
+        proto = ModelProto.FromString(self.model)
+        scores = dict(zip(self._token_ids.tolist(), self._scores(proto), strict=True))
+        pieces = [(token, scores.get(index, 0.0)) for index, token in enumerate(self.vocab)]
+        byte_fallback = proto.trainer_spec.byte_fallback
+        tokenizer = FastTokenizer(Unigram(pieces, self.special_ids["unk"], byte_fallback))
+        tokenizer.normalizer = _normalizer(proto, do_lower_case=self.do_lower_case)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_MARK, "always")
+        tokenizer.decoder = decoders.Metaspace(WORD_MARK, "always")
+        special = [self.vocab[index] for index in self.special_ids.values()]
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+        cls, sep = (self.vocab[self.special_ids[name]] for name in ("cls", "sep"))
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=(_ROBERTA_PAIR if self.fairseq else _BERT_PAIR).format(cls=cls, sep=sep),
+            special_tokens=[(cls, self.special_ids["cls"]), (sep, self.special_ids["sep"])],
+        )
+        return tokenizer.to_str(pretty=False).encode("utf-8")
+
+    def _scores(self, proto: ModelProto) -> list[float]:
+        """Returns each piece's score."""
+        kinds, special = ModelProto.SentencePiece, set(self.special_ids.values())
+        normal = (piece.score for piece in proto.pieces if piece.type == kinds.NORMAL)
+        best = max(normal, default=0.0)
+        return [
+            best * len(piece.piece) - _SYMBOL_PENALTY
+            if piece.type == kinds.USER_DEFINED and index not in special
+            else piece.score
+            for index, piece in zip(self._token_ids.tolist(), proto.pieces, strict=True)
+        ]
+
 
 def _lower_in_place(text: str) -> str:
-    """Lower-cases the characters whose lower case is one character, so that places stay."""
+    """Lower-cases the characters whose lower case is one character, so that positions stay."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered
@@ -142,7 +177,7 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
 
     Args:
         pieces: in the model file's order.
-        model_type: of the language model that the file lies beside; None for none.
+        model_type: of the language model next to the file; None for none.
 
     Returns:
         the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa,
@@ -154,7 +189,7 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
     """
     first = len(_PIECES_FIRST)
     own = {_FAIRSEQ_FIRST[1], _FAIRSEQ_MASK} & set(pieces)
-    if model_type not in _FAIRSEQ_FAMILIES or tuple(pieces[:first]) != _PIECES_FIRST or own:
+    if model_type not in _FAIRSEQ_MODELS or tuple(pieces[:first]) != _PIECES_FIRST or own:
         return tuple(pieces), False
     return (*_FAIRSEQ_FIRST, *pieces[first:], _FAIRSEQ_MASK), True
 
@@ -166,13 +201,13 @@ def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
         its pieces in the order of the file, and the file's bytes.
 
     Raises:
-        InputError: there is no such file, or it is no SentencePiece model.
+        InputError: the file does not exist, or is not a SentencePiece model.
     """
     model = read_tokenizer_file(path, what="a SentencePiece model")
     with refusing(path, "a SentencePiece model", "a file that cannot be read as one"):
         processor = _open_model(model)
         pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
-        spiece_conversion.expect_convertible(model)
+        _expect_convertible(model)
     return pieces, model
 
 
@@ -184,7 +219,7 @@ def load_sentencepiece(
     Args:
         path: the model's file.
         do_lower_case: whether to lower-case text.
-        model_type: of the language model that it lies beside; None for none.
+        model_type: of the language model next to it; None for none.
 
     Raises:
         InputError: it cannot be read, lacks a special token, or is not of the
@@ -192,7 +227,7 @@ def load_sentencepiece(
     """
     pieces, model = read_pieces(path)
     vocab, fairseq = number_tokens(pieces, model_type)
-    if fairseq and not spiece_conversion.is_unigram(model):
+    if fairseq and not _is_unigram(model):
         raise InputError(
             path,
             f"a SentencePiece model of the unigram type, as {model_type}'s",
@@ -200,6 +235,34 @@ def load_sentencepiece(
         )
     special_ids = find_special_ids(vocab, path)
     if not fairseq:
-        # Whatever it is called, a model always has one.
+        # A model always has one, under any name.
         special_ids["unk"] = _open_model(model).unk_id()
     return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, fairseq)
+
+
+def _is_unigram(model: bytes) -> bool:
+    """Returns whether a model file's bytes are of the unigram type."""
+    trainer = ModelProto.FromString(model).trainer_spec
+    return trainer.model_type == trainer.UNIGRAM
+
+
+def _expect_convertible(model: bytes) -> None:
+    """Checks that a model's own text and its tables can be read by other programs.
+
+    Raises:
+        Exception: of any kind, whatever the libraries raise.
+    """
+    proto = ModelProto.FromString(model)
+    _normalizer(proto, do_lower_case=False)
+    if not all(math.isfinite(piece.score) for piece in proto.pieces):
+        raise ValueError("expected scores that are numbers, received others")
+
+
+def _normalizer(proto: ModelProto, *, do_lower_case: bool) -> normalizers.Normalizer:
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if do_lower_case else []
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    if charsmap:
+        steps.append(normalizers.Precompiled(charsmap))
+    if proto.normalizer_spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    return normalizers.Sequence(steps)

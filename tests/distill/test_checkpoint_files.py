@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 
 from pipeline.base.errors import InputError
 from pipeline.base.local_mirror import mirror_folder
-from pipeline.distill import checkpoint_files
-from pipeline.distill.checkpoint_files import Checkpoint, CheckpointFiles, checkpoint_steps
+from pipeline.base.location import LocalLocation
+from pipeline.distill import checkpoints
+from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles, checkpoint_steps
 
 
 def _tensors(step: int) -> dict[str, np.ndarray]:
@@ -70,9 +71,9 @@ def test_the_newest_that_verifies_is_found(tmp_path, capsys, damage: str) -> Non
 def test_no_flipped_bit_stays_unseen(tmp_path_factory, bit: int) -> None:
     folder = tmp_path_factory.mktemp("flipped")
     _save(folder, 1, 2)
-    assert checkpoint_files.find_defect(_path(folder, 2)) is None
+    assert checkpoints.find_defect(_path(folder, 2)) is None
     _flip(_path(folder, 2), bit)
-    assert checkpoint_files.find_defect(_path(folder, 2)) is not None
+    assert checkpoints.find_defect(_path(folder, 2)) is not None
     assert CheckpointFiles(folder, keep=2).find_newest() == Checkpoint(1)
 
 
@@ -89,7 +90,7 @@ def test_where_none_verifies_all_are_named(tmp_path) -> None:
     assert message.endswith(f"to begin again, delete the folder {tmp_path / 'checkpoints'}")
 
 
-@pytest.mark.parametrize("function", ["local_copy", "sha256_file", "read_json"])
+@pytest.mark.parametrize("function", ["mirror", "sha256", "read_json"])
 def test_what_cannot_be_read_is_not_called_damaged(
     tmp_path, monkeypatch, capsys, function: str
 ) -> None:
@@ -100,7 +101,7 @@ def test_what_cannot_be_read_is_not_called_damaged(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_files.files, function, fail)
+        patch.setattr(LocalLocation, function, fail)
         with pytest.raises(OSError, match="No space left on device"):
             CheckpointFiles(tmp_path, keep=2).find_newest()
     assert capsys.readouterr().err == ""
@@ -133,7 +134,7 @@ def test_in_a_bucket_only_unknown_ones_are_fetched(bucket, monkeypatch, capsys) 
     later = CheckpointFiles(bucket, keep=2)
     assert later.find_newest() == Checkpoint(30)
     assert (fetched, copies()) == (names(35, 30), names(30))
-    checkpoint_files.forget_copy(bucket, 30)
+    checkpoints.forget_copy(bucket, 30)
     assert copies() == []
     fetched.clear()
     for step in (40, 45):
@@ -143,7 +144,7 @@ def test_in_a_bucket_only_unknown_ones_are_fetched(bucket, monkeypatch, capsys) 
 
 def test_a_file_of_this_machine_is_no_copy(tmp_path) -> None:
     _save(tmp_path, 5)
-    checkpoint_files.forget_copy(tmp_path, 5)
+    checkpoints.forget_copy(tmp_path, 5)
     assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(5)
 
 
@@ -210,7 +211,7 @@ def test_a_crash_between_the_two_files_leaves_the_older_one(tmp_path, monkeypatc
     def crash(*names) -> None:
         raise OSError(28, "No space left on device")
 
-    real = checkpoint_files.checkpoints.save_tensors
+    real = checkpoints.model_directory.save_tensors
 
     def save_tensors(path, tensors, *, before_publishing) -> None:
         def describe(written) -> None:
@@ -219,7 +220,7 @@ def test_a_crash_between_the_two_files_leaves_the_older_one(tmp_path, monkeypatc
 
         real(path, tensors, before_publishing=describe)
 
-    monkeypatch.setattr(checkpoint_files.checkpoints, "save_tensors", save_tensors)
+    monkeypatch.setattr(checkpoints.model_directory, "save_tensors", save_tensors)
     with pytest.raises(OSError, match="No space left"):
         files.save(10, _tensors(10))
     assert checkpoint_steps(tmp_path) == [5]

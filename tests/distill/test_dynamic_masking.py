@@ -2,25 +2,29 @@
 
 import dataclasses
 import itertools
-import json
-import pathlib
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from safetensors.numpy import load_file
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.distill import progress, targets, training
-from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
-from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill import batches, training
+from pipeline.distill.batches import EVALUATION, TRAINING, WindowReader
+from pipeline.distill.settings import DistillConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, cache_tokenizer, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.tokenizers import loading, vocabulary
+from tests.distill.running import (
+    assert_same_weights,
+    call_at_update,
+    interrupt,
+    read_lines,
+    refused,
+)
 
 
 @pytest.fixture
@@ -61,12 +65,12 @@ def test_batches_are_as_those_of_static_examples(cache, examples_dir) -> None:
     """Names, dtypes and static shapes: what trains on one trains on the other."""
     static = cache_input.open_cache(str(examples_dir), None)
     made = [
-        targets.training_batches(one, Chunking(4), seed=1, start=0, shuffle_buffer_size=10)
+        batches.training_batches(one, Chunking(4), seed=1, start=0, shuffle_buffer_size=10)
         for one in (static, cache)
     ]
     assert made[0].element_spec == made[1].element_spec
     assert made[1].element_spec[0][records.INPUT_IDS].shape == (4, 48)
-    made = [targets.evaluation_batches(one, batch_size=4, max_steps=9) for one in (static, cache)]
+    made = [batches.evaluation_batches(one, batch_size=4, max_steps=9) for one in (static, cache)]
     assert made[0].element_spec == made[1].element_spec
 
 
@@ -152,7 +156,7 @@ def test_masks_do_not_depend_on_the_batch(cache) -> None:
 
 
 def _batches(cache: CacheInput, *, start: int, count: int) -> list[dict[str, np.ndarray]]:
-    dataset = targets.training_batches(
+    dataset = batches.training_batches(
         cache, Chunking(8), seed=5, start=start, shuffle_buffer_size=30
     )
     return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
@@ -180,7 +184,7 @@ def test_a_resumed_stream_is_the_rest_with_the_masks_of_its_epochs(cache) -> Non
 
 
 def test_evaluation_is_the_same_each_time(cache) -> None:
-    dataset = targets.evaluation_batches(cache, batch_size=8, max_steps=3)
+    dataset = batches.evaluation_batches(cache, batch_size=8, max_steps=3)
     first, second = ([{**i, **t} for i, t in dataset.as_numpy_iterator()] for _ in range(2))
     assert len(first) == 3
     for one, two in zip(first, second, strict=True):
@@ -257,92 +261,61 @@ def _changed(cache: CacheInput, **changes) -> CacheInput:
 
 def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
     flags = {**cache.manifest.flags, "masked_lm_prob": "0.15"}
-    with pytest.raises(
-        InputError, match="input_dir: expected a number for masked_lm_prob in .*received '0.15'"
-    ):
+    with pytest.raises(InputError) as caught:
         WindowReader(_changed(cache, flags=flags), seed=1, purpose=TRAINING)
+    assert caught.value.received == "'0.15'"
     other = vocabulary.VocabInfo(cache.manifest.vocab.size, "0" * 64)
-    with pytest.raises(InputError, match="input_dir: expected the tokenizer.s files in "):
+    with pytest.raises(InputError, match="tokenizer"):
         WindowReader(_changed(cache, vocab=other), seed=1, purpose=TRAINING)
 
 
 @pytest.fixture
-def config(windows_dir, teacher_dir, tmp_path) -> DistillConfig:
+def config(shared_run, windows_dir, tmp_path) -> DistillConfig:
     """Thirty steps on labels alone, over more than one epoch."""
-    return DistillConfig(
-        output_dir=str(tmp_path / "student"),
-        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
-        losses={"masked_lm": 1.0},
-        input_dir=str(windows_dir),
-        train_batch_size=16,
-        eval_batch_size=8,
-        num_train_steps=30,
-        learning_rate=3e-3,
-        save_checkpoints_steps=10,
-        log_steps=5,
-        shuffle_buffer_size=64,
-    )
-
-
-def _lines(config: DistillConfig) -> list[dict]:
-    """Returns metrics.jsonl without what depends on the clock."""
-    lines = (pathlib.Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
-    parsed = [json.loads(line) for line in lines]
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
+    changes = {
+        "losses": {"masked_lm": 1.0},
+        "input_dir": windows_dir,
+        "train_batch_size": 16,
+        "num_train_steps": 30,
+        "learning_rate": 3e-3,
+        "save_checkpoints_steps": 10,
+        "log_steps": 5,
+    }
+    return DistillConfig(output_dir=tmp_path / "student", **{**shared_run, **changes})
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch, tmp_path) -> None:
     # The second epoch begins before the checkpoint of step 20.
     assert cache.manifest.num_examples("train") < 20 * 16
     training.distill(config)
-    lines = _lines(config)
+    lines = read_lines(config.output_dir)
     losses = {split: [] for split in ("train", "eval")}
     for line in lines:
         losses[line["split"]].append(line["loss"])
     assert losses["train"][-1] < 0.9 * losses["train"][0]
     assert losses["eval"] == sorted(losses["eval"], reverse=True)
-    wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    update = progress.tqdm.tqdm.update
-    calls = []
-
-    def killed(bar, count=1):
-        calls.append(count)
-        if len(calls) == 26:
-            raise KeyboardInterrupt
-        return update(bar, count)
-
     with monkeypatch.context() as patch:
-        patch.setattr(progress.tqdm.tqdm, "update", killed)
+        call_at_update(patch, 26, interrupt)
         with pytest.raises(KeyboardInterrupt, match="from step 20, the last"):
             training.distill(cut)
     training.distill(cut)
-    assert _lines(cut)[-3:] == lines[-3:]
-    weights = load_file(pathlib.Path(cut.output_dir) / "model.safetensors")
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(weights[name], value, err_msg=name)
+    assert read_lines(cut.output_dir)[-3:] == lines[-3:]
+    assert_same_weights(cut.output_dir, config.output_dir)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting"),
     [
-        (
-            {"losses": {"kl_divergence": 1.0}},
-            "--losses: kl_divergence needs the teacher's top-k, and nothing here holds any; "
-            r"expected a teacher cache .* or a live teacher \(--teacher=DIR\)",
-        ),
-        (
-            {"truncation_factor": 4},
-            "--truncation_factor: expected a teacher cache in .*, received unmasked_windows, "
-            "which hold no top-k",
-        ),
-        ({"max_predictions_per_seq": 9}, "--max_predictions_per_seq: expected 8, as in"),
+        ({"losses": {"kl_divergence": 1.0}}, "losses"),
+        ({"truncation_factor": 4}, "truncation_factor"),
+        ({"max_predictions_per_seq": 9}, "max_predictions_per_seq"),
     ],
 )
-def test_what_unmasked_windows_cannot_give(config, changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_targets_that_unmasked_windows_lack_are_refused(config, changes, setting: str) -> None:
+    with refused(setting):
         training.distill(dataclasses.replace(config, **changes))
-    assert not pathlib.Path(config.output_dir).exists()
+    assert not config.output_dir.exists()
 
 
 def test_damaged_counts_are_refused_before_training(config, windows_dir, tmp_path) -> None:
@@ -352,5 +325,6 @@ def test_damaged_counts_are_refused_before_training(config, windows_dir, tmp_pat
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=f"{path}: this file of token counts is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(damaged)))
+    assert caught.value.subject == str(path)

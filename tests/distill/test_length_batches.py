@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import itertools
-import json
 import os
 import pathlib
 import subprocess
@@ -13,12 +12,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from safetensors.numpy import load_file
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
-from pipeline.distill import preparation, progress, targets, training
-from pipeline.distill.settings import LOSS_SHARES, DistillConfig, StudentConfig, WeightSchedule
+from pipeline.distill import batches, preparation, training
+from pipeline.distill.losses.base import LOSS_SHARES
+from pipeline.distill.losses.weights import WeightSchedule
+from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
@@ -26,6 +26,13 @@ from pipeline.storage.length_buckets import Chunking
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
 from tests.conftest import SENTENCES, save_tiny_bert
+from tests.distill.running import (
+    assert_close_lines,
+    assert_same_weights,
+    call_at_update,
+    interrupt,
+    read_lines,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -95,7 +102,7 @@ GROUPS = Chunking(group_size=12, num_chunks=3, num_lengths=8)
 def _batches(
     cache: CacheInput, *, count: int, start: int = 0, chunking: Chunking = GROUPS
 ) -> list[dict]:
-    dataset = targets.training_batches(cache, chunking, seed=5, start=start, shuffle_buffer_size=40)
+    dataset = batches.training_batches(cache, chunking, seed=5, start=start, shuffle_buffer_size=40)
     return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
 
 
@@ -129,10 +136,10 @@ def test_chunks_equal_a_plain_computation(cache) -> None:
     """Over the end of the epoch; each group has the stream's next examples."""
     groups = cache.manifest.num_examples("train") // 12 + 2
     stream = [_input_ids(record) for record in _stream(cache, groups * 12)]
-    batches = _batches(cache, count=groups * 3)
+    made = _batches(cache, count=groups * 3)
     for number in range(groups):
         wanted = stream[number * 12 : number * 12 + 12]
-        assert _rows(batches[number * 3 : number * 3 + 3]) == sorted(wanted, key=len)
+        assert _rows(made[number * 3 : number * 3 + 3]) == sorted(wanted, key=len)
 
 
 def test_a_resumed_stream_is_the_rest(cache) -> None:
@@ -153,7 +160,7 @@ def test_shares_by_hand() -> None:
             [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], tf.float32
         ),
     }
-    chunks = targets.cut_group(batch, 2)
+    chunks = batches.cut_group(batch, 2)
     expected = [[2 / 4, 7 / 10, 25 / 57], [6 / 4, 13 / 10, 89 / 57]]
     # The same in both rows of a chunk.
     for row in (0, 1):
@@ -163,7 +170,7 @@ def test_shares_by_hand() -> None:
         [[5, 0], [3, 5]],
     ]
     nothing = {**batch, records.MASKED_LM_WEIGHTS: tf.zeros((4, 4))}
-    assert targets.cut_group(nothing, 2)[LOSS_SHARES][:, 0, 0].numpy().tolist() == [0.0, 0.0]
+    assert batches.cut_group(nothing, 2)[LOSS_SHARES][:, 0, 0].numpy().tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("buckets", [2, 3, 8, 100])
@@ -193,7 +200,7 @@ def test_one_bucket_is_the_stream_padded(cache, chunking: Chunking) -> None:
         parsed = reader.parse_batch(
             tf.constant(stream[number * 4 : number * 4 + 4]), cache.manifest
         )
-        inputs, wanted = targets.inputs_and_targets(parsed)
+        inputs, wanted = batches.inputs_and_targets(parsed)
         expected = {name: value.numpy() for name, value in {**inputs, **wanted}.items()}
         assert (LOSS_SHARES in batch) == (chunking.num_chunks > 1)
         _assert_equal({name: batch[name] for name in batch if name != LOSS_SHARES}, expected)
@@ -205,7 +212,7 @@ def test_nothing_but_padding_is_cut_off(mixed_cache_dir) -> None:
     cache = cache_input.open_cache(str(mixed_cache_dir), None)
     made = [
         list(
-            targets.evaluation_batches(
+            batches.evaluation_batches(
                 cache, batch_size=2, max_steps=99, buckets=buckets
             ).as_numpy_iterator()
         )
@@ -231,7 +238,7 @@ def test_a_position_that_lost_its_weight_does_not_end_the_row(cache) -> None:
     weights = np.zeros((4, 8), np.float32)
     weights[2, [0, 4]] = 1.0
     parsed[records.MASKED_LM_WEIGHTS] = tf.constant(weights)
-    trimmed = targets.trim_batch(parsed, cache.manifest, 8)
+    trimmed = batches.trim_batch(parsed, cache.manifest, 8)
     assert trimmed[records.MASKED_LM_WEIGHTS].numpy().tolist() == weights[:, :6].tolist()
 
 
@@ -281,7 +288,7 @@ def _parse(run: preparation.Preparation, serialized: list[bytes]) -> dict[str, t
 
 
 def _arrays(batch: dict[str, tf.Tensor]) -> list[dict[str, np.ndarray]]:
-    parts = targets.inputs_and_targets(batch)
+    parts = batches.inputs_and_targets(batch)
     return [{name: value.numpy() for name, value in part.items()} for part in parts]
 
 
@@ -297,7 +304,7 @@ def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
     run = _prepare(case, cache_dir, teacher)
     # Of several lengths, the first of them shortest.
     parsed = _parse(run, _stored(run)[:24:4])
-    made = [parsed, targets.trim_batch(parsed, run.cache.manifest, 8)]
+    made = [parsed, batches.trim_batch(parsed, run.cache.manifest, 8)]
     assert made[1][records.INPUT_IDS].shape[1] <= 24 and made[0][records.INPUT_IDS].shape[1] == 60
     assert made[1][records.MASKED_LM_IDS].shape[1] < 8
     reports, changes = [], []
@@ -327,21 +334,21 @@ def expect_equal_updates(case: str, cache_dir: str, teacher: str) -> None:
     run = _prepare(case, cache_dir, teacher, loss_schedules=schedules, num_train_steps=2)
     stored = _stored(run)
     whole = _parse(run, stored[:: len(stored) // 8][:9])
-    cut = targets.cut_group(whole, 3)
+    cut = batches.cut_group(whole, 3)
     chunks = [{name: value[number] for name, value in cut.items()} for number in range(3)]
-    trimmed = [targets.trim_batch(chunk, run.cache.manifest, 8) for chunk in chunks]
+    trimmed = [batches.trim_batch(chunk, run.cache.manifest, 8) for chunk in chunks]
     assert len({chunk[records.INPUT_IDS].shape[1] for chunk in trimmed}) == 3
     assert np.ptp(cut[LOSS_SHARES], axis=0).min() > 0.5
     changes = []
-    for batches in ([whole], trimmed):
-        distiller = training.build_distiller(run, len(batches))
-        steps = len(batches) if len(batches) > 1 else None
+    for microbatches in ([whole], trimmed):
+        distiller = training.build_distiller(run, len(microbatches))
+        steps = len(microbatches) if len(microbatches) > 1 else None
         distiller.compile(
             optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps),
             jit_compile=keras.config.backend() == "jax",
         )
         before = [np.array(one) for one in distiller.trainable_variables]
-        for batch in [*batches, *batches]:
+        for batch in [*microbatches, *microbatches]:
             distiller.train_on_batch(*_arrays(batch))
         after = [np.array(one) for one in distiller.trainable_variables]
         changes.append([two - one for one, two in zip(before, after, strict=True)])
@@ -387,55 +394,32 @@ def test_losses_and_gradients_are_equal_on_jax(
 
 
 @pytest.fixture
-def config(mixed_cache_dir, still_teacher_dir, tmp_path) -> DistillConfig:
+def config(shared_run, mixed_cache_dir, still_teacher_dir, tmp_path) -> DistillConfig:
     """Two layers of the teacher's three; twelve updates of two batches."""
-    return DistillConfig(
-        output_dir=str(tmp_path / "student"),
-        student=StudentConfig(init_from=str(still_teacher_dir), student_layers=2),
-        losses={"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
-        input_dir=str(mixed_cache_dir),
-        train_batch_size=4,
-        gradient_accumulation_steps=2,
-        eval_batch_size=4,
-        num_train_steps=12,
-        learning_rate=1e-3,
-        save_checkpoints_steps=4,
-        log_steps=3,
-        shuffle_buffer_size=40,
-        length_buckets=8,
-    )
-
-
-def _lines(config: DistillConfig) -> list[dict]:
-    """Returns metrics.jsonl without what depends on the clock."""
-    text = (pathlib.Path(config.output_dir) / "metrics.jsonl").read_text()
-    parsed = [json.loads(line) for line in text.splitlines()]
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
+    changes = {
+        "student": StudentConfig(init_from=still_teacher_dir, student_layers=2),
+        "input_dir": mixed_cache_dir,
+        "train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "eval_batch_size": 4,
+        "save_checkpoints_steps": 4,
+        "shuffle_buffer_size": 40,
+    }
+    return DistillConfig(output_dir=tmp_path / "student", **{**shared_run, **changes})
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
     """Updates of two batches, which are sorted together."""
     training.distill(config)
-    wanted = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    update, calls = progress.tqdm.tqdm.update, []
-
-    def killed(bar, count=1):
-        calls.append(count)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return update(bar, count)
-
     with monkeypatch.context() as patch:
-        patch.setattr(progress.tqdm.tqdm, "update", killed)
+        call_at_update(patch, 6, interrupt)
         with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
             training.distill(cut)
     training.distill(cut)
-    assert _lines(cut)[-3:] == _lines(config)[-3:]
-    weights = load_file(pathlib.Path(cut.output_dir) / "model.safetensors")
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(weights[name], value, err_msg=name)
+    assert read_lines(cut.output_dir)[-3:] == read_lines(config.output_dir)[-3:]
+    assert_same_weights(cut.output_dir, config.output_dir)
 
 
 def test_evaluation_reports_the_same_numbers(config) -> None:
@@ -461,10 +445,7 @@ def test_training_is_that_of_padded_batches(config, tmp_path) -> None:
         made.append(dataclasses.replace(config, output_dir=str(folder), **change))
         training.distill(made[-1])
     for other in made[1:]:
-        for one, two in zip(_lines(made[0]), _lines(other), strict=True):
-            assert one.keys() == two.keys()
-            for name in one.keys() - {"split"}:
-                assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-3), name
+        assert_close_lines(made[0].output_dir, other.output_dir)
 
 
 @pytest.mark.slow
@@ -472,26 +453,19 @@ def test_a_run_goes_on_in_other_chunks(config, monkeypatch, tmp_path) -> None:
     """As where it began on another device."""
     training.distill(config)
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    counts, plan = [], targets.plan_chunks
+    counts, plan = [], batches.plan_microbatches
 
     def planned(*args, **settings):
         counts.append(plan(*args, **settings).num_chunks)
         return plan(*args, **settings)
 
-    def killed(bar, count=1):
-        if bar.n == 5:
-            raise KeyboardInterrupt
-        bar.n += count
-
-    monkeypatch.setattr(targets, "plan_chunks", planned)
-    monkeypatch.setitem(targets._CHUNK_COSTS, "cpu", 10**6)
+    monkeypatch.setattr(batches, "plan_microbatches", planned)
+    monkeypatch.setitem(batches._MICROBATCH_COSTS, "cpu", 10**6)
     with monkeypatch.context() as patch:
-        patch.setattr(progress.tqdm.tqdm, "update", killed)
+        call_at_update(patch, 6, interrupt)
         with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
             training.distill(cut)
-    monkeypatch.setitem(targets._CHUNK_COSTS, "cpu", 0)
+    monkeypatch.setitem(batches._MICROBATCH_COSTS, "cpu", 0)
     training.distill(cut)
     assert counts == [2, 8]
-    for one, two in zip(_lines(config)[-3:], _lines(cut)[-3:], strict=True):
-        for name in one.keys() - {"split"}:
-            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-3), name
+    assert_close_lines(config.output_dir, cut.output_dir, last=3)

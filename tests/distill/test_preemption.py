@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -12,34 +11,22 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from pipeline.base.errors import InputError, StoppedRunError
-from pipeline.distill import checkpoint_files, progress, run_log, training
+from pipeline.base.location import Location
+from pipeline.distill import checkpoints, progress, run_log, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.distill.stopping import StopRequest
+from tests.distill.running import assert_same_weights, call_at_update, read_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def whole(cache_dir, teacher_dir, tmp_path_factory) -> DistillConfig:
-    """Two layers of the teacher's three, twelve steps, dropout: a run that nobody stopped."""
-    config = DistillConfig(
-        output_dir=str(tmp_path_factory.mktemp("whole") / "student"),
-        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
-        losses={"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
-        input_dir=str(cache_dir),
-        train_batch_size=8,
-        eval_batch_size=8,
-        num_train_steps=12,
-        learning_rate=1e-3,
-        save_checkpoints_steps=5,
-        log_steps=3,
-        shuffle_buffer_size=64,
-    )
+def whole(shared_run, tmp_path_factory) -> DistillConfig:
+    """The shared run, not stopped."""
+    config = DistillConfig(output_dir=tmp_path_factory.mktemp("whole") / "student", **shared_run)
     training.distill(config)
     return config
 
@@ -50,33 +37,14 @@ def config(whole, tmp_path) -> DistillConfig:
     return dataclasses.replace(whole, output_dir=str(tmp_path / "student"))
 
 
-def _lines(folder: str | pathlib.Path) -> list[dict]:
-    """Returns metrics.jsonl without what depends on the clock."""
-    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
-    parsed = [json.loads(line) for line in lines]
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
+def _assert_same_run(one: Location, two: Location) -> None:
+    assert read_lines(one) == read_lines(two)
+    assert_same_weights(one, two)
 
 
-def _assert_same_run(one: str | pathlib.Path, two: str | pathlib.Path) -> None:
-    assert _lines(one) == _lines(two)
-    first, second = (load_file(pathlib.Path(folder) / "model.safetensors") for folder in (one, two))
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-
-
-def _signal_at(patch, moment: int, *numbers: int) -> None:
+def _signal_at(patch, number: int, *signals: int) -> None:
     """Sends this process signals in an update."""
-    update, calls = progress.tqdm.tqdm.update, []
-
-    def signalled(bar, count=1):
-        calls.append(count)
-        if len(calls) == moment:
-            for number in numbers:
-                os.kill(os.getpid(), number)
-        return update(bar, count)
-
-    patch.setattr(progress.tqdm.tqdm, "update", signalled)
+    call_at_update(patch, number, lambda: [os.kill(os.getpid(), one) for one in signals])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -93,12 +61,12 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, monkeypatch, tmp_path, 
             f"stopped by {number.name} at step {moment}; the same command continues from there"
         )
         assert caught.value.signal_number == number
-        assert checkpoint_files.checkpoint_steps(cut.output_dir)[-1] == moment
+        assert checkpoints.checkpoint_steps(cut.output_dir)[-1] == moment
         assert not (pathlib.Path(cut.output_dir) / "model.safetensors").exists()
         assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
         report = training.distill(cut)
         _assert_same_run(cut.output_dir, whole.output_dir)
-        assert report["masked_lm"] == _lines(whole.output_dir)[-1]["masked_lm"]
+        assert report["masked_lm"] == read_lines(whole.output_dir)[-1]["masked_lm"]
 
 
 @pytest.mark.parametrize("moment", [pytest.param(5, marks=pytest.mark.slow), 12])
@@ -107,7 +75,7 @@ def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: in
     begin = progress.EndsEarly.on_test_batch_end
 
     def signalled(self, batch, logs=None):
-        if batch == 1 and (moment == 5 or len(_lines(config.output_dir)) > 7):
+        if batch == 1 and (moment == 5 or len(read_lines(config.output_dir)) > 7):
             os.kill(os.getpid(), signal.SIGTERM)
         begin(self, batch, logs)
 
@@ -116,8 +84,8 @@ def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: in
         for _ in range(2):
             with pytest.raises(StoppedRunError, match=f"at step {moment};"):
                 training.distill(config)
-            assert checkpoint_files.checkpoint_steps(config.output_dir)[-1] == moment
-            assert _lines(config.output_dir)[-1]["split"] == "train"
+            assert checkpoints.checkpoint_steps(config.output_dir)[-1] == moment
+            assert read_lines(config.output_dir)[-1]["split"] == "train"
     training.distill(config)
     _assert_same_run(config.output_dir, whole.output_dir)
 
@@ -146,13 +114,13 @@ def test_processes_meet_when_all_is_written(config, monkeypatch) -> None:
     seen = []
 
     @contextlib.contextmanager
-    def meeting(replicas, flag):
+    def barrier(replicas):
         yield
         folder = pathlib.Path(config.output_dir)
         seen.append({path.name for path in folder.rglob("*.*")})
 
     for module in (progress, training):
-        monkeypatch.setattr(module, "meeting", meeting)
+        monkeypatch.setattr(module, "barrier", barrier)
     with monkeypatch.context() as patch:
         _signal_at(patch, 9, signal.SIGTERM)
         with pytest.raises(StoppedRunError):
@@ -181,14 +149,14 @@ def test_a_run_that_has_diverged_leaves_no_checkpoint(config, monkeypatch) -> No
     wild = {"learning_rate": 1e30, "clip_norm": 0.0, "num_warmup_steps": 0}
     with pytest.raises(InputError, match="training diverged by step 2"):
         training.distill(dataclasses.replace(config, **wild))
-    assert checkpoint_files.checkpoint_steps(config.output_dir) == []
+    assert checkpoints.checkpoint_steps(config.output_dir) == []
 
 
 def test_ctrl_c_twice_interrupts_at_once(config, monkeypatch) -> None:
     _signal_at(monkeypatch, 7, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="continues from step 5, the last checkpoint"):
         training.distill(config)
-    assert checkpoint_files.checkpoint_steps(config.output_dir) == [5]
+    assert checkpoints.checkpoint_steps(config.output_dir) == [5]
 
 
 def test_only_the_main_thread_takes_signals() -> None:
@@ -220,8 +188,8 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(whole, config, c
     _assert_same_run(folder, wanted)
     aside = path.with_name(path.name + ".broken-1")
     assert aside.read_bytes() == bytes(content)
-    assert checkpoint_files.checkpoint_steps(folder) == [10, 12]
-    for one in checkpoint_files.checkpoint_steps(folder):
+    assert checkpoints.checkpoint_steps(folder) == [10, 12]
+    for one in checkpoints.checkpoint_steps(folder):
         (folder / "checkpoints" / f"step-{one:08d}.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="to begin again, delete the folder"):
         training.distill(config)
@@ -230,10 +198,10 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(whole, config, c
 @pytest.mark.slow
 def test_how_many_are_kept_is_no_other_request(config) -> None:
     training.distill(dataclasses.replace(config, num_train_steps=12, keep_checkpoints=3))
-    assert checkpoint_files.checkpoint_steps(config.output_dir) == [5, 10, 12]
-    before = _lines(config.output_dir)
+    assert checkpoints.checkpoint_steps(config.output_dir) == [5, 10, 12]
+    before = read_lines(config.output_dir)
     training.distill(dataclasses.replace(config, keep_checkpoints=1))
-    assert _lines(config.output_dir) == before
+    assert read_lines(config.output_dir) == before
 
 
 def test_a_command_that_is_asked_to_stop(config, tmp_path) -> None:
@@ -262,6 +230,6 @@ def test_a_command_that_is_asked_to_stop(config, tmp_path) -> None:
     said = process.communicate()[1].replace("\r", "\n").strip().split("\n")
     assert time.perf_counter() - begun < 30
     assert process.returncode == 143, said
-    (step,) = checkpoint_files.checkpoint_steps(cut)
+    (step,) = checkpoints.checkpoint_steps(cut)
     assert said[-1] == f"stopped by SIGTERM at step {step}; the same command continues from there"
     assert 50 <= step < 300 and not (cut / "model.safetensors").exists()

@@ -12,56 +12,27 @@ import time
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.distill import checkpoint_files, progress, training
+from pipeline.distill import checkpoints, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
+from tests.distill.running import (
+    assert_same_weights,
+    call_at_update,
+    interrupt,
+    read_lines,
+    read_weights,
+    refused,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
-
-
-@pytest.fixture
-def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
-    """Two layers of the teacher's three, twelve steps."""
-    return DistillConfig(
-        output_dir=str(tmp_path / "student"),
-        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
-        losses=DISTILLATION,
-        input_dir=str(cache_dir),
-        train_batch_size=8,
-        eval_batch_size=8,
-        num_train_steps=12,
-        learning_rate=1e-3,
-        save_checkpoints_steps=5,
-        log_steps=3,
-        shuffle_buffer_size=64,
-    )
-
-
-def _lines(folder: str | pathlib.Path) -> list[dict]:
-    """Returns metrics.jsonl without what depends on the clock."""
-    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
-    parsed = [json.loads(line) for line in lines]
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
-
-
-def _weights(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
-    return load_file(pathlib.Path(folder) / "model.safetensors")
-
-
-def _assert_same_bits(one: str | pathlib.Path, two: str | pathlib.Path) -> None:
-    first, second = _weights(one), _weights(two)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
@@ -79,8 +50,8 @@ def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
         "vocab.txt",
     }
     assert len(list((folder / "tensorboard" / "train").glob("events*"))) == 1
-    assert checkpoint_files.checkpoint_steps(folder) == [10, 12]
-    lines = _lines(folder)
+    assert checkpoints.checkpoint_steps(folder) == [10, 12]
+    lines = read_lines(folder)
     assert [(line["step"], line["split"]) for line in lines] == [
         (3, "train"),
         (5, "train"),
@@ -129,31 +100,23 @@ def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
 def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
     whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
     training.distill(whole)
-    update, calls = progress.tqdm.tqdm.update, []
-
-    def killed(bar, count=1):
-        calls.append(count)
-        if len(calls) == 11:
-            raise KeyboardInterrupt
-        return update(bar, count)
-
     with monkeypatch.context() as patch:
-        patch.setattr(progress.tqdm.tqdm, "update", killed)
+        call_at_update(patch, 11, interrupt)
         with pytest.raises(KeyboardInterrupt, match="from step 10, the last"):
             training.distill(config)
     assert not (pathlib.Path(config.output_dir) / "model.safetensors").exists()
     training.distill(config)
-    assert _lines(config.output_dir)[-3:] == _lines(whole.output_dir)[-3:]
-    _assert_same_bits(config.output_dir, whole.output_dir)
+    assert read_lines(config.output_dir)[-3:] == read_lines(whole.output_dir)[-3:]
+    assert_same_weights(config.output_dir, whole.output_dir)
 
 
 def test_a_finished_run_is_not_run_again(config) -> None:
     training.distill(config)
-    before = _lines(config.output_dir)
+    before = read_lines(config.output_dir)
     report = training.distill(config)
-    assert _lines(config.output_dir) == before
+    assert read_lines(config.output_dir) == before
     assert report["masked_lm"] == before[-1]["masked_lm"]
-    with pytest.raises(InputError, match="another request: learning_rate is 0.001 there"):
+    with refused("output_dir"):
         training.distill(dataclasses.replace(config, learning_rate=2e-3))
 
 
@@ -217,14 +180,14 @@ def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
 
 def test_accumulation_counts_updates(config) -> None:
     training.distill(dataclasses.replace(config, gradient_accumulation_steps=2, train_batch_size=4))
-    lines = _lines(config.output_dir)
+    lines = read_lines(config.output_dir)
     assert lines[-1]["step"] == 12
     rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
     assert rates[-1] < 2e-4
 
 
 def test_a_run_that_diverges_says_so(config) -> None:
-    with pytest.raises(InputError, match="learning_rate: training diverged by step"):
+    with refused("learning_rate", "diverged"):
         training.distill(
             dataclasses.replace(config, learning_rate=1e30, clip_norm=0.0, num_warmup_steps=0)
         )
@@ -239,7 +202,7 @@ def test_a_smaller_k_takes_the_prefix(config) -> None:
         reports[k] = training.distill(changed)
     assert reports[4]["masked_lm"] == reports[16]["masked_lm"]
     assert reports[4]["soft_cross_entropy"] < reports[16]["soft_cross_entropy"]
-    with pytest.raises(InputError, match=r"truncation_factor: expected at most 16.* received 17"):
+    with refused("truncation_factor", 17):
         training.distill(dataclasses.replace(config, truncation_factor=17))
 
 
@@ -280,40 +243,39 @@ def test_mixed_precision_stays_close(config, tmp_path) -> None:
     # Logits of this random model reach 10, where bfloat16 has steps of 0.06.
     assert reports[1]["loss"] == pytest.approx(reports[0]["loss"], rel=0.05)
     assert reports[1]["loss"] != reports[0]["loss"]
-    assert _weights(tmp_path / "mixed_bfloat16")["cls.predictions.bias"].dtype == np.float32
+    assert read_weights(tmp_path / "mixed_bfloat16")["cls.predictions.bias"].dtype == np.float32
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting", "received"),
     [
-        ({"losses": {"masked_lm": 1.0}, "max_seq_length": 128}, "--max_seq_length: expected 48"),
-        ({"do_train": False, "do_eval": False}, "--do_train: expected it or --do_eval"),
-        ({"num_warmup_steps": 13}, "--num_warmup_steps: expected at most --num_train_steps=12"),
-        ({"temperature": 3.0}, "--temperature: expected one with a cached tail mass"),
-        ({"input_dir": None}, "--input_dir: expected either it or --input_file"),
+        ({"losses": {"masked_lm": 1.0}, "max_seq_length": 128}, "max_seq_length", 128),
+        ({"do_train": False, "do_eval": False}, "do_train", "neither"),
+        ({"num_warmup_steps": 13}, "num_warmup_steps", 13),
+        ({"temperature": 3.0}, "temperature", 3),
+        ({"input_dir": None}, "input_dir", None),
+        ({"loss_schedules": "hidden_cosine=linear:0"}, "loss_schedules", "'hidden_cosine'"),
+        ({"losses": "hidden_l1=1"}, "losses", "'hidden_l1'"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_training(config, changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_invalid_settings_are_refused_before_training(config, changes, setting, received) -> None:
+    with refused(setting, received):
         training.distill(dataclasses.replace(config, **changes))
-    assert not pathlib.Path(config.output_dir).exists()
+    assert not config.output_dir.exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting"),
     [
-        ({}, "--student: expected one of .* received none"),
-        ({"student": "a", "init_from": "b"}, "received --student and --init_from"),
-        ({"init_from": "a"}, "--init_from: expected --student_layers or --layer_map"),
-        ({"student": "a", "student_layers": 2}, "--student_layers: expected --init_from"),
-        (
-            {"student": "a", "init_checkpoint": "b"},
-            "--init_checkpoint: expected --bert_config_file",
-        ),
+        ({}, "student"),
+        ({"student": "a", "init_from": "b"}, "student"),
+        ({"init_from": "a"}, "init_from"),
+        ({"student": "a", "student_layers": 2}, "student_layers"),
+        ({"student": "a", "init_checkpoint": "b"}, "init_checkpoint"),
     ],
 )
-def test_students_that_are_none(changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_students_that_are_not_one_model_are_refused(changes, setting: str) -> None:
+    with refused(setting):
         StudentConfig(**changes)
 
 
@@ -324,8 +286,9 @@ def test_a_damaged_cache_is_refused_before_training(config, cache_dir, tmp_path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(damaged)))
+    assert caught.value.subject == str(path)
     assert not (pathlib.Path(config.output_dir) / "checkpoints").exists()
 
 
@@ -337,8 +300,9 @@ def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path)
     content[500] ^= 4
     path.write_bytes(bytes(content))
     changed = dataclasses.replace(config, input_dir=str(damaged), verify="sizes", do_train=False)
-    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(changed)
+    assert caught.value.subject == str(path)
 
 
 @pytest.mark.parametrize("name", [records.INPUT_IDS, records.TOPK_IDS])
@@ -357,17 +321,17 @@ def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
     )
     splits = {**loaded.splits, "eval": (changed,)}
     manifests.publish(made, dataclasses.replace(loaded, splits=splits))
-    message = f"^--input_dir: {made}: expected records as manifest.json describes them, received a"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(made), do_train=False))
+    assert caught.value.subject == str(made)
 
 
 def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:
     training.distill(config)
-    before = _lines(config.output_dir)
+    before = read_lines(config.output_dir)
     given = {"max_seq_length": 48, "max_predictions_per_seq": 8, "truncation_factor": 16}
     training.distill(dataclasses.replace(config, **given))
-    assert _lines(config.output_dir) == before
+    assert read_lines(config.output_dir) == before
 
 
 def _command(config: DistillConfig, backend: str, folder: pathlib.Path, **more) -> list[str]:
@@ -405,8 +369,8 @@ def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -
         process = subprocess.Popen(
             _command(config, "tensorflow", cut, **more), cwd=ROOT, env=_environment()
         )
-        begun = checkpoint_files.checkpoint_steps(cut)
-        while process.poll() is None and checkpoint_files.checkpoint_steps(cut)[-1:] == begun[-1:]:
+        begun = checkpoints.checkpoint_steps(cut)
+        while process.poll() is None and checkpoints.checkpoint_steps(cut)[-1:] == begun[-1:]:
             time.sleep(0.05)
         time.sleep(0.3)
         process.send_signal(signal.SIGKILL)
@@ -415,8 +379,8 @@ def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -
         _command(config, "tensorflow", cut, **more), cwd=ROOT, check=True, env=_environment()
     )
     assert killed >= 3
-    assert _lines(cut) == _lines(whole)
-    _assert_same_bits(cut, whole)
+    assert read_lines(cut) == read_lines(whole)
+    assert_same_weights(cut, whole)
 
 
 def test_recomputing_activations_changes_no_bit(config, tmp_path) -> None:
@@ -427,7 +391,7 @@ def test_recomputing_activations_changes_no_bit(config, tmp_path) -> None:
         few, output_dir=str(tmp_path / "recomputed"), recompute_activations=True
     )
     training.distill(recomputed)
-    _assert_same_bits(few.output_dir, recomputed.output_dir)
+    assert_same_weights(few.output_dir, recomputed.output_dir)
     requests = [
         (pathlib.Path(one.output_dir) / "request.json").read_bytes() for one in (few, recomputed)
     ]

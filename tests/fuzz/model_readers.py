@@ -108,20 +108,20 @@ def _distiller() -> Any:
 
 
 def _write_checkpoint(folder: pathlib.Path) -> None:
-    from pipeline.distill import training_state
-    from pipeline.distill.checkpoint_files import CheckpointFiles
+    from pipeline.distill import checkpoints
+    from pipeline.distill.checkpoints import CheckpointFiles
 
-    CheckpointFiles(folder, keep=1).save(7, training_state.to_arrays(_distiller()))
+    CheckpointFiles(folder, keep=1).save(7, checkpoints.to_arrays(_distiller()))
     # Its checksum would refuse every other byte.
     (folder / "checkpoints" / "step-00000007.json").unlink()
 
 
 def _read_checkpoint(folder: pathlib.Path) -> object:
-    from pipeline.distill import training_state
-    from pipeline.distill.checkpoint_files import CheckpointFiles
+    from pipeline.distill import checkpoints
+    from pipeline.distill.checkpoints import CheckpointFiles
 
     found = CheckpointFiles(folder, keep=1).find_newest()
-    return training_state.restore(folder, _distiller(), found.step)
+    return checkpoints.restore(folder, _distiller(), found.step)
 
 
 _TASKS: dict[str, tuple[str, str, Mutate]] = {
@@ -180,11 +180,11 @@ def _rusentiment() -> tuple[str, str]:
 
 
 def _read_task(folder: pathlib.Path, task: str) -> object:
-    skipped = task_data.read_split_data(load_task(task), str(folder), "train", skip_bad_rows=True)
+    skipped = task_data.read_split_data(load_task(task), folder, "train", skip_bad_rows=True)
     for message in skipped.bad_rows:
         if len(message.splitlines()) != 1:
             raise RuntimeError(f"a message of several lines: {message!r}")
-    return task_data.read_split(load_task(task), str(folder), "train")
+    return task_data.read_split(load_task(task), folder, "train")
 
 
 def _write_text(folder: pathlib.Path, name: str, content: str) -> None:
@@ -224,10 +224,10 @@ def _read_declared_task(folder: pathlib.Path) -> object:
         # As the command that has the flag says it.
         raise InputError(f"--task: {error}") from error
     for split in spec.files:
-        for path in task_data.find_files(spec, str(folder), split):
+        for path in task_data.find_files(spec, folder, split):
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise RuntimeError(f"outside: {path}")
-        task_data.read_split(spec, str(folder), split)
+        task_data.read_split(spec, folder, split)
     return json.dumps(spec.reading())
 
 

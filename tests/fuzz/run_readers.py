@@ -110,13 +110,13 @@ def _write_run(folder: pathlib.Path) -> None:
 def _read_run(folder: pathlib.Path) -> object:
     from tools.report import ReportConfig, make_report
 
-    return make_report(ReportConfig(runs=(str(folder / "run"), str(folder / "other"))))
+    return make_report(ReportConfig(runs=(folder / "run", folder / "other")))
 
 
 def _read_report(folder: pathlib.Path, name: str) -> object:
     from tools.report import ReportConfig, make_report
 
-    path = str(folder / f"{name}.json")
+    path = folder / f"{name}.json"
     value = (path,) if name in ("fidelity", "finetune") else path
     return make_report(ReportConfig(**{name: value}))
 
@@ -134,15 +134,15 @@ def _read_card(folder: pathlib.Path) -> object:
 
 
 def _read_study(folder: pathlib.Path) -> object:
-    from tools.dev import study_report
+    from tools.dev import study
 
-    return study_report.last_evaluation(folder / "run")
+    return study.last_evaluation(folder / "run")
 
 
 def _read_study_summary(folder: pathlib.Path) -> object:
-    from tools.dev import study_report
+    from tools.dev import study
 
-    return study_report.read_score(folder / "finetune.json")
+    return study.read_score(folder / "finetune.json")
 
 
 def _write_finetuned(folder: pathlib.Path) -> None:

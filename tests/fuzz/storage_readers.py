@@ -13,7 +13,6 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base import json_text
-from pipeline.base.location import Location
 from pipeline.storage import cache_input, serialization, shuffling, spill, token_counts
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
@@ -140,7 +139,7 @@ def write_teacher_cache(
 
 
 def _open(folder: pathlib.Path) -> CacheInput:
-    return open_cache(Location.parse(folder), None)
+    return open_cache(folder, None)
 
 
 def read_framing(folder: pathlib.Path) -> object:
@@ -202,7 +201,7 @@ def read_report(folder: pathlib.Path) -> object:
     """Reads a cache as `tools.report` does."""
     from tools.report import inputs
 
-    return inputs.read_cache(Location.parse(folder), "cache")
+    return inputs.read_cache(folder, "cache")
 
 
 def read_shown(folder: pathlib.Path) -> object:
@@ -214,7 +213,7 @@ def read_shown(folder: pathlib.Path) -> object:
     value = json.loads(path.read_bytes())
     value["splits"]["train"][0]["bytes"] = (folder / SHARD).stat().st_size
     path.write_text(json.dumps(value))
-    return inspect_cache(InspectConfig(input_dir=str(folder), split="train"))
+    return inspect_cache(InspectConfig(input_dir=folder, split="train"))
 
 
 def read_merged(folder: pathlib.Path) -> object:
@@ -244,7 +243,7 @@ def read_cached_report(folder: pathlib.Path) -> object:
 
 def read_manifest(folder: pathlib.Path) -> object:
     """Reads a manifest and uses all of it."""
-    cache = open_cache(None, Location.parse(folder / "*"))
+    cache = open_cache(None, folder / "*")
     loaded = cache.manifest
     whole = manifests.load(folder)
     manifests.verify(folder, loaded, full=True)

@@ -13,6 +13,7 @@ import numpy as np
 from data_specs import corpora as corpus_specs
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.corpora import cleaning, corpus
 from pipeline.corpora.documents import Corpus
 from pipeline.corpora.readers import READERS
@@ -47,7 +48,7 @@ def _rows(*, lines: bool) -> str:
 
 
 def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
-    found = find_files(str(folder / file), corpus=Corpus(spec=spec))
+    found = find_files(Location.parse(str(folder / file), "input_dir"), corpus=Corpus(spec=spec))
     return [
         corpus.document_text(document)
         for block in corpus.read_blocks(found)
@@ -152,7 +153,7 @@ def _converted() -> bytes:
 
 
 def _read_tokenizer(folder: pathlib.Path) -> object:
-    found = loading.load_tokenizer(str(folder), do_lower_case=None)
+    found = loading.load_tokenizer(folder, do_lower_case=None)
     tokens = found.tokenize(_SAMPLE)
     if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < len(found.vocab):
         raise RuntimeError("an id outside the vocabulary")
@@ -165,7 +166,7 @@ def _read_json_tokenizer(folder: pathlib.Path) -> object:
     from tools.report.token_text import TokenText
 
     result = _read_tokenizer(folder)
-    found = loading.load_tokenizer(str(folder), do_lower_case=None)
+    found = loading.load_tokenizer(folder, do_lower_case=None)
     text = TokenText(found)
     text.spaced(list(range(len(found.vocab))))
     return result

@@ -31,7 +31,7 @@ from pipeline.models.formats.model_directory import (
 from pipeline.models.formats.model_directory import save_hf as save
 from pipeline.models.initialization.from_teacher import student_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
-from pipeline.models.weight_names import HF, TF1, tied_hf_names, weight_table
+from pipeline.models.weight_names import HF, TF1, check_tensors, tied_hf_names, weight_table
 
 BERT = EncoderConfig(
     vocab_size=37,
@@ -177,14 +177,20 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_names_of_weights_are_unique_and_the_encoders_lie_in_its_scopes(model_type: str) -> None:
+def test_names_of_weights_are_unique_and_surplus_ones_of_the_encoder_refused(
+    model_type: str, tmp_path
+) -> None:
     config = _example(model_type)
     table = weight_table(config)
     for layout in (HF, TF1):
         assert len(dict(row.stored(layout) for row in table)) == len(table)
     for row in table:
-        is_encoder = row.ours.startswith("encoder/")
-        assert row.hf.startswith(config.family.scopes) == is_encoder
+        surplus = {row.hf: row.stored(HF)[1] for row in table} | {f"{row.hf}.x": (1,)}
+        if row.ours.startswith("encoder/"):
+            with pytest.raises(InputError):
+                check_tensors(surplus, table, layout=HF, where=tmp_path)
+        else:
+            check_tensors(surplus, table, layout=HF, where=tmp_path)
     originals = set(tied_hf_names(config).values())
     assert originals and originals <= {row.hf for row in table}
 

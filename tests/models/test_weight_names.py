@@ -3,7 +3,7 @@
 import re
 
 from pipeline.models.masked_lm import MaskedLM
-from pipeline.models.weight_names import weight_table
+from pipeline.models.weight_names import HF, TF1, weight_table
 
 
 def test_every_variable_once(config):
@@ -28,7 +28,8 @@ def test_some_rows(config):
     inner = rows["encoder/layer_2/feed_forward/intermediate/kernel"]
     assert inner.hf == "bert.encoder.layer.2.intermediate.dense.weight"
     assert inner.tf1 == "bert/encoder/layer_2/intermediate/dense/kernel"
-    assert (inner.shape, inner.hf_shape) == ((16, 24), (24, 16))
+    assert inner.stored(HF) == (inner.hf, (24, 16))
+    assert inner.stored(TF1) == (inner.tf1, (16, 24))
     norm = rows["encoder/layer_0/attention/layer_norm/gamma"]
     assert norm.hf == "bert.encoder.layer.0.attention.output.LayerNorm.weight"
     assert norm.tf1 == "bert/encoder/layer_0/attention/output/LayerNorm/gamma"

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.distill import losses
-from pipeline.distill.objective import Objective
-from pipeline.distill.settings import TAIL_POLICIES
+from pipeline.distill.comparison import Comparison
+from pipeline.distill.losses.base import TAIL_POLICIES
+from pipeline.distill.losses.distributions import student_log_probs, teacher_distribution
 from pipeline.storage.vocab_subset import NO_ID, VocabSubset, id_table, remap_batch
 from pipeline.tokenizers.vocabulary import VocabInfo
+from tests.distill.running import loss_values
 
 TEMPERATURES = (1.0, 2.0)
 TOKENS = ["[PAD]", "[UNK]", "a", "b", "c"]
@@ -210,7 +211,7 @@ def test_each_kept_token_keeps_its_probability(case) -> None:
     real = got[records.MASKED_LM_WEIGHTS][0] > 0
     for index, temperature in enumerate(TEMPERATURES):
         p = _softmax(dense / temperature)
-        teacher = losses.teacher_distribution(
+        teacher = teacher_distribution(
             got[records.TOPK_IDS][0],
             got[records.TOPK_LOGITS][0],
             got[records.LOG_TAIL_MASSES][0, :, index],
@@ -281,10 +282,10 @@ def test_losses_are_those_of_the_dense_distribution(case, seed, policy, temperat
     dense, ids, k, table, labels = case
     size = int((table >= 0).sum())
     got = _remapped(_cached(dense, ids, k, labels), table)
-    objective = Objective({"kl_divergence": 1.0}, temperature, policy, k, TEMPERATURES)
+    comparison = Comparison(temperature, policy, k, TEMPERATURES)
     student = np.random.default_rng(seed).normal(0.0, 2.0, (1, POSITIONS, size)).astype("float32")
     names = ("soft_cross_entropy", "kl_divergence", "probability_cosine", "masked_lm")
-    found = objective.per_position(student, got, names)
+    found = loss_values(comparison, student, got, names)
     found = {name: np.asarray(value)[0] for name, value in found.items()}
     for row in np.flatnonzero(got[records.MASKED_LM_WEIGHTS][0] > 0):
         old = [i for i in ids[row, :k] if table[i] != NO_ID]
@@ -299,7 +300,7 @@ def test_losses_are_those_of_the_dense_distribution(case, seed, policy, temperat
         log_q = np.log(_softmax(student[0, row].astype(np.float64) / temperature))
         cross, divergence = _plain_losses(p[0], log_q, inside, label, policy)
         # Renormalised, a share is known no better than the kept mass.
-        close = {"rtol": 1e-3 if p.sum(-1).min() < 1e-3 else 2e-5, "atol": 2e-5}
+        close = {"rtol": 1e-3 if p.sum(-1).min() < 1e-3 else 1e-4, "atol": 2e-5}
         np.testing.assert_allclose(found["soft_cross_entropy"][row], cross, **close)
         divergence *= temperature**2
         np.testing.assert_allclose(found["kl_divergence"][row], divergence, rtol=1e-3, atol=1e-4)
@@ -318,7 +319,7 @@ def test_gradients_are_finite_and_come_from_no_lacking_token(policy: str) -> Non
     ids, tails = np.array([[3, 5, 4], [3, 4, 4]]), np.full((2, 2), LOG(0.1))
     table = [0, 1, 2, NO_ID, NO_ID, 3]
     got = _remapped(_batch(ids, logits, tails, np.array([5, 2])), table)
-    objective = Objective({"kl_divergence": 1.0}, 1.0, policy, 3, TEMPERATURES)
+    comparison = Comparison(1.0, policy, 3, TEMPERATURES)
     weights = got[records.MASKED_LM_WEIGHTS]
     assert weights.tolist() == [[1, 0]]
     student = tf.constant(np.random.default_rng(0).normal(size=(1, 2, 4)).astype("float32"))
@@ -326,7 +327,7 @@ def test_gradients_are_finite_and_come_from_no_lacking_token(policy: str) -> Non
     for name in names:
         with tf.GradientTape() as tape:
             tape.watch(student)
-            values = objective.per_position(student, got, names)[name]
+            values = loss_values(comparison, student, got, names)[name]
             loss = tf.reduce_sum(tf.where(weights > 0, values, 0.0))
         gradient = tape.gradient(loss, student).numpy()
         assert np.isfinite(gradient).all(), name
@@ -334,7 +335,7 @@ def test_gradients_are_finite_and_come_from_no_lacking_token(policy: str) -> Non
     # The entries themselves: nothing flows out of one that is no id.
     with tf.GradientTape() as tape:
         tape.watch(student)
-        found = losses.student_log_probs(
+        found = student_log_probs(
             student, got[records.TOPK_IDS], got[records.MASKED_LM_IDS], temperature=1.0
         )
         inside = found.log_probs[0, 0, 1:]
@@ -347,8 +348,13 @@ def test_another_temperature_still_renormalizes() -> None:
     batch = _batch(np.array([[3, 5, 2]]), logits, np.full((1, 2), -3.0), np.array([5]))
     got = _remapped(batch, [0, 1, 2, NO_ID, NO_ID, 3])
     for temperature in (0.05, 3.0, 1e4):
-        objective = Objective({"kl_divergence": 1.0}, temperature, "renormalize", 3, TEMPERATURES)
-        teacher = objective._teacher(got, None, temperature)
+        teacher = teacher_distribution(
+            got[records.TOPK_IDS],
+            got[records.TOPK_LOGITS],
+            got[records.LOG_TAIL_MASSES][..., 0],
+            temperature=temperature,
+            truncation_factor=3,
+        )
         p = np.asarray(teacher.probabilities)[0, 0]
         np.testing.assert_allclose(
             p / p.sum(), [*_softmax(np.array([-1.0, -2.0]) / temperature), 0.0], rtol=1e-5

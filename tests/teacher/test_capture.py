@@ -1,4 +1,4 @@
-"""Stage 1b, from masked examples to a cache."""
+"""Capture, from masked examples to a cache."""
 
 import dataclasses
 import json
@@ -20,9 +20,9 @@ from pipeline.models.formats import model_directory
 from pipeline.storage import manifest, serialization
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.records import topk_probabilities
-from pipeline.teacher import capture
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
+from tests.conftest import save_tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -115,11 +115,11 @@ def test_the_manifest_tells_where_the_cache_comes_from(cache_dir, examples_dir) 
 
 def test_a_repetition_is_byte_equal(cache_dir, config) -> None:
     create_teacher_cache(config)
-    assert _bytes(pathlib.Path(config.output_dir)) == _bytes(cache_dir)
+    assert _bytes(config.output_dir) == _bytes(cache_dir)
 
 
 def test_tasks_share_the_shards(cache_dir, config) -> None:
-    folder = pathlib.Path(config.output_dir)
+    folder = config.output_dir
     for index in (2, 0, 1):
         task = dataclasses.replace(config, num_tasks=3, task_index=index)
         made = create_teacher_cache(task)
@@ -129,19 +129,19 @@ def test_tasks_share_the_shards(cache_dir, config) -> None:
 
 
 def test_whole_shards_are_not_made_again(cache_dir, config, monkeypatch) -> None:
-    folder = pathlib.Path(config.output_dir)
+    folder = config.output_dir
     shutil.copytree(cache_dir, folder)
     (folder / "manifest.json").unlink()
     lost = "train-00001-of-00003.tfrecord"
     (folder / lost).unlink()
     made = []
-    write_shard = capture.writer.write_shard
+    write_shard = serialization.write_shard
 
     def noted(directory, file, serialized, measured):
         made.append(file)
         return write_shard(directory, file, serialized, measured)
 
-    monkeypatch.setattr(capture.writer, "write_shard", noted)
+    monkeypatch.setattr(serialization, "write_shard", noted)
     create_teacher_cache(config)
     assert made == [lost]
     assert _bytes(folder) == _bytes(cache_dir)
@@ -150,7 +150,7 @@ def test_whole_shards_are_not_made_again(cache_dir, config, monkeypatch) -> None
 def test_k_is_at_most_the_vocabulary(config, vocab) -> None:
     made = create_teacher_cache(
         dataclasses.replace(
-            config, truncation_factor=10_000, input_dir=None, input_file=config.input_dir + "/eval*"
+            config, truncation_factor=10_000, input_dir=None, input_file=config.input_dir / "eval*"
         )
     )
     assert made.teacher_info.truncation_factor == len(vocab)
@@ -163,12 +163,10 @@ def test_bfloat16_stays_close(cache_dir, config) -> None:
             config,
             compute_dtype="mixed_bfloat16",
             input_dir=None,
-            input_file=config.input_dir + "/eval*",
+            input_file=config.input_dir / "eval*",
         )
     )
-    pairs = zip(
-        _records(cache_dir, "eval"), _records(pathlib.Path(config.output_dir), "eval"), strict=True
-    )
+    pairs = zip(_records(cache_dir, "eval"), _records(config.output_dir, "eval"), strict=True)
     differences = [
         np.abs(
             np.frombuffer(a[records.LABEL_LOG_PROBS], "<f2").astype(float)
@@ -180,29 +178,36 @@ def test_bfloat16_stays_close(cache_dir, config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "subject", "received"),
     [
-        ({"teacher": None}, "--teacher: expected either it or .* received neither"),
-        ({"bert_config_file": "x"}, "received both"),
-        ({"init_checkpoint": "x"}, "--init_checkpoint: expected --bert_config_file beside it"),
-        ({"teacher": None, "bert_config_file": "x"}, "--init_checkpoint: expected the teacher's"),
-        ({"task_index": 1}, "--task_index: expected less than --num_tasks=1, received 1"),
-        ({"temperatures": (2.0,)}, "--temperatures: expected ascending .* received 2"),
-        ({"max_seq_length": 512}, "--max_seq_length: expected 48, .* received 512"),
-        ({"max_predictions_per_seq": 9}, "--max_predictions_per_seq: expected 8"),
-        ({"input_dir": "/nowhere"}, "--input_dir: expected a complete cache directory"),
-        ({"teacher": "/nowhere"}, "--teacher: "),
+        ({"teacher": None}, "teacher", "neither"),
+        ({"bert_config_file": "x"}, "teacher", "both"),
+        ({"init_checkpoint": "x"}, "init_checkpoint", "`teacher`"),
+        ({"teacher": None, "bert_config_file": "x"}, "init_checkpoint", "none"),
+        ({"task_index": 1}, "task_index", 1),
+        ({"temperatures": (2.0,)}, "temperatures", "2"),
+        ({"max_seq_length": 512}, "max_seq_length", 512),
+        ({"max_predictions_per_seq": 9}, "max_predictions_per_seq", 9),
+        ({"input_dir": "/nowhere"}, "/nowhere", "one that is no cache"),
+        ({"teacher": "/nowhere"}, "/nowhere", "no such directory"),
     ],
 )
-def test_what_does_not_fit_is_refused(config, changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_what_does_not_fit_is_refused(config, changes, subject: str, received: object) -> None:
+    with pytest.raises(InputError) as refused:
         create_teacher_cache(dataclasses.replace(config, **changes))
-    assert not pathlib.Path(config.output_dir).exists()
+    assert refused.value.subject == subject
+    assert str(refused.value.received).startswith(str(received))
+    assert not config.output_dir.exists()
 
 
-def test_a_cache_is_no_input(config, cache_dir) -> None:
-    with pytest.raises(InputError, match=r"expected masked_examples, .* holds a teacher_cache"):
-        create_teacher_cache(dataclasses.replace(config, input_dir=str(cache_dir)))
+@pytest.mark.parametrize("kind", ["teacher_cache", "unmasked_windows"])
+def test_only_masked_examples_are_an_input(config, cache_dir, windows_dir, kind: str) -> None:
+    folder = cache_dir if kind == "teacher_cache" else windows_dir
+    with pytest.raises(InputError) as refused:
+        create_teacher_cache(dataclasses.replace(config, input_dir=str(folder)))
+    error = refused.value
+    assert (error.subject, error.setting) == (str(folder), "input_dir")
+    assert error.expected == "masked_examples" and kind in error.received
 
 
 def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_path) -> None:
@@ -217,7 +222,7 @@ def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_pa
     # Sizes alone do not tell; the record's own checksum does.
     with pytest.raises(InputError, match=f"{path}: broken record at byte 0"):
         create_teacher_cache(dataclasses.replace(config, input_dir=str(damaged), verify="sizes"))
-    done = sorted(path.name for path in pathlib.Path(config.output_dir).glob("*.tfrecord"))
+    done = sorted(path.name for path in config.output_dir.glob("*.tfrecord"))
     assert done == [
         "eval-00000-of-00001.tfrecord",
         "train-00000-of-00003.tfrecord",
@@ -225,13 +230,25 @@ def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_pa
     ]
 
 
-def test_a_teacher_without_segments_is_refused_for_pairs(config, tmp_path, teacher_dir) -> None:
-    other = tmp_path / "teacher"
-    shutil.copytree(teacher_dir, other)
-    settings = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**settings, "type_vocab_size": 1}))
-    with pytest.raises(InputError, match="a model of two segments, .* type_vocab_size 1"):
-        create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"max_position_embeddings": 40}, "a model of at least 48 positions"),
+        ({"more_tokens": True}, "a vocabulary of"),
+        ({"type_vocab_size": 1}, "a model of two segments"),
+    ],
+    ids=str,
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    config, tmp_path, vocab_file, changes, expected: str
+) -> None:
+    tokens = tmp_path / "vocab.txt"
+    more = "more\n" if changes.pop("more_tokens", False) else ""
+    tokens.write_text(vocab_file.read_text(encoding="utf-8") + more, encoding="utf-8")
+    teacher = save_tiny_bert(tmp_path / "teacher", tokens, seed=1, **changes)
+    with pytest.raises(InputError) as refused:
+        create_teacher_cache(dataclasses.replace(config, teacher=str(teacher)))
+    assert refused.value.subject == "teacher" and refused.value.expected.startswith(expected)
 
 
 def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:
@@ -242,7 +259,7 @@ def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:
     save_file(weights, other / "model.safetensors")
     with pytest.raises(InputError, match="teacher: expected finite logits"):
         create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
-    assert not list(pathlib.Path(config.output_dir).glob("*.tfrecord"))
+    assert not list(config.output_dir.glob("*.tfrecord"))
 
 
 def test_another_teacher_is_another_request(config, tmp_path, teacher_dir) -> None:
@@ -251,7 +268,7 @@ def test_another_teacher_is_another_request(config, tmp_path, teacher_dir) -> No
     shutil.copytree(teacher_dir, other)
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**settings, "layer_norm_eps": 1e-6}))
-    with pytest.raises(InputError, match="holds the output of another request: teacher is"):
+    with pytest.raises(InputError, match="teacher is"):
         create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
 
 
@@ -278,16 +295,13 @@ def test_killed_at_ten_random_moments(cache_dir, config) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True)
-    assert _bytes(pathlib.Path(config.output_dir)) == _bytes(cache_dir)
+    assert _bytes(config.output_dir) == _bytes(cache_dir)
 
 
-def test_unmasked_windows_are_refused(config, windows_dir) -> None:
-    message = (
-        f"--input_dir: expected masked_examples, received {windows_dir}, which holds "
-        "unmasked_windows: masks change each epoch, so that there is nothing to cache; use "
-        "--masking=static for a cache, or a live teacher: run_distill --teacher"
-    )
-    with pytest.raises(InputError) as refused:
-        create_teacher_cache(dataclasses.replace(config, input_dir=str(windows_dir)))
-    assert str(refused.value) == message
-    assert not pathlib.Path(config.output_dir).exists()
+def test_settings_for_worker_processes_have_absolute_locations(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TeacherCacheConfig("made", "gs://bucket/examples", teacher="model").absolute()
+    assert str(config.output_dir) == str(tmp_path / "made")
+    assert config.output_dir.setting == "output_dir"
+    assert str(config.input_dir) == "gs://bucket/examples"
+    assert str(config.teacher) == str(tmp_path / "model")

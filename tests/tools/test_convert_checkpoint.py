@@ -170,11 +170,8 @@ def test_other_families_stay_in_their_layout(vocab_file, tmp_path, capsys) -> No
     changes = {"model_type": "roberta", "pad_token_id": 1, "type_vocab_size": 1}
     roberta = save_tiny_bert(tmp_path / "roberta", vocab_file, seed=1, num_layers=1, **changes)
     out = tmp_path / "out"
-    message = _fails(capsys, f"--input={roberta}", f"--output_dir={out}", "--layout=tf1")
-    assert message == (
-        "--layout=tf1: model_type: expected bert, as Google's layout has no other, "
-        "received 'roberta'; hf takes every model"
-    )
+    line = _fails(capsys, f"--input={roberta}", f"--output_dir={out}", "--layout=tf1")
+    assert line.startswith("--layout: ") and "model_type" in line and "roberta" in line
     assert not out.exists()
     _convert(f"--input={roberta}", f"--output_dir={out}", "--layout=hf")
     for name in ("config.json", "model.safetensors"):
@@ -182,68 +179,48 @@ def test_other_families_stay_in_their_layout(vocab_file, tmp_path, capsys) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hidden_act": "gelu_new"}, "hidden_act: expected gelu or relu, as Google's layout has"),
-        ({"layer_norm_eps": 1e-5}, "layer_norm_eps: expected 1e-12, as Google's layout has no oth"),
-    ],
+    "changes",
+    [{"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-5}],
+    ids=lambda value: next(iter(value)),
 )
-def test_what_googles_configuration_cannot_say(
-    vocab_file, tmp_path, capsys, changes, message
+def test_a_setting_that_googles_layout_lacks_is_refused(
+    vocab_file, tmp_path, capsys, changes
 ) -> None:
     model = save_tiny_bert(tmp_path / "model", vocab_file, seed=1, num_layers=1, **changes)
     line = _fails(capsys, f"--input={model}", f"--output_dir={tmp_path / 'out'}", "--layout=tf1")
-    assert line.startswith(f"--layout=tf1: {message}")
+    assert line.startswith("--layout: ") and next(iter(changes)) in line
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "subject"),
     [
-        (["--layout=hf"], "missing: --output_dir (see --help)"),
-        (["--output_dir=x"], "missing: --layout (see --help)"),
-        (["--output_dir=x", "--layout=onnx"], "--layout=onnx: value should be one of <hf|tf1>"),
-        (
-            ["--output_dir=x", "--layout=hf"],
-            "--input: expected either it or --bert_config_file with --init_checkpoint, "
-            "received neither",
-        ),
-        (
-            ["--output_dir=x", "--layout=hf", "--input=a", "--bert_config_file=b"],
-            "--input: expected either it or --bert_config_file with --init_checkpoint, "
-            "received both",
-        ),
+        (["--layout=hf"], "missing: --output_dir "),
+        (["--output_dir=x"], "missing: --layout "),
+        (["--output_dir=x", "--layout=onnx"], "--layout: "),
+        (["--output_dir=x", "--layout=hf"], "--input: "),
+        (["--output_dir=x", "--layout=hf", "--input=a", "--bert_config_file=b"], "--input: "),
         (
             ["--output_dir=x", "--layout=hf", "--input=a", "--init_checkpoint=b"],
-            "--init_checkpoint: expected --bert_config_file beside it, received --input",
+            "--init_checkpoint: ",
         ),
-        (
-            ["--output_dir=x", "--layout=hf", "--bert_config_file=a"],
-            "--init_checkpoint: expected the model's checkpoint, received none",
-        ),
-        (
-            ["--output_dir=x", "--layout=hf", "--input=/nowhere"],
-            "--input: no such directory: /nowhere (a model of a hub must be downloaded first)",
-        ),
+        (["--output_dir=x", "--layout=hf", "--bert_config_file=a"], "--init_checkpoint: "),
+        (["--output_dir=x", "--layout=hf", "--input=/nowhere"], "--input: /nowhere: "),
     ],
 )
-def test_mistakes(capsys, flags: list[str], message: str) -> None:
-    assert _fails(capsys, *flags) == message
+def test_mistakes_name_the_flag(capsys, flags: list[str], subject: str) -> None:
+    assert _fails(capsys, *flags).startswith(subject)
     assert not pathlib.Path("x").exists()
 
 
 def test_nothing_is_overwritten(teacher_dir, tmp_path, capsys) -> None:
     (tmp_path / "letter.txt").write_text("x")
     flags = (f"--input={teacher_dir}", "--layout=hf")
-    assert _fails(capsys, *flags, f"--output_dir={tmp_path}") == (
-        f"--output_dir: expected a new or an empty folder, received {tmp_path}, "
-        "which holds 'letter.txt'; nothing is overwritten"
-    )
+    line = _fails(capsys, *flags, f"--output_dir={tmp_path}")
+    assert line.startswith(f"--output_dir: {tmp_path}: ") and "letter.txt" in line
     assert _names(tmp_path) == ["letter.txt"]
     path = tmp_path / "letter.txt"
-    assert _fails(capsys, *flags, f"--output_dir={path}") == (
-        f"--output_dir: expected a folder, received {path}, which is a file"
-    )
+    assert _fails(capsys, *flags, f"--output_dir={path}").startswith(f"--output_dir: {path}: ")
 
 
 def test_weights_that_do_not_fit_leave_no_folder(teacher_dir, tmp_path, capsys) -> None:
@@ -290,17 +267,18 @@ def test_files_move_up_together_and_the_last_one_last(tmp_path, monkeypatch) -> 
         tmp_path.expect_empty()
     assert moved == ["a", "c", "b"] and _names(tmp_path) == ["a", "b", "c"]
     with (
-        pytest.raises(InputError, match="a: expected no such file, found one"),
+        pytest.raises(InputError) as caught,
         tmp_path.stage_directory(last="b") as stage,
     ):
         (stage / "a").write_text("other")
+    assert caught.value.subject == str(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "a" and _names(tmp_path) == ["a", "b", "c"]
 
 
 def test_google_has_names_for_bert_alone(tmp_path, teacher_dir) -> None:
     config = find_model(teacher_dir).config
     albert = dataclasses.replace(config, model_type="albert", embedding_size=8)
-    with pytest.raises(ValueError, match="config: expected model_type bert, received albert"):
+    with pytest.raises(ValueError, match="Google's layout has no albert"):
         write_tf1_weights(str(tmp_path / "x"), albert, {})
     assert not list(tmp_path.iterdir())
 

@@ -84,19 +84,15 @@ def test_lower_precision_shows(cache_dir, teacher_dir) -> None:
 def test_another_teacher(cache_dir, teacher_dir, other_teacher_dir, capsys) -> None:
     assert _run(cache_dir, other_teacher_dir) == 1
     there, here = (find_model(path).sha256() for path in (teacher_dir, other_teacher_dir))
-    assert _error(capsys) == (
-        f"error: --teacher: expected the teacher of {cache_dir} (SHA-256 {there}), "
-        f"received SHA-256 {here}; --any_teacher compares it all the same"
-    )
+    error = _error(capsys)
+    assert error.startswith("error: --teacher: ") and "--any_teacher" in error
+    assert there in error and here in error
     assert _run(cache_dir, other_teacher_dir, "--any_teacher") == 0
 
 
 def test_a_merged_cache(merged_dir, teacher_dir, capsys) -> None:
     assert _run(merged_dir, teacher_dir) == 1
-    assert _error(capsys) == (
-        f"error: --input_dir: {merged_dir} was merged from 2 caches: there is no single teacher "
-        "to compare it with; --any_teacher compares it with --teacher all the same"
-    )
+    assert f"--input_dir: {merged_dir}: merged from 2 caches" in _error(capsys)
     report, about = report_fidelity(
         FidelityConfig(str(merged_dir), str(teacher_dir), sample=12, any_teacher=True)
     )
@@ -114,16 +110,15 @@ def test_random_draws_are_refused(examples_dir, teacher_dir, tmp_path) -> None:
         truncation="sampled",
         temperatures=(1.0,),
     )
-    with pytest.raises(InputError, match="^input_dir: expected a cache of the top-k, received"):
+    with pytest.raises(InputError) as refused:
         report_fidelity(FidelityConfig(str(made), str(teacher_dir)))
+    assert refused.value.expected == "a cache of the top-k"
 
 
 def test_examples_are_no_cache(examples_dir, teacher_dir, capsys) -> None:
     assert _run(examples_dir, teacher_dir) == 1
-    assert _error(capsys) == (
-        f"error: --input_dir: expected a teacher_cache, received {examples_dir}, "
-        "which holds masked_examples"
-    )
+    error = f"--input_dir: {examples_dir}: expected a teacher_cache, received masked_examples"
+    assert error in _error(capsys)
 
 
 def test_mistakes(cache_dir, teacher_dir, vocab_file, tmp_path, capsys) -> None:
@@ -132,7 +127,7 @@ def test_mistakes(cache_dir, teacher_dir, vocab_file, tmp_path, capsys) -> None:
     path = tmp_path / "report.json"
     path.write_text("mine")
     assert _run(cache_dir, teacher_dir, f"--output={path}") == 1
-    assert _error(capsys).startswith(f"error: --output: expected a new file, received {path}")
+    assert _error(capsys).startswith(f"error: --output: {path}: expected a new file")
     assert path.read_text() == "mine"
     short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=40)
     assert _run(cache_dir, short, "--any_teacher") == 1

@@ -8,12 +8,10 @@ import sys
 import pytest
 
 from data_specs.corpora import CorpusSource
-from pipeline.base.errors import InputError
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import CODECS
-from tests.conftest import save_tiny_bert
 from tools import plan_cache as tool
 from tools.plan_cache import CacheCost, PlanConfig
 
@@ -150,40 +148,26 @@ def test_no_matplotlib(examples_dir, teacher_dir, tmp_path, capsys, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = tmp_path / "plan.png"
     assert tool.main(_flags(examples_dir, teacher_dir, picture=path)) == 1
-    assert _error(capsys) == (
-        "error: --picture: expected matplotlib, which is not installed; "
-        "pip install '.[quickstart]' brings it"
-    )
+    assert _error(capsys).startswith("error: --picture: expected matplotlib")
     assert not path.exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "subject"),
     [
-        ({"input_dir": ""}, "missing: --input_dir"),
-        ({"sample": 0}, "--sample=0: "),
-        (
-            {"truncation_factors": "16,0"},
-            "--truncation_factors: expected whole numbers such as 1,5, received '16,0'",
-        ),
-        (
-            {"dupe_factors": "1.5"},
-            "--dupe_factors: expected whole numbers such as 1,5, received '1.5'",
-        ),
-        (
-            {"logit_encodings": "float16,text"},
-            "--logit_encodings: expected some of float16,compact, received 'text'",
-        ),
-        (
-            {"truncation_mass": 0},
-            "--truncation_mass: expected a number above 0 and at most 1, received 0",
-        ),
-        ({"output": "/no/such/plan.json"}, "--output: expected an existing folder, received /no"),
+        ({"input_dir": ""}, "missing: --input_dir "),
+        ({"sample": 0}, "--sample: "),
+        ({"truncation_factors": "16,0"}, "--truncation_factors: "),
+        ({"dupe_factors": "1.5"}, "--dupe_factors: "),
+        ({"logit_encodings": "float16,text"}, "--logit_encodings: "),
+        ({"truncation_mass": 0}, "--truncation_mass: "),
+        ({"output": "/no/such/plan.json"}, "--output: /no/such/plan.json: "),
+        ({"output_dir": "gs://bucket/cache"}, "--output_dir: "),
     ],
 )
-def test_mistaken_flags(examples_dir, teacher_dir, capsys, changes, message: str) -> None:
+def test_mistaken_flags_are_named(examples_dir, teacher_dir, capsys, changes, subject) -> None:
     assert tool.main(_flags(examples_dir, teacher_dir, **changes)) == 1
-    assert _error(capsys).startswith(f"error: {message}")
+    assert _error(capsys).startswith(f"error: {subject}")
 
 
 @pytest.mark.parametrize("flag", ["output", "picture"])
@@ -191,32 +175,8 @@ def test_nothing_is_overwritten(examples_dir, teacher_dir, tmp_path, capsys, fla
     path = tmp_path / "there"
     path.write_text("mine")
     assert tool.main(_flags(examples_dir, teacher_dir, **{flag: path})) == 1
-    assert _error(capsys) == (
-        f"error: --{flag}: expected a new file, received {path}, which exists; "
-        "nothing is overwritten"
-    )
+    assert _error(capsys).startswith(f"error: --{flag}: {path}: ")
     assert path.read_text() == "mine"
-
-
-@pytest.mark.parametrize("kind", ["windows_dir", "cache_dir"])
-def test_other_kinds_are_refused_as_in_stage_1b(request, teacher_dir, kind: str) -> None:
-    folder = request.getfixturevalue(kind)
-    with pytest.raises(InputError, match=f"^input_dir: expected masked_examples, .*{folder}"):
-        tool.plan_cache(PlanConfig(str(folder), str(teacher_dir)))
-
-
-def test_a_teacher_that_does_not_fit(examples_dir, corpus_dir, vocab_file, tmp_path) -> None:
-    short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=40)
-    with pytest.raises(InputError, match="^teacher: expected a model of at least 48 positions"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(short)))
-    other = tmp_path / "vocab.txt"
-    other.write_text(vocab_file.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
-    wide = save_tiny_bert(tmp_path / "wide", other, seed=1)
-    with pytest.raises(InputError, match="^teacher: expected a vocabulary of"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(wide)))
-    single = save_tiny_bert(tmp_path / "single", vocab_file, seed=1, type_vocab_size=1)
-    with pytest.raises(InputError, match="^teacher: expected a model of two segments"):
-        tool.plan_cache(PlanConfig(str(examples_dir), str(single)))
 
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"

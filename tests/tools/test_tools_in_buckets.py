@@ -68,7 +68,7 @@ def test_conversion(capsys, places, layout: str) -> None:
     capsys.readouterr()
     flags = [f"--input={places[0]['teacher']}", f"--output_dir={places[0]['out'] / layout}"]
     assert convert_checkpoint.main(["tool", *flags, f"--layout={layout}"]) == 1
-    assert "expected a new or an empty folder, received " in capsys.readouterr().err
+    assert "expected a new or an empty folder" in capsys.readouterr().err
 
 
 def test_merging(capsys, places, bucket, other_cache_dir, merged_dir) -> None:
@@ -122,11 +122,12 @@ def test_verification_and_repair(capsys, places, bucket, cache_dir, examples_dir
     assert verify_cache.main(["tool", f"--input_dir={cache}"]) == 1
     captured = capsys.readouterr()
     assert f"{file}: expected SHA-256 " in captured.out
-    assert "where 2 files are broken (tokenizer, train-00001-of-00003.tfrecord)" in captured.err
+    assert "2 files are broken (tokenizer, train-00001-of-00003.tfrecord)" in captured.err
     examples = upload_folder(examples_dir, bucket / "examples")
     settings = {"repair": True, "teacher": there["teacher"], "examples": examples}
     said = _run(capsys, verify_cache, input_dir=cache, **settings)
-    assert f"{file}: made again, the same bytes; what was there is {file}.broken" in said
+    assert f"{file}: set aside as {file}.broken" in said
+    assert f"{file}: made again, the same bytes" in said
     made = read_objects(cache)
     assert len(made.pop(f"{file}.broken")) == len(content)
     assert made.pop(f".{file}.json.broken") == made[f".{file}.json"]
@@ -164,6 +165,5 @@ def test_fine_tuning(capsys, places, bucket, tmp_path, sentiment_dir, model_dir)
 
 def test_work_that_is_done_on_this_machine(capsys) -> None:
     assert quickstart.main(["tool", "--work=s3://bucket/work"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: --work: expected a path of this machine, received s3://bucket/work"
-    )
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --work: ") and "s3://bucket/work" in error

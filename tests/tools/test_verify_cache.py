@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import struct
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -80,7 +81,7 @@ def _publish(folder: pathlib.Path, file: str, rows: list[Features], **changes) -
         added = {f.name: row[f.name] for f in loaded.features if f not in MASKED}
         manifests.measure_record(measured, added, loaded.teacher_info.truncation_factor)
     encoded = [serialization.encode_example(row) for row in rows]
-    made = dataclasses.replace(
+    made = msgspec.structs.replace(
         serialization.write_shard(folder, file, encoded, measured), **changes
     )
     (manifests.sidecar_path(folder, file)).write_json(made.to_json())
@@ -151,13 +152,12 @@ def test_all_that_is_broken_is_listed(folder, capsys) -> None:
     _flip(manifests.sidecar_path(folder, TRAIN[2]), 30)
     (folder / "vocab.txt").unlink()
     shards = {s.file: s for part in manifests.load(folder).splits.values() for s in part}
-    received = manifests.files.sha256_file(folder / TRAIN[2])
+    received = (folder / TRAIN[2]).sha256()
     found = _problems(folder, capsys)
     size = shards[EVAL].bytes
     start = found[EVAL].split("byte ")[1].split(":")[0]
+    assert found.pop("tokenizer").startswith("vocab.txt is missing; ")
     assert found == {
-        "tokenizer": f"vocab.txt is missing; expected the tokenizer's files in {folder} (SHA-256 "
-        f"of the tokens {manifests.load(folder).vocab.sha256}), found none of them",
         EVAL: f"expected {size} bytes, received {size - 1}; broken record at byte {start}: the "
         "file ends inside it",
         TRAIN[0]: "it is missing",
@@ -298,10 +298,8 @@ def test_manifests(folder, change, problem: str, capsys) -> None:
     value = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     status, lines, (error,) = _run(folder, capsys)
-    assert status == 1 and error.endswith(
-        "move manifest.json away, and the same create_teacher_output_data command publishes it "
-        "again from the shards that are whole"
-    )
+    assert status == 1 and "move manifest.json away" in error
+    assert "create_teacher_output_data" in error
     (line,) = (line for line in lines if line.startswith("manifest.json: "))
     assert line.startswith("manifest.json: expected SHA-256 ") and problem in line
 
@@ -309,13 +307,13 @@ def test_manifests(folder, change, problem: str, capsys) -> None:
 def test_a_shard_that_a_manifest_misplaces(folder, capsys) -> None:
     loaded = manifests.load(folder)
     for misplaced, message in (
-        (loaded.splits["eval"][0], f"expected each shard once, received {EVAL} twice; move"),
-        (loaded.splits["train"][0], f"expected a shard of the split eval, received {TRAIN[0]}; "),
+        (loaded.splits["eval"][0], f"expected each shard once, received {EVAL} twice"),
+        (loaded.splits["train"][0], f"expected a shard of the split eval, received {TRAIN[0]}"),
     ):
         splits = {**loaded.splits, "eval": (*loaded.splits["eval"], misplaced)}
         manifests.publish(folder, dataclasses.replace(loaded, splits=splits))
         status, lines, (error,) = _run(folder, capsys)
-        assert status == 1 and not lines and f"manifest.json: {message}" in error
+        assert status == 1 and not lines and message in error
 
 
 @pytest.mark.parametrize(
@@ -323,7 +321,7 @@ def test_a_shard_that_a_manifest_misplaces(folder, capsys) -> None:
     [
         (b"{", "manifest.json: not JSON"),
         (b"{}", "expected format_version 1, received None"),
-        (None, "which is an unfinished one: run the command that makes it again"),
+        (None, "unfinished"),
     ],
 )
 def test_a_manifest_that_cannot_be_read(folder, content, message: str, capsys) -> None:
@@ -332,8 +330,7 @@ def test_a_manifest_that_cannot_be_read(folder, content, message: str, capsys) -
         (folder / "manifest.json").write_bytes(content)
     status, lines, (error,) = _run(folder, capsys)
     assert status == 1 and not lines and message in error
-    hint = "move manifest.json away, and the same command (create_teacher_output_data) publishes"
-    assert (hint in error) == (content is not None)
+    assert ("move manifest.json away" in error) == (content is not None)
 
 
 def test_a_request_and_a_checksum(folder, cache_dir, capsys) -> None:
@@ -469,10 +466,11 @@ def test_broken_shards_are_made_again(folder, teacher_dir, examples_dir, capsys)
     (folder / "request.json").unlink()
     status, lines, errors = _repair(folder, capsys, teacher_dir, examples_dir)
     assert (status, errors) == (0, []) and lines[-1] == f"all is well: {folder}"
-    assert f"{EVAL}: made again, the same bytes; what was there is {EVAL}.broken" in lines
-    assert f"{TRAIN[1]}: made again, the same bytes" in lines
+    assert f"{EVAL}: set aside as {EVAL}.broken" in lines
+    for file in (EVAL, TRAIN[1]):
+        assert f"{file}: made again, the same bytes" in lines
     sidecar = f".{TRAIN[2]}.json"
-    assert f"{TRAIN[2]}: its sidecar written again; what was there is {sidecar}.broken" in lines
+    assert f"{sidecar}: written again; the old one is {sidecar}.broken" in lines
     assert f"vocab.txt: copied from {examples_dir}" in lines
     assert "request.json: written again" in lines
     (sample,) = (line for line in lines if line.startswith("sample"))
@@ -490,7 +488,7 @@ def test_broken_shards_are_made_again(folder, teacher_dir, examples_dir, capsys)
     assert make_cache(folder, examples_dir, teacher_dir) == folder
     _flip(folder / EVAL, 5)
     _, lines, _ = _repair(folder, capsys, teacher_dir, examples_dir, "--sample_examples=0")
-    assert f"{EVAL}: made again, the same bytes; what was there is {EVAL}.broken2" in lines
+    assert f"{EVAL}: set aside as {EVAL}.broken2" in lines
 
 
 def test_a_small_cache_is_made_again(
@@ -520,13 +518,10 @@ def test_other_bytes_than_before(folder, teacher_dir, examples_dir, cache_dir, c
     old = (folder / "manifest.json").read_bytes()
     status, lines, _ = _repair(folder, capsys, teacher_dir, examples_dir)
     assert status == 0
-    sha256 = manifests.files.sha256_file(cache_dir / EVAL)
-    said = f"{EVAL}: made again, other bytes, SHA-256 {sha256}; what was there is {EVAL}.broken"
-    assert said in lines
-    assert (
-        "manifest.json: written again with their checksums, as this hardware, its threads or "
-        "versions are not those that made the others; what was there is manifest.json.old"
-    ) in lines
+    sha256 = (cache_dir / EVAL).sha256()
+    assert f"{EVAL}: made again, other bytes, SHA-256 {sha256}" in lines
+    (line,) = (line for line in lines if line.startswith("manifest.json: published again"))
+    assert line.endswith("the old one is manifest.json.old")
     assert (folder / "manifest.json.old").read_bytes() == old
     for path in cache_dir.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
@@ -535,29 +530,25 @@ def test_other_bytes_than_before(folder, teacher_dir, examples_dir, cache_dir, c
 def test_a_repair_that_is_interrupted(
     folder, teacher_dir, examples_dir, cache_dir, capsys, monkeypatch
 ) -> None:
-    """What is made by then is told, and the manifest says the same as the shards."""
-    from tools.verification import repair
-
+    """The manifest agrees with the shards that are made by then; the next repair makes the rest."""
     for file in (EVAL, TRAIN[0], TRAIN[1]):
         _say_other_tails(folder, file)
     old = (folder / "manifest.json").read_bytes()
-    capture, made = repair.shard_capture.capture_shard, []
+    write, made = serialization.write_shard, []
 
-    def interrupted(told, path, write):
+    def interrupted(directory, file, *rest):
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append(path.name)
-        return capture(told, path, write)
+        made.append(file)
+        return write(directory, file, *rest)
 
-    monkeypatch.setattr(repair.shard_capture, "capture_shard", interrupted)
+    monkeypatch.setattr(serialization, "write_shard", interrupted)
     status, lines, _ = _repair(folder, capsys, teacher_dir, examples_dir)
-    assert status == 130 and made == [EVAL, TRAIN[0]]
-    for file in made:
-        sha256 = manifests.files.sha256_file(cache_dir / file)
-        said = f"{file}: made again, other bytes, SHA-256 {sha256}; what was there is {file}.broken"
-        assert said in lines
+    assert status == 130 and len(made) == 2
+    for file in (EVAL, TRAIN[0], TRAIN[1]):
+        assert f"{file}: set aside as {file}.broken" in lines
     assert (folder / "manifest.json.old").read_bytes() == old
-    assert set(_problems(folder, capsys)) == {TRAIN[1]}
+    assert set(_problems(folder, capsys)) == {EVAL, TRAIN[0], TRAIN[1]} - set(made)
     monkeypatch.undo()
     assert _repair(folder, capsys, teacher_dir, examples_dir)[0] == 0
     for path in cache_dir.iterdir():
@@ -570,7 +561,7 @@ def test_token_counts_that_are_other_ones(
     """Counted again they are not what the manifest says: nothing takes their name."""
     folder = shutil.copytree(small_dir, tmp_path / "cache")
     loaded = manifests.load(folder)
-    wrong = dataclasses.replace(loaded.token_counts, sha256="0" * 64)
+    wrong = msgspec.structs.replace(loaded.token_counts, sha256="0" * 64)
     manifests.publish(folder, dataclasses.replace(loaded, token_counts=wrong))
     before = _content(folder)
     status, _, (error,) = _repair(folder, capsys, teacher_dir, examples_dir)
@@ -587,7 +578,7 @@ def test_a_tokenizer_that_is_broken_in_the_examples(
     (folder / "tokenizer_config.json").unlink()
     before = _content(folder)
     status, _, (error,) = _repair(folder, capsys, teacher_dir, examples)
-    assert status == 1 and f"expected the tokenizer's files in {examples} (SHA-256" in error
+    assert status == 1 and f"error: --examples: {examples}: " in error
     assert _content(folder) == before
 
 
@@ -679,9 +670,8 @@ def test_samples_of_other_caches(changes, examples_dir, teacher_dir, tmp_path, c
 def test_another_teacher(folder, other_teacher_dir, capsys) -> None:
     status, lines, (error,) = _run(folder, capsys, f"--teacher={other_teacher_dir}")
     sha256 = manifests.load(folder).teacher_info.teacher["sha256"]
-    assert status == 1 and not lines
-    start = f"error: --teacher: expected the teacher of {folder}, SHA-256 {sha256}, received "
-    assert error.startswith(f"{start}{other_teacher_dir}, SHA-256 ")
+    assert status == 1 and not lines and error.startswith("error: --teacher: ")
+    assert sha256 in error and f"{other_teacher_dir}, SHA-256 " in error
 
 
 def test_other_examples(folder, teacher_dir, examples_dir, tmp_path, capsys) -> None:
@@ -694,18 +684,16 @@ def test_other_examples(folder, teacher_dir, examples_dir, tmp_path, capsys) -> 
     assert status == 1 and not lines and _content(folder) == before
     parent = manifests.load(folder).teacher_info.parent
     received = manifests.load(other).sha256()
-    assert error == (
-        f"error: --examples: expected the masked examples of {folder}, whose manifest's checksum "
-        f"is {parent}, received {other}, {{'sha256': '{received}'}}"
-    )
+    assert error.startswith("error: --examples: ")
+    assert parent["sha256"] in error and received in error
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--repair",), "--repair: expected --teacher beside it, received none"),
-        (("--repair", "--teacher=x"), "--repair: expected --examples beside it, received none"),
-        (("--examples=x",), "--examples: expected --repair beside it, received none"),
+        (("--repair",), "--repair: expected --teacher together with it"),
+        (("--repair", "--teacher=x"), "--repair: expected --examples together with it"),
+        (("--examples=x",), "--examples: expected --repair together with it"),
         (("--sample_examples=-1",), "sample_examples"),
     ],
 )
@@ -717,12 +705,9 @@ def test_flags(cache_dir, flags, message: str, capsys) -> None:
 def test_what_this_does_not_repair(examples_dir, merged_dir, folder, teacher_dir, capsys) -> None:
     flags = ("--repair", f"--teacher={teacher_dir}", f"--examples={examples_dir}")
     _, _, (error,) = _run(examples_dir, capsys, *flags)
-    assert error.endswith(
-        "which holds masked_examples: the same create_pretraining_data command in an empty "
-        "folder gives the same bytes again"
-    )
+    assert "which holds masked_examples" in error and "create_pretraining_data" in error
     _, _, (error,) = _run(merged_dir, capsys, *flags)
-    assert "was merged from 2 caches: the same tools.merge_caches command makes it again" in error
+    assert "was merged from 2 caches" in error and "offline_distill merge_caches" in error
     _flip(folder / ".manifest.json.sha256", 3)
     _, _, (error,) = _run(folder, capsys, *flags)
     assert error.startswith("error: --repair: expected a sound manifest.json to go by")

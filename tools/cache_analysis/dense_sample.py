@@ -84,9 +84,9 @@ def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
         first = end
     if not any(len(example.masked_lm_ids) for example in drawn):
         raise InputError(
-            cache.flag,
+            cache.directory,
             "examples with masked positions",
-            f"{cache.directory}, which has none of {total} examples",
+            f"none of {total} examples",
         )
     return drawn
 

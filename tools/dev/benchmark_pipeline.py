@@ -10,7 +10,6 @@ should compute meanwhile.
 
 import functools
 import importlib
-import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,11 @@ from pipeline.base import compute_dtype
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.commands import running
+from tools.measurement import Row, describe_machine
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
     from tools.dev.benchmarks.inputs import Inputs
-    from tools.measurement import Row
 
 GROUPS = ("masking", "teacher", "records", "sizes", "student", "memory", "ray")
 
@@ -46,9 +45,7 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _sources(
-    inputs: "Inputs", large: pathlib.Path | None
-) -> Mapping[str, Callable[[], Iterator["Row"]]]:
+def _sources(inputs: "Inputs", large: Location | None) -> Mapping[str, Callable[[], Iterator[Row]]]:
     """Returns what measures each group; imported when its turn comes."""
     detected, _ = compute_dtype.detect()
     dtypes = list(dict.fromkeys([compute_dtype.FLOAT32, detected]))
@@ -62,7 +59,7 @@ def _sources(
         "ray": ("process_rows",),
     }
 
-    def measure(group: str) -> Iterator["Row"]:
+    def measure(group: str) -> Iterator[Row]:
         if group == "memory" and large is None:
             return iter(())
         module, *arguments = modules[group]
@@ -77,7 +74,7 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _cells(row: "Row") -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     target = []
     if row.least_ratio is not None:
         target.append(f">= {row.least_ratio:.3g}")
@@ -96,7 +93,7 @@ def _cells(row: "Row") -> tuple[str, ...]:
     )
 
 
-def table(rows: Sequence["Row"]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Returns the rows as text, and what each is compared with."""
     titles = ("", "here", "there", "times better", "target", "")
     lines = aligned_lines(titles, [_cells(row) for row in rows])
@@ -107,7 +104,7 @@ def table(rows: Sequence["Row"]) -> str:
     return "\n".join(lines)
 
 
-def describe_machine(machine: Mapping[str, Any]) -> str:
+def machine_line(machine: Mapping[str, Any]) -> str:
     """Returns what a benchmark ran on, in a line."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return (
@@ -117,10 +114,10 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
     )
 
 
-def _file(values: flags.FlagValues, name: str) -> pathlib.Path | None:
+def _file(values: flags.FlagValues, name: str) -> Location | None:
     if values[name].value is None:
         return None
-    path = pathlib.Path(values[name].value)
+    path = Location.parse(values[name].value, name).expect_local()
     if not path.is_file():
         raise InputError(Setting(name), "a text file", path)
     return path
@@ -134,23 +131,21 @@ def _benchmark(values: flags.FlagValues) -> None:
         if name not in GROUPS:
             raise InputError(Setting("groups"), f"some of {','.join(GROUPS)}", f"{name!r}")
     corpus, mixed, large = (_file(values, f"{name}corpus") for name in ("", "mixed_", "large_"))
-    from tools import measurement
     from tools.dev.benchmarks.inputs import Inputs
 
-    Location.parse(values.work, "work").expect_local()
-    work = Location.parse(values.work, "work").make_directory()
+    work = Location.parse(values.work, "work").expect_local().make_directory()
     inputs = Inputs(
         work,
         corpus,
         mixed or corpus,
-        pathlib.Path(values.teacher),
+        Location.parse(values.teacher, "teacher"),
         values.repeats,
         values.max_seq_length,
     )
     inputs.check()
     running.import_quietly("tensorflow")
-    about, sources, rows = measurement.describe_machine(), _sources(inputs, large), []
-    print(describe_machine(about), flush=True)
+    about, sources, rows = describe_machine(), _sources(inputs, large), []
+    print(machine_line(about), flush=True)
     for name in chosen:
         for row in sources[name]():
             rows.append(row)

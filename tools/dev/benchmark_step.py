@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags
 
 from pipeline.base.compute_dtype import BFLOAT16
+from pipeline.base.errors import naming_setting
 from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
@@ -210,10 +211,13 @@ def define_flags() -> flags.FlagValues:
 
 
 def _workload(values: flags.FlagValues) -> Workload:
-    shape = recipes.find_shape(values.model)
+    with naming_setting("model"):
+        shape = recipes.find_shape(values.model)
+    with naming_setting("losses"):
+        losses = parse_losses(values.losses)
     config = DistillConfig(
         student=StudentConfig(student=values.model),
-        losses=parse_losses(values.losses),
+        losses=losses,
         output_dir=".",
         train_batch_size=values.batch_size,
         recompute_activations=values.recompute_activations,

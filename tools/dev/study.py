@@ -11,24 +11,215 @@ that was stopped continues where it was.
 """
 
 import dataclasses
+import math
 import pathlib
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from data_specs.tasks import load_task
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.models.formats import model_directory
+from pipeline.models.weight_names import count_parameters
 from pipeline.storage import manifest as manifests
 from tools.commands import run_command, run_tool
-from tools.dev import study_report
-from tools.dev.study_report import TEACHER, StudyModel, task_name
 from tools.finetuning.task_data import find_files
+from tools.report.inputs import Summary, read_struct
+from tools.report.runs import EVAL, METRICS_FILE, read_metrics
+from tools.text_table import aligned_lines
+
+TEACHER = "teacher"
+ACCURACY, AGREEMENT = "masked LM", "agreement"
+# Scores that are measured on held-out text, and their names in metrics.jsonl.
+_LANGUAGE_METRICS = {ACCURACY: "masked_lm_accuracy", AGREEMENT: "teacher_agreement"}
+# The taught beside the untaught of the same start.
+PAIRS = tuple(
+    (f"{start}-distilled", f"{start}-undistilled") for start in ("half", "quarter", "base")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyModel:
+    """A model of a study.
+
+    Attributes:
+        name: for people.
+        key: the same for all seeds.
+        seed: of its training and fine-tuning.
+    """
+
+    name: str
+    key: str
+    seed: int
+
+
+def read_report(study: "Study") -> dict[str, Any]:
+    """Collects the scores of a finished study.
+
+    Returns:
+        JSON values: `models`, in order, each with `key`, `name`, `parameters`, `scores` (of
+        each score `mean`, `std`, `values`) and `share_kept`, the mean over the tasks of
+        its score over the teacher's, None where the teacher has none above 0; `gains`, as
+        `compare` returns them.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, list[float]]] = {}
+    for model in study.models():
+        if model.key not in rows:
+            config = model_directory.find_model(study.directory(model)).config
+            parameters = count_parameters(config)
+            rows[model.key] = {"key": model.key, "name": model.name, "parameters": parameters}
+        values.setdefault(model.key, {})
+    for model in study.students():
+        last = last_evaluation(study.directory(model))
+        for score, metric in _LANGUAGE_METRICS.items():
+            values[model.key].setdefault(score, []).append(last[metric])
+        # The same of every student: the teacher's own.
+        values[TEACHER][ACCURACY] = [last["teacher_accuracy"]]
+    for task in study.config.tasks:
+        for model in study.task_models(task):
+            score = read_score(study.task_directory(model, task) / "summary.json")
+            values[model.key].setdefault(task_name(task), []).append(score)
+    tasks = [task_name(task) for task in study.config.tasks]
+    for key, row in rows.items():
+        row["scores"] = {score: _spread(found) for score, found in values[key].items()}
+        row["share_kept"] = _share_kept(values[key], values[TEACHER], tasks)
+    report = {"models": list(rows.values()), "tasks": tasks}
+    return {**report, "gains": compare(rows, [ACCURACY, AGREEMENT, *tasks])}
+
+
+def task_name(task: str) -> str:
+    """Returns a task's name, which may be given as the path of a declaration."""
+    return pathlib.Path(task).stem
+
+
+def last_evaluation(directory: Location) -> Mapping[str, float]:
+    """Returns the last eval line of a run's `metrics.jsonl`.
+
+    Raises:
+        InputError: there is none, or it lacks a score.
+    """
+    path = directory / METRICS_FILE
+    found = [line for line in read_metrics(path) if line["split"] == EVAL]
+    missing = [
+        name
+        for name in (*_LANGUAGE_METRICS.values(), "teacher_accuracy")
+        if not found or name not in found[-1]
+    ]
+    if missing:
+        raise InputError(path, f"an evaluation with {missing[0]}", "none")
+    return found[-1]
+
+
+def read_score(path: Location) -> float:
+    """Returns the mean of the main score at the first rate of a `summary.json`.
+
+    Raises:
+        InputError: the file is missing, or is not as `finetune` writes it.
+    """
+    summary = read_struct(path, Summary)
+    metrics = summary.rates[0].metrics
+    if summary.main_metric not in metrics:
+        raise InputError(path, f"a score {summary.main_metric}", "none")
+    return metrics[summary.main_metric].mean
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "values": list(values)}
+
+
+def _share_kept(
+    own: Mapping[str, Sequence[float]],
+    teacher: Mapping[str, Sequence[float]],
+    tasks: Iterable[str],
+) -> float | None:
+    pairs = [(statistics.fmean(own[task]), statistics.fmean(teacher[task])) for task in tasks]
+    # Correlations may be 0, or below.
+    if any(whole <= 0.0 for _, whole in pairs):
+        return None
+    return statistics.fmean(part / whole for part, whole in pairs)
+
+
+def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns how much better each taught student is than the untaught of the same start.
+
+    Args:
+        rows: by key, each with `scores`.
+        scores: their names.
+
+    Returns:
+        for each pair and score `taught`, `untaught`, `score`, `difference` of the means,
+        `spread`, the standard deviation of seeds pooled over both (None with one seed),
+        and `verdict`: better, worse, equal, or within the spread.
+    """
+    gains = []
+    for taught, untaught in PAIRS:
+        for score in scores:
+            ours, theirs = (rows[key]["scores"][score] for key in (taught, untaught))
+            difference = ours["mean"] - theirs["mean"]
+            spread = None
+            if ours["std"] is not None:
+                spread = math.sqrt((ours["std"] ** 2 + theirs["std"] ** 2) / 2)
+            verdict = "better" if difference > 0 else "worse" if difference < 0 else "equal"
+            if spread is None:
+                verdict += ", one seed"
+            elif abs(difference) <= spread:
+                verdict = "within the spread"
+            gains.append(
+                {
+                    "taught": taught,
+                    "untaught": untaught,
+                    "score": score,
+                    "difference": difference,
+                    "spread": spread,
+                    "verdict": verdict,
+                }
+            )
+    return gains
+
+
+def report_table(report: Mapping[str, Any]) -> str:
+    """Returns a report as text: scores in hundredths, mean and deviation of the seeds."""
+    scores = [ACCURACY, AGREEMENT, *report["tasks"]]
+    rows = [
+        (
+            model["name"],
+            f"{model['parameters'] / 1e6:.2f} M",
+            *(_cell(model["scores"].get(score)) for score in scores),
+            "" if model["share_kept"] is None else f"{100 * model['share_kept']:.1f}%",
+        )
+        for model in report["models"]
+    ]
+    lines = aligned_lines(("", "parameters", *scores, "kept"), rows)
+    lines += ["", f"kept: of the teacher's score, on average over {', '.join(report['tasks'])}", ""]
+    names = {model["key"]: model["name"] for model in report["models"]}
+    pairs = []
+    for taught, _ in PAIRS:
+        gains = {gain["score"]: gain for gain in report["gains"] if gain["taught"] == taught}
+        pairs.append((names[taught], *(_gain(gains[score]) for score in scores)))
+    lines += aligned_lines(("beside the untaught", *scores), pairs)
+    lines.append("~: within the spread of the seeds")
+    return "\n".join(lines)
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    spread = "" if score["std"] is None else f" ±{100 * score['std']:.1f}"
+    return f"{100 * score['mean']:.1f}{spread}"
+
+
+def _gain(gain: Mapping[str, Any]) -> str:
+    mark = " ~" if gain["verdict"] == "within the spread" else ""
+    return f"{100 * gain['difference']:+.1f}{mark}"
+
 
 _MAX_SEQ_LENGTH = 128
 _LOSSES = {
@@ -70,20 +261,18 @@ _TASK_SETTINGS: Mapping[str, TaskSettings] = {
 }
 
 
-def parse_tasks(text: str) -> dict[str, str]:
+def parse_tasks(text: str) -> dict[str, Location]:
     """Reads `--tasks`.
 
     Raises:
         InputError: a part is no task=folder, there is no such task, or its files are not there.
     """
-    tasks: dict[str, str] = {}
+    tasks: dict[str, Location] = {}
     for part in text.split(","):
         name, _, folder = part.strip().partition("=")
         if not name or not folder or task_name(name) in map(task_name, tasks):
             raise InputError(Setting("tasks"), "task=folder,…, each task once", f"{part!r}")
-        if not pathlib.Path(folder).is_dir():
-            raise InputError(Setting("tasks"), f"a folder for {name}", folder)
-        tasks[name] = folder
+        tasks[name] = Location.parse(folder, "tasks").expect_local()
     # They are read last of all, when hours have gone by.
     for name, folder in tasks.items():
         try:
@@ -91,7 +280,8 @@ def parse_tasks(text: str) -> dict[str, str]:
         except ValueError as error:
             raise InputError(Setting("tasks"), received=error) from error
         for split in ("train", "dev"):
-            find_files(spec, folder, split)
+            with naming_setting("tasks"):
+                find_files(spec, folder, split)
     return tasks
 
 
@@ -112,9 +302,9 @@ class StudyConfig:
         learning_rate: the peak of students.
     """
 
-    teacher: str
-    input_dir: str
-    tasks: Mapping[str, str]
+    teacher: Location
+    input_dir: Location
+    tasks: Mapping[str, Location]
     seeds: tuple[int, ...]
     do_whole_word_mask: bool
     num_shards: int
@@ -124,10 +314,10 @@ class StudyConfig:
 
     def request(self) -> dict[str, Any]:
         """Returns what the folder of a study remembers of it; seeds and tasks may be added."""
-        values = dataclasses.asdict(self)
+        values = dict(vars(self))
         del values["tasks"], values["seeds"]
         for name in ("teacher", "input_dir"):
-            values[name] = str(pathlib.Path(values[name]).resolve())
+            values[name] = str(values[name].resolve())
         return {"kind": "study", **values}
 
 
@@ -136,7 +326,7 @@ class Step:
     """A step of the study, done when the file it leaves is there."""
 
     title: str
-    result: pathlib.Path
+    result: Location
     make: Callable[[], None]
 
 
@@ -148,7 +338,7 @@ class Study:
         work: where everything goes.
     """
 
-    def __init__(self, config: StudyConfig, work: pathlib.Path) -> None:
+    def __init__(self, config: StudyConfig, work: Location) -> None:
         self.config = config
         self.work = work
         self.num_layers = model_directory.find_model(config.teacher).config.num_hidden_layers
@@ -175,10 +365,10 @@ class Study:
             yield StudyModel(f"teacher, {_count(self.num_layers)}", TEACHER, seed)
         yield from self.students()
 
-    def directory(self, model: StudyModel) -> pathlib.Path:
+    def directory(self, model: StudyModel) -> Location:
         """Returns a model's directory."""
         if model.key == TEACHER:
-            return pathlib.Path(self.config.teacher)
+            return self.config.teacher
         return self.work / "students" / f"{model.key}-seed{model.seed}"
 
     def claim(self) -> None:
@@ -191,12 +381,12 @@ class Study:
         for task, folder in self.config.tasks.items():
             request = {
                 "kind": "task of a study",
-                "data_dir": str(pathlib.Path(folder).resolve()),
+                "data_dir": str(folder.resolve()),
                 **dataclasses.asdict(task_settings(task)),
             }
             manifests.reserve_output_dir(self.work / "tasks" / task_name(task), request)
 
-    def task_directory(self, model: StudyModel, task: str) -> pathlib.Path:
+    def task_directory(self, model: StudyModel, task: str) -> Location:
         """Returns where a model's fine-tuning on a task goes."""
         return self.work / "tasks" / task_name(task) / f"{model.key}-seed{model.seed}"
 
@@ -326,8 +516,8 @@ def define_flags() -> flags.FlagValues:
 def _study(values: flags.FlagValues) -> None:
     begun = time.monotonic()
     config = StudyConfig(
-        teacher=values.teacher,
-        input_dir=values.input_dir,
+        teacher=Location.parse(values.teacher, "teacher"),
+        input_dir=Location.parse(values.input_dir, "input_dir"),
         tasks=parse_tasks(values.tasks),
         seeds=tuple(running.parse_counts("seeds", values.seeds)),
         do_whole_word_mask=values.do_whole_word_mask,
@@ -336,13 +526,13 @@ def _study(values: flags.FlagValues) -> None:
         train_batch_size=values.train_batch_size,
         learning_rate=values.learning_rate,
     )
-    Location.parse(values.work, "work").expect_local()
-    study = Study(config, Location.parse(values.work, "work").make_directory())
+    work = Location.parse(values.work, "work").expect_local()
+    study = Study(config, work.make_directory())
     study.claim()
     _make(list(study.steps()), begun)
-    report = study_report.read(study)
+    report = read_report(study)
     (study.work / "study.json").write_json(report)
-    print(f"\n{study_report.table(report)}")
+    print(f"\n{report_table(report)}")
     print(f"{(time.monotonic() - begun) / 60:.1f} minutes; study.json is in {study.work}")
 
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from data_specs import records
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL
+from pipeline.storage.records import MaskedExample, Window
 from pipeline.tokenizers.tokens import Tokenizer
-from tools.exports.batches import Arrays, example_batch
 from tools.finetuning.head_layout import CLASSIFICATION
 from tools.finetuning.inputs import build_features
 from tools.finetuning.task_data import TaskExample
@@ -21,6 +22,31 @@ from tools.finetuning.task_data import TaskExample
 _MASK_STEP = 7
 # The first of them.
 _MASK_START = 3
+
+Arrays = dict[str, np.ndarray]
+# Computes a batch: arrays by the names of a program's inputs to arrays by those of its outputs.
+Run = Callable[[Mapping[str, np.ndarray]], Arrays]
+
+
+def example_batch(input_ids: np.ndarray, first_segment: int | None = None) -> Arrays:
+    """Returns one example as a batch, without padding.
+
+    Args:
+        input_ids: int [L].
+        first_segment: tokens of the first segment; None where it is the only one.
+
+    Returns:
+        int32 [1, L] by BERT's names.
+    """
+    ids = np.asarray(input_ids, np.int32)[None]
+    segments = np.zeros_like(ids)
+    if first_segment is not None:
+        segments[:, first_segment:] = 1
+    return {
+        records.INPUT_IDS: ids,
+        records.INPUT_MASK: np.ones_like(ids),
+        records.SEGMENT_IDS: segments,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +90,7 @@ def mask_some(ids: np.ndarray, mask_id: int) -> np.ndarray:
 
 
 def read_lines(
-    path: str, tokenizer: Tokenizer, *, count: int, max_seq_length: int, masked: bool = True
+    path: Location, tokenizer: Tokenizer, *, count: int, max_seq_length: int, masked: bool = True
 ) -> list[Example]:
     """Returns the first lines of a text file that have a token.
 
@@ -87,12 +113,12 @@ def read_lines(
         if len(examples) == count:
             break
     if not examples:
-        raise InputError(Setting("sentences"), f"lines of text in {path}", "none")
+        raise InputError(path, "lines of text", "none")
     return examples
 
 
 def read_pairs(
-    path: str, tokenizer: Tokenizer, *, count: int, max_seq_length: int, double_separator: bool
+    path: Location, tokenizer: Tokenizer, *, count: int, max_seq_length: int, double_separator: bool
 ) -> list[Example]:
     """Returns the first lines of a text file that have a token, two by two, as a model reads pairs.
 
@@ -119,25 +145,21 @@ def read_pairs(
         double_separator=double_separator,
     )
     if not found:
-        raise InputError(
-            Setting("sentences"),
-            f"two lines of text or more in {path}, for a model of two texts",
-            "fewer",
-        )
+        raise InputError(path, "two lines of text or more, for a model of two texts", "fewer")
     return [
         Example(example_batch(one.input_ids, int((one.segment_ids == 0).sum()))) for one in found
     ]
 
 
-def _lines(path: str) -> Iterator[str]:
+def _lines(path: Location) -> Iterator[str]:
     """Yields the lines of `--sentences`."""
     if not path.is_file():
-        raise InputError(Setting("sentences"), "a text file", path)
+        raise InputError(path, "a text file", "none")
     try:
         with open(path.mirror(), encoding="utf-8-sig") as file:
             yield from map(str.strip, file)
     except UnicodeDecodeError as error:
-        raise InputError(Setting("sentences"), f"UTF-8 text in {path} ({error})") from error
+        raise InputError(path, "UTF-8 text", error) from error
 
 
 def read_cache(cache: CacheInput, count: int) -> list[Example]:
@@ -150,18 +172,18 @@ def read_cache(cache: CacheInput, count: int) -> list[Example]:
     Raises:
         InputError: it has no eval example.
     """
-    dtype = records.id_dtype(cache.manifest.vocab.size)
+    kind = Window if cache.manifest.kind == records.UNMASKED_WINDOWS else MaskedExample
     examples = []
-    for features in itertools.islice(_eval_features(cache), count):
-        ids = np.frombuffer(features[records.INPUT_IDS], dtype)
-        lengths = np.frombuffer(features[records.SEGMENT_LENGTHS], "<u2")
-        examples.append(Example(example_batch(ids, int(lengths[0]))))
+    for shard in cache.manifest.splits.get(EVAL, ()):
+        path = cache.directory / shard.file
+        stored = serialization.read_records(path)
+        for index, record in enumerate(itertools.islice(stored, count - len(examples))):
+            try:
+                found = kind.from_record(record, cache.manifest)
+            except (KeyError, ValueError) as error:
+                raise InputError(path, received=f"broken record {index}: {error}") from error
+            first = int(found.segment_lengths[0])
+            examples.append(Example(example_batch(found.input_ids, first)))
     if not examples:
         raise InputError(cache.directory, "eval examples", "none")
     return examples
-
-
-def _eval_features(cache: CacheInput) -> Iterator[dict[str, bytes]]:
-    for shard in cache.manifest.splits.get(EVAL, ()):
-        for record in serialization.read_records(cache.directory / shard.file):
-            yield serialization.decode_example(record)

@@ -1,10 +1,28 @@
-"""The formats by name: what each needs, and how well it must agree. Imports nothing heavy."""
+"""The formats by name and the settings of a model card. Imports nothing heavy."""
 
 import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
 
 from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
+from pipeline.base.settings import Settings, parse_words, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class CardSettings(Settings):
+    """The settings of a model card."""
+
+    name: str | None = setting(None, "Name of the model in its card; that of its directory.")
+    language: str | None = setting(None, "Languages for the card, for example zh or ru,en.")
+    license: str | None = setting(None, "License for the card, for example apache-2.0.")
+    base_model: str | None = setting(None, "Teacher's name on a model hub, for the card.")
+    scores: tuple[Location, ...] = setting(
+        (),
+        "JSON files of numbers by name, separated by commas, for the card.",
+        parse=parse_words,
+    )
+
 
 HF = "hf"
 SAVED_MODEL = "saved_model"
@@ -38,24 +56,23 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Reads `--formats`, and checks that what they need is installed.
+def check(names: Sequence[str]) -> None:
+    """Checks the names of formats, and that what they need is installed.
 
     Raises:
         InputError: an unknown format, one that is there twice, or a missing package.
     """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names or len(set(names)) < len(names) or not FORMATS.keys() >= set(names):
-        raise InputError(Setting("formats"), f"some of {','.join(FORMATS)}, each once", f"{text!r}")
+        expected = f"some of {','.join(FORMATS)}, each once"
+        raise InputError(Setting("formats"), expected, ",".join(names) or "none")
     missing = missing_packages(names)
     if missing:
         raise InputError(
             Setting("formats"),
-            f"{', '.join(missing)} to be installed for {text}",
+            f"{', '.join(missing)} to be installed for {','.join(names)}",
             "no such package",
             hint="pip install '.[export]'",
         )
-    return names
 
 
 def missing_packages(names: Sequence[str]) -> list[str]:

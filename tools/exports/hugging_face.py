@@ -15,10 +15,16 @@ from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.masked_lm import LOGITS
 from tools import convert_checkpoint
-from tools.exports.batches import Arrays, Run
+from tools.exports.examples import Arrays, Run
 from tools.exports.model_task import ModelTask
-from tools.exports.program import Program, head_program, masked_lm_program, run_program
-from tools.exports.subject import Opened, Subject
+from tools.exports.program import (
+    Opened,
+    Program,
+    Subject,
+    head_program,
+    masked_lm_program,
+    run_program,
+)
 from tools.finetuning import heads
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ import tensorflow as tf
 from pipeline.commands import running
 from pipeline.runners import local
 from tools.exports import saved_model
-from tools.exports.batches import Arrays, Run
-from tools.exports.program import Program
-from tools.exports.subject import ExportError, Opened, Subject
+from tools.exports.examples import Arrays, Run
+from tools.exports.program import ExportError, Opened, Program, Subject
 
 MODEL_FILE = "model.tflite"
 # How the converter names what it has no operation for.

@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
-from pipeline.base.errors import InputError, Setting
+from pipeline.base import json_text
+from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.distill.settings import MASKED_LM
 from pipeline.models.config import EncoderConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
+from tools.exports.formats import CardSettings
 from tools.exports.model_task import ModelTask
 from tools.report.runs import read_metrics
 
@@ -22,17 +23,6 @@ _MASKED_LM_TASK = ModelTask()
 _UNTITLED = ("", "")
 # Of a line of `metrics.jsonl`, what is no score.
 _NO_SCORES = ("step", "split", "examples_per_second", "learning_rate")
-
-
-@dataclasses.dataclass(frozen=True)
-class CardSettings:
-    """What the user says of a model; fields are named as the flags of `export_student`."""
-
-    name: str
-    language: str | None = None
-    license: str | None = None
-    base_model: str | None = None
-    scores: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +50,7 @@ def find_origin(directory: Location, cache: Manifest | None) -> Origin:
     Raises:
         InputError: a file that cannot be read.
     """
-    directory, request = directory, {}
+    request = {}
     if (directory / REQUEST_FILE).is_file():
         request = (directory / REQUEST_FILE).read_json()
     if request.get("kind") != "student":
@@ -78,26 +68,19 @@ def _last_evaluation(path: Location) -> dict[str, float]:
     return {name: value for name, value in last.items() if name not in _NO_SCORES}
 
 
-def read_scores(paths: str | None) -> dict[str, float]:
-    """Reads `--scores`: JSON files of numbers by name, separated by commas.
+def read_scores(paths: Sequence[Location]) -> dict[str, float]:
+    """Reads JSON files of numbers by name.
 
     Raises:
         InputError: a value that is no number, or a name that is there twice.
     """
     scores: dict[str, float] = {}
-    for path in filter(None, (part.strip() for part in (paths or "").split(","))):
-        for name, value in path.read_json().items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value):
-                raise InputError(
-                    Setting("scores"),
-                    received=f"{path}: {name}: expected a number, received {value!r}",
-                )
-            if name in scores:
-                raise InputError(
-                    Setting("scores"), received=f"{path}: {name}: expected each score once"
-                )
-            scores[name] = float(value)
+    for path in paths:
+        for name, value in json_text.convert(path.read_json(), dict[str, float], path).items():
+            if name in scores or not math.isfinite(value):
+                expected = "each score once" if name in scores else "a number"
+                raise InputError(path, expected, f"{name}: {value}")
+            scores[name] = value
     return scores
 
 
@@ -140,7 +123,7 @@ def describe_shape(config: EncoderConfig, task: ModelTask = _MASKED_LM_TASK) -> 
 
 
 def _is_distilled(origin: Origin) -> bool:
-    return bool(set(origin.request.get("losses", ())) - {MASKED_LM})
+    return bool(set(origin.request.get("losses", ())) - {"masked_lm"})
 
 
 def _table(rows: Iterable[Sequence[str]], titles: Sequence[str]) -> list[str]:
@@ -243,7 +226,7 @@ def model_card(
         task: what it does.
 
     Raises:
-        InputError: `--scores` cannot be read.
+        InputError: a file of scores cannot be read.
     """
     distilled, tuned = _is_distilled(origin), task.finetuning
     scores = {**origin.evaluation, **({} if tuned is None else tuned.scores)}

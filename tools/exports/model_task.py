@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
-from pipeline.base.errors import InputError
+import msgspec
+
+from pipeline.base import json_text
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import count_parameters, encoder_table
@@ -61,6 +63,38 @@ class Finetuning:
     making: Mapping[str, str]
     scores: Mapping[str, float]
     distilled: bool
+
+
+class _Task(msgspec.Struct):
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text_fields: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+
+
+class _Request(msgspec.Struct):
+    """What decided a run of `finetune`; a run with a teacher has the `distill_` settings."""
+
+    task: _Task
+    model: str
+    eval_split: str
+    do_train: bool
+    max_seq_length: int
+    train_batch_size: int
+    learning_rate: float
+    warmup_proportion: float
+    num_train_epochs: float
+    random_seed: int
+    compute_dtype: str
+    teacher: str | None = None
+    distill_weight: float | None = None
+    distill_temperature: float | None = None
+
+
+class _Report(msgspec.Struct):
+    metrics: dict[str, float] = {}
+    # Of a run that trained nothing they count evaluation alone.
+    counts: dict[str, int | float] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,49 +176,44 @@ def find_task(source: ModelSource) -> ModelTask:
     request = path.read_json() if path.is_file() else {}
     if request.get("kind") != "finetuned":
         return ModelTask(head)
+    request = json_text.convert(request, _Request, path)
     report_path = path.with_name(_METRICS_FILE)
     report = report_path.read_json() if report_path.is_file() else {}
-    try:
-        spec = request["task"]
-        if not Head(spec["kind"], tuple(spec["labels"])).fits(head):
-            return ModelTask(head)
-        found = _read_finetuning(request, report)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(path, received=f"missing or misshapen field {error}") from error
-    return ModelTask(head, found)
-
-
-def _read_finetuning(request: Mapping[str, Any], report: Mapping[str, Any]) -> Finetuning:
-    task, split = request["task"]["name"], request["eval_split"]
-    scores = report.get("metrics", {})
-    return Finetuning(
-        task=task,
-        num_texts=max(1, len(request["task"]["text_fields"])),
-        making=_describe_making(request, report.get("counts", {})),
-        scores={f"{name} on {task}, {split}": float(value) for name, value in scores.items()},
-        distilled="distill_weight" in request,
+    report = json_text.convert(report, _Report, report_path)
+    if not Head(request.task.kind, request.task.labels).fits(head):
+        return ModelTask(head)
+    finetuning = Finetuning(
+        task=request.task.name,
+        num_texts=len(request.task.text_fields),
+        making=_describe_making(request, report.counts),
+        scores={
+            f"{name} on {request.task.name}, {request.eval_split}": value
+            for name, value in report.metrics.items()
+        },
+        distilled=request.distill_weight is not None,
     )
+    return ModelTask(head, finetuning)
 
 
-def _describe_making(request: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, str]:
-    making = {"started from": f"a model with SHA-256 `{request['model']}`"}
-    if not request["do_train"]:
+def _describe_making(request: _Request, counts: Mapping[str, float]) -> dict[str, str]:
+    making = {"started from": f"a model with SHA-256 `{request.model}`"}
+    if not request.do_train:
         return making
-    if "distill_weight" in request:
-        teacher = request["teacher"]
+    if request.distill_weight is not None:
+        teacher = request.teacher
         place = "in a cache of logits" if teacher is None else f"SHA-256 `{teacher}`"
         making["teacher"] = (
-            f"fine-tuned on the task, {place}; weight {request['distill_weight']:g}, "
-            f"temperature {request['distill_temperature']:g}"
+            f"fine-tuned on the task, {place}; weight {request.distill_weight:g}, "
+            f"temperature {request.distill_temperature:g}"
         )
-    if counts:
+    if "num_train_steps" in counts:
         making["trained on"] = (
             f"{counts['num_train_examples']:,} examples, inputs of at most "
-            f"{request['max_seq_length']} tokens"
+            f"{request.max_seq_length} tokens"
         )
         making["updates"] = (
-            f"{counts['num_train_steps']:,} of {request['train_batch_size']} inputs, learning "
-            f"rate {request['learning_rate']:g} after {request['warmup_proportion']:.0%} of warm-up"
+            f"{counts['num_train_steps']:,} of {request.train_batch_size} inputs, learning "
+            f"rate {request.learning_rate:g} after {request.warmup_proportion:.0%} of warm-up"
         )
-        making["passes over the examples"] = f"{request['num_train_epochs']:g}"
-    return making | {"seed": str(request["random_seed"]), "computed": request["compute_dtype"]}
+        making["passes over the examples"] = f"{request.num_train_epochs:g}"
+    return making | {"seed": str(request.random_seed), "computed": request.compute_dtype}

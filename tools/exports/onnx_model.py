@@ -10,9 +10,8 @@ import numpy as np
 
 from pipeline.commands import running
 from pipeline.runners import local
-from tools.exports.batches import Arrays
-from tools.exports.program import Program, compile_program
-from tools.exports.subject import ExportError, Opened, Subject
+from tools.exports.examples import Arrays
+from tools.exports.program import ExportError, Opened, Program, Subject, compile_program
 
 if TYPE_CHECKING:
     import onnx

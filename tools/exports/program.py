@@ -1,10 +1,7 @@
-"""A model as an export sees it: a function of named integers to named floats.
-
-Nothing that writes or checks a format knows more of a model. A model with another head
-is exported by one more function like `masked_lm_program`.
-"""
+"""A model as one function of a batch, and what a format needs to know besides it."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +10,10 @@ import tensorflow as tf
 from keras import ops
 
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from pipeline.base.errors import InputError
 from pipeline.models.masked_lm import LOGITS
-from tools.exports.batches import Arrays, Run
+from pipeline.tokenizers.tokens import Tokenizer
+from tools.exports.examples import Arrays, Run
 
 if TYPE_CHECKING:
     import keras
@@ -129,3 +128,43 @@ def run_program(program: Program) -> Run:
         return {name: value.numpy() for name, value in outputs.items()}
 
     return run
+
+
+class ExportError(InputError):
+    """A format cannot hold a model, or computes something else; other formats may do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """An export as whoever gets it would run it.
+
+    Attributes:
+        run: computes a batch.
+        reader: the library that reads it, and its version.
+        from_text: computes a text; None where the export takes ids only.
+    """
+
+    run: Run
+    reader: str
+    from_text: Callable[[str], Mapping] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model to export.
+
+    Attributes:
+        program: what it computes.
+        tokenizer: the model's own; None where there is none beside it.
+        max_seq_length: tokens that a text is cut to.
+        write_hf: writes it in Hugging Face's layout into a folder that it makes.
+        open_hf: opens what that wrote.
+        num_texts: texts of an input, one or two.
+    """
+
+    program: Program
+    tokenizer: Tokenizer | None
+    max_seq_length: int
+    write_hf: Callable[[pathlib.Path], None]
+    open_hf: Callable[[pathlib.Path], Opened]
+    num_texts: int = 1

@@ -13,9 +13,8 @@ import tensorflow as tf
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.tokenizers.wordpiece import WordPieceTokenizer
-from tools.exports.batches import Arrays
-from tools.exports.program import Program, compile_program
-from tools.exports.subject import Opened, Subject
+from tools.exports.examples import Arrays
+from tools.exports.program import Opened, Program, Subject, compile_program
 
 # TensorFlow Serving's name of what is taken unless one asks for another.
 IDS_SIGNATURE = "serving_default"

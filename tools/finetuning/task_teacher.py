@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 
 from data_specs.records import EXAMPLE_ID, TASK_LOGITS, TEACHER_LOGITS
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import manifest as manifests
@@ -84,19 +84,12 @@ def _expect_task(directory: Location, task: str) -> None:
     path = directory / manifests.REQUEST_FILE
     there = path.read_json().get("task", task) if path.is_file() else task
     if there != task:
-        raise InputError(
-            Setting("teacher_cache"),
-            received=f"{directory} holds logits of another task: expected {task}, received {there}",
-        )
+        raise InputError(directory, f"logits of {task}", f"those of {there}")
 
 
 def _expect_inputs(directory: Location, manifest: Manifest, inputs: TaskInputs) -> None:
     if manifest.kind != TASK_LOGITS:
-        raise InputError(
-            Setting("teacher_cache"),
-            f"{TASK_LOGITS} of a fine-tuned teacher",
-            f"{directory}, which holds {manifest.kind}",
-        )
+        raise InputError(directory, f"{TASK_LOGITS} of a fine-tuned teacher", manifest.kind)
     here = inputs.describe()
     there = {name: manifest.flags.get(name) for name in here}
     difference = manifests.describe_difference(there, here)
@@ -182,11 +175,7 @@ def _read_logits(paths: Sequence[Location], inputs: TaskInputs) -> Iterator[np.n
     for number, feature in enumerate(inputs.features):
         path, record = next(stored, (None, b""))
         if path is None:
-            raise InputError(
-                Setting("teacher_cache"),
-                f"{len(inputs.features)} records in {paths[0].parent}",
-                number,
-            )
+            raise InputError(paths[0].parent, f"{len(inputs.features)} records", number)
         shape = (inputs.head.num_outputs,)
         if inputs.head.kind == SPAN:
             shape = (*shape, len(feature.input_ids))

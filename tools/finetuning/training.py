@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import msgspec
 import numpy as np
 import tensorflow as tf
 import tqdm
 
 from data_specs.records import TEACHER_LOGITS
+from pipeline.base import json_text
 from pipeline.base.errors import DivergedError, InputError, Setting
 from pipeline.base.location import Location
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
@@ -312,16 +314,16 @@ def _is_below(name: str) -> bool:
     return is_name and not name.startswith("/") and ".." not in name.split("/")
 
 
+class _Report(msgspec.Struct):
+    metrics: dict[str, float]
+    counts: dict[str, int | float]
+    predictions: tuple[str, ...]
+
+
 def _read_result(directory: Location) -> Result:
     path = directory / METRICS_FILE
-    report = path.read_json()
-    try:
-        names = tuple(report["predictions"])
-        if not all(map(_is_below, names)):
-            raise ValueError("predictions: expected names below the folder, received others")
-        if not all(isinstance(value, int | float) for value in report["metrics"].values()):
-            raise ValueError("metrics: expected numbers, received others")
-        paths = tuple(directory / name for name in names)
-        return Result(directory, dict(report["metrics"]), dict(report["counts"]), paths)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(path, received=f"missing or misshapen field {error}") from error
+    report = json_text.convert(path.read_json(), _Report, path)
+    if not all(map(_is_below, report.predictions)):
+        raise InputError(f"{path}: predictions", "names below the folder", "others")
+    paths = tuple(directory / name for name in report.predictions)
+    return Result(directory, report.metrics, report.counts, paths)

@@ -11,10 +11,10 @@ from pipeline.base import compute_dtype, json_text
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import ModelSource
-from pipeline.storage import cache_tokenizer
+from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import Manifest, ShardInfo
+from pipeline.storage.manifest import FileInfo, Manifest, ShardInfo
 from pipeline.teacher import capture
 from pipeline.teacher.capture import Inputs
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -132,9 +132,10 @@ class Repair:
                 else:
                     redone.append(shard)
             counts = self.manifest.token_counts
-            has_counts = counts is None or counts.file not in problems
-            if redone or not has_counts:
-                yield from self._capture_again(redone, has_counts)
+            if counts is not None and counts.file in problems:
+                yield self._count_again(counts)
+            if redone:
+                yield from self._capture_again(redone)
 
     def _copy_tokenizer(self) -> Iterator[str]:
         examples = self.inputs.cache
@@ -159,47 +160,57 @@ class Repair:
         except InputError:
             return False
 
-    def _capture_again(self, shards: Sequence[ShardInfo], has_counts: bool) -> Iterator[str]:
-        examples = self.inputs.cache
-        needed = _narrow(examples, [shard.file for shard in shards]) if has_counts else examples
+    def _count_again(self, expected: FileInfo) -> str:
+        examples, info = self.inputs.cache, self.manifest.teacher_info
+        # Before anything is moved: counts of other examples would be taken for theirs.
+        manifests.verify(examples.directory, examples.manifest, full=True)
+        with self.directory.stage_directory(last=expected.file) as stage:
+            received = cache_input.count_tokens(stage, info, examples.directory, examples.manifest)
+            if received != expected:
+                raise InputError(
+                    self.directory / expected.file,
+                    f"SHA-256 {expected.sha256} of the tokens of {examples.directory}",
+                    received.sha256,
+                )
+            aside = set_aside(self.directory / expected.file, BROKEN)
+        return f"{expected.file}: counted again{_old_one(aside)}"
+
+    def _capture_again(self, shards: Sequence[ShardInfo]) -> Iterator[str]:
+        needed = _narrow(self.inputs.cache, [shard.file for shard in shards])
         # Before anything is moved.
         manifests.verify(needed.directory, needed.manifest, full=True)
-        paths = [] if has_counts else [self.directory / self.manifest.token_counts.file]
         for shard in shards:
-            paths.append(self.directory / shard.file)
-            paths.append(manifests.sidecar_path(self.directory, shard.file))
-        for path in paths:
-            if aside := set_aside(path, BROKEN):
-                yield f"{path.name}: set aside as {aside.name}"
+            aside = set_aside(self.directory / shard.file, BROKEN)
+            set_aside(manifests.sidecar_path(self.directory, shard.file), BROKEN)
+            if aside is not None:
+                yield f"{shard.file}: set aside as {aside.name}"
         try:
-            counts = self.inputs.count_tokens()
             capture.make_missing_shards(self.inputs)
         finally:
             # Interrupted, too: the manifest must not contradict the new shards.
-            splits = {
-                split: tuple(
-                    manifests.completed_shard(self.directory, shard.file) or shard for shard in part
-                )
-                for split, part in self.manifest.splits.items()
+            made = {
+                shard.file: manifests.completed_shard(self.directory, shard.file) or shard
+                for shard in shards
             }
-            made = dataclasses.replace(self.manifest, splits=splits)
             lines = self._publish(made)
         for shard in shards:
-            is_same = any(shard in part for part in splits.values())
-            yield f"{shard.file}: made again, {'the same' if is_same else 'other'} bytes"
-        if not has_counts:
-            same = "the same" if counts == self.manifest.token_counts else "other"
-            yield f"{counts.file}: counted again, {same} bytes"
+            new = made[shard.file]
+            text = "the same bytes" if new == shard else f"other bytes, SHA-256 {new.sha256}"
+            yield f"{shard.file}: made again, {text}"
         yield from lines
 
-    def _publish(self, made: Manifest) -> list[str]:
+    def _publish(self, made: Mapping[str, ShardInfo]) -> list[str]:
         """Publishes the manifest where shards came out in other bytes."""
-        if made == self.manifest:
+        splits = {
+            split: tuple(made.get(shard.file, shard) for shard in shards)
+            for split, shards in self.manifest.splits.items()
+        }
+        if splits == self.manifest.splits:
             return []
         path = self.directory / manifests.MANIFEST_FILE
         copy = _free_name(path, OLD)
         copy.write_whole(path.read_bytes())
-        manifests.publish(self.directory, made)
+        manifests.publish(self.directory, dataclasses.replace(self.manifest, splits=splits))
         return [
             f"{path.name}: published again, as this hardware, its threads or versions are not "
             f"those that made the other shards; the old one is {copy.name}"
@@ -254,7 +265,11 @@ def _rewrite(path: Location, content: bytes, action: str) -> str:
     """Writes a file whose old content is set aside; returns a line that reports it."""
     aside = set_aside(path, BROKEN)
     path.write_whole(content)
-    return f"{path.name}: {action}" + (f"; the old one is {aside.name}" if aside else "")
+    return f"{path.name}: {action}{_old_one(aside)}"
+
+
+def _old_one(aside: Location | None) -> str:
+    return "" if aside is None else f"; the old one is {aside.name}"
 
 
 def _free_name(path: Location, suffix: str) -> Location:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.location import Location
 from pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 from pipeline.tokenizers.vocabulary import read_tokens
@@ -87,8 +88,8 @@ def _unigram_proto(tokenizer: SentencePieceTokenizer) -> _ModelProto:
     return proto
 
 
-def read_keep_tokens(path: str, vocab: Sequence[str]) -> np.ndarray:
-    """Reads `--keep_tokens`, one token a line.
+def read_keep_tokens(path: Location, vocab: Sequence[str]) -> np.ndarray:
+    """Reads the file of `keep_tokens`, one token a line.
 
     Args:
         path: the file.
@@ -104,11 +105,10 @@ def read_keep_tokens(path: str, vocab: Sequence[str]) -> np.ndarray:
     kept = []
     for number, token in enumerate(read_tokens(path), 1):
         if token not in places:
-            raise InputError(
-                Setting("keep_tokens"),
-                received=f"{path}, line {number}: expected a token of the vocabulary, received "
-                f"{token!r}",
-            )
+            with naming_setting("keep_tokens"):
+                raise InputError(
+                    f"{path}, line {number}", "a token of the vocabulary", f"{token!r}"
+                )
         kept.append(places[token])
     return np.array(kept, np.int64)
 

@@ -6,7 +6,7 @@ A new format is a module with a `Reader`, and its entry here.
 from collections.abc import Iterator, Mapping
 
 from pipeline.corpora.documents import CorpusFile, RawDocument
-from pipeline.corpora.readers.base import FileReader, Reader, stem
+from pipeline.corpora.readers.base import Reader, stem
 from pipeline.corpora.readers.rows import RowsReader
 from pipeline.corpora.readers.text import TextReader
 from pipeline.corpora.readers.tfds import TFDS, TfdsReader
@@ -14,7 +14,7 @@ from pipeline.corpora.readers.tfds import TFDS, TfdsReader
 AUTO = "auto"
 
 
-class _AutoReader(FileReader):
+class _AutoReader(Reader):
     """Files of several formats: each is read as its name says, and as text if that says nothing."""
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:

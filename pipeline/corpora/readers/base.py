@@ -1,11 +1,8 @@
 """The interface of corpus readers, and the files and compressions that formats share."""
 
-import abc
-import contextlib
 import fnmatch
 import gzip
 import os
-import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
@@ -23,12 +20,14 @@ _COMPRESSIONS: Mapping[str, Callable[[BinaryIO], BinaryIO]] = {
 _ANY_CORPUS = Corpus()
 
 
-class Reader(abc.ABC):
+class Reader:
     """A corpus format: finds the files of a source and yields their documents, undecoded.
 
+    A subclass has `documents`, and whatever else its format does in another way.
+
     Attributes:
-        suffixes: the endings of the names of its files, compression left out; empty for a
-            format that no name tells.
+        suffixes: the endings of its files' names, compression left out; empty for a format
+            that no name tells.
     """
 
     suffixes: tuple[str, ...] = ()
@@ -41,21 +40,38 @@ class Reader(abc.ABC):
         """
         return spec
 
-    @abc.abstractmethod
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
         """Returns the files that are read, in their order.
 
         Raises:
             InputError: there are none, or all are empty.
         """
+        return find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus)
 
-    @abc.abstractmethod
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
         """Yields a file's documents, and how many of its bytes have been read.
 
         Raises:
             InputError: the file cannot be read, or has another format.
         """
+        suffix = _compression(file.name)
+        try:
+            with file.path.open("rb") as raw:
+                stream = raw if suffix is None else _COMPRESSIONS[suffix](raw)
+                for document in self.documents(file, stream):
+                    yield document, raw.tell()
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(file.path, received=f"not a whole gzip file ({error})") from error
+        except OSError as error:
+            raise InputError(file.path, received=f"cannot be read: {error.strerror}") from error
+
+    def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
+        """Yields the documents of an open file, whose bytes `stream` has decompressed.
+
+        Raises:
+            InputError: the content has another format.
+        """
+        raise NotImplementedError
 
     def text(self, document: RawDocument) -> str:
         """Returns a document's text, before cleaning.
@@ -63,50 +79,15 @@ class Reader(abc.ABC):
         Raises:
             InputError: the content is invalid.
         """
-        return decode(document)
-
-
-class FileReader(Reader):
-    """A format of files. A subclass has `documents`, or a `read` of its own."""
-
-    def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
-        """See `Reader`."""
-        return find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus)
-
-    def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
-        """See `Reader`."""
-        with open_file(file) as (stream, raw):
-            for document in self.documents(file, stream):
-                yield document, raw.tell()
-
-    def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-        """Yields the documents of an open file.
-
-        Args:
-            file: the file.
-            stream: its bytes, decompressed.
-
-        Raises:
-            InputError: the content has another format.
-        """
-        raise NotImplementedError
-
-
-def decode(document: RawDocument) -> str:
-    """Returns a document's content as text.
-
-    Raises:
-        InputError: it is not UTF-8.
-    """
-    try:
-        return document.content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            document.origin,
-            "UTF-8 text",
-            f"byte 0x{document.content[error.start]:02x} (convert the file first, for "
-            "example with iconv -f gb18030 -t utf-8)",
-        ) from error
+        try:
+            return document.content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                document.origin,
+                "UTF-8 text",
+                f"byte 0x{document.content[error.start]:02x}",
+                hint="convert the file first, for example with iconv -f gb18030 -t utf-8",
+            ) from error
 
 
 def stem(name: str) -> str:
@@ -119,67 +100,44 @@ def _compression(name: str) -> str | None:
     return next((suffix for suffix in _COMPRESSIONS if name.endswith(suffix)), None)
 
 
-@contextlib.contextmanager
-def open_file(file: CorpusFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Opens a file for reading.
-
-    Yields:
-        its bytes, decompressed, and the file as it is stored.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    suffix = _compression(file.name)
-    try:
-        with file.path.open("rb") as raw:
-            yield (raw if suffix is None else _COMPRESSIONS[suffix](raw)), raw
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(file.path, received=f"not a whole gzip file ({error})") from error
-    except OSError as error:
-        raise InputError(file.path, received=f"cannot be read: {error.strerror}") from error
-
-
 def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[CorpusFile, ...]:
     """Returns a corpus's files, sorted by name.
 
     Args:
-        pattern: a file, a directory (read with all below it, hidden files left
-            out) or a glob.
+        pattern: a file, a directory or a glob; hidden files are left out.
         corpus: of a directory, only files that its declaration names are taken.
 
     Raises:
-        InputError: nothing is there, or all of it is empty.
+        InputError: there are none, or all are empty.
     """
     paths, root = _list_paths(pattern)
-    found = [
-        CorpusFile(path, os.path.relpath(str(path), root or "."), size, corpus)
+    files = [
+        CorpusFile(path, name, size, corpus)
         for path, size in paths.items()
+        if "/." not in "/" + (name := os.path.relpath(str(path), root or "."))
     ]
-    visible = [
-        file for file in found if not any(p.startswith(".") for p in pathlib.Path(file.name).parts)
-    ]
-    if not visible:
+    if not files:
         raise InputError(pattern, "a file, a directory or a glob of files", "no files")
     if pattern.is_dir():
-        visible = [file for file in visible if _is_declared(file)]
-        if not visible:
+        files = [file for file in files if _is_declared(file)]
+        if not files:
             raise InputError(
                 pattern,
                 f"the files of `corpus_spec`={corpus.spec.name} ({', '.join(corpus.spec.files)}; "
                 f"from {corpus.spec.url})",
                 "none of them",
             )
-    if not any(file.bytes for file in visible):
+    if not any(file.bytes for file in files):
         raise InputError(pattern, "text", "nothing: every file there is empty")
-    return tuple(sorted(visible, key=lambda file: file.name))
+    return tuple(sorted(files, key=lambda file: file.name))
 
 
 def _list_paths(pattern: Location) -> tuple[dict[Location, int], str]:
-    """Returns what a path or glob names, with sizes, and the folder that the names begin at."""
-    found = pattern.find()
-    if pattern.is_dir() or not found:
-        return found, str(pattern)
-    return found, os.path.commonpath([os.path.dirname(str(path)) for path in found])
+    """Returns the files of a path or glob with their sizes, and the folder of relative names."""
+    sizes = pattern.find()
+    if pattern.is_dir() or not sizes:
+        return sizes, str(pattern)
+    return sizes, os.path.commonpath([os.path.dirname(str(path)) for path in sizes])
 
 
 def _is_declared(file: CorpusFile) -> bool:

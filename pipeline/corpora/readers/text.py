@@ -12,7 +12,7 @@ from typing import BinaryIO
 from data_specs.corpora import CorpusSpec
 from pipeline.base import seeding
 from pipeline.corpora.documents import CorpusFile, RawDocument
-from pipeline.corpora.readers.base import FileReader
+from pipeline.corpora.readers.base import Reader
 
 # A text document longer than this is cut at the end of a line; its pieces stay
 # on one side of the split.
@@ -21,19 +21,41 @@ MAX_PIECE_BYTES = 4 * 2**20
 _WIDE_SPACE = "\u3000".encode()
 
 
-class TextReader(FileReader):
+class TextReader(Reader):
     """Text: runs of lines, cut into documents where the corpus's declaration says."""
 
     def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-        """See `FileReader`."""
-        return _text_documents(file, stream)
+        """See `Reader`."""
+        ends_before = _document_boundary(file.corpus.spec)
+        lines: list[bytes] = []
+        size = ordinal = first_line = 0
+        split_key: bytes | None = None
+        for number, line in enumerate(_bounded_lines(stream), 1):
+            blank = not line.replace(_WIDE_SPACE, b"").strip()
+            ends = ends_before(line, blank, len(lines))
+            if lines and (ends or size + len(line) > MAX_PIECE_BYTES):
+                content = b"".join(lines)
+                if not ends and split_key is None:
+                    split_key = seeding.digest("long document", content)
+                yield RawDocument(file, ordinal, f"line {first_line}", content, split_key)
+                lines, size, ordinal = [], 0, ordinal + 1
+            if ends:
+                split_key = None
+            # Blank lines count as paragraphs within a document, never as its beginning.
+            if blank and not lines:
+                continue
+            if not lines:
+                first_line = number
+            lines.append(line)
+            size += len(line)
+        if lines:
+            yield RawDocument(file, ordinal, f"line {first_line}", b"".join(lines), split_key)
 
 
 def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
-    """Returns what says whether a document ends before a line.
+    """Returns the test whether a document ends before a line.
 
-    It is called with the line, whether that is blank, and how many lines the
-    document has so far.
+    Its arguments are the line, whether that is blank, and the document's lines so far.
     """
     if spec.documents == "lines":
         return lambda line, blank, count: count >= spec.lines_per_document
@@ -45,36 +67,8 @@ def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
     return lambda line, blank, count: blank
 
 
-def _text_documents(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-    """Yields text documents: runs of lines, cut where the corpus's declaration says."""
-    ends_before = _document_boundary(file.corpus.spec)
-    lines: list[bytes] = []
-    size = ordinal = first_line = 0
-    split_key: bytes | None = None
-    for number, line in enumerate(_bounded_lines(stream), 1):
-        blank = not line.replace(_WIDE_SPACE, b"").strip()
-        ends = ends_before(line, blank, len(lines))
-        if lines and (ends or size + len(line) > MAX_PIECE_BYTES):
-            content = b"".join(lines)
-            if not ends and split_key is None:
-                split_key = seeding.digest("long document", content)
-            yield RawDocument(file, ordinal, f"line {first_line}", content, split_key)
-            lines, size, ordinal = [], 0, ordinal + 1
-        if ends:
-            split_key = None
-        # Blank lines count as paragraphs within a document, never as its beginning.
-        if blank and not lines:
-            continue
-        if not lines:
-            first_line = number
-        lines.append(line)
-        size += len(line)
-    if lines:
-        yield RawDocument(file, ordinal, f"line {first_line}", b"".join(lines), split_key)
-
-
 def _bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yields lines; one longer than a piece comes in parts, cut between characters."""
+    """Yields lines; one longer than a piece is cut, between characters."""
     held = stream.readline(MAX_PIECE_BYTES // 2).removeprefix(codecs.BOM_UTF8)
     while held:
         rest = b""

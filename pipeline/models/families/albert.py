@@ -6,7 +6,6 @@ FAMILY = Family(
     model_type="albert",
     title="ALBERT",
     class_prefix="Albert",
-    scopes=("albert.embeddings.", "albert.encoder."),
     sequence_head=SequenceHead(
         dense="albert.pooler", dropout=("classifier_dropout_prob", 0.1), is_pretrained=True
     ),

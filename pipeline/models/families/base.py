@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# Texts in BERT's names of weights and their replacements, applied in this order.
+# Parts of BERT's names of weights and their replacements, applied in this order.
 Renames = tuple[tuple[str, str], ...]
 
 
@@ -37,11 +37,10 @@ class Family:
         model_type: its name in `config.json`.
         title: its name in texts.
         class_prefix: the beginning of its class names in `transformers`.
-        scopes: where `model.safetensors` has the encoder's tensors, each ending in a dot.
         sequence_head: the head of tasks that label an input.
         span_dropout: the key and the rate of the dropout in the head that finds spans.
-        hf_names: from BERT's names in `model.safetensors` to this family's.
-        tf1_names: the same for TensorFlow 1 checkpoints.
+        hf_names: from BERT's names in `model.safetensors` to this family's. TensorFlow 1
+            checkpoints have BERT's names.
         config_keys: from fields of `EncoderConfig` to other keys of `config.json`.
         config_defaults: fields that its `config.json` may lack, besides those that have
             defaults for every family.
@@ -56,17 +55,14 @@ class Family:
         in_google_layout: whether Google's `bert_config.json` can describe a model.
         without_segments: the family of the same model without its segment embeddings.
         doubles_separator: whether two separators stand between the texts of a pair.
-        numbers_as_fairseq: whether its SentencePiece tokens are numbered as fairseq does.
     """
 
     model_type: str
     title: str
     class_prefix: str
-    scopes: tuple[str, ...]
     sequence_head: SequenceHead
     span_dropout: tuple[str, float] | None = None
     hf_names: Renames = ()
-    tf1_names: Renames = ()
     config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -78,7 +74,6 @@ class Family:
     in_google_layout: bool = False
     without_segments: str | None = None
     doubles_separator: bool = False
-    numbers_as_fairseq: bool = False
 
 
 def rename(name: str, renames: Renames) -> str:

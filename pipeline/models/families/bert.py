@@ -6,7 +6,6 @@ FAMILY = Family(
     model_type="bert",
     title="BERT",
     class_prefix="Bert",
-    scopes=("bert.embeddings.", "bert.encoder."),
     sequence_head=SequenceHead(dense="bert.pooler.dense", is_pretrained=True),
     in_google_layout=True,
     without_segments="distilbert",

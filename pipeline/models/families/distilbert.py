@@ -6,7 +6,6 @@ FAMILY = Family(
     model_type="distilbert",
     title="DistilBERT",
     class_prefix="DistilBert",
-    scopes=("distilbert.embeddings.", "distilbert.transformer."),
     sequence_head=SequenceHead(
         dense="pre_classifier", dropout=("seq_classif_dropout", 0.2), activation="relu"
     ),

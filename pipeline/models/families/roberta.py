@@ -6,7 +6,6 @@ FAMILY = Family(
     model_type="roberta",
     title="RoBERTa",
     class_prefix="Roberta",
-    scopes=("roberta.embeddings.", "roberta.encoder."),
     sequence_head=SequenceHead(
         dense="classifier.dense", output="classifier.out_proj", drops_input=True
     ),

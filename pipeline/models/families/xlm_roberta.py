@@ -9,5 +9,4 @@ FAMILY = dataclasses.replace(
     model_type="xlm-roberta",
     title="XLM-RoBERTa",
     class_prefix="XLMRoberta",
-    numbers_as_fairseq=True,
 )

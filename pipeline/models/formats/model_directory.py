@@ -231,18 +231,12 @@ def assign_weights(model: "keras.Model", weights: Mapping[str, np.ndarray]) -> N
         ValueError: a weight is missing, surplus or of another shape.
     """
     variables = _variables(model)
-    differing = sorted(variables.keys() ^ weights.keys())
-    if differing:
-        raise ValueError(
-            f"weights: expected one for each of {len(variables)} variables, received "
-            f"{len(weights)}; differing: {', '.join(differing[:3])}"
-        )
-    for name, variable in variables.items():
-        if tuple(variable.shape) != weights[name].shape:
-            raise ValueError(
-                f"weights: {name}: expected shape {list(variable.shape)}, "
-                f"received {list(weights[name].shape)}"
-            )
+    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+    received = {name: value.shape for name, value in weights.items()}
+    for name in sorted(expected.keys() | received.keys()):
+        shapes = expected.get(name), received.get(name)
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"weights: {name}: expected shape {shapes[0]}, received {shapes[1]}")
     for name, variable in variables.items():
         variable.assign(weights[name])
 
@@ -261,35 +255,25 @@ def save_hf(directory: Location, model: "MaskedLM") -> None:
 
 
 def save_hf_weights(
-    directory: Location, config: EncoderConfig, weights: Mapping[str, np.ndarray]
+    directory: Location,
+    config: EncoderConfig,
+    weights: Mapping[str, np.ndarray],
+    *,
+    table: Sequence[WeightName] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
-    `transformers` loads the directory as the family's masked LM. The tied output
-    matrix is not stored a second time.
+    `transformers` loads the directory. The tied output matrix is not stored a second time.
 
     Args:
         directory: must exist.
         config: the model's configuration.
         weights: float32 arrays by our names.
+        table: the weights to write; by default those of a masked LM.
+        settings: the content of `config.json`; by default that of a masked LM.
     """
-    save_hf_tensors(directory, weights, weight_table(config), config.to_hf())
-
-
-def save_hf_tensors(
-    directory: Location,
-    weights: Mapping[str, np.ndarray],
-    table: Sequence[WeightName],
-    settings: Mapping[str, Any],
-) -> None:
-    """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
-
-    Args:
-        directory: must exist.
-        weights: float32 arrays by our names.
-        table: which of them, and their names in the file.
-        settings: the content of `config.json`.
-    """
+    table = weight_table(config) if table is None else table
     tensors = {row.hf: row.convert(weights[row.ours], HF) for row in table}
     save_tensors(directory / HF_WEIGHTS, tensors)
-    (directory / HF_CONFIG).write_json(settings)
+    (directory / HF_CONFIG).write_json(config.to_hf() if settings is None else settings)

@@ -10,7 +10,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location, mirror_all
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.base import WeightFiles
-from pipeline.models.weight_names import TF1, Shape, weight_table
+from pipeline.models.weight_names import TF1, weight_table
 
 _INDEX = ".index"
 
@@ -35,11 +35,7 @@ class Tf1Checkpoint(WeightFiles):
 
     @classmethod
     def find(cls, location: Location) -> tuple[Location, ...]:
-        """See `WeightFiles`; the index is the last.
-
-        Raises:
-            InputError: there is no index, or no data.
-        """
+        """See `WeightFiles`; the index is the last, and must be there."""
         index = location.with_name(f"{location.name}{_INDEX}")
         if not index.is_file():
             raise InputError(location, "the prefix of a TensorFlow checkpoint", f"no file {index}")
@@ -76,17 +72,6 @@ def _reading(prefix: Location) -> Iterator[None]:
         raise InputError(prefix, f"a TensorFlow checkpoint, cannot read it ({reason})") from error
 
 
-def _other_heads(config: EncoderConfig) -> dict[str, Shape]:
-    """Returns what Google's checkpoints hold besides a masked LM's weights."""
-    size = config.hidden_size
-    return {
-        "bert/pooler/dense/kernel": (size, size),
-        "bert/pooler/dense/bias": (size,),
-        "cls/seq_relationship/output_weights": (2, size),
-        "cls/seq_relationship/output_bias": (2,),
-    }
-
-
 def write_tf1_weights(
     prefix: str, config: EncoderConfig, weights: Mapping[str, np.ndarray]
 ) -> None:
@@ -110,9 +95,15 @@ def write_tf1_weights(
 
     if not config.family.in_google_layout:
         raise ValueError(f"config: Google's layout has no {config.model_type}")
-    tensors = {row.tf1: weights[row.ours] for row in weight_table(config)}
-    for name, shape in _other_heads(config).items():
-        tensors[name] = np.zeros(shape, np.float32)
+    size = config.hidden_size
+    other_heads = {
+        "bert/pooler/dense/kernel": (size, size),
+        "bert/pooler/dense/bias": (size,),
+        "cls/seq_relationship/output_weights": (2, size),
+        "cls/seq_relationship/output_bias": (2,),
+    }
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in other_heads.items()}
+    tensors |= {row.tf1: weights[row.ours] for row in weight_table(config)}
     names = sorted(tensors)
     try:
         with tf.device("CPU"):

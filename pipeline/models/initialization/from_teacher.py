@@ -12,7 +12,6 @@ from pipeline.models.families import FAMILIES
 from pipeline.models.weight_names import weight_table
 
 Weights = dict[str, np.ndarray]
-LAYER_MAP_PRESETS = ("even", "first", "last", "every:k")
 
 _LAYER_MAP = Setting("layer_map")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
@@ -43,70 +42,10 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
         `default_layer_map(12, 6)` is `(0, 2, 4, 7, 9, 11)`, DistilBERT's choice.
     """
     if not 1 <= student_layers <= teacher_layers:
-        raise InputError(
-            Setting("student_layers"),
-            f"1 to {teacher_layers}, the teacher's number of layers",
-            student_layers,
-        )
+        expected = f"1 to {teacher_layers}, the teacher's number of layers"
+        raise InputError(Setting("student_layers"), expected, student_layers)
     step = (teacher_layers - 1) / max(1, student_layers - 1)
     return tuple(round(index * step) for index in range(student_layers))
-
-
-def parse_layer_map(
-    text: str, teacher_layers: int, student_layers: int | None = None
-) -> tuple[int, ...]:
-    """Reads the value of `layer_map`.
-
-    Args:
-        text: `even`, evenly spaced; `first` or `last`, so many consecutive ones;
-            `every:k`, each k-th, the k-th first; or teacher layers from 0,
-            ascending, separated by commas, such as `0,2,4,7,9,11`.
-        teacher_layers: layers of the teacher.
-        student_layers: layers of the student; None for as many as the text says.
-
-    Returns:
-        one teacher layer for each student layer.
-
-    Raises:
-        InputError: no preset and not that many ascending integers, or one is out
-            of range.
-
-    Example:
-        `parse_layer_map("every:4", 12)` is `(3, 7, 11)`.
-    """
-    name = text.strip()
-    if name in ("even", "first", "last"):
-        if student_layers is None:
-            raise InputError(_LAYER_MAP, f"`student_layers` together with {name}", "none")
-        # Checks the number, too.
-        even = default_layer_map(teacher_layers, student_layers)
-        first = 0 if name == "first" else teacher_layers - student_layers
-        return even if name == "even" else tuple(range(first, first + student_layers))
-    match = re.fullmatch(r"every:([1-9]\d{0,3})", name)
-    if match is None:
-        layers = _explicit_layer_map(text, teacher_layers)
-    else:
-        layers = tuple(range(int(match[1]) - 1, teacher_layers, int(match[1])))
-    if not layers:
-        most = f"every:1 to every:{teacher_layers}, the teacher's number of layers"
-        raise InputError(_LAYER_MAP, most, f"{name!r}")
-    if student_layers is not None and len(layers) != student_layers:
-        expected = f"{student_layers} layers, one for each of the student's"
-        raise InputError(_LAYER_MAP, expected, f"{len(layers)}: {text!r}")
-    return layers
-
-
-def _explicit_layer_map(text: str, teacher_layers: int) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        expected = f"{', '.join(LAYER_MAP_PRESETS)}, or integers separated by commas"
-        raise InputError(_LAYER_MAP, expected, f"{text!r}")
-    layers = tuple(int(part) for part in parts)
-    if list(layers) != sorted(set(layers)):
-        raise InputError(_LAYER_MAP, "ascending layers", f"{text!r}")
-    if layers[-1] >= teacher_layers:
-        raise InputError(_LAYER_MAP, f"layers from 0 to {teacher_layers - 1}", f"{text!r}")
-    return layers
 
 
 def choose_layers(
@@ -117,14 +56,55 @@ def choose_layers(
     Args:
         teacher_layers: layers of the teacher.
         student_layers: how many; None for as many as `layer_map` has.
-        layer_map: as `parse_layer_map` reads it; None for `default_layer_map`'s.
+        layer_map: `even`, evenly spaced; `first` or `last`, so many consecutive ones;
+            `every:k`, each k-th, the k-th first; or teacher layers from 0, ascending,
+            separated by commas, such as `0,2,4,7,9,11`; None for `even`.
+
+    Returns:
+        one teacher layer for each student layer.
 
     Raises:
-        InputError: they do not fit the teacher or each other.
+        InputError: no preset and not that many ascending integers, or one is out
+            of range.
+
+    Example:
+        `choose_layers(12, None, "every:4")` is `(3, 7, 11)`.
     """
     if layer_map is None:
         return default_layer_map(teacher_layers, student_layers or teacher_layers)
-    return parse_layer_map(layer_map, teacher_layers, student_layers)
+    name = layer_map.strip()
+    if name in ("even", "first", "last"):
+        if student_layers is None:
+            raise InputError(_LAYER_MAP, f"`student_layers` together with {name}", "none")
+        # Checks the number, too.
+        even = default_layer_map(teacher_layers, student_layers)
+        first = 0 if name == "first" else teacher_layers - student_layers
+        return even if name == "even" else tuple(range(first, first + student_layers))
+    every = re.fullmatch(r"every:([1-9]\d{0,3})", name)
+    if every is None:
+        layers = _explicit_layers(layer_map, teacher_layers)
+    else:
+        layers = tuple(range(int(every[1]) - 1, teacher_layers, int(every[1])))
+    if not layers:
+        expected = f"every:1 to every:{teacher_layers}, the teacher's number of layers"
+        raise InputError(_LAYER_MAP, expected, f"{name!r}")
+    if student_layers is not None and len(layers) != student_layers:
+        expected = f"{student_layers} layers, one for each of the student's"
+        raise InputError(_LAYER_MAP, expected, f"{len(layers)}: {layer_map!r}")
+    return layers
+
+
+def _explicit_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        expected = "even, first, last, every:k, or integers separated by commas"
+        raise InputError(_LAYER_MAP, expected, f"{text!r}")
+    layers = tuple(int(part) for part in parts)
+    if list(layers) != sorted(set(layers)):
+        raise InputError(_LAYER_MAP, "ascending layers", f"{text!r}")
+    if layers[-1] >= teacher_layers:
+        raise InputError(_LAYER_MAP, f"layers from 0 to {teacher_layers - 1}", f"{text!r}")
+    return layers
 
 
 def student_weights(
@@ -270,12 +250,8 @@ def without_segments(
     The first segment's embedding is added to every position's, so that nothing
     changes for inputs of a single segment.
 
-    Args:
-        weights: by our names.
-        config: a BERT's.
-
     Raises:
-        InputError: another family.
+        InputError: see `config_without_segments`.
     """
     student = config_without_segments(config)
     kept = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
@@ -306,10 +282,11 @@ def reduce_vocabulary(
     pad_id = int(np.searchsorted(kept_ids, config.pad_token_id))
     if pad_id == len(kept_ids) or kept_ids[pad_id] != config.pad_token_id:
         raise ValueError(f"kept_ids: expected the padding's id {config.pad_token_id} among them")
-    reduced = dataclasses.replace(config, pad_token_id=pad_id)
-    moved = config.position_offset - reduced.position_offset
+    counted = config.family.counts_positions_from_padding
+    moved = config.pad_token_id - pad_id if counted else 0
     reduced = dataclasses.replace(
-        reduced,
+        config,
+        pad_token_id=pad_id,
         vocab_size=len(kept_ids),
         max_position_embeddings=config.max_position_embeddings - moved,
     )

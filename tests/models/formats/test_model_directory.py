@@ -90,11 +90,11 @@ def test_assign_refuses_what_does_not_fit_and_changes_nothing(config, weights):
     model = MaskedLM(config)
     before = get_weights(model)
     lacking = {name: value for name, value in weights.items() if name != "head/bias"}
-    with pytest.raises(ValueError, match="one for each of 58 variables, received 57.*head/bias"):
+    with pytest.raises(ValueError, match=r"head/bias: expected shape \(37,\), received None"):
         assign_weights(model, lacking)
-    with pytest.raises(ValueError, match="differing: extra"):
+    with pytest.raises(ValueError, match="extra: expected shape None"):
         assign_weights(model, weights | {"extra": np.zeros(1)})
-    with pytest.raises(ValueError, match=r"head/bias: expected shape \[37\], received \[36\]"):
+    with pytest.raises(ValueError, match=r"head/bias: expected shape \(37,\), received \(36,\)"):
         assign_weights(model, weights | {"head/bias": np.zeros(36)})
     assert_equal(get_weights(model), before)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.initialization.from_teacher import (
+    choose_layers,
     default_layer_map,
-    parse_layer_map,
     student_weights,
 )
 from pipeline.models.weight_names import weight_table
@@ -38,7 +38,7 @@ def test_default_layer_map_is_a_layer_map(counts):
     teacher, student = counts
     layers = default_layer_map(teacher, student)
     assert len(layers) == student
-    assert parse_layer_map(",".join(map(str, layers)), teacher, student) == layers
+    assert choose_layers(teacher, student, ",".join(map(str, layers))) == layers
 
 
 @pytest.mark.parametrize("student", [0, 5])
@@ -61,9 +61,9 @@ def test_default_layer_map_refuses_counts_out_of_range(student):
         ("0,²", INTEGERS, "'0,²'"),
     ],
 )
-def test_parse_layer_map_refuses_invalid_text(text, expected, received):
+def test_choose_layers_refuses_invalid_text(text, expected, received):
     with pytest.raises(InputError) as error:
-        parse_layer_map(text, 4, 2)
+        choose_layers(4, 2, text)
     assert error.value.subject == Setting("layer_map")
     assert (error.value.expected, error.value.received) == (expected, received)
 
@@ -79,8 +79,8 @@ def test_parse_layer_map_refuses_invalid_text(text, expected, received):
         ("0,2,4,7,9,11", None, (0, 2, 4, 7, 9, 11)),
     ],
 )
-def test_presets(text, student, expected):
-    assert parse_layer_map(text, 12, student) == expected
+def test_layer_maps_are_read(text, student, expected):
+    assert choose_layers(12, student, text) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,15 +93,15 @@ def test_presets(text, student, expected):
         ("every:0", None, "layer_map", "'every:0'"),
     ],
 )
-def test_parse_layer_map_refuses_presets_that_do_not_fit(text, student, subject, received):
+def test_choose_layers_refuses_presets_that_do_not_fit(text, student, subject, received):
     with pytest.raises(InputError) as error:
-        parse_layer_map(text, 12, student)
+        choose_layers(12, student, text)
     assert error.value.subject == Setting(subject)
     assert error.value.received == received
 
 
-def test_parse_layer_map_allows_spaces():
-    assert parse_layer_map(" 0, 3 ", 4, 2) == (0, 3)
+def test_choose_layers_allows_spaces():
+    assert choose_layers(4, 2, " 0, 3 ") == (0, 3)
 
 
 def test_student_weights_copies_values(config, weights):

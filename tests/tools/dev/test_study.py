@@ -6,17 +6,18 @@ import pathlib
 import pytest
 
 from pipeline.base.errors import InputError
+from pipeline.base.location import LocalLocation
 from pipeline.models.formats import model_directory
-from tools.dev import study, study_report
+from tools.dev import study
 from tools.dev.study import Study, StudyConfig
 
 
 def _config(teacher: pathlib.Path, **settings) -> StudyConfig:
     return StudyConfig(
         **{
-            "teacher": str(teacher),
-            "input_dir": "text",
-            "tasks": {"tnews": "a", "cmrc2018": "b"},
+            "teacher": teacher,
+            "input_dir": LocalLocation("text"),
+            "tasks": {"tnews": LocalLocation("a"), "cmrc2018": LocalLocation("b")},
             "seeds": (1, 2),
             "do_whole_word_mask": True,
             "num_shards": 2,
@@ -34,7 +35,7 @@ def four_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         class config:
             num_hidden_layers = 4
 
-    monkeypatch.setattr(model_directory, "find_model", lambda path, flag: Source)
+    monkeypatch.setattr(model_directory, "find_model", lambda path: Source)
 
 
 @pytest.mark.usefixtures("four_layers")
@@ -70,37 +71,33 @@ def test_a_finished_step_is_not_made_again(tmp_path: pathlib.Path, capsys) -> No
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "received"),
     [
-        ("tnews", "--tasks: expected task=folder,…, each task once, received 'tnews'"),
-        ("tnews=.,tnews=.", "--tasks: expected task=folder,…, each task once, received 'tnews=.'"),
-        (
-            "tnews=.,own/tnews.yaml=.",
-            "--tasks: expected task=folder,…, each task once, received 'own/tnews.yaml=.'",
-        ),
-        ("tnews=nowhere", "--tasks: expected a folder for tnews, received nowhere"),
-        (
-            "tnews=.",
-            "--tasks: expected the split train of tnews (train.json or train_few_all.json) in ., "
-            "found no such file",
-        ),
+        ("tnews", "'tnews'"),
+        ("tnews=.,tnews=.", "'tnews=.'"),
+        ("tnews=.,own/tnews.yaml=.", "'own/tnews.yaml=.'"),
+        ("tnews=nowhere", "no such folder"),
+        ("tnews=.", "no such file"),
     ],
 )
-def test_tasks_that_cannot_be_meant(given: str, message: str) -> None:
+def test_tasks_that_cannot_be_meant(given: str, received: str) -> None:
     with pytest.raises(InputError) as error:
         study.parse_tasks(given)
-    assert str(error.value) == message
+    assert "tasks" in (error.value.subject, error.value.setting)
+    assert error.value.received == received
 
 
-def test_an_unknown_task_is_told_before_anything_is_trained() -> None:
-    with pytest.raises(InputError, match="^tasks: expected one of afqmc, .*, received 'news'$"):
+def test_an_unknown_task_is_refused_before_anything_is_trained() -> None:
+    with pytest.raises(InputError) as error:
         study.parse_tasks("news=.")
+    assert error.value.subject == "tasks"
+    assert "news" in str(error.value.received)
 
 
 @pytest.mark.usefixtures("four_layers")
 def test_results_of_a_task_of_ones_own_are_within_the_work(tmp_path: pathlib.Path) -> None:
     own = str(tmp_path / "own.yaml")
-    made = Study(_config(tmp_path, tasks={own: "a"}), tmp_path / "work")
+    made = Study(_config(tmp_path, tasks={own: tmp_path / "a"}), tmp_path / "work")
     model = next(made.models())
     assert made.task_directory(model, own) == tmp_path / "work/tasks/own/teacher-seed1"
 
@@ -108,22 +105,19 @@ def test_results_of_a_task_of_ones_own_are_within_the_work(tmp_path: pathlib.Pat
 @pytest.mark.usefixtures("four_layers")
 def test_results_of_other_files_are_not_taken_for_these(tmp_path: pathlib.Path) -> None:
     work, teacher = tmp_path / "work", tmp_path / "teacher"
-    tasks = {"tnews": str(tmp_path / "a")}
+    tasks = {"tnews": tmp_path / "a"}
     Study(_config(teacher, tasks=tasks), work).claim()
     # Tasks and seeds may be added.
-    more = {**tasks, "ocnli": str(tmp_path / "b")}
+    more = {**tasks, "ocnli": tmp_path / "b"}
     Study(_config(teacher, tasks=more, seeds=(1, 2, 3)), work).claim()
     with pytest.raises(InputError) as error:
-        Study(_config(teacher, tasks={"tnews": str(tmp_path / "c")}), work).claim()
-    assert str(error.value) == (
-        f"--work: {work / 'tasks/tnews'} holds the output of another request: data_dir is "
-        f"'{tmp_path / 'a'}' there and '{tmp_path / 'c'}' here; choose another directory, or "
-        "delete this one"
-    )
+        Study(_config(teacher, tasks={"tnews": tmp_path / "c"}), work).claim()
+    assert error.value.subject == str(work / "tasks/tnews")
+    assert str(tmp_path / "a") in error.value.received
 
 
 def _score(*values: float) -> dict:
-    return study_report._spread(values)
+    return study._spread(values)
 
 
 def test_a_gain_is_weighed_against_the_spread() -> None:
@@ -137,7 +131,7 @@ def test_a_gain_is_weighed_against_the_spread() -> None:
         "base-undistilled": _score(0.6),
     }
     rows = {key: {"scores": {"tnews": score}} for key, score in scores.items()}
-    half, quarter, base = study_report.compare(rows, ["tnews"])
+    half, quarter, base = study.compare(rows, ["tnews"])
     assert half["difference"] == pytest.approx(0.03)
     assert half["spread"] == pytest.approx(0.01)
     assert half["verdict"] == "better"
@@ -147,7 +141,7 @@ def test_a_gain_is_weighed_against_the_spread() -> None:
     assert base["spread"] is None
     assert base["verdict"] == "worse, one seed"
     rows["base-distilled"] = rows["base-undistilled"]
-    assert study_report.compare(rows, ["tnews"])[2]["verdict"] == "equal, one seed"
+    assert study.compare(rows, ["tnews"])[2]["verdict"] == "equal, one seed"
 
 
 def _write_results(made: Study, *, teacher: float = 0.8) -> None:
@@ -168,12 +162,18 @@ def _write_results(made: Study, *, teacher: float = 0.8) -> None:
         (directory / "metrics.jsonl").write_text(text, encoding="utf-8")
     for task in made.config.tasks:
         for model in made.task_models(task):
-            mean = teacher if model.key == study_report.TEACHER else 0.6
+            mean = teacher if model.key == study.TEACHER else 0.6
             metrics = {"accuracy": {"mean": mean, "std": None}}
             directory = made.task_directory(model, task)
             directory.mkdir(parents=True)
             (directory / "summary.json").write_json(
-                {"main_metric": "accuracy", "rates": [{"metrics": metrics}]}
+                {
+                    "task": task,
+                    "split": "dev",
+                    "best_learning_rate": 1e-4,
+                    "main_metric": "accuracy",
+                    "rates": [{"learning_rate": 1e-4, "num_seeds": 1, "metrics": metrics}],
+                }
             )
 
 
@@ -181,8 +181,8 @@ def _write_results(made: Study, *, teacher: float = 0.8) -> None:
 def test_the_report_collects_what_the_steps_left(tmp_path: pathlib.Path, monkeypatch) -> None:
     made = Study(_config(tmp_path), tmp_path)
     _write_results(made)
-    monkeypatch.setattr(study_report, "count_parameters", lambda config: 2_500_000)
-    report = study_report.read(made)
+    monkeypatch.setattr(study, "count_parameters", lambda config: 2_500_000)
+    report = study.read_report(made)
     teacher, half, *_ = report["models"]
     assert teacher["key"] == "teacher"
     assert teacher["scores"]["masked LM"]["values"] == [0.4]
@@ -192,7 +192,7 @@ def test_the_report_collects_what_the_steps_left(tmp_path: pathlib.Path, monkeyp
     assert half["scores"]["tnews"]["values"] == [0.6, 0.6]
     assert half["scores"]["cmrc2018"]["values"] == [0.6]
     assert half["share_kept"] == pytest.approx(0.75)
-    text = study_report.table(report)
+    text = study.report_table(report)
     line = next(line for line in text.splitlines() if line.startswith("2 layers, distilled"))
     assert line.split()[3:] == [
         *("2.50", "M", "33.5", "±0.7", "70.0", "±0.0", "60.0", "±0.0", "60.0", "75.0%")
@@ -204,50 +204,48 @@ def test_the_report_collects_what_the_steps_left(tmp_path: pathlib.Path, monkeyp
 def test_nothing_is_kept_of_a_score_that_the_teacher_has_not(tmp_path, monkeypatch) -> None:
     made = Study(_config(tmp_path), tmp_path)
     _write_results(made, teacher=0.0)
-    monkeypatch.setattr(study_report, "count_parameters", lambda config: 2_500_000)
-    report = study_report.read(made)
+    monkeypatch.setattr(study, "count_parameters", lambda config: 2_500_000)
+    report = study.read_report(made)
     assert {model["share_kept"] for model in report["models"]} == {None}
     line = next(
         line
-        for line in study_report.table(report).splitlines()
+        for line in study.report_table(report).splitlines()
         if line.startswith("2 layers, distilled")
     )
     assert line.split()[-2:] == ["±0.0", "60.0"]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "expected an evaluation with masked_lm_accuracy, received none"),
-        ('{"step": 1, "split": "eval", "loss": 1}', "an evaluation with masked_lm_accuracy"),
-        ("[" * 100_000, "line 1: not JSON"),
-        ("[1]", "line 1: expected an object, received list"),
-    ],
+    "content", ["", '{"step": 1, "split": "eval", "loss": 1}', "[" * 100_000, "[1]"]
 )
-def test_metrics_that_are_none(tmp_path, content: str, message: str) -> None:
+def test_metrics_without_an_evaluation_are_refused(tmp_path, content: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(content)
-    with pytest.raises(InputError, match=f"^{tmp_path / 'metrics.jsonl'}.*{message}"):
-        study_report.last_evaluation(tmp_path)
+    with pytest.raises(InputError) as error:
+        study.last_evaluation(tmp_path)
+    assert error.value.subject.startswith(str(tmp_path / "metrics.jsonl"))
 
 
 @pytest.mark.parametrize(
-    ("summary", "message"),
+    "summary",
     [
-        ({}, "rates: expected a list of objects, received none"),
-        ({"rates": []}, "rates: expected at least one, received none"),
-        ({"rates": [{"metrics": []}], "main_metric": "f1"}, "metrics: expected an object"),
-        ({"rates": [{"metrics": {"f1": {}}}], "main_metric": "f1"}, "f1.mean: expected a number"),
+        {},
+        {"rates": []},
+        {"rates": [{"metrics": []}], "main_metric": "f1"},
+        {"rates": [{"metrics": {"f1": {}}}], "main_metric": "f1"},
     ],
 )
-def test_summaries_that_are_none(tmp_path, summary, message: str) -> None:
+def test_a_summary_without_a_score_is_refused(tmp_path, summary) -> None:
     path = tmp_path / "summary.json"
     path.write_text(json.dumps(summary))
-    with pytest.raises(InputError, match=f"^{path}: .*{message}"):
-        study_report.read_score(path)
+    with pytest.raises(InputError) as error:
+        study.read_score(path)
+    assert error.value.subject.startswith(str(path))
 
 
 def test_the_score_of_a_summary(tmp_path) -> None:
     path = tmp_path / "summary.json"
     rates = [{"metrics": {"f1": {"mean": 0.25}, "accuracy": {"mean": 0.5}}}]
-    path.write_text(json.dumps({"rates": rates, "main_metric": "f1"}))
-    assert study_report.read_score(path) == 0.25
+    rates[0].update({"learning_rate": 1e-4, "num_seeds": 1})
+    summary = {"task": "x", "split": "dev", "best_learning_rate": 1e-4, "rates": rates}
+    path.write_text(json.dumps({**summary, "main_metric": "f1"}))
+    assert study.read_score(path) == 0.25

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import tasks
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer, Tokens
 from tools.finetuning.inputs import Feature, build_features, truncated_lengths
@@ -96,16 +96,15 @@ def test_the_longer_text_loses_first(first: int, second: int, room: int) -> None
 
 
 def test_no_room_for_text() -> None:
-    with pytest.raises(InputError) as error:
-        _build(TaskExample("0", ("a", "b")), length=4)
-    assert str(error.value) == (
-        "--max_seq_length: expected at least 5, for 3 tokens of separators and questions "
-        "and 2 of text, received 4"
-    )
-    with pytest.raises(InputError, match="expected at least 8, for 7 tokens .* received 7"):
-        _build(TaskExample("0", ("a b c d", "e")), kind="span", length=7)
-    with pytest.raises(InputError, match="doc_stride: expected a number above 0, received 0"):
-        _build(TaskExample("0", ("a", "b")), kind="span", doc_stride=0)
+    for texts, settings, subject, expected, received in (
+        (("a", "b"), {"length": 4}, "max_seq_length", "at least 5,", 4),
+        (("a b c d", "e"), {"kind": "span", "length": 7}, "max_seq_length", "at least 8,", 7),
+        (("a", "b"), {"kind": "span", "doc_stride": 0}, "doc_stride", "a number above 0", 0),
+    ):
+        with pytest.raises(InputError) as caught:
+            _build(TaskExample("0", texts), **settings)
+        assert (caught.value.subject, caught.value.received) == (Setting(subject), received)
+        assert caught.value.expected.startswith(expected)
 
 
 CONTEXT = "a b c d e f g h i j"

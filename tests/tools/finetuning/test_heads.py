@@ -220,7 +220,7 @@ def test_googles_checkpoints(tmp_path, scale: float) -> None:
     tensors["bert/pooler/dense/kernel"] = kernel
     tensors["bert/pooler/dense/bias"] = np.zeros(16, np.float32)
     tf.raw_ops.SaveV2(
-        prefix=tmp_path / "bert_model.ckpt",
+        prefix=str(tmp_path / "bert_model.ckpt"),
         tensor_names=list(tensors),
         shape_and_slices=[""] * len(tensors),
         tensors=[tf.constant(value) for value in tensors.values()],

@@ -20,7 +20,7 @@ def _refusal(folder: pathlib.Path, task: str, name: str, content: str) -> str:
     with pytest.raises(InputError) as error:
         task_data.read_split(tasks.load_task(task), folder, "train")
     message = str(error.value)
-    assert message.startswith(folder / name)
+    assert message.startswith(str(folder / name))
     assert len(message.splitlines()) == 1 and len(message) < 2000
     return message
 
@@ -111,5 +111,6 @@ def test_names_of_predictions_that_are_none(tmp_path: pathlib.Path, name: object
     path.write_text(json.dumps(report))
     assert training._read_result(tmp_path).predictions == (tmp_path / "x.tsv",)
     path.write_text(json.dumps({**report, "predictions": [name]}))
-    with pytest.raises(InputError, match=f"^{path}: missing or misshapen field "):
+    with pytest.raises(InputError) as caught:
         training._read_result(tmp_path)
+    assert caught.value.subject.startswith(f"{path}: predictions")

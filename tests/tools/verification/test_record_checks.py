@@ -12,7 +12,7 @@ from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import make_cache
-from tools.verification.record_checks import Column, RecordChecker
+from tools.verification.record_checks import RecordChecker
 
 Features = dict[str, bytes]
 # Of the records that a change is made to.
@@ -263,14 +263,3 @@ def test_a_record_that_unpacks_to_too_much_is_not_unpacked(small_dir) -> None:
     )
     found = _found(greedy, [one for one in examples if _positions(one) > 4][:3])
     assert found["expected a top-k of at most 67108864 ids"] == [0, 1, 2]
-
-
-def test_columns() -> None:
-    """By hand: three records of 2, 0 and 3 numbers."""
-    column = Column(np.array([5, 7, 1, 3, 3]), np.array([2, 0, 3]))
-    assert column.starts.tolist() == [0, 2, 2]
-    assert column.sums().tolist() == [12, 0, 7]
-    assert column.any(column.values == 1).tolist() == [False, False, True]
-    assert column.not_ascending().tolist() == [False, False, True]
-    falling = Column(np.array([7, 5, 1, 3, 4]), np.array([2, 0, 3]))
-    assert falling.not_ascending().tolist() == [True, False, False]

@@ -11,6 +11,7 @@ from data_specs import records
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
 from pipeline.storage.manifest import SAMPLED, TeacherInfo
+from pipeline.storage.records import TeacherTargets
 from tools.verification.topk_checks import TopKRows, topk_problems
 
 TEMPERATURES = (1.0, 2.0)
@@ -74,14 +75,10 @@ def test_what_a_teacher_says_passes(encoding: str, made) -> None:
     codec = CODECS[encoding](vocab_size, k, mass is not None, np.arange(vocab_size))
     packed = codec.encode(ids, values.astype(np.float32), np.array([0, 2, 6]))
     decoded = codec.decode_records(packed, [2, 4])
-    rows = TopKRows(
-        ids=decoded[0],
-        logits=decoded[1],
-        errors=codec.errors(decoded[1]),
-        log_tail_masses=tails.astype(np.float32),
-        label_log_probs=said.astype(np.float16).astype(np.float32),
-        labels=labels,
+    targets = TeacherTargets(
+        *decoded, tails.astype(np.float32), said.astype(np.float16).astype("f4"), TEMPERATURES
     )
+    rows = TopKRows.of(targets, codec, labels)
     info = _info(truncation_factor=k, truncation_mass=mass, logit_encoding=encoding)
     found = {problem: bad for problem, bad in topk_problems(rows, info, vocab_size) if bad.any()}
     assert not found
@@ -132,6 +129,7 @@ def _rows(**changes) -> TopKRows:
         errors=np.zeros((3, 3), np.float32),
         log_tail_masses=np.tile(tails.astype(np.float32), (3, 1)),
         label_log_probs=np.log([0.5, 0.25, 0.025]).astype(np.float32),
+        temperatures=TEMPERATURES,
         labels=np.array([4, 1, 6]),
     )
     for name, (place, value) in changes.items():

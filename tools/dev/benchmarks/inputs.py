@@ -2,10 +2,10 @@
 
 import dataclasses
 import importlib.util
-import pathlib
 import shutil
 
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
@@ -30,10 +30,10 @@ class Inputs:
         max_seq_length: of the inputs.
     """
 
-    work: pathlib.Path
-    corpus: pathlib.Path
-    mixed_corpus: pathlib.Path
-    teacher: pathlib.Path
+    work: Location
+    corpus: Location
+    mixed_corpus: Location
+    teacher: Location
     repeats: int
     max_seq_length: int = 512
 
@@ -44,31 +44,31 @@ class Inputs:
         return min(_TRUNCATION_FACTOR, source.config.vocab_size)
 
     @property
-    def vocab(self) -> pathlib.Path:
+    def vocab(self) -> Location:
         """The teacher's tokenizer file."""
-        return pathlib.Path(loading.find_vocab_file(str(self.teacher)))
+        return loading.find_vocab_file(self.teacher)
 
     def check(self) -> None:
         """Raises InputError unless the teacher is a model that is to be had."""
         model_directory.find_model(self.teacher)
-        loading.find_vocab_file(str(self.teacher))
+        loading.find_vocab_file(self.teacher)
 
     def has(self, *packages: str) -> bool:
         """Whether all of some optional packages are installed."""
         return all(importlib.util.find_spec(package) for package in packages)
 
-    def new_directory(self, name: str) -> pathlib.Path:
+    def new_directory(self, name: str) -> Location:
         """Returns a folder of `work` that is not there."""
         path = self.work / name
         self.remove(path)
         return path
 
-    def remove(self, path: pathlib.Path) -> None:
+    def remove(self, path: Location) -> None:
         """Removes what a benchmark made; nothing outside `work`."""
         if path.is_dir() and self.work.resolve() in path.resolve().parents:
             shutil.rmtree(path)
 
-    def _examples(self, name: str, corpus: pathlib.Path) -> pathlib.Path:
+    def _examples(self, name: str, corpus: Location) -> Location:
         """Masks a part of a corpus once, in single segments."""
         output = self.work / name
         text = self.work / f"{name}.txt"
@@ -90,7 +90,7 @@ class Inputs:
         """Returns masked examples; of mixed length, if asked for."""
         name, corpus = ("mixed", self.mixed_corpus) if mixed else ("full", self.corpus)
         path = self._examples(name, corpus)
-        return cache_input.open_cache(str(path), None)
+        return cache_input.open_cache(path, None)
 
     def cache(self, *, mixed: bool, logit_encoding: str = "float16") -> CacheInput:
         """Returns the teacher cache of these examples."""
@@ -105,10 +105,10 @@ class Inputs:
             truncation_factor=self.truncation_factor,
             logit_encoding=logit_encoding,
         )
-        return cache_input.open_cache(str(output), None)
+        return cache_input.open_cache(output, None)
 
 
-def _first_lines(path: pathlib.Path, size: int) -> bytes:
+def _first_lines(path: Location, size: int) -> bytes:
     """Returns the beginning of a text file, to the end of a line."""
     with open(path, "rb") as file:
         content = file.read(size)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.base import compute_dtype
-from pipeline.distill import targets
+from pipeline.distill import batches
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, reader, serialization
 from pipeline.storage.cache_input import CacheInput
@@ -110,7 +110,7 @@ def padded_examples(cache: CacheInput, count: int) -> list[dict[str, np.ndarray]
     found = []
     for serialized in dataset.batch(_BATCH_SIZE):
         batch = reader.parse_batch(serialized, cache.manifest, codec)
-        inputs, other = targets.inputs_and_targets(batch)
+        inputs, other = batches.inputs_and_targets(batch)
         arrays = {name: value.numpy() for name, value in {**inputs, **other}.items()}
         del arrays[records.LOG_TAIL_MASSES]
         found += [
@@ -212,7 +212,7 @@ def reading(inputs: Inputs, cache: CacheInput, least_ratio: float | None) -> Row
     path, chunking = inputs.work / _ANCESTOR_FILE, Chunking(_READ_BATCH_SIZE)
     settings = {"seed": 0, "start": 0, "shuffle_buffer_size": 1_000}
     figures = alternate(
-        lambda: _rate(targets.training_batches(repeated, chunking, **settings)),
+        lambda: _rate(batches.training_batches(repeated, chunking, **settings)),
         lambda: _rate(ancestor_batches(path, sizes, _READ_BATCH_SIZE)),
         inputs.repeats,
     )

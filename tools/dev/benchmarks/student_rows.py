@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from data_specs import records
-from pipeline.distill import targets, training
+from pipeline.distill import batches, training
 from pipeline.distill.preparation import prepare
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from pipeline.storage.cache_input import CacheInput
@@ -44,10 +44,10 @@ _PEER_BATCH_SIZE = 16
 def _config(inputs: Inputs, cache: CacheInput, dtype: str, **settings: Any) -> DistillConfig:
     return DistillConfig(
         **{
-            "student": StudentConfig(init_from=str(inputs.teacher), student_layers=_LAYERS),
+            "student": StudentConfig(init_from=inputs.teacher, student_layers=_LAYERS),
             "losses": parse_losses(_LOSSES),
-            "input_dir": str(cache.directory),
-            "output_dir": str(inputs.work / "student"),
+            "input_dir": cache.directory,
+            "output_dir": inputs.work / "student",
             "num_train_steps": _LOG_STEPS * _LINES,
             "train_batch_size": _BATCH_SIZE,
             "compute_dtype": dtype,
@@ -91,7 +91,7 @@ def _step_rate(config: DistillConfig, batch: Any) -> float:
 
 
 def _first_batch(cache: CacheInput, batch_size: int) -> Any:
-    stream = targets.training_batches(
+    stream = batches.training_batches(
         cache, Chunking(batch_size), seed=0, start=0, shuffle_buffer_size=1_000
     )
     return next(iter(stream))
@@ -180,7 +180,7 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
     path = inputs.work / "peer_config.json"
     path.write_json(shape)
     config = _config(
-        inputs, cache, dtype, student=StudentConfig(bert_config_file=str(path)), length_buckets=1
+        inputs, cache, dtype, student=StudentConfig(bert_config_file=path), length_buckets=1
     )
     config = dataclasses.replace(config, train_batch_size=_PEER_BATCH_SIZE)
     batch = _peer_batch(cache)

@@ -5,9 +5,10 @@ import pathlib
 from collections.abc import Mapping
 
 from pipeline import run_distill
-from pipeline.base.errors import InputError, Setting
-from pipeline.distill import student_shape
+from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.location import LocalLocation
 from pipeline.distill.settings import DistillConfig
+from pipeline.distill.student import derive_config
 from pipeline.models.config import EncoderConfig
 from tools.dev.workloads.step_programs import Workload
 
@@ -57,9 +58,10 @@ def find_shape(name: str) -> EncoderConfig:
     """
     if name in SHAPES:
         return SHAPES[name]
-    if not pathlib.Path(name).is_file():
+    path = LocalLocation(name)
+    if not path.is_file():
         raise InputError(None, f"one of {', '.join(SHAPES)} or a config.json", name)
-    return EncoderConfig.from_json(name)
+    return EncoderConfig.from_json(path)
 
 
 _FOLDER = pathlib.Path(__file__).parents[3] / "data_specs" / "recipes"
@@ -115,13 +117,15 @@ def read_recipe(
     """
     models = RECIPES[recipe]
     config = _read_flags(recipe, models)
-    teacher = find_shape(teacher_config or models.teacher)
+    with naming_setting("teacher_config"):
+        teacher = find_shape(teacher_config or models.teacher)
     if student_config is not None:
-        student = find_shape(student_config)
+        with naming_setting("student_config"):
+            student = find_shape(student_config)
     elif models.student is not None:
         student = SHAPES[models.student]
     else:
-        student, _ = student_shape.derive_config(teacher, config.student)
+        student, _ = derive_config(teacher, config.student)
     workload = Workload(
         config,
         student,

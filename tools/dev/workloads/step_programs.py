@@ -62,9 +62,9 @@ class Workload:
 def build_distiller(workload: Workload) -> "Distiller":
     """Returns the student with its objective and optimizer, as `run_distill` trains it."""
     from pipeline.distill.distiller import Distiller
-    from pipeline.distill.objective_choice import choose_objective
+    from pipeline.distill.objective import choose_objective
     from pipeline.distill.optimization import compile_distiller
-    from pipeline.distill.student_shape import prepare_for_training
+    from pipeline.distill.student import prepare_for_training
     from pipeline.models.masked_lm import MaskedLM
 
     config = workload.config
@@ -151,7 +151,7 @@ def _random_labels(workload: Workload, size: int, random: np.random.Generator) -
 
 
 def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
-    """Returns inputs and targets as `pipeline.distill.targets` gives them, always the same.
+    """Returns inputs and targets as `pipeline.distill.batches` gives them, always the same.
 
     Args:
         workload: gives the shapes; a cache's top-k is in the targets unless the

@@ -7,17 +7,16 @@ import pathlib
 import numpy as np
 import pytest
 
-from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from data_specs.records import INPUT_IDS, INPUT_MASK
 from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.tokenizers.loading import load_tokenizer
-from tests.conftest import LINES, SENTENCES, save_tiny_bert
-from tools import benchmark_inference, export_student
+from tests.conftest import LINES, save_tiny_bert
+from tests.tools.exports.conftest import make_batch, run_export
+from tools import benchmark_inference
 from tools.exports import exporter, formats, litert, saved_model
-from tools.exports.batches import example_batch
-from tools.exports.examples import Example, encode
+from tools.exports.examples import Example, encode, example_batch
 from tools.exports.hugging_face import masked_lm_subject
-from tools.exports.program import Program, compile_program, encoder_program
-from tools.exports.subject import Opened, Subject
+from tools.exports.program import Opened, Program, Subject, compile_program, encoder_program
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.export
@@ -44,14 +43,14 @@ def teacher_dir(tmp_path_factory, vocab) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def subject(teacher_dir) -> Subject:
     """The teacher, cut to 40 tokens."""
-    tokenizer = load_tokenizer(str(teacher_dir), do_lower_case=None)
+    tokenizer = load_tokenizer(teacher_dir, do_lower_case=None)
     return masked_lm_subject(find_model(teacher_dir), tokenizer, 40)
 
 
 @pytest.fixture(scope="module")
 def cased(subject, teacher_dir, tmp_path_factory) -> tuple[Subject, Opened]:
     """The same model with a tokenizer that keeps capitals, as a SavedModel."""
-    vocab_file = str(teacher_dir / "vocab.txt")
+    vocab_file = teacher_dir / "vocab.txt"
     tokenizer = load_tokenizer(vocab_file, do_lower_case=False)
     subject = dataclasses.replace(subject, tokenizer=tokenizer)
     folder = tmp_path_factory.mktemp("cased") / "saved_model"
@@ -60,38 +59,18 @@ def cased(subject, teacher_dir, tmp_path_factory) -> tuple[Subject, Opened]:
 
 
 @pytest.fixture(scope="module")
-def exported(teacher_dir, tmp_path_factory) -> pathlib.Path:
+def exported(teacher_dir, sentences, tmp_path_factory) -> pathlib.Path:
     """All formats of the teacher; read only."""
     folder = tmp_path_factory.mktemp("exports")
-    (folder / "text.txt").write_text("\n".join(SENTENCES) + "\n", encoding="utf-8")
-    flags = {
-        "model": teacher_dir,
-        "formats": ",".join(formats.FORMATS),
-        "sentences": folder / "text.txt",
-        "max_seq_length": 40,
-        "repeats": 2,
-        "output_dir": folder / "out",
-    }
-    given = [f"--{name}={value}" for name, value in flags.items()]
-    assert export_student.main(["export_student", *given]) == 0
+    settings = {"model": teacher_dir, "sentences": sentences, "output_dir": folder / "out"}
+    assert run_export(formats=",".join(formats.FORMATS), max_seq_length=40, **settings) == 0
     return folder / "out"
-
-
-def _batch(vocab_size: int) -> dict[str, np.ndarray]:
-    """Three rows, one padded, of two segments."""
-    random = np.random.default_rng(2)
-    mask = np.ones((3, 23), np.int32)
-    mask[1, 11:] = 0
-    segments = np.zeros((3, 23), np.int32)
-    segments[:, 9:] = 1
-    ids = random.integers(0, vocab_size, (3, 23)).astype(np.int32)
-    return {INPUT_IDS: ids, INPUT_MASK: mask, SEGMENT_IDS: segments}
 
 
 @pytest.mark.parametrize("name", ["saved_model", "litert", "onnx"])
 def test_a_padded_batch_of_another_shape(exported, subject, teacher_dir, name: str) -> None:
     source = find_model(teacher_dir)
-    batch = _batch(source.config.vocab_size)
+    batch = make_batch(source.config.vocab_size)
     opened = exporter._OPENERS[name](subject, exported / name)
     expected = np.asarray(load_masked_lm(source)(batch))
     np.testing.assert_allclose(opened.run(batch)["logits"], expected, atol=2e-5)
@@ -135,7 +114,7 @@ def test_so_do_they_with_their_capitals(cased, text: str) -> None:
 
 
 def test_a_vocabulary_with_a_token_twice_takes_no_text(subject, vocab_file) -> None:
-    twice = load_tokenizer(str(vocab_file), do_lower_case=None)
+    twice = load_tokenizer(vocab_file, do_lower_case=None)
     assert len(set(twice.vocab)) < len(twice.vocab)
     reason = saved_model.why_no_text(dataclasses.replace(subject, tokenizer=twice))
     assert reason == "tensorflow-text takes no vocabulary with a token twice or an empty one"
@@ -194,7 +173,7 @@ def test_latency_with_weights_of_8_bits(teacher_dir, tmp_path, capsys) -> None:
     assert row["megabytes"] == pytest.approx(len(content) / 1e6, rel=0.01)
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
-    batch = _batch(model.config.vocab_size)
+    batch = make_batch(model.config.vocab_size)
     (found,) = litert.load(program, path)(batch).values()
     (expected,) = compile_program(program)(*map(tf.constant, batch.values())).values()
     assert found.shape == expected.shape

@@ -15,11 +15,12 @@ from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import find_model
 from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import SENTENCES, save_tiny_bert
+from tests.tools.exports.conftest import make_batch, run_export
+from tests.tools.exports.test_model_task import REQUEST
 from tests.tools.finetuning.conftest import save_tiny_head
-from tools import export_student as tool
 from tools.exports import examples, exporter, formats, hugging_face
+from tools.exports.exporter import Comparison, compare
 from tools.exports.model_task import find_task
-from tools.exports.verification import Comparison, compare
 from tools.finetuning import heads
 from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head, read_head
 
@@ -49,34 +50,10 @@ def models(tmp_path_factory, vocab) -> dict[str, pathlib.Path]:
     return {kind: save_tiny_head(folder / kind, teacher, head) for kind, head in HEADS.items()}
 
 
-@pytest.fixture(scope="module")
-def sentences(tmp_path_factory) -> pathlib.Path:
-    """The tests' sentences, a line each, with an empty one between."""
-    path = tmp_path_factory.mktemp("text") / "sentences.txt"
-    path.write_text("\n\n".join(SENTENCES) + "\n", encoding="utf-8")
-    return path
-
-
-def _run(**settings: object) -> int:
-    given = (f"--{name}={value}" for name, value in settings.items())
-    return tool.main(["export_student", "--repeats=2", *given])
-
-
 def _model(folder: pathlib.Path) -> heads.TaskModel:
     source = find_model(folder)
     head = read_head(source)
     return heads.build_head(source, head.kind, num_labels=head.num_outputs, keep_head=True)
-
-
-def _batch(vocab_size: int) -> dict[str, np.ndarray]:
-    """Three rows of two segments, one of them padded."""
-    random = np.random.default_rng(2)
-    mask = np.ones((3, 23), np.int32)
-    mask[1, 11:] = 0
-    segments = np.zeros((3, 23), np.int32)
-    segments[:, 9:] = 1
-    ids = random.integers(0, vocab_size, (3, 23)).astype(np.int32)
-    return {INPUT_IDS: ids, INPUT_MASK: mask, SEGMENT_IDS: segments}
 
 
 def _report(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -89,7 +66,7 @@ def _report(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -> None:
     out = tmp_path / "out"
     settings = {"model": models[kind], "sentences": sentences, "output_dir": out}
-    assert _run(**settings, num_sentences=5) == 0
+    assert run_export(**settings, num_sentences=5) == 0
     rows = _report(out)
     # Two guesses for each pair of lines, a start and an end.
     guesses = 10 if kind == SPAN else 5
@@ -106,7 +83,7 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
     vocab = (models[kind] / "vocab.txt").read_bytes()
     assert (out / "hf" / "vocab.txt").read_bytes() == vocab
 
-    batch = _batch(model.config.vocab_size)
+    batch = make_batch(model.config.vocab_size)
     expected = np.asarray(model(batch))
     signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
     found = signature(**{name: tf.constant(value) for name, value in batch.items()})
@@ -121,21 +98,21 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
 
 def test_nothing_of_a_sentence_is_masked(models, sentences) -> None:
     folder = models[CLASSIFICATION]
-    tokenizer = load_tokenizer(str(folder), do_lower_case=None)
+    tokenizer = load_tokenizer(folder, do_lower_case=None)
     settings = {"count": 2, "max_seq_length": 64}
-    found = examples.read_lines(str(sentences), tokenizer, masked=False, **settings)
+    found = examples.read_lines(sentences, tokenizer, masked=False, **settings)
     special = tokenizer.special_ids
     ids = [special["cls"], *tokenizer.tokenize(SENTENCES[1]).ids.tolist(), special["sep"]]
     assert found[1].batch[INPUT_IDS].tolist() == [ids] and found[1].text == SENTENCES[1]
 
 
 def test_lines_are_taken_two_by_two(models, sentences, tmp_path) -> None:
-    tokenizer = load_tokenizer(str(models[SPAN]), do_lower_case=None)
+    tokenizer = load_tokenizer(models[SPAN], do_lower_case=None)
     first, second = (tokenizer.tokenize(text).ids.tolist() for text in SENTENCES[:2])
     special = tokenizer.special_ids
     cls, sep = special["cls"], special["sep"]
     settings = {"count": 9, "max_seq_length": 64, "double_separator": False}
-    found = examples.read_pairs(str(sentences), tokenizer, **settings)
+    found = examples.read_pairs(sentences, tokenizer, **settings)
     assert len(found) == len(SENTENCES) // 2
     assert found[0].batch[INPUT_IDS].tolist() == [[cls, *first, sep, *second, sep]]
     segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
@@ -144,7 +121,7 @@ def test_lines_are_taken_two_by_two(models, sentences, tmp_path) -> None:
     path = tmp_path / "three.txt"
     path.write_text("\n".join(SENTENCES[:3]), encoding="utf-8")
     settings["double_separator"] = True
-    (one,) = examples.read_pairs(str(path), tokenizer, **settings)
+    (one,) = examples.read_pairs(path, tokenizer, **settings)
     assert one.batch[INPUT_IDS].tolist() == [[cls, *first, sep, sep, *second, sep]]
 
 
@@ -153,10 +130,10 @@ def test_a_run_on_pairs_is_checked_on_pairs(models, sentences, tmp_path, capsys)
     shutil.copytree(models[CLASSIFICATION], run / "model")
     labels = list(HEADS[CLASSIFICATION].labels)
     spec = {"name": "nli", "kind": CLASSIFICATION, "labels": labels, "text_fields": ["a", "b"]}
-    request = {"kind": "finetuned", "task": spec, "model": "abc", "do_train": False}
-    (run / "request.json").write_text(json.dumps({**request, "eval_split": "dev"}))
+    request = {**REQUEST, "task": spec, "do_train": False}
+    (run / "request.json").write_text(json.dumps(request))
     settings = {"model": run / "model", "sentences": sentences, "formats": "saved_model"}
-    assert _run(**settings, output_dir=out) == 0
+    assert run_export(**settings, output_dir=out) == 0
     assert _report(out)["saved_model"]["comparison"]["num_guesses"] == len(SENTENCES) // 2
     assert "saved_model takes ids only: an input is of two texts\n" in capsys.readouterr().out
 
@@ -164,11 +141,8 @@ def test_a_run_on_pairs_is_checked_on_pairs(models, sentences, tmp_path, capsys)
 def test_one_line_makes_no_pair(models, tmp_path, capsys) -> None:
     path, out = tmp_path / "one.txt", tmp_path / "out"
     path.write_text(f"{SENTENCES[0]}\n", encoding="utf-8")
-    assert _run(model=models[SPAN], sentences=path, output_dir=out) == 1
-    assert (
-        f"error: --sentences: expected two lines of text or more in {path}, for a model of two "
-        "texts, found fewer\n"
-    ) in capsys.readouterr().err
+    assert run_export(model=models[SPAN], sentences=path, output_dir=out) == 1
+    assert f"error: --sentences: {path}: expected two lines" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -185,7 +159,7 @@ def test_numbers_agree_within_a_twentieth() -> None:
 def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
     out = tmp_path / "out"
     settings = {"model": models[kind], "sentences": sentences, "output_dir": out}
-    assert _run(**settings, formats=",".join(formats.FORMATS)) == 0
+    assert run_export(**settings, formats=",".join(formats.FORMATS)) == 0
     rows = _report(out)
     from_text = [] if kind == SPAN else ["saved_model, from text"]
     assert list(rows) == [
@@ -197,9 +171,9 @@ def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
     assert rows["litert_int8"]["comparison"]["largest_difference"] > 1e-5
 
     source = find_model(models[kind])
-    tokenizer = load_tokenizer(str(models[kind]), do_lower_case=None)
+    tokenizer = load_tokenizer(models[kind], do_lower_case=None)
     subject = hugging_face.head_subject(source, find_task(source), tokenizer, 64)
-    batch = _batch(source.config.vocab_size)
+    batch = make_batch(source.config.vocab_size)
     expected = np.asarray(_model(models[kind])(batch))
     for name in ("hf", "saved_model", "litert", "onnx"):
         found = exporter._OPENERS[name](subject, out / name).run(batch)["logits"]
@@ -214,7 +188,7 @@ def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
 def test_texts_of_several_lengths_are_classified(models, sentences, tmp_path) -> None:
     out = tmp_path / "out"
     settings = {"model": models[CLASSIFICATION], "sentences": sentences, "output_dir": out}
-    assert _run(**settings, formats="saved_model") == 0
+    assert run_export(**settings, formats="saved_model") == 0
     signature = tf.saved_model.load(str(out / "saved_model")).signatures["from_text"]
     both = signature(tf.constant(["春", SENTENCES[0]]))
     assert both["logits"].shape == (2, 3)
@@ -229,6 +203,6 @@ def test_a_family_without_segments_and_poolers(vocab_file, sentences, tmp_path, 
     plain = save_tiny_bert(tmp_path / "plain", vocab_file, seed=3, num_layers=1, **changes)
     model = save_tiny_head(tmp_path / "model", plain, HEADS[kind])
     settings = {"model": model, "sentences": sentences, "output_dir": tmp_path / "out"}
-    assert _run(**settings, formats=",".join(formats.FORMATS)) == 0
+    assert run_export(**settings, formats=",".join(formats.FORMATS)) == 0
     rows = _report(tmp_path / "out")
     assert rows["onnx"]["comparison"]["largest_difference"] < 2e-5

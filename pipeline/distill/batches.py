@@ -1,17 +1,38 @@
-"""Batches for the student: records decoded in TensorFlow, whatever computes the step."""
+"""Batches for the student: records decoded in TensorFlow, whatever computes the step.
 
-from collections.abc import Callable, Mapping, Sequence
+Windows that are stored unmasked are masked while they are read, anew in each epoch. A
+window's masks depend on the run's seed, its example id and the epoch alone: not on its
+batch, nor on where a run was interrupted.
+
+Several processes that train together each read their own part of every group. All must
+compute in the same shapes, and a microbatch must count by what it has in all of them. So
+each group's measures go from each process to all, while the group before is computed.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from data_specs import records
-from pipeline.distill.dynamic_masking import EVALUATION, TRAINING, WindowReader
-from pipeline.distill.settings import LOSS_SHARES
-from pipeline.storage import cache_input, length_buckets, reader, vocab_subset
+from pipeline.base import seeding
+from pipeline.base.errors import InputError
+from pipeline.distill.losses.base import LOSS_SHARES
+from pipeline.masking import masks, windows
+from pipeline.storage import (
+    arrays,
+    cache_input,
+    cache_tokenizer,
+    length_buckets,
+    reader,
+    token_counts,
+    vocab_subset,
+)
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
-from pipeline.storage.manifest import EVAL, TRAIN, Manifest
+from pipeline.storage.manifest import EVAL, MANIFEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
 Batch = tuple[dict[str, Any], dict[str, Any]]
@@ -31,9 +52,111 @@ _ALONE = DataStreams()
 _SIZED = (records.SEGMENT_LENGTHS, records.MASKED_LM_WEIGHTS)
 # Inputs whose lengths decide how batches are cut.
 _SAMPLE_SIZE = 1024
-# What a chunk costs whatever is in it, in tokens: gradients are added up, kernels begin. On
+# What a microbatch costs whatever is in it, in tokens: gradients are added up, kernels begin. On
 # two cores 77 of inputs of 512 tokens (2 layers x 256), 430 of 64 tokens (4 x 192).
-_CHUNK_COSTS = {"cpu": 512, "other": 8192}
+_MICROBATCH_COSTS = {"cpu": 512, "other": 8192}
+Arrays = dict[str, np.ndarray]
+_LENGTHS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+# Whose masks are drawn: two purposes never share random numbers.
+TRAINING = "mask"
+EVALUATION = "eval mask"
+
+_STORED = tuple(feature.name for feature in records.UNMASKED_WINDOW_FEATURES)
+_NAMES = (
+    records.INPUT_IDS,
+    records.SEGMENT_LENGTHS,
+    records.MASKED_LM_POSITIONS,
+    records.MASKED_LM_IDS,
+)
+
+
+def _setting(cache: CacheInput, name: str) -> float:
+    value = cache.manifest.flags.get(name)
+    if not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+        raise InputError(cache.directory / MANIFEST_FILE, f"a number for {name}", f"{value!r}")
+    return float(value)
+
+
+class WindowReader:
+    """Masks records of unmasked windows, by the settings of their manifest.
+
+    Args:
+        cache: a directory of unmasked windows.
+        seed: decides the masks.
+        purpose: `TRAINING` or `EVALUATION`.
+
+    Raises:
+        InputError: the directory's tokenizer, token counts or settings are not as they
+            must be.
+    """
+
+    def __init__(self, cache: CacheInput, *, seed: int, purpose: str) -> None:
+        manifest = cache.manifest
+        tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
+        self._is_special = tokenizer.is_special()
+        self._policy = masks.masking_policy(
+            tokenizer,
+            masked_lm_prob=_setting(cache, "masked_lm_prob"),
+            max_predictions_per_seq=manifest.max_predictions_per_seq,
+        )
+        smoothing = _setting(cache, "mask_smoothing")
+        self._token_weights = None
+        if smoothing:
+            counts = token_counts.load_counts(cache.directory, manifest)
+            self._token_weights = masks.token_weights(counts, smoothing)
+        self._seed, self._purpose = seed, purpose
+        self._vocab_size = manifest.vocab.size
+        positions = manifest.max_predictions_per_seq
+        self._widths = dict(
+            zip(_NAMES, (manifest.max_seq_length, 2, positions, positions), strict=True)
+        )
+
+    def _mask_rows(self, epochs: np.ndarray, *features: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns a batch as arrays in the order of `_NAMES`, then the weights.
+
+        Args:
+            epochs: int64 [B].
+            *features: bytes [B], in the order of `_STORED`.
+        """
+        columns = [values.tolist() for values in features]
+        batch = windows.decode_windows(columns, self._vocab_size)
+        keys = zip(columns[0], epochs.tolist(), strict=True)
+        masked = masks.mask_windows(
+            batch,
+            self._policy,
+            self._is_special,
+            seeding.streams(self._seed, self._purpose, keys),
+            token_weights=self._token_weights,
+        )
+        length, num_positions = self._widths[records.INPUT_IDS], self._widths[records.MASKED_LM_IDS]
+        real = np.arange(num_positions) < masked.counts[:, np.newaxis]
+        return (
+            windows.pad_rows(masked.input_ids, batch.lengths, length),
+            batch.segment_lengths,
+            windows.pad_rows(masked.positions, masked.counts, num_positions),
+            windows.pad_rows(masked.labels, masked.counts, num_positions),
+            real.astype(np.float32),
+        )
+
+    def parse_batch(self, serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        """Decodes and masks a batch of records, to padded tensors.
+
+        Args:
+            serialized: string [B].
+            epochs: int64 [B].
+
+        Returns:
+            what `pipeline.storage.reader.parse_batch` returns of masked examples.
+        """
+        parsed = arrays.parse_tensors(tf, serialized, _STORED)
+        features = [parsed[name] for name in _STORED]
+        types = [tf.int32] * len(_NAMES) + [tf.float32]
+        values = tf.numpy_function(self._mask_rows, [epochs, *features], types, stateful=False)
+        batch = dict(zip((*_NAMES, records.MASKED_LM_WEIGHTS), values, strict=True))
+        widths = {**self._widths, records.MASKED_LM_WEIGHTS: self._widths[records.MASKED_LM_IDS]}
+        for name, value in batch.items():
+            value.set_shape([serialized.shape[0], widths[name]])
+        return batch
 
 
 def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
@@ -68,10 +191,10 @@ def _smallest_from(sizes: Sequence[int], size: tf.Tensor) -> tf.Tensor:
     return tf.constant(sizes)[tf.searchsorted(sizes, size[tf.newaxis])[0]]
 
 
-def _largest(chunks: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the longest input of each chunk and its last position that counts, int32 [C]."""
-    longest = tf.reduce_max(tf.reduce_sum(chunks[records.SEGMENT_LENGTHS], axis=2), axis=1)
-    weights = chunks[records.MASKED_LM_WEIGHTS]
+def _largest(microbatches: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the longest input of each microbatch and its last position that counts, int32 [C]."""
+    longest = tf.reduce_max(tf.reduce_sum(microbatches[records.SEGMENT_LENGTHS], axis=2), axis=1)
+    weights = microbatches[records.MASKED_LM_WEIGHTS]
     # One before the last may have lost its weight.
     places = tf.range(1.0, weights.shape[2] + 1.0)
     return longest, tf.cast(tf.reduce_max(weights * places, axis=[1, 2]), tf.int32)
@@ -110,14 +233,14 @@ def trim_batch(
 
 
 def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor]:
-    """Cuts a group into chunks of equally many rows, with what each has of the group's losses.
+    """Cuts a group into microbatches of equally many rows, and adds their shares of the losses.
 
     A loss is a mean over masked positions, over tokens, or over pairs of tokens of one
-    input. So that the mean over chunks is that over the group, each chunk's own mean
+    input. So that the mean over microbatches is that over the group, each microbatch's own mean
     must count by how many of these it has: its share is their number over the mean
-    number of the group's chunks.
+    number of the group's microbatches.
 
-    Example: of two chunks with 2 and 6 masked positions the shares are 0.5 and 1.5.
+    Example: of two microbatches with 2 and 6 masked positions the shares are 0.5 and 1.5.
 
     Args:
         batch: as `pipeline.storage.reader.parse_batch` returns it, of G rows.
@@ -125,13 +248,13 @@ def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor
 
     Returns:
         the batch, [C, G / C, …] in place of [G, …], with `LOSS_SHARES` float32
-        [C, G / C, 3], the same in all rows of a chunk.
+        [C, G / C, 3], the same in all rows of a microbatch.
     """
-    chunks = _reshape_group(batch, count)
-    counts = _loss_counts(chunks)
+    microbatches = _reshape_group(batch, count)
+    counts = _loss_counts(microbatches)
     shares = tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
-    rows = chunks[records.SEGMENT_LENGTHS].shape[1]
-    return {**chunks, LOSS_SHARES: tf.repeat(shares[:, tf.newaxis], rows, axis=1)}
+    rows = microbatches[records.SEGMENT_LENGTHS].shape[1]
+    return {**microbatches, LOSS_SHARES: tf.repeat(shares[:, tf.newaxis], rows, axis=1)}
 
 
 def _reshape_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor]:
@@ -141,12 +264,12 @@ def _reshape_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.T
     }
 
 
-def _loss_counts(chunks: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Returns how many masked positions, tokens and pairs of tokens chunks have, float32 [C, 3]."""
-    lengths = tf.cast(tf.reduce_sum(chunks[records.SEGMENT_LENGTHS], axis=2), tf.float32)
+def _loss_counts(microbatches: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Returns the counts of `losses.base.AVERAGES` in microbatches, float32 [C, 3]."""
+    lengths = tf.cast(tf.reduce_sum(microbatches[records.SEGMENT_LENGTHS], axis=2), tf.float32)
     return tf.stack(
         [
-            tf.reduce_sum(chunks[records.MASKED_LM_WEIGHTS], axis=[1, 2]),
+            tf.reduce_sum(microbatches[records.MASKED_LM_WEIGHTS], axis=[1, 2]),
             tf.reduce_sum(lengths, axis=1),
             tf.reduce_sum(tf.square(lengths), axis=1),
         ],
@@ -154,7 +277,7 @@ def _loss_counts(chunks: Mapping[str, tf.Tensor]) -> tf.Tensor:
     )
 
 
-def plan_chunks(
+def plan_microbatches(
     cache: CacheInput,
     *,
     batch_size: int,
@@ -170,10 +293,10 @@ def plan_chunks(
         cache: has train examples.
         batch_size: examples that are computed together at most.
         num_batches: batches of an update.
-        buckets: lengths, at most; with 1 a batch is a chunk.
+        buckets: lengths, at most; with 1 a batch is a microbatch.
         on_cpu: what computes.
-        num_devices: that share a chunk.
-        multiple: what the examples of a chunk are a multiple of.
+        num_devices: that share a microbatch.
+        multiple: what the examples of a microbatch are a multiple of.
     """
     lengths = reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
     return length_buckets.plan_chunks(
@@ -182,8 +305,8 @@ def plan_chunks(
         num_batches=num_batches,
         max_seq_length=cache.manifest.max_seq_length,
         num_lengths=buckets,
-        # Devices compute their tokens side by side, but each begins the chunk.
-        chunk_cost=_CHUNK_COSTS["cpu" if on_cpu else "other"] * num_devices,
+        # Devices compute their tokens side by side, but each begins the microbatch.
+        chunk_cost=_MICROBATCH_COSTS["cpu" if on_cpu else "other"] * num_devices,
         multiple=multiple,
     )
 
@@ -209,6 +332,9 @@ def _decoder(
             batch = reader.parse_batch(serialized, cache.manifest, codec)
         if subset is not None:
             batch = vocab_subset.remap_batch(tf, batch, subset, temperatures)
+        for value in batch.values():
+            # Some codecs leave the number of rows open, by which groups are cut.
+            value.set_shape([serialized.shape[0], *value.shape[1:]])
         return batch
 
     return decode
@@ -237,7 +363,7 @@ def training_batches(
     """Returns the endless stream of training batches of a process that reads all of them.
 
     Groups of the shuffled stream's examples are sorted by length and cut; what is
-    yielded are the chunks, shortest first, each padded to the next of a few lengths.
+    yielded are the microbatches, shortest first, each padded to the next of a few lengths.
     Which examples make an update does not change by that, nor do its gradients.
 
     Args:
@@ -247,7 +373,7 @@ def training_batches(
         start: examples already used, in whole groups; the stream begins with the
             next one.
         shuffle_buffer_size: examples.
-        streams: of which each group has equally many examples, and each chunk.
+        streams: of which each group has equally many examples, and each microbatch.
     """
     dataset = _groups(cache, chunking, streams, seed=seed, start=start, buffer=shuffle_buffer_size)
     count = chunking.num_chunks
@@ -276,8 +402,8 @@ def training_groups(
         streams: those that this process reads.
 
     Returns:
-        inputs and targets as `inputs_and_targets` returns them, with the chunks C before
-        the rows; and float32 [C, 5], what chunks of this part have: their longest input,
+        inputs and targets as `inputs_and_targets` returns them, with the microbatches C before
+        the rows; and float32 [C, 5], what microbatches of this part have: their longest input,
         the last masked position that counts, and the numbers of masked positions, tokens
         and pairs of tokens.
     """
@@ -286,9 +412,9 @@ def training_groups(
 
     def cut(batch: Mapping[str, tf.Tensor]) -> tuple[dict, dict, tf.Tensor]:
         inputs, wanted = inputs_and_targets(batch)
-        chunks = _reshape_group({name: batch[name] for name in _SIZED}, count)
-        sizes = tf.cast(tf.stack(_largest(chunks), axis=1), tf.float32)
-        measures = tf.concat([sizes, _loss_counts(chunks)], axis=1)
+        microbatches = _reshape_group({name: batch[name] for name in _SIZED}, count)
+        sizes = tf.cast(tf.stack(_largest(microbatches), axis=1), tf.float32)
+        measures = tf.concat([sizes, _loss_counts(microbatches)], axis=1)
         return _reshape_group(inputs, count), _reshape_group(wanted, count), measures
 
     return dataset.map(cut).prefetch(2)
@@ -303,7 +429,7 @@ def _groups(
     start: int,
     buffer: int,
 ) -> tf.data.Dataset:
-    """Returns decoded groups of the streams that this process reads, in the order of chunks."""
+    """Returns decoded groups of the streams that this process reads, in order."""
     parts = [
         reader.training_records(
             cache,
@@ -322,7 +448,7 @@ def _groups(
     def read(*groups: tuple[tf.Tensor, tf.Tensor]) -> Mapping[str, tf.Tensor]:
         if count > 1 and chunking.num_lengths > 1:
             groups = [reader.sort_by_length(*group) for group in groups]
-        # Each chunk has its part of each stream: which ones a process reads decides nothing.
+        # Each microbatch has its part of each stream: which ones a process reads decides nothing.
         serialized, epochs = (
             tf.reshape(tf.concat([tf.reshape(one, [count, -1]) for one in some], axis=1), [size])
             for some in zip(*groups, strict=True)
@@ -383,3 +509,80 @@ def evaluation_batches(
             )
         )
     return dataset.prefetch(4)
+
+
+def agreed_batches(
+    groups: Iterable[tuple[Arrays, Arrays, np.ndarray]],
+    manifest: Manifest,
+    *,
+    num_lengths: int,
+    gather: Callable[[np.ndarray], Any],
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yields this process's rows of the microbatches that all processes compute together.
+
+    Args:
+        groups: as `pipeline.distill.targets.training_groups` yields them.
+        manifest: gives the largest L and P.
+        num_lengths: lengths, at most, that microbatches are padded to.
+        gather: begins to give every process the measures of all, as rows.
+
+    Yields:
+        inputs and targets, [rows, L', …] and [rows, P', …], with `LOSS_SHARES`.
+    """
+    lengths = (manifest.max_seq_length,)
+    widths = (manifest.max_predictions_per_seq,)
+    if num_lengths > 1:
+        lengths = length_buckets.bucket_lengths(lengths[0], num_lengths)
+        widths = length_buckets.bucket_widths(widths[0])
+    waiting = None
+    for inputs, targets, measures in groups:
+        # Before the group at hand is yielded: devices get to it while they still compute.
+        begun = gather(measures)
+        if waiting is not None:
+            yield from _microbatches(*waiting, lengths, widths)
+        waiting = inputs, targets, begun
+    if waiting is not None:
+        yield from _microbatches(*waiting, lengths, widths)
+
+
+def _microbatches(
+    inputs: Arrays,
+    targets: Arrays,
+    gathered: Any,
+    lengths: tuple[int, ...],
+    widths: tuple[int, ...],
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yields the microbatches of a group, trimmed to what all processes need."""
+    measures = np.asarray(gathered)
+    longest, most = measures[..., :2].max(axis=0).T
+    shares = loss_shares(measures[..., 2:].sum(axis=0))
+    for number, share in enumerate(shares):
+        length = lengths[np.searchsorted(lengths, longest[number])]
+        width = widths[np.searchsorted(widths, most[number])]
+        rows = inputs[records.INPUT_IDS].shape[1]
+        yield (
+            {
+                name: value[number, :, : length if name in _LENGTHS else width]
+                for name, value in inputs.items()
+            },
+            _cut(targets, number, width) | {LOSS_SHARES: np.tile(share, (rows, 1))},
+        )
+
+
+def _cut(targets: Mapping[str, np.ndarray], number: int, width: int) -> Arrays:
+    return {name: value[number, :, :width] for name, value in targets.items()}
+
+
+def loss_shares(counts: np.ndarray) -> np.ndarray:
+    """Returns how much each microbatch counts for the losses of its group.
+
+    Example: of microbatches with 2 and 6 masked positions the shares are 0.5 and 1.5.
+
+    Args:
+        counts: float32 [C, 3], of masked positions, tokens and pairs of tokens.
+
+    Returns:
+        float32 [C, 3]; 0 where no microbatch has any.
+    """
+    means = counts.mean(axis=0)
+    return np.divide(counts, means, out=np.zeros_like(counts), where=means > 0)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 
 import keras
 import numpy as np
@@ -11,17 +10,20 @@ import yaml
 
 from data_specs import records
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.cache_input import open_cache
 from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import SENTENCES, save_tiny_bert
+from tests.tools.exports.conftest import run_export
 from tools import export_student as tool
+from tools.export_student import ExportConfig
 from tools.exports import examples, exporter, formats
-from tools.exports.subject import Opened
-from tools.exports.verification import Comparison, compare
+from tools.exports.exporter import Comparison, compare
+from tools.exports.formats import CardSettings
+from tools.exports.program import Opened
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports come from TensorFlow"
@@ -29,25 +31,11 @@ pytestmark = pytest.mark.skipif(
 tf = pytest.importorskip("tensorflow")
 
 
-@pytest.fixture
-def sentences(tmp_path) -> pathlib.Path:
-    """The tests' sentences, a line each, with an empty one between."""
-    path = tmp_path / "sentences.txt"
-    path.write_text("\n\n".join(SENTENCES) + "\n", encoding="utf-8")
-    return path
-
-
-def _run(*flags: str, **settings: object) -> int:
-    given = (f"--{name}={value}" for name, value in settings.items())
-    return tool.main(["export_student", "--repeats=2", *flags, *given])
-
-
-def _fails(capsys, *flags: str, **settings: object) -> str:
-    assert _run(*flags, **settings) == 1
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
-    return line.removeprefix("error: ")
+def _refusal(**settings: object) -> InputError:
+    card = {name: settings.pop(name) for name in ("name", "scores") if name in settings}
+    with pytest.raises(InputError) as caught:
+        tool._prepare(ExportConfig(**settings), CardSettings(**card))
+    return caught.value
 
 
 def test_guesses_are_compared_by_hand() -> None:
@@ -76,8 +64,8 @@ def test_every_seventh_token_of_a_line_is_masked(vocab_file, sentences) -> None:
     ]
     # Of ten tokens between two special ones; [SEP] would be the next but one.
     assert examples.mask_some(ids[:11], 4)[-1] == 110
-    tokenizer = load_tokenizer(str(vocab_file), do_lower_case=None)
-    found = examples.read_lines(str(sentences), tokenizer, count=3, max_seq_length=9)
+    tokenizer = load_tokenizer(vocab_file, do_lower_case=None)
+    found = examples.read_lines(sentences, tokenizer, count=3, max_seq_length=9)
     assert [example.text for example in found] == list(SENTENCES[:3])
     first = tokenizer.tokenize(SENTENCES[0]).ids[:7].tolist()
     first[2] = tokenizer.special_ids["mask"]
@@ -88,7 +76,7 @@ def test_every_seventh_token_of_a_line_is_masked(vocab_file, sentences) -> None:
 
 
 def test_examples_of_a_cache_are_taken_as_they_are(examples_dir) -> None:
-    cache = open_cache(str(examples_dir), None)
+    cache = open_cache(examples_dir, None)
     found = examples.read_cache(cache, 4)
     shard = cache.manifest.splits["eval"][0].file
     stored = serialization.decode_example(next(serialization.read_records(examples_dir / shard)))
@@ -107,7 +95,7 @@ def _expected_logits(model_dir, batch) -> np.ndarray:
 def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     settings = {"model": teacher_dir, "sentences": sentences, "output_dir": out, "name": "tiny"}
-    assert _run(language="zh", license="apache-2.0", **settings) == 0
+    assert run_export(language="zh", license="apache-2.0", **settings) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == " ".join(tool._TITLES).split()
     assert [line.split("  ")[0] for line in printed[2:5]] == ["model", "hf", "saved_model"]
@@ -162,10 +150,10 @@ def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys)
 def test_a_cache_instead_of_sentences(teacher_dir, cache_dir, tmp_path) -> None:
     out = tmp_path / "out"
     settings = {"model": teacher_dir, "input_dir": cache_dir, "formats": "saved_model"}
-    assert _run(output_dir=out, num_sentences=5, **settings) == 0
+    assert run_export(output_dir=out, num_sentences=5, **settings) == 0
     report = json.loads((out / "export.json").read_text())
     assert [row["name"] for row in report["rows"]] == ["model", "saved_model"]
-    cache = open_cache(str(cache_dir), None)
+    cache = open_cache(cache_dir, None)
     tokens = sum(example.num_tokens for example in examples.read_cache(cache, 5))
     assert report["num_examples"] == 5
     assert report["rows"][1]["comparison"]["num_guesses"] == tokens
@@ -175,7 +163,7 @@ def test_a_model_without_segments_has_no_input_of_them(vocab_file, sentences, tm
     changes = {"model_type": "distilbert", "type_vocab_size": 0}
     model = save_tiny_bert(tmp_path / "model", vocab_file, seed=3, num_layers=1, **changes)
     out = tmp_path / "out"
-    assert _run(model=model, sentences=sentences, output_dir=out) == 0
+    assert run_export(model=model, sentences=sentences, output_dir=out) == 0
     signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
     assert set(signature.structured_input_signature[1]) == {INPUT_IDS, INPUT_MASK}
 
@@ -194,12 +182,8 @@ def test_a_format_that_disagrees_is_left_out(
     openers = dict(exporter._OPENERS)
     monkeypatch.setattr(exporter, "_OPENERS", {**openers, "saved_model": negated})
     out = tmp_path / "out"
-    line = _fails(capsys, model=teacher_dir, sentences=sentences, output_dir=out)
-    assert line.startswith(
-        "--formats: left out: saved_model: expected at least 99.9% of the model's "
-        "first guesses given ids, received 0.0% of "
-    )
-    assert line.endswith(f"; the others are in {out}")
+    assert run_export(model=teacher_dir, sentences=sentences, output_dir=out) == 1
+    assert "error: --formats: left out: saved_model: " in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "hf"]
     report = json.loads((out / "export.json").read_text())
     assert [row["name"] for row in report["rows"]] == ["model", "hf"]
@@ -210,65 +194,70 @@ def test_each_format_has_what_writes_and_opens_it() -> None:
     assert exporter._WRITERS.keys() == exporter._OPENERS.keys() == formats.FORMATS.keys()
 
 
-def test_a_missing_package_is_told_before_anything_else(monkeypatch) -> None:
+def test_a_missing_package_is_named_before_anything_else(monkeypatch) -> None:
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
-    assert formats.parse_formats("hf, saved_model") == ("hf", "saved_model")
+    formats.check(("hf", "saved_model"))
     with pytest.raises(InputError) as caught:
-        formats.parse_formats("onnx,litert,litert_int8")
-    assert str(caught.value) == (
-        "--formats: expected onnx, onnxruntime, tf2onnx, ai-edge-litert to be installed for "
-        "onnx,litert,litert_int8, found no such package; pip install '.[export]'"
-    )
+        formats.check(("onnx", "litert", "litert_int8"))
+    assert caught.value.subject == Setting("formats")
+    assert caught.value.expected.startswith("onnx, onnxruntime, tf2onnx, ai-edge-litert to be")
+    assert caught.value.hint == "pip install '.[export]'"
 
 
-@pytest.mark.parametrize("text", ["", "hf,hf", "hf,torchscript"])
-def test_formats_are_names_each_once(text: str) -> None:
-    with pytest.raises(InputError, match="formats: expected some of hf,saved_model,litert,lit"):
-        formats.parse_formats(text)
+@pytest.mark.parametrize("names", [(), ("hf", "hf"), ("hf", "torchscript")])
+def test_formats_are_names_each_once(names: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        formats.check(names)
+    assert caught.value.subject == Setting("formats")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "subject"),
     [
-        ({"model": None}, "missing: --model (see --help)"),
-        ({"model": "/nowhere"}, "--model: no such directory: /nowhere"),
-        ({"sentences": None}, "--sentences: expected either it or --input_dir, real text that"),
-        ({"input_dir": "/nowhere"}, "exports are checked on, received both"),
-        ({"sentences": "/nowhere"}, "--sentences: expected a text file, received /nowhere"),
-        ({"max_seq_length": 65}, "--max_seq_length: expected at most 64, the model's positions, "),
-        ({"scores": "/nowhere"}, "/nowhere: no such file"),
+        ({"model": "/nowhere"}, "/nowhere"),
+        ({"sentences": None}, Setting("sentences")),
+        ({"input_dir": "/nowhere"}, Setting("sentences")),
+        ({"sentences": "/nowhere"}, "/nowhere"),
+        ({"max_seq_length": 65}, Setting("max_seq_length")),
+        ({"scores": "/nowhere"}, "/nowhere"),
+        ({"output_dir": "memory://bucket/x"}, "memory://bucket/x"),
     ],
 )
-def test_mistakes(capsys, teacher_dir, sentences, tmp_path, changes, message: str) -> None:
+def test_mistakes_are_named(teacher_dir, sentences, tmp_path, changes, subject: str) -> None:
     settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
-    given = {name: value for name, value in {**settings, **changes}.items() if value is not None}
-    assert message in _fails(capsys, **given)
+    error = _refusal(**{**settings, **changes})
+    assert error.subject == subject and isinstance(error.subject, Setting) == isinstance(
+        subject, Setting
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_sentences_that_are_none(capsys, teacher_dir, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("content", "expected"), [(b" \n\n", "lines of text"), ("文".encode("gb18030"), "UTF-8 text")]
+)
+def test_sentences_that_are_none_are_refused(
+    teacher_dir, tmp_path, content: bytes, expected: str
+) -> None:
     path = tmp_path / "text.txt"
-    settings = {"model": teacher_dir, "sentences": path, "output_dir": tmp_path / "out"}
-    path.write_text(" \n\n")
-    assert _fails(capsys, **settings) == (
-        f"--sentences: expected lines of text in {path}, found none"
-    )
-    path.write_bytes("文".encode("gb18030"))
-    assert f"--sentences: expected UTF-8 text in {path} (" in _fails(capsys, **settings)
+    path.write_bytes(content)
+    error = _refusal(model=teacher_dir, sentences=path, output_dir=tmp_path / "out")
+    assert (error.subject, error.expected) == (str(path), expected)
 
 
-def test_nothing_is_overwritten(capsys, teacher_dir, sentences, tmp_path) -> None:
+def test_nothing_is_overwritten(teacher_dir, sentences, tmp_path, capsys) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
     settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
-    assert "--output_dir: expected a new or an empty folder" in _fails(capsys, **settings)
+    assert run_export(**settings) == 1
+    assert "error: --output_dir: " in capsys.readouterr().err
     assert (tmp_path / "out" / "mine").read_text() == "kept"
 
 
-def test_a_cache_of_another_vocabulary(capsys, vocab, cache_dir, tmp_path) -> None:
+def test_a_cache_of_another_vocabulary_is_refused(vocab, cache_dir, tmp_path) -> None:
     other = tmp_path / "vocab.txt"
     other.write_text("\n".join([*vocab, "more"]) + "\n")
     model = save_tiny_bert(tmp_path / "model", other, seed=3, num_layers=1)
-    line = _fails(capsys, model=model, input_dir=cache_dir, output_dir=tmp_path / "out")
+    error = _refusal(model=model, input_dir=cache_dir, output_dir=tmp_path / "out")
     size = manifests.load(cache_dir).vocab.size
-    assert line.startswith(f"--model: expected a vocabulary of {size} tokens")
+    assert (error.setting or error.subject) == "model"
+    assert error.expected.startswith(f"a vocabulary of {size} tokens")

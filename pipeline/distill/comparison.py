@@ -1,0 +1,360 @@
+"""The two sides of every loss: what the student and the teacher give for a batch."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from keras import ops
+
+from data_specs import records
+from pipeline.base.errors import InputError, Setting
+from pipeline.distill.losses import LOSSES, load_loss
+from pipeline.distill.losses.base import ATTENTION, HIDDEN, LABEL, MASKED, PAIRS, TOKENS, TOPK, Loss
+from pipeline.distill.losses.distributions import (
+    StudentDistribution,
+    TeacherDistribution,
+    dense_distribution,
+    student_log_probs,
+    teacher_distribution,
+)
+from pipeline.models import topk
+from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attention, mean_state
+from pipeline.models.masked_lm import LOGITS, gather_positions
+
+# Activations by model, as `Distiller.call` returns them.
+STUDENT = "student"
+TEACHER = "teacher"
+# Where to get what a loss needs: from the cache, or else from a live teacher.
+_FROM_CACHE = {
+    TOPK: "a teacher cache (make one with create_teacher_output_data)",
+    HIDDEN: "a teacher cache of create_teacher_output_data `cache_hidden_states`=…",
+}
+_FROM_TEACHER = "a live teacher (`teacher`=DIR)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Settings of the comparison with the teacher, and the sources of its targets.
+
+    A target comes from the cache where the cache holds it, else from a live teacher.
+
+    Attributes:
+        temperature: the distillation temperature, of losses that are `tempered`.
+        tail: the tail policy; None for each loss's own default.
+        truncation_factor: k, at most the cached one; None without a cache, and then a live
+            teacher's whole distribution.
+        cached_temperatures: those whose tail mass the cache holds; empty without a cache.
+        sampled: whether the cache holds random draws instead of a top-k.
+        live: whether there is a live teacher.
+        loss_positions: where distributions are compared, one of `LOSS_POSITIONS`.
+        layer_groups: the layers that a loss compares, by its name.
+        cached_groups: the groups whose hidden states the cache holds, in its order.
+    """
+
+    temperature: float = 1.0
+    tail: str | None = None
+    truncation_factor: int | None = None
+    cached_temperatures: tuple[float, ...] = ()
+    sampled: bool = False
+    live: bool = False
+    loss_positions: str = "masked"
+    layer_groups: Mapping[str, tuple[LayerGroup, ...]] = dataclasses.field(default_factory=dict)
+    cached_groups: tuple[TeacherGroup, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.loss_positions == "all" and not self.live:
+            raise InputError(
+                Setting("loss_positions"),
+                f"masked, the positions that a cache holds, or {_FROM_TEACHER}",
+                "all",
+            )
+        if not self.topk_cached:
+            return
+        if self.sampled and self.temperature != 1.0:
+            raise InputError(
+                Setting("temperature"),
+                "1, the only one of a cache of `truncation`=sampled",
+                f"{self.temperature:g}",
+            )
+        if self.tail != "renormalize" and self.temperature not in self.cached_temperatures:
+            cached = ", ".join(f"{value:g}" for value in self.cached_temperatures)
+            raise InputError(
+                Setting("temperature"),
+                f"one with a cached tail mass ({cached}), or any with `tail`=renormalize "
+                f"or {_FROM_TEACHER} over masked examples",
+                f"{self.temperature:g}",
+            )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher's distribution is known."""
+        return self.live or bool(self.cached_temperatures)
+
+    @property
+    def topk_cached(self) -> bool:
+        """Whether the teacher's distribution comes from the cache."""
+        return bool(self.cached_temperatures) and self.loss_positions == "masked"
+
+    @property
+    def hidden_cached(self) -> bool:
+        """Whether the cache holds all hidden states that are compared."""
+        groups = self.groups(HIDDEN)
+        return bool(groups) and {group.teacher for group in groups} <= set(self.cached_groups)
+
+    def groups(self, need: str) -> tuple[LayerGroup, ...]:
+        """Returns the layers compared by losses with a need, each group once."""
+        return tuple(
+            dict.fromkeys(
+                group
+                for name, groups in self.layer_groups.items()
+                if load_loss(name).needs == need
+                for group in groups
+            )
+        )
+
+    def losses(self, names: Iterable[str]) -> list[Loss]:
+        """Returns the losses of these names in the order in which they are computed.
+
+        The order decides the last bits of gradients: distributions by temperature, then layers.
+        """
+        names = set(names)
+        settings = {"temperature": self.temperature, "tail": self.tail}
+        losses = [load_loss(name)(**settings) for name in LOSSES if name in names]
+        return sorted(losses, key=lambda loss: (bool(loss.default_layer_groups), loss.temperature))
+
+    def over(self, loss: Loss) -> str:
+        """Returns what a loss is averaged over, one of `losses.base.AVERAGES`."""
+        return TOKENS if loss.needs == TOPK and self.loss_positions == "all" else loss.over
+
+    def reported(self, trained: Iterable[str]) -> tuple[str, ...]:
+        """Returns the losses that evaluation reports.
+
+        They are all losses of distributions and labels, whatever their weights, and the
+        losses of layers that are trained.
+
+        Args:
+            trained: the losses that have a weight.
+        """
+        free = {LABEL, TOPK} if self.has_teacher else {LABEL}
+        return tuple(
+            loss.name
+            for loss in map(load_loss, LOSSES)
+            if loss.name in trained or (loss.needs in free and not self._needs_topk(loss))
+        )
+
+    def _needs_topk(self, loss: type[Loss]) -> bool:
+        """Returns whether a loss needs a top-k where the cache holds draws."""
+        return self.sampled and self.topk_cached and not loss.is_expectation
+
+    def expect_target(self, name: str) -> None:
+        """Checks that the target of a loss comes from somewhere.
+
+        Raises:
+            InputError: neither the cache nor a live teacher gives it.
+        """
+        loss = load_loss(name)
+        if self._needs_topk(loss):
+            others = [
+                other.name
+                for other in map(load_loss, LOSSES)
+                if other.needs == TOPK and other.is_expectation
+            ]
+            raise InputError(
+                Setting("losses"),
+                received=f"{name} needs a top-k",
+                hint=f"with a cache of `truncation`=sampled expected {' or '.join(others)}",
+            )
+        cached = {
+            LABEL: True,
+            TOPK: bool(self.cached_temperatures),
+            HIDDEN: loss.over == MASKED and self.hidden_cached,
+        }
+        if not (self.live or cached.get(loss.needs, False)):
+            self._refuse(loss)
+
+    def _refuse(self, loss: type[Loss]) -> None:
+        ways = [_FROM_CACHE[loss.needs]] if loss.needs in _FROM_CACHE else []
+        held = ""
+        if loss.needs == HIDDEN:
+            cached = ", ".join(map(str, self.cached_groups))
+            held = f" except of layers {cached}" if cached else ""
+            wanted = ",".join(str(group.teacher) for group in self.groups(HIDDEN))
+            ways = [ways[0].replace("…", wanted or "…")]
+        what = "top-k" if loss.needs == TOPK else loss.needs
+        rest = " (no cache holds attention maps)" if loss.needs == ATTENTION else ""
+        raise InputError(
+            Setting("losses"),
+            received=f"{loss.name} needs the teacher's {what}, and nothing here holds any{held}",
+            hint=f"expected {' or '.join([*ways, _FROM_TEACHER])}{rest}",
+        )
+
+
+class BatchComparison:
+    """The two sides of the losses for one batch.
+
+    Distributions are computed once for each temperature.
+
+    Args:
+        comparison: the settings.
+        inputs: of the batch, by the names of `data_specs.records`.
+        targets: of the batch: `masked_lm_ids` and `masked_lm_weights` [B, P]; from a cache
+            `topk_ids`, `topk_logits` [B, P, K] and `log_tail_masses` [B, P, T], and
+            `hidden_states` [B, P, G, D].
+        activations: by `STUDENT` and, with a live teacher, `TEACHER`.
+        projections: of the student's hidden states to the teacher's size, by the student's
+            layer; empty where the sizes are equal.
+    """
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        inputs: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        activations: Mapping[str, Mapping[str, Any]],
+        projections: Mapping[int, Any] | None = None,
+    ) -> None:
+        self._comparison = comparison
+        self._inputs = inputs
+        self._targets = targets
+        self._student = activations[STUDENT]
+        self._teacher = activations.get(TEACHER, {})
+        self._projections = projections or {}
+        self._distributions: dict[float, tuple] = {}
+        self.labels, self.weights = (
+            targets[records.MASKED_LM_IDS],
+            targets[records.MASKED_LM_WEIGHTS],
+        )
+        if comparison.loss_positions == "all":
+            self.labels, self.weights = _spread_over_tokens(inputs, targets)
+
+    @property
+    def logits(self) -> Any:
+        """The student's logits, float32 [B, P, V], or [B, L, V] over all tokens."""
+        return self._student[LOGITS]
+
+    def first_guesses(self) -> Any:
+        """Returns the teacher's most probable tokens among those the student knows, int [B, P]."""
+        if self._comparison.topk_cached:
+            # Ids that the student lacks have moved behind the others.
+            return self._targets[records.TOPK_IDS][..., 0]
+        return ops.cast(ops.argmax(self._teacher[LOGITS], axis=-1), self.labels.dtype)
+
+    def values(self, loss: Loss) -> list[Any]:
+        """Returns a loss of each element that it is averaged over, for each layer group.
+
+        Values at padding are undefined. A loss that compares no layers has one group.
+        """
+        batch = {**self._inputs, **self._targets}
+        return [loss(student, teacher, batch) for student, teacher in self._sides(loss)]
+
+    def means(self, losses: Sequence[Loss]) -> dict[str, tuple[Any, Any]]:
+        """Returns each loss's mean over what it is averaged over, and the count of that."""
+        # All values before the means: the order decides the last bits of gradients.
+        values = [self.values(loss) for loss in losses]
+        means = {}
+        for loss, groups in zip(losses, values, strict=True):
+            weights = self._weights(loss)
+            mean = sum(mean_over_weights(group, weights) for group in groups) / len(groups)
+            means[loss.name] = mean, ops.sum(weights)
+        return means
+
+    def _weights(self, loss: Loss) -> Any:
+        """Returns 1 for what counts and 0 for padding: [B, P], [B, L] or [B, L, L]."""
+        over = self._comparison.over(loss)
+        if over == MASKED:
+            spread = loss.needs in (LABEL, TOPK)
+            return self.weights if spread else self._targets[records.MASKED_LM_WEIGHTS]
+        mask = ops.cast(self._inputs[records.INPUT_MASK], "float32")
+        return ops.expand_dims(mask, 2) * ops.expand_dims(mask, 1) if over == PAIRS else mask
+
+    def _sides(self, loss: Loss) -> Sequence[tuple[Any, Any]]:
+        """Returns the student's and the teacher's side, of each layer group where there are any."""
+        if loss.needs in (LABEL, TOPK):
+            return [self._distribution(loss.temperature)]
+        side = self._hidden_states if loss.needs == HIDDEN else self._attention_maps
+        return [side(loss, group) for group in self._comparison.layer_groups[loss.name]]
+
+    def _distribution(
+        self, temperature: float
+    ) -> tuple[StudentDistribution, TeacherDistribution | None]:
+        if temperature not in self._distributions:
+            teacher, ids = None, ops.expand_dims(self.labels, -1)
+            if self._comparison.has_teacher:
+                teacher = self._teacher_distribution(temperature)
+                ids = teacher.ids
+            student = student_log_probs(self.logits, ids, self.labels, temperature=temperature)
+            self._distributions[temperature] = student, teacher
+        return self._distributions[temperature]
+
+    def _teacher_distribution(self, temperature: float) -> TeacherDistribution:
+        comparison = self._comparison
+        if comparison.topk_cached:
+            ids, logits, tails = (
+                self._targets[name]
+                for name in (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
+            )
+            # A temperature that is not cached has the policy `renormalize`, in which the tail's
+            # mass cancels.
+            cached = comparison.cached_temperatures
+            index = cached.index(temperature) if temperature in cached else 0
+        elif comparison.truncation_factor is None:
+            return dense_distribution(self._teacher[LOGITS], temperature=temperature)
+        else:
+            top = topk.top_k(
+                self._teacher[LOGITS], comparison.truncation_factor, temperatures=(temperature,)
+            )
+            ids, logits, tails, index = top.ids, top.logits, top.log_tail_masses, 0
+        return teacher_distribution(
+            ids,
+            logits,
+            tails[..., index],
+            temperature=temperature,
+            truncation_factor=comparison.truncation_factor,
+        )
+
+    def _hidden_states(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:
+        comparison, positions = self._comparison, self._inputs[records.MASKED_LM_POSITIONS]
+        student = self._student[records.HIDDEN_STATES][group.student]
+        if loss.over == MASKED and comparison.hidden_cached:
+            index = comparison.cached_groups.index(group.teacher)
+            teacher = self._targets[records.HIDDEN_STATES][:, :, index]
+        else:
+            teacher = mean_state(self._teacher[records.HIDDEN_STATES], group.teacher)
+            if loss.over == MASKED:
+                teacher = gather_positions(teacher, positions)
+        if loss.over == MASKED:
+            student = gather_positions(student, positions)
+        student = ops.cast(student, "float32")
+        project = self._projections.get(group.student)
+        return (student if project is None else project(student)), teacher
+
+    def _attention_maps(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:
+        teacher = mean_attention(self._teacher[ATTENTIONS], group.teacher)
+        return self._student[ATTENTIONS][group.student - 1], teacher
+
+
+def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Returns labels and weights of masked positions at their places among all tokens, [B, L].
+
+    Example: labels [7, 9] at positions [1, 3] of 5 tokens become [0, 7, 0, 9, 0].
+    """
+    tokens = ops.arange(ops.shape(inputs[records.INPUT_IDS])[1], dtype="int32")
+    positions = ops.cast(inputs[records.MASKED_LM_POSITIONS], "int32")
+    hits = ops.equal(ops.expand_dims(positions, -1), tokens)
+    weights = ops.expand_dims(targets[records.MASKED_LM_WEIGHTS], -1)
+    hits = ops.cast(hits, "float32") * weights
+    labels = ops.expand_dims(targets[records.MASKED_LM_IDS], -1)
+    return ops.sum(ops.cast(hits, labels.dtype) * labels, axis=1), ops.sum(hits, axis=1)
+
+
+def mean_over_weights(values: Any, weights: Any) -> Any:
+    """Returns the mean of values over what has weight 1.
+
+    Args:
+        values: float32.
+        weights: float32 of the same shape, 1 for what counts and 0 for padding.
+    """
+    # Not a product: values at padding may be infinite.
+    real = ops.where(weights > 0, values, 0.0)
+    return ops.sum(real) / ops.maximum(ops.sum(weights), 1.0)

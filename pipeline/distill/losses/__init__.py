@@ -1,0 +1,31 @@
+"""The losses of distillation, and the table of their names.
+
+A new loss is a module in this package and a line in `LOSSES`. Classes are imported when a
+loss is used, so that flags are read without Keras.
+"""
+
+import importlib
+from collections.abc import Mapping
+
+from pipeline.distill.losses.base import Loss
+
+# The names that `--losses` takes, in the order of reports, and each one's module and class.
+LOSSES: Mapping[str, str] = {
+    "soft_cross_entropy": "soft_cross_entropy:SoftCrossEntropy",
+    "kl_divergence": "kl_divergence:KLDivergence",
+    "probability_cosine": "probability_cosine:ProbabilityCosine",
+    "masked_lm": "masked_lm:MaskedLMLoss",
+    "hidden_cosine": "hidden_cosine:HiddenCosine",
+    "hidden_cosine_masked": "hidden_cosine:HiddenCosineMasked",
+    "attention_mse": "attention_mse:AttentionMSE",
+}
+
+
+def load_loss(name: str) -> type[Loss]:
+    """Returns the class of a loss.
+
+    Args:
+        name: a key of `LOSSES`.
+    """
+    module, _, loss = LOSSES[name].partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), loss)

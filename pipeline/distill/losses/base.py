@@ -1,0 +1,106 @@
+"""The interface of a loss, and the kinds of losses by what they compare."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+# What a loss needs of the teacher: its output distribution, nothing but the true token, its
+# hidden states, or its attention maps.
+TOPK = "topk"
+LABEL = "label"
+HIDDEN = "hidden states"
+ATTENTION = "attention maps"
+
+# What a loss is averaged over, in the order of the columns of `LOSS_SHARES`.
+AVERAGES = MASKED, TOKENS, PAIRS = ("masked positions", "tokens", "pairs of tokens")
+# A target where an update is computed in microbatches, float32 [B, 3], all rows alike: the
+# microbatch's count of each of `AVERAGES`, divided by the mean count of the microbatches.
+LOSS_SHARES = "loss_shares"
+
+# What happens to the teacher's probability mass outside its top-k; see `distributions`.
+TAIL_POLICIES = ("drop", "renormalize", "bucket", "label")
+# Where distributions are compared: at the masked positions or at all tokens.
+LOSS_POSITIONS = ("masked", "all")
+
+
+class Loss(abc.ABC):
+    """A term of the training objective.
+
+    Attributes:
+        name: in `--losses` and in metrics.jsonl.
+        needs: `TOPK`, `LABEL`, `HIDDEN` or `ATTENTION`.
+        over: what it is averaged over, one of `AVERAGES`.
+        tempered: whether it compares distributions at the distillation temperature
+            instead of at 1.
+        default_tail: the tail policy unless a setting names another; None for a loss
+            without one.
+        is_expectation: whether it is an expectation under the teacher, which random draws
+            from the teacher estimate.
+        default_layer_groups: the layers that it compares unless a setting names others;
+            None for a loss that compares no layers.
+        from_cache: the loss that takes its place where hidden states come from a cache,
+            which holds those of masked positions only.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[str]
+    over: ClassVar[str]
+    tempered: ClassVar[bool] = False
+    default_tail: ClassVar[str | None] = None
+    is_expectation: ClassVar[bool] = True
+    default_layer_groups: ClassVar[str | None] = None
+    from_cache: ClassVar[str | None] = None
+
+    def __init__(self, *, temperature: float = 1.0, tail: str | None = None) -> None:
+        """Sets the temperature and the tail policy, for losses that have them."""
+        self.temperature = temperature if self.tempered else 1.0
+        self.tail = self.default_tail if tail is None else tail
+
+    @abc.abstractmethod
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Any:
+        """Returns the loss of each element that it is averaged over.
+
+        Args:
+            student: the student's side of the comparison; see the kinds of losses.
+            teacher: the teacher's side.
+            batch: the inputs and targets, by the names of `data_specs.records`.
+
+        Returns:
+            float32 [B, P] over masked positions, [B, L] over tokens, [B, L, L] over pairs
+            of tokens. Values at padding are ignored.
+        """
+
+
+class DistributionLoss(Loss):
+    """Compares output distributions.
+
+    Both sides are at `temperature`: a `distributions.StudentDistribution` and a
+    `distributions.TeacherDistribution`. With `--loss_positions=all` the loss is averaged
+    over tokens.
+    """
+
+    needs = TOPK
+    over = MASKED
+
+
+class HiddenLoss(Loss):
+    """Compares hidden states, float32 [..., D] on both sides.
+
+    The teacher's is the mean over a group of layers, the student's is projected to the
+    teacher's size where the sizes differ.
+    """
+
+    needs = HIDDEN
+    over = TOKENS
+    default_layer_groups = "last"
+
+
+class AttentionLoss(Loss):
+    """Compares attention maps, float32 [B, H, L, L] on both sides.
+
+    The teacher's is the mean over a group of layers.
+    """
+
+    needs = ATTENTION
+    over = PAIRS
+    default_layer_groups = "mean"

@@ -1,0 +1,164 @@
+"""Distributions of teacher p and student q, and what a tail policy makes of them.
+
+K are the teacher's top-k ids, V is the vocabulary; `...` stands for [B, P], the masked
+positions, or [B, L], all tokens. The teacher's mass outside the top-k, the tail, is 1 − Σ_K p.
+Tail policies:
+    drop         the tail is ignored: sums run over K and p does not sum to 1
+    renormalize  both sides are rescaled to sum to 1 over K
+    bucket       the tail is one more class, with the student's own rest as its q
+    label        the tail is added to the true token's p
+"""
+
+import dataclasses
+from typing import Any
+
+from keras import ops
+
+# Smallest distance of the student's top-k mass from 1, in its logarithm; float32 does not
+# resolve smaller ones.
+_SMALLEST_LOG_REST = 1e-7
+# The log-probability at an id below 0, which is no token: finite, and its exponential is 0.
+_NO_ID_LOG_PROB = -1e4
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherDistribution:
+    """The teacher's distribution at one temperature.
+
+    Attributes:
+        ids: int [..., K], −1 where there is none; None where K is the whole
+            vocabulary in its order.
+        probabilities: float32 [..., K], 0 where there is no id.
+        tail: float32 [...], the mass outside K.
+    """
+
+    ids: Any
+    probabilities: Any
+    tail: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentDistribution:
+    """The student's log-probabilities at the same temperature.
+
+    Attributes:
+        log_probs: float32 [..., K], at the teacher's ids.
+        label_log_probs: float32 [...], at the true token.
+        labels: int [...], the true token.
+    """
+
+    log_probs: Any
+    label_log_probs: Any
+    labels: Any
+
+
+def teacher_distribution(
+    ids: Any, logits: Any, log_tail: Any, *, temperature: float, truncation_factor: int
+) -> TeacherDistribution:
+    """Rebuilds the teacher's distribution: p_T = (1 − tail_T) · softmax_K(logits / T).
+
+    Args:
+        ids: int [..., K].
+        logits: float32 [..., K], descending.
+        log_tail: float32 [...], the log of the tail's mass at this temperature.
+        temperature: T.
+        truncation_factor: how many ids to keep; the dropped mass joins the tail.
+    """
+    tail = ops.exp(log_tail)
+    probabilities = ops.expand_dims(1.0 - tail, -1) * ops.softmax(logits / temperature, axis=-1)
+    kept = probabilities[..., :truncation_factor]
+    dropped = ops.sum(probabilities[..., truncation_factor:], axis=-1)
+    return TeacherDistribution(ids[..., :truncation_factor], kept, tail + dropped)
+
+
+def dense_distribution(logits: Any, *, temperature: float) -> TeacherDistribution:
+    """Returns the whole of a live teacher's distribution: softmax(logits / T), no tail.
+
+    Args:
+        logits: float32 [..., V].
+        temperature: T.
+    """
+    probabilities = ops.softmax(logits / temperature, axis=-1)
+    return TeacherDistribution(None, probabilities, ops.zeros_like(probabilities[..., 0]))
+
+
+def student_log_probs(
+    logits: Any, ids: Any, labels: Any, *, temperature: float
+) -> StudentDistribution:
+    """Returns the student's log-probabilities at the ids and the label.
+
+    Args:
+        logits: float32 [..., V].
+        ids: int [..., K]; one below 0 is no id (the teacher's is a token that the
+            student lacks) and has no probability and no gradient. None for the
+            whole vocabulary.
+        labels: int [...].
+        temperature: T.
+    """
+    scaled = logits / temperature if temperature != 1.0 else logits
+    normaliser = ops.logsumexp(scaled, axis=-1, keepdims=True)
+    if ids is None:
+        log_probs = scaled - normaliser
+        at_label = ops.take_along_axis(log_probs, ops.expand_dims(labels, -1), axis=-1)
+        return StudentDistribution(log_probs, at_label[..., 0], labels)
+    wanted = ops.concatenate([ops.maximum(ids, 0), ops.expand_dims(labels, -1)], axis=-1)
+    log_probs = ops.take_along_axis(scaled, wanted, axis=-1) - normaliser
+    inside = ops.where(ops.less(ids, 0), _NO_ID_LOG_PROB, log_probs[..., :-1])
+    return StudentDistribution(inside, log_probs[..., -1], labels)
+
+
+def _xlogx(x: Any) -> Any:
+    """x · log x, 0 at 0."""
+    return x * ops.log(ops.maximum(x, 1e-30))
+
+
+def _log_rest(log_probs: Any) -> Any:
+    """log(1 − Σ_K q), the student's own tail, in float32's reach."""
+    log_mass = ops.logsumexp(log_probs, axis=-1)
+    return ops.log(-ops.expm1(ops.minimum(log_mass, -_SMALLEST_LOG_REST)))
+
+
+def _renormalized(teacher: TeacherDistribution, student: StudentDistribution) -> tuple[Any, Any]:
+    p = teacher.probabilities / ops.sum(teacher.probabilities, axis=-1, keepdims=True)
+    log_q = student.log_probs - ops.logsumexp(student.log_probs, axis=-1, keepdims=True)
+    return p, log_q
+
+
+def cross_entropy(teacher: TeacherDistribution, student: StudentDistribution, *, tail: str) -> Any:
+    """Returns −Σ p log q.
+
+    Args:
+        teacher: p.
+        student: q, at the same temperature.
+        tail: the policy.
+    """
+    p, log_q = teacher.probabilities, student.log_probs
+    if tail == "renormalize":
+        p, log_q = _renormalized(teacher, student)
+    inside = -ops.sum(p * log_q, axis=-1)
+    if tail == "bucket":
+        return inside - teacher.tail * _log_rest(log_q)
+    if tail == "label":
+        return inside - teacher.tail * student.label_log_probs
+    return inside
+
+
+def negative_entropy(teacher: TeacherDistribution, labels: Any, *, tail: str) -> Any:
+    """Returns Σ p log p of the distribution that a tail policy makes of the teacher's.
+
+    Args:
+        teacher: p.
+        labels: int [...], the true tokens, for the policy `label`.
+        tail: the policy.
+    """
+    p = teacher.probabilities
+    if tail == "renormalize":
+        p = p / ops.sum(p, axis=-1, keepdims=True)
+    if tail == "bucket":
+        return ops.sum(_xlogx(p), axis=-1) + _xlogx(teacher.tail)
+    if tail == "label" and teacher.ids is not None:
+        hit = ops.cast(ops.equal(teacher.ids, ops.expand_dims(labels, -1)), p.dtype)
+        inside = p + hit * ops.expand_dims(teacher.tail, -1)
+        outside = teacher.tail * (1.0 - ops.sum(hit, axis=-1))
+        return ops.sum(_xlogx(inside), axis=-1) + _xlogx(outside)
+    return ops.sum(_xlogx(p), axis=-1)

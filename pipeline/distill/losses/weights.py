@@ -1,0 +1,77 @@
+"""Weights of losses, and how they change during training."""
+
+import dataclasses
+import math
+
+from pipeline.base.errors import InputError
+from pipeline.base.settings import parse_words
+from pipeline.distill.losses import LOSSES
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSchedule:
+    """How a loss's weight changes over the steps, from its first value to its last.
+
+    Attributes:
+        shape: one of `SCHEDULES`.
+        last: the weight at the last step; None for the first one.
+    """
+
+    shape: str
+    last: float | None
+
+
+def parse_loss_schedules(text: str) -> dict[str, WeightSchedule]:
+    """Parses the text of `loss_schedules`, for example "masked_lm=linear:0,hidden_cosine=cosine:1".
+
+    Raises:
+        InputError: a loss stands there twice, or has an unknown shape, or a last weight that is
+            not a number of at least 0.
+    """
+    schedules: dict[str, WeightSchedule] = {}
+    for entry in parse_words(text):
+        name, _, value = entry.partition("=")
+        shape, _, last = value.partition(":")
+        if name in schedules:
+            raise InputError(None, "each loss once", f"{name} twice")
+        try:
+            weight = None if shape == "constant" and not last else float(last)
+        except ValueError:
+            weight = math.nan
+        if shape not in SCHEDULES or not (weight is None or 0.0 <= weight < math.inf):
+            raise InputError(
+                None,
+                f"{name}=constant, {name}=linear:LAST or {name}=cosine:LAST with a last "
+                "weight of at least 0",
+                f"{entry!r}",
+            )
+        schedules[name] = WeightSchedule(shape, weight)
+    return schedules
+
+
+def parse_losses(text: str) -> dict[str, float]:
+    """Parses the text of `losses`, for example "soft_cross_entropy=1,probability_cosine=0.5".
+
+    A name without a weight has weight 1.
+
+    Raises:
+        InputError: an unknown loss, a loss twice, a weight that is not a number above 0.
+    """
+    losses: dict[str, float] = {}
+    for entry in parse_words(text):
+        name, _, weight = entry.partition("=")
+        if name not in LOSSES:
+            raise InputError(None, f"names of {', '.join(LOSSES)}", f"{name!r}")
+        if name in losses:
+            raise InputError(None, "each loss once", f"{name} twice")
+        try:
+            losses[name] = float(weight or 1.0)
+        except ValueError as error:
+            raise InputError(None, f"a number for {name}", f"{weight!r}") from error
+        if not 0.0 < losses[name] < math.inf:
+            raise InputError(None, f"a weight above 0 for {name}", weight)
+    if not losses:
+        raise InputError(None, "at least one loss", "none")
+    return losses

@@ -1,0 +1,99 @@
+"""Helpers of the tests of distillation: losses of plain arrays, and what runs leave behind."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.distill import progress
+from pipeline.distill.comparison import STUDENT, TEACHER, BatchComparison, Comparison
+from pipeline.models.masked_lm import LOGITS
+
+
+def loss_values(
+    comparison: Comparison,
+    logits: Any,
+    targets: Mapping[str, Any],
+    names: Iterable[str],
+    *,
+    teacher_logits: Any = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns losses of distributions and labels at each position, by name."""
+    activations = {STUDENT: {LOGITS: logits}}
+    if teacher_logits is not None:
+        activations[TEACHER] = {LOGITS: teacher_logits}
+    batch = BatchComparison(comparison, inputs or {}, targets, activations)
+    return {loss.name: batch.values(loss)[0] for loss in comparison.losses(names)}
+
+
+@contextlib.contextmanager
+def refused(setting: str, received: object = None) -> Iterator[None]:
+    """The block raises an `InputError` about a setting, and says what was received.
+
+    Args:
+        setting: that the error names.
+        received: the value, or a part of the text; None for any.
+    """
+    with pytest.raises(InputError) as caught:
+        yield
+    error = caught.value
+    assert setting in (error.setting, error.subject), error
+    assert received is None or str(received) in str(error.received), error
+
+
+def read_lines(folder: Location, split: str | None = None) -> list[dict[str, Any]]:
+    """Returns metrics.jsonl, or its lines of a split, without what depends on the clock."""
+    parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name != "examples_per_second"}
+        for line in parsed
+        if split in (None, line["split"])
+    ]
+
+
+def read_weights(folder: Location) -> dict[str, np.ndarray]:
+    """Returns a student's weights by name."""
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(first: Location, second: Location) -> None:
+    """Two runs made the same student, bit by bit."""
+    weights, others = read_weights(first), read_weights(second)
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        np.testing.assert_array_equal(others[name], value, err_msg=name)
+
+
+def assert_close_lines(first: Location, second: Location, last: int = 0) -> None:
+    """Two runs logged the same numbers within float error, in all or the last so many lines."""
+    pairs = zip(read_lines(first)[-last:], read_lines(second)[-last:], strict=True)
+    for line, other in pairs:
+        assert line.keys() == other.keys()
+        names = sorted(line.keys() - {"split"})
+        received, expected = ([values[name] for name in names] for values in (line, other))
+        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-3, err_msg=str(names))
+
+
+def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
+    """Calls an action in an update of the run that follows, before the update is counted."""
+    update, calls = progress.tqdm.tqdm.update, []
+
+    def counted(bar: Any, count: int = 1) -> Any:
+        calls.append(count)
+        if len(calls) == number:
+            action()
+        return update(bar, count)
+
+    patch.setattr(progress.tqdm.tqdm, "update", counted)
+
+
+def interrupt() -> None:
+    """Ends a run at once, as a second Ctrl-C does."""
+    raise KeyboardInterrupt
