@@ -62,7 +62,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, monkeypatch, tmp_path, 
         )
         assert caught.value.signal_number == number
         assert checkpoints.checkpoint_steps(cut.output_dir)[-1] == moment
-        assert not (pathlib.Path(cut.output_dir) / "model.safetensors").exists()
+        assert not (cut.output_dir / "model.safetensors").exists()
         assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
         report = training.distill(cut)
         _assert_same_run(cut.output_dir, whole.output_dir)
@@ -116,7 +116,7 @@ def test_processes_meet_when_all_is_written(config, monkeypatch) -> None:
     @contextlib.contextmanager
     def barrier(replicas):
         yield
-        folder = pathlib.Path(config.output_dir)
+        folder = config.output_dir
         seen.append({path.name for path in folder.rglob("*.*")})
 
     for module in (progress, training):
@@ -174,7 +174,7 @@ def test_only_the_main_thread_takes_signals() -> None:
 
 
 def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(whole, config, capsys) -> None:
-    wanted, folder = pathlib.Path(whole.output_dir), pathlib.Path(config.output_dir)
+    wanted, folder = whole.output_dir, config.output_dir
     shutil.copytree(wanted, folder)
     path = folder / "checkpoints" / "step-00000012.safetensors"
     content = bytearray(path.read_bytes())
