@@ -18,9 +18,7 @@ SOURCES = [*LIBRARY, *sorted(ROOT.glob("tools/**/*.py"))]
 # Only these modules of models/ and distill/ need TensorFlow.
 NEEDS_TENSORFLOW = {
     "pipeline.models.formats.tf1_checkpoint",
-    "pipeline.distill.dynamic_masking",
-    "pipeline.distill.input",
-    "pipeline.distill.targets",
+    "pipeline.distill.batches",
     "pipeline.distill.training",
 }
 

@@ -1,4 +1,4 @@
-"""What happens while `fit` runs: lines of the log, evaluations, checkpoints, and its end."""
+"""Callbacks of training: lines of the log, evaluations, checkpoints, and the end of a run."""
 
 import math
 import sys
@@ -22,14 +22,14 @@ from pipeline.storage.manifest import EVAL, TRAIN
 
 
 class Evaluation(Protocol):
-    """What a student is evaluated on."""
+    """An evaluation of a student."""
 
     def run(self, distiller: Distiller, stop: StopRequest) -> dict[str, float] | None:
         """Returns the report of a student, None if it was stopped before it was complete."""
 
 
 class EndsEarly(keras.callbacks.Callback):
-    """Ends an evaluation, which may take long, where the run is asked to stop."""
+    """Ends an evaluation early where the run is asked to stop."""
 
     def __init__(self, stop: StopRequest) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class EndsEarly(keras.callbacks.Callback):
         self.stopped = False
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Looks whether to stop."""
+        """Checks whether to stop."""
         if self._stop.check():
             self.stopped = self.model.stop_evaluating = True
 
@@ -46,8 +46,8 @@ class TrainingCallback(keras.callbacks.Callback):
     """Logs, evaluates and writes checkpoints while `fit` runs, and ends it when asked to stop.
 
     Args:
-        config: what was asked for.
-        replicas: what computes.
+        config: of the run.
+        replicas: the devices and processes.
         evaluation: what to evaluate on, if anything.
         log: where lines go; None in a process that writes nothing, like the next.
         checkpoints: where checkpoints go.
@@ -189,7 +189,7 @@ class TrainingCallback(keras.callbacks.Callback):
             self._log.close()
 
     def close_after_error(self) -> None:
-        """As `close`; what ended the run says more than that its last lines cannot be written."""
+        """Closes as `close` does, but only prints an error, which must not hide the first one."""
         try:
             self.close()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Stage 2: a student is trained from a cache."""
+"""Training and evaluation of a student on a cache."""
 
 import contextlib
 import dataclasses
@@ -84,12 +84,12 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
 
 
 class _Evaluation:
-    """The eval split, or as much of it as is asked for, in batches that are made once.
+    """Evaluation on the eval split, or its first `max_eval_steps` batches.
 
     Args:
-        config: what was asked for.
+        config: of the run.
         cache: has eval examples.
-        replicas: what computes.
+        replicas: the devices and processes.
     """
 
     def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
@@ -119,7 +119,7 @@ class _Evaluation:
         return {**report, "examples_per_second": self._count / seconds}
 
     def run_alone(self, distiller: Distiller, stop: StopRequest) -> dict[str, float]:
-        """Returns the report where nothing else is left to be done.
+        """Returns the report of an evaluation that is the whole run, or its end.
 
         Raises:
             StoppedRunError: a signal asked to stop.
@@ -148,7 +148,7 @@ def _broken_records_told(cache: CacheInput) -> Iterator[None]:
         manifests.verify(cache.directory, cache.manifest, full=True)
         raise InputError(cache.directory, received=error.message) from error
     except tf.errors.InvalidArgumentError as error:
-        # A record that is whole, and wrong: whoever made the shard made its checksums, too.
+        # The checksum matches but the content is malformed, so that the writer was at fault.
         raise InputError(
             cache.directory,
             f"records as {manifests.MANIFEST_FILE} describes them",
@@ -161,7 +161,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     """Trains a student, or finishes a run that was killed, and evaluates it.
 
     Args:
-        config: what was asked for.
+        config: of the run.
 
     Returns:
         what the last evaluation measured; empty without one.
@@ -261,7 +261,7 @@ def _train(
 def _restore(
     config: DistillConfig, replicas: Replicas, distiller: Distiller, step: int
 ) -> dict[str, np.ndarray]:
-    """Goes back to a checkpoint, if there is one, and returns its sums of what is measured."""
+    """Restores a checkpoint, if there is one, and returns its sums of the metrics."""
     if not step:
         return {}
     with barrier(replicas):
@@ -276,7 +276,7 @@ def _restore(
 def _find_start(
     config: DistillConfig, replicas: Replicas
 ) -> tuple[CheckpointFiles | None, RunLog | None, Checkpoint]:
-    """Returns where checkpoints and lines go, if this process writes, and where all go on."""
+    """Returns the checkpoints and the log, if this process writes, and the step to resume from."""
     kept = log = None
 
     def find() -> tuple[int, bool]:
