@@ -9,7 +9,7 @@ from tensorboard.summary import Writer
 
 from pipeline.base import json_text
 from pipeline.base.local_mirror import mirror_folder
-from pipeline.base.location import BucketLocation, Location
+from pipeline.base.location import Location
 from pipeline.storage.manifest import EVAL
 
 METRICS_FILE = "metrics.jsonl"
@@ -31,7 +31,7 @@ class RunLog:
         self._output_dir = output_dir
         self._collected: tempfile.TemporaryDirectory[str] | None = None
         self._directory = self._output_dir
-        if isinstance(self._output_dir, BucketLocation):
+        if not self._output_dir.is_local:
             self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=mirror_folder())
             self._directory = Location.parse(self._collected.name)
         self._path = self._directory / METRICS_FILE
