@@ -432,6 +432,7 @@ def test_evaluation_reports_the_same_numbers(config) -> None:
         assert reports[1][name] == pytest.approx(reports[0][name], rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_training_is_that_of_padded_batches(config, tmp_path) -> None:
     """The same examples make each update; eight lengths, one, and a batch of them all."""
     changes = [

@@ -312,6 +312,7 @@ def test_attention_maps_of_other_numbers_of_heads_are_refused(config) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_teacher_changes_the_request(config, tmp_path, vocab_file) -> None:
     training.distill(config)
     other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8)

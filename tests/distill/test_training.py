@@ -97,6 +97,7 @@ def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
     assert not config.output_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
     whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
     training.distill(whole)
