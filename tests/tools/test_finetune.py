@@ -273,7 +273,6 @@ def _refusal(flags: dict[str, object], **changes: object) -> InputError:
         ({"max_seq_length": 65}, Setting("max_seq_length")),
         ({"eval_split": "validation"}, "chnsenticorp"),
         ({"learning_rates": "1e-3,0"}, Setting("learning_rates")),
-        ({"seeds": "0"}, Setting("seeds")),
         ({"do_train": False}, Setting("model")),
         ({"do_train": False, "finetune_teacher": "x"}, Setting("finetune_teacher")),
         ({"do_train": False, "teacher_cache": "x"}, Setting("teacher_cache")),
