@@ -32,6 +32,7 @@ from pipeline.commands.settings import BackendSettings
 from pipeline.models import weight_names
 from pipeline.models.formats import model_directory
 from tools import inference_programs, measurement
+from tools.commands import locations_parser
 from tools.exports import formats
 from tools.inference_programs import Batches, Forward
 from tools.text_table import aligned_lines
@@ -47,7 +48,7 @@ class BenchmarkConfig(Settings):
     models: tuple[Location, ...] = setting(
         dataclasses.MISSING,
         "Model directories, the teacher first, separated by commas.",
-        parse=lambda text: tuple(Location.parse(path, "models") for path in parse_words(text)),
+        parse=locations_parser("models"),
     )
     seq_length: int = setting(512, "Tokens of a sequence.", low=1)
     batch_size: int = setting(16, "Sequences at a time, for the throughput.", low=1)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.base.settings import Settings, setting
+from tools.commands import locations_parser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class CardSettings(Settings):
     scores: tuple[Location, ...] = setting(
         (),
         "JSON files of numbers by name, separated by commas, for the card.",
-        parse=lambda text: tuple(Location.parse(path, "scores") for path in parse_words(text)),
+        parse=locations_parser("scores"),
     )
 
 
