@@ -32,7 +32,6 @@ from pipeline.commands.settings import BackendSettings
 from pipeline.models import weight_names
 from pipeline.models.formats import model_directory
 from tools import inference_programs, measurement
-from tools.commands import locations_parser
 from tools.exports import formats
 from tools.inference_programs import Batches, Forward
 from tools.text_table import aligned_lines
@@ -48,7 +47,7 @@ class BenchmarkConfig(Settings):
     models: tuple[Location, ...] = setting(
         dataclasses.MISSING,
         "Model directories, the teacher first, separated by commas.",
-        parse=locations_parser("models"),
+        parse=parse_words,
     )
     seq_length: int = setting(512, "Tokens of a sequence.", low=1)
     batch_size: int = setting(16, "Sequences at a time, for the throughput.", low=1)

@@ -1,21 +1,8 @@
-"""What tools share: settings that list locations, and running commands as one types them."""
+"""Running commands and other tools from a tool, as one would type it."""
 
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
-
-from pipeline.base.location import Location
-from pipeline.base.settings import parse_words
-
-
-def locations_parser(name: str) -> Callable[[str], tuple[Location, ...]]:
-    """Returns the `parse` of a setting that lists locations, separated by commas.
-
-    Args:
-        name: of the setting, which errors about a location name.
-    """
-    return lambda text: tuple(Location.parse(word, name) for word in parse_words(text))
 
 
 def run_command(command: str, *arguments: str, **settings: object) -> None:

@@ -19,11 +19,11 @@ from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings, parse_counts, setting
+from pipeline.base.settings import Settings, parse_counts, parse_words, setting
 from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
-from tools.commands import locations_parser, run_command
+from tools.commands import run_command
 from tools.text_table import aligned_lines
 
 # Of the report on an eval split: its names there, and over the columns of the table.
@@ -53,7 +53,7 @@ class CompareConfig(Settings):
     caches: tuple[Location, ...] = setting(
         dataclasses.MISSING,
         "Teacher caches of the same examples, separated by commas.",
-        parse=locations_parser("caches"),
+        parse=parse_words,
     )
     work: Location = setting(
         dataclasses.MISSING, "Directory for the students' directories, on this machine."

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings, setting
-from tools.commands import locations_parser
+from pipeline.base.settings import Settings, parse_words, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +20,7 @@ class CardSettings(Settings):
     scores: tuple[Location, ...] = setting(
         (),
         "JSON files of numbers by name, separated by commas, for the card.",
-        parse=locations_parser("scores"),
+        parse=parse_words,
     )
 
 

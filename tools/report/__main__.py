@@ -15,26 +15,25 @@ from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings, setting
+from pipeline.base.settings import Settings, parse_words, setting
 from pipeline.commands import flags, running
-from tools.commands import locations_parser
 
 
-def _list(name: str, help: str) -> Any:
-    return setting((), f"{help}, separated by commas.", parse=locations_parser(name))
+def _list(help: str) -> Any:
+    return setting((), f"{help}, separated by commas.", parse=parse_words)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
-    runs: tuple[Location, ...] = _list("runs", "Directories of run_distill")
+    runs: tuple[Location, ...] = _list("Directories of run_distill")
     inference: Location | None = setting(None, "JSON of benchmark_inference.")
-    finetune: tuple[Location, ...] = _list("finetune", "Files summary.json of finetune")
+    finetune: tuple[Location, ...] = _list("Files summary.json of finetune")
     plan: Location | None = setting(None, "JSON of plan_cache.")
-    fidelity: tuple[Location, ...] = _list("fidelity", "JSON files of fidelity_report")
+    fidelity: tuple[Location, ...] = _list("JSON files of fidelity_report")
     comparison: Location | None = setting(None, "JSON of compare_caches.")
-    caches: tuple[Location, ...] = _list("caches", "Teacher caches")
+    caches: tuple[Location, ...] = _list("Teacher caches")
     title: str = setting("Distillation report", "Heading of the page.")
 
     def __post_init__(self) -> None:

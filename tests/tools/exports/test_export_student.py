@@ -223,7 +223,9 @@ def test_formats_are_names_each_once(names: tuple[str, ...]) -> None:
         ({"output_dir": "memory://bucket/x"}, "memory://bucket/x"),
     ],
 )
-def test_invalid_settings_are_named(teacher_dir, sentences, tmp_path, changes, subject: str) -> None:
+def test_invalid_settings_are_named(
+    teacher_dir, sentences, tmp_path, changes, subject: str
+) -> None:
     settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
     error = _refusal(**{**settings, **changes})
     assert error.subject == subject and isinstance(error.subject, Setting) == isinstance(
