@@ -1,7 +1,5 @@
 """First weights of small teachers that are trained in minutes, where no real one is at hand."""
 
-import pathlib
-
 import numpy as np
 
 from data_specs import records
@@ -10,6 +8,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
+from pipeline.storage.arrays import Column
 from pipeline.storage.manifest import Manifest
 from tools import quickstart_teacher_init
 
@@ -49,13 +48,13 @@ def write_start(
         seed: of what is random in them.
     """
     manifest = manifests.load(examples_dir)
-    counts = np.zeros(config.vocab_size, np.int64)
-    dtype = records.id_dtype(config.vocab_size)
-    shard = manifest.splits[manifests.TRAIN][0].file
-    for record in serialization.read_records(pathlib.Path(examples_dir) / shard):
-        features = serialization.decode_example(record)
-        tokens = features.get(records.MASKED_LM_IDS, features[records.INPUT_IDS])
-        counts += np.bincount(np.frombuffer(tokens, dtype), minlength=len(counts))
+    path = examples_dir / manifest.splits[manifests.TRAIN][0].file
+    examples = [serialization.decode_example(record) for record in serialization.read_records(path)]
+    declared = {feature.name: feature for feature in manifest.features}
+    feature = declared.get(records.MASKED_LM_IDS, declared[records.INPUT_IDS])
+    contents = [example[feature.name] for example in examples]
+    tokens = Column.decode(feature, contents, config.vocab_size).values
+    counts = np.bincount(tokens, minlength=config.vocab_size)
     weights = quickstart_teacher_init.neighbor_weights(config, counts, seed=seed)
     folder = directory.make_directory()
     manifests.copy_tokenizer(examples_dir, manifest, folder)

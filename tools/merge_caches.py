@@ -94,121 +94,96 @@ class MergeConfig(Settings):
         return tuple(weight / total if total > 0.0 else 0.0 for weight in weights)
 
 
-def _open(config: MergeConfig) -> list[CacheInput]:
-    caches = [CacheInput(path, manifests.load(path)) for path in config.input_dirs]
-    merging.expect_same_examples(caches)
-    return caches
-
-
-def _truncation_factor(config: MergeConfig, caches: Sequence[CacheInput]) -> int:
-    """Returns the merged cache's K; more than the longest list may not be there everywhere."""
-    vocab_size = caches[0].manifest.vocab.size
-    longest = max(cache.manifest.teacher_info.truncation_factor for cache in caches)
-    wanted = min(config.truncation_factor or longest, vocab_size)
+def _teacher_info(config: MergeConfig, caches: Sequence[CacheInput]) -> TeacherInfo:
+    """Returns what the merged cache will hold."""
+    infos = [cache.manifest.teacher_info for cache in caches]
+    # More than the longest list may not be there everywhere.
+    longest = max(info.truncation_factor for info in infos)
+    wanted = min(config.truncation_factor or longest, caches[0].manifest.vocab.size)
     if wanted > longest:
         raise InputError(
             Setting("truncation_factor"),
             f"at most {longest}, the largest of `input_dirs`",
             config.truncation_factor,
         )
-    return wanted
+    masses = [info.truncation_mass for info in infos if info.truncation_mass is not None]
+    return TeacherInfo(
+        truncation_factor=wanted,
+        logit_encoding=config.logit_encoding,
+        temperatures=(merging.TEMPERATURE,),
+        teacher={
+            "merged": [
+                {**info.teacher, "weight": weight}
+                for info, weight in zip(infos, config.shares, strict=True)
+            ]
+        },
+        parent=infos[0].parent,
+        truncation_mass=min(masses, default=None),
+    )
 
 
-def _request(config: MergeConfig, caches: Sequence[CacheInput]) -> dict[str, Any]:
-    first = caches[0].manifest
-    mass = _truncation_mass(caches)
+def _run_configuration(
+    config: MergeConfig, caches: Sequence[CacheInput], info: TeacherInfo
+) -> dict[str, Any]:
+    """Returns the settings that decide the output, as JSON values."""
+    shards = [shard for part in caches[0].manifest.splits.values() for shard in part]
+    mass = info.truncation_mass
     return {
         "kind": records.TEACHER_CACHE,
         "merged": [
             {"manifest": cache.manifest.sha256(), "weight": weight}
             for cache, weight in zip(caches, config.shares, strict=True)
         ],
-        "parent": first.teacher_info.parent,
-        "shards": [shard.file for shards in first.splits.values() for shard in shards],
-        "truncation_factor": _truncation_factor(config, caches),
-        "temperatures": [merging.TEMPERATURE],
-        "logit_encoding": config.logit_encoding,
+        "parent": info.parent,
+        "shards": [shard.file for shard in shards],
+        "truncation_factor": info.truncation_factor,
+        "temperatures": list(info.temperatures),
+        "logit_encoding": info.logit_encoding,
         **({} if mass is None else {"truncation_mass": mass}),
     }
-
-
-def _truncation_mass(caches: Sequence[CacheInput]) -> float | None:
-    """Returns the mass that the ids of each cache have at least; None where all have k."""
-    masses = [cache.manifest.teacher_info.truncation_mass for cache in caches]
-    return min((mass for mass in masses if mass is not None), default=None)
-
-
-def _teacher_info(
-    config: MergeConfig, caches: Sequence[CacheInput], request: dict[str, Any]
-) -> TeacherInfo:
-    return TeacherInfo(
-        truncation_factor=request["truncation_factor"],
-        logit_encoding=request["logit_encoding"],
-        temperatures=tuple(request["temperatures"]),
-        teacher={
-            "merged": [
-                {**cache.manifest.teacher_info.teacher, "weight": weight}
-                for cache, weight in zip(caches, config.shares, strict=True)
-            ]
-        },
-        parent=request["parent"],
-        truncation_mass=request.get("truncation_mass"),
-    )
 
 
 def merge_caches(config: MergeConfig) -> Manifest:
     """Merges teacher caches, or finishes a merge that was killed.
 
     Args:
-        config: what was asked for.
+        config: the settings.
 
     Returns:
         the merged cache's manifest.
 
     Raises:
-        InputError: the caches or the directory are not as they must be. Shards
-            that are whole stay.
+        InputError: the caches or the directory are invalid. Shards that are whole stay.
     """
-    caches = _open(config)
-    request = _request(config, caches)
-    manifests.check_output_dir(config.output_dir, request)
+    caches = [CacheInput(path, manifests.load(path)) for path in config.input_dirs]
+    merging.expect_same_examples(caches)
+    info = _teacher_info(config, caches)
+    settings = _run_configuration(config, caches, info)
+    manifests.check_output_dir(config.output_dir, settings)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         return manifests.load(config.output_dir)
     for cache in caches:
         manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
-    manifests.reserve_output_dir(config.output_dir, request)
-    info = _teacher_info(config, caches, request)
+    manifests.reserve_output_dir(config.output_dir, settings)
+    source, inputs = caches[0].directory, [cache.manifest for cache in caches]
     # Before the first shard: the codec may need them.
-    counts = cache_input.count_tokens(
-        config.output_dir, info, caches[0].directory, caches[0].manifest
-    )
+    counts = cache_input.count_tokens(config.output_dir, info, source, inputs[0])
     splits = _merge_shards(config, caches, info)
-    manifest = _describe(caches, request, splits)
-    manifest = dataclasses.replace(manifest, teacher_info=info, token_counts=counts)
-    manifests.copy_tokenizer(caches[0].directory, manifest, config.output_dir)
+    # A byte-equal repetition needs it besides the run configuration.
+    environment = {"machine": platform.machine(), "numpy": np.__version__}
+    environment |= CODECS[info.logit_encoding].environment
+    statistics = _in_common([manifest.statistics for manifest in inputs])
+    manifest = dataclasses.replace(
+        inputs[0],
+        flags={**_in_common([manifest.flags for manifest in inputs]), **settings},
+        splits=splits,
+        statistics={**statistics, "environment": environment},
+        teacher_info=info,
+        token_counts=counts,
+    )
+    manifests.copy_tokenizer(source, manifest, config.output_dir)
     manifests.publish(config.output_dir, manifest)
     return manifest
-
-
-def _describe(
-    caches: Sequence[CacheInput],
-    request: dict[str, Any],
-    splits: dict[str, tuple[ShardInfo, ...]],
-) -> Manifest:
-    """Returns the manifest, but for what is kept of the teachers."""
-    inputs = [cache.manifest for cache in caches]
-    # What a byte-equal repetition needs, beside the request.
-    environment = {"machine": platform.machine(), "numpy": np.__version__}
-    environment |= CODECS[request["logit_encoding"]].environment
-    return dataclasses.replace(
-        inputs[0],
-        flags={**_in_common([manifest.flags for manifest in inputs]), **request},
-        splits=splits,
-        statistics={
-            **_in_common([manifest.statistics for manifest in inputs]),
-            "environment": environment,
-        },
-    )
 
 
 def _merge_shards(

@@ -81,7 +81,7 @@ class PlanConfig(Settings):
             object.__setattr__(self, "output_dir", directory)
         self.output_dir.expect_local()
 
-    def stage_1b(self) -> TeacherCacheConfig:
+    def capture_config(self) -> TeacherCacheConfig:
         """Returns what `create_teacher_output_data` would be asked for."""
         return TeacherCacheConfig(
             output_dir=self.output_dir,
@@ -184,9 +184,9 @@ def plan_cache(config: PlanConfig) -> Plan:
     from pipeline.teacher import capture
     from tools.cache_analysis import planning
 
-    stage_1b = config.stage_1b()
-    source = capture.find_teacher(stage_1b)
-    cache = capture.open_examples(stage_1b, source)
+    settings = config.capture_config()
+    source = capture.find_teacher(settings)
+    cache = capture.open_examples(settings, source)
     manifests.verify(cache.directory, cache.manifest, full=False)
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"
@@ -194,7 +194,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     sample = planning.measure_plans(
         model,
         cache,
-        stage_1b,
+        settings,
         sample=config.sample,
         truncation_factors=sorted(
             {min(k, source.config.vocab_size) for k in config.truncation_factors}
@@ -256,7 +256,7 @@ def table(plan: Plan) -> str:
             "KL: teacher to decoded, the tail spread evenly over its tokens; nats",
             "codec KL, reverse: the tail as one class, teacher to decoded and decoded to teacher",
             "bytes: the cache adds at a masked position; xN: the whole cache at dupe_factor N",
-            f"hours: of stage 1b here, {fastest:.3g} examples/s at best, {plan.compute_dtype}",
+            f"hours: of capture here, {fastest:.3g} examples/s at best, {plan.compute_dtype}",
             f"free disk: {_size(plan.free_bytes)}; what does not fit is marked !",
         ]
     )
@@ -264,7 +264,7 @@ def table(plan: Plan) -> str:
 
 def _plan(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, PlanConfig)
-    config.stage_1b()
+    config.capture_config()
     for location in (config.output, config.picture):
         if location is not None:
             location.expect_absent()

@@ -165,7 +165,7 @@ def check_tokenizer(
     try:
         tokenizer = cache_tokenizer.load_cache_tokenizer(CacheInput(directory, manifest))
     except InputError as error:
-        return [*problems, f"{error.subject}: {directory_checks.facts(error)}"], None
+        return [*problems, directory_checks.facts(error)], None
     received = dict(tokenizer.special_ids)
     if received != dict(manifest.special_ids):
         problems.append(f"expected special_ids {dict(manifest.special_ids)}, received {received}")

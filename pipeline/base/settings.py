@@ -10,7 +10,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
@@ -125,6 +125,17 @@ class Settings:
             value = read_value(field, getattr(self, field.name))
             with naming_setting(field.name):
                 object.__setattr__(self, field.name, _with_locations(field, value))
+
+    def absolute(self) -> Self:
+        """Returns these settings with absolute locations: worker processes begin elsewhere."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # As text, so that the setting of each stays known.
+        changes = {
+            name: str(value.absolute())
+            for name, value in values.items()
+            if isinstance(value, Location)
+        }
+        return dataclasses.replace(self, **changes)
 
     def decisive(self) -> dict[str, Any]:
         """Returns the settings that the run configuration holds, by field name."""

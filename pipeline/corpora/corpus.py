@@ -31,7 +31,7 @@ _MAX_BLOCK_DOCUMENTS = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class DocumentBlock:
-    """Consecutive documents: the unit of work of the first half of stage 1a.
+    """Consecutive documents: the unit of work of the first half of prepare.
 
     Attributes:
         index: its number within the corpus.

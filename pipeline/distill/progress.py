@@ -42,7 +42,7 @@ class EndsEarly(keras.callbacks.Callback):
             self.stopped = self.model.stop_evaluating = True
 
 
-class Progress(keras.callbacks.Callback):
+class TrainingCallback(keras.callbacks.Callback):
     """Logs, evaluates and writes checkpoints while `fit` runs, and ends it when asked to stop.
 
     Args:
@@ -54,7 +54,7 @@ class Progress(keras.callbacks.Callback):
         stop: whether to stop.
         start: updates already done.
         metrics: what was measured since the last line of the log, before the run was stopped.
-        steps_per_update: chunks of an update.
+        steps_per_update: microbatches of an update.
     """
 
     def __init__(

@@ -244,8 +244,8 @@ def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Mani
         )
 
 
-def chunk_multiple(config: DistillConfig, replicas: Replicas) -> int:
-    """Returns what the examples of a chunk are a multiple of: of devices and of data streams."""
+def microbatch_multiple(config: DistillConfig, replicas: Replicas) -> int:
+    """Returns a number that divides a microbatch's examples: a multiple of devices and streams."""
     return math.lcm(replicas.num_devices, config.num_data_streams)
 
 

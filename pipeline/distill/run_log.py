@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import tempfile
 from collections.abc import Mapping
 
@@ -34,7 +33,7 @@ class RunLog:
         self._directory = self._output_dir
         if not self._output_dir.is_local:
             self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=mirror_folder())
-            self._directory = pathlib.Path(self._collected.name)
+            self._directory = Location.parse(self._collected.name)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
         self._evaluated: set[float] = set()
@@ -75,7 +74,7 @@ class RunLog:
             return
         for path in sorted(path for path in self._directory.rglob("*") if path.is_file()):
             name = path.relative_to(self._directory).as_posix()
-            (self._output_dir / name).upload(path)
+            (self._output_dir / name).take(path)
 
     def close(self) -> None:
         """Closes the event files, and uploads what was collected."""

@@ -16,16 +16,16 @@ from pipeline.distill.batches import Batch
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.preparation import Preparation, prepare
-from pipeline.distill.progress import EndsEarly, Progress
+from pipeline.distill.progress import EndsEarly, TrainingCallback
 from pipeline.distill.replicas import (
     Replicas,
     barrier,
     broadcast_from_primary,
     choose_streams,
-    chunk_multiple,
     expect_equal_parts,
     find_replicas,
     make_gather,
+    microbatch_multiple,
     scope,
     select_shards,
 )
@@ -42,19 +42,19 @@ from pipeline.storage.manifest import EVAL
 
 def _find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
     devices = keras.distribution.list_devices()
-    return batches.plan_chunks(
+    return batches.plan_microbatches(
         cache,
         batch_size=config.train_batch_size,
         num_batches=config.gradient_accumulation_steps,
         buckets=config.length_buckets,
         on_cpu=all(device.startswith("cpu") for device in devices),
         num_devices=replicas.num_devices,
-        multiple=chunk_multiple(config, replicas),
+        multiple=microbatch_multiple(config, replicas),
     )
 
 
 def _steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
-    """Returns how many chunks make an update."""
+    """Returns how many microbatches make an update."""
     return config.examples_per_step * chunking.num_chunks // chunking.group_size
 
 
@@ -231,7 +231,7 @@ def _train(
     kept, log, found = _find_start(config, replicas)
     start, metrics = found.step, _restore(config, replicas, distiller, found.step)
     with StopRequest() as stop:
-        progress = Progress(
+        progress = TrainingCallback(
             config,
             replicas,
             evaluation,
@@ -293,7 +293,7 @@ def _find_start(
 def _training_batches(
     run: Preparation, replicas: Replicas, chunking: Chunking, start: int
 ) -> tf.data.Dataset | Iterator[Batch]:
-    """Returns the chunks from an update on to the last one: this process's rows of them."""
+    """Returns the microbatches from an update on to the last one: this process's rows of them."""
     config = run.config
     updates = config.num_train_steps - start
     settings = {
@@ -321,7 +321,7 @@ def _fit(
     replicas: Replicas,
     chunking: Chunking,
     distiller: Distiller,
-    progress: Progress,
+    progress: TrainingCallback,
     start: int,
 ) -> None:
     """Makes the updates from `start` on."""

@@ -1,4 +1,4 @@
-"""Stage 1a: a corpus becomes masked examples, or windows that are masked when they are read.
+"""Prepare: a corpus becomes masked examples, or windows that are masked when they are read.
 
     document blocks ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file
@@ -235,7 +235,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             this call began, and in which no shard is complete, is restored.
     """
     _expect_output_outside(config)
-    config = runners.absolute_locations(config)
+    config = config.absolute()
     corpora = corpus.resolve(config.corpora)
     tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)

@@ -161,11 +161,7 @@ class EncoderConfig:
         Google's file has no `model_type`. Its "gelu" is taken as the erf form,
         as in the released code that its checkpoints were trained with.
 
-        Args:
-            path: the file.
-
-        Returns:
-            the configuration; keys that no computation here needs are left out.
+        Keys that no computation here needs are left out.
 
         Raises:
             InputError: not a JSON object, another model type, a missing key, or

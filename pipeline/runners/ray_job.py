@@ -7,13 +7,12 @@ import hashlib
 import importlib
 import importlib.metadata
 import os
-import pathlib
 import socket
 import time
 from typing import Any
 
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
-from pipeline.base.location import Location
+from pipeline.base.location import LocalLocation, Location
 
 # How often a job may be lost with its worker before it is the job's fault.
 MAX_RETRIES = 10
@@ -44,7 +43,7 @@ def import_ray() -> Any:
 @functools.lru_cache(maxsize=1)
 def versions() -> tuple[tuple[str, str], ...]:
     """Returns what, beside its settings, decides the bytes that a job makes."""
-    root = pathlib.Path(__file__).parents[2]
+    root = LocalLocation(__file__).parents[2]
     sources = sorted(
         path
         for folder in ("pipeline", "data_specs")

@@ -3,14 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pipeline.base.location import Location
 from pipeline.runners import local, ray
 from pipeline.storage import serialization
 from pipeline.storage.manifest import ShardInfo
-
-Config = TypeVar("Config")
 
 
 class Workers(Protocol):
@@ -77,16 +75,6 @@ def open_workers(
     if ray_config is None:
         return local.LocalWorkers(max_workers)
     return ray.RayWorkers(ray_config, directory, shared)
-
-
-def absolute_locations(config: Config) -> Config:
-    """Returns a config dataclass for jobs: worker processes may begin in other folders."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    # As text, so that the config parses it again and its setting stays known.
-    places = {
-        name: str(value.absolute()) for name, value in values.items() if isinstance(value, Location)
-    }
-    return dataclasses.replace(config, **places)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -392,9 +392,10 @@ class _ShardMaker:
         self._inputs = inputs
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Worker processes begin in other folders.
-        config = runners.absolute_locations(self._inputs.config)
-        return _open_maker, (config, json_text.dump(self._inputs.run_configuration))
+        return _open_maker, (
+            self._inputs.config.absolute(),
+            json_text.dump(self._inputs.run_configuration),
+        )
 
     @functools.cached_property
     def model(self) -> MaskedLM:

@@ -28,6 +28,7 @@ from tests.distill.running import (
     interrupt,
     read_lines,
     read_weights,
+    refused,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -115,7 +116,7 @@ def test_a_finished_run_is_not_run_again(config) -> None:
     report = training.distill(config)
     assert read_lines(config.output_dir) == before
     assert report["masked_lm"] == before[-1]["masked_lm"]
-    with pytest.raises(InputError, match="another request: learning_rate is 0.001 there"):
+    with refused("output_dir"):
         training.distill(dataclasses.replace(config, learning_rate=2e-3))
 
 
@@ -186,7 +187,7 @@ def test_accumulation_counts_updates(config) -> None:
 
 
 def test_a_run_that_diverges_says_so(config) -> None:
-    with pytest.raises(InputError, match="learning_rate: training diverged by step"):
+    with refused("learning_rate", "diverged"):
         training.distill(
             dataclasses.replace(config, learning_rate=1e30, clip_norm=0.0, num_warmup_steps=0)
         )
@@ -201,7 +202,7 @@ def test_a_smaller_k_takes_the_prefix(config) -> None:
         reports[k] = training.distill(changed)
     assert reports[4]["masked_lm"] == reports[16]["masked_lm"]
     assert reports[4]["soft_cross_entropy"] < reports[16]["soft_cross_entropy"]
-    with pytest.raises(InputError, match=r"truncation_factor: expected at most 16.* received 17"):
+    with refused("truncation_factor", 17):
         training.distill(dataclasses.replace(config, truncation_factor=17))
 
 
@@ -246,36 +247,35 @@ def test_mixed_precision_stays_close(config, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting", "received"),
     [
-        ({"losses": {"masked_lm": 1.0}, "max_seq_length": 128}, "--max_seq_length: expected 48"),
-        ({"do_train": False, "do_eval": False}, "--do_train: expected it or --do_eval"),
-        ({"num_warmup_steps": 13}, "--num_warmup_steps: expected at most --num_train_steps=12"),
-        ({"temperature": 3.0}, "--temperature: expected one with a cached tail mass"),
-        ({"input_dir": None}, "--input_dir: expected either it or --input_file"),
+        ({"losses": {"masked_lm": 1.0}, "max_seq_length": 128}, "max_seq_length", 128),
+        ({"do_train": False, "do_eval": False}, "do_train", "neither"),
+        ({"num_warmup_steps": 13}, "num_warmup_steps", 13),
+        ({"temperature": 3.0}, "temperature", 3),
+        ({"input_dir": None}, "input_dir", None),
+        ({"loss_schedules": "hidden_cosine=linear:0"}, "loss_schedules", "'hidden_cosine'"),
+        ({"losses": "hidden_l1=1"}, "losses", "'hidden_l1'"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_training(config, changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_invalid_settings_are_refused_before_training(config, changes, setting, received) -> None:
+    with refused(setting, received):
         training.distill(dataclasses.replace(config, **changes))
-    assert not pathlib.Path(config.output_dir).exists()
+    assert not config.output_dir.exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting"),
     [
-        ({}, "--student: expected one of .* received none"),
-        ({"student": "a", "init_from": "b"}, "received --student and --init_from"),
-        ({"init_from": "a"}, "--init_from: expected --student_layers or --layer_map"),
-        ({"student": "a", "student_layers": 2}, "--student_layers: expected --init_from"),
-        (
-            {"student": "a", "init_checkpoint": "b"},
-            "--init_checkpoint: expected --bert_config_file",
-        ),
+        ({}, "student"),
+        ({"student": "a", "init_from": "b"}, "student"),
+        ({"init_from": "a"}, "init_from"),
+        ({"student": "a", "student_layers": 2}, "student_layers"),
+        ({"student": "a", "init_checkpoint": "b"}, "init_checkpoint"),
     ],
 )
-def test_students_that_are_none(changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_students_that_are_not_one_model_are_refused(changes, setting: str) -> None:
+    with refused(setting):
         StudentConfig(**changes)
 
 
@@ -286,8 +286,9 @@ def test_a_damaged_cache_is_refused_before_training(config, cache_dir, tmp_path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(damaged)))
+    assert caught.value.subject == str(path)
     assert not (pathlib.Path(config.output_dir) / "checkpoints").exists()
 
 
@@ -299,8 +300,9 @@ def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path)
     content[500] ^= 4
     path.write_bytes(bytes(content))
     changed = dataclasses.replace(config, input_dir=str(damaged), verify="sizes", do_train=False)
-    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(changed)
+    assert caught.value.subject == str(path)
 
 
 @pytest.mark.parametrize("name", [records.INPUT_IDS, records.TOPK_IDS])
@@ -319,9 +321,9 @@ def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
     )
     splits = {**loaded.splits, "eval": (changed,)}
     manifests.publish(made, dataclasses.replace(loaded, splits=splits))
-    message = f"^--input_dir: {made}: expected records as manifest.json describes them, received a"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(made), do_train=False))
+    assert caught.value.subject == str(made)
 
 
 def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:

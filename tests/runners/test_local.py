@@ -71,9 +71,25 @@ def test_the_temporary_folder_may_have_a_long_name(tmp_path: pathlib.Path) -> No
     assert result.stdout == "[1, 2]\n", result.stderr
 
 
-def test_a_killed_worker_is_said() -> None:
-    with (
-        local.LocalWorkers(2) as workers,
-        pytest.raises(InterruptedRunError, match="max_workers: a worker process was killed"),
-    ):
+def count(number: int, on_progress) -> int:
+    """Reports a number in two steps."""
+    on_progress(number)
+    on_progress(1)
+    return number
+
+
+@pytest.mark.parametrize("max_workers", [1, 2])
+def test_jobs_report_progress_and_results_are_finished_here(max_workers: int) -> None:
+    counts: list[int] = []
+    with local.LocalWorkers(max_workers) as workers:
+        results = workers.run(
+            count, range(4), finish=lambda n: (n, os.getpid()), on_progress=counts.append
+        )
+        assert list(results) == [(n, os.getpid()) for n in range(4)]
+    assert sum(counts) == 0 + 1 + 2 + 3 + 4
+
+
+def test_a_killed_worker_is_reported() -> None:
+    with local.LocalWorkers(2) as workers, pytest.raises(InterruptedRunError) as raised:
         list(workers.run(end_process, range(4)))
+    assert raised.value.subject == "max_workers"

@@ -19,7 +19,7 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 import pytest
 
 from pipeline import create_pretraining_data, create_teacher_output_data
-from pipeline.base.errors import InputError, InterruptedRunError
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.runners import local, ray, ray_job
 from pipeline.runners.ray import RayConfig, RayWorkers
@@ -34,46 +34,23 @@ STAGE_1B = ("--input_dir=x", "--teacher=x", "--output_dir=x")
 
 
 @pytest.mark.parametrize(
-    ("stage", "changes", "message"),
+    ("stage", "changes", "flag"),
     [
-        (
-            "1a",
-            ["--ray_address=auto"],
-            "--ray_address: expected --runner=ray beside it, received auto alone",
-        ),
-        ("1b", ["--gpus_per_job=1"], "--gpus_per_job: expected --runner=ray beside it, received 1"),
-        (
-            "1a",
-            ["--runner=local", "--cpus_per_job=2"],
-            "--cpus_per_job: expected --runner=ray beside it, received 2 alone",
-        ),
-        ("1b", ["--runner=ray", "--cpus_per_job=0"], "--cpus_per_job=0: "),
-        ("1a", ["--runner=slurm"], "--runner=slurm: value should be one of <local|ray>"),
-        (
-            "1a",
-            ["--runner=ray", "--max_workers=4"],
-            "--max_workers: expected none with --runner=ray, where a job is for each "
-            "--cpus_per_job of the nodes' processors, received 4",
-        ),
-        (
-            "1b",
-            ["--runner=ray", "--num_tasks=2"],
-            "--num_tasks: expected none with --runner=ray, which shares the shards itself, "
-            "received 2",
-        ),
-        (
-            "1b",
-            ["--runner=ray", "--compute_dtype=auto"],
-            "--compute_dtype: expected float32 or mixed_bfloat16 with --runner=ray, whose nodes "
-            "may differ in what suits them, received auto",
-        ),
+        ("1a", ["--ray_address=auto"], "ray_address"),
+        ("1b", ["--gpus_per_job=1"], "gpus_per_job"),
+        ("1a", ["--runner=local", "--cpus_per_job=2"], "cpus_per_job"),
+        ("1b", ["--runner=ray", "--cpus_per_job=0"], "cpus_per_job"),
+        ("1a", ["--runner=slurm"], "runner"),
+        ("1a", ["--runner=ray", "--max_workers=4"], "max_workers"),
+        ("1b", ["--runner=ray", "--num_tasks=2"], "num_tasks"),
+        ("1b", ["--runner=ray", "--compute_dtype=auto"], "compute_dtype"),
     ],
 )
-def test_mistaken_flags(capsys, monkeypatch, stage, changes, message) -> None:
+def test_mistaken_flags_are_named(capsys, monkeypatch, stage, changes, flag: str) -> None:
     monkeypatch.setattr(RayConfig, "import_ray", lambda config: None)
     flags = STAGE_1A if stage == "1a" else STAGE_1B
     assert COMMANDS[stage].main(["command", *flags, *changes]) == 1
-    assert message in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"error: --{flag}: ")
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
@@ -82,31 +59,29 @@ def test_ray_is_not_installed(capsys, monkeypatch, stage) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     flags = STAGE_1A if stage == "1a" else STAGE_1B
     assert COMMANDS[stage].main(["command", *flags, "--runner=ray"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: --runner: ray cannot be imported (")
-    assert said.endswith("; install it with pip install '.[ray]'\n")
+    assert capsys.readouterr().err.startswith("error: --runner: ray cannot be imported")
 
 
-@pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:", ":6379", "head:x"])
-def test_addresses_that_are_none(tmp_path, address) -> None:
-    message = rf"--ray_address: expected auto or host:port .* received {address}$"
-    with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("head", "ray://head:10001", "head:", ":6379", "head:x"),
+        *("a..b:6379", f"{'a' * 64}:6379", f"head:{'9' * 5000}"),
+    ],
+)
+def test_addresses_of_no_cluster_are_refused(tmp_path, address: str) -> None:
+    with pytest.raises(InputError) as refused, RayWorkers(RayConfig(address), tmp_path):
         pass
+    assert refused.value.subject == "ray_address"
 
 
-def test_an_address_where_nothing_listens(tmp_path) -> None:
+def test_an_address_where_nothing_listens_is_refused(tmp_path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    message = f"--ray_address: nothing answers at {address}: .*refused"
-    with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
+    with pytest.raises(InputError) as refused, RayWorkers(RayConfig(address), tmp_path):
         pass
-
-
-@pytest.mark.parametrize("address", ["a..b:6379", f"{'a' * 64}:6379", f"head:{'9' * 5000}"])
-def test_addresses_that_nothing_can_have(tmp_path, address) -> None:
-    message = "^--ray_address: nothing answers at "
-    with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
-        pass
+    assert refused.value.subject == "ray_address"
+    assert f"nothing answers at {address}" in refused.value.received
 
 
 def test_a_ray_that_does_not_begin(tmp_path, monkeypatch) -> None:
@@ -120,31 +95,28 @@ def test_a_ray_that_does_not_begin(tmp_path, monkeypatch) -> None:
             ended.append(True)
 
     monkeypatch.setattr(RayConfig, "import_ray", lambda config: Broken())
-    message = (
-        "^--runner: Ray does not begin: The current node timed out during startup. The same "
-        "command tries again$"
-    )
-    with pytest.raises(InterruptedRunError, match=message), RayWorkers(RayConfig(), tmp_path):
+    with pytest.raises(InterruptedRunError) as raised, RayWorkers(RayConfig(), tmp_path):
         pass
+    assert raised.value.subject == "runner" and "timed out during startup." in raised.value.received
     assert ended == [True]
 
 
 def test_a_node_must_see_the_directory_and_have_the_packages(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("NPROC", "7")
     mark = tmp_path / ".ray-0.tmp"
-    node = ray_job.Node((("NPROC", "3"),), ray_job.versions(), (("--output_dir", mark),))
-    message = f"--output_dir: expected a folder on a file system .* {tmp_path}, which is not the"
+    node = ray_job.Node((("NPROC", "3"),), ray_job.versions(), ((Setting("output_dir"), mark),))
     # The same command goes on when the node is gone: what is made stays.
-    with pytest.raises(InterruptedRunError, match=message):
+    with pytest.raises(InterruptedRunError) as raised:
         ray_job.enter(node)
+    assert raised.value.subject == "output_dir" and str(tmp_path) in raised.value.received
     mark.touch()
     ray_job.enter(node)
     assert os.environ["NPROC"] == "3"
     for package in ("numpy", "offline-distill"):
         other = dict(ray_job.versions()) | {package: "0"}
-        message = f"--ray_address: expected {package} 0 on every node, .* received "
-        with pytest.raises(InterruptedRunError, match=message):
+        with pytest.raises(InterruptedRunError) as raised:
             ray_job.enter(dataclasses.replace(node, versions=tuple(other.items())))
+        assert raised.value.subject == "ray_address" and package in raised.value.expected
 
 
 def square(number: int) -> tuple[int, int]:
@@ -229,7 +201,7 @@ def test_an_address_where_something_else_listens(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ray, "_CONNECTION", 8.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        message = f"--ray_address: no Ray cluster answers at {address} within 8 s"
+        message = f"ray_address: no Ray cluster answers at {address} within 8 s"
         with pytest.raises(InputError, match=message), RayWorkers(RayConfig(address), tmp_path):
             pass
 
@@ -302,7 +274,7 @@ def test_a_node_without_a_package_is_told_of(config, tmp_path) -> None:
 def test_a_job_that_ends_its_process_is_given_up(config, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ray_job, "MAX_RETRIES", 2)
     (tmp_path / "calls").mkdir()
-    message = "--runner: a job was lost with its worker or node 3 times"
+    message = "runner: a job was lost with its worker or node 3 times"
     with RayWorkers(config, tmp_path) as workers, pytest.raises(InterruptedRunError, match=message):
         list(workers.run(fail, [(tmp_path / "calls", None)]))
     assert len(list((tmp_path / "calls").iterdir())) == 3
@@ -323,7 +295,7 @@ def test_two_commands_do_not_write_into_one_directory(config, tmp_path) -> None:
     )
     with other:
         assert other.stdout.readline() == "here\n"
-        message = f"--output_dir: another process is at work in {tmp_path}"
+        message = f"another process is at work in {tmp_path}"
         with RayWorkers(config, tmp_path) as workers, pytest.raises(InputError, match=message):
             list(workers.run(square, range(2)))
         other.communicate("\n")
@@ -563,12 +535,9 @@ def test_a_node_that_sees_another_teacher_is_refused(cache_config, tmp_path, mon
         return enter(workers)
 
     monkeypatch.setattr(RayWorkers, "__enter__", changed)
-    message = (
-        "--runner: expected each node to see the teacher and the masked examples under the same "
-        "paths, received other ones on .*: teacher is "
-    )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as refused:
         create_teacher_cache(dataclasses.replace(cache_config, teacher=str(teacher)))
+    assert refused.value.subject == "runner" and ": teacher is " in refused.value.received
 
 
 @pytest.mark.ray
@@ -598,8 +567,5 @@ def test_a_ray_of_this_machine_alone_ends_with_the_command(
         check=False,
     )
     assert more.returncode == 1
-    assert more.stderr == (
-        "error: --cpus_per_job, --gpus_per_job: expected what this machine has, "
-        "received 1000 CPUs and 0 GPUs\n"
-    )
+    assert more.stderr.startswith("error: --cpus_per_job: ") and "1000 CPUs" in more.stderr
     assert not list((tmp_path / "other").iterdir())

@@ -1,4 +1,4 @@
-"""Stage 1b, from masked examples to a cache."""
+"""Capture, from masked examples to a cache."""
 
 import dataclasses
 import json
@@ -22,6 +22,7 @@ from pipeline.storage.codecs import CODECS
 from pipeline.storage.records import topk_probabilities
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
+from tests.conftest import save_tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -229,13 +230,25 @@ def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_pa
     ]
 
 
-def test_a_teacher_without_segments_is_refused_for_pairs(config, tmp_path, teacher_dir) -> None:
-    other = tmp_path / "teacher"
-    shutil.copytree(teacher_dir, other)
-    settings = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**settings, "type_vocab_size": 1}))
-    with pytest.raises(InputError, match="a model of two segments, .* type_vocab_size 1"):
-        create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"max_position_embeddings": 40}, "a model of at least 48 positions"),
+        ({"more_tokens": True}, "a vocabulary of"),
+        ({"type_vocab_size": 1}, "a model of two segments"),
+    ],
+    ids=str,
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    config, tmp_path, vocab_file, changes, expected: str
+) -> None:
+    tokens = tmp_path / "vocab.txt"
+    more = "more\n" if changes.pop("more_tokens", False) else ""
+    tokens.write_text(vocab_file.read_text(encoding="utf-8") + more, encoding="utf-8")
+    teacher = save_tiny_bert(tmp_path / "teacher", tokens, seed=1, **changes)
+    with pytest.raises(InputError) as refused:
+        create_teacher_cache(dataclasses.replace(config, teacher=str(teacher)))
+    assert refused.value.subject == "teacher" and refused.value.expected.startswith(expected)
 
 
 def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:
@@ -283,3 +296,12 @@ def test_killed_at_ten_random_moments(cache_dir, config) -> None:
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True)
     assert _bytes(config.output_dir) == _bytes(cache_dir)
+
+
+def test_settings_for_worker_processes_have_absolute_locations(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TeacherCacheConfig("made", "gs://bucket/examples", teacher="model").absolute()
+    assert str(config.output_dir) == str(tmp_path / "made")
+    assert config.output_dir.setting == "output_dir"
+    assert str(config.input_dir) == "gs://bucket/examples"
+    assert str(config.teacher) == str(tmp_path / "model")

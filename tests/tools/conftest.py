@@ -1,6 +1,5 @@
 """Two caches of two random teachers over the same examples, and what they are merged to."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -78,6 +77,6 @@ def rewrite_cache(
             )
             # The count stays: whoever reads finds fewer or more.
             kept = {"num_examples": shard["num_examples"]}
-            shards[place] = {**dataclasses.asdict(made), **kept}
+            shards[place] = {**made.to_json(), **kept}
     (folder / "manifest.json").write_text(json.dumps(value))
     return folder

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import struct
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -80,7 +81,7 @@ def _publish(folder: pathlib.Path, file: str, rows: list[Features], **changes) -
         added = {f.name: row[f.name] for f in loaded.features if f not in MASKED}
         manifests.measure_record(measured, added, loaded.teacher_info.truncation_factor)
     encoded = [serialization.encode_example(row) for row in rows]
-    made = dataclasses.replace(
+    made = msgspec.structs.replace(
         serialization.write_shard(folder, file, encoded, measured), **changes
     )
     (manifests.sidecar_path(folder, file)).write_json(made.to_json())
@@ -320,7 +321,7 @@ def test_a_shard_that_a_manifest_misplaces(folder, capsys) -> None:
     [
         (b"{", "manifest.json: not JSON"),
         (b"{}", "expected format_version 1, received None"),
-        (None, "which is an unfinished one: run the command that makes it again"),
+        (None, "unfinished"),
     ],
 )
 def test_a_manifest_that_cannot_be_read(folder, content, message: str, capsys) -> None:
@@ -560,7 +561,7 @@ def test_token_counts_that_are_other_ones(
     """Counted again they are not what the manifest says: nothing takes their name."""
     folder = shutil.copytree(small_dir, tmp_path / "cache")
     loaded = manifests.load(folder)
-    wrong = dataclasses.replace(loaded.token_counts, sha256="0" * 64)
+    wrong = msgspec.structs.replace(loaded.token_counts, sha256="0" * 64)
     manifests.publish(folder, dataclasses.replace(loaded, token_counts=wrong))
     before = _content(folder)
     status, _, (error,) = _repair(folder, capsys, teacher_dir, examples_dir)
@@ -577,7 +578,7 @@ def test_a_tokenizer_that_is_broken_in_the_examples(
     (folder / "tokenizer_config.json").unlink()
     before = _content(folder)
     status, _, (error,) = _repair(folder, capsys, teacher_dir, examples)
-    assert status == 1 and f"expected the tokenizer's files in {examples} (SHA-256" in error
+    assert status == 1 and f"error: --examples: {examples}: " in error
     assert _content(folder) == before
 
 

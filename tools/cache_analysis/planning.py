@@ -44,7 +44,7 @@ class CachePlan:
         kl_reverse: KL(decoded ‖ teacher's top-k), the tail being one class.
         bytes_per_position: of each feature that a teacher cache adds.
         example_bytes: of a whole record, in the mean.
-        seconds: an example takes in stage 1b.
+        seconds: an example takes in capture.
     """
 
     logit_encoding: str
@@ -196,14 +196,14 @@ def measure_plans(
     Args:
         model: the teacher.
         cache: the masked examples.
-        config: batch size, temperatures and mass are those of stage 1b.
+        config: batch size, temperatures and mass are those of capture.
         sample: how many examples.
         truncation_factors: values of K, ascending, at most V.
         logit_encodings: names of codecs.
 
     Returns:
         codec by codec a plan for each K. The time is that of the forward pass, the
-        largest top-k and the packing; beside stage 1b's it holds that whole
+        largest top-k and the packing; unlike capture's it includes that whole
         distributions leave the device.
 
     Raises:

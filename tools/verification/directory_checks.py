@@ -50,9 +50,10 @@ _MAX_CHARACTERS = 400
 Problems = dict[str, list[str]]
 
 
-def facts(error: InputError) -> str:
-    """Returns the text of an error without its subject, for a list of a file's problems."""
-    return describe(InputError(None, error.expected, error.received, error.hint), str)
+def facts(error: InputError, path: Location | None = None) -> str:
+    """Returns an error's text for a list of problems: without its setting, or the file's path."""
+    subject = str(error.subject or "").removeprefix(str(path or "")).removeprefix(": ")
+    return describe(InputError(subject or None, error.expected, error.received, error.hint), str)
 
 
 # One shard.
@@ -160,7 +161,7 @@ def check_shard(
                 on_block(checked)
             on_records(len(block))
     except InputError as error:
-        findings.add(facts(error))
+        findings.add(facts(error, path))
     else:
         reading.finish()
     return findings.texts()
@@ -344,7 +345,7 @@ def request_problems(directory: Location, manifest: Manifest) -> Iterator[str]:
     try:
         request = path.read_json()
     except InputError as error:
-        yield facts(error)
+        yield facts(error, path)
         return
     answered = {name: manifest.flags[name] for name in request if name in manifest.flags}
     difference = manifests.describe_difference(request, answered)
@@ -464,7 +465,7 @@ def _make_checker(
     try:
         codec = cache_input.make_codec(directory, manifest.teacher_info, manifest.vocab.size)
     except InputError as error:
-        _note(found, token_counts.TOKEN_COUNTS_FILE, [f"{error.subject}: {facts(error)}"])
+        _note(found, token_counts.TOKEN_COUNTS_FILE, [facts(error)])
         return None
     return RecordChecker(manifest, is_special, codec)
 
