@@ -99,7 +99,7 @@ class EncoderConfig:
             value = getattr(self, field.name)
             try:
                 msgspec.convert(value, field.type)
-            except msgspec.ValidationError as error:
+            except (msgspec.ValidationError, UnicodeEncodeError) as error:
                 expected = field.type.__metadata__[0].description
                 raise InputError(field.name, expected, shown(value)) from error
         for holds, name, expected in self._relations():
