@@ -167,9 +167,7 @@ def _remove_spill(config: MaskedExamplesConfig) -> None:
 
 
 def _mask_corpus(
-    config: MaskedExamplesConfig,
-    corpus_files: Sequence[CorpusFile],
-    workers: Workers,
+    config: MaskedExamplesConfig, corpus_files: Sequence[CorpusFile], workers: Workers
 ) -> list[Mapping[str, Any]]:
     """First half: masks every block into its spill file and returns their headers."""
     mask = functools.partial(
