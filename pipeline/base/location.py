@@ -4,10 +4,9 @@
 `gs://…` and `s3://…` into a `BucketLocation` with as much of the same interface, through
 fsspec. `memory://…` is a store within this process, for tests.
 
-A store makes an object appear whole or not at all, and has neither folders nor locks. Of
-two processes that write the same object the last wins, and as jobs are deterministic both
-write the same bytes. fsspec and the packages behind it are imported when a first object is
-looked at.
+A store makes an object appear whole or not at all, and has neither folders nor locks. Of two
+processes that write the same object the last wins, and as jobs are deterministic both write the
+same bytes. fsspec and the packages behind it are imported when a first object is looked at.
 """
 
 import contextlib
@@ -812,9 +811,8 @@ def _describe(error: Exception) -> tuple[int, str]:
 def mirror_all(locations: Sequence[Location]) -> tuple[LocalLocation, ...]:
     """Returns files of this machine with the content, and the names, of files or objects.
 
-    Objects are copied once, into one folder, whose name says which versions of them: of
-    one that changed the next call makes another copy. Files of this machine stay where
-    they are.
+    Objects are copied once, into one folder, whose name says which versions of them: of one that
+    changed the next call makes another copy. Files of this machine stay where they are.
 
     Args:
         locations: all of this machine, or all objects of one folder.

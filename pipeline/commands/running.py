@@ -39,9 +39,8 @@ def run(
         with_recipes: whether `--recipe=NAME` stands for the flagfile of a recipe.
 
     Returns:
-        the exit status: 0, or 1 after one line `error: …` on stderr for
-        whatever the user can mend, or 130 when interrupted, 143 when a run was
-        stopped by SIGTERM and says so.
+        the exit status: 0, or 1 after one line `error: …` on stderr for whatever the user can mend,
+        or 130 when interrupted, 143 when a run was stopped by SIGTERM and says so.
     """
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):

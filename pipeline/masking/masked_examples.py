@@ -3,9 +3,8 @@
     document blocks ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file
 
-An example's key is a hash, so that the copies of a window spread over all
-shards and each shard comes out shuffled, in an order that depends on nothing
-but seed and text.
+An example's key is a hash, so that the copies of a window spread over all shards and each shard
+comes out shuffled, in an order that depends on nothing but seed and text.
 """
 
 import dataclasses
