@@ -26,11 +26,8 @@ def define_flags() -> absl_flags.FlagValues:
 
 def _expect_named_dtype(config: TeacherCacheConfig) -> None:
     if config.compute_dtype == AUTO:
-        raise InputError(
-            Setting("compute_dtype"),
-            f"{FLOAT32} or {BFLOAT16} with `runner`=ray, whose nodes may differ",
-            AUTO,
-        )
+        expected = f"{FLOAT32} or {BFLOAT16} with `runner`=ray, whose nodes may differ"
+        raise InputError(Setting("compute_dtype"), expected, AUTO)
 
 
 def _create(values: absl_flags.FlagValues) -> None:

@@ -31,18 +31,12 @@ def _join(values: absl_flags.FlagValues) -> None:
     if values.distribution != DATA_PARALLEL:
         for name, value in settings.items():
             if value is not None:
-                raise InputError(
-                    Setting(name),
-                    f"`distribution`={DATA_PARALLEL} together with it",
-                    values.distribution,
-                )
+                expected = f"`distribution`={DATA_PARALLEL} together with it"
+                raise InputError(Setting(name), expected, values.distribution)
         return
     if values.backend != "jax":
-        raise InputError(
-            Setting("distribution"),
-            f"`backend`=jax together with {values.distribution}",
-            f"`backend`={values.backend}",
-        )
+        expected = f"`backend`=jax together with {values.distribution}"
+        raise InputError(Setting("distribution"), expected, f"`backend`={values.backend}")
     if importlib.util.find_spec("jax") is None:
         # `choose_backend` says so.
         return

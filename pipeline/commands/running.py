@@ -152,11 +152,9 @@ def import_backend(values: flags.FlagValues, *modules: str) -> None:
     try:
         import_quietly("keras", *modules)
     except ImportError as error:
-        raise InputError(
-            Setting("backend"),
-            received=f"{values.backend} cannot be imported ({error})",
-            hint="install it, for example with pip install '.[jax]'",
-        ) from error
+        received = f"{values.backend} cannot be imported ({error})"
+        hint = "install it, for example with pip install '.[jax]'"
+        raise InputError(Setting("backend"), received=received, hint=hint) from error
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:

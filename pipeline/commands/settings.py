@@ -79,11 +79,8 @@ class CorpusSettings(Settings):
         names = ("input_dir", "corpus_spec", "tfds_name", "text_fields", "segmenter")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.corpora is not None and given:
-            raise InputError(
-                Setting("corpora"),
-                received=f"`{next(iter(given))}` is given together with it",
-                hint="write it into the file",
-            )
+            received = f"`{next(iter(given))}` is given together with it"
+            raise InputError(Setting("corpora"), received=received, hint="write it into the file")
         if self.corpora is not None:
             try:
                 return known_corpora.load_mixture(self.corpora)

@@ -60,12 +60,9 @@ def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
     """
     for label, count in Counter(source.label for source in sources).items():
         if count > 1:
-            raise InputError(
-                Setting("corpora"),
-                "a name for each corpus",
-                f"{label or 'none'!r} {count} times",
-                hint="add name: to tell them apart",
-            )
+            received = f"{label or 'none'!r} {count} times"
+            hint = "add name: to tell them apart"
+            raise InputError(Setting("corpora"), "a name for each corpus", received, hint=hint)
     return tuple(_resolve(source) for source in sources)
 
 

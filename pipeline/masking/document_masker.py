@@ -266,12 +266,9 @@ def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> 
     for path, expected in zip(paths, fingerprints, strict=True):
         header = spill.read_header(path)
         if header is None or header.get("fingerprint") != expected:
-            raise InterruptedRunError(
-                path,
-                "a masked document block",
-                "none" if header is None else "that of another text",
-                hint="re-run the command to make it again",
-            )
+            received = "none" if header is None else "that of another text"
+            hint = "re-run the command to make it again"
+            raise InterruptedRunError(path, "a masked document block", received, hint=hint)
     return paths
 
 
@@ -281,11 +278,9 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
     for name, content in _masker(config).tokenizer.files().items():
         path = config.output_dir / name
         if path.read_bytes() != content:
-            raise InterruptedRunError(
-                Setting("vocab_file"),
-                f"each node to see the same under {config.vocab_file}",
-                f"another {name} on {socket.gethostname()}",
-            )
+            expected = f"each node to see the same under {config.vocab_file}"
+            received = f"another {name} on {socket.gethostname()}"
+            raise InterruptedRunError(Setting("vocab_file"), expected, received)
 
 
 def _mask_documents(

@@ -257,11 +257,8 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
 def _expect_output_outside(config: MaskedExamplesConfig) -> None:
     for source in config.corpora:
         if corpus.is_inside(config.output_dir, source):
-            raise InputError(
-                Setting("output_dir"),
-                f"a directory outside `input_dir`={source.files}, all of which is read",
-                config.output_dir,
-            )
+            expected = f"a directory outside `input_dir`={source.files}, all of which is read"
+            raise InputError(Setting("output_dir"), expected, config.output_dir)
 
 
 def _make(

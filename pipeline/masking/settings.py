@@ -115,11 +115,8 @@ class MaskedExamplesConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_dynamic and self.dupe_factor is not None:
-            raise InputError(
-                Setting("dupe_factor"),
-                "none beside `masking`=dynamic, which masks each window anew each epoch",
-                self.dupe_factor,
-            )
+            expected = "none beside `masking`=dynamic, which masks each window anew each epoch"
+            raise InputError(Setting("dupe_factor"), expected, self.dupe_factor)
         if self.mask_smoothing and not self.is_dynamic:
             raise InputError(
                 Setting("mask_smoothing"),

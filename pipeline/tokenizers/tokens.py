@@ -111,11 +111,8 @@ def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
         if name not in ids and name != "unk"
     ]
     if missing:
-        raise InputError(
-            path,
-            "a vocabulary with the special tokens of masked language models",
-            f"one of {len(vocab)} tokens without {', '.join(missing)}",
-        )
+        expected = "a vocabulary with the special tokens of masked language models"
+        raise InputError(path, expected, f"one of {len(vocab)} tokens without {', '.join(missing)}")
     return ids
 
 

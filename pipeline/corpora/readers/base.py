@@ -82,12 +82,9 @@ class Reader:
         try:
             return document.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(
-                document.origin,
-                "UTF-8 text",
-                f"byte 0x{document.content[error.start]:02x}",
-                hint="convert the file first, for example with iconv -f gb18030 -t utf-8",
-            ) from error
+            received = f"byte 0x{document.content[error.start]:02x}"
+            hint = "convert the file first, for example with iconv -f gb18030 -t utf-8"
+            raise InputError(document.origin, "UTF-8 text", received, hint=hint) from error
 
 
 def stem(name: str) -> str:
