@@ -18,11 +18,7 @@ from pipeline.distill.settings import DATA_PARALLEL, DistillConfig, StudentConfi
 FLAGS = flags.FlagSet(
     (RecipeSettings, StudentConfig, DistillConfig, BackendSettings, ProcessSettings)
 )
-
-
-def define_flags() -> absl_flags.FlagValues:
-    """Returns this command's flags."""
-    return FLAGS.define()
+define_flags = FLAGS.define
 
 
 def _join(values: absl_flags.FlagValues) -> None:

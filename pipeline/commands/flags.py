@@ -72,8 +72,7 @@ class FlagSet:
         values = flags.FlagValues()
         for field in self.fields():
             _define(field, self.defaults.get(field.name, default_value(field)), values)
-        required = [field.name for field in self.fields() if is_required(field)]
-        if required:
+        if required := [field.name for field in self.fields() if is_required(field)]:
             _require(required, values)
         return values
 

@@ -118,25 +118,16 @@ class MaskedExamplesConfig(Settings):
             expected = "none beside `masking`=dynamic, which masks each window anew each epoch"
             raise InputError(Setting("dupe_factor"), expected, self.dupe_factor)
         if self.mask_smoothing and not self.is_dynamic:
-            raise InputError(
-                Setting("mask_smoothing"),
-                f"`masking`={DYNAMIC} beside it, as it needs the counts of the whole "
-                "corpus before the first mask",
-                f"`masking`={self.masking}",
-            )
+            expected = "`masking`=dynamic, which counts the tokens before the first mask"
+            raise InputError(Setting("mask_smoothing"), expected, f"`masking`={self.masking}")
+        special = f"{self.num_special} special tokens of `segments`={self.segments}"
         if self.window_length < 1:
-            raise InputError(
-                Setting("max_seq_length"),
-                f"more than the {self.num_special} special tokens of `segments`={self.segments}",
-                self.max_seq_length,
-            )
+            received = self.max_seq_length
+            raise InputError(Setting("max_seq_length"), f"more than the {special}", received)
         if self.max_predictions_per_seq > self.window_length:
-            raise InputError(
-                Setting("max_predictions_per_seq"),
-                f"at most {self.window_length} (`max_seq_length`={self.max_seq_length} less "
-                f"{self.num_special} special tokens)",
-                self.max_predictions_per_seq,
-            )
+            most = f"at most {self.window_length} (`max_seq_length` less the {special})"
+            received = self.max_predictions_per_seq
+            raise InputError(Setting("max_predictions_per_seq"), most, received)
 
     @property
     def is_dynamic(self) -> bool:
@@ -172,21 +163,15 @@ class MaskedExamplesConfig(Settings):
             tokenizer: what `vocab_file` names.
             corpora: `self.corpora`, resolved.
         """
-        settings = self.decisive()
+        settings = self.decisive() | {
+            "kind": self.kind,
+            "vocab": msgspec.to_builtins(tokenizer.info),
+            "dupe_factor": self.copies,
+            "do_lower_case": tokenizer.do_lower_case,
+            "corpora": [corpus.reading() for corpus in corpora],
+        }
         if not self.is_dynamic:
             # It has no effect, and is not in the run configurations of older directories.
             del settings["mask_smoothing"]
-        settings["dupe_factor"] = self.copies
-        settings["do_lower_case"] = tokenizer.do_lower_case
-        settings["corpora"] = [
-            {
-                "name": corpus.label,
-                "tfds_name": corpus.tfds_name,
-                "weight": corpus.weight,
-                **corpus.spec.reading(),
-            }
-            for corpus in corpora
-        ]
-        vocab = msgspec.to_builtins(tokenizer.info)
-        request = {"kind": self.kind, "vocab": vocab, **settings}
-        return json.loads(json.dumps(request))
+        # Tuples become lists, as in the file that this is compared with.
+        return json.loads(json.dumps(settings))

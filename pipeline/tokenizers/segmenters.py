@@ -85,15 +85,8 @@ def is_chinese(code_points: np.ndarray) -> np.ndarray:
 @functools.cache
 def _punctuation() -> np.ndarray:
     """Returns bool [65,536]: what BERT's tokenizer splits off as punctuation."""
-    ascii_symbols = set("$+<=>^`|~")
-    return np.fromiter(
-        (
-            unicodedata.category(char).startswith("P") or char in ascii_symbols
-            for char in map(chr, range(2**16))
-        ),
-        bool,
-        2**16,
-    )
+    characters = map(chr, range(2**16))
+    return np.array([unicodedata.category(c)[0] == "P" or c in "$+<=>^`|~" for c in characters])
 
 
 def _is_punctuation(code_points: np.ndarray) -> np.ndarray:

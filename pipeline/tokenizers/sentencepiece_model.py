@@ -67,7 +67,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _processor(self) -> SentencePieceProcessor:
-        return _open_model(self.model)
+        return SentencePieceProcessor(model_proto=self.model)
 
     @functools.cached_property
     def _token_ids(self) -> np.ndarray:
@@ -89,15 +89,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _begins_word(self) -> np.ndarray:
-        return np.fromiter(
-            (piece.startswith(WORD_MARK) for piece in self.vocab), bool, len(self.vocab)
-        )
+        return np.array([piece.startswith(WORD_MARK) for piece in self.vocab])
 
     @functools.cached_property
     def _has_text(self) -> np.ndarray:
-        return np.fromiter(
-            (bool(piece.strip(WORD_MARK)) for piece in self.vocab), bool, len(self.vocab)
-        )
+        return np.array([piece.strip(WORD_MARK) != "" for piece in self.vocab])
 
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
@@ -125,8 +121,9 @@ class SentencePieceTokenizer(Tokenizer):
         files = {
             XLM_ROBERTA_FILE if self.fairseq else MODEL_FILE: self.model,
             TOKENIZER_CONFIG_FILE: self._config_file(kind, do_lower_case=self.do_lower_case),
+            TOKENIZER_FILE: converted,
         }
-        return files if converted is None else files | {TOKENIZER_FILE: converted}
+        return {name: content for name, content in files.items() if content is not None}
 
     def _tokenizer_json(self) -> bytes:
         proto = ModelProto.FromString(self.model)
@@ -148,7 +145,6 @@ class SentencePieceTokenizer(Tokenizer):
         return tokenizer.to_str(pretty=False).encode("utf-8")
 
     def _scores(self, proto: ModelProto) -> list[float]:
-        """Returns each piece's score."""
         kinds, special = ModelProto.SentencePiece, set(self.special_ids.values())
         normal = (piece.score for piece in proto.pieces if piece.type == kinds.NORMAL)
         best = max(normal, default=0.0)
@@ -168,10 +164,6 @@ def _lower_in_place(text: str) -> str:
     return "".join(low if len(low := char.lower()) == 1 else char for char in text)
 
 
-def _open_model(model: bytes) -> SentencePieceProcessor:
-    return SentencePieceProcessor(model_proto=model)
-
-
 def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[str, ...], bool]:
     """Returns the tokens of a model's pieces in the order of their ids.
 
@@ -180,8 +172,8 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
         model_type: of the language model next to the file; None for none.
 
     Returns:
-        the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa,
-        unless the file has a padding or a mask of its own.
+        the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa, unless the
+        file has a padding or a mask of its own.
 
     Example:
         `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>`: a piece
@@ -195,17 +187,14 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
 
 
 def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
-    """Reads a SentencePiece model.
-
-    Returns:
-        its pieces in the order of the file, and the file's bytes.
+    """Returns the pieces of a SentencePiece model in the order of the file, and its bytes.
 
     Raises:
         InputError: the file does not exist, or is not a SentencePiece model.
     """
     model = read_tokenizer_file(path, what="a SentencePiece model")
     with refusing(path, "a SentencePiece model", "a file that cannot be read as one"):
-        processor = _open_model(model)
+        processor = SentencePieceProcessor(model_proto=model)
         pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
         _expect_convertible(model)
     return pieces, model
@@ -234,12 +223,11 @@ def load_sentencepiece(
     special_ids = find_special_ids(vocab, path)
     if not fairseq:
         # A model always has one, under any name.
-        special_ids["unk"] = _open_model(model).unk_id()
+        special_ids["unk"] = SentencePieceProcessor(model_proto=model).unk_id()
     return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, fairseq)
 
 
 def _is_unigram(model: bytes) -> bool:
-    """Returns whether a model file's bytes are of the unigram type."""
     trainer = ModelProto.FromString(model).trainer_spec
     return trainer.model_type == trainer.UNIGRAM
 

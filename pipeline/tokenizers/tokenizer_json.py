@@ -22,6 +22,10 @@ from pipeline.tokenizers.tokens import (
 )
 from pipeline.tokenizers.vocabulary import MAX_VOCAB_SIZE, read_tokenizer_file
 
+_CONVERT_HINT = (
+    "a vocab.json with merges.txt becomes one by transformers' "
+    "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+)
 _BYTE_LEVEL_MARK = "Ġ"
 _METASPACE_MARK = "▁"
 
@@ -52,13 +56,12 @@ class JsonTokenizer(Tokenizer):
     @functools.cached_property
     def _begins_word(self) -> np.ndarray:
         """Which tokens have the mark of a word's beginning; Ġ is a letter, too."""
-        byte_level = b'"ByteLevel"' in self.content
-        mark = _BYTE_LEVEL_MARK if byte_level else _METASPACE_MARK
-        return np.fromiter((token.startswith(mark) for token in self.vocab), bool, len(self.vocab))
+        mark = _BYTE_LEVEL_MARK if b'"ByteLevel"' in self.content else _METASPACE_MARK
+        return np.array([token.startswith(mark) for token in self.vocab])
 
     @functools.cached_property
     def _is_special(self) -> np.ndarray:
-        special = np.fromiter((not token for token in self.vocab), bool, len(self.vocab))
+        special = np.array([not token for token in self.vocab])
         added = self._tokenizer.get_added_tokens_decoder()
         special[[index for index, token in added.items() if token.special]] = True
         special[list(self.special_ids.values())] = True
@@ -90,22 +93,14 @@ class JsonTokenizer(Tokenizer):
 
 
 def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
-    """Reads a `tokenizer.json`.
-
-    Returns:
-        its tokens in the order of their ids, added ones included, and the file's bytes.
+    """Returns the tokens of a `tokenizer.json` in the order of their ids, and the file's bytes.
 
     Raises:
         InputError: the file does not exist, or is not a `tokenizer.json`.
     """
     content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}")
-    with refusing(
-        path,
-        f"a {TOKENIZER_FILE} of the tokenizers library",
-        "another file",
-        hint="a vocab.json with merges.txt becomes one by transformers' "
-        "AutoTokenizer.from_pretrained(…).save_pretrained(…)",
-    ):
+    expected = f"a {TOKENIZER_FILE} of the tokenizers library"
+    with refusing(path, expected, "another file", hint=_CONVERT_HINT):
         json_text.load(content)
         ids = FastTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     size = max(ids.values(), default=-1) + 1

@@ -3,12 +3,12 @@
 import abc
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.tokenizers.vocabulary import VocabInfo, vocab_info
@@ -85,8 +85,7 @@ class Tokenizer(abc.ABC):
     def _config_file(self, tokenizer_class: str, **settings: Any) -> bytes:
         """Returns a `tokenizer_config.json` that `transformers` understands."""
         tokens = {f"{name}_token": self.vocab[index] for name, index in self.special_ids.items()}
-        config = {"tokenizer_class": tokenizer_class, **tokens, **settings}
-        return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        return json_text.dump({"tokenizer_class": tokenizer_class, **tokens, **settings})
 
 
 def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:

@@ -44,10 +44,7 @@ def read_tokenizer_file(path: Location, *, what: str) -> bytes:
     """
     if not path.is_file():
         raise InputError(path, what, "no such file")
-    size = path.stat().st_size
-    if size > MAX_TOKENIZER_BYTES:
-        raise InputError(path, f"{what} of at most {MAX_TOKENIZER_BYTES} bytes", size)
-    return path.read_bytes()
+    return path.read_limited(MAX_TOKENIZER_BYTES)
 
 
 def read_tokens(path: Location) -> tuple[str, ...]:

@@ -32,12 +32,9 @@ class WordPieceTokenizer(Tokenizer):
     @functools.cached_property
     def _tokenizer(self) -> FastTokenizer:
         ids = {token: index for index, token in enumerate(self.vocab)}
+        unknown = self.vocab[self.special_ids["unk"]]
         tokenizer = FastTokenizer(
-            WordPiece(
-                vocab=ids,
-                unk_token=self.vocab[self.special_ids["unk"]],
-                max_input_chars_per_word=_MAX_WORD_CHARS,
-            )
+            WordPiece(ids, unk_token=unknown, max_input_chars_per_word=_MAX_WORD_CHARS)
         )
         # No special token is registered, so that a literal "[MASK]" in a text
         # is five ordinary characters and never the special token.
@@ -66,12 +63,9 @@ class WordPieceTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         """See `Tokenizer`."""
-        return {
-            VOCAB_FILE: ("\n".join(self.vocab) + "\n").encode("utf-8"),
-            TOKENIZER_CONFIG_FILE: self._config_file(
-                "BertTokenizer", do_lower_case=self.do_lower_case
-            ),
-        }
+        config = self._config_file("BertTokenizer", do_lower_case=self.do_lower_case)
+        content = ("\n".join(self.vocab) + "\n").encode("utf-8")
+        return {VOCAB_FILE: content, TOKENIZER_CONFIG_FILE: config}
 
 
 def load_wordpiece(path: Location, *, do_lower_case: bool) -> WordPieceTokenizer:
