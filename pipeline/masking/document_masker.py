@@ -72,27 +72,18 @@ class DocumentMasker:
         )
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
-        segment = segmenters.load_segmenter(segmenter)
-        ids, word_starts, line_starts = [], [], []
+        segment = segmenters.SEGMENTERS[segmenter]
+        slices = []
         for piece in _text_slices(text):
             tokens = self.tokenizer.tokenize(piece)
-            ids.append(tokens.ids)
+            word_starts = np.ones(len(tokens.ids), bool)
             if self._config.do_whole_word_mask:
-                word_starts.append(segmenters.word_starts(piece, tokens, segment))
-            else:
-                word_starts.append(np.ones(len(tokens.ids), bool))
-            line_starts.append(_line_starts(piece, tokens.starts))
-        return _TokenizedDocument(
-            np.concatenate(ids), np.concatenate(word_starts), np.concatenate(line_starts)
-        )
+                word_starts = segmenters.word_starts(piece, tokens, segment)
+            slices.append((tokens.ids, word_starts, _line_starts(piece, tokens.starts)))
+        return _TokenizedDocument(*map(np.concatenate, zip(*slices, strict=True)))
 
     def num_copies(self, key: bytes, weight: float) -> int:
-        """Returns how many masked copies a document has: `weight · copies`, on average.
-
-        Args:
-            key: its digest.
-            weight: its corpus's.
-        """
+        """Returns how many masked copies a document has: `weight · copies`, on average."""
         uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
         return int(weight * self._config.copies + uniform)
 
@@ -155,12 +146,9 @@ class DocumentMasker:
         begin = 0
         while batch := list(itertools.islice(inputs, _BATCH_WINDOWS)):
             joined = windows.join_windows(batch)
+            repeated = (rng for rng in rngs for _ in batch)
             masked = masks.mask_windows(
-                joined,
-                self._policy,
-                self._is_special,
-                (rng for rng in rngs for _ in batch),
-                copies=len(rngs),
+                joined, self._policy, self._is_special, repeated, copies=len(rngs)
             )
             statistics["masked_positions"] += len(masked.positions)
             features = masks.masked_features(joined, masked, self.vocab_size)
@@ -233,8 +221,6 @@ def mask_block(
     """Masks a block's documents into a spill file; a finished one stays.
 
     Args:
-        config: the settings.
-        block: the documents.
         is_only_writer: whether no other process, perhaps on another node, may mask it too.
 
     Returns:

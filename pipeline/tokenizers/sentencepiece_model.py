@@ -7,7 +7,7 @@ The conversion keeps pieces, scores and algorithm, so that both give the same to
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from sentencepiece import SentencePieceProcessor
@@ -59,9 +59,6 @@ class SentencePieceTokenizer(Tokenizer):
         fairseq: whether the tokens are numbered as XLM-RoBERTa's, see `number_tokens`.
     """
 
-    vocab: tuple[str, ...]
-    special_ids: Mapping[str, int]
-    do_lower_case: bool
     model: bytes = dataclasses.field(repr=False)
     fairseq: bool = False
 
@@ -78,14 +75,13 @@ class SentencePieceTokenizer(Tokenizer):
             ids[: len(_PIECES_FIRST)] = [_FAIRSEQ_FIRST.index(piece) for piece in _PIECES_FIRST]
         return ids
 
-    @functools.cached_property
-    def _is_special(self) -> np.ndarray:
+    def _further_special_ids(self) -> list[int]:
         sp = self._processor
-        special = np.zeros(len(self.vocab), bool)
-        for piece, index in enumerate(self._token_ids):
-            special[index] = sp.is_control(piece) or sp.is_unknown(piece) or sp.is_unused(piece)
-        special[list(self.special_ids.values())] = True
-        return special
+        return [
+            index
+            for piece, index in enumerate(self._token_ids.tolist())
+            if sp.is_control(piece) or sp.is_unknown(piece) or sp.is_unused(piece)
+        ]
 
     @functools.cached_property
     def _begins_word(self) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
@@ -39,10 +38,7 @@ class JsonTokenizer(Tokenizer):
         content: the file's bytes.
     """
 
-    vocab: tuple[str, ...]
-    special_ids: Mapping[str, int]
     content: bytes = dataclasses.field(repr=False)
-    do_lower_case: None = None
 
     @functools.cached_property
     def _tokenizer(self) -> FastTokenizer:
@@ -59,13 +55,10 @@ class JsonTokenizer(Tokenizer):
         mark = _BYTE_LEVEL_MARK if b'"ByteLevel"' in self.content else _METASPACE_MARK
         return np.array([token.startswith(mark) for token in self.vocab])
 
-    @functools.cached_property
-    def _is_special(self) -> np.ndarray:
-        special = np.array([not token for token in self.vocab])
+    def _further_special_ids(self) -> list[int]:
         added = self._tokenizer.get_added_tokens_decoder()
-        special[[index for index, token in added.items() if token.special]] = True
-        special[list(self.special_ids.values())] = True
-        return special
+        special = [index for index, token in added.items() if token.special]
+        return special + [index for index, token in enumerate(self.vocab) if not token]
 
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
@@ -119,4 +112,4 @@ def load_tokenizer_json(path: Location) -> JsonTokenizer:
         InputError: it cannot be read, or lacks a special token.
     """
     tokens, content = read_vocab(path)
-    return JsonTokenizer(tokens, find_special_ids(tokens, path), content)
+    return JsonTokenizer(tokens, find_special_ids(tokens, path), None, content)

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class Tokens:
     word_ids: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
 class Tokenizer(abc.ABC):
     """A tokenizer that masked examples can be made with.
 
@@ -67,8 +69,14 @@ class Tokenizer(abc.ABC):
         """The vocabulary's identity."""
         return vocab_info(self.vocab)
 
-    # In subclasses a cached property.
-    _is_special: np.ndarray
+    @functools.cached_property
+    def _is_special(self) -> np.ndarray:
+        special = np.zeros(len(self.vocab), bool)
+        special[[*self.special_ids.values(), *self._further_special_ids()]] = True
+        return special
+
+    def _further_special_ids(self) -> list[int]:
+        return []
 
     def is_special(self) -> np.ndarray:
         """Returns which tokens are never masked, nor stand in for a masked one: bool [V]."""

@@ -118,12 +118,9 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
     if pattern.is_dir():
         files = [file for file in files if _is_declared(file)]
         if not files:
-            raise InputError(
-                pattern,
-                f"the files of `corpus_spec`={corpus.spec.name} ({', '.join(corpus.spec.files)}; "
-                f"from {corpus.spec.url})",
-                "none of them",
-            )
+            names = f"{', '.join(corpus.spec.files)}; from {corpus.spec.url}"
+            expected = f"the files of `corpus_spec`={corpus.spec.name} ({names})"
+            raise InputError(pattern, expected, "none of them")
     if not any(file.bytes for file in files):
         raise InputError(pattern, "text", "nothing: every file there is empty")
     return tuple(sorted(files, key=lambda file: file.name))
