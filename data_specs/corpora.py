@@ -1,8 +1,7 @@
 """Known corpora: typed declarations, one YAML file each in `corpora/`.
 
 A declaration says where a corpus comes from and how its files become documents.
-A mixture is a YAML file of one's own that names several corpora and how much
-each counts.
+A mixture is a YAML file of the user that names several corpora and their weights.
 """
 
 import os
@@ -31,10 +30,10 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     `pipeline`, which checks them.
 
     Attributes:
-        name: what `--corpus_spec` calls it.
-        title: what it is, for people.
-        url: where to get it.
-        licence: what it may be used for.
+        name: its name for `corpus_spec`.
+        title: a description, for people.
+        url: its source.
+        licence: its licence.
         files: globs of the names of its files, `.gz` left out; all by default.
         reader: a name in `pipeline.corpora.readers.READERS`.
         text_fields: the fields of a row that are its text.
@@ -82,25 +81,23 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ) from error
 
     def reading(self) -> dict[str, Any]:
-        """Returns what decides the documents, without what is said for people."""
+        """Returns the settings that decide the documents."""
         values = msgspec.structs.asdict(self)
         return {name: value for name, value in values.items() if name not in _METADATA}
 
 
 class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One corpus of a run: where it lies, how it is read and how much it counts.
+    """One corpus of a run: its location, its declaration and its weight.
 
     Attributes:
-        input_dir: a file, a folder or a glob; for a TensorFlow dataset, where
-            such datasets are kept.
-        corpus_spec: the name of a declaration, or the path of one's own.
+        input_dir: a file, a directory or a glob; for a TensorFlow dataset, the directory of
+            datasets.
+        corpus_spec: the name of a declaration, or the path of a `.yaml` file.
         tfds_name: a TensorFlow dataset, `name[/config][:version]`.
         text_fields: instead of the declaration's.
         segmenter: instead of the declaration's.
-        weight: how much it counts: a document is masked `weight · dupe_factor`
-            ways, on average where that is no whole number.
-        name: what it is called in the manifest; by default after the declaration
-            or the dataset.
+        weight: a document has `weight · dupe_factor` masked copies, on average.
+        name: its name in the manifest; by default that of the declaration or the dataset.
     """
 
     input_dir: str | None = None
@@ -126,7 +123,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """Its name."""
         if self.name is not None:
             return self.name
         if self.corpus_spec is not None:
@@ -146,7 +143,7 @@ def load_spec(name: str) -> CorpusSpec:
         name: one of `names()`, or the path of a `.yaml` file of the same form.
 
     Raises:
-        ValueError: there is none, or it is not as it must be; names the key.
+        ValueError: it does not exist, or is invalid; names the key.
     """
     path = declarations.find_declaration(FOLDER, name)
     values = declarations.load_mapping(path) | {"name": path.stem}
@@ -156,13 +153,13 @@ def load_spec(name: str) -> CorpusSpec:
 def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
     """Loads a mixture: `corpora:`, a list of `CorpusSource`s.
 
-    A relative `input_dir` or `corpus_spec` file is meant beside the file; a URL is none.
+    A relative `input_dir` or `corpus_spec` file is relative to the mixture's directory.
 
     Args:
         path: the file: text, or whatever has `read_text` and `parent` as a `pathlib.Path`.
 
     Raises:
-        ValueError: it is not as it must be; names the file and the key.
+        ValueError: it is invalid; names the file and the key.
     """
     path = pathlib.Path(path) if isinstance(path, str) else path
     content = declarations.load_mapping(path)
@@ -183,6 +180,6 @@ def _beside(folder: Any, value: str) -> str:
     """Returns a path that is relative to a folder; one that is not stays."""
     if "://" in value:
         return value
-    # As it is where there is no such user.
+    # Unchanged if there is no such user.
     local = pathlib.Path(os.path.expanduser(value))
     return str(local if local.is_absolute() else folder / str(local))

@@ -71,7 +71,7 @@ def expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Checks a word.
 
     Raises:
-        ValueError: it is none of the allowed ones; names the key.
+        ValueError: it is not among the allowed ones; names the key.
     """
     if value not in allowed:
         raise ValueError(f"{key}: expected one of {', '.join(allowed)}, received {shown(value)}")
@@ -97,11 +97,11 @@ def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
     """Returns the file of a declaration.
 
     Args:
-        folder: where the known ones lie.
-        name: one of theirs, or the path of a `.yaml` file of one's own.
+        folder: the folder of the known ones.
+        name: the name of one of them, or the path of a `.yaml` file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such file.
     """
     names = known_names(folder)
     # A name may be longer than any file's.
@@ -121,7 +121,7 @@ def load_mapping(path: Any) -> dict[str, Any]:
         path: the file: a `pathlib.Path`, or whatever else has its `read_text`.
 
     Raises:
-        ValueError: it cannot be read or is something else; names the file.
+        ValueError: it cannot be read, or is not a mapping; names the file.
     """
     try:
         size = path.stat().st_size
@@ -130,7 +130,7 @@ def load_mapping(path: Any) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    # Numbers and dates that are none are plain ValueErrors, UnicodeDecodeError is one, too.
+    # ValueError: an invalid number or date, or a UnicodeDecodeError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
@@ -153,6 +153,9 @@ def build(kind: type, values: Any, where: str) -> Any:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise ValueError(f"{where}: {_describe(str(error), kind)}") from error
+    except UnicodeEncodeError as error:
+        received = shown(error.object)
+        raise ValueError(f"{where}: expected valid Unicode, received {received}") from error
 
 
 def _describe(refusal: str, kind: type) -> str:

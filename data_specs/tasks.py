@@ -42,7 +42,7 @@ class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         file: the name that the benchmark expects.
         format: one of `SUBMISSIONS`: JSON lines of `id` and `label`; a TSV with
             the header `index`, `prediction`; one JSON object of answers by id.
-        split_files: the names for splits that have another one.
+        split_files: the names of splits that have another one.
     """
 
     file: str
@@ -64,10 +64,10 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What a task's files hold, and how predictions are scored.
 
     Attributes:
-        name: what `--task` calls it.
-        title: what it is, for people.
-        url: where to get it.
-        licence: what it may be used for.
+        name: its name for `task`.
+        title: a description, for people.
+        url: its source.
+        licence: its licence.
         language: a code such as `zh`.
         kind: one of `KINDS`.
         text_fields: the fields of a row that are its text, one or two; of a
@@ -156,8 +156,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             _expect_plain_name("files", split)
             for name in names:
                 declarations.expect_path("files", name)
-                parts = pathlib.PurePosixPath(name).parts
-                if not parts or name.startswith("/") or ".." in parts:
+                steps = pathlib.PurePosixPath(name).parts
+                if not steps or name.startswith("/") or ".." in steps:
                     raise ValueError(
                         "files: expected names below the folder, "
                         f"received {declarations.shown(name)}"
@@ -169,25 +169,20 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return SPAN_SCORES[0] if self.kind == "span" else self.metrics[0]
 
     def reading(self) -> dict[str, Any]:
-        """Returns what decides the examples and the scores, without what is said for people."""
+        """Returns the settings that decide the examples and the scores."""
         values = msgspec.structs.asdict(self)
         return {name: value for name, value in values.items() if name not in _METADATA}
-
-
-def known_tasks() -> tuple[str, ...]:
-    """Returns the names of the known tasks."""
-    return declarations.known_names(FOLDER)
 
 
 def load_task(name_or_path: str) -> TaskSpec:
     """Loads a declaration.
 
     Args:
-        name_or_path: one of `known_tasks()`, or the path of a `.yaml` file of the
+        name_or_path: the name of a file in `tasks/`, or the path of a `.yaml` file of the
             same form.
 
     Raises:
-        ValueError: there is none, or it is not as it must be; names the key.
+        ValueError: it does not exist, or is invalid; names the key.
     """
     path = declarations.find_declaration(FOLDER, name_or_path)
     values = declarations.load_mapping(path) | {"name": path.stem}

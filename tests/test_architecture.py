@@ -18,9 +18,7 @@ SOURCES = [*LIBRARY, *sorted(ROOT.glob("tools/**/*.py"))]
 # Only these modules of models/ and distill/ need TensorFlow.
 NEEDS_TENSORFLOW = {
     "pipeline.models.formats.tf1_checkpoint",
-    "pipeline.distill.dynamic_masking",
-    "pipeline.distill.input",
-    "pipeline.distill.targets",
+    "pipeline.distill.batches",
     "pipeline.distill.training",
 }
 
@@ -76,8 +74,13 @@ def test_imports_follow_the_contracts() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_no_code_is_unused() -> None:
-    result = _run("-m", "vulture", "--config", ".vulture.toml")
+def test_no_code_is_unused(tmp_path: pathlib.Path) -> None:
+    # Tables name classes as "module:Class".
+    texts = [node.value for _, node in _nodes(SOURCES, ast.Constant) if isinstance(node.value, str)]
+    named = [match[1] for text in texts if (match := re.fullmatch(r"\w+:([A-Z]\w*)", text))]
+    (tmp_path / "named.py").write_text("\n".join(named))
+    paths = ("data_specs", "pipeline", "tools", str(tmp_path / "named.py"))
+    result = _run("-m", "vulture", "--config", ".vulture.toml", *paths)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -99,6 +102,7 @@ def test_only_commands_know_flags() -> None:
     texts = [
         f"{place} {text.value!r}"
         for place, node in _nodes(INSIDE, ast.Raise)
+        if isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func).endswith("Error")
         for text in ast.walk(node)
         if isinstance(text, ast.Constant)
         and isinstance(text.value, str)
@@ -117,8 +121,9 @@ def test_no_parameter_takes_the_name_of_a_flag() -> None:
 
 
 def test_locations_are_parsed_at_the_boundary() -> None:
-    homes = {"pipeline.base.location", "pipeline.base.settings"}
-    inside = [path for path in INSIDE if _module_name(path) not in homes]
+    # Declarations of corpora name files as text; the packages of corpora read them.
+    homes = ("pipeline.base.location", "pipeline.base.settings", "pipeline.corpora")
+    inside = [path for path in INSIDE if not _module_name(path).startswith(homes)]
     parsed = [
         place
         for place, node in _nodes(inside, ast.Call)
@@ -128,7 +133,7 @@ def test_locations_are_parsed_at_the_boundary() -> None:
         place
         for place, node in _nodes(inside, ast.Call)
         if ast.unparse(node.func) == "isinstance"
-        and re.search(r"\b(Bucket|Local)?Location\b", ast.unparse(node.args[1]))
+        and re.search(r"\b(Bucket|Local)Location\b", ast.unparse(node.args[1]))
     ]
     assert not parsed + compared
 

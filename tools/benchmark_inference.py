@@ -16,18 +16,19 @@ smallest and the largest. MB are 10⁶ bytes, of the weights file or the LiteRT 
 
 import dataclasses
 import functools
-import pathlib
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base import compute_dtype
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.commands import flags, running
+from pipeline.commands.settings import BackendSettings
 from pipeline.models import weight_names
 from pipeline.models.formats import model_directory
 from tools import inference_programs, measurement
@@ -40,8 +41,37 @@ COMPUTATIONS = (compute_dtype.FLOAT32, compute_dtype.BFLOAT16, INT8)
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    models: tuple[Location, ...] = setting(
+        dataclasses.MISSING,
+        "Model directories, the teacher first, separated by commas.",
+        parse=parse_words,
+    )
+    seq_length: int = setting(512, "Tokens of a sequence.", low=1)
+    batch_size: int = setting(16, "Sequences at a time, for the throughput.", low=1)
+    repeats: int = setting(10, "Turns.", low=1)
+    computations: tuple[str, ...] = setting(
+        COMPUTATIONS,
+        "Computations to measure, separated by commas.",
+        choices=COMPUTATIONS,
+        parse=parse_words,
+    )
+    output: Location | None = setting(None, "New JSON file for the table.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("models", "computations"):
+            if not getattr(self, name):
+                raise InputError(Setting(name), "at least one", "none")
+        if self.output is not None:
+            self.output.expect_absent()
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
-    """One of `--models`.
+    """One of the models.
 
     Attributes:
         name: for people, no other has it.
@@ -116,53 +146,24 @@ def measured(
     return Measured(statistics.median(figures), min(figures), max(figures), compared)
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("models", None, "Model directories, the teacher first, separated by commas.")
-    table.integer("seq_length", 512, "Tokens of a sequence.", low=1)
-    table.integer("batch_size", 16, "Sequences at a time, for the throughput.", low=1)
-    table.integer("repeats", 10, "Turns.", low=1)
-    table.string("computations", ",".join(COMPUTATIONS), "What is measured.")
-    table.string("output", None, "A new JSON file for what the table says.")
-    table.backend()
-    table.require("models")
-    return table.values
-
-
-def find_models(text: str, seq_length: int) -> list[Model]:
-    """Reads `--models`.
+def find_models(config: BenchmarkConfig) -> list[Model]:
+    """Finds the models, and names those of one name by their paths.
 
     Raises:
         InputError: one is no model, has no weights or too few positions.
     """
-    paths = [part.strip() for part in text.split(",") if part.strip()]
-    if not paths:
-        raise InputError(Setting("models"), "model directories", "none")
-    names = [pathlib.Path(path).resolve().name for path in paths]
+    names = [path.resolve().name for path in config.models]
     models = []
-    for path, name in zip(paths, names, strict=True):
+    for path, name in zip(config.models, names, strict=True):
         source = model_directory.find_model(path)
-        if seq_length > source.config.max_input_length:
+        if config.seq_length > source.config.max_input_length:
             raise InputError(
                 Setting("seq_length"),
                 f"at most {source.config.max_input_length}, the positions of {path}",
-                seq_length,
+                config.seq_length,
             )
-        models.append(Model(name if names.count(name) == 1 else path, source))
+        models.append(Model(name if names.count(name) == 1 else str(path), source))
     return models
-
-
-def parse_computations(text: str) -> list[str]:
-    """Reads `--computations`, and returns them in the order of `COMPUTATIONS`.
-
-    Raises:
-        InputError: one is not known.
-    """
-    wanted = {part.strip() for part in text.split(",") if part.strip()}
-    if not wanted or not set(COMPUTATIONS) >= wanted:
-        raise InputError(Setting("computations"), f"some of {','.join(COMPUTATIONS)}", f"{text!r}")
-    return [name for name in COMPUTATIONS if name in wanted]
 
 
 def choose_computations(
@@ -281,38 +282,38 @@ def to_json(speed: Speed) -> dict[str, Any]:
     }
 
 
-def _benchmark(values: flags.FlagValues) -> None:
-    if values.output:
-        Location.parse(values.output, "output").expect_absent()
-    models = find_models(values.models, values.seq_length)
-    wanted = parse_computations(values.computations)
+def _benchmark(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, BenchmarkConfig)
+    models = find_models(config)
+    wanted = [name for name in COMPUTATIONS if name in config.computations]
     devices = running.choose_backend(values)
     chosen, notes = choose_computations(wanted, devices, values.backend)
-    batches = Batches(values.seq_length, values.batch_size)
+    batches = Batches(config.seq_length, config.batch_size)
     speeds: list[Speed] = []
     for device, computation in chosen:
         print(f"measuring {computation} on {device}", file=sys.stderr, flush=True)
-        speeds += measure(models, device, computation, batches, repeats=values.repeats)
+        speeds += measure(models, device, computation, batches, repeats=config.repeats)
     sizes = f"latency of 1, throughput of {batches.size}, {batches.seq_length} tokens each"
-    lines = [f"{sizes}; {values.backend}; {values.repeats} turns: median (smallest-largest)"]
+    lines = [f"{sizes}; {values.backend}; {config.repeats} turns: median (smallest-largest)"]
     print("\n".join([*([table(speeds), ""] if speeds else []), *lines, *notes]))
-    if values.output:
+    if config.output is not None:
         content = {
             "machine": measurement.describe_machine(),
             "backend": values.backend,
             "seq_length": batches.seq_length,
             "batch_size": batches.size,
-            "repeats": values.repeats,
+            "repeats": config.repeats,
             "rows": [to_json(speed) for speed in speeds],
             "left_out": notes,
         }
-        Location.parse(values.output, "output").write_json(content)
-        print(f"benchmark: {values.output}")
+        config.output.write_json(content)
+        print(f"benchmark: {config.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _benchmark, __doc__, argv)
+    table = flags.define_flags(BenchmarkConfig, BackendSettings)
+    return running.run(table, _benchmark, __doc__, argv)
 
 
 if __name__ == "__main__":

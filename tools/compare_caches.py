@@ -15,11 +15,12 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, parse_counts, parse_words, setting
+from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 from tools.commands import run_command
@@ -36,12 +37,49 @@ METRICS: Mapping[str, str] = {
 _OWN_FLAGS = ("input_dir", "input_file", "output_dir", "random_seed", "do_train", "do_eval")
 
 
+def _parse_flags(text: str) -> tuple[str, ...]:
+    found = tuple(shlex.split(text))
+    for argument in found:
+        name = argument.lstrip("-").partition("=")[0]
+        if name.removeprefix("no") in _OWN_FLAGS or name in _OWN_FLAGS:
+            raise InputError(None, f"no `{name}`, which is chosen for each run")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    caches: tuple[Location, ...] = setting(
+        dataclasses.MISSING,
+        "Teacher caches of the same examples, separated by commas.",
+        parse=parse_words,
+    )
+    work: Location = setting(
+        dataclasses.MISSING, "Directory for the students' directories, on this machine."
+    )
+    distill_flags: tuple[str, ...] = setting(
+        dataclasses.MISSING, "Flags of run_distill besides the cache.", parse=_parse_flags
+    )
+    seeds: tuple[int, ...] = setting(
+        (1, 2), "Seeds, each of which trains one student from each cache.", parse=parse_counts
+    )
+    max_eval_steps: int = setting(200, "Batches of 32 of evaluation at most.", low=1)
+    output: Location | None = setting(None, "New JSON file for the table.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.work.expect_local()
+        if self.output is not None:
+            self.output.expect_absent()
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """One cache and its students.
 
     Attributes:
-        cache: the directory.
+        cache: the directory, as text.
         kept: k, and how many ids a position has on average.
         logit_encoding: how they are packed.
         bytes_per_position: the cache adds at a masked position.
@@ -64,7 +102,7 @@ class Comparison:
         return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _open(paths: Sequence[str]) -> list[Manifest]:
+def _open(paths: Sequence[Location]) -> list[Manifest]:
     """Returns the manifests of caches of the same examples.
 
     Raises:
@@ -73,9 +111,9 @@ def _open(paths: Sequence[str]) -> list[Manifest]:
     found = [manifests.load(path) for path in paths]
     for path, manifest in zip(paths, found, strict=True):
         if manifest.teacher_info is None:
-            raise InputError(Setting("caches"), "teacher caches", f"{path}, which is none")
+            raise InputError(path, "a teacher cache", manifest.kind)
         if not manifest.num_examples(manifests.TRAIN):
-            raise InputError(Setting("caches"), "train examples", f"{path} without any")
+            raise InputError(path, "train examples", "none")
         first, other = (
             (one.num_examples(manifests.TRAIN), one.teacher_info.parent["sha256"])
             for one in (found[0], manifest)
@@ -88,18 +126,11 @@ def _open(paths: Sequence[str]) -> list[Manifest]:
                 f"{path} ({other[0]:,}, parent {other[1][:8]}…)",
             )
     if not found[0].num_examples(manifests.EVAL):
-        raise InputError(Setting("caches"), f"eval examples in the first, {paths[0]} has none")
+        raise InputError(paths[0], "eval examples in the first cache", "none")
     return found
 
 
-def _check_flags(given: Sequence[str]) -> None:
-    for argument in given:
-        name = argument.lstrip("-").partition("=")[0]
-        if name.removeprefix("no") in _OWN_FLAGS or name in _OWN_FLAGS:
-            raise InputError(Setting("distill_flags"), f"no `{name}`, which is chosen for each run")
-
-
-def evaluate(student: pathlib.Path, cache: str, max_steps: int) -> dict[str, float]:
+def evaluate(student: Location, cache: Location, max_steps: int) -> dict[str, float]:
     """Returns what `METRICS` are of a student on a cache's eval split.
 
     Args:
@@ -113,7 +144,7 @@ def evaluate(student: pathlib.Path, cache: str, max_steps: int) -> dict[str, flo
     from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 
     config = DistillConfig(
-        StudentConfig(student=str(student)),
+        StudentConfig(student=student),
         parse_losses("kl_divergence=1"),
         input_dir=cache,
         do_train=False,
@@ -126,43 +157,33 @@ def evaluate(student: pathlib.Path, cache: str, max_steps: int) -> dict[str, flo
     return {name: report[name] for name in METRICS}
 
 
-def compare(
-    caches: Sequence[str],
-    work: pathlib.Path,
-    seeds: Sequence[int],
-    distill_flags: Sequence[str],
-    max_eval_steps: int = 200,
-) -> list[Comparison]:
+def compare(config: CompareConfig) -> list[Comparison]:
     """Trains a student from each cache with each seed, and evaluates it on the first cache.
 
-    Args:
-        caches: cache directories of the same masked examples.
-        work: the students' directories go here, `<number of the cache>-<seed>`.
-        seeds: of the runs.
-        distill_flags: what else `run_distill` is asked for.
-        max_eval_steps: at most so many batches of 32 of evaluation.
+    The students' directories are `<number of the cache>-<seed>` in `work`.
 
     Raises:
-        InputError: the caches or the flags are not as they must be.
+        InputError: a cache is none, or they are not of the same masked examples.
         SystemExit: a run failed and has said why.
     """
-    found = _open(caches)
-    _check_flags(distill_flags)
+    found = _open(config.caches)
+    config.work.make_directory()
     students = {}
-    for number, cache in enumerate(caches):
-        for seed in seeds:
-            student = students[number, seed] = work / f"{number}-{seed}"
+    for number, cache in enumerate(config.caches):
+        for seed in config.seeds:
+            student = students[number, seed] = config.work / f"{number}-{seed}"
             settings = {"input_dir": cache, "output_dir": student, "random_seed": seed}
-            run_command("run_distill", *distill_flags, do_eval=False, **settings)
+            run_command("run_distill", *config.distill_flags, do_eval=False, **settings)
     comparisons = []
-    for number, (cache, manifest) in enumerate(zip(caches, found, strict=True)):
+    for number, (cache, manifest) in enumerate(zip(config.caches, found, strict=True)):
         scores = {
-            seed: evaluate(students[number, seed], caches[0], max_eval_steps) for seed in seeds
+            seed: evaluate(students[number, seed], config.caches[0], config.max_eval_steps)
+            for seed in config.seeds
         }
         info = manifest.teacher_info
         comparisons.append(
             Comparison(
-                cache,
+                str(cache),
                 (info.truncation_factor, manifest.ids_per_position()),
                 info.logit_encoding,
                 sum(manifest.bytes_per_position().values()),
@@ -204,39 +225,19 @@ def table(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("caches", None, "Teacher caches of the same examples, separated by commas.")
-    table.string("work", None, "Where the students go.")
-    table.string("seeds", "1,2", "Each trains one student from each cache.")
-    table.string("distill_flags", None, "What run_distill is asked for, besides the cache.")
-    table.integer("max_eval_steps", 200, "At most so many batches of 32 of evaluation.", low=1)
-    table.string("output", None, "A new JSON file for what the table says.")
-    table.require("caches", "work", "distill_flags")
-    return table.values
-
-
-def _compare(values: flags.FlagValues) -> None:
-    if values.output:
-        Location.parse(values.output, "output").expect_absent()
-    caches = [cache.strip() for cache in values.caches.split(",")]
-    seeds = running.parse_counts("seeds", values.seeds)
+def _compare(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, CompareConfig)
     running.import_quietly("tensorflow")
-    Location.parse(values.work, "work").expect_local()
-    work = Location.parse(values.work, "work").make_directory()
-    found = compare(caches, work, seeds, shlex.split(values.distill_flags), values.max_eval_steps)
+    found = compare(config)
     print(f"\n{table(found)}")
-    if values.output:
-        Location.parse(values.output, "output").write_json(
-            [dataclasses.asdict(one) for one in found]
-        )
-        print(f"comparison: {values.output}")
+    if config.output is not None:
+        config.output.write_json([dataclasses.asdict(one) for one in found])
+        print(f"comparison: {config.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _compare, __doc__, argv)
+    return running.run(flags.define_flags(CompareConfig), _compare, __doc__, argv)
 
 
 if __name__ == "__main__":

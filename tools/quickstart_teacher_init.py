@@ -118,8 +118,8 @@ def neighbor_weights(
     for layer in range(min(_NEIGHBOR_LAYERS, config.num_hidden_layers)):
         _set_neighbor_heads(config, layer, weights)
         for part in ("value", "output"):
-            kernel = weights[f"encoder/layer_{layer}/attention/{part}/kernel"]
-            kernel *= _VALUE_DEVIATION / config.initializer_range
+            name = f"encoder/layer_{layer}/attention/{part}/kernel"
+            weights[name] *= _VALUE_DEVIATION / config.initializer_range
     smoothed = token_counts + _SMOOTHING
     weights["head/bias"] = np.log(smoothed / smoothed.sum())
     return {name: value.astype(np.float32) for name, value in weights.items()}

@@ -81,9 +81,9 @@ class FlagSet:
         return values
 
 
-def define_flags(*configs: type[Settings]) -> flags.FlagValues:
-    """Returns the flags of config dataclasses; see `FlagSet`."""
-    return FlagSet(configs).define()
+def define_flags(*configs: type[Settings], **options: Any) -> flags.FlagValues:
+    """Returns the flags of config dataclasses; `options` are other fields of `FlagSet`."""
+    return FlagSet(configs, **options).define()
 
 
 def setting_fields(config: type[Settings]) -> list[dataclasses.Field]:

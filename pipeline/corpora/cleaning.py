@@ -1,4 +1,4 @@
-"""Cleaning: what stands in a corpus's files and is no text."""
+"""Cleaning: removes from documents what is not text."""
 
 import html
 import re
@@ -8,14 +8,14 @@ _BREAK_TAG = re.compile(r"<br\s*/?>|</p>", re.IGNORECASE)
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\s*\n\s*")
-# A mark, once read, is not read again: a long line of marks would take for ever.
+# Possessive, as backtracking over a long line of marks would take quadratic time.
 _HEADING = re.compile(r"^(?=.{1,300}$)(?: ?=)++ (.*?) (?:= ?)++$", re.MULTILINE)
 _SPLIT_SIGN = re.compile(r" @([-,.])@ ")
 _SUBTITLE_STYLE = re.compile(r"\{[^{}\n]*\}|[♪#*]")
 # Blank lines are matched once, whether or not a dash comes behind them.
 _SUBTITLE_DASH = re.compile(r"^(\s*+)([-–—]++\s*+)?", re.MULTILINE)
 _MENTION = re.compile(r"\[(?:id|club)\d{1,30}(?::[^|\]]{0,1000})?\|([^\]]{0,1000})\]")
-# No character has such a number, and Python does not read it.
+# No character has such a number, and Python refuses to parse it.
 _ENDLESS_NUMBER = re.compile(r"&#[0-9]{1000,}+;?")
 _BOOK_BEGINS = re.compile(r"^\*\*\* ?START OF [^\n]*$", re.MULTILINE)
 _BOOK_ENDS = re.compile(r"^\*\*\* ?END OF [^\n]*$", re.MULTILINE)
@@ -58,7 +58,7 @@ def _spaces(text: str) -> str:
 def _subtitles(text: str) -> str:
     """`{\\an8}- Где он? ♪` → `Где он? `."""
     text = _SUBTITLE_STYLE.sub("", text)
-    return _SUBTITLE_DASH.sub(lambda found: "" if found[2] else found[1], text)
+    return _SUBTITLE_DASH.sub(lambda match: "" if match[2] else match[1], text)
 
 
 def _wikitext(text: str) -> str:
@@ -81,7 +81,7 @@ STEPS: dict[str, Callable[[str], str]] = {
 
 
 def clean(text: str, steps: Sequence[str]) -> str:
-    """Applies steps of cleaning, named as in `STEPS`, one after another."""
+    """Returns a text after some of `STEPS`, in their order."""
     for step in steps:
         text = STEPS[step](text)
     return text

@@ -31,7 +31,7 @@ _MAX_BLOCK_DOCUMENTS = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class DocumentBlock:
-    """Consecutive documents: the unit of work of the first half of stage 1a.
+    """Consecutive documents: the unit of work of the first half of prepare.
 
     Attributes:
         index: its number within the corpus.
@@ -106,6 +106,11 @@ def _expect_known(
                 f"a known {kind} ({', '.join(known)})",
                 shown(name),
             )
+
+
+def is_inside(path: Location, source: CorpusSource) -> bool:
+    """Returns whether a path is below the folder whose files a source reads."""
+    return source.files is not None and path.is_inside(Location.parse(source.files))
 
 
 def open_corpora(

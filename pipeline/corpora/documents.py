@@ -11,12 +11,12 @@ class Corpus:
     """One corpus of a run, its settings resolved.
 
     Attributes:
-        label: what it is called; empty for the only one.
-        spec: how it is read.
+        label: its name; empty for the only one.
+        spec: its declaration.
         reader: the name of its reader in `pipeline.corpora.readers.READERS`.
-        weight: how much it counts.
-        tfds_name: the TensorFlow dataset that it is, if it is one.
-        tfds_dir: where such datasets are kept; None for their usual place.
+        weight: the factor of its number of masked copies.
+        tfds_name: the name of a TensorFlow dataset; None for files.
+        tfds_dir: the directory of TensorFlow datasets; None for their default.
     """
 
     label: str = ""
@@ -45,21 +45,21 @@ class CorpusFile:
 
     @property
     def key(self) -> str:
-        """What it is called in keys: files of two corpora may have the same name."""
+        """Its name in keys: files of two corpora may have the same name."""
         return f"{self.corpus.label}/{self.name}" if self.corpus.label else self.name
 
 
 @dataclasses.dataclass(frozen=True)
 class RawDocument:
-    """A document as it stands in its file.
+    """A document as its file holds it.
 
     Attributes:
-        file: where it stands.
+        file: its file.
         ordinal: its number within the file, from 0.
-        place: where it begins, for messages: `line 12` or `row 3`.
+        place: its begin, for messages: `line 12` or `row 3`.
         content: text, or one JSON object; not yet decoded.
-        split_key: what decides its split where that is not its content: for
-            the pieces of one long document.
+        split_key: decides its split instead of its content, for the pieces of one long
+            document.
     """
 
     file: CorpusFile

@@ -52,9 +52,9 @@ _ALONE = DataStreams()
 _SIZED = (records.SEGMENT_LENGTHS, records.MASKED_LM_WEIGHTS)
 # Inputs whose lengths decide how batches are cut.
 _SAMPLE_SIZE = 1024
-# What a chunk costs whatever is in it, in tokens: gradients are added up, kernels begin. On
+# What a microbatch costs whatever is in it, in tokens: gradients are added up, kernels begin. On
 # two cores 77 of inputs of 512 tokens (2 layers x 256), 430 of 64 tokens (4 x 192).
-_CHUNK_COSTS = {"cpu": 512, "other": 8192}
+_MICROBATCH_COSTS = {"cpu": 512, "other": 8192}
 Arrays = dict[str, np.ndarray]
 _LENGTHS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
 # Whose masks are drawn: two purposes never share random numbers.
@@ -191,10 +191,10 @@ def _smallest_from(sizes: Sequence[int], size: tf.Tensor) -> tf.Tensor:
     return tf.constant(sizes)[tf.searchsorted(sizes, size[tf.newaxis])[0]]
 
 
-def _largest(chunks: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the longest input of each chunk and its last position that counts, int32 [C]."""
-    longest = tf.reduce_max(tf.reduce_sum(chunks[records.SEGMENT_LENGTHS], axis=2), axis=1)
-    weights = chunks[records.MASKED_LM_WEIGHTS]
+def _largest(microbatches: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the longest input of each microbatch and its last position that counts, int32 [C]."""
+    longest = tf.reduce_max(tf.reduce_sum(microbatches[records.SEGMENT_LENGTHS], axis=2), axis=1)
+    weights = microbatches[records.MASKED_LM_WEIGHTS]
     # One before the last may have lost its weight.
     places = tf.range(1.0, weights.shape[2] + 1.0)
     return longest, tf.cast(tf.reduce_max(weights * places, axis=[1, 2]), tf.int32)
@@ -233,14 +233,14 @@ def trim_batch(
 
 
 def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor]:
-    """Cuts a group into chunks of equally many rows, with what each has of the group's losses.
+    """Cuts a group into microbatches of equally many rows, and adds their shares of the losses.
 
     A loss is a mean over masked positions, over tokens, or over pairs of tokens of one
-    input. So that the mean over chunks is that over the group, each chunk's own mean
+    input. So that the mean over microbatches is that over the group, each microbatch's own mean
     must count by how many of these it has: its share is their number over the mean
-    number of the group's chunks.
+    number of the group's microbatches.
 
-    Example: of two chunks with 2 and 6 masked positions the shares are 0.5 and 1.5.
+    Example: of two microbatches with 2 and 6 masked positions the shares are 0.5 and 1.5.
 
     Args:
         batch: as `pipeline.storage.reader.parse_batch` returns it, of G rows.
@@ -248,13 +248,13 @@ def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor
 
     Returns:
         the batch, [C, G / C, …] in place of [G, …], with `LOSS_SHARES` float32
-        [C, G / C, 3], the same in all rows of a chunk.
+        [C, G / C, 3], the same in all rows of a microbatch.
     """
-    chunks = _reshape_group(batch, count)
-    counts = _loss_counts(chunks)
+    microbatches = _reshape_group(batch, count)
+    counts = _loss_counts(microbatches)
     shares = tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
-    rows = chunks[records.SEGMENT_LENGTHS].shape[1]
-    return {**chunks, LOSS_SHARES: tf.repeat(shares[:, tf.newaxis], rows, axis=1)}
+    rows = microbatches[records.SEGMENT_LENGTHS].shape[1]
+    return {**microbatches, LOSS_SHARES: tf.repeat(shares[:, tf.newaxis], rows, axis=1)}
 
 
 def _reshape_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor]:
@@ -264,12 +264,12 @@ def _reshape_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.T
     }
 
 
-def _loss_counts(chunks: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Returns how many masked positions, tokens and pairs of tokens chunks have, float32 [C, 3]."""
-    lengths = tf.cast(tf.reduce_sum(chunks[records.SEGMENT_LENGTHS], axis=2), tf.float32)
+def _loss_counts(microbatches: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Returns the counts of `losses.base.AVERAGES` in microbatches, float32 [C, 3]."""
+    lengths = tf.cast(tf.reduce_sum(microbatches[records.SEGMENT_LENGTHS], axis=2), tf.float32)
     return tf.stack(
         [
-            tf.reduce_sum(chunks[records.MASKED_LM_WEIGHTS], axis=[1, 2]),
+            tf.reduce_sum(microbatches[records.MASKED_LM_WEIGHTS], axis=[1, 2]),
             tf.reduce_sum(lengths, axis=1),
             tf.reduce_sum(tf.square(lengths), axis=1),
         ],
@@ -277,7 +277,7 @@ def _loss_counts(chunks: Mapping[str, tf.Tensor]) -> tf.Tensor:
     )
 
 
-def plan_chunks(
+def plan_microbatches(
     cache: CacheInput,
     *,
     batch_size: int,
@@ -293,10 +293,10 @@ def plan_chunks(
         cache: has train examples.
         batch_size: examples that are computed together at most.
         num_batches: batches of an update.
-        buckets: lengths, at most; with 1 a batch is a chunk.
+        buckets: lengths, at most; with 1 a batch is a microbatch.
         on_cpu: what computes.
-        num_devices: that share a chunk.
-        multiple: what the examples of a chunk are a multiple of.
+        num_devices: that share a microbatch.
+        multiple: what the examples of a microbatch are a multiple of.
     """
     lengths = reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
     return length_buckets.plan_chunks(
@@ -305,8 +305,8 @@ def plan_chunks(
         num_batches=num_batches,
         max_seq_length=cache.manifest.max_seq_length,
         num_lengths=buckets,
-        # Devices compute their tokens side by side, but each begins the chunk.
-        chunk_cost=_CHUNK_COSTS["cpu" if on_cpu else "other"] * num_devices,
+        # Devices compute their tokens side by side, but each begins the microbatch.
+        chunk_cost=_MICROBATCH_COSTS["cpu" if on_cpu else "other"] * num_devices,
         multiple=multiple,
     )
 
@@ -332,6 +332,9 @@ def _decoder(
             batch = reader.parse_batch(serialized, cache.manifest, codec)
         if subset is not None:
             batch = vocab_subset.remap_batch(tf, batch, subset, temperatures)
+        for value in batch.values():
+            # Some codecs leave the number of rows open, by which groups are cut.
+            value.set_shape([serialized.shape[0], *value.shape[1:]])
         return batch
 
     return decode
@@ -360,7 +363,7 @@ def training_batches(
     """Returns the endless stream of training batches of a process that reads all of them.
 
     Groups of the shuffled stream's examples are sorted by length and cut; what is
-    yielded are the chunks, shortest first, each padded to the next of a few lengths.
+    yielded are the microbatches, shortest first, each padded to the next of a few lengths.
     Which examples make an update does not change by that, nor do its gradients.
 
     Args:
@@ -370,7 +373,7 @@ def training_batches(
         start: examples already used, in whole groups; the stream begins with the
             next one.
         shuffle_buffer_size: examples.
-        streams: of which each group has equally many examples, and each chunk.
+        streams: of which each group has equally many examples, and each microbatch.
     """
     dataset = _groups(cache, chunking, streams, seed=seed, start=start, buffer=shuffle_buffer_size)
     count = chunking.num_chunks
@@ -399,8 +402,8 @@ def training_groups(
         streams: those that this process reads.
 
     Returns:
-        inputs and targets as `inputs_and_targets` returns them, with the chunks C before
-        the rows; and float32 [C, 5], what chunks of this part have: their longest input,
+        inputs and targets as `inputs_and_targets` returns them, with the microbatches C before
+        the rows; and float32 [C, 5], what microbatches of this part have: their longest input,
         the last masked position that counts, and the numbers of masked positions, tokens
         and pairs of tokens.
     """
@@ -409,9 +412,9 @@ def training_groups(
 
     def cut(batch: Mapping[str, tf.Tensor]) -> tuple[dict, dict, tf.Tensor]:
         inputs, wanted = inputs_and_targets(batch)
-        chunks = _reshape_group({name: batch[name] for name in _SIZED}, count)
-        sizes = tf.cast(tf.stack(_largest(chunks), axis=1), tf.float32)
-        measures = tf.concat([sizes, _loss_counts(chunks)], axis=1)
+        microbatches = _reshape_group({name: batch[name] for name in _SIZED}, count)
+        sizes = tf.cast(tf.stack(_largest(microbatches), axis=1), tf.float32)
+        measures = tf.concat([sizes, _loss_counts(microbatches)], axis=1)
         return _reshape_group(inputs, count), _reshape_group(wanted, count), measures
 
     return dataset.map(cut).prefetch(2)
@@ -426,7 +429,7 @@ def _groups(
     start: int,
     buffer: int,
 ) -> tf.data.Dataset:
-    """Returns decoded groups of the streams that this process reads, in the order of chunks."""
+    """Returns decoded groups of the streams that this process reads, in order."""
     parts = [
         reader.training_records(
             cache,
@@ -445,7 +448,7 @@ def _groups(
     def read(*groups: tuple[tf.Tensor, tf.Tensor]) -> Mapping[str, tf.Tensor]:
         if count > 1 and chunking.num_lengths > 1:
             groups = [reader.sort_by_length(*group) for group in groups]
-        # Each chunk has its part of each stream: which ones a process reads decides nothing.
+        # Each microbatch has its part of each stream: which ones a process reads decides nothing.
         serialized, epochs = (
             tf.reshape(tf.concat([tf.reshape(one, [count, -1]) for one in some], axis=1), [size])
             for some in zip(*groups, strict=True)
@@ -515,12 +518,12 @@ def agreed_batches(
     num_lengths: int,
     gather: Callable[[np.ndarray], Any],
 ) -> Iterator[tuple[Arrays, Arrays]]:
-    """Yields this process's rows of the chunks that all processes compute together.
+    """Yields this process's rows of the microbatches that all processes compute together.
 
     Args:
-        groups: as `pipeline.distill.targets.training_groups` yields them.
+        groups: as `training_groups` yields them.
         manifest: gives the largest L and P.
-        num_lengths: lengths, at most, that chunks are padded to.
+        num_lengths: lengths, at most, that microbatches are padded to.
         gather: begins to give every process the measures of all, as rows.
 
     Yields:
@@ -536,20 +539,20 @@ def agreed_batches(
         # Before the group at hand is yielded: devices get to it while they still compute.
         begun = gather(measures)
         if waiting is not None:
-            yield from _chunks(*waiting, lengths, widths)
+            yield from _microbatches(*waiting, lengths, widths)
         waiting = inputs, targets, begun
     if waiting is not None:
-        yield from _chunks(*waiting, lengths, widths)
+        yield from _microbatches(*waiting, lengths, widths)
 
 
-def _chunks(
+def _microbatches(
     inputs: Arrays,
     targets: Arrays,
     gathered: Any,
     lengths: tuple[int, ...],
     widths: tuple[int, ...],
 ) -> Iterator[tuple[Arrays, Arrays]]:
-    """Yields the chunks of a group, trimmed to what all processes need."""
+    """Yields the microbatches of a group, trimmed to what all processes need."""
     measures = np.asarray(gathered)
     longest, most = measures[..., :2].max(axis=0).T
     shares = loss_shares(measures[..., 2:].sum(axis=0))
@@ -571,15 +574,15 @@ def _cut(targets: Mapping[str, np.ndarray], number: int, width: int) -> Arrays:
 
 
 def loss_shares(counts: np.ndarray) -> np.ndarray:
-    """Returns how much each chunk counts for the losses of its group.
+    """Returns how much each microbatch counts for the losses of its group.
 
-    Example: of chunks with 2 and 6 masked positions the shares are 0.5 and 1.5.
+    Example: of microbatches with 2 and 6 masked positions the shares are 0.5 and 1.5.
 
     Args:
         counts: float32 [C, 3], of masked positions, tokens and pairs of tokens.
 
     Returns:
-        float32 [C, 3]; 0 where no chunk has any.
+        float32 [C, 3]; 0 where no microbatch has any.
     """
     means = counts.mean(axis=0)
     return np.divide(counts, means, out=np.zeros_like(counts), where=means > 0)

@@ -1,8 +1,7 @@
-"""What a run writes while it goes on: `metrics.jsonl` and TensorBoard events."""
+"""The log of a run: `metrics.jsonl` and TensorBoard events."""
 
 import json
 import math
-import pathlib
 import tempfile
 from collections.abc import Mapping
 
@@ -10,7 +9,7 @@ from tensorboard.summary import Writer
 
 from pipeline.base import json_text
 from pipeline.base.local_mirror import mirror_folder
-from pipeline.base.location import BucketLocation, Location
+from pipeline.base.location import Location
 from pipeline.storage.manifest import EVAL
 
 METRICS_FILE = "metrics.jsonl"
@@ -32,9 +31,9 @@ class RunLog:
         self._output_dir = output_dir
         self._collected: tempfile.TemporaryDirectory[str] | None = None
         self._directory = self._output_dir
-        if isinstance(self._output_dir, BucketLocation):
+        if not self._output_dir.is_local:
             self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=mirror_folder())
-            self._directory = pathlib.Path(self._collected.name)
+            self._directory = Location.parse(self._collected.name)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
         self._evaluated: set[float] = set()
@@ -75,7 +74,7 @@ class RunLog:
             return
         for path in sorted(path for path in self._directory.rglob("*") if path.is_file()):
             name = path.relative_to(self._directory).as_posix()
-            (self._output_dir / name).upload(path)
+            (self._output_dir / name).take(path)
 
     def close(self) -> None:
         """Closes the event files, and uploads what was collected."""

@@ -1,4 +1,4 @@
-"""Documents become masked examples, or unmasked windows: the first half of stage 1a.
+"""Documents become masked examples or unmasked windows: the first half of prepare.
 
 The workers' job is a document block, which becomes one spill file.
 """
@@ -25,7 +25,6 @@ from pipeline.masking.windows import WindowInput
 from pipeline.storage import serialization, spill, token_counts
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.loading import load_tokenizer
-from pipeline.tokenizers.tokens import Tokenizer
 
 # Characters that are tokenised at a time: bounds the memory of a long document.
 _TEXT_SLICE_CHARS = 2**17
@@ -54,33 +53,29 @@ class _TokenizedDocument:
 
 
 class DocumentMasker:
-    """Turns documents into masked examples or, for dynamic masks, windows; one a process."""
+    """Turns documents into masked examples or, for dynamic masks, windows; one a process.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        vocab_size: V.
+    """
 
     def __init__(self, config: MaskedExamplesConfig) -> None:
         self._config = config
-        self._tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
-        self._is_special = self._tokenizer.is_special()
+        self.tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
+        self.vocab_size = len(self.tokenizer.vocab)
+        self._is_special = self.tokenizer.is_special()
         self._policy = masks.masking_policy(
-            self._tokenizer,
+            self.tokenizer,
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
-        return self._tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the tokens of the vocabulary."""
-        return len(self._tokenizer.vocab)
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
         segment = segmenters.load_segmenter(segmenter)
         ids, word_starts, line_starts = [], [], []
         for piece in _text_slices(text):
-            tokens = self._tokenizer.tokenize(piece)
+            tokens = self.tokenizer.tokenize(piece)
             ids.append(tokens.ids)
             if self._config.do_whole_word_mask:
                 word_starts.append(segmenters.word_starts(piece, tokens, segment))
@@ -125,7 +120,7 @@ class DocumentMasker:
         seed = self._config.random_seed
         document = self._tokenize(text, segmenter)
         # A byte-level vocabulary may have no unknown token.
-        unknown = document.ids == self._tokenizer.special_ids.get("unk", -1)
+        unknown = document.ids == self.tokenizer.special_ids.get("unk", -1)
         statistics["tokens"] += len(document.ids)
         statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
         inputs = self._windows(document, key)
@@ -185,7 +180,7 @@ class DocumentMasker:
             begin += len(batch)
 
     def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
-        config, special_ids = self._config, self._tokenizer.special_ids
+        config, special_ids = self._config, self.tokenizer.special_ids
         length = config.window_length
         rng = seeding.stream(config.random_seed, "window length", key)
         if rng.random() < config.short_seq_prob:

@@ -1,4 +1,4 @@
-"""Stage 1a: a corpus becomes masked examples, or windows that are masked when they are read.
+"""Prepare: a corpus becomes masked examples, or windows that are masked when they are read.
 
     document blocks ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file
@@ -259,7 +259,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
 
 def _expect_output_outside(config: MaskedExamplesConfig) -> None:
     for source in config.corpora:
-        if source.files is not None and config.output_dir.is_inside(Location.parse(source.files)):
+        if corpus.is_inside(config.output_dir, source):
             raise InputError(
                 Setting("output_dir"),
                 f"a directory outside `input_dir`={source.files}, all of which is read",

@@ -172,17 +172,19 @@ def draw_tokens(
 def masked_tokens(
     labels: np.ndarray, policy: MaskingPolicy, draws: np.ndarray, picks: np.ndarray
 ) -> np.ndarray:
-    """Returns what stands at the masked positions: 80% [MASK], 10% rng, 10% kept.
+    """Returns the inputs at the masked positions: 80% [MASK], 10% random, 10% kept.
 
     Args:
         labels: int [p], the true tokens.
         policy: the ids.
-        draws: float64 [p], from `draw_tokens`.
-        picks: int [p], from there, too.
+        draws: float64 [p], from `draw_tokens`, as are the picks.
+        picks: int [p].
     """
     replacements = policy.replacement_ids[picks]
-    kept = draws >= 1.0 - _KEEP_PROBABILITY
-    return np.where(draws < _MASK_PROBABILITY, policy.mask_id, np.where(kept, labels, replacements))
+    is_kept = draws >= 1.0 - _KEEP_PROBABILITY
+    return np.where(
+        draws < _MASK_PROBABILITY, policy.mask_id, np.where(is_kept, labels, replacements)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

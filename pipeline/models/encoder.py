@@ -4,7 +4,7 @@ Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Langua
 Understanding" (2019). Shapes: B batch, L length, D hidden size, H heads, N layers.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,53 +43,44 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _stream_seed(seed: int, purpose: str, name: str) -> int:
-    return hash64(seed, purpose, name) % 2**31
+@dataclasses.dataclass(frozen=True)
+class LayerParts:
+    """Makes the parts of one layer, each with random numbers of its own.
 
-
-def random_weights(config: EncoderConfig, *, seed: int, name: str) -> keras.Initializer:
-    """Returns BERT's initial distribution, a truncated normal, on a stream of its own.
-
-    Args:
-        config: gives the deviation, `initializer_range`.
+    Attributes:
+        config: the model's.
+        scope: the layer's name within the model.
         seed: the model's seed.
-        name: the variable's name within the model; no two share numbers.
+        dtype: of the layer; normalisation computes in float32 by itself.
     """
-    return keras.initializers.TruncatedNormal(
-        stddev=config.initializer_range, seed=_stream_seed(seed, "initial weights", name)
-    )
 
+    config: EncoderConfig
+    scope: str
+    seed: int
+    dtype: DType
 
-def make_dense(
-    config: EncoderConfig, size: int, *, scope: str, name: str, seed: int, dtype: DType
-) -> keras.layers.Dense:
-    """Returns a dense layer [..., any] → [..., size] with BERT's initial weights."""
-    initializer = random_weights(config, seed=seed, name=f"{scope}/{name}")
-    return keras.layers.Dense(size, kernel_initializer=initializer, name=name, dtype=dtype)
+    def initializer(self, name: str) -> keras.Initializer:
+        """Returns BERT's initial distribution of weights, a truncated normal."""
+        seed = self._seed("initial weights", name)
+        return keras.initializers.TruncatedNormal(stddev=self.config.initializer_range, seed=seed)
 
+    def dense(self, size: int, name: str) -> keras.layers.Dense:
+        """Returns a dense layer [..., any] → [..., size]."""
+        initializer = self.initializer(name)
+        return keras.layers.Dense(size, kernel_initializer=initializer, name=name, dtype=self.dtype)
 
-def make_layer_norm(config: EncoderConfig, *, dtype: DType) -> keras.layers.LayerNormalization:
-    """Returns a layer normalisation over D; it computes in float32 by itself."""
-    return keras.layers.LayerNormalization(
-        epsilon=config.layer_norm_eps, name="layer_norm", dtype=dtype
-    )
+    def layer_norm(self) -> keras.layers.LayerNormalization:
+        """Returns a normalisation over the last axis."""
+        epsilon = self.config.layer_norm_eps
+        return keras.layers.LayerNormalization(epsilon=epsilon, name="layer_norm", dtype=self.dtype)
 
+    def dropout(self, rate: float, name: str = "dropout") -> keras.layers.Dropout:
+        """Returns a dropout layer."""
+        seed = self._seed("dropout", name)
+        return keras.layers.Dropout(rate, seed=seed, name=name, dtype=self.dtype)
 
-def make_dropout(
-    rate: float, *, scope: str, seed: int, dtype: DType, name: str = "dropout"
-) -> keras.layers.Dropout:
-    """Returns a dropout layer with a random stream of its own."""
-    stream = _stream_seed(seed, "dropout", f"{scope}/{name}")
-    return keras.layers.Dropout(rate, seed=stream, name=name, dtype=dtype)
-
-
-def _makers(
-    config: EncoderConfig, *, scope: str, seed: int, dtype: DType
-) -> tuple[Callable[..., keras.layers.Dense], Callable[..., keras.layers.Dropout]]:
-    """Returns `make_dense` and `make_dropout` for the parts of one layer."""
-    common = {"scope": scope, "seed": seed, "dtype": dtype}
-    dense = functools.partial(make_dense, config, **common)
-    return dense, functools.partial(make_dropout, **common)
+    def _seed(self, purpose: str, name: str) -> int:
+        return hash64(self.seed, purpose, f"{self.scope}/{name}") % 2**31
 
 
 class Embeddings(keras.layers.Layer):
@@ -104,13 +95,12 @@ class Embeddings(keras.layers.Layer):
     def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
         super().__init__(name="embeddings", dtype=dtype)
         self.config = config
-        self.seed = seed
-        dense, dropout = _makers(config, scope=self.name, seed=seed, dtype=self.dtype_policy)
-        self.layer_norm = make_layer_norm(config, dtype=self.dtype_policy)
-        self.dropout = dropout(config.hidden_dropout_prob)
+        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
+        self.layer_norm = self.parts.layer_norm()
+        self.dropout = self.parts.dropout(config.hidden_dropout_prob)
         self.projection = None
         if config.embedding_size is not None:
-            self.projection = dense(config.hidden_size, name="projection")
+            self.projection = self.parts.dense(config.hidden_size, "projection")
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -130,7 +120,7 @@ class Embeddings(keras.layers.Layer):
         return self.add_weight(
             name=name,
             shape=(rows, self.config.embedding_width),
-            initializer=random_weights(self.config, seed=self.seed, name=f"{self.name}/{name}"),
+            initializer=self.parts.initializer(name),
             autocast=False,
         )
 
@@ -171,16 +161,15 @@ class Attention(keras.layers.Layer):
         self.config = config
         self.head_size = config.hidden_size // config.num_attention_heads
         self.scale = self.head_size**-0.5
-        scope, policy = f"{scope}/{self.name}", self.dtype_policy
-        dense, dropout = _makers(config, scope=scope, seed=seed, dtype=policy)
+        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
         self.query, self.key, self.value, self.projection = (
-            dense(config.hidden_size, name=name) for name in ("query", "key", "value", "output")
+            parts.dense(config.hidden_size, name) for name in ("query", "key", "value", "output")
         )
-        self.probability_dropout = dropout(
-            config.attention_probs_dropout_prob, name="probability_dropout"
+        self.probability_dropout = parts.dropout(
+            config.attention_probs_dropout_prob, "probability_dropout"
         )
-        self.dropout = dropout(config.hidden_dropout_prob)
-        self.layer_norm = make_layer_norm(config, dtype=policy)
+        self.dropout = parts.dropout(config.hidden_dropout_prob)
+        self.layer_norm = parts.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -230,12 +219,11 @@ class FeedForward(keras.layers.Layer):
         super().__init__(name="feed_forward", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        scope, policy = f"{scope}/{self.name}", self.dtype_policy
-        dense, dropout = _makers(config, scope=scope, seed=seed, dtype=policy)
-        self.intermediate = dense(config.intermediate_size, name="intermediate")
-        self.projection = dense(config.hidden_size, name="output")
-        self.dropout = dropout(config.hidden_dropout_prob)
-        self.layer_norm = make_layer_norm(config, dtype=policy)
+        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        self.intermediate = parts.dense(config.intermediate_size, "intermediate")
+        self.projection = parts.dense(config.hidden_size, "output")
+        self.dropout = parts.dropout(config.hidden_dropout_prob)
+        self.layer_norm = parts.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""

@@ -52,11 +52,7 @@ def _parse_range(text: str, num_layers: int) -> TeacherGroup:
 
 
 def parse_teacher_groups(text: str, num_layers: int) -> tuple[TeacherGroup, ...]:
-    """Reads groups of teacher layers, for example `1-6,7-12`; they may overlap.
-
-    Args:
-        text: the setting's value.
-        num_layers: the teacher's, N.
+    """Reads groups of a teacher's N layers, for example `1-6,7-12`; they may overlap.
 
     Raises:
         InputError: a part is no group, is out of range or is there twice.
@@ -75,8 +71,8 @@ def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[
         name: `last`: the last states of both, as DistilBERT; `mean`: consecutive
             groups of equal size, as DistilRuBERT; `skip`: the last of each of
             those, as TinyBERT.
-        teacher_layers: N.
-        student_layers: the student's.
+        teacher_layers: the number of the teacher's layers.
+        student_layers: the number of the student's layers.
 
     Raises:
         InputError: the teacher's layers cannot be shared out equally.
@@ -88,12 +84,9 @@ def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[
         return (LayerGroup(TeacherGroup(teacher_layers, teacher_layers), student_layers),)
     size, rest = divmod(teacher_layers, student_layers)
     if rest:
-        raise InputError(
-            None,
-            "explicit groups such as 1-6:1,7-12:2",
-            f"{name} for {teacher_layers} teacher layers, which {student_layers} student "
-            "layers cannot share equally",
-        )
+        received = f"{name} for {teacher_layers} teacher layers, which {student_layers} student"
+        received = f"{received} layers cannot share equally"
+        raise InputError(None, "explicit groups such as 1-6:1,7-12:2", received)
     first = 1 if name == "mean" else size
     return tuple(
         LayerGroup(TeacherGroup(index * size + first, (index + 1) * size), index + 1)
@@ -107,12 +100,7 @@ PRESETS = ("last", "mean", "skip")
 def parse_layer_groups(
     text: str, teacher_layers: int, student_layers: int
 ) -> tuple[LayerGroup, ...]:
-    """Reads `layer_groups`: a preset, or for example `1-6:1,7-12:2`.
-
-    Args:
-        text: the setting's value.
-        teacher_layers: N.
-        student_layers: the student's.
+    """Reads the setting `layer_groups`: a preset, or for example `1-6:1,7-12:2`.
 
     Raises:
         InputError: no such preset, or groups that are out of range or overlap,
@@ -124,9 +112,8 @@ def parse_layer_groups(
     for part in text.split(","):
         teacher, colon, student = part.partition(":")
         if not colon or not student.strip().isdecimal():
-            raise InputError(
-                None, f"{', '.join(PRESETS)}, or groups such as 1-6:1,7-12:2", f"{text!r}"
-            )
+            expected = f"{', '.join(PRESETS)}, or groups such as 1-6:1,7-12:2"
+            raise InputError(None, expected, f"{text!r}")
         if int(student) > student_layers:
             raise InputError(None, f"student layers from 0 to {student_layers}", f"{part!r}")
         groups.append(LayerGroup(_parse_range(teacher, teacher_layers), int(student)))
@@ -136,12 +123,10 @@ def parse_layer_groups(
 
 def _expect_apart(groups: Sequence[LayerGroup]) -> None:
     """Refuses what is more likely a slip, such as 1-6:1,6-12:2, than a wish."""
-    students = [group.student for group in groups]
-    for student in students:
-        if students.count(student) > 1:
-            raise InputError(None, "each student layer once", f"{student} twice")
-    ordered = sorted(group.teacher for group in groups)
-    for one, two in itertools.pairwise(ordered):
+    for one, two in itertools.pairwise(sorted(group.student for group in groups)):
+        if one == two:
+            raise InputError(None, "each student layer once", f"{one} twice")
+    for one, two in itertools.pairwise(sorted(group.teacher for group in groups)):
         if two.first <= one.last:
             raise InputError(None, "groups that do not overlap", f"{one} and {two}")
 
@@ -152,21 +137,14 @@ def describe(groups: Iterable[LayerGroup]) -> str:
 
 
 def mean_state(states: Sequence[Any], group: TeacherGroup) -> Any:
-    """Returns the mean of a group's hidden states, float32 [..., D].
-
-    Args:
-        states: all N + 1, the embeddings' output first.
-        group: the layers.
-    """
+    """Returns the mean of a group's hidden states, float32 [..., D], of all N + 1 states."""
     return _mean(states[group.first : group.last + 1])
 
 
 def mean_attention(attentions: Sequence[Any], group: TeacherGroup) -> Any:
-    """Returns the mean of a group's attention maps, float32 [B, H, L, L].
+    """Returns the mean of a group's attention maps, float32 [B, H, L, L], of all N maps.
 
-    Args:
-        attentions: all N, the first layer's first.
-        group: the layers, without layer 0.
+    The group is without layer 0, which has no map.
     """
     return _mean(attentions[group.first - 1 : group.last])
 

@@ -12,9 +12,8 @@ from pipeline.models.encoder import (
     ACTIVATION_FUNCTIONS,
     DType,
     Encoder,
+    LayerParts,
     Tensor,
-    make_dense,
-    make_layer_norm,
 )
 
 LOGITS = "logits"
@@ -50,12 +49,9 @@ class MaskedLMHead(keras.layers.Layer):
         super().__init__(name="head", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.head_act]
-        policy = self.dtype_policy
-        width = config.embedding_width
-        self.transform = make_dense(
-            config, width, scope=self.name, name="transform", seed=seed, dtype=policy
-        )
-        self.layer_norm = make_layer_norm(config, dtype=policy)
+        parts = LayerParts(config, self.name, seed, self.dtype_policy)
+        self.transform = parts.dense(config.embedding_width, "transform")
+        self.layer_norm = parts.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""

@@ -99,10 +99,6 @@ class SentencePieceTokenizer(Tokenizer):
             (bool(piece.strip(WORD_MARK)) for piece in self.vocab), bool, len(self.vocab)
         )
 
-    def is_special(self) -> np.ndarray:
-        """See `Tokenizer`."""
-        return self._is_special
-
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         text = one_line(text)
@@ -165,7 +161,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _lower_in_place(text: str) -> str:
-    """Lower-cases the characters whose lower case is one character, so that places stay."""
+    """Lower-cases the characters whose lower case is one character, so that positions stay."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered
@@ -181,7 +177,7 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
 
     Args:
         pieces: in the model file's order.
-        model_type: of the language model that the file lies beside; None for none.
+        model_type: of the language model next to the file; None for none.
 
     Returns:
         the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa,
@@ -205,7 +201,7 @@ def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
         its pieces in the order of the file, and the file's bytes.
 
     Raises:
-        InputError: there is no such file, or it is no SentencePiece model.
+        InputError: the file does not exist, or is not a SentencePiece model.
     """
     model = read_tokenizer_file(path, what="a SentencePiece model")
     with refusing(path, "a SentencePiece model", "a file that cannot be read as one"):
@@ -223,7 +219,7 @@ def load_sentencepiece(
     Args:
         path: the model's file.
         do_lower_case: whether to lower-case text.
-        model_type: of the language model that it lies beside; None for none.
+        model_type: of the language model next to it; None for none.
 
     Raises:
         InputError: it cannot be read, lacks a special token, or is not of the
@@ -239,7 +235,7 @@ def load_sentencepiece(
         )
     special_ids = find_special_ids(vocab, path)
     if not fairseq:
-        # Whatever it is called, a model always has one.
+        # A model always has one, under any name.
         special_ids["unk"] = _open_model(model).unk_id()
     return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, fairseq)
 

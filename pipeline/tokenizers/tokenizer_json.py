@@ -64,10 +64,6 @@ class JsonTokenizer(Tokenizer):
         special[list(self.special_ids.values())] = True
         return special
 
-    def is_special(self) -> np.ndarray:
-        """See `Tokenizer`."""
-        return self._is_special
-
     def tokenize(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         text = one_line(text)
@@ -100,7 +96,7 @@ def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
         its tokens in the order of their ids, added ones included, and the file's bytes.
 
     Raises:
-        InputError: there is no such file, or it is no `tokenizer.json`.
+        InputError: the file does not exist, or is not a `tokenizer.json`.
     """
     content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}")
     with refusing(

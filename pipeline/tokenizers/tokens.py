@@ -1,4 +1,4 @@
-"""What every tokenizer gives: token ids, the spans of text they stand for, and words."""
+"""The interface of tokenizers: token ids, their spans of the text, and words."""
 
 import abc
 import contextlib
@@ -24,7 +24,7 @@ SPECIAL_TOKENS: Mapping[str, tuple[str, ...]] = {
 }
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-# What Rust's own failures are called here.
+# The name of Rust's panics in Python.
 _PANIC = "PanicException"
 _MAX_REASON = 200
 _LINE_BREAKS = str.maketrans("\n\r\t", "   ")
@@ -69,9 +69,12 @@ class Tokenizer(abc.ABC):
         """The vocabulary's identity."""
         return vocab_info(self.vocab)
 
-    @abc.abstractmethod
+    # In subclasses a cached property.
+    _is_special: np.ndarray
+
     def is_special(self) -> np.ndarray:
         """Returns which tokens are never masked, nor stand in for a masked one: bool [V]."""
+        return self._is_special
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> Tokens:
@@ -98,15 +101,16 @@ def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
     Raises:
         InputError: one that is needed is missing; `unk` is not needed.
     """
-    places = {token: index for index, token in enumerate(vocab)}
-    found = {
-        name: next((places[token] for token in spellings if token in places), None)
+    indices = {token: index for index, token in enumerate(vocab)}
+    ids = {
+        name: indices[token]
         for name, spellings in SPECIAL_TOKENS.items()
+        if (token := next((token for token in spellings if token in indices), None))
     }
     missing = [
-        " or ".join(SPECIAL_TOKENS[name])
-        for name, index in found.items()
-        if index is None and name != "unk"
+        " or ".join(spellings)
+        for name, spellings in SPECIAL_TOKENS.items()
+        if name not in ids and name != "unk"
     ]
     if missing:
         raise InputError(
@@ -114,7 +118,7 @@ def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
             "a vocabulary with the special tokens of masked language models",
             f"one of {len(vocab)} tokens without {', '.join(missing)}",
         )
-    return {name: index for name, index in found.items() if index is not None}
+    return ids
 
 
 @contextlib.contextmanager
@@ -123,14 +127,12 @@ def refusing(
 ) -> Iterator[None]:
     """Turns whatever a tokenizer's library raises in the block into an InputError.
 
-    Bare Exceptions of C++ and Rust come from files that the library does not understand, and
-    from Rust also panics, which are no Exceptions.
+    Its own exceptions come from files that it does not understand. Rust's panics are no
+    Exceptions.
 
     Args:
         subject: see `InputError`, as for the others.
-        expected: what would be right.
-        received: what was there instead; the library's own message follows it.
-        hint: what to do.
+        received: the library's own message is added to it.
     """
     try:
         yield
@@ -144,7 +146,7 @@ def refusing(
 
 
 def one_line(text: str) -> str:
-    """Returns a text with a space for each line break: the same characters at the same places.
+    """Returns a text with a space for each line break, so that all positions stay.
 
     WordPiece takes a line break for a space anyway; byte-level tokenizers would
     have a token for it, which their models hardly saw.
@@ -166,8 +168,8 @@ def visible_spans(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarra
         in `"a  bc"` the span (1, 5) of a token `▁bc` becomes (3, 5).
     """
     spaces = np.fromiter(map(str.isspace, text), bool, len(text))
-    places = np.append(np.where(spaces, len(text), np.arange(len(text))), len(text))
-    next_visible = np.minimum.accumulate(places[::-1])[::-1]
+    visible = np.append(np.where(spaces, len(text), np.arange(len(text))), len(text))
+    next_visible = np.minimum.accumulate(visible[::-1])[::-1]
     ends = offsets[:, 1]
     starts = np.minimum(next_visible[offsets[:, 0]], ends)
     return starts.astype(np.int32), ends.astype(np.int32)

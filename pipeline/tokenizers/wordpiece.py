@@ -45,8 +45,8 @@ class WordPieceTokenizer(Tokenizer):
         tokenizer.pre_tokenizer = BertPreTokenizer()
         return tokenizer
 
-    def is_special(self) -> np.ndarray:
-        """See `Tokenizer`."""
+    @functools.cached_property
+    def _is_special(self) -> np.ndarray:
         special = np.zeros(len(self.vocab), bool)
         special[list(self.special_ids.values())] = True
         return special
@@ -78,7 +78,7 @@ def load_wordpiece(path: Location, *, do_lower_case: bool) -> WordPieceTokenizer
     """Loads the tokenizer of a `vocab.txt`.
 
     Raises:
-        InputError: there is no such file, it is not UTF-8, or lacks a special token.
+        InputError: the file does not exist, is not UTF-8, or lacks a special token.
     """
     tokens = read_tokens(path)
     special_ids = find_special_ids(tokens, path)

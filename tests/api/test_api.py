@@ -169,7 +169,7 @@ def _snippets() -> list[str]:
     return [block for block in blocks if "offline_distill" in block]
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_the_readme_reads_a_cache_in_a_few_lines(cache_dir, tmp_path, number: int) -> None:
     snippet = _snippets()[number]
     imports = [line for line in snippet.splitlines() if line.startswith(("import", "from"))]
@@ -182,5 +182,5 @@ def test_the_readme_reads_a_cache_in_a_few_lines(cache_dir, tmp_path, number: in
     assert _run(alias + snippet, cwd=tmp_path).stdout.strip()
 
 
-def test_the_readme_has_three_ways_to_read_a_cache() -> None:
-    assert len(_snippets()) == 3
+def test_the_readme_has_two_ways_to_read_a_cache() -> None:
+    assert len(_snippets()) == 2

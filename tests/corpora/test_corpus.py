@@ -134,7 +134,9 @@ def test_an_array_is_read_block_by_block(tmp_path, monkeypatch) -> None:
         ("x.json", b'[{"title": "\xff"}]', "x.json: not UTF-8"),
     ],
 )
-def test_bad_rows_are_named(tmp_path, name: str, content: str | bytes, message: str) -> None:
+def test_errors_name_the_invalid_row(
+    tmp_path, name: str, content: str | bytes, message: str
+) -> None:
     path = _write(tmp_path / name, content)
     with pytest.raises(InputError, match=message):
         _texts(path)
@@ -144,7 +146,7 @@ def test_bad_rows_are_named(tmp_path, name: str, content: str | bytes, message: 
     "content",
     ['[{"title": "a"}]\n[{"title": "b"}]', '[{"title": "a"} {"title": "b"}]', '[,{"title": "a"}]'],
 )
-def test_what_is_no_array_is_refused(tmp_path, content: str) -> None:
+def test_a_malformed_array_is_refused(tmp_path, content: str) -> None:
     with pytest.raises(InputError, match="x.json"):
         _texts(_write(tmp_path / "x.json", content), text_fields=("title",))
 
@@ -167,7 +169,7 @@ def test_names_with_the_characters_of_globs(tmp_path) -> None:
     assert _texts(_write(tmp_path / "wiki[zh]*.txt", "一")) == ["一"]
 
 
-def test_many_small_files_share_a_chunk(tmp_path) -> None:
+def test_many_small_files_share_a_block(tmp_path) -> None:
     for number in range(50):
         _write(tmp_path / f"{number}.txt", f"{number}")
     files = find_files(tmp_path)
@@ -217,7 +219,9 @@ def test_a_corpus_without_files_or_text_is_refused(tmp_path: pathlib.Path) -> No
         ("x.txt.gz", b"\x1f\x8b", "x.txt.gz: not a whole gzip file"),
     ],
 )
-def test_hostile_rows_are_named(tmp_path, name: str, content: str | bytes, message: str) -> None:
+def test_errors_name_the_hostile_row(
+    tmp_path, name: str, content: str | bytes, message: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     with pytest.raises(InputError, match=message):
@@ -240,7 +244,7 @@ def test_a_bomb_is_read_in_bounded_memory(tmp_path) -> None:
     assert peak < 32 * 2**20
 
 
-def test_many_small_documents_make_several_chunks(tmp_path, monkeypatch) -> None:
+def test_many_small_documents_make_several_blocks(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(corpus, "_MAX_BLOCK_DOCUMENTS", 3)
     path = _write(tmp_path / "x.txt", "a\n\n" * 8)
     files = find_files(path)

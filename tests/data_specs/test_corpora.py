@@ -176,7 +176,7 @@ def test_rows_without_the_fields_are_refused(tmp_path) -> None:
         _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec="wiki_zh"))
 
 
-def test_ones_own_declaration(tmp_path) -> None:
+def test_a_declaration_of_the_user_is_read(tmp_path) -> None:
     spec = tmp_path / "mine.yaml"
     spec.write_text("reader: text\ndocuments: lines\nlines_per_document: 2\n", encoding="utf-8")
     _write(tmp_path / "text", {"a.txt": "一\n二\n三\n"})
@@ -228,7 +228,7 @@ def test_names_that_no_table_has_are_refused(tmp_path, content, known, received)
     assert known in error.value.expected
 
 
-def test_an_unknown_declaration() -> None:
+def test_an_unknown_declaration_is_refused() -> None:
     for name in ("wiki", "../corpora/wiki_zh", "/etc/passwd", "no.yaml"):
         with pytest.raises(ValueError, match="expected one of baike2018qa, .* or a .yaml file"):
             corpora.load_spec(name)
@@ -320,7 +320,7 @@ def test_hostile_declarations_are_refused(tmp_path, content: str, message: str) 
 
 
 @pytest.mark.parametrize("weight", [".nan", ".inf", "9" * 20, "-1"])
-def test_weights_that_are_none(tmp_path, weight: str) -> None:
+def test_invalid_weights_are_refused(tmp_path, weight: str) -> None:
     path = tmp_path / "mixture.yaml"
     path.write_text(f"corpora:\n  - input_dir: ~nobody_there/x\n    weight: {weight}\n")
     with pytest.raises(
@@ -329,14 +329,14 @@ def test_weights_that_are_none(tmp_path, weight: str) -> None:
         corpora.load_mixture(str(path))
 
 
-def test_a_name_longer_than_any_file() -> None:
+def test_an_overlong_name_is_refused() -> None:
     with pytest.raises(ValueError, match="^expected one of .* received 'xxx") as raised:
         corpora.load_spec("x" * 5_000 + ".yaml")
     assert len(str(raised.value)) < 1_000
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "春" * 100, "x/" * 3_000])
-def test_paths_that_no_system_has(tmp_path, name: str) -> None:
+def test_overlong_paths_are_refused(tmp_path, name: str) -> None:
     path = tmp_path / "mixture.yaml"
     path.write_text(f"corpora:\n  - input_dir: /{name}\n", encoding="utf-8")
     with pytest.raises(

@@ -1,14 +1,17 @@
 """Helpers of the tests of distillation: losses of plain arrays, and what runs leave behind."""
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
+from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.distill import progress
+from pipeline.distill import training
 from pipeline.distill.comparison import STUDENT, TEACHER, BatchComparison, Comparison
 from pipeline.models.masked_lm import LOGITS
 
@@ -28,6 +31,21 @@ def loss_values(
         activations[TEACHER] = {LOGITS: teacher_logits}
     batch = BatchComparison(comparison, inputs or {}, targets, activations)
     return {loss.name: batch.values(loss)[0] for loss in comparison.losses(names)}
+
+
+@contextlib.contextmanager
+def refused(setting: str, received: object = None) -> Iterator[None]:
+    """The block raises an `InputError` about a setting, and says what was received.
+
+    Args:
+        setting: that the error names.
+        received: the value, or a part of the text; None for any.
+    """
+    with pytest.raises(InputError) as caught:
+        yield
+    error = caught.value
+    assert setting in (error.setting, error.subject), error
+    assert received is None or str(received) in str(error.received), error
 
 
 def read_lines(folder: Location, split: str | None = None) -> list[dict[str, Any]]:
@@ -65,7 +83,7 @@ def assert_close_lines(first: Location, second: Location, last: int = 0) -> None
 
 def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
     """Calls an action in an update of the run that follows, before the update is counted."""
-    update, calls = progress.tqdm.tqdm.update, []
+    update, calls = training.tqdm.tqdm.update, []
 
     def counted(bar: Any, count: int = 1) -> Any:
         calls.append(count)
@@ -73,7 +91,7 @@ def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
             action()
         return update(bar, count)
 
-    patch.setattr(progress.tqdm.tqdm, "update", counted)
+    patch.setattr(training.tqdm.tqdm, "update", counted)
 
 
 def interrupt() -> None:

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from pipeline.base.errors import InputError
 from pipeline.base.local_mirror import mirror_folder
+from pipeline.base.location import LocalLocation
 from pipeline.distill import checkpoints
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles, checkpoint_steps
 
@@ -89,7 +90,7 @@ def test_where_none_verifies_all_are_named(tmp_path) -> None:
     assert message.endswith(f"to begin again, delete the folder {tmp_path / 'checkpoints'}")
 
 
-@pytest.mark.parametrize("function", ["local_copy", "sha256_file", "read_json"])
+@pytest.mark.parametrize("function", ["mirror", "sha256", "read_json"])
 def test_what_cannot_be_read_is_not_called_damaged(
     tmp_path, monkeypatch, capsys, function: str
 ) -> None:
@@ -100,7 +101,7 @@ def test_what_cannot_be_read_is_not_called_damaged(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.files, function, fail)
+        patch.setattr(LocalLocation, function, fail)
         with pytest.raises(OSError, match="No space left on device"):
             CheckpointFiles(tmp_path, keep=2).find_newest()
     assert capsys.readouterr().err == ""
@@ -219,7 +220,7 @@ def test_a_crash_between_the_two_files_leaves_the_older_one(tmp_path, monkeypatc
 
         real(path, tensors, before_publishing=describe)
 
-    monkeypatch.setattr(checkpoints.checkpoints, "save_tensors", save_tensors)
+    monkeypatch.setattr(checkpoints.model_directory, "save_tensors", save_tensors)
     with pytest.raises(OSError, match="No space left"):
         files.save(10, _tensors(10))
     assert checkpoint_steps(tmp_path) == [5]

@@ -22,18 +22,18 @@ from safetensors.numpy import load_file
 
 from data_specs import records
 from pipeline import run_distill
-from pipeline.base.errors import InputError
 from pipeline.distill import batches, replicas, training
 from pipeline.distill.checkpoints import checkpoint_steps
 from pipeline.distill.losses.base import LOSS_SHARES
 from pipeline.distill.replicas import Replicas
-from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill.settings import DistillConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, length_buckets
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.shuffling import DataStreams
 from tests.conftest import make_cache, save_tiny_bert
+from tests.distill.running import refused
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_jax = pytest.mark.skipif(
@@ -53,7 +53,7 @@ def streams_dir(tmp_path_factory, examples_config) -> pathlib.Path:
 @pytest.fixture
 def cache(streams_dir) -> CacheInput:
     """The module's masked examples."""
-    return cache_input.open_cache(str(streams_dir), None)
+    return cache_input.open_cache(streams_dir, None)
 
 
 def _rows(batch: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
@@ -183,17 +183,10 @@ def test_chunks_are_multiples(lengths: list[int], devices: int, batches: int, st
 
 
 @pytest.fixture
-def config(cache_dir, teacher_dir, tmp_path) -> DistillConfig:
+def config(shared_run, tmp_path) -> DistillConfig:
     """Of a cache of three train shards."""
-    return DistillConfig(
-        output_dir=str(tmp_path / "student"),
-        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
-        losses={"soft_cross_entropy": 1.0},
-        input_dir=str(cache_dir),
-        train_batch_size=12,
-        eval_batch_size=12,
-        num_train_steps=2,
-    )
+    changes = {"train_batch_size": 12, "eval_batch_size": 12, "num_train_steps": 2}
+    return DistillConfig(output_dir=tmp_path / "student", **{**shared_run, **changes})
 
 
 def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> None:
@@ -207,41 +200,38 @@ def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> Non
         return replicas.choose_streams(asked, Replicas(8, processes))
 
     assert (chosen(1), chosen(4), chosen(2, 6)) == (1, 4, 6)
-    pathlib.Path(config.output_dir).mkdir()
-    request = pathlib.Path(config.output_dir) / "request.json"
+    config.output_dir.mkdir()
+    request = config.output_dir / "request.json"
     request.write_text('{"num_data_streams": 4}')
     assert (chosen(1), chosen(2), chosen(4)) == (4, 4, 4)
-    with pytest.raises(InputError, match="a multiple of the 3 processes.* received 4, with which"):
+    with refused("num_data_streams", "4, with which"):
         chosen(3)
     request.write_text("{}")
     assert chosen(1) == 1
-    with pytest.raises(InputError, match="of the 2 processes.* received 1, with which .* began"):
+    with refused("num_data_streams", "1, with which"):
         chosen(2)
 
 
 @pytest.mark.parametrize(
-    ("changes", "devices", "message"),
+    ("changes", "devices", "setting", "received"),
     [
-        ({}, 8, "--eval_batch_size: expected a multiple of 8, the 8 devices, .* received 12"),
-        ({"eval_batch_size": 8}, 8, "--train_batch_size: expected a multiple of 8, the 8 devices"),
-        ({"num_data_streams": 5}, 2, "--train_batch_size: expected a multiple of 5, the 5 data st"),
-        (
-            {"num_data_streams": 4},
-            2,
-            "--num_data_streams: expected at most 3, the cache's train shards, .* received 4; "
-            "create_pretraining_data --num_shards=4 makes more",
-        ),
+        ({}, 8, "eval_batch_size", 12),
+        ({"eval_batch_size": 8}, 8, "train_batch_size", 12),
+        ({"num_data_streams": 5}, 2, "train_batch_size", 12),
+        ({"num_data_streams": 4}, 2, "num_data_streams", 4),
     ],
 )
-def test_parts_that_are_not_equal(config, cache_dir, changes, devices: int, message: str) -> None:
+def test_unequal_shares_of_a_batch_are_refused(
+    config, cache_dir, changes, devices: int, setting: str, received: int
+) -> None:
     asked = dataclasses.replace(config, **{"num_data_streams": 1, **changes})
-    described = cache_input.open_cache(str(cache_dir), None).manifest
-    with pytest.raises(InputError, match=message):
+    described = cache_input.open_cache(cache_dir, None).manifest
+    with refused(setting, received):
         replicas.expect_equal_parts(asked, Replicas(devices), described)
 
 
 def test_only_parts_that_are_computed_are_compared(config, cache_dir) -> None:
-    described = cache_input.open_cache(str(cache_dir), None).manifest
+    described = cache_input.open_cache(cache_dir, None).manifest
     asked = dataclasses.replace(config, num_data_streams=1, train_batch_size=16, eval_batch_size=9)
     only_trained = dataclasses.replace(asked, do_eval=False)
     replicas.expect_equal_parts(only_trained, Replicas(8), described)
@@ -252,24 +242,24 @@ def test_only_parts_that_are_computed_are_compared(config, cache_dir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "flag"),
     [
-        (["--distribution=data_parallel"], "--distribution: expected --backend=jax beside"),
-        (["--num_processes=2"], "--num_processes: expected --distribution=data_parallel beside"),
+        (["--distribution=data_parallel"], "--distribution"),
+        (["--num_processes=2"], "--num_processes"),
         (
             ["--distribution=data_parallel", "--backend=jax", "--coordinator_address=here"],
-            "--coordinator_address: expected HOST:PORT of process 0, received 'here'",
+            "--coordinator_address",
         ),
     ],
 )
-def test_flags_that_do_not_go_together(capsys, flags: list[str], message: str) -> None:
+def test_flags_that_contradict_each_other_are_refused(capsys, flags: list[str], flag: str) -> None:
     required = ["--input_dir=a", "--output_dir=b", "--student=c"]
     assert run_distill.main(["run_distill", *required, *flags]) == 1
-    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert capsys.readouterr().err.startswith(f"error: {flag}: ")
 
 
 def test_the_library_says_it_too(config) -> None:
-    with pytest.raises(InputError, match="backend=jax beside data_parallel, received backend"):
+    with refused("distribution", "tensorflow"):
         training.distill(dataclasses.replace(config, distribution="data_parallel"))
 
 
@@ -330,11 +320,11 @@ def test_a_process_that_is_alone(flags: tuple) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("localhost:1", None, 0), "--coordinator_address=localhost:1 --process_id=0 (Number of"),
-        ((None, 2, 0), "--num_processes=2 --process_id=0 (coordinator_address sh"),
+        (("localhost:1", None, 0), "coordinator_address=localhost:1 process_id=0 (Number of"),
+        ((None, 2, 0), "num_processes=2 process_id=0 (coordinator_address sh"),
         (
             ("localhost:1", 2, 2),
-            "--coordinator_address=localhost:1 --num_processes=2 --process_id=2 (process_id and",
+            "coordinator_address=localhost:1 num_processes=2 process_id=2 (process_id and",
         ),
     ],
 )
@@ -342,8 +332,7 @@ def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
     process = _start_join(*flags)
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 1
-    expected = "--coordinator_address: expected it, --num_processes and --process_id, received "
-    assert expected + message in said
+    assert "InputError: coordinator_address: " in said and message in said
 
 
 @needs_jax
@@ -355,7 +344,7 @@ def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
             "received JAX_COORDINATOR_ADDRESS=localhost:1",
         ),
         ({"JAX_COORDINATOR_ADDRESS": "here"}, "expected HOST:PORT of process 0, received 'here'"),
-        (_slurm(1, 1, 1), "and --process_id, received none (process_id and"),
+        (_slurm(1, 1, 1), "received none (process_id and"),
     ],
 )
 def test_who_knows_of_others_is_not_alone(environment: dict[str, str], message: str) -> None:
@@ -364,7 +353,7 @@ def test_who_knows_of_others_is_not_alone(environment: dict[str, str], message: 
     assert process.returncode == 1 and message in said
 
 
-_MEETING = """
+_BARRIER = """
 import sys, time
 from pipeline.distill import replicas
 from pipeline.base.errors import InputError
@@ -379,7 +368,7 @@ with replicas.barrier(both):
 print("waited", time.monotonic() - begun > 1)
 
 def fail():
-    raise InputError("--x: broken")
+    raise InputError(None, received="broken")
 
 def verify():
     with replicas.barrier(both):
@@ -397,15 +386,15 @@ for attempt in (lambda: replicas.broadcast_from_primary(both, fail, 2), verify):
 @needs_jax
 def test_processes_go_on_together_or_not_at_all() -> None:
     address = _free_address()
-    processes = [_start(_MEETING, address, one) for one in (0, 1)]
+    processes = [_start(_BARRIER, address, one) for one in (0, 1)]
     said = [process.communicate(timeout=600) for process in processes]
-    broken = "InputError: --x: broken"
-    other = "InterruptedRunError: --{}: process {} cannot go on; see what it says"
+    broken = "InputError: broken"
+    other = "InterruptedRunError: process {} cannot go on; see what it says"
     begun = ["[7, 8]", "waited True"]
     # Gloo may greet before.
     assert [out.splitlines()[-4:] for out, _ in said] == [
-        [*begun, broken, other.format("input_dir", 1)],
-        [*begun, other.format("output_dir", 0), broken],
+        [*begun, broken, other.format(1)],
+        [*begun, other.format(0), broken],
     ], said
 
 
@@ -443,7 +432,7 @@ def test_a_process_that_joined_itself_is_asked_to_stop(number: signal.Signals, m
 @pytest.mark.parametrize(
     ("processes", "error", "expected"),
     [
-        (2, "UNKNOWN: Gloo AllGather failed", "InterruptedRunError: --num_processes: another of"),
+        (2, "UNKNOWN: Gloo AllGather failed", "InterruptedRunError: num_processes: another of"),
         (2, "a defect", "ValueError: a defect"),
         (1, "UNAVAILABLE", "ValueError: UNAVAILABLE"),
     ],
@@ -633,9 +622,7 @@ def test_what_one_process_finds_broken_ends_both(
     finder = int(broken.startswith("train"))
     errors = [next(line for line in one.splitlines() if line.startswith("error: ")) for one in said]
     assert ("truncated or damaged" if finder else "to begin again, delete") in errors[finder]
-    flag = "--input_dir" if finder else "--output_dir"
-    other = f"error: {flag}: process {finder} cannot go on; see what it says"
-    assert errors[1 - finder] == other
+    assert f"process {finder} cannot go on" in errors[1 - finder]
 
 
 @needs_jax

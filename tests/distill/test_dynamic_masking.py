@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import pathlib
 import shutil
 
 import numpy as np
@@ -19,13 +18,19 @@ from pipeline.storage import cache_input, cache_tokenizer, reader, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.tokenizers import loading, vocabulary
-from tests.distill.running import assert_same_weights, call_at_update, interrupt, read_lines
+from tests.distill.running import (
+    assert_same_weights,
+    call_at_update,
+    interrupt,
+    read_lines,
+    refused,
+)
 
 
 @pytest.fixture
 def cache(windows_dir) -> CacheInput:
     """The session's unmasked windows."""
-    return cache_input.open_cache(str(windows_dir), None)
+    return cache_input.open_cache(windows_dir, None)
 
 
 def _stored(cache: CacheInput, split: str = "train") -> list[bytes]:
@@ -58,7 +63,7 @@ def _assert_equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> Non
 
 def test_batches_are_as_those_of_static_examples(cache, examples_dir) -> None:
     """Names, dtypes and static shapes: what trains on one trains on the other."""
-    static = cache_input.open_cache(str(examples_dir), None)
+    static = cache_input.open_cache(examples_dir, None)
     made = [
         batches.training_batches(one, Chunking(4), seed=1, start=0, shuffle_buffer_size=10)
         for one in (static, cache)
@@ -207,7 +212,7 @@ def test_tokens_are_masked_as_often_as_the_formula_says(
             mask_smoothing=smoothing,
         )
     )
-    cache = cache_input.open_cache(str(folder), None)
+    cache = cache_input.open_cache(folder, None)
     windows = WindowReader(cache, seed=3, purpose=TRAINING)
     record = max(_stored(cache), key=len)
     ids = np.frombuffer(serialization.decode_example(record)[records.INPUT_IDS], "<u2")
@@ -239,7 +244,7 @@ def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
                 windows_config, output_dir=str(folder), vocab_file=str(file), segments="single"
             )
         )
-        cache = cache_input.open_cache(str(folder), None)
+        cache = cache_input.open_cache(folder, None)
         original = loading.load_tokenizer(str(file), do_lower_case=None)
         loaded = cache_tokenizer.load_cache_tokenizer(cache)
         assert type(loaded) is type(original)
@@ -256,12 +261,11 @@ def _changed(cache: CacheInput, **changes) -> CacheInput:
 
 def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
     flags = {**cache.manifest.flags, "masked_lm_prob": "0.15"}
-    with pytest.raises(
-        InputError, match="input_dir: expected a number for masked_lm_prob in .*received '0.15'"
-    ):
+    with pytest.raises(InputError) as caught:
         WindowReader(_changed(cache, flags=flags), seed=1, purpose=TRAINING)
+    assert caught.value.received == "'0.15'"
     other = vocabulary.VocabInfo(cache.manifest.vocab.size, "0" * 64)
-    with pytest.raises(InputError, match="input_dir: expected the tokenizer.s files in "):
+    with pytest.raises(InputError, match="tokenizer"):
         WindowReader(_changed(cache, vocab=other), seed=1, purpose=TRAINING)
 
 
@@ -301,25 +305,17 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch, tmp
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting"),
     [
-        (
-            {"losses": {"kl_divergence": 1.0}},
-            "--losses: kl_divergence needs the teacher's top-k, and nothing here holds any; "
-            r"expected a teacher cache .* or a live teacher \(--teacher=DIR\)",
-        ),
-        (
-            {"truncation_factor": 4},
-            "--truncation_factor: expected a teacher cache in .*, received unmasked_windows, "
-            "which hold no top-k",
-        ),
-        ({"max_predictions_per_seq": 9}, "--max_predictions_per_seq: expected 8, as in"),
+        ({"losses": {"kl_divergence": 1.0}}, "losses"),
+        ({"truncation_factor": 4}, "truncation_factor"),
+        ({"max_predictions_per_seq": 9}, "max_predictions_per_seq"),
     ],
 )
-def test_what_unmasked_windows_cannot_give(config, changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_targets_that_unmasked_windows_lack_are_refused(config, changes, setting: str) -> None:
+    with refused(setting):
         training.distill(dataclasses.replace(config, **changes))
-    assert not pathlib.Path(config.output_dir).exists()
+    assert not config.output_dir.exists()
 
 
 def test_damaged_counts_are_refused_before_training(config, windows_dir, tmp_path) -> None:
@@ -329,5 +325,6 @@ def test_damaged_counts_are_refused_before_training(config, windows_dir, tmp_pat
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=f"{path}: this file of token counts is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(damaged)))
+    assert caught.value.subject == str(path)

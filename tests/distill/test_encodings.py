@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.teacher import summary
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.tokenizers import vocabulary
+from tests.distill.running import refused
 from tools.merge_caches import MergeConfig, merge_caches
 
 EVAL = "eval-00000-of-00001.tfrecord"
@@ -116,6 +118,8 @@ def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir,
 @pytest.mark.parametrize("name", ["compact0.3", "float16sampled"])
 def test_a_student_learns_from_it(caches, teacher_dir, tmp_path, name) -> None:
     config = _student(caches[name], teacher_dir, tmp_path / "student")
+    # In two microbatches, which takes rows of known number from every codec.
+    config = dataclasses.replace(config, train_batch_size=4, gradient_accumulation_steps=2)
     start = training.distill(dataclasses.replace(config, do_train=False))
     later = training.distill(config)
     assert np.isfinite(later["loss"]) and later["loss"] < start["loss"]
@@ -209,34 +213,30 @@ def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="this file of token counts is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(_student(folder, teacher_dir, tmp_path / "student"))
+    assert caught.value.subject == str(path)
     path.unlink()
-    with pytest.raises(InputError, match="this file of token counts is missing"):
+    with pytest.raises(InputError) as caught:
         cache_input.open_codec(folder, manifests.load(folder))
+    assert caught.value.subject == str(path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"truncation": "all"}, r"expected truncation in \['sampled', 'topk'\], received 'all'"),
-        ({"truncation_mass": 2}, "expected a truncation_mass above 0 and at most 1, received 2"),
-        ({"logit_encoding": "text"}, "expected logit_encoding in .*, received 'text'"),
-        ({"token_counts": None}, "missing or misshapen field"),
-        (
-            {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
-            "token_counts: expected the file token_counts.npy, received .../x.",
-        ),
-        ({"measured": None}, "expected what was measured of eval-00000-of-00001.tfrecord"),
-        ({"measured": {}}, "expected num_positions and other counts of eval-.*, received {}"),
-        ({"measured": [1]}, "expected num_positions and other counts of eval-.*"),
-        (
-            {"measured": {"num_positions": -1}},
-            "'num_positions' of eval-.*: expected a count",
-        ),
+        {"truncation": "all"},
+        {"truncation_mass": 2},
+        {"logit_encoding": "text"},
+        {"token_counts": None},
+        {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
+        {"measured": None},
+        {"measured": {}},
+        {"measured": [1]},
+        {"measured": {"num_positions": -1}},
     ],
 )
-def test_broken_manifests(caches, tmp_path, changes, message) -> None:
+def test_broken_manifests(caches, tmp_path, changes) -> None:
     value = json.loads((caches["compact0.3"] / "manifest.json").read_text())
     if "measured" in changes:
         for shard in value["splits"]["eval"]:
@@ -244,8 +244,9 @@ def test_broken_manifests(caches, tmp_path, changes, message) -> None:
     else:
         value |= changes
     (tmp_path / "manifest.json").write_text(json.dumps(value))
-    with pytest.raises(InputError, match=f"^{tmp_path}/manifest.json: {message}"):
+    with pytest.raises(InputError) as caught:
         manifests.load(tmp_path)
+    assert caught.value.subject.startswith(str(tmp_path / "manifest.json"))
 
 
 @pytest.mark.parametrize("target", CODECS)
@@ -277,7 +278,7 @@ def test_lists_that_together_are_shorter_than_k(caches, tmp_path) -> None:
 
 def test_draws_are_not_merged(caches, cache_dir, tmp_path) -> None:
     pair = (str(cache_dir), str(caches["compactsampled"]))
-    with pytest.raises(InputError, match="expected caches of truncation=topk, received .*sampled"):
+    with pytest.raises(InputError, match="sampled"):
         merge_caches(MergeConfig(pair, str(tmp_path / "merged")))
 
 
@@ -286,7 +287,7 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
     """What a student of fewer tokens sees is what it sees of float16."""
     made = []
     for folder in (caches[name], cache_dir):
-        cache = cache_input.open_cache(str(folder), None)
+        cache = cache_input.open_cache(folder, None)
         size = cache.manifest.vocab.size
         table = np.where(np.arange(size) % 3 == 1, vocab_subset.NO_ID, np.arange(size))
         table[:5] = np.arange(5)
@@ -308,45 +309,37 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("changes", "setting", "received"),
     [
-        ({"temperature": 2.0}, "--temperature: expected 1, the only one of a cache of .* 2"),
-        (
-            {"losses": {"probability_cosine": 1.0}},
-            "--losses: probability_cosine needs a top-k; with a cache of --truncation=sampled",
-        ),
-        ({"truncation_factor": 8}, "--truncation_factor: expected 16, all draws .* received 8"),
+        ({"temperature": 2.0}, "temperature", 2),
+        ({"losses": {"probability_cosine": 1.0}}, "losses", "probability_cosine needs a top-k"),
+        ({"truncation_factor": 8}, "truncation_factor", 8),
     ],
 )
-def test_what_draws_cannot_say(caches, teacher_dir, tmp_path, flags, message) -> None:
+def test_losses_that_draws_cannot_estimate_are_refused(
+    caches, teacher_dir, tmp_path, changes, setting, received
+) -> None:
     config = _student(caches["compactsampled"], teacher_dir, tmp_path / "student")
-    with pytest.raises(InputError, match=message):
-        training.distill(dataclasses.replace(config, **flags))
+    with refused(setting, received):
+        training.distill(dataclasses.replace(config, **changes))
     Objective({"kl_divergence": 1.0}, Comparison(sampled=True, cached_temperatures=(1.0,)))
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "flag"),
     [
-        ("--truncation_mass=0", "--truncation_mass: expected a number above 0 and at most 1"),
-        ("--truncation_mass=1.5", "--truncation_mass=1.5: "),
-        ("--truncation=all", "--truncation=all: value should be one of <topk|sampled>"),
-        (
-            "--truncation=sampled --truncation_mass=0.9",
-            "--truncation_mass: expected none with --truncation=sampled, received 0.9",
-        ),
-        (
-            "--truncation=sampled --temperatures=1,2",
-            "--temperatures: expected 1, the only temperature of --truncation=sampled, "
-            "received 1,2",
-        ),
+        ("--truncation_mass=0", "--truncation_mass"),
+        ("--truncation_mass=1.5", "--truncation_mass"),
+        ("--truncation=all", "--truncation"),
+        ("--truncation=sampled --truncation_mass=0.9", "--truncation_mass"),
+        ("--truncation=sampled --temperatures=1,2", "--temperatures"),
     ],
 )
-def test_mistaken_flags(capsys, flags, message) -> None:
+def test_invalid_truncation_flags_are_refused(capsys, flags, flag) -> None:
     arguments = ["x", "--input_dir=a", "--teacher=b", "--output_dir=c", *flags.split()]
     assert create_teacher_output_data.main(arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {message}")
+    assert re.match(f"error: {flag}\\b", line)
 
 
 def test_the_command_draws(examples_dir, teacher_dir, tmp_path, capsys, caches) -> None:

@@ -63,7 +63,7 @@ def mixed_dir(tmp_path_factory, examples_config) -> pathlib.Path:
 @pytest.fixture
 def cache(mixed_dir) -> CacheInput:
     """The module's masked examples."""
-    return cache_input.open_cache(str(mixed_dir), None)
+    return cache_input.open_cache(mixed_dir, None)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_one_bucket_is_the_stream_padded(cache, chunking: Chunking) -> None:
 
 def test_nothing_but_padding_is_cut_off(mixed_cache_dir) -> None:
     """A teacher cache's top-k, tails and hidden states, too; in evaluation in stored order."""
-    cache = cache_input.open_cache(str(mixed_cache_dir), None)
+    cache = cache_input.open_cache(mixed_cache_dir, None)
     made = [
         list(
             batches.evaluation_batches(
@@ -432,6 +432,7 @@ def test_evaluation_reports_the_same_numbers(config) -> None:
         assert reports[1][name] == pytest.approx(reports[0][name], rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_training_is_that_of_padded_batches(config, tmp_path) -> None:
     """The same examples make each update; eight lengths, one, and a batch of them all."""
     changes = [
@@ -453,19 +454,19 @@ def test_a_run_goes_on_in_other_chunks(config, monkeypatch, tmp_path) -> None:
     """As where it began on another device."""
     training.distill(config)
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    counts, plan = [], batches.plan_chunks
+    counts, plan = [], batches.plan_microbatches
 
     def planned(*args, **settings):
         counts.append(plan(*args, **settings).num_chunks)
         return plan(*args, **settings)
 
-    monkeypatch.setattr(batches, "plan_chunks", planned)
-    monkeypatch.setitem(batches._CHUNK_COSTS, "cpu", 10**6)
+    monkeypatch.setattr(batches, "plan_microbatches", planned)
+    monkeypatch.setitem(batches._MICROBATCH_COSTS, "cpu", 10**6)
     with monkeypatch.context() as patch:
         call_at_update(patch, 6, interrupt)
         with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
             training.distill(cut)
-    monkeypatch.setitem(batches._CHUNK_COSTS, "cpu", 0)
+    monkeypatch.setitem(batches._MICROBATCH_COSTS, "cpu", 0)
     training.distill(cut)
     assert counts == [2, 8]
     assert_close_lines(config.output_dir, cut.output_dir, last=3)

@@ -129,14 +129,14 @@ def test_labels_alone_need_no_teacher() -> None:
     assert objective.reported_names == ("masked_lm",)
     with pytest.raises(InputError) as caught:
         Objective({"kl_divergence": 1.0})
-    assert caught.value.setting == "losses"
+    assert caught.value.subject == "losses"
     assert caught.value.received.startswith("kl_divergence needs the teacher's top-k")
 
 
 def test_a_temperature_without_a_tail_mass_needs_renormalize() -> None:
     with pytest.raises(InputError) as caught:
         _objective({"kl_divergence": 1.0}, temperature=3.0)
-    assert (caught.value.setting, caught.value.received) == ("temperature", "3")
+    assert (caught.value.subject, caught.value.received) == ("temperature", "3")
     objective = _objective({"kl_divergence": 1.0}, temperature=3.0, tail="renormalize")
     assert _mean(objective, np.zeros((2, 3, 30), "float32"), _targets())["kl_divergence"] > 0
 

@@ -28,6 +28,7 @@ from tests.distill.running import (
     interrupt,
     read_lines,
     read_weights,
+    refused,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +37,7 @@ DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
 
 def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
     report = training.distill(config)
-    folder = pathlib.Path(config.output_dir)
+    folder = config.output_dir
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "checkpoints",
@@ -81,7 +82,7 @@ def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
     assert last["loss"] == pytest.approx(last["soft_cross_entropy"] + last["probability_cosine"])
     assert last["masked_lm_perplexity"] == pytest.approx(np.exp(last["masked_lm"]))
     assert lines[-1]["loss"] < lines[2]["loss"]
-    assert model_directory.find_model(str(folder)).config.num_hidden_layers == 2
+    assert model_directory.find_model(folder).config.num_hidden_layers == 2
 
 
 def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
@@ -93,9 +94,10 @@ def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
     assert evaluated["masked_lm_accuracy"] == pytest.approx(evaluated["teacher_accuracy"], abs=0.01)
     assert evaluated["kl_divergence"] == pytest.approx(0.0, abs=1e-5)
     assert evaluated["probability_cosine"] == pytest.approx(0.0, abs=1e-5)
-    assert not pathlib.Path(config.output_dir).exists()
+    assert not config.output_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
     whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
     training.distill(whole)
@@ -103,7 +105,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
         call_at_update(patch, 11, interrupt)
         with pytest.raises(KeyboardInterrupt, match="from step 10, the last"):
             training.distill(config)
-    assert not (pathlib.Path(config.output_dir) / "model.safetensors").exists()
+    assert not (config.output_dir / "model.safetensors").exists()
     training.distill(config)
     assert read_lines(config.output_dir)[-3:] == read_lines(whole.output_dir)[-3:]
     assert_same_weights(config.output_dir, whole.output_dir)
@@ -115,7 +117,7 @@ def test_a_finished_run_is_not_run_again(config) -> None:
     report = training.distill(config)
     assert read_lines(config.output_dir) == before
     assert report["masked_lm"] == before[-1]["masked_lm"]
-    with pytest.raises(InputError, match="another request: learning_rate is 0.001 there"):
+    with refused("output_dir"):
         training.distill(dataclasses.replace(config, learning_rate=2e-3))
 
 
@@ -128,7 +130,7 @@ def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
     from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 
     random = np.random.default_rng(0)
-    source = model_directory.find_model(str(teacher_dir))
+    source = model_directory.find_model(teacher_dir)
     settings = dataclasses.replace(
         source.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
@@ -186,7 +188,7 @@ def test_accumulation_counts_updates(config) -> None:
 
 
 def test_a_run_that_diverges_says_so(config) -> None:
-    with pytest.raises(InputError, match="learning_rate: training diverged by step"):
+    with refused("learning_rate", "diverged"):
         training.distill(
             dataclasses.replace(config, learning_rate=1e30, clip_norm=0.0, num_warmup_steps=0)
         )
@@ -201,14 +203,14 @@ def test_a_smaller_k_takes_the_prefix(config) -> None:
         reports[k] = training.distill(changed)
     assert reports[4]["masked_lm"] == reports[16]["masked_lm"]
     assert reports[4]["soft_cross_entropy"] < reports[16]["soft_cross_entropy"]
-    with pytest.raises(InputError, match=r"truncation_factor: expected at most 16.* received 17"):
+    with refused("truncation_factor", 17):
         training.distill(dataclasses.replace(config, truncation_factor=17))
 
 
 def test_a_teacher_is_trained_from_plain_examples(config, examples_dir, tmp_path, vocab) -> None:
     """From a configuration alone, by labels alone."""
     file = tmp_path / "bert_config.json"
-    settings = EncoderConfig.from_json(pathlib.Path(config.student.init_from) / "config.json")
+    settings = EncoderConfig.from_json(config.student.init_from / "config.json")
     file.write_text(json.dumps({**settings.to_dict(), "initializer_range": 0.02}))
     report = training.distill(
         dataclasses.replace(
@@ -246,36 +248,35 @@ def test_mixed_precision_stays_close(config, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting", "received"),
     [
-        ({"losses": {"masked_lm": 1.0}, "max_seq_length": 128}, "--max_seq_length: expected 48"),
-        ({"do_train": False, "do_eval": False}, "--do_train: expected it or --do_eval"),
-        ({"num_warmup_steps": 13}, "--num_warmup_steps: expected at most --num_train_steps=12"),
-        ({"temperature": 3.0}, "--temperature: expected one with a cached tail mass"),
-        ({"input_dir": None}, "--input_dir: expected either it or --input_file"),
+        ({"losses": {"masked_lm": 1.0}, "max_seq_length": 128}, "max_seq_length", 128),
+        ({"do_train": False, "do_eval": False}, "do_train", "neither"),
+        ({"num_warmup_steps": 13}, "num_warmup_steps", 13),
+        ({"temperature": 3.0}, "temperature", 3),
+        ({"input_dir": None}, "input_dir", None),
+        ({"loss_schedules": "hidden_cosine=linear:0"}, "loss_schedules", "'hidden_cosine'"),
+        ({"losses": "hidden_l1=1"}, "losses", "'hidden_l1'"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_training(config, changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_invalid_settings_are_refused_before_training(config, changes, setting, received) -> None:
+    with refused(setting, received):
         training.distill(dataclasses.replace(config, **changes))
-    assert not pathlib.Path(config.output_dir).exists()
+    assert not config.output_dir.exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting"),
     [
-        ({}, "--student: expected one of .* received none"),
-        ({"student": "a", "init_from": "b"}, "received --student and --init_from"),
-        ({"init_from": "a"}, "--init_from: expected --student_layers or --layer_map"),
-        ({"student": "a", "student_layers": 2}, "--student_layers: expected --init_from"),
-        (
-            {"student": "a", "init_checkpoint": "b"},
-            "--init_checkpoint: expected --bert_config_file",
-        ),
+        ({}, "student"),
+        ({"student": "a", "init_from": "b"}, "student"),
+        ({"init_from": "a"}, "init_from"),
+        ({"student": "a", "student_layers": 2}, "student_layers"),
+        ({"student": "a", "init_checkpoint": "b"}, "init_checkpoint"),
     ],
 )
-def test_students_that_are_none(changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_students_that_are_not_one_model_are_refused(changes, setting: str) -> None:
+    with refused(setting):
         StudentConfig(**changes)
 
 
@@ -286,9 +287,10 @@ def test_a_damaged_cache_is_refused_before_training(config, cache_dir, tmp_path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(damaged)))
-    assert not (pathlib.Path(config.output_dir) / "checkpoints").exists()
+    assert caught.value.subject == str(path)
+    assert not (config.output_dir / "checkpoints").exists()
 
 
 def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path) -> None:
@@ -299,8 +301,9 @@ def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path)
     content[500] ^= 4
     path.write_bytes(bytes(content))
     changed = dataclasses.replace(config, input_dir=str(damaged), verify="sizes", do_train=False)
-    with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
+    with pytest.raises(InputError) as caught:
         training.distill(changed)
+    assert caught.value.subject == str(path)
 
 
 @pytest.mark.parametrize("name", [records.INPUT_IDS, records.TOPK_IDS])
@@ -319,9 +322,9 @@ def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
     )
     splits = {**loaded.splits, "eval": (changed,)}
     manifests.publish(made, dataclasses.replace(loaded, splits=splits))
-    message = f"^--input_dir: {made}: expected records as manifest.json describes them, received a"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(made), do_train=False))
+    assert caught.value.subject == str(made)
 
 
 def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:
@@ -390,7 +393,5 @@ def test_recomputing_activations_changes_no_bit(config, tmp_path) -> None:
     )
     training.distill(recomputed)
     assert_same_weights(few.output_dir, recomputed.output_dir)
-    requests = [
-        (pathlib.Path(one.output_dir) / "request.json").read_bytes() for one in (few, recomputed)
-    ]
+    requests = [(one.output_dir / "request.json").read_bytes() for one in (few, recomputed)]
     assert requests[0] == requests[1]

@@ -1,4 +1,4 @@
-"""Stage 1a with --masking=dynamic: windows as they are, and how often each token is in them."""
+"""Prepare with masking=dynamic: unmasked windows, and the counts of their tokens."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""Stage 1a, from files to files."""
+"""Prepare, from files to files."""
 
 import dataclasses
 import pathlib
@@ -49,7 +49,7 @@ def _make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
     return folder
 
 
-def test_examples_are_what_the_manifest_says(examples_dir, examples_config, vocab) -> None:
+def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) -> None:
     loaded = manifest.load(examples_dir)
     special = {vocab.index(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
     mask_id = vocab.index("[MASK]")

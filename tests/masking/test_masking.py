@@ -58,7 +58,7 @@ def test_no_word_is_left_that_would_fit() -> None:
         assert chosen in ([0, 1, 2], [3, 4, 5])
 
 
-def test_weights_by_hand() -> None:
+def test_token_weights_are_powers_of_counts() -> None:
     # 1, 1, 16 ** -0.5, 100 ** -0.5: a token that is nowhere counts as one seen once.
     weights = masks.token_weights(np.array([0, 1, 16, 100]), 0.5)
     np.testing.assert_allclose(weights, [1.0, 1.0, 0.25, 0.1])
@@ -150,7 +150,7 @@ def test_windows_cover_the_document(num_tokens: int, length: int, stride: int) -
     assert all(end < num_tokens for _, end in spans[:-1])
 
 
-def test_build_input_by_hand() -> None:
+def test_inputs_have_special_tokens_around_segments() -> None:
     ids, lengths, positions = windows.build_input(np.array([7, 8, 9]), 2, 2, 3)
     assert ids.tolist() == [2, 7, 8, 3, 9, 3]
     assert lengths.tolist() == [4, 2]
@@ -180,7 +180,7 @@ def _tokens(starts: list[int], ends: list[int], word_ids: list[int]) -> Tokens:
     return Tokens(ids, np.array(starts), np.array(ends), np.array(word_ids))
 
 
-def test_word_starts_by_hand() -> None:
+def test_word_starts_of_each_segmenter() -> None:
     text = "使用BERT模型"
     tokens = _tokens([0, 1, 2, 4, 6, 7], [1, 2, 4, 6, 7, 8], [0, 1, 2, 2, 3, 4])
     segments = {

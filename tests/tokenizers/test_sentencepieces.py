@@ -249,7 +249,7 @@ def test_an_xlm_roberta_that_is_no_unigram_model_is_refused(tmp_path) -> None:
     assert "unigram" in error.value.expected and "xlm-roberta" in error.value.expected
 
 
-def test_a_tokenizer_json_numbers_xlm_roberta_alike(xlm_roberta_file, tmp_path) -> None:
+def test_a_tokenizer_json_numbers_tokens_as_xlm_roberta(xlm_roberta_file, tmp_path) -> None:
     """Where both lie in a directory, either is its vocabulary."""
     ours = load_tokenizer(xlm_roberta_file, do_lower_case=None)
     _write(ours, tmp_path)

@@ -23,7 +23,7 @@ def tokenizer(vocab_file) -> WordPieceTokenizer:
     return load_tokenizer(vocab_file, do_lower_case=True)
 
 
-def test_tokens_by_hand(tokenizer) -> None:
+def test_wordpiece_tokens_of_mixed_text(tokenizer) -> None:
     text = "我们用BERT，The Learns"
     tokens = tokenizer.tokenize(text)
     expected = ["我", "们", "用", "be", "##rt", "，", "the", "learn", "##s"]

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from data_specs.records import INPUT_IDS, INPUT_MASK
+from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.models.weight_names import count_parameters
 from tests.conftest import save_tiny_bert
 from tools import benchmark_inference as tool
 from tools import inference_programs, measurement
+from tools.benchmark_inference import BenchmarkConfig
 from tools.inference_programs import Batches
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def _expect_report(path: pathlib.Path, teacher: pathlib.Path, student: pathlib.P
 
 
 @on_tensorflow
-def test_the_table(teacher_dir, student_dir, tmp_path, capsys) -> None:
+def test_the_table_and_its_json_on_tensorflow(teacher_dir, student_dir, tmp_path, capsys) -> None:
     output = tmp_path / "speed.json"
     assert not tool.main(["benchmark_inference", *_flags(teacher_dir, student_dir, output)])
     _expect_report(output, teacher_dir, student_dir)
@@ -75,7 +77,7 @@ def test_the_table(teacher_dir, student_dir, tmp_path, capsys) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-def test_on_jax(teacher_dir, student_dir, tmp_path) -> None:
+def test_the_json_on_jax(teacher_dir, student_dir, tmp_path) -> None:
     output = tmp_path / "speed.json"
     flags = _flags(teacher_dir, student_dir, output, backend="jax", computations="float32,int8")
     result = subprocess.run(
@@ -135,10 +137,9 @@ def test_ratios_are_those_of_the_turns() -> None:
     assert slower.to_json()["times_better"] == [0.375, 0.25, 0.5]
 
 
-def test_what_is_computed_where(monkeypatch) -> None:
+def test_computations_are_chosen_by_device(monkeypatch) -> None:
     monkeypatch.setattr(tool.formats, "missing_packages", lambda names: [])
-    everything = tool.parse_computations("int8,float32,mixed_bfloat16")
-    assert everything == ["float32", "mixed_bfloat16", "int8"]
+    everything = ["float32", "mixed_bfloat16", "int8"]
     detected = {"cpu:0": "float32", "gpu:0": "mixed_bfloat16"}
     monkeypatch.setattr(
         tool.compute_dtype, "detect", lambda devices: (detected[devices[0]], "of the test")
@@ -163,22 +164,23 @@ def test_models_of_one_name_go_by_their_paths(vocab_file, tmp_path) -> None:
     paths = [
         save_tiny_bert(tmp_path / name / "model", vocab_file, seed=1, num_layers=1) for name in "ab"
     ]
-    found = tool.find_models(f"{paths[0]}, {paths[1]}", 64)
+    found = tool.find_models(BenchmarkConfig(f"{paths[0]}, {paths[1]}", seq_length=64))
     assert [model.name for model in found] == [str(path) for path in paths]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "subject"),
     [
-        ({"models": ","}, "--models: expected model directories, received none"),
-        ({"models": "/nowhere"}, "--models: no such directory: /nowhere"),
-        ({"seq_length": 65}, "--seq_length: expected at most 64, the positions of "),
-        ({"computations": "int4"}, "--computations: expected some of float32,mixed_bfloat16,int8"),
-        ({"output": "/nowhere/speed.json"}, "--output: expected an existing folder, received"),
+        ({"models": ","}, Setting("models")),
+        ({"models": "/nowhere"}, "/nowhere"),
+        ({"seq_length": 65}, Setting("seq_length")),
+        ({"computations": "int4"}, Setting("computations")),
+        ({"computations": ","}, Setting("computations")),
+        ({"output": "/nowhere/speed.json"}, "/nowhere/speed.json"),
     ],
 )
-def test_mistakes(capsys, teacher_dir, student_dir, tmp_path, changes, message: str) -> None:
-    flags = _flags(teacher_dir, student_dir, tmp_path / "speed.json", **changes)
-    assert tool.main(["benchmark_inference", *flags]) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+def test_invalid_settings_are_named(teacher_dir, changes, subject: str) -> None:
+    with pytest.raises(InputError) as caught:
+        tool.find_models(BenchmarkConfig(**{"models": str(teacher_dir), **changes}))
+    assert caught.value.subject == subject
+    assert isinstance(caught.value.subject, Setting) == isinstance(subject, Setting)

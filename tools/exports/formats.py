@@ -20,7 +20,7 @@ class CardSettings(Settings):
     scores: tuple[Location, ...] = setting(
         (),
         "JSON files of numbers by name, separated by commas, for the card.",
-        parse=lambda text: tuple(Location.parse(path, "scores") for path in parse_words(text)),
+        parse=parse_words,
     )
 
 

@@ -15,7 +15,7 @@ from keras import ops
 from data_specs.records import HIDDEN_STATES
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import DType, Encoder, Tensor, make_dense, make_dropout
+from pipeline.models.encoder import DType, Encoder, LayerParts, Tensor
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import encoder_table
@@ -43,15 +43,16 @@ class SequenceHead(keras.layers.Layer):
         self.config = config
         layout = config.family.sequence_head
         self.activation = {"relu": ops.relu, "tanh": ops.tanh}[layout.activation]
+        parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
         rate = dropout_rate(config, CLASSIFICATION)
         self.input_dropout = None
         if layout.drops_input:
-            self.input_dropout = _dropout(rate, seed, "input_dropout")
+            self.input_dropout = parts.dropout(rate, "input_dropout")
         self.dense, self.projection = (
-            make_dense(config, units, scope=_SCOPE, name=name, seed=seed, dtype=_HEAD_DTYPE)
+            parts.dense(units, name)
             for name, units in (("dense", config.hidden_size), ("output", num_outputs))
         )
-        self.dropout = _dropout(rate, seed, "dropout")
+        self.dropout = parts.dropout(rate)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -73,10 +74,9 @@ class SpanHead(keras.layers.Layer):
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
         rate = dropout_rate(config, SPAN)
-        self.dropout = _dropout(rate, seed, "dropout") if rate else None
-        self.projection = make_dense(
-            config, 2, scope=_SCOPE, name="output", seed=seed, dtype=_HEAD_DTYPE
-        )
+        parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
+        self.dropout = parts.dropout(rate) if rate else None
+        self.projection = parts.dense(2, "output")
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -87,10 +87,6 @@ class SpanHead(keras.layers.Layer):
         if self.dropout is not None:
             hidden = self.dropout(hidden, training=training)
         return ops.transpose(self.projection(hidden), (0, 2, 1))
-
-
-def _dropout(rate: float, seed: int, name: str) -> keras.layers.Dropout:
-    return make_dropout(rate, scope=_SCOPE, seed=seed, dtype=_HEAD_DTYPE, name=name)
 
 
 class SequenceClassifier(keras.Model):

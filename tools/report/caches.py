@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from tools.report.charts import Axis, Point, Series, point_figure
+from tools.report.charts import NUM_COLOURS, Axis, Point, Series, figure
 from tools.report.curves import (
     AGREEMENT,
     CALIBRATION,
@@ -54,7 +54,7 @@ def _fidelity_chart(found: Sequence[Fidelity], planned: bool) -> Chart:
         else "finished caches, as measured; the tail counts as one class"
     )
     axis = Axis("KL(teacher ‖ cached), nats", _power, logarithmic=True)
-    return chart(_title(found), subtitle, point_figure(series, _SIZE_AXIS, axis))
+    return chart(_title(found), subtitle, figure(series, _SIZE_AXIS, axis))
 
 
 def _title(found: Sequence[Fidelity]) -> str:
@@ -154,7 +154,7 @@ def _taught_chart(taught: Sequence[Taught]) -> Chart:
         point = Point(one.bytes, one.agreement, hint, one.cache, one.deviation)
         series.append(Series(one.cache, (point,), place, joined=False))
     note = "the same student from each cache; bars: the deviation over seeds"
-    return chart(title, note, point_figure(series, _SIZE_AXIS, AGREEMENT.y_axis()))
+    return chart(title, note, figure(series, _SIZE_AXIS, AGREEMENT.y_axis()))
 
 
 def calibration(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section | None:
@@ -185,5 +185,5 @@ def _reliability_chart(cache: CacheFacts, place: int) -> Chart:
     )
     x_axis = Axis("probability of the first guess", whole_percents, limits=(0.0, 1.0))
     y_axis = Axis("share that is right", whole_percents, limits=(0.0, 1.0))
-    figure = point_figure([Series("teacher", points, place)], x_axis, y_axis, diagonal=True)
-    return chart(title, note, figure)
+    series = Series("teacher", points, place % NUM_COLOURS)
+    return chart(title, note, figure([series], x_axis, y_axis, diagonal=True))

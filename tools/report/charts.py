@@ -7,11 +7,10 @@ dashes as well, for paper without colour.
 import dataclasses
 import functools
 import io
-import itertools
 import math
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tools.report import text_width
@@ -30,12 +29,12 @@ _DASHES = ((), (6, 2), (2, 2), (6, 2, 1, 2), (4, 1, 1, 1, 1, 1), (9, 3))
 _MARKERS = "os^Dvp"
 # Stands for the colour of the page's text.
 _INK = "#16181d"
+_DOTTED = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (1, 3))}
 _WIDTH = 5.0
 _MAX_LABEL = 28
-# A line of more points has no markers to be seen.
+# A line of more points has small markers.
 _MAX_MARKS = 12
-_SVG = "http://www.w3.org/2000/svg"
-_XLINK = "http://www.w3.org/1999/xlink"
+_SVG = "{http://www.w3.org/2000/svg}"
 _STYLE = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -66,8 +65,7 @@ class Axis:
         logarithmic: whether equal ratios are equal lengths.
         whole: whether ticks are whole numbers.
         limits: where it begins and ends; None for the values' own range.
-        floor: no value is below, and the axis does not go beyond; None without.
-        ceiling: the same above.
+        bounds: no value is outside, and the axis does not go beyond.
     """
 
     title: str
@@ -75,8 +73,7 @@ class Axis:
     logarithmic: bool = False
     whole: bool = False
     limits: tuple[float, float] | None = None
-    floor: float | None = None
-    ceiling: float | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Point:
         y: on the vertical axis.
         hint: shown when one points at it.
         label: stands beside it.
-        spread: half the length of its error bar, in units of `y`.
+        spread: half the length of its error bar, on the axis of its value.
     """
 
     x: float
@@ -97,11 +94,6 @@ class Point:
     label: str = ""
     spread: float | None = None
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether it can be drawn."""
-        return math.isfinite(self.x) and math.isfinite(self.y)
-
 
 @dataclasses.dataclass(frozen=True)
 class Series:
@@ -109,47 +101,45 @@ class Series:
 
     Attributes:
         name: in the legend.
-        points: in the order in which a line joins them.
+        points: in the order in which a line joins them; those that are no finite numbers are
+            left out.
         place: number of the colour and the dashes; beyond `NUM_COLOURS` the line is grey
             and not in the legend.
         joined: whether a line joins the points.
+        value: follows the name in the legend.
     """
 
     name: str
     points: tuple[Point, ...]
     place: int = 0
     joined: bool = True
+    value: str = ""
 
     @property
     def finite(self) -> tuple[Point, ...]:
         """The points that can be drawn."""
-        return tuple(point for point in self.points if point.is_finite)
+        return tuple(one for one in self.points if math.isfinite(one.x) and math.isfinite(one.y))
 
     @property
     def is_grey(self) -> bool:
         """Whether there is no colour for it."""
         return self.place >= NUM_COLOURS
 
+    @property
+    def colour(self) -> str:
+        """Its colour."""
+        return GREY if self.is_grey else COLOURS[self.place]
+
     def style(self) -> dict[str, Any]:
         """Returns the settings of its line and its markers."""
-        if self.is_grey:
-            style = {"color": GREY, "linewidth": 1.0, "marker": "o", "zorder": 1}
-        else:
-            style = {"color": COLOURS[self.place], "marker": _MARKERS[self.place]}
+        style = {"color": self.colour, "marker": "o" if self.is_grey else _MARKERS[self.place]}
         if not self.joined:
-            return {**style, "linestyle": "none"}
-        return style if self.is_grey else {**style, "dashes": _DASHES[self.place]}
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A row of `interval_chart`: a value, and how far it varies."""
-
-    name: str
-    value: float
-    spread: float | None
-    hint: str
-    place: int
+            return {**style, "linestyle": "none", "markersize": 7.0}
+        small = self.is_grey or len(self.points) > _MAX_MARKS
+        style["markersize"] = 2.0 if small else 4.5
+        if self.is_grey:
+            return {**style, "linewidth": 1.0, "zorder": 1}
+        return {**style, "dashes": _DASHES[self.place]}
 
 
 def shortened(text: str, most: int = _MAX_LABEL) -> str:
@@ -175,106 +165,81 @@ def _styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
 
 
 @_styled
-def line_figure(
+def figure(
     series: Sequence[Series],
     x_axis: Axis,
     y_axis: Axis,
     *,
-    value: Format,
     reference: tuple[str, float] | None = None,
+    diagonal: bool = False,
 ) -> "Figure":
-    """Draws lines; the legend has the name and the last value of each.
+    """Draws lines and points; the title of the vertical axis stands above it.
 
     Args:
-        series: points that are no finite numbers are left out.
+        series: one at least has a point that can be drawn.
         x_axis: the horizontal axis.
         y_axis: the vertical axis.
-        value: how the last values are written.
-        reference: a name and a value of `y`: a dashed line across.
-    """
-    drawn = [one for one in series if one.finite]
-    figure, axes = _figure(3.1)
-    for one in drawn:
-        _plot(axes, one)
-    if reference is not None:
-        axes.axhline(reference[1], color=_INK, linewidth=1.0, linestyle=(0, (1, 3)))
-    named = [one for one in drawn if not one.is_grey]
-    texts = [f"{shortened(one.name)}  {value(one.finite[-1].y)}" for one in named]
-    lines = [line for line, one in zip(axes.lines, drawn, strict=False) if not one.is_grey]
-    if reference is not None:
-        texts.append(f"{reference[0]}  {value(reference[1])}")
-        lines.append(axes.lines[-1])
-    bounds = [] if reference is None else [reference[1]]
-    _set_axes(axes, x_axis, y_axis, drawn, bounds)
-    _set_legend(figure, lines, texts)
-    return figure
-
-
-@_styled
-def point_figure(
-    series: Sequence[Series], x_axis: Axis, y_axis: Axis, *, diagonal: bool = False
-) -> "Figure":
-    """Draws points with their labels beside them, those of a series joined where it says so.
-
-    Args:
-        series: points that are no finite numbers are left out.
-        x_axis: the horizontal axis.
-        y_axis: the vertical axis.
+        reference: a text of the legend and a value of `y`: a dotted line across.
         diagonal: whether to draw the line y = x.
     """
     drawn = [one for one in series if one.finite]
-    figure, axes = _figure(3.3)
-    for one in drawn:
-        _plot(axes, one)
-        for point in one.finite:
-            if point.spread:
-                colour = one.style()["color"]
-                axes.errorbar(point.x, point.y, point.spread, fmt="none", ecolor=colour)
-            if point.label:
-                place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 9}
-                axes.annotate(shortened(point.label), (point.x, point.y), **place)
-    _set_axes(axes, x_axis, y_axis, drawn)
+    made, axes = _figure(3.1)
+    lines = [_plot(axes, one) for one in drawn]
+    legend = [
+        (line, f"{shortened(one.name)}  {one.value}".strip())
+        for line, one in zip(lines, drawn, strict=True)
+        if not one.is_grey
+    ]
+    points = [point for one in drawn for point in one.finite]
+    heights = [point.y for point in points]
+    if reference is not None:
+        legend.append((axes.axhline(reference[1], **_DOTTED), reference[0]))
+        heights.append(reference[1])
+    axes.margins(0.05, 0.1)
+    _set_axis(axes.xaxis, x_axis, [point.x for point in points])
+    _set_axis(axes.yaxis, y_axis, heights)
+    axes.set_xlabel(x_axis.title)
+    axes.set_title(y_axis.title, loc="left", fontsize="medium")
+    axes.grid(axis="y")
     if diagonal:
-        axes.axline((0.0, 0.0), slope=1.0, color=_INK, linewidth=1.0, linestyle=(0, (1, 3)))
-    if len(drawn) > 1:
-        lines = list(itertools.islice(_series_lines(axes), len(drawn)))
-        _set_legend(figure, lines, [shortened(one.name) for one in drawn])
-    return figure
+        axes.axline((0.0, 0.0), slope=1.0, **_DOTTED)
+    if len(drawn) > 1 or any(one.value for one in drawn):
+        _set_legend(made, legend)
+    return made
 
 
 @_styled
-def interval_figure(rows: Sequence[Interval], axis: Axis, *, value: Format) -> "Figure":
-    """Draws a row for each value, with a bar from value − spread to value + spread.
+def interval_figure(rows: Sequence[Series], axis: Axis) -> "Figure":
+    """Draws a row for each series of a single point, with its value at the right.
 
     Args:
-        rows: from above.
+        rows: from above; the error bars of their points go along the horizontal axis.
         axis: the horizontal one.
-        value: how a row's value is written at its right.
     """
-    figure, axes = _figure(0.9 + 0.32 * len(rows))
+    made, axes = _figure(0.9 + 0.32 * len(rows))
     for height, row in enumerate(rows):
-        point = Point(row.value, height, row.hint)
-        one = Series(row.name, (point,), row.place, joined=False)
-        _plot(axes, one)
-        if row.spread:
-            axes.errorbar(row.value, height, xerr=row.spread, fmt="none", ecolor=_colour(one))
-        at = {"transform": axes.get_yaxis_transform(), "va": "center"}
-        axes.text(1.02, height, value(row.value), **at)
+        (point,) = row.points
+        moved = dataclasses.replace(point, y=height, spread=None)
+        _plot(axes, dataclasses.replace(row, points=(moved,), joined=False))
+        if point.spread:
+            axes.errorbar(point.x, height, xerr=point.spread, fmt="none", ecolor=row.colour)
+        place = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        axes.text(1.02, height, row.value, **place)
     axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    _set_ticks(axes.xaxis, axis)
+    _set_axis(axes.xaxis, axis, [row.points[0].x for row in rows])
     axes.set_xlabel(axis.title)
     axes.grid(axis="x")
-    return figure
+    return made
 
 
-def svg(figure: "Figure", description: str) -> "Markup":
+def svg(drawn: "Figure", description: str) -> "Markup":
     """Returns a chart as an element of a page, with the hints of its points.
 
     Args:
-        figure: as this module draws it.
+        drawn: a figure of this module.
         description: the chart in words, for whoever does not see it.
     """
     import matplotlib
@@ -285,14 +250,19 @@ def svg(figure: "Figure", description: str) -> "Markup":
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # Of letters that matplotlib's font lacks; a page's reader has others.
         warnings.simplefilter("ignore")
-        figure.savefig(content, format="svg", transparent=True, metadata=nothing)
+        drawn.savefig(content, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(content.getvalue())
-    _add_hints(root, {line.get_gid(): line for line in _series_lines(figure.axes[0])})
-    _clean(root)
-    root.set("role", "img")
-    root.set("aria-label", description)
-    ElementTree.register_namespace("", _SVG)
-    ElementTree.register_namespace("xlink", _XLINK)
+    series = {line.get_gid(): line.series for line in drawn.axes[0].lines if line.get_gid()}
+    for group in root.iter(f"{_SVG}g"):
+        # Another chart of the page has the same names.
+        if (one := series.get(group.attrib.pop("id", None))) is not None:
+            _add_hints(group, one)
+    for child in root.findall(f"{_SVG}metadata"):
+        root.remove(child)
+    del root.attrib["width"], root.attrib["height"]
+    root.attrib |= {"role": "img", "aria-label": description}
+    ElementTree.register_namespace("", _SVG.strip("{}"))
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     text = ElementTree.tostring(root, encoding="unicode")
     return Markup(text.replace(_INK, "currentColor"))
 
@@ -300,54 +270,25 @@ def svg(figure: "Figure", description: str) -> "Markup":
 def _figure(height: float) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    return figure, figure.add_subplot()
+    made = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return made, made.add_subplot()
 
 
-def _colour(series: Series) -> str:
-    return series.style()["color"]
-
-
-def _plot(axes: "Axes", series: Series) -> None:
+def _plot(axes: "Axes", series: Series) -> Any:
     points = series.finite
-    many = series.joined and (len(points) > _MAX_MARKS or series.is_grey)
-    size = 2.0 if many else 4.5 if series.joined else 7.0
-    (line,) = axes.plot(
-        [point.x for point in points],
-        [point.y for point in points],
-        markersize=size,
-        clip_on=False,
-        gid=f"series-{len(axes.lines)}",
-        **series.style(),
-    )
-    line.hints = tuple(point.hint for point in points)
-    line.set_label(series.name)
+    columns = [point.x for point in points], [point.y for point in points]
+    (line,) = axes.plot(*columns, clip_on=False, gid=f"{len(axes.lines)}", **series.style())
+    line.series = series
+    for point in points:
+        if point.spread:
+            axes.errorbar(point.x, point.y, point.spread, fmt="none", ecolor=series.colour)
+        if point.label:
+            place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 9}
+            axes.annotate(shortened(point.label), (point.x, point.y), **place)
+    return line
 
 
-def _series_lines(axes: "Axes") -> Iterator[Any]:
-    return (line for line in axes.lines if hasattr(line, "hints"))
-
-
-def _set_axes(
-    axes: "Axes",
-    x_axis: Axis,
-    y_axis: Axis,
-    series: Sequence[Series],
-    bounds: Sequence[float] = (),
-) -> None:
-    points = [point for one in series for point in one.finite]
-    axes.margins(0.05, 0.1)
-    _set_ticks(axes.xaxis, x_axis)
-    _set_ticks(axes.yaxis, y_axis)
-    axes.set_xlabel(x_axis.title)
-    _set_limits(axes.set_xlim, axes.get_xlim(), x_axis, [point.x for point in points])
-    heights = [point.y for point in points]
-    _set_limits(axes.set_ylim, axes.get_ylim(), y_axis, [*heights, *bounds])
-    axes.set_title(y_axis.title, loc="left", fontsize="medium")
-    axes.grid(axis="y")
-
-
-def _set_ticks(drawn: "MatplotlibAxis", axis: Axis) -> None:
+def _set_axis(drawn: "MatplotlibAxis", axis: Axis, values: Sequence[float]) -> None:
     from matplotlib import ticker
 
     if axis.logarithmic:
@@ -359,49 +300,24 @@ def _set_ticks(drawn: "MatplotlibAxis", axis: Axis) -> None:
     else:
         drawn.set_major_locator(ticker.MaxNLocator(5, integer=axis.whole))
     drawn.set_major_formatter(lambda value, _: axis.format(value))
+    low, high = getattr(drawn.axes, f"get_{drawn.axis_name}lim")()
+    if min(values) >= axis.bounds[0]:
+        low = max(low, axis.bounds[0])
+    if max(values) <= axis.bounds[1]:
+        high = min(high, axis.bounds[1])
+    getattr(drawn.axes, f"set_{drawn.axis_name}lim")(*(axis.limits or (low, high)))
 
 
-def _set_limits(
-    assign: Callable[[float, float], Any],
-    limits: tuple[float, float],
-    axis: Axis,
-    values: Sequence[float],
-) -> None:
-    low, high = limits
-    if axis.floor is not None and min(values) >= axis.floor:
-        low = max(low, axis.floor)
-    if axis.ceiling is not None and max(values) <= axis.ceiling:
-        high = min(high, axis.ceiling)
-    assign(*(axis.limits or (low, high)))
+def _set_legend(made: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
+    columns = 2 if max(text_width.columns(text) for _, text in entries) <= 24 else 1
+    made.set_figheight(made.get_figheight() + 0.2 * math.ceil(len(entries) / columns))
+    place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
+    made.legend(*zip(*entries, strict=True), handlelength=3.0, **place)
 
 
-def _set_legend(figure: "Figure", lines: Sequence[Any], texts: Sequence[str]) -> None:
-    columns = 2 if max(map(text_width.columns, texts), default=0) <= 24 else 1
-    rows = math.ceil(len(texts) / columns)
-    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
-    if texts:
-        place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
-        figure.legend(lines, texts, handlelength=3.0, **place)
-
-
-def _add_hints(root: ElementTree.Element, lines: dict[str, Any]) -> None:
+def _add_hints(group: ElementTree.Element, series: Series) -> None:
     """Puts the hint of each point into the element that draws it."""
-    for group in root.iter(f"{{{_SVG}}}g"):
-        line = lines.get(group.get("id"))
-        if line is None:
-            continue
-        group.set("data-name", line.get_label())
-        markers = list(group.iter(f"{{{_SVG}}}use"))
-        for marker, hint in zip(markers, line.hints, strict=True):
-            if hint:
-                ElementTree.SubElement(marker, f"{{{_SVG}}}title").text = hint
-
-
-def _clean(root: ElementTree.Element) -> None:
-    """Removes size and metadata, and names that another chart of the page has too."""
-    for name in ("width", "height"):
-        del root.attrib[name]
-    for child in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(child)
-    for group in root.iter(f"{{{_SVG}}}g"):
-        group.attrib.pop("id", None)
+    group.set("data-name", series.name)
+    for marker, point in zip(group.iter(f"{_SVG}use"), series.finite, strict=True):
+        if point.hint:
+            ElementTree.SubElement(marker, f"{_SVG}title").text = point.hint

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.report.charts import NUM_COLOURS, Axis, Format, Point, Series, line_figure
+from tools.report.charts import NUM_COLOURS, Axis, Format, Point, Series, figure
 from tools.report.page import Chart, Charts, Note, Section, Table, chart
 from tools.report.runs import Run, split_settings
 from tools.report.text_width import visible
@@ -38,7 +38,7 @@ class Measure:
         format: of a value.
         tick: of a value at an axis.
         higher_is_better: whether it is.
-        ceiling: what it cannot be above; None without. Nothing is below 0.
+        ceiling: what it cannot be above. Nothing is below 0.
     """
 
     key: str
@@ -46,13 +46,13 @@ class Measure:
     sentence: str
     axis: str
     format: Format
-    tick: Format
-    higher_is_better: bool
-    ceiling: float | None = None
+    tick: Format = "{:g}".format
+    higher_is_better: bool = False
+    ceiling: float = math.inf
 
     def y_axis(self) -> Axis:
         """Returns the vertical axis of a chart of it."""
-        return Axis(self.axis, self.tick, floor=0.0, ceiling=self.ceiling)
+        return Axis(self.axis, self.tick, bounds=(0.0, self.ceiling))
 
     def best(self, values: Sequence[float]) -> float | None:
         """Returns the best of values; None where none is finite."""
@@ -86,8 +86,6 @@ LOSS = Measure(
     "Loss on held-out tokens",
     "masked LM cross-entropy, nats",
     "{:.3f}".format,
-    "{:g}".format,
-    False,
 )
 DIVERGENCE = Measure(
     "kl_divergence",
@@ -95,8 +93,6 @@ DIVERGENCE = Measure(
     "Divergence from the teacher",
     "KL(teacher ‖ student), nats",
     "{:.4f}".format,
-    "{:g}".format,
-    False,
 )
 CALIBRATION = Measure(
     "calibration_error",
@@ -104,12 +100,8 @@ CALIBRATION = Measure(
     "Calibration error",
     "expected calibration error, 0 at best",
     "{:.4f}".format,
-    "{:g}".format,
-    False,
 )
-_PERPLEXITY = Measure(
-    "masked_lm_perplexity", "perplexity", "", "", "{:,.1f}".format, "{:g}".format, False
-)
+_PERPLEXITY = Measure("masked_lm_perplexity", "perplexity", "", "", "{:,.1f}".format)
 _CURVES = (AGREEMENT, ACCURACY, LOSS, DIVERGENCE)
 COLUMNS = (ACCURACY, AGREEMENT, LOSS, _PERPLEXITY, DIVERGENCE, CALIBRATION)
 
@@ -258,11 +250,9 @@ def curve(
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     if not finite:
         return None
-    return Series(
-        run.name,
-        tuple(Point(x, y, f"{run.name}, update {x:,.0f}: {form(y)}") for x, y in _thinned(finite)),
-        place,
-    )
+    thinned = _thinned(finite)
+    points = tuple(Point(x, y, f"{run.name}, update {x:,.0f}: {form(y)}") for x, y in thinned)
+    return Series(run.name, points, place, value=form(points[-1].y))
 
 
 def _curves(runs: Sequence[Run], split: str, key: str, form: Format) -> list[Series]:
@@ -293,7 +283,8 @@ def finding(measure: Measure, series: Sequence[Series]) -> str:
     return f"{measure.sentence}: {who} {word}, at {best}"
 
 
-UPDATES = Axis("updates", "{:,.0f}".format, whole=True, floor=0.0)
+_POSITIVE = (0.0, math.inf)
+UPDATES = Axis("updates", "{:,.0f}".format, whole=True, bounds=_POSITIVE)
 
 
 def measure_chart(
@@ -303,17 +294,15 @@ def measure_chart(
     series = _curves(runs, "eval", measure.key, measure.format)
     if not series:
         return None
-    figure = line_figure(
-        series, UPDATES, measure.y_axis(), value=measure.format, reference=reference
-    )
-    return chart(finding(measure, series), "at each evaluation", figure)
+    drawn = figure(series, UPDATES, measure.y_axis(), reference=reference)
+    return chart(finding(measure, series), "at each evaluation", drawn)
 
 
 def _teacher_accuracy(runs: Sequence[Run]) -> tuple[str, float] | None:
     found = {run.final["teacher_accuracy"] for run in runs if _has(run)}
     if not found or max(found) - min(found) > 1e-3:
         return None
-    return "the teacher", max(found)
+    return f"the teacher  {percents(max(found))}", max(found)
 
 
 def _training_chart(runs: Sequence[Run]) -> Chart | None:
@@ -336,8 +325,8 @@ def _training_chart(runs: Sequence[Run]) -> Chart | None:
             first = series[0].points[0].y
             title = f"Training loss: from {first:.3f} to {series[0].points[-1].y:.3f}"
         note = "the mean since the line before"
-    axis = Axis("weighted sum of losses", "{:g}".format, floor=0.0)
-    return chart(title, note, line_figure(series, UPDATES, axis, value="{:.3f}".format))
+    axis = Axis("weighted sum of losses", bounds=_POSITIVE)
+    return chart(title, note, figure(series, UPDATES, axis))
 
 
 def curves(runs: Sequence[Run]) -> Section:

@@ -1,9 +1,9 @@
 """Files that `tools.report` reads beside runs: JSON reports, and teacher caches."""
 
 import dataclasses
+import itertools
 import pathlib
 import statistics
-from collections.abc import Iterator
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -12,14 +12,14 @@ import numpy as np
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import MAX_JSON_BYTES, Location
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.manifest import SAMPLED
-from pipeline.storage.records import MaskedExample, TeacherTargets
+from pipeline.storage.records import TeacherTargets, read_examples
 from tools.report.text_width import visible
 
-# Bins of a reliability diagram, as in `pipeline.distill.metrics`.
+# Bins of a reliability diagram, as in `pipeline.distill.distiller`.
 NUM_BINS = 15
 # Examples of a cache that a reliability diagram is made from.
 _SAMPLE = 2_000
@@ -345,29 +345,19 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
     if info.truncation == SAMPLED:
         return None
     codec, found = cache_input.open_codec(cache.directory, manifest), []
-    for path, index, record in _first_records(cache):
+    shards = manifest.splits.get(manifests.EVAL, ())
+    examples = itertools.chain.from_iterable(
+        read_examples(cache.directory / shard.file, manifest) for shard in shards
+    )
+    for example in itertools.islice(examples, _SAMPLE):
         try:
-            example = MaskedExample.from_record(record, manifest)
             targets = TeacherTargets.from_features(example.features, codec, info)
         except (KeyError, ValueError) as error:
-            raise InputError(path, received=f"broken record {index} ({error})") from error
+            place = f"{cache.directory}, example {example.example_id.hex()}"
+            raise InputError(place, received=f"a broken record ({error})") from error
         p, _ = targets.probabilities(1.0, k=1)
         found.append((p[:, 0], targets.ids[:, 0] == example.masked_lm_ids))
     if not found:
         return None
     confidence, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return reliability(confidence, right) if len(right) else None
-
-
-def _first_records(cache: CacheInput) -> Iterator[tuple[Location, int, bytes]]:
-    """Yields file, place in it, and bytes of the first records of the split eval."""
-    left = _SAMPLE
-    for shard in cache.manifest.splits.get(manifests.EVAL, ()):
-        path = cache.directory / shard.file
-        if left and not path.is_file():
-            raise InputError(path, received="this shard is missing")
-        for index, record in enumerate(serialization.read_records(path) if left else ()):
-            yield path, index, record
-            left -= 1
-            if not left:
-                break

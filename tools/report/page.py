@@ -57,9 +57,9 @@ class Chart:
     svg: "Markup"
 
 
-def chart(title: str, subtitle: str, figure: "Figure") -> Chart:
+def chart(title: str, subtitle: str, drawn: "Figure") -> Chart:
     """Returns a chart, described by its title for whoever does not see it."""
-    return Chart(title, subtitle, charts.svg(figure, title))
+    return Chart(title, subtitle, charts.svg(drawn, title))
 
 
 @dataclasses.dataclass(frozen=True)

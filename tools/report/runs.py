@@ -12,7 +12,7 @@ from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.models.weight_names import weight_table
+from pipeline.models.weight_names import count_parameters
 from tools.report.text_width import visible
 
 METRICS_FILE = "metrics.jsonl"
@@ -166,8 +166,7 @@ def num_parameters(directory: Location) -> int | None:
     path = directory / model_directory.HF_CONFIG
     if not path.is_file():
         return None
-    config = EncoderConfig.from_json(path)
-    return sum(math.prod(row.shape) for row in weight_table(config))
+    return count_parameters(EncoderConfig.from_json(path))
 
 
 def read_runs(paths: Sequence[Location]) -> list[Run]:

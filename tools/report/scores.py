@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from tools.report.charts import Axis, Interval, Point, Series, interval_figure, point_figure
+from tools.report.charts import Axis, Point, Series, figure, interval_figure
 from tools.report.curves import ACCURACY, megabytes, percents
 from tools.report.inputs import Speed, Spread, Summary, read_struct
 from tools.report.page import Chart, Charts, Note, Section, Table, chart
@@ -43,7 +44,7 @@ def _short(value: float) -> str:
 
 def _cost_axis(title: str, found: Sequence[_Worth]) -> Axis:
     costs = [one.cost for one in found]
-    return Axis(title, _short, logarithmic=max(costs) > 8.0 * min(costs), floor=0.0)
+    return Axis(title, _short, logarithmic=max(costs) > 8.0 * min(costs), bounds=(0.0, math.inf))
 
 
 def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Chart:
@@ -68,7 +69,7 @@ def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> 
         hint = f"{one.name}: {axis.format(one.cost)}, {percents(one.accuracy)}"
         point = Point(one.cost, one.accuracy, hint)
         series.append(Series(one.name, (point,), one.place, joined=False))
-    return chart(title, note, point_figure(series, axis, ACCURACY.y_axis()))
+    return chart(title, note, figure(series, axis, ACCURACY.y_axis()))
 
 
 def _latency_chart(runs: Sequence[Run], speeds: Sequence[Speed]) -> Chart | None:
@@ -238,19 +239,15 @@ def _task_chart(scores: Sequence[Score], places: Mapping[str, int]) -> Chart:
     title = f"{best.task}: {best.model} scores highest, {best.text}"
     if len(scores) == 1:
         title = f"{best.task}: {best.text}"
-    rows = [
-        Interval(
-            one.model,
-            100.0 * one.mean,
-            None if one.deviation is None else 100.0 * one.deviation,
-            f"{one.model}: {one.text}, {one.seeds} seeds, learning rate {one.learning_rate:g}",
-            places[one.model],
-        )
-        for one in scores
-    ]
-    axis = Axis(f"{best.metric} × 100, {best.split}", "{:g}".format)
+    rows = []
+    for one in scores:
+        hint = f"{one.model}: {one.text}, {one.seeds} seeds, learning rate {one.learning_rate:g}"
+        spread = None if one.deviation is None else 100.0 * one.deviation
+        point = Point(100.0 * one.mean, 0.0, hint, spread=spread)
+        rows.append(Series(one.model, (point,), places[one.model], value=f"{point.x:.2f}"))
+    axis = Axis(f"{best.metric} × 100, {best.split}")
     note = "mean over seeds ± the sample's standard deviation, at the best learning rate"
-    return chart(title, note, interval_figure(rows, axis, value="{:.2f}".format))
+    return chart(title, note, interval_figure(rows, axis))
 
 
 def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:

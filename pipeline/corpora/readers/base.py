@@ -133,11 +133,11 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
 
 
 def _list_paths(pattern: Location) -> tuple[dict[Location, int], str]:
-    """Returns what a path or glob names, with sizes, and the folder that the names begin at."""
-    found = pattern.find()
-    if pattern.is_dir() or not found:
-        return found, str(pattern)
-    return found, os.path.commonpath([os.path.dirname(str(path)) for path in found])
+    """Returns the files of a path or glob with their sizes, and the folder of relative names."""
+    sizes = pattern.find()
+    if pattern.is_dir() or not sizes:
+        return sizes, str(pattern)
+    return sizes, os.path.commonpath([os.path.dirname(str(path)) for path in sizes])
 
 
 def _is_declared(file: CorpusFile) -> bool:

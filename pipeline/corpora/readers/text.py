@@ -53,10 +53,9 @@ class TextReader(Reader):
 
 
 def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
-    """Returns what says whether a document ends before a line.
+    """Returns the test whether a document ends before a line.
 
-    It is called with the line, whether that is blank, and how many lines the
-    document has so far.
+    Its arguments are the line, whether that is blank, and the document's lines so far.
     """
     if spec.documents == "lines":
         return lambda line, blank, count: count >= spec.lines_per_document
@@ -69,7 +68,7 @@ def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
 
 
 def _bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yields lines; one longer than a piece comes in parts, cut between characters."""
+    """Yields lines; one longer than a piece is cut, between characters."""
     held = stream.readline(MAX_PIECE_BYTES // 2).removeprefix(codecs.BOM_UTF8)
     while held:
         rest = b""

@@ -13,10 +13,8 @@ from pipeline.models.weight_names import Shape
 class WeightFiles(abc.ABC):
     """A model's weights in the files of one format.
 
-    A subclass is listed in `formats.FORMATS`, and opens its files when it is constructed.
-
-    Args:
-        files: as `find` returns them.
+    A subclass is listed in `formats.FORMATS`. Its constructor opens the files that `find`
+    returns.
 
     Attributes:
         layout: whose names and shapes the tensors have: `weight_names.HF` or `TF1`.

@@ -35,11 +35,7 @@ class Tf1Checkpoint(WeightFiles):
 
     @classmethod
     def find(cls, location: Location) -> tuple[Location, ...]:
-        """See `WeightFiles`; the index is the last.
-
-        Raises:
-            InputError: there is no index, or no data.
-        """
+        """See `WeightFiles`; the index is the last, and must be there."""
         index = location.with_name(f"{location.name}{_INDEX}")
         if not index.is_file():
             raise InputError(location, "the prefix of a TensorFlow checkpoint", f"no file {index}")

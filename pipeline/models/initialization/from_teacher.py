@@ -42,11 +42,8 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
         `default_layer_map(12, 6)` is `(0, 2, 4, 7, 9, 11)`, DistilBERT's choice.
     """
     if not 1 <= student_layers <= teacher_layers:
-        raise InputError(
-            Setting("student_layers"),
-            f"1 to {teacher_layers}, the teacher's number of layers",
-            student_layers,
-        )
+        expected = f"1 to {teacher_layers}, the teacher's number of layers"
+        raise InputError(Setting("student_layers"), expected, student_layers)
     step = (teacher_layers - 1) / max(1, student_layers - 1)
     return tuple(round(index * step) for index in range(student_layers))
 
@@ -253,12 +250,8 @@ def without_segments(
     The first segment's embedding is added to every position's, so that nothing
     changes for inputs of a single segment.
 
-    Args:
-        weights: by our names.
-        config: a BERT's.
-
     Raises:
-        InputError: another family.
+        InputError: see `config_without_segments`.
     """
     student = config_without_segments(config)
     kept = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
@@ -289,10 +282,11 @@ def reduce_vocabulary(
     pad_id = int(np.searchsorted(kept_ids, config.pad_token_id))
     if pad_id == len(kept_ids) or kept_ids[pad_id] != config.pad_token_id:
         raise ValueError(f"kept_ids: expected the padding's id {config.pad_token_id} among them")
-    reduced = dataclasses.replace(config, pad_token_id=pad_id)
-    moved = config.position_offset - reduced.position_offset
+    counted = config.family.counts_positions_from_padding
+    moved = config.pad_token_id - pad_id if counted else 0
     reduced = dataclasses.replace(
-        reduced,
+        config,
+        pad_token_id=pad_id,
         vocab_size=len(kept_ids),
         max_position_embeddings=config.max_position_embeddings - moved,
     )

@@ -8,19 +8,20 @@ import pytest
 
 from tests.tools.page_reading import hints, texts
 from tools.report import charts
-from tools.report.charts import Axis, Interval, Point, Series
+from tools.report.charts import Axis, Point, Series
 
-UPDATES = Axis("updates", "{:,.0f}".format, whole=True, floor=0.0)
-SHARES = Axis("share", lambda share: f"{100 * share:.4g}%", floor=0.0, ceiling=1.0)
+UPDATES = Axis("updates", "{:,.0f}".format, whole=True, bounds=(0.0, math.inf))
+SHARES = Axis("share", lambda share: f"{100 * share:.4g}%", bounds=(0.0, 1.0))
 NASTY = "<script>$\\frac{$ _&\"'"
 
 
-def _series(name: str, *points: tuple[float, float], place: int = 0, **settings) -> Series:
-    return Series(name, tuple(Point(x, y, f"at {x}") for x, y in points), place, **settings)
+def _series(name: str, *points: tuple[float, float], place: int = 0) -> Series:
+    found = tuple(Point(x, y, f"at {x}") for x, y in points)
+    return Series(name, found, place, value=f"{points[-1][1]:.1%}")
 
 
 def _line_figure(*series: Series, **settings):
-    return charts.line_figure(series, UPDATES, SHARES, value="{:.1%}".format, **settings)
+    return charts.figure(series, UPDATES, SHARES, **settings)
 
 
 def _read(figure) -> ElementTree.Element:
@@ -36,7 +37,7 @@ def test_lines_lie_at_their_values_and_the_legend_has_the_last_ones() -> None:
         _series("a", (20, 0.1), (40, math.nan), (120, 0.59)),
         _series("b", (20, 0.2), (120, 0.31), place=1),
         _series("c", (20, math.inf)),
-        reference=("teacher", 0.65),
+        reference=("teacher  65.0%", 0.65),
     )
     first, second, reference = figure.axes[0].lines
     assert first.get_xydata().tolist() == [[20, 0.1], [120, 0.59]]
@@ -78,7 +79,7 @@ def test_points_on_logarithmic_axes_keep_values_labels_and_error_bars() -> None:
         Point(90.0, 2.0),
     )
     axis = Axis("bytes", "{:g}".format, logarithmic=True)
-    figure = charts.point_figure([Series("k", points, joined=False)], axis, axis)
+    figure = charts.figure([Series("k", points, joined=False)], axis, axis)
     axes = figure.axes[0]
     assert axes.get_xscale() == axes.get_yscale() == "log"
     assert axes.lines[0].get_xydata().tolist() == [[42, 1e-7], [522, 3e-3], [90, 2]]
@@ -90,8 +91,11 @@ def test_points_on_logarithmic_axes_keep_values_labels_and_error_bars() -> None:
 
 
 def test_intervals_have_names_values_and_bars() -> None:
-    rows = [Interval("a", 90.0, 2.0, "hint", 0), Interval("b", 80.0, None, "", 1)]
-    figure = charts.interval_figure(rows, Axis("score"), value="{:.2f}".format)
+    rows = [
+        Series("a", (Point(90.0, 0.0, "hint", spread=2.0),), value="90.00"),
+        Series("b", (Point(80.0, 0.0),), 1, value="80.00"),
+    ]
+    figure = charts.interval_figure(rows, Axis("score"))
     (bar,) = figure.axes[0].collections[0].get_segments()
     assert bar.tolist() == [[88, 0], [92, 0]]
     written = texts(_read(figure))
@@ -102,9 +106,8 @@ def test_intervals_have_names_values_and_bars() -> None:
 def test_names_and_hints_stay_text(name: str) -> None:
     series = Series(name, (Point(1, 1, name, name), Point(2, 2)))
     for figure in (
-        charts.line_figure([series], Axis(name), Axis(name), value=str),
-        charts.point_figure([series, series], Axis(name), Axis(name)),
-        charts.interval_figure([Interval(name, 1, 1, name, 0)], Axis(name), value=str),
+        charts.figure([series, series], Axis(name), Axis(name)),
+        charts.interval_figure([Series(name, (Point(1, 0, name),), value=name)], Axis(name)),
     ):
         markup = charts.svg(figure, name)
         chart = ElementTree.fromstring(markup)
