@@ -215,7 +215,7 @@ def test_names_in_a_manifest_lead_nowhere_else(bucket, examples_dir) -> None:
         else:
             changed["splits"]["train"][0][key] = name
         (folder / "manifest.json").write_json(changed)
-        with pytest.raises(InputError, match="name"):
+        with pytest.raises(InputError):
             manifests.load(folder)
 
 
@@ -224,7 +224,7 @@ def test_a_google_checkpoint(bucket, tmp_path, teacher_dir) -> None:
     source = model_directory.find_model(teacher_dir)
     weights = source.read_weights()
     (tmp_path / "bert_config.json").write_json(source.config.to_google())
-    tf1_checkpoint.write_tf1_weights(tmp_path / "bert_model.ckpt", source.config, weights)
+    tf1_checkpoint.write_tf1_weights(str(tmp_path / "bert_model.ckpt"), source.config, weights)
     local = model_directory.find_model(tmp_path)
     found = model_directory.find_model(upload_folder(tmp_path, bucket / "google"))
     assert found.sha256() == local.sha256()

@@ -91,7 +91,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         assert again.tokenize(line).ids.tolist() == tokenizer.tokenize(line).ids.tolist()
     capsys.readouterr()
     # A student with another tokenizer of the same size is refused.
-    other = next(path for path in pathlib.Path(student).iterdir() if path.name == "tokenizer.json")
+    other = next(path for path in student.iterdir() if path.name == "tokenizer.json")
     content = json.loads(other.read_text(encoding="utf-8"))
     vocab = content["model"]["vocab"]
     if isinstance(vocab, dict):
@@ -100,7 +100,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
     else:
         vocab[-1][0] = "zzzzzz"
     other.write_text(json.dumps(content), encoding="utf-8")
-    for path in pathlib.Path(student).glob("*.model"):
+    for path in student.glob("*.model"):
         # Both files of XLM-RoBERTa's name its vocabulary.
         assert read_vocab_info(path) == tokenizer.info
         path.unlink()
