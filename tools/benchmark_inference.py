@@ -47,7 +47,7 @@ class BenchmarkConfig(Settings):
     models: tuple[Location, ...] = setting(
         dataclasses.MISSING,
         "Model directories, the teacher first, separated by commas.",
-        parse=lambda text: tuple(Location.parse(path, "models") for path in parse_words(text)),
+        parse=parse_words,
     )
     seq_length: int = setting(512, "Tokens of a sequence.", low=1)
     batch_size: int = setting(16, "Sequences at a time, for the throughput.", low=1)

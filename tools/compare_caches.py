@@ -53,7 +53,7 @@ class CompareConfig(Settings):
     caches: tuple[Location, ...] = setting(
         dataclasses.MISSING,
         "Teacher caches of the same examples, separated by commas.",
-        parse=lambda text: tuple(Location.parse(path, "caches") for path in parse_words(text)),
+        parse=parse_words,
     )
     work: Location = setting(
         dataclasses.MISSING, "Directory for the students' directories, on this machine."

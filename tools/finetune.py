@@ -32,16 +32,16 @@ SUMMARY_FILE = "summary.json"
 _TEACHER_CACHE = "teacher_cache"
 # Of a run alone; the rest is the same for all of a grid.
 _OWN_SETTINGS = ("learning_rate", "random_seed")
+FLAGS = flags.FlagSet(
+    (FinetuneConfig, GridSettings),
+    leave_out=_OWN_SETTINGS,
+    defaults={"compute_dtype": compute_dtype.AUTO},
+)
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns this program's flags."""
-    return flags.define_flags(
-        FinetuneConfig,
-        GridSettings,
-        leave_out=("learning_rate", "random_seed"),
-        defaults={"compute_dtype": compute_dtype.AUTO},
-    )
+    return FLAGS.define()
 
 
 def read_config(values: absl_flags.FlagValues) -> FinetuneConfig:

@@ -63,7 +63,7 @@ def _expect_report(path: pathlib.Path, teacher: pathlib.Path, student: pathlib.P
 
 
 @on_tensorflow
-def test_the_table(teacher_dir, student_dir, tmp_path, capsys) -> None:
+def test_the_table_and_its_json_on_tensorflow(teacher_dir, student_dir, tmp_path, capsys) -> None:
     output = tmp_path / "speed.json"
     assert not tool.main(["benchmark_inference", *_flags(teacher_dir, student_dir, output)])
     _expect_report(output, teacher_dir, student_dir)
@@ -77,7 +77,7 @@ def test_the_table(teacher_dir, student_dir, tmp_path, capsys) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-def test_on_jax(teacher_dir, student_dir, tmp_path) -> None:
+def test_the_json_on_jax(teacher_dir, student_dir, tmp_path) -> None:
     output = tmp_path / "speed.json"
     flags = _flags(teacher_dir, student_dir, output, backend="jax", computations="float32,int8")
     result = subprocess.run(
@@ -137,7 +137,7 @@ def test_ratios_are_those_of_the_turns() -> None:
     assert slower.to_json()["times_better"] == [0.375, 0.25, 0.5]
 
 
-def test_what_is_computed_where(monkeypatch) -> None:
+def test_computations_are_chosen_by_device(monkeypatch) -> None:
     monkeypatch.setattr(tool.formats, "missing_packages", lambda names: [])
     everything = ["float32", "mixed_bfloat16", "int8"]
     detected = {"cpu:0": "float32", "gpu:0": "mixed_bfloat16"}
@@ -179,7 +179,7 @@ def test_models_of_one_name_go_by_their_paths(vocab_file, tmp_path) -> None:
         ({"output": "/nowhere/speed.json"}, "/nowhere/speed.json"),
     ],
 )
-def test_mistakes_are_named(teacher_dir, changes, subject: str) -> None:
+def test_invalid_settings_are_named(teacher_dir, changes, subject: str) -> None:
     with pytest.raises(InputError) as caught:
         tool.find_models(BenchmarkConfig(**{"models": str(teacher_dir), **changes}))
     assert caught.value.subject == subject

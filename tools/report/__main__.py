@@ -9,27 +9,32 @@ It is made with pip install 'offline-distill[report]'.
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings
-from pipeline.commands import running
+from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.commands import flags, running
+
+
+def _list(help: str) -> Any:
+    return setting((), f"{help}, separated by commas.", parse=parse_words)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig(Settings):
-    """What the page shows; fields are named as the flags."""
+    """The settings of this tool; its flags are generated from them."""
 
-    runs: tuple[Location, ...] = ()
-    inference: Location | None = None
-    finetune: tuple[Location, ...] = ()
-    plan: Location | None = None
-    fidelity: tuple[Location, ...] = ()
-    comparison: Location | None = None
-    caches: tuple[Location, ...] = ()
-    title: str = "Distillation report"
+    runs: tuple[Location, ...] = _list("Directories of run_distill")
+    inference: Location | None = setting(None, "JSON of benchmark_inference.")
+    finetune: tuple[Location, ...] = _list("Files summary.json of finetune")
+    plan: Location | None = setting(None, "JSON of plan_cache.")
+    fidelity: tuple[Location, ...] = _list("JSON files of fidelity_report")
+    comparison: Location | None = setting(None, "JSON of compare_caches.")
+    caches: tuple[Location, ...] = _list("Teacher caches")
+    title: str = setting("Distillation report", "Heading of the page.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,38 +88,16 @@ def _counted(count: int, one: str, several: str | None = None) -> str:
     return f"{count} {one if count == 1 else several or one + 's'}"
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("runs", "", "Directories of run_distill, separated by commas.")
-    table.string("inference", None, "The JSON of benchmark_inference.")
-    table.string("finetune", "", "The summary.json of finetune, several separated by commas.")
-    table.string("plan", None, "The JSON of plan_cache.")
-    table.string("fidelity", "", "The JSON of fidelity_report, several separated by commas.")
-    table.string("comparison", None, "The JSON of compare_caches.")
-    table.string("caches", "", "Teacher caches, separated by commas.")
-    table.string("title", ReportConfig.title, "The page's heading.")
-    table.string("output", None, "A new HTML file.")
-    table.require("output")
-    return table.values
+@dataclasses.dataclass(frozen=True)
+class OutputSettings(Settings):
+    """The file that the page is written to."""
+
+    output: Location = setting(dataclasses.MISSING, "New HTML file.")
 
 
-def _locations(values: flags.FlagValues, name: str) -> tuple[Location, ...]:
-    return tuple(Location.parse(text, name) for text in values[name].value.split(",") if text)
-
-
-def _report(values: flags.FlagValues) -> None:
-    config = ReportConfig(
-        runs=_locations(values, "runs"),
-        inference=values.inference,
-        finetune=_locations(values, "finetune"),
-        plan=values.plan,
-        fidelity=_locations(values, "fidelity"),
-        comparison=values.comparison,
-        caches=_locations(values, "caches"),
-        title=values.title,
-    )
-    output = Location.parse(values.output, "output")
+def _report(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, ReportConfig)
+    output = flags.read_config(values, OutputSettings).output
     output.expect_absent()
     output.write_whole(make_report(config).encode("utf-8"))
     print(f"report: {output}")
@@ -122,7 +105,8 @@ def _report(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _report, __doc__, argv)
+    table = flags.define_flags(ReportConfig, OutputSettings)
+    return running.run(table, _report, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_a_padded_batch_of_another_shape(exported, subject, teacher_dir, name: s
     np.testing.assert_allclose(opened.run(one)["logits"], expected, atol=2e-5)
 
 
-def test_what_was_measured_of_each(exported) -> None:
+def test_the_report_has_a_row_for_each_format(exported) -> None:
     report = json.loads((exported / "export.json").read_text())
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == [

@@ -38,14 +38,14 @@ def _refusal(**settings: object) -> InputError:
     return caught.value
 
 
-def test_guesses_are_compared_by_hand() -> None:
+def test_agreement_is_the_share_of_equal_first_guesses() -> None:
     expected = {"logits": np.array([[[1.0, 3.0], [2.0, 0.0]]])}
     received = {"logits": np.array([[[1.0, 2.0], [1.0, 2.0]]]), "input_ids": np.array([[7, 8]])}
     assert compare([(expected, received)]) == Comparison(2.0, 0.5, 2)
     assert compare([(expected, expected), (expected, received)]) == Comparison(2.0, 0.75, 4)
 
 
-def test_what_is_no_number_agrees_with_nothing() -> None:
+def test_nan_agrees_with_nothing() -> None:
     expected = {"logits": np.array([[3.0, 1.0], [0.0, 1.0]])}
     received = {"logits": np.array([[math.nan, 1.0], [0.0, 1.0]])}
     found = compare([(expected, received), (expected, expected)])
@@ -223,7 +223,9 @@ def test_formats_are_names_each_once(names: tuple[str, ...]) -> None:
         ({"output_dir": "memory://bucket/x"}, "memory://bucket/x"),
     ],
 )
-def test_mistakes_are_named(teacher_dir, sentences, tmp_path, changes, subject: str) -> None:
+def test_invalid_settings_are_named(
+    teacher_dir, sentences, tmp_path, changes, subject: str
+) -> None:
     settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
     error = _refusal(**{**settings, **changes})
     assert error.subject == subject and isinstance(error.subject, Setting) == isinstance(

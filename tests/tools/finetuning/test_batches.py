@@ -24,7 +24,7 @@ def _batches(lengths: list[int], *, batch_size: int = 4, seed: int = 1) -> Train
     return TrainingBatches(features, targets, Padding(batch_size, 64), seed=seed)
 
 
-def test_a_batch_by_hand() -> None:
+def test_a_batch_is_padded_with_zeros() -> None:
     long, short = make_feature(9, seed=1), make_feature(3, seed=2)
     batch = Padding(3, 64).batch([long, short])
     # The next of the lengths 8, 16, … 64.

@@ -56,7 +56,7 @@ def _build(*examples: TaskExample, kind: str = "classification", length: int = 2
     return build_features(examples, Words(), kind=kind, max_seq_length=length, **changes)
 
 
-def test_one_text() -> None:
+def test_one_text_stands_between_cls_and_sep() -> None:
     (feature,) = _build(TaskExample("0", ("ab cd",), 1))
     assert feature.input_ids.tolist() == [CLS, *_ids("ab cd"), SEP]
     assert feature.segment_ids.tolist() == [0, 0, 0, 0]

@@ -107,7 +107,7 @@ def test_names_by_hand() -> None:
         assert names(family, SPAN) == ["qa_outputs.weight", "qa_outputs.bias"]
 
 
-def test_settings_by_hand() -> None:
+def test_head_settings_are_those_of_transformers() -> None:
     settings = head_settings(FAMILIES["distilbert"], HEADS[CLASSIFICATION])
     assert settings["architectures"] == ["DistilBertForSequenceClassification"]
     assert settings["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
@@ -211,7 +211,7 @@ def test_a_pooler_of_zeros_counts_as_none(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_googles_checkpoints(tmp_path, scale: float) -> None:
+def test_a_pooler_of_a_google_checkpoint_is_taken_unless_it_is_zero(tmp_path, scale: float) -> None:
     import tensorflow as tf
 
     weights = model_directory.get_weights(MaskedLM(BERT, seed=1))
@@ -243,7 +243,7 @@ def test_a_masked_lm_has_no_such_head(tmp_path) -> None:
 @pytest.mark.parametrize(
     "labels", [["a", "b"], {}, {"0": "a", "2": "b"}, {"x": "a"}, {"0": "a", "01": "b"}, 3, None]
 )
-def test_labels_that_cannot_be_such(tmp_path, labels: object) -> None:
+def test_malformed_label_names_are_refused(tmp_path, labels: object) -> None:
     saved(tmp_path, BERT, CLASSIFICATION)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
@@ -252,7 +252,7 @@ def test_labels_that_cannot_be_such(tmp_path, labels: object) -> None:
         read_head(find_model(tmp_path))
 
 
-def test_what_fits() -> None:
+def test_a_head_fits_the_same_or_unnamed_labels() -> None:
     head = Head(CLASSIFICATION, ("0", "1"))
     assert head.fits(Head(CLASSIFICATION, ("0", "1")))
     assert head.fits(Head(CLASSIFICATION, ("LABEL_0", "LABEL_1")))
@@ -306,7 +306,7 @@ def _peer_class(kind: str):
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ours_in_theirs(tmp_path, family: str, kind: str) -> None:
+def test_transformers_computes_the_logits_of_our_heads(tmp_path, family: str, kind: str) -> None:
     model = saved(tmp_path, FAMILIES[family], kind)
     peer, report = _peer_class(kind).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -318,7 +318,7 @@ def test_ours_in_theirs(tmp_path, family: str, kind: str) -> None:
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_theirs_in_ours(tmp_path, family: str, kind: str) -> None:
+def test_heads_of_transformers_give_the_same_logits_here(tmp_path, family: str, kind: str) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)

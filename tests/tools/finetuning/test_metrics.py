@@ -23,7 +23,7 @@ def _asked(**answers: tuple[str, ...]) -> list[TaskExample]:
     ]
 
 
-def test_two_classes_by_hand() -> None:
+def test_f1_and_matthews_of_two_classes() -> None:
     # 2 true and 1 false positive, 1 false and 1 true negative.
     examples, found = _labelled(1, 1, 1, 0, 0), [1, 1, 0, 1, 0]
     assert scoring.evaluate(tasks.load_task("mrpc"), examples, found) == pytest.approx(
@@ -34,13 +34,13 @@ def test_two_classes_by_hand() -> None:
     )
 
 
-def test_weighted_f1_by_hand() -> None:
+def test_weighted_f1_weighs_classes_by_their_counts() -> None:
     # F1 is 2/3, 1/2 and 0, of 2, 1 and 1 examples.
     scores = scoring.evaluate(tasks.load_task("rusentiment"), _labelled(0, 0, 1, 2), [0, 1, 1, 1])
     assert scores == pytest.approx({"f1_weighted": (2 * 2 / 3 + 1 / 2) / 4, "accuracy": 1 / 2})
 
 
-def test_correlations_by_hand() -> None:
+def test_pearson_and_spearman_of_small_samples() -> None:
     spec = tasks.load_task("stsb")
     scores = scoring.evaluate(spec, _labelled(1.0, 3.0, 2.0, 4.0), [1, 2, 3, 4])
     assert scores == pytest.approx({"pearson": 0.8, "spearman": 0.8})
@@ -49,7 +49,7 @@ def test_correlations_by_hand() -> None:
     assert scores["spearman"] == pytest.approx(0.9486832980505138)
 
 
-def test_what_never_occurs_scores_0() -> None:
+def test_a_class_that_never_occurs_scores_0() -> None:
     none, one = np.zeros(3, int), np.array([0, 0, 1])
     assert scoring.f1(none, one) == scoring.matthews(none, one) == 0.0
     assert scoring.pearson(np.full(3, 0.1), np.arange(3.0)) == 0.0
@@ -146,7 +146,7 @@ def test_the_longest_run_is_that_of_the_table(first: str, second: str) -> None:
     assert scoring.run_overlap(list(first), list(second)) == longest
 
 
-def test_answers_by_hand() -> None:
+def test_answer_scores_of_three_benchmarks() -> None:
     examples = _asked(q1=("Denver Broncos", "The Broncos"), q2=("1963年",), q3=("x",))
     answers = {"q1": "broncos!", "q2": Prediction("1963年被任为主教", 0, 1.0, ())}
     squad = scoring.evaluate(tasks.load_task("squad"), examples, answers)

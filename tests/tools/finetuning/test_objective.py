@@ -20,7 +20,7 @@ def _f32(*values: object) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def test_cross_entropy_by_hand() -> None:
+def test_cross_entropy_of_small_logits() -> None:
     """Of probabilities 3/4 and 1/2, and a row that does not count."""
     logits = _f32([0.0, math.log(3)], [0.0, 0.0], [9.0, 0.0])
     batch = {TARGETS: np.array([1, 0, 0], np.int32), WEIGHTS: _f32(1, 1, 0)}
@@ -28,7 +28,7 @@ def test_cross_entropy_by_hand() -> None:
     assert float(TaskObjective(CLASSIFICATION).loss(logits, batch)) == pytest.approx(expected)
 
 
-def test_a_teachers_word_by_hand() -> None:
+def test_distillation_loss_of_small_logits() -> None:
     """T = 2: p = (3/4, 1/4) of logits (2·log 3, 0), q = (1/2, 1/2): KL = log 2 − H(p)."""
     batch = {
         TARGETS: np.array([0], np.int32),
@@ -84,7 +84,7 @@ def test_starts_and_ends_are_averaged_over_real_tokens() -> None:
     assert float(objective.loss(padded, longer)) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_numbers_by_hand() -> None:
+def test_squared_error_of_numbers() -> None:
     batch = {TARGETS: _f32(1.0, 2.0), WEIGHTS: _f32(1, 1), TEACHER_LOGITS: _f32([2.0], [2.0])}
     logits = _f32([3.0], [2.5])
     assert float(TaskObjective(REGRESSION).loss(logits, batch)) == pytest.approx((4 + 0.25) / 2)

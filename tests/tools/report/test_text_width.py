@@ -13,16 +13,16 @@ LETTERS = st.text(st.sampled_from("ab c春天，é\u0301"), max_size=12)
     ("text", "columns"),
     [("", 0), ("abc", 3), ("春天", 4), ("a，b", 4), ("e\u0301", 1), ("…", 1), ("ｱ", 1), ("Ａ", 2)],
 )
-def test_columns(text: str, columns: int) -> None:
+def test_chinese_letters_take_two_columns(text: str, columns: int) -> None:
     assert text_width.columns(text) == columns
 
 
-def test_clipping() -> None:
+def test_a_clipped_text_fits_its_columns() -> None:
     assert text_width.clipped("a春天", 4) == "a春"
     assert text_width.clipped("ab", 9) == "ab"
 
 
-def test_padding() -> None:
+def test_padding_counts_columns() -> None:
     assert text_width.padded("春", 4) == "春  "
     assert text_width.padded("春", 4, right=True) == "  春"
     assert text_width.padded("春天", 3) == "春天"
@@ -44,7 +44,7 @@ def test_what_does_not_print_is_escaped(text: str, shown: str) -> None:
     assert text_width.visible(text) == shown
 
 
-def test_wrapping() -> None:
+def test_lines_break_between_parts() -> None:
     assert text_width.wrapped(["春天", "来了", " now"], 8) == ["春天来了", "now"]
     assert text_width.wrapped(["abcdef", "g"], 4) == ["abcd", "efg"]
     assert text_width.wrapped([], 4) == []

@@ -57,7 +57,7 @@ def test_a_piece_alone_keeps_its_mark(wordpiece) -> None:
     assert texts.alone(4) == "[MASK]"
 
 
-def test_spaces() -> None:
+def test_spaces_stand_between_latin_words_only() -> None:
     assert space_between("small", "model")
     assert not space_between("", "model") and not space_between("small", "")
     assert not space_between("春", "model") and not space_between("ok", "。")
@@ -108,7 +108,7 @@ def test_a_wordpiece_in_a_tokenizer_json(tmp_path) -> None:
     assert _joined(TokenText(tokenizer).spaced([5, 6])) == "unable"
 
 
-def test_kinds(wordpiece, spiece_file, bpe_file) -> None:
+def test_marks_are_found_for_each_kind_of_tokenizer(wordpiece, spiece_file, bpe_file) -> None:
     assert token_text.find_marks(wordpiece) is Marks.PIECE
     assert token_text.find_marks(_load(spiece_file)) is Marks.SPACE
     assert token_text.find_marks(_load(bpe_file)) is Marks.BYTES
