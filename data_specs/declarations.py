@@ -153,6 +153,9 @@ def build(kind: type, values: Any, where: str) -> Any:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise ValueError(f"{where}: {_describe(str(error), kind)}") from error
+    except UnicodeEncodeError as error:
+        received = shown(error.object)
+        raise ValueError(f"{where}: expected valid Unicode, received {received}") from error
 
 
 def _describe(refusal: str, kind: type) -> str:

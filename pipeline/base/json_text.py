@@ -108,6 +108,9 @@ def convert(value: Any, kind: type[Kind], where: object) -> Kind:
         if place:
             refusal.subject = f"{refusal.subject}: {place}"
         raise refusal from error
+    except UnicodeEncodeError as error:
+        # Of a key that no field has: msgspec compares keys as UTF-8.
+        raise InputError(where, "text that UTF-8 can encode", shown(error.object)) from error
 
 
 def _shown_at(value: Any, place: str, otherwise: str | None) -> str | None:

@@ -521,7 +521,7 @@ def agreed_batches(
     """Yields this process's rows of the microbatches that all processes compute together.
 
     Args:
-        groups: as `pipeline.distill.targets.training_groups` yields them.
+        groups: as `training_groups` yields them.
         manifest: gives the largest L and P.
         num_lengths: lengths, at most, that microbatches are padded to.
         gather: begins to give every process the measures of all, as rows.

@@ -133,7 +133,7 @@ class Distiller(keras.Model):
 
     @property
     def state_variables(self) -> list[keras.Variable]:
-        """What changes in training without being trained: frozen weights, seeds, counters."""
+        """The variables that change without being trained, and frozen weights."""
         fixed = () if self.teacher is None else self.teacher.variables
         ids = {id(variable) for variable in fixed}
         return [one for one in self.non_trainable_variables if id(one) not in ids]

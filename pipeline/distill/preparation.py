@@ -1,4 +1,4 @@
-"""All that is found and checked before a student is trained."""
+"""Checks of a run before training: its cache, student, teacher and objective."""
 
 import dataclasses
 import json
@@ -26,11 +26,11 @@ class Preparation:
     """A run that may begin.
 
     Attributes:
-        config: what was asked for.
+        config: of the run.
         cache: what is read.
         start: where the student comes from.
         teacher: a live one; None without.
-        objective: what is made small.
+        objective: of the training.
         teacher_hidden_size: of the states that are compared with the student's;
             None where nothing is known of them.
     """
@@ -156,7 +156,7 @@ def build_objective(
     """Returns the objective over a cache.
 
     Args:
-        config: what was asked for.
+        config: of the run.
         cache: what is read.
         student: its configuration.
         teacher: that of the live teacher, or of the one that made the cache, if known.

@@ -20,17 +20,17 @@ from pipeline.distill.settings import DATA_PARALLEL, NUM_DATA_STREAMS, DistillCo
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
-# A process that says nothing for so long is lost, and one waits so long for others at the end.
+# Heartbeat and shutdown timeout.
 _PATIENCE_SECONDS = 100
 # In what JAX says when another process does not answer: on CPUs, on GPUs, and everywhere.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-# The environment's word for --coordinator_address, which JAX takes, too.
+# The environment variable for `coordinator_address`, which JAX reads, too.
 _ADDRESS_VARIABLE = "JAX_COORDINATOR_ADDRESS"
 
 
 @dataclasses.dataclass(frozen=True)
 class Replicas:
-    """What computes.
+    """The devices and processes that compute.
 
     Attributes:
         num_devices: of all processes, which share each batch.
@@ -214,7 +214,7 @@ def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Mani
 
     Args:
         config: with its data streams.
-        replicas: what computes.
+        replicas: the devices and processes.
         manifest: of the cache.
 
     Raises:
@@ -260,12 +260,12 @@ def select_shards(manifest: Manifest, replicas: Replicas) -> Manifest:
 
 @contextlib.contextmanager
 def barrier(replicas: Replicas) -> Iterator[None]:
-    """Lets all processes go on together after the block, or none where one fails in it.
+    """A barrier: all processes continue after the block, or none where one fails in it.
 
-    One that waits for another at its end, or for one that has ended, is killed before long.
+    A process that waits long for another one is killed by JAX.
 
     Args:
-        replicas: what computes; all of them come to the block.
+        replicas: the devices and processes; all of them come to the block.
 
     Raises:
         InterruptedRunError: the block failed in another process, or that does not answer.
@@ -296,7 +296,7 @@ def broadcast_from_primary(
     """Returns integers that process 0 finds, in all processes.
 
     Args:
-        replicas: what computes.
+        replicas: the devices and processes.
         find: called in process 0 alone; it looks at the output directory.
         size: how many integers it returns.
 

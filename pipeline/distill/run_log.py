@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: `metrics.jsonl` and TensorBoard events."""
+"""The log of a run: `metrics.jsonl` and TensorBoard events."""
 
 import json
 import math

@@ -1,6 +1,6 @@
-"""A run that is asked to stop: the update that is being made is finished first.
+"""Stops a run on a signal, after the current update.
 
-A machine that is taken away says so by SIGTERM some 30 seconds before; Ctrl-C is SIGINT.
+A preempted machine sends SIGTERM some 30 seconds before it ends; Ctrl-C is SIGINT.
 """
 
 import os

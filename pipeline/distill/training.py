@@ -1,22 +1,24 @@
-"""Stage 2: a student is trained from a cache."""
+"""Training and evaluation of a student on a cache."""
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tqdm
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
 from pipeline.distill import batches, checkpoints, optimization
 from pipeline.distill.batches import Batch
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.preparation import Preparation, prepare
-from pipeline.distill.progress import EndsEarly, TrainingCallback
 from pipeline.distill.replicas import (
     Replicas,
     barrier,
@@ -37,7 +39,222 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage import reader
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
-from pipeline.storage.manifest import EVAL
+from pipeline.storage.manifest import EVAL, TRAIN
+
+
+class _EndsEarly(keras.callbacks.Callback):
+    """Ends an evaluation early where the run is asked to stop."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        super().__init__()
+        self._stop = stop
+        self.stopped = False
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Checks whether to stop."""
+        if self._stop.check():
+            self.stopped = self.model.stop_evaluating = True
+
+
+class _Evaluation:
+    """Evaluation on the eval split, or its first `max_eval_steps` batches.
+
+    Args:
+        config: of the run.
+        cache: has eval examples.
+        replicas: the devices and processes.
+    """
+
+    def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
+        size = config.eval_batch_size
+        self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
+        self._steps = -(-self._count // size)
+        self._batches = batches.evaluation_batches(
+            cache,
+            batch_size=size,
+            max_steps=self._steps,
+            buckets=config.length_buckets,
+            process=replicas.process,
+            num_processes=replicas.num_processes,
+        )
+
+    def run(self, distiller: Distiller, stop: StopRequest) -> dict[str, float] | None:
+        """Returns the report of a student, None if it was stopped before it was complete."""
+        begun = time.perf_counter()
+        ends = _EndsEarly(stop)
+        distiller.evaluate(
+            self._batches, steps=self._steps, callbacks=[ends], verbose=0, return_dict=True
+        )
+        if ends.stopped:
+            return None
+        report = distiller.evaluation_report()
+        seconds = time.perf_counter() - begun
+        return {**report, "examples_per_second": self._count / seconds}
+
+    def run_alone(self, distiller: Distiller, stop: StopRequest) -> dict[str, float]:
+        """Returns the report of an evaluation that is the whole run, or its end.
+
+        Raises:
+            StoppedRunError: a signal asked to stop.
+        """
+        report = self.run(distiller, stop)
+        if report is None:
+            raise stop.stopped_evaluation()
+        return report
+
+
+class _TrainingCallback(keras.callbacks.Callback):
+    """Logs, evaluates and writes checkpoints while `fit` runs, and ends it when asked to stop.
+
+    Args:
+        config: of the run.
+        replicas: the devices and processes.
+        evaluation: what to evaluate on, if anything.
+        log: where lines go; None in a process that writes nothing, like the next.
+        checkpoints: where checkpoints go.
+        stop: whether to stop.
+        start: updates already done.
+        metrics: what was measured since the last line of the log, before the run was stopped.
+        steps_per_update: microbatches of an update.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        replicas: Replicas,
+        evaluation: _Evaluation | None,
+        log: RunLog | None,
+        checkpoints: CheckpointFiles | None,
+        stop: StopRequest,
+        *,
+        start: int,
+        metrics: dict[str, np.ndarray],
+        steps_per_update: int,
+    ) -> None:
+        super().__init__()
+        self._steps_per_update = steps_per_update
+        self._config = config
+        self._replicas = replicas
+        self._evaluation = evaluation
+        self._log = log
+        self._checkpoints = checkpoints
+        self._stop = stop
+        self._start = start
+        self._metrics = metrics
+        self._logged = start
+        self._clock = time.perf_counter()
+        self._bar = tqdm.tqdm(
+            total=config.num_train_steps,
+            initial=start,
+            unit=" steps",
+            desc="distill",
+            disable=log is None or start == config.num_train_steps,
+        )
+        self.last_report: Mapping[str, float] = {}
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Puts back what `fit` has just set to zero."""
+        checkpoints.restore_metrics(self.model, self._metrics)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts updates and does what is due."""
+        done, rest = divmod(batch + 1, self._steps_per_update)
+        if rest:
+            return
+        step, config = self._start + done, self._config
+        self._bar.update()
+        stopping = self._stop.check()
+        due = step == config.num_train_steps or step % config.save_checkpoints_steps == 0
+        logging = due or step % config.log_steps == 0
+        if logging or stopping:
+            self._synchronize()
+        if logging:
+            self._write_training_line(step)
+        elif stopping:
+            # No checkpoint is of a run that has diverged.
+            self._read_losses(step)
+        evaluation_due = due and self._evaluation is not None
+        if evaluation_due and not stopping:
+            stopping = not self._evaluate(self.model, step)
+            evaluation_due = stopping
+        if due or stopping:
+            self._save(step, evaluation_due)
+            self._clock = time.perf_counter()
+        if stopping:
+            raise self._stop.stopped(step)
+
+    def _save(self, step: int, evaluation_due: bool) -> None:
+        # A process that stops now must not end while another one still writes.
+        with barrier(self._replicas):
+            # The checkpoint last: what is measured up to it is never lost.
+            if self._log is not None:
+                self._log.publish()
+            if self._checkpoints is not None:
+                arrays = checkpoints.to_arrays(self.model)
+                self._checkpoints.save(step, arrays, evaluation_due=evaluation_due)
+
+    def _synchronize(self) -> None:
+        # On JAX, variables are up to date only when asked.
+        if keras.config.backend() == "jax":
+            self.model.jax_state_sync()
+
+    def _read_losses(self, step: int) -> dict[str, float]:
+        report = self.model.training_report()
+        if not math.isfinite(report["loss"]):
+            raise InputError(
+                Setting("learning_rate"),
+                received=f"training diverged by step {step}: expected a finite loss, received "
+                f"{report['loss']}",
+                hint="the last checkpoint is from before",
+            )
+        return report
+
+    def _write_training_line(self, step: int) -> None:
+        report = self._read_losses(step)
+        seconds = time.perf_counter() - self._clock
+        config = self._config
+        examples = (step - self._logged) * config.examples_per_step
+        schedule = optimization.learning_rate_schedule(config)
+        rate = float(schedule(step - 1))
+        line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
+        if self._log is not None:
+            self._log.write(step, TRAIN, line)
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in report.items()})
+        self.model.reset_metrics()
+        self._logged, self._clock = step, time.perf_counter()
+
+    def catch_up(self, distiller: Distiller) -> None:
+        """Makes the evaluation that was due when the run was stopped.
+
+        Raises:
+            StoppedRunError: it was asked to stop again.
+        """
+        if self._evaluation is not None and not self._evaluate(distiller, self._start):
+            raise self._stop.stopped(self._start)
+
+    def _evaluate(self, distiller: Distiller, step: int) -> bool:
+        """Evaluates and writes the line; returns False where the run is asked to stop in it."""
+        report = self._evaluation.run(distiller, self._stop)
+        distiller.reset_metrics()
+        if report is None:
+            return False
+        self.last_report = report
+        if self._log is not None:
+            self._log.write(step, EVAL, report)
+        return True
+
+    def close(self) -> None:
+        """Ends the bar and the log."""
+        self._bar.close()
+        if self._log is not None:
+            self._log.close()
+
+    def close_after_error(self) -> None:
+        """Closes as `close` does, but only prints an error, which must not hide the first one."""
+        try:
+            self.close()
+        except OSError as error:
+            print(f"the last lines of the log are not written: {error}", file=sys.stderr)
 
 
 def _find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
@@ -83,53 +300,6 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
     return distiller
 
 
-class _Evaluation:
-    """The eval split, or as much of it as is asked for, in batches that are made once.
-
-    Args:
-        config: what was asked for.
-        cache: has eval examples.
-        replicas: what computes.
-    """
-
-    def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
-        size = config.eval_batch_size
-        self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
-        self._steps = -(-self._count // size)
-        self._batches = batches.evaluation_batches(
-            cache,
-            batch_size=size,
-            max_steps=self._steps,
-            buckets=config.length_buckets,
-            process=replicas.process,
-            num_processes=replicas.num_processes,
-        )
-
-    def run(self, distiller: Distiller, stop: StopRequest) -> dict[str, float] | None:
-        """Returns the report of a student, None if it was stopped before it was complete."""
-        begun = time.perf_counter()
-        ends = EndsEarly(stop)
-        distiller.evaluate(
-            self._batches, steps=self._steps, callbacks=[ends], verbose=0, return_dict=True
-        )
-        if ends.stopped:
-            return None
-        report = distiller.evaluation_report()
-        seconds = time.perf_counter() - begun
-        return {**report, "examples_per_second": self._count / seconds}
-
-    def run_alone(self, distiller: Distiller, stop: StopRequest) -> dict[str, float]:
-        """Returns the report where nothing else is left to be done.
-
-        Raises:
-            StoppedRunError: a signal asked to stop.
-        """
-        report = self.run(distiller, stop)
-        if report is None:
-            raise stop.stopped_evaluation()
-        return report
-
-
 def _find_evaluation(
     config: DistillConfig, cache: CacheInput, replicas: Replicas
 ) -> _Evaluation | None:
@@ -148,7 +318,7 @@ def _broken_records_told(cache: CacheInput) -> Iterator[None]:
         manifests.verify(cache.directory, cache.manifest, full=True)
         raise InputError(cache.directory, received=error.message) from error
     except tf.errors.InvalidArgumentError as error:
-        # A record that is whole, and wrong: whoever made the shard made its checksums, too.
+        # The checksum matches but the content is malformed, so that the writer was at fault.
         raise InputError(
             cache.directory,
             f"records as {manifests.MANIFEST_FILE} describes them",
@@ -161,7 +331,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     """Trains a student, or finishes a run that was killed, and evaluates it.
 
     Args:
-        config: what was asked for.
+        config: of the run.
 
     Returns:
         what the last evaluation measured; empty without one.
@@ -231,7 +401,7 @@ def _train(
     kept, log, found = _find_start(config, replicas)
     start, metrics = found.step, _restore(config, replicas, distiller, found.step)
     with StopRequest() as stop:
-        progress = TrainingCallback(
+        progress = _TrainingCallback(
             config,
             replicas,
             evaluation,
@@ -261,7 +431,7 @@ def _train(
 def _restore(
     config: DistillConfig, replicas: Replicas, distiller: Distiller, step: int
 ) -> dict[str, np.ndarray]:
-    """Goes back to a checkpoint, if there is one, and returns its sums of what is measured."""
+    """Restores a checkpoint, if there is one, and returns its sums of the metrics."""
     if not step:
         return {}
     with barrier(replicas):
@@ -276,7 +446,7 @@ def _restore(
 def _find_start(
     config: DistillConfig, replicas: Replicas
 ) -> tuple[CheckpointFiles | None, RunLog | None, Checkpoint]:
-    """Returns where checkpoints and lines go, if this process writes, and where all go on."""
+    """Returns the checkpoints and the log, if this process writes, and the step to resume from."""
     kept = log = None
 
     def find() -> tuple[int, bool]:
@@ -321,7 +491,7 @@ def _fit(
     replicas: Replicas,
     chunking: Chunking,
     distiller: Distiller,
-    progress: TrainingCallback,
+    progress: _TrainingCallback,
     start: int,
 ) -> None:
     """Makes the updates from `start` on."""

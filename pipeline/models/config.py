@@ -21,16 +21,14 @@ Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 # The family of a configuration file that names none, such as Google's.
 _DEFAULT_FAMILY = "bert"
 
-_MAX_COUNT = 2**31 - 1
-# The table of weights has rows for each layer.
-_MAX_LAYERS = 10_000
 
-
-def _integer(low: int, high: int = _MAX_COUNT) -> Any:
+def _integer(low: int, high: int = 2**31 - 1) -> Any:
     return Annotated[int, Meta(ge=low, le=high, description=f"an integer from {low} to {high}")]
 
 
 _Count = _integer(1)
+# The table of weights has rows for each layer.
+_Layers = _integer(1, 10_000)
 _OptionalCount = Annotated[_Count | None, Meta(description="a positive integer or none")]
 _Rate = Annotated[float, Meta(ge=0, lt=1, description="a number in [0, 1)")]
 _Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
@@ -81,7 +79,7 @@ class EncoderConfig:
 
     vocab_size: _Count
     hidden_size: _Count
-    num_hidden_layers: _integer(1, _MAX_LAYERS)
+    num_hidden_layers: _Layers
     num_attention_heads: _Count
     intermediate_size: _Count
     hidden_act: Annotated[Activation, Meta(description=_ACTIVATIONS)]
@@ -101,7 +99,7 @@ class EncoderConfig:
             value = getattr(self, field.name)
             try:
                 msgspec.convert(value, field.type)
-            except msgspec.ValidationError as error:
+            except (msgspec.ValidationError, UnicodeEncodeError) as error:
                 expected = field.type.__metadata__[0].description
                 raise InputError(field.name, expected, shown(value)) from error
         for holds, name, expected in self._relations():

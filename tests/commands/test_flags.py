@@ -5,11 +5,15 @@ from collections.abc import Mapping
 
 import pytest
 
+from data_specs.corpora import CorpusSource
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_counts, parse_numbers, parse_words, setting
 from pipeline.commands import flag_tables, flags, running
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.masking.settings import MaskedExamplesConfig
+from pipeline.teacher.settings import TeacherCacheConfig
 
 COMMANDS = (create_pretraining_data, create_teacher_output_data, run_distill)
 
@@ -163,3 +167,26 @@ def test_a_table_of_flags_has_a_row_for_each_flag(command) -> None:
     assert len(rows) == len(command.FLAGS.fields())
     text = flag_tables.README.read_text(encoding="utf-8")
     assert all(row in text for row in rows)
+
+
+def test_run_configurations_hold_the_settings_that_they_held_before_flags_were_generated() -> None:
+    """A further name here refuses directories from before; see `omit_default`."""
+    source = CorpusSource(input_dir="x")
+    configs = (
+        MaskedExamplesConfig(corpora=(source,), output_dir="o", vocab_file="v"),
+        TeacherCacheConfig(output_dir="o", teacher="t"),
+        DistillConfig(student=StudentConfig(student="s"), output_dir="o"),
+    )
+    expected = (
+        "do_lower_case do_whole_word_mask segments max_seq_length max_predictions_per_seq "
+        "masked_lm_prob short_seq_prob doc_stride mask_smoothing dupe_factor random_seed "
+        "min_chars eval_fraction num_shards skip_bad_lines",
+        "truncation_factor temperatures logit_encoding cache_hidden_states hidden_encoding "
+        "compute_dtype predict_batch_size",
+        "losses loss_schedules loss_positions freeze do_train temperature tail truncation_factor "
+        "train_batch_size gradient_accumulation_steps num_train_steps num_warmup_steps "
+        "learning_rate weight_decay clip_norm compute_dtype random_seed shuffle_buffer_size "
+        "length_buckets deterministic",
+    )
+    for config, names in zip(configs, expected, strict=True):
+        assert config.decisive().keys() == set(names.split())

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.distill import progress
+from pipeline.distill import training
 from pipeline.distill.comparison import STUDENT, TEACHER, BatchComparison, Comparison
 from pipeline.models.masked_lm import LOGITS
 
@@ -83,7 +83,7 @@ def assert_close_lines(first: Location, second: Location, last: int = 0) -> None
 
 def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
     """Calls an action in an update of the run that follows, before the update is counted."""
-    update, calls = progress.tqdm.tqdm.update, []
+    update, calls = training.tqdm.tqdm.update, []
 
     def counted(bar: Any, count: int = 1) -> Any:
         calls.append(count)
@@ -91,7 +91,7 @@ def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
             action()
         return update(bar, count)
 
-    patch.setattr(progress.tqdm.tqdm, "update", counted)
+    patch.setattr(training.tqdm.tqdm, "update", counted)
 
 
 def interrupt() -> None:

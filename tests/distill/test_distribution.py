@@ -53,7 +53,7 @@ def streams_dir(tmp_path_factory, examples_config) -> pathlib.Path:
 @pytest.fixture
 def cache(streams_dir) -> CacheInput:
     """The module's masked examples."""
-    return cache_input.open_cache(str(streams_dir), None)
+    return cache_input.open_cache(streams_dir, None)
 
 
 def _rows(batch: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
@@ -200,8 +200,8 @@ def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> Non
         return replicas.choose_streams(asked, Replicas(8, processes))
 
     assert (chosen(1), chosen(4), chosen(2, 6)) == (1, 4, 6)
-    pathlib.Path(config.output_dir).mkdir()
-    request = pathlib.Path(config.output_dir) / "request.json"
+    config.output_dir.mkdir()
+    request = config.output_dir / "request.json"
     request.write_text('{"num_data_streams": 4}')
     assert (chosen(1), chosen(2), chosen(4)) == (4, 4, 4)
     with refused("num_data_streams", "4, with which"):
@@ -225,13 +225,13 @@ def test_unequal_shares_of_a_batch_are_refused(
     config, cache_dir, changes, devices: int, setting: str, received: int
 ) -> None:
     asked = dataclasses.replace(config, **{"num_data_streams": 1, **changes})
-    described = cache_input.open_cache(str(cache_dir), None).manifest
+    described = cache_input.open_cache(cache_dir, None).manifest
     with refused(setting, received):
         replicas.expect_equal_parts(asked, Replicas(devices), described)
 
 
 def test_only_parts_that_are_computed_are_compared(config, cache_dir) -> None:
-    described = cache_input.open_cache(str(cache_dir), None).manifest
+    described = cache_input.open_cache(cache_dir, None).manifest
     asked = dataclasses.replace(config, num_data_streams=1, train_batch_size=16, eval_batch_size=9)
     only_trained = dataclasses.replace(asked, do_eval=False)
     replicas.expect_equal_parts(only_trained, Replicas(8), described)

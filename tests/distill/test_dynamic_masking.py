@@ -30,7 +30,7 @@ from tests.distill.running import (
 @pytest.fixture
 def cache(windows_dir) -> CacheInput:
     """The session's unmasked windows."""
-    return cache_input.open_cache(str(windows_dir), None)
+    return cache_input.open_cache(windows_dir, None)
 
 
 def _stored(cache: CacheInput, split: str = "train") -> list[bytes]:
@@ -63,7 +63,7 @@ def _assert_equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> Non
 
 def test_batches_are_as_those_of_static_examples(cache, examples_dir) -> None:
     """Names, dtypes and static shapes: what trains on one trains on the other."""
-    static = cache_input.open_cache(str(examples_dir), None)
+    static = cache_input.open_cache(examples_dir, None)
     made = [
         batches.training_batches(one, Chunking(4), seed=1, start=0, shuffle_buffer_size=10)
         for one in (static, cache)
@@ -212,7 +212,7 @@ def test_tokens_are_masked_as_often_as_the_formula_says(
             mask_smoothing=smoothing,
         )
     )
-    cache = cache_input.open_cache(str(folder), None)
+    cache = cache_input.open_cache(folder, None)
     windows = WindowReader(cache, seed=3, purpose=TRAINING)
     record = max(_stored(cache), key=len)
     ids = np.frombuffer(serialization.decode_example(record)[records.INPUT_IDS], "<u2")
@@ -244,7 +244,7 @@ def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
                 windows_config, output_dir=str(folder), vocab_file=str(file), segments="single"
             )
         )
-        cache = cache_input.open_cache(str(folder), None)
+        cache = cache_input.open_cache(folder, None)
         original = loading.load_tokenizer(str(file), do_lower_case=None)
         loaded = cache_tokenizer.load_cache_tokenizer(cache)
         assert type(loaded) is type(original)

@@ -287,7 +287,7 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
     """What a student of fewer tokens sees is what it sees of float16."""
     made = []
     for folder in (caches[name], cache_dir):
-        cache = cache_input.open_cache(str(folder), None)
+        cache = cache_input.open_cache(folder, None)
         size = cache.manifest.vocab.size
         table = np.where(np.arange(size) % 3 == 1, vocab_subset.NO_ID, np.arange(size))
         table[:5] = np.arange(5)

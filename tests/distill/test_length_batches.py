@@ -63,7 +63,7 @@ def mixed_dir(tmp_path_factory, examples_config) -> pathlib.Path:
 @pytest.fixture
 def cache(mixed_dir) -> CacheInput:
     """The module's masked examples."""
-    return cache_input.open_cache(str(mixed_dir), None)
+    return cache_input.open_cache(mixed_dir, None)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_one_bucket_is_the_stream_padded(cache, chunking: Chunking) -> None:
 
 def test_nothing_but_padding_is_cut_off(mixed_cache_dir) -> None:
     """A teacher cache's top-k, tails and hidden states, too; in evaluation in stored order."""
-    cache = cache_input.open_cache(str(mixed_cache_dir), None)
+    cache = cache_input.open_cache(mixed_cache_dir, None)
     made = [
         list(
             batches.evaluation_batches(
@@ -432,6 +432,7 @@ def test_evaluation_reports_the_same_numbers(config) -> None:
         assert reports[1][name] == pytest.approx(reports[0][name], rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_training_is_that_of_padded_batches(config, tmp_path) -> None:
     """The same examples make each update; eight lengths, one, and a batch of them all."""
     changes = [

@@ -98,8 +98,8 @@ def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> 
         "hidden_states": 64,
         "hidden_scales": 8,
     }
-    cache = preparation.cache_input.open_cache(str(hidden_cache_dir), None)
-    model = model_directory.load_masked_lm(model_directory.find_model(str(teacher_dir)))
+    cache = preparation.cache_input.open_cache(hidden_cache_dir, None)
+    model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
     inputs, kept = next(iter(batches.evaluation_batches(cache, batch_size=4, max_steps=1)))
     states = [np.asarray(one) for one in model.activations(inputs)[records.HIDDEN_STATES]]
     rows = np.arange(4)[:, None]
@@ -138,7 +138,7 @@ def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) ->
     total = sum(weight * last[name] for name, weight in losses.items())
     assert last["loss"] == pytest.approx(total, rel=1e-5)
     # The teacher is in no checkpoint.
-    path = pathlib.Path(config.output_dir) / "checkpoints" / "step-00000060.safetensors"
+    path = config.output_dir / "checkpoints" / "step-00000060.safetensors"
     with safe_open(path, framework="numpy") as file:
         size = sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     student = sum(value.size for value in load_file(path.parents[1] / "model.safetensors").values())
@@ -169,12 +169,12 @@ def test_a_student_of_another_size_learns_a_projection(config, hidden_cache_dir)
     training.distill(changed)
     lines = read_lines(changed.output_dir, "eval")
     assert lines[-1]["hidden_cosine_masked"] < lines[0]["hidden_cosine_masked"]
-    weights = load_file(pathlib.Path(changed.output_dir) / "model.safetensors")
+    weights = load_file(changed.output_dir / "model.safetensors")
     assert weights["bert.embeddings.word_embeddings.weight"].shape[1] == 16
     assert not any("projection" in name for name in weights)
     again = dataclasses.replace(changed, output_dir=changed.output_dir + "2")
     training.distill(again)
-    folder = pathlib.Path(again.output_dir)
+    folder = again.output_dir
     for name in ("model.safetensors", "config.json"):
         (folder / name).unlink()
     (folder / "checkpoints" / "step-00000012.safetensors").unlink()
@@ -212,7 +212,7 @@ def test_weights_follow_their_schedules(config) -> None:
 
 def test_frozen_tables_stay(config, teacher_dir) -> None:
     training.distill(dataclasses.replace(config, freeze=("position_embeddings", "word_embeddings")))
-    trained = load_file(pathlib.Path(config.output_dir) / "model.safetensors")
+    trained = load_file(config.output_dir / "model.safetensors")
     teacher = load_file(teacher_dir / "model.safetensors")
     for table, moves in (("word", False), ("position", False), ("token_type", True)):
         name = f"bert.embeddings.{table}_embeddings.weight"
@@ -312,6 +312,7 @@ def test_attention_maps_of_other_numbers_of_heads_are_refused(config) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_teacher_changes_the_request(config, tmp_path, vocab_file) -> None:
     training.distill(config)
     other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8)

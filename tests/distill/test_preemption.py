@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.base.errors import InputError, StoppedRunError
 from pipeline.base.location import Location
-from pipeline.distill import checkpoints, progress, run_log, training
+from pipeline.distill import checkpoints, run_log, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.distill.stopping import StopRequest
 from tests.distill.running import assert_same_weights, call_at_update, read_lines
@@ -62,7 +62,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, monkeypatch, tmp_path, 
         )
         assert caught.value.signal_number == number
         assert checkpoints.checkpoint_steps(cut.output_dir)[-1] == moment
-        assert not (pathlib.Path(cut.output_dir) / "model.safetensors").exists()
+        assert not (cut.output_dir / "model.safetensors").exists()
         assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
         report = training.distill(cut)
         _assert_same_run(cut.output_dir, whole.output_dir)
@@ -72,7 +72,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, monkeypatch, tmp_path, 
 @pytest.mark.parametrize("moment", [pytest.param(5, marks=pytest.mark.slow), 12])
 def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: int) -> None:
     """The evaluation ends early, and is made when the run goes on; also when that stops twice."""
-    begin = progress.EndsEarly.on_test_batch_end
+    begin = training._EndsEarly.on_test_batch_end
 
     def signalled(self, batch, logs=None):
         if batch == 1 and (moment == 5 or len(read_lines(config.output_dir)) > 7):
@@ -80,7 +80,7 @@ def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: in
         begin(self, batch, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(progress.EndsEarly, "on_test_batch_end", signalled)
+        patch.setattr(training._EndsEarly, "on_test_batch_end", signalled)
         for _ in range(2):
             with pytest.raises(StoppedRunError, match=f"at step {moment};"):
                 training.distill(config)
@@ -91,7 +91,7 @@ def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: in
 
 
 def test_an_evaluation_alone_is_stopped(whole, monkeypatch) -> None:
-    begin = progress.EndsEarly.on_test_batch_end
+    begin = training._EndsEarly.on_test_batch_end
 
     def signalled(self, batch, logs=None):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -100,7 +100,7 @@ def test_an_evaluation_alone_is_stopped(whole, monkeypatch) -> None:
     trained = StudentConfig(student=whole.output_dir)
     alone = dataclasses.replace(whole, do_train=False, output_dir=None, student=trained)
     with monkeypatch.context() as patch:
-        patch.setattr(progress.EndsEarly, "on_test_batch_end", signalled)
+        patch.setattr(training._EndsEarly, "on_test_batch_end", signalled)
         with pytest.raises(StoppedRunError) as caught:
             training.distill(alone)
     assert caught.value.signal_number == signal.SIGTERM
@@ -116,11 +116,10 @@ def test_processes_meet_when_all_is_written(config, monkeypatch) -> None:
     @contextlib.contextmanager
     def barrier(replicas):
         yield
-        folder = pathlib.Path(config.output_dir)
+        folder = config.output_dir
         seen.append({path.name for path in folder.rglob("*.*")})
 
-    for module in (progress, training):
-        monkeypatch.setattr(module, "barrier", barrier)
+    monkeypatch.setattr(training, "barrier", barrier)
     with monkeypatch.context() as patch:
         _signal_at(patch, 9, signal.SIGTERM)
         with pytest.raises(StoppedRunError):
@@ -174,7 +173,7 @@ def test_only_the_main_thread_takes_signals() -> None:
 
 
 def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(whole, config, capsys) -> None:
-    wanted, folder = pathlib.Path(whole.output_dir), pathlib.Path(config.output_dir)
+    wanted, folder = whole.output_dir, config.output_dir
     shutil.copytree(wanted, folder)
     path = folder / "checkpoints" / "step-00000012.safetensors"
     content = bytearray(path.read_bytes())

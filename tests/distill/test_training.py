@@ -37,7 +37,7 @@ DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
 
 def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
     report = training.distill(config)
-    folder = pathlib.Path(config.output_dir)
+    folder = config.output_dir
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "checkpoints",
@@ -82,7 +82,7 @@ def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
     assert last["loss"] == pytest.approx(last["soft_cross_entropy"] + last["probability_cosine"])
     assert last["masked_lm_perplexity"] == pytest.approx(np.exp(last["masked_lm"]))
     assert lines[-1]["loss"] < lines[2]["loss"]
-    assert model_directory.find_model(str(folder)).config.num_hidden_layers == 2
+    assert model_directory.find_model(folder).config.num_hidden_layers == 2
 
 
 def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
@@ -94,9 +94,10 @@ def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
     assert evaluated["masked_lm_accuracy"] == pytest.approx(evaluated["teacher_accuracy"], abs=0.01)
     assert evaluated["kl_divergence"] == pytest.approx(0.0, abs=1e-5)
     assert evaluated["probability_cosine"] == pytest.approx(0.0, abs=1e-5)
-    assert not pathlib.Path(config.output_dir).exists()
+    assert not config.output_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) -> None:
     whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
     training.distill(whole)
@@ -104,7 +105,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch, tmp_path) 
         call_at_update(patch, 11, interrupt)
         with pytest.raises(KeyboardInterrupt, match="from step 10, the last"):
             training.distill(config)
-    assert not (pathlib.Path(config.output_dir) / "model.safetensors").exists()
+    assert not (config.output_dir / "model.safetensors").exists()
     training.distill(config)
     assert read_lines(config.output_dir)[-3:] == read_lines(whole.output_dir)[-3:]
     assert_same_weights(config.output_dir, whole.output_dir)
@@ -129,7 +130,7 @@ def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
     from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 
     random = np.random.default_rng(0)
-    source = model_directory.find_model(str(teacher_dir))
+    source = model_directory.find_model(teacher_dir)
     settings = dataclasses.replace(
         source.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
@@ -209,7 +210,7 @@ def test_a_smaller_k_takes_the_prefix(config) -> None:
 def test_a_teacher_is_trained_from_plain_examples(config, examples_dir, tmp_path, vocab) -> None:
     """From a configuration alone, by labels alone."""
     file = tmp_path / "bert_config.json"
-    settings = EncoderConfig.from_json(pathlib.Path(config.student.init_from) / "config.json")
+    settings = EncoderConfig.from_json(config.student.init_from / "config.json")
     file.write_text(json.dumps({**settings.to_dict(), "initializer_range": 0.02}))
     report = training.distill(
         dataclasses.replace(
@@ -289,7 +290,7 @@ def test_a_damaged_cache_is_refused_before_training(config, cache_dir, tmp_path)
     with pytest.raises(InputError) as caught:
         training.distill(dataclasses.replace(config, input_dir=str(damaged)))
     assert caught.value.subject == str(path)
-    assert not (pathlib.Path(config.output_dir) / "checkpoints").exists()
+    assert not (config.output_dir / "checkpoints").exists()
 
 
 def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path) -> None:
@@ -392,7 +393,5 @@ def test_recomputing_activations_changes_no_bit(config, tmp_path) -> None:
     )
     training.distill(recomputed)
     assert_same_weights(few.output_dir, recomputed.output_dir)
-    requests = [
-        (pathlib.Path(one.output_dir) / "request.json").read_bytes() for one in (few, recomputed)
-    ]
+    requests = [(one.output_dir / "request.json").read_bytes() for one in (few, recomputed)]
     assert requests[0] == requests[1]

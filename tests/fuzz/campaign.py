@@ -46,7 +46,8 @@ def _run_child(reader_name: str, arguments: argparse.Namespace) -> None:
         import atheris
 
         watched = atheris.instrument_imports(include=["pipeline", "data_specs", "yaml", "tools"])
-    folder = pathlib.Path(arguments.folder)
+    folder = pathlib.Path(arguments.folder) / "work"
+    folder.mkdir()
     with watched:
         from tests.fuzz.readers import all_readers
 
@@ -61,7 +62,7 @@ def _run_child(reader_name: str, arguments: argparse.Namespace) -> None:
             target(content)
         except Finding as finding:
             text = f"{finding}\n{traceback.format_exc(limit=-12)}"
-            _save(folder.parent, reader, finding.place, text, folder / reader.file)
+            _save(folder.parents[1], reader, finding.place, text, folder / reader.file)
 
     if arguments.engine == "atheris":
         flags = [f"-max_total_time={int(arguments.seconds)}", f"-seed={arguments.seed + 1}"]
@@ -99,7 +100,7 @@ def _fuzz(reader: Reader, arguments: argparse.Namespace, output: pathlib.Path) -
                 status, text = "no end", ""
             if status:
                 place = f"the process ended with {status}"
-                _save(output, reader, place, text, pathlib.Path(folder) / reader.file)
+                _save(output, reader, place, text, pathlib.Path(folder) / "work" / reader.file)
 
 
 def main() -> int:

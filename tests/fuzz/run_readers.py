@@ -108,13 +108,13 @@ def _write_run(folder: pathlib.Path) -> None:
 
 
 def _read_run(folder: pathlib.Path) -> object:
-    from tools.report import ReportConfig, make_report
+    from tools.report.__main__ import ReportConfig, make_report
 
     return make_report(ReportConfig(runs=(folder / "run", folder / "other")))
 
 
 def _read_report(folder: pathlib.Path, name: str) -> object:
-    from tools.report import ReportConfig, make_report
+    from tools.report.__main__ import ReportConfig, make_report
 
     path = folder / f"{name}.json"
     value = (path,) if name in ("fidelity", "finetune") else path

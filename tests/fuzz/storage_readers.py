@@ -232,13 +232,11 @@ def read_merged(folder: pathlib.Path) -> object:
 
 def read_cached_report(folder: pathlib.Path) -> object:
     """Decodes a cache's hidden states, as `tools.fidelity_report` does."""
-    from tools.cache_analysis import cache_report, dense_sample
+    from tools.cache_analysis import dense_sample
 
     cache = _open(folder)
-    info = cache.manifest.teacher_info
-    codec = HIDDEN_CODECS[info.hidden_encoding](**_HIDDEN)
-    drawn = dense_sample.draw(cache, 100)
-    return [cache_report.decode_states(cache, codec, example) for example in drawn]
+    codec = cache_input.open_codec(folder, cache.manifest)
+    return dense_sample.decode_targets(cache, codec, dense_sample.draw(cache, 100))
 
 
 def read_manifest(folder: pathlib.Path) -> object:

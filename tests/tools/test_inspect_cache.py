@@ -301,7 +301,7 @@ def test_mistakes_are_named(cache_dir, tmp_path, capsys) -> None:
 DAMAGE = {
     records.LABEL_LOG_PROBS: (b"\0\0", "label_log_probs"),
     records.TOPK_IDS: (b"\0\0", "expected a top-k of 96 ids, 16 at each position, received 1"),
-    records.INPUT_IDS: (b"\xff\xff" * 48, "expected ids of "),
+    records.INPUT_IDS: (b"\xff\xff" * 48, "expected segments of "),
     records.SEGMENT_LENGTHS: (b"\1\0", "expected segments of "),
     records.LOG_TAIL_MASSES: (np.full(12, np.nan, "<f4").tobytes(), "received NaN"),
 }

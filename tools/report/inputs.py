@@ -19,7 +19,7 @@ from pipeline.storage.manifest import SAMPLED
 from pipeline.storage.records import TeacherTargets, read_examples
 from tools.report.text_width import visible
 
-# Bins of a reliability diagram, as in `pipeline.distill.metrics`.
+# Bins of a reliability diagram, as in `pipeline.distill.distiller`.
 NUM_BINS = 15
 # Examples of a cache that a reliability diagram is made from.
 _SAMPLE = 2_000

@@ -232,18 +232,6 @@ def test_distances_by_the_formula(bend: float, last: int) -> None:
     assert steps.half_step == pytest.approx(lengths.max() / 2)
 
 
-@given(st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 15.0, 60.0]))
-def test_the_nearest_number_is_taken(seed: int, scale: float) -> None:
-    steps = LogitSteps(1.0, 254)
-    shifted = -np.sort(np.random.default_rng(seed).random((3, 40)) * scale).astype(np.float32)
-    shifted -= shifted[:, :1]
-    numbers, ranges = steps.encode(shifted, np.ones(shifted.shape, bool))
-    got = steps.decode(numbers.astype(np.int64), ranges)
-    every = -steps.distances[:255][None, :, None] * ranges.astype(np.float32)[:, None, None]
-    best = np.abs(every - shifted[:, None, :]).min(axis=1)
-    np.testing.assert_allclose(np.abs(got - shifted), best, atol=1e-5 * scale)
-
-
 @pytest.mark.parametrize(
     ("bend", "last"), [(1.0, 254), (1.5, 225), (1e-6, 10), (9.0, 254), (1.0, 1)]
 )
