@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.base.location import LocalLocation
+from pipeline.base.location import LocalLocation, Location
 from tools.report.charts import Axis, Point, Series, figure, interval_figure
 from tools.report.curves import ACCURACY, megabytes, percents
 from tools.report.inputs import Speed, Spread, Summary, read_struct
