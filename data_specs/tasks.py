@@ -161,7 +161,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def main_metric(self) -> str:
-        """The score that decides: a key of what `tools.finetuning.metrics.evaluate` gives."""
+        """The score that decides: a key of what `tools.finetuning.scoring.evaluate` gives."""
         return SPAN_SCORES[0] if self.kind == "span" else self.metrics[0]
 
     def reading(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS, TEACHER_LOGITS
@@ -265,7 +266,7 @@ class TaskInputs:
             "task": self.task,
             "head": self.head.kind,
             "labels": list(self.head.labels),
-            "vocab": dataclasses.asdict(self.vocab),
+            "vocab": msgspec.to_builtins(self.vocab),
             "max_seq_length": self.max_seq_length,
             "doc_stride": self.doc_stride,
             "num_windows": len(self.features),
