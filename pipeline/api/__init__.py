@@ -167,9 +167,6 @@ def load_model(path: str) -> "MaskedLM":
 def verify(path: str) -> Mapping[str, Sequence[str]]:
     """Checks every byte and every record of a directory of shards.
 
-    Args:
-        path: the directory.
-
     Returns:
         the problems, by the name of the file; empty for a sound directory.
 

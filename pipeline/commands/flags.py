@@ -97,8 +97,6 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
     """Returns the config that parsed flags ask for.
 
     Args:
-        values: of `define_flags`, parsed.
-        config: the config dataclass.
         **others: fields that are no flags, and values in place of those of flags.
 
     Raises:

@@ -53,12 +53,7 @@ class _TokenizedDocument:
 
 
 class DocumentMasker:
-    """Turns documents into masked examples or, for dynamic masks, windows; one a process.
-
-    Attributes:
-        tokenizer: the tokenizer.
-        vocab_size: V.
-    """
+    """Turns documents into masked examples or, for dynamic masks, windows; one a process."""
 
     def __init__(self, config: MaskedExamplesConfig) -> None:
         self._config = config

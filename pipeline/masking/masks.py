@@ -278,12 +278,9 @@ def _masked(
 def masked_features(
     windows: Windows, masked: MaskedWindows, vocab_size: int
 ) -> Iterator[dict[str, bytes]]:
-    """Yields the features of masked examples, without their ids.
+    """Yields the features of masked examples, without their ids; V decides the dtype of tokens.
 
-    Args:
-        windows: before masking.
-        masked: after it, in one copy or several.
-        vocab_size: V; decides the dtype of token ids.
+    `windows` are those before masking, `masked` those after it, in one copy or several.
     """
     id_dtype = records.id_dtype(vocab_size)
     input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)

@@ -157,12 +157,7 @@ class MaskedExamplesConfig(Settings):
         return self.max_seq_length - self.num_special
 
     def request(self, tokenizer: "Tokenizer", corpora: Sequence["Corpus"]) -> dict[str, Any]:
-        """Returns the settings that decide the data, as JSON values.
-
-        Args:
-            tokenizer: what `vocab_file` names.
-            corpora: `self.corpora`, resolved.
-        """
+        """Returns the settings that decide the data, as JSON values; `corpora` are resolved."""
         settings = self.decisive() | {
             "kind": self.kind,
             "vocab": msgspec.to_builtins(tokenizer.info),

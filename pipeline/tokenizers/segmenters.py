@@ -79,7 +79,6 @@ def word_starts(text: str, tokens: Tokens, segment: Segmenter) -> np.ndarray:
     """Returns which tokens begin a word.
 
     Args:
-        text: the text.
         tokens: its n tokens.
         segment: one of `SEGMENTERS`.
 

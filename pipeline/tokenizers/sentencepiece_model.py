@@ -92,7 +92,6 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array([piece.strip(WORD_MARK) != "" for piece in self.vocab])
 
     def tokenize(self, text: str) -> Tokens:
-        """See `Tokenizer`."""
         text = one_line(text)
         lowered = _lower_in_place(text) if self.do_lower_case else text
         encoding = self._processor.encode(lowered, return_type="offset_mapping")
@@ -202,8 +201,6 @@ def load_sentencepiece(
     """Loads a SentencePiece model as a tokenizer.
 
     Args:
-        path: the model's file.
-        do_lower_case: whether to lower-case text.
         model_type: of the language model next to it; None for none.
 
     Raises:

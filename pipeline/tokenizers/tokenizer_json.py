@@ -61,7 +61,6 @@ class JsonTokenizer(Tokenizer):
         return special + [index for index, token in enumerate(self.vocab) if not token]
 
     def tokenize(self, text: str) -> Tokens:
-        """See `Tokenizer`."""
         text = one_line(text)
         with refusing(TOKENIZER_FILE, "one that tokenises any text", "another"):
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -78,7 +77,6 @@ class JsonTokenizer(Tokenizer):
         return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
 
     def files(self) -> dict[str, bytes]:
-        """See `Tokenizer`."""
         return {
             TOKENIZER_FILE: self.content,
             TOKENIZER_CONFIG_FILE: self._config_file("PreTrainedTokenizerFast"),

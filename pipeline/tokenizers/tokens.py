@@ -97,11 +97,7 @@ class Tokenizer(abc.ABC):
 
 
 def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
-    """Returns the ids of the special tokens.
-
-    Args:
-        vocab: the tokens.
-        path: where they were read, for messages.
+    """Returns the ids of the special tokens of a vocabulary, which was read from `path`.
 
     Raises:
         InputError: one that is needed is missing; `unk` is not needed.

@@ -33,11 +33,7 @@ def vocab_info(tokens: Sequence[str]) -> VocabInfo:
 
 
 def read_tokenizer_file(path: Location, *, what: str) -> bytes:
-    """Reads a whole tokenizer file.
-
-    Args:
-        path: the file.
-        what: the kind of file it should be, for messages.
+    """Reads a whole tokenizer file; `what` is the kind that it should be, for messages.
 
     Raises:
         InputError: the file does not exist, or is larger than any tokenizer.

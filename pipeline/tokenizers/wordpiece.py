@@ -38,7 +38,6 @@ class WordPieceTokenizer(Tokenizer):
         return tokenizer
 
     def tokenize(self, text: str) -> Tokens:
-        """See `Tokenizer`."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         # A list of pairs becomes an array in half the time when it is flat.
         flat = itertools.chain.from_iterable(encoding.offsets)
@@ -47,7 +46,6 @@ class WordPieceTokenizer(Tokenizer):
         return Tokens(ids, offsets[:, 0], offsets[:, 1], word_ids)
 
     def files(self) -> dict[str, bytes]:
-        """See `Tokenizer`."""
         config = self._config_file("BertTokenizer", do_lower_case=self.do_lower_case)
         content = ("\n".join(self.vocab) + "\n").encode("utf-8")
         return {VOCAB_FILE: content, TOKENIZER_CONFIG_FILE: config}

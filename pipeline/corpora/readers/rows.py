@@ -27,7 +27,6 @@ class RowsReader(Reader):
     suffixes = (".json", ".jsonl")
 
     def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-        """See `Reader`."""
         start = stream.read(4096)
         stream.seek(0)
         if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
