@@ -164,13 +164,11 @@ class DocumentMasker:
             length = int(rng.integers(max(1, length // _SHORTEST_SHARE), length + 1))
         split_rng = seeding.stream(config.random_seed, "segments", key)
         for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
-            span = slice(begin, end)
-            starts, split = document.word_starts[span], None
+            ids, starts = document.ids[begin:end], document.word_starts[begin:end]
+            split = None
             if config.segments == "pair":
-                split = windows.split_point(starts, document.line_starts[span], split_rng)
-            inputs = windows.build_input(
-                document.ids[span], split, special_ids["cls"], special_ids["sep"]
-            )
+                split = windows.split_point(starts, document.line_starts[begin:end], split_rng)
+            inputs = windows.build_input(ids, split, special_ids["cls"], special_ids["sep"])
             yield WindowInput(*inputs, starts)
 
 

@@ -61,10 +61,7 @@ class MaskedExamplesConfig(Settings):
     max_predictions_per_seq: int = setting(20, "Most masked tokens of an input.", low=1)
     masked_lm_prob: float = setting(0.15, "Fraction of tokens to mask.", low=0.0, high=1.0)
     short_seq_prob: float = setting(
-        0.1,
-        "Probability that the windows of a document get a shorter, random length.",
-        low=0.0,
-        high=1.0,
+        0.1, "Probability that a document gets windows of a shorter length.", low=0.0, high=1.0
     )
     doc_stride: int = setting(
         256, "Distance in tokens between the starts of consecutive windows.", low=1
@@ -84,9 +81,7 @@ class MaskedExamplesConfig(Settings):
         high=10.0,
     )
     dupe_factor: int | None = setting(
-        None,
-        "Differently masked copies of each window; 5 by default. Not with `masking`=dynamic.",
-        low=1,
+        None, "Masked copies of each window; 5 by default. Not with `masking`=dynamic.", low=1
     )
     random_seed: int = setting(12345, "Seed of every random choice.", low=0)
     min_chars: int = setting(20, "Documents with fewer characters are skipped.", low=1)

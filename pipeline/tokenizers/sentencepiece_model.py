@@ -191,7 +191,11 @@ def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
     with refusing(path, "a SentencePiece model", "a file that cannot be read as one"):
         processor = SentencePieceProcessor(model_proto=model)
         pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
-        _expect_convertible(model)
+        # Other programs must be able to read its own text and its tables, too.
+        proto = ModelProto.FromString(model)
+        _normalizer(proto, do_lower_case=False)
+        if not all(math.isfinite(piece.score) for piece in proto.pieces):
+            raise ValueError("expected scores that are numbers, received others")
     return pieces, model
 
 
@@ -223,18 +227,6 @@ def load_sentencepiece(
 def _is_unigram(model: bytes) -> bool:
     trainer = ModelProto.FromString(model).trainer_spec
     return trainer.model_type == trainer.UNIGRAM
-
-
-def _expect_convertible(model: bytes) -> None:
-    """Checks that a model's own text and its tables can be read by other programs.
-
-    Raises:
-        Exception: of any kind, whatever the libraries raise.
-    """
-    proto = ModelProto.FromString(model)
-    _normalizer(proto, do_lower_case=False)
-    if not all(math.isfinite(piece.score) for piece in proto.pieces):
-        raise ValueError("expected scores that are numbers, received others")
 
 
 def _normalizer(proto: ModelProto, *, do_lower_case: bool) -> normalizers.Normalizer:
