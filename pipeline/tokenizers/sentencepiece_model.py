@@ -214,9 +214,8 @@ def load_sentencepiece(
     pieces, model = read_pieces(path)
     vocab, fairseq = number_tokens(pieces, model_type)
     if fairseq and not _is_unigram(model):
-        raise InputError(
-            path, f"a SentencePiece model of the unigram type, as {model_type}'s", "another type"
-        )
+        expected = f"a SentencePiece model of the unigram type, as {model_type}'s"
+        raise InputError(path, expected, "another type")
     special_ids = find_special_ids(vocab, path)
     if not fairseq:
         # A model always has one, under any name.
