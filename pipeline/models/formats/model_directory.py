@@ -22,7 +22,6 @@ from pipeline.models.formats.base import WeightFiles
 from pipeline.models.formats.safetensors_files import HF_WEIGHTS, save_tensors
 from pipeline.models.weight_names import (
     HF,
-    Shape,
     WeightName,
     check_tensors,
     tied_hf_names,
@@ -91,14 +90,6 @@ class ModelSource:
         """Whether there are weights to read; without, a model starts at random."""
         return self.location is not None
 
-    def tensor_shapes(self) -> dict[str, Shape]:
-        """Returns the shape of every tensor on disk by its name there; none for random weights.
-
-        Raises:
-            InputError: a file cannot be read.
-        """
-        return self._open().shapes if self.has_weights else {}
-
     def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
         """Reads weights; float32 arrays by our names.
 
@@ -112,7 +103,7 @@ class ModelSource:
         """
         if self.location is None:
             raise ValueError("read_weights: expected a source with weights, received one without")
-        tensors, layout = self._open(), self.layout
+        tensors, layout = self.open_files(), self.layout
         tied = tied_hf_names(self.config) if table is None and layout == HF else {}
         table = weight_table(self.config) if table is None else table
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
@@ -128,7 +119,8 @@ class ModelSource:
                 )
         return {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
 
-    def _open(self) -> WeightFiles:
+    def open_files(self) -> WeightFiles:
+        """Opens the files of its weights, of which there must be some."""
         return FORMATS[self.format](self.weight_files)
 
     def sha256(self) -> str:

@@ -15,11 +15,8 @@ Weights = dict[str, np.ndarray]
 
 _LAYER_MAP = Setting("layer_map")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
-_EMBEDDINGS = "encoder/embeddings"
-_WORDS = f"{_EMBEDDINGS}/word_embeddings"
-_POSITIONS = f"{_EMBEDDINGS}/position_embeddings"
-_SEGMENTS = f"{_EMBEDDINGS}/segment_embeddings"
-_OUTPUT_BIAS = "head/bias"
+_POSITIONS = "encoder/embeddings/position_embeddings"
+_SEGMENTS = "encoder/embeddings/segment_embeddings"
 
 
 def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
@@ -257,39 +254,3 @@ def without_segments(
     kept = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
     kept[_POSITIONS] += weights[_SEGMENTS][0]
     return student, kept
-
-
-def reduce_vocabulary(
-    weights: Mapping[str, np.ndarray], config: EncoderConfig, kept_ids: np.ndarray
-) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
-    """Keeps the word embeddings and output biases of some tokens.
-
-    On inputs of kept tokens the logits at these are the old ones.
-
-    Args:
-        weights: all weights of a model by our names.
-        config: its configuration.
-        kept_ids: int [n], ascending, with the padding's.
-
-    Returns:
-        the configuration with n tokens, and all weights by our names.
-
-    Example:
-        with `kept_ids` 0, 1, 4 the embedding of token 4 becomes row 2. Where the
-        padding of a RoBERTa moves from id 3 to id 1, its positions, which are counted
-        from there, begin two rows earlier: the first two rows are left out.
-    """
-    pad_id = int(np.searchsorted(kept_ids, config.pad_token_id))
-    if pad_id == len(kept_ids) or kept_ids[pad_id] != config.pad_token_id:
-        raise ValueError(f"kept_ids: expected the padding's id {config.pad_token_id} among them")
-    counted = config.family.counts_positions_from_padding
-    moved = config.pad_token_id - pad_id if counted else 0
-    reduced = dataclasses.replace(
-        config,
-        pad_token_id=pad_id,
-        vocab_size=len(kept_ids),
-        max_position_embeddings=config.max_position_embeddings - moved,
-    )
-    gathered = {name: weights[name][kept_ids] for name in (_WORDS, _OUTPUT_BIAS)}
-    positions = {_POSITIONS: weights[_POSITIONS][moved:]}
-    return reduced, {**weights, **gathered, **positions}
