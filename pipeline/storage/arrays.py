@@ -130,11 +130,6 @@ def padded_tensor(
     return tf.reshape(tf.bitcast(values, tf.float16) if is_half else values, (-1, *shape))
 
 
-def joined_tensor(tf: Any, content: Any, dtype: np.dtype | str) -> Any:
-    """Returns the numbers in the bytes of a batch, string [B], one record after another."""
-    return tf.io.decode_raw(tf.strings.reduce_join(content), tf.as_dtype(np.dtype(dtype)))
-
-
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """Reads the header of a `.npy` file of version 1 without trusting it; the array follows.
 

@@ -92,19 +92,13 @@ def id_table(
         if not token:
             continue
         if token not in places:
-            raise InputError(
-                where,
-                "only tokens of the cache's vocabulary",
-                f"{token!r} (id {index}), which it lacks",
-            )
+            received = f"{token!r} (id {index}), which it lacks"
+            raise InputError(where, "only tokens of the cache's vocabulary", received)
         table[places[token]] = index
     for name, special in special_ids.items():
         if table[special] == NO_ID:
-            raise InputError(
-                where,
-                "the cache's special tokens",
-                f"a vocabulary without {cache_tokens[special]!r} ({name})",
-            )
+            received = f"a vocabulary without {cache_tokens[special]!r} ({name})"
+            raise InputError(where, "the cache's special tokens", received)
     return table
 
 

@@ -2,17 +2,16 @@
 
 import dataclasses
 import functools
-import itertools
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from data_specs.records import TOPK_FEATURES, TOPK_IDS, TOPK_LOGITS, TOPK_RANGES, Feature, id_dtype
 from pipeline.base.json_text import shown
 from pipeline.storage import arrays
-from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, split_rows
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, named, split_rows
 
 *_, _RANGES = TOPK_FEATURES["compact"]
 # A logit so far below the largest has no mass: e^-64, and e^-32 at temperature 2.
@@ -26,8 +25,6 @@ _RANGE_ROUNDING = 2.0**-11 + 1e-6
 _SMALLEST = np.float32(2.0**-24)
 # A gap of at least this is written behind the others.
 _LONG = 255
-# What a stream has beside its content at most: at its ends, and in a thousand bytes one.
-_ZLIB_BYTES = 64
 # Of a byte, and of one more for what is not there.
 _STEP_BITS = 9
 
@@ -221,25 +218,18 @@ class CompactCodec(TopKCodec):
         present = ranks < self.vocab_size
         gaps = np.diff(ranks, axis=-1, prepend=-1) - 1
         short = np.minimum(gaps, _LONG).astype(np.uint8)
-        splits = present, row_splits
-        long = split_rows(
-            gaps.astype(id_dtype(self.vocab_size)), present & (gaps >= _LONG), row_splits
-        )
-        parts = zip(
-            split_rows(short, *splits),
-            long,
-            split_rows(steps, *splits),
-            itertools.pairwise(row_splits),
+        long = gaps.astype(id_dtype(self.vocab_size))
+        columns = zip(
+            split_rows(short, row_splits, present),
+            split_rows(long, row_splits, present & (gaps >= _LONG)),
             strict=True,
         )
-        return [
-            {
-                TOPK_IDS: _compress(one + rest),
-                TOPK_LOGITS: _compress(numbers),
-                TOPK_RANGES: ranges[start:end].tobytes(),
-            }
-            for one, rest, numbers, (start, end) in parts
-        ]
+        return named(
+            (TOPK_IDS, TOPK_LOGITS, TOPK_RANGES),
+            (_compress(one + rest) for one, rest in columns),
+            map(_compress, split_rows(steps, row_splits, present)),
+            split_rows(ranges, row_splits),
+        )
 
     def decode(
         self, features: Mapping[str, bytes], num_positions: int
@@ -273,45 +263,6 @@ class CompactCodec(TopKCodec):
             )
         ranges = _read_ranges(features[TOPK_RANGES], num_positions)
         return np.frombuffer(gaps, np.uint8), long, np.frombuffer(steps, np.uint8), ranges, counts
-
-    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
-        """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
-        width = self.truncation_factor
-        if self.variable:
-            counts = self.tensor_counts(tf, features, max_positions)
-        else:
-            real = tf.strings.length(features[TOPK_RANGES]) // 2
-            counts = tf.sequence_mask(real, max_positions, dtype=tf.int32) * width
-        payload = self._decompressed(tf, features[TOPK_IDS], max_positions)
-        lengths = tf.strings.length(payload)
-        ends = tf.minimum(tf.reduce_sum(counts, axis=-1), lengths)
-        short = tf.strings.substr(payload, tf.zeros_like(ends), ends)
-        rest = tf.strings.substr(payload, ends, lengths - ends)
-        steps = self._decompressed(tf, features[TOPK_LOGITS], max_positions)
-        parts = [
-            arrays.joined_tensor(tf, short, "|u1"),
-            arrays.joined_tensor(tf, rest, id_dtype(self.vocab_size)),
-            arrays.joined_tensor(tf, steps, "|u1"),
-            arrays.joined_tensor(tf, features[TOPK_RANGES], _RANGES.dtype),
-        ]
-        return self.tensor_rows(tf, self._unpack, parts, counts)
-
-    def _decompressed(self, tf: Any, content: Any, max_positions: int) -> Any:
-        """Returns what zlib streams, string [B], hold: TensorFlow knows no bound for it.
-
-        zlib makes at most 1,032 bytes of one, so that streams no longer than what they may
-        hold do not fill the memory.
-        """
-        most = max_positions * self.truncation_factor
-        longest = most * (1 + id_dtype(self.vocab_size).itemsize)
-        longest += longest // 1000 + _ZLIB_BYTES
-        checked = tf.debugging.assert_less_equal(
-            tf.strings.length(content),
-            longest,
-            message=f"expected zlib streams of at most {longest} bytes",
-        )
-        with tf.control_dependencies([checked]):
-            return tf.io.decode_compressed(content, "ZLIB")
 
     def _unpack(
         self,
