@@ -37,13 +37,10 @@ class Tf1Checkpoint(WeightFiles):
         index = location.with_name(f"{location.name}{_INDEX}")
         if not index.is_file():
             raise InputError(location, "the prefix of a TensorFlow checkpoint", f"no file {index}")
-        shards = sorted(
-            path
-            for path in location.parent.iterdir()
-            if path.name.startswith(f"{location.name}.data-")
-        )
+        prefix, paths = f"{location.name}.data-", location.parent.iterdir()
+        shards = sorted(path for path in paths if path.name.startswith(prefix))
         if not shards:
-            raise InputError(location, received=f"no file {location.name}.data-00000-of-00001")
+            raise InputError(location, received=f"no file {prefix}00000-of-00001")
         return (*shards, index)
 
     def read(self, names: Collection[str]) -> dict[str, np.ndarray]:
