@@ -103,21 +103,22 @@ class _Input:
                 the manifest says.
         """
         example = cls.from_features(serialization.decode_example(record), manifest.vocab.size)
-        example._check_sizes(manifest)
+        for name, most in (
+            (records.INPUT_IDS, manifest.max_seq_length),
+            (records.MASKED_LM_IDS, manifest.max_predictions_per_seq),
+        ):
+            count = len(getattr(example, name, ()))
+            if count > most:
+                raise ValueError(f"expected at most {most} {name}, received {count}")
         return example
 
     def _check(self, vocab_size: int) -> None:
-        length = len(self.input_ids)
-        if len(self.example_id) != 16:
-            raise ValueError(
-                f"{records.EXAMPLE_ID}: expected 16 bytes, received {len(self.example_id)}"
-            )
+        length, id_bytes = len(self.input_ids), len(self.example_id)
+        if id_bytes != 16:
+            raise ValueError(f"{records.EXAMPLE_ID}: expected 16 bytes, received {id_bytes}")
         if not len(self.segment_lengths) or self.segment_lengths.sum() != length:
             raise ValueError(f"expected segments of {length} tokens, received others")
         _expect_ids(self.input_ids, vocab_size)
-
-    def _check_sizes(self, manifest: Manifest) -> None:
-        _expect_most(self.input_ids, manifest.max_seq_length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,10 +148,6 @@ class MaskedExample(_Input):
             raise ValueError(f"expected a label at each masked position below {length}")
         _expect_ids(self.masked_lm_ids, vocab_size)
 
-    def _check_sizes(self, manifest: Manifest) -> None:
-        super()._check_sizes(manifest)
-        _expect_most(self.masked_lm_ids, manifest.max_predictions_per_seq)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Window(_Input):
@@ -173,11 +170,6 @@ class Window(_Input):
 def _expect_ids(ids: np.ndarray, vocab_size: int) -> None:
     if ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab_size:
         raise ValueError(f"expected ids of {vocab_size} tokens, received others")
-
-
-def _expect_most(ids: np.ndarray, most: int) -> None:
-    if len(ids) > most:
-        raise ValueError(f"expected at most {most} ids, received {len(ids)}")
 
 
 def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]:

@@ -169,11 +169,7 @@ def _remap_teacher(
 def _log_tail(tf: Any, scaled: Any, removed: Any, log_tail: Any) -> Any:
     """Returns log(tail + (1 − tail) · removed share) at one temperature, float32 [B, P].
 
-    Args:
-        tf: the TensorFlow module.
-        scaled: float32 [B, P, K], logits / T.
-        removed: bool [B, P, K].
-        log_tail: float32 [B, P]; −inf where there is no tail.
+    `scaled` is logits / T, float32 [B, P, K]; `log_tail` float32 [B, P], −inf for no tail.
     """
     nothing = -float("inf")
     log_share = tf.reduce_logsumexp(tf.where(removed, scaled, nothing), axis=-1)

@@ -182,20 +182,17 @@ class TopKCodec(abc.ABC):
             ValueError: these are not P numbers from 1 to K, or are more than fit a record.
         """
         if num_positions * self.truncation_factor > MAX_RECORD_IDS:
-            raise ValueError(
-                f"expected at most {MAX_RECORD_IDS} ids in a record, received {num_positions} "
-                f"positions of {self.truncation_factor}"
-            )
+            expected = f"expected at most {MAX_RECORD_IDS} ids in a record"
+            received = f"{num_positions} positions of {self.truncation_factor}"
+            raise ValueError(f"{expected}, received {received}")
         if not self.variable:
             return np.full(num_positions, self.truncation_factor, np.int64)
         counts = arrays.decode(TOPK_COUNTS_FEATURE, features[TOPK_COUNTS], self.vocab_size)
         counts = counts.astype(np.int64)
         fits = (counts >= 1) & (counts <= self.truncation_factor)
         if len(counts) != num_positions or not fits.all():
-            raise ValueError(
-                f"{TOPK_COUNTS}: expected {num_positions} numbers from 1 to "
-                f"{self.truncation_factor}, received {shown(counts.tolist())}"
-            )
+            expected = f"expected {num_positions} numbers from 1 to {self.truncation_factor}"
+            raise ValueError(f"{TOPK_COUNTS}: {expected}, received {shown(counts.tolist())}")
         return counts
 
     def rows(self, flat: np.ndarray, counts: np.ndarray, fill: float) -> np.ndarray:

@@ -129,21 +129,6 @@ class LogitSteps:
         return logits
 
 
-def _read_ranges(content: bytes, num_positions: int) -> np.ndarray:
-    """Reads the ranges of a record, float16 [P].
-
-    Raises:
-        ValueError: these are not P numbers of at least 0.
-    """
-    ranges = arrays.decode(_RANGES, content, vocab_size=0)
-    # Not a number is no number of at least 0.
-    if len(ranges) != num_positions or not ((ranges >= 0) & np.isfinite(ranges)).all():
-        raise ValueError(
-            f"expected {num_positions} ranges of at least 0, received {shown(ranges.tolist())}"
-        )
-    return ranges
-
-
 def _compress(content: bytes) -> bytes:
     # No byte repeats another for a reason, so that only a Huffman code helps.
     packer = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
@@ -257,11 +242,14 @@ class CompactCodec(TopKCodec):
         steps = _decompress(features[TOPK_LOGITS], total)
         for part in (gaps, steps):
             self.expect_ids(len(part), counts)
-        if gaps.count(_LONG) != len(long):
-            raise ValueError(
-                f"expected {gaps.count(_LONG)} long gaps of ranks, received {len(long)}"
-            )
-        ranges = _read_ranges(features[TOPK_RANGES], num_positions)
+        num_long = gaps.count(_LONG)
+        if num_long != len(long):
+            raise ValueError(f"expected {num_long} long gaps of ranks, received {len(long)}")
+        ranges = arrays.decode(_RANGES, features[TOPK_RANGES], vocab_size=0)
+        # Not a number is no number of at least 0.
+        if len(ranges) != num_positions or not ((ranges >= 0) & np.isfinite(ranges)).all():
+            expected = f"expected {num_positions} ranges of at least 0"
+            raise ValueError(f"{expected}, received {shown(ranges.tolist())}")
         return np.frombuffer(gaps, np.uint8), long, np.frombuffer(steps, np.uint8), ranges, counts
 
     def _unpack(
@@ -272,17 +260,10 @@ class CompactCodec(TopKCodec):
         ranges: np.ndarray,
         counts: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks what is stored of R positions.
+        """Unpacks what is stored of R positions: ids int32 and logits float32, [R, K].
 
-        Args:
-            gaps: uint8 [n], row after row.
-            long: the gaps that are 255 there.
-            steps: uint8 [n].
-            ranges: float16 [R].
-            counts: int [R], how many ids each row has.
-
-        Returns:
-            ids int32 [R, K] and logits float32 [R, K], descending.
+        `gaps` and `steps` are uint8 [n], row after row, `long` the gaps that are 255 there,
+        `ranges` float16 [R]; `counts` int [R] are the ids of each row.
         """
         ranks, bits = self._unpack_ranks(gaps, long, counts), self._rank_bits
         # The step and the rank in one number: sorting numbers is faster than finding an
@@ -300,17 +281,10 @@ class CompactCodec(TopKCodec):
         return ids, logits
 
     def _unpack_ranks(self, gaps: np.ndarray, long: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Returns ascending ranks, and 0 where there is no id; args as `_unpack`.
-
-        Returns:
-            int [R, K], with room for a step.
-        """
+        """Returns ascending ranks, int [R, K] with room for a step; 0 where there is no id."""
         gaps = gaps.astype(self._key_dtype)
         columns = np.arange(self.truncation_factor, dtype=gaps.dtype)
-        places = np.flatnonzero(gaps == _LONG)
-        if len(long) != len(places):
-            raise ValueError(f"expected {len(places)} long gaps of ranks, received {len(long)}")
-        gaps[places] = long
+        gaps[gaps == _LONG] = long
         # Before sums, that they may not overflow.
         fits = gaps.min(initial=0) >= 0 and gaps.max(initial=0) < self.vocab_size
         ranks = self.rows(gaps, counts, 0)
