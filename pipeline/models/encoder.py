@@ -331,7 +331,10 @@ class Encoder(keras.layers.Layer):
             ValueError: L is known and exceeds `config.max_input_length`.
         """
         input_ids = ops.cast(inputs[INPUT_IDS], "int32")
-        self._check_length(input_ids.shape[1])
+        length, limit = input_ids.shape[1], self.config.max_input_length
+        if length is not None and length > limit:
+            expected = f"at most {limit} tokens (max_position_embeddings)"
+            raise ValueError(f"{INPUT_IDS}: expected {expected}, received {length}")
         mask = ops.cast(inputs[INPUT_MASK], self.compute_dtype)
         score_mask = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
@@ -346,9 +349,3 @@ class Encoder(keras.layers.Layer):
             states.append(hidden)
             attentions.append(attention_map)
         return {HIDDEN_STATES: states, ATTENTIONS: attentions}
-
-    def _check_length(self, length: int | None) -> None:
-        limit = self.config.max_input_length
-        if length is not None and length > limit:
-            expected = f"at most {limit} tokens (max_position_embeddings)"
-            raise ValueError(f"{INPUT_IDS}: expected {expected}, received {length}")

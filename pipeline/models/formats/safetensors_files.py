@@ -68,10 +68,9 @@ class SafetensorsFiles(WeightFiles):
                     continue
                 with _reading(path):
                     dtype = file.get_slice(stored_name).get_dtype()
-                if dtype not in _FLOATS:
-                    where = f"{path}: {_one_line(stored_name)}"
-                    raise InputError(where, f"one of {', '.join(_FLOATS)}", dtype)
-                with _reading(path):
+                    if dtype not in _FLOATS:
+                        where = f"{path}: {_one_line(stored_name)}"
+                        raise InputError(where, f"one of {', '.join(_FLOATS)}", dtype)
                     arrays[name] = file.get_tensor(stored_name).astype(np.float32)
         return arrays
 

@@ -80,20 +80,6 @@ class LogitSteps:
         """Half of the longest step, in parts of the range."""
         return float(np.diff(self.distances).max()) / 2.0
 
-    def errors(self, logits: np.ndarray) -> np.ndarray:
-        """Returns how far logits may be from what was encoded, float32 [..., K].
-
-        Half a step of their row's range, which float16 has rounded; infinite where a logit
-        has no mass.
-
-        Args:
-            logits: float32 [..., K], as `decode` returns them.
-        """
-        known = logits > _NO_MASS_LOGIT
-        ranges = np.where(known, -logits, np.float32(0.0)).max(axis=-1, keepdims=True, initial=0.0)
-        errors = ranges * np.float32(self.half_step + _RANGE_ROUNDING) + _SMALLEST
-        return np.where(known, errors, np.float32(np.inf))
-
     def encode(self, shifted: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the nearest numbers, uint8 [positions, K], and the ranges r, float16 [positions].
 
@@ -230,8 +216,11 @@ class CompactCodec(TopKCodec):
         return self._unpack(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def errors(self, logits: np.ndarray) -> np.ndarray:
-        """See `TopKCodec.errors`."""
-        return self.steps.errors(logits)
+        """See `TopKCodec.errors`: half a step of the row's range, which float16 has rounded."""
+        known = logits > _NO_MASS_LOGIT
+        ranges = np.where(known, -logits, np.float32(0.0)).max(axis=-1, keepdims=True, initial=0.0)
+        errors = ranges * np.float32(self.steps.half_step + _RANGE_ROUNDING) + _SMALLEST
+        return np.where(known, errors, np.float32(np.inf))
 
     def _read(self, features: Mapping[str, bytes], num_positions: int) -> tuple[np.ndarray, ...]:
         """Returns what `_unpack` takes, of one record."""
