@@ -16,7 +16,7 @@ from pipeline.storage import cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import EVAL, Manifest
-from pipeline.storage.records import MaskedExample
+from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from tools import measurement
 from tools.report.charts import COLOURS, GREY
 from tools.report.runs import METRICS_FILE, read_metrics
@@ -70,22 +70,22 @@ def _evaluations(directory: Location) -> list[dict[str, float]]:
     return [line for line in read_metrics(directory / METRICS_FILE) if line["split"] == EVAL]
 
 
-def _read_split(cache: Location, manifest: Manifest, split: str) -> list[dict[str, bytes]]:
-    return [
-        serialization.decode_example(record)
-        for shard in manifest.splits[split]
-        for record in serialization.read_records(cache / shard.file)
-    ]
+def _read_split(cache: Location, manifest: Manifest, split: str) -> list[MaskedExample]:
+    paths = (cache / shard.file for shard in manifest.splits[split])
+    return [example for path in paths for example in read_examples(path, manifest)]
 
 
 def measure(work: Location, teacher: Location) -> Report:
     """Collects what the runs below `work` have measured, and measures the rest."""
     cache = work / "cache"
     manifest = manifests.load(cache)
+    codec = cache_input.open_codec(cache, manifest)
     evaluation = _read_split(cache, manifest, EVAL)
-    label_log_probs = np.concatenate(
-        [np.frombuffer(example[records.LABEL_LOG_PROBS], "<f2") for example in evaluation]
-    ).astype(np.float64)
+    targets = [
+        TeacherTargets.from_features(example.features, codec, manifest.teacher_info)
+        for example in evaluation
+    ]
+    label_log_probs = TeacherTargets.join(targets).label_log_probs.astype(np.float64)
     places = {"teacher": teacher, **{name: work / name for name in ("distilled", "undistilled")}}
     latencies = _latencies(list(places.values()), manifest, evaluation[0])
     lines = {name: _evaluations(work / name) for name in ("distilled", "undistilled")}
@@ -96,7 +96,6 @@ def measure(work: Location, teacher: Location) -> Report:
     teacher_accuracy = lines["distilled"][-1]["teacher_accuracy"]
     scores["teacher"] = (teacher_accuracy, -float(label_log_probs.mean()), 1.0)
     sample = evaluation[:_SAMPLE]
-    codec = cache_input.open_codec(cache, manifest)
     return Report(
         models=tuple(
             ModelReport(name, _num_parameters(place), *scores[name], latency)
@@ -110,7 +109,9 @@ def measure(work: Location, teacher: Location) -> Report:
             for name, found in lines.items()
         },
         num_positions=len(label_log_probs),
-        position_bytes=_bytes_each(sample, serialization.encode_example),
+        position_bytes=_bytes_each(
+            sample, lambda example: serialization.encode_example(example.features)
+        ),
         ancestor_bytes=_bytes_each(
             sample, lambda example: _ancestor_record(example, manifest, codec)
         ),
@@ -123,13 +124,13 @@ def _num_parameters(directory: Location) -> int:
 
 
 def _bytes_each(
-    examples: Sequence[Mapping[str, bytes]], encode: Callable[[Mapping[str, bytes]], bytes]
+    examples: Sequence[MaskedExample], encode: Callable[[MaskedExample], bytes]
 ) -> float:
-    positions = sum(len(example[records.MASKED_LM_POSITIONS]) // 2 for example in examples)
+    positions = sum(len(example.masked_lm_positions) for example in examples)
     return sum(len(encode(example)) for example in examples) / positions
 
 
-def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest, codec: TopKCodec) -> bytes:
+def _ancestor_record(example: MaskedExample, manifest: Manifest, codec: TopKCodec) -> bytes:
     """Returns an example as the Chinese RoBERTa-wwm distillation stores it.
 
     Lists of int64 and of float, inputs padded to the longest, masked positions to
@@ -137,12 +138,10 @@ def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest, codec: To
     """
     import tensorflow as tf
 
-    dtype = records.id_dtype(manifest.vocab.size)
     length, most = manifest.max_seq_length, manifest.max_predictions_per_seq
     factor = manifest.teacher_info.truncation_factor
-    count = len(example[records.MASKED_LM_POSITIONS]) // 2
-    tokens = np.frombuffer(example[records.INPUT_IDS], dtype)
-    ids, logits = codec.decode(dict(example), count)
+    tokens, count = example.input_ids, len(example.masked_lm_positions)
+    ids, logits = codec.decode(example.features, count)
 
     def integers(values: np.ndarray, size: int) -> tf.train.Feature:
         padded = np.pad(np.asarray(values, np.int64).ravel(), (0, size - values.size))
@@ -152,14 +151,12 @@ def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest, codec: To
         padded = np.pad(np.asarray(values, np.float32).ravel(), (0, size - values.size))
         return tf.train.Feature(float_list=tf.train.FloatList(value=padded))
 
-    positions = np.frombuffer(example[records.MASKED_LM_POSITIONS], "<u2")
-    labels = np.frombuffer(example[records.MASKED_LM_IDS], dtype)
     features = {
         records.INPUT_IDS: integers(tokens, length),
         records.INPUT_MASK: integers(np.ones(len(tokens)), length),
         records.SEGMENT_IDS: integers(np.zeros(len(tokens)), length),
-        records.MASKED_LM_POSITIONS: integers(positions, most),
-        records.MASKED_LM_IDS: integers(labels, most),
+        records.MASKED_LM_POSITIONS: integers(example.masked_lm_positions, most),
+        records.MASKED_LM_IDS: integers(example.masked_lm_ids, most),
         records.MASKED_LM_WEIGHTS: floats(np.ones(count), most),
         records.TOPK_IDS: integers(ids, most * factor),
         records.TOPK_LOGITS: floats(logits, most * factor),
@@ -168,7 +165,7 @@ def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest, codec: To
 
 
 def _latencies(
-    places: Sequence[Location], manifest: Manifest, example: Mapping[str, bytes]
+    places: Sequence[Location], manifest: Manifest, example: MaskedExample
 ) -> list[float]:
     """Returns the median milliseconds that each model takes for one example, in turns."""
     # Keras is imported only now that there is something to compute.
@@ -176,7 +173,7 @@ def _latencies(
     from pipeline.teacher.forward import build_batch, compile_forward
 
     batch = build_batch(
-        [MaskedExample.from_features(dict(example), manifest.vocab.size)],
+        [example],
         batch_size=1,
         max_seq_length=manifest.max_seq_length,
         max_predictions_per_seq=manifest.max_predictions_per_seq,

@@ -75,13 +75,13 @@ def test_the_ancestors_record_holds_the_same_values(cache_dir) -> None:
     features = tf.train.Example.FromString(record).features.feature
     most = manifest.max_predictions_per_seq
     assert len(features["topk_ids"].int64_list.value) == most * 16
-    ids = np.frombuffer(example["topk_ids"], "<u2")
+    ids = np.frombuffer(example.features["topk_ids"], "<u2")
     assert features["topk_ids"].int64_list.value[: len(ids)] == ids.tolist()
     sizes = [
         quickstart_report._bytes_each([example], encode)
         for encode in (lambda e: b"x" * 100, lambda e: record)
     ]
-    count = len(example["masked_lm_positions"]) // 2
+    count = len(example.masked_lm_positions)
     assert sizes == [100 / count, len(record) / count]
 
 

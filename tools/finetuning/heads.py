@@ -209,7 +209,7 @@ def build_head(
 
 
 def _stored_pooler(source: ModelSource, kind: str) -> tuple:
-    shapes, table = source.tensor_shapes(), pooler_table(source.config, kind)
+    shapes, table = source.open_files().shapes, pooler_table(source.config, kind)
     names = (row.stored(source.layout)[0] for row in table)
     return table if all(name in shapes for name in names) else ()
 
