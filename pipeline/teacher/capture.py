@@ -57,23 +57,15 @@ def find_teacher(config: TeacherCacheConfig) -> ModelSource:
 def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput:
     """Opens the masked examples and checks that they fit the settings and the teacher.
 
-    Args:
-        config: names them, and the teacher.
-        source: the teacher.
-
     Raises:
         InputError: they are incomplete or of another kind, or the settings or the
             teacher do not fit them.
     """
     cache = cache_input.open_cache(config.input_dir, config.input_file)
     if cache.manifest.kind == records.UNMASKED_WINDOWS:
-        raise InputError(
-            cache.directory,
-            records.MASKED_EXAMPLES,
-            f"{records.UNMASKED_WINDOWS}: masks change each epoch, so that there is "
-            "nothing to cache",
-            hint="use `masking`=static for a cache, or a live teacher: run_distill `teacher`",
-        )
+        received = f"{cache.manifest.kind}: masks change each epoch, so that nothing can be cached"
+        hint = "use `masking`=static for a cache, or a live teacher: run_distill `teacher`"
+        raise InputError(cache.directory, records.MASKED_EXAMPLES, received, hint)
     if cache.manifest.kind != records.MASKED_EXAMPLES:
         raise InputError(cache.directory, records.MASKED_EXAMPLES, f"a {cache.manifest.kind}")
     cache_input.expect_settings(
@@ -86,16 +78,7 @@ def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput
 
 
 def expect_fitting(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> None:
-    """Checks that a teacher has a cache's vocabulary, and room for its inputs.
-
-    Args:
-        config: how the teacher was named.
-        source: the teacher.
-        cache: masked examples, or a teacher cache.
-
-    Raises:
-        InputError: it does not fit; prints both values.
-    """
+    """Raises InputError unless a teacher has a cache's vocabulary, and room for its inputs."""
     vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
     with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
         cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
@@ -119,13 +102,7 @@ def find_groups(config: TeacherCacheConfig, source: ModelSource) -> tuple[Teache
 def run_configuration(
     config: TeacherCacheConfig, cache: CacheInput, source: ModelSource
 ) -> dict[str, Any]:
-    """Returns the settings that decide the output, as JSON values.
-
-    Args:
-        config: the settings.
-        cache: the masked examples.
-        source: the teacher, whose files are read for their digest.
-    """
+    """Returns the settings that decide the output, as JSON values; reads the teacher's files."""
     settings = config.decisive()
     groups = find_groups(config, source)
     del settings["cache_hidden_states"]
@@ -149,14 +126,7 @@ def run_configuration(
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a capture starts from.
-
-    Attributes:
-        config: the settings.
-        source: the teacher.
-        cache: the masked examples.
-        run_configuration: see `run_configuration`.
-    """
+    """What a capture starts from: the settings, the teacher and the masked examples."""
 
     config: TeacherCacheConfig
     source: ModelSource
@@ -165,11 +135,7 @@ class Inputs:
 
     @classmethod
     def open(cls, config: TeacherCacheConfig) -> "Inputs":
-        """Finds the teacher and the masked examples.
-
-        Raises:
-            InputError: one is missing or invalid, or they do not fit each other.
-        """
+        """Finds the teacher and the masked examples, which must fit each other."""
         source = find_teacher(config)
         cache = open_examples(config, source)
         return cls(config, source, cache, run_configuration(config, cache, source))
@@ -231,9 +197,7 @@ class Capture:
     ) -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order.
 
-        Args:
-            examples: the masked examples.
-            measured: as `ShardInfo.measured`; each record is added before it comes.
+        Each is added to `measured`, which is as `ShardInfo.measured`, before it comes.
         """
         # Reading, the teacher, and packing with writing go on at the same time.
         blocks = ahead(self._read_blocks(examples), depth=1)
@@ -307,12 +271,7 @@ def keep_hidden_states(
 
 
 def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Keep:
-    """Returns the function from the teacher's outputs for a batch to what is kept of them.
-
-    Args:
-        config: the settings.
-        source: the teacher.
-    """
+    """Returns the function from the teacher's outputs for a batch to what is kept of them."""
     groups = find_groups(config, source)
     sampled = config.truncation == SAMPLED
     k = 1 if sampled else min(config.truncation_factor, source.config.vocab_size)
@@ -346,10 +305,8 @@ class _ShardMaker:
         self._inputs = inputs
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_maker, (
-            self._inputs.config.absolute(),
-            json_text.dump(self._inputs.run_configuration),
-        )
+        config, expected = self._inputs.config, self._inputs.run_configuration
+        return _open_maker, (config.absolute(), json_text.dump(expected))
 
     @functools.cached_property
     def model(self) -> MaskedLM:
@@ -390,15 +347,7 @@ class _ShardMaker:
 
 @functools.lru_cache(maxsize=1)
 def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
-    """Returns the job in a worker process.
-
-    Args:
-        config: the settings.
-        expected: the command's run configuration, as JSON.
-
-    Raises:
-        InputError: this node sees other inputs than the command.
-    """
+    """Returns the job in a worker process, which must see the command's run configuration."""
     inputs = Inputs.open(config)
     difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
     if difference:
@@ -415,9 +364,6 @@ def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
 
 def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     """Makes a teacher cache, or finishes one, or does this task's share of it.
-
-    Args:
-        config: the settings.
 
     Returns:
         the manifest, or None where shards of other tasks are still missing.

@@ -96,18 +96,10 @@ def real_positions(
 
 
 def expect_finite(logits: np.ndarray) -> None:
-    """Checks a teacher's logits.
-
-    Raises:
-        InputError: they are NaN or infinite.
-    """
+    """Raises InputError where a teacher's logits are NaN or infinite."""
     if not np.isfinite(logits).all():
-        raise InputError(
-            Setting("teacher"),
-            "finite logits",
-            "NaN or infinity",
-            hint="is the checkpoint damaged, or does `compute_dtype` not suit it?",
-        )
+        hint = "is the checkpoint damaged, or does `compute_dtype` not suit it?"
+        raise InputError(Setting("teacher"), "finite logits", "NaN or infinity", hint)
 
 
 def compile_forward(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
