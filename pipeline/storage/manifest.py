@@ -398,16 +398,17 @@ def publish(directory: Location, manifest: Manifest) -> None:
     (directory / MANIFEST_FILE).write_json(manifest.to_json())
 
 
-def load(directory: Location) -> Manifest:
+def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
     """Reads and checks a manifest.
 
     Args:
         directory: a cache directory.
+        file: its name there.
 
     Raises:
         InputError: there is none, or a field is missing or invalid.
     """
-    path = directory / MANIFEST_FILE
+    path = directory / file
     if not path.is_file():
         state = "no cache"
         if (path.parent / REQUEST_FILE).is_file():
