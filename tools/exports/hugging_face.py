@@ -65,7 +65,7 @@ def head_subject(
         InputError: the weights are not those of the configuration.
     """
     model = _read_head(source, task)
-    save = functools.partial(heads.save_head, model=model, labels=task.head.labels)
+    save = functools.partial(heads.save_head, model=model)
     write = functools.partial(
         convert_checkpoint.write_with_tokenizer, source, write=save, last=model_directory.HF_CONFIG
     )
@@ -81,10 +81,7 @@ def _read_masked_lm(source: ModelSource) -> Program:
 
 
 def _read_head(source: ModelSource, task: ModelTask) -> heads.TaskModel:
-    head = task.head
-    return heads.build_head(
-        source, head.kind, num_labels=head.num_outputs, dtype="float32", keep_head=True
-    )
+    return heads.build_head(source, task.head, dtype="float32", keep_head=True)
 
 
 def _open(

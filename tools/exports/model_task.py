@@ -139,8 +139,8 @@ class ModelTask:
         """Returns how many numbers the weights of encoder and head are."""
         if self.head is None:
             return count_parameters(config)
-        head = head_table(config, self.head.kind, self.head.num_outputs)
-        return sum(math.prod(row.shape) for row in (*encoder_table(config), *head))
+        rows = (*encoder_table(config), *head_table(config, self.head))
+        return sum(math.prod(row.shape) for row in rows)
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns what it does in words, by what each is; nothing for a masked LM."""

@@ -150,13 +150,7 @@ def _write_shards(
 def _load_teacher(
     inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> prediction.Forward:
-    model = heads.build_head(
-        teacher,
-        inputs.head.kind,
-        num_labels=inputs.head.num_outputs,
-        dtype=compute_dtype,
-        keep_head=True,
-    )
+    model = heads.build_head(teacher, inputs.head, dtype=compute_dtype, keep_head=True)
     return prediction.compile_forward(model)
 
 

@@ -82,8 +82,7 @@ def _make(run: Preparation, config: FinetuneConfig) -> Result:
     teacher_logits = find_teacher_logits(run, config)
     model = heads.build_head(
         run.source,
-        run.head.kind,
-        num_labels=run.head.num_outputs,
+        run.head,
         dtype=config.compute_dtype,
         seed=config.random_seed,
         keep_head=run.keep_head,
@@ -198,8 +197,8 @@ def _build_trainer(
         clip_norm=config.clip_norm,
     )
     weight = config.distill_weight if with_teacher else 0.0
-    objective = TaskObjective(model.kind, weight, config.distill_temperature)
-    signature = batch_signature(model.kind, with_teacher=with_teacher)
+    objective = TaskObjective(model.task.kind, weight, config.distill_temperature)
+    signature = batch_signature(model.task.kind, with_teacher=with_teacher)
     return Trainer(model, objective, optimizer, signature)
 
 
@@ -290,7 +289,7 @@ def _finish(
     folder = (directory / MODEL_FOLDER).make_directory()
     for name, content in run.tokenizer.files().items():
         (folder / name).write_whole(content)
-    heads.save_head(folder, model, labels=run.head.labels)
+    heads.save_head(folder, model)
     measured = {
         **counts,
         "num_eval_examples": len(run.evaluation.examples),

@@ -52,8 +52,7 @@ def models(tmp_path_factory, vocab) -> dict[str, pathlib.Path]:
 
 def _model(folder: pathlib.Path) -> heads.TaskModel:
     source = find_model(folder)
-    head = read_head(source)
-    return heads.build_head(source, head.kind, num_labels=head.num_outputs, keep_head=True)
+    return heads.build_head(source, read_head(source), keep_head=True)
 
 
 def _report(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
