@@ -26,7 +26,7 @@ from tools.finetuning.inputs import (
     input_digest,
 )
 from tools.finetuning.settings import FinetuneConfig
-from tools.finetuning.task_data import SplitData, TaskExample, read_split_data
+from tools.finetuning.task_data import SplitData, TaskExample, read_split
 
 TRAIN_SPLIT = "train"
 # Tokens of an input unless one asks for more: BERT's, for sentences and for questions.
@@ -219,7 +219,7 @@ def _read_splits(found: Preparation, config: FinetuneConfig) -> Preparation:
 
 
 def _read_split(found: Preparation, config: FinetuneConfig, name: str) -> Split:
-    data = read_split_data(found.spec, config.data_dir, name, skip_bad_rows=config.skip_bad_rows)
+    data = read_split(found.spec, config.data_dir, name, skip_bad_rows=config.skip_bad_rows)
     examples = data.examples
     limit = config.max_train_examples
     if name == TRAIN_SPLIT and limit is not None and limit < len(examples):
