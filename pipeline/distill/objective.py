@@ -145,10 +145,7 @@ def _cached_groups(info: TeacherInfo | None) -> tuple[TeacherGroup, ...]:
 
 
 def _groups(
-    config: DistillConfig,
-    loss: type[Loss],
-    student: EncoderConfig,
-    teacher: EncoderConfig | None,
+    config: DistillConfig, loss: type[Loss], student: EncoderConfig, teacher: EncoderConfig | None
 ) -> tuple[LayerGroup, ...]:
     """Returns the layers that a loss compares."""
     if teacher is None:
