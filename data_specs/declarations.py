@@ -27,8 +27,7 @@ _REFUSAL = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
 class _Loader(yaml.SafeLoader):
     """Reads plain values only.
 
-    An alias could make a short page expand to more values than fit in memory, or contain
-    itself.
+    An alias could make a short page expand to more values than fit in memory, or contain itself.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

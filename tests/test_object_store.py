@@ -132,11 +132,11 @@ def test_an_upload_of_parts_that_breaks_leaves_nothing(s3_place, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(s3fs.S3FileSystem, "_call_s3", broken)
         with pytest.raises(OSError) as caught:
-            (s3_place / "large.bin").upload(path)
+            (s3_place / "large.bin").take(path)
     assert calls.count("upload_part") == 3 and "complete_multipart_upload" not in calls
     assert caught.value.filename == f"{s3_place}/large.bin"
     assert not (s3_place / "large.bin").exists() and not s3_place.exists()
-    (s3_place / "large.bin").upload(path)
+    (s3_place / "large.bin").take(path)
     assert (s3_place / "large.bin").mirror().read_bytes() == path.read_bytes()
 
 
@@ -209,7 +209,7 @@ def test_stage_1a_killed_and_finished(
 ) -> None:
     config = dataclasses.replace(examples_config, output_dir=str(tmp_path / "here"))
     create_masked_examples(dataclasses.replace(config, num_shards=SHARDS))
-    (place / "vocab.txt").upload(vocab_file)
+    (place / "vocab.txt").take(vocab_file)
     flags = (
         f"--input_dir={upload_folder(corpus_dir, place / 'corpus')}",
         f"--vocab_file={place / 'vocab.txt'}",

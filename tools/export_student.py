@@ -1,6 +1,6 @@
 """Writes a masked LM or a fine-tuned model in the formats that others read, and checks each.
 
-python -m tools.export_student --model=STUDENT --sentences=FILE --output_dir=NEW
+offline_distill export_student --model=STUDENT --sentences=FILE --output_dir=NEW
 
 hf is a clean Hugging Face directory with the tokenizer and a model card. saved_model takes
 ids, and with tensorflow-text and a WordPiece vocab.txt also text (signature from_text).
@@ -130,17 +130,11 @@ def _open_cache(config: ExportConfig, source: "ModelSource") -> "CacheInput | No
 
 
 def _read_sentences(
-    config: ExportConfig,
-    source: "ModelSource",
-    task: "ModelTask",
-    tokenizer: "Tokenizer",
+    config: ExportConfig, source: "ModelSource", task: "ModelTask", tokenizer: "Tokenizer"
 ) -> "list[Example]":
     from tools.exports import examples
 
-    settings = {
-        "count": config.num_sentences,
-        "max_seq_length": _max_seq_length(config, source),
-    }
+    settings = {"count": config.num_sentences, "max_seq_length": _max_seq_length(config, source)}
     if task.num_texts == 1:
         masked = task.head is None
         return examples.read_lines(config.sentences, tokenizer, masked=masked, **settings)

@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags as absl_flags
 
 from data_specs import corpora
 from pipeline.base import compute_dtype
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
 from pipeline.corpora.readers.base import find_files
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
@@ -35,6 +36,17 @@ _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
 # that was trained for minutes as far as the teacher itself.
 _STUDENT_STEPS = 120
 _SEED = 12345
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartConfig(Settings):
+    """The settings of the quickstart; its flags are generated from them."""
+
+    work: Location = setting("quickstart", "Directory for everything.")
+    teacher: Location | None = setting(
+        None, "Your own teacher, a model directory; one is trained by default."
+    )
+    corpus: Location | None = setting(None, "Your own text: a file, a directory or a glob.")
 
 
 class Quickstart:
@@ -196,28 +208,16 @@ class Quickstart:
         )
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.string("work", "quickstart", "Where everything goes.")
-    table.string("teacher", None, "One's own teacher, a model directory; trained here without.")
-    table.string("corpus", None, "One's own text: a file, a folder or a glob.")
-    return table.values
-
-
-def _quickstart(values: flags.FlagValues) -> None:
+def _quickstart(values: absl_flags.FlagValues) -> None:
     begun = time.monotonic()
-    teacher, corpus = (
-        None if values[name].value is None else Location.parse(values[name].value, name)
-        for name in ("teacher", "corpus")
-    )
+    config = flags.read_config(values, QuickstartConfig)
     # What the user may have got wrong first: a corrected command may then use the folder.
-    if teacher is not None:
-        model_directory.find_model(teacher)
-        loading.find_vocab_file(teacher)
-    if corpus is not None:
-        find_files(corpus)
-    run = Quickstart(Location.parse(values.work, "work").expect_local(), teacher, corpus)
+    if config.teacher is not None:
+        model_directory.find_model(config.teacher)
+        loading.find_vocab_file(config.teacher)
+    if config.corpus is not None:
+        find_files(config.corpus)
+    run = Quickstart(config.work.expect_local(), config.teacher, config.corpus)
     run.claim()
     steps = run.steps()
     for number, (title, result, step) in enumerate(steps, 1):
@@ -237,7 +237,7 @@ def _quickstart(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _quickstart, __doc__, argv)
+    return running.run(flags.define_flags(QuickstartConfig), _quickstart, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,7 @@ def stream(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
 
     Args:
         seed: the user's seed.
-        purpose: what the numbers decide, for example `"mask"`: two purposes
-            never share numbers.
+        purpose: what the numbers decide, for example `"mask"`: two purposes never share numbers.
         *key: what they decide it for, for example the document and the copy.
 
     Returns:

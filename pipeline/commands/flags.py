@@ -5,13 +5,12 @@ field's name, default, range and help, and its text is parsed and checked by the
 """
 
 import dataclasses
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from absl import flags
 
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError, Setting, show_settings
 from pipeline.base.settings import (
     Declaration,
     Settings,
@@ -21,8 +20,6 @@ from pipeline.base.settings import (
     read_value,
     value_type,
 )
-
-_SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
 
 Config = TypeVar("Config", bound=Settings)
 
@@ -119,7 +116,7 @@ def describe_flag(field: dataclasses.Field) -> FlagDescription:
         field.name,
         "required" if is_required(field) else shown,
         _constraint(declaration),
-        _SETTING_NAME.sub(r"--\1", declaration.help),
+        show_settings(declaration.help, "--{}".format),
     )
 
 

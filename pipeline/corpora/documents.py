@@ -58,8 +58,7 @@ class RawDocument:
         ordinal: its number within the file, from 0.
         place: its begin, for messages: `line 12` or `row 3`.
         content: text, or one JSON object; not yet decoded.
-        split_key: decides its split instead of its content, for the pieces of one long
-            document.
+        split_key: decides its split instead of its content, for the pieces of one long document.
     """
 
     file: CorpusFile

@@ -97,13 +97,7 @@ class DocumentMasker:
         return int(weight * self._config.copies + uniform)
 
     def examples(
-        self,
-        text: str,
-        key: bytes,
-        statistics: Counter[str],
-        *,
-        segmenter: str,
-        num_copies: int,
+        self, text: str, key: bytes, statistics: Counter[str], *, segmenter: str, num_copies: int
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yields the masked copies of every window of a document, or the window as it is.
 

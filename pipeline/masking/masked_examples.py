@@ -3,9 +3,8 @@
     document blocks ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file
 
-An example's key is a hash, so that the copies of a window spread over all
-shards and each shard comes out shuffled, in an order that depends on nothing
-but seed and text.
+An example's key is a hash, so that the copies of a window spread over all shards and each shard
+comes out shuffled, in an order that depends on nothing but seed and text.
 """
 
 import dataclasses
@@ -167,9 +166,7 @@ def _remove_spill(config: MaskedExamplesConfig) -> None:
 
 
 def _mask_corpus(
-    config: MaskedExamplesConfig,
-    corpus_files: Sequence[CorpusFile],
-    workers: Workers,
+    config: MaskedExamplesConfig, corpus_files: Sequence[CorpusFile], workers: Workers
 ) -> list[Mapping[str, Any]]:
     """First half: masks every block into its spill file and returns their headers."""
     mask = functools.partial(

@@ -4,9 +4,8 @@ Devlin et al., 2019, section 3.1: of the chosen tokens 80% become [MASK], 10% a
 random token, 10% stay. Whole words as in Cui et al., 2019 (Chinese RoBERTa-wwm).
 Rare tokens preferred as in Sanh et al., 2019 (DistilBERT).
 
-Prepare draws static masks here, and the reader of distill dynamic ones, anew each epoch.
-Each window has its own random generator. All that is not drawn is computed for the whole
-batch at once.
+Prepare draws static masks here, and the reader of distill dynamic ones, anew each epoch. Each
+window has its own random generator. All that is not drawn is computed for the whole batch at once.
 """
 
 import dataclasses

@@ -42,8 +42,7 @@ class Windows:
     Attributes:
         input_ids: int [n], with `[CLS]` and `[SEP]`.
         lengths: int [B], how many of these each window has.
-        segment_lengths: int [B, 2], with `[CLS]` and `[SEP]`; 0 where there is no
-            second segment.
+        segment_lengths: int [B, 2], with `[CLS]` and `[SEP]`; 0 where there is no second segment.
         positions: int [m], the indices in `input_ids` of the windows' own tokens.
         counts: int [B], how many of these each window has.
         word_starts: bool [m], which of them begin a word; a window's first one does.

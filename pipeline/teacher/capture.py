@@ -314,10 +314,7 @@ class Capture:
         forward.expect_finite(exact)
         if sampled:
             drawn = truncation.sample_positions(
-                exact,
-                examples,
-                seed=self.manifest.seed,
-                num_draws=self.info.truncation_factor,
+                exact, examples, seed=self.manifest.seed, num_draws=self.info.truncation_factor
             )
             kept.update(drawn)
         targets = TeacherTargets(

@@ -70,8 +70,7 @@ class TeacherCacheConfig(Settings):
     )
     logit_encoding: str = setting("float16", "Codec of the logits.", choices=tuple(CODECS))
     cache_hidden_states: str | None = setting(
-        None,
-        "Groups of teacher layers whose mean hidden state is stored; for example 1-6,7-12.",
+        None, "Groups of teacher layers whose mean hidden state is stored; for example 1-6,7-12."
     )
     hidden_encoding: str = setting(
         "float16", "Codec of the hidden states.", choices=tuple(HIDDEN_CODECS)

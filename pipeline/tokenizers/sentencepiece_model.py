@@ -229,9 +229,7 @@ def load_sentencepiece(
     vocab, fairseq = number_tokens(pieces, model_type)
     if fairseq and not _is_unigram(model):
         raise InputError(
-            path,
-            f"a SentencePiece model of the unigram type, as {model_type}'s",
-            "another type",
+            path, f"a SentencePiece model of the unigram type, as {model_type}'s", "another type"
         )
     special_ids = find_special_ids(vocab, path)
     if not fairseq:

@@ -39,8 +39,7 @@ class Tokens:
         starts: int32 [n], the character of the text at which each begins; spaces
             before a word belong to none.
         ends: int32 [n], the character after its last.
-        word_ids: int32 [n], equal for the pieces of one word as the tokenizer
-            marks it.
+        word_ids: int32 [n], equal for the pieces of one word as the tokenizer marks it.
     """
 
     ids: np.ndarray
@@ -54,8 +53,7 @@ class Tokenizer(abc.ABC):
 
     Attributes:
         vocab: the tokens in the order of their ids.
-        special_ids: the ids of pad, unk, cls, sep and mask; a byte-level
-            tokenizer may have no unk.
+        special_ids: the ids of pad, unk, cls, sep and mask; a byte-level tokenizer may have no unk.
         do_lower_case: whether text is lower-cased before; None where the
             tokenizer's own file says what happens.
     """
@@ -127,8 +125,7 @@ def refusing(
 ) -> Iterator[None]:
     """Turns whatever a tokenizer's library raises in the block into an InputError.
 
-    Its own exceptions come from files that it does not understand. Rust's panics are no
-    Exceptions.
+    Its own exceptions come from files that it does not understand. Rust's panics are no Exceptions.
 
     Args:
         subject: see `InputError`, as for the others.

@@ -167,11 +167,7 @@ def test_a_student_learns_from_it(merged_dir, teacher_dir, tmp_path) -> None:
         log_steps=12,
     )
     before = training.distill(
-        dataclasses.replace(
-            config,
-            do_train=False,
-            student=StudentConfig(student=teacher_dir),
-        )
+        dataclasses.replace(config, do_train=False, student=StudentConfig(student=teacher_dir))
     )
     report = training.distill(config)
     start = dataclasses.replace(config, num_train_steps=1, output_dir=str(tmp_path / "start"))

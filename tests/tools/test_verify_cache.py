@@ -99,10 +99,7 @@ def _task_logits(folder: pathlib.Path, *rows: list[float], **flags) -> pathlib.P
     manifests.reserve_output_dir(folder, request)
     encoded = [
         serialization.encode_example(
-            {
-                records.EXAMPLE_ID: bytes(16),
-                records.TEACHER_LOGITS: np.array(row, "<f4").tobytes(),
-            }
+            {records.EXAMPLE_ID: bytes(16), records.TEACHER_LOGITS: np.array(row, "<f4").tobytes()}
         )
         for row in rows
     ]

@@ -20,6 +20,7 @@ from pipeline.base import compute_dtype
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.commands import running
+from tools.dev.flag_table import FlagTable
 from tools.measurement import Row, describe_machine
 from tools.text_table import aligned_lines
 
@@ -31,7 +32,7 @@ GROUPS = ("masking", "teacher", "records", "sizes", "student", "memory", "ray")
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = running.FlagTable()
+    table = FlagTable()
     table.string("corpus", None, "A text file of 5 to 10 MB.")
     table.string("mixed_corpus", None, "A text file of documents of mixed length; --corpus.")
     table.string("large_corpus", None, "A text file several times as large, for the memory.")

@@ -23,6 +23,7 @@ from pipeline.base.errors import naming_setting
 from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
+from tools.dev.flag_table import FlagTable
 from tools.dev.workloads import accelerators, recipes, step_programs
 from tools.dev.workloads.step_programs import Workload
 from tools.text_table import aligned_lines
@@ -193,7 +194,7 @@ def table(speeds: Sequence[Speed], workload: Workload, note: str) -> str:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = running.FlagTable()
+    table = FlagTable()
     shapes = ", ".join(recipes.SHAPES)
     table.string("model", "bert-base", f"One of {shapes}, or a config.json.")
     table.integer("batch_size", 32, "Examples in a batch.", low=1)

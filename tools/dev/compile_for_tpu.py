@@ -20,6 +20,7 @@ from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.commands import running
+from tools.dev.flag_table import FlagTable
 from tools.dev.workloads import recipes
 from tools.dev.workloads.step_programs import Workload
 from tools.text_table import aligned_lines
@@ -170,7 +171,7 @@ def to_json(
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = running.FlagTable()
+    table = FlagTable()
     table.string("topology", "v5e:2x2", "TPU generation and layout of the chips.")
     _define_recipe(table)
     table.choice("part", "both", "What to compile.", of=list(_PARTS))
@@ -196,7 +197,7 @@ def define_flags() -> flags.FlagValues:
     return table.values
 
 
-def _define_recipe(table: running.FlagTable) -> None:
+def _define_recipe(table: FlagTable) -> None:
     names = list(recipes.RECIPES)
     table.choice("recipe", names[0], "A name in data_specs/recipes.", of=names)
     shapes = f"a config.json or one of {', '.join(recipes.SHAPES)}"

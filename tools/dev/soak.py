@@ -32,6 +32,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from tools.dev import faults
 from tools.dev.faults import Disturbance, Outcome, Running, Stage
+from tools.dev.flag_table import FlagTable
 from tools.text_table import aligned_lines
 
 SOAK_FILE = "soak.json"
@@ -325,7 +326,7 @@ def write_text(source: pathlib.Path, folder: Location, num_bytes: int) -> None:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = running.FlagTable()
+    table = FlagTable()
     table.string("input_dir", None, "A text file; its beginning is used.")
     table.string("vocab_file", None, "Its vocabulary, as create_pretraining_data takes it.")
     table.string("work", None, "A new folder for everything that is made.")

@@ -29,6 +29,7 @@ from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import manifest as manifests
 from tools.commands import run_command, run_tool
+from tools.dev.flag_table import FlagTable, parse_counts
 from tools.finetuning.task_data import find_files
 from tools.report.inputs import Summary, read_struct
 from tools.report.runs import EVAL, METRICS_FILE, read_metrics
@@ -496,7 +497,7 @@ def task_settings(task: str) -> TaskSettings:
 
 def define_flags() -> flags.FlagValues:
     """Returns this program's flags."""
-    table = running.FlagTable()
+    table = FlagTable()
     table.string("teacher", None, "A model directory with its tokenizer.")
     table.string("input_dir", None, "Text: a file, a folder or a glob.")
     table.string("tasks", None, "task=folder,…: the tasks and where their files lie.")
@@ -519,7 +520,7 @@ def _study(values: flags.FlagValues) -> None:
         teacher=Location.parse(values.teacher, "teacher"),
         input_dir=Location.parse(values.input_dir, "input_dir"),
         tasks=parse_tasks(values.tasks),
-        seeds=tuple(running.parse_counts("seeds", values.seeds)),
+        seeds=tuple(parse_counts("seeds", values.seeds)),
         do_whole_word_mask=values.do_whole_word_mask,
         num_shards=values.num_shards,
         num_train_steps=values.num_train_steps,

@@ -18,9 +18,7 @@ class CardSettings(Settings):
     license: str | None = setting(None, "License for the card, for example apache-2.0.")
     base_model: str | None = setting(None, "Teacher's name on a model hub, for the card.")
     scores: tuple[Location, ...] = setting(
-        (),
-        "JSON files of numbers by name, separated by commas, for the card.",
-        parse=parse_words,
+        (), "JSON files of numbers by name, separated by commas, for the card.", parse=parse_words
     )
 
 

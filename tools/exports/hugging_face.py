@@ -31,11 +31,7 @@ if TYPE_CHECKING:
     from pipeline.tokenizers.tokens import Tokenizer
 
 # What `transformers` calls the inputs.
-_NAMES = {
-    INPUT_IDS: "input_ids",
-    INPUT_MASK: "attention_mask",
-    SEGMENT_IDS: "token_type_ids",
-}
+_NAMES = {INPUT_IDS: "input_ids", INPUT_MASK: "attention_mask", SEGMENT_IDS: "token_type_ids"}
 
 
 def masked_lm_subject(
@@ -75,10 +71,7 @@ def head_subject(
     )
     program = head_program(model)
     open_hf = functools.partial(
-        _open,
-        program=program,
-        task=task,
-        read=lambda again: head_program(_read_head(again, task)),
+        _open, program=program, task=task, read=lambda again: head_program(_read_head(again, task))
     )
     return Subject(program, tokenizer, max_seq_length, write, open_hf, task.num_texts)
 

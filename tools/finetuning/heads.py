@@ -233,10 +233,7 @@ def save_head(directory: Location, model: TaskModel, *, labels: Sequence[str] = 
         raise ValueError(
             f"labels: expected {model.num_outputs} for {head}, received {len(head.labels)}"
         )
-    table = (
-        *encoder_table(model.config),
-        *head_table(model.config, model.kind, model.num_outputs),
-    )
+    table = (*encoder_table(model.config), *head_table(model.config, model.kind, model.num_outputs))
     model_directory.save_hf_weights(
         directory,
         model.config,

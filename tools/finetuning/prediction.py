@@ -46,11 +46,7 @@ def compile_forward(model: TaskModel) -> Forward:
 
 
 def predict_logits(
-    forward: Forward,
-    features: Sequence[Feature],
-    padding: Padding,
-    *,
-    bar: tqdm.tqdm | None = None,
+    forward: Forward, features: Sequence[Feature], padding: Padding, *, bar: tqdm.tqdm | None = None
 ) -> list[np.ndarray]:
     """Returns the logits of inputs, in their order.
 

@@ -406,11 +406,7 @@ def answer_scores(metric: str, answer: str, right: Sequence[str]) -> tuple[float
     )
 
 
-_WORDS_OF = {
-    "squad": squad_words,
-    "mlqa_zh": mlqa_chinese_words,
-    "cmrc": cmrc_words,
-}
+_WORDS_OF = {"squad": squad_words, "mlqa_zh": mlqa_chinese_words, "cmrc": cmrc_words}
 
 
 def _evaluate_answers(
@@ -427,10 +423,7 @@ def _evaluate_answers(
 
 
 def write_submission(
-    spec: TaskSpec,
-    examples: Sequence[TaskExample],
-    predictions: Predictions,
-    path: Location,
+    spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions, path: Location
 ) -> None:
     """Writes predictions, atomically.
 

@@ -271,11 +271,7 @@ def find_files(spec: TaskSpec, data_dir: Location, split: str) -> tuple[Location
 
 
 def read_split(
-    spec: TaskSpec,
-    data_dir: Location,
-    split: str,
-    *,
-    skip_bad_rows: bool = False,
+    spec: TaskSpec, data_dir: Location, split: str, *, skip_bad_rows: bool = False
 ) -> list[TaskExample]:
     """Reads the examples of a split; see `read_split_data`."""
     data = read_split_data(spec, data_dir, split, skip_bad_rows=skip_bad_rows)
@@ -283,11 +279,7 @@ def read_split(
 
 
 def read_split_data(
-    spec: TaskSpec,
-    data_dir: Location,
-    split: str,
-    *,
-    skip_bad_rows: bool = False,
+    spec: TaskSpec, data_dir: Location, split: str, *, skip_bad_rows: bool = False
 ) -> SplitData:
     """Reads a split, and counts what was odd in it.
 
@@ -424,11 +416,7 @@ def _read_questions(reading: _Reading, paths: tuple[Location, ...]) -> Iterator[
 
 
 def _question_example(
-    reading: _Reading,
-    path: Location,
-    content: Mapping[str, Any],
-    context: str,
-    seen: set[str],
+    reading: _Reading, path: Location, content: Mapping[str, Any], context: str, seen: set[str]
 ) -> TaskExample:
     """Makes an example of a question, and adds its id to those that were seen."""
     key = str(content.get("id", ""))

@@ -162,10 +162,7 @@ def _load_teacher(
 
 def _records(features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Iterator[bytes]:
     for feature, value in zip(features, logits, strict=True):
-        record = {
-            EXAMPLE_ID: input_digest(feature),
-            TEACHER_LOGITS: value.astype("<f4").tobytes(),
-        }
+        record = {EXAMPLE_ID: input_digest(feature), TEACHER_LOGITS: value.astype("<f4").tobytes()}
         yield serialization.encode_example(record)
 
 

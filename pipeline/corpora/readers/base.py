@@ -14,7 +14,7 @@ from pipeline.corpora.documents import Corpus, CorpusFile, RawDocument
 
 # The compressions of files, by the suffix that they add to a name.
 _COMPRESSIONS: Mapping[str, Callable[[BinaryIO], BinaryIO]] = {
-    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw)
 }
 # Any files, read as their names say.
 _ANY_CORPUS = Corpus()

@@ -1,7 +1,6 @@
 """Text files.
 
-Memory is bounded whatever a file holds: a document or line that is too long is cut into
-pieces.
+Memory is bounded whatever a file holds: a document or line that is too long is cut into pieces.
 """
 
 import codecs

@@ -160,8 +160,7 @@ def find_model(directory: Location) -> ModelSource:
     """
     if not directory.is_dir():
         raise InputError(
-            directory,
-            received="no such directory (a model of a hub must be downloaded first)",
+            directory, received="no such directory (a model of a hub must be downloaded first)"
         )
     if (directory / HF_CONFIG).is_file():
         config = EncoderConfig.from_json(directory / HF_CONFIG)

@@ -9,14 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_specs.records import (
-    TOPK_FEATURES,
-    TOPK_IDS,
-    TOPK_LOGITS,
-    TOPK_RANGES,
-    Feature,
-    id_dtype,
-)
+from data_specs.records import TOPK_FEATURES, TOPK_IDS, TOPK_LOGITS, TOPK_RANGES, Feature, id_dtype
 from pipeline.base.json_text import shown
 from pipeline.storage import arrays
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, split_rows

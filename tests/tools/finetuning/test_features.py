@@ -231,8 +231,7 @@ def test_right_logits_give_the_right_answers_of_real_questions(
     name: str, folder: str, split: str, vocab: str, count: int, share: float
 ) -> None:
     tokenizer = load_tokenizer(
-        str(SHARED / "data" / "vocab" / f"{vocab}.txt"),
-        do_lower_case="chinese" in vocab,
+        str(SHARED / "data" / "vocab" / f"{vocab}.txt"), do_lower_case="chinese" in vocab
     )
     examples = read_split(tasks.load_task(name), SHARED / "data" / folder, split)
     begin = time.perf_counter()
