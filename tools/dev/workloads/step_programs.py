@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,6 +19,8 @@ Arrays = dict[str, np.ndarray]
 # Of a teacher cache, unless one says otherwise.
 _TEMPERATURES = (1.0, 2.0)
 _SEED = 12345
+# The programs that a choice of `part` stands for.
+PARTS = {"step": ("step",), "teacher": ("teacher",), "both": ("step", "teacher")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,13 @@ class Workload:
     def cached_ids(self) -> int:
         """Ids at a masked position of the cache."""
         return min(self.truncation_factor, self.teacher.vocab_size)
+
+    def computing(self, dtype: str, recompute_activations: bool) -> Self:
+        """Returns the same workload in another dtype policy."""
+        config = dataclasses.replace(
+            self.config, compute_dtype=dtype, recompute_activations=recompute_activations
+        )
+        return dataclasses.replace(self, config=config)
 
     def teacher_info(self) -> TeacherInfo | None:
         """Returns what the teacher cache holds; None where the teacher is live."""
@@ -90,14 +99,15 @@ def build_distiller(workload: Workload) -> "Distiller":
     return distiller
 
 
-def train_variables(distiller: "Distiller") -> tuple[list[Any], ...]:
-    """Returns the variables of a step on JAX, in the order of `Distiller.train_step`'s state."""
-    return (
+def train_state(distiller: "Distiller") -> tuple[list[Any], ...]:
+    """Returns the state of `Distiller.train_step` on JAX."""
+    variables = (
         distiller.trainable_variables,
         distiller.non_trainable_variables,
         distiller.optimizer.variables,
         distiller.metrics_variables,
     )
+    return tuple([variable.value for variable in group] for group in variables)
 
 
 def build_teacher(workload: Workload) -> "MaskedLM":

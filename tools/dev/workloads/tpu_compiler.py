@@ -283,8 +283,7 @@ def _lower_step(workload: Workload, batch_size: int, topology: Topology) -> Any:
 
     whole, divided = _shardings(topology)
     distiller = step_programs.build_distiller(workload)
-    variables = step_programs.train_variables(distiller)
-    state = tuple([variable.value for variable in some] for some in variables)
+    state = step_programs.train_state(distiller)
     batch = _abstract(step_programs.step_batch(workload, 1), divided, batch_size)
     step = jax.jit(distiller.train_step, donate_argnums=0, out_shardings=(None, whole))
     return step.lower(_abstract(state, whole), batch)
