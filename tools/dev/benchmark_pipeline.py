@@ -36,15 +36,15 @@ class BenchmarkConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     corpus: Location = setting(dataclasses.MISSING, "A text file of 5 to 10 MB.")
+    teacher: Location = setting(dataclasses.MISSING, "A Hugging Face directory of a BERT.")
+    work: Location = setting(
+        dataclasses.MISSING, "Directory for everything; a second run uses what is there."
+    )
     mixed_corpus: Location | None = setting(
         None, "A text file of documents of mixed length; `corpus` by default."
     )
     large_corpus: Location | None = setting(
         None, "A text file several times as large, for the memory."
-    )
-    teacher: Location = setting(dataclasses.MISSING, "A Hugging Face directory of a BERT.")
-    work: Location = setting(
-        dataclasses.MISSING, "Directory for everything; a second run uses what is there."
     )
     groups: tuple[str, ...] = setting(
         GROUPS, "Groups of measurements, separated by commas.", choices=GROUPS, parse=parse_words
