@@ -16,7 +16,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -29,7 +29,7 @@ from pipeline.commands import flags, running
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import manifest as manifests
-from tools.commands import run_command, run_tool
+from tools.commands import Step, make_steps, run_command, run_tool
 from tools.finetuning.task_data import find_files
 from tools.report.inputs import Summary, read_struct
 from tools.report.runs import EVAL, METRICS_FILE, read_metrics
@@ -324,15 +324,6 @@ class StudyConfig(Settings):
         return {"kind": "study", **self.decisive(), **paths}
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A step of the study, done when the file it leaves is there."""
-
-    title: str
-    result: Location
-    make: Callable[[], None]
-
-
 class Study:
     """The steps of a study, in order.
 
@@ -502,21 +493,11 @@ def _study(values: absl_flags.FlagValues) -> None:
     config.work.expect_local().make_directory()
     study = Study(config)
     study.claim()
-    _make(list(study.steps()), begun)
+    make_steps(list(study.steps()), begun)
     report = read_report(study)
     (study.work / "study.json").write_json(report)
     print(f"\n{report_table(report)}")
     print(f"{(time.monotonic() - begun) / 60:.1f} minutes; study.json is in {study.work}")
-
-
-def _make(steps: Sequence[Step], begun: float) -> None:
-    """Makes the steps whose result is not there."""
-    for number, step in enumerate(steps, 1):
-        done = " (done before)" if step.result.is_file() else ""
-        minutes = (time.monotonic() - begun) / 60
-        print(f"\n[{number}/{len(steps)}] {step.title}{done}   {minutes:.1f} min", flush=True)
-        if not done:
-            step.make()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import pytest
 from pipeline.base.errors import InputError
 from pipeline.base.location import LocalLocation
 from pipeline.models.formats import model_directory
+from tools import commands
 from tools.dev import study
 from tools.dev.study import Study, StudyConfig
 
@@ -57,10 +58,10 @@ def test_a_finished_step_is_not_made_again(tmp_path: pathlib.Path, capsys) -> No
     done = tmp_path / "done"
     done.touch()
     steps = [
-        study.Step("one", done, lambda: made.append("one")),
-        study.Step("two", tmp_path / "missing", lambda: made.append("two")),
+        commands.Step("one", done, lambda: made.append("one")),
+        commands.Step("two", tmp_path / "missing", lambda: made.append("two")),
     ]
-    study._make(steps, 0.0)
+    commands.make_steps(steps, 0.0)
     assert made == ["two"]
     assert "[1/2] one (done before)" in capsys.readouterr().out
 
