@@ -100,13 +100,8 @@ def in_turns(
 ) -> list[list[float]]:
     """Times calls one after another, again and again, so that whatever else happens meets all.
 
-    Args:
-        calls: what is timed.
-        repeats: of each.
-        warm_up: calls of each before, which are not timed: they compile, and fill caches.
-
-    Returns:
-        seconds, run by run, of each call.
+    Returns the seconds of each call, run by run. The calls of the warm-up are not timed: they
+    compile, and fill caches.
     """
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(warm_up + repeats):

@@ -52,13 +52,7 @@ class QuickstartConfig(Settings):
 
 
 class Quickstart:
-    """The steps, in order; each leaves a file behind and is skipped when that is there.
-
-    Args:
-        work: where everything goes.
-        teacher: the user's own model directory, or None.
-        corpus: the user's own text, or None.
-    """
+    """The steps in the folder `work`, with the user's own teacher and corpus or none."""
 
     def __init__(self, work: Location, teacher: Location | None, corpus: Location | None) -> None:
         self.work = work

@@ -58,16 +58,11 @@ class BenchmarkConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What was measured of one part.
+    """Speed of a part: seconds of a batch (median, fastest and slowest) and operations.
 
     Attributes:
-        part: `step` or `teacher`.
-        batch_size: examples.
-        seconds: of a batch, the median.
-        fastest: of all batches.
-        slowest: of all batches.
-        example_flops: what the model needs for an example.
-        peak_share: of the device's peak; None where that is not known.
+        example_flops: operations that the model needs for an example.
+        peak_share: share of the device's peak; None where that is not known.
     """
 
     part: str
@@ -133,14 +128,7 @@ _FLOPS = {"step": step_programs.step_flops, "teacher": step_programs.teacher_flo
 
 
 def measure(workload: Workload, part: str, *, steps: int, peak_flops: float | None) -> Speed:
-    """Runs one part.
-
-    Args:
-        workload: what is computed; `config.train_batch_size` examples at once.
-        part: `step` or `teacher`.
-        steps: batches that are timed, after a few that are not.
-        peak_flops: of the device; None where that is not known.
-    """
+    """Times so many batches of a part, after a few that are not timed."""
     run = _PROGRAMS[part](workload)
     # The first compiles, the next ones settle caches and clocks.
     for _ in range(3):

@@ -66,14 +66,7 @@ class SoakConfig(Settings):
 def make_stages(
     text: Location, vocab_file: str, teacher: Location, folder: Location
 ) -> tuple[Stage, ...]:
-    """Returns the stages of a round, in order, small enough to run hundreds of times.
-
-    Args:
-        text: a folder of text.
-        vocab_file: its vocabulary.
-        teacher: a model directory.
-        folder: of the round's outputs.
-    """
+    """Returns the stages of a round, in order, small enough to run hundreds of times."""
     examples, cache = folder / "examples", folder / "cache"
     masking = {
         "vocab_file": vocab_file,
@@ -209,13 +202,7 @@ def _grew(peaks: Sequence[int]) -> bool:
 
 
 class Soak:
-    """Rounds of disturbed stages, and an undisturbed reference.
-
-    Args:
-        work: the folder.
-        vocab_file: of the text in it.
-        seed: decides the faults.
-    """
+    """Rounds of disturbed stages, and an undisturbed reference."""
 
     def __init__(self, work: Location, vocab_file: str, seed: int) -> None:
         self.work = work

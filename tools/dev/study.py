@@ -47,13 +47,7 @@ PAIRS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class StudyModel:
-    """A model of a study.
-
-    Attributes:
-        name: for people.
-        key: the same for all seeds.
-        seed: of its training and fine-tuning.
-    """
+    """A model of a study: its name for people, its key in the report, and its seed."""
 
     name: str
     key: str
@@ -149,16 +143,9 @@ def _share_kept(
 
 
 def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns how much better each taught student is than the untaught of the same start.
+    """Returns how much better each distilled student is than the baseline of the same start.
 
-    Args:
-        rows: by key, each with `scores`.
-        scores: their names.
-
-    Returns:
-        for each pair and score `taught`, `untaught`, `score`, `difference` of the means,
-        `spread`, the standard deviation of seeds pooled over both (None with one seed),
-        and `verdict`: better, worse, equal, or within the spread.
+    The spread is the standard deviation of seeds pooled over both, None with one seed.
     """
     gains = []
     for taught, untaught in PAIRS:
@@ -173,16 +160,8 @@ def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> lis
                 verdict += ", one seed"
             elif abs(difference) <= spread:
                 verdict = "within the spread"
-            gains.append(
-                {
-                    "taught": taught,
-                    "untaught": untaught,
-                    "score": score,
-                    "difference": difference,
-                    "spread": spread,
-                    "verdict": verdict,
-                }
-            )
+            gain = {"taught": taught, "untaught": untaught, "score": score}
+            gains.append({**gain, "difference": difference, "spread": spread, "verdict": verdict})
     return gains
 
 
@@ -231,15 +210,7 @@ _LOSSES = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """How a task is trained, in a study.
-
-    Attributes:
-        num_train_epochs: passes over its training inputs.
-        learning_rate: the peak.
-        max_seq_length: tokens of an input at most.
-        max_train_examples: so many training examples, drawn at random; None for all.
-        num_seeds: how many of the study's seeds, the first ones; None for all.
-    """
+    """Settings of `finetune` for a task, and how many of the study's seeds it takes."""
 
     num_train_epochs: float = 2.0
     learning_rate: float = 2e-4
@@ -325,11 +296,7 @@ class StudyConfig(Settings):
 
 
 class Study:
-    """The steps of a study, in order.
-
-    Args:
-        config: the settings.
-    """
+    """The steps of a study, in order."""
 
     def __init__(self, config: StudyConfig) -> None:
         self.config = config

@@ -103,13 +103,7 @@ def _grown(small: float, large: float, name: str, against: str, note: str) -> Ro
 
 
 def memory_rows(inputs: Inputs, small: Location, large: Location) -> Iterator[Row]:
-    """Yields the memory of each stage for a small and a large corpus.
-
-    Args:
-        inputs: what else is measured.
-        small: a text file.
-        large: a text file, several times as large.
-    """
+    """Yields the memory of each stage for a small corpus and one several times as large."""
     sizes = [path.stat().st_size / _MB for path in (small, large)]
     texts = f"{sizes[1]:.0f} MB and {sizes[0]:.0f} MB of text"
     examples = [inputs.new_directory(f"memory-examples-{name}") for name in ("small", "large")]

@@ -36,13 +36,7 @@ def _write_lists(path: pathlib.Path, examples: Iterable[Mapping[str, np.ndarray]
 def _list_batches(
     path: pathlib.Path, sizes: tuple[int, int, int], batch_size: int
 ) -> tf.data.Dataset:
-    """Returns the endless shuffled batches of a file of list records, each parsed by itself.
-
-    Args:
-        path: the file.
-        sizes: L, P and K.
-        batch_size: B.
-    """
+    """Returns endless shuffled batches of list records of L, P and K, each parsed by itself."""
     features = list_records.list_features(*sizes)
 
     def parse(serialized: tf.Tensor) -> dict[str, Any]:

@@ -119,13 +119,7 @@ def build_teacher(workload: Workload) -> "MaskedLM":
 
 
 def keep_topk(workload: Workload, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-    """Returns what `create_teacher_output_data` keeps of a teacher's outputs.
-
-    Args:
-        workload: gives K.
-        outputs: as `MaskedLM.activations` returns them.
-        batch: has the labels.
-    """
+    """Returns what `create_teacher_output_data` keeps of a teacher's outputs."""
     from pipeline.models.masked_lm import LOGITS
     from pipeline.teacher import truncation
 
@@ -163,15 +157,7 @@ def _random_labels(workload: Workload, size: int, random: np.random.Generator) -
 def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
     """Returns inputs and targets as `pipeline.distill.batches` gives them, always the same.
 
-    Args:
-        workload: gives the shapes; a cache's top-k is in the targets unless the
-            teacher is live.
-        batch_size: B.
-
-    Returns:
-        inputs int32 [B, L] and [B, P]; targets `masked_lm_ids` int32 [B, P],
-        `masked_lm_weights` float32 [B, P], and from a cache `topk_ids` int32 and
-        `topk_logits` float32 [B, P, K], `log_tail_masses` float32 [B, P, T].
+    A cache's top-k is in the targets unless the teacher is live.
     """
     random = np.random.default_rng(_SEED)
     inputs = _random_inputs(workload, workload.student, batch_size, random)
@@ -193,15 +179,7 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
 
 
 def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
-    """Returns a batch as `pipeline.teacher.forward.build_batch` gives it, always the same.
-
-    Args:
-        workload: gives the shapes.
-        batch_size: B.
-
-    Returns:
-        int32 [B, L] and [B, P]: the inputs, and the labels that stage 1b wants.
-    """
+    """Returns a batch as `pipeline.teacher.forward.build_batch` gives it, always the same."""
     random = np.random.default_rng(_SEED)
     inputs = _random_inputs(workload, workload.teacher, batch_size, random)
     return {**inputs, records.MASKED_LM_IDS: _random_labels(workload, batch_size, random)}
