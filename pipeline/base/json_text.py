@@ -62,8 +62,7 @@ def load(content: bytes | str) -> Any:
         content: UTF-8, with or without a byte order mark, or text.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, nested too deeply, or has a whole number of
-            too many digits.
+        ValueError: it is not UTF-8, not JSON, nested too deeply, or has too long a number.
     """
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     with contextlib.suppress(RecursionError):

@@ -14,8 +14,7 @@ _PATIENCE = 0.1
 def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     """Yields items in their order; a thread makes the next ones meanwhile.
 
-    What it gains is the time in which one side waits for a disk or a device, or
-    computes without Python's lock.
+    It saves the time in which one side waits for a device, or computes without Python's lock.
 
     Args:
         items: iterated over in the thread, from the first `next` on.

@@ -34,8 +34,7 @@ from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
 _PLAN_FILE = "plan.json"
-# A teacher cache has one shard for each of ours. This is the limit of its size at the usual
-# k, so that ours are smaller.
+# The most for a shard of a teacher cache, of which there is one for each of ours, at the usual k.
 _MAX_SHARD_BYTES = 128 * 2**20
 _USUAL_TRUNCATION_FACTOR = 128
 

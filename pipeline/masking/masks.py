@@ -78,8 +78,7 @@ def maskable_words(
         word_starts: bool [n], which of the tokens begin a word; the first always does,
             and of several windows each window's first token must.
         special: bool [n], which are special.
-        longest: the most tokens a word may have; of several windows int [n], for
-            the words of each token's window.
+        longest: the most tokens of a word; of several windows int [n], for each token's window.
     """
     begins = word_starts.copy()
     begins[0] = True
@@ -111,8 +110,7 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
         weights: float64 [n], of the window's tokens.
     """
     bounds = np.stack([words.starts, words.starts + words.lengths], axis=1).ravel()
-    # Sums between neighbouring bounds: every other one is a word's. The 0 stands
-    # behind a word that ends the window.
+    # Every other sum between bounds is a word's. The 0 is behind a word that ends the window.
     sums = np.add.reduceat(np.concatenate([weights, [0.0]]), bounds)[::2]
     return sums / words.lengths
 
@@ -215,8 +213,7 @@ def mask_windows(
         windows: B windows.
         policy: how they are masked.
         is_special: bool [V].
-        rngs: random generators, one for each masked window; each is used before the next
-            is asked for.
+        rngs: one for each masked window; each is used before the next is asked for.
         copies: C; all windows are masked, then all once more, and so on.
         token_weights: float64 [V], how much each token is preferred, as
             `token_weights` returns it; None for words that are all alike.
