@@ -17,9 +17,7 @@ _PHRASES: dict[str, str] = {}
 def matching(pattern: str, phrase: str) -> msgspec.Meta:
     """Returns a constraint of whole texts, such as `Annotated[str, matching("[0-9]+", "digits")]`.
 
-    Args:
-        pattern: a regular expression.
-        phrase: what such a text is, for messages.
+    Messages call such a text `phrase`.
     """
     whole = rf"^(?:{pattern})\Z"
     _PHRASES[f"str matching regex {whole!r}"] = phrase

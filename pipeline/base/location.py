@@ -336,10 +336,9 @@ class LocalLocation(Location, pathlib.PosixPath):
             os.close(descriptor)
 
     def _is_named(self, descriptor: int) -> bool:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(descriptor), self.stat())
-        except FileNotFoundError:
-            return False
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -457,7 +456,6 @@ class BucketLocation(Location):
     Attributes:
         scheme: `gs` or `s3`.
         key: the bucket, and the name in it.
-        setting: see `Location`.
     """
 
     scheme: str
@@ -520,10 +518,9 @@ class BucketLocation(Location):
             return getattr(_store(self.scheme), method)(str(self), *arguments, **options)
 
     def _kind(self) -> str | None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self._ask("info")["type"]
-        except FileNotFoundError:
-            return None
+        return None
 
     def is_file(self) -> bool:
         """Returns whether there is such an object."""

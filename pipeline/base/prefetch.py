@@ -1,5 +1,6 @@
 """Items made in a thread while earlier ones are used."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -28,11 +29,9 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
 
     def put(is_item: bool, value: Item | BaseException | None) -> None:
         while not unwanted.is_set():
-            try:
+            with contextlib.suppress(queue.Full):
                 made.put((is_item, value), timeout=_PATIENCE)
                 return
-            except queue.Full:
-                continue
 
     def make() -> None:
         try:

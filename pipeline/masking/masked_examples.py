@@ -257,12 +257,10 @@ def _make(
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         (config.output_dir / name).write_whole(content)
-    document_masker.spill_folder(config).mkdir(parents=True, exist_ok=True)
+    folder = document_masker.spill_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
     workers = runners.open_workers(
-        config.ray,
-        config.output_dir,
-        max_workers=config.max_workers,
-        shared=document_masker.spill_folder(config),
+        config.ray, config.output_dir, max_workers=config.max_workers, shared=folder
     )
     with workers:
         headers = _mask_corpus(config, corpus_files, workers)

@@ -105,9 +105,7 @@ def token_weights(counts: np.ndarray, smoothing: float) -> np.ndarray:
 def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
     """Returns the mean weight of each word's tokens, float64 [words].
 
-    Args:
-        words: some of a window's words.
-        weights: float64 [n], of the window's tokens.
+    `weights` are those of the window's tokens, float64 [n].
     """
     bounds = np.stack([words.starts, words.starts + words.lengths], axis=1).ravel()
     # Every other sum between bounds is a word's. The 0 is behind a word that ends the window.
@@ -118,18 +116,11 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
 def word_order(
     count: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns a random order, as drawn one by one in proportion to weight, none twice.
+    """Returns a random order of the numbers below n, int [n]: drawn one by one by weight.
 
     Efraimidis and Spirakis, 2006: the largest u^(1/w) first, or, which is the
     same, the smallest −log(u)/w, where −log(u) is exponentially distributed.
-
-    Args:
-        count: n.
-        rng: decides.
-        weights: float64 [n], above 0; None for all orders alike.
-
-    Returns:
-        int [n], the numbers below n.
+    `weights` are float64 [n], above 0; None for all orders alike.
     """
     if weights is None:
         return rng.permutation(count)
@@ -137,12 +128,7 @@ def word_order(
 
 
 def choose_words(lengths: Sequence[int], order: Iterable[int], room: int) -> tuple[list[int], int]:
-    """Returns the words that fit, one after another, until no more do; and their tokens.
-
-    Args:
-        lengths: tokens of each word.
-        order: in which they are tried.
-        room: tokens, at most.
+    """Returns the words that fit into a room of tokens, tried in an order, and how many tokens.
 
     Example: of words of 2, 3 and 1 tokens in this order, 0 and 2 fit in 4; they have 3.
     """

@@ -182,16 +182,7 @@ def join_windows(windows: Sequence[WindowInput]) -> Windows:
 
 
 def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:
-    """Cuts numbers into rows with 0 behind them.
-
-    Args:
-        flat: [n], row after row.
-        counts: int [B], how many each row has.
-        width: of a row.
-
-    Returns:
-        int32 [B, width].
-    """
+    """Cuts numbers [n] into rows of as many as `counts` (int [B]), 0 behind: int32 [B, width]."""
     rows = np.zeros((len(counts), width), np.int32)
     rows[np.arange(width) < counts[:, np.newaxis]] = flat
     return rows

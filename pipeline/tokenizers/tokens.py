@@ -121,10 +121,7 @@ def refusing(
     """Turns whatever a tokenizer's library raises in the block into an InputError.
 
     Its own exceptions come from files that it does not understand. Rust's panics are no Exceptions.
-
-    Args:
-        subject: see `InputError`, as for the others.
-        received: the library's own message is added to it.
+    Arguments are those of `InputError`; the library's own message is added to `received`.
     """
     try:
         yield
