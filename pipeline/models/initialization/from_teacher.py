@@ -153,11 +153,9 @@ def narrow_config(
         InputError: a size above the teacher's, or heads that do not divide D or
             would be larger than the teacher's.
     """
-    size = config.hidden_size if hidden_size is None else hidden_size
-    heads = config.num_attention_heads if num_attention_heads is None else num_attention_heads
-    inner = intermediate_size
-    if inner is None:
-        inner = max(1, config.intermediate_size * size // config.hidden_size)
+    size = hidden_size or config.hidden_size
+    heads = num_attention_heads or config.num_attention_heads
+    inner = intermediate_size or max(1, config.intermediate_size * size // config.hidden_size)
     for name, value, largest in (
         ("student_hidden_size", size, config.hidden_size),
         ("student_attention_heads", heads, config.num_attention_heads),

@@ -95,11 +95,7 @@ class TopKCodec(abc.ABC):
     def decode(
         self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks one record.
-
-        Args:
-            features: the record's features.
-            num_positions: P.
+        """Unpacks the P masked positions of one record.
 
         Returns:
             ids int32 [P, K] and logits float32 [P, K], descending; the first of
