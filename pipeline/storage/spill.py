@@ -73,11 +73,8 @@ def write_spill(
 ) -> None:
     """Writes a spill file of entries in any order, atomically.
 
-    Args:
-        path: the file.
-        entries: the records with their keys.
-        header: small JSON values, for `read_header`.
-        is_only_writer: whether another process that writes the same file is a mistake.
+    `header` has small JSON values, for `read_header`. With `is_only_writer`, another process
+    that writes the same file is a mistake.
     """
     ordered = sorted(entries, key=lambda entry: entry.example_id)
     index = np.zeros(len(ordered), _INDEX)

@@ -25,13 +25,6 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
     Layer i of N comes from layer round(i·(L − 1)/(N − 1)) of L, so the first and
     the last are always taken; a single layer comes from the teacher's first.
 
-    Args:
-        teacher_layers: L, at least 1.
-        student_layers: N, at least 1.
-
-    Returns:
-        N teacher layers, ascending.
-
     Raises:
         InputError: N is not between 1 and L.
 
