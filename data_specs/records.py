@@ -1,11 +1,10 @@
 """The record schemas: the only place where a feature's name is a string.
 
-A record is a `tf.train.Example` in which every feature is one bytes value: a
-little-endian array, unpadded, holding real masked positions only. Shapes use
-these letters: S segments, L tokens, W beginnings of words, P masked positions, K
-top-k, T cached temperatures, G groups of teacher layers, D the teacher's hidden size, Z
-compressed bytes, C outputs of a task's head (two for each token, starts before ends, where
-it tells spans).
+A record is a `tf.train.Example` in which every feature is one bytes value: a little-endian array,
+unpadded, holding real masked positions only. Shapes use these letters: S segments, L tokens, W
+beginnings of words, P masked positions, K top-k, T cached temperatures, G groups of teacher layers,
+D the teacher's hidden size, Z compressed bytes, C outputs of a task's head (two for each token,
+starts before ends, where it tells spans).
 """
 
 import dataclasses

@@ -99,15 +99,15 @@ def bucket(tmp_path, monkeypatch) -> Iterator[BucketLocation]:
         del MemoryFileSystem.store[name]
 
 
-def upload_folder(folder: pathlib.Path, target: BucketLocation) -> str:
-    """Uploads a folder with all below it, and returns the URL."""
+def upload_folder(folder: pathlib.Path, target: BucketLocation) -> BucketLocation:
+    """Uploads a folder with all below it, and returns the target."""
     for path in folder.rglob("*"):
         if path.is_file():
             (target / path.relative_to(folder).as_posix()).take(path)
-    return str(target)
+    return target
 
 
-def read_objects(folder: BucketLocation | str) -> dict[str, bytes]:
+def read_objects(folder: BucketLocation) -> dict[str, bytes]:
     """Returns what is below a URL, by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.find()}
 

@@ -1,6 +1,6 @@
 """How fast models answer here: latency and throughput of students beside their teacher.
 
-python -m tools.benchmark_inference --models=TEACHER,STUDENT --seq_length=512
+offline_distill benchmark_inference --models=TEACHER,STUDENT --seq_length=512
 
 The table of DistilRuBERT: random sequences, one at a time (latency) and 16 at a time
 (throughput), and the size of the weights. What is timed ends with the encoder's last hidden
@@ -276,10 +276,7 @@ def table(speeds: Sequence[Speed]) -> str:
 def to_json(speed: Speed) -> dict[str, Any]:
     """Returns the fields; what was measured as `Measured.to_json`."""
     fields = {field.name: getattr(speed, field.name) for field in dataclasses.fields(speed)}
-    return fields | {
-        "latency": speed.latency.to_json(),
-        "throughput": speed.throughput.to_json(),
-    }
+    return fields | {"latency": speed.latency.to_json(), "throughput": speed.throughput.to_json()}
 
 
 def _benchmark(values: absl_flags.FlagValues) -> None:

@@ -33,9 +33,7 @@ class FidelityConfig(Settings):
     any_teacher: bool = setting(False, "Whether a teacher that is not the cache's is accepted.")
     predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
     compute_dtype: str = setting(
-        FLOAT32,
-        "Precision of the encoder; logits are always float32.",
-        choices=(FLOAT32, BFLOAT16),
+        FLOAT32, "Precision of the encoder; logits are always float32.", choices=(FLOAT32, BFLOAT16)
     )
     output: Location | None = setting(None, "New JSON file for the report.")
 

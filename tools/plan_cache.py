@@ -58,9 +58,7 @@ class PlanConfig(Settings):
     )
     predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
     compute_dtype: str = setting(
-        FLOAT32,
-        "Precision of the encoder; logits are always float32.",
-        choices=(FLOAT32, BFLOAT16),
+        FLOAT32, "Precision of the encoder; logits are always float32.", choices=(FLOAT32, BFLOAT16)
     )
     output_dir: Location | None = setting(
         None,

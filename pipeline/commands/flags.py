@@ -5,13 +5,12 @@ field's name, default, range and help, and its text is parsed and checked by the
 """
 
 import dataclasses
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from absl import flags
 
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError, Setting, show_settings
 from pipeline.base.settings import (
     Declaration,
     Settings,
@@ -21,8 +20,6 @@ from pipeline.base.settings import (
     read_value,
     value_type,
 )
-
-_SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
 
 Config = TypeVar("Config", bound=Settings)
 
@@ -75,8 +72,7 @@ class FlagSet:
         values = flags.FlagValues()
         for field in self.fields():
             _define(field, self.defaults.get(field.name, default_value(field)), values)
-        required = [field.name for field in self.fields() if is_required(field)]
-        if required:
+        if required := [field.name for field in self.fields() if is_required(field)]:
             _require(required, values)
         return values
 
@@ -101,8 +97,6 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
     """Returns the config that parsed flags ask for.
 
     Args:
-        values: of `define_flags`, parsed.
-        config: the config dataclass.
         **others: fields that are no flags, and values in place of those of flags.
 
     Raises:
@@ -119,7 +113,7 @@ def describe_flag(field: dataclasses.Field) -> FlagDescription:
         field.name,
         "required" if is_required(field) else shown,
         _constraint(declaration),
-        _SETTING_NAME.sub(r"--\1", declaration.help),
+        show_settings(declaration.help, "--{}".format),
     )
 
 

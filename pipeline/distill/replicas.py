@@ -192,8 +192,8 @@ def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
     """
 
     def find() -> tuple[int, bool]:
-        path = (config.output_dir or "") / REQUEST_FILE
-        if config.num_data_streams is None and config.output_dir and path.is_file():
+        path = None if config.output_dir is None else config.output_dir / REQUEST_FILE
+        if config.num_data_streams is None and path is not None and path.is_file():
             begun = path.read_json().get(NUM_DATA_STREAMS, 1)
             return begun if isinstance(begun, int) and begun > 0 else 1, True
         return config.num_data_streams or replicas.num_processes, False

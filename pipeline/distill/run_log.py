@@ -9,7 +9,7 @@ from tensorboard.summary import Writer
 
 from pipeline.base import json_text
 from pipeline.base.local_mirror import mirror_folder
-from pipeline.base.location import Location
+from pipeline.base.location import LocalLocation, Location
 from pipeline.storage.manifest import EVAL
 
 METRICS_FILE = "metrics.jsonl"
@@ -33,7 +33,7 @@ class RunLog:
         self._directory = self._output_dir
         if not self._output_dir.is_local:
             self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=mirror_folder())
-            self._directory = Location.parse(self._collected.name)
+            self._directory = LocalLocation(self._collected.name)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
         self._evaluated: set[float] = set()

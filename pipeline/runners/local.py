@@ -85,9 +85,7 @@ class LocalWorkers:
         self.cpus_per_job = num_cpus()
         self._max_workers = max_workers
         self._pool = concurrent.futures.ProcessPoolExecutor(
-            max_workers,
-            mp_context=_process_context(),
-            initializer=_exit_with_parent,
+            max_workers, mp_context=_process_context(), initializer=_exit_with_parent
         )
 
     def __enter__(self) -> "LocalWorkers":

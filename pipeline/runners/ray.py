@@ -56,10 +56,7 @@ class RayConfig(Settings):
         decides_output=False,
     )
     cpus_per_job: int = setting(
-        1,
-        "Requires `runner`=ray. Processors, and threads, of a job.",
-        low=1,
-        decides_output=False,
+        1, "Requires `runner`=ray. Processors, and threads, of a job.", low=1, decides_output=False
     )
     gpus_per_job: int = setting(
         0, "Requires `runner`=ray. GPUs of a job.", low=0, decides_output=False

@@ -389,13 +389,13 @@ def publish(directory: Location, manifest: Manifest) -> None:
     (directory / MANIFEST_FILE).write_json(manifest.to_json())
 
 
-def load(directory: Location) -> Manifest:
-    """Reads and checks the manifest of a cache directory.
+def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
+    """Reads and checks the manifest of a cache directory, which has the name `file` there.
 
     Raises:
         InputError: there is none, or a field is missing or invalid.
     """
-    path = directory / MANIFEST_FILE
+    path = directory / file
     if not path.is_file():
         state = "no cache"
         if (path.parent / REQUEST_FILE).is_file():

@@ -76,7 +76,7 @@ def test_a_broken_masked_example_is_named(
     ("features", "message"),
     [
         # A list that names an id twice has fewer than it says.
-        ({records.TOPK_IDS: _ids(*[7] * 12)}, "topk_ids: expected at least 4 at each position"),
+        ({records.TOPK_IDS: _ids(*[7] * 12)}, "topk_ids: expected at least 4 at each position")
     ],
 )
 def test_merged_caches(

@@ -265,10 +265,7 @@ def test_files_move_up_together_and_the_last_one_last(tmp_path, monkeypatch) -> 
             (stage / name).write_text(name)
         tmp_path.expect_empty()
     assert moved == ["a", "c", "b"] and _names(tmp_path) == ["a", "b", "c"]
-    with (
-        pytest.raises(InputError) as caught,
-        tmp_path.stage_directory(last="b") as stage,
-    ):
+    with pytest.raises(InputError) as caught, tmp_path.stage_directory(last="b") as stage:
         (stage / "a").write_text("other")
     assert caught.value.subject == str(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "a" and _names(tmp_path) == ["a", "b", "c"]

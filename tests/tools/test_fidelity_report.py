@@ -104,11 +104,7 @@ def test_a_merged_cache(merged_dir, teacher_dir, capsys) -> None:
 
 def test_random_draws_are_refused(examples_dir, teacher_dir, tmp_path) -> None:
     made = make_cache(
-        tmp_path / "cache",
-        examples_dir,
-        teacher_dir,
-        truncation="sampled",
-        temperatures=(1.0,),
+        tmp_path / "cache", examples_dir, teacher_dir, truncation="sampled", temperatures=(1.0,)
     )
     with pytest.raises(InputError) as refused:
         report_fidelity(FidelityConfig(str(made), str(teacher_dir)))

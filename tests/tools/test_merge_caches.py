@@ -158,7 +158,7 @@ def test_the_manifest_tells_what_was_merged(cache_dir, other_cache_dir, merged_d
 def test_a_student_learns_from_it(merged_dir, teacher_dir, tmp_path) -> None:
     config = DistillConfig(
         output_dir=str(tmp_path / "student"),
-        student=StudentConfig(init_from=str(teacher_dir), student_layers=2),
+        student=StudentConfig(init_from=teacher_dir, student_layers=2),
         losses={"kl_divergence": 1.0, "probability_cosine": 1.0},
         input_dir=str(merged_dir),
         train_batch_size=8,
@@ -167,11 +167,7 @@ def test_a_student_learns_from_it(merged_dir, teacher_dir, tmp_path) -> None:
         log_steps=12,
     )
     before = training.distill(
-        dataclasses.replace(
-            config,
-            do_train=False,
-            student=StudentConfig(student=str(teacher_dir)),
-        )
+        dataclasses.replace(config, do_train=False, student=StudentConfig(student=teacher_dir))
     )
     report = training.distill(config)
     start = dataclasses.replace(config, num_train_steps=1, output_dir=str(tmp_path / "start"))

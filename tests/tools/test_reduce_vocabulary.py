@@ -12,6 +12,7 @@ import pytest
 from data_specs.corpora import CorpusSource
 from data_specs.records import INPUT_IDS, INPUT_MASK, MASKED_LM_POSITIONS, SEGMENT_IDS
 from pipeline import run_distill
+from pipeline.base.location import Location
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
@@ -94,7 +95,7 @@ def test_what_it_writes_and_prints(flags, tmp_path, capsys, vocab) -> None:
     assert len(tokens) == 40 and {"##z", "model", *vocab[:5]} <= set(tokens)
     config = EncoderConfig.from_json(folder / "config.json")
     assert (config.vocab_size, config.num_hidden_layers) == (40, 2)
-    teacher = EncoderConfig.from_json(pathlib.Path(flags["teacher"]) / "config.json")
+    teacher = EncoderConfig.from_json(Location.parse(flags["teacher"]) / "config.json")
     # Of D = 32 and two layers: embeddings 40 and 64 + 2 rows and a norm; a layer's four
     # and two dense maps and two norms; the head's dense map, norm and 40 biases.
     layer = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 64
@@ -173,7 +174,7 @@ def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tm
     assert len(used) <= len(_tokens(student)) <= len(used) + 2 < len(vocab) - 20
     report = training.distill(
         DistillConfig(
-            student=StudentConfig(student=str(student)),
+            student=StudentConfig(student=student),
             losses={"kl_divergence": 1.0},
             tail="renormalize",
             input_dir=str(cache_dir),
@@ -318,7 +319,7 @@ def test_a_sentencepiece_student(spiece_file, tmp_path) -> None:
     trained = tmp_path / "trained"
     training.distill(
         DistillConfig(
-            student=StudentConfig(student=str(student)),
+            student=StudentConfig(student=student),
             losses={"masked_lm": 1.0},
             input_dir=str(examples),
             output_dir=str(trained),

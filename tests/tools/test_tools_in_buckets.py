@@ -17,9 +17,9 @@ from tools import (
     plan_cache,
     quickstart,
     reduce_vocabulary,
-    report,
     verify_cache,
 )
+from tools.report import __main__ as report
 
 
 def _run(capsys, tool, **settings: object) -> str:

@@ -84,9 +84,7 @@ def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
         first = end
     if not any(len(example.masked_lm_ids) for example in drawn):
         raise InputError(
-            cache.directory,
-            "examples with masked positions",
-            f"none of {total} examples",
+            cache.directory, "examples with masked positions", f"none of {total} examples"
         )
     return drawn
 

@@ -81,11 +81,7 @@ AGREEMENT = Measure(
     1.0,
 )
 LOSS = Measure(
-    "masked_lm",
-    "loss",
-    "Loss on held-out tokens",
-    "masked LM cross-entropy, nats",
-    "{:.3f}".format,
+    "masked_lm", "loss", "Loss on held-out tokens", "masked LM cross-entropy, nats", "{:.3f}".format
 )
 DIVERGENCE = Measure(
     "kl_divergence",

@@ -2,14 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tools.report.shown_examples import (
-    KEPT,
-    MASKED,
-    REPLACED,
-    MaskedPosition,
-    Piece,
-    ShownExample,
-)
+from tools.report.shown_examples import KEPT, MASKED, REPLACED, MaskedPosition, Piece, ShownExample
 from tools.report.text_width import clipped, columns, padded, wrapped
 
 COLUMNS = 100

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.base.location import Location
+from pipeline.base.location import LocalLocation, Location
 from tools.report.charts import Axis, Point, Series, figure, interval_figure
 from tools.report.curves import ACCURACY, megabytes, percents
 from tools.report.inputs import Speed, Spread, Summary, read_struct
@@ -19,9 +19,9 @@ from tools.report.text_width import visible
 
 def find_run(model: str, runs: Sequence[Run]) -> Run | None:
     """Returns the run that made a model, known by its path or its folder's name."""
-    path = Location.parse(model)
+    path = LocalLocation(model).resolve()
     for run in runs:
-        if path.resolve() == run.directory.resolve():
+        if model == str(run.directory) or path == run.directory.resolve():
             return run
     named = [run for run in runs if run.directory.resolve().name == model]
     return named[0] if len(named) == 1 else None

@@ -192,9 +192,7 @@ class ExampleReader:
             )
         there = self._cache.manifest.num_examples(selection.split)
         return InputError(
-            Setting("first"),
-            f"a number below {there}, the examples of {place}",
-            selection.first,
+            Setting("first"), f"a number below {there}, the examples of {place}", selection.first
         )
 
     def _records(self, selection: Selection) -> Iterator[tuple[str, int, bytes]]:

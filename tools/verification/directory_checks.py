@@ -23,6 +23,8 @@ from tools.vocabulary import cache_tokens
 
 # The name in a list of problems under which the tokenizer's files are.
 TOKENIZER = "tokenizer"
+# The manifest of a cache while it is repaired.
+OLD_MANIFEST = f"{manifests.MANIFEST_FILE}.old"
 
 # A record has at least its framing.
 _RECORD_BYTES = 16

@@ -123,11 +123,7 @@ class _Comparison:
         self._found: dict[tuple[str, str], tuple[int, str]] = {}
 
     def add(
-        self,
-        logits: np.ndarray,
-        rows: TopKRows,
-        examples: list[MaskedExample],
-        owners: np.ndarray,
+        self, logits: np.ndarray, rows: TopKRows, examples: list[MaskedExample], owners: np.ndarray
     ) -> None:
         """Compares some positions.
 

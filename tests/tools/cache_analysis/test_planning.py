@@ -48,11 +48,7 @@ def test_sizes_are_those_of_the_cache(
     model, config, examples_dir, teacher_dir, tmp_path, encoding: str, mass: float | None
 ) -> None:
     made = make_cache(
-        tmp_path / "cache",
-        examples_dir,
-        teacher_dir,
-        logit_encoding=encoding,
-        truncation_mass=mass,
+        tmp_path / "cache", examples_dir, teacher_dir, logit_encoding=encoding, truncation_mass=mass
     )
     manifest = manifests.load(made)
     measured = _measure(model, config, ALL, [4, 16], mass)

@@ -208,10 +208,7 @@ def test_speed_is_shown_against_accuracy(two_runs, tmp_path) -> None:
     rows.append(_speed("plain", 0.004, "int8"))
     page = _report(runs=two_runs, inference=_write(tmp_path / "bench.json", {"rows": rows}))
     chart = charts(page)["plain: 4.0 times as fast as distilled, 81% of its accuracy"]
-    assert hints(chart) == {
-        "distilled": ["distilled: 20, 31.0%"],
-        "plain": ["plain: 5, 25.0%"],
-    }
+    assert hints(chart) == {"distilled": ["distilled: 20, 31.0%"], "plain": ["plain: 5, 25.0%"]}
     (table,) = [one for one in parse(page).tables if "sequences/s" in one[0]]
     expected = "distilled|float32 on cpu:0|2.50 M|10.0 MB|20 (18–22)|100 (90–110)"
     assert "|".join(table[1]) == expected

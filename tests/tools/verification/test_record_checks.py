@@ -99,10 +99,7 @@ MASKED_EXAMPLES = [
     (_edit(POSITIONS, lambda v: v[[0, 0, *range(2, len(v))]]), "masked_lm_positions: expected asc"),
     (_put(POSITIONS, -1, 48), "masked_lm_positions: expected positions inside the input"),
     (_put(POSITIONS, 0, 0), f"masked_lm_positions: {PLACES}"),
-    (
-        lambda one: _put(POSITIONS, -1, _length(one) - 1)(one),
-        f"masked_lm_positions: {PLACES}",
-    ),
+    (lambda one: _put(POSITIONS, -1, _length(one) - 1)(one), f"masked_lm_positions: {PLACES}"),
     (_show(3), "input_ids: expected [MASK] or an ordinary token at masked positions"),
     (_show(1), "input_ids: expected [MASK] or an ordinary token at masked positions"),
     (_put(LABELS, 0, 60_000), "masked_lm_ids: expected ids below {V}"),

@@ -60,10 +60,7 @@ def test_no_smaller_choice_covers_as_much(counts: list[int], coverage: float) ->
 
 @pytest.mark.parametrize(
     ("given_limits", "received"),
-    [
-        ({}, "none"),
-        ({"vocab_size": 5, "coverage": 0.9}, "`vocab_size` and `coverage`"),
-    ],
+    [({}, "none"), ({"vocab_size": 5, "coverage": 0.9}, "`vocab_size` and `coverage`")],
 )
 def test_exactly_one_limit(given_limits, received: str) -> None:
     with pytest.raises(InputError) as error:
