@@ -52,17 +52,7 @@ class InspectConfig(Settings):
 
 
 def inspect_cache(config: InspectConfig) -> tuple[list[str], str | None]:
-    """Puts examples into words.
-
-    Args:
-        config: what was asked for.
-
-    Returns:
-        the lines for a terminal, and the HTML page; None unless `html` is set.
-
-    Raises:
-        InputError: the directory is not as it must be, or has no such example.
-    """
+    """Returns examples as lines for a terminal, and as an HTML page; None unless `html` is set."""
     # The tokenizers are imported only now that there is something to read.
     from pipeline.storage.cache_input import open_cache
     from tools.report import examples_page, examples_text

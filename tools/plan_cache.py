@@ -103,15 +103,15 @@ class CacheCost:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the table shows.
+    """The contents of the table.
 
     Attributes:
         num_examples: in the directory, at its own `dupe_factor`.
         dupe_factor: of the directory.
         teacher: the `sha256` of the teacher.
-        compute_dtype: what it ran in.
+        compute_dtype: of the teacher's forward pass.
         free_bytes: of the disk where the cache would go.
-        sample: what was measured.
+        sample: the measurements.
         costs: for each of its plans one for each dupe factor asked for.
     """
 
@@ -149,15 +149,8 @@ def _free_bytes(directory: Location) -> int:
 def cache_costs(
     plan: "CachePlan", manifest: Manifest, dupe_factors: Sequence[int], free_bytes: int
 ) -> tuple[CacheCost, ...]:
-    """Scales what an example takes to whole caches.
-
-    Args:
-        plan: as measured.
-        manifest: of the masked examples.
-        dupe_factors: how often the corpus would be masked.
-        free_bytes: of the disk.
-    """
-    total = sum(manifest.num_examples(split) for split in manifest.splits)
+    """Scales the bytes and seconds of an example to whole caches."""
+    total = sum(map(manifest.num_examples, manifest.splits))
     costs = []
     for dupe_factor in dupe_factors:
         count = total * dupe_factor / max(1, manifest.dupe_factor)
@@ -168,14 +161,7 @@ def cache_costs(
 
 
 def plan_cache(config: PlanConfig) -> Plan:
-    """Measures what caches would keep and cost.
-
-    Args:
-        config: what was asked for.
-
-    Raises:
-        InputError: the masked examples or the teacher are not as they must be.
-    """
+    """Measures what caches would keep and cost."""
     # Keras is imported only now that there is something to compute.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests

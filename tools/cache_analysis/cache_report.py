@@ -86,7 +86,6 @@ class _Comparison:
         self.largest: dict[str, float] = collections.defaultdict(float)
 
     def add(self, batch: DenseBatch, cached: TeacherTargets) -> None:
-        """Compares the positions of a batch."""
         labels = batch.labels
         for block in batch.blocks():
             part, logits = cached[block], batch.logits[block]
@@ -156,7 +155,6 @@ class _HiddenComparison:
         self.cosines: list[np.ndarray] = []
 
     def add(self, batch: DenseBatch, cached: TeacherTargets) -> None:
-        """Compares the states of a batch with the cached ones."""
         exact = batch.kept[records.HIDDEN_STATES].astype(np.float64)
         stored = cached.hidden_states.astype(np.float64)
         self.error = np.maximum(self.error, np.abs(exact - stored).max(axis=(0, 2)))
@@ -175,11 +173,7 @@ class _HiddenComparison:
 
 
 def expect_comparable(cache: CacheInput) -> None:
-    """Checks that a directory is a cache whose positions can be compared one by one.
-
-    Raises:
-        InputError: it is no teacher cache, or one of random draws.
-    """
+    """Raises InputError unless the positions of a cache can be compared one by one."""
     manifest = cache.manifest
     if manifest.kind != records.TEACHER_CACHE:
         raise InputError(cache.directory, f"a {records.TEACHER_CACHE}", manifest.kind)
@@ -192,11 +186,7 @@ def expect_comparable(cache: CacheInput) -> None:
 
 
 def expect_teacher(cache: CacheInput, sha256: str) -> None:
-    """Checks that a teacher is the one that a cache was made with.
-
-    Raises:
-        InputError: it is another, or the cache was merged from several; prints both.
-    """
+    """Raises InputError unless a teacher is the only one that a cache was made with."""
     teacher = cache.manifest.teacher_info.teacher
     if "merged" in teacher:
         raise InputError(
@@ -228,13 +218,7 @@ def _keep_hidden(cache: CacheInput, num_layers: int) -> forward.Keep:
 def measure_cache(
     model: MaskedLM, cache: CacheInput, *, sample: int, batch_size: int
 ) -> CacheReport:
-    """Runs a teacher over a sample of a cache's examples and compares what it says.
-
-    Args:
-        model: the teacher.
-        cache: the teacher cache, see `expect_comparable`.
-        sample: how many examples.
-        batch_size: B.
+    """Runs a teacher over `sample` examples of a comparable cache and compares its output.
 
     Raises:
         InputError: records are damaged, the logits are not finite, or the teacher
@@ -264,16 +248,6 @@ def measure_cache(
         num_examples += len(batch.examples)
         for example in batch.examples:
             sizes.update({name: len(content) for name, content in example.features.items()})
-    return _finish(manifest, compared, hidden, sizes, num_examples)
-
-
-def _finish(
-    manifest: Manifest,
-    compared: _Comparison,
-    hidden: _HiddenComparison | None,
-    sizes: Mapping[str, int],
-    num_examples: int,
-) -> CacheReport:
     num_positions = sum(len(values) for values in compared.positions["mass"])
     return compared.report(
         num_examples=num_examples,

@@ -1,11 +1,11 @@
 """Checks of a directory of shards: the manifest, each file, each record, and all together."""
 
 import collections
-import dataclasses
 import hashlib
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,15 +61,12 @@ def facts(error: InputError, path: Location | None = None) -> str:
 # One shard.
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Records of a shard in which nothing is wrong, to be compared with other shards.
 
-    Attributes:
-        example_ids: S16 [n].
-        texts: uint64 [n], digests of the true tokens of each; None without tokens.
-        token_counts: int64 [V], how often each token is in them, [MASK] at a masked
-            position and the label being one each; None without tokens.
+    `example_ids` are S16 [n]. Without tokens the others are None: `texts`, uint64 [n], digests
+    of the true tokens of each record, and `token_counts`, int64 [V], how often each token is
+    in them, [MASK] at a masked position and the label being one each.
     """
 
     example_ids: np.ndarray
@@ -111,11 +108,9 @@ def check_file(path: Location, info: ShardInfo | FileInfo) -> list[str]:
     """Returns what is wrong with a file's size or checksum."""
     if not path.is_file():
         return ["it is missing"]
-    size = path.stat().st_size
-    if size != info.bytes:
+    if (size := path.stat().st_size) != info.bytes:
         return [f"expected {info.bytes} bytes, received {size}"]
-    received = path.sha256()
-    if received != info.sha256:
+    if (received := path.sha256()) != info.sha256:
         return [f"expected SHA-256 {info.sha256}, received {received}"]
     return []
 
@@ -143,13 +138,10 @@ def check_shard(
 
     Args:
         directory: of the shard.
-        shard: what the manifest says of it.
+        shard: its entry in the manifest.
         checker: of the directory's records; None to check their framing and number only.
         on_block: called with records in which nothing is wrong.
         on_records: called with the number of records just read.
-
-    Returns:
-        what is wrong with it, its sidecar left out; empty where nothing is.
     """
     path, findings = directory / shard.file, Findings()
     for problem in check_file(path, shard):
@@ -287,14 +279,10 @@ def _texts(examples: Sequence[Features], vocab_size: int) -> tuple[np.ndarray, n
 # The directory.
 
 
-@dataclasses.dataclass(frozen=True)
-class DirectoryReport:
-    """What was found.
+class DirectoryReport(NamedTuple):
+    """What is wrong, by the name of the file, and how many eval windows repeat a train text.
 
-    Attributes:
-        problems: what is wrong, by the name of the file; empty where all is well.
-        shared_texts: windows of the eval split whose text stands in a train window, too;
-            None where there are no two splits of tokens.
+    The number is None where there are no two splits of tokens.
     """
 
     problems: Problems
@@ -373,17 +361,11 @@ def check_directory(
     *,
     on_records: Callable[[int], None],
 ) -> DirectoryReport:
-    """Checks all of a directory but its tokenizer's files.
+    """Checks all of a complete directory except its tokenizer's files.
 
-    Args:
-        directory: a complete directory.
-        manifest: its manifest, as `manifests.load` reads it.
-        is_special: bool [V], which tokens the tokenizer calls special; None where it
-            cannot be read: then those that the manifest names are.
-        on_records: called with the number of records just checked.
-
-    Returns:
-        what is wrong with it.
+    `is_special`, bool [V], are the tokens that the tokenizer calls special; None where it
+    cannot be read: then those that the manifest names are. `on_records` is called with the
+    number of records just checked.
     """
     found: Problems = {}
     checker = _make_checker(directory, manifest, is_special, found)
@@ -406,7 +388,7 @@ def check_directory(
 def total_records(directory: Location, manifest: Manifest) -> int:
     """Returns how many records there are to read, and never more than files can hold."""
     total = 0
-    for shard in (shard for shards in manifest.splits.values() for shard in shards):
+    for shard in manifest.shards:
         path = directory / shard.file
         size = path.stat().st_size if path.is_file() else 0
         total += min(shard.num_examples, size // _RECORD_BYTES)
@@ -441,12 +423,9 @@ class _Known:
 def _make_checker(
     directory: Location, manifest: Manifest, is_special: np.ndarray | None, found: Problems
 ) -> RecordChecker | None:
-    """Checks what stands beside the shards, and returns what checks the records.
+    """Checks the files beside the shards, and returns what checks the records.
 
-    Arguments as `check_directory` has them, and what is found wrong.
-
-    Returns:
-        None where records cannot be read: their sizes, or the codec's own file, are broken.
+    None where records cannot be read: their sizes, or the codec's own file, are broken.
     """
     _note(found, manifests.MANIFEST_FILE, manifest_problems(directory, manifest))
     _note(found, manifests.REQUEST_FILE, request_problems(directory, manifest))
@@ -490,14 +469,12 @@ class _Together:
         return None if self._texts is None else self._texts.num_met()
 
     def begin(self, split: str) -> None:
-        """Begins a shard."""
         self._split, self._repeated = split, 0
         if split != manifests.EVAL and self._eval:
             self._ids, self._texts = (_Known(parts) for parts in zip(*self._eval, strict=True))
             self._eval.clear()
 
     def add(self, block: Block) -> None:
-        """Adds records of a shard."""
         if self._counts is None:
             return
         self._counts += block.token_counts

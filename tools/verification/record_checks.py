@@ -7,6 +7,7 @@ and the record's other features want is not decoded.
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,14 +27,8 @@ _REGRESSION = "regression"
 Features = Mapping[str, bytes]
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What is wrong with some records.
-
-    Attributes:
-        problem: a sentence for people.
-        places: int [n], which of the records, ascending.
-    """
+class Finding(NamedTuple):
+    """A problem, as a sentence, and which of the records have it: int [n], ascending."""
 
     problem: str
     places: np.ndarray
@@ -54,11 +49,7 @@ class RecordChecker:
     codec: TopKCodec | None = None
 
     def check(self, examples: Sequence[Features]) -> list[Finding]:
-        """Returns what is wrong with some records.
-
-        Args:
-            examples: the features of each.
-        """
+        """Returns what is wrong with some records, given the features of each."""
         names = {feature.name for feature in self.manifest.features}
         wrong = np.array([example.keys() != names for example in examples], bool)
         problem = f"expected the features {', '.join(sorted(names))}"
@@ -288,13 +279,10 @@ def _wrong_count(
 def _place_problems(
     name: str, places: Column, lengths: np.ndarray, ends: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields which records have places that are not those of a window's own tokens.
+    """Yields which records have positions that are not those of a window's own tokens.
 
-    Args:
-        name: of the feature.
-        places: positions in the input.
-        lengths: int [n], of each input.
-        ends: int [n], where each input's first `[SEP]` is.
+    `lengths`, int [n], are those of each input, and `ends`, int [n], the positions of each
+    first `[SEP]`.
     """
     owners, values = places.owners, places.values.astype(np.int64)
     yield f"{name}: expected ascending positions", places.not_ascending()
