@@ -1,6 +1,6 @@
 """How fast models answer here: latency and throughput of students beside their teacher.
 
-python -m tools.benchmark_inference --models=TEACHER,STUDENT --seq_length=512
+offline_distill benchmark_inference --models=TEACHER,STUDENT --seq_length=512
 
 The table of DistilRuBERT: random sequences, one at a time (latency) and 16 at a time
 (throughput), and the size of the weights. What is timed ends with the encoder's last hidden

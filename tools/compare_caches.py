@@ -1,6 +1,6 @@
 """What a smaller teacher cache costs: the same student from each of several, side by side.
 
-python -m tools.compare_caches --caches=CACHE,SMALLER --work=DIR --seeds=1,2 \\
+offline_distill compare_caches --caches=CACHE,SMALLER --work=DIR --seeds=1,2 \\
   --distill_flags="--init_from=TEACHER --student_layers=2 --num_train_steps=400"
 
 Each student is trained for the same steps and evaluated on the eval split of the first

@@ -1,6 +1,6 @@
 """A masked-LM model from one layout into the other.
 
-python -m tools.convert_checkpoint --input=MODEL --output_dir=NEW --layout=hf
+offline_distill convert_checkpoint --input=MODEL --output_dir=NEW --layout=hf
 
 hf is Hugging Face's: config.json and model.safetensors, for every family that is
 built here. tf1 is Google's: bert_config.json and bert_model.ckpt, for BERT alone.

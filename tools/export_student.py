@@ -1,6 +1,6 @@
 """Writes a masked LM or a fine-tuned model in the formats that others read, and checks each.
 
-python -m tools.export_student --model=STUDENT --sentences=FILE --output_dir=NEW
+offline_distill export_student --model=STUDENT --sentences=FILE --output_dir=NEW
 
 hf is a clean Hugging Face directory with the tokenizer and a model card. saved_model takes
 ids, and with tensorflow-text and a WordPiece vocab.txt also text (signature from_text).

@@ -1,6 +1,6 @@
 """Fine-tunes a model on a task, over learning rates and seeds, and scores it.
 
-python -m tools.finetune --task=chnsenticorp --data_dir=DATA --model=MODEL --output_dir=RUNS
+offline_distill finetune --task=chnsenticorp --data_dir=DATA --model=MODEL --output_dir=RUNS
     --learning_rates=2e-5,3e-5,5e-5 --seeds=1,2,3
 
 Each run has a folder of its own in --output_dir with the fine-tuned model, its scores

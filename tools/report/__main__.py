@@ -1,6 +1,6 @@
 """One HTML page about runs: curves, students side by side, speed, tasks, caches, calibration.
 
-python -m tools.report --runs=STUDENT,OTHER --plan=plan.json --output=report.html
+offline_distill report --runs=STUDENT,OTHER --plan=plan.json --output=report.html
 
 The page needs nothing beside itself. Parts that nothing was given for are left out.
 It is made with pip install 'offline-distill[report]'.
