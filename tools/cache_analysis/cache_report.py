@@ -15,14 +15,14 @@ from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import SAMPLED, Manifest
 from pipeline.storage.records import TeacherTargets
-from pipeline.teacher import capture, forward
+from pipeline.teacher import capture
 from tools.cache_analysis import dense_sample, fidelity
 from tools.cache_analysis.dense_sample import DenseBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The mean, the 99th percentile and the largest of what each masked position has."""
+    """The mean, the 99th percentile and the largest of a number of each masked position."""
 
     mean: float
     p99: float
@@ -204,17 +204,6 @@ def expect_teacher(cache: CacheInput, sha256: str) -> None:
         )
 
 
-def _keep_hidden(cache: CacheInput, num_layers: int) -> forward.Keep:
-    with naming_setting("teacher"):
-        groups = layer_groups.parse_teacher_groups(
-            ",".join(cache.manifest.teacher_info.hidden_groups), num_layers
-        )
-
-    return lambda outputs, batch: {
-        records.HIDDEN_STATES: capture.keep_hidden_states(groups, outputs, batch)
-    }
-
-
 def measure_cache(
     model: MaskedLM, cache: CacheInput, *, sample: int, batch_size: int
 ) -> CacheReport:
@@ -230,13 +219,15 @@ def measure_cache(
     compared, hidden, keep = _Comparison(info.temperatures), None, {}
     if info.hidden_groups:
         if info.hidden_size != model.config.hidden_size:
-            raise InputError(
-                Setting("teacher"),
-                f"hidden states of size {info.hidden_size}, as in {cache.directory}",
-                model.config.hidden_size,
-            )
+            expected = f"hidden states of size {info.hidden_size}, as in {cache.directory}"
+            raise InputError(Setting("teacher"), expected, model.config.hidden_size)
         hidden = _HiddenComparison(manifest)
-        keep = {"keep": _keep_hidden(cache, model.config.num_hidden_layers)}
+        with naming_setting("teacher"):
+            groups = layer_groups.parse_teacher_groups(
+                ",".join(info.hidden_groups), model.config.num_hidden_layers
+            )
+        name = records.HIDDEN_STATES
+        keep = {"keep": lambda *args: {name: capture.keep_hidden_states(groups, *args)}}
     examples = dense_sample.draw(cache, sample)
     sizes: collections.Counter[str] = collections.Counter()
     num_examples = 0

@@ -82,8 +82,10 @@ class Findings:
         self._first: dict[str, int] = {}
         self._counts: collections.Counter[str] = collections.Counter()
 
-    def __bool__(self) -> bool:
-        return bool(self._problems or self._first)
+    @property
+    def has_records(self) -> bool:
+        """Whether some record is broken."""
+        return bool(self._first)
 
     def add(self, problem: str) -> None:
         """Adds what is wrong with the shard as a whole."""
@@ -182,7 +184,6 @@ class _Reading:
         self.num_records = 0
         self.last_id = b""
         self.measured: collections.Counter[str] = collections.Counter()
-        self.is_sound = True
 
     def check(self, block: Sequence[bytes]) -> Iterator[Block]:
         """Checks records; yields those that are sound."""
@@ -196,30 +197,25 @@ class _Reading:
                 examples.append(serialization.decode_example(record))
                 places.append(place)
             except ValueError as error:
-                self._add(f"expected a tf.train.Example of bytes: {error}", [place])
+                self.findings.add_records(f"expected a tf.train.Example of bytes: {error}", [place])
         numbers, sound = np.array(places, np.int64), np.ones(len(places), bool)
         for finding in self.checker.check(examples) if examples else ():
-            self._add(finding.problem, numbers[finding.places])
+            self.findings.add_records(finding.problem, numbers[finding.places])
             sound[finding.places] = False
         kept = np.flatnonzero(sound)
         if len(kept):
             yield self._sound_block([examples[place] for place in kept], numbers[kept])
-
-    def _add(self, problem: str, places: Sequence[int] | np.ndarray) -> None:
-        self.is_sound = False
-        self.findings.add_records(problem, places)
 
     def _sound_block(self, examples: Sequence[Features], numbers: np.ndarray) -> Block:
         manifest = self.checker.manifest
         ids = np.frombuffer(b"".join([one[records.EXAMPLE_ID] for one in examples]), "S16")
         if manifest.kind != records.TASK_LOGITS:
             self._check_order(examples, numbers)
-        if self.shard.measured is not None and manifest.teacher_info is not None:
+        if self.shard.measured is not None and (info := manifest.teacher_info) is not None:
             added = [f.name for f in manifest.features if f not in records.MASKED_EXAMPLE_FEATURES]
-            factor = manifest.teacher_info.truncation_factor
             for one in examples:
                 features = {name: one[name] for name in added}
-                manifests.measure_record(self.measured, features, factor)
+                manifests.measure_record(self.measured, features, info.truncation_factor)
         if records.INPUT_IDS not in examples[0]:
             return Block(ids, None, None)
         return Block(ids, *_texts(examples, manifest.vocab.size))
@@ -234,7 +230,7 @@ class _Reading:
         falls = [place for place, (a, b) in enumerate(zip(before, ids, strict=True)) if b <= a]
         if falls:
             problem = f"{records.EXAMPLE_ID}: expected ascending ids, none twice"
-            self._add(problem, numbers[falls])
+            self.findings.add_records(problem, numbers[falls])
         self.last_id = ids[-1]
         index, count = manifests.shard_place(self.shard.file)
         low, high = (spill.KEY_SPACE * number // count for number in (index, index + 1))
@@ -242,7 +238,7 @@ class _Reading:
         outside = np.flatnonzero((keys < low) | (keys > high - 1))
         if len(outside):
             problem = f"{records.EXAMPLE_ID}: expected ids of shard {index} of {count}"
-            self._add(problem, numbers[outside])
+            self.findings.add_records(problem, numbers[outside])
 
     def finish(self) -> None:
         """Checks what can be known only at the end of a shard that could be read."""
@@ -250,12 +246,12 @@ class _Reading:
         if self.num_records != expected:
             self.findings.add(f"expected {expected:,} records, received {self.num_records:,}")
         # Sums of sound records only would say nothing new.
-        if self.checker is not None and self.shard.measured is not None and self.is_sound:
-            told = dict(self.shard.measured)
-            for name in sorted({*told, *self.measured}):
-                if told.get(name, 0) != self.measured[name]:
+        if self.checker and not self.findings.has_records and self.shard.measured is not None:
+            recorded = collections.Counter(self.shard.measured)
+            for name in sorted({*recorded, *self.measured}):
+                if recorded[name] != self.measured[name]:
                     self.findings.add(
-                        f"measured {name}: expected {told.get(name, 0)}, as the manifest says, "
+                        f"measured {name}: expected {recorded[name]}, as the manifest says, "
                         f"received {self.measured[name]}"
                     )
 
@@ -387,12 +383,12 @@ def check_directory(
 
 def total_records(directory: Location, manifest: Manifest) -> int:
     """Returns how many records there are to read, and never more than files can hold."""
-    total = 0
-    for shard in manifest.shards:
-        path = directory / shard.file
-        size = path.stat().st_size if path.is_file() else 0
-        total += min(shard.num_examples, size // _RECORD_BYTES)
-    return total
+    paths = {directory / shard.file: shard.num_examples for shard in manifest.shards}
+    return sum(
+        min(count, path.stat().st_size // _RECORD_BYTES)
+        for path, count in paths.items()
+        if path.is_file()
+    )
 
 
 def _note(found: Problems, file: str, problems: Iterable[str]) -> None:

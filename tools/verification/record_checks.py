@@ -82,7 +82,11 @@ class RecordChecker:
         names = [feature.name for feature in self.manifest.features]
         columns = {name: self._column(name, examples) for name in names}
         counts = {name: column.counts for name, column in columns.items()}
-        sizes = self._letters(columns)
+        # By the letters of `data_specs.records`, of all or of each record.
+        info = self.manifest.teacher_info
+        sizes: dict[str, int | np.ndarray] = {"16": 16, **({} if info is None else info.sizes)}
+        if records.MASKED_LM_POSITIONS in counts:
+            sizes["P"] = counts[records.MASKED_LM_POSITIONS]
         for name, low, high in self._bounds():
             number = counts[name]
             problem = f"{name}: expected {low} to {high} numbers"
@@ -97,14 +101,6 @@ class RecordChecker:
         if self.codec is not None:
             ids = sizes["P"] * self.codec.truncation_factor
             yield f"expected a top-k of at most {MAX_RECORD_IDS} ids", ids > MAX_RECORD_IDS
-
-    def _letters(self, columns: Mapping[str, Column]) -> dict[str, int | np.ndarray]:
-        """Returns sizes by the letters of `data_specs.records`, of all or of each record."""
-        info = self.manifest.teacher_info
-        sizes: dict[str, int | np.ndarray] = {} if info is None else dict(info.sizes)
-        if records.MASKED_LM_POSITIONS in columns:
-            sizes["P"] = columns[records.MASKED_LM_POSITIONS].counts
-        return {**sizes, "16": 16}
 
     def _bounds(self) -> Iterator[tuple[str, int, int]]:
         """Yields the names of features whose length is free, with their least and most numbers."""
