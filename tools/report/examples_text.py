@@ -33,11 +33,9 @@ def outcome(examples: Sequence[ShownExample]) -> str | None:
     right = sum(word.right for word in words)
     label = sum(word.label_probability for word in words) / len(words)
     tail = sum(word.tail for word in words) / len(words)
-    return (
-        f"The first guess is right at {right} of {len(words)} masked positions "
-        f"({right / len(words):.0%}); "
-        f"on average the label has {percent(label)}, the tail {percent(tail)}."
-    )
+    first = f"right at {right} of {len(words)} masked positions ({right / len(words):.0%})"
+    means = f"on average the label has {percent(label)}, the tail {percent(tail)}"
+    return f"The first guess is {first}; {means}."
 
 
 def facts(example: ShownExample) -> str:
@@ -127,13 +125,7 @@ def _words(text: str) -> list[str]:
 
 
 def report_lines(about: str, notes: Sequence[str], examples: Sequence[ShownExample]) -> list[str]:
-    """Returns all lines for the terminal.
-
-    Args:
-        about: what the directory holds.
-        notes: how to read what is shown.
-        examples: in the order in which they are shown.
-    """
+    """Returns all lines for the terminal: of the directory, on how to read it, of the examples."""
     texts = [about, *notes, *([LEGEND] if any(one.positions for one in examples) else [])]
     lines = [line for text in texts for line in wrapped(_words(text), COLUMNS)]
     for one in examples:
