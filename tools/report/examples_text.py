@@ -74,13 +74,6 @@ def _sentences(example: ShownExample) -> Iterator[str]:
         yield from (_INDENT + line for line in wrapped(joined, COLUMNS - len(_INDENT)))
 
 
-def _guesses(position: MaskedPosition) -> list[str]:
-    return [
-        f"{'*' if guess.right else ''}{guess.text} {percent(guess.probability)}   "
-        for guess in position.teacher.guesses
-    ]
-
-
 def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
     labels = [clipped(position.label, _LABEL_WIDTH) for position in positions]
     width = max(len("label"), *map(columns, labels))
@@ -94,8 +87,11 @@ def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
             f"{percent(word.label_probability):>6}  {rank(position):>{ranks}}  "
             f"{percent(word.tail):>6}  {'✓' if word.right else '✗'}  "
         )
-        room = COLUMNS - columns(begin)
-        for line in wrapped(_guesses(position), room):
+        guesses = [
+            f"{'*' if guess.right else ''}{guess.text} {percent(guess.probability)}   "
+            for guess in word.guesses
+        ]
+        for line in wrapped(guesses, COLUMNS - columns(begin)):
             yield begin + line
             begin = " " * columns(begin)
 

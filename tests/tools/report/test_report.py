@@ -124,7 +124,7 @@ def test_curves_have_each_evaluation(two_runs) -> None:
         "Masked tokens guessed: distilled ends highest, at 31.0%",
         "Loss on held-out tokens: distilled ends lowest, at 4.190",
         "Divergence from the teacher: distilled ends lowest, at 0.1450",
-        "Training loss: distilled ends lowest, at 4.400",
+        "Training loss: 2 runs end lowest, at 4.400",
         "Calibration error: plain ends lowest, at 0.0225",
     ]
     agreement, accuracy, loss, _, training, _ = found.values()
