@@ -256,8 +256,7 @@ def _refusal(flags: dict[str, object], **changes: object) -> InputError:
 )
 def test_mistaken_settings_are_named(flags, changes, subject: str) -> None:
     error = _refusal(flags, **changes)
-    assert error.subject == subject
-    assert isinstance(error.subject, Setting) == isinstance(subject, Setting)
+    assert error.subject == subject and type(error.subject) is type(subject)
     assert not flags["output_dir"].exists()
 
 
