@@ -99,11 +99,6 @@ def find_defect(path: Location) -> str | None:
     return None
 
 
-def forget_copy(output_dir: Location, step: int) -> None:
-    """Removes this machine's copy of a checkpoint in a bucket, which all have read."""
-    checkpoint_path(output_dir, step).forget_mirror()
-
-
 class CheckpointFiles:
     """Writes a run's checkpoints and finds the one to go on from.
 
@@ -125,8 +120,7 @@ class CheckpointFiles:
     def find_newest(self) -> Checkpoint | None:
         """Returns the newest checkpoint that verifies, None where there is none at all.
 
-        Those that do not are named on stderr. Of one in a bucket the copy stays until
-        `forget_copy`.
+        Those that do not are named on stderr. Of one in a bucket the copy stays.
 
         Raises:
             InputError: none verifies.

@@ -8,7 +8,6 @@ have joined the others before anything asks for its devices.
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -242,20 +241,6 @@ def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Mani
             streams,
             hint=f"create_pretraining_data `num_shards`={streams} makes more",
         )
-
-
-def microbatch_multiple(config: DistillConfig, replicas: Replicas) -> int:
-    """Returns a number that divides a microbatch's examples: a multiple of devices and streams."""
-    return math.lcm(replicas.num_devices, config.num_data_streams)
-
-
-def select_shards(manifest: Manifest, replicas: Replicas) -> Manifest:
-    """Returns the manifest with this process's part of the shards, for what each is needed once."""
-    splits = {
-        split: shards[replicas.process :: replicas.num_processes]
-        for split, shards in manifest.splits.items()
-    }
-    return dataclasses.replace(manifest, splits=splits)
 
 
 @contextlib.contextmanager
