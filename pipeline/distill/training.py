@@ -135,7 +135,7 @@ class _TrainingCallback(keras.callbacks.Callback):
         self._stop = stop
         self._log: RunLog | None = None
         self._checkpoints: CheckpointFiles | None = None
-        step, due = broadcast_from_primary(replicas, self._find_start, size=2)
+        step, due = broadcast_from_primary(replicas, self._find_start)
         self.start = Checkpoint(step, bool(due))
         self._metrics: dict[str, np.ndarray] = {}
         self._logged, self._clock = step, 0.0
