@@ -67,18 +67,17 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ("lines_per_document", "a number above 0 with documents: lines", "lines"),
             ("document_start", "a regular expression with documents: starts", "starts"),
         ):
-            if bool(value := getattr(self, key)) != (self.documents == documents):
-                raise ValueError(
-                    f"{key}: expected {expected} and only there, received {shown(value)}"
-                )
+            value = getattr(self, key)
+            if bool(value) != (self.documents == documents):
+                received = shown(value)
+                raise ValueError(f"{key}: expected {expected} and only there, received {received}")
         try:
             # Of bytes, as lines are when they are looked for.
             re.compile(self.document_start.encode("utf-8"))
         except (re.error, ValueError, OverflowError, RecursionError) as error:
-            raise ValueError(
-                f"document_start: expected a regular expression, received "
-                f"{shown(self.document_start)} ({error})"
-            ) from error
+            received = f"{shown(self.document_start)} ({error})"
+            message = f"document_start: expected a regular expression, received {received}"
+            raise ValueError(message) from error
 
     def reading(self) -> dict[str, Any]:
         """Returns the settings that decide the documents."""

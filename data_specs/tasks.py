@@ -156,10 +156,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 declarations.expect_path("files", name)
                 steps = pathlib.PurePosixPath(name).parts
                 if not steps or name.startswith("/") or ".." in steps:
-                    raise ValueError(
-                        "files: expected names below the folder, "
-                        f"received {declarations.shown(name)}"
-                    )
+                    received = declarations.shown(name)
+                    raise ValueError(f"files: expected names below the folder, received {received}")
 
     @property
     def main_metric(self) -> str:

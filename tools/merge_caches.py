@@ -189,30 +189,24 @@ def merge_caches(config: MergeConfig) -> Manifest:
 def _merge_shards(
     config: MergeConfig, caches: Sequence[CacheInput], info: TeacherInfo
 ) -> dict[str, tuple[ShardInfo, ...]]:
-    done = {
-        (split, shard): manifests.completed_shard(config.output_dir, shard.file)
-        for split, shards in caches[0].manifest.splits.items()
-        for shard in shards
-    }
-    total = sum(shard.num_examples for (_, shard), whole in done.items() if whole is None)
+    inputs, done = caches[0].manifest, {}
+    for shard in inputs.shards:
+        done[shard.file] = manifests.completed_shard(config.output_dir, shard.file)
+    total = sum(shard.num_examples for shard in inputs.shards if done[shard.file] is None)
     with tqdm.tqdm(total=total, unit=" examples", desc="merge", smoothing=0.1) as bar:
         merger = merging.CacheMerger(
             caches=caches,
             weights=config.shares,
-            codec=cache_input.make_codec(config.output_dir, info, caches[0].manifest.vocab.size),
+            codec=cache_input.make_codec(config.output_dir, info, inputs.vocab.size),
             on_examples=bar.update,
         )
-        for (split, shard), whole in done.items():
-            if whole is None:
-                measured: collections.Counter[str] = collections.Counter()
-                merged = merger.records(shard.file, measured)
-                told = measured if manifests.varies_in_size(info) else None
-                done[split, shard] = serialization.write_shard(
-                    config.output_dir, shard.file, merged, told
-                )
+        for file in [file for file, whole in done.items() if whole is None]:
+            measured = collections.Counter() if manifests.varies_in_size(info) else None
+            merged = merger.records(file, measured)
+            done[file] = serialization.write_shard(config.output_dir, file, merged, measured)
     return {
-        split: tuple(done[split, shard] for shard in shards)
-        for split, shards in caches[0].manifest.splits.items()
+        split: tuple(done[shard.file] for shard in shards)
+        for split, shards in inputs.splits.items()
     }
 
 

@@ -83,13 +83,7 @@ def __dir__() -> list[str]:
 
 
 def create_pretraining_data(config: "MaskedExamplesConfig") -> "Manifest":
-    """Masks a corpus and writes masked examples, or finishes an interrupted run.
-
-    Args:
-        config: the settings.
-
-    Returns:
-        the manifest of the masked examples.
+    """Masks a corpus into masked examples, or finishes an interrupted run; returns the manifest.
 
     Example:
         corpus = CorpusSource(input_dir="corpus", text_fields=("title", "content"))
@@ -105,9 +99,6 @@ def create_pretraining_data(config: "MaskedExamplesConfig") -> "Manifest":
 
 def create_teacher_output_data(config: "TeacherCacheConfig") -> "Manifest | None":
     """Runs the teacher once over masked examples, or finishes an interrupted run.
-
-    Args:
-        config: the settings.
 
     Returns:
         the manifest of the teacher cache; None where other tasks still have shards to write.
@@ -125,9 +116,6 @@ def create_teacher_output_data(config: "TeacherCacheConfig") -> "Manifest | None
 
 def distill(config: "DistillConfig") -> Mapping[str, float]:
     """Trains and evaluates a student, or resumes an interrupted run.
-
-    Args:
-        config: the settings.
 
     Returns:
         the metrics of the last evaluation, by name.
@@ -178,9 +166,6 @@ def load_model(path: str) -> "MaskedLM":
 
 def verify(path: str) -> Mapping[str, Sequence[str]]:
     """Checks every byte and every record of a directory of shards.
-
-    Args:
-        path: the directory.
 
     Returns:
         the problems, by the name of the file; empty for a sound directory.

@@ -188,11 +188,7 @@ class Location:
         return self
 
     def remove_temporaries(self, names: Collection[str]) -> None:
-        """Removes from this folder what killed processes left half-written.
-
-        Args:
-            names: of the files that they were writing.
-        """
+        """Removes from this folder what killed processes left of files of these names."""
         for path in self.glob(".*.tmp"):
             name = path.name.removeprefix(".").removesuffix(".tmp")
             if name in names or name.rpartition(".")[0] in names:
@@ -674,13 +670,7 @@ class BucketLocation(Location):
 
 
 class _Reader(io.RawIOBase):
-    """An object that is being read, whose errors name it.
-
-    Args:
-        path: the object.
-        info: what the store said of it before.
-        file: as fsspec opened it.
-    """
+    """An object that is being read, whose errors name it; `file` is as fsspec opened it."""
 
     def __init__(self, path: BucketLocation, info: ObjectInfo, file: BinaryIO) -> None:
         super().__init__()

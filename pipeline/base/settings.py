@@ -5,6 +5,7 @@ made from these declarations.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 import types
@@ -61,6 +62,10 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
     if isinstance(default, Mapping):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# A setting that leaves the output as it is, or that the run configuration holds in another form.
+unrecorded = functools.partial(setting, decides_output=False)
 
 
 def declaration_of(field: dataclasses.Field) -> Declaration | None:

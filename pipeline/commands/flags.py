@@ -72,8 +72,7 @@ class FlagSet:
         values = flags.FlagValues()
         for field in self.fields():
             _define(field, self.defaults.get(field.name, default_value(field)), values)
-        required = [field.name for field in self.fields() if is_required(field)]
-        if required:
+        if required := [field.name for field in self.fields() if is_required(field)]:
             _require(required, values)
         return values
 
@@ -98,8 +97,6 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
     """Returns the config that parsed flags ask for.
 
     Args:
-        values: of `define_flags`, parsed.
-        config: the config dataclass.
         **others: fields that are no flags, and values in place of those of flags.
 
     Raises:

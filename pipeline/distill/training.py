@@ -18,6 +18,7 @@ from pipeline.distill import batches, checkpoints, optimization
 from pipeline.distill.batches import Batch
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
+from pipeline.distill.optimization import WarmupLinearDecay
 from pipeline.distill.preparation import Preparation, prepare
 from pipeline.distill.replicas import (
     Replicas,
@@ -214,7 +215,7 @@ class _TrainingCallback(keras.callbacks.Callback):
         seconds = time.perf_counter() - self._clock
         config = self._config
         examples = (step - self._logged) * config.examples_per_step
-        schedule = optimization.learning_rate_schedule(config)
+        schedule = WarmupLinearDecay.of(config)
         rate = float(schedule(step - 1))
         line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
         if self._log is not None:

@@ -48,12 +48,9 @@ def masking_policy(
     tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions_per_seq: int
 ) -> MaskingPolicy:
     """Returns the policy for a tokenizer, whose special tokens never stand in for a masked one."""
-    return MaskingPolicy(
-        masked_lm_prob=masked_lm_prob,
-        max_predictions_per_seq=max_predictions_per_seq,
-        mask_id=tokenizer.special_ids["mask"],
-        replacement_ids=np.flatnonzero(~tokenizer.is_special()),
-    )
+    replacement_ids = np.flatnonzero(~tokenizer.is_special())
+    mask_id = tokenizer.special_ids["mask"]
+    return MaskingPolicy(masked_lm_prob, max_predictions_per_seq, mask_id, replacement_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +244,12 @@ def mask_windows(
     copy, word = np.nonzero(is_chosen)
     indices = windows.positions[_word_tokens(words.starts[word], words.lengths[word])]
     indices += np.repeat(copy * len(windows.input_ids), words.lengths[word])
-    return _masked(windows, copies, indices, np.array(counts), policy, draws)
+    input_ids, lengths = np.tile(windows.input_ids, copies), np.tile(windows.lengths, copies)
+    labels = input_ids[indices]
+    joined_draws = (np.concatenate(values) for values in zip(*draws, strict=True))
+    input_ids[indices] = masked_tokens(labels, policy, *joined_draws)
+    firsts = np.repeat(np.cumsum(lengths) - lengths, counts)
+    return MaskedWindows(input_ids, indices - firsts, labels, np.array(counts))
 
 
 def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -257,33 +259,12 @@ def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(shifts, lengths) + np.arange(lengths.sum())
 
 
-def _masked(
-    windows: Windows,
-    copies: int,
-    indices: np.ndarray,
-    counts: np.ndarray,
-    policy: MaskingPolicy,
-    draws: Iterable[tuple[np.ndarray, np.ndarray]],
-) -> MaskedWindows:
-    """Masks copies of windows at given indices; `draws` are each window's `draw_tokens`."""
-    input_ids = np.tile(windows.input_ids, copies)
-    labels = input_ids[indices]
-    joined = (np.concatenate(values) for values in zip(*draws, strict=True))
-    input_ids[indices] = masked_tokens(labels, policy, *joined)
-    lengths = np.tile(windows.lengths, copies)
-    firsts = np.repeat(np.cumsum(lengths) - lengths, counts)
-    return MaskedWindows(input_ids, indices - firsts, labels, counts)
-
-
 def masked_features(
     windows: Windows, masked: MaskedWindows, vocab_size: int
 ) -> Iterator[dict[str, bytes]]:
-    """Yields the features of masked examples, without their ids.
+    """Yields the features of masked examples, without their ids; V decides the dtype of tokens.
 
-    Args:
-        windows: before masking.
-        masked: after it, in one copy or several.
-        vocab_size: V; decides the dtype of token ids.
+    `windows` are those before masking, `masked` those after it, in one copy or several.
     """
     id_dtype = records.id_dtype(vocab_size)
     input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)

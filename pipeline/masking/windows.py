@@ -173,21 +173,14 @@ def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windo
 
 def join_windows(windows: Sequence[WindowInput]) -> Windows:
     """Puts windows one after another."""
-    lengths = np.array([len(window.input_ids) for window in windows])
-    counts = np.array([len(window.positions) for window in windows])
-    segments = np.concatenate([window.segment_lengths for window in windows])
-    num_segments = np.array([len(window.segment_lengths) for window in windows])
-    positions = np.concatenate([window.positions for window in windows])
-    word_starts = np.concatenate([window.word_starts for window in windows])
+    fields = [field.name for field in dataclasses.fields(WindowInput)]
+    columns = [[getattr(window, name) for window in windows] for name in fields]
+    lengths, num_segments, counts, _ = (np.array([*map(len, column)]) for column in columns)
+    input_ids, segments, positions, word_starts = map(np.concatenate, columns)
     word_starts[np.cumsum(counts) - counts] = True
-    return Windows(
-        np.concatenate([window.input_ids for window in windows]),
-        lengths,
-        pad_rows(segments, num_segments, 2),
-        positions + np.repeat(np.cumsum(lengths) - lengths, counts),
-        counts,
-        word_starts,
-    )
+    positions = positions + np.repeat(np.cumsum(lengths) - lengths, counts)
+    both = pad_rows(segments, num_segments, 2)
+    return Windows(input_ids, lengths, both, positions, counts, word_starts)
 
 
 def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:

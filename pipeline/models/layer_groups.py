@@ -84,8 +84,8 @@ def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[
         return (LayerGroup(TeacherGroup(teacher_layers, teacher_layers), student_layers),)
     size, rest = divmod(teacher_layers, student_layers)
     if rest:
-        received = f"{name} for {teacher_layers} teacher layers, which {student_layers} student"
-        received = f"{received} layers cannot share equally"
+        reason = f"which {student_layers} student layers cannot share equally"
+        received = f"{name} for {teacher_layers} teacher layers, {reason}"
         raise InputError(None, "explicit groups such as 1-6:1,7-12:2", received)
     first = 1 if name == "mean" else size
     return tuple(

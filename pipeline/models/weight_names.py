@@ -39,14 +39,13 @@ class WeightName:
 
     def stored(self, layout: str) -> tuple[str, Shape]:
         """Returns name and shape in a layout, `HF` or `TF1`."""
-        is_transposed = self.transpose_hf and layout == HF
-        shape = self.shape[::-1] if is_transposed else self.shape
-        return self.hf if layout == HF else self.tf1, shape
+        if layout == TF1:
+            return self.tf1, self.shape
+        return self.hf, self.shape[::-1] if self.transpose_hf else self.shape
 
     def convert(self, value: np.ndarray, layout: str) -> np.ndarray:
         """Returns the weight's value in a layout for its value here, and the reverse."""
-        is_transposed = self.transpose_hf and layout == HF
-        return np.ascontiguousarray(value.T if is_transposed else value)
+        return np.ascontiguousarray(value.T if self.transpose_hf and layout == HF else value)
 
 
 def _tf1_scope(hf: str) -> str:
@@ -68,13 +67,12 @@ def _layer_norm(ours: str, hf: str, *, size: int) -> Iterator[WeightName]:
 
 
 def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
-    tables = (
+    size = config.embedding_width
+    for ours, theirs, rows in (
         ("word_embeddings", "word_embeddings", config.vocab_size),
         ("position_embeddings", "position_embeddings", config.max_position_embeddings),
         ("segment_embeddings", "token_type_embeddings", config.type_vocab_size),
-    )
-    size = config.embedding_width
-    for ours, theirs, rows in tables:
+    ):
         hf, tf1 = f"bert.embeddings.{theirs}.weight", f"bert/embeddings/{theirs}"
         if rows:
             yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
@@ -192,7 +190,6 @@ def check_tensors(
         if entries:
             rest = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
             plural = "" if len(entries) == 1 else "s"
-            raise InputError(
-                where,
-                received=f"{len(entries)} tensor{plural} {problem}: {'; '.join(entries[:3])}{rest}",
-            )
+            shown = "; ".join(entries[:3])
+            received = f"{len(entries)} tensor{plural} {problem}: {shown}{rest}"
+            raise InputError(where, received=received)

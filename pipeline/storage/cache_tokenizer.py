@@ -26,11 +26,8 @@ def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Locat
     """
     expected = cache.manifest.vocab
     if vocab_size != expected.size:
-        raise InputError(
-            None,
-            f"a vocabulary of {expected.size} tokens, as in {cache.directory}",
-            f"one of {vocab_size}",
-        )
+        size = f"a vocabulary of {expected.size} tokens, as in {cache.directory}"
+        raise InputError(None, size, f"one of {vocab_size}")
     found = []
     for path in vocab_files:
         received = loading.read_vocab_info(path)
@@ -38,11 +35,8 @@ def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Locat
             return
         found.append(f"{path} (SHA-256 {received.sha256}, {received.size} tokens)")
     if found:
-        raise InputError(
-            None,
-            f"the vocabulary of {cache.directory} (SHA-256 {expected.sha256})",
-            ", ".join(found),
-        )
+        vocabulary = f"the vocabulary of {cache.directory} (SHA-256 {expected.sha256})"
+        raise InputError(None, vocabulary, ", ".join(found))
 
 
 def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
@@ -57,11 +51,8 @@ def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
     for path in _own_files_first(loading.tokenizer_files(cache.directory)):
         if loading.read_vocab_info(path) == expected:
             return loading.load_tokenizer(path, do_lower_case=None)
-    raise InputError(
-        cache.directory,
-        f"the tokenizer's files (SHA-256 of the tokens {expected.sha256})",
-        "none of them",
-    )
+    files = f"the tokenizer's files (SHA-256 of the tokens {expected.sha256})"
+    raise InputError(cache.directory, files, "none of them")
 
 
 def _own_files_first(paths: Sequence[Location]) -> list[Location]:

@@ -189,7 +189,7 @@ def parse_batch(
     count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
     batch[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, sizes["P"], dtype=tf.float32)
     if codec is not None:
-        ids, logits = codec.decode_tensors(tf, parsed, sizes["P"])
+        ids, logits = codec.decode_tensors(tf, parsed, count, sizes["P"])
         batch.update({records.TOPK_IDS: ids, records.TOPK_LOGITS: logits})
         real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
         # A log of 0 would be a tail of all the mass, and a top-k of none.

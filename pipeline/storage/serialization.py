@@ -17,6 +17,7 @@ serialisation does. A TFRecord is
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,17 +50,14 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _delimited(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
-
-
 @functools.lru_cache(maxsize=16_384)
 def _entry_prefix(name: str, length: int) -> bytes:
     """Returns what stands before a feature's value: a record has few names and lengths."""
     value = _BYTES_FIELD_1 + _varint(length)
     bytes_list = _BYTES_FIELD_1 + _varint(len(value) + length) + value
     feature = _BYTES_FIELD_2 + _varint(len(bytes_list) + length) + bytes_list
-    key = _delimited(_BYTES_FIELD_1, name.encode("utf-8"))
+    text = name.encode("utf-8")
+    key = _BYTES_FIELD_1 + _varint(len(text)) + text
     return _BYTES_FIELD_1 + _varint(len(key) + len(feature) + length) + key + feature
 
 
@@ -117,13 +115,11 @@ def _only_field(data: memoryview, what: str) -> memoryview:
 
 
 def _key_and_value(entry: memoryview) -> tuple[memoryview, memoryview]:
-    parts: dict[int, memoryview] = {}
-    for number, content in _fields(entry):
-        if number not in (1, 2) or number in parts:
-            raise ValueError("a map entry of other fields than key and value")
-        parts[number] = content
-    if len(parts) != 2:
-        raise ValueError("a map entry without key and value")
+    # One after another, as in `_only_field`.
+    fields = list(itertools.islice(_fields(entry), 3))
+    parts = dict(fields)
+    if len(fields) != 2 or parts.keys() != {1, 2}:
+        raise ValueError("a map entry of other fields than key and value")
     return parts[1], parts[2]
 
 
@@ -163,8 +159,8 @@ def _masked_crc(data: bytes) -> int:
 def frame_record(record: bytes) -> bytes:
     """Returns a record in TFRecord framing, with both checksums."""
     length = len(record).to_bytes(8, "little")
-    header = length + _FOOTER.pack(_masked_crc(length))
-    return b"".join((header, record, _FOOTER.pack(_masked_crc(record))))
+    length_crc, data_crc = (_FOOTER.pack(_masked_crc(data)) for data in (length, record))
+    return b"".join((length, length_crc, record, data_crc))
 
 
 def read_records(path: Location) -> Iterator[bytes]:
@@ -271,5 +267,5 @@ def _write_records(
             output.write(framed)
             num_examples += 1
             num_bytes += len(framed)
-    told = None if measured is None else dict(measured)
-    return ShardInfo(file, num_examples, num_bytes, checksum.hexdigest(), told)
+    totals = None if measured is None else dict(measured)
+    return ShardInfo(file, num_examples, num_bytes, checksum.hexdigest(), totals)

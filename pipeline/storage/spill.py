@@ -59,6 +59,11 @@ class KeyRange:
     max_group: int
 
 
+def keys_and_ties(example_ids: Sequence[bytes]) -> np.ndarray:
+    """Returns the halves of example ids, uint64 [2, n]: the keys, and what settles ties."""
+    return np.frombuffer(b"".join(example_ids), ">u8").reshape(-1, 2).T
+
+
 def write_spill(
     path: Location,
     entries: Sequence[Entry],
@@ -77,8 +82,7 @@ def write_spill(
     """
     ordered = sorted(entries, key=lambda entry: entry.example_id)
     index = np.zeros(len(ordered), _INDEX)
-    ids = np.frombuffer(b"".join(entry.example_id for entry in ordered), ">u8").reshape(-1, 2)
-    index["key"], index["tie"] = ids[:, 0], ids[:, 1]
+    index["key"], index["tie"] = keys_and_ties([entry.example_id for entry in ordered])
     index["group"] = [entry.group for entry in ordered]
     index["size"] = [len(entry.record) for entry in ordered]
     index["start"][1:] = np.cumsum(index["size"][:-1], dtype=np.uint64)
@@ -98,7 +102,7 @@ def read_header(path: Location) -> dict[str, Any] | None:
     try:
         header = json_text.load(line)
     except ValueError:
-        header = None
+        return None
     return header if isinstance(header, dict) else None
 
 
@@ -122,11 +126,10 @@ def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
 
 def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, bytes]:
     index, base = _open_index(path)
-    bounds = np.searchsorted(index["key"], np.array([low, high - 1], np.uint64), side="left")
-    first, last = int(bounds[0]), int(bounds[1])
-    while last < len(index) and int(index["key"][last]) < high:
-        last += 1
-    part = np.array(index[first:last])
+    keys = np.array(index["key"])
+    # The last key that is wanted, as what follows it may not fit 64 bits.
+    first, last = np.uint64(low), np.uint64(high - 1)
+    part = np.array(index[keys.searchsorted(first) : keys.searchsorted(last, side="right")])
     if not len(part):
         return part, b""
     begin, end = int(part["start"][0]), int(part["start"][-1]) + int(part["size"][-1])
@@ -162,12 +165,10 @@ def read_sorted(
         parts = [_read_range(pathlib.Path(path), low, high) for path in paths]
         index = np.concatenate([part for part, _ in parts])
         number = np.repeat(np.arange(len(parts)), [len(part) for part, _ in parts])
-        # The last group that is wanted, as what follows it may not fit 64 bits.
-        last_group = np.uint64(keys.max_group - 1)
-        wanted = (index["group"] >= np.uint64(keys.min_group)) & (index["group"] <= last_group)
+        groups, last_group = index["group"], np.uint64(keys.max_group - 1)
+        wanted = (groups >= np.uint64(keys.min_group)) & (groups <= last_group)
         index, number = index[wanted], number[wanted]
         order = np.lexsort((index["tie"], index["key"]))
-        starts = index["start"][order].tolist()
-        sizes = index["size"][order].tolist()
-        for part, start, size in zip(number[order].tolist(), starts, sizes, strict=True):
+        columns = (values[order].tolist() for values in (number, index["start"], index["size"]))
+        for part, start, size in zip(*columns, strict=True):
             yield parts[part][1][start : start + size]

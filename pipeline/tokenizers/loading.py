@@ -60,11 +60,8 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
     path = find_vocab_file(vocab_file)
     if path.suffix == ".json":
         if do_lower_case is not None:
-            raise InputError(
-                Setting("do_lower_case"),
-                f"none, as {path} has a normaliser of its own",
-                do_lower_case,
-            )
+            expected = f"none, as {path} has a normaliser of its own"
+            raise InputError(Setting("do_lower_case"), expected, do_lower_case)
         return tokenizer_json.load_tokenizer_json(path)
     is_sentencepiece = path.suffix in _SENTENCEPIECE_SUFFIXES
     if do_lower_case is None:

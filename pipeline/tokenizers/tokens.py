@@ -3,12 +3,13 @@
 import abc
 import contextlib
 import dataclasses
-import json
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.tokenizers.vocabulary import VocabInfo, vocab_info
@@ -48,6 +49,7 @@ class Tokens:
     word_ids: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
 class Tokenizer(abc.ABC):
     """A tokenizer that masked examples can be made with.
 
@@ -67,8 +69,14 @@ class Tokenizer(abc.ABC):
         """The vocabulary's identity."""
         return vocab_info(self.vocab)
 
-    # In subclasses a cached property.
-    _is_special: np.ndarray
+    @functools.cached_property
+    def _is_special(self) -> np.ndarray:
+        special = np.zeros(len(self.vocab), bool)
+        special[[*self.special_ids.values(), *self._further_special_ids()]] = True
+        return special
+
+    def _further_special_ids(self) -> list[int]:
+        return []
 
     def is_special(self) -> np.ndarray:
         """Returns which tokens are never masked, nor stand in for a masked one: bool [V]."""
@@ -85,16 +93,11 @@ class Tokenizer(abc.ABC):
     def _config_file(self, tokenizer_class: str, **settings: Any) -> bytes:
         """Returns a `tokenizer_config.json` that `transformers` understands."""
         tokens = {f"{name}_token": self.vocab[index] for name, index in self.special_ids.items()}
-        config = {"tokenizer_class": tokenizer_class, **tokens, **settings}
-        return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        return json_text.dump({"tokenizer_class": tokenizer_class, **tokens, **settings})
 
 
 def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
-    """Returns the ids of the special tokens.
-
-    Args:
-        vocab: the tokens.
-        path: where they were read, for messages.
+    """Returns the ids of the special tokens of a vocabulary, which was read from `path`.
 
     Raises:
         InputError: one that is needed is missing; `unk` is not needed.
@@ -111,11 +114,8 @@ def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
         if name not in ids and name != "unk"
     ]
     if missing:
-        raise InputError(
-            path,
-            "a vocabulary with the special tokens of masked language models",
-            f"one of {len(vocab)} tokens without {', '.join(missing)}",
-        )
+        expected = "a vocabulary with the special tokens of masked language models"
+        raise InputError(path, expected, f"one of {len(vocab)} tokens without {', '.join(missing)}")
     return ids
 
 

@@ -165,10 +165,7 @@ def test_shares_by_hand() -> None:
     # The same in both rows of a chunk.
     for row in (0, 1):
         np.testing.assert_allclose(chunks[LOSS_SHARES][:, row], expected, rtol=1e-6)
-    assert chunks[records.SEGMENT_LENGTHS].numpy().tolist() == [
-        [[4, 0], [2, 1]],
-        [[5, 0], [3, 5]],
-    ]
+    assert chunks[records.SEGMENT_LENGTHS].numpy().tolist() == [[[4, 0], [2, 1]], [[5, 0], [3, 5]]]
     nothing = {**batch, records.MASKED_LM_WEIGHTS: tf.zeros((4, 4))}
     assert batches.cut_group(nothing, 2)[LOSS_SHARES][:, 0, 0].numpy().tolist() == [0.0, 0.0]
 

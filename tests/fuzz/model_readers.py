@@ -60,9 +60,9 @@ def _write_indexed(folder: pathlib.Path) -> None:
 
 
 def _write_google(folder: pathlib.Path) -> None:
-    from pipeline.models.formats.tf1_checkpoint import write_tf1_weights
+    from tools.convert_checkpoint import google_config, write_tf1_weights
 
-    (folder / "bert_config.json").write_text(json.dumps(_CONFIG.to_google()))
+    (folder / "bert_config.json").write_text(json.dumps(google_config(_CONFIG)))
     write_tf1_weights(str(folder / "bert_model.ckpt"), _CONFIG, _weights())
 
 
@@ -76,7 +76,7 @@ def _read_model(folder: pathlib.Path) -> object:
     if not all(path.resolve().is_relative_to(folder.resolve()) for path in source.weight_files):
         raise RuntimeError(f"outside: {source.weight_files}")
     weights = source.read_weights()
-    return source.tensor_shapes(), source.sha256(), {k: v.sum() for k, v in weights.items()}
+    return source.open_files().shapes, source.sha256(), {k: v.sum() for k, v in weights.items()}
 
 
 def mutate_safetensors(below: Below, content: bytes) -> bytes:

@@ -194,12 +194,13 @@ class CacheMerger:
         """The codec of each cache."""
         return [cache_input.open_codec(cache.directory, cache.manifest) for cache in self.caches]
 
-    def records(self, file: str, measured: collections.Counter[str]) -> Iterator[bytes]:
+    def records(self, file: str, measured: collections.Counter[str] | None) -> Iterator[bytes]:
         """Yields the merged record for each example of a shard, in order.
 
         Args:
             file: the shard's name.
-            measured: as `ShardInfo.measured`; each record is added before it comes.
+            measured: as `ShardInfo.measured`; each record is added before it comes. None for
+                nothing to be measured.
 
         Raises:
             InputError: the caches hold other examples, or a record is not as its
@@ -237,7 +238,7 @@ class CacheMerger:
         self,
         blocks: Sequence[Sequence[Mapping[str, bytes]]],
         file: str,
-        measured: collections.Counter[str],
+        measured: collections.Counter[str] | None,
     ) -> Iterator[bytes]:
         decoded = [
             _decode_block(cache, codec, block, file)
@@ -253,7 +254,8 @@ class CacheMerger:
             # Lists that name an id twice have fewer than they say.
             raise InputError(self.caches[0].directory / file, received=error) from error
         for example, features in zip(blocks[0], packed, strict=True):
-            manifests.measure_record(measured, features, self.codec.truncation_factor)
+            if measured is not None:
+                manifests.measure_record(measured, features, self.codec.truncation_factor)
             for feature in records.MASKED_EXAMPLE_FEATURES:
                 features[feature.name] = example[feature.name]
             yield serialization.encode_example(features)

@@ -65,12 +65,9 @@ def check(names: Sequence[str]) -> None:
         raise InputError(Setting("formats"), expected, ",".join(names) or "none")
     missing = missing_packages(names)
     if missing:
-        raise InputError(
-            Setting("formats"),
-            f"{', '.join(missing)} to be installed for {','.join(names)}",
-            "no such package",
-            hint="pip install '.[export]'",
-        )
+        expected, hint = f"{', '.join(missing)} to be installed for", "pip install '.[export]'"
+        names = ",".join(names)
+        raise InputError(Setting("formats"), f"{expected} {names}", "no such package", hint)
 
 
 def missing_packages(names: Sequence[str]) -> list[str]:

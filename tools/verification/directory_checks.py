@@ -23,6 +23,8 @@ from tools.vocabulary import cache_tokens
 
 # The name in a list of problems under which the tokenizer's files are.
 TOKENIZER = "tokenizer"
+# The manifest of a cache while it is repaired.
+OLD_MANIFEST = f"{manifests.MANIFEST_FILE}.old"
 
 # A record has at least its framing.
 _RECORD_BYTES = 16
@@ -217,7 +219,7 @@ class _Reading:
 
     def _sound_block(self, examples: Sequence[Features], numbers: np.ndarray) -> Block:
         manifest = self.checker.manifest
-        ids = np.frombuffer(b"".join([one[records.EXAMPLE_ID] for one in examples]), "S16")
+        ids = np.array([one[records.EXAMPLE_ID] for one in examples], "S16")
         if manifest.kind != records.TASK_LOGITS:
             self._check_order(examples, numbers)
         if self.shard.measured is not None and manifest.teacher_info is not None:
@@ -244,7 +246,7 @@ class _Reading:
         self.last_id = ids[-1]
         index, count = manifests.shard_place(self.shard.file)
         low, high = (spill.KEY_SPACE * number // count for number in (index, index + 1))
-        keys = np.frombuffer(b"".join(ids), ">u8")[::2]
+        keys, _ = spill.keys_and_ties(ids)
         outside = np.flatnonzero((keys < low) | (keys > high - 1))
         if len(outside):
             problem = f"{records.EXAMPLE_ID}: expected ids of shard {index} of {count}"

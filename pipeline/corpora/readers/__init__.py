@@ -18,11 +18,9 @@ class _AutoReader(Reader):
     """Files of several formats: each is read as its name says, and as text if that says nothing."""
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
-        """See `Reader`."""
         return _reader_of(file).read(file)
 
     def text(self, document: RawDocument) -> str:
-        """See `Reader`."""
         return _reader_of(document.file).text(document)
 
 

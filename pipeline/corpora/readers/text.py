@@ -24,7 +24,6 @@ class TextReader(Reader):
     """Text: runs of lines, cut into documents where the corpus's declaration says."""
 
     def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-        """See `Reader`."""
         ends_before = _document_boundary(file.corpus.spec)
         lines: list[bytes] = []
         size = ordinal = first_line = 0

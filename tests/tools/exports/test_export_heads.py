@@ -52,8 +52,7 @@ def models(tmp_path_factory, vocab) -> dict[str, pathlib.Path]:
 
 def _model(folder: pathlib.Path) -> heads.TaskModel:
     source = find_model(folder)
-    head = read_head(source)
-    return heads.build_head(source, head.kind, num_labels=head.num_outputs, keep_head=True)
+    return heads.build_head(source, read_head(source), keep_head=True)
 
 
 def _report(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -172,7 +171,7 @@ def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
 
     source = find_model(models[kind])
     tokenizer = load_tokenizer(models[kind], do_lower_case=None)
-    subject = hugging_face.head_subject(source, find_task(source), tokenizer, 64)
+    subject = hugging_face.load_subject(source, find_task(source), tokenizer, 64)
     batch = make_batch(source.config.vocab_size)
     expected = np.asarray(_model(models[kind])(batch))
     for name in ("hf", "saved_model", "litert", "onnx"):

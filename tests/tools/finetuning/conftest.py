@@ -125,10 +125,8 @@ def save_tiny_head(
     """Writes a model directory with a random head, and its tokenizer."""
     from tools.finetuning import heads
 
-    source = find_model(model)
-    made = heads.build_head(source, head.kind, num_labels=head.num_outputs, seed=seed)
     folder.mkdir(parents=True)
-    heads.save_head(folder, made, labels=head.labels)
+    heads.save_head(folder, heads.build_head(find_model(model), head, seed=seed))
     (folder / "vocab.txt").write_bytes((model / "vocab.txt").read_bytes())
     return folder
 

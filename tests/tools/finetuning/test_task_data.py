@@ -7,10 +7,11 @@ import pathlib
 import pytest
 
 from data_specs import tasks
+from data_specs.declarations import known_names
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from tests.tools.finetuning.squad_files import squad_json
-from tools.finetuning.task_data import Answer, TaskExample, read_split, read_split_data
+from tools.finetuning.task_data import Answer, TaskExample, read_split
 
 SHARED = Location.parse(pathlib.Path(__file__)).parents[4] / "shared"
 
@@ -125,23 +126,22 @@ def _write(folder: Location, files: dict[str, str]) -> Location:
 
 
 def test_every_task_has_a_case() -> None:
-    assert {name for name, *_ in CASES} == set(tasks.known_tasks())
+    assert {name for name, *_ in CASES} == set(known_names(tasks.FOLDER))
 
 
 @pytest.mark.parametrize(
     ("name", "files", "split", "expected"), CASES, ids=[f"{name}-{s}" for name, _, s, _ in CASES]
 )
 def test_each_reads_its_true_format(tmp_path, name: str, files, split: str, expected) -> None:
-    assert read_split(tasks.load_task(name), _write(tmp_path, files), split) == expected
+    assert read_split(tasks.load_task(name), _write(tmp_path, files), split).examples == expected
 
 
 def test_rows_left_out_keep_the_numbers_of_others(tmp_path) -> None:
     rows = [{"sentence1": "a", "sentence2": "b", "label": label} for label in ("-", "neutral")]
     folder = _write(tmp_path, {"dev.json": "\n" + _lines(*rows) + "\n"})
-    data = read_split_data(tasks.load_task("ocnli"), folder, "dev")
+    data = read_split(tasks.load_task("ocnli"), folder, "dev")
     assert [example.key for example in data.examples] == ["1"]
-    assert (data.num_left_out, data.bad_rows) == (1, ())
-    assert data.files == (f"{folder}/dev.json",)
+    assert (data.num_left_out, data.bad_rows) == (1, [])
 
 
 def _refusal(name: str, folder: Location, split: str = "dev", **settings) -> InputError:
@@ -151,7 +151,7 @@ def _refusal(name: str, folder: Location, split: str = "dev", **settings) -> Inp
     return caught.value
 
 
-@pytest.mark.parametrize("name", tasks.known_tasks())
+@pytest.mark.parametrize("name", known_names(tasks.FOLDER))
 def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
     _write(tmp_path, {"other.txt": "x"})
     error = _refusal(name, tmp_path)
@@ -231,7 +231,7 @@ def test_bad_rows_are_left_out_and_told(tmp_path) -> None:
     header = "id|qid1|qid2|question1|question2|is_duplicate"
     rows = _table(header, "1|1|2|Why?|How", " come?|1", "2|3|4|a|b|0")
     folder = _write(tmp_path, {"train.tsv": rows})
-    data = read_split_data(tasks.load_task("qqp"), folder, "train", skip_bad_rows=True)
+    data = read_split(tasks.load_task("qqp"), folder, "train", skip_bad_rows=True)
     assert [example.key for example in data.examples] == ["2"]
     places = [row.partition(": ")[0] for row in data.bad_rows]
     assert places == [f"{folder}/train.tsv, line {line}" for line in (2, 3)]
@@ -249,7 +249,7 @@ def test_answers_are_looked_for_nearby(tmp_path) -> None:
         ("far", "?", [("长江", 99)]),
     ]
     folder = _write(tmp_path, {"dev.json": squad_json((context, questions))})
-    data = read_split_data(tasks.load_task("cmrc2018"), folder, "dev")
+    data = read_split(tasks.load_task("cmrc2018"), folder, "dev")
     assert [example.answers[0].start for example in data.examples] == [2, 2, 7, 7]
     assert data.num_relocated == 3
 
@@ -273,8 +273,8 @@ def test_a_malformed_question_is_a_bad_row(tmp_path, change, place: str) -> None
     folder = _write(tmp_path, {"dev.json": json.dumps(value)})
     error = _refusal("cmrc2018", folder)
     assert error.subject == f"{folder}/dev.json, question wrong: {place}"
-    data = read_split_data(tasks.load_task("cmrc2018"), folder, "dev", skip_bad_rows=True)
-    assert [example.key for example in data.examples] == ["q"] and data.bad_rows == (str(error),)
+    data = read_split(tasks.load_task("cmrc2018"), folder, "dev", skip_bad_rows=True)
+    assert [example.key for example in data.examples] == ["q"] and data.bad_rows == [str(error)]
 
 
 def test_a_context_without_its_answer_is_a_bad_row_but_in_test_files(tmp_path) -> None:
@@ -283,11 +283,11 @@ def test_a_context_without_its_answer_is_a_bad_row_but_in_test_files(tmp_path) -
     spec = tasks.load_task("cmrc2018")
     error = _refusal("cmrc2018", folder)
     assert error.subject == f"{folder}/dev.json, question Q_1" and "'黄海'" in error.expected
-    data = read_split_data(spec, folder, "dev", skip_bad_rows=True)
-    assert (data.examples, data.bad_rows) == ([QUESTION], (str(error),))
+    data = read_split(spec, folder, "dev", skip_bad_rows=True)
+    assert (data.examples, data.bad_rows) == ([QUESTION], [str(error)])
     # Benchmarks fill in answers that are none where they keep the true ones.
     _write(tmp_path, {"test.json": squad_json((CONTEXT, [("Q", "?", [("FAKE_ANSWER_1", -1)])]))})
-    assert read_split(spec, folder, "test") == [TaskExample("Q", ("?", CONTEXT))]
+    assert read_split(spec, folder, "test").examples == [TaskExample("Q", ("?", CONTEXT))]
 
 
 _ONE = squad_json(("a", [("q", "?", [("a", 0)])]))
@@ -321,7 +321,7 @@ def test_json_that_is_not_squads_is_refused(tmp_path, content: str, place: str) 
 def test_json_after_a_byte_order_mark(tmp_path) -> None:
     content = squad_json(("a", [("q", "?", [("a", 0)])]))
     folder = _write(tmp_path, {"dev.json": "\ufeff" + content})
-    (example,) = read_split(tasks.load_task("cmrc2018"), folder, "dev")
+    (example,) = read_split(tasks.load_task("cmrc2018"), folder, "dev").examples
     assert example.texts == ("?", "a")
 
 
@@ -356,9 +356,9 @@ REAL = [
 def test_the_real_files(
     name: str, folder: str, split: str, count: int, left_out: int, relocated: int
 ) -> None:
-    data = read_split_data(tasks.load_task(name), SHARED / "data" / folder, split)
+    data = read_split(tasks.load_task(name), SHARED / "data" / folder, split)
     assert (len(data.examples), data.num_left_out) == (count, left_out)
-    assert (data.num_relocated, data.bad_rows) == (relocated, ())
+    assert (data.num_relocated, data.bad_rows) == (relocated, [])
     assert len({example.key for example in data.examples}) == count
     # Two questions of CMRC's trial file are empty.
     assert all(example.texts[-1].strip() for example in data.examples)
@@ -377,6 +377,6 @@ def test_real_posts_are_those_of_the_csv_module() -> None:
     spec = tasks.load_task("rusentiment")
     read = [
         (example.texts[0], spec.labels[example.label])
-        for example in read_split(spec, folder, "train")
+        for example in read_split(spec, folder, "train").examples
     ]
     assert read == rows

@@ -57,9 +57,7 @@ def _inputs(config: FinetuneConfig) -> TaskInputs:
 def _live_logits(directory: str, inputs: TaskInputs) -> list[np.ndarray]:
     """Returns a teacher's logits, an input at a time, without padding or batches."""
     source = find_model(directory)
-    model = heads.build_head(
-        source, inputs.head.kind, num_labels=inputs.head.num_outputs, keep_head=True
-    )
+    model = heads.build_head(source, inputs.head, keep_head=True)
     found = []
     for feature in inputs.features:
         padding = Padding(1, len(feature.input_ids), source.config.type_vocab_size)
@@ -108,13 +106,7 @@ def test_a_cached_teacher_trains_as_a_live_one(request, monkeypatch, tmp_path, n
     cached = training.finetune(config)
 
     def live(directory, inputs, teacher, *, compute_dtype):
-        model = heads.build_head(
-            teacher,
-            inputs.head.kind,
-            num_labels=inputs.head.num_outputs,
-            dtype=compute_dtype,
-            keep_head=True,
-        )
+        model = heads.build_head(teacher, inputs.head, dtype=compute_dtype, keep_head=True)
         padding = Padding(64, inputs.max_seq_length, 2)
         forward = prediction.compile_forward(model)
         return prediction.predict_logits(forward, inputs.features, padding)
