@@ -26,8 +26,7 @@ _MIXTURE_KEY = "corpora"
 class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a corpus becomes documents.
 
-    The names of readers, cleaning steps and segmenters are those of the tables in
-    `pipeline`, which checks them.
+    Readers, cleaning steps and segmenters are names in tables of `pipeline`, which checks them.
 
     Attributes:
         name: its name for `corpus_spec`.

@@ -93,11 +93,7 @@ def known_names(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Returns the file of a declaration.
-
-    Args:
-        folder: the folder of the known ones.
-        name: the name of one of them, or the path of a `.yaml` file.
+    """Returns the file of a declaration, by its name in a folder or the path of a `.yaml` file.
 
     Raises:
         ValueError: there is no such file.
@@ -137,12 +133,7 @@ def load_mapping(path: Any) -> dict[str, Any]:
 
 
 def build(kind: type, values: Any, where: str) -> Any:
-    """Returns a struct made of a mapping.
-
-    Args:
-        kind: the struct's class.
-        values: its fields by name.
-        where: the source of the values, for messages.
+    """Returns a struct of a class, made of a mapping; `where` is its source, for messages.
 
     Raises:
         ValueError: a key or a value is invalid; names the source and the key.

@@ -14,16 +14,13 @@ _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
 def detect(devices: Sequence[str] = (), cpu_info: pathlib.Path = _CPU_INFO) -> tuple[str, str]:
-    """Returns bfloat16 where there are instructions for it, else float32; and why.
+    """Returns a dtype policy, bfloat16 where there are instructions for it, and the reason.
 
     A processor without them computes bfloat16 by way of float32, which is slower.
 
     Args:
         devices: Keras's names, such as `gpu:0`; any but a `cpu` has instructions for bfloat16.
         cpu_info: Linux's description of the processor; elsewhere there is none.
-
-    Returns:
-        a dtype policy and the reason, which reads well after it.
     """
     for device in devices:
         if not device.startswith("cpu"):

@@ -76,8 +76,7 @@ class StoppedRunError(Exception):
 def naming_setting(name: str) -> Iterator[None]:
     """Adds to an `InputError` of the block the setting whose value the block reads.
 
-    Where the error has no subject, the setting is the subject. An error that names a setting
-    already stays as it is.
+    Without a subject, the setting is the subject. An error that names a setting stays as it is.
     """
     try:
         yield

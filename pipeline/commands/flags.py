@@ -46,8 +46,7 @@ class FlagDescription:
 class FlagSet:
     """The flags of a command.
 
-    A field without a declaration has no flag; the command passes it to `read_config`. A field
-    without a default is a required flag.
+    A field without a declaration has no flag: see `read_config`. One without a default is required.
 
     Attributes:
         configs: the config dataclasses, whose fields have different names.

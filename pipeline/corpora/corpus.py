@@ -102,11 +102,6 @@ def _expect_known(
             raise InputError(subject, f"a known {kind} ({', '.join(known)})", shown(name))
 
 
-def is_inside(path: Location, source: CorpusSource) -> bool:
-    """Returns whether a path is below the folder whose files a source reads."""
-    return source.files is not None and path.is_inside(Location.parse(source.files))
-
-
 def open_corpora(
     sources: Sequence[CorpusSource], corpora: Sequence[Corpus]
 ) -> tuple[CorpusFile, ...]:

@@ -244,7 +244,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
 
 def _expect_output_outside(config: MaskedExamplesConfig) -> None:
     for source in config.corpora:
-        if corpus.is_inside(config.output_dir, source):
+        if source.files and config.output_dir.is_inside(Location.parse(source.files)):
             expected = f"a directory outside `input_dir`={source.files}, all of which is read"
             raise InputError(Setting("output_dir"), expected, config.output_dir)
 

@@ -1,8 +1,7 @@
 """Where words begin: what whole-word masking keeps together.
 
-A Chinese word is what the segmenter says; any other word is what the tokenizer
-marks as one (`##` of WordPiece, `▁` of SentencePiece, `Ġ` of byte-level BPE),
-without the punctuation that stands at it.
+A Chinese word is what the segmenter says; any other word is what the tokenizer marks as one (`##`
+of WordPiece, `▁` of SentencePiece, `Ġ` of byte-level BPE), without punctuation at it.
 
 Example: in `使用BERT模型`, with jieba's 使用 | BERT | 模型 and the tokens
 使, 用, be, ##rt, 模, 型, words begin at tokens 0, 2 and 4. In `Hello, world`, with

@@ -167,8 +167,7 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
         model_type: of the language model next to the file; None for none.
 
     Returns:
-        the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa, unless the
-        file has a padding or a mask of its own.
+        the tokens, and whether fairseq's way: XLM-RoBERTa's, without a padding or mask of its own.
 
     Example:
         `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>`: a piece
