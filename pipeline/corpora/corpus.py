@@ -102,6 +102,14 @@ def _expect_known(
             raise InputError(subject, f"a known {kind} ({', '.join(known)})", shown(name))
 
 
+def expect_outside(output_dir: Location, sources: Sequence[CorpusSource]) -> None:
+    """Refuses an output directory below a folder all of whose files are read."""
+    for source in sources:
+        if source.files is not None and output_dir.is_inside(Location.parse(source.files)):
+            expected = f"a directory outside `input_dir`={source.files}, all of which is read"
+            raise InputError(Setting("output_dir"), expected, output_dir)
+
+
 def open_corpora(
     sources: Sequence[CorpusSource], corpora: Sequence[Corpus]
 ) -> tuple[CorpusFile, ...]:

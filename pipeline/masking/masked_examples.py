@@ -219,7 +219,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
         InputError: the corpus, the vocabulary or the directory is invalid. A directory that
             this call began, and in which no shard is complete, is restored.
     """
-    _expect_output_outside(config)
+    corpus.expect_outside(config.output_dir, config.corpora)
     config = config.absolute()
     corpora = corpus.resolve(config.corpora)
     tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
@@ -240,13 +240,6 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
             raise
     _remove_spill(config)
     return manifest
-
-
-def _expect_output_outside(config: MaskedExamplesConfig) -> None:
-    for source in config.corpora:
-        if source.files and config.output_dir.is_inside(Location.parse(source.files)):
-            expected = f"a directory outside `input_dir`={source.files}, all of which is read"
-            raise InputError(Setting("output_dir"), expected, config.output_dir)
 
 
 def _make(
