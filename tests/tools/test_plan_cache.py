@@ -59,15 +59,11 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
 
 
 def test_k_is_at_most_the_vocabulary_and_there_once(examples_dir, teacher_dir, vocab) -> None:
-    config = PlanConfig(
-        str(examples_dir),
-        str(teacher_dir),
-        sample=4,
-        truncation_factors=(8, 10**6, 10**7),
-        logit_encodings=("float16",),
-        predict_batch_size=4,
+    settings = {"sample": 4, "predict_batch_size": 4, "logit_encodings": ("float16",)}
+    factors = (8, 10**6, 10**7)
+    plan = tool.plan_cache(
+        PlanConfig(str(examples_dir), str(teacher_dir), truncation_factors=factors, **settings)
     )
-    plan = tool.plan_cache(config)
     assert [one.truncation_factor for one in plan.sample.plans] == [8, len(vocab)]
 
 
