@@ -27,8 +27,7 @@ _REFUSAL = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
 class _Loader(yaml.SafeLoader):
     """Reads plain values only.
 
-    An alias could make a short page expand to more values than fit in memory, or contain
-    itself.
+    An alias could make a short page expand to more values than fit in memory, or contain itself.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -108,9 +107,8 @@ def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
     if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
         return pathlib.Path(name)
     if name not in names:
-        raise ValueError(
-            f"expected one of {', '.join(names)}, or a .yaml file, received {shown(name)}"
-        )
+        message = f"expected one of {', '.join(names)}, or a .yaml file, received {shown(name)}"
+        raise ValueError(message)
     return folder / f"{name}.yaml"
 
 

@@ -70,21 +70,17 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         licence: its licence.
         language: a code such as `zh`.
         kind: one of `KINDS`.
-        text_fields: the fields of a row that are its text, one or two; of a
-            `squad` file always question and context.
-        files: for each split the names or globs of its files, the first that
-            match taken; several matches are read one after another. Splits
-            whose name begins with `test` need no labels.
+        text_fields: one or two fields of a row; of a `squad` file always question and context.
+        files: for each split the names or globs of its files, the first that match taken; several
+            matches are read one after another. Splits whose name begins with `test` need no labels.
         metrics: of `METRICS`, the main one first.
         submission: how predictions are handed in.
         label_field: the field of a row that is its label.
         labels: the labels as in the file; their order is that of the classes.
             The second is the positive one of `f1` and `matthews`.
         skip_labels: rows with these are left out.
-        score_range: the least and the largest number of a regression; predictions
-            are cut to it where they are handed in.
-        id_field: the field that names a row, where it has one; elsewhere its
-            number, from 0.
+        score_range: of a regression; predictions are cut to it where they are handed in.
+        id_field: the field that names a row, where it has one; elsewhere its number, from 0.
         reader: one of `READERS`.
         header: whether the first row of a TSV or CSV file names its columns.
         columns: their names where it does not; a first row that holds the names
@@ -158,14 +154,12 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 declarations.expect_path("files", name)
                 steps = pathlib.PurePosixPath(name).parts
                 if not steps or name.startswith("/") or ".." in steps:
-                    raise ValueError(
-                        "files: expected names below the folder, "
-                        f"received {declarations.shown(name)}"
-                    )
+                    received = declarations.shown(name)
+                    raise ValueError(f"files: expected names below the folder, received {received}")
 
     @property
     def main_metric(self) -> str:
-        """The score that decides: a key of what `tools.finetuning.metrics.evaluate` gives."""
+        """The score that decides: a key of what `tools.finetuning.scoring.evaluate` gives."""
         return SPAN_SCORES[0] if self.kind == "span" else self.metrics[0]
 
     def reading(self) -> dict[str, Any]:
@@ -178,8 +172,7 @@ def load_task(name_or_path: str) -> TaskSpec:
     """Loads a declaration.
 
     Args:
-        name_or_path: the name of a file in `tasks/`, or the path of a `.yaml` file of the
-            same form.
+        name_or_path: the name of a file in `tasks/`, or the path of a `.yaml` file like them.
 
     Raises:
         ValueError: it does not exist, or is invalid; names the key.

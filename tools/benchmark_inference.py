@@ -276,10 +276,7 @@ def table(speeds: Sequence[Speed]) -> str:
 def to_json(speed: Speed) -> dict[str, Any]:
     """Returns the fields; what was measured as `Measured.to_json`."""
     fields = {field.name: getattr(speed, field.name) for field in dataclasses.fields(speed)}
-    return fields | {
-        "latency": speed.latency.to_json(),
-        "throughput": speed.throughput.to_json(),
-    }
+    return fields | {"latency": speed.latency.to_json(), "throughput": speed.throughput.to_json()}
 
 
 def _benchmark(values: absl_flags.FlagValues) -> None:

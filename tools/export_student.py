@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from tools.exports.exporter import Report, Row
     from tools.exports.model_card import Origin
     from tools.exports.model_task import ModelTask
-    from tools.exports.program import Subject
 
 REPORT_FILE = "export.json"
 _TITLES = ("", "read by", "largest difference", "same guess", "at least", "MB", "latency")
@@ -130,17 +129,11 @@ def _open_cache(config: ExportConfig, source: "ModelSource") -> "CacheInput | No
 
 
 def _read_sentences(
-    config: ExportConfig,
-    source: "ModelSource",
-    task: "ModelTask",
-    tokenizer: "Tokenizer",
+    config: ExportConfig, source: "ModelSource", task: "ModelTask", tokenizer: "Tokenizer"
 ) -> "list[Example]":
     from tools.exports import examples
 
-    settings = {
-        "count": config.num_sentences,
-        "max_seq_length": _max_seq_length(config, source),
-    }
+    settings = {"count": config.num_sentences, "max_seq_length": _max_seq_length(config, source)}
     if task.num_texts == 1:
         masked = task.head is None
         return examples.read_lines(config.sentences, tokenizer, masked=masked, **settings)
@@ -234,15 +227,6 @@ def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) 
     (directory / model_card.CARD_FILE).write_whole(text.encode("utf-8"))
 
 
-def _load(prepared: _Prepared) -> "Subject":
-    from tools.exports import hugging_face
-
-    source, length = prepared.source, prepared.max_seq_length
-    if prepared.task.head is None:
-        return hugging_face.masked_lm_subject(source, prepared.tokenizer, length)
-    return hugging_face.head_subject(source, prepared.task, prepared.tokenizer, length)
-
-
 def _export(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, ExportConfig)
     prepared = _prepare(config, flags.read_config(values, CardSettings))
@@ -250,9 +234,11 @@ def _export(values: absl_flags.FlagValues) -> None:
     # Other backends' graphs are not TensorFlow's.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     running.import_quietly("keras", "tensorflow")
-    from tools.exports import exporter, saved_model
+    from tools.exports import exporter, hugging_face, saved_model
 
-    subject = _load(prepared)
+    subject = hugging_face.load_subject(
+        prepared.source, prepared.task, prepared.tokenizer, prepared.max_seq_length
+    )
     directory.make_directory()
     report = exporter.export(
         subject, config.formats, prepared.examples, directory, repeats=config.repeats

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tools.finetuning.training import Result
 
 SUMMARY_FILE = "summary.json"
-_TEACHER_CACHE = "teacher_cache"
 # Of a run alone; the rest is the same for all of a grid.
 _OWN_SETTINGS = ("learning_rate", "random_seed")
 FLAGS = flags.FlagSet(
@@ -53,10 +52,7 @@ def read_config(values: absl_flags.FlagValues) -> FinetuneConfig:
     for name in ("distill_temperature", "distill_weight"):
         if values[name].present and not (values.finetune_teacher or values.teacher_cache):
             raise InputError(Setting(name), "`finetune_teacher` or `teacher_cache` with it", "none")
-    config = flags.read_config(values, FinetuneConfig)
-    if config.teacher_cache is None and config.finetune_teacher is not None:
-        return dataclasses.replace(config, teacher_cache=config.output_dir / _TEACHER_CACHE)
-    return config
+    return flags.read_config(values, FinetuneConfig)
 
 
 def read_grid(values: absl_flags.FlagValues) -> list[tuple[float, int]]:

@@ -115,7 +115,7 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     student, weights = from_teacher.student_weights(
         source.read_weights(), source.config, layer_map=layer_map
     )
-    student, weights = from_teacher.reduce_vocabulary(weights, student, kept_ids)
+    student, weights = vocab_reduction.reduce_weights(weights, student, kept_ids)
     folder = config.output_dir.make_directory()
     for name, content in vocab_reduction.reduce_tokenizer(tokenizer, kept_ids).files().items():
         (folder / name).write_whole(content)

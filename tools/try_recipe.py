@@ -13,14 +13,14 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from absl import flags
+from absl import flags as absl_flags
 
-from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
-from tools.commands import run_command
+from tools.commands import claim_directory, run_command
 from tools.report.runs import METRICS_FILE, read_metrics
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -61,24 +61,25 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = running.FlagTable()
-    table.choice("recipe", None, "A name in data_specs/recipes.", of=list(RECIPES))
-    table.string("corpus", None, "Text: a file, a folder or a glob.")
-    table.string("vocab_file", None, "A vocab.txt, tokenizer.json or SentencePiece model.")
-    table.string("work", None, "Where everything goes.")
-    table.integer("max_seq_length", 64, "The longest input.", low=16, high=512)
-    table.require("recipe", "corpus", "vocab_file", "work")
-    return table.values
+@dataclasses.dataclass(frozen=True)
+class TryConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    recipe: str = setting(dataclasses.MISSING, "Recipe to try.", choices=tuple(RECIPES))
+    corpus: str = setting(dataclasses.MISSING, "Text: a file, a directory or a glob.")
+    vocab_file: str = setting(
+        dataclasses.MISSING, "A vocab.txt, tokenizer.json or SentencePiece model."
+    )
+    work: Location = setting(dataclasses.MISSING, "Directory for everything.", decides_output=False)
+    max_seq_length: int = setting(64, "Longest input in tokens.", low=16, high=512)
 
 
-def _mask(values: flags.FlagValues, output_dir: Location, masking: Mapping[str, object]) -> None:
-    length = values.max_seq_length
+def _mask(config: TryConfig, output_dir: Location, masking: Mapping[str, object]) -> None:
+    length = config.max_seq_length
     run_command(
         "create_pretraining_data",
-        input_dir=values.corpus,
-        vocab_file=values.vocab_file,
+        input_dir=config.corpus,
+        vocab_file=config.vocab_file,
         output_dir=output_dir,
         max_seq_length=length,
         doc_stride=length - 2,
@@ -155,37 +156,26 @@ def _describe(work: Location) -> str:
     return "\n".join(rows)
 
 
-def _try(values: flags.FlagValues) -> None:
-    recipe, work = RECIPES[values.recipe], Location.parse(values.work, "work").expect_local()
-    settings = {name: values[name].value for name in ("recipe", "corpus", "vocab_file")}
-    settings["max_seq_length"] = values.max_seq_length
-    path = work / "settings.json"
-    work.make_directory()
-    there = path.read_json() if path.is_file() else settings
-    if there != settings:
-        difference = manifests.describe_difference(there, settings)
-        raise InputError(
-            Setting("work"),
-            received=f"{work} holds another try: {difference}",
-            hint="choose another folder",
-        )
-    path.write_json(settings)
-    _mask(values, work / "examples", recipe.masking)
+def _try(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, TryConfig)
+    recipe, work, settings = RECIPES[config.recipe], config.work.expect_local(), config.decisive()
+    claim_directory(work, settings, "another try")
+    _mask(config, work / "examples", recipe.masking)
     examples = work / "examples"
     if "masking" in recipe.masking:
         # A teacher of minutes learns little from rare words alone.
         examples = work / "teacher_examples"
-        _mask(values, examples, _STATIC | {"segments": recipe.masking["segments"]})
+        _mask(config, examples, _STATIC | {"segments": recipe.masking["segments"]})
     _train_teacher(work, examples)
     if recipe.cached:
         _make_cache(work)
-    _distil(values.recipe, recipe, work)
+    _distil(config.recipe, recipe, work)
     print(f"\n{_describe(work)}\nstudent: {work / 'student'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _try, __doc__, argv)
+    return running.run(flags.define_flags(TryConfig), _try, __doc__, argv)
 
 
 if __name__ == "__main__":

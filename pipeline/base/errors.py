@@ -3,7 +3,6 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 _SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
 
@@ -106,17 +105,15 @@ def describe(error: InputError, show_setting: Callable[[str], str]) -> str:
         subject = show_setting(subject)
     elif error.setting is not None and subject is not None:
         subject = f"{show_setting(error.setting)}: {subject}"
-    if error.expected is None:
-        facts = _text(error.received)
-    elif error.received is None:
-        facts = f"expected {_text(error.expected)}"
-    else:
-        facts = f"expected {_text(error.expected)}, received {_text(error.received)}"
-    if error.hint is not None:
-        facts = f"{facts}; {error.hint}" if facts else error.hint
-    facts = _SETTING_NAME.sub(lambda match: show_setting(match[1]), facts)
-    return " ".join((facts if subject is None else f"{subject}: {facts}").split())
+    received = error.received
+    if error.expected is not None:
+        expected = f"expected {error.expected}"
+        received = expected if received is None else f"{expected}, received {received}"
+    facts = "; ".join(str(text) for text in (received, error.hint) if text is not None)
+    parts = (subject, show_settings(facts, show_setting))
+    return " ".join(": ".join(part for part in parts if part).split())
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def show_settings(text: str, show_setting: Callable[[str], str]) -> str:
+    """Returns a text with the settings that it names in backticks as `show_setting` shows them."""
+    return _SETTING_NAME.sub(lambda match: show_setting(match[1]), text)

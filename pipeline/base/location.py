@@ -4,10 +4,9 @@
 `gs://…` and `s3://…` into a `BucketLocation` with as much of the same interface, through
 fsspec. `memory://…` is a store within this process, for tests.
 
-A store makes an object appear whole or not at all, and has neither folders nor locks. Of
-two processes that write the same object the last wins, and as jobs are deterministic both
-write the same bytes. fsspec and the packages behind it are imported when a first object is
-looked at.
+A store makes an object appear whole or not at all, and has neither folders nor locks. Of two
+processes that write the same object the last wins, and as jobs are deterministic both write the
+same bytes. fsspec and the packages behind it are imported when a first object is looked at.
 """
 
 import contextlib
@@ -19,6 +18,7 @@ import glob
 import hashlib
 import io
 import logging
+import operator
 import os
 import pathlib
 import re
@@ -74,12 +74,11 @@ class Location:
         """
         if isinstance(path, Location):
             return path
-        match = _URL.fullmatch(path) if isinstance(path, str) else None
-        if match is None:
-            location = LocalLocation(path)
-            location.setting = setting
-            return location
-        return BucketLocation.from_url(match[1].lower(), match[2], setting)
+        if isinstance(path, str) and (match := _URL.fullmatch(path)):
+            return BucketLocation.from_url(match[1].lower(), match[2], setting)
+        location = LocalLocation(path)
+        location.setting = setting
+        return location
 
     @property
     def is_local(self) -> bool:
@@ -107,8 +106,7 @@ class Location:
         """Reads a JSON object, with or without a byte order mark before it.
 
         Raises:
-            InputError: the file is missing, too large, not UTF-8, not JSON, nested too
-                deeply, or not an object.
+            InputError: the file is missing, too large, too deeply nested, or no JSON object.
         """
         if not self.is_file():
             raise InputError(self, received="no such file")
@@ -164,12 +162,8 @@ class Location:
         names = (item.name for item in self.iterdir()) if self.is_dir() else ()
         present = sorted(name for name in names if not name.endswith(".tmp"))
         if present:
-            raise InputError(
-                self,
-                "a new or an empty folder",
-                f"one that holds {present[0]!r}",
-                hint="nothing is overwritten",
-            )
+            received, hint = f"one that holds {present[0]!r}", "nothing is overwritten"
+            raise InputError(self, "a new or an empty folder", received, hint)
 
     def expect_absent(self) -> None:
         """Checks that this file can be written: it is not there, its folder is.
@@ -193,11 +187,7 @@ class Location:
         return self
 
     def remove_temporaries(self, names: Collection[str]) -> None:
-        """Removes from this folder what killed processes left half-written.
-
-        Args:
-            names: of the files that they were writing.
-        """
+        """Removes from this folder what killed processes left of files of these names."""
         for path in self.glob(".*.tmp"):
             name = path.name.removeprefix(".").removesuffix(".tmp")
             if name in names or name.rpartition(".")[0] in names:
@@ -223,8 +213,7 @@ class Location:
         try:
             yield stage
             for file in sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name)):
-                with open(file, "rb") as content:
-                    os.fsync(content.fileno())
+                _sync(file)
                 final = self / file.name
                 if final.exists():
                     raise InputError(final, "no such file", "one")
@@ -259,11 +248,7 @@ class LocalLocation(Location, pathlib.PosixPath):
 
     def sync_directory(self) -> None:
         """Waits until the names in this folder are on its disk."""
-        descriptor = os.open(self, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(self)
 
     @contextlib.contextmanager
     def atomic_write(
@@ -279,28 +264,20 @@ class LocalLocation(Location, pathlib.PosixPath):
             temporary: the name to write under; `temporary()` by default.
 
         Yields:
-            the hidden path, beside the file, or for an object in the mirror's folder, to be
-            written and closed inside the block.
+            the hidden path, to be written and closed inside the block.
 
         Raises:
             InterruptedRunError: another process is writing the same file.
         """
         temporary = self.temporary() if temporary is None else temporary
-        with temporary.locked(f"{temporary}: another process is writing this file") as lock:
-            try:
-                mode = os.fstat(lock).st_mode
-                yield temporary
-                # Some libraries put a file of their own there, readable by its owner only.
-                temporary.chmod(mode)
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, self)
-            except BaseException as error:
-                temporary.unlink(missing_ok=True)
-                if isinstance(error, OSError) and error.filename is None:
-                    # A full disk says so without saying where.
-                    error.filename = str(self)
-                raise
+        lock = temporary.locked(f"{temporary}: another process is writing this file")
+        with lock as descriptor, _removing_on_error(temporary, named=self):
+            mode = os.fstat(descriptor).st_mode
+            yield temporary
+            # Some libraries put a file of their own there, readable by its owner only.
+            temporary.chmod(mode)
+            _sync(temporary)
+            os.replace(temporary, self)
         self.parent.sync_directory()
 
     @contextlib.contextmanager
@@ -312,18 +289,11 @@ class LocalLocation(Location, pathlib.PosixPath):
         block raises, the file is removed.
 
         Yields:
-            this path, or for an object one of this machine that is uploaded to it, to be
-            written and closed inside the block.
+            this path, or for an object one of this machine, to be written and closed inside.
         """
-        try:
+        with _removing_on_error(self, named=self):
             yield self
-            with open(self, "rb") as file:
-                os.fsync(file.fileno())
-        except BaseException as error:
-            self.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(self)
-            raise
+            _sync(self)
 
     def publish(self, path: "LocalLocation") -> None:
         """Gives this file, such as one that `stage` made, its final name."""
@@ -358,19 +328,17 @@ class LocalLocation(Location, pathlib.PosixPath):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
             except BlockingIOError as error:
                 os.close(descriptor)
-                raise InterruptedRunError(
-                    None, received=busy_message, hint="wait for it to end"
-                ) from error
+                hint = "wait for it to end"
+                raise InterruptedRunError(None, received=busy_message, hint=hint) from error
             # Otherwise the lock's holder has meanwhile renamed or removed the file.
             if self._is_named(descriptor):
                 return descriptor
             os.close(descriptor)
 
     def _is_named(self, descriptor: int) -> bool:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(descriptor), self.stat())
-        except FileNotFoundError:
-            return False
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -397,8 +365,7 @@ class LocalLocation(Location, pathlib.PosixPath):
     def write_new(self, content: bytes) -> bool:
         """Writes a whole file where there is none.
 
-        In a bucket, and where the file system knows no links, the last of several that do so
-        at the same moment wins.
+        In a bucket, and without links, the last of several that do so at the same moment wins.
 
         Returns:
             False where there was one, which stays.
@@ -441,6 +408,30 @@ class LocalLocation(Location, pathlib.PosixPath):
         return stage
 
 
+def _sync(path: pathlib.Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _removing_on_error(file: LocalLocation, *, named: LocalLocation) -> Iterator[None]:
+    """Removes a file when the block that writes it raises; an OSError gets a name if it has none.
+
+    A full disk says so without saying where.
+    """
+    try:
+        yield
+    except BaseException as error:
+        file.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(named)
+        raise
+
+
 @dataclasses.dataclass(frozen=True)
 class ObjectInfo:
     """What a store says of an object.
@@ -465,7 +456,6 @@ class BucketLocation(Location):
     Attributes:
         scheme: `gs` or `s3`.
         key: the bucket, and the name in it.
-        setting: see `Location`.
     """
 
     scheme: str
@@ -493,31 +483,15 @@ class BucketLocation(Location):
     def __truediv__(self, name: str) -> "BucketLocation":
         return dataclasses.replace(self, key=self.key / name)
 
-    @property
-    def name(self) -> str:
-        """See `pathlib.PurePath`."""
-        return self.key.name
-
-    @property
-    def stem(self) -> str:
-        """See `pathlib.PurePath`."""
-        return self.key.stem
-
-    @property
-    def suffix(self) -> str:
-        """See `pathlib.PurePath`."""
-        return self.key.suffix
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """See `pathlib.PurePath`; the first is the bucket."""
-        return self.key.parts
+    name, stem, suffix, parts = (
+        property(operator.attrgetter(f"key.{name}"), doc="See `pathlib.PurePath`.")
+        for name in ("name", "stem", "suffix", "parts")
+    )
 
     @property
     def parent(self) -> "BucketLocation":
         """See `pathlib.PurePath`; the parent of a bucket is the bucket."""
-        parts = self.key.parts
-        return self if len(parts) == 1 else dataclasses.replace(self, key=self.key.parent)
+        return self if len(self.parts) == 1 else dataclasses.replace(self, key=self.key.parent)
 
     def with_name(self, name: str) -> "BucketLocation":
         """See `pathlib.PurePath`."""
@@ -538,15 +512,15 @@ class BucketLocation(Location):
         """Returns the name of an object below a folder."""
         return self.key.relative_to(folder.key)
 
-    def _info(self) -> dict[str, Any]:
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Returns what a method of fsspec's file system gives for this object."""
         with _store_errors(self):
-            return _store(self.scheme).info(str(self))
+            return getattr(_store(self.scheme), method)(str(self), *arguments, **options)
 
     def _kind(self) -> str | None:
-        try:
-            return self._info()["type"]
-        except FileNotFoundError:
-            return None
+        with contextlib.suppress(FileNotFoundError):
+            return self._ask("info")["type"]
+        return None
 
     def is_file(self) -> bool:
         """Returns whether there is such an object."""
@@ -562,14 +536,13 @@ class BucketLocation(Location):
 
     def stat(self) -> ObjectInfo:
         """Returns size and version of the object."""
-        info = self._info()
+        info = self._ask("info")
         versions = [str(info[name]) for name in _VERSIONS if info.get(name)]
         return ObjectInfo(info["size"], " ".join(versions))
 
     def iterdir(self) -> Iterator["BucketLocation"]:
         """Yields what is directly below this name, by name."""
-        with _store_errors(self):
-            found = _store(self.scheme).ls(str(self), detail=False)
+        found = self._ask("ls", detail=False)
         names = {name.rstrip("/").rpartition("/")[2] for name in found}
         # Some tools leave an empty object that stands for the folder.
         marker = {self.name} if any(name.endswith("/") for name in found) else set()
@@ -588,9 +561,7 @@ class BucketLocation(Location):
         kind = self._kind()
         if kind == "file":
             return {self: self.stat().st_size}
-        with _store_errors(self):
-            store = _store(self.scheme)
-            found = (store.glob if kind is None else store.find)(str(self), detail=True)
+        found = self._ask("glob" if kind is None else "find", detail=True)
         # A name that ends with a slash stands for a folder.
         return {
             BucketLocation(self.scheme, pathlib.PurePosixPath(name.lstrip("/"))): info["size"]
@@ -600,15 +571,12 @@ class BucketLocation(Location):
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """Opens the object to be read; it comes in blocks."""
-        info = self.stat()
-        with _store_errors(self):
-            file = _store(self.scheme).open(str(self), mode, block_size=_BLOCK_BYTES)
+        info, file = self.stat(), self._ask("open", mode, block_size=_BLOCK_BYTES)
         return io.BufferedReader(_Reader(self, info, file), _BUFFER_BYTES)
 
     def read_bytes(self) -> bytes:
         """Returns the content."""
-        with _store_errors(self):
-            return _store(self.scheme).cat_file(str(self))
+        return self._ask("cat_file")
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Returns the content as text."""
@@ -616,8 +584,7 @@ class BucketLocation(Location):
 
     def write_bytes(self, content: bytes) -> None:
         """Writes the object whole."""
-        with _store_errors(self):
-            _store(self.scheme).pipe_file(str(self), content)
+        self._ask("pipe_file", content)
 
     write_whole = write_bytes
 
@@ -629,14 +596,11 @@ class BucketLocation(Location):
     @contextlib.contextmanager
     def atomic_write(self) -> Iterator[LocalLocation]:
         """See `LocalLocation.atomic_write`."""
-        temporary = LocalLocation(make_upload_folder()) / self.name
+        temporary = self._make_stage() / self.name
         try:
-            yield temporary
-            self.take(temporary)
-        except OSError as error:
-            if error.filename is None:
-                error.filename = str(temporary)
-            raise
+            with _removing_on_error(temporary, named=temporary):
+                yield temporary
+                self.take(temporary)
         finally:
             shutil.rmtree(temporary.parent, ignore_errors=True)
 
@@ -674,15 +638,11 @@ class BucketLocation(Location):
             OSError: not all bytes came, or the object changed meanwhile.
         """
         before = self.stat()
-        with _store_errors(self):
-            _store(self.scheme).get_file(str(self), str(target))
+        self._ask("get_file", str(target))
         received = target.stat().st_size
         if received != before.st_size or self.stat() != before:
-            raise OSError(
-                errno.EIO,
-                f"expected {before.st_size} bytes that stay the same, received {received}",
-                str(self),
-            )
+            reason = f"expected {before.st_size} bytes that stay the same, received {received}"
+            raise OSError(errno.EIO, reason, str(self))
 
     def publish(self, target: "BucketLocation") -> None:
         """Copies the object within its store, where the copy appears whole, and deletes it."""
@@ -693,8 +653,7 @@ class BucketLocation(Location):
     def unlink(self, missing_ok: bool = False) -> None:
         """Deletes the object."""
         try:
-            with _store_errors(self):
-                _store(self.scheme).rm_file(str(self))
+            self._ask("rm_file")
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -704,28 +663,18 @@ class BucketLocation(Location):
 
 
 class _Reader(io.RawIOBase):
-    """An object that is being read, whose errors name it.
-
-    Args:
-        path: the object.
-        info: what the store said of it before.
-        file: as fsspec opened it.
-    """
+    """An object that is being read, whose errors name it; `file` is as fsspec opened it."""
 
     def __init__(self, path: BucketLocation, info: ObjectInfo, file: BinaryIO) -> None:
         super().__init__()
         self._path, self._info, self._file = path, info, file
 
     def readable(self) -> bool:
-        """See `io.RawIOBase`."""
         return True
 
-    def seekable(self) -> bool:
-        """See `io.RawIOBase`."""
-        return True
+    seekable = readable
 
     def readinto(self, buffer: memoryview) -> int:
-        """See `io.RawIOBase`."""
         with _store_errors(self._path):
             content = self._file.read(len(buffer))
         # Blocks come one by one: those of a shorter object end early, and without an error.
@@ -737,15 +686,12 @@ class _Reader(io.RawIOBase):
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """See `io.RawIOBase`."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """See `io.RawIOBase`."""
         return self._file.tell()
 
     def close(self) -> None:
-        """See `io.RawIOBase`."""
         if not self.closed:
             self._file.close()
         super().close()
@@ -763,11 +709,9 @@ def _store(scheme: str) -> Any:
     try:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
-        raise InputError(
-            f"{scheme}://",
-            f"the package {_PACKAGES[scheme]}, which is not installed",
-            hint="install it: pip install '.[remote]'",
-        ) from error
+        expected = f"the package {_PACKAGES[scheme]}, which is not installed"
+        hint = "install it: pip install '.[remote]'"
+        raise InputError(f"{scheme}://", expected, hint=hint) from error
 
 
 @contextlib.contextmanager
@@ -812,9 +756,8 @@ def _describe(error: Exception) -> tuple[int, str]:
 def mirror_all(locations: Sequence[Location]) -> tuple[LocalLocation, ...]:
     """Returns files of this machine with the content, and the names, of files or objects.
 
-    Objects are copied once, into one folder, whose name says which versions of them: of
-    one that changed the next call makes another copy. Files of this machine stay where
-    they are.
+    Objects are copied once, into one folder, whose name says which versions of them: of one that
+    changed the next call makes another copy. Files of this machine stay where they are.
 
     Args:
         locations: all of this machine, or all objects of one folder.

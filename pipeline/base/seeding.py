@@ -36,8 +36,7 @@ def stream(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
 
     Args:
         seed: the user's seed.
-        purpose: what the numbers decide, for example `"mask"`: two purposes
-            never share numbers.
+        purpose: what the numbers decide, for example `"mask"`: two purposes never share numbers.
         *key: what they decide it for, for example the document and the copy.
 
     Returns:
@@ -56,10 +55,7 @@ def streams(
     It is one generator that begins anew: a stream ends where the next one is asked
     for. That takes a third of the time of as many calls of `stream`.
 
-    Args:
-        seed: as for `stream`.
-        purpose: as for `stream`.
-        keys: what follows them, for each stream.
+    Arguments are those of `stream`.
     """
     bits = np.random.Philox(key=0)
     random, state = np.random.Generator(bits), bits.state

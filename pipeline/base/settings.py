@@ -1,15 +1,15 @@
 """Settings: fields of frozen dataclasses that declare their default, range and help once.
 
-Flags, `--help`, range checks, the run configuration on disk and the README's tables are all
-made from these declarations.
+Flags, `--help`, range checks, run configurations and the README's tables are made from these.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from pipeline.base.errors import InputError, Setting, naming_setting
@@ -33,8 +33,7 @@ class Declaration:
             another value needs another output directory.
         omit_default: whether the run configuration leaves out the default value, so that
             directories from before the setting existed are still recognised.
-        parse: turns text into the value, and raises an `InputError` without a subject; None
-            where the field's type says it.
+        parse: turns text into the value, or raises an `InputError` without a subject.
         aliases: other names of its flag.
     """
 
@@ -48,41 +47,22 @@ class Declaration:
     aliases: tuple[str, ...] = ()
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: Sequence[str] | None = None,
-    decides_output: bool = True,
-    omit_default: bool = False,
-    parse: Callable[[str], Any] | None = None,
-    aliases: Sequence[str] = (),
-) -> Any:
-    """Returns a dataclass field that is a setting; see `Declaration`.
+def setting(default: Any, help: str, **declared: Any) -> Any:
+    """Returns a dataclass field that is a setting.
 
     Args:
-        default: the value unless given; `dataclasses.MISSING` for a required setting. A
-            mapping is copied.
-        help: see `Declaration`, as for the others.
+        default: `dataclasses.MISSING` for a required setting. A mapping is copied.
+        help: see `Declaration`.
+        **declared: other attributes of `Declaration`.
     """
-    declaration = Declaration(
-        help,
-        low,
-        high,
-        None if choices is None else tuple(choices),
-        decides_output,
-        omit_default,
-        parse,
-        tuple(aliases),
-    )
-    metadata = {_DECLARATION: declaration}
+    metadata = {_DECLARATION: Declaration(help, **declared)}
     if isinstance(default, Mapping):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# A setting that leaves the output as it is, or that the run configuration holds in another form.
+unrecorded = functools.partial(setting, decides_output=False)
 
 
 def declaration_of(field: dataclasses.Field) -> Declaration | None:
@@ -92,9 +72,8 @@ def declaration_of(field: dataclasses.Field) -> Declaration | None:
 
 def value_type(field: dataclasses.Field) -> Any:
     """Returns the type of a field's values, without None."""
-    kinds = (
-        typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-    )
+    is_union = isinstance(field.type, types.UnionType)
+    kinds = typing.get_args(field.type) if is_union else (field.type,)
     return next(kind for kind in kinds if kind is not type(None))
 
 
@@ -128,12 +107,11 @@ class Settings:
 
     def absolute(self) -> Self:
         """Returns these settings with absolute locations: worker processes begin elsewhere."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         # As text, so that the setting of each stays known.
         changes = {
-            name: str(value.absolute())
-            for name, value in values.items()
-            if isinstance(value, Location)
+            field.name: str(value.absolute())
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Location)
         }
         return dataclasses.replace(self, **changes)
 

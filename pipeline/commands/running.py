@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import math
 import os
 import re
 import sys
@@ -12,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 
 from data_specs import recipes
-from pipeline.base import compute_dtype, settings
-from pipeline.base.errors import InputError, Setting, StoppedRunError, describe, naming_setting
+from pipeline.base import compute_dtype
+from pipeline.base.errors import InputError, Setting, StoppedRunError, describe
 from pipeline.commands.flags import read_config, read_values
 from pipeline.commands.settings import RAY
 from pipeline.runners.ray import RayConfig
@@ -39,9 +38,8 @@ def run(
         with_recipes: whether `--recipe=NAME` stands for the flagfile of a recipe.
 
     Returns:
-        the exit status: 0, or 1 after one line `error: …` on stderr for
-        whatever the user can mend, or 130 when interrupted, 143 when a run was
-        stopped by SIGTERM and says so.
+        the exit status: 0, or 1 after one line `error: …` on stderr for whatever the user can mend,
+        or 130 when interrupted, 143 when a run was stopped by SIGTERM and says so.
     """
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):
@@ -117,84 +115,6 @@ def _fail(message: str) -> int:
     return 1
 
 
-class FlagTable:
-    """A command's own flags, apart from those of any other command in the process.
-
-    Attributes:
-        values: the flags; parsed by `run`.
-    """
-
-    def __init__(self) -> None:
-        self.values = flags.FlagValues()
-
-    def string(self, name: str, default: str | None, text: str) -> None:
-        """Defines a flag that holds text."""
-        flags.DEFINE_string(name, default, text, flag_values=self.values)
-
-    def boolean(self, name: str, default: bool | None, text: str) -> None:
-        """Defines `--name` and `--noname`, also `--name=True`."""
-        flags.DEFINE_bool(name, default, text, flag_values=self.values)
-
-    def integer(
-        self, name: str, default: int | None, text: str, *, low: int, high: int | None = None
-    ) -> None:
-        """Defines a flag that holds an integer from `low` to `high`."""
-        flags.DEFINE_integer(name, default, text, low, high, flag_values=self.values)
-
-    def number(
-        self, name: str, default: float | None, text: str, *, low: float, high: float | None = None
-    ) -> None:
-        """Defines a flag that holds a number from `low` to `high`."""
-        flags.DEFINE_float(name, default, text, low, high, flag_values=self.values)
-        flags.register_validator(
-            name,
-            lambda value: value is None or math.isfinite(value),
-            message="expected a finite number",
-            flag_values=self.values,
-        )
-
-    def choice(self, name: str, default: str | None, text: str, *, of: Sequence[str]) -> None:
-        """Defines a flag that holds one of several words."""
-        flags.DEFINE_enum(name, default, list(of), text, flag_values=self.values)
-
-    def alias(self, name: str, other: str) -> None:
-        """Defines another name of a flag."""
-        flags.DEFINE_alias(name, other, flag_values=self.values)
-
-    def backend(self) -> None:
-        """Defines `--backend`."""
-        backends = ["tensorflow", "jax"]
-        self.choice("backend", "tensorflow", "What Keras computes with.", of=backends)
-
-    def compute_dtype(self, text: str) -> None:
-        """Defines `--compute_dtype`; see `choose_compute_dtype`."""
-        text = f"{text} auto is mixed_bfloat16 where there are instructions for it, else float32."
-        self.choice("compute_dtype", compute_dtype.FLOAT32, text, of=compute_dtype.CHOICES)
-
-    def require(self, *names: str) -> None:
-        """Makes flags that have no default required."""
-
-        def nothing_missing(given: dict[str, str | None]) -> bool:
-            missing = [f"--{name}" for name in names if not given[name]]
-            if missing:
-                raise flags.ValidationError(f"missing: {', '.join(missing)} (see --help)")
-            return True
-
-        flags.register_multi_flags_validator(names, nothing_missing, flag_values=self.values)
-
-
-def parse_numbers(name: str, text: str) -> tuple[float, ...]:
-    """Parses a flag's numbers, separated by commas; see `settings.parse_numbers`."""
-    with naming_setting(name):
-        return settings.parse_numbers(text)
-
-
-def parse_counts(name: str, text: str) -> tuple[int, ...]:
-    """Parses a flag's integers above 0, separated by commas; see `settings.parse_counts`."""
-    with naming_setting(name):
-        return settings.parse_counts(text)
-
-
 @contextlib.contextmanager
 def silenced_stderr() -> Iterator[None]:
     """What is said on stderr inside the block goes nowhere, that of native code included."""
@@ -220,32 +140,23 @@ def import_quietly(*modules: str) -> None:
 
 
 def import_backend(values: flags.FlagValues, *modules: str) -> None:
-    """Sets Keras's backend and imports it; no device is asked for.
+    """Sets Keras's backend and imports it and further modules; no device is asked for.
 
     Keras must not have been imported before.
-
-    Args:
-        values: parsed flags with `--backend`.
-        *modules: what else to import.
     """
     os.environ["KERAS_BACKEND"] = values.backend
     try:
         import_quietly("keras", *modules)
     except ImportError as error:
-        raise InputError(
-            Setting("backend"),
-            received=f"{values.backend} cannot be imported ({error})",
-            hint="install it, for example with pip install '.[jax]'",
-        ) from error
+        received = f"{values.backend} cannot be imported ({error})"
+        hint = "install it, for example with pip install '.[jax]'"
+        raise InputError(Setting("backend"), received=received, hint=hint) from error
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
-    """Sets Keras's backend, imports it and says what it computes on.
+    """Sets Keras's backend, imports it, says what it computes on, and returns those devices.
 
-    Arguments are those of `import_backend`.
-
-    Returns:
-        Keras's names of the devices.
+    Arguments are those of `import_backend`; the devices are Keras's names.
     """
     import_backend(values, *modules)
     devices = importlib.import_module("keras.distribution").list_devices()
@@ -255,9 +166,6 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
 
 def choose_runner(values: flags.FlagValues) -> RayConfig | None:
     """Returns how jobs run on Ray, which is imported; None where they run on this machine.
-
-    Args:
-        values: parsed flags with `--runner`.
 
     Raises:
         InputError: Ray is not installed, or a flag is for the other runner.
@@ -275,9 +183,7 @@ def choose_runner(values: flags.FlagValues) -> RayConfig | None:
 def choose_compute_dtype(values: flags.FlagValues, devices: Sequence[str]) -> str:
     """Returns what to compute in; where `--compute_dtype=auto` leaves it open, says what and why.
 
-    Args:
-        values: parsed flags with `--compute_dtype`.
-        devices: as `choose_backend` returns them.
+    `devices` are as `choose_backend` returns them.
     """
     if values.compute_dtype != compute_dtype.AUTO:
         return values.compute_dtype

@@ -8,13 +8,7 @@ from keras import ops
 
 from data_specs.records import HIDDEN_STATES, MASKED_LM_POSITIONS
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import (
-    ACTIVATION_FUNCTIONS,
-    DType,
-    Encoder,
-    LayerParts,
-    Tensor,
-)
+from pipeline.models.encoder import ACTIVATION_FUNCTIONS, DType, Encoder, LayerParts, Tensor
 
 LOGITS = "logits"
 

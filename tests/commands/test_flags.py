@@ -10,10 +10,11 @@ from pipeline import create_pretraining_data, create_teacher_output_data, run_di
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_counts, parse_numbers, parse_words, setting
-from pipeline.commands import flag_tables, flags, running
+from pipeline.commands import flags, running
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.teacher.settings import TeacherCacheConfig
+from tools.dev import readme_flags
 
 COMMANDS = (create_pretraining_data, create_teacher_output_data, run_distill)
 
@@ -158,14 +159,14 @@ def test_every_setting_of_a_command_has_a_help_sentence(command) -> None:
 
 
 def test_the_tables_of_flags_in_the_readme_are_up_to_date() -> None:
-    assert flag_tables.main(["flag_tables", "--check"]) == 0
+    assert readme_flags.main(["readme_flags", "--check"]) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_table_of_flags_has_a_row_for_each_flag(command) -> None:
-    rows = flag_tables.flag_table(command.__name__.rpartition(".")[2]).splitlines()[2:]
+    rows = readme_flags.flag_table(command.__name__.rpartition(".")[2]).splitlines()[2:]
     assert len(rows) == len(command.FLAGS.fields())
-    text = flag_tables.README.read_text(encoding="utf-8")
+    text = readme_flags.README.read_text(encoding="utf-8")
     assert all(row in text for row in rows)
 
 

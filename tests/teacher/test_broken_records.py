@@ -43,14 +43,14 @@ def _change_first(folder: pathlib.Path, **features: bytes | None) -> pathlib.Pat
         ({records.MASKED_LM_IDS: _ids(1, 2, 99)}, "expected ids of 18 tokens, received others"),
         (
             {records.INPUT_IDS: _ids(*[2] * 17), records.SEGMENT_LENGTHS: _ids(9, 8)},
-            "expected at most 16 ids, received 17",
+            "expected at most 16 input_ids, received 17",
         ),
         (
             {
                 records.MASKED_LM_POSITIONS: _ids(1, 2, 3, 4, 5),
                 records.MASKED_LM_IDS: _ids(1, 2, 3, 4, 5),
             },
-            "expected at most 4 ids, received 5",
+            "expected at most 4 masked_lm_ids, received 5",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest, serialization
 from pipeline.storage.codecs import CODECS
-from pipeline.storage.records import topk_probabilities
+from pipeline.storage.records import TeacherTargets
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
 from tests.conftest import dense_logits, read_folder, save_tiny_bert
@@ -67,10 +67,11 @@ def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_
         positions = len(logits)
         ids, kept = codec.decode(record, positions)
         tails = arrays[records.LOG_TAIL_MASSES].reshape(positions, 2)
-        for column, temperature in enumerate((1.0, 2.0)):
+        for temperature in (1.0, 2.0):
             exact = np.exp(logits / temperature)
             exact /= exact.sum(-1, keepdims=True)
-            p, rest = topk_probabilities(kept, tails[:, column], temperature, k=16)
+            targets = TeacherTargets(ids, kept, tails, None, (1.0, 2.0))
+            p, rest = targets.probabilities(temperature)
             np.testing.assert_allclose(p, np.take_along_axis(exact, ids, -1), rtol=5e-3, atol=1e-6)
             np.testing.assert_allclose(rest, 1.0 - np.sort(exact)[:, -16:].sum(-1), atol=1e-5)
         labels = arrays[records.MASKED_LM_IDS]

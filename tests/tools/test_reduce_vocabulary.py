@@ -23,6 +23,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from tests.conftest import ENGLISH, LINES, RUSSIAN, save_tiny_bert
 from tools import reduce_vocabulary
+from tools.vocabulary import vocab_reduction
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -358,7 +359,6 @@ def test_transformers_reads_a_reduced_student(world, student_dir, spiece_file, t
 
 def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_file) -> None:
     """Its padding is token 7 and becomes 5; the logits stay."""
-    from pipeline.models.initialization import from_teacher
 
     folder = save_tiny_bert(
         tmp_path / "roberta",
@@ -371,7 +371,7 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
     source = model_directory.find_model(folder)
     weights = source.read_weights()
     kept = np.array([0, 1, 2, 3, 4, 7, 9, 20, 31])
-    config, reduced = from_teacher.reduce_vocabulary(weights, source.config, kept)
+    config, reduced = vocab_reduction.reduce_weights(weights, source.config, kept)
     assert config == dataclasses.replace(
         source.config, vocab_size=9, pad_token_id=5, max_position_embeddings=62
     )
@@ -391,7 +391,7 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
         outputs.append(np.asarray(model(batch)))
     np.testing.assert_allclose(outputs[1], outputs[0][..., kept], atol=1e-6)
     with pytest.raises(ValueError, match="expected the padding's id 7 among them"):
-        from_teacher.reduce_vocabulary(weights, source.config, np.array([0, 1, 8]))
+        vocab_reduction.reduce_weights(weights, source.config, np.array([0, 1, 8]))
 
 
 def test_a_student_without_settings_gets_the_caches_casing(

@@ -29,24 +29,16 @@ Run = Callable[[Mapping[str, np.ndarray]], Arrays]
 
 
 def example_batch(input_ids: np.ndarray, first_segment: int | None = None) -> Arrays:
-    """Returns one example as a batch, without padding.
+    """Returns one example, whose first segment may not be its only one, as a batch.
 
-    Args:
-        input_ids: int [L].
-        first_segment: tokens of the first segment; None where it is the only one.
-
-    Returns:
-        int32 [1, L] by BERT's names.
+    The arrays are int32 [1, L] by BERT's names, without padding.
     """
     ids = np.asarray(input_ids, np.int32)[None]
     segments = np.zeros_like(ids)
     if first_segment is not None:
         segments[:, first_segment:] = 1
-    return {
-        records.INPUT_IDS: ids,
-        records.INPUT_MASK: np.ones_like(ids),
-        records.SEGMENT_IDS: segments,
-    }
+    mask = np.ones_like(ids)
+    return {records.INPUT_IDS: ids, records.INPUT_MASK: mask, records.SEGMENT_IDS: segments}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +68,9 @@ def encode(tokenizer: Tokenizer, text: str, max_seq_length: int) -> np.ndarray:
 
 
 def mask_some(ids: np.ndarray, mask_id: int) -> np.ndarray:
-    """Returns the ids of a text with every seventh token masked.
+    """Returns the ids of a text between [CLS] and [SEP] with every seventh token masked.
 
-    Example: of 10 tokens between [CLS] and [SEP], the third and the tenth.
-
-    Args:
-        ids: int [L], the first and the last of which are special.
-        mask_id: the id of [MASK].
+    Example: of 10 tokens the third and the tenth.
     """
     masked = ids.copy()
     masked[_MASK_START:-1:_MASK_STEP] = mask_id
@@ -92,14 +80,9 @@ def mask_some(ids: np.ndarray, mask_id: int) -> np.ndarray:
 def read_lines(
     path: Location, tokenizer: Tokenizer, *, count: int, max_seq_length: int, masked: bool = True
 ) -> list[Example]:
-    """Returns the first lines of a text file that have a token.
+    """Returns the first lines of a text file that have a token, at most `count`.
 
-    Args:
-        path: the file, UTF-8.
-        tokenizer: the model's.
-        count: how many at most.
-        max_seq_length: to which they are cut.
-        masked: whether every seventh token is.
+    They are cut to `max_seq_length` tokens, every seventh of which is `masked`.
 
     Raises:
         InputError: no such file, not UTF-8, or no line with a token.
@@ -124,12 +107,8 @@ def read_pairs(
 
     Example: the lines a, b, c, d and e become a with b and c with d.
 
-    Args:
-        path: the file, UTF-8.
-        tokenizer: the model's.
-        count: how many pairs at most.
-        max_seq_length: to which a pair is cut, at least 5.
-        double_separator: see `inputs.build_features`.
+    There are at most `count` pairs, cut to `max_seq_length` tokens, at least 5. For
+    `double_separator` see `inputs.build_features`.
 
     Raises:
         InputError: no such file, not UTF-8, fewer than two lines with a token, or
@@ -152,7 +131,6 @@ def read_pairs(
 
 
 def _lines(path: Location) -> Iterator[str]:
-    """Yields the lines of `--sentences`."""
     if not path.is_file():
         raise InputError(path, "a text file", "none")
     try:
@@ -163,11 +141,7 @@ def _lines(path: Location) -> Iterator[str]:
 
 
 def read_cache(cache: CacheInput, count: int) -> list[Example]:
-    """Returns the first eval examples of a directory, masked as they are there.
-
-    Args:
-        cache: masked examples, unmasked windows or a teacher cache.
-        count: how many at most.
+    """Returns the first eval examples of a directory of shards, masked as they are there.
 
     Raises:
         InputError: it has no eval example.

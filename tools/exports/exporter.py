@@ -1,6 +1,7 @@
 """Writes formats, checks each against the model, and measures them in turns."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -42,14 +43,12 @@ class Comparison:
 def compare(
     pairs: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
 ) -> Comparison:
-    """Compares outputs by their names.
+    """Compares expected and received outputs of inputs, by their names.
+
+    Outputs beyond the expected are left alone; those of another shape agree in no guess.
 
     Example: [[1, 3], [2, 0]] against [[1, 2], [1, 2]] differs by at most 2, and
     agrees in one guess of two.
-
-    Args:
-        pairs: expected and received outputs of one input each. Outputs beyond the
-            expected are left alone; those of another shape agree in no guess.
     """
     largest, agreeing, guesses = 0.0, 0, 0
     for expected, received in pairs:
@@ -72,11 +71,12 @@ def _are_same(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
     return (got.argmax(-1) == wanted.argmax(-1)) & np.isfinite(got).all(-1)
 
 
+# What writes each format into a folder, and what opens that.
 _WRITERS: Mapping[str, Callable[[Subject, pathlib.Path], None]] = {
     HF: lambda subject, directory: subject.write_hf(directory),
     SAVED_MODEL: saved_model.write,
     LITERT: litert.write,
-    LITERT_INT8: litert.write_int8,
+    LITERT_INT8: functools.partial(litert.write, quantized=True),
     ONNX: onnx_model.write,
 }
 _OPENERS: Mapping[str, Callable[[Subject, pathlib.Path], Opened]] = {
@@ -155,14 +155,8 @@ def export(
 ) -> Report:
     """Exports a model.
 
-    A format appears as a folder of `directory` only when it was read again and agrees.
-
-    Args:
-        subject: what is exported.
-        formats: names of `FORMATS`.
-        examples: what they are compared on; the longest is timed.
-        directory: exists.
-        repeats: of the timing.
+    A format appears as a folder of `directory`, which exists, only when it was read again and
+    agrees on the examples. The longest of them is timed, `repeats` times.
     """
     longest = max(examples, key=lambda example: example.num_tokens)
     reference = run_program(subject.program)
@@ -189,11 +183,7 @@ def export(
 def _export_one(
     subject: Subject, name: str, examples: Sequence[Example], stage: pathlib.Path, longest: Example
 ) -> list[_Timed]:
-    """Writes a format into `stage` and compares it with the model.
-
-    Raises:
-        ExportError: it cannot be written, or does not agree.
-    """
+    """Writes a format into `stage` and compares it with the model."""
     _WRITERS[name](subject, stage)
     opened = _OPENERS[name](subject, stage)
     size = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file()) / 1e6

@@ -18,9 +18,7 @@ class CardSettings(Settings):
     license: str | None = setting(None, "License for the card, for example apache-2.0.")
     base_model: str | None = setting(None, "Teacher's name on a model hub, for the card.")
     scores: tuple[Location, ...] = setting(
-        (),
-        "JSON files of numbers by name, separated by commas, for the card.",
-        parse=parse_words,
+        (), "JSON files of numbers by name, separated by commas, for the card.", parse=parse_words
     )
 
 
@@ -67,12 +65,9 @@ def check(names: Sequence[str]) -> None:
         raise InputError(Setting("formats"), expected, ",".join(names) or "none")
     missing = missing_packages(names)
     if missing:
-        raise InputError(
-            Setting("formats"),
-            f"{', '.join(missing)} to be installed for {','.join(names)}",
-            "no such package",
-            hint="pip install '.[export]'",
-        )
+        expected, hint = f"{', '.join(missing)} to be installed for", "pip install '.[export]'"
+        names = ",".join(names)
+        raise InputError(Setting("formats"), f"{expected} {names}", "no such package", hint)
 
 
 def missing_packages(names: Sequence[str]) -> list[str]:

@@ -48,18 +48,9 @@ def convert(program: Program, *, quantized: bool) -> bytes:
             raise ExportError(f"LiteRT has no operation {lacking[1]}") from error
 
 
-def write(subject: Subject, directory: pathlib.Path) -> None:
-    """Writes a model in float32."""
-    _write(subject.program, directory, quantized=False)
-
-
-def write_int8(subject: Subject, directory: pathlib.Path) -> None:
-    """Writes a model with weights of 8 bits."""
-    _write(subject.program, directory, quantized=True)
-
-
-def _write(program: Program, directory: pathlib.Path, *, quantized: bool) -> None:
-    content = convert(program, quantized=quantized)
+def write(subject: Subject, directory: pathlib.Path, *, quantized: bool = False) -> None:
+    """Writes a model; see `convert`."""
+    content = convert(subject.program, quantized=quantized)
     directory.mkdir()
     (directory / MODEL_FILE).write_whole(content)
 
@@ -71,12 +62,7 @@ def open_litert(subject: Subject, directory: pathlib.Path) -> Opened:
 
 
 def load(program: Program, path: pathlib.Path) -> Run:
-    """Returns what computes batches by a LiteRT model, on all processors.
-
-    Args:
-        program: what was converted.
-        path: the model.
-    """
+    """Returns what computes batches of a program by its LiteRT model, on all processors."""
     with running.silenced_stderr():
         from ai_edge_litert.interpreter import Interpreter
 

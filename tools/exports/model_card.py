@@ -43,9 +43,7 @@ class Origin:
 def find_origin(directory: Location, cache: Manifest | None) -> Origin:
     """Reads what a run of `run_distill` left beside its model.
 
-    Args:
-        directory: the model's.
-        cache: a manifest that may be that of its cache, which the checksum tells.
+    The manifest may be that of its cache, which the checksum tells.
 
     Raises:
         InputError: a file that cannot be read.
@@ -57,15 +55,13 @@ def find_origin(directory: Location, cache: Manifest | None) -> Origin:
         return Origin({}, None, {})
     if cache is not None and cache.sha256() != request.get("cache"):
         cache = None
-    return Origin(request, cache, _last_evaluation(directory / METRICS_FILE))
-
-
-def _last_evaluation(path: Location) -> dict[str, float]:
-    if not path.is_file():
-        return {}
-    lines = [line for line in read_metrics(path) if line["split"] == EVAL]
-    last = lines[-1] if lines else {}
-    return {name: value for name, value in last.items() if name not in _NO_SCORES}
+    path = directory / METRICS_FILE
+    lines = read_metrics(path) if path.is_file() else []
+    last = [line for line in lines if line["split"] == EVAL][-1:]
+    scores = {name: value for line in last for name, value in line.items()}
+    for name in _NO_SCORES:
+        scores.pop(name, None)
+    return Origin(request, cache, scores)
 
 
 def read_scores(paths: Sequence[Location]) -> dict[str, float]:
@@ -91,39 +87,21 @@ def front_matter(
     distilled: bool,
     task: ModelTask = _MASKED_LM_TASK,
 ) -> str:
-    """Returns the YAML that model hubs read, between its two lines.
-
-    Args:
-        config: the model's.
-        settings: what the user says of it.
-        distilled: whether it learned from a teacher.
-        task: what it does.
-    """
+    """Returns the YAML that model hubs read, between its two lines."""
     languages = [part.strip() for part in (settings.language or "").split(",") if part.strip()]
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task.pipeline_tag}
-    values["tags"] = [config.model_type, task.tag, *(["distillation"] if distilled else [])]
-    if languages:
-        values["language"] = languages
-    if settings.license:
-        values["license"] = settings.license
-    if settings.base_model:
-        values["base_model"] = settings.base_model
+    tags = [config.model_type, task.hub.tag, *(["distillation"] if distilled else [])]
+    values = {"library_name": "transformers", "pipeline_tag": task.hub.pipeline_tag, "tags": tags}
+    known = {"language": languages, "license": settings.license, "base_model": settings.base_model}
+    values |= {name: value for name, value in known.items() if value}
     text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
     return f"---\n{text}---\n"
 
 
 def describe_shape(config: EncoderConfig, task: ModelTask = _MASKED_LM_TASK) -> str:
     """Returns a model's size in words, such as `BERT of 4 layers × 256`."""
-    parameters = task.count_parameters(config)
-    return (
-        f"{config.family.title} of {config.num_hidden_layers} layers × "
-        f"{config.hidden_size}, "
-        f"{config.vocab_size:,} tokens, {parameters / 1e6:.2f} million parameters"
-    )
-
-
-def _is_distilled(origin: Origin) -> bool:
-    return bool(set(origin.request.get("losses", ())) - {"masked_lm"})
+    shape = f"{config.num_hidden_layers} layers × {config.hidden_size}"
+    millions = f"{task.count_parameters(config) / 1e6:.2f} million parameters"
+    return f"{config.family.title} of {shape}, {config.vocab_size:,} tokens, {millions}"
 
 
 def _table(rows: Iterable[Sequence[str]], titles: Sequence[str]) -> list[str]:
@@ -228,7 +206,8 @@ def model_card(
     Raises:
         InputError: a file of scores cannot be read.
     """
-    distilled, tuned = _is_distilled(origin), task.finetuning
+    distilled = bool(set(origin.request.get("losses", ())) - {"masked_lm"})
+    tuned = task.finetuning
     scores = {**origin.evaluation, **({} if tuned is None else tuned.scores)}
     scores |= read_scores(settings.scores)
     taught = distilled or (tuned is not None and tuned.distilled)
@@ -239,9 +218,9 @@ def model_card(
         _opening(config, task, distilled=distilled),
         "",
         "```python",
-        f"from transformers import {task.auto_class}, AutoTokenizer",
+        f"from transformers import {task.hub.auto_class}, AutoTokenizer",
         f"tokenizer = AutoTokenizer.from_pretrained({settings.name!r})",
-        f"model = {task.auto_class}.from_pretrained({settings.name!r})",
+        f"model = {task.hub.auto_class}.from_pretrained({settings.name!r})",
         "```",
         "",
         *_section("Task", task.rows()),

@@ -27,22 +27,20 @@ _METRICS_FILE = "metrics.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Names:
-    """What others call models with a kind of head."""
+class HubNames:
+    """Names of models with a kind of head: a class of `transformers`, and what hubs call them."""
 
     auto_class: str
     pipeline_tag: str
     tag: str
 
 
-_SEQUENCE = _Names(
-    "AutoModelForSequenceClassification", "text-classification", "text-classification"
-)
-_NAMES: Mapping[str | None, _Names] = {
-    None: _Names("AutoModelForMaskedLM", "fill-mask", "masked-lm"),
+_SEQUENCE = HubNames("AutoModelForSequenceClassification", *["text-classification"] * 2)
+_NAMES: Mapping[str | None, HubNames] = {
+    None: HubNames("AutoModelForMaskedLM", "fill-mask", "masked-lm"),
     CLASSIFICATION: _SEQUENCE,
     REGRESSION: _SEQUENCE,
-    SPAN: _Names("AutoModelForQuestionAnswering", "question-answering", "question-answering"),
+    SPAN: HubNames("AutoModelForQuestionAnswering", *["question-answering"] * 2),
 }
 
 
@@ -117,30 +115,16 @@ class ModelTask:
         return 1 if self.finetuning is None else self.finetuning.num_texts
 
     @property
-    def _names(self) -> _Names:
+    def hub(self) -> HubNames:
+        """What others call models of its kind."""
         return _NAMES[None if self.head is None else self.head.kind]
-
-    @property
-    def auto_class(self) -> str:
-        """The class of `transformers` that loads it."""
-        return self._names.auto_class
-
-    @property
-    def pipeline_tag(self) -> str:
-        """What hubs call the task."""
-        return self._names.pipeline_tag
-
-    @property
-    def tag(self) -> str:
-        """A tag for a model of this kind."""
-        return self._names.tag
 
     def count_parameters(self, config: EncoderConfig) -> int:
         """Returns how many numbers the weights of encoder and head are."""
         if self.head is None:
             return count_parameters(config)
-        head = head_table(config, self.head.kind, self.head.num_outputs)
-        return sum(math.prod(row.shape) for row in (*encoder_table(config), *head))
+        rows = (*encoder_table(config), *head_table(config, self.head))
+        return sum(math.prod(row.shape) for row in rows)
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns what it does in words, by what each is; nothing for a masked LM."""

@@ -65,13 +65,8 @@ def write(subject: Subject, directory: pathlib.Path) -> None:
 
         model = _convert(subject.program)
     # What cannot be converted stands there under TensorFlow's name.
-    lacking = sorted(
-        {
-            node.op_type
-            for node in model.graph.node
-            if not node.domain and not onnx.defs.has(node.op_type)
-        }
-    )
+    operations = {node.op_type for node in model.graph.node if not node.domain}
+    lacking = sorted(name for name in operations if not onnx.defs.has(name))
     if lacking:
         raise ExportError(f"ONNX has no operation {', '.join(lacking)}")
     share_transposed(model)
@@ -83,10 +78,7 @@ def share_transposed(model: "onnx.ModelProto") -> None:
     """Stores a matrix once where its transpose is stored, too: mostly the word embeddings.
 
     The converter transposes constants beforehand. Runtimes do that as well when they load
-    a file, so that it only becomes smaller.
-
-    Args:
-        model: is changed in place.
+    a file, so that it only becomes smaller. The model is changed in place.
     """
     from onnx import helper, numpy_helper
 

@@ -1,6 +1,7 @@
 """A model as one function of a batch, and what a format needs to know besides it."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,6 @@ from pipeline.tokenizers.tokens import Tokenizer
 from tools.exports.examples import Arrays, Run
 
 if TYPE_CHECKING:
-    import keras
-
-    from pipeline.models.config import EncoderConfig
     from pipeline.models.masked_lm import MaskedLM
     from tools.finetuning.heads import TaskModel
 
@@ -42,77 +40,51 @@ class Program:
     call: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-def keras_program(
-    model: "keras.Model",
-    config: "EncoderConfig",
-    call: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-    *,
-    outputs: tuple[str, ...],
+def _program(
+    model: "MaskedLM | TaskModel", output: str, compute: Callable[[Mapping[str, Any]], Any]
 ) -> Program:
-    """Returns the program of a Keras model over an encoder.
+    """Returns the program of what a Keras model, in float32 on TensorFlow, computes of a batch.
 
-    Args:
-        model: in float32, on TensorFlow; holds the variables.
-        config: the encoder's; where it knows one segment only, or none, there is no
-            input of segments.
-        call: takes `input_ids`, `input_mask` and `segment_ids`, int32 [B, L], and
-            computes `outputs`, not in training.
-        outputs: their names.
+    Where the encoder knows one segment only, or none, there is no input of segments.
     """
     inputs = (INPUT_IDS, INPUT_MASK)
-    if config.type_vocab_size > 1:
+    if model.config.type_vocab_size > 1:
         inputs += (SEGMENT_IDS,)
 
-    def with_segments(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    def call(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         if SEGMENT_IDS not in batch:
             batch = {**batch, SEGMENT_IDS: ops.zeros_like(batch[INPUT_IDS])}
-        return call(batch)
+        return {output: compute(batch)}
 
     variables = tuple(variable.value for variable in model.variables)
-    return Program(inputs, outputs, variables, with_segments)
+    return Program(inputs, (output,), variables, call)
 
 
-def masked_lm_program(model: "MaskedLM") -> Program:
-    """Returns the program of a masked LM: `logits`, float32 [B, L, V], of every position."""
+def model_program(model: "MaskedLM | TaskModel") -> Program:
+    """Returns the program of a model with its head.
 
-    def call(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {LOGITS: model.activations(batch, training=False)[LOGITS]}
-
-    return keras_program(model, model.config, call, outputs=(LOGITS,))
-
-
-def head_program(model: "TaskModel") -> Program:
-    """Returns the program of a fine-tuned model.
-
-    Its `logits` are float32 [B, C], of each class or of the one number; for questions
-    [B, 2, L], of the answer's start and then of its end at each token.
+    Its `logits` are float32, of a masked LM [B, L, V]; of a task [B, C], of each class or of
+    the one number; for questions [B, 2, L], of the answer's start and then of its end at each
+    token.
     """
-
-    def call(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {LOGITS: model(batch, training=False)}
-
-    return keras_program(model, model.config, call, outputs=(LOGITS,))
+    return _program(model, LOGITS, functools.partial(model, training=False))
 
 
 def encoder_program(model: "MaskedLM") -> Program:
     """Returns the program of a model without its head: `last_hidden_state`, [B, L, D]."""
 
-    def call(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    def compute(batch: Mapping[str, Any]) -> Any:
         states = model.encoder(batch, training=False)[HIDDEN_STATES]
-        return {_LAST_HIDDEN_STATE: ops.cast(states[-1], "float32")}
+        return ops.cast(states[-1], "float32")
 
-    return keras_program(model, model.config, call, outputs=(_LAST_HIDDEN_STATE,))
-
-
-def signature(program: Program) -> list[tf.TensorSpec]:
-    """Returns what a program takes: any batch, any length."""
-    return [tf.TensorSpec([None, None], tf.int32, name=name) for name in program.inputs]
+    return _program(model, _LAST_HIDDEN_STATE, compute)
 
 
 def compile_program(program: Program) -> tf.types.experimental.PolymorphicFunction:
-    """Returns a program as a graph whose arguments are its inputs, in their order."""
+    """Returns a program as a graph of its inputs, in their order: any batch, any length."""
+    signature = [tf.TensorSpec([None, None], tf.int32, name=name) for name in program.inputs]
 
-    @tf.function(input_signature=signature(program), autograph=False)
+    @tf.function(input_signature=signature, autograph=False)
     def run(*values: tf.Tensor) -> dict[str, tf.Tensor]:
         return dict(program.call(dict(zip(program.inputs, values, strict=True))))
 

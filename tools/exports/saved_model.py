@@ -66,12 +66,8 @@ def why_no_text(subject: Subject) -> str | None:
 def normalize(text: tf.Tensor, *, do_lower_case: bool) -> tf.Tensor:
     """Does to texts what BERT's tokenizer does before it splits them.
 
-    tensorflow-text's own lower-casing also replaces Chinese punctuation, which BERT's
-    leaves as it is.
-
-    Args:
-        text: strings of any shape.
-        do_lower_case: whether to lower-case and to take accents off.
+    With `do_lower_case` it takes accents off, too. tensorflow-text's own lower-casing also
+    replaces Chinese punctuation, which BERT's leaves as it is.
     """
     import tensorflow_text
 

@@ -87,27 +87,27 @@ def read_head(source: ModelSource) -> Head | None:
     return Head(CLASSIFICATION, tuple(str(labels[index]) for index in numbers))
 
 
-def head_table(config: EncoderConfig, kind: str, num_outputs: int) -> tuple[WeightName, ...]:
+def head_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
     """Returns the weights of a head.
 
     A pooler in Google's checkpoints is BERT's first layer here; nothing else of a
     head is ever in one.
     """
     size = config.hidden_size
-    if kind == SPAN:
-        return tuple(dense_weights(_OUTPUT, _SPAN_LAYER, inputs=size, units=num_outputs))
-    head = config.family.sequence_head
+    if head.kind == SPAN:
+        return tuple(dense_weights(_OUTPUT, _SPAN_LAYER, inputs=size, units=head.num_outputs))
+    layout = config.family.sequence_head
     return (
-        *dense_weights(_DENSE, head.dense, inputs=size, units=size),
-        *dense_weights(_OUTPUT, head.output, inputs=size, units=num_outputs),
+        *dense_weights(_DENSE, layout.dense, inputs=size, units=size),
+        *dense_weights(_OUTPUT, layout.output, inputs=size, units=head.num_outputs),
     )
 
 
-def pooler_table(config: EncoderConfig, kind: str) -> tuple[WeightName, ...]:
+def pooler_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
     """Returns the weights of a head that a pre-trained model may hold: those of its pooler."""
-    if kind == SPAN or not config.family.sequence_head.is_pretrained:
+    if head.kind == SPAN or not config.family.sequence_head.is_pretrained:
         return ()
-    return tuple(row for row in head_table(config, kind, 1) if row.ours.startswith(_DENSE))
+    return tuple(row for row in head_table(config, head) if row.ours.startswith(_DENSE))
 
 
 def _find_dropout(config: EncoderConfig, kind: str) -> tuple[str, float] | None:

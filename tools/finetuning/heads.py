@@ -5,7 +5,7 @@ their authors' models in `transformers` have them. Shapes: B batch, L length, D
 hidden size, C outputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -18,10 +18,9 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import DType, Encoder, LayerParts, Tensor
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
-from pipeline.models.weight_names import encoder_table
+from pipeline.models.weight_names import WeightName, encoder_table
 from tools.finetuning.head_layout import (
     CLASSIFICATION,
-    REGRESSION,
     SPAN,
     Head,
     dropout_rate,
@@ -45,13 +44,9 @@ class SequenceHead(keras.layers.Layer):
         self.activation = {"relu": ops.relu, "tanh": ops.tanh}[layout.activation]
         parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
         rate = dropout_rate(config, CLASSIFICATION)
-        self.input_dropout = None
-        if layout.drops_input:
-            self.input_dropout = parts.dropout(rate, "input_dropout")
-        self.dense, self.projection = (
-            parts.dense(units, name)
-            for name, units in (("dense", config.hidden_size), ("output", num_outputs))
-        )
+        self.input_dropout = parts.dropout(rate, "input_dropout") if layout.drops_input else None
+        self.dense = parts.dense(config.hidden_size, "dense")
+        self.projection = parts.dense(num_outputs, "output")
         self.dropout = parts.dropout(rate)
 
     def build(self, input_shape: Any = None) -> None:
@@ -89,31 +84,32 @@ class SpanHead(keras.layers.Layer):
         return ops.transpose(self.projection(hidden), (0, 2, 1))
 
 
-class SequenceClassifier(keras.Model):
-    """An encoder that tells an input's class, or a number; all variables exist at once.
+class TaskModel(keras.Model):
+    """An encoder with a task's head; all variables exist at once.
 
     Args:
         config: shapes and rates.
-        num_outputs: C, classes; 1 for a number.
+        task: the head.
         dtype: name of the encoder's dtype policy; None for the global one.
         seed: of the initial weights and of dropout.
 
-    Attributes:
-        kind: `REGRESSION` where there is one output, else `CLASSIFICATION`.
-
     Example:
-        `SequenceClassifier(config, num_outputs=3)(batch)` is float32 [B, 3].
+        `TaskModel(config, Head(CLASSIFICATION, ("no", "yes")))(batch)` is float32 [B, 2]. Of a
+        span head it is [B, 2, L]: the logits of starts, then of ends, at every token, padding
+        included.
     """
 
     def __init__(
-        self, config: EncoderConfig, *, num_outputs: int, dtype: DType = None, seed: int = 0
+        self, config: EncoderConfig, task: Head, *, dtype: DType = None, seed: int = 0
     ) -> None:
-        super().__init__(name="sequence_classifier", dtype=dtype)
+        super().__init__(name="task_model", dtype=dtype)
         self.config = config
-        self.kind = REGRESSION if num_outputs == 1 else CLASSIFICATION
-        self.num_outputs = num_outputs
+        self.task = task
         self.encoder = Encoder(config, seed=seed, dtype=self.dtype_policy)
-        self.head = SequenceHead(config, num_outputs=num_outputs, seed=seed)
+        if task.kind == SPAN:
+            self.head = SpanHead(config, seed=seed)
+        else:
+            self.head = SequenceHead(config, num_outputs=task.num_outputs, seed=seed)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -122,56 +118,17 @@ class SequenceClassifier(keras.Model):
         self.head.build()
 
     def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> Tensor:
-        """Returns logits float32 [B, C] for what `Encoder.call` takes."""
+        """Returns the logits, float32, for what `Encoder.call` takes."""
         hidden = self.encoder(inputs, training=training)[HIDDEN_STATES][-1]
-        return self.head(hidden[:, 0], training=training)
-
-
-class SpanClassifier(keras.Model):
-    """An encoder that tells where an answer starts and ends; all variables exist at once.
-
-    Args:
-        config: shapes and rates.
-        dtype: name of the encoder's dtype policy; None for the global one.
-        seed: of the initial weights and of dropout.
-
-    Attributes:
-        kind: `SPAN`.
-
-    Example:
-        `SpanClassifier(config)(batch)` is float32 [B, 2, L]: the logits of starts,
-        then of ends, at every token, padding included.
-    """
-
-    kind = SPAN
-    num_outputs = 2
-
-    def __init__(self, config: EncoderConfig, *, dtype: DType = None, seed: int = 0) -> None:
-        super().__init__(name="span_classifier", dtype=dtype)
-        self.config = config
-        self.encoder = Encoder(config, seed=seed, dtype=self.dtype_policy)
-        self.head = SpanHead(config, seed=seed)
-        self.build()
-
-    def build(self, input_shape: Any = None) -> None:
-        """Makes all variables; the shapes come from the configuration."""
-        self.encoder.build()
-        self.head.build()
-
-    def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> Tensor:
-        """Returns logits float32 [B, 2, L] for what `Encoder.call` takes."""
-        hidden = self.encoder(inputs, training=training)[HIDDEN_STATES][-1]
+        if self.task.kind != SPAN:
+            hidden = hidden[:, 0]
         return self.head(hidden, training=training)
-
-
-TaskModel = SequenceClassifier | SpanClassifier
 
 
 def build_head(
     source: ModelSource,
-    kind: str,
+    head: Head,
     *,
-    num_labels: int,
     dtype: str | None = None,
     seed: int = 0,
     keep_head: bool = False,
@@ -183,8 +140,7 @@ def build_head(
 
     Args:
         source: any model directory, random weights where it has none.
-        kind: `CLASSIFICATION`, `REGRESSION` or `SPAN`.
-        num_labels: classes; 1 for a regression, 2 for a span.
+        head: the task's.
         dtype: name of the encoder's dtype policy, None for the global one.
         seed: of random weights and of dropout.
         keep_head: whether the source's own head is taken, which must be there.
@@ -195,52 +151,32 @@ def build_head(
     config = source.config
     weights: dict[str, np.ndarray] = {}
     if source.has_weights:
-        head = head_table(config, kind, num_labels) if keep_head else _stored_pooler(source, kind)
-        weights = source.read_weights((*encoder_table(config), *head))
-        if not keep_head and head and not any(weights[row.ours].any() for row in head):
-            for row in head:
+        stored = head_table(config, head) if keep_head else _stored_pooler(source, head)
+        weights = source.read_weights((*encoder_table(config), *stored))
+        if not keep_head and not any(weights[row.ours].any() for row in stored):
+            for row in stored:
                 del weights[row.ours]
-    if kind == SPAN:
-        model = SpanClassifier(config, dtype=dtype, seed=seed)
-    else:
-        model = SequenceClassifier(config, num_outputs=num_labels, dtype=dtype, seed=seed)
+    model = TaskModel(config, head, dtype=dtype, seed=seed)
     model_directory.assign_weights(model, {**model_directory.get_weights(model), **weights})
     return model
 
 
-def _stored_pooler(source: ModelSource, kind: str) -> tuple:
-    shapes, table = source.tensor_shapes(), pooler_table(source.config, kind)
+def _stored_pooler(source: ModelSource, head: Head) -> tuple[WeightName, ...]:
+    shapes, table = source.open_files().shapes, pooler_table(source.config, head)
     names = (row.stored(source.layout)[0] for row in table)
     return table if all(name in shapes for name in names) else ()
 
 
-def save_head(directory: Location, model: TaskModel, *, labels: Sequence[str] = ()) -> None:
+def save_head(directory: Location, model: TaskModel) -> None:
     """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
-    `transformers` loads the directory as the family's model for sequence
-    classification or question answering.
-
-    Args:
-        directory: must exist.
-        model: of the task.
-        labels: of a classification, in the order of the outputs.
-
-    Raises:
-        ValueError: not as many labels as outputs.
+    `transformers` loads the directory, which must exist, as the family's model for
+    sequence classification or question answering.
     """
-    head = Head(model.kind, tuple(labels))
-    if head.num_outputs != model.num_outputs:
-        raise ValueError(
-            f"labels: expected {model.num_outputs} for {head}, received {len(head.labels)}"
-        )
-    table = (
-        *encoder_table(model.config),
-        *head_table(model.config, model.kind, model.num_outputs),
-    )
     model_directory.save_hf_weights(
         directory,
         model.config,
         model_directory.get_weights(model),
-        table=table,
-        settings=head_settings(model.config, head),
+        table=(*encoder_table(model.config), *head_table(model.config, model.task)),
+        settings=head_settings(model.config, model.task),
     )

@@ -60,7 +60,6 @@ def build_features(
     max_seq_length: int,
     doc_stride: int = 128,
     max_query_length: int = 64,
-    type_vocab_size: int = 2,
     double_separator: bool = False,
 ) -> list[Feature]:
     """Makes the features of examples, in their order.
@@ -75,21 +74,20 @@ def build_features(
         windows 0-3, 3-6 and 6-9.
 
     Args:
-        examples: read by `task_data.read_split`.
+        examples: of a split.
         tokenizer: the model's.
         kind: the task's.
         max_seq_length: tokens of a feature at most.
         doc_stride: tokens from the beginning of a window to that of the next; no
             more than the window has.
         max_query_length: tokens of a question at most; the rest is cut off.
-        type_vocab_size: the model's segments; below 2 all tokens are of segment 0.
         double_separator: whether two separators stand between two texts, as in
             RoBERTa's family.
 
     Raises:
         InputError: `max_seq_length` leaves no room for text.
     """
-    layout = _Layout(tokenizer, max_seq_length, type_vocab_size > 1, double_separator)
+    layout = _Layout(tokenizer, max_seq_length, double_separator)
     if kind != "span":
         return [_labelled(layout, index, example) for index, example in enumerate(examples)]
     if doc_stride < 1:
@@ -112,24 +110,16 @@ class _Layout:
 
     tokenizer: Tokenizer
     max_seq_length: int
-    two_segments: bool
     double_separator: bool
-
-    def num_special(self, num_texts: int) -> int:
-        """Returns how many special tokens there are."""
-        return 1 + num_texts + (num_texts == 2 and self.double_separator)
 
     def room(self, num_texts: int, *, used: int = 0) -> int:
         """Returns how many tokens of text fit beside `used` others."""
-        taken = self.num_special(num_texts) + used
+        taken = 1 + num_texts + (num_texts == 2 and self.double_separator) + used
         least = 1 if used else num_texts
         if self.max_seq_length < taken + least:
-            raise InputError(
-                Setting("max_seq_length"),
-                f"at least {taken + least}, for {taken} tokens of separators and "
-                f"questions and {least} of text",
-                self.max_seq_length,
-            )
+            needed = f"{taken} tokens of separators and questions and {least} of text"
+            expected = f"at least {taken + least}, for {needed}"
+            raise InputError(Setting("max_seq_length"), expected, self.max_seq_length)
         return self.max_seq_length - taken
 
     def join(self, texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -142,10 +132,7 @@ class _Layout:
         between = sep if self.double_separator else []
         ids = np.concatenate([first, between, texts[1], sep]).astype(np.int32)
         begin = len(first) + len(between)
-        segments = np.zeros(len(ids), np.int32)
-        if self.two_segments:
-            segments[begin:] = 1
-        return ids, segments, begin
+        return ids, (np.arange(len(ids)) >= begin).astype(np.int32), begin
 
 
 def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
@@ -164,12 +151,10 @@ def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
 
 def _labelled(layout: _Layout, index: int, example: TaskExample) -> Feature:
     texts = [layout.tokenizer.tokenize(text).ids for text in example.texts]
-    room = layout.room(len(texts))
+    lengths = [layout.room(len(texts))]
     if len(texts) == 2:
-        lengths = truncated_lengths(len(texts[0]), len(texts[1]), room)
-        texts = [ids[:length] for ids, length in zip(texts, lengths, strict=True)]
-    else:
-        texts = [texts[0][:room]]
+        lengths = truncated_lengths(len(texts[0]), len(texts[1]), *lengths)
+    texts = [ids[:length] for ids, length in zip(texts, lengths, strict=True)]
     ids, segments, _ = layout.join(texts)
     outside = np.full(len(ids), OUTSIDE, np.int32)
     return Feature(index, ids, segments, 0, 0, outside, outside, None, True)
@@ -183,12 +168,10 @@ def _windows(
     context: Tokens,
     doc_stride: int,
 ) -> list[Feature]:
-    """Returns the features of a question."""
     room = layout.room(2, used=len(query))
     total = len(context.ids)
     span = answer_tokens(example, context)
-    features = []
-    begin, stop = 0, False
+    features, begin, stop = [], 0, False
     while not stop:
         end = min(begin + room, total)
         stop = end == total
@@ -225,10 +208,8 @@ def answer_tokens(example: TaskExample, context: Tokens) -> tuple[int, int] | No
 
 def input_digest(feature: Feature) -> bytes:
     """Returns 16 bytes that depend on an input's tokens and segments."""
-    ids, segments = (
-        array.astype("<i4").tobytes() for array in (feature.input_ids, feature.segment_ids)
-    )
-    return seeding.digest(ids, segments)
+    arrays = (feature.input_ids, feature.segment_ids)
+    return seeding.digest(*(array.astype("<i4").tobytes() for array in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,30 +259,21 @@ class TaskInputs:
 def expect_reader(source: ModelSource, inputs: TaskInputs) -> None:
     """Checks that a model knows the tokens of inputs, and has positions for the longest.
 
-    Args:
-        source: the model.
-        inputs: what it is to read.
-
     Raises:
         InputError: it does not; prints both.
     """
-    if inputs.max_seq_length > source.config.max_input_length:
-        raise InputError(
-            source.directory,
-            f"a model of at least {inputs.max_seq_length} positions (`max_seq_length`)",
-            source.config.max_input_length,
-        )
-    if inputs.vocab.size > source.config.vocab_size:
-        raise InputError(
-            source.directory,
-            f"a model of at least {inputs.vocab.size} tokens, as the tokenizer has",
-            source.config.vocab_size,
-        )
-    paths = loading.tokenizer_files(source.directory)
+    config, directory = source.config, source.directory
+    if inputs.max_seq_length > config.max_input_length:
+        expected = f"a model of at least {inputs.max_seq_length} positions (`max_seq_length`)"
+        raise InputError(directory, expected, config.max_input_length)
+    if inputs.vocab.size > config.vocab_size:
+        expected = f"a model of at least {inputs.vocab.size} tokens, as the tokenizer has"
+        raise InputError(directory, expected, config.vocab_size)
+    paths = loading.tokenizer_files(directory)
     found = [loading.read_vocab_info(path) for path in paths]
     if found and inputs.vocab not in found:
         raise InputError(
-            source.directory,
+            directory,
             f"the tokens of `model` (SHA-256 {inputs.vocab.sha256}, {inputs.vocab.size} tokens)",
             f"{paths[0]} (SHA-256 {found[0].sha256}, {found[0].size} tokens)",
         )
@@ -316,11 +288,9 @@ def expect_teacher(source: ModelSource, inputs: TaskInputs) -> None:
     """
     head = read_head(source)
     if head is None or not inputs.head.fits(head):
-        raise InputError(
-            Setting("finetune_teacher"),
-            f"{inputs.head} for `task`={inputs.task}",
-            f"{source.directory} with {head or 'none'}",
-        )
+        expected, received = f"{inputs.head} for `task`={inputs.task}", head or "none"
+        setting = Setting("finetune_teacher")
+        raise InputError(setting, expected, f"{source.directory} with {received}")
     expect_reader(source, inputs)
 
 
@@ -349,25 +319,17 @@ class Padding:
     type_vocab_size: int = 2
 
     def batch(self, features: Sequence[Feature]) -> Arrays:
-        """Pads inputs to a batch.
-
-        Args:
-            features: at most `batch_size`.
-
-        Returns:
-            int32 `input_ids`, `input_mask`, `segment_ids` [B, L].
-        """
+        """Pads at most B inputs to int32 `input_ids`, `input_mask`, `segment_ids` [B, L]."""
         longest = max(len(feature.input_ids) for feature in features)
         length = length_buckets.padded_length(longest, self.max_seq_length)
-        shape = (self.batch_size, length)
-        arrays = {name: np.zeros(shape, np.int32) for name in (INPUT_IDS, INPUT_MASK, SEGMENT_IDS)}
+        ids, mask, segments = np.zeros((3, self.batch_size, length), np.int32)
         for row, feature in enumerate(features):
             count = len(feature.input_ids)
-            arrays[INPUT_IDS][row, :count] = feature.input_ids
-            arrays[INPUT_MASK][row, :count] = 1
-            arrays[SEGMENT_IDS][row, :count] = feature.segment_ids
-        np.minimum(arrays[SEGMENT_IDS], max(0, self.type_vocab_size - 1), out=arrays[SEGMENT_IDS])
-        return arrays
+            ids[row, :count] = feature.input_ids
+            mask[row, :count] = 1
+            segments[row, :count] = feature.segment_ids
+        segments = np.minimum(segments, max(0, self.type_vocab_size - 1))
+        return {INPUT_IDS: ids, INPUT_MASK: mask, SEGMENT_IDS: segments}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,10 +364,8 @@ class TrainingBatches:
     def take(self, num_steps: int) -> Iterator[Arrays]:
         """Yields the first so many batches.
 
-        Yields:
-            what `Padding.batch` returns; `targets` [B, …]; `weights` float32 [B], 1 at
-            real rows; and `teacher_logits` float32 [B, C] or [B, 2, L] where there
-            are any.
+        Each is what `Padding.batch` returns with `targets` [B, …]; `weights` float32 [B], 1 at
+        real rows; and `teacher_logits` float32 [B, C] or [B, 2, L] where there are any.
         """
         epoch = 0
         while num_steps > 0:
@@ -434,23 +394,13 @@ class TrainingBatches:
         batch[TARGETS][: len(indices)] = self.targets[indices]
         batch[WEIGHTS] = (np.arange(size) < len(indices)).astype(np.float32)
         if self.teacher_logits is not None:
-            batch[TEACHER_LOGITS] = pad_logits(
-                [self.teacher_logits[index] for index in indices], size, length
-            )
+            logits = [self.teacher_logits[index] for index in indices]
+            batch[TEACHER_LOGITS] = pad_logits(logits, size, length)
         return batch
 
 
 def pad_logits(logits: Sequence[np.ndarray], batch_size: int, length: int) -> np.ndarray:
-    """Pads the logits of inputs to those of a batch, with zeros.
-
-    Args:
-        logits: of each input, float32 [C] or [2, tokens].
-        batch_size: B.
-        length: L, at least the tokens of each.
-
-    Returns:
-        float32 [B, C] or [B, 2, L].
-    """
+    """Pads the logits of inputs, float32 [C] or [2, tokens], with zeros to [B, C] or [B, 2, L]."""
     first = logits[0]
     shape = first.shape if first.ndim == 1 else (len(first), length)
     padded = np.zeros((batch_size, *shape), np.float32)
@@ -464,12 +414,7 @@ def prediction_batches(
 ) -> Iterator[tuple[np.ndarray, Arrays]]:
     """Yields batches of similar length that together hold every input once.
 
-    Args:
-        features: the inputs.
-        padding: the shapes.
-
-    Yields:
-        the indices of a batch's inputs, and what `Padding.batch` returns.
+    Each comes with the indices of its inputs, as `Padding.batch` makes it.
     """
     order = np.argsort([len(feature.input_ids) for feature in features], kind="stable")
     for begin in range(0, len(order), padding.batch_size):

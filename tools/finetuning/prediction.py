@@ -21,24 +21,13 @@ from tools.finetuning.settings import FinetuneConfig
 Forward = Callable[[Arrays], np.ndarray]
 
 
-def input_signature() -> dict[str, tf.TensorSpec]:
-    """Returns what a model's inputs look like: one graph serves all lengths."""
-    return {
-        name: tf.TensorSpec([None, None], tf.int32) for name in (INPUT_IDS, INPUT_MASK, SEGMENT_IDS)
-    }
-
-
 def compile_forward(model: TaskModel) -> Forward:
-    """Compiles a model's forward pass, without XLA, which is slower on a CPU.
+    """Compiles a model's forward pass: from a batch to its logits, float32 [B, C] or [B, 2, L]."""
+    names = (INPUT_IDS, INPUT_MASK, SEGMENT_IDS)
+    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
 
-    Args:
-        model: computes a batch, not in training.
-
-    Returns:
-        a function from a batch to its logits, float32 [B, C] or [B, 2, L].
-    """
-
-    @tf.function(input_signature=[input_signature()], jit_compile=False)
+    # One graph for all lengths, without XLA, which is slower on a CPU.
+    @tf.function(input_signature=[signature], jit_compile=False)
     def forward(batch):
         return model(batch, training=False)
 
@@ -46,11 +35,7 @@ def compile_forward(model: TaskModel) -> Forward:
 
 
 def predict_logits(
-    forward: Forward,
-    features: Sequence[Feature],
-    padding: Padding,
-    *,
-    bar: tqdm.tqdm | None = None,
+    forward: Forward, features: Sequence[Feature], padding: Padding, *, bar: tqdm.tqdm | None = None
 ) -> list[np.ndarray]:
     """Returns the logits of inputs, in their order.
 
@@ -64,7 +49,7 @@ def predict_logits(
         for each input float32 [C], or [2, L] without padding.
 
     Raises:
-        InputError: the model says NaN or infinity.
+        InputError: the model returns NaN or infinity.
     """
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(features)
     for indices, batch in inputs.prediction_batches(features, padding):
@@ -75,12 +60,8 @@ def predict_logits(
                 value = value[:, : len(features[index].input_ids)]
             found[index] = np.ascontiguousarray(value)
             if not np.isfinite(value).all():
-                raise InputError(
-                    None,
-                    "finite logits",
-                    "NaN or infinity",
-                    hint="is the model damaged, or does `compute_dtype` not suit it?",
-                )
+                hint = "is the model damaged, or does `compute_dtype` not suit it?"
+                raise InputError(None, "finite logits", "NaN or infinity", hint)
         if bar is not None:
             bar.update(len(indices))
     return found
@@ -92,50 +73,31 @@ PREDICTIONS_FOLDER = "predictions"
 def predict(
     run: Preparation, config: FinetuneConfig, split: Split, forward: Forward
 ) -> tuple[Predictions, float]:
-    """Returns what a model predicts, and how many inputs a second it read.
-
-    Args:
-        run: what was found.
-        config: what was asked for.
-        split: of the run.
-        forward: the compiled model.
+    """Returns what a model predicts of a split of the run, and how many inputs a second it read.
 
     Raises:
-        InputError: the model says NaN or infinity.
+        InputError: the model returns NaN or infinity.
     """
     size = config.predict_batch_size
     padding = Padding(size, run.max_seq_length, run.source.config.type_vocab_size)
     begun = time.perf_counter()
     logits = predict_logits(forward, split.features, padding)
     speed = len(split.features) / (time.perf_counter() - begun)
+    if run.head.kind == REGRESSION:
+        return [float(value[0]) for value in logits], speed
     if run.head.kind != SPAN:
-        return label_predictions(run.head.kind, logits), speed
+        # Of equally probable classes the first.
+        return [int(value.argmax()) for value in logits], speed
     starts, ends = ([value[side] for value in logits] for side in (0, 1))
     length = config.max_answer_length
     found = best_answers(split.examples, split.features, starts, ends, max_answer_length=length)
     return found, speed
 
 
-def label_predictions(kind: str, logits: Sequence[np.ndarray]) -> list[int] | list[float]:
-    """Returns the most probable classes, of equal ones the first; or the numbers themselves."""
-    if kind == REGRESSION:
-        return [float(value[0]) for value in logits]
-    return [int(value.argmax()) for value in logits]
-
-
-def score(run: Preparation, split: Split, predictions: Predictions) -> dict[str, float]:
-    """Returns the task's official scores of a split."""
-    return scoring.evaluate(run.spec, split.examples, predictions)
-
-
 def write_predictions(
     run: Preparation, split: Split, predictions: Predictions, directory: Location
 ) -> Location:
-    """Writes a split's predictions in the form that the benchmark expects.
-
-    Returns:
-        the file, in a folder of the split's name.
-    """
+    """Writes a split's predictions in the form that the benchmark expects; returns the file."""
     folder = (directory / PREDICTIONS_FOLDER / split.name).make_directory()
     path = folder / run.spec.submission.file_of(split.name)
     scoring.write_submission(run.spec, split.examples, predictions, path)

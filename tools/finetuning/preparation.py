@@ -26,14 +26,12 @@ from tools.finetuning.inputs import (
     input_digest,
 )
 from tools.finetuning.settings import FinetuneConfig
-from tools.finetuning.task_data import SplitData, TaskExample, read_split_data
+from tools.finetuning.task_data import SplitData, TaskExample, read_split
 
 TRAIN_SPLIT = "train"
 # Tokens of an input unless one asks for more: BERT's, for sentences and for questions.
 _SENTENCE_LENGTH = 128
 _QUESTION_LENGTH = 384
-# Segments as BERT numbers them; a model that knows fewer gets what it knows.
-_SEGMENTS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +112,13 @@ class Preparation:
             features=split.features,
         )
 
+    def _splits(self) -> list[Split]:
+        splits = (self.train, self.evaluation, self.handed_in)
+        return [split for split in splits if split is not None]
+
     def describe(self) -> Iterator[str]:
         """Yields lines on what was read."""
-        for split in (self.train, self.evaluation, self.handed_in):
-            if split is None:
-                continue
+        for split in self._splits():
             count, windows = len(split.examples), len(split.features)
             more = f" in {windows:,} windows" if windows != count else ""
             yield f"{split.name}: {count:,} examples{more}"
@@ -126,11 +126,6 @@ class Preparation:
 
     def request(self, config: FinetuneConfig) -> dict[str, Any]:
         """Returns what decides a run's model and scores, as JSON values."""
-        splits = {
-            f"{split.name}_split": split.sha256()
-            for split in (self.train, self.evaluation, self.handed_in)
-            if split is not None
-        }
         request = {
             "kind": "finetuned",
             # A declaration's place is no part of it.
@@ -140,7 +135,7 @@ class Preparation:
             "max_seq_length": self.max_seq_length,
             **self._teacher_request(config),
             **config.deciding(),
-            **splits,
+            **{f"{split.name}_split": split.sha256() for split in self._splits()},
         }
         return json.loads(json.dumps(request))
 
@@ -152,38 +147,25 @@ class Preparation:
         return {"teacher": said.get("teacher"), "teacher_dtype": said.get("compute_dtype")}
 
 
-def find_task(name: str) -> TaskSpec:
-    """Loads a task's declaration.
-
-    Raises:
-        InputError: there is none, or it is not as it must be.
-    """
-    try:
-        return load_task(name)
-    except ValueError as error:
-        raise InputError(Setting("task"), received=error) from error
-
-
 def prepare(config: FinetuneConfig) -> Preparation:
-    """Finds and checks everything that the flags name, and reads the data.
+    """Finds and checks everything that the settings name, and reads the data.
 
-    Args:
-        config: of any of the runs that share it: its rate, seed and place are left alone.
+    Of the configuration, the rate, the seed and the output directory are left alone.
 
     Raises:
         InputError: something is missing or does not fit.
     """
-    spec = find_task(config.task)
+    try:
+        spec = load_task(config.task)
+    except ValueError as error:
+        raise InputError(Setting("task"), received=error) from error
     head = Head(spec.kind, spec.labels)
     source = model_directory.find_model(config.model)
     own = read_head(source)
     keep_head = own is not None and head.fits(own)
     if not (config.do_train or keep_head):
-        raise InputError(
-            Setting("model"),
-            f"{head} for `task`={spec.name}",
-            f"{config.model} with {own or 'none'}",
-        )
+        received = f"{config.model} with {own or 'none'}"
+        raise InputError(Setting("model"), f"{head} for `task`={spec.name}", received)
     max_seq_length = _find_length(config, spec, source)
     tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
     found = Preparation(
@@ -214,38 +196,30 @@ def _find_length(config: FinetuneConfig, spec: TaskSpec, source: ModelSource) ->
     if config.max_seq_length is None:
         return min(limit, _QUESTION_LENGTH if spec.kind == SPAN else _SENTENCE_LENGTH)
     if config.max_seq_length > limit:
-        raise InputError(
-            Setting("max_seq_length"),
-            f"at most {limit}, as {config.model} has positions",
-            config.max_seq_length,
-        )
+        expected = f"at most {limit}, as {config.model} has positions"
+        raise InputError(Setting("max_seq_length"), expected, config.max_seq_length)
     return config.max_seq_length
 
 
 def _read_splits(found: Preparation, config: FinetuneConfig) -> Preparation:
-    names = {config.eval_split, *([] if config.predict_split is None else [config.predict_split])}
+    names = {config.eval_split, config.predict_split} - {None}
     splits = {name: _read_split(found, config, name) for name in sorted(names)}
-    unlabelled = [one.key for one in splits[config.eval_split].examples if not _is_labelled(one)]
+    examples = splits[config.eval_split].examples
+    unlabelled = [one.key for one in examples if one.label is None and not one.answers]
     if unlabelled:
-        raise InputError(
-            Setting("eval_split"),
-            f"a split of `task`={found.spec.name} with labels",
-            f"{config.eval_split}, whose example {unlabelled[0]} has none",
-        )
+        expected = f"a split of `task`={found.spec.name} with labels"
+        received = f"{config.eval_split}, whose example {unlabelled[0]} has none"
+        raise InputError(Setting("eval_split"), expected, received)
     return dataclasses.replace(
         found,
         train=_read_split(found, config, TRAIN_SPLIT) if config.makes_steps else None,
         evaluation=splits[config.eval_split],
-        handed_in=None if config.predict_split is None else splits[config.predict_split],
+        handed_in=splits.get(config.predict_split),
     )
 
 
-def _is_labelled(example: TaskExample) -> bool:
-    return example.label is not None or bool(example.answers)
-
-
 def _read_split(found: Preparation, config: FinetuneConfig, name: str) -> Split:
-    data = read_split_data(found.spec, config.data_dir, name, skip_bad_rows=config.skip_bad_rows)
+    data = read_split(found.spec, config.data_dir, name, skip_bad_rows=config.skip_bad_rows)
     examples = data.examples
     limit = config.max_train_examples
     if name == TRAIN_SPLIT and limit is not None and limit < len(examples):
@@ -258,7 +232,6 @@ def _read_split(found: Preparation, config: FinetuneConfig, name: str) -> Split:
         max_seq_length=found.max_seq_length,
         doc_stride=config.doc_stride,
         max_query_length=config.max_query_length,
-        type_vocab_size=_SEGMENTS,
         double_separator=found.source.config.family.doubles_separator,
     )
     return Split(name, examples, features, tuple(_notes(name, data)))

@@ -15,7 +15,6 @@ from functools import cache
 import numpy as np
 
 from data_specs.tasks import SPAN_SCORES, TaskSpec
-from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from tools.finetuning.inputs import Feature
 from tools.finetuning.task_data import TaskExample
@@ -137,13 +136,7 @@ def run_overlap(answer: Sequence[str], right: Sequence[str]) -> int:
 
 
 def answer_f1(answer: Sequence[str], right: Sequence[str], overlap: Callable[..., int]) -> float:
-    """Returns the harmonic mean of precision and recall; 0 where nothing is shared.
-
-    Args:
-        answer: the words of the answer.
-        right: those of a right one.
-        overlap: how shared words are counted.
-    """
+    """Returns the harmonic mean of precision and recall of words; 0 where nothing is shared."""
     shared = overlap(answer, right)
     return 2 * shared / (len(answer) + len(right)) if shared else 0.0
 
@@ -199,18 +192,12 @@ def best_answers(
     Raises:
         ValueError: there are not as many logits as features, or fewer than tokens.
     """
-    if not len(features) == len(start_logits) == len(end_logits):
-        raise ValueError(
-            f"expected logits of {len(features)} features, "
-            f"received {len(start_logits)} and {len(end_logits)}"
-        )
     found: list[list[_Span]] = [[] for _ in examples]
     for feature, starts, ends in zip(features, start_logits, end_logits, strict=True):
         length = len(feature.input_ids)
         if len(starts) < length or len(ends) < length:
-            raise ValueError(
-                f"expected logits of {length} tokens, received {len(starts)} and {len(ends)}"
-            )
+            received = f"received {len(starts)} and {len(ends)}"
+            raise ValueError(f"expected logits of {length} tokens, {received}")
         found[feature.example] += _spans(feature, starts, ends, max_answer_length, n_best)
     return {
         example.key: _predict(example, spans, n_best)
@@ -270,10 +257,7 @@ def _predict(example: TaskExample, spans: list[_Span], n_best: int) -> Predictio
 
 def answer_texts(predictions: Mapping[str, Prediction | str]) -> dict[str, str]:
     """Returns the texts of answers, which may be texts already."""
-    return {
-        key: prediction if isinstance(prediction, str) else prediction.text
-        for key, prediction in predictions.items()
-    }
+    return {key: one if isinstance(one, str) else one.text for key, one in predictions.items()}
 
 
 # Predictions: for classes their indices [examples], for a regression numbers [examples],
@@ -288,7 +272,7 @@ def evaluate(
 
     Args:
         spec: the task.
-        examples: with labels or answers.
+        examples: one at least, all with labels or answers.
         predictions: class indices int [examples], numbers float [examples], or the
             answers by the questions' keys; a question without one scores 0.
 
@@ -297,22 +281,17 @@ def evaluate(
         and `exact_match`.
 
     Raises:
-        InputError: an example has no label or answer, as in a benchmark's test file.
         ValueError: the predictions do not fit the examples.
     """
-    if not examples:
-        raise ValueError("expected examples to score, received none")
-    unknown = [example.key for example in examples if example.label is None]
     if spec.kind == "span":
-        unknown = [example.key for example in examples if not example.answers]
-    if unknown:
-        raise InputError(
-            spec.name,
-            "labelled examples to score",
-            f"{len(unknown)} without a label, first {unknown[0]}",
-        )
-    if spec.kind == "span":
-        return _evaluate_answers(spec.metrics[0], examples, answer_texts(predictions))
+        answers, metric = answer_texts(predictions), spec.metrics[0]
+        scores = [
+            answer_scores(metric, answers[example.key], [right.text for right in example.answers])
+            if example.key in answers
+            else (0.0, 0.0)
+            for example in examples
+        ]
+        return dict(zip(SPAN_SCORES, np.mean(scores, axis=0).tolist(), strict=True))
     labels = np.array([example.label for example in examples])
     found = np.asarray(predictions)
     if found.shape != labels.shape:
@@ -389,13 +368,7 @@ _METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def answer_scores(metric: str, answer: str, right: Sequence[str]) -> tuple[float, float]:
-    """Returns the F1 and the exact match of an answer, each with the best of the right ones.
-
-    Args:
-        metric: `squad`, `mlqa_zh` or `cmrc`.
-        answer: the answer.
-        right: the right ones.
-    """
+    """Returns the F1 and the exact match of an answer, each with the best of the right ones."""
     words = _WORDS_OF[metric]
     overlap = run_overlap if metric == "cmrc" else bag_overlap
     compared = cmrc_text if metric == "cmrc" else words
@@ -406,31 +379,11 @@ def answer_scores(metric: str, answer: str, right: Sequence[str]) -> tuple[float
     )
 
 
-_WORDS_OF = {
-    "squad": squad_words,
-    "mlqa_zh": mlqa_chinese_words,
-    "cmrc": cmrc_words,
-}
-
-
-def _evaluate_answers(
-    metric: str, examples: Sequence[TaskExample], answers: Mapping[str, str]
-) -> dict[str, float]:
-    scores = [
-        answer_scores(metric, answers[example.key], [right.text for right in example.answers])
-        if example.key in answers
-        else (0.0, 0.0)
-        for example in examples
-    ]
-    means = np.mean(np.array(scores, np.float64), axis=0).tolist()
-    return dict(zip(SPAN_SCORES, means, strict=True))
+_WORDS_OF = {"squad": squad_words, "mlqa_zh": mlqa_chinese_words, "cmrc": cmrc_words}
 
 
 def write_submission(
-    spec: TaskSpec,
-    examples: Sequence[TaskExample],
-    predictions: Predictions,
-    path: Location,
+    spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions, path: Location
 ) -> None:
     """Writes predictions, atomically.
 

@@ -95,6 +95,8 @@ class FinetuneConfig(Settings):
         if not self.do_train and self.distills:
             name = "teacher_cache" if self.finetune_teacher is None else "finetune_teacher"
             raise InputError(Setting(name), "`do_train` with a teacher", "`nodo_train`")
+        if self.teacher_cache is None and self.finetune_teacher is not None:
+            object.__setattr__(self, "teacher_cache", self.output_dir / "teacher_cache")
 
     @property
     def makes_steps(self) -> bool:

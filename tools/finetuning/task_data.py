@@ -23,33 +23,17 @@ MAX_ROW_BYTES = 16 * 2**20
 BadRow = Callable[[InputError], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a file.
-
-    Attributes:
-        where: the file and the line, for messages.
-        fields: its values by name; text, but for JSON, where they may be anything.
-    """
-
-    where: str
-    fields: Mapping[str, Any]
+# A row's file and line, for messages, and its values by name: text, but anything in JSON.
+Row = tuple[str, Mapping[str, Any]]
 
 
 def read_rows(
     spec: TaskSpec, path: Location, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
-    """Yields a file's rows.
+    """Yields the rows of a file of UTF-8, with or without a byte order mark.
 
-    Args:
-        spec: how it is read.
-        path: the file; UTF-8, with or without a byte order mark.
-        needed: the fields that every row must have.
-        bad_row: what is told of a row with the wrong columns or that is not JSON.
-
-    Yields:
-        a row; None in the place of one that `bad_row` was told of, so that rows
-        keep their numbers.
+    In the place of a row that `bad_row` was told of, which lacks a field or has other columns,
+    there is None: the others keep their numbers.
 
     Raises:
         InputError: the file cannot be read, or its header lacks a field.
@@ -93,7 +77,7 @@ def _json_rows(
             fields, received = None, f"{received} ({error})"
         if isinstance(fields, dict):
             if all(name in fields for name in needed):
-                yield Row(where, fields)
+                yield where, fields
                 continue
             expected, received = f"the fields {', '.join(needed)}", _named(list(fields))
         bad_row(InputError(where, expected, received))
@@ -118,11 +102,10 @@ def _delimited_rows(
             if missing:
                 raise InputError(where, f"the columns {', '.join(needed)}", _named(columns))
         elif len(cells) != len(columns):
-            expected = f"{len(columns)} columns ({_named(columns)})"
-            bad_row(InputError(where, expected, len(cells)))
+            bad_row(InputError(where, f"{len(columns)} columns ({_named(columns)})", len(cells)))
             yield None
         else:
-            yield Row(where, dict(zip(columns, cells, strict=True)))
+            yield where, dict(zip(columns, cells, strict=True))
         first = False
 
 
@@ -161,11 +144,9 @@ def _quoted_cells(
             begin = reader.line_num + 1
             limited.left = MAX_ROW_BYTES
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}, line {begin}",
-            "fields of UTF-8 in double quotation marks where they need them",
-            f"something else ({error})",
-        ) from error
+        expected = "fields of UTF-8 in double quotation marks where they need them"
+        received = f"something else ({error})"
+        raise InputError(f"{path}, line {begin}", expected, received) from error
     finally:
         # The file is closed where it was opened, which may be before rows nobody wanted.
         if not stream.closed:
@@ -207,37 +188,28 @@ class TaskExample:
     answers: tuple[Answer, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class SplitData:
-    """A split as read.
+    """A split, and what was odd in its files.
 
     Attributes:
+        spec: the task.
+        labelled: whether each row must have a label: benchmarks keep those of their test files.
+        skip_bad_rows: whether bad rows are left out and noted.
         examples: in the order of the files.
-        files: what was read.
         num_left_out: rows left out for one of the task's `skip_labels`.
         num_relocated: answers that stood elsewhere in the context than the file
             says, and were taken from the nearest place.
         bad_rows: a line on each row that could not be used.
     """
 
-    examples: list[TaskExample]
-    files: tuple[str, ...]
-    num_left_out: int
-    num_relocated: int
-    bad_rows: tuple[str, ...]
-
-
-class _Reading:
-    """What is counted while a split is read."""
-
-    def __init__(self, spec: TaskSpec, split: str, *, skip_bad_rows: bool) -> None:
-        self.spec = spec
-        # Benchmarks keep the labels of their test files to themselves.
-        self.labelled = not split.startswith("test")
-        self.skip_bad_rows = skip_bad_rows
-        self.num_left_out = 0
-        self.num_relocated = 0
-        self.bad_rows: list[str] = []
+    spec: TaskSpec
+    labelled: bool
+    skip_bad_rows: bool
+    examples: list[TaskExample] = dataclasses.field(default_factory=list)
+    num_left_out: int = 0
+    num_relocated: int = 0
+    bad_rows: list[str] = dataclasses.field(default_factory=list)
 
     def bad_row(self, error: InputError) -> None:
         """Raises, or notes a row that is left out."""
@@ -263,31 +235,12 @@ def find_files(spec: TaskSpec, data_dir: Location, split: str) -> tuple[Location
             raise InputError(spec.name, received=f"files: {split}: {error}") from error
         if found:
             return found
-    raise InputError(
-        data_dir,
-        f"the split {split} of {spec.name} ({' or '.join(spec.files[split])})",
-        "no such file",
-    )
+    names = " or ".join(spec.files[split])
+    raise InputError(data_dir, f"the split {split} of {spec.name} ({names})", "no such file")
 
 
 def read_split(
-    spec: TaskSpec,
-    data_dir: Location,
-    split: str,
-    *,
-    skip_bad_rows: bool = False,
-) -> list[TaskExample]:
-    """Reads the examples of a split; see `read_split_data`."""
-    data = read_split_data(spec, data_dir, split, skip_bad_rows=skip_bad_rows)
-    return data.examples
-
-
-def read_split_data(
-    spec: TaskSpec,
-    data_dir: Location,
-    split: str,
-    *,
-    skip_bad_rows: bool = False,
+    spec: TaskSpec, data_dir: Location, split: str, *, skip_bad_rows: bool = False
 ) -> SplitData:
     """Reads a split, and counts what was odd in it.
 
@@ -296,72 +249,57 @@ def read_split_data(
     that begins elsewhere than the file says is looked for, and the nearest place
     taken. A split whose name begins with `test` may lack labels and answers.
 
-    Args:
-        spec: the task.
-        data_dir: the folder of its files.
-        split: one of the task's.
-        skip_bad_rows: whether bad rows are left out and noted.
-
     Raises:
         InputError: there are no such files, no examples in them, or a bad row and
             not `skip_bad_rows`; names the file and the line or the question.
     """
     paths = find_files(spec, data_dir, split)
-    reading = _Reading(spec, split, skip_bad_rows=skip_bad_rows)
+    data = SplitData(spec, not split.startswith("test"), skip_bad_rows)
     read = _read_questions if spec.reader == "squad" else _read_labelled
-    examples = list(read(reading, paths))
-    if not examples:
-        first = reading.bad_rows[:1]
-        raise InputError(
-            paths[0],
-            f"at least one example of {spec.name}",
-            "none",
-            hint=f"the first of {len(reading.bad_rows)} bad rows: {first[0]}" if first else None,
-        )
-    return SplitData(
-        examples,
-        tuple(str(path) for path in paths),
-        reading.num_left_out,
-        reading.num_relocated,
-        tuple(reading.bad_rows),
-    )
+    data.examples += read(data, paths)
+    if not data.examples:
+        first = [f"the first of {len(data.bad_rows)} bad rows: {row}" for row in data.bad_rows[:1]]
+        raise InputError(paths[0], f"at least one example of {spec.name}", "none", *first)
+    return data
 
 
-def _read_labelled(reading: _Reading, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
-    spec = reading.spec
-    needed = (*spec.text_fields, *([spec.label_field] if reading.labelled else []))
+def _read_labelled(data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
+    spec = data.spec
+    needed = (*spec.text_fields, *([spec.label_field] if data.labelled else []))
     number = 0
     for path in paths:
-        for row in read_rows(spec, path, needed, reading.bad_row):
-            example = None if row is None else _labelled_example(reading, row, str(number))
+        for row in read_rows(spec, path, needed, data.bad_row):
+            example = None if row is None else _labelled_example(data, *row, str(number))
             number += 1
             if example is not None:
                 yield example
 
 
-def _labelled_example(reading: _Reading, row: Row, number: str) -> TaskExample | None:
+def _labelled_example(
+    data: SplitData, where: str, fields: Mapping[str, Any], number: str
+) -> TaskExample | None:
     """Makes an example of a row, or None where it is left out."""
-    spec = reading.spec
-    for name in spec.text_fields:
-        if not _is_text(row.fields[name]):
-            reading.bad_row(InputError(f"{row.where}: {name}", "text", shown(row.fields[name])))
+    spec = data.spec
+    key = str(fields.get(spec.id_field, number))
+    for name, text in (*((name, fields[name]) for name in spec.text_fields), (spec.id_field, key)):
+        if not _is_text(text):
+            data.bad_row(InputError(f"{where}: {name}", "text", shown(text)))
             return None
-    key = str(row.fields.get(spec.id_field, number))
-    if not _is_text(key):
-        reading.bad_row(InputError(f"{row.where}: {spec.id_field}", "text", shown(key)))
-        return None
-    texts = tuple(row.fields[name] for name in spec.text_fields)
-    if not reading.labelled and spec.label_field not in row.fields:
+    texts = tuple(fields[name] for name in spec.text_fields)
+    if not data.labelled and spec.label_field not in fields:
         return TaskExample(key, texts)
-    value = row.fields[spec.label_field]
-    said = str(value) if isinstance(value, str | int | float) else repr(value)
-    if said in spec.skip_labels:
-        reading.num_left_out += 1
+    value = fields[spec.label_field]
+    text = str(value) if isinstance(value, str | int | float) else repr(value)
+    if text in spec.skip_labels:
+        data.num_left_out += 1
         return None
-    label = _number(said) if spec.kind == "regression" else _class(spec, said)
+    if spec.kind == "regression":
+        label, expected = _number(text), "a number"
+    else:
+        label = spec.labels.index(text) if text in spec.labels else None
+        expected = f"one of {', '.join(spec.labels)}"
     if label is None:
-        expected = "a number" if spec.kind == "regression" else f"one of {', '.join(spec.labels)}"
-        reading.bad_row(InputError(f"{row.where}: {spec.label_field}", expected, shown(said)))
+        data.bad_row(InputError(f"{where}: {spec.label_field}", expected, shown(text)))
         return None
     return TaskExample(key, texts, label)
 
@@ -370,16 +308,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not _SURROGATES.search(value)
 
 
-def _number(said: str) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        value = float(said)
+        value = float(text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _class(spec: TaskSpec, said: str) -> int | None:
-    return spec.labels.index(said) if said in spec.labels else None
 
 
 class _SquadAnswer(msgspec.Struct):
@@ -406,7 +340,7 @@ class _SquadFile(msgspec.Struct):
     data: list[_SquadArticle]
 
 
-def _read_questions(reading: _Reading, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
+def _read_questions(data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
     """Yields the questions of SQuAD's JSON, which share the contexts of their paragraphs."""
     seen: set[str] = set()
     for path in paths:
@@ -416,19 +350,15 @@ def _read_questions(reading: _Reading, paths: tuple[Location, ...]) -> Iterator[
                 raise InputError(f"{path}: context", "text", shown(paragraph.context))
             for question in paragraph.qas:
                 try:
-                    example = _question_example(reading, path, question, paragraph.context, seen)
+                    example = _question_example(data, path, question, paragraph.context, seen)
                 except InputError as error:
-                    reading.bad_row(error)
+                    data.bad_row(error)
                 else:
                     yield example
 
 
 def _question_example(
-    reading: _Reading,
-    path: Location,
-    content: Mapping[str, Any],
-    context: str,
-    seen: set[str],
+    data: SplitData, path: Location, content: Mapping[str, Any], context: str, seen: set[str]
 ) -> TaskExample:
     """Makes an example of a question, and adds its id to those that were seen."""
     key = str(content.get("id", ""))
@@ -444,12 +374,12 @@ def _question_example(
     for answer in question.answers:
         start = _locate(context, Answer(answer.text, answer.answer_start))
         if start is not None:
-            reading.num_relocated += start != answer.answer_start
+            data.num_relocated += start != answer.answer_start
             answers.append(Answer(answer.text, start))
-        elif reading.labelled:
+        elif data.labelled:
             place = f"the answer {answer.text[:40]!r} in its context at character"
             raise InputError(where, f"{place} {answer.answer_start}", "none")
-    if reading.labelled and not answers:
+    if data.labelled and not answers:
         raise InputError(where, "an answer", "none")
     return TaskExample(key, (question.question, context), answers=tuple(answers))
 

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from data_specs.records import EXAMPLE_ID, TASK_LOGITS, TEACHER_LOGITS
+from data_specs.records import EXAMPLE_ID, TASK_LOGITS, TASK_LOGITS_FEATURES, TEACHER_LOGITS
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import ModelSource
+from pipeline.storage import arrays, serialization
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization
 from pipeline.storage.manifest import TRAIN, Manifest, ShardInfo
 from tools.finetuning import heads, prediction
 from tools.finetuning.head_layout import SPAN
 from tools.finetuning.inputs import Feature, Padding, TaskInputs, input_digest
 
+_, _LOGITS = TASK_LOGITS_FEATURES
 # Inputs of a shard: what a killed run does again.
 _SHARD_SIZE = 4_096
 _BATCH_SIZE = 64
@@ -31,13 +32,13 @@ _BATCH_SIZE = 64
 def cached_logits(
     directory: Location, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
 ) -> list[np.ndarray]:
-    """Returns a teacher's logits, from a cache that is made where it is not there.
+    """Returns a teacher's logits of inputs, from a cache that is made where it is not there.
 
     Args:
         directory: of the cache.
-        inputs: what the teacher reads.
+        inputs: the inputs.
         teacher: fine-tuned on the task; None to take a complete cache, whoever made it.
-        compute_dtype: what the teacher's encoder computes in.
+        compute_dtype: of the teacher's encoder.
 
     Returns:
         for each input float32 [C], or [2, L].
@@ -100,11 +101,10 @@ def _expect_inputs(directory: Location, manifest: Manifest, inputs: TaskInputs) 
 def _make_cache(
     directory: Location, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> Manifest:
-    request = _request(inputs, teacher, compute_dtype)
     if (directory / manifests.MANIFEST_FILE).is_file():
         return manifests.load(directory)
+    request = _request(inputs, teacher, compute_dtype)
     manifests.reserve_output_dir(directory, request)
-    shards = _write_shards(directory, inputs, teacher, compute_dtype)
     manifest = Manifest(
         kind=TASK_LOGITS,
         vocab=inputs.vocab,
@@ -114,7 +114,7 @@ def _make_cache(
         dupe_factor=1,
         seed=0,
         flags=request,
-        splits={TRAIN: shards},
+        splits={TRAIN: _write_shards(directory, inputs, teacher, compute_dtype)},
     )
     manifests.publish(directory, manifest)
     return manifest
@@ -126,11 +126,10 @@ def _write_shards(
     """Writes the shards that are missing; the teacher is loaded where there is one."""
     features = inputs.features
     count = math.ceil(len(features) / _SHARD_SIZE)
+    starts = range(0, len(features), _SHARD_SIZE)
     parts = {
-        manifests.shard_file(TRAIN, index, count): features[
-            index * _SHARD_SIZE : (index + 1) * _SHARD_SIZE
-        ]
-        for index in range(count)
+        manifests.shard_file(TRAIN, index, count): features[start : start + _SHARD_SIZE]
+        for index, start in enumerate(starts)
     }
     done = {file: manifests.completed_shard(directory, file) for file in parts}
     missing = [file for file, shard in done.items() if shard is None]
@@ -141,22 +140,15 @@ def _write_shards(
         with tqdm.tqdm(total=total, unit=" inputs", desc="teacher", smoothing=0.1) as bar:
             for file in missing:
                 logits = prediction.predict_logits(forward, parts[file], padding, bar=bar)
-                done[file] = serialization.write_shard(
-                    directory, file, _records(parts[file], logits)
-                )
+                records = _records(parts[file], logits)
+                done[file] = serialization.write_shard(directory, file, records)
     return tuple(done[file] for file in parts)
 
 
 def _load_teacher(
     inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> prediction.Forward:
-    model = heads.build_head(
-        teacher,
-        inputs.head.kind,
-        num_labels=inputs.head.num_outputs,
-        dtype=compute_dtype,
-        keep_head=True,
-    )
+    model = heads.build_head(teacher, inputs.head, dtype=compute_dtype, keep_head=True)
     return prediction.compile_forward(model)
 
 
@@ -164,7 +156,7 @@ def _records(features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Itera
     for feature, value in zip(features, logits, strict=True):
         record = {
             EXAMPLE_ID: input_digest(feature),
-            TEACHER_LOGITS: value.astype("<f4").tobytes(),
+            TEACHER_LOGITS: arrays.encode(_LOGITS, value, vocab_size=0),
         }
         yield serialization.encode_example(record)
 
@@ -188,4 +180,4 @@ def _read_logits(paths: Sequence[Location], inputs: TaskInputs) -> Iterator[np.n
 def _decode(record: Mapping[str, bytes], feature: Feature, shape: tuple[int, ...]) -> np.ndarray:
     if record[EXAMPLE_ID] != input_digest(feature):
         raise ValueError("it belongs to another input")
-    return np.frombuffer(record[TEACHER_LOGITS], "<f4").reshape(shape)
+    return arrays.decode(_LOGITS, record[TEACHER_LOGITS], vocab_size=0).reshape(shape)

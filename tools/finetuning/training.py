@@ -12,24 +12,22 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from data_specs.records import TEACHER_LOGITS
 from pipeline.base import json_text
 from pipeline.base.errors import DivergedError, InputError, Setting
+from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.run_log import RunLog
 from pipeline.storage import manifest as manifests
-from tools.finetuning import heads, prediction, task_teacher
-from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN
+from tools.finetuning import heads, prediction, scoring, task_teacher
 from tools.finetuning.heads import TaskModel
-from tools.finetuning.inputs import TARGETS, WEIGHTS, Arrays, Padding, TrainingBatches
+from tools.finetuning.inputs import WEIGHTS, Arrays, Padding, TrainingBatches
 from tools.finetuning.objective import TaskObjective
 from tools.finetuning.preparation import Preparation, prepare
 from tools.finetuning.settings import FinetuneConfig
 
 METRICS_FILE = "metrics.json"
 MODEL_FOLDER = "model"
-TEACHER_CACHE_FOLDER = "teacher_cache"
 # Of a file, on any system.
 _MAX_NAME = 255
 
@@ -53,11 +51,7 @@ class Result:
 
 
 def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> Result:
-    """Makes a run, or reads one that is finished.
-
-    Args:
-        config: what was asked for.
-        preparation: of `prepare`, where several runs share it.
+    """Makes a run, or reads one that is finished; several runs may share a `preparation`.
 
     Raises:
         InputError: the data, the model or the directory is not as it must be.
@@ -76,14 +70,12 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
 
 
 def _make(run: Preparation, config: FinetuneConfig) -> Result:
-    """Trains, evaluates and writes."""
     keras.utils.set_random_seed(config.random_seed)
     tf.config.experimental.enable_op_determinism()
     teacher_logits = find_teacher_logits(run, config)
     model = heads.build_head(
         run.source,
-        run.head.kind,
-        num_labels=run.head.num_outputs,
+        run.head,
         dtype=config.compute_dtype,
         seed=config.random_seed,
         keep_head=run.keep_head,
@@ -121,11 +113,8 @@ def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.nda
 
 
 def _teacher_arguments(run: Preparation, config: FinetuneConfig) -> dict[str, Any]:
-    directory = config.teacher_cache
-    if directory is None:
-        directory = config.output_dir / TEACHER_CACHE_FOLDER
     return {
-        "directory": directory,
+        "directory": config.teacher_cache,
         "inputs": run.inputs(run.train, config),
         "teacher": run.teacher,
         "compute_dtype": config.compute_dtype,
@@ -139,7 +128,7 @@ class Trainer:
         model: is trained.
         objective: what is made small.
         optimizer: built for the model's variables.
-        signature: of a batch.
+        example: a batch; the others differ in their lengths alone.
     """
 
     def __init__(
@@ -147,13 +136,16 @@ class Trainer:
         model: TaskModel,
         objective: TaskObjective,
         optimizer: keras.optimizers.Optimizer,
-        signature: Mapping[str, tf.TensorSpec],
+        example: Arrays,
     ) -> None:
         self._loss_sum = tf.Variable(0.0, trainable=False)
         variables = model.trainable_variables
+        signature = {
+            name: tf.TensorSpec([None] * value.ndim, value.dtype) for name, value in example.items()
+        }
 
         # One graph for all lengths; XLA is slower on a CPU, and would compile each.
-        @tf.function(input_signature=[dict(signature)], jit_compile=False)
+        @tf.function(input_signature=[signature], jit_compile=False)
         def step(batch):
             with tf.GradientTape() as tape:
                 loss = objective.loss(model(batch, training=True), batch)
@@ -170,39 +162,6 @@ class Trainer:
         return total
 
 
-def batch_signature(kind: str, *, with_teacher: bool) -> dict[str, tf.TensorSpec]:
-    """Returns what a training batch looks like."""
-    targets = {
-        CLASSIFICATION: tf.TensorSpec([None], tf.int32),
-        REGRESSION: tf.TensorSpec([None], tf.float32),
-        SPAN: tf.TensorSpec([None, 2], tf.int32),
-    }
-    signature = {
-        **prediction.input_signature(),
-        TARGETS: targets[kind],
-        WEIGHTS: tf.TensorSpec([None], tf.float32),
-    }
-    if with_teacher:
-        shape = [None, 2, None] if kind == SPAN else [None, None]
-        signature[TEACHER_LOGITS] = tf.TensorSpec(shape, tf.float32)
-    return signature
-
-
-def _build_trainer(
-    config: FinetuneConfig, model: TaskModel, schedule: WarmupLinearDecay, *, with_teacher: bool
-) -> Trainer:
-    optimizer = build_optimizer(
-        model.trainable_variables,
-        schedule,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
-    weight = config.distill_weight if with_teacher else 0.0
-    objective = TaskObjective(model.kind, weight, config.distill_temperature)
-    signature = batch_signature(model.kind, with_teacher=with_teacher)
-    return Trainer(model, objective, optimizer, signature)
-
-
 def _train(
     run: Preparation,
     config: FinetuneConfig,
@@ -211,10 +170,9 @@ def _train(
     log: RunLog,
 ) -> dict[str, float]:
     """Trains, and returns what is counted."""
-    kind = run.head.kind
     batches = TrainingBatches(
         run.train.features,
-        run.train.targets(kind),
+        run.train.targets(run.head.kind),
         Padding(config.train_batch_size, run.max_seq_length, run.source.config.type_vocab_size),
         seed=config.random_seed,
         teacher_logits=teacher_logits,
@@ -225,7 +183,15 @@ def _train(
         warmup_steps=math.ceil(config.warmup_proportion * num_steps),
         num_train_steps=num_steps,
     )
-    trainer = _build_trainer(config, model, schedule, with_teacher=teacher_logits is not None)
+    optimizer = build_optimizer(
+        model.trainable_variables,
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    weight = config.distill_weight if config.distills else 0.0
+    objective = TaskObjective(run.head.kind, weight, config.distill_temperature)
+    trainer = Trainer(model, objective, optimizer, next(batches.take(1)))
     begun = time.perf_counter()
     _make_steps(trainer, batches.take(num_steps), num_steps, schedule, config, log)
     seconds = time.perf_counter() - begun
@@ -234,7 +200,7 @@ def _train(
         "num_train_examples": len(run.train.examples),
         "num_train_inputs": len(run.train.features),
         "num_train_steps": num_steps,
-        "train_inputs_per_second": done / seconds if num_steps else 0.0,
+        "train_inputs_per_second": done / seconds,
     }
 
 
@@ -281,7 +247,7 @@ def _finish(
     directory = config.output_dir
     forward = prediction.compile_forward(model)
     predicted, speed = prediction.predict(run, config, run.evaluation, forward)
-    scores = prediction.score(run, run.evaluation, predicted)
+    scores = scoring.evaluate(run.spec, run.evaluation.examples, predicted)
     log.write(int(counts.get("num_train_steps", 0)), manifests.EVAL, scores)
     paths = [prediction.write_predictions(run, run.evaluation, predicted, directory)]
     if run.handed_in is not None:
@@ -290,9 +256,8 @@ def _finish(
     folder = (directory / MODEL_FOLDER).make_directory()
     for name, content in run.tokenizer.files().items():
         (folder / name).write_whole(content)
-    heads.save_head(folder, model, labels=run.head.labels)
-    measured = {
-        **counts,
+    heads.save_head(folder, model)
+    evaluated = {
         "num_eval_examples": len(run.evaluation.examples),
         "eval_inputs_per_second": speed,
     }
@@ -300,18 +265,12 @@ def _finish(
         "task": run.spec.name,
         "split": run.evaluation.name,
         "metrics": scores,
-        "counts": measured,
+        "counts": {**counts, **evaluated},
         "predictions": [str(path.relative_to(directory)) for path in paths],
     }
     log.publish()
     (directory / METRICS_FILE).write_json(report)
     return _read_result(directory)
-
-
-def _is_below(name: str) -> bool:
-    """Returns whether a name from a file is one of a file below the folder that it is of."""
-    is_name = name.isprintable() and len(name) <= _MAX_NAME
-    return is_name and not name.startswith("/") and ".." not in name.split("/")
 
 
 class _Report(msgspec.Struct):
@@ -323,7 +282,9 @@ class _Report(msgspec.Struct):
 def _read_result(directory: Location) -> Result:
     path = directory / METRICS_FILE
     report = json_text.convert(path.read_json(), _Report, path)
-    if not all(map(_is_below, report.predictions)):
-        raise InputError(f"{path}: predictions", "names below the folder", "others")
+    for name in report.predictions:
+        is_name = name.isprintable() and len(name) <= _MAX_NAME
+        if not is_name or name.startswith("/") or ".." in name.split("/"):
+            raise InputError(f"{path}: predictions", "names below the folder", shown(name))
     paths = tuple(directory / name for name in report.predictions)
     return Result(directory, report.metrics, report.counts, paths)

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_specs import records
 from data_specs.records import Feature
-from pipeline.storage.arrays import Column
+from pipeline.storage import arrays
 from pipeline.storage.codecs.base import MAX_RECORD_IDS, TopKCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.records import TeacherTargets
@@ -25,6 +25,29 @@ _IDS_AT_ONCE = 2**19
 _REGRESSION = "regression"
 
 Features = Mapping[str, bytes]
+
+
+class Column(arrays.Column):
+    """One feature of many records, and which of these have a property."""
+
+    def any(self, condition: np.ndarray) -> np.ndarray:
+        """Returns which records have a number for which a condition is true, bool [n]."""
+        matching = np.zeros(len(self.counts), bool)
+        if condition.any():
+            matching[self.owners[condition]] = True
+        return matching
+
+    def sums(self) -> np.ndarray:
+        """Returns the sum of each record's numbers, int64 [n]."""
+        sums = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
+        return sums[self.starts + self.counts] - sums[self.starts]
+
+    def not_ascending(self) -> np.ndarray:
+        """Returns which records have a number that is not above the one before, bool [n]."""
+        falls = np.zeros(len(self.values), bool)
+        falls[1:] = self.values[1:] <= self.values[:-1]
+        falls[self.starts[self.counts > 0]] = False
+        return self.any(falls)
 
 
 class Finding(NamedTuple):

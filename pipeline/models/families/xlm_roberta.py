@@ -5,8 +5,5 @@ import dataclasses
 from pipeline.models.families import roberta
 
 FAMILY = dataclasses.replace(
-    roberta.FAMILY,
-    model_type="xlm-roberta",
-    title="XLM-RoBERTa",
-    class_prefix="XLMRoberta",
+    roberta.FAMILY, model_type="xlm-roberta", title="XLM-RoBERTa", class_prefix="XLMRoberta"
 )

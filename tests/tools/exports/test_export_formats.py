@@ -15,7 +15,8 @@ from tests.tools.exports.conftest import make_batch, run_export
 from tools import benchmark_inference
 from tools.exports import exporter, formats, litert, saved_model
 from tools.exports.examples import Example, encode, example_batch
-from tools.exports.hugging_face import masked_lm_subject
+from tools.exports.hugging_face import load_subject
+from tools.exports.model_task import ModelTask
 from tools.exports.program import Opened, Program, Subject, compile_program, encoder_program
 
 tf = pytest.importorskip("tensorflow")
@@ -44,7 +45,7 @@ def teacher_dir(tmp_path_factory, vocab) -> pathlib.Path:
 def subject(teacher_dir) -> Subject:
     """The teacher, cut to 40 tokens."""
     tokenizer = load_tokenizer(teacher_dir, do_lower_case=None)
-    return masked_lm_subject(find_model(teacher_dir), tokenizer, 40)
+    return load_subject(find_model(teacher_dir), ModelTask(), tokenizer, 40)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pipeline.base.errors import InputError
 from pipeline.models.formats.model_directory import find_model
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools.exports.model_card import CardSettings, Origin, model_card
-from tools.exports.model_task import ModelTask, find_task
+from tools.exports.model_task import HubNames, ModelTask, find_task
 from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head
 
 # What a run of `finetune` writes.
@@ -87,16 +87,13 @@ def test_the_card_of_a_fine_tuned_model(run_dir) -> None:
     source = find_model(run_dir / "model")
     tensors = load_file(run_dir / "model" / "model.safetensors").values()
     millions = sum(math.prod(tensor.shape) for tensor in tensors) / 1e6
-    card = model_card(
-        source.config, CardSettings("tiny"), Origin({}, None, {}), task=find_task(source)
-    )
+    nowhere = Origin({}, None, {})
+    card = model_card(source.config, CardSettings("tiny"), nowhere, task=find_task(source))
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["pipeline_tag"] == "text-classification"
     assert front["tags"] == ["bert", "text-classification", "distillation"]
-    assert (
-        f" {millions:.2f} million parameters, fine-tuned on pairs with a teacher's logits. It "
-        "takes up to 64 tokens.\n"
-    ) in card
+    text = "million parameters, fine-tuned on pairs with a teacher's logits. It takes up to 64"
+    assert f" {millions:.2f} {text} tokens.\n" in card
     assert "model = AutoModelForSequenceClassification.from_pretrained('tiny')\n" in card
     lines = card.splitlines()
     for name, text in MAKING.items():
@@ -139,22 +136,20 @@ def test_a_damaged_run(run_dir, field: str) -> None:
 def test_questions_and_numbers(span_teacher_dir, teacher_dir, tmp_path) -> None:
     task = _find(span_teacher_dir)
     assert task.head == Head(SPAN) and task.num_texts == 2
-    assert (task.auto_class, task.pipeline_tag, task.tag) == (
-        *("AutoModelForQuestionAnswering", "question-answering", "question-answering"),
-    )
+    assert task.hub == HubNames("AutoModelForQuestionAnswering", *["question-answering"] * 2)
     assert task.rows() == [
         ("input", "a question and its context"),
         ("output", "the answer's first and last token"),
     ]
     task = _find(save_tiny_head(tmp_path / "number", teacher_dir, Head(REGRESSION)))
-    assert task.auto_class == "AutoModelForSequenceClassification"
+    assert task.hub.auto_class == "AutoModelForSequenceClassification"
     assert task.rows() == [("input", "one text"), ("output", "a number")]
 
 
 def test_a_masked_lm_has_no_task(teacher_dir) -> None:
     task = _find(teacher_dir)
     assert task == ModelTask() and task.num_texts == 1 and task.rows() == []
-    assert (task.auto_class, task.pipeline_tag) == ("AutoModelForMaskedLM", "fill-mask")
+    assert (task.hub.auto_class, task.hub.pipeline_tag) == ("AutoModelForMaskedLM", "fill-mask")
 
 
 def test_labels_within_a_table() -> None:

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import tasks
-from pipeline.base.errors import InputError
 from tools.finetuning import scoring
 from tools.finetuning.scoring import Prediction
 from tools.finetuning.task_data import Answer, TaskExample
@@ -64,23 +63,13 @@ def test_matthews_is_pearsons_correlation_of_two_classes(pairs: list[tuple[int, 
 
 def test_predictions_that_do_not_fit() -> None:
     spec = tasks.load_task("rte")
-    with pytest.raises(ValueError, match=r"expected 2 predictions, received \[3\]"):
-        scoring.evaluate(spec, _labelled(0, 1), [0, 1, 1])
-    with pytest.raises(ValueError, match=r"expected 2 predictions, received \[2, 2\]"):
-        scoring.evaluate(spec, _labelled(0, 1), np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="expected class indices, received float64"):
-        scoring.evaluate(spec, _labelled(0, 1), [0.1, 0.9])
-    with pytest.raises(ValueError, match="expected examples to score, received none"):
-        scoring.evaluate(spec, [], [])
-
-
-def test_examples_without_labels() -> None:
-    unlabelled = [*_labelled(0), TaskExample("7", ("a", "b"))]
-    message = "rte: expected labelled examples to score, received 1 without a label, first 7"
-    with pytest.raises(InputError, match=message):
-        scoring.evaluate(tasks.load_task("rte"), unlabelled, [0, 1])
-    with pytest.raises(InputError, match="squad: expected labelled .* first q"):
-        scoring.evaluate(tasks.load_task("squad"), _asked(q=()), {"q": "a"})
+    for predictions, message in (
+        ([0, 1, 1], r"expected 2 predictions, received \[3\]"),
+        (np.zeros((2, 2)), r"expected 2 predictions, received \[2, 2\]"),
+        ([0.1, 0.9], "expected class indices, received float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scoring.evaluate(spec, _labelled(0, 1), predictions)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import pathlib
 import pytest
 
 from data_specs import tasks
+from data_specs.declarations import known_names
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from tests.tools.finetuning.squad_files import squad_json
-from tools.finetuning.task_data import Answer, TaskExample, read_split, read_split_data
+from tools.finetuning.task_data import Answer, TaskExample, read_split
 
 SHARED = Location.parse(pathlib.Path(__file__)).parents[4] / "shared"
 
@@ -125,23 +126,22 @@ def _write(folder: Location, files: dict[str, str]) -> Location:
 
 
 def test_every_task_has_a_case() -> None:
-    assert {name for name, *_ in CASES} == set(tasks.known_tasks())
+    assert {name for name, *_ in CASES} == set(known_names(tasks.FOLDER))
 
 
 @pytest.mark.parametrize(
     ("name", "files", "split", "expected"), CASES, ids=[f"{name}-{s}" for name, _, s, _ in CASES]
 )
 def test_each_reads_its_true_format(tmp_path, name: str, files, split: str, expected) -> None:
-    assert read_split(tasks.load_task(name), _write(tmp_path, files), split) == expected
+    assert read_split(tasks.load_task(name), _write(tmp_path, files), split).examples == expected
 
 
 def test_rows_left_out_keep_the_numbers_of_others(tmp_path) -> None:
     rows = [{"sentence1": "a", "sentence2": "b", "label": label} for label in ("-", "neutral")]
     folder = _write(tmp_path, {"dev.json": "\n" + _lines(*rows) + "\n"})
-    data = read_split_data(tasks.load_task("ocnli"), folder, "dev")
+    data = read_split(tasks.load_task("ocnli"), folder, "dev")
     assert [example.key for example in data.examples] == ["1"]
-    assert (data.num_left_out, data.bad_rows) == (1, ())
-    assert data.files == (f"{folder}/dev.json",)
+    assert (data.num_left_out, data.bad_rows) == (1, [])
 
 
 def _refusal(name: str, folder: Location, split: str = "dev", **settings) -> InputError:
@@ -151,7 +151,7 @@ def _refusal(name: str, folder: Location, split: str = "dev", **settings) -> Inp
     return caught.value
 
 
-@pytest.mark.parametrize("name", tasks.known_tasks())
+@pytest.mark.parametrize("name", known_names(tasks.FOLDER))
 def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
     _write(tmp_path, {"other.txt": "x"})
     error = _refusal(name, tmp_path)
@@ -231,7 +231,7 @@ def test_bad_rows_are_left_out_and_told(tmp_path) -> None:
     header = "id|qid1|qid2|question1|question2|is_duplicate"
     rows = _table(header, "1|1|2|Why?|How", " come?|1", "2|3|4|a|b|0")
     folder = _write(tmp_path, {"train.tsv": rows})
-    data = read_split_data(tasks.load_task("qqp"), folder, "train", skip_bad_rows=True)
+    data = read_split(tasks.load_task("qqp"), folder, "train", skip_bad_rows=True)
     assert [example.key for example in data.examples] == ["2"]
     places = [row.partition(": ")[0] for row in data.bad_rows]
     assert places == [f"{folder}/train.tsv, line {line}" for line in (2, 3)]
@@ -249,7 +249,7 @@ def test_answers_are_looked_for_nearby(tmp_path) -> None:
         ("far", "?", [("长江", 99)]),
     ]
     folder = _write(tmp_path, {"dev.json": squad_json((context, questions))})
-    data = read_split_data(tasks.load_task("cmrc2018"), folder, "dev")
+    data = read_split(tasks.load_task("cmrc2018"), folder, "dev")
     assert [example.answers[0].start for example in data.examples] == [2, 2, 7, 7]
     assert data.num_relocated == 3
 
@@ -273,8 +273,8 @@ def test_a_malformed_question_is_a_bad_row(tmp_path, change, place: str) -> None
     folder = _write(tmp_path, {"dev.json": json.dumps(value)})
     error = _refusal("cmrc2018", folder)
     assert error.subject == f"{folder}/dev.json, question wrong: {place}"
-    data = read_split_data(tasks.load_task("cmrc2018"), folder, "dev", skip_bad_rows=True)
-    assert [example.key for example in data.examples] == ["q"] and data.bad_rows == (str(error),)
+    data = read_split(tasks.load_task("cmrc2018"), folder, "dev", skip_bad_rows=True)
+    assert [example.key for example in data.examples] == ["q"] and data.bad_rows == [str(error)]
 
 
 def test_a_context_without_its_answer_is_a_bad_row_but_in_test_files(tmp_path) -> None:
@@ -283,11 +283,11 @@ def test_a_context_without_its_answer_is_a_bad_row_but_in_test_files(tmp_path) -
     spec = tasks.load_task("cmrc2018")
     error = _refusal("cmrc2018", folder)
     assert error.subject == f"{folder}/dev.json, question Q_1" and "'黄海'" in error.expected
-    data = read_split_data(spec, folder, "dev", skip_bad_rows=True)
-    assert (data.examples, data.bad_rows) == ([QUESTION], (str(error),))
+    data = read_split(spec, folder, "dev", skip_bad_rows=True)
+    assert (data.examples, data.bad_rows) == ([QUESTION], [str(error)])
     # Benchmarks fill in answers that are none where they keep the true ones.
     _write(tmp_path, {"test.json": squad_json((CONTEXT, [("Q", "?", [("FAKE_ANSWER_1", -1)])]))})
-    assert read_split(spec, folder, "test") == [TaskExample("Q", ("?", CONTEXT))]
+    assert read_split(spec, folder, "test").examples == [TaskExample("Q", ("?", CONTEXT))]
 
 
 _ONE = squad_json(("a", [("q", "?", [("a", 0)])]))
@@ -319,47 +319,36 @@ def test_json_that_is_not_squads_is_refused(tmp_path, content: str, place: str) 
 
 
 def test_json_after_a_byte_order_mark(tmp_path) -> None:
-    content = squad_json(("a", [("q", "?", [("a", 0)])]))
-    folder = _write(tmp_path, {"dev.json": "\ufeff" + content})
-    (example,) = read_split(tasks.load_task("cmrc2018"), folder, "dev")
+    folder = _write(tmp_path, {"dev.json": "\ufeff" + _ONE})
+    (example,) = read_split(tasks.load_task("cmrc2018"), folder, "dev").examples
     assert example.texts == ("?", "a")
 
 
 # The folder, the examples of each split, the rows left out, the answers relocated.
 REAL = [
-    ("sst2", "en/SST-2", "train", 67349, 0, 0),
-    ("sst2", "en/SST-2", "dev", 872, 0, 0),
-    ("sst2", "en/SST-2", "test", 1821, 0, 0),
-    ("mrpc", "en/MRPC", "train", 4076, 0, 0),
-    ("mrpc", "en/MRPC", "dev", 1725, 0, 0),
-    ("chnsenticorp", "zh/tasks/ChnSentiCorp", "train", 9600, 0, 0),
-    ("chnsenticorp", "zh/tasks/ChnSentiCorp", "dev", 1200, 0, 0),
-    ("chnsenticorp", "zh/tasks/ChnSentiCorp", "test", 1200, 0, 0),
-    ("ocnli", "zh/tasks/OCNLI", "train", 9985, 15, 0),
-    ("ocnli", "zh/tasks/OCNLI", "dev", 2950, 50, 0),
-    ("ocnli", "zh/tasks/OCNLI", "test", 3000, 0, 0),
-    ("tnews", "zh/tasks/TNEWS_few", "train", 1185, 0, 0),
-    ("tnews", "zh/tasks/TNEWS_few", "dev", 1098, 0, 0),
-    ("tnews", "zh/tasks/TNEWS_few", "test", 2010, 0, 0),
-    ("cmrc2018", "zh/tasks/cmrc2018", "train", 10142, 0, 21),
-    ("cmrc2018", "zh/tasks/cmrc2018", "dev", 1002, 0, 5),
-    ("xquad_en", "xquad", "dev", 1190, 0, 0),
-    ("xquad_ru", "xquad", "dev", 1190, 0, 0),
-    ("xquad_zh", "xquad", "dev", 1190, 0, 0),
-    ("rusentiment", "ru/RuSentiment", "train", 28218, 0, 0),
-    ("rusentiment", "ru/RuSentiment", "dev", 2967, 0, 0),
-]
+    ("sst2", "en/SST-2", {"train": (67349, 0, 0), "dev": (872, 0, 0), "test": (1821, 0, 0)}),
+    ("mrpc", "en/MRPC", {"train": (4076, 0, 0), "dev": (1725, 0, 0)}),
+    ("chnsenticorp", "zh/tasks/ChnSentiCorp",
+     {"train": (9600, 0, 0), "dev": (1200, 0, 0), "test": (1200, 0, 0)}),
+    ("ocnli", "zh/tasks/OCNLI",
+     {"train": (9985, 15, 0), "dev": (2950, 50, 0), "test": (3000, 0, 0)}),
+    ("tnews", "zh/tasks/TNEWS_few",
+     {"train": (1185, 0, 0), "dev": (1098, 0, 0), "test": (2010, 0, 0)}),
+    ("cmrc2018", "zh/tasks/cmrc2018", {"train": (10142, 0, 21), "dev": (1002, 0, 5)}),
+    *((f"xquad_{language}", "xquad", {"dev": (1190, 0, 0)}) for language in ("en", "ru", "zh")),
+    ("rusentiment", "ru/RuSentiment", {"train": (28218, 0, 0), "dev": (2967, 0, 0)}),
+]  # fmt: skip
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("name", "folder", "split", "count", "left_out", "relocated"), REAL)
-def test_the_real_files(
-    name: str, folder: str, split: str, count: int, left_out: int, relocated: int
-) -> None:
-    data = read_split_data(tasks.load_task(name), SHARED / "data" / folder, split)
-    assert (len(data.examples), data.num_left_out) == (count, left_out)
-    assert (data.num_relocated, data.bad_rows) == (relocated, ())
-    assert len({example.key for example in data.examples}) == count
+@pytest.mark.parametrize(
+    ("name", "folder", "split", "counts"),
+    [(*task, split, found) for *task, splits in REAL for split, found in splits.items()],
+)
+def test_the_real_files(name: str, folder: str, split: str, counts: tuple[int, ...]) -> None:
+    data = read_split(tasks.load_task(name), SHARED / "data" / folder, split)
+    assert (len(data.examples), data.num_left_out, data.num_relocated) == counts
+    assert len({example.key for example in data.examples}) == counts[0] and not data.bad_rows
     # Two questions of CMRC's trial file are empty.
     assert all(example.texts[-1].strip() for example in data.examples)
     for example in data.examples:
@@ -377,6 +366,6 @@ def test_real_posts_are_those_of_the_csv_module() -> None:
     spec = tasks.load_task("rusentiment")
     read = [
         (example.texts[0], spec.labels[example.label])
-        for example in read_split(spec, folder, "train")
+        for example in read_split(spec, folder, "train").examples
     ]
     assert read == rows

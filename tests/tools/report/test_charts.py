@@ -73,11 +73,7 @@ def test_series_beyond_the_colours_are_grey_and_not_in_the_legend() -> None:
 
 
 def test_points_on_logarithmic_axes_keep_values_labels_and_error_bars() -> None:
-    points = (
-        Point(42.0, 1e-7, "hint", "label"),
-        Point(522.0, 3e-3, spread=1e-3),
-        Point(90.0, 2.0),
-    )
+    points = (Point(42.0, 1e-7, "hint", "label"), Point(522.0, 3e-3, spread=1e-3), Point(90.0, 2.0))
     axis = Axis("bytes", "{:g}".format, logarithmic=True)
     figure = charts.figure([Series("k", points, joined=False)], axis, axis)
     axes = figure.axes[0]

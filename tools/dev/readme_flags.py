@@ -1,4 +1,4 @@
-"""Tables of the commands' flags in a README: `python -m pipeline.commands.flag_tables [--check]`.
+"""Tables of the commands' flags in a README: `python -m tools.dev.readme_flags [--check]`.
 
 A table stands between `<!-- flags of NAME -->` and `<!-- end of flags -->`.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pipeline.commands import flags
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+README = pathlib.Path(__file__).parents[2] / "pipeline" / "README.md"
 _TABLE = re.compile(r"(<!-- flags of (\w+) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments != ["--check"]:
         README.write_text(updated, encoding="utf-8")
     elif text != updated:
-        print(f"error: {README}: run python -m pipeline.commands.flag_tables", file=sys.stderr)
+        print(f"error: {README}: run python -m tools.dev.readme_flags", file=sys.stderr)
         return 1
     return 0
 
