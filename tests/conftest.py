@@ -25,6 +25,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers, processors, trainers
 
+from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.base.local_mirror import CACHE_VARIABLE
 from pipeline.base.location import BucketLocation, Location
@@ -146,6 +147,23 @@ def read_folder(folder: pathlib.Path) -> dict[str, bytes]:
     """Returns what is below a folder, by name."""
     found = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def dense_logits(model: Any, features: dict[str, bytes], vocab_size: int) -> np.ndarray:
+    """Returns a teacher's logits at one record's masked positions, unpadded: float64 [P, V]."""
+    arrays = {
+        feature.name: np.frombuffer(features[feature.name], feature.numpy_dtype(vocab_size))
+        for feature in records.MASKED_EXAMPLE_FEATURES
+    }
+    length = len(arrays[records.INPUT_IDS])
+    batch = {
+        records.INPUT_IDS: arrays[records.INPUT_IDS],
+        records.INPUT_MASK: np.ones(length),
+        records.SEGMENT_IDS: np.arange(length) >= arrays[records.SEGMENT_LENGTHS][0],
+        records.MASKED_LM_POSITIONS: arrays[records.MASKED_LM_POSITIONS],
+    }
+    batch = {name: value[None].astype("int32") for name, value in batch.items()}
+    return np.asarray(model(batch))[0].astype(np.float64)
 
 
 @pytest.fixture(scope="session")

@@ -269,12 +269,8 @@ def _repair(
 ) -> tuple[Manifest, Verification]:
     """Makes again what is broken or missing, and checks the directory once more."""
     if manifests.MANIFEST_FILE in problems:
-        raise InputError(
-            Setting("repair"),
-            f"a sound {manifests.MANIFEST_FILE} to go by",
-            config.input_dir,
-            hint=_way_out(manifest, problems),
-        )
+        expected, hint = f"a sound {manifests.MANIFEST_FILE} to go by", _way_out(manifest, problems)
+        raise InputError(Setting("repair"), expected, config.input_dir, hint)
     from tools.verification import repair
 
     for line in repair.repair(teacher.inputs, manifest, problems):
@@ -287,14 +283,6 @@ def _print_problems(problems: Problems) -> None:
     for file, texts in problems.items():
         line = " ".join(f"{file}: {'; '.join(texts)}".split())
         print(textwrap.shorten(line, _MAX_LINE, placeholder=" …"), flush=True)
-
-
-def _choose_backend(values: absl_flags.FlagValues, manifest: Manifest) -> None:
-    """Computes with what the cache was made with, unless told otherwise."""
-    recorded = manifest.flags.get("backend")
-    if values.backend is None:
-        values.backend = recorded if recorded in _BACKENDS else _BACKENDS[0]
-    running.choose_backend(values)
 
 
 def _verify(values: absl_flags.FlagValues) -> None:
@@ -310,13 +298,14 @@ def _verify(values: absl_flags.FlagValues) -> None:
         manifest = load_manifest(directory)
     if config.teacher is not None:
         if manifest.kind != records.TEACHER_CACHE:
-            raise InputError(
-                Setting("repair" if config.repair else "teacher"),
-                f"a {records.TEACHER_CACHE}",
-                f"{config.input_dir}, which holds {manifest.kind}",
-                hint=_way_out(manifest, {}),
-            )
-        _choose_backend(values, manifest)
+            subject = Setting("repair" if config.repair else "teacher")
+            received = f"{directory}, which holds {manifest.kind}"
+            hint = _way_out(manifest, {})
+            raise InputError(subject, f"a {records.TEACHER_CACHE}", received, hint)
+        if values.backend is None:
+            recorded = manifest.flags.get("backend")
+            values.backend = recorded if recorded in _BACKENDS else _BACKENDS[0]
+        running.choose_backend(values)
         teacher = open_teacher(config, manifest)
     if is_unfinished:
         manifest, found = _repair(config, manifest, teacher, {})
@@ -327,16 +316,12 @@ def _verify(values: absl_flags.FlagValues) -> None:
             manifest, found = _repair(config, manifest, teacher, found.problems)
     _print_problems(found.problems)
     if found.problems:
-        count = len(found.problems)
-        raise InputError(
-            config.input_dir,
-            "a sound directory",
-            f"one where {count:,} {'file is' if count == 1 else 'files are'} broken "
-            f"({', '.join(found.problems)})",
-            hint=_way_out(manifest, found.problems),
-        )
+        files = "1 file is" if len(found.problems) == 1 else f"{len(found.problems):,} files are"
+        received = f"one where {files} broken ({', '.join(found.problems)})"
+        hint = _way_out(manifest, found.problems)
+        raise InputError(directory, "a sound directory", received, hint)
     print("\n".join(_lines(manifest, found)))
-    print(f"all is well: {config.input_dir}")
+    print(f"all is well: {directory}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

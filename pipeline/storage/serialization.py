@@ -78,6 +78,8 @@ def encode_example(features: Mapping[str, bytes]) -> bytes:
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    if position < len(data) and (byte := data[position]) < 0x80:
+        return byte, position + 1
     value = shift = 0
     while position < len(data) and shift < 64:
         byte = data[position]

@@ -12,6 +12,8 @@ import pytest
 from pipeline.base.errors import InterruptedRunError
 from pipeline.runners import local
 
+ROOT = pathlib.Path(__file__).parents[2]
+
 
 def square(number: int) -> tuple[int, int]:
     """Returns a square, and which process computed it."""
@@ -59,15 +61,9 @@ def test_the_temporary_folder_may_have_a_long_name(tmp_path: pathlib.Path) -> No
         "from pipeline.runners import local; local.prepare('json'); "
         "workers = local.LocalWorkers(2); print(list(workers.run(abs, [-1, 2])))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=pathlib.Path(__file__).parents[2],
-        env={**os.environ, "TMPDIR": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    result = subprocess.run([sys.executable, "-c", code], **settings, timeout=60, check=False)
     assert result.stdout == "[1, 2]\n", result.stderr
 
 

@@ -150,18 +150,6 @@ def gpus(number: int) -> tuple[int, str]:
     return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-def write_slowly(case: tuple[pathlib.Path, int]) -> int:
-    """Leaves a line when it begins: its number, node and process; sleeps and returns."""
-    import ray as package
-
-    folder, number = case
-    node = package.get_runtime_context().get_node_id()
-    with open(folder / "begun.txt", "a") as file:
-        file.write(f"{number} {node} {os.getpid()}\n")
-    time.sleep(1.0)
-    return number
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A cluster of two nodes on the loopback, which finds out soon that one was killed."""
@@ -315,25 +303,6 @@ def test_what_no_node_has_is_waited_for(cluster, tmp_path, capsys) -> None:
         pass
     wanted = "no node of the cluster has the 1 CPUs and 3 GPUs of a job yet: waiting\n"
     assert capsys.readouterr().err.endswith(wanted)
-
-
-@pytest.mark.ray
-def test_a_job_of_a_killed_node_is_done_again(cluster, config, tmp_path) -> None:
-    victim = cluster.add_node(**_node())
-    begun = tmp_path / "begun.txt"
-
-    def lines() -> list[list[str]]:
-        return [line.split() for line in begun.read_text().splitlines()] if begun.exists() else []
-
-    with RayWorkers(config, tmp_path) as workers:
-        results = workers.run(write_slowly, [(tmp_path, number) for number in range(12)])
-        killer = _kill_when(cluster, victim, lambda: victim.node_id in {at for _, at, _ in lines()})
-        assert list(results) == list(range(12))
-        killer.join()
-    numbers = [number for number, _, _ in lines()]
-    assert set(numbers) == {str(number) for number in range(12)}
-    # The one that was at work there, and no other.
-    assert len(numbers) == 13
 
 
 def _kill_when(cluster, node, condition: Callable[[], bool]) -> threading.Thread:

@@ -22,7 +22,7 @@ from pipeline.storage.codecs import CODECS
 from pipeline.storage.records import TeacherTargets
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
-from tests.conftest import read_folder, save_tiny_bert
+from tests.conftest import dense_logits, read_folder, save_tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -63,16 +63,7 @@ def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_
             feature.name: np.frombuffer(record[feature.name], feature.numpy_dtype(vocab_size))
             for feature in records.TEACHER_CACHE_FEATURES
         }
-        length = len(arrays[records.INPUT_IDS])
-        segments = np.arange(length) >= arrays[records.SEGMENT_LENGTHS][0]
-        batch = {
-            records.INPUT_IDS: arrays[records.INPUT_IDS],
-            records.INPUT_MASK: np.ones(length),
-            records.SEGMENT_IDS: segments,
-            records.MASKED_LM_POSITIONS: arrays[records.MASKED_LM_POSITIONS],
-        }
-        batch = {name: value[None].astype("int32") for name, value in batch.items()}
-        logits = np.asarray(model(batch))[0].astype(np.float64)
+        logits = dense_logits(model, record, vocab_size)
         positions = len(logits)
         ids, kept = codec.decode(record, positions)
         tails = arrays[records.LOG_TAIL_MASSES].reshape(positions, 2)

@@ -17,7 +17,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.codecs import CODECS, float16
 from pipeline.storage.records import TeacherTargets
-from tests.conftest import make_cache, read_folder
+from tests.conftest import dense_logits, make_cache, read_folder
 from tests.tools.conftest import Features, read_shard, rewrite_cache
 from tools import merge_caches as tool
 from tools.merge_caches import MergeConfig, merge_caches
@@ -35,20 +35,7 @@ def _decode(features: Features, info: manifests.TeacherInfo, vocab_size: int):
 
 def _dense(model: MaskedLM, features: Features, vocab_size: int) -> np.ndarray:
     """Returns a teacher's probabilities at one record's masked positions: float64 [P, V]."""
-    arrays = {
-        feature.name: np.frombuffer(features[feature.name], feature.numpy_dtype(vocab_size))
-        for feature in records.MASKED_EXAMPLE_FEATURES
-    }
-    length = len(arrays[records.INPUT_IDS])
-    segments = np.arange(length) >= arrays[records.SEGMENT_LENGTHS][0]
-    batch = {
-        records.INPUT_IDS: arrays[records.INPUT_IDS],
-        records.INPUT_MASK: np.ones(length),
-        records.SEGMENT_IDS: segments,
-        records.MASKED_LM_POSITIONS: arrays[records.MASKED_LM_POSITIONS],
-    }
-    batch = {name: value[None].astype("int32") for name, value in batch.items()}
-    logits = np.asarray(model(batch))[0].astype(np.float64)
+    logits = dense_logits(model, features, vocab_size)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)
 

@@ -74,27 +74,16 @@ def test_conversion(capsys, places, layout: str) -> None:
 def test_merging(capsys, places, bucket, other_cache_dir, merged_dir) -> None:
     there, _ = places
     other = upload_folder(other_cache_dir, bucket / "other")
-    _run(
-        capsys,
-        merge_caches,
-        input_dirs=f"{there['cache']},{other}",
-        weights="3,1",
-        output_dir=there["out"],
-    )
+    settings = {"input_dirs": f"{there['cache']},{other}", "weights": "3,1"}
+    _run(capsys, merge_caches, output_dir=there["out"], **settings)
     assert read_objects(there["out"]) == read_folder(merged_dir)
 
 
 def test_fewer_tokens(capsys, places) -> None:
+    names = {"input_dir": "cache", "teacher": "teacher", "output_dir": "out"}
     for place in places:
-        _run(
-            capsys,
-            reduce_vocabulary,
-            input_dir=place["cache"],
-            teacher=place["teacher"],
-            coverage=0.9,
-            student_layers=1,
-            output_dir=place["out"],
-        )
+        paths = {name: place[key] for name, key in names.items()}
+        _run(capsys, reduce_vocabulary, coverage=0.9, student_layers=1, **paths)
     written = [_written(place["out"]) for place in places]
     assert written[0] == written[1] and "model.safetensors" in written[0]
 
@@ -142,14 +131,8 @@ def test_fine_tuning(capsys, places, bucket, tmp_path, sentiment_dir, model_dir)
         "model": upload_folder(model_dir, bucket / model_dir.name),
         "output_dir": bucket / "runs",
     }
-    settings = {
-        "task": "chnsenticorp",
-        "num_train_epochs": 1,
-        "learning_rates": "2e-3",
-        "train_batch_size": 16,
-        "max_seq_length": 48,
-        "compute_dtype": "float32",
-    }
+    settings = {"task": "chnsenticorp", "num_train_epochs": 1, "learning_rates": "2e-3"}
+    settings |= {"train_batch_size": 16, "max_seq_length": 48, "compute_dtype": "float32"}
     said = [_run(capsys, finetune, **settings, **place) for place in (there, here)]
     assert said[0].replace(str(bucket), str(tmp_path)) == said[1]
     # Finished runs are read, not repeated.

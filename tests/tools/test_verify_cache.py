@@ -106,27 +106,18 @@ def _task_logits(folder: pathlib.Path, *rows: list[float], **flags) -> pathlib.P
     ]
     file = manifests.shard_file("train", 0, 1)
     shard = serialization.write_shard(folder, file, encoded)
-    manifest = Manifest(
-        kind=records.TASK_LOGITS,
-        vocab=VocabInfo(5, "0" * 64),
-        special_ids={"pad": 0},
-        max_seq_length=8,
-        max_predictions_per_seq=0,
-        dupe_factor=1,
-        seed=0,
-        flags=request,
-        splits={"train": (shard,)},
-    )
-    manifests.publish(folder, manifest)
+    sizes = {"max_seq_length": 8, "max_predictions_per_seq": 0, "dupe_factor": 1, "seed": 0}
+    vocab = {"vocab": VocabInfo(5, "0" * 64), "special_ids": {"pad": 0}}
+    content = {"kind": records.TASK_LOGITS, "flags": request, "splits": {"train": (shard,)}}
+    manifests.publish(folder, Manifest(**content, **vocab, **sizes))
     return folder
 
 
 def test_all_is_well(cache_dir, examples_dir, windows_dir, small_dir, merged_dir, tmp_path, capsys):
     logits = _task_logits(tmp_path / "logits", [0.5, 1.0], [0.5, 1.0, 2.0])
+    teacher = "features, lengths, ids, order, masks, top-k, tails and labels as they must be"
     words = {
-        cache_dir: "features, lengths, ids, order, masks, top-k, tails and labels as they must be",
-        small_dir: "features, lengths, ids, order, masks, top-k, tails and labels as they must be",
-        merged_dir: "features, lengths, ids, order, masks, top-k, tails and labels as they must be",
+        **dict.fromkeys((cache_dir, small_dir, merged_dir), teacher),
         examples_dir: "features, lengths, ids, order and masks as they must be",
         windows_dir: "features, lengths, ids, order and words as they must be",
         logits: "features and logits as they must be",

@@ -115,14 +115,10 @@ class _Comparison:
     ) -> None:
         guesses = log_probs.argmax(axis=-1)
         self._raise("label", log_probs[np.arange(len(labels)), labels], cached.label_log_probs)
-        measured = {
-            "agreement": guesses == cached.ids[:, 0],
-            "confidence": np.exp(log_probs.max(axis=-1)),
-            "is_right": guesses == labels,
-            "cached_is_right": cached.ids[:, 0] == labels,
-        }
-        for name, values in measured.items():
-            self.positions[name].append(values)
+        self.positions["agreement"].append(guesses == cached.ids[:, 0])
+        self.positions["confidence"].append(np.exp(log_probs.max(axis=-1)))
+        self.positions["is_right"].append(guesses == labels)
+        self.positions["cached_is_right"].append(cached.ids[:, 0] == labels)
 
     def _raise(self, name: str, a: np.ndarray, b: np.ndarray) -> None:
         self.largest[name] = max(self.largest[name], fidelity.largest_difference(a, b))
@@ -178,30 +174,21 @@ def expect_comparable(cache: CacheInput) -> None:
     if manifest.kind != records.TEACHER_CACHE:
         raise InputError(cache.directory, f"a {records.TEACHER_CACHE}", manifest.kind)
     if manifest.teacher_info.truncation == SAMPLED:
-        raise InputError(
-            cache.directory,
-            "a cache of the top-k",
-            "one of `truncation`=sampled, whose draws are right on average, not at a position",
-        )
+        received = "one of `truncation`=sampled, whose draws are right on average only"
+        raise InputError(cache.directory, "a cache of the top-k", received)
 
 
 def expect_teacher(cache: CacheInput, sha256: str) -> None:
     """Raises InputError unless a teacher is the only one that a cache was made with."""
     teacher = cache.manifest.teacher_info.teacher
     if "merged" in teacher:
-        raise InputError(
-            cache.directory,
-            received=f"merged from {len(teacher['merged'])} caches: "
-            "there is no single teacher to compare it with",
-            hint="`any_teacher` compares it with `teacher` all the same",
-        )
+        received = f"merged from {len(teacher['merged'])} caches: no single teacher made it"
+        hint = "`any_teacher` compares it with `teacher` all the same"
+        raise InputError(cache.directory, received=received, hint=hint)
     if teacher["sha256"] != sha256:
-        raise InputError(
-            Setting("teacher"),
-            f"the teacher of {cache.directory} (SHA-256 {teacher['sha256']})",
-            f"SHA-256 {sha256}",
-            hint="`any_teacher` compares it all the same",
-        )
+        expected = f"the teacher of {cache.directory} (SHA-256 {teacher['sha256']})"
+        hint = "`any_teacher` compares it all the same"
+        raise InputError(Setting("teacher"), expected, f"SHA-256 {sha256}", hint)
 
 
 def measure_cache(

@@ -157,9 +157,8 @@ def expect_same_examples(caches: Sequence[CacheInput]) -> None:
         if cache.manifest.kind != records.TEACHER_CACHE:
             raise InputError(cache.directory, "a teacher cache", cache.manifest.kind)
         if cache.manifest.teacher_info.truncation == SAMPLED:
-            raise InputError(
-                cache.directory, "a cache of `truncation`=topk", "one of `truncation`=sampled"
-            )
+            expected = "a cache of `truncation`=topk"
+            raise InputError(cache.directory, expected, "one of `truncation`=sampled")
     first = caches[0]
     here = _identity(first.manifest)
     for other in caches[1:]:

@@ -112,15 +112,12 @@ class _Candidate:
         exact = fidelity.take_log_probs(log_probs, ids)
         cached = fidelity.cached_log_probs(ids, logits, stored_tail)
         bucket = fidelity.bucket_divergence(exact, tail.log_mass, cached, stored_tail)
-        measured = {
-            "ids_per_position": (ids >= 0).sum(axis=-1),
-            "mass_kept": np.exp(exact).sum(axis=-1),
-            "kl_bucket": bucket,
-            "kl_dense": bucket + tail.spread_divergence(),
-            "kl_reverse": fidelity.bucket_divergence(cached, stored_tail, exact, tail.log_mass),
-        }
-        for name, values in measured.items():
-            self.positions[name].append(values)
+        reverse = fidelity.bucket_divergence(cached, stored_tail, exact, tail.log_mass)
+        self.positions["ids_per_position"].append((ids >= 0).sum(axis=-1))
+        self.positions["mass_kept"].append(np.exp(exact).sum(axis=-1))
+        self.positions["kl_bucket"].append(bucket)
+        self.positions["kl_dense"].append(bucket + tail.spread_divergence())
+        self.positions["kl_reverse"].append(reverse)
 
     def plan(self, num_examples: int, forward_seconds: float) -> CachePlan:
         """Returns the means."""

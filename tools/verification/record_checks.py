@@ -17,7 +17,7 @@ from pipeline.storage import arrays
 from pipeline.storage.codecs.base import MAX_RECORD_IDS, TopKCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.records import TeacherTargets
-from tools.verification.topk_checks import TopKRows, topk_problems
+from tools.verification.topk_checks import Problems, TopKRows, topk_problems
 
 # Ids decoded at once: few enough to stay near a processor's cache.
 _IDS_AT_ONCE = 2**19
@@ -92,7 +92,7 @@ class RecordChecker:
 
     # Sizes.
 
-    def _byte_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+    def _byte_problems(self, examples: Sequence[Features]) -> Problems:
         """Yields which records have features that end inside a number."""
         for feature in self.manifest.features:
             size = feature.numpy_dtype(self.manifest.vocab.size).itemsize
@@ -100,7 +100,7 @@ class RecordChecker:
             bad = np.fromiter(parts, bool, len(examples))
             yield f"{feature.name}: expected numbers of {size} bytes", bad
 
-    def _size_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+    def _size_problems(self, examples: Sequence[Features]) -> Problems:
         """Yields which records have features of lengths that contradict each other."""
         names = [feature.name for feature in self.manifest.features]
         columns = {name: self._column(name, examples) for name in names}
@@ -137,7 +137,7 @@ class RecordChecker:
 
     # Values.
 
-    def _value_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+    def _value_problems(self, examples: Sequence[Features]) -> Problems:
         """Yields which records, of the right sizes, hold what cannot be."""
         if records.TEACHER_LOGITS in examples[0]:
             yield from self._logit_problems(self._column(records.TEACHER_LOGITS, examples))
@@ -151,7 +151,7 @@ class RecordChecker:
                     bad[begin:end] = wrong
                     yield problem, bad.copy()
 
-    def _logit_problems(self, logits: Column) -> Iterator[tuple[str, np.ndarray]]:
+    def _logit_problems(self, logits: Column) -> Problems:
         """Yields which records of a task's logits hold what cannot be."""
         name, flags = records.TEACHER_LOGITS, self.manifest.flags
         labels = flags.get("labels")
@@ -165,7 +165,7 @@ class RecordChecker:
             yield f"{name}: expected one number at least", logits.counts == 0
         yield f"{name}: expected finite numbers", logits.any(~np.isfinite(logits.values))
 
-    def _input_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+    def _input_problems(self, examples: Sequence[Features]) -> Problems:
         special, vocab_size = self.manifest.special_ids, self.manifest.vocab.size
         ids = self._column(records.INPUT_IDS, examples)
         segments = self._column(records.SEGMENT_LENGTHS, examples)
@@ -193,22 +193,18 @@ class RecordChecker:
 
     def _mask_problems(
         self, examples: Sequence[Features], ids: Column, positions: Column
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    ) -> Problems:
         vocab_size = self.manifest.vocab.size
         places = np.minimum(positions.values, ids.counts[positions.owners] - 1)
         shown = ids.values[ids.starts[positions.owners] + places]
         is_mask = shown == self.manifest.special_ids["mask"]
-        yield (
-            f"{records.INPUT_IDS}: expected [MASK] or an ordinary token at masked positions",
-            positions.any(~is_mask & self._is_special(shown)),
-        )
+        bad = positions.any(~is_mask & self._is_special(shown))
+        yield f"{records.INPUT_IDS}: expected [MASK] or an ordinary token at masked positions", bad
         labels = self._column(records.MASKED_LM_IDS, examples)
         outside = (labels.values < 0) | (labels.values >= vocab_size)
         yield f"{records.MASKED_LM_IDS}: expected ids below {vocab_size}", labels.any(outside)
-        yield (
-            f"{records.MASKED_LM_IDS}: expected ordinary tokens",
-            labels.any(self._is_special(labels.values)),
-        )
+        bad = labels.any(self._is_special(labels.values))
+        yield f"{records.MASKED_LM_IDS}: expected ordinary tokens", bad
         share = self.manifest.flags.get("masked_lm_prob")
         if isinstance(share, float) and 0.0 < share <= 1.0:
             # As `pipeline.masking.masks.MaskingPolicy` has it; both round halves to even.
@@ -234,7 +230,7 @@ class RecordChecker:
             yield begin, max(end, begin + 1)
             begin = max(end, begin + 1)
 
-    def _teacher_problems(self, examples: Sequence[Features]) -> Iterator[tuple[str, np.ndarray]]:
+    def _teacher_problems(self, examples: Sequence[Features]) -> Problems:
         positions = self._column(records.MASKED_LM_POSITIONS, examples)
         counts = positions.counts.tolist()
         try:
@@ -263,9 +259,7 @@ class RecordChecker:
         for problem, bad in topk_problems(rows, info, self.manifest.vocab.size):
             yield problem, positions.any(bad)
 
-    def _undecodable(
-        self, examples: Sequence[Features], counts: Sequence[int]
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    def _undecodable(self, examples: Sequence[Features], counts: Sequence[int]) -> Problems:
         """Yields which of some records cannot be decoded, and checks the others."""
         reasons: dict[int, str] = {}
         for place, (example, count) in enumerate(zip(examples, counts, strict=True)):
@@ -295,9 +289,7 @@ def _wrong_count(
     return f"{feature.name}: expected {wanted} numbers, received {counts[place]}"
 
 
-def _place_problems(
-    name: str, places: Column, lengths: np.ndarray, ends: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
+def _place_problems(name: str, places: Column, lengths: np.ndarray, ends: np.ndarray) -> Problems:
     """Yields which records have positions that are not those of a window's own tokens.
 
     `lengths`, int [n], are those of each input, and `ends`, int [n], the positions of each

@@ -31,20 +31,17 @@ def recorded_config(
     """
     info, flags = manifest.teacher_info, manifest.flags
     if "merged" in info.teacher:
-        raise InputError(
-            Setting("teacher"),
-            f"none for {directory}, which was merged from {len(info.teacher['merged'])} caches",
-            teacher,
-            hint="run the same offline_distill merge_caches command in an empty folder",
+        expected = (
+            f"none for {directory}, which was merged from {len(info.teacher['merged'])} caches"
         )
+        hint = "run the same offline_distill merge_caches command in an empty folder"
+        raise InputError(Setting("teacher"), expected, teacher, hint)
     dtype, batch_size = flags.get("compute_dtype"), flags.get("predict_batch_size")
     is_size = type(batch_size) is int and batch_size >= 1
     if dtype not in (compute_dtype.FLOAT32, compute_dtype.BFLOAT16) or not is_size:
-        raise InputError(
-            directory / manifests.MANIFEST_FILE,
-            "a compute_dtype and a predict_batch_size among the flags",
-            f"{dtype!r} and {batch_size!r}",
-        )
+        expected = "a compute_dtype and a predict_batch_size among the flags"
+        path = directory / manifests.MANIFEST_FILE
+        raise InputError(path, expected, f"{dtype!r} and {batch_size!r}")
     return TeacherCacheConfig(
         output_dir=directory,
         input_dir=examples,
@@ -65,11 +62,8 @@ def expect_recorded_teacher(directory: Location, manifest: Manifest, source: Mod
     """Raises InputError unless a teacher is the one that a cache was made with."""
     recorded, received = manifest.teacher_info.teacher["sha256"], source.sha256()
     if recorded != received:
-        raise InputError(
-            Setting("teacher"),
-            f"the teacher of {directory}, SHA-256 {recorded}",
-            f"{source.directory}, SHA-256 {received}",
-        )
+        expected = f"the teacher of {directory}, SHA-256 {recorded}"
+        raise InputError(Setting("teacher"), expected, f"{source.directory}, SHA-256 {received}")
 
 
 def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSource) -> Inputs:
@@ -81,11 +75,8 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     examples = capture.open_examples(config, source)
     recorded, received = manifest.teacher_info.parent, {"sha256": examples.manifest.sha256()}
     if recorded != received:
-        raise InputError(
-            Setting("examples"),
-            f"the masked examples of {config.output_dir}, whose manifest's checksum is {recorded}",
-            f"{config.input_dir}, {received}",
-        )
+        expected = f"the masked examples of {config.output_dir}, whose manifest has {recorded}"
+        raise InputError(Setting("examples"), expected, f"{config.input_dir}, {received}")
     names = {shard.file for shard in manifest.shards}
     splits = {
         split: kept
@@ -97,11 +88,8 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     settings = capture.run_configuration(config, examples, source)
     stated = {name: manifest.flags.get(name) for name in settings}
     if difference := manifests.describe_difference(stated, settings):
-        raise InputError(
-            Setting("repair"),
-            f"the run configuration of {config.output_dir} to be that of its manifest's settings",
-            difference,
-        )
+        expected = f"the run configuration of {config.output_dir} as its manifest records it"
+        raise InputError(Setting("repair"), expected, difference)
     return Inputs(config, source, examples, settings)
 
 

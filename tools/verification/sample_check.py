@@ -155,19 +155,14 @@ class _Comparison:
         places = np.nonzero(present)
         outside[places[0], rows.ids[present]] = -np.inf
         least = np.where(present, taken, np.inf).min(axis=-1)
-        yield (
-            f"{records.TOPK_IDS}: expected the teacher's most probable tokens",
-            outside.max(axis=-1) > least + 2.0 * self.rounding,
-        )
+        bad = outside.max(axis=-1) > least + 2.0 * self.rounding
+        yield f"{records.TOPK_IDS}: expected the teacher's most probable tokens", bad
         said, slack = topk_checks.said_log_probs(rows, 0, 1.0)
         known = present & np.isfinite(rows.errors) & np.isfinite(slack)[:, np.newaxis]
         difference = np.where(known, np.abs(taken - said), 0.0)
         self._raise("top-k", difference)
-        limit = self.rounding + slack[:, np.newaxis] + rows.errors
-        yield (
-            f"{records.TOPK_LOGITS}: expected the teacher's",
-            (difference > np.where(known, limit, np.inf)).any(axis=-1),
-        )
+        limit = np.where(known, self.rounding + slack[:, np.newaxis] + rows.errors, np.inf)
+        yield f"{records.TOPK_LOGITS}: expected the teacher's", (difference > limit).any(axis=-1)
 
     def _tail_differences(
         self, log_probs: np.ndarray, rows: TopKRows, column: int, temperature: float
@@ -176,12 +171,9 @@ class _Comparison:
         said = rows.log_tail_masses[:, column]
         difference = np.where(np.maximum(exact, said) > _NO_MASS, np.abs(exact - said), 0.0)
         self._raise("tail", difference)
-        name = records.LOG_TAIL_MASSES
+        problem = f"expected the teacher's, at temperature {temperature:g}"
         # The sum over the tail and that over all, one of which may be rounded up.
-        yield (
-            f"{name}: expected the teacher's, at temperature {temperature:g}",
-            difference > 2.0 * self.rounding,
-        )
+        yield f"{records.LOG_TAIL_MASSES}: {problem}", difference > 2.0 * self.rounding
 
     def _raise(self, name: str, differences: np.ndarray) -> None:
         self.largest[name] = max(self.largest[name], float(differences.max(initial=0.0)))

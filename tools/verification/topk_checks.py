@@ -53,16 +53,11 @@ def topk_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Problem
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         yield from _id_problems(rows)
         yield from _tail_problems(rows, info, vocab_size)
-        labels = rows.label_log_probs
-        yield (
-            f"{records.LABEL_LOG_PROBS}: expected logarithms of probabilities, at most 0",
-            ~(labels <= _ROUNDING),
-        )
+        problem = f"{records.LABEL_LOG_PROBS}: expected logarithms of probabilities, at most 0"
+        yield problem, ~(rows.label_log_probs <= _ROUNDING)
         if rows.hidden_states is not None:
-            yield (
-                f"{records.HIDDEN_STATES}: expected finite numbers",
-                ~np.isfinite(rows.hidden_states).all(axis=(1, 2)),
-            )
+            is_finite = np.isfinite(rows.hidden_states).all(axis=(1, 2))
+            yield f"{records.HIDDEN_STATES}: expected finite numbers", ~is_finite
         # Draws and averages of several teachers have other probabilities of the ids.
         if info.truncation != SAMPLED and "merged" not in info.teacher:
             yield from _mass_problems(rows, info, vocab_size)
@@ -72,15 +67,11 @@ def _id_problems(rows: TopKRows) -> Problems:
     ordered = np.sort(rows.ids, axis=-1)
     doubles = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ID)
     yield f"{records.TOPK_IDS}: expected no id twice at a position", doubles.any(axis=-1)
-    yield (
-        f"{records.TOPK_LOGITS}: expected finite numbers",
-        ~np.isfinite(rows.logits).all(axis=-1),
-    )
-    yield f"{records.TOPK_LOGITS}: expected 0 at the first id", rows.logits[:, 0] != 0.0
-    yield (
-        f"{records.TOPK_LOGITS}: expected descending numbers",
-        (rows.logits[:, 1:] > rows.logits[:, :-1]).any(axis=-1),
-    )
+    name, logits = records.TOPK_LOGITS, rows.logits
+    yield f"{name}: expected finite numbers", ~np.isfinite(logits).all(axis=-1)
+    yield f"{name}: expected 0 at the first id", logits[:, 0] != 0.0
+    falls = (logits[:, 1:] > logits[:, :-1]).any(axis=-1)
+    yield f"{name}: expected descending numbers", falls
 
 
 def _tail_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Problems:
@@ -91,15 +82,10 @@ def _tail_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Proble
         return
     if "merged" not in info.teacher:
         # One teacher's list of every token leaves nothing; another's may be shorter.
-        whole = (rows.ids != NO_ID).sum(axis=-1) == vocab_size
-        yield (
-            f"{name}: expected −inf where every token is in the top-k",
-            whole & (tails > -np.inf).any(axis=-1),
-        )
-    yield (
-        f"{name}: expected more mass in the tail at a higher temperature",
-        (tails[:, 1:] < tails[:, :-1] - _ROUNDING).any(axis=-1),
-    )
+        bad = ((rows.ids != NO_ID).sum(axis=-1) == vocab_size) & (tails > -np.inf).any(axis=-1)
+        yield f"{name}: expected −inf where every token is in the top-k", bad
+    bad = (tails[:, 1:] < tails[:, :-1] - _ROUNDING).any(axis=-1)
+    yield f"{name}: expected more mass in the tail at a higher temperature", bad
 
 
 def _mass_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Problems:

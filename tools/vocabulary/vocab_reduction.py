@@ -70,12 +70,8 @@ def always_kept(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _unsupported(received: str) -> InputError:
-    return InputError(
-        Setting("input_dir"),
-        "a WordPiece vocabulary (vocab.txt) or a SentencePiece unigram model "
-        "(.model), whose tokens can be left out",
-        received,
-    )
+    known = "a WordPiece vocabulary (vocab.txt) or a SentencePiece unigram model (.model)"
+    return InputError(Setting("input_dir"), f"{known}, whose tokens can be left out", received)
 
 
 def _unigram_proto(tokenizer: SentencePieceTokenizer) -> _ModelProto:
@@ -129,12 +125,9 @@ def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> 
         raise InputError(Setting("input_dir"), "train examples with text", "none")
     if limit.vocab_size is not None:
         if not fixed < limit.vocab_size <= len(counts):
-            raise InputError(
-                Setting("vocab_size"),
-                f"{fixed + 1} to {len(counts)}: the {fixed} special and wanted tokens and "
-                "at least one more",
-                limit.vocab_size,
-            )
+            needed = f"the {fixed} special and wanted tokens and at least one more"
+            expected = f"{fixed + 1} to {len(counts)}: {needed}"
+            raise InputError(Setting("vocab_size"), expected, limit.vocab_size)
         number = limit.vocab_size - fixed
     elif limit.coverage is not None:
         covered = counts[is_kept].sum() + np.cumsum(counts[others])

@@ -197,20 +197,10 @@ def test_others_are_refused(bpe_file, tmp_path) -> None:
     with pytest.raises(InputError) as error:
         vocab_reduction.always_kept(_load(bpe_file))
     assert (error.value.subject, error.value.received) == ("input_dir", "a tokenizer.json")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES),
-        model_prefix=str(tmp_path / "bpe"),
-        model_type="bpe",
-        vocab_size=260,
-        pad_id=0,
-        unk_id=1,
-        bos_id=-1,
-        eos_id=-1,
-        pad_piece="[PAD]",
-        unk_piece="[UNK]",
-        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
-        minloglevel=2,
-    )
+    ids = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "vocab_size": 260}
+    names = {"pad_piece": "[PAD]", "unk_piece": "[UNK]", "model_type": "bpe", "minloglevel": 2}
+    names |= {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "sentence_iterator": iter(LINES)}
+    sentencepiece.SentencePieceTrainer.train(model_prefix=str(tmp_path / "bpe"), **ids, **names)
     with pytest.raises(InputError) as error:
         vocab_reduction.always_kept(_load(tmp_path / "bpe.model"))
     assert error.value.received == "a SentencePiece model of the type BPE"
