@@ -67,18 +67,17 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ("lines_per_document", "a number above 0 with documents: lines", "lines"),
             ("document_start", "a regular expression with documents: starts", "starts"),
         ):
-            if bool(value := getattr(self, key)) != (self.documents == documents):
-                raise ValueError(
-                    f"{key}: expected {expected} and only there, received {shown(value)}"
-                )
+            value = getattr(self, key)
+            if bool(value) != (self.documents == documents):
+                received = shown(value)
+                raise ValueError(f"{key}: expected {expected} and only there, received {received}")
         try:
             # Of bytes, as lines are when they are looked for.
             re.compile(self.document_start.encode("utf-8"))
         except (re.error, ValueError, OverflowError, RecursionError) as error:
-            raise ValueError(
-                f"document_start: expected a regular expression, received "
-                f"{shown(self.document_start)} ({error})"
-            ) from error
+            received = f"{shown(self.document_start)} ({error})"
+            message = f"document_start: expected a regular expression, received {received}"
+            raise ValueError(message) from error
 
     def reading(self) -> dict[str, Any]:
         """Returns the settings that decide the documents."""
@@ -90,8 +89,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One corpus of a run: its location, its declaration and its weight.
 
     Attributes:
-        input_dir: a file, a directory or a glob; for a TensorFlow dataset, the directory of
-            datasets.
+        input_dir: a file, a directory or a glob; or the directory of TensorFlow datasets.
         corpus_spec: the name of a declaration, or the path of a `.yaml` file.
         tfds_name: a TensorFlow dataset, `name[/config][:version]`.
         text_fields: instead of the declaration's.

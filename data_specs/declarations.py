@@ -107,9 +107,8 @@ def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
     if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
         return pathlib.Path(name)
     if name not in names:
-        raise ValueError(
-            f"expected one of {', '.join(names)}, or a .yaml file, received {shown(name)}"
-        )
+        message = f"expected one of {', '.join(names)}, or a .yaml file, received {shown(name)}"
+        raise ValueError(message)
     return folder / f"{name}.yaml"
 
 

@@ -11,10 +11,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> pathlib.Path:
-    """Returns the flagfile of a recipe.
-
-    Args:
-        name: one of `names()`.
+    """Returns the flagfile of a recipe, by its name.
 
     Raises:
         ValueError: there is no such recipe; names those that there are.

@@ -22,23 +22,15 @@ FLAGS = flags.FlagSet(
     leave_out=("gpus_per_job",),
     defaults={"max_workers": local.num_cpus()},
 )
-
-
-def define_flags() -> absl_flags.FlagValues:
-    """Returns this command's flags."""
-    return FLAGS.define()
+define_flags = FLAGS.define
 
 
 def _create(values: absl_flags.FlagValues) -> None:
     sources = flags.read_config(values, CorpusSettings).sources()
     ray = running.choose_runner(values)
     if ray is not None and values["max_workers"].present:
-        raise InputError(
-            Setting("max_workers"),
-            "none with `runner`=ray, where there is a job for each `cpus_per_job` processors of "
-            "the nodes",
-            values.max_workers,
-        )
+        expected = "none with `runner`=ray, which runs a job for each `cpus_per_job` processors"
+        raise InputError(Setting("max_workers"), expected, values.max_workers)
     config = flags.read_config(values, MaskedExamplesConfig, corpora=sources, ray=ray)
     if ray is None and config.max_workers > 1:
         # The server of processes imports while this process does.

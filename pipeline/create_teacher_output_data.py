@@ -17,20 +17,7 @@ from pipeline.runners.ray import RayConfig
 from pipeline.teacher.settings import TeacherCacheConfig
 
 FLAGS = flags.FlagSet((TeacherCacheConfig, BackendSettings, RunnerSettings, RayConfig))
-
-
-def define_flags() -> absl_flags.FlagValues:
-    """Returns this command's flags."""
-    return FLAGS.define()
-
-
-def _expect_named_dtype(config: TeacherCacheConfig) -> None:
-    if config.compute_dtype == AUTO:
-        raise InputError(
-            Setting("compute_dtype"),
-            f"{FLOAT32} or {BFLOAT16} with `runner`=ray, whose nodes may differ",
-            AUTO,
-        )
+define_flags = FLAGS.define
 
 
 def _create(values: absl_flags.FlagValues) -> None:
@@ -39,8 +26,10 @@ def _create(values: absl_flags.FlagValues) -> None:
         devices = running.choose_backend(values)
         chosen = running.choose_compute_dtype(values, devices)
         config = dataclasses.replace(config, compute_dtype=chosen)
+    elif config.compute_dtype == AUTO:
+        expected = f"{FLOAT32} or {BFLOAT16} with `runner`=ray, whose nodes may differ"
+        raise InputError(Setting("compute_dtype"), expected, AUTO)
     else:
-        _expect_named_dtype(config)
         # The jobs use the devices, not this process.
         running.import_backend(values)
 

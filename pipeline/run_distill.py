@@ -18,11 +18,7 @@ from pipeline.distill.settings import DATA_PARALLEL, DistillConfig, StudentConfi
 FLAGS = flags.FlagSet(
     (RecipeSettings, StudentConfig, DistillConfig, BackendSettings, ProcessSettings)
 )
-
-
-def define_flags() -> absl_flags.FlagValues:
-    """Returns this command's flags."""
-    return FLAGS.define()
+define_flags = FLAGS.define
 
 
 def _join(values: absl_flags.FlagValues) -> None:
@@ -31,18 +27,12 @@ def _join(values: absl_flags.FlagValues) -> None:
     if values.distribution != DATA_PARALLEL:
         for name, value in settings.items():
             if value is not None:
-                raise InputError(
-                    Setting(name),
-                    f"`distribution`={DATA_PARALLEL} together with it",
-                    values.distribution,
-                )
+                expected = f"`distribution`={DATA_PARALLEL} together with it"
+                raise InputError(Setting(name), expected, values.distribution)
         return
     if values.backend != "jax":
-        raise InputError(
-            Setting("distribution"),
-            f"`backend`=jax together with {values.distribution}",
-            f"`backend`={values.backend}",
-        )
+        expected = f"`backend`=jax together with {values.distribution}"
+        raise InputError(Setting("distribution"), expected, f"`backend`={values.backend}")
     if importlib.util.find_spec("jax") is None:
         # `choose_backend` says so.
         return

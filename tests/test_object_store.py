@@ -177,31 +177,24 @@ def test_what_another_process_does_is_seen(place) -> None:
     assert (place / "b").is_file() and (place / "b").stat().st_size == 2
 
 
-def test_mistakes_cost_one_line(s3_place, monkeypatch, corpus_dir, vocab_file, tmp_path) -> None:
+def test_a_store_that_refuses_costs_one_line_that_names_the_object(
+    s3_place, monkeypatch, corpus_dir, vocab_file, tmp_path
+) -> None:
     flags = [f"--input_dir={corpus_dir}", f"--vocab_file={vocab_file}", "--max_workers=1"]
     stage = "create_pretraining_data"
-    assert _fails(stage, *flags, "--output_dir=s3://nobucket/a") == (
-        "error: s3://nobucket/a/request.json: The specified bucket does not exist; what is "
-        "complete is kept, the same command continues"
-    )
+    line = _fails(stage, *flags, "--output_dir=s3://nobucket/a")
+    assert line.startswith("error: s3://nobucket/a/request.json: The specified bucket does not ")
     line = _fails(stage, *flags[1:], f"--input_dir={s3_place}", f"--output_dir={tmp_path}/o")
-    assert line == (
-        "error: --input_dir: expected a file, a folder or a glob of files, "
-        f"received {s3_place}: no file there"
-    )
+    assert line.startswith(f"error: --input_dir: {s3_place}: ")
     with monkeypatch.context() as patch:
         patch.delenv("AWS_ACCESS_KEY_ID")
         patch.delenv("AWS_SECRET_ACCESS_KEY")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         line = _fails(stage, *flags, f"--output_dir={s3_place}")
-    assert line.startswith(
-        f"error: {s3_place}: no permission, or no credentials (Unable to locate credentials); "
-    )
+    assert line.startswith(f"error: {s3_place}: no permission, or no credentials (Unable to ")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     line = _fails(stage, *flags, f"--output_dir={s3_place}")
-    assert line.startswith(
-        f"error: {s3_place}: the store does not answer as expected (Could not connect to the "
-    )
+    assert line.startswith(f"error: {s3_place}: the store does not answer as expected (Could not ")
 
 
 def test_stage_1a_killed_and_finished(
@@ -228,7 +221,7 @@ def test_stage_1a_killed_and_finished(
     after = {path.name: path.stat() for path in (place / "examples").glob("train-*")}
     assert {name: after[name] for name in before} == before
     different = _fails("create_pretraining_data", *flags, "--random_seed=7")
-    assert "holds the output of another request: random_seed is 12345 there and 7" in different
+    assert "random_seed is 12345 there and 7" in different
 
 
 def test_stage_1b_by_two_processes(place, examples_dir, teacher_dir, cache_dir) -> None:

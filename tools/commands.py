@@ -1,8 +1,81 @@
-"""Running commands and other tools from a tool, as one would type it."""
+"""Running commands and other tools from a tool, as one would type it, step by step."""
 
+import dataclasses
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
+from pipeline.storage import manifest as manifests
+
+_SETTINGS_FILE = "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of a tool, done when the file it leaves is there."""
+
+    title: str
+    result: Location
+    make: Callable[[], None]
+
+
+def make_steps(steps: Sequence[Step], begun: float, num_more: int = 0) -> None:
+    """Makes the steps whose result is not there.
+
+    Args:
+        steps: in order.
+        begun: when the program began, on the monotonic clock.
+        num_more: steps that follow these.
+    """
+    for number, step in enumerate(steps, 1):
+        done = " (done before)" if step.result.is_file() else ""
+        show_step(number, len(steps) + num_more, f"{step.title}{done}", begun)
+        if not done:
+            step.make()
+
+
+def show_step(number: int, num_steps: int, title: str, begun: float) -> None:
+    """Prints which step begins, and after how many minutes."""
+    minutes = (time.monotonic() - begun) / 60
+    print(f"\n[{number}/{num_steps}] {title}   {minutes:.1f} min", flush=True)
+
+
+def claim_directory(
+    work: Location, settings: dict[str, Any], contents: str, way_out: str = "choose another"
+) -> None:
+    """Makes the directory of a tool's run, or recognises it as that of the same run.
+
+    Args:
+        work: the directory, from the setting `work`.
+        settings: those that decide what is in it, as JSON values.
+        contents: the run, for people.
+        way_out: what the user can do.
+
+    Raises:
+        InputError: it holds another run, or other files.
+    """
+    path = work.make_directory() / _SETTINGS_FILE
+    names = (item.name for item in work.iterdir())
+    present = sorted(name for name in names if not name.endswith(".tmp"))
+    if present and not path.is_file():
+        raise InputError(
+            Setting("work"),
+            "an empty folder or that of an earlier run",
+            f"{work}, which holds {present[0]!r}",
+            hint=way_out,
+        )
+    recorded = path.read_json() if path.is_file() else settings
+    if recorded != settings:
+        difference = manifests.describe_difference(recorded, settings)
+        raise InputError(
+            Setting("work"), received=f"{work} holds {contents}: {difference}", hint=way_out
+        )
+    path.write_json(settings)
 
 
 def run_command(command: str, *arguments: str, **settings: object) -> None:

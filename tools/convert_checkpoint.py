@@ -11,23 +11,34 @@ BERT finds them.
 """
 
 import dataclasses
+import errno
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import flags as absl_flags
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
+from pipeline.models.families import FAMILIES
 
 if TYPE_CHECKING:
+    from pipeline.models.config import EncoderConfig
     from pipeline.models.formats.model_directory import ModelSource
 
 HF, _TF1 = "hf", "tf1"
+# Fields that Google's `bert_config.json` does not have, and the only values of its code.
+_NOT_IN_GOOGLE_LAYOUT = ("layer_norm_eps", "pad_token_id", "model_type", "embedding_size")
+_GOOGLE_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": tuple(name for name, family in FAMILIES.items() if family.in_google_layout),
+    "hidden_act": ("gelu", "relu"),
+    "layer_norm_eps": (1e-12,),
+}
 # What else may lie beside a tokenizer's own file.
 _TOKENIZER_SETTINGS = (
     "tokenizer_config.json",
@@ -75,6 +86,71 @@ def _find_source(config: ConvertConfig) -> "ModelSource":
     return model_directory.ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
 
 
+def google_config(config: "EncoderConfig") -> dict[str, Any]:
+    """Returns the `bert_config.json` from which Google's code makes the same model.
+
+    Its code counts padding by the mask alone, so `pad_token_id` is left out.
+
+    Raises:
+        InputError: Google's layout has no such value, and its code would compute
+            something else.
+    """
+    for name, allowed in _GOOGLE_VALUES.items():
+        value = getattr(config, name)
+        if value not in allowed:
+            expected = f"{' or '.join(map(str, allowed))}, as Google's layout has no other"
+            raise InputError(name, expected, f"{value!r}")
+    fields = config.to_dict().items()
+    return {name: value for name, value in fields if name not in _NOT_IN_GOOGLE_LAYOUT}
+
+
+def write_tf1_weights(
+    prefix: str, config: "EncoderConfig", weights: Mapping[str, np.ndarray]
+) -> None:
+    """Writes the weights of a masked-LM model by Google's names.
+
+    The pooler and the sentence-pair head, which a masked LM here does not have,
+    are zeros, so that code which restores every variable of a pre-trained BERT
+    finds them.
+
+    Args:
+        prefix: path of the checkpoint; `.index` and `.data-00000-of-00001` are
+            written, not atomically.
+        config: the model's configuration, of a family that Google's layout describes.
+        weights: float32 arrays by our names (`weight_names`), every weight present.
+
+    Raises:
+        ValueError: another family.
+        OSError: it cannot be written, for example because the disk is full.
+    """
+    import tensorflow as tf
+
+    from pipeline.models.weight_names import weight_table
+
+    if not config.family.in_google_layout:
+        raise ValueError(f"config: Google's layout has no {config.model_type}")
+    size = config.hidden_size
+    other_heads = {
+        "bert/pooler/dense/kernel": (size, size),
+        "bert/pooler/dense/bias": (size,),
+        "cls/seq_relationship/output_weights": (2, size),
+        "cls/seq_relationship/output_bias": (2,),
+    }
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in other_heads.items()}
+    tensors |= {row.tf1: weights[row.ours] for row in weight_table(config)}
+    names = sorted(tensors)
+    try:
+        with tf.device("CPU"):
+            tf.raw_ops.SaveV2(
+                prefix=prefix,
+                tensor_names=names,
+                shape_and_slices=[""] * len(names),
+                tensors=[tf.constant(tensors[name]) for name in names],
+            )
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, " ".join(str(error).split()), prefix) from error
+
+
 def write_model(source: "ModelSource", directory: "Location", *, layout: str) -> list[str]:
     """Writes a model with its tokenizer's files, and returns the names of these.
 
@@ -96,11 +172,8 @@ def write_model(source: "ModelSource", directory: "Location", *, layout: str) ->
         model_directory.save_hf_weights(stage, source.config, weights)
 
     def write_tf1(stage: pathlib.Path) -> None:
-        # Imports TensorFlow, which the other layout does not need.
-        from pipeline.models.formats.tf1_checkpoint import write_tf1_weights
-
         write_tf1_weights(str(stage / model_directory.GOOGLE_PREFIX), source.config, weights)
-        (stage / model_directory.GOOGLE_CONFIG).write_json(source.config.to_google())
+        (stage / model_directory.GOOGLE_CONFIG).write_json(google_config(source.config))
 
     if layout == HF:
         return write_with_tokenizer(source, directory, write_hf, last=model_directory.HF_CONFIG)
@@ -147,7 +220,7 @@ def _convert(values: absl_flags.FlagValues) -> None:
     source, directory = _find_source(config), config.output_dir
     if config.layout == _TF1:
         try:
-            source.config.to_google()
+            google_config(source.config)
         except InputError as error:
             raise InputError(
                 Setting("layout"), received=f"{_TF1}: {error}", hint="hf takes every model"

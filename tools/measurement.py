@@ -70,22 +70,29 @@ class Row:
         return {**dataclasses.asdict(self), "met": self.met}
 
 
-def alternate(
-    ours: Callable[[], float], baseline: Callable[[], float], repeats: int
-) -> tuple[list[float], list[float]]:
+def compare(
+    ours: Callable[[], float], baseline: Callable[[], float], repeats: int, **fields: Any
+) -> Row:
     """Calls two measurements in turns, so that whatever else the machine does meets both.
+
+    Example: seconds 2.0 and 2.2 against 4.0 and 4.4 make 2.1 and 4.2, a ratio of 2.
 
     Args:
         ours: returns a figure.
         baseline: returns the other's.
         repeats: of each.
-
-    Returns:
-        the figures, pair by pair.
+        **fields: the rest of `Row`; of a rate, of which more is better, the `unit` ends in `/s`.
     """
     pairs = [(ours(), baseline()) for _ in range(repeats)]
-    first, second = zip(*pairs, strict=True)
-    return list(first), list(second)
+    is_rate = fields["unit"].endswith("/s")
+    ratios = [one / other if is_rate else other / one for one, other in pairs]
+    return Row(
+        ours=statistics.median(one for one, _ in pairs),
+        baseline=statistics.median(other for _, other in pairs),
+        ratio=statistics.median(ratios),
+        spread=(min(ratios), max(ratios)),
+        **fields,
+    )
 
 
 def in_turns(
@@ -93,13 +100,8 @@ def in_turns(
 ) -> list[list[float]]:
     """Times calls one after another, again and again, so that whatever else happens meets all.
 
-    Args:
-        calls: what is timed.
-        repeats: of each.
-        warm_up: calls of each before, which are not timed: they compile, and fill caches.
-
-    Returns:
-        seconds, run by run, of each call.
+    Returns the seconds of each call, run by run. The calls of the warm-up are not timed: they
+    compile, and fill caches.
     """
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(warm_up + repeats):
@@ -109,32 +111,6 @@ def in_turns(
             if turn >= warm_up:
                 taken.append(time.perf_counter() - begun)
     return times
-
-
-def compared(
-    figures: tuple[Sequence[float], Sequence[float]], *, larger_is_better: bool, **fields: Any
-) -> Row:
-    """Returns the row of figures that `alternate` returned.
-
-    Example: seconds [2.0, 2.2] against [4.0, 4.4] make 2.1 and 4.2, a ratio of 2.
-
-    Args:
-        figures: ours and the baseline's, pair by pair.
-        larger_is_better: false for seconds and bytes.
-        **fields: the rest of `Row`.
-    """
-    ours, baseline = figures
-    ratios = [
-        one / other if larger_is_better else other / one
-        for one, other in zip(ours, baseline, strict=True)
-    ]
-    return Row(
-        ours=statistics.median(ours),
-        baseline=statistics.median(baseline),
-        ratio=statistics.median(ratios),
-        spread=(min(ratios), max(ratios)),
-        **fields,
-    )
 
 
 def _proc(path: str, name: str) -> str | None:

@@ -9,13 +9,12 @@ continues there.
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
 from data_specs import corpora
 from pipeline.base import compute_dtype
-from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
@@ -24,9 +23,8 @@ from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from tools import local_teacher, quickstart_report, quickstart_text
-from tools.commands import run_command
+from tools.commands import Step, claim_directory, make_steps, run_command, show_step
 
-_SETTINGS_FILE = "settings.json"
 _MAX_SEQ_LENGTH = 64
 # The teacher sees all train examples; what it says is kept of one shard in so many.
 _NUM_SHARDS = 6
@@ -35,6 +33,10 @@ _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
 # Few beside the teacher's: with many more, labels alone bring the student of a teacher
 # that was trained for minutes as far as the teacher itself.
 _STUDENT_STEPS = 120
+_STUDENT_LOSSES = {
+    "distilled": "soft_cross_entropy=1,probability_cosine=1",
+    "undistilled": "masked_lm=1",
+}
 _SEED = 12345
 
 
@@ -50,13 +52,7 @@ class QuickstartConfig(Settings):
 
 
 class Quickstart:
-    """The steps, in order; each leaves a file behind and is skipped when that is there.
-
-    Args:
-        work: where everything goes.
-        teacher: the user's own model directory, or None.
-        corpus: the user's own text, or None.
-    """
+    """The steps in the folder `work`, with the user's own teacher and corpus or none."""
 
     def __init__(self, work: Location, teacher: Location | None, corpus: Location | None) -> None:
         self.work = work
@@ -66,53 +62,36 @@ class Quickstart:
         self.compute_dtype, _ = compute_dtype.detect()
 
     def claim(self) -> None:
-        """Makes the folder, or recognises it as that of the same run.
-
-        Raises:
-            InputError: it holds a run with another teacher or corpus, or other files.
-        """
-        self.work.make_directory()
-        path = self.work / _SETTINGS_FILE
-        names = (item.name for item in self.work.iterdir())
-        present = sorted(name for name in names if not name.endswith(".tmp"))
-        if present and not path.is_file():
-            raise InputError(
-                Setting("work"),
-                "an empty folder or that of an earlier run",
-                f"{self.work}, which holds {present[0]!r}",
-                hint="choose another with WORK=…",
-            )
+        """Makes the folder, or recognises it as that of the same run."""
         settings = {
             "teacher": str(self.own_teacher and self.own_teacher.resolve()),
             "corpus": str(self.own_corpus and self.own_corpus.resolve()),
         }
-        there = path.read_json() if path.is_file() else settings
-        if there != settings:
-            raise InputError(
-                Setting("work"),
-                received=f"{self.work} holds a run with another teacher or corpus: "
-                f"{manifests.describe_difference(there, settings)}",
-                hint="choose another with WORK=…",
-            )
-        path.write_json(settings)
+        contents = "a run with another teacher or corpus"
+        claim_directory(self.work, settings, contents, "choose another with WORK=…")
 
-    def steps(self) -> Sequence[tuple[str, Location, Callable[[], None]]]:
-        """Returns what each step is, the file that it leaves, and how it is done."""
+    def steps(self) -> list[Step]:
+        """Returns the steps, in order."""
         work = self.work
-        train_teacher = [
-            ("a teacher's first weights", work / "start/config.json", self.make_start),
-            ("training the teacher", work / "teacher/config.json", self.train_teacher),
-        ]
-        vocabulary = [("a vocabulary", work / "vocab.txt", self.make_vocabulary)]
-        own = self.own_teacher is not None
+        steps = [Step("text", work / quickstart_text.CORPORA_FILE, self.make_corpora)]
+        if self.own_teacher is None:
+            steps.append(Step("a vocabulary", work / "vocab.txt", self.make_vocabulary))
+        steps.append(Step("1a: masked examples", work / "examples/manifest.json", self.mask))
+        if self.own_teacher is None:
+            start = work / "start/config.json"
+            steps.append(Step("a teacher's first weights", start, self.make_start))
+            trained = work / "teacher/config.json"
+            steps.append(Step("training the teacher", trained, self.train_teacher))
+        distilled, undistilled = (work / f"{name}/config.json" for name in _STUDENT_LOSSES)
         return [
-            ("text", work / quickstart_text.CORPORA_FILE, self.make_corpora),
-            *([] if own else vocabulary),
-            ("1a: masked examples", work / "examples/manifest.json", self.mask),
-            *([] if own else train_teacher),
-            ("1b: the teacher runs once", work / "cache/manifest.json", self.run_teacher),
-            ("2: a student distilled", work / "distilled/config.json", self.distil),
-            ("the same student undistilled", work / "undistilled/config.json", self.train_alone),
+            *steps,
+            Step("1b: the teacher runs once", work / "cache/manifest.json", self.run_teacher),
+            Step("2: a student distilled", distilled, lambda: self.train_student("distilled")),
+            Step(
+                "the same student undistilled",
+                undistilled,
+                lambda: self.train_student("undistilled"),
+            ),
         ]
 
     def make_corpora(self) -> None:
@@ -180,15 +159,8 @@ class Quickstart:
             predict_batch_size=64,
         )
 
-    def distil(self) -> None:
-        """Stage 2, from the cache."""
-        self._train_student("distilled", "soft_cross_entropy=1,probability_cosine=1")
-
-    def train_alone(self) -> None:
-        """The same start, data and steps, without what the teacher said."""
-        self._train_student("undistilled", "masked_lm=1")
-
-    def _train_student(self, name: str, losses: str) -> None:
+    def train_student(self, name: str) -> None:
+        """Stage 2: the same start, data and steps for either student."""
         layers = model_directory.find_model(self.teacher).config.num_hidden_layers
         run_command(
             "run_distill",
@@ -196,7 +168,7 @@ class Quickstart:
             init_from=self.teacher,
             student_layers=max(1, layers // 2),
             output_dir=self.work / name,
-            losses=losses,
+            losses=_STUDENT_LOSSES[name],
             tail="bucket",
             num_train_steps=_STUDENT_STEPS,
             train_batch_size=64,
@@ -220,13 +192,8 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     run = Quickstart(config.work.expect_local(), config.teacher, config.corpus)
     run.claim()
     steps = run.steps()
-    for number, (title, result, step) in enumerate(steps, 1):
-        done = " (done before)" if result.is_file() else ""
-        minutes = (time.monotonic() - begun) / 60
-        print(f"\n[{number}/{len(steps) + 1}] {title}{done}   {minutes:.1f} min", flush=True)
-        if not done:
-            step()
-    print(f"\n[{len(steps) + 1}/{len(steps) + 1}] table and picture", flush=True)
+    make_steps(steps, begun, num_more=1)
+    show_step(len(steps) + 1, len(steps) + 1, "table and picture", begun)
     running.import_quietly("tensorflow")
     report = quickstart_report.measure(run.work, run.teacher)
     print(f"\n{quickstart_report.table(report)}\n")

@@ -3,20 +3,17 @@
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_specs import records
 from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, serialization
-from pipeline.storage import manifest as manifests
-from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import EVAL, Manifest
-from pipeline.storage.records import MaskedExample
+from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from tools import measurement
 from tools.report.charts import COLOURS, GREY
 from tools.report.runs import METRICS_FILE, read_metrics
@@ -70,21 +67,25 @@ def _evaluations(directory: Location) -> list[dict[str, float]]:
     return [line for line in read_metrics(directory / METRICS_FILE) if line["split"] == EVAL]
 
 
-def _read_split(cache: Location, manifest: Manifest, split: str) -> list[dict[str, bytes]]:
-    return [
-        serialization.decode_example(record)
-        for shard in manifest.splits[split]
-        for record in serialization.read_records(cache / shard.file)
-    ]
-
-
 def measure(work: Location, teacher: Location) -> Report:
     """Collects what the runs below `work` have measured, and measures the rest."""
-    cache = work / "cache"
-    manifest = manifests.load(cache)
-    evaluation = _read_split(cache, manifest, EVAL)
+    from tools import list_records
+
+    cache = cache_input.open_cache(work / "cache", None)
+    manifest = cache.manifest
+    evaluation = [
+        example
+        for shard in manifest.splits[EVAL]
+        for example in read_examples(cache.directory / shard.file, manifest)
+    ]
+    codec = cache_input.open_codec(cache.directory, manifest)
     label_log_probs = np.concatenate(
-        [np.frombuffer(example[records.LABEL_LOG_PROBS], "<f2") for example in evaluation]
+        [
+            TeacherTargets.from_features(
+                example.features, codec, manifest.teacher_info
+            ).label_log_probs
+            for example in evaluation
+        ]
     ).astype(np.float64)
     places = {"teacher": teacher, **{name: work / name for name in ("distilled", "undistilled")}}
     latencies = _latencies(list(places.values()), manifest, evaluation[0])
@@ -96,7 +97,9 @@ def measure(work: Location, teacher: Location) -> Report:
     teacher_accuracy = lines["distilled"][-1]["teacher_accuracy"]
     scores["teacher"] = (teacher_accuracy, -float(label_log_probs.mean()), 1.0)
     sample = evaluation[:_SAMPLE]
-    codec = cache_input.open_codec(cache, manifest)
+    own_records = [serialization.encode_example(example.features) for example in sample]
+    padded = list_records.padded_examples(cache, EVAL, len(sample))
+    num_positions = sum(len(example.masked_lm_positions) for example in sample)
     return Report(
         models=tuple(
             ModelReport(name, _num_parameters(place), *scores[name], latency)
@@ -110,10 +113,9 @@ def measure(work: Location, teacher: Location) -> Report:
             for name, found in lines.items()
         },
         num_positions=len(label_log_probs),
-        position_bytes=_bytes_each(sample, serialization.encode_example),
-        ancestor_bytes=_bytes_each(
-            sample, lambda example: _ancestor_record(example, manifest, codec)
-        ),
+        position_bytes=sum(map(len, own_records)) / num_positions,
+        ancestor_bytes=sum(len(list_records.list_record(arrays)) for arrays in padded)
+        / num_positions,
         truncation_factor=manifest.teacher_info.truncation_factor,
     )
 
@@ -122,53 +124,8 @@ def _num_parameters(directory: Location) -> int:
     return count_parameters(model_directory.find_model(directory).config)
 
 
-def _bytes_each(
-    examples: Sequence[Mapping[str, bytes]], encode: Callable[[Mapping[str, bytes]], bytes]
-) -> float:
-    positions = sum(len(example[records.MASKED_LM_POSITIONS]) // 2 for example in examples)
-    return sum(len(encode(example)) for example in examples) / positions
-
-
-def _ancestor_record(example: Mapping[str, bytes], manifest: Manifest, codec: TopKCodec) -> bytes:
-    """Returns an example as the Chinese RoBERTa-wwm distillation stores it.
-
-    Lists of int64 and of float, inputs padded to the longest, masked positions to
-    the most that an example may have.
-    """
-    import tensorflow as tf
-
-    dtype = records.id_dtype(manifest.vocab.size)
-    length, most = manifest.max_seq_length, manifest.max_predictions_per_seq
-    factor = manifest.teacher_info.truncation_factor
-    count = len(example[records.MASKED_LM_POSITIONS]) // 2
-    tokens = np.frombuffer(example[records.INPUT_IDS], dtype)
-    ids, logits = codec.decode(dict(example), count)
-
-    def integers(values: np.ndarray, size: int) -> tf.train.Feature:
-        padded = np.pad(np.asarray(values, np.int64).ravel(), (0, size - values.size))
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=padded))
-
-    def floats(values: np.ndarray, size: int) -> tf.train.Feature:
-        padded = np.pad(np.asarray(values, np.float32).ravel(), (0, size - values.size))
-        return tf.train.Feature(float_list=tf.train.FloatList(value=padded))
-
-    positions = np.frombuffer(example[records.MASKED_LM_POSITIONS], "<u2")
-    labels = np.frombuffer(example[records.MASKED_LM_IDS], dtype)
-    features = {
-        records.INPUT_IDS: integers(tokens, length),
-        records.INPUT_MASK: integers(np.ones(len(tokens)), length),
-        records.SEGMENT_IDS: integers(np.zeros(len(tokens)), length),
-        records.MASKED_LM_POSITIONS: integers(positions, most),
-        records.MASKED_LM_IDS: integers(labels, most),
-        records.MASKED_LM_WEIGHTS: floats(np.ones(count), most),
-        records.TOPK_IDS: integers(ids, most * factor),
-        records.TOPK_LOGITS: floats(logits, most * factor),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-
-
 def _latencies(
-    places: Sequence[Location], manifest: Manifest, example: Mapping[str, bytes]
+    places: Sequence[Location], manifest: Manifest, example: MaskedExample
 ) -> list[float]:
     """Returns the median milliseconds that each model takes for one example, in turns."""
     # Keras is imported only now that there is something to compute.
@@ -176,7 +133,7 @@ def _latencies(
     from pipeline.teacher.forward import build_batch, compile_forward
 
     batch = build_batch(
-        [MaskedExample.from_features(dict(example), manifest.vocab.size)],
+        [example],
         batch_size=1,
         max_seq_length=manifest.max_seq_length,
         max_predictions_per_seq=manifest.max_predictions_per_seq,

@@ -1,6 +1,6 @@
 """A published recipe, shrunk to minutes, on one's own text: does it run here, do its losses fall?
 
-python -m tools.try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.txt --work=DIR
+offline_distill try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.txt --work=DIR
 
 Masks the text as the recipe wants it, trains a teacher of 12 layers and 64 dimensions
 for some minutes, lets it make a cache where the recipe reads one, and runs the recipe's
@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags as absl_flags
 
-from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
-from tools.commands import run_command
+from tools.commands import claim_directory, run_command
 from tools.report.runs import METRICS_FILE, read_metrics
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -160,14 +159,7 @@ def _describe(work: Location) -> str:
 def _try(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, TryConfig)
     recipe, work, settings = RECIPES[config.recipe], config.work.expect_local(), config.decisive()
-    path = work / "settings.json"
-    work.make_directory()
-    there = path.read_json() if path.is_file() else settings
-    if there != settings:
-        difference = manifests.describe_difference(there, settings)
-        received = f"{work} holds another try: {difference}"
-        raise InputError(Setting("work"), received=received, hint="choose another folder")
-    path.write_json(settings)
+    claim_directory(work, settings, "another try")
     _mask(config, work / "examples", recipe.masking)
     examples = work / "examples"
     if "masking" in recipe.masking:

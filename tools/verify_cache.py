@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import tqdm
 from absl import flags as absl_flags
@@ -26,14 +26,14 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import Manifest
 from tools.verification import directory_checks
-from tools.verification.directory_checks import TOKENIZER, DirectoryReport, Problems
+from tools.verification.directory_checks import OLD_MANIFEST, TOKENIZER, DirectoryReport, Problems
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.models.formats.model_directory import ModelSource
+    from pipeline.teacher.capture import Inputs
     from pipeline.teacher.settings import TeacherCacheConfig
-    from tools.verification.repair import Repair
     from tools.verification.sample_check import SampleReport
 
 _BACKENDS = ("tensorflow", "jax")
@@ -82,15 +82,10 @@ class VerifyConfig(Settings):
             raise InputError(Setting("examples"), "`repair` together with it", "none")
 
 
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    """What was found.
+class Verification(NamedTuple):
+    """The report on the files, the records read and their seconds, and the report of the sample.
 
-    Attributes:
-        report: what is wrong, and what was seen.
-        num_records: records that were read.
-        seconds: what that took.
-        sample: beside the teacher; None without one, and where files are broken.
+    The last is None without a teacher, and where files are broken.
     """
 
     report: DirectoryReport
@@ -104,27 +99,16 @@ class Verification:
         return self.report.problems | ({} if self.sample is None else self.sample.problems)
 
 
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """The teacher of a cache.
-
-    Attributes:
-        source: the model.
-        config: how the cache was made with it.
-        repair: makes broken parts again; None unless asked for.
-    """
+class Teacher(NamedTuple):
+    """The teacher of a cache, how the cache was made with it, and what a repair captures from."""
 
     source: "ModelSource"
     config: "TeacherCacheConfig"
-    repair: "Repair | None"
+    inputs: "Inputs | None"
 
 
 def load_manifest(directory: Location) -> Manifest:
-    """Loads a directory's manifest.
-
-    Raises:
-        InputError: it is missing or damaged; says how it comes back.
-    """
+    """Loads a directory's manifest; the InputError of a damaged one says how it comes back."""
     try:
         return manifests.load(directory)
     except InputError as error:
@@ -135,8 +119,7 @@ def load_manifest(directory: Location) -> Manifest:
             kind = (directory / manifests.REQUEST_FILE).read_json().get("kind")
         except InputError:
             raise error from None
-        maker = _MAKERS.get(kind if isinstance(kind, str) else "", "that made it")
-        error.hint = _publish_again(maker)
+        error.hint = _publish_again(_MAKERS.get(str(kind), "that made it"))
         raise
 
 
@@ -144,10 +127,6 @@ def check_tokenizer(
     directory: Location, manifest: Manifest
 ) -> tuple[list[str], "np.ndarray | None"]:
     """Checks a directory's tokenizer.
-
-    Args:
-        directory: the directory.
-        manifest: its manifest.
 
     Returns:
         what is wrong with its files; which tokens it calls special, bool [V], or None
@@ -173,12 +152,7 @@ def check_tokenizer(
 
 
 def verify_directory(directory: Location, manifest: Manifest) -> Verification:
-    """Checks all that can be checked without a teacher.
-
-    Args:
-        directory: the directory.
-        manifest: its manifest.
-    """
+    """Checks all that can be checked without a teacher."""
     problems, is_special = check_tokenizer(directory, manifest)
     begun = time.perf_counter()
     total = directory_checks.total_records(directory, manifest)
@@ -188,20 +162,12 @@ def verify_directory(directory: Location, manifest: Manifest) -> Verification:
         )
         num_records = bar.n
     if problems:
-        report = dataclasses.replace(report, problems={TOKENIZER: problems, **report.problems})
+        report = report._replace(problems={TOKENIZER: problems, **report.problems})
     return Verification(report, num_records, time.perf_counter() - begun)
 
 
 def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
-    """Finds the teacher of a cache, and the masked examples where it is to be repaired.
-
-    Args:
-        config: what was asked for.
-        manifest: of the cache.
-
-    Raises:
-        InputError: they are not those that the cache was made with.
-    """
+    """Finds the teacher of a cache, and the masked examples where it is to be repaired."""
     from pipeline.teacher import capture
     from tools.verification import repair
 
@@ -210,8 +176,8 @@ def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
     )
     source = capture.find_teacher(recorded)
     repair.expect_recorded_teacher(config.input_dir, manifest, source)
-    mender = repair.open_repair(recorded, manifest, source) if config.repair else None
-    return Teacher(source, recorded, mender)
+    inputs = repair.open_inputs(recorded, manifest, source) if config.repair else None
+    return Teacher(source, recorded, inputs)
 
 
 def verify_with_teacher(
@@ -234,20 +200,19 @@ def verify_with_teacher(
         batch_size=teacher.config.predict_batch_size,
         compute_dtype=teacher.config.compute_dtype,
     )
-    return dataclasses.replace(found, sample=sample)
+    return found._replace(sample=sample)
 
 
 def _lines(manifest: Manifest, found: Verification) -> Iterator[str]:
     """Yields the report on a directory of which all is well."""
-    shards = [shard for shards in manifest.splits.values() for shard in shards]
-    size = sum(shard.bytes for shard in shards)
+    size = sum(shard.bytes for shard in manifest.shards)
     yield f"manifest   {manifest.kind}; request, flags and sizes agree"
     if manifest.tokenizer_files:
         names = ", ".join(manifest.tokenizer_files)
         yield f"tokenizer  {names}; {manifest.vocab.size:,} tokens and the special ones as recorded"
     yield (
-        f"shards     {len(shards):,} of {size:,} bytes; size, SHA-256, framing and sidecar of each "
-        "as recorded"
+        f"shards     {len(manifest.shards):,} of {size:,} bytes; size, SHA-256, framing and "
+        "sidecar of each as recorded"
     )
     yield (
         f"records    {found.num_records:,} in {found.seconds:.1f} s "
@@ -268,7 +233,7 @@ def _lines(manifest: Manifest, found: Verification) -> Iterator[str]:
 
 
 def _checked(manifest: Manifest) -> str:
-    """Returns, in words, what was checked of each record."""
+    """Returns the names of the checks of each record."""
     if manifest.kind == records.TASK_LOGITS:
         return "features and logits as they must be"
     parts = ["features", "lengths", "ids", "order"]
@@ -302,7 +267,7 @@ def _way_out(manifest: Manifest, problems: Problems) -> str:
 def _repair(
     config: VerifyConfig, manifest: Manifest, teacher: Teacher, problems: Problems
 ) -> tuple[Manifest, Verification]:
-    """Makes again what is broken, and checks the directory once more."""
+    """Makes again what is broken or missing, and checks the directory once more."""
     if manifests.MANIFEST_FILE in problems:
         raise InputError(
             Setting("repair"),
@@ -310,7 +275,9 @@ def _repair(
             config.input_dir,
             hint=_way_out(manifest, problems),
         )
-    for line in teacher.repair.run(problems):
+    from tools.verification import repair
+
+    for line in repair.repair(teacher.inputs, manifest, problems):
         print(line, flush=True)
     manifest = load_manifest(config.input_dir)
     return manifest, verify_with_teacher(config, manifest, teacher)
@@ -334,7 +301,13 @@ def _verify(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, VerifyConfig)
     # A damaged file may hold text that a terminal cannot show.
     sys.stdout.reconfigure(errors="backslashreplace")
-    manifest, teacher = load_manifest(config.input_dir), None
+    directory, teacher = config.input_dir, None
+    is_unfinished = config.repair and not (directory / manifests.MANIFEST_FILE).is_file()
+    if is_unfinished and (directory / OLD_MANIFEST).is_file():
+        # Of an interrupted repair.
+        manifest = manifests.load(directory, OLD_MANIFEST)
+    else:
+        manifest = load_manifest(directory)
     if config.teacher is not None:
         if manifest.kind != records.TEACHER_CACHE:
             raise InputError(
@@ -345,11 +318,14 @@ def _verify(values: absl_flags.FlagValues) -> None:
             )
         _choose_backend(values, manifest)
         teacher = open_teacher(config, manifest)
-    found = verify_with_teacher(config, manifest, teacher)
+    if is_unfinished:
+        manifest, found = _repair(config, manifest, teacher, {})
+    else:
+        found = verify_with_teacher(config, manifest, teacher)
+        if found.problems and config.repair:
+            _print_problems(found.problems)
+            manifest, found = _repair(config, manifest, teacher, found.problems)
     _print_problems(found.problems)
-    if found.problems and teacher is not None and teacher.repair is not None:
-        manifest, found = _repair(config, manifest, teacher, found.problems)
-        _print_problems(found.problems)
     if found.problems:
         count = len(found.problems)
         raise InputError(

@@ -28,6 +28,7 @@ Importing this package imports nothing heavy. It is the only package of `pipelin
 from `tools`, inside `verify` and `merge`: it presents both to callers from outside.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -83,13 +84,7 @@ def __dir__() -> list[str]:
 
 
 def create_pretraining_data(config: "MaskedExamplesConfig") -> "Manifest":
-    """Masks a corpus and writes masked examples, or finishes an interrupted run.
-
-    Args:
-        config: the settings.
-
-    Returns:
-        the manifest of the masked examples.
+    """Masks a corpus into masked examples, or finishes an interrupted run; returns the manifest.
 
     Example:
         corpus = CorpusSource(input_dir="corpus", text_fields=("title", "content"))
@@ -105,9 +100,6 @@ def create_pretraining_data(config: "MaskedExamplesConfig") -> "Manifest":
 
 def create_teacher_output_data(config: "TeacherCacheConfig") -> "Manifest | None":
     """Runs the teacher once over masked examples, or finishes an interrupted run.
-
-    Args:
-        config: the settings.
 
     Returns:
         the manifest of the teacher cache; None where other tasks still have shards to write.
@@ -125,9 +117,6 @@ def create_teacher_output_data(config: "TeacherCacheConfig") -> "Manifest | None
 
 def distill(config: "DistillConfig") -> Mapping[str, float]:
     """Trains and evaluates a student, or resumes an interrupted run.
-
-    Args:
-        config: the settings.
 
     Returns:
         the metrics of the last evaluation, by name.
@@ -179,9 +168,6 @@ def load_model(path: str) -> "MaskedLM":
 def verify(path: str) -> Mapping[str, Sequence[str]]:
     """Checks every byte and every record of a directory of shards.
 
-    Args:
-        path: the directory.
-
     Returns:
         the problems, by the name of the file; empty for a sound directory.
 
@@ -221,8 +207,6 @@ def merge(paths: Sequence[str], output: str, **settings: Any) -> "Manifest":
 
 def _with_compute_dtype(config: Any) -> Any:
     """Returns a config whose `compute_dtype` is not left to the machine."""
-    import dataclasses
-
     from pipeline.base import compute_dtype
 
     if config.compute_dtype != compute_dtype.AUTO:

@@ -1,5 +1,6 @@
 """JSON from outside: no deeper, and with no longer numbers, than what uses it can bear."""
 
+import contextlib
 import json
 import re
 from typing import Any, TypeVar
@@ -16,9 +17,7 @@ _PHRASES: dict[str, str] = {}
 def matching(pattern: str, phrase: str) -> msgspec.Meta:
     """Returns a constraint of whole texts, such as `Annotated[str, matching("[0-9]+", "digits")]`.
 
-    Args:
-        pattern: a regular expression.
-        phrase: what such a text is, for messages.
+    Messages call such a text `phrase`.
     """
     whole = rf"^(?:{pattern})\Z"
     _PHRASES[f"str matching regex {whole!r}"] = phrase
@@ -34,9 +33,8 @@ _MAX_SHOWN = 200
 
 def _whole_number(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(
-            f"expected numbers of at most {MAX_DIGITS} digits, received one of {len(digits)}"
-        )
+        expected = f"expected numbers of at most {MAX_DIGITS} digits"
+        raise ValueError(f"{expected}, received one of {len(digits)}")
     return int(digits)
 
 
@@ -62,20 +60,14 @@ def load(content: bytes | str) -> Any:
         content: UTF-8, with or without a byte order mark, or text.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, nested too deeply, or has a whole number of
-            too many digits.
+        ValueError: it is not UTF-8, not JSON, nested too deeply, or has too long a number.
     """
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-    try:
+    with contextlib.suppress(RecursionError):
         value = _DECODER.decode(text)
-    except RecursionError:
-        value = None
-        is_deep = True
-    else:
-        is_deep = _is_deep(value)
-    if is_deep:
-        raise ValueError(f"expected at most {MAX_DEPTH} levels of brackets, received more")
-    return value
+        if not _is_deeper(value, MAX_DEPTH):
+            return value
+    raise ValueError(f"expected at most {MAX_DEPTH} levels of brackets, received more")
 
 
 def convert(value: Any, kind: type[Kind], where: object) -> Kind:
@@ -122,17 +114,8 @@ def _shown_at(value: Any, place: str, otherwise: str | None) -> str | None:
     return shown(value)
 
 
-def _is_deep(value: Any) -> bool:
-    """Returns whether brackets are nested deeper than they may be."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Returns whether brackets are nested in more than so many levels."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    inner = [item for item in items if isinstance(item, dict | list)]
+    return any(levels == 1 or _is_deeper(item, levels - 1) for item in inner)

@@ -30,17 +30,15 @@ def mirror_folder() -> pathlib.Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                CACHE_VARIABLE, received=f"cannot make the folder {folder}: {error.strerror}"
-            ) from error
+            received = f"cannot make the folder {folder}: {error.strerror}"
+            raise InputError(CACHE_VARIABLE, received=received) from error
         return folder
     folder = pathlib.Path(tempfile.gettempdir()) / f"offline-distill-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     # Anyone may make a folder of that name there, and put models into it.
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise InputError(
-            CACHE_VARIABLE, f"a folder for copies of objects, as {folder} belongs to another user"
-        )
+        expected = f"a folder for copies of objects, as {folder} belongs to another user"
+        raise InputError(CACHE_VARIABLE, expected)
     return folder
 
 

@@ -55,10 +55,7 @@ def streams(
     It is one generator that begins anew: a stream ends where the next one is asked
     for. That takes a third of the time of as many calls of `stream`.
 
-    Args:
-        seed: as for `stream`.
-        purpose: as for `stream`.
-        keys: what follows them, for each stream.
+    Arguments are those of `stream`.
     """
     bits = np.random.Philox(key=0)
     random, state = np.random.Generator(bits), bits.state

@@ -5,6 +5,7 @@ field's name, default, range and help, and its text is parsed and checked by the
 """
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -60,20 +61,15 @@ class FlagSet:
 
     def fields(self) -> list[dataclasses.Field]:
         """Returns the settings that have a flag, in the order of their declaration."""
-        return [
-            field
-            for config in self.configs
-            for field in setting_fields(config)
-            if field.name not in self.leave_out
-        ]
+        fields = itertools.chain.from_iterable(map(setting_fields, self.configs))
+        return [field for field in fields if field.name not in self.leave_out]
 
     def define(self) -> flags.FlagValues:
         """Returns the flags, to be parsed by `running.run`."""
         values = flags.FlagValues()
         for field in self.fields():
             _define(field, self.defaults.get(field.name, default_value(field)), values)
-        required = [field.name for field in self.fields() if is_required(field)]
-        if required:
+        if required := [field.name for field in self.fields() if is_required(field)]:
             _require(required, values)
         return values
 
@@ -98,8 +94,6 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
     """Returns the config that parsed flags ask for.
 
     Args:
-        values: of `define_flags`, parsed.
-        config: the config dataclass.
         **others: fields that are no flags, and values in place of those of flags.
 
     Raises:
@@ -110,14 +104,10 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
 
 def describe_flag(field: dataclasses.Field) -> FlagDescription:
     """Returns how the flag of a setting is shown."""
-    declaration, default = declaration_of(field), default_value(field)
-    shown = "" if default is None else _text(default)
-    return FlagDescription(
-        field.name,
-        "required" if is_required(field) else shown,
-        _constraint(declaration),
-        show_settings(declaration.help, "--{}".format),
-    )
+    declaration, value = declaration_of(field), default_value(field)
+    default = "required" if is_required(field) else "" if value is None else _text(value)
+    text = show_settings(declaration.help, "--{}".format)
+    return FlagDescription(field.name, default, _constraint(declaration), text)
 
 
 def _define(field: dataclasses.Field, default: Any, values: flags.FlagValues) -> None:

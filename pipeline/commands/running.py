@@ -140,32 +140,23 @@ def import_quietly(*modules: str) -> None:
 
 
 def import_backend(values: flags.FlagValues, *modules: str) -> None:
-    """Sets Keras's backend and imports it; no device is asked for.
+    """Sets Keras's backend and imports it and further modules; no device is asked for.
 
     Keras must not have been imported before.
-
-    Args:
-        values: parsed flags with `--backend`.
-        *modules: what else to import.
     """
     os.environ["KERAS_BACKEND"] = values.backend
     try:
         import_quietly("keras", *modules)
     except ImportError as error:
-        raise InputError(
-            Setting("backend"),
-            received=f"{values.backend} cannot be imported ({error})",
-            hint="install it, for example with pip install '.[jax]'",
-        ) from error
+        received = f"{values.backend} cannot be imported ({error})"
+        hint = "install it, for example with pip install '.[jax]'"
+        raise InputError(Setting("backend"), received=received, hint=hint) from error
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
-    """Sets Keras's backend, imports it and says what it computes on.
+    """Sets Keras's backend, imports it, says what it computes on, and returns those devices.
 
-    Arguments are those of `import_backend`.
-
-    Returns:
-        Keras's names of the devices.
+    Arguments are those of `import_backend`; the devices are Keras's names.
     """
     import_backend(values, *modules)
     devices = importlib.import_module("keras.distribution").list_devices()
@@ -175,9 +166,6 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
 
 def choose_runner(values: flags.FlagValues) -> RayConfig | None:
     """Returns how jobs run on Ray, which is imported; None where they run on this machine.
-
-    Args:
-        values: parsed flags with `--runner`.
 
     Raises:
         InputError: Ray is not installed, or a flag is for the other runner.
@@ -195,9 +183,7 @@ def choose_runner(values: flags.FlagValues) -> RayConfig | None:
 def choose_compute_dtype(values: flags.FlagValues, devices: Sequence[str]) -> str:
     """Returns what to compute in; where `--compute_dtype=auto` leaves it open, says what and why.
 
-    Args:
-        values: parsed flags with `--compute_dtype`.
-        devices: as `choose_backend` returns them.
+    `devices` are as `choose_backend` returns them.
     """
     if values.compute_dtype != compute_dtype.AUTO:
         return values.compute_dtype

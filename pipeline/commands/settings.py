@@ -73,18 +73,15 @@ class CorpusSettings(Settings):
         """Returns the corpora that the settings name.
 
         Raises:
-            InputError: they name none, or a mixture together with a single corpus, or the
-                mixture's file is invalid.
+            InputError: they name none, both a mixture and a corpus, or an invalid mixture.
         """
         names = ("input_dir", "corpus_spec", "tfds_name", "text_fields", "segmenter")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.corpora is not None and given:
-            raise InputError(
-                Setting("corpora"),
-                received=f"`{next(iter(given))}` is given together with it",
-                hint="write it into the file",
-            )
         if self.corpora is not None:
+            if given:
+                received = f"`{next(iter(given))}` is given together with it"
+                hint = "write it into the file"
+                raise InputError(Setting("corpora"), received=received, hint=hint)
             try:
                 return known_corpora.load_mixture(self.corpora)
             except ValueError as error:

@@ -60,12 +60,9 @@ def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
     """
     for label, count in Counter(source.label for source in sources).items():
         if count > 1:
-            raise InputError(
-                Setting("corpora"),
-                "a name for each corpus",
-                f"{label or 'none'!r} {count} times",
-                hint="add name: to tell them apart",
-            )
+            received = f"{label or 'none'!r} {count} times"
+            hint = "add name: to tell them apart"
+            raise InputError(Setting("corpora"), "a name for each corpus", received, hint=hint)
     return tuple(_resolve(source) for source in sources)
 
 
@@ -77,9 +74,9 @@ def _resolve(source: CorpusSource) -> Corpus:
             spec = corpus_specs.load_spec(name if location.is_local else str(location.mirror()))
         except ValueError as error:
             raise InputError(Setting("corpus_spec"), received=error) from error
-    given = {name: getattr(source, name) for name in ("text_fields", "segmenter")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    spec = msgspec.structs.replace(spec, **changes)
+    for name in ("text_fields", "segmenter"):
+        if (value := getattr(source, name)) is not None:
+            spec = msgspec.structs.replace(spec, **{name: value})
     is_dataset = source.tfds_name is not None
     reader = TFDS if is_dataset else spec.reader
     _expect_known("segmenter", [spec.segmenter], segmenters.SEGMENTERS, source)
@@ -99,13 +96,10 @@ def _expect_known(
     kind: str, names: Sequence[str], known: Mapping[str, Any], source: CorpusSource
 ) -> None:
     """Refuses a declaration that names what no table has."""
+    subject = Setting("corpus_spec") if source.corpus_spec else f"corpus {source.label}"
     for name in names:
         if name not in known:
-            raise InputError(
-                Setting("corpus_spec") if source.corpus_spec else f"corpus {source.label}",
-                f"a known {kind} ({', '.join(known)})",
-                shown(name),
-            )
+            raise InputError(subject, f"a known {kind} ({', '.join(known)})", shown(name))
 
 
 def is_inside(path: Location, source: CorpusSource) -> bool:

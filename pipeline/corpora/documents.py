@@ -1,6 +1,7 @@
 """A corpus, its files, and its documents before they are decoded."""
 
 import dataclasses
+from typing import Any
 
 from data_specs.corpora import CorpusSpec
 from pipeline.base.location import Location
@@ -25,6 +26,11 @@ class Corpus:
     weight: float = 1.0
     tfds_name: str | None = None
     tfds_dir: str | None = None
+
+    def reading(self) -> dict[str, Any]:
+        """Returns the settings that decide the documents."""
+        own = {"name": self.label, "tfds_name": self.tfds_name, "weight": self.weight}
+        return own | self.spec.reading()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The two sides of every loss: what the student and the teacher give for a batch."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,12 +26,14 @@ from pipeline.models.masked_lm import LOGITS, gather_positions
 # Activations by model, as `Distiller.call` returns them.
 STUDENT = "student"
 TEACHER = "teacher"
-# Where to get what a loss needs: from the cache, or else from a live teacher.
-_FROM_CACHE = {
-    TOPK: "a teacher cache (make one with create_teacher_output_data)",
-    HIDDEN: "a teacher cache of create_teacher_output_data `cache_hidden_states`=…",
-}
 _FROM_TEACHER = "a live teacher (`teacher`=DIR)"
+# Where to get what a loss needs: from the cache, or else from a live teacher.
+_WAYS = {
+    TOPK: f"a teacher cache (make one with create_teacher_output_data) or {_FROM_TEACHER}",
+    HIDDEN: "a teacher cache of create_teacher_output_data `cache_hidden_states`=… or "
+    f"{_FROM_TEACHER}",
+    ATTENTION: f"{_FROM_TEACHER} (no cache holds attention maps)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,27 +67,19 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if self.loss_positions == "all" and not self.live:
-            raise InputError(
-                Setting("loss_positions"),
-                f"masked, the positions that a cache holds, or {_FROM_TEACHER}",
-                "all",
-            )
+            expected = f"masked, the positions that a cache holds, or {_FROM_TEACHER}"
+            raise InputError(Setting("loss_positions"), expected, "all")
         if not self.topk_cached:
             return
+        expected = None
         if self.sampled and self.temperature != 1.0:
-            raise InputError(
-                Setting("temperature"),
-                "1, the only one of a cache of `truncation`=sampled",
-                f"{self.temperature:g}",
-            )
-        if self.tail != "renormalize" and self.temperature not in self.cached_temperatures:
+            expected = "1, the only one of a cache of `truncation`=sampled"
+        elif self.tail != "renormalize" and self.temperature not in self.cached_temperatures:
             cached = ", ".join(f"{value:g}" for value in self.cached_temperatures)
-            raise InputError(
-                Setting("temperature"),
-                f"one with a cached tail mass ({cached}), or any with `tail`=renormalize "
-                f"or {_FROM_TEACHER} over masked examples",
-                f"{self.temperature:g}",
-            )
+            expected = f"one with a cached tail mass ({cached}), or any with `tail`=renormalize"
+            expected = f"{expected} or {_FROM_TEACHER} over masked examples"
+        if expected is not None:
+            raise InputError(Setting("temperature"), expected, f"{self.temperature:g}")
 
     @property
     def has_teacher(self) -> bool:
@@ -104,14 +99,9 @@ class Comparison:
 
     def groups(self, need: str) -> tuple[LayerGroup, ...]:
         """Returns the layers compared by losses with a need, each group once."""
-        return tuple(
-            dict.fromkeys(
-                group
-                for name, groups in self.layer_groups.items()
-                if load_loss(name).needs == need
-                for group in groups
-            )
-        )
+        compared = self.layer_groups.items()
+        matching = [groups for name, groups in compared if load_loss(name).needs == need]
+        return tuple(dict.fromkeys(itertools.chain(*matching)))
 
     def losses(self, names: Iterable[str]) -> list[Loss]:
         """Returns the losses of these names in the order in which they are computed.
@@ -128,13 +118,10 @@ class Comparison:
         return TOKENS if loss.needs == TOPK and self.loss_positions == "all" else loss.over
 
     def reported(self, trained: Iterable[str]) -> tuple[str, ...]:
-        """Returns the losses that evaluation reports.
+        """Returns the losses that evaluation reports, in the order of `LOSSES`.
 
-        They are all losses of distributions and labels, whatever their weights, and the
-        losses of layers that are trained.
-
-        Args:
-            trained: the losses that have a weight.
+        They are all losses of distributions and labels, and the losses of layers that are
+        `trained`: that have a weight.
         """
         free = {LABEL, TOPK} if self.has_teacher else {LABEL}
         return tuple(
@@ -155,39 +142,24 @@ class Comparison:
         """
         loss = load_loss(name)
         if self._needs_topk(loss):
-            others = [
-                other.name
-                for other in map(load_loss, LOSSES)
-                if other.needs == TOPK and other.is_expectation
-            ]
-            raise InputError(
-                Setting("losses"),
-                received=f"{name} needs a top-k",
-                hint=f"with a cache of `truncation`=sampled expected {' or '.join(others)}",
-            )
+            of_topk = [other for other in map(load_loss, LOSSES) if other.needs == TOPK]
+            others = " or ".join(other.name for other in of_topk if other.is_expectation)
+            hint = f"with a cache of `truncation`=sampled expected {others}"
+            raise InputError(Setting("losses"), received=f"{name} needs a top-k", hint=hint)
         cached = {
             LABEL: True,
             TOPK: bool(self.cached_temperatures),
             HIDDEN: loss.over == MASKED and self.hidden_cached,
+            ATTENTION: False,
         }
-        if not (self.live or cached.get(loss.needs, False)):
-            self._refuse(loss)
-
-    def _refuse(self, loss: type[Loss]) -> None:
-        ways = [_FROM_CACHE[loss.needs]] if loss.needs in _FROM_CACHE else []
-        held = ""
-        if loss.needs == HIDDEN:
-            cached = ", ".join(map(str, self.cached_groups))
-            held = f" except of layers {cached}" if cached else ""
+        if not (self.live or cached[loss.needs]):
+            what, held = "top-k" if loss.needs == TOPK else loss.needs, ""
+            if loss.needs == HIDDEN and self.cached_groups:
+                held = f" except of layers {', '.join(map(str, self.cached_groups))}"
+            received = f"{name} needs the teacher's {what}, and nothing here holds any{held}"
             wanted = ",".join(str(group.teacher) for group in self.groups(HIDDEN))
-            ways = [ways[0].replace("…", wanted or "…")]
-        what = "top-k" if loss.needs == TOPK else loss.needs
-        rest = " (no cache holds attention maps)" if loss.needs == ATTENTION else ""
-        raise InputError(
-            Setting("losses"),
-            received=f"{loss.name} needs the teacher's {what}, and nothing here holds any{held}",
-            hint=f"expected {' or '.join([*ways, _FROM_TEACHER])}{rest}",
-        )
+            hint = _WAYS[loss.needs].replace("…", wanted or "…")
+            raise InputError(Setting("losses"), received=received, hint=f"expected {hint}")
 
 
 class BatchComparison:
@@ -221,10 +193,8 @@ class BatchComparison:
         self._teacher = activations.get(TEACHER, {})
         self._projections = projections or {}
         self._distributions: dict[float, tuple] = {}
-        self.labels, self.weights = (
-            targets[records.MASKED_LM_IDS],
-            targets[records.MASKED_LM_WEIGHTS],
-        )
+        self.labels = targets[records.MASKED_LM_IDS]
+        self.weights = targets[records.MASKED_LM_WEIGHTS]
         if comparison.loss_positions == "all":
             self.labels, self.weights = _spread_over_tokens(inputs, targets)
 
@@ -288,44 +258,36 @@ class BatchComparison:
         return self._distributions[temperature]
 
     def _teacher_distribution(self, temperature: float) -> TeacherDistribution:
-        comparison = self._comparison
+        comparison, k = self._comparison, self._comparison.truncation_factor
         if comparison.topk_cached:
-            ids, logits, tails = (
-                self._targets[name]
-                for name in (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
-            )
+            names = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
+            ids, logits, tails = (self._targets[name] for name in names)
             # A temperature that is not cached has the policy `renormalize`, in which the tail's
             # mass cancels.
             cached = comparison.cached_temperatures
             index = cached.index(temperature) if temperature in cached else 0
-        elif comparison.truncation_factor is None:
+        elif k is None:
             return dense_distribution(self._teacher[LOGITS], temperature=temperature)
         else:
-            top = topk.top_k(
-                self._teacher[LOGITS], comparison.truncation_factor, temperatures=(temperature,)
-            )
+            top = topk.top_k(self._teacher[LOGITS], k, temperatures=(temperature,))
             ids, logits, tails, index = top.ids, top.logits, top.log_tail_masses, 0
         return teacher_distribution(
-            ids,
-            logits,
-            tails[..., index],
-            temperature=temperature,
-            truncation_factor=comparison.truncation_factor,
+            ids, logits, tails[..., index], temperature=temperature, truncation_factor=k
         )
 
     def _hidden_states(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:
         comparison, positions = self._comparison, self._inputs[records.MASKED_LM_POSITIONS]
-        student = self._student[records.HIDDEN_STATES][group.student]
+
+        def select(state: Any) -> Any:
+            return gather_positions(state, positions) if loss.over == MASKED else state
+
         if loss.over == MASKED and comparison.hidden_cached:
             index = comparison.cached_groups.index(group.teacher)
             teacher = self._targets[records.HIDDEN_STATES][:, :, index]
         else:
-            teacher = mean_state(self._teacher[records.HIDDEN_STATES], group.teacher)
-            if loss.over == MASKED:
-                teacher = gather_positions(teacher, positions)
-        if loss.over == MASKED:
-            student = gather_positions(student, positions)
-        student = ops.cast(student, "float32")
+            teacher = select(mean_state(self._teacher[records.HIDDEN_STATES], group.teacher))
+        student = self._student[records.HIDDEN_STATES][group.student]
+        student = ops.cast(select(student), "float32")
         project = self._projections.get(group.student)
         return (student if project is None else project(student)), teacher
 
@@ -349,12 +311,7 @@ def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -
 
 
 def mean_over_weights(values: Any, weights: Any) -> Any:
-    """Returns the mean of values over what has weight 1.
-
-    Args:
-        values: float32.
-        weights: float32 of the same shape, 1 for what counts and 0 for padding.
-    """
+    """Returns the mean of values over what has weight 1; padding has weight 0."""
     # Not a product: values at padding may be infinite.
     real = ops.where(weights > 0, values, 0.0)
     return ops.sum(real) / ops.maximum(ops.sum(weights), 1.0)

@@ -10,7 +10,8 @@ from keras import ops
 from data_specs import records
 from pipeline.base.seeding import hash64
 from pipeline.distill.comparison import STUDENT, TEACHER, BatchComparison, mean_over_weights
-from pipeline.distill.losses.base import ATTENTION, AVERAGES, HIDDEN, LOSS_SHARES
+from pipeline.distill.losses import load_loss
+from pipeline.distill.losses.base import ATTENTION, AVERAGES, HIDDEN, LABEL, LOSS_SHARES
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
 from pipeline.models.encoder import ATTENTIONS
@@ -23,10 +24,6 @@ class CalibrationError(keras.metrics.Metric):
     Positions are sorted into bins of equal width by the probability of the
     first guess; in each the mean probability is compared with the share of
     right guesses: ECE = Σ_bins (n_bin / n) · |accuracy − confidence|.
-
-    Args:
-        num_bins: bins.
-        name: the metric's name.
     """
 
     def __init__(self, num_bins: int = 15, name: str = "calibration_error") -> None:
@@ -36,22 +33,19 @@ class CalibrationError(keras.metrics.Metric):
         self.bins = self.add_variable((num_bins, 3), initializer="zeros", name="bins")
 
     def update_state(self, confidence: Any, correct: Any, sample_weight: Any) -> None:
-        """Adds positions.
+        """Adds positions: all arguments are float32 [B, P].
 
         Args:
-            confidence: float32 [B, P], the probability of the first guess.
-            correct: float32 [B, P], 1 where it is the label.
-            sample_weight: float32 [B, P], 0 at padding.
+            confidence: the probability of the first guess.
+            correct: 1 where it is the label.
+            sample_weight: 0 at padding.
         """
         index = ops.cast(ops.floor(confidence * self.num_bins), "int32")
         index = ops.clip(index, 0, self.num_bins - 1)
         membership = ops.one_hot(index, self.num_bins) * ops.expand_dims(sample_weight, -1)
         columns = ops.stack([ops.ones_like(confidence), confidence, correct], axis=-1)
-        flat = (-1, self.num_bins), (-1, 3)
-        added = ops.matmul(
-            ops.transpose(ops.reshape(membership, flat[0])), ops.reshape(columns, flat[1])
-        )
-        self.bins.assign_add(added)
+        membership = ops.transpose(ops.reshape(membership, (-1, self.num_bins)))
+        self.bins.assign_add(ops.matmul(membership, ops.reshape(columns, (-1, 3))))
 
     def result(self) -> Any:
         """Returns the error, from 0 to 1; 0 without positions."""
@@ -59,17 +53,20 @@ class CalibrationError(keras.metrics.Metric):
         return ops.sum(gaps) / ops.maximum(ops.sum(self.bins[:, 0]), 1.0)
 
 
+def _make_means(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
+    return {name: keras.metrics.Mean(name=name) for name in names}
+
+
 class Distiller(keras.Model):
     """Trains a student by an objective.
 
-    Called with a batch's inputs it returns what the student, and the live teacher
-    if there is one, say of it; `compute_loss` compares these with each other and
-    with the targets. In training only losses that have a weight are computed, in
-    evaluation all that can be, and what people read.
+    Called with a batch's inputs it returns the activations of the student and of the live
+    teacher, if there is one; `compute_loss` compares these with each other and with the
+    targets. Training computes the losses that have a weight, evaluation all that it reports.
 
     Args:
         student: takes a batch's inputs.
-        objective: what to make small.
+        objective: the weighted losses.
         teacher: a live one, which stays as it is; None where the cache holds all.
         teacher_hidden_size: of the states that are compared with the student's; a
             student of another size gets a learned projection for each layer group.
@@ -95,19 +92,17 @@ class Distiller(keras.Model):
         self.teacher = teacher
         if teacher is not None:
             teacher.trainable = False
-        self._means = {name: keras.metrics.Mean(name=name) for name in objective.reported_names}
-        guesses = ["masked_lm_accuracy"]
-        if objective.comparison.has_teacher:
-            guesses += ["teacher_agreement", "teacher_accuracy"]
-        self._guesses = {name: keras.metrics.Mean(name=name) for name in guesses}
+        self._means = _make_means(objective.comparison.reported(objective.weights))
+        of_teacher = ["teacher_agreement", "teacher_accuracy"]
+        guesses = ["masked_lm_accuracy", *of_teacher * objective.comparison.has_teacher]
+        self._guesses = _make_means(guesses)
         self._calibration = CalibrationError()
         self._num_steps = num_steps
         self._steps_per_update = steps_per_update
         self._step = None
         if objective.schedules:
-            self._step = self.add_weight(
-                name="step", shape=(), dtype="int32", initializer="zeros", trainable=False
-            )
+            kind = {"dtype": "int32", "initializer": "zeros", "trainable": False}
+            self._step = self.add_weight(name="step", shape=(), **kind)
         self.projections = self._make_projections(teacher_hidden_size, seed)
         self.built = True
 
@@ -120,15 +115,13 @@ class Distiller(keras.Model):
         for group in self.objective.comparison.groups(HIDDEN):
             if group.student in projections:
                 continue
-            projection_seed = hash64(seed, "hidden projection", str(group)) % 2**31
-            projection = keras.layers.Dense(
-                size,
-                use_bias=False,
-                kernel_initializer=keras.initializers.LecunNormal(seed=projection_seed),
-                name=f"hidden_projection_{group.student}",
+            drawn = hash64(seed, "hidden projection", str(group)) % 2**31
+            initializer = keras.initializers.LecunNormal(seed=drawn)
+            name = f"hidden_projection_{group.student}"
+            projections[group.student] = keras.layers.Dense(
+                size, use_bias=False, kernel_initializer=initializer, name=name
             )
-            projection.build((None, None, own_size))
-            projections[group.student] = projection
+            projections[group.student].build((None, None, own_size))
         return projections
 
     @property
@@ -150,11 +143,9 @@ class Distiller(keras.Model):
 
     def _compared(self, activations: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the activations that losses compare: attention maps are large."""
-        needs = {loss.needs for loss in self.objective.trained}
-        names = {LOGITS}
-        names |= {records.HIDDEN_STATES} if HIDDEN in needs else set()
-        names |= {ATTENTIONS} if ATTENTION in needs else set()
-        return {name: activations[name] for name in names}
+        needs = {load_loss(name).needs for name in self.objective.weights}
+        names = {LABEL: LOGITS, HIDDEN: records.HIDDEN_STATES, ATTENTION: ATTENTIONS}
+        return {name: activations[name] for need, name in names.items() if need in needs | {LABEL}}
 
     def compute_loss(
         self,
@@ -173,7 +164,7 @@ class Distiller(keras.Model):
         comparison = self.objective.comparison
         batch = BatchComparison(comparison, x, y, y_pred, self.projections)
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
-        losses = self.objective.trained if training else self.objective.reported
+        losses = comparison.losses(self.objective.weights if training else self._means)
         measured, means = batch.means(losses), {}
         for loss in losses:
             mean, count = measured[loss.name]
@@ -226,6 +217,7 @@ class Distiller(keras.Model):
         return {name: self._means[name].result()}
 
     def _read(self, names: Iterable[str]) -> dict[str, float]:
+        """Returns the sum of the losses since the last reset, and each by name."""
         means = {name: float(self._means[name].result()) for name in names}
         return {"loss": float(self.objective.total(means, self._progress(False))), **means}
 

@@ -15,7 +15,7 @@ from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.settings import DistillConfig
 from pipeline.models import layer_groups
 from pipeline.models.config import EncoderConfig
-from pipeline.models.layer_groups import LayerGroup, TeacherGroup
+from pipeline.models.layer_groups import LayerGroup
 from pipeline.storage.manifest import SAMPLED, TeacherInfo
 
 
@@ -37,38 +37,18 @@ class Objective:
         for name in self.weights:
             self.comparison.expect_target(name)
 
-    @property
-    def trained(self) -> list[Loss]:
-        """The losses that have a weight."""
-        return self.comparison.losses(self.weights)
-
-    @property
-    def reported(self) -> list[Loss]:
-        """The losses that evaluation reports."""
-        return self.comparison.losses(self.reported_names)
-
-    @property
-    def reported_names(self) -> tuple[str, ...]:
-        """The names of the losses that evaluation reports, in the order of `LOSSES`."""
-        return self.comparison.reported(self.weights)
-
     def weight(self, name: str, progress: Any) -> Any:
         """Returns a loss's weight.
 
-        With w₀ its first weight and w₁ its last, at a fraction t of all updates:
+        With w₀ its first weight and w₁ its last, at a fraction t of all updates (`progress`):
         linear w₀ + (w₁ − w₀)·t, cosine w₁ + (w₀ − w₁)·(1 + cos πt) / 2.
-
-        Args:
-            name: a loss of `weights`.
-            progress: t, from 0 to 1; a number or a float32 tensor.
         """
         first, schedule = self.weights[name], self.schedules.get(name)
         if schedule is None or schedule.shape == "constant":
             return first
-        fraction = progress
         if schedule.shape == "cosine":
-            fraction = (1.0 - ops.cos(math.pi * progress)) / 2.0
-        return first + (schedule.last - first) * fraction
+            progress = (1.0 - ops.cos(math.pi * progress)) / 2.0
+        return first + (schedule.last - first) * progress
 
     def total(self, means: Mapping[str, Any], progress: Any = 0.0) -> Any:
         """Returns the weighted sum of the losses' means; see `weight`."""
@@ -96,8 +76,10 @@ def choose_objective(
         InputError: a loss whose target is nowhere, a temperature that the cache
             does not hold, or layers that do not fit.
     """
-    live = config.teacher is not None
-    cached = _cached_groups(info)
+    live, cached = config.teacher is not None, ()
+    if info is not None and info.hidden_groups:
+        text = ",".join(info.hidden_groups)
+        cached = layer_groups.parse_teacher_groups(text, layer_groups.MOST_LAYERS)
     weights, schedules = (
         _renamed(values, from_cache=bool(cached) and not live)
         for values in (config.losses, config.loss_schedules)
@@ -122,35 +104,21 @@ def choose_objective(
 
 def _renamed(values: Mapping[str, Any], *, from_cache: bool) -> dict[str, Any]:
     """Returns values by the names of the losses that are computed; see `Loss.from_cache`."""
-    if not from_cache:
-        return dict(values)
     result: dict[str, Any] = {}
     for name, value in values.items():
-        computed = load_loss(name).from_cache or name
+        computed = (from_cache and load_loss(name).from_cache) or name
         if computed in values and computed != name:
-            raise InputError(
-                Setting("losses"),
-                received=f"without `teacher`, {name} is {computed}",
-                hint="expected one of them, received both",
-            )
+            received = f"without `teacher`, {name} is {computed}"
+            hint = "expected one of them, received both"
+            raise InputError(Setting("losses"), received=received, hint=hint)
         result[computed] = value
     return result
 
 
-def _cached_groups(info: TeacherInfo | None) -> tuple[TeacherGroup, ...]:
-    if info is None or not info.hidden_groups:
-        return ()
-    text = ",".join(info.hidden_groups)
-    return layer_groups.parse_teacher_groups(text, layer_groups.MOST_LAYERS)
-
-
 def _groups(
-    config: DistillConfig,
-    loss: type[Loss],
-    student: EncoderConfig,
-    teacher: EncoderConfig | None,
+    config: DistillConfig, loss: type[Loss], student: EncoderConfig, teacher: EncoderConfig | None
 ) -> tuple[LayerGroup, ...]:
-    """Returns the layers that a loss compares."""
+    """Returns the layers that a loss compares; of maps, checks that both models have equal ones."""
     if teacher is None:
         # Without a cache either: the loss is refused for that.
         return ()
@@ -159,30 +127,14 @@ def _groups(
         groups = layer_groups.parse_layer_groups(
             text, teacher.num_hidden_layers, student.num_hidden_layers
         )
-    if loss.needs == ATTENTION:
-        _expect_maps(loss, groups, config.teacher is not None, student, teacher)
-    return groups
-
-
-def _expect_maps(
-    loss: type[Loss],
-    groups: tuple[LayerGroup, ...],
-    live: bool,
-    student: EncoderConfig,
-    teacher: EncoderConfig,
-) -> None:
-    """Checks that both models have attention maps of one shape in all groups."""
+    if loss.needs != ATTENTION:
+        return groups
     for group in groups:
         if 0 in (group.teacher.first, group.student):
-            raise InputError(
-                Setting("layer_groups"),
-                f"layers from 1 on, as embeddings have no {ATTENTION}",
-                group,
-            )
-    if live and student.num_attention_heads != teacher.num_attention_heads:
-        raise InputError(
-            Setting("losses"),
-            f"for {loss.name} a student of {teacher.num_attention_heads} attention heads, as "
-            "the teacher",
-            student.num_attention_heads,
-        )
+            expected = f"layers from 1 on, as embeddings have no {ATTENTION}"
+            raise InputError(Setting("layer_groups"), expected, group)
+    own, heads = student.num_attention_heads, teacher.num_attention_heads
+    if config.teacher is not None and own != heads:
+        expected = f"for {loss.name} a student of {heads} attention heads, as the teacher"
+        raise InputError(Setting("losses"), expected, own)
+    return groups

@@ -19,8 +19,7 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         peak: the highest rate.
         warmup_steps: w.
         num_train_steps: n.
-        steps_per_update: calls of the optimizer that make one update, where its
-            examples are computed in parts; Keras counts the calls.
+        steps_per_update: calls of the optimizer, which Keras counts, that make one update.
     """
 
     def __init__(
@@ -33,33 +32,21 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         """Returns the rate of the update that call number `step` belongs to."""
-        update = ops.cast(
-            ops.floor_divide(ops.cast(step, "int32"), self.steps_per_update), "float32"
-        )
+        update = ops.floor_divide(ops.cast(step, "int32"), self.steps_per_update)
+        update = ops.cast(update, "float32")
         rising = (update + 1.0) / max(1, self.warmup_steps)
         falling = (self.num_train_steps - update) / max(1, self.num_train_steps - self.warmup_steps)
         return self.peak * ops.maximum(ops.where(update < self.warmup_steps, rising, falling), 0.0)
 
+    @classmethod
+    def of(cls, config: DistillConfig, *, steps_per_update: int = 1) -> "WarmupLinearDecay":
+        """Returns the schedule of a run."""
+        steps = {"warmup_steps": config.warmup_steps, "num_train_steps": config.num_train_steps}
+        return cls(config.learning_rate, **steps, steps_per_update=steps_per_update)
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {
-            "peak": self.peak,
-            "warmup_steps": self.warmup_steps,
-            "num_train_steps": self.num_train_steps,
-            "steps_per_update": self.steps_per_update,
-        }
-
-
-def learning_rate_schedule(
-    config: DistillConfig, *, steps_per_update: int = 1
-) -> WarmupLinearDecay:
-    """Returns the schedule of a run, of which so many calls of the optimizer make an update."""
-    return WarmupLinearDecay(
-        config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        num_train_steps=config.num_train_steps,
-        steps_per_update=steps_per_update,
-    )
+        return dict(vars(self))
 
 
 def build_optimizer(
@@ -72,13 +59,8 @@ def build_optimizer(
     """Returns AdamW for a model's variables.
 
     Vectors, which are biases and the parameters of layer norms, have no weight
-    decay (Devlin et al., 2019). Gradients are clipped by their global norm.
-
-    Args:
-        variables: the trainable ones.
-        schedule: the learning rate.
-        weight_decay: decoupled (Loshchilov and Hutter, 2019).
-        clip_norm: the largest global norm; 0 for no clipping.
+    decay (Devlin et al., 2019). It is decoupled (Loshchilov and Hutter, 2019). Gradients
+    are clipped by their global norm; a `clip_norm` of 0 clips nothing.
     """
     count = schedule.steps_per_update
     optimizer = keras.optimizers.AdamW(
@@ -90,9 +72,8 @@ def build_optimizer(
         global_clipnorm=clip_norm or None,
         gradient_accumulation_steps=count if count > 1 else None,
     )
-    optimizer.exclude_from_weight_decay(
-        var_list=[variable for variable in variables if len(variable.shape) < 2]
-    )
+    vectors = [variable for variable in variables if len(variable.shape) < 2]
+    optimizer.exclude_from_weight_decay(var_list=vectors)
     optimizer.build(variables)
     return optimizer
 
@@ -100,16 +81,10 @@ def build_optimizer(
 def compile_distiller(
     distiller: Distiller, config: DistillConfig, *, steps_per_update: int = 1
 ) -> None:
-    """Gives a distiller its optimizer, and says whether XLA compiles its steps.
-
-    Args:
-        distiller: with all its variables.
-        config: what was asked for.
-        steps_per_update: calls of the optimizer that make one update.
-    """
+    """Gives a distiller its optimizer, and says whether XLA compiles its steps."""
     optimizer = build_optimizer(
         distiller.trainable_variables,
-        learning_rate_schedule(config, steps_per_update=steps_per_update),
+        WarmupLinearDecay.of(config, steps_per_update=steps_per_update),
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )

@@ -27,12 +27,11 @@ class Preparation:
 
     Attributes:
         config: of the run.
-        cache: what is read.
+        cache: its input.
         start: where the student comes from.
         teacher: a live one; None without.
         objective: of the training.
-        teacher_hidden_size: of the states that are compared with the student's;
-            None where nothing is known of them.
+        teacher_hidden_size: of the states that are compared with the student's; None if unknown.
     """
 
     config: DistillConfig
@@ -48,12 +47,7 @@ class Preparation:
         if self.config.num_data_streams == 1:
             # The default without `distribution`.
             del settings[NUM_DATA_STREAMS]
-        objective = self.objective
-        layers = {
-            "hidden_groups": layer_groups.describe(objective.comparison.groups(HIDDEN)),
-            "attention_groups": layer_groups.describe(objective.comparison.groups(ATTENTION)),
-        }
-        subset = self.cache.vocab_subset
+        comparison, subset = self.objective.comparison, self.cache.vocab_subset
         request = {
             "kind": "student",
             "cache": self.cache.manifest.sha256(),
@@ -63,16 +57,13 @@ class Preparation:
             "teacher": None if self.teacher is None else self.teacher.sha256(),
             "backend": keras.config.backend(),
             **settings,
-            **layers,
-            "losses": objective.weights,
+            "hidden_groups": layer_groups.describe(comparison.groups(HIDDEN)),
+            "attention_groups": layer_groups.describe(comparison.groups(ATTENTION)),
+            "losses": self.objective.weights,
             "num_warmup_steps": self.config.warmup_steps,
-            "truncation_factor": objective.comparison.truncation_factor,
+            "truncation_factor": comparison.truncation_factor,
         }
-        return json.loads(json.dumps(request, default=_to_json))
-
-
-def _to_json(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else dict(value)
+        return json.loads(json.dumps(request, default=vars))
 
 
 def prepare(config: DistillConfig) -> Preparation:
@@ -86,7 +77,10 @@ def prepare(config: DistillConfig) -> Preparation:
     teacher = _find_teacher(config, cache)
     info = cache.manifest.teacher_info
     known = _known_teacher(info) if teacher is None else teacher.config
-    objective = build_objective(config, cache, start.config, known)
+    k = _truncation_factor(config, cache, info)
+    objective = choose_objective(
+        config, info, student=start.config, teacher=known, truncation_factor=k
+    )
     size = None if known is None else known.hidden_size
     if objective.comparison.hidden_cached and info is not None:
         size = info.hidden_size
@@ -96,11 +90,8 @@ def prepare(config: DistillConfig) -> Preparation:
 def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
     """Opens the cache and refuses what does not fit it, before any training."""
     cache = cache_input.open_cache(config.input_dir, config.input_file)
-    cache_input.expect_settings(
-        cache,
-        max_seq_length=config.max_seq_length,
-        max_predictions_per_seq=config.max_predictions_per_seq,
-    )
+    length, positions = config.max_seq_length, config.max_predictions_per_seq
+    cache_input.expect_settings(cache, max_seq_length=length, max_predictions_per_seq=positions)
     vocab_files = loading.tokenizer_files(start.source.directory)
     with naming_setting(start.setting):
         subset = cache_tokenizer.find_subset(cache, start.config.vocab_size, vocab_files)
@@ -124,13 +115,9 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
         return None
     source = model_directory.find_model(config.teacher)
     if cache.vocab_subset is not None:
-        raise InputError(
-            Setting("teacher"),
-            "none beside a student that knows only some of the cache's tokens, as "
-            "both read the same inputs",
-            config.teacher,
-            hint="a teacher cache has its word",
-        )
+        expected = "none with a student of a part of the vocabulary, as both read the same inputs"
+        hint = "train from a teacher cache instead"
+        raise InputError(Setting("teacher"), expected, config.teacher, hint)
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
         cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
@@ -150,53 +137,21 @@ def _known_teacher(info: TeacherInfo | None) -> EncoderConfig | None:
         return None
 
 
-def build_objective(
-    config: DistillConfig, cache: CacheInput, student: EncoderConfig, teacher: EncoderConfig | None
-) -> Objective:
-    """Returns the objective over a cache.
-
-    Args:
-        config: of the run.
-        cache: what is read.
-        student: its configuration.
-        teacher: that of the live teacher, or of the one that made the cache, if known.
-
-    Raises:
-        InputError: a loss whose target is nowhere, a temperature that the cache
-            does not hold, a k above the cached one, or layers that do not fit.
-    """
-    info = cache.manifest.teacher_info
-    return choose_objective(
-        config,
-        info,
-        student=student,
-        teacher=teacher,
-        truncation_factor=_truncation_factor(config, cache, info),
-    )
-
-
 def _truncation_factor(
     config: DistillConfig, cache: CacheInput, info: TeacherInfo | None
 ) -> int | None:
-    wanted, vocab_size = config.truncation_factor, cache.manifest.vocab.size
+    """Returns k: the cached one, or the smaller one given; None for all of a live teacher's."""
+    setting, given = Setting("truncation_factor"), config.truncation_factor
+    wanted = None if given is None else min(given, cache.manifest.vocab.size)
     if info is None or config.loss_positions == "all":
         if wanted is not None and config.teacher is None:
-            raise InputError(
-                Setting("truncation_factor"),
-                f"a teacher cache in {cache.directory}",
-                f"{cache.manifest.kind}, which hold no top-k",
-            )
-        return None if wanted is None else min(wanted, vocab_size)
-    if wanted is not None and min(wanted, vocab_size) > info.truncation_factor:
-        raise InputError(
-            Setting("truncation_factor"),
-            f"at most {info.truncation_factor}, as in {cache.directory}",
-            wanted,
-        )
-    if info.truncation == SAMPLED and (wanted or info.truncation_factor) < info.truncation_factor:
-        raise InputError(
-            Setting("truncation_factor"),
-            f"{info.truncation_factor}, all draws of a cache of `truncation`=sampled",
-            wanted,
-        )
-    return min(wanted or info.truncation_factor, info.truncation_factor)
+            received = f"{cache.manifest.kind}, which hold no top-k"
+            raise InputError(setting, f"a teacher cache in {cache.directory}", received)
+        return wanted
+    cached = info.truncation_factor
+    if wanted is not None and wanted > cached:
+        raise InputError(setting, f"at most {cached}, as in {cache.directory}", given)
+    if info.truncation == SAMPLED and (given or cached) < cached:
+        expected = f"{cached}, all draws of a cache of `truncation`=sampled"
+        raise InputError(setting, expected, given)
+    return wanted or cached

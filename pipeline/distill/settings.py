@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.base.settings import Settings, parse_words, setting, unrecorded
 from pipeline.distill.losses import LOSSES
 from pipeline.distill.losses.base import LOSS_POSITIONS, TAIL_POLICIES
 from pipeline.distill.losses.weights import WeightSchedule, parse_loss_schedules, parse_losses
@@ -66,28 +66,19 @@ class StudentConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [
-            name
-            for name in ("student", "bert_config_file", "init_from")
-            if getattr(self, name) is not None
-        ]
+        sources = ("student", "bert_config_file", "init_from")
+        given = [f"`{name}`" for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            raise InputError(
-                Setting("student"),
-                "one of `student`, `bert_config_file`, `init_from`",
-                " and ".join(f"`{name}`" for name in given) or "none",
-            )
+            expected = "one of `student`, `bert_config_file`, `init_from`"
+            raise InputError(Setting("student"), expected, " and ".join(given) or "none")
         if self.init_checkpoint is not None and self.bert_config_file is None:
             raise InputError(Setting("init_checkpoint"), "`bert_config_file` beside it", "none")
-        shaping = [
-            field.name
-            for field in dataclasses.fields(self)
-            if field.name.startswith(("student_", "layer_", "drop_")) and getattr(self, field.name)
-        ]
+        names = (field.name for field in dataclasses.fields(self))
+        names = (name for name in names if name.startswith(("student_", "layer_", "drop_")))
+        shaping = [name for name in names if getattr(self, name)]
         if self.init_from is not None and not shaping:
-            raise InputError(
-                Setting("init_from"), "`student_layers` or `layer_map` beside it", "neither"
-            )
+            expected = "`student_layers` or `layer_map` beside it"
+            raise InputError(Setting("init_from"), expected, "neither")
         if self.init_from is None and shaping:
             raise InputError(Setting(shaping[0]), "`init_from`=<teacher> beside it", "none")
 
@@ -114,11 +105,10 @@ class DistillConfig(Settings):
         parse=parse_loss_schedules,
     )
     # The run configuration holds the SHA-256 of its weights.
-    teacher: Location | None = setting(
+    teacher: Location | None = unrecorded(
         None,
         "Model directory of a live teacher, which computes in the same step what the cache does "
         "not hold.",
-        decides_output=False,
     )
     loss_positions: str = setting(
         "masked",
@@ -126,12 +116,10 @@ class DistillConfig(Settings):
         choices=LOSS_POSITIONS,
     )
     # The run configuration holds the layers that it names.
-    layer_groups: str | None = setting(
+    layer_groups: str | None = unrecorded(
         None,
         "Layers that the losses on layers compare: last, mean, skip, or a list of teacher layers "
-        "and the student layer; for example 1-6:1,7-12:2. By default last for hidden_cosine and "
-        "mean for attention_mse.",
-        decides_output=False,
+        "and the student layer; for example 1-6:1,7-12:2. Each loss has its own default.",
     )
     freeze: tuple[str, ...] = setting(
         (),
@@ -139,31 +127,23 @@ class DistillConfig(Settings):
         choices=FREEZABLE,
         parse=parse_words,
     )
-    output_dir: Location | None = setting(
-        None,
-        "Directory for the student: empty, or of an interrupted run. Required for training.",
-        decides_output=False,
+    output_dir: Location | None = unrecorded(
+        None, "Directory for the student: empty, or of an interrupted run. Required for training."
     )
-    input_dir: Location | None = setting(
+    input_dir: Location | None = unrecorded(
         None,
         "A teacher cache. With `teacher`, or for `losses`=masked_lm=1, also masked examples or "
         "unmasked windows.",
-        decides_output=False,
     )
-    input_file: Location | None = setting(
-        None, "In place of `input_dir`: a glob of its shards.", decides_output=False
-    )
+    input_file: Location | None = unrecorded(None, "In place of `input_dir`: a glob of its shards.")
     do_train: bool = setting(True, "Whether to train.")
-    do_eval: bool = setting(
-        True, "Whether to evaluate at every checkpoint and at the end.", decides_output=False
-    )
+    do_eval: bool = unrecorded(True, "Whether to evaluate at every checkpoint and at the end.")
     temperature: float = setting(
-        1.0, "Temperature T of soft_cross_entropy and kl_divergence.", low=0.01
+        1.0, "Temperature T of the losses that compare tempered distributions.", low=0.01
     )
     tail: str | None = setting(
         None,
-        "Treatment of the probability mass outside the top-k. By default drop for "
-        "soft_cross_entropy and bucket for kl_divergence.",
+        "Treatment of the probability mass outside the top-k. Each loss has its own default.",
         choices=TAIL_POLICIES,
     )
     truncation_factor: int | None = setting(
@@ -173,16 +153,12 @@ class DistillConfig(Settings):
         low=1,
     )
     # The cache holds them, and the run configuration holds its checksum.
-    max_seq_length: int | None = setting(
-        None, "Must equal the value of the cache.", low=1, decides_output=False
-    )
-    max_predictions_per_seq: int | None = setting(
-        None, "Must equal the value of the cache.", low=1, decides_output=False
+    max_seq_length: int | None = unrecorded(None, "Must equal the value of the cache.", low=1)
+    max_predictions_per_seq: int | None = unrecorded(
+        None, "Must equal the value of the cache.", low=1
     )
     train_batch_size: int = setting(32, "Examples in a training batch.", low=1)
-    eval_batch_size: int = setting(
-        32, "Examples in an evaluation batch.", low=1, decides_output=False
-    )
+    eval_batch_size: int = unrecorded(32, "Examples in an evaluation batch.", low=1)
     gradient_accumulation_steps: int = setting(1, "Batches in a step (optimizer update).", low=1)
     num_train_steps: int = setting(100_000, "Number of steps to train.", low=1)
     num_warmup_steps: int | None = setting(
@@ -206,12 +182,10 @@ class DistillConfig(Settings):
         "float32.",
         choices=CHOICES,
     )
-    # The same numbers in less memory.
-    recompute_activations: bool = setting(
+    recompute_activations: bool = unrecorded(
         False,
         "Whether to recompute the activations within the student's layers for gradients "
         "(gradient checkpointing): the same numbers in less memory and more time.",
-        decides_output=False,
     )
     random_seed: int = setting(
         12345, "Seed of the order, of dropout and of new weights.", low=0, high=2**32 - 1
@@ -223,30 +197,22 @@ class DistillConfig(Settings):
         "all to `max_seq_length`.",
         low=1,
     )
-    save_checkpoints_steps: int = setting(
-        1_000, "Steps between checkpoints.", low=1, decides_output=False
-    )
-    keep_checkpoints: int = setting(
+    save_checkpoints_steps: int = unrecorded(1_000, "Steps between checkpoints.", low=1)
+    keep_checkpoints: int = unrecorded(
         2,
         "Number of newest checkpoints to keep. Training resumes from the newest one whose "
         "checksum matches.",
         low=1,
-        decides_output=False,
     )
-    log_steps: int = setting(
-        100, "Steps between lines of metrics.jsonl.", low=1, decides_output=False
-    )
-    max_eval_steps: int = setting(
-        100, "Most batches of an evaluation.", low=1, decides_output=False
-    )
+    log_steps: int = unrecorded(100, "Steps between lines of metrics.jsonl.", low=1)
+    max_eval_steps: int = unrecorded(100, "Most batches of an evaluation.", low=1)
     deterministic: bool = setting(True, "Whether a repeated run gives the same bits on a CPU.")
     # The same numbers within float error.
-    distribution: str = setting(
+    distribution: str = unrecorded(
         ALONE,
         "data_parallel divides each batch among all devices of this process and of those that it "
         "joins. Requires `backend`=jax.",
         choices=DISTRIBUTIONS,
-        decides_output=False,
     )
     num_data_streams: int | None = setting(
         None,
@@ -255,11 +221,10 @@ class DistillConfig(Settings):
         low=1,
         omit_default=True,
     )
-    verify: str = setting(
+    verify: str = unrecorded(
         "full",
         "Check of the input before the run: full reads every byte, sizes compares file sizes.",
         choices=("full", "sizes"),
-        decides_output=False,
     )
 
     def __post_init__(self) -> None:
@@ -270,22 +235,16 @@ class DistillConfig(Settings):
         if self.do_train and not self.output_dir:
             raise InputError(Setting("output_dir"), "a folder for the student", "none")
         if self.warmup_steps > self.num_train_steps:
-            raise InputError(
-                Setting("num_warmup_steps"),
-                f"at most `num_train_steps`={self.num_train_steps}",
-                self.num_warmup_steps,
-            )
+            expected = f"at most `num_train_steps`={self.num_train_steps}"
+            raise InputError(Setting("num_warmup_steps"), expected, self.num_warmup_steps)
 
     def _fill_schedules(self) -> None:
         """Refuses schedules of other losses, and gives constant ones their weight."""
         schedules = {}
         for name, schedule in self.loss_schedules.items():
             if name not in self.losses:
-                raise InputError(
-                    Setting("loss_schedules"),
-                    f"losses of `losses` ({', '.join(self.losses)})",
-                    f"{name!r}",
-                )
+                expected = f"losses of `losses` ({', '.join(self.losses)})"
+                raise InputError(Setting("loss_schedules"), expected, f"{name!r}")
             last = self.losses[name] if schedule.last is None else schedule.last
             schedules[name] = dataclasses.replace(schedule, last=last)
         object.__setattr__(self, "loss_schedules", schedules)

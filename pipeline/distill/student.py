@@ -1,7 +1,6 @@
 """The student before training: its dimensions, its first weights, and what is not trained."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import InputError, Setting
@@ -39,15 +38,14 @@ class StudentStart:
         }
 
     def build(self, config: DistillConfig) -> "MaskedLM":
-        """Returns the student with its first weights, its frozen tables frozen."""
+        """Returns the student with its first weights, prepared for training."""
+        settings = {"dtype": config.compute_dtype, "seed": config.random_seed}
         if self.layer_map is None:
-            model = model_directory.load_masked_lm(
-                self.source, dtype=config.compute_dtype, seed=config.random_seed
-            )
+            model = model_directory.load_masked_lm(self.source, **settings)
         else:
             from pipeline.models.masked_lm import MaskedLM
 
-            model = MaskedLM(self.config, dtype=config.compute_dtype, seed=config.random_seed)
+            model = MaskedLM(self.config, **settings)
             model_directory.assign_weights(model, self._weights(config.student))
         prepare_for_training(model, config)
         return model
@@ -73,9 +71,8 @@ def find_student(config: StudentConfig) -> StudentStart:
         source = model_directory.find_model(config.student)
         return StudentStart(source, source.config, None, "student")
     if config.bert_config_file is not None:
-        source = model_directory.ModelSource.from_google(
-            config.bert_config_file, config.init_checkpoint
-        )
+        files = config.bert_config_file, config.init_checkpoint
+        source = model_directory.ModelSource.from_google(*files)
         return StudentStart(source, source.config, None, "bert_config_file")
     source = model_directory.find_model(config.init_from)
     student, layer_map = derive_config(source.config, config)
@@ -86,10 +83,6 @@ def derive_config(
     teacher: EncoderConfig, config: StudentConfig
 ) -> tuple[EncoderConfig, tuple[int, ...]]:
     """Returns the dimensions of a student that takes a teacher's layers, and which layers.
-
-    Args:
-        teacher: the dimensions of `config.init_from`.
-        config: says what becomes of them.
 
     Raises:
         InputError: layers or sizes do not fit.
@@ -110,34 +103,16 @@ def derive_config(
 
 
 def prepare_for_training(model: "MaskedLM", config: DistillConfig) -> None:
-    """Freezes what is not trained and says what is computed again for gradients.
-
-    Args:
-        model: the student, not yet called.
-        config: what was asked for.
+    """Sets which tables of a student, not yet called, are frozen and what gradients recompute.
 
     Raises:
         InputError: the student has no such table to freeze.
     """
     model.encoder.recompute_activations = config.recompute_activations
-    _freeze(model, config.freeze)
-
-
-def _freeze(model: "MaskedLM", names: Sequence[str]) -> None:
-    """Keeps tables of embeddings as they are.
-
-    Raises:
-        InputError: the student has no such table.
-    """
-    tables = {
-        variable.path.rpartition("/")[2]: variable
-        for variable in model.encoder.embeddings.trainable_variables
-    }
-    for name in names:
+    variables = model.encoder.embeddings.trainable_variables
+    tables = {variable.path.rpartition("/")[2]: variable for variable in variables}
+    for name in config.freeze:
         if name not in tables:
-            raise InputError(
-                Setting("freeze"),
-                "tables that the student has",
-                f"{name} for a {model.config.model_type}",
-            )
+            received = f"{name} for a {model.config.model_type}"
+            raise InputError(Setting("freeze"), "tables that the student has", received)
         tables[name].trainable = False

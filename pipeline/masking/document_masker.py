@@ -53,12 +53,7 @@ class _TokenizedDocument:
 
 
 class DocumentMasker:
-    """Turns documents into masked examples or, for dynamic masks, windows; one a process.
-
-    Attributes:
-        tokenizer: the tokenizer.
-        vocab_size: V.
-    """
+    """Turns documents into masked examples or, for dynamic masks, windows; one a process."""
 
     def __init__(self, config: MaskedExamplesConfig) -> None:
         self._config = config
@@ -72,27 +67,18 @@ class DocumentMasker:
         )
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
-        segment = segmenters.load_segmenter(segmenter)
-        ids, word_starts, line_starts = [], [], []
+        segment = segmenters.SEGMENTERS[segmenter]
+        slices = []
         for piece in _text_slices(text):
             tokens = self.tokenizer.tokenize(piece)
-            ids.append(tokens.ids)
+            word_starts = np.ones(len(tokens.ids), bool)
             if self._config.do_whole_word_mask:
-                word_starts.append(segmenters.word_starts(piece, tokens, segment))
-            else:
-                word_starts.append(np.ones(len(tokens.ids), bool))
-            line_starts.append(_line_starts(piece, tokens.starts))
-        return _TokenizedDocument(
-            np.concatenate(ids), np.concatenate(word_starts), np.concatenate(line_starts)
-        )
+                word_starts = segmenters.word_starts(piece, tokens, segment)
+            slices.append((tokens.ids, word_starts, _line_starts(piece, tokens.starts)))
+        return _TokenizedDocument(*map(np.concatenate, zip(*slices, strict=True)))
 
     def num_copies(self, key: bytes, weight: float) -> int:
-        """Returns how many masked copies a document has: `weight · copies`, on average.
-
-        Args:
-            key: its digest.
-            weight: its corpus's.
-        """
+        """Returns how many masked copies a document has: `weight · copies`, on average."""
         uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
         return int(weight * self._config.copies + uniform)
 
@@ -102,11 +88,9 @@ class DocumentMasker:
         """Yields the masked copies of every window of a document, or the window as it is.
 
         Args:
-            text: the document.
             key: its digest, on which every random choice depends.
             statistics: counts are added to it.
             segmenter: a name in `segmenters.SEGMENTERS`.
-            num_copies: copies of each window.
 
         Yields:
             example ids and serialised examples.
@@ -155,12 +139,9 @@ class DocumentMasker:
         begin = 0
         while batch := list(itertools.islice(inputs, _BATCH_WINDOWS)):
             joined = windows.join_windows(batch)
+            repeated = (rng for rng in rngs for _ in batch)
             masked = masks.mask_windows(
-                joined,
-                self._policy,
-                self._is_special,
-                (rng for rng in rngs for _ in batch),
-                copies=len(rngs),
+                joined, self._policy, self._is_special, repeated, copies=len(rngs)
             )
             statistics["masked_positions"] += len(masked.positions)
             features = masks.masked_features(joined, masked, self.vocab_size)
@@ -181,13 +162,11 @@ class DocumentMasker:
             length = int(rng.integers(max(1, length // _SHORTEST_SHARE), length + 1))
         split_rng = seeding.stream(config.random_seed, "segments", key)
         for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
-            span = slice(begin, end)
-            starts, split = document.word_starts[span], None
+            ids, starts = document.ids[begin:end], document.word_starts[begin:end]
+            split = None
             if config.segments == "pair":
-                split = windows.split_point(starts, document.line_starts[span], split_rng)
-            inputs = windows.build_input(
-                document.ids[span], split, special_ids["cls"], special_ids["sep"]
-            )
+                split = windows.split_point(starts, document.line_starts[begin:end], split_rng)
+            inputs = windows.build_input(ids, split, special_ids["cls"], special_ids["sep"])
             yield WindowInput(*inputs, starts)
 
 
@@ -233,8 +212,6 @@ def mask_block(
     """Masks a block's documents into a spill file; a finished one stays.
 
     Args:
-        config: the settings.
-        block: the documents.
         is_only_writer: whether no other process, perhaps on another node, may mask it too.
 
     Returns:
@@ -266,12 +243,9 @@ def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> 
     for path, expected in zip(paths, fingerprints, strict=True):
         header = spill.read_header(path)
         if header is None or header.get("fingerprint") != expected:
-            raise InterruptedRunError(
-                path,
-                "a masked document block",
-                "none" if header is None else "that of another text",
-                hint="re-run the command to make it again",
-            )
+            received = "none" if header is None else "that of another text"
+            hint = "re-run the command to make it again"
+            raise InterruptedRunError(path, "a masked document block", received, hint=hint)
     return paths
 
 
@@ -281,11 +255,9 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
     for name, content in _masker(config).tokenizer.files().items():
         path = config.output_dir / name
         if path.read_bytes() != content:
-            raise InterruptedRunError(
-                Setting("vocab_file"),
-                f"each node to see the same under {config.vocab_file}",
-                f"another {name} on {socket.gethostname()}",
-            )
+            expected = f"each node to see the same under {config.vocab_file}"
+            received = f"another {name} on {socket.gethostname()}"
+            raise InterruptedRunError(Setting("vocab_file"), expected, received)
 
 
 def _mask_documents(

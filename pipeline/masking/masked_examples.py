@@ -9,6 +9,7 @@ comes out shuffled, in an order that depends on nothing but seed and text.
 
 import dataclasses
 import functools
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +34,7 @@ from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
 _PLAN_FILE = "plan.json"
-# A teacher cache has one shard for each of ours. This is the limit of its size at the usual
-# k, so that ours are smaller.
+# The most for a shard of a teacher cache, of which there is one for each of ours, at the usual k.
 _MAX_SHARD_BYTES = 128 * 2**20
 _USUAL_TRUNCATION_FACTOR = 128
 
@@ -79,12 +79,8 @@ class ShardPlan:
 def eval_threshold(fraction: float, lowest: int, highest: int) -> int:
     """Returns the document hash below which a document is in the eval split.
 
-    At least one document is in it where two differ, and never all of them.
-
-    Args:
-        fraction: the wanted share of the documents.
-        lowest: the smallest hash of any document.
-        highest: the largest.
+    At least one document is in it where two differ, and never all of them. `lowest` and
+    `highest` are the smallest and the largest hash of any document.
     """
     threshold = int(fraction * spill.KEY_SPACE)
     if not threshold or lowest == highest:
@@ -101,9 +97,7 @@ def make_plan(
     """Returns the plan of a corpus whose blocks are all masked.
 
     Args:
-        config: the settings.
         headers: of all spill files.
-        corpus_files: all files.
         id_bytes: bytes of a token id in a record.
 
     Raises:
@@ -115,12 +109,9 @@ def make_plan(
     ranges = [header["groups"] for header in headers if header["groups"]]
     if not ranges:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-        raise InputError(
-            Setting("input_dir"),
-            "text to mask",
-            f"{statistics['documents']} documents, all skipped: {reasons or 'none'} "
-            f"(`min_chars`={config.min_chars})",
-        )
+        received = f"{statistics['documents']} documents, all skipped: {reasons or 'none'}"
+        hint = f"documents of fewer than `min_chars`={config.min_chars} characters are skipped"
+        raise InputError(Setting("input_dir"), "text to mask", received, hint)
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
     eval_below = eval_threshold(config.eval_fraction, lowest, highest)
     record_bytes = sum(header["bytes"] for header in headers)
@@ -142,9 +133,9 @@ def _num_shards(
 ) -> dict[str, int]:
     shards = total_bytes / _MAX_SHARD_BYTES
     eval_share = config.eval_fraction if has_eval else 0.0
-    counts = {TRAIN: config.num_shards or max(1, -int(-shards * (1.0 - eval_share) // 1))}
+    counts = {TRAIN: config.num_shards or max(1, math.ceil(shards * (1.0 - eval_share)))}
     if has_eval:
-        counts[EVAL] = max(1, -int(-shards * eval_share // 1))
+        counts[EVAL] = max(1, math.ceil(shards * eval_share))
     return counts
 
 
@@ -172,11 +163,10 @@ def _mask_corpus(
     mask = functools.partial(
         document_masker.mask_block, config, is_only_writer=not workers.may_repeat_jobs
     )
-    results = workers.run(mask, corpus.read_blocks(corpus_files))
     headers = []
     total = sum(file.bytes for file in corpus_files)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="masking") as bar:
-        for header, bytes_read in results:
+        for header, bytes_read in workers.run(mask, corpus.read_blocks(corpus_files)):
             headers.append(header)
             bar.update(bytes_read - bar.n)
     return headers
@@ -213,11 +203,9 @@ def _expect_same_corpus(config: MaskedExamplesConfig, plan: ShardPlan, *, is_beg
     path = _plan_path(config)
     started = path.read_json().get("corpus") if path.is_file() else plan.corpus_digest
     if is_begun and started != plan.corpus_digest:
-        raise InputError(
-            Setting("input_dir"),
-            received=f"the text has changed since {config.output_dir} was begun: expected "
-            f"digest {started}, received {plan.corpus_digest}",
-        )
+        changed = f"the text has changed since {config.output_dir} was begun"
+        digests = f"expected digest {started}, received {plan.corpus_digest}"
+        raise InputError(Setting("input_dir"), received=f"{changed}: {digests}")
     path.write_json({"corpus": plan.corpus_digest})
 
 
@@ -257,11 +245,8 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
 def _expect_output_outside(config: MaskedExamplesConfig) -> None:
     for source in config.corpora:
         if corpus.is_inside(config.output_dir, source):
-            raise InputError(
-                Setting("output_dir"),
-                f"a directory outside `input_dir`={source.files}, all of which is read",
-                config.output_dir,
-            )
+            expected = f"a directory outside `input_dir`={source.files}, all of which is read"
+            raise InputError(Setting("output_dir"), expected, config.output_dir)
 
 
 def _make(
@@ -272,12 +257,10 @@ def _make(
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         (config.output_dir / name).write_whole(content)
-    document_masker.spill_folder(config).mkdir(parents=True, exist_ok=True)
+    folder = document_masker.spill_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
     workers = runners.open_workers(
-        config.ray,
-        config.output_dir,
-        max_workers=config.max_workers,
-        shared=document_masker.spill_folder(config),
+        config.ray, config.output_dir, max_workers=config.max_workers, shared=folder
     )
     with workers:
         headers = _mask_corpus(config, corpus_files, workers)
@@ -325,12 +308,10 @@ def _expect_corpus_size(
     recorded = tuple(manifest.statistics[name] for name in ("corpus_files", "corpus_bytes"))
     present = len(corpus_files), sum(file.bytes for file in corpus_files)
     if recorded != present:
-        raise InputError(
-            config.output_dir,
-            f"the corpus that it was made from, of {recorded[0]} files and {recorded[1]} bytes",
-            f"{present[0]} files and {present[1]} bytes",
-            hint="choose an empty directory",
-        )
+        text = "{} files and {} bytes".format
+        expected = f"the corpus that it was made from, of {text(*recorded)}"
+        hint = "choose an empty directory"
+        raise InputError(config.output_dir, expected, text(*present), hint)
 
 
 def describe(manifest: Manifest) -> Iterator[str]:

@@ -48,12 +48,9 @@ def masking_policy(
     tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions_per_seq: int
 ) -> MaskingPolicy:
     """Returns the policy for a tokenizer, whose special tokens never stand in for a masked one."""
-    return MaskingPolicy(
-        masked_lm_prob=masked_lm_prob,
-        max_predictions_per_seq=max_predictions_per_seq,
-        mask_id=tokenizer.special_ids["mask"],
-        replacement_ids=np.flatnonzero(~tokenizer.is_special()),
-    )
+    replacement_ids = np.flatnonzero(~tokenizer.is_special())
+    mask_id = tokenizer.special_ids["mask"]
+    return MaskingPolicy(masked_lm_prob, max_predictions_per_seq, mask_id, replacement_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +78,7 @@ def maskable_words(
         word_starts: bool [n], which of the tokens begin a word; the first always does,
             and of several windows each window's first token must.
         special: bool [n], which are special.
-        longest: the most tokens a word may have; of several windows int [n], for
-            the words of each token's window.
+        longest: the most tokens of a word; of several windows int [n], for each token's window.
     """
     begins = word_starts.copy()
     begins[0] = True
@@ -109,13 +105,10 @@ def token_weights(counts: np.ndarray, smoothing: float) -> np.ndarray:
 def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
     """Returns the mean weight of each word's tokens, float64 [words].
 
-    Args:
-        words: some of a window's words.
-        weights: float64 [n], of the window's tokens.
+    `weights` are those of the window's tokens, float64 [n].
     """
     bounds = np.stack([words.starts, words.starts + words.lengths], axis=1).ravel()
-    # Sums between neighbouring bounds: every other one is a word's. The 0 stands
-    # behind a word that ends the window.
+    # Every other sum between bounds is a word's. The 0 is behind a word that ends the window.
     sums = np.add.reduceat(np.concatenate([weights, [0.0]]), bounds)[::2]
     return sums / words.lengths
 
@@ -123,18 +116,11 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
 def word_order(
     count: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns a random order, as drawn one by one in proportion to weight, none twice.
+    """Returns a random order of the numbers below n, int [n]: drawn one by one by weight.
 
     Efraimidis and Spirakis, 2006: the largest u^(1/w) first, or, which is the
     same, the smallest −log(u)/w, where −log(u) is exponentially distributed.
-
-    Args:
-        count: n.
-        rng: decides.
-        weights: float64 [n], above 0; None for all orders alike.
-
-    Returns:
-        int [n], the numbers below n.
+    `weights` are float64 [n], above 0; None for all orders alike.
     """
     if weights is None:
         return rng.permutation(count)
@@ -142,12 +128,7 @@ def word_order(
 
 
 def choose_words(lengths: Sequence[int], order: Iterable[int], room: int) -> tuple[list[int], int]:
-    """Returns the words that fit, one after another, until no more do; and their tokens.
-
-    Args:
-        lengths: tokens of each word.
-        order: in which they are tried.
-        room: tokens, at most.
+    """Returns the words that fit into a room of tokens, tried in an order, and how many tokens.
 
     Example: of words of 2, 3 and 1 tokens in this order, 0 and 2 fit in 4; they have 3.
     """
@@ -218,8 +199,7 @@ def mask_windows(
         windows: B windows.
         policy: how they are masked.
         is_special: bool [V].
-        rngs: random generators, one for each masked window; each is used before the next
-            is asked for.
+        rngs: one for each masked window; each is used before the next is asked for.
         copies: C; all windows are masked, then all once more, and so on.
         token_weights: float64 [V], how much each token is preferred, as
             `token_weights` returns it; None for words that are all alike.
@@ -247,7 +227,12 @@ def mask_windows(
     copy, word = np.nonzero(is_chosen)
     indices = windows.positions[_word_tokens(words.starts[word], words.lengths[word])]
     indices += np.repeat(copy * len(windows.input_ids), words.lengths[word])
-    return _masked(windows, copies, indices, np.array(counts), policy, draws)
+    input_ids, lengths = np.tile(windows.input_ids, copies), np.tile(windows.lengths, copies)
+    labels = input_ids[indices]
+    joined_draws = (np.concatenate(values) for values in zip(*draws, strict=True))
+    input_ids[indices] = masked_tokens(labels, policy, *joined_draws)
+    firsts = np.repeat(np.cumsum(lengths) - lengths, counts)
+    return MaskedWindows(input_ids, indices - firsts, labels, np.array(counts))
 
 
 def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -257,33 +242,12 @@ def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(shifts, lengths) + np.arange(lengths.sum())
 
 
-def _masked(
-    windows: Windows,
-    copies: int,
-    indices: np.ndarray,
-    counts: np.ndarray,
-    policy: MaskingPolicy,
-    draws: Iterable[tuple[np.ndarray, np.ndarray]],
-) -> MaskedWindows:
-    """Masks copies of windows at given indices; `draws` are each window's `draw_tokens`."""
-    input_ids = np.tile(windows.input_ids, copies)
-    labels = input_ids[indices]
-    joined = (np.concatenate(values) for values in zip(*draws, strict=True))
-    input_ids[indices] = masked_tokens(labels, policy, *joined)
-    lengths = np.tile(windows.lengths, copies)
-    firsts = np.repeat(np.cumsum(lengths) - lengths, counts)
-    return MaskedWindows(input_ids, indices - firsts, labels, counts)
-
-
 def masked_features(
     windows: Windows, masked: MaskedWindows, vocab_size: int
 ) -> Iterator[dict[str, bytes]]:
-    """Yields the features of masked examples, without their ids.
+    """Yields the features of masked examples, without their ids; V decides the dtype of tokens.
 
-    Args:
-        windows: before masking.
-        masked: after it, in one copy or several.
-        vocab_size: V; decides the dtype of token ids.
+    `windows` are those before masking, `masked` those after it, in one copy or several.
     """
     id_dtype = records.id_dtype(vocab_size)
     input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)

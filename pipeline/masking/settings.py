@@ -61,10 +61,7 @@ class MaskedExamplesConfig(Settings):
     max_predictions_per_seq: int = setting(20, "Most masked tokens of an input.", low=1)
     masked_lm_prob: float = setting(0.15, "Fraction of tokens to mask.", low=0.0, high=1.0)
     short_seq_prob: float = setting(
-        0.1,
-        "Probability that the windows of a document get a shorter, random length.",
-        low=0.0,
-        high=1.0,
+        0.1, "Probability that a document gets windows of a shorter length.", low=0.0, high=1.0
     )
     doc_stride: int = setting(
         256, "Distance in tokens between the starts of consecutive windows.", low=1
@@ -84,9 +81,7 @@ class MaskedExamplesConfig(Settings):
         high=10.0,
     )
     dupe_factor: int | None = setting(
-        None,
-        "Differently masked copies of each window; 5 by default. Not with `masking`=dynamic.",
-        low=1,
+        None, "Masked copies of each window; 5 by default. Not with `masking`=dynamic.", low=1
     )
     random_seed: int = setting(12345, "Seed of every random choice.", low=0)
     min_chars: int = setting(20, "Documents with fewer characters are skipped.", low=1)
@@ -115,31 +110,19 @@ class MaskedExamplesConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_dynamic and self.dupe_factor is not None:
-            raise InputError(
-                Setting("dupe_factor"),
-                "none beside `masking`=dynamic, which masks each window anew each epoch",
-                self.dupe_factor,
-            )
+            expected = "none beside `masking`=dynamic, which masks each window anew each epoch"
+            raise InputError(Setting("dupe_factor"), expected, self.dupe_factor)
         if self.mask_smoothing and not self.is_dynamic:
-            raise InputError(
-                Setting("mask_smoothing"),
-                f"`masking`={DYNAMIC} beside it, as it needs the counts of the whole "
-                "corpus before the first mask",
-                f"`masking`={self.masking}",
-            )
+            expected = "`masking`=dynamic, which counts the tokens before the first mask"
+            raise InputError(Setting("mask_smoothing"), expected, f"`masking`={self.masking}")
+        special = f"{self.num_special} special tokens of `segments`={self.segments}"
         if self.window_length < 1:
-            raise InputError(
-                Setting("max_seq_length"),
-                f"more than the {self.num_special} special tokens of `segments`={self.segments}",
-                self.max_seq_length,
-            )
+            received = self.max_seq_length
+            raise InputError(Setting("max_seq_length"), f"more than the {special}", received)
         if self.max_predictions_per_seq > self.window_length:
-            raise InputError(
-                Setting("max_predictions_per_seq"),
-                f"at most {self.window_length} (`max_seq_length`={self.max_seq_length} less "
-                f"{self.num_special} special tokens)",
-                self.max_predictions_per_seq,
-            )
+            most = f"at most {self.window_length} (`max_seq_length` less the {special})"
+            received = self.max_predictions_per_seq
+            raise InputError(Setting("max_predictions_per_seq"), most, received)
 
     @property
     def is_dynamic(self) -> bool:
@@ -169,27 +152,16 @@ class MaskedExamplesConfig(Settings):
         return self.max_seq_length - self.num_special
 
     def request(self, tokenizer: "Tokenizer", corpora: Sequence["Corpus"]) -> dict[str, Any]:
-        """Returns the settings that decide the data, as JSON values.
-
-        Args:
-            tokenizer: what `vocab_file` names.
-            corpora: `self.corpora`, resolved.
-        """
-        settings = self.decisive()
+        """Returns the settings that decide the data, as JSON values; `corpora` are resolved."""
+        settings = self.decisive() | {
+            "kind": self.kind,
+            "vocab": msgspec.to_builtins(tokenizer.info),
+            "dupe_factor": self.copies,
+            "do_lower_case": tokenizer.do_lower_case,
+            "corpora": [corpus.reading() for corpus in corpora],
+        }
         if not self.is_dynamic:
             # It has no effect, and is not in the run configurations of older directories.
             del settings["mask_smoothing"]
-        settings["dupe_factor"] = self.copies
-        settings["do_lower_case"] = tokenizer.do_lower_case
-        settings["corpora"] = [
-            {
-                "name": corpus.label,
-                "tfds_name": corpus.tfds_name,
-                "weight": corpus.weight,
-                **corpus.spec.reading(),
-            }
-            for corpus in corpora
-        ]
-        vocab = msgspec.to_builtins(tokenizer.info)
-        request = {"kind": self.kind, "vocab": vocab, **settings}
-        return json.loads(json.dumps(request))
+        # Tuples become lists, as in the file that this is compared with.
+        return json.loads(json.dumps(settings))

@@ -59,8 +59,7 @@ class Windows:
 def window_spans(num_tokens: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
     """Yields (begin, end) of windows that cover a document.
 
-    Each begins `stride` tokens after the one before; the last one is the first
-    that reaches the document's end.
+    Each begins `stride` tokens after the one before; the first to reach the end is the last.
 
     Args:
         num_tokens: the document's tokens.
@@ -92,8 +91,7 @@ def split_point(word_starts: np.ndarray, line_starts: np.ndarray, rng: np.random
         rng: decides.
 
     Returns:
-        the first token of the second segment, from 1 to n − 1; n where the
-        window is a single word and cannot be cut.
+        the first token of the second segment, from 1 to n − 1; n where there is only one word.
     """
     draw = rng.random()
     for starts in (line_starts, word_starts):
@@ -173,34 +171,18 @@ def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windo
 
 def join_windows(windows: Sequence[WindowInput]) -> Windows:
     """Puts windows one after another."""
-    lengths = np.array([len(window.input_ids) for window in windows])
-    counts = np.array([len(window.positions) for window in windows])
-    segments = np.concatenate([window.segment_lengths for window in windows])
-    num_segments = np.array([len(window.segment_lengths) for window in windows])
-    positions = np.concatenate([window.positions for window in windows])
-    word_starts = np.concatenate([window.word_starts for window in windows])
+    fields = [field.name for field in dataclasses.fields(WindowInput)]
+    columns = [[getattr(window, name) for window in windows] for name in fields]
+    lengths, num_segments, counts, _ = (np.array([*map(len, column)]) for column in columns)
+    input_ids, segments, positions, word_starts = map(np.concatenate, columns)
     word_starts[np.cumsum(counts) - counts] = True
-    return Windows(
-        np.concatenate([window.input_ids for window in windows]),
-        lengths,
-        pad_rows(segments, num_segments, 2),
-        positions + np.repeat(np.cumsum(lengths) - lengths, counts),
-        counts,
-        word_starts,
-    )
+    positions = positions + np.repeat(np.cumsum(lengths) - lengths, counts)
+    both = pad_rows(segments, num_segments, 2)
+    return Windows(input_ids, lengths, both, positions, counts, word_starts)
 
 
 def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:
-    """Cuts numbers into rows with 0 behind them.
-
-    Args:
-        flat: [n], row after row.
-        counts: int [B], how many each row has.
-        width: of a row.
-
-    Returns:
-        int32 [B, width].
-    """
+    """Cuts numbers [n] into rows of as many as `counts` (int [B]), 0 behind: int32 [B, width]."""
     rows = np.zeros((len(counts), width), np.int32)
     rows[np.arange(width) < counts[:, np.newaxis]] = flat
     return rows

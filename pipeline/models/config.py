@@ -42,13 +42,6 @@ _FIXED_OPTIONS: dict[str, Any] = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-# Fields that Google's `bert_config.json` does not have, and the only values of its code.
-_NOT_IN_GOOGLE_LAYOUT = ("layer_norm_eps", "pad_token_id", "model_type", "embedding_size")
-_GOOGLE_VALUES: dict[str, tuple[Any, ...]] = {
-    "model_type": tuple(name for name, family in FAMILIES.items() if family.in_google_layout),
-    "hidden_act": ("gelu", "relu"),
-    "layer_norm_eps": (1e-12,),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,26 +179,8 @@ class EncoderConfig:
             if name not in absent
         }
         architectures = [f"{self.family.class_prefix}ForMaskedLM"]
-        return {"architectures": architectures, **values, **_fixed_options(self.family)}
-
-    def to_google(self) -> dict[str, Any]:
-        """Returns the `bert_config.json` from which Google's code makes the same model.
-
-        Its code counts padding by the mask alone, so `pad_token_id` is left out.
-
-        Raises:
-            InputError: Google's layout has no such value, and its code would compute
-                something else.
-        """
-        for name, allowed in _GOOGLE_VALUES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    name,
-                    f"{' or '.join(map(str, allowed))}, as Google's layout has no other",
-                    f"{getattr(self, name)!r}",
-                )
-        fields = self.to_dict().items()
-        return {name: value for name, value in fields if name not in _NOT_IN_GOOGLE_LAYOUT}
+        fixed = _FIXED_OPTIONS | self.family.fixed_options
+        return {"architectures": architectures, **values, **fixed}
 
 
 def _absent_fields(family: Family) -> dict[str, Any]:
@@ -214,14 +189,10 @@ def _absent_fields(family: Family) -> dict[str, Any]:
     return segments | ({} if family.projects_embeddings else {"embedding_size": None})
 
 
-def _fixed_options(family: Family) -> dict[str, Any]:
-    return {**_FIXED_OPTIONS, **family.fixed_options}
-
-
 def _read_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of an `EncoderConfig` that a file's content gives."""
     family = find_family(raw.get("model_type", _DEFAULT_FAMILY))
-    for key, value in _fixed_options(family).items():
+    for key, value in (_FIXED_OPTIONS | family.fixed_options).items():
         if raw.get(key, value) != value:
             raise InputError(key, repr(value), shown(raw[key]))
     absent = _absent_fields(family)

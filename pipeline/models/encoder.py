@@ -110,11 +110,9 @@ class Embeddings(keras.layers.Layer):
         )
         if self.config.type_vocab_size:
             self.segment_embeddings = self._table("segment_embeddings", self.config.type_vocab_size)
-        shape = (None, None, self.config.embedding_width)
-        self.layer_norm.build(shape)
-        self.dropout.build(shape)
-        if self.projection is not None:
-            self.projection.build(shape)
+        for layer in (self.layer_norm, self.dropout, self.projection):
+            if layer is not None:
+                layer.build((None, None, self.config.embedding_width))
 
     def _table(self, name: str, rows: int) -> keras.Variable:
         return self.add_weight(
@@ -173,11 +171,10 @@ class Attention(keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
-        shape = (None, None, self.config.hidden_size)
-        for layer in (self.query, self.key, self.value, self.projection, self.layer_norm):
-            layer.build(shape)
-        self.dropout.build(shape)
-        self.probability_dropout.build((None, self.config.num_attention_heads, None, None))
+        projections = self.query, self.key, self.value, self.projection
+        dropouts = self.dropout, self.probability_dropout
+        for layer in (*projections, *dropouts, self.layer_norm):
+            layer.build((None, None, self.config.hidden_size))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         batch, length = ops.shape(x)[:2]
@@ -227,11 +224,9 @@ class FeedForward(keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
-        shape = (None, None, self.config.hidden_size)
-        self.intermediate.build(shape)
         self.projection.build((None, None, self.config.intermediate_size))
-        self.dropout.build(shape)
-        self.layer_norm.build(shape)
+        for layer in (self.intermediate, self.dropout, self.layer_norm):
+            layer.build((None, None, self.config.hidden_size))
 
     def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
         """Maps [B, L, D] to [B, L, D], each position for itself."""
@@ -336,7 +331,10 @@ class Encoder(keras.layers.Layer):
             ValueError: L is known and exceeds `config.max_input_length`.
         """
         input_ids = ops.cast(inputs[INPUT_IDS], "int32")
-        self._check_length(input_ids.shape[1])
+        length, limit = input_ids.shape[1], self.config.max_input_length
+        if length is not None and length > limit:
+            expected = f"at most {limit} tokens (max_position_embeddings)"
+            raise ValueError(f"{INPUT_IDS}: expected {expected}, received {length}")
         mask = ops.cast(inputs[INPUT_MASK], self.compute_dtype)
         score_mask = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
@@ -351,11 +349,3 @@ class Encoder(keras.layers.Layer):
             states.append(hidden)
             attentions.append(attention_map)
         return {HIDDEN_STATES: states, ATTENTIONS: attentions}
-
-    def _check_length(self, length: int | None) -> None:
-        limit = self.config.max_input_length
-        if length is not None and length > limit:
-            raise ValueError(
-                f"{INPUT_IDS}: expected at most {limit} tokens (max_position_embeddings), "
-                f"received {length}"
-            )

@@ -67,12 +67,8 @@ def parse_teacher_groups(text: str, num_layers: int) -> tuple[TeacherGroup, ...]
 def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[LayerGroup, ...]:
     """Returns the groups that a preset stands for.
 
-    Args:
-        name: `last`: the last states of both, as DistilBERT; `mean`: consecutive
-            groups of equal size, as DistilRuBERT; `skip`: the last of each of
-            those, as TinyBERT.
-        teacher_layers: the number of the teacher's layers.
-        student_layers: the number of the student's layers.
+    These are `last`: the last states of both, as DistilBERT; `mean`: consecutive groups of
+    equal size, as DistilRuBERT; `skip`: the last of each of those, as TinyBERT.
 
     Raises:
         InputError: the teacher's layers cannot be shared out equally.
@@ -84,8 +80,8 @@ def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[
         return (LayerGroup(TeacherGroup(teacher_layers, teacher_layers), student_layers),)
     size, rest = divmod(teacher_layers, student_layers)
     if rest:
-        received = f"{name} for {teacher_layers} teacher layers, which {student_layers} student"
-        received = f"{received} layers cannot share equally"
+        reason = f"which {student_layers} student layers cannot share equally"
+        received = f"{name} for {teacher_layers} teacher layers, {reason}"
         raise InputError(None, "explicit groups such as 1-6:1,7-12:2", received)
     first = 1 if name == "mean" else size
     return tuple(

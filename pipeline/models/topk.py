@@ -51,11 +51,7 @@ def top_k(logits: Any, k: int, *, temperatures: Sequence[float], mass: float | N
 def _masses(logits: Any, values: Any, kept: Any | None, temperature: float) -> tuple[Any, Any]:
     """Returns the tail's weight and all weight, float32 [...]; that of the largest logit is 1.
 
-    Args:
-        logits: float32 [..., V].
-        values: float32 [..., K], the largest of them.
-        kept: bool [..., K], which of these are no tail; None for all.
-        temperature: T.
+    `values` are the largest logits, of which `kept`, bool [..., K], are no tail; None for all.
     """
     smallest, largest = values[..., -1:], values[..., :1]
     weights = ops.exp((logits - largest) / temperature)
@@ -72,11 +68,6 @@ def _masses(logits: Any, values: Any, kept: Any | None, temperature: float) -> t
 
 def _needed(logits: Any, values: Any, mass: float) -> Any:
     """Returns which of the top-k are needed for a mass: bool [..., K], the first always.
-
-    Args:
-        logits: float32 [..., V].
-        values: float32 [..., K], the largest of them.
-        mass: at temperature 1.
 
     Example: for 0.8 of the probabilities [0.5, 0.25, 0.125] all three are; for 0.75 the
     first two.

@@ -16,6 +16,8 @@ from pipeline.models.families.base import rename
 Shape = tuple[int, ...]
 # The layouts: Hugging Face's names and shapes, and those of Google's TensorFlow 1 code.
 HF, TF1 = "hf", "tf1"
+# Hugging Face's name of the layer from the embeddings' width to the hidden size.
+_PROJECTION = "bert.encoder.embedding_hidden_mapping_in"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +41,13 @@ class WeightName:
 
     def stored(self, layout: str) -> tuple[str, Shape]:
         """Returns name and shape in a layout, `HF` or `TF1`."""
-        is_transposed = self.transpose_hf and layout == HF
-        shape = self.shape[::-1] if is_transposed else self.shape
-        return self.hf if layout == HF else self.tf1, shape
+        if layout == TF1:
+            return self.tf1, self.shape
+        return self.hf, self.shape[::-1] if self.transpose_hf else self.shape
 
     def convert(self, value: np.ndarray, layout: str) -> np.ndarray:
         """Returns the weight's value in a layout for its value here, and the reverse."""
-        is_transposed = self.transpose_hf and layout == HF
-        return np.ascontiguousarray(value.T if is_transposed else value)
+        return np.ascontiguousarray(value.T if self.transpose_hf and layout == HF else value)
 
 
 def _tf1_scope(hf: str) -> str:
@@ -68,21 +69,19 @@ def _layer_norm(ours: str, hf: str, *, size: int) -> Iterator[WeightName]:
 
 
 def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
-    tables = (
+    size = config.embedding_width
+    for ours, theirs, rows in (
         ("word_embeddings", "word_embeddings", config.vocab_size),
         ("position_embeddings", "position_embeddings", config.max_position_embeddings),
         ("segment_embeddings", "token_type_embeddings", config.type_vocab_size),
-    )
-    size = config.embedding_width
-    for ours, theirs, rows in tables:
+    ):
         hf, tf1 = f"bert.embeddings.{theirs}.weight", f"bert/embeddings/{theirs}"
         if rows:
             yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
     yield from _layer_norm("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
     if config.embedding_size is not None:
-        hf = "bert.encoder.embedding_hidden_mapping_in"
         ours = "encoder/embeddings/projection"
-        yield from dense_weights(ours, hf, inputs=size, units=config.hidden_size)
+        yield from dense_weights(ours, _PROJECTION, inputs=size, units=config.hidden_size)
 
 
 def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
@@ -149,7 +148,7 @@ def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
 _SCOPES = tuple(
     rename(scope, family.hf_names)
     for family in FAMILIES.values()
-    for scope in ("bert.embeddings.", "bert.encoder.")
+    for scope in ("bert.embeddings.", "bert.encoder.", f"{_PROJECTION}.")
 )
 _NOT_WEIGHTS = re.compile(
     r".*/(adam_[mv]|lamb_[mv]|adamw_[mv])(_\d+)?|.*/(Adam|Adam_1|LAMB|LAMB_1)"
@@ -192,7 +191,6 @@ def check_tensors(
         if entries:
             rest = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
             plural = "" if len(entries) == 1 else "s"
-            raise InputError(
-                where,
-                received=f"{len(entries)} tensor{plural} {problem}: {'; '.join(entries[:3])}{rest}",
-            )
+            shown = "; ".join(entries[:3])
+            received = f"{len(entries)} tensor{plural} {problem}: {shown}{rest}"
+            raise InputError(where, received=received)

@@ -23,10 +23,8 @@ def decode(feature: Feature, content: bytes, vocab_size: int) -> np.ndarray:
     """
     dtype = feature.numpy_dtype(vocab_size)
     if len(content) % dtype.itemsize:
-        raise ValueError(
-            f"{feature.name}: expected numbers of {dtype.itemsize} bytes, "
-            f"received {len(content)} bytes"
-        )
+        expected = f"expected numbers of {dtype.itemsize} bytes"
+        raise ValueError(f"{feature.name}: {expected}, received {len(content)} bytes")
     return np.frombuffer(content, dtype)
 
 
@@ -51,10 +49,7 @@ class Column:
     def decode(cls, feature: Feature, contents: Sequence[bytes], vocab_size: int) -> "Column":
         """Reads a feature of several records.
 
-        Args:
-            feature: its declaration.
-            contents: its bytes in each record; numbers that a record cuts off are not noticed.
-            vocab_size: V; decides the dtype of ids.
+        `contents` are its bytes in each record; numbers that a record cuts off are not noticed.
 
         Raises:
             ValueError: all bytes together end inside a number.
@@ -76,31 +71,11 @@ class Column:
         """int64: the record that each number belongs to."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
-    def any(self, condition: np.ndarray) -> np.ndarray:
-        """Returns which records have a number for which a condition is true, bool [n]."""
-        matching = np.zeros(len(self.counts), bool)
-        if condition.any():
-            matching[self.owners[condition]] = True
-        return matching
-
-    def sums(self) -> np.ndarray:
-        """Returns the sum of each record's numbers, int64 [n]."""
-        sums = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
-        return sums[self.starts + self.counts] - sums[self.starts]
-
-    def not_ascending(self) -> np.ndarray:
-        """Returns which records have a number that is not above the one before, bool [n]."""
-        falls = np.zeros(len(self.values), bool)
-        falls[1:] = self.values[1:] <= self.values[:-1]
-        falls[self.starts[self.counts > 0]] = False
-        return self.any(falls)
-
 
 def parse_tensors(tf: Any, serialized: Any, names: Iterable[str]) -> dict[str, Any]:
     """Returns the bytes of features, each string [B], of serialised records, string [B]."""
-    return tf.io.parse_example(
-        serialized, {name: tf.io.FixedLenFeature([], tf.string) for name in names}
-    )
+    text = tf.io.FixedLenFeature([], tf.string)
+    return tf.io.parse_example(serialized, dict.fromkeys(names, text))
 
 
 def padded_tensor(
@@ -113,7 +88,7 @@ def padded_tensor(
         feature: its declaration.
         content: string [B].
         vocab_size: V; decides the dtype of ids.
-        sizes: what each letter of its shape is padded to.
+        sizes: the padded size of each letter of its shape.
 
     Returns:
         [B, *shape] of the feature's dtype, 0 at padding.
@@ -122,17 +97,9 @@ def padded_tensor(
     shape = [sizes[letter] for letter in feature.shape]
     # Padded decoding knows no float16: the same bits are read as uint16.
     is_half = dtype == np.float16
-    values = tf.io.decode_raw(
-        content,
-        tf.uint16 if is_half else tf.as_dtype(dtype),
-        fixed_length=math.prod(shape) * dtype.itemsize,
-    )
+    kind, size = tf.uint16 if is_half else tf.as_dtype(dtype), math.prod(shape) * dtype.itemsize
+    values = tf.io.decode_raw(content, kind, fixed_length=size)
     return tf.reshape(tf.bitcast(values, tf.float16) if is_half else values, (-1, *shape))
-
-
-def joined_tensor(tf: Any, content: Any, dtype: np.dtype | str) -> Any:
-    """Returns the numbers in the bytes of a batch, string [B], one record after another."""
-    return tf.io.decode_raw(tf.strings.reduce_join(content), tf.as_dtype(np.dtype(dtype)))
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:

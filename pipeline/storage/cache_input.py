@@ -48,11 +48,8 @@ def open_cache(input_dir: Location | None, input_file: Location | None) -> Cache
             directory is not complete.
     """
     if (input_dir is None) == (input_file is None):
-        raise InputError(
-            Setting("input_dir"),
-            "either it or `input_file`",
-            "neither" if input_dir is None else "both",
-        )
+        received = "neither" if input_dir is None else "both"
+        raise InputError(Setting("input_dir"), "either it or `input_file`", received)
     given = input_dir if input_file is None else input_file
     if input_file is None or input_file.is_dir():
         return CacheInput(given, _load(given))
@@ -61,26 +58,21 @@ def open_cache(input_dir: Location | None, input_file: Location | None) -> Cache
         # A name is no pattern, whatever characters are in it.
         pattern = glob.escape(pattern)
     manifest = _load(directory)
-    splits = {
-        split: tuple(shard for shard in shards if fnmatch.fnmatch(shard.file, pattern))
-        for split, shards in manifest.splits.items()
-    }
-    splits = {split: shards for split, shards in splits.items() if shards}
+    splits = {}
+    for split, shards in manifest.splits.items():
+        chosen = tuple(shard for shard in shards if fnmatch.fnmatch(shard.file, pattern))
+        splits |= {split: chosen} if chosen else {}
     if not splits:
-        raise InputError(
-            input_file, f"a glob of shards such as {directory}/train-*.tfrecord", "none there"
-        )
+        expected = f"a glob of shards such as {directory}/train-*.tfrecord"
+        raise InputError(input_file, expected, "none there")
     return CacheInput(directory, dataclasses.replace(manifest, splits=splits))
 
 
 def _load(directory: Location) -> Manifest:
     manifest = manifests.load(directory)
     if manifest.kind == TASK_LOGITS:
-        raise InputError(
-            directory,
-            "masked examples, unmasked windows or a teacher cache",
-            f"{manifest.kind}, which only fine-tuning reads",
-        )
+        expected = "masked examples, unmasked windows or a teacher cache"
+        raise InputError(directory, expected, f"{manifest.kind}, which only fine-tuning reads")
     return manifest
 
 
@@ -89,41 +81,28 @@ def expect_settings(cache: CacheInput, **given: int | None) -> None:
     for name, value in given.items():
         recorded = getattr(cache.manifest, name)
         if value is not None and value != recorded:
-            raise InputError(
-                Setting(name),
-                f"{recorded}, as in {cache.directory / manifests.MANIFEST_FILE}",
-                value,
-            )
+            expected = f"{recorded}, as in {cache.directory / manifests.MANIFEST_FILE}"
+            raise InputError(Setting(name), expected, value)
 
 
 def expect_segments(cache: CacheInput, type_vocab_size: int) -> None:
     """Raises InputError where a model knows fewer segments than a cache's inputs have."""
     if cache.manifest.flags.get("segments") == "pair" and type_vocab_size < 2:
-        raise InputError(
-            None,
-            f"a model of two segments, as `segments`=pair made {cache.directory}",
-            f"one with type_vocab_size {type_vocab_size}",
-            hint="make the masked examples with `segments`=single",
-        )
+        expected = f"a model of two segments, as `segments`=pair made {cache.directory}"
+        hint = "make the masked examples with `segments`=single"
+        raise InputError(None, expected, f"one with type_vocab_size {type_vocab_size}", hint)
 
 
 def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:
     """Raises InputError where a model has fewer positions than a cache's inputs may."""
-    if cache.manifest.max_seq_length > max_position_embeddings:
-        raise InputError(
-            None,
-            f"a model of at least {cache.manifest.max_seq_length} positions "
-            f"(max_seq_length of {cache.directory})",
-            max_position_embeddings,
-        )
+    length = cache.manifest.max_seq_length
+    if length > max_position_embeddings:
+        expected = f"a model of at least {length} positions (max_seq_length of {cache.directory})"
+        raise InputError(None, expected, max_position_embeddings)
 
 
 def open_codec(directory: Location, manifest: Manifest) -> TopKCodec:
-    """Returns the codec that reads a teacher cache.
-
-    Args:
-        directory: the cache directory, where some codecs have a file.
-        manifest: its manifest.
+    """Returns the codec that reads a teacher cache, in whose directory some codecs have a file.
 
     Raises:
         InputError: the file is missing, or is not what the manifest says.
@@ -156,10 +135,7 @@ def count_tokens(
 def make_codec(directory: Location, info: TeacherInfo, vocab_size: int) -> TopKCodec:
     """Returns the codec of a cache, also of one that is being made.
 
-    Args:
-        directory: of the cache; where the codec needs token counts, they are there.
-        info: what the cache holds.
-        vocab_size: V.
+    Where the codec needs token counts, they are in the cache's directory.
 
     Raises:
         InputError: the file of token counts holds something else.

@@ -15,22 +15,16 @@ from pipeline.tokenizers.vocabulary import vocab_info
 def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Location]) -> None:
     """Checks that a model has the vocabulary that a cache was made with.
 
-    Args:
-        cache: the directory.
-        vocab_size: the model's.
-        vocab_files: the files of its tokenizer, compared token by token, of which
-            one must agree; where there are none, the sizes alone are compared.
+    Of the model's `vocab_files`, compared token by token, one must agree; where there are
+    none, the sizes alone are compared.
 
     Raises:
         InputError: they differ; prints both.
     """
     expected = cache.manifest.vocab
     if vocab_size != expected.size:
-        raise InputError(
-            None,
-            f"a vocabulary of {expected.size} tokens, as in {cache.directory}",
-            f"one of {vocab_size}",
-        )
+        size = f"a vocabulary of {expected.size} tokens, as in {cache.directory}"
+        raise InputError(None, size, f"one of {vocab_size}")
     found = []
     for path in vocab_files:
         received = loading.read_vocab_info(path)
@@ -38,11 +32,8 @@ def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Locat
             return
         found.append(f"{path} (SHA-256 {received.sha256}, {received.size} tokens)")
     if found:
-        raise InputError(
-            None,
-            f"the vocabulary of {cache.directory} (SHA-256 {expected.sha256})",
-            ", ".join(found),
-        )
+        vocabulary = f"the vocabulary of {cache.directory} (SHA-256 {expected.sha256})"
+        raise InputError(None, vocabulary, ", ".join(found))
 
 
 def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
@@ -57,11 +48,8 @@ def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
     for path in _own_files_first(loading.tokenizer_files(cache.directory)):
         if loading.read_vocab_info(path) == expected:
             return loading.load_tokenizer(path, do_lower_case=None)
-    raise InputError(
-        cache.directory,
-        f"the tokenizer's files (SHA-256 of the tokens {expected.sha256})",
-        "none of them",
-    )
+    files = f"the tokenizer's files (SHA-256 of the tokens {expected.sha256})"
+    raise InputError(cache.directory, files, "none of them")
 
 
 def _own_files_first(paths: Sequence[Location]) -> list[Location]:
@@ -73,14 +61,8 @@ def find_subset(
 ) -> VocabSubset | None:
     """Finds how a student reads a cache: as it is, or knowing only some of its tokens.
 
-    Args:
-        cache: the directory.
-        vocab_size: the student's.
-        vocab_files: the files of its tokenizer; the first that has as many tokens
-            decides.
-
-    Returns:
-        the student's tokens; None where its vocabulary is the cache's.
+    Of the student's `vocab_files` the first that has as many tokens as it decides. Returns
+    None where its vocabulary is the cache's.
 
     Raises:
         InputError: the vocabulary is neither the cache's nor a part of it.

@@ -12,12 +12,6 @@ import numpy as np
 
 from pipeline.base import seeding
 
-# Lengths of inputs, unless one asks for another number.
-NUM_LENGTHS = 8
-# Widths of the masked positions.
-NUM_WIDTHS = 4
-# Kernels like lengths that are a multiple of this.
-_LENGTH_STEP = 8
 # Examples that are sorted together at most, unless a batch has more: they are decoded at once.
 _MAX_GROUP = 512
 # Groups drawn to see how long chunks become.
@@ -46,16 +40,13 @@ def _bucket_sizes(largest: int, count: int, multiple: int) -> tuple[int, ...]:
     return (*range(step, largest, step), largest)
 
 
-def bucket_lengths(max_seq_length: int, count: int = NUM_LENGTHS) -> tuple[int, ...]:
+def bucket_lengths(max_seq_length: int, count: int = 8) -> tuple[int, ...]:
     """Returns the lengths that inputs are padded to, ascending.
 
-    Example: with `max_seq_length` 512 they are 64, 128, … 512.
-
-    Args:
-        max_seq_length: tokens of the longest input; the last of the lengths.
-        count: at most so many.
+    They are at most `count`, the last `max_seq_length`. Example: for 512 they are 64, 128, … 512.
     """
-    return _bucket_sizes(max_seq_length, count, _LENGTH_STEP)
+    # Kernels like lengths that are a multiple of 8.
+    return _bucket_sizes(max_seq_length, count, 8)
 
 
 def bucket_widths(max_predictions_per_seq: int) -> tuple[int, ...]:
@@ -63,33 +54,19 @@ def bucket_widths(max_predictions_per_seq: int) -> tuple[int, ...]:
 
     Example: with `max_predictions_per_seq` 20 they are 5, 10, 15 and 20.
     """
-    return _bucket_sizes(max_predictions_per_seq, NUM_WIDTHS, 1)
+    return _bucket_sizes(max_predictions_per_seq, 4, 1)
 
 
 def padded_length(length: int, max_seq_length: int) -> int:
-    """Returns the length that an input is padded to: one of at most eight.
-
-    Args:
-        length: its tokens, at most `max_seq_length`.
-        max_seq_length: of the cache.
-    """
+    """Returns the length that an input of at most `max_seq_length` tokens is padded to."""
     lengths = bucket_lengths(max_seq_length)
     return lengths[bisect.bisect_left(lengths, length)]
 
 
 def group_batches(batch_size: int, num_batches: int) -> int:
-    """Returns how many batches of an update make a group: as many as there is room for.
-
-    Args:
-        batch_size: examples of a batch.
-        num_batches: batches of an update; what is returned divides it.
-    """
-    fitting = (
-        count
-        for count in range(1, num_batches + 1)
-        if num_batches % count == 0 and count * batch_size <= _MAX_GROUP
-    )
-    return max(fitting, default=1)
+    """Returns how many of an update's batches make a group: the most that fit and divide them."""
+    most = max(1, _MAX_GROUP // batch_size)
+    return max(count for count in range(1, min(most, num_batches) + 1) if num_batches % count == 0)
 
 
 def plan_chunks(
@@ -125,8 +102,7 @@ def plan_chunks(
     if num_lengths == 1 or not len(lengths):
         return Chunking(size, batches)
     sizes = np.array(bucket_lengths(max_seq_length, num_lengths))
-    drawn = seeding.stream(0, "chunk plan").choice(lengths, (_NUM_DRAWS, size))
-    drawn = np.sort(drawn, axis=1)
+    drawn = np.sort(seeding.stream(0, "chunk plan").choice(lengths, (_NUM_DRAWS, size)), axis=1)
 
     def cost(count: int) -> float:
         longest = drawn.reshape(_NUM_DRAWS, count, -1).max(axis=2)

@@ -20,18 +20,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from data_specs.records import (
-    FEATURES,
-    HIDDEN_FEATURES,
-    LABEL_LOG_PROBS,
-    MASKED_EXAMPLE_FEATURES,
-    MASS_FEATURES,
-    TEACHER_CACHE,
-    TOPK_COUNTS,
-    TOPK_COUNTS_FEATURE,
-    UNMASKED_WINDOWS,
-    Feature,
-)
+from data_specs import records
+from data_specs.records import Feature
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
@@ -100,7 +90,10 @@ class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file beside the shards: its name, bytes and SHA-256 (hexadecimal)."""
 
-    file: str
+    # Its readers know no other name.
+    file: Annotated[
+        str, json_text.matching(re.escape(TOKEN_COUNTS_FILE), f"the file {TOKEN_COUNTS_FILE}")
+    ]
     bytes: Count
     sha256: Sha256
 
@@ -191,7 +184,7 @@ class Manifest:
     teacher caches of codecs that need them.
     """
 
-    kind: Literal[tuple(FEATURES)]
+    kind: Literal[tuple(records.FEATURES)]
     vocab: VocabInfo
     special_ids: Mapping[str, Count]
     max_seq_length: Length
@@ -216,14 +209,14 @@ class Manifest:
         """The features of a record."""
         info = self.teacher_info
         if info is None:
-            return FEATURES[self.kind]
-        features = MASKED_EXAMPLE_FEATURES + CODECS[info.logit_encoding].stored
-        if info.variable:
-            features += (TOPK_COUNTS_FEATURE,)
-        features += MASS_FEATURES
-        if info.hidden_groups:
-            features += HIDDEN_FEATURES[info.hidden_encoding]
-        return features
+            return records.FEATURES[self.kind]
+        return (
+            *records.MASKED_EXAMPLE_FEATURES,
+            *CODECS[info.logit_encoding].stored,
+            *((records.TOPK_COUNTS_FEATURE,) if info.variable else ()),
+            *records.MASS_FEATURES,
+            *(records.HIDDEN_FEATURES[info.hidden_encoding] if info.hidden_groups else ()),
+        )
 
     def bytes_per_position(self) -> dict[str, float]:
         """Returns what each feature of a teacher cache takes at a masked position.
@@ -231,7 +224,7 @@ class Manifest:
         The mean, as measured, where that varies.
         """
         sizes = {"P": 1, **self.teacher_info.sizes}
-        added = [feature for feature in self.features if feature not in MASKED_EXAMPLE_FEATURES]
+        added = self.features[len(records.MASKED_EXAMPLE_FEATURES) :]
         means = measured_means(self.shards, [feature.name for feature in added])
         if means is not None:
             return {name: round(mean, 2) for name, mean in means.items()}
@@ -252,19 +245,16 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `manifest.json` holds."""
-        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        value["format_version"] = FORMAT_VERSION
-        value["vocab"] = msgspec.to_builtins(self.vocab)
-        value["splits"] = {
-            split: [shard.to_json() for shard in shards] for split, shards in self.splits.items()
-        }
-        del value["teacher_info"], value["token_counts"]
+        value = {**vars(self), "format_version": FORMAT_VERSION}
+        del value["teacher_info"]
+        for name in ("vocab", "splits", "token_counts"):
+            value[name] = msgspec.to_builtins(value[name])
+        if self.token_counts is None:
+            del value["token_counts"]
         if self.teacher_info is not None:
-            value.update(self.teacher_info.to_json())
+            value |= self.teacher_info.to_json()
             # For people: it follows from the rest.
             value["bytes_per_position"] = self.bytes_per_position()
-        if self.token_counts is not None:
-            value["token_counts"] = msgspec.to_builtins(self.token_counts)
         return value
 
     def sha256(self) -> str:
@@ -307,39 +297,29 @@ def completed_shard(directory: Location, file: str) -> ShardInfo | None:
 def measure_record(
     measured: collections.Counter[str], features: Mapping[str, bytes], truncation_factor: int
 ) -> None:
-    """Adds a record to `ShardInfo.measured`.
+    """Adds the features that a teacher cache adds to a record to `ShardInfo.measured`.
 
-    Args:
-        measured: what the numbers are added to.
-        features: those that a teacher cache adds.
-        truncation_factor: K, ids at a position where no feature tells.
+    The `truncation_factor` K is the number of ids at a position where no feature tells.
     """
+    num_positions = len(features[records.LABEL_LOG_PROBS]) // 2
+    num_ids = num_positions * truncation_factor
+    if records.TOPK_COUNTS in features:
+        counts = arrays.decode(records.TOPK_COUNTS_FEATURE, features[records.TOPK_COUNTS], 0)
+        num_ids = int(counts.sum())
     measured.update({name: len(content) for name, content in features.items()})
-    num_positions = len(features[LABEL_LOG_PROBS]) // 2
-    measured[NUM_POSITIONS] += num_positions
-    if TOPK_COUNTS in features:
-        counts = arrays.decode(TOPK_COUNTS_FEATURE, features[TOPK_COUNTS], vocab_size=0)
-        measured[NUM_IDS] += int(counts.sum())
-    else:
-        measured[NUM_IDS] += num_positions * truncation_factor
+    measured.update({NUM_POSITIONS: num_positions, NUM_IDS: num_ids})
 
 
 def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[str, float] | None:
-    """Returns the means at a masked position of what shards have measured.
+    """Returns the means at a masked position of numbers in `ShardInfo.measured`, by name.
 
-    Args:
-        shards: of one cache.
-        names: of numbers in `ShardInfo.measured`.
-
-    Returns:
-        the means by name; None where a shard does not tell, as all its records of
-        a shape have the same size.
+    None where a shard does not tell, as all its records of a shape have the same size.
     """
-    told = [shard.measured for shard in shards]
-    if not told or None in told:
+    measured = [shard.measured for shard in shards]
+    if not measured or None in measured:
         return None
-    positions = max(1, sum(measured[NUM_POSITIONS] for measured in told))
-    return {name: sum(measured.get(name, 0) for measured in told) / positions for name in names}
+    positions = max(1, sum(sums[NUM_POSITIONS] for sums in measured))
+    return {name: sum(sums.get(name, 0) for sums in measured) / positions for name in names}
 
 
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -349,8 +329,8 @@ def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
     """
     for name in sorted(set(there) | set(here), key=lambda key: (key != "kind", key)):
         if there.get(name) != here.get(name):
-            said = name if name.isidentifier() else shown(name)
-            return f"{said} is {shown(there.get(name))} there and {shown(here.get(name))} here"
+            setting = name if name.isidentifier() else shown(name)
+            return f"{setting} is {shown(there.get(name))} there and {shown(here.get(name))} here"
     return ""
 
 
@@ -374,18 +354,13 @@ def check_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool
     if path.is_file():
         difference = describe_difference(path.read_json(), run_config)
         if difference:
-            raise InputError(
-                directory,
-                received=f"it holds the output of another request: {difference}",
-                hint="choose another directory, or delete this one",
-            )
+            received = f"it holds the output of another request: {difference}"
+            hint = "choose another directory, or delete this one"
+            raise InputError(directory, received=received, hint=hint)
         return False
     if present:
-        raise InputError(
-            directory,
-            "an empty directory or one of the same request",
-            f"one with {present[0]!r} and without {REQUEST_FILE}",
-        )
+        received = f"one with {present[0]!r} and without {REQUEST_FILE}"
+        raise InputError(directory, "an empty directory or one of the same request", received)
     return True
 
 
@@ -407,37 +382,29 @@ def reserve_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bo
 def publish(directory: Location, manifest: Manifest) -> None:
     """Writes the manifest: from now on the directory is complete."""
     # The whole shards are beside them.
-    shards = {shard.file for shard in manifest.shards}
-    directory.remove_temporaries(shards)
+    directory.remove_temporaries({shard.file for shard in manifest.shards})
     # As `sha256sum` writes it. The manifest tells of all other files; this tells of it.
     checksum = f"{manifest.sha256()}  {MANIFEST_FILE}\n"
     (directory / CHECKSUM_FILE).write_whole(checksum.encode("ascii"))
     (directory / MANIFEST_FILE).write_json(manifest.to_json())
 
 
-def load(directory: Location) -> Manifest:
-    """Reads and checks a manifest.
-
-    Args:
-        directory: a cache directory.
+def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
+    """Reads and checks the manifest of a cache directory, which has the name `file` there.
 
     Raises:
         InputError: there is none, or a field is missing or invalid.
     """
-    path = directory / MANIFEST_FILE
+    path = directory / file
     if not path.is_file():
         state = "no cache"
         if (path.parent / REQUEST_FILE).is_file():
             state = "an unfinished one: run the command that makes it again"
-        raise InputError(
-            directory,
-            f"a complete cache directory with {MANIFEST_FILE} (masked examples of "
-            "create_pretraining_data, or a teacher cache)",
-            f"one that is {state}",
-        )
+        contents = "masked examples of create_pretraining_data, or a teacher cache"
+        expected = f"a complete cache directory with {MANIFEST_FILE} ({contents})"
+        raise InputError(directory, expected, f"one that is {state}")
     value = path.read_json()
-    version = value.get("format_version")
-    if version != FORMAT_VERSION:
+    if (version := value.get("format_version")) != FORMAT_VERSION:
         raise InputError(path, f"format_version {FORMAT_VERSION}", shown(version))
     try:
         json_text.dump(value)
@@ -450,27 +417,21 @@ def load(directory: Location) -> Manifest:
 def _parse(value: Mapping[str, Any], path: Location) -> Manifest:
     if "tokenizer_files" not in value:
         raise InputError(path, received="no field tokenizer_files")
-    info = _parse_teacher_info(value, path) if value.get("kind") == TEACHER_CACHE else None
-    needs_counts = value.get("kind") == UNMASKED_WINDOWS or (
+    info = _parse_teacher_info(value, path) if value.get("kind") == records.TEACHER_CACHE else None
+    needs_counts = value.get("kind") == records.UNMASKED_WINDOWS or (
         info is not None and CODECS[info.logit_encoding].needs_token_counts
     )
     ignored = {"teacher_info"} if needs_counts else {"teacher_info", "token_counts"}
     fields = {name: part for name, part in value.items() if name not in ignored}
     manifest = json_text.convert(fields, Manifest, path)
     manifest = dataclasses.replace(manifest, teacher_info=info)
-    if needs_counts and (counts := manifest.token_counts) is None:
+    if needs_counts and manifest.token_counts is None:
         raise InputError(path, received="no field token_counts")
-    # Its readers know no other name.
-    if needs_counts and counts.file != TOKEN_COUNTS_FILE:
-        raise InputError(
-            f"{path}: token_counts", f"the file {TOKEN_COUNTS_FILE}", shown(counts.file)
-        )
     size = manifest.vocab.size
     for name, special in manifest.special_ids.items():
         if special >= size:
-            raise InputError(
-                f"{path}: special_ids", f"ids below {size}", f"{shown(name)} {special}"
-            )
+            received = f"{shown(name)} {special}"
+            raise InputError(f"{path}: special_ids", f"ids below {size}", received)
     if info is not None and info.truncation_factor > size:
         raise InputError(f"{path}: truncation_factor", f"at most {size}", info.truncation_factor)
     _expect_splits(manifest, path)
@@ -484,19 +445,16 @@ def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo
     _expect_encoding(f"{path}: logit_encoding", info.logit_encoding, CODECS)
     temperatures = info.temperatures
     if temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
-        raise InputError(
-            f"{path}: temperatures", "ascending numbers from 1", shown(list(temperatures))
-        )
+        received = shown(list(temperatures))
+        raise InputError(f"{path}: temperatures", "ascending numbers from 1", received)
     # The teacher of a cache that is not merged is like one of the teachers of a merged one.
     json_text.convert({**info.teacher, "weight": 1.0}, _MergedTeacher, f"{path}: teacher")
     # Without groups, no one reads the size.
     if info.hidden_groups:
         _expect_encoding(f"{path}: hidden_encoding", info.hidden_encoding, HIDDEN_CODECS)
-        most = _MAX_HIDDEN_SIZE // len(info.hidden_groups)
-        if not 1 <= (info.hidden_size or 0) <= most:
-            raise InputError(
-                f"{path}: hidden_size", f"a number from 1 to {most}", shown(info.hidden_size)
-            )
+        most, size = _MAX_HIDDEN_SIZE // len(info.hidden_groups), info.hidden_size
+        if not 1 <= (size or 0) <= most:
+            raise InputError(f"{path}: hidden_size", f"a number from 1 to {most}", shown(size))
     return info
 
 
@@ -508,8 +466,7 @@ def _expect_encoding(subject: str, encoding: str | None, table: Mapping[str, Any
 
 
 def _expect_splits(manifest: Manifest, path: Location) -> None:
-    seen: set[str] = set()
-    info = manifest.teacher_info
+    info, seen = manifest.teacher_info, set()
     is_measured = info is not None and varies_in_size(info)
     for split, shards in manifest.splits.items():
         for shard in shards:
@@ -528,9 +485,8 @@ def _expect_shard(shard: ShardInfo, path: Location) -> None:
     if index >= count:
         raise InputError(path, "the name of a shard", shard.file)
     if shard.measured is not None and NUM_POSITIONS not in shard.measured:
-        raise InputError(
-            path, f"{NUM_POSITIONS} and other counts of {shard.file}", shown(shard.measured)
-        )
+        expected = f"{NUM_POSITIONS} and other counts of {shard.file}"
+        raise InputError(path, expected, shown(shard.measured))
 
 
 def varies_in_size(info: TeacherInfo) -> bool:
@@ -548,40 +504,30 @@ def copy_tokenizer(source: Location, manifest: Manifest, target: Location) -> No
         path = source / name
         if not path.is_file():
             raise InputError(path, received="this tokenizer file is missing")
-        content = path.read_limited(MAX_TOKENIZER_BYTES)
-        (target / name).write_whole(content)
+        (target / name).write_whole(path.read_limited(MAX_TOKENIZER_BYTES))
 
 
 def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
     """Checks a directory's shards, and its token counts, against its manifest.
 
-    Args:
-        directory: the cache directory.
-        manifest: its manifest, or one narrowed to some of its shards.
-        full: whether to check every byte (SHA-256), or sizes only.
+    The manifest may be narrowed to some of the shards. `full` checks every byte (SHA-256),
+    otherwise only sizes are checked.
 
     Raises:
         InputError: a file is missing, of another size, or has other bytes.
     """
     for shard in manifest.shards:
         _verify_file(directory / shard.file, shard, "shard", full=full)
-    if manifest.token_counts is not None:
-        info = manifest.token_counts
+    if (info := manifest.token_counts) is not None:
         _verify_file(directory / info.file, info, "file of token counts", full=full)
 
 
 def _verify_file(path: Location, info: ShardInfo | FileInfo, what: str, *, full: bool) -> None:
     if not path.is_file():
         raise InputError(path, received=f"this {what} is missing")
-    size = path.stat().st_size
-    if size != info.bytes:
-        raise InputError(
-            path,
-            received=f"this {what} is truncated or damaged: expected {info.bytes} bytes, "
-            f"received {size}",
-        )
-    if full and (received := path.sha256()) != info.sha256:
-        raise InputError(
-            path,
-            received=f"this {what} is damaged: expected SHA-256 {info.sha256}, received {received}",
-        )
+    if (size := path.stat().st_size) != info.bytes:
+        sizes = f"expected {info.bytes} bytes, received {size}"
+        raise InputError(path, received=f"this {what} is truncated or damaged: {sizes}")
+    if full and (digest := path.sha256()) != info.sha256:
+        digests = f"expected SHA-256 {info.sha256}, received {digest}"
+        raise InputError(path, received=f"this {what} is damaged: {digests}")

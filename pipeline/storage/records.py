@@ -33,6 +33,7 @@ from pipeline.storage.codecs import HiddenCodec, TopKCodec
 from pipeline.storage.codecs.base import NO_ID
 from pipeline.storage.manifest import Manifest, TeacherInfo
 
+_POSITIONS = records.MASKED_EXAMPLE_FEATURES[3]
 _TAILS, _LABELS = records.MASS_FEATURES
 
 
@@ -60,11 +61,7 @@ class _Input:
 
     @classmethod
     def from_features(cls, features: Mapping[str, bytes], vocab_size: int) -> Self:
-        """Decodes the features of a record, which may have others, too.
-
-        Args:
-            features: of one record.
-            vocab_size: V; decides the dtype of ids.
+        """Decodes the features of a record, which may have others, too; V decides ids' dtype.
 
         Raises:
             KeyError: a feature is missing.
@@ -90,11 +87,7 @@ class _Input:
 
     @classmethod
     def from_record(cls, record: bytes, manifest: Manifest) -> Self:
-        """Decodes a serialised record.
-
-        Args:
-            record: as it was stored.
-            manifest: of its directory.
+        """Decodes a serialised record of the directory that has this manifest.
 
         Raises:
             KeyError: a feature is missing.
@@ -102,21 +95,22 @@ class _Input:
                 the manifest says.
         """
         example = cls.from_features(serialization.decode_example(record), manifest.vocab.size)
-        example._check_sizes(manifest)
+        for name, most in (
+            (records.INPUT_IDS, manifest.max_seq_length),
+            (records.MASKED_LM_IDS, manifest.max_predictions_per_seq),
+        ):
+            count = len(getattr(example, name, ()))
+            if count > most:
+                raise ValueError(f"expected at most {most} {name}, received {count}")
         return example
 
     def _check(self, vocab_size: int) -> None:
-        length = len(self.input_ids)
-        if len(self.example_id) != 16:
-            raise ValueError(
-                f"{records.EXAMPLE_ID}: expected 16 bytes, received {len(self.example_id)}"
-            )
+        length, id_bytes = len(self.input_ids), len(self.example_id)
+        if id_bytes != 16:
+            raise ValueError(f"{records.EXAMPLE_ID}: expected 16 bytes, received {id_bytes}")
         if not len(self.segment_lengths) or self.segment_lengths.sum() != length:
             raise ValueError(f"expected segments of {length} tokens, received others")
         _expect_ids(self.input_ids, vocab_size)
-
-    def _check_sizes(self, manifest: Manifest) -> None:
-        _expect_most(self.input_ids, manifest.max_seq_length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,10 +140,6 @@ class MaskedExample(_Input):
             raise ValueError(f"expected a label at each masked position below {length}")
         _expect_ids(self.masked_lm_ids, vocab_size)
 
-    def _check_sizes(self, manifest: Manifest) -> None:
-        super()._check_sizes(manifest)
-        _expect_most(self.masked_lm_ids, manifest.max_predictions_per_seq)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Window(_Input):
@@ -174,17 +164,8 @@ def _expect_ids(ids: np.ndarray, vocab_size: int) -> None:
         raise ValueError(f"expected ids of {vocab_size} tokens, received others")
 
 
-def _expect_most(ids: np.ndarray, most: int) -> None:
-    if len(ids) > most:
-        raise ValueError(f"expected at most {most} ids, received {len(ids)}")
-
-
 def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]:
-    """Yields the masked examples of a shard.
-
-    Args:
-        path: a shard of masked examples or of a teacher cache.
-        manifest: of its directory.
+    """Yields the masked examples of a shard, also of a teacher cache's.
 
     Raises:
         InputError: the file or a record is damaged; names it.
@@ -225,72 +206,43 @@ class TeacherTargets:
     def from_features(
         cls, features: Mapping[str, bytes], codec: TopKCodec, info: TeacherInfo
     ) -> Self:
-        """Decodes the targets of a record of a teacher cache.
-
-        Args:
-            features: of one record.
-            codec: of the cache, from `cache_input.open_codec`.
-            info: of its manifest.
+        """Decodes the targets of a record of a teacher cache, whose codec `open_codec` returns.
 
         Raises:
             KeyError: a feature is missing.
             ValueError: one is damaged, they contradict each other, or a number is NaN or, but
                 for masses of 0, infinite.
         """
-        (positions,) = (
-            feature
-            for feature in records.MASKED_EXAMPLE_FEATURES
-            if feature.name == records.MASKED_LM_POSITIONS
-        )
-        count = len(arrays.decode(positions, features[positions.name], codec.vocab_size))
+        positions = arrays.decode(_POSITIONS, features[_POSITIONS.name], codec.vocab_size)
+        count, hidden_codec = len(positions), info.hidden_codec()
         ids, logits = codec.decode(features, count)
-        tails, labels = (
-            arrays.decode(feature, features[feature.name], codec.vocab_size).astype(np.float32)
-            for feature in (_TAILS, _LABELS)
-        )
-        for feature, values, each in (
-            (_TAILS, tails, len(info.temperatures)),
-            (_LABELS, labels, 1),
-        ):
+        masses = {}
+        for feature, each in ((_TAILS, len(info.temperatures)), (_LABELS, 1)):
+            values = arrays.decode(feature, features[feature.name], codec.vocab_size)
             if len(values) != count * each:
-                raise ValueError(
-                    f"{feature.name}: expected {count * each} numbers, received {len(values)}"
-                )
-        hidden_codec = info.hidden_codec()
-        targets = cls(
-            ids,
-            logits,
-            tails.reshape(count, -1),
-            labels,
-            info.temperatures,
-            None if hidden_codec is None else hidden_codec.decode(features, count),
-        )
+                expected = f"expected {count * each} numbers"
+                raise ValueError(f"{feature.name}: {expected}, received {len(values)}")
+            masses[feature.name] = values.astype(np.float32)
+        masses[_TAILS.name] = masses[_TAILS.name].reshape(count, -1)
+        hidden = None if hidden_codec is None else hidden_codec.decode(features, count)
+        targets = cls(ids, logits, **masses, temperatures=info.temperatures, hidden_states=hidden)
         targets._expect_numbers()
         return targets
 
     @classmethod
     def join(cls, targets: Sequence[Self]) -> Self:
         """Returns the targets of several records of one cache, one after another."""
-        first = targets[0]
-        return cls(
-            **{
-                name: np.concatenate([getattr(one, name) for one in targets])
-                for name in ("ids", "logits", "log_tail_masses", "label_log_probs")
-            },
-            temperatures=first.temperatures,
-            hidden_states=None
-            if first.hidden_states is None
-            else np.concatenate([one.hidden_states for one in targets]),
-        )
+        names = targets[0]._arrays()
+        joined = {name: np.concatenate([vars(one)[name] for one in targets]) for name in names}
+        return dataclasses.replace(targets[0], **joined)
 
     def __getitem__(self, positions: slice | np.ndarray) -> Self:
         """Returns the targets at some of the positions."""
-        chosen = {
-            field.name: value[positions]
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), np.ndarray)
-        }
+        chosen = {name: values[positions] for name, values in self._arrays().items()}
         return dataclasses.replace(self, **chosen)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: part for name, part in vars(self).items() if isinstance(part, np.ndarray)}
 
     def to_features(
         self, codec: TopKCodec, row_splits: np.ndarray, hidden_codec: HiddenCodec | None = None
@@ -323,6 +275,9 @@ class TeacherTargets:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the teacher's probabilities of the first k ids, and the mass of the rest.
 
+        p_T = (1 − tail_T) · softmax_K(logits / T); a k below K is a prefix whose dropped mass
+        joins the tail.
+
         Args:
             temperature: one of `temperatures`.
             k: how many ids; None for all K.
@@ -335,8 +290,13 @@ class TeacherTargets:
         """
         if temperature not in self.temperatures:
             raise ValueError(f"temperature: expected one of {self.temperatures}, got {temperature}")
-        tails = self.log_tail_masses[:, self.temperatures.index(temperature)]
-        return topk_probabilities(self.logits, tails, temperature, k=k or self.ids.shape[-1])
+        log_tail = self.log_tail_masses[:, self.temperatures.index(temperature)]
+        scaled = self.logits.astype(np.float64) / temperature
+        weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+        tail = np.exp(log_tail.astype(np.float64))
+        kept = (1.0 - tail)[:, np.newaxis] * weights / weights.sum(axis=-1, keepdims=True)
+        k = kept.shape[-1] if k is None else k
+        return kept[:, :k], tail + kept[:, k:].sum(axis=-1)
 
     def _expect_numbers(self) -> None:
         # A log of −inf is a mass of 0.
@@ -345,27 +305,3 @@ class TeacherTargets:
             raise ValueError("expected numbers, received NaN or infinity")
         if self.hidden_states is not None and not np.isfinite(self.hidden_states).all():
             raise ValueError(f"{records.HIDDEN_STATES}: expected finite numbers")
-
-
-def topk_probabilities(
-    topk_logits: np.ndarray, log_tail_masses: np.ndarray, temperature: float, *, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the teacher's probabilities of the first k ids, and the mass of the rest.
-
-    p_T = (1 − tail_T) · softmax_K(logits / T); a k below K is a prefix whose
-    dropped mass joins the tail.
-
-    Args:
-        topk_logits: float [..., K], decoded, descending.
-        log_tail_masses: float [...], the log of the tail's mass at `temperature`.
-        temperature: T, a cached one.
-        k: how many ids to keep, at most K.
-
-    Returns:
-        probabilities float64 [..., k] and tail float64 [...]; they sum to 1.
-    """
-    scaled = topk_logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    tail = np.exp(log_tail_masses.astype(np.float64))
-    kept = (1.0 - tail)[..., None] * weights / weights.sum(axis=-1, keepdims=True)
-    return kept[..., :k], tail + kept[..., k:].sum(axis=-1)

@@ -17,6 +17,7 @@ serialisation does. A TFRecord is
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,8 @@ _CRC_MASK_DELTA = 0xA282EAD8
 MAX_RECORD_BYTES = 256 * 2**20
 # A record of ours has at most a dozen.
 _MAX_FEATURES = 64
+# Sums over the records of a shard, for `ShardInfo`; None where it tells none.
+Measured = Mapping[str, int] | None
 
 
 def _varint(value: int) -> bytes:
@@ -49,28 +52,21 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _delimited(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
-
-
 @functools.lru_cache(maxsize=16_384)
 def _entry_prefix(name: str, length: int) -> bytes:
     """Returns what stands before a feature's value: a record has few names and lengths."""
     value = _BYTES_FIELD_1 + _varint(length)
     bytes_list = _BYTES_FIELD_1 + _varint(len(value) + length) + value
     feature = _BYTES_FIELD_2 + _varint(len(bytes_list) + length) + bytes_list
-    key = _delimited(_BYTES_FIELD_1, name.encode("utf-8"))
+    text = name.encode("utf-8")
+    key = _BYTES_FIELD_1 + _varint(len(text)) + text
     return _BYTES_FIELD_1 + _varint(len(key) + len(feature) + length) + key + feature
 
 
 def encode_example(features: Mapping[str, bytes]) -> bytes:
-    """Serialises bytes features as a `tf.train.Example`.
+    """Serialises features, each one bytes value, as a `tf.train.Example`.
 
-    Args:
-        features: each feature's one bytes value, by name.
-
-    Returns:
-        the bytes that TensorFlow's deterministic serialisation gives.
+    These are the bytes that TensorFlow's deterministic serialisation gives.
     """
     parts = []
     for name in sorted(features):
@@ -117,24 +113,16 @@ def _only_field(data: memoryview, what: str) -> memoryview:
 
 
 def _key_and_value(entry: memoryview) -> tuple[memoryview, memoryview]:
-    parts: dict[int, memoryview] = {}
-    for number, content in _fields(entry):
-        if number not in (1, 2) or number in parts:
-            raise ValueError("a map entry of other fields than key and value")
-        parts[number] = content
-    if len(parts) != 2:
-        raise ValueError("a map entry without key and value")
+    # One after another, as in `_only_field`.
+    fields = list(itertools.islice(_fields(entry), 3))
+    parts = dict(fields)
+    if len(fields) != 2 or parts.keys() != {1, 2}:
+        raise ValueError("a map entry of other fields than key and value")
     return parts[1], parts[2]
 
 
 def decode_example(record: bytes) -> dict[str, bytes]:
-    """Reads back what `encode_example` wrote.
-
-    Args:
-        record: a serialised `tf.train.Example`.
-
-    Returns:
-        each feature's bytes value, by name.
+    """Reads back what `encode_example` wrote: each feature's bytes value, by name.
 
     Raises:
         ValueError: the record is broken, has too many features, one of them twice, or
@@ -163,8 +151,8 @@ def _masked_crc(data: bytes) -> int:
 def frame_record(record: bytes) -> bytes:
     """Returns a record in TFRecord framing, with both checksums."""
     length = len(record).to_bytes(8, "little")
-    header = length + _FOOTER.pack(_masked_crc(length))
-    return b"".join((header, record, _FOOTER.pack(_masked_crc(record))))
+    length_crc, data_crc = (_FOOTER.pack(_masked_crc(data)) for data in (length, record))
+    return b"".join((length, length_crc, record, data_crc))
 
 
 def read_records(path: Location) -> Iterator[bytes]:
@@ -184,8 +172,7 @@ def read_records(path: Location) -> Iterator[bytes]:
                 raise InputError(problem, received="the checksum of its length does not match")
             if length > MAX_RECORD_BYTES:
                 raise InputError(problem, f"at most {MAX_RECORD_BYTES} bytes", length)
-            record = file.read(length)
-            footer = file.read(_FOOTER.size)
+            record, footer = file.read(length), file.read(_FOOTER.size)
             if len(record) < length or len(footer) < _FOOTER.size:
                 raise InputError(problem, received="the file ends inside it")
             if _FOOTER.unpack(footer)[0] != _masked_crc(record):
@@ -208,10 +195,7 @@ class StagedShard:
 
 
 def write_shard(
-    directory: Location,
-    file: str,
-    records: Iterable[bytes],
-    measured: Mapping[str, int] | None = None,
+    directory: Location, file: str, records: Iterable[bytes], measured: Measured = None
 ) -> ShardInfo:
     """Writes one shard and its sidecar.
 
@@ -234,10 +218,7 @@ def write_shard(
 
 
 def stage_shard(
-    directory: Location,
-    file: str,
-    records: Iterable[bytes],
-    measured: Mapping[str, int] | None = None,
+    directory: Location, file: str, records: Iterable[bytes], measured: Measured = None
 ) -> StagedShard:
     """Writes one shard for another process to publish.
 
@@ -260,7 +241,7 @@ def publish_shard(directory: Location, staged: StagedShard) -> ShardInfo:
 
 
 def _write_records(
-    path: pathlib.Path, file: str, records: Iterable[bytes], measured: Mapping[str, int] | None
+    path: pathlib.Path, file: str, records: Iterable[bytes], measured: Measured
 ) -> ShardInfo:
     checksum = hashlib.sha256()
     num_examples = num_bytes = 0
@@ -271,5 +252,5 @@ def _write_records(
             output.write(framed)
             num_examples += 1
             num_bytes += len(framed)
-    told = None if measured is None else dict(measured)
-    return ShardInfo(file, num_examples, num_bytes, checksum.hexdigest(), told)
+    totals = None if measured is None else dict(measured)
+    return ShardInfo(file, num_examples, num_bytes, checksum.hexdigest(), totals)

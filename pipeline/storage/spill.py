@@ -59,6 +59,11 @@ class KeyRange:
     max_group: int
 
 
+def keys_and_ties(example_ids: Sequence[bytes]) -> np.ndarray:
+    """Returns the halves of example ids, uint64 [2, n]: the keys, and what settles ties."""
+    return np.frombuffer(b"".join(example_ids), ">u8").reshape(-1, 2).T
+
+
 def write_spill(
     path: Location,
     entries: Sequence[Entry],
@@ -66,19 +71,14 @@ def write_spill(
     *,
     is_only_writer: bool = True,
 ) -> None:
-    """Writes a spill file atomically.
+    """Writes a spill file of entries in any order, atomically.
 
-    Args:
-        path: the file.
-        entries: in any order.
-        header: small JSON values, for `read_header`.
-        is_only_writer: whether another process that writes the same file, the same
-            bytes, is a mistake.
+    `header` has small JSON values, for `read_header`. With `is_only_writer`, another process
+    that writes the same file is a mistake.
     """
     ordered = sorted(entries, key=lambda entry: entry.example_id)
     index = np.zeros(len(ordered), _INDEX)
-    ids = np.frombuffer(b"".join(entry.example_id for entry in ordered), ">u8").reshape(-1, 2)
-    index["key"], index["tie"] = ids[:, 0], ids[:, 1]
+    index["key"], index["tie"] = keys_and_ties([entry.example_id for entry in ordered])
     index["group"] = [entry.group for entry in ordered]
     index["size"] = [len(entry.record) for entry in ordered]
     index["start"][1:] = np.cumsum(index["size"][:-1], dtype=np.uint64)
@@ -98,7 +98,7 @@ def read_header(path: Location) -> dict[str, Any] | None:
     try:
         header = json_text.load(line)
     except ValueError:
-        header = None
+        return None
     return header if isinstance(header, dict) else None
 
 
@@ -122,11 +122,10 @@ def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
 
 def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, bytes]:
     index, base = _open_index(path)
-    bounds = np.searchsorted(index["key"], np.array([low, high - 1], np.uint64), side="left")
-    first, last = int(bounds[0]), int(bounds[1])
-    while last < len(index) and int(index["key"][last]) < high:
-        last += 1
-    part = np.array(index[first:last])
+    keys = np.array(index["key"])
+    # The last key that is wanted, as what follows it may not fit 64 bits.
+    first, last = np.uint64(low), np.uint64(high - 1)
+    part = np.array(index[keys.searchsorted(first) : keys.searchsorted(last, side="right")])
     if not len(part):
         return part, b""
     begin, end = int(part["start"][0]), int(part["start"][-1]) + int(part["size"][-1])
@@ -145,13 +144,10 @@ def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, by
 def read_sorted(
     paths: Sequence[Location], keys: KeyRange, *, expected_bytes: int
 ) -> Iterator[bytes]:
-    """Yields the records of a range, in the order of their keys.
+    """Yields the records of a range of spill files, in the order of their keys.
 
-    Args:
-        paths: the spill files.
-        keys: which records.
-        expected_bytes: roughly what the range holds; it is read in steps of
-            32 MB, so that memory does not grow with it.
+    `expected_bytes` is roughly what the range holds. It is read in steps of 32 MB, so that
+    memory does not grow with it.
 
     Raises:
         InputError: a spill file is damaged.
@@ -162,12 +158,10 @@ def read_sorted(
         parts = [_read_range(pathlib.Path(path), low, high) for path in paths]
         index = np.concatenate([part for part, _ in parts])
         number = np.repeat(np.arange(len(parts)), [len(part) for part, _ in parts])
-        # The last group that is wanted, as what follows it may not fit 64 bits.
-        last_group = np.uint64(keys.max_group - 1)
-        wanted = (index["group"] >= np.uint64(keys.min_group)) & (index["group"] <= last_group)
+        groups, last_group = index["group"], np.uint64(keys.max_group - 1)
+        wanted = (groups >= np.uint64(keys.min_group)) & (groups <= last_group)
         index, number = index[wanted], number[wanted]
         order = np.lexsort((index["tie"], index["key"]))
-        starts = index["start"][order].tolist()
-        sizes = index["size"][order].tolist()
-        for part, start, size in zip(number[order].tolist(), starts, sizes, strict=True):
+        columns = (values[order].tolist() for values in (number, index["start"], index["size"]))
+        for part, start, size in zip(*columns, strict=True):
             yield parts[part][1][start : start + size]

@@ -19,29 +19,23 @@ from pipeline.storage import arrays, serialization
 from pipeline.storage.manifest import TOKEN_COUNTS_FILE, FileInfo, Manifest
 
 _DTYPE = np.dtype("<i8")
+_INPUT_IDS = records.MASKED_EXAMPLE_FEATURES[1]
 
 
 def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
-    """Counts the tokens of records, `[CLS]` and `[SEP]` included.
+    """Counts the tokens of records, `[CLS]` and `[SEP]` included: int64 [V].
 
-    Args:
-        serialized: records with `input_ids`; where they are masked the true tokens
-            count, too.
-        vocab_size: V.
-
-    Returns:
-        int64 [V].
+    Where inputs are masked the true tokens count, too.
 
     Raises:
         KeyError: a record has no `input_ids`.
         ValueError: a record is damaged, or of another vocabulary.
     """
-    dtype = records.id_dtype(vocab_size)
     counts = np.zeros(vocab_size, np.int64)
     for record in serialized:
         features = serialization.decode_example(record)
         content = features[records.INPUT_IDS] + features.get(records.MASKED_LM_IDS, b"")
-        tokens = np.frombuffer(content, dtype)
+        tokens = arrays.decode(_INPUT_IDS, content, vocab_size)
         # Before counting: an array is made as long as the largest.
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
             raise ValueError(f"expected ids of {vocab_size} tokens, received others")
@@ -60,32 +54,24 @@ def write_counts(path: Location, counts: np.ndarray) -> FileInfo:
 def ensure_counts(directory: Location, shards: Iterable[Location], vocab_size: int) -> FileInfo:
     """Counts the tokens of shards in a file of a directory, unless it is there.
 
-    Args:
-        directory: where the file goes.
-        shards: all that are counted, whichever of them a task is for.
-        vocab_size: V.
-
-    Returns:
-        the file's size and checksum.
+    Counts all shards, whichever of them a task is for; returns the file's size and checksum.
 
     Raises:
         InputError: the file holds something else, or a shard is damaged.
     """
     path = directory / TOKEN_COUNTS_FILE
-    if not path.is_file():
-        counts = (_count_shard(shard, vocab_size) for shard in shards)
-        return write_counts(path, sum(counts, np.zeros(vocab_size, np.int64)))
-    _read(path, vocab_size)
-    return _file_info(path)
-
-
-def _count_shard(shard: Location, vocab_size: int) -> np.ndarray:
-    try:
-        return count_tokens(serialization.read_records(shard), vocab_size)
-    except InputError:
-        raise
-    except (KeyError, ValueError) as error:
-        raise InputError(shard, received=f"a damaged record ({error})") from error
+    if path.is_file():
+        _read(path, vocab_size)
+        return _file_info(path)
+    counts = np.zeros(vocab_size, np.int64)
+    for shard in shards:
+        try:
+            counts += count_tokens(serialization.read_records(shard), vocab_size)
+        except InputError:
+            raise
+        except (KeyError, ValueError) as error:
+            raise InputError(shard, received=f"a damaged record ({error})") from error
+    return write_counts(path, counts)
 
 
 def _file_info(path: Location) -> FileInfo:
@@ -103,11 +89,9 @@ def _read(path: Location, vocab_size: int) -> np.ndarray:
     except ValueError as error:
         raise InputError(path, f"an array of counts ({error})") from error
     if (shape, dtype, len(content)) != ((vocab_size,), _DTYPE, size):
-        raise InputError(
-            path,
-            f"the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes",
-            f"shape {shown(shape)}, {dtype} in {len(content)} bytes",
-        )
+        expected = f"the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes"
+        received = f"shape {shown(shape)}, {dtype} in {len(content)} bytes"
+        raise InputError(path, expected, received)
     return np.frombuffer(content, _DTYPE)
 
 
@@ -117,10 +101,7 @@ def sum_counts(paths: Sequence[Location], vocab_size: int) -> np.ndarray:
     Raises:
         InputError: a file is missing, or holds something else.
     """
-    total = np.zeros(vocab_size, _DTYPE)
-    for path in paths:
-        total += _read(path, vocab_size)
-    return total
+    return sum((_read(path, vocab_size) for path in paths), np.zeros(vocab_size, _DTYPE))
 
 
 def load_counts(directory: Location, manifest: Manifest) -> np.ndarray:

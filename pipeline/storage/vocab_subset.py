@@ -92,19 +92,13 @@ def id_table(
         if not token:
             continue
         if token not in places:
-            raise InputError(
-                where,
-                "only tokens of the cache's vocabulary",
-                f"{token!r} (id {index}), which it lacks",
-            )
+            received = f"{token!r} (id {index}), which it lacks"
+            raise InputError(where, "only tokens of the cache's vocabulary", received)
         table[places[token]] = index
     for name, special in special_ids.items():
         if table[special] == NO_ID:
-            raise InputError(
-                where,
-                "the cache's special tokens",
-                f"a vocabulary without {cache_tokens[special]!r} ({name})",
-            )
+            received = f"a vocabulary without {cache_tokens[special]!r} ({name})"
+            raise InputError(where, "the cache's special tokens", received)
     return table
 
 
@@ -175,11 +169,7 @@ def _remap_teacher(
 def _log_tail(tf: Any, scaled: Any, removed: Any, log_tail: Any) -> Any:
     """Returns log(tail + (1 − tail) · removed share) at one temperature, float32 [B, P].
 
-    Args:
-        tf: the TensorFlow module.
-        scaled: float32 [B, P, K], logits / T.
-        removed: bool [B, P, K].
-        log_tail: float32 [B, P]; −inf where there is no tail.
+    `scaled` is logits / T, float32 [B, P, K]; `log_tail` float32 [B, P], −inf for no tail.
     """
     nothing = -float("inf")
     log_share = tf.reduce_logsumexp(tf.where(removed, scaled, nothing), axis=-1)

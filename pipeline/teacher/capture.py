@@ -28,7 +28,7 @@ from pipeline.storage import cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs import CODECS, HiddenCodec, TopKCodec
-from pipeline.storage.manifest import SAMPLED, TOPK, FileInfo, Manifest, ShardInfo, TeacherInfo
+from pipeline.storage.manifest import SAMPLED, FileInfo, Manifest, ShardInfo, TeacherInfo
 from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from pipeline.teacher import forward, truncation
 from pipeline.teacher.forward import Arrays
@@ -57,23 +57,15 @@ def find_teacher(config: TeacherCacheConfig) -> ModelSource:
 def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput:
     """Opens the masked examples and checks that they fit the settings and the teacher.
 
-    Args:
-        config: names them, and the teacher.
-        source: the teacher.
-
     Raises:
         InputError: they are incomplete or of another kind, or the settings or the
             teacher do not fit them.
     """
     cache = cache_input.open_cache(config.input_dir, config.input_file)
     if cache.manifest.kind == records.UNMASKED_WINDOWS:
-        raise InputError(
-            cache.directory,
-            records.MASKED_EXAMPLES,
-            f"{records.UNMASKED_WINDOWS}: masks change each epoch, so that there is "
-            "nothing to cache",
-            hint="use `masking`=static for a cache, or a live teacher: run_distill `teacher`",
-        )
+        received = f"{cache.manifest.kind}: masks change each epoch, so that nothing can be cached"
+        hint = "use `masking`=static for a cache, or a live teacher: run_distill `teacher`"
+        raise InputError(cache.directory, records.MASKED_EXAMPLES, received, hint)
     if cache.manifest.kind != records.MASKED_EXAMPLES:
         raise InputError(cache.directory, records.MASKED_EXAMPLES, f"a {cache.manifest.kind}")
     cache_input.expect_settings(
@@ -86,16 +78,7 @@ def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput
 
 
 def expect_fitting(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> None:
-    """Checks that a teacher has a cache's vocabulary, and room for its inputs.
-
-    Args:
-        config: how the teacher was named.
-        source: the teacher.
-        cache: masked examples, or a teacher cache.
-
-    Raises:
-        InputError: it does not fit; prints both values.
-    """
+    """Raises InputError unless a teacher has a cache's vocabulary, and room for its inputs."""
     vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
     with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
         cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
@@ -104,11 +87,6 @@ def expect_fitting(config: TeacherCacheConfig, source: ModelSource, cache: Cache
 
 
 # The run configuration.
-
-
-def truncation_factor(config: TeacherCacheConfig, source: ModelSource) -> int:
-    """Returns k, at most the vocabulary's size."""
-    return min(config.truncation_factor, source.config.vocab_size)
 
 
 def find_groups(config: TeacherCacheConfig, source: ModelSource) -> tuple[TeacherGroup, ...]:
@@ -124,13 +102,7 @@ def find_groups(config: TeacherCacheConfig, source: ModelSource) -> tuple[Teache
 def run_configuration(
     config: TeacherCacheConfig, cache: CacheInput, source: ModelSource
 ) -> dict[str, Any]:
-    """Returns the settings that decide the output, as JSON values.
-
-    Args:
-        config: the settings.
-        cache: the masked examples.
-        source: the teacher, whose files are read for their digest.
-    """
+    """Returns the settings that decide the output, as JSON values; reads the teacher's files."""
     settings = config.decisive()
     groups = find_groups(config, source)
     del settings["cache_hidden_states"]
@@ -140,14 +112,13 @@ def run_configuration(
     else:
         # It has no effect, and is not in the run configurations of older directories.
         del settings["hidden_encoding"]
-    shards = [shard.file for shards in cache.manifest.splits.values() for shard in shards]
     return {
         **settings,
         "kind": records.TEACHER_CACHE,
         "parent": {"sha256": manifests.load(cache.directory).sha256()},
-        "shards": shards,
+        "shards": [shard.file for shard in cache.manifest.shards],
         "teacher": {"config": source.config.to_dict(), "sha256": source.sha256()},
-        "truncation_factor": truncation_factor(config, source),
+        "truncation_factor": min(config.truncation_factor, source.config.vocab_size),
         "temperatures": list(config.temperatures),
         "backend": keras.config.backend(),
     }
@@ -155,14 +126,7 @@ def run_configuration(
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a capture starts from.
-
-    Attributes:
-        config: the settings.
-        source: the teacher.
-        cache: the masked examples.
-        run_configuration: see `run_configuration`.
-    """
+    """What a capture starts from: the settings, the teacher and the masked examples."""
 
     config: TeacherCacheConfig
     source: ModelSource
@@ -171,11 +135,7 @@ class Inputs:
 
     @classmethod
     def open(cls, config: TeacherCacheConfig) -> "Inputs":
-        """Finds the teacher and the masked examples.
-
-        Raises:
-            InputError: one is missing or invalid, or they do not fit each other.
-        """
+        """Finds the teacher and the masked examples, which must fit each other."""
         source = find_teacher(config)
         cache = open_examples(config, source)
         return cls(config, source, cache, run_configuration(config, cache, source))
@@ -183,18 +143,13 @@ class Inputs:
     @property
     def teacher_info(self) -> TeacherInfo:
         """What the cache will hold."""
-        settings = self.run_configuration
+        names = {field.name for field in dataclasses.fields(TeacherInfo)}
         return TeacherInfo(
-            truncation_factor=settings["truncation_factor"],
-            logit_encoding=settings["logit_encoding"],
-            temperatures=tuple(settings["temperatures"]),
-            teacher=settings["teacher"],
-            parent=settings["parent"],
-            hidden_groups=tuple(settings.get("hidden_groups", ())),
-            hidden_encoding=settings.get("hidden_encoding"),
-            hidden_size=settings.get("hidden_size"),
-            truncation=settings.get("truncation", TOPK),
-            truncation_mass=settings.get("truncation_mass"),
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in self.run_configuration.items()
+                if name in names
+            }
         )
 
     def count_tokens(self) -> FileInfo | None:
@@ -207,29 +162,8 @@ class Inputs:
         """Returns what runs the jobs."""
         return runners.open_workers(self.config.ray, self.config.output_dir)
 
-    def load_model(self) -> MaskedLM:
-        """Returns the teacher with its weights."""
-        return model_directory.load_masked_lm(
-            self.source, dtype=self.config.compute_dtype, logits_dtype="float32"
-        )
-
 
 # One shard.
-
-
-@dataclasses.dataclass(frozen=True)
-class _TeacherBatch:
-    """The teacher's output for some examples of a block.
-
-    Attributes:
-        block: the examples.
-        indices: which of them are the batch's.
-        output: as `Capture.forward` returns it.
-    """
-
-    block: Sequence[MaskedExample]
-    indices: np.ndarray
-    output: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,22 +197,20 @@ class Capture:
     ) -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order.
 
-        Args:
-            examples: the masked examples.
-            measured: as `ShardInfo.measured`; each record is added before it comes.
+        Each is added to `measured`, which is as `ShardInfo.measured`, before it comes.
         """
         # Reading, the teacher, and packing with writing go on at the same time.
         blocks = ahead(self._read_blocks(examples), depth=1)
         done: list[tuple[int, bytes]] = []
-        for batch in ahead(self._run_teacher(blocks)):
-            batched = [batch.block[index] for index in batch.indices]
-            features = self._features(batch.output, batched)
-            for index, example, added in zip(batch.indices, batched, features, strict=True):
+        for block, indices, output in ahead(self._run_teacher(blocks)):
+            batched = [block[index] for index in indices]
+            features = self._features(output, batched)
+            for index, example, added in zip(indices, batched, features, strict=True):
                 manifests.measure_record(measured, added, self.codec.truncation_factor)
                 record = serialization.encode_example({**example.features, **added})
                 done.append((index, record))
             self.on_examples(len(batched))
-            if len(done) == len(batch.block):
+            if len(done) == len(block):
                 yield from (record for _, record in sorted(done))
                 done = []
 
@@ -292,7 +224,10 @@ class Capture:
         while block := list(itertools.islice(examples, batches * self.batch_size)):
             yield block
 
-    def _run_teacher(self, blocks: Iterable[Sequence[MaskedExample]]) -> Iterator[_TeacherBatch]:
+    def _run_teacher(
+        self, blocks: Iterable[list[MaskedExample]]
+    ) -> Iterator[tuple[list[MaskedExample], np.ndarray, Arrays]]:
+        """Yields each block, which of its examples a batch has, and the output for these."""
         for block in blocks:
             lengths = [len(example.input_ids) for example in block]
             for indices in forward.length_batches(lengths, self.batch_size):
@@ -302,7 +237,7 @@ class Capture:
                     max_seq_length=self.manifest.max_seq_length,
                     max_predictions_per_seq=self.manifest.max_predictions_per_seq,
                 )
-                yield _TeacherBatch(block, indices, self.forward(batch))
+                yield block, indices, self.forward(batch)
 
     def _features(
         self, output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
@@ -313,10 +248,8 @@ class Capture:
         exact = kept.pop(LOGITS) if sampled else kept[records.TOPK_LOGITS]
         forward.expect_finite(exact)
         if sampled:
-            drawn = truncation.sample_positions(
-                exact, examples, seed=self.manifest.seed, num_draws=self.info.truncation_factor
-            )
-            kept.update(drawn)
+            seed, num_draws = self.manifest.seed, self.info.truncation_factor
+            kept |= truncation.sample_positions(exact, examples, seed=seed, num_draws=num_draws)
         targets = TeacherTargets(
             ids=kept[records.TOPK_IDS],
             logits=kept[records.TOPK_LOGITS],
@@ -338,20 +271,16 @@ def keep_hidden_states(
 
 
 def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Keep:
-    """Returns the function from the teacher's outputs for a batch to what is kept of them.
-
-    Args:
-        config: the settings.
-        source: the teacher.
-    """
+    """Returns the function from the teacher's outputs for a batch to what is kept of them."""
     groups = find_groups(config, source)
     sampled = config.truncation == SAMPLED
+    k = 1 if sampled else min(config.truncation_factor, source.config.vocab_size)
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         kept = truncation.truncate(
             outputs[LOGITS],
             batch[records.MASKED_LM_IDS],
-            truncation_factor=1 if sampled else truncation_factor(config, source),
+            truncation_factor=k,
             temperatures=config.temperatures,
             truncation_mass=config.truncation_mass,
         )
@@ -365,19 +294,6 @@ def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Ke
     return keep
 
 
-def _make_capture(inputs: Inputs, model: MaskedLM) -> Capture:
-    """Returns what makes the shards of a cache, whose directory holds what the codec needs."""
-    config, source, info = inputs.config, inputs.source, inputs.teacher_info
-    return Capture(
-        manifest=inputs.cache.manifest,
-        info=info,
-        batch_size=config.predict_batch_size,
-        codec=cache_input.make_codec(config.output_dir, info, source.config.vocab_size),
-        forward=forward.compile_forward(model, keep_function(config, source)),
-        on_examples=lambda count: None,
-    )
-
-
 class _ShardMaker:
     """The job: makes the records of a shard with the teacher, which is loaded once.
 
@@ -389,19 +305,30 @@ class _ShardMaker:
         self._inputs = inputs
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_maker, (
-            self._inputs.config.absolute(),
-            json_text.dump(self._inputs.run_configuration),
-        )
+        config, expected = self._inputs.config, self._inputs.run_configuration
+        return _open_maker, (config.absolute(), json_text.dump(expected))
 
     @functools.cached_property
     def model(self) -> MaskedLM:
         """The teacher with its weights."""
-        return self._inputs.load_model()
+        config, source = self._inputs.config, self._inputs.source
+        return model_directory.load_masked_lm(
+            source, dtype=config.compute_dtype, logits_dtype="float32"
+        )
 
     @functools.cached_property
     def _capture(self) -> Capture:
-        return _make_capture(self._inputs, self.model)
+        """What makes the shards, once the directory holds what the codec needs."""
+        inputs, info = self._inputs, self._inputs.teacher_info
+        config, vocab_size = inputs.config, inputs.source.config.vocab_size
+        return Capture(
+            manifest=inputs.cache.manifest,
+            info=info,
+            batch_size=config.predict_batch_size,
+            codec=cache_input.make_codec(config.output_dir, info, vocab_size),
+            forward=forward.compile_forward(self.model, keep_function(config, inputs.source)),
+            on_examples=lambda count: None,
+        )
 
     def __call__(
         self, job: ShardJob, on_examples: Callable[[int], None]
@@ -420,15 +347,7 @@ class _ShardMaker:
 
 @functools.lru_cache(maxsize=1)
 def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
-    """Returns the job in a worker process.
-
-    Args:
-        config: the settings.
-        expected: the command's run configuration, as JSON.
-
-    Raises:
-        InputError: this node sees other inputs than the command.
-    """
+    """Returns the job in a worker process, which must see the command's run configuration."""
     inputs = Inputs.open(config)
     difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
     if difference:
@@ -446,9 +365,6 @@ def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
 def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     """Makes a teacher cache, or finishes one, or does this task's share of it.
 
-    Args:
-        config: the settings.
-
     Returns:
         the manifest, or None where shards of other tasks are still missing.
 
@@ -456,29 +372,29 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
         InputError: the masked examples, the teacher or the directory is invalid. Shards
             that are whole stay.
     """
-    inputs = Inputs.open(config)
+    return finish_teacher_cache(Inputs.open(config))
+
+
+def finish_teacher_cache(inputs: Inputs) -> Manifest | None:
+    """Makes what is missing of a teacher cache; see `create_teacher_cache`."""
+    config, cache = inputs.config, inputs.cache
     manifests.check_output_dir(config.output_dir, inputs.run_configuration)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         return manifests.load(config.output_dir)
-    full = config.verify == "full"
-    manifests.verify(inputs.cache.directory, inputs.cache.manifest, full=full)
-    make_missing_shards(inputs)
+    manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
+    _make_missing_shards(inputs)
     return _publish_when_complete(inputs)
 
 
-def make_missing_shards(inputs: Inputs) -> None:
-    """Makes this task's shards that are missing or incomplete; the manifest stays."""
+def _make_missing_shards(inputs: Inputs) -> None:
+    """Makes this task's shards that are missing or incomplete."""
     config, splits = inputs.config, inputs.cache.manifest.splits
     jobs = [
         ShardJob(split, index, shard.file)
         for split, shards in splits.items()
         for index, shard in enumerate(shards)
-    ]
-    jobs = [
-        job
-        for job in jobs[config.task_index :: config.num_tasks]
-        if not manifests.completed_shard(config.output_dir, job.file)
-    ]
+    ][config.task_index :: config.num_tasks]
+    jobs = [job for job in jobs if not manifests.completed_shard(config.output_dir, job.file)]
     if not jobs:
         return
     total = sum(splits[job.split][job.index].num_examples for job in jobs)
@@ -502,7 +418,10 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         if None in done:
             return None
         splits[split] = tuple(done)
-    manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+    # A whole file stays: the settings in it may have been changed since.
+    files = [n for n in cache.manifest.tokenizer_files if not (config.output_dir / n).is_file()]
+    missing = dataclasses.replace(cache.manifest, tokenizer_files=files)
+    manifests.copy_tokenizer(cache.directory, missing, config.output_dir)
     # A byte-equal repetition needs it besides the run configuration.
     environment = {
         "machine": platform.machine(),

@@ -28,10 +28,6 @@ Arrays = dict[str, np.ndarray]
 Keep = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
     """Yields the indices of batches of similar length, together covering all examples.
 
@@ -66,7 +62,7 @@ def build_batch(
     longest = max(len(example.input_ids) for example in examples)
     most = max(len(example.masked_lm_ids) for example in examples)
     length = length_buckets.padded_length(longest, max_seq_length)
-    positions = min(_round_up(most, POSITION_STEP), max_predictions_per_seq)
+    positions = min(-(-most // POSITION_STEP) * POSITION_STEP, max_predictions_per_seq)
     batch = {name: np.zeros((batch_size, length), np.int32) for name in _TOKEN_INPUTS}
     batch |= {name: np.zeros((batch_size, positions), np.int32) for name in _POSITION_INPUTS}
     for row, example in enumerate(examples):
@@ -100,18 +96,10 @@ def real_positions(
 
 
 def expect_finite(logits: np.ndarray) -> None:
-    """Checks a teacher's logits.
-
-    Raises:
-        InputError: they are NaN or infinite.
-    """
+    """Raises InputError where a teacher's logits are NaN or infinite."""
     if not np.isfinite(logits).all():
-        raise InputError(
-            Setting("teacher"),
-            "finite logits",
-            "NaN or infinity",
-            hint="is the checkpoint damaged, or does `compute_dtype` not suit it?",
-        )
+        hint = "is the checkpoint damaged, or does `compute_dtype` not suit it?"
+        raise InputError(Setting("teacher"), "finite logits", "NaN or infinity", hint)
 
 
 def compile_forward(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
@@ -162,9 +150,8 @@ def _compile_tensorflow(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Array
     import tensorflow as tf
 
     names = (*_TOKEN_INPUTS, *_POSITION_INPUTS)
-    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
 
-    @tf.function(input_signature=[signature])
+    @tf.function(input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in names}])
     def forward(batch):
         return keep(model.activations(batch, training=False), batch)
 

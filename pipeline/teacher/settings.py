@@ -115,47 +115,33 @@ class TeacherCacheConfig(Settings):
                 Setting("task_index"), f"less than `num_tasks`={self.num_tasks}", self.task_index
             )
         if self.ray is not None and self.num_tasks > 1:
-            raise InputError(
-                Setting("num_tasks"),
-                "none with `runner`=ray, which shares the shards itself",
-                self.num_tasks,
-            )
+            expected = "none with `runner`=ray, which shares the shards itself"
+            raise InputError(Setting("num_tasks"), expected, self.num_tasks)
         if (self.teacher is None) == (self.bert_config_file is None):
-            raise InputError(
-                Setting("teacher"),
-                "either it or `bert_config_file` with `init_checkpoint`",
-                "neither" if self.teacher is None else "both",
-            )
+            received = "neither" if self.teacher is None else "both"
+            expected = "either it or `bert_config_file` with `init_checkpoint`"
+            raise InputError(Setting("teacher"), expected, received)
         if self.teacher is not None and self.init_checkpoint is not None:
-            raise InputError(
-                Setting("init_checkpoint"), "`bert_config_file` beside it", "`teacher`"
-            )
+            expected = "`bert_config_file` together with it"
+            raise InputError(Setting("init_checkpoint"), expected, "`teacher`")
         if self.bert_config_file is not None and self.init_checkpoint is None:
             raise InputError(Setting("init_checkpoint"), "the teacher's checkpoint", "none")
-        if self.temperatures[:1] != (1.0,) or list(self.temperatures) != sorted(
-            set(self.temperatures)
-        ):
-            raise InputError(
-                Setting("temperatures"),
-                "ascending numbers beginning with 1",
-                ",".join(f"{value:g}" for value in self.temperatures),
-            )
         self._check_truncation()
 
     def _check_truncation(self) -> None:
-        mass = self.truncation_mass
+        mass, temperatures = self.truncation_mass, self.temperatures
+        given = ",".join(f"{value:g}" for value in temperatures)
+        if temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
+            raise InputError(Setting("temperatures"), "ascending numbers beginning with 1", given)
         if mass is not None and not 0.0 < mass <= 1.0:
-            raise InputError(
-                Setting("truncation_mass"), "a number above 0 and at most 1", f"{mass:g}"
-            )
+            expected = "a number above 0 and at most 1"
+            raise InputError(Setting("truncation_mass"), expected, f"{mass:g}")
         if self.truncation != SAMPLED:
             return
         if mass is not None:
-            raise InputError(
-                Setting("truncation_mass"), "none with `truncation`=sampled", f"{mass:g}"
-            )
-        if self.temperatures != (1.0,):
-            given = ",".join(f"{value:g}" for value in self.temperatures)
+            expected = "none with `truncation`=sampled"
+            raise InputError(Setting("truncation_mass"), expected, f"{mass:g}")
+        if temperatures != (1.0,):
             raise InputError(
                 Setting("temperatures"), "1, the only temperature of `truncation`=sampled", given
             )

@@ -56,14 +56,11 @@ def truncate(
         records.LOG_TAIL_MASSES: top.log_tail_masses,
     }
     if labels is not None:
-        result[records.LABEL_LOG_PROBS] = _log_weights(logits, labels, values) - top.log_total
+        label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
+        # The log of each label's weight, where that of the largest logit is 0.
+        log_weights = (label_logits - values[..., :1])[..., 0]
+        result[records.LABEL_LOG_PROBS] = log_weights - top.log_total
     return result
-
-
-def _log_weights(logits: Any, labels: Any, values: Any) -> Any:
-    """Returns the log of each label's weight, float32 [...]; that of the largest logit is 0."""
-    label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
-    return (label_logits - values[..., :1])[..., 0]
 
 
 def sample(logits: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

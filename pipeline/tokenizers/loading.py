@@ -49,9 +49,8 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
         vocab_file: a SentencePiece model (`.model`, `.spm`), a `tokenizer.json`,
             a `vocab.txt`, or a model directory that has one of them. Next to an
             XLM-RoBERTa's `config.json` a SentencePiece model is numbered as its.
-        do_lower_case: whether to lower-case text; None for the setting in the
-            `tokenizer_config.json` next to it, and without one, yes for
-            WordPiece and no for SentencePiece.
+        do_lower_case: whether to lower-case text; None for the setting in the file
+            `tokenizer_config.json` next to it, without which only WordPiece lower-cases.
 
     Raises:
         InputError: it cannot be read, lacks a special token, or has a
@@ -60,11 +59,8 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
     path = find_vocab_file(vocab_file)
     if path.suffix == ".json":
         if do_lower_case is not None:
-            raise InputError(
-                Setting("do_lower_case"),
-                f"none, as {path} has a normaliser of its own",
-                do_lower_case,
-            )
+            expected = f"none, as {path} has a normaliser of its own"
+            raise InputError(Setting("do_lower_case"), expected, do_lower_case)
         return tokenizer_json.load_tokenizer_json(path)
     is_sentencepiece = path.suffix in _SENTENCEPIECE_SUFFIXES
     if do_lower_case is None:

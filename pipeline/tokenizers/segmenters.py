@@ -36,43 +36,25 @@ _CHINESE_BLOCKS = np.array(
 )
 
 
-def _jieba() -> Segmenter:
+def _jieba(text: str) -> np.ndarray:
     # Its dictionary is read on import: only processes that segment pay for it.
     import rjieba
 
-    def segment(text: str) -> np.ndarray:
-        words = rjieba.cut(text)
-        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
-        return ends[:-1]
-
-    return segment
+    words = rjieba.cut(text)
+    return np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))[:-1]
 
 
-def _whitespace() -> Segmenter:
-    def segment(text: str) -> np.ndarray:
-        spaces = np.fromiter(map(str.isspace, text), bool, len(text))
-        return np.flatnonzero(spaces) + 1
-
-    return segment
+def _whitespace(text: str) -> np.ndarray:
+    return np.flatnonzero(np.fromiter(map(str.isspace, text), bool, len(text))) + 1
 
 
-def _none() -> Segmenter:
-    return lambda text: np.arange(1, len(text))
+def _none(text: str) -> np.ndarray:
+    return np.arange(1, len(text))
 
 
-# The names that `--segmenter` takes. Each makes a function from a text to the
-# characters at which its words begin, the first word's left out.
-SEGMENTERS: dict[str, Callable[[], Segmenter]] = {
-    "jieba": _jieba,
-    "whitespace": _whitespace,
-    "none": _none,
-}
-
-
-@functools.cache
-def load_segmenter(name: str) -> Segmenter:
-    """Returns the segmenter of this name in `SEGMENTERS`; one a process."""
-    return SEGMENTERS[name]()
+# The names that `--segmenter` takes. Each is a function from a text to the characters at which
+# its words begin, the first word's left out.
+SEGMENTERS: dict[str, Segmenter] = {"jieba": _jieba, "whitespace": _whitespace, "none": _none}
 
 
 def is_chinese(code_points: np.ndarray) -> np.ndarray:
@@ -85,15 +67,8 @@ def is_chinese(code_points: np.ndarray) -> np.ndarray:
 @functools.cache
 def _punctuation() -> np.ndarray:
     """Returns bool [65,536]: what BERT's tokenizer splits off as punctuation."""
-    ascii_symbols = set("$+<=>^`|~")
-    return np.fromiter(
-        (
-            unicodedata.category(char).startswith("P") or char in ascii_symbols
-            for char in map(chr, range(2**16))
-        ),
-        bool,
-        2**16,
-    )
+    characters = map(chr, range(2**16))
+    return np.array([unicodedata.category(c)[0] == "P" or c in "$+<=>^`|~" for c in characters])
 
 
 def _is_punctuation(code_points: np.ndarray) -> np.ndarray:
@@ -101,15 +76,9 @@ def _is_punctuation(code_points: np.ndarray) -> np.ndarray:
 
 
 def word_starts(text: str, tokens: Tokens, segment: Segmenter) -> np.ndarray:
-    """Returns which tokens begin a word.
+    """Returns which of a text's n tokens begin a word, bool [n]; the first does.
 
-    Args:
-        text: the text.
-        tokens: its n tokens.
-        segment: one of `SEGMENTERS`.
-
-    Returns:
-        bool [n]; the first is True.
+    `segment` is one of `SEGMENTERS`.
     """
     if not len(tokens.ids):
         return np.zeros(0, bool)

@@ -7,7 +7,7 @@ The conversion keeps pieces, scores and algorithm, so that both give the same to
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from sentencepiece import SentencePieceProcessor
@@ -59,15 +59,12 @@ class SentencePieceTokenizer(Tokenizer):
         fairseq: whether the tokens are numbered as XLM-RoBERTa's, see `number_tokens`.
     """
 
-    vocab: tuple[str, ...]
-    special_ids: Mapping[str, int]
-    do_lower_case: bool
     model: bytes = dataclasses.field(repr=False)
     fairseq: bool = False
 
     @functools.cached_property
     def _processor(self) -> SentencePieceProcessor:
-        return _open_model(self.model)
+        return SentencePieceProcessor(model_proto=self.model)
 
     @functools.cached_property
     def _token_ids(self) -> np.ndarray:
@@ -78,29 +75,23 @@ class SentencePieceTokenizer(Tokenizer):
             ids[: len(_PIECES_FIRST)] = [_FAIRSEQ_FIRST.index(piece) for piece in _PIECES_FIRST]
         return ids
 
-    @functools.cached_property
-    def _is_special(self) -> np.ndarray:
+    def _further_special_ids(self) -> list[int]:
         sp = self._processor
-        special = np.zeros(len(self.vocab), bool)
-        for piece, index in enumerate(self._token_ids):
-            special[index] = sp.is_control(piece) or sp.is_unknown(piece) or sp.is_unused(piece)
-        special[list(self.special_ids.values())] = True
-        return special
+        return [
+            index
+            for piece, index in enumerate(self._token_ids.tolist())
+            if sp.is_control(piece) or sp.is_unknown(piece) or sp.is_unused(piece)
+        ]
 
     @functools.cached_property
     def _begins_word(self) -> np.ndarray:
-        return np.fromiter(
-            (piece.startswith(WORD_MARK) for piece in self.vocab), bool, len(self.vocab)
-        )
+        return np.array([piece.startswith(WORD_MARK) for piece in self.vocab])
 
     @functools.cached_property
     def _has_text(self) -> np.ndarray:
-        return np.fromiter(
-            (bool(piece.strip(WORD_MARK)) for piece in self.vocab), bool, len(self.vocab)
-        )
+        return np.array([piece.strip(WORD_MARK) != "" for piece in self.vocab])
 
     def tokenize(self, text: str) -> Tokens:
-        """See `Tokenizer`."""
         text = one_line(text)
         lowered = _lower_in_place(text) if self.do_lower_case else text
         encoding = self._processor.encode(lowered, return_type="offset_mapping")
@@ -125,8 +116,9 @@ class SentencePieceTokenizer(Tokenizer):
         files = {
             XLM_ROBERTA_FILE if self.fairseq else MODEL_FILE: self.model,
             TOKENIZER_CONFIG_FILE: self._config_file(kind, do_lower_case=self.do_lower_case),
+            TOKENIZER_FILE: converted,
         }
-        return files if converted is None else files | {TOKENIZER_FILE: converted}
+        return {name: content for name, content in files.items() if content is not None}
 
     def _tokenizer_json(self) -> bytes:
         proto = ModelProto.FromString(self.model)
@@ -148,7 +140,6 @@ class SentencePieceTokenizer(Tokenizer):
         return tokenizer.to_str(pretty=False).encode("utf-8")
 
     def _scores(self, proto: ModelProto) -> list[float]:
-        """Returns each piece's score."""
         kinds, special = ModelProto.SentencePiece, set(self.special_ids.values())
         normal = (piece.score for piece in proto.pieces if piece.type == kinds.NORMAL)
         best = max(normal, default=0.0)
@@ -168,10 +159,6 @@ def _lower_in_place(text: str) -> str:
     return "".join(low if len(low := char.lower()) == 1 else char for char in text)
 
 
-def _open_model(model: bytes) -> SentencePieceProcessor:
-    return SentencePieceProcessor(model_proto=model)
-
-
 def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[str, ...], bool]:
     """Returns the tokens of a model's pieces in the order of their ids.
 
@@ -180,8 +167,8 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
         model_type: of the language model next to the file; None for none.
 
     Returns:
-        the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa,
-        unless the file has a padding or a mask of its own.
+        the tokens, and whether they are numbered as fairseq does: for XLM-RoBERTa, unless the
+        file has a padding or a mask of its own.
 
     Example:
         `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>`: a piece
@@ -195,19 +182,20 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
 
 
 def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
-    """Reads a SentencePiece model.
-
-    Returns:
-        its pieces in the order of the file, and the file's bytes.
+    """Returns the pieces of a SentencePiece model in the order of the file, and its bytes.
 
     Raises:
         InputError: the file does not exist, or is not a SentencePiece model.
     """
     model = read_tokenizer_file(path, what="a SentencePiece model")
     with refusing(path, "a SentencePiece model", "a file that cannot be read as one"):
-        processor = _open_model(model)
+        processor = SentencePieceProcessor(model_proto=model)
         pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
-        _expect_convertible(model)
+        # Other programs must be able to read its own text and its tables, too.
+        proto = ModelProto.FromString(model)
+        _normalizer(proto, do_lower_case=False)
+        if not all(math.isfinite(piece.score) for piece in proto.pieces):
+            raise ValueError("expected scores that are numbers, received others")
     return pieces, model
 
 
@@ -217,43 +205,26 @@ def load_sentencepiece(
     """Loads a SentencePiece model as a tokenizer.
 
     Args:
-        path: the model's file.
-        do_lower_case: whether to lower-case text.
         model_type: of the language model next to it; None for none.
 
     Raises:
-        InputError: it cannot be read, lacks a special token, or is not of the
-            unigram type though XLM-RoBERTa's.
+        InputError: it cannot be read, lacks a special token, or is no unigram model of fairseq's.
     """
     pieces, model = read_pieces(path)
     vocab, fairseq = number_tokens(pieces, model_type)
     if fairseq and not _is_unigram(model):
-        raise InputError(
-            path, f"a SentencePiece model of the unigram type, as {model_type}'s", "another type"
-        )
+        expected = f"a SentencePiece model of the unigram type, as {model_type}'s"
+        raise InputError(path, expected, "another type")
     special_ids = find_special_ids(vocab, path)
     if not fairseq:
         # A model always has one, under any name.
-        special_ids["unk"] = _open_model(model).unk_id()
+        special_ids["unk"] = SentencePieceProcessor(model_proto=model).unk_id()
     return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, fairseq)
 
 
 def _is_unigram(model: bytes) -> bool:
-    """Returns whether a model file's bytes are of the unigram type."""
     trainer = ModelProto.FromString(model).trainer_spec
     return trainer.model_type == trainer.UNIGRAM
-
-
-def _expect_convertible(model: bytes) -> None:
-    """Checks that a model's own text and its tables can be read by other programs.
-
-    Raises:
-        Exception: of any kind, whatever the libraries raise.
-    """
-    proto = ModelProto.FromString(model)
-    _normalizer(proto, do_lower_case=False)
-    if not all(math.isfinite(piece.score) for piece in proto.pieces):
-        raise ValueError("expected scores that are numbers, received others")
 
 
 def _normalizer(proto: ModelProto, *, do_lower_case: bool) -> normalizers.Normalizer:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
@@ -22,6 +21,10 @@ from pipeline.tokenizers.tokens import (
 )
 from pipeline.tokenizers.vocabulary import MAX_VOCAB_SIZE, read_tokenizer_file
 
+_CONVERT_HINT = (
+    "a vocab.json with merges.txt becomes one by transformers' "
+    "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+)
 _BYTE_LEVEL_MARK = "Ġ"
 _METASPACE_MARK = "▁"
 
@@ -35,10 +38,7 @@ class JsonTokenizer(Tokenizer):
         content: the file's bytes.
     """
 
-    vocab: tuple[str, ...]
-    special_ids: Mapping[str, int]
     content: bytes = dataclasses.field(repr=False)
-    do_lower_case: None = None
 
     @functools.cached_property
     def _tokenizer(self) -> FastTokenizer:
@@ -52,20 +52,15 @@ class JsonTokenizer(Tokenizer):
     @functools.cached_property
     def _begins_word(self) -> np.ndarray:
         """Which tokens have the mark of a word's beginning; Ġ is a letter, too."""
-        byte_level = b'"ByteLevel"' in self.content
-        mark = _BYTE_LEVEL_MARK if byte_level else _METASPACE_MARK
-        return np.fromiter((token.startswith(mark) for token in self.vocab), bool, len(self.vocab))
+        mark = _BYTE_LEVEL_MARK if b'"ByteLevel"' in self.content else _METASPACE_MARK
+        return np.array([token.startswith(mark) for token in self.vocab])
 
-    @functools.cached_property
-    def _is_special(self) -> np.ndarray:
-        special = np.fromiter((not token for token in self.vocab), bool, len(self.vocab))
+    def _further_special_ids(self) -> list[int]:
         added = self._tokenizer.get_added_tokens_decoder()
-        special[[index for index, token in added.items() if token.special]] = True
-        special[list(self.special_ids.values())] = True
-        return special
+        special = [index for index, token in added.items() if token.special]
+        return special + [index for index, token in enumerate(self.vocab) if not token]
 
     def tokenize(self, text: str) -> Tokens:
-        """See `Tokenizer`."""
         text = one_line(text)
         with refusing(TOKENIZER_FILE, "one that tokenises any text", "another"):
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -82,7 +77,6 @@ class JsonTokenizer(Tokenizer):
         return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
 
     def files(self) -> dict[str, bytes]:
-        """See `Tokenizer`."""
         return {
             TOKENIZER_FILE: self.content,
             TOKENIZER_CONFIG_FILE: self._config_file("PreTrainedTokenizerFast"),
@@ -90,22 +84,14 @@ class JsonTokenizer(Tokenizer):
 
 
 def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
-    """Reads a `tokenizer.json`.
-
-    Returns:
-        its tokens in the order of their ids, added ones included, and the file's bytes.
+    """Returns the tokens of a `tokenizer.json` in the order of their ids, and the file's bytes.
 
     Raises:
         InputError: the file does not exist, or is not a `tokenizer.json`.
     """
     content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}")
-    with refusing(
-        path,
-        f"a {TOKENIZER_FILE} of the tokenizers library",
-        "another file",
-        hint="a vocab.json with merges.txt becomes one by transformers' "
-        "AutoTokenizer.from_pretrained(…).save_pretrained(…)",
-    ):
+    expected = f"a {TOKENIZER_FILE} of the tokenizers library"
+    with refusing(path, expected, "another file", hint=_CONVERT_HINT):
         json_text.load(content)
         ids = FastTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     size = max(ids.values(), default=-1) + 1
@@ -124,4 +110,4 @@ def load_tokenizer_json(path: Location) -> JsonTokenizer:
         InputError: it cannot be read, or lacks a special token.
     """
     tokens, content = read_vocab(path)
-    return JsonTokenizer(tokens, find_special_ids(tokens, path), content)
+    return JsonTokenizer(tokens, find_special_ids(tokens, path), None, content)

@@ -3,12 +3,13 @@
 import abc
 import contextlib
 import dataclasses
-import json
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.tokenizers.vocabulary import VocabInfo, vocab_info
@@ -36,8 +37,7 @@ class Tokens:
 
     Attributes:
         ids: int32 [n].
-        starts: int32 [n], the character of the text at which each begins; spaces
-            before a word belong to none.
+        starts: int32 [n], the character at which each begins; spaces before it do not count.
         ends: int32 [n], the character after its last.
         word_ids: int32 [n], equal for the pieces of one word as the tokenizer marks it.
     """
@@ -48,14 +48,14 @@ class Tokens:
     word_ids: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
 class Tokenizer(abc.ABC):
     """A tokenizer that masked examples can be made with.
 
     Attributes:
         vocab: the tokens in the order of their ids.
         special_ids: the ids of pad, unk, cls, sep and mask; a byte-level tokenizer may have no unk.
-        do_lower_case: whether text is lower-cased before; None where the
-            tokenizer's own file says what happens.
+        do_lower_case: whether text is lower-cased; None where the tokenizer's file says it.
     """
 
     vocab: tuple[str, ...]
@@ -67,8 +67,14 @@ class Tokenizer(abc.ABC):
         """The vocabulary's identity."""
         return vocab_info(self.vocab)
 
-    # In subclasses a cached property.
-    _is_special: np.ndarray
+    @functools.cached_property
+    def _is_special(self) -> np.ndarray:
+        special = np.zeros(len(self.vocab), bool)
+        special[[*self.special_ids.values(), *self._further_special_ids()]] = True
+        return special
+
+    def _further_special_ids(self) -> list[int]:
+        return []
 
     def is_special(self) -> np.ndarray:
         """Returns which tokens are never masked, nor stand in for a masked one: bool [V]."""
@@ -85,37 +91,26 @@ class Tokenizer(abc.ABC):
     def _config_file(self, tokenizer_class: str, **settings: Any) -> bytes:
         """Returns a `tokenizer_config.json` that `transformers` understands."""
         tokens = {f"{name}_token": self.vocab[index] for name, index in self.special_ids.items()}
-        config = {"tokenizer_class": tokenizer_class, **tokens, **settings}
-        return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        return json_text.dump({"tokenizer_class": tokenizer_class, **tokens, **settings})
 
 
 def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
-    """Returns the ids of the special tokens.
-
-    Args:
-        vocab: the tokens.
-        path: where they were read, for messages.
+    """Returns the ids of the special tokens of a vocabulary, which was read from `path`.
 
     Raises:
         InputError: one that is needed is missing; `unk` is not needed.
     """
     indices = {token: index for index, token in enumerate(vocab)}
-    ids = {
-        name: indices[token]
-        for name, spellings in SPECIAL_TOKENS.items()
-        if (token := next((token for token in spellings if token in indices), None))
-    }
-    missing = [
-        " or ".join(spellings)
-        for name, spellings in SPECIAL_TOKENS.items()
-        if name not in ids and name != "unk"
-    ]
+    ids, missing = {}, []
+    for name, spellings in SPECIAL_TOKENS.items():
+        known = [indices[token] for token in spellings if token in indices]
+        if known:
+            ids[name] = known[0]
+        elif name != "unk":
+            missing.append(" or ".join(spellings))
     if missing:
-        raise InputError(
-            path,
-            "a vocabulary with the special tokens of masked language models",
-            f"one of {len(vocab)} tokens without {', '.join(missing)}",
-        )
+        expected = "a vocabulary with the special tokens of masked language models"
+        raise InputError(path, expected, f"one of {len(vocab)} tokens without {', '.join(missing)}")
     return ids
 
 
@@ -126,10 +121,7 @@ def refusing(
     """Turns whatever a tokenizer's library raises in the block into an InputError.
 
     Its own exceptions come from files that it does not understand. Rust's panics are no Exceptions.
-
-    Args:
-        subject: see `InputError`, as for the others.
-        received: the library's own message is added to it.
+    Arguments are those of `InputError`; the library's own message is added to `received`.
     """
     try:
         yield

@@ -33,21 +33,14 @@ def vocab_info(tokens: Sequence[str]) -> VocabInfo:
 
 
 def read_tokenizer_file(path: Location, *, what: str) -> bytes:
-    """Reads a whole tokenizer file.
-
-    Args:
-        path: the file.
-        what: the kind of file it should be, for messages.
+    """Reads a whole tokenizer file; `what` is the kind that it should be, for messages.
 
     Raises:
         InputError: the file does not exist, or is larger than any tokenizer.
     """
     if not path.is_file():
         raise InputError(path, what, "no such file")
-    size = path.stat().st_size
-    if size > MAX_TOKENIZER_BYTES:
-        raise InputError(path, f"{what} of at most {MAX_TOKENIZER_BYTES} bytes", size)
-    return path.read_bytes()
+    return path.read_limited(MAX_TOKENIZER_BYTES)
 
 
 def read_tokens(path: Location) -> tuple[str, ...]:

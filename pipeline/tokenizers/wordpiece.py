@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
@@ -25,19 +24,12 @@ _MAX_WORD_CHARS = 100
 class WordPieceTokenizer(Tokenizer):
     """Clean, split at spaces, punctuation and Chinese characters, then WordPiece."""
 
-    vocab: tuple[str, ...]
-    special_ids: Mapping[str, int]
-    do_lower_case: bool
-
     @functools.cached_property
     def _tokenizer(self) -> FastTokenizer:
         ids = {token: index for index, token in enumerate(self.vocab)}
+        unknown = self.vocab[self.special_ids["unk"]]
         tokenizer = FastTokenizer(
-            WordPiece(
-                vocab=ids,
-                unk_token=self.vocab[self.special_ids["unk"]],
-                max_input_chars_per_word=_MAX_WORD_CHARS,
-            )
+            WordPiece(ids, unk_token=unknown, max_input_chars_per_word=_MAX_WORD_CHARS)
         )
         # No special token is registered, so that a literal "[MASK]" in a text
         # is five ordinary characters and never the special token.
@@ -45,33 +37,18 @@ class WordPieceTokenizer(Tokenizer):
         tokenizer.pre_tokenizer = BertPreTokenizer()
         return tokenizer
 
-    @functools.cached_property
-    def _is_special(self) -> np.ndarray:
-        special = np.zeros(len(self.vocab), bool)
-        special[list(self.special_ids.values())] = True
-        return special
-
     def tokenize(self, text: str) -> Tokens:
-        """See `Tokenizer`."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         # A list of pairs becomes an array in half the time when it is flat.
         flat = itertools.chain.from_iterable(encoding.offsets)
         offsets = np.fromiter(flat, np.int32, 2 * len(encoding)).reshape(-1, 2)
-        return Tokens(
-            ids=np.array(encoding.ids, np.int32),
-            starts=offsets[:, 0],
-            ends=offsets[:, 1],
-            word_ids=np.array(encoding.word_ids, np.int32),
-        )
+        ids, word_ids = np.array(encoding.ids, np.int32), np.array(encoding.word_ids, np.int32)
+        return Tokens(ids, offsets[:, 0], offsets[:, 1], word_ids)
 
     def files(self) -> dict[str, bytes]:
-        """See `Tokenizer`."""
-        return {
-            VOCAB_FILE: ("\n".join(self.vocab) + "\n").encode("utf-8"),
-            TOKENIZER_CONFIG_FILE: self._config_file(
-                "BertTokenizer", do_lower_case=self.do_lower_case
-            ),
-        }
+        config = self._config_file("BertTokenizer", do_lower_case=self.do_lower_case)
+        content = ("\n".join(self.vocab) + "\n").encode("utf-8")
+        return {VOCAB_FILE: content, TOKENIZER_CONFIG_FILE: config}
 
 
 def load_wordpiece(path: Location, *, do_lower_case: bool) -> WordPieceTokenizer:

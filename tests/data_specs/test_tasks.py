@@ -2,7 +2,8 @@
 
 import pytest
 
-from data_specs import declarations, tasks
+from data_specs import tasks
+from data_specs.declarations import known_names
 from pipeline.base.errors import InputError
 from tools.finetuning import task_data
 
@@ -28,7 +29,7 @@ def test_the_known_tasks() -> None:
     assert {path.stem for path in tasks.FOLDER.glob("*.yaml")} == {*GLUE, *CLUE, *OTHERS}
 
 
-@pytest.mark.parametrize("name", declarations.known_names(tasks.FOLDER))
+@pytest.mark.parametrize("name", known_names(tasks.FOLDER))
 def test_each_declaration_has_title_url_licence_and_splits(name: str) -> None:
     spec = tasks.load_task(name)
     assert spec.name == name and spec.title and spec.licence and spec.url.startswith("https://")

@@ -20,7 +20,7 @@ from pipeline.storage import cache_input, serialization, vocab_subset
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import NO_ID
-from pipeline.storage.records import topk_probabilities
+from pipeline.storage.records import TeacherTargets
 from pipeline.storage.vocab_subset import VocabSubset
 from pipeline.teacher import summary
 from pipeline.teacher.capture import create_teacher_cache
@@ -93,7 +93,8 @@ def _decoded(folder: pathlib.Path):
         count = len(features[records.LABEL_LOG_PROBS]) // 2
         ids, logits = codec.decode(features, count)
         tails = np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4").reshape(count, -1)
-        yield ids, *topk_probabilities(logits, tails[:, 0], 1.0, k=16)
+        targets = TeacherTargets(ids, logits, tails[:, :1], None, (1.0,))
+        yield ids, *targets.probabilities(1.0, 16)
 
 
 @pytest.mark.parametrize("name", TOPK_WAYS)

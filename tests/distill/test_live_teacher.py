@@ -72,11 +72,7 @@ def test_cached_and_live_targets_mix(config, hidden_cache_dir) -> None:
     assert mixed["kl_divergence"] == cached["kl_divergence"]
     assert set(mixed) - set(cached) == {"hidden_cosine"}
     assert set(cached) - set(mixed) == {"hidden_cosine_masked"}
-    both = _evaluate(
-        config,
-        losses={"hidden_cosine_masked": 1.0},
-        layer_groups="3:2",
-    )
+    both = _evaluate(config, losses={"hidden_cosine_masked": 1.0}, layer_groups="3:2")
     # 8 bits: at most 1/254 of the largest number off, so a cosine of nearly 1.
     assert cached["hidden_cosine_masked"] == pytest.approx(both["hidden_cosine_masked"], abs=2e-4)
     assert abs(both["hidden_cosine_masked"] - mixed["hidden_cosine"]) > 1e-3
@@ -113,12 +109,7 @@ def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> 
 
 
 def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) -> None:
-    losses = {
-        "kl_divergence": 5.0,
-        "masked_lm": 2.0,
-        "hidden_cosine": 1.0,
-        "attention_mse": 100.0,
-    }
+    losses = {"kl_divergence": 5.0, "masked_lm": 2.0, "hidden_cosine": 1.0, "attention_mse": 100.0}
     changed = dataclasses.replace(
         config,
         losses=losses,

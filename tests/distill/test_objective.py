@@ -126,7 +126,7 @@ def test_labels_alone_need_no_teacher() -> None:
     logits = np.zeros((2, 3, 30), "float32")
     values = loss_values(objective.comparison, logits, targets, {"masked_lm"})
     np.testing.assert_allclose(values["masked_lm"], np.log(30.0), rtol=1e-6)
-    assert objective.reported_names == ("masked_lm",)
+    assert objective.comparison.reported(objective.weights) == ("masked_lm",)
     with pytest.raises(InputError) as caught:
         Objective({"kl_divergence": 1.0})
     assert caught.value.subject == "losses"

@@ -60,9 +60,9 @@ def _write_indexed(folder: pathlib.Path) -> None:
 
 
 def _write_google(folder: pathlib.Path) -> None:
-    from pipeline.models.formats.tf1_checkpoint import write_tf1_weights
+    from tools.convert_checkpoint import google_config, write_tf1_weights
 
-    (folder / "bert_config.json").write_text(json.dumps(_CONFIG.to_google()))
+    (folder / "bert_config.json").write_text(json.dumps(google_config(_CONFIG)))
     write_tf1_weights(str(folder / "bert_model.ckpt"), _CONFIG, _weights())
 
 
@@ -76,7 +76,7 @@ def _read_model(folder: pathlib.Path) -> object:
     if not all(path.resolve().is_relative_to(folder.resolve()) for path in source.weight_files):
         raise RuntimeError(f"outside: {source.weight_files}")
     weights = source.read_weights()
-    return source.tensor_shapes(), source.sha256(), {k: v.sum() for k, v in weights.items()}
+    return source.open_files().shapes, source.sha256(), {k: v.sum() for k, v in weights.items()}
 
 
 def mutate_safetensors(below: Below, content: bytes) -> bytes:
@@ -124,6 +124,11 @@ def _read_checkpoint(folder: pathlib.Path) -> object:
     return checkpoints.restore(folder, _distiller(), found.step)
 
 
+_QUESTION = {"question": "去哪里？", "answers": [{"text": "咖啡馆", "answer_start": 2}]}
+_PARAGRAPH = {
+    "context": "她去咖啡馆，他去海边。",
+    "qas": [{"id": f"q{n}", **_QUESTION} for n in range(2)],
+}
 _TASKS: dict[str, tuple[str, str, Mutate]] = {
     "chnsenticorp": ("train.tsv", "label\ttext_a\n1\t好\n0\t坏 人\n1\t一二\n", mutate_bytes),
     "stsb": (
@@ -140,31 +145,7 @@ _TASKS: dict[str, tuple[str, str, Mutate]] = {
         mutate_json_lines,
     ),
     "rusentiment": ("", "", mutate_bytes),
-    "cmrc2018": (
-        "train.json",
-        json.dumps(
-            {
-                "data": [
-                    {
-                        "paragraphs": [
-                            {
-                                "context": "她去咖啡馆，他去海边。",
-                                "qas": [
-                                    {
-                                        "id": f"q{n}",
-                                        "question": "去哪里？",
-                                        "answers": [{"text": "咖啡馆", "answer_start": 2}],
-                                    }
-                                    for n in range(2)
-                                ],
-                            }
-                        ]
-                    }
-                ]
-            }
-        ),
-        mutate_json,
-    ),
+    "cmrc2018": ("train.json", json.dumps({"data": [{"paragraphs": [_PARAGRAPH]}]}), mutate_json),
 }
 
 

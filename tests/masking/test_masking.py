@@ -189,20 +189,20 @@ def test_word_starts_of_each_segmenter() -> None:
         "none": [True, True, True, False, True, True],
     }
     for name, expected in segments.items():
-        segment = segmenters.SEGMENTERS[name]()
+        segment = segmenters.SEGMENTERS[name]
         assert segmenters.word_starts(text, tokens, segment).tolist() == expected, name
 
 
 def test_words_of_segmented_text_end_at_spaces() -> None:
     text = "使用 模 型"
     tokens = _tokens([0, 1, 3, 5], [1, 2, 4, 6], [0, 1, 2, 3])
-    segment = segmenters.SEGMENTERS["whitespace"]()
+    segment = segmenters.SEGMENTERS["whitespace"]
     assert segmenters.word_starts(text, tokens, segment).tolist() == [True, False, True, True]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_jieba_cuts_any_text_inside_it(text: str) -> None:
-    starts = segmenters.SEGMENTERS["jieba"]()(text)
+    starts = segmenters.SEGMENTERS["jieba"](text)
     assert (np.diff(starts) > 0).all()
     assert not len(starts) or (starts[0] > 0 and starts[-1] < len(text))
 

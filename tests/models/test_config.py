@@ -9,6 +9,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
+from tools.convert_checkpoint import google_config
 
 KNOWN = f"one of {', '.join(FAMILIES)}"
 GOOGLE = {
@@ -126,5 +127,5 @@ def test_google_layout_refuses_values_that_it_cannot_state(config, changes, key)
     embedding_size = 8 if key == "model_type" else None
     config = dataclasses.replace(config, embedding_size=embedding_size, **changes)
     with pytest.raises(InputError) as error:
-        config.to_google()
+        google_config(config)
     assert error.value.subject == key

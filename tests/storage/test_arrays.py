@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.storage.arrays import Column
+from tools.verification.record_checks import Column
 
 
 def test_columns_of_records_of_different_lengths() -> None:

@@ -60,7 +60,7 @@ def test_any_bytes_are_read_or_refused(record: bytes) -> None:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    return serialization._delimited(bytes([number << 3 | 2]), content)
+    return bytes([number << 3 | 2]) + serialization._varint(len(content)) + content
 
 
 _VALUE = _field(2, _field(1, _field(1, b"x")))
@@ -73,7 +73,7 @@ _KEY = _field(1, b"a")
         ([_KEY + _VALUE] * 2, "the feature 'a' twice"),
         ([_KEY + _VALUE + _field(3, b"")], "a map entry of other fields than key and value"),
         ([_KEY + _VALUE + _VALUE], "a map entry of other fields than key and value"),
-        ([_KEY], "a map entry without key and value"),
+        ([_KEY], "a map entry of other fields than key and value"),
         (
             [_field(1, f"{number}".encode()) + _VALUE for number in range(65)],
             "more than 64 features",

@@ -30,7 +30,7 @@ def test_tokens_of_shards_are_counted(tmp_path: pathlib.Path) -> None:
     ("features", "message"),
     [
         ({"other": b""}, "'input_ids'"),
-        ({records.INPUT_IDS: b"123"}, "buffer size must be a multiple"),
+        ({records.INPUT_IDS: b"123"}, "input_ids: expected numbers of 2 bytes"),
         ({records.INPUT_IDS: b"\xff\xff"}, "expected ids of 4 tokens, received others"),
     ],
 )

@@ -99,7 +99,7 @@ def test_no_text_becomes_a_special_token_but_unk(tokenizer, text: str) -> None:
 @given(TEXT)
 def test_word_starts_of_any_text(tokenizer, text: str) -> None:
     found = tokenizer.tokenize(text)
-    starts = segmenters.word_starts(text, found, segmenters.load_segmenter("jieba"))
+    starts = segmenters.word_starts(text, found, segmenters.SEGMENTERS["jieba"])
     assert starts.shape == found.ids.shape
     if len(starts):
         assert starts[0]
@@ -110,7 +110,7 @@ def test_word_starts_of_any_text(tokenizer, text: str) -> None:
 
 def _words(tokenizer: tokens.Tokenizer, text: str) -> list[str]:
     found = tokenizer.tokenize(text)
-    starts = segmenters.word_starts(text, found, segmenters.load_segmenter("jieba"))
+    starts = segmenters.word_starts(text, found, segmenters.SEGMENTERS["jieba"])
     groups = np.split(np.arange(len(starts)), np.flatnonzero(starts)[1:])
     return [text[found.starts[group].min() : found.ends[group].max()] for group in groups]
 
@@ -137,7 +137,7 @@ def test_pieces_of_one_character_point_at_it(spiece_file) -> None:
     spans = [text[start:end] for start, end in zip(found.starts, found.ends, strict=True)]
     # One … becomes three dots, one ﬁ two letters.
     assert spans.count("…") + spans.count("ﬁ") >= 3 and set(spans) <= {"", "the", "ﬁ", "…"}
-    starts = segmenters.word_starts(text, found, segmenters.load_segmenter("jieba"))
+    starts = segmenters.word_starts(text, found, segmenters.SEGMENTERS["jieba"])
     dots = [start for start, span in zip(starts, spans, strict=True) if span == "…"]
     assert not any(dots[1:])
 

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import find_model
-from pipeline.models.formats.tf1_checkpoint import write_tf1_weights
 from tests.conftest import save_tiny_bert
 from tools import convert_checkpoint
 
@@ -253,7 +252,7 @@ def test_google_has_names_for_bert_alone(tmp_path, teacher_dir) -> None:
     config = find_model(teacher_dir).config
     albert = dataclasses.replace(config, model_type="albert", embedding_size=8)
     with pytest.raises(ValueError, match="Google's layout has no albert"):
-        write_tf1_weights(str(tmp_path / "x"), albert, {})
+        convert_checkpoint.write_tf1_weights(str(tmp_path / "x"), albert, {})
     assert not list(tmp_path.iterdir())
 
 

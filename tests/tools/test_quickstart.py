@@ -12,9 +12,9 @@ import pytest
 from data_specs import corpora
 from pipeline.base.errors import InputError
 from pipeline.storage import cache_input
-from pipeline.storage import manifest as manifests
+from pipeline.storage.records import read_examples
 from tests.conftest import make_text
-from tools import quickstart, quickstart_report, quickstart_text
+from tools import quickstart, quickstart_text
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -65,24 +65,23 @@ def test_a_wrong_path_leaves_no_folder(tmp_path, capsys, flag: str) -> None:
     assert not work.exists()
 
 
-def test_the_ancestors_record_holds_the_same_values(cache_dir) -> None:
+def test_a_list_record_holds_the_padded_values_of_a_cache(cache_dir) -> None:
     import tensorflow as tf
 
-    manifest = manifests.load(cache_dir)
-    example = quickstart_report._read_split(cache_dir, manifest, "eval")[0]
-    codec = cache_input.open_codec(cache_dir, manifest)
-    record = quickstart_report._ancestor_record(example, manifest, codec)
-    features = tf.train.Example.FromString(record).features.feature
-    most = manifest.max_predictions_per_seq
-    assert len(features["topk_ids"].int64_list.value) == most * 16
-    ids = np.frombuffer(example["topk_ids"], "<u2")
+    from tools import list_records
+
+    cache = cache_input.open_cache(cache_dir, None)
+    path = cache_dir / cache.manifest.splits["eval"][0].file
+    example = next(read_examples(path, cache.manifest))
+    (arrays,) = list_records.padded_examples(cache, "eval", 1)
+    features = tf.train.Example.FromString(list_records.list_record(arrays)).features.feature
+    length, most = cache.manifest.max_seq_length, cache.manifest.max_predictions_per_seq
+    sizes = {"input_ids": length, "masked_lm_weights": most, "topk_ids": most * 16}
+    for name, size in sizes.items():
+        values = features[name].float_list.value or features[name].int64_list.value
+        assert len(values) == size
+    ids = np.frombuffer(example.features["topk_ids"], "<u2")
     assert features["topk_ids"].int64_list.value[: len(ids)] == ids.tolist()
-    sizes = [
-        quickstart_report._bytes_each([example], encode)
-        for encode in (lambda e: b"x" * 100, lambda e: record)
-    ]
-    count = len(example["masked_lm_positions"]) // 2
-    assert sizes == [100 / count, len(record) / count]
 
 
 def test_no_package_says_its_name(tmp_path, monkeypatch) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from data_specs import records
 from pipeline.base import json_text
+from pipeline.base.location import Location
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, token_counts
 from pipeline.storage.manifest import Manifest
@@ -370,7 +371,7 @@ def test_a_directory_from_before_there_was_a_checksum(
     _flip(folder / EVAL, 1000)
     flags = ("--repair", f"--teacher={teacher_dir}", f"--examples={examples_dir}")
     assert _run(folder, capsys, *flags, "--sample_examples=0")[0] == 0
-    assert path.read_bytes() == content
+    assert (folder / "manifest.json.old").read_bytes() == content
 
 
 @pytest.mark.parametrize("indent", [None, 4])
@@ -392,7 +393,7 @@ def test_the_tokenizer_of_other_special_tokens(folder, capsys) -> None:
 @functools.cache
 def _fuzzed(source: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
     """A copy of a cache with a few records of each shard."""
-    folder = shutil.copytree(source, place)
+    folder = Location.parse(shutil.copytree(source, place))
     for file in (EVAL, *TRAIN):
         _publish(folder, file, read_shard(source, file)[:4])
     return folder
@@ -452,34 +453,35 @@ def _repair(folder, capsys, teacher, examples, *flags: str) -> tuple[int, list[s
     return _run(folder, capsys, "--repair", *places, *flags)
 
 
-def test_broken_shards_are_made_again(folder, teacher_dir, examples_dir, capsys) -> None:
-    """And nothing else is touched; what was broken is kept."""
+def _equal_files(folder: pathlib.Path, source: pathlib.Path) -> bool:
+    return all((folder / path.name).read_bytes() == path.read_bytes() for path in source.iterdir())
+
+
+def test_broken_shards_are_made_again(folder, teacher_dir, examples_dir, cache_dir, capsys) -> None:
+    """And no other file changes; what was broken is kept."""
     before = _content(folder)
     _flip(folder / EVAL, 1000)
     damaged = (folder / EVAL).read_bytes()
     (folder / TRAIN[1]).unlink()
-    manifests.sidecar_path(folder, TRAIN[2]).write_text("{}")
+    sidecar = f".{TRAIN[2]}.json"
+    (folder / sidecar).write_text("{}")
     (folder / "vocab.txt").unlink()
+    _flip(folder / "tokenizer_config.json", 3)
     (folder / "request.json").unlink()
     status, lines, errors = _repair(folder, capsys, teacher_dir, examples_dir)
     assert (status, errors) == (0, []) and lines[-1] == f"all is well: {folder}"
     assert f"{EVAL}: set aside as {EVAL}.broken" in lines
     for file in (EVAL, TRAIN[1]):
         assert f"{file}: made again, the same bytes" in lines
-    sidecar = f".{TRAIN[2]}.json"
-    assert f"{sidecar}: written again; the old one is {sidecar}.broken" in lines
-    assert f"vocab.txt: copied from {examples_dir}" in lines
-    assert "request.json: written again" in lines
+    for file in (sidecar, "vocab.txt", "tokenizer_config.json", "request.json"):
+        assert f"{file}: made again" in lines
     (sample,) = (line for line in lines if line.startswith("sample"))
     assert "the teacher says the same" in sample
+    assert _equal_files(folder, cache_dir)
     after = _content(folder)
-    assert {name: after[name][0] for name in before} == {k: v[0] for k, v in before.items()}
-    redone = {EVAL, TRAIN[1], f".{EVAL}.json", f".{TRAIN[1]}.json", sidecar}
-    redone |= {"vocab.txt", "request.json"}
-    changed = {name for name in before if after[name] != before[name]}
-    assert changed == redone
-    kept = {f"{EVAL}.broken", f".{EVAL}.json.broken", f".{TRAIN[1]}.json.broken"}
-    assert set(after) - set(before) == kept | {f"{sidecar}.broken"}
+    assert after[TRAIN[0]] == before[TRAIN[0]] and after[TRAIN[2]] == before[TRAIN[2]]
+    kept = {EVAL, f".{EVAL}.json", f".{TRAIN[1]}.json", sidecar, "tokenizer_config.json"}
+    assert set(after) - set(before) == {f"{name}.broken" for name in kept}
     assert after[f"{EVAL}.broken"][0] == damaged and after[f"{sidecar}.broken"][0] == b"{}"
     # What is left there is in nobody's way.
     assert make_cache(folder, examples_dir, teacher_dir) == folder
@@ -495,8 +497,16 @@ def test_a_small_cache_is_made_again(
     _flip(folder / TRAIN[0], 70)
     _flip(folder / "token_counts.npy", 200)
     assert _repair(folder, capsys, teacher_dir, examples_dir)[0] == 0
-    for path in small_dir.iterdir():
-        assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert _equal_files(folder, small_dir)
+
+
+def test_changed_tokenizer_settings_survive_a_repair(
+    folder, teacher_dir, examples_dir, capsys
+) -> None:
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    _flip(folder / EVAL, 1000)
+    assert _repair(folder, capsys, teacher_dir, examples_dir, "--sample_examples=0")[0] == 0
+    assert (folder / "tokenizer_config.json").read_text() == '{"do_lower_case": false}'
 
 
 def _say_other_tails(folder: pathlib.Path, file: str) -> None:
@@ -520,17 +530,16 @@ def test_other_bytes_than_before(folder, teacher_dir, examples_dir, cache_dir, c
     (line,) = (line for line in lines if line.startswith("manifest.json: published again"))
     assert line.endswith("the old one is manifest.json.old")
     assert (folder / "manifest.json.old").read_bytes() == old
-    for path in cache_dir.iterdir():
-        assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert _equal_files(folder, cache_dir)
 
 
-def test_a_repair_that_is_interrupted(
-    folder, teacher_dir, examples_dir, cache_dir, capsys, monkeypatch
+@pytest.mark.parametrize("command", ["verify_cache", "capture"])
+def test_an_interrupted_repair_is_finished(
+    folder, teacher_dir, examples_dir, cache_dir, capsys, monkeypatch, command: str
 ) -> None:
-    """The manifest agrees with the shards that are made by then; the next repair makes the rest."""
+    """By the same command, or by that which made the cache."""
     for file in (EVAL, TRAIN[0], TRAIN[1]):
         _say_other_tails(folder, file)
-    old = (folder / "manifest.json").read_bytes()
     write, made = serialization.write_shard, []
 
     def interrupted(directory, file, *rest):
@@ -544,72 +553,33 @@ def test_a_repair_that_is_interrupted(
     assert status == 130 and len(made) == 2
     for file in (EVAL, TRAIN[0], TRAIN[1]):
         assert f"{file}: set aside as {file}.broken" in lines
-    assert (folder / "manifest.json.old").read_bytes() == old
-    assert set(_problems(folder, capsys)) == {EVAL, TRAIN[0], TRAIN[1]} - set(made)
+    assert (folder / "manifest.json.old").is_file()
+    assert "unfinished" in _run(folder, capsys)[2][0]
     monkeypatch.undo()
-    assert _repair(folder, capsys, teacher_dir, examples_dir)[0] == 0
-    for path in cache_dir.iterdir():
-        assert (folder / path.name).read_bytes() == path.read_bytes()
-
-
-def test_token_counts_that_are_other_ones(
-    small_dir, teacher_dir, examples_dir, tmp_path, capsys
-) -> None:
-    """Counted again they are not what the manifest says: nothing takes their name."""
-    folder = shutil.copytree(small_dir, tmp_path / "cache")
-    loaded = manifests.load(folder)
-    wrong = msgspec.structs.replace(loaded.token_counts, sha256="0" * 64)
-    manifests.publish(folder, dataclasses.replace(loaded, token_counts=wrong))
     before = _content(folder)
-    status, _, (error,) = _repair(folder, capsys, teacher_dir, examples_dir)
-    assert status == 1 and f"token_counts.npy: expected SHA-256 {'0' * 64} of the tokens" in error
-    assert _content(folder) == before
+    if command == "capture":
+        make_cache(folder, examples_dir, teacher_dir)
+    else:
+        assert _repair(folder, capsys, teacher_dir, examples_dir)[0] == 0
+    assert _equal_files(folder, cache_dir)
+    assert all(_content(folder)[file] == before[file] for file in made)
 
 
-def test_a_tokenizer_that_is_broken_in_the_examples(
-    folder, teacher_dir, examples_dir, tmp_path, capsys
-) -> None:
-    """It takes no sound one's place."""
-    examples = shutil.copytree(examples_dir, tmp_path / "examples")
-    _flip(examples / "vocab.txt", 100)
-    (folder / "tokenizer_config.json").unlink()
-    before = _content(folder)
-    status, _, (error,) = _repair(folder, capsys, teacher_dir, examples)
-    assert status == 1 and f"error: --examples: {examples}: " in error
-    assert _content(folder) == before
-
-
-def test_a_sound_vocabulary_stays(
-    folder, teacher_dir, examples_dir, tmp_path, capsys, monkeypatch
-) -> None:
-    """Where the examples' is broken, and as if another file of theirs had the tokens."""
-    from tools.verification import repair
-
-    examples = shutil.copytree(examples_dir, tmp_path / "examples")
-    (examples / "vocab.txt").write_bytes((examples / "vocab.txt").read_bytes() + b"more\n")
-    (folder / "tokenizer_config.json").unlink()
-    before = _content(folder)
-    load = repair.cache_tokenizer.load_cache_tokenizer
-    monkeypatch.setattr(
-        repair.cache_tokenizer,
-        "load_cache_tokenizer",
-        lambda cache: None if cache.directory == examples else load(cache),
-    )
-    status, lines, _ = _repair(folder, capsys, teacher_dir, examples, "--sample_examples=0")
-    assert status == 0 and f"tokenizer_config.json: copied from {examples}" in lines
-    assert _content(folder)["vocab.txt"] == before["vocab.txt"]
-    assert not (folder / "vocab.txt.broken").exists()
-
-
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("vocab.txt", "error: --examples: {}: "), (EVAL, "{}/" + EVAL + ": this shard is damaged")],
+)
 def test_a_repair_that_fails_moves_nothing(
-    folder, teacher_dir, examples_dir, tmp_path, capsys
+    folder, teacher_dir, examples_dir, tmp_path, capsys, file: str, message: str
 ) -> None:
+    """What is broken in the examples takes no place in the cache."""
     examples = shutil.copytree(examples_dir, tmp_path / "examples")
-    _flip(examples / EVAL, 100)
+    _flip(examples / file, 100)
+    (folder / "tokenizer_config.json").unlink()
     _flip(folder / EVAL, 100)
     before = _content(folder)
     status, _, (error,) = _repair(folder, capsys, teacher_dir, examples)
-    assert status == 1 and f"{examples / EVAL}: this shard is damaged" in error
+    assert status == 1 and message.format(examples) in error
     assert _content(folder) == before
 
 

@@ -8,19 +8,20 @@ are not installed (pip install '.[peers]'), and so is Ray (pip install '.[ray]')
 should compute meanwhile.
 """
 
+import dataclasses
 import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base import compute_dtype
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.commands import running
-from tools.dev.flag_table import FlagTable
+from pipeline.base.settings import Settings, parse_words, setting
+from pipeline.commands import flags, running
 from tools.measurement import Row, describe_machine
 from tools.text_table import aligned_lines
 
@@ -30,20 +31,36 @@ if TYPE_CHECKING:
 GROUPS = ("masking", "teacher", "records", "sizes", "student", "memory", "ray")
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = FlagTable()
-    table.string("corpus", None, "A text file of 5 to 10 MB.")
-    table.string("mixed_corpus", None, "A text file of documents of mixed length; --corpus.")
-    table.string("large_corpus", None, "A text file several times as large, for the memory.")
-    table.string("teacher", None, "A Hugging Face directory of a BERT.")
-    table.string("work", None, "A folder for what is made; a second run uses what is there.")
-    table.string("groups", ",".join(GROUPS), "What is measured.")
-    table.integer("max_seq_length", 512, "Of the inputs to teacher and student.", low=16)
-    table.integer("repeats", 5, "Pairs of each measurement.", low=1)
-    table.string("output", None, "A new JSON file for what the table says.")
-    table.require("corpus", "teacher", "work")
-    return table.values
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    corpus: Location = setting(dataclasses.MISSING, "A text file of 5 to 10 MB.")
+    teacher: Location = setting(dataclasses.MISSING, "A Hugging Face directory of a BERT.")
+    work: Location = setting(
+        dataclasses.MISSING, "Directory for everything; a second run uses what is there."
+    )
+    mixed_corpus: Location | None = setting(
+        None, "A text file of documents of mixed length; `corpus` by default."
+    )
+    large_corpus: Location | None = setting(
+        None, "A text file several times as large, for the memory."
+    )
+    groups: tuple[str, ...] = setting(
+        GROUPS, "Groups of measurements, separated by commas.", choices=GROUPS, parse=parse_words
+    )
+    max_seq_length: int = setting(512, "Inputs of teacher and student in tokens.", low=16)
+    repeats: int = setting(5, "Pairs of each measurement.", low=1)
+    output: Location | None = setting(None, "New JSON file for the table.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.work.expect_local()
+        if self.output is not None:
+            self.output.expect_absent()
+        for path in (self.corpus, self.mixed_corpus, self.large_corpus):
+            if path is not None and not path.expect_local().is_file():
+                raise InputError(path, "a text file", "none")
 
 
 def _sources(inputs: "Inputs", large: Location | None) -> Mapping[str, Callable[[], Iterator[Row]]]:
@@ -115,52 +132,35 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     )
 
 
-def _file(values: flags.FlagValues, name: str) -> Location | None:
-    if values[name].value is None:
-        return None
-    path = Location.parse(values[name].value, name).expect_local()
-    if not path.is_file():
-        raise InputError(Setting(name), "a text file", path)
-    return path
-
-
-def _benchmark(values: flags.FlagValues) -> None:
-    if values.output:
-        Location.parse(values.output, "output").expect_absent()
-    chosen = [name.strip() for name in values.groups.split(",")]
-    for name in chosen:
-        if name not in GROUPS:
-            raise InputError(Setting("groups"), f"some of {','.join(GROUPS)}", f"{name!r}")
-    corpus, mixed, large = (_file(values, f"{name}corpus") for name in ("", "mixed_", "large_"))
+def _benchmark(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, BenchmarkConfig)
     from tools.dev.benchmarks.inputs import Inputs
 
-    work = Location.parse(values.work, "work").expect_local().make_directory()
     inputs = Inputs(
-        work,
-        corpus,
-        mixed or corpus,
-        Location.parse(values.teacher, "teacher"),
-        values.repeats,
-        values.max_seq_length,
+        config.work.make_directory(),
+        config.corpus,
+        config.mixed_corpus or config.corpus,
+        config.teacher,
+        config.repeats,
+        config.max_seq_length,
     )
     inputs.check()
     running.import_quietly("tensorflow")
-    about, sources, rows = describe_machine(), _sources(inputs, large), []
-    print(machine_line(about), flush=True)
-    for name in chosen:
+    machine, sources, rows = describe_machine(), _sources(inputs, config.large_corpus), []
+    print(machine_line(machine), flush=True)
+    for name in config.groups:
         for row in sources[name]():
             rows.append(row)
             print("  ".join(cell for cell in _cells(row) if cell), file=sys.stderr, flush=True)
     print(f"\n{table(rows)}")
-    if values.output:
-        content = {"machine": about, "rows": [row.to_json() for row in rows]}
-        Location.parse(values.output, "output").write_json(content)
-        print(f"benchmark: {values.output}")
+    if config.output is not None:
+        config.output.write_json({"machine": machine, "rows": [row.to_json() for row in rows]})
+        print(f"benchmark: {config.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _benchmark, __doc__, argv)
+    return running.run(flags.define_flags(BenchmarkConfig), _benchmark, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -13,37 +13,56 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags as absl_flags
 
-from pipeline.base.compute_dtype import BFLOAT16
+from pipeline.base.compute_dtype import BFLOAT16, CHOICES, FLOAT32
 from pipeline.base.errors import naming_setting
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
+from pipeline.commands.settings import BackendSettings
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
-from tools.dev.flag_table import FlagTable
 from tools.dev.workloads import accelerators, recipes, step_programs
-from tools.dev.workloads.step_programs import Workload
+from tools.dev.workloads.step_programs import PARTS, Workload
 from tools.text_table import aligned_lines
 
-_PARTS = {"step": ("step",), "teacher": ("teacher",), "both": ("step", "teacher")}
-_LOSSES = "soft_cross_entropy=1,probability_cosine=1"
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    model: str = setting("bert-base", f"A config.json or one of {', '.join(recipes.SHAPES)}.")
+    batch_size: int = setting(32, "Examples in a batch.", low=1)
+    max_seq_length: int = setting(512, "Length of the inputs in tokens.", low=1)
+    max_predictions_per_seq: int = setting(20, "Masked positions of each input.", low=1)
+    truncation_factor: int = setting(128, "k, the cached tokens at a masked position.", low=1)
+    losses: Mapping[str, float] = setting(
+        {"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
+        "As of run_distill, of those that a cache supports.",
+        parse=parse_losses,
+    )
+    part: str = setting("both", "Program to run.", choices=tuple(PARTS))
+    steps: int = setting(20, "Batches that are timed.", low=1)
+    compute_dtype: str = setting(
+        FLOAT32,
+        "Precision of student and teacher. auto is mixed_bfloat16 where the hardware supports it, "
+        "else float32.",
+        choices=CHOICES,
+    )
+    recompute_activations: bool = setting(False, "As of run_distill.")
+    json: Location | None = setting(None, "New JSON file for the table.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What was measured of one part.
+    """Speed of a part: seconds of a batch (median, fastest and slowest) and operations.
 
     Attributes:
-        part: `step` or `teacher`.
-        batch_size: examples.
-        seconds: of a batch, the median.
-        fastest: of all batches.
-        slowest: of all batches.
-        example_flops: what the model needs for an example.
-        peak_share: of the device's peak; None where that is not known.
+        example_flops: operations that the model needs for an example.
+        peak_share: share of the device's peak; None where that is not known.
     """
 
     part: str
@@ -64,6 +83,11 @@ class Speed:
         """What the model needed, over the median."""
         return self.example_flops * self.examples_per_second
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields and the rates."""
+        rates = {name: getattr(self, name) for name in ("examples_per_second", "flops_per_second")}
+        return dataclasses.asdict(self) | rates
+
 
 def _step(workload: Workload) -> Callable[[], None]:
     """Returns what makes one step of training and waits for it."""
@@ -71,34 +95,20 @@ def _step(workload: Workload) -> Callable[[], None]:
 
     batch = step_programs.step_batch(workload, workload.config.train_batch_size)
     distiller = step_programs.build_distiller(workload)
-    if keras.config.backend() == "jax":
-        return _jax_step(distiller, batch)
-    return _tensorflow_step(distiller, batch)
+    if keras.config.backend() != "jax":
+        import tensorflow as tf
 
-
-def _jax_step(distiller: Any, batch: Any) -> Callable[[], None]:
+        compiled = tf.function(distiller.train_step)
+        return lambda: (compiled(batch), tf.test.experimental.sync_devices())
     import jax
 
     step = jax.jit(distiller.train_step, donate_argnums=0)
-    variables = step_programs.train_variables(distiller)
-    state = tuple([variable.value for variable in some] for some in variables)
+    state = step_programs.train_state(distiller)
 
     def run() -> None:
         nonlocal state
         _, state = step(state, batch)
         jax.block_until_ready(state)
-
-    return run
-
-
-def _tensorflow_step(distiller: Any, batch: Any) -> Callable[[], None]:
-    import tensorflow as tf
-
-    step = tf.function(distiller.train_step)
-
-    def run() -> None:
-        step(batch)
-        tf.test.experimental.sync_devices()
 
     return run
 
@@ -118,14 +128,7 @@ _FLOPS = {"step": step_programs.step_flops, "teacher": step_programs.teacher_flo
 
 
 def measure(workload: Workload, part: str, *, steps: int, peak_flops: float | None) -> Speed:
-    """Runs one part.
-
-    Args:
-        workload: what is computed; `config.train_batch_size` examples at once.
-        part: `step` or `teacher`.
-        steps: batches that are timed, after a few that are not.
-        peak_flops: of the device; None where that is not known.
-    """
+    """Times so many batches of a part, after a few that are not timed."""
     run = _PROGRAMS[part](workload)
     # The first compiles, the next ones settle caches and clocks.
     for _ in range(3):
@@ -192,84 +195,53 @@ def table(speeds: Sequence[Speed], workload: Workload, note: str) -> str:
     )
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = FlagTable()
-    shapes = ", ".join(recipes.SHAPES)
-    table.string("model", "bert-base", f"One of {shapes}, or a config.json.")
-    table.integer("batch_size", 32, "Examples in a batch.", low=1)
-    table.integer("max_seq_length", 512, "The length of the inputs.", low=1)
-    table.integer("max_predictions_per_seq", 20, "Masked positions of each.", low=1)
-    table.integer("truncation_factor", 128, "k, the cached tokens at a masked position.", low=1)
-    table.string("losses", _LOSSES, "As of run_distill, of those that a cache supports.")
-    table.choice("part", "both", "What to run.", of=list(_PARTS))
-    table.integer("steps", 20, "Batches that are timed.", low=1)
-    table.compute_dtype("What student and teacher compute in.")
-    table.boolean("recompute_activations", False, "As of run_distill.")
-    table.string("json", None, "A new JSON file for what the table says.")
-    table.backend()
-    return table.values
-
-
-def _workload(values: flags.FlagValues) -> Workload:
+def _workload(config: BenchmarkConfig) -> Workload:
     with naming_setting("model"):
-        shape = recipes.find_shape(values.model)
-    with naming_setting("losses"):
-        losses = parse_losses(values.losses)
-    config = DistillConfig(
-        student=StudentConfig(student=values.model),
-        losses=losses,
-        output_dir=".",
-        train_batch_size=values.batch_size,
-        recompute_activations=values.recompute_activations,
-    )
+        shape = recipes.find_shape(config.model)
     workload = Workload(
-        config,
+        DistillConfig(
+            student=StudentConfig(student=config.model),
+            losses=config.losses,
+            output_dir=".",
+            train_batch_size=config.batch_size,
+        ),
         shape,
         shape,
-        values.max_seq_length,
-        values.max_predictions_per_seq,
-        values.truncation_factor,
+        config.max_seq_length,
+        config.max_predictions_per_seq,
+        config.truncation_factor,
     )
     recipes.expect_models_fit(workload)
     return workload
 
 
-def _benchmark(values: flags.FlagValues) -> None:
-    workload = _workload(values)
-    if values.json:
-        Location.parse(values.json, "json").expect_absent()
+def _benchmark(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, BenchmarkConfig)
+    workload = _workload(config)
+    if config.json is not None:
+        config.json.expect_absent()
     devices = running.choose_backend(values)
     dtype = running.choose_compute_dtype(values, devices)
-    config = dataclasses.replace(workload.config, compute_dtype=dtype)
-    workload = dataclasses.replace(workload, config=config)
+    workload = workload.computing(dtype, config.recompute_activations)
     kind = device_kind()
     peak, note = find_peak(kind, dtype)
     speeds = [
-        measure(workload, part, steps=values.steps, peak_flops=peak) for part in _PARTS[values.part]
+        measure(workload, part, steps=config.steps, peak_flops=peak) for part in PARTS[config.part]
     ]
     print(table(speeds, workload, note))
-    if values.json:
-        described = [
-            dataclasses.asdict(one)
-            | {
-                "examples_per_second": one.examples_per_second,
-                "flops_per_second": one.flops_per_second,
-            }
-            for one in speeds
-        ]
-        settings = {"device": kind, "backend": values.backend, "compute_dtype": dtype}
-        lengths = {
-            name: values[name].value
-            for name in ("model", "max_seq_length", "max_predictions_per_seq", "steps")
-        }
-        Location.parse(values.json, "json").write_json({**settings, **lengths, "parts": described})
-        print(f"json: {values.json}")
+    if config.json is not None:
+        names = ("model", "max_seq_length", "max_predictions_per_seq", "steps")
+        report = {"device": kind, "backend": values.backend, "compute_dtype": dtype}
+        report |= {name: getattr(config, name) for name in names}
+        config.json.write_json({**report, "parts": [speed.to_json() for speed in speeds]})
+        print(f"json: {config.json}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _benchmark, __doc__, argv)
+    return running.run(
+        flags.define_flags(BenchmarkConfig, BackendSettings), _benchmark, __doc__, argv
+    )
 
 
 if __name__ == "__main__":

@@ -14,27 +14,64 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
-from pipeline.commands import running
-from tools.dev.flag_table import FlagTable
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
 from tools.dev.workloads import recipes
-from tools.dev.workloads.step_programs import Workload
+from tools.dev.workloads.step_programs import PARTS, Workload
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
     from tools.dev.workloads.tpu_compiler import Program, Topology
 
-_PARTS = {"step": ("step",), "teacher": ("teacher",), "both": ("step", "teacher")}
 # How much larger the next batch may be, and how often the line may leave more than half
 # of the interval before it is trusted no more.
 _MOST_GROWTH = 4
 _TRIES_BY_LINE = 2
-# Of create_teacher_output_data.
-_PREDICT_BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    topology: str = setting("v5e:2x2", "TPU generation and layout of the chips.")
+    recipe: str = setting(
+        next(iter(recipes.RECIPES)), "A name in data_specs/recipes.", choices=tuple(recipes.RECIPES)
+    )
+    student_config: str | None = setting(
+        None,
+        f"Instead of the recipe's student: a config.json or one of {', '.join(recipes.SHAPES)}.",
+    )
+    teacher_config: str | None = setting(None, "Instead of the recipe's teacher: the same.")
+    max_seq_length: int = setting(512, "Length of the inputs in tokens.", low=1)
+    max_predictions_per_seq: int | None = setting(
+        None, "Masked positions of each input; those of the recipe by default.", low=1
+    )
+    compute_dtype: str = setting(
+        BFLOAT16, "Precision of student and teacher.", choices=(FLOAT32, BFLOAT16)
+    )
+    recompute_activations: bool = setting(False, "As of run_distill.")
+    part: str = setting("both", "Program to compile.", choices=tuple(PARTS))
+    per_step_batch_size: int | None = setting(
+        None,
+        "Examples of a step on all chips; the recipe's `train_batch_size` by default.",
+        low=1,
+    )
+    # The default is that of create_teacher_output_data.
+    predict_batch_size: int = setting(64, "Examples of the teacher's batch on all chips.", low=1)
+    find_batch: bool = setting(
+        False, "Find the largest batch that fits; begins with the given one."
+    )
+    batch_multiple: int | None = setting(
+        None,
+        "With `find_batch`: number that batches are multiples of; the chips by default.",
+        low=1,
+    )
+    json: Location | None = setting(None, "New JSON file for the table.")
 
 
 def find_largest(
@@ -169,133 +206,86 @@ def to_json(
     }
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = FlagTable()
-    table.string("topology", "v5e:2x2", "TPU generation and layout of the chips.")
-    _define_recipe(table)
-    table.choice("part", "both", "What to compile.", of=list(_PARTS))
-    table.integer(
-        "per_step_batch_size",
-        None,
-        "Examples of a step on all chips; the recipe's --train_batch_size by default.",
-        low=1,
-    )
-    table.integer(
-        "predict_batch_size", _PREDICT_BATCH_SIZE, "The same for the teacher's forward.", low=1
-    )
-    table.boolean(
-        "find_batch", False, "Find the largest batch that fits; begins with the given one."
-    )
-    table.integer(
-        "batch_multiple",
-        None,
-        "With --find_batch: what batches are multiples of; the chips by default.",
-        low=1,
-    )
-    table.string("json", None, "A new JSON file for what the table says.")
-    return table.values
-
-
-def _define_recipe(table: FlagTable) -> None:
-    names = list(recipes.RECIPES)
-    table.choice("recipe", names[0], "A name in data_specs/recipes.", of=names)
-    shapes = f"a config.json or one of {', '.join(recipes.SHAPES)}"
-    table.string("student_config", None, f"Instead of the recipe's student: {shapes}.")
-    table.string("teacher_config", None, "Instead of the recipe's teacher: the same.")
-    table.integer("max_seq_length", 512, "The length of the inputs.", low=1)
-    table.integer(
-        "max_predictions_per_seq", None, "Masked positions; the recipe's by default.", low=1
-    )
-    table.choice(
-        "compute_dtype",
-        BFLOAT16,
-        f"As of run_distill, where auto is {BFLOAT16} on a TPU.",
-        of=[FLOAT32, BFLOAT16],
-    )
-    table.boolean("recompute_activations", False, "As of run_distill.")
-
-
-def _workload(values: flags.FlagValues) -> Workload:
+def _workload(config: CompileConfig) -> Workload:
     workload = recipes.read_recipe(
-        values.recipe,
-        student_config=values.student_config,
-        teacher_config=values.teacher_config,
-        max_seq_length=values.max_seq_length,
-        max_predictions_per_seq=values.max_predictions_per_seq,
+        config.recipe,
+        student_config=config.student_config,
+        teacher_config=config.teacher_config,
+        max_seq_length=config.max_seq_length,
+        max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    config = dataclasses.replace(
-        workload.config,
-        compute_dtype=values.compute_dtype,
-        recompute_activations=values.recompute_activations,
-    )
-    return dataclasses.replace(workload, config=config)
+    return workload.computing(config.compute_dtype, config.recompute_activations)
 
 
-def _batch_size(values: flags.FlagValues, workload: Workload, part: str) -> tuple[int, str]:
-    """Returns the first batch of a part, and the flag that says so."""
-    if part == "teacher":
-        return values.predict_batch_size, "predict_batch_size"
-    given = values.per_step_batch_size
-    return given or workload.config.train_batch_size, "per_step_batch_size"
-
-
-def _expect_multiple(flag: str, size: int, multiple: int, of: str) -> None:
+def _expect_multiple(name: str, size: int, multiple: int, of: str) -> None:
     if size % multiple:
         raise InputError(
-            Setting(flag), f"a multiple of {multiple}, {of}, as each gets an equal share", size
+            Setting(name), f"a multiple of {multiple}, {of}, as each gets an equal share", size
         )
 
 
+def _first_sizes(config: CompileConfig, workload: Workload, topology: "Topology") -> dict[str, int]:
+    """Returns the first batch of each part, after checking that chips share it equally."""
+    step_size = config.per_step_batch_size or workload.config.train_batch_size
+    found = {
+        "step": ("per_step_batch_size", step_size),
+        "teacher": ("predict_batch_size", config.predict_batch_size),
+    }
+    chips = f"the chips of {topology.name}"
+    multiple = config.batch_multiple or topology.num_chips
+    _expect_multiple("batch_multiple", multiple, topology.num_chips, chips)
+    for part in PARTS[config.part]:
+        if config.find_batch:
+            _expect_multiple(*found[part], multiple, "`batch_multiple`")
+        _expect_multiple(*found[part], topology.num_chips, chips)
+    return {part: found[part][1] for part in PARTS[config.part]}
+
+
 def _compile_parts(
-    values: flags.FlagValues, workload: Workload, topology: "Topology"
+    config: CompileConfig, workload: Workload, topology: "Topology"
 ) -> list["Program"]:
     """Compiles what was asked for, or batch after batch of it."""
     from tools.dev.workloads import tpu_compiler
 
-    chips = f"the chips of {topology.name}"
-    multiple = values.batch_multiple or topology.num_chips
-    _expect_multiple("batch_multiple", multiple, topology.num_chips, chips)
-    sizes = {part: _batch_size(values, workload, part) for part in _PARTS[values.part]}
-    for size, flag in sizes.values():
-        if values.find_batch:
-            _expect_multiple(flag, size, multiple, "--batch_multiple")
-        _expect_multiple(flag, size, topology.num_chips, chips)
     programs: list[Program] = []
-    for part, (size, _) in sizes.items():
+    for part, size in _first_sizes(config, workload, topology).items():
         compile_batch = functools.partial(
             tpu_compiler.compile_part, workload, part, topology=topology
         )
-        if values.find_batch:
-            programs += find_largest(
-                compile_batch, start=size, multiple=multiple, usable_bytes=topology.usable_bytes
-            )
-        else:
+        if not config.find_batch:
             programs.append(compile_batch(size))
+            continue
+        programs += find_largest(
+            compile_batch,
+            start=size,
+            multiple=config.batch_multiple or topology.num_chips,
+            usable_bytes=topology.usable_bytes,
+        )
     return programs
 
 
-def _compile(values: flags.FlagValues) -> None:
-    workload = _workload(values)
-    if values.json:
-        Location.parse(values.json, "json").expect_absent()
+def _compile(values: absl_flags.FlagValues) -> None:
+    config = flags.read_config(values, CompileConfig)
+    workload = _workload(config)
+    if config.json is not None:
+        config.json.expect_absent()
     from tools.dev.workloads import tpu_compiler
 
-    topology = tpu_compiler.open_topology(values.topology)
-    programs = _compile_parts(values, workload, topology)
+    topology = tpu_compiler.open_topology(config.topology)
+    programs = _compile_parts(config, workload, topology)
     print(table(programs, topology))
-    if values.find_batch:
-        for part in _PARTS[values.part]:
+    if config.find_batch:
+        for part in PARTS[config.part]:
             found = largest_that_fits([one for one in programs if one.part == part])
             print(f"{part}: the largest batch that fits is {found or 'none'}")
-    if values.json:
-        Location.parse(values.json, "json").write_json(to_json(programs, workload, topology))
-        print(f"json: {values.json}")
+    if config.json is not None:
+        config.json.write_json(to_json(programs, workload, topology))
+        print(f"json: {config.json}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _compile, __doc__, argv)
+    return running.run(flags.define_flags(CompileConfig), _compile, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -31,15 +31,7 @@ _HANGING = 900.0
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A command of a round.
-
-    Attributes:
-        name: as the documentation calls it.
-        command: the module.
-        input: the folder that it reads.
-        output: the folder that it makes.
-        settings: its other flags.
-    """
+    """A command of a round; `settings` are its flags besides those of input and output."""
 
     name: str
     command: str
@@ -70,12 +62,7 @@ class Outcome:
 
 
 class Running:
-    """A stage's command, running in a session of its own.
-
-    Args:
-        stage: the stage.
-        log: the file for what it prints.
-    """
+    """A stage's command, running in a session of its own; it prints into a log file."""
 
     def __init__(self, stage: Stage, log: pathlib.Path) -> None:
         settings = {"input_dir": stage.input, "output_dir": stage.output, **stage.settings}

@@ -11,10 +11,10 @@ harm-N. Filling a disk needs the right to mount one.
 
 import collections
 import contextlib
+import dataclasses
 import gzip
 import itertools
 import json
-import pathlib
 import re
 import shutil
 import sys
@@ -22,17 +22,17 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import flags
+from absl import flags as absl_flags
 
 from pipeline.base import json_text
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, setting
+from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from tools.dev import faults
 from tools.dev.faults import Disturbance, Outcome, Running, Stage
-from tools.dev.flag_table import FlagTable
 from tools.text_table import aligned_lines
 
 SOAK_FILE = "soak.json"
@@ -47,17 +47,26 @@ _MAX_GROWTH = 1.25
 _HARMS = ("lost", "wrong", "unrecovered", "tracebacks", "processes left", "files left")
 
 
+@dataclasses.dataclass(frozen=True)
+class SoakConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
+
+    input_dir: Location = setting(
+        dataclasses.MISSING, "A text file, of which the beginning is used."
+    )
+    vocab_file: str = setting(
+        dataclasses.MISSING, "Vocabulary of the text, as create_pretraining_data takes it."
+    )
+    work: Location = setting(dataclasses.MISSING, "A new directory for everything.")
+    minutes: float = setting(60.0, "Minutes after which no round begins.", low=0.0)
+    text_bytes: int = setting(1_000_000, "Bytes of text that are used.", low=10_000)
+    random_seed: int = setting(1, "Seed of the faults.", low=0)
+
+
 def make_stages(
     text: Location, vocab_file: str, teacher: Location, folder: Location
 ) -> tuple[Stage, ...]:
-    """Returns the stages of a round, in order, small enough to run hundreds of times.
-
-    Args:
-        text: a folder of text.
-        vocab_file: its vocabulary.
-        teacher: a model directory.
-        folder: of the round's outputs.
-    """
+    """Returns the stages of a round, in order, small enough to run hundreds of times."""
     examples, cache = folder / "examples", folder / "cache"
     masking = {
         "vocab_file": vocab_file,
@@ -193,13 +202,7 @@ def _grew(peaks: Sequence[int]) -> bool:
 
 
 class Soak:
-    """Rounds of disturbed stages, and an undisturbed reference.
-
-    Args:
-        work: the folder.
-        vocab_file: of the text in it.
-        seed: decides the faults.
-    """
+    """Rounds of disturbed stages, and an undisturbed reference."""
 
     def __init__(self, work: Location, vocab_file: str, seed: int) -> None:
         self.work = work
@@ -307,14 +310,14 @@ def _write_teacher(examples: Location, folder: Location) -> None:
     local_teacher.write_start(examples, folder, config, seed=1)
 
 
-def write_text(source: pathlib.Path, folder: Location, num_bytes: int) -> None:
+def write_text(source: Location, folder: Location, num_bytes: int) -> None:
     """Writes the beginning of a text as a few files, plain and compressed in turns.
 
     Raises:
         InputError: there is no such file, or it is too short.
     """
     if not source.is_file() or source.stat().st_size < num_bytes:
-        raise InputError(Setting("input_dir"), f"a text file of {num_bytes} bytes at least", source)
+        raise InputError(source, f"a text file of {num_bytes} bytes at least")
     with open(source, "rb") as file:
         lines = file.read(num_bytes).decode("utf-8", "ignore").splitlines(keepends=True)
     for number, part in enumerate(np.array_split(np.arange(len(lines)), _NUM_FILES)):
@@ -324,27 +327,14 @@ def write_text(source: pathlib.Path, folder: Location, num_bytes: int) -> None:
         (folder / f"{number}.txt{'.gz' if number % 2 else ''}").write_whole(content)
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = FlagTable()
-    table.string("input_dir", None, "A text file; its beginning is used.")
-    table.string("vocab_file", None, "Its vocabulary, as create_pretraining_data takes it.")
-    table.string("work", None, "A new folder for everything that is made.")
-    table.number("minutes", 60.0, "No round begins later than this.", low=0.0)
-    table.integer("text_bytes", 1_000_000, "How much text is used.", low=10_000)
-    table.integer("random_seed", 1, "Decides the faults.", low=0)
-    table.require("input_dir", "vocab_file", "work")
-    return table.values
-
-
-def _soak(values: flags.FlagValues) -> None:
+def _soak(values: absl_flags.FlagValues) -> None:
     begun = time.monotonic()
-    work = Location.parse(values.work, "work")
-    work.expect_local()
-    work.expect_empty()
-    work = work.make_directory().resolve()
-    write_text(pathlib.Path(values.input_dir), (work / "text").make_directory(), values.text_bytes)
-    soak = Soak(work, values.vocab_file, values.random_seed)
+    config = flags.read_config(values, SoakConfig)
+    config.work.expect_local()
+    config.work.expect_empty()
+    work = config.work.make_directory().resolve()
+    write_text(config.input_dir, (work / "text").make_directory(), config.text_bytes)
+    soak = Soak(work, config.vocab_file, config.random_seed)
     soak.make_reference()
     for number in itertools.count(1):
         soak.make_round()
@@ -354,18 +344,18 @@ def _soak(values: flags.FlagValues) -> None:
         harm = "" if soak.ledger.is_clean() else ", some with harm"
         count = sum(counts["met"] for counts in soak.ledger.counts.values())
         print(f"round {number}, {minutes:.1f} min: {count} faults met{harm}", flush=True)
-        if minutes >= values.minutes:
+        if minutes >= config.minutes:
             break
     print("\n".join(soak.ledger.lines()))
     print(f"{SOAK_FILE} is in {work}")
     if not soak.ledger.is_clean():
         expected = "no harm of any fault, and no more memory from run to run"
-        raise InputError(Setting("work"), expected, f"some: see {SOAK_FILE}")
+        raise InputError(config.work, expected, f"some: see {SOAK_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _soak, __doc__, argv)
+    return running.run(flags.define_flags(SoakConfig), _soak, __doc__, argv)
 
 
 if __name__ == "__main__":

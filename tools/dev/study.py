@@ -16,20 +16,20 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags as absl_flags
 
 from data_specs.tasks import load_task
-from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.commands import running
+from pipeline.base.settings import Settings, parse_counts, setting
+from pipeline.commands import flags, running
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import manifest as manifests
-from tools.commands import run_command, run_tool
-from tools.dev.flag_table import FlagTable, parse_counts
+from tools.commands import Step, make_steps, run_command, run_tool
 from tools.finetuning.task_data import find_files
 from tools.report.inputs import Summary, read_struct
 from tools.report.runs import EVAL, METRICS_FILE, read_metrics
@@ -47,13 +47,7 @@ PAIRS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class StudyModel:
-    """A model of a study.
-
-    Attributes:
-        name: for people.
-        key: the same for all seeds.
-        seed: of its training and fine-tuning.
-    """
+    """A model of a study: its name for people, its key in the report, and its seed."""
 
     name: str
     key: str
@@ -149,16 +143,9 @@ def _share_kept(
 
 
 def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns how much better each taught student is than the untaught of the same start.
+    """Returns how much better each distilled student is than the baseline of the same start.
 
-    Args:
-        rows: by key, each with `scores`.
-        scores: their names.
-
-    Returns:
-        for each pair and score `taught`, `untaught`, `score`, `difference` of the means,
-        `spread`, the standard deviation of seeds pooled over both (None with one seed),
-        and `verdict`: better, worse, equal, or within the spread.
+    The spread is the standard deviation of seeds pooled over both, None with one seed.
     """
     gains = []
     for taught, untaught in PAIRS:
@@ -173,16 +160,8 @@ def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> lis
                 verdict += ", one seed"
             elif abs(difference) <= spread:
                 verdict = "within the spread"
-            gains.append(
-                {
-                    "taught": taught,
-                    "untaught": untaught,
-                    "score": score,
-                    "difference": difference,
-                    "spread": spread,
-                    "verdict": verdict,
-                }
-            )
+            gain = {"taught": taught, "untaught": untaught, "score": score}
+            gains.append({**gain, "difference": difference, "spread": spread, "verdict": verdict})
     return gains
 
 
@@ -231,15 +210,7 @@ _LOSSES = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """How a task is trained, in a study.
-
-    Attributes:
-        num_train_epochs: passes over its training inputs.
-        learning_rate: the peak.
-        max_seq_length: tokens of an input at most.
-        max_train_examples: so many training examples, drawn at random; None for all.
-        num_seeds: how many of the study's seeds, the first ones; None for all.
-    """
+    """Settings of `finetune` for a task, and how many of the study's seeds it takes."""
 
     num_train_epochs: float = 2.0
     learning_rate: float = 2e-4
@@ -263,7 +234,7 @@ _TASK_SETTINGS: Mapping[str, TaskSettings] = {
 
 
 def parse_tasks(text: str) -> dict[str, Location]:
-    """Reads `--tasks`.
+    """Parses tasks and the folders of their files.
 
     Raises:
         InputError: a part is no task=folder, there is no such task, or its files are not there.
@@ -272,76 +243,64 @@ def parse_tasks(text: str) -> dict[str, Location]:
     for part in text.split(","):
         name, _, folder = part.strip().partition("=")
         if not name or not folder or task_name(name) in map(task_name, tasks):
-            raise InputError(Setting("tasks"), "task=folder,…, each task once", f"{part!r}")
+            raise InputError(None, "task=folder,…, each task once", f"{part!r}")
         tasks[name] = Location.parse(folder, "tasks").expect_local()
     # They are read last of all, when hours have gone by.
     for name, folder in tasks.items():
         try:
             spec = load_task(name)
         except ValueError as error:
-            raise InputError(Setting("tasks"), received=error) from error
+            raise InputError(None, received=error) from error
         for split in ("train", "dev"):
-            with naming_setting("tasks"):
-                find_files(spec, folder, split)
+            find_files(spec, folder, split)
     return tasks
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """What a study is made of.
+class StudyConfig(Settings):
+    """The settings of this tool; its flags are generated from them."""
 
-    Attributes:
-        teacher: a model directory.
-        input_dir: text, as `create_pretraining_data` takes it.
-        tasks: the folder of each task's files.
-        seeds: each trains and fine-tunes students of its own.
-        do_whole_word_mask: whether whole words are masked, as the teacher has learned.
-        num_shards: the masked examples are cut into so many shards, and the teacher
-            runs over the first train shard alone.
-        num_train_steps: updates of each student.
-        train_batch_size: examples of an update.
-        learning_rate: the peak of students.
-    """
-
-    teacher: Location
-    input_dir: Location
-    tasks: Mapping[str, Location]
-    seeds: tuple[int, ...]
-    do_whole_word_mask: bool
-    num_shards: int
-    num_train_steps: int
-    train_batch_size: int
-    learning_rate: float
+    teacher: Location = setting(dataclasses.MISSING, "A model directory with its tokenizer.")
+    input_dir: Location = setting(dataclasses.MISSING, "Text: a file, a directory or a glob.")
+    tasks: Mapping[str, Location] = setting(
+        dataclasses.MISSING,
+        "Tasks and the directories of their files, task=directory,….",
+        parse=parse_tasks,
+        decides_output=False,
+    )
+    work: Location = setting(
+        dataclasses.MISSING,
+        "Directory for everything; a study that was stopped continues there.",
+        decides_output=False,
+    )
+    seeds: tuple[int, ...] = setting(
+        (1, 2),
+        "Seeds, each of which trains and fine-tunes students of its own.",
+        parse=parse_counts,
+        decides_output=False,
+    )
+    do_whole_word_mask: bool = setting(
+        True, "Whether whole words are masked; best as the teacher learned."
+    )
+    num_shards: int = setting(
+        15, "Train shards of the masked examples, of which the teacher reads one.", low=1
+    )
+    num_train_steps: int = setting(600, "Steps of each student.", low=2)
+    train_batch_size: int = setting(32, "Examples of a step.", low=1)
+    learning_rate: float = setting(5e-4, "Peak of the students' learning rate.", low=0.0)
 
     def request(self) -> dict[str, Any]:
         """Returns what the folder of a study remembers of it; seeds and tasks may be added."""
-        values = dict(vars(self))
-        del values["tasks"], values["seeds"]
-        for name in ("teacher", "input_dir"):
-            values[name] = str(values[name].resolve())
-        return {"kind": "study", **values}
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A step of the study, done when the file it leaves is there."""
-
-    title: str
-    result: Location
-    make: Callable[[], None]
+        paths = {name: str(getattr(self, name).resolve()) for name in ("teacher", "input_dir")}
+        return {"kind": "study", **self.decisive(), **paths}
 
 
 class Study:
-    """The steps of a study, in order.
+    """The steps of a study, in order."""
 
-    Args:
-        config: what was asked for.
-        work: where everything goes.
-    """
-
-    def __init__(self, config: StudyConfig, work: Location) -> None:
+    def __init__(self, config: StudyConfig) -> None:
         self.config = config
-        self.work = work
+        self.work = config.work
         self.num_layers = model_directory.find_model(config.teacher).config.num_hidden_layers
 
     @property
@@ -495,61 +454,22 @@ def task_settings(task: str) -> TaskSettings:
     return _TASK_SETTINGS.get(task_name(task), TaskSettings())
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns this program's flags."""
-    table = FlagTable()
-    table.string("teacher", None, "A model directory with its tokenizer.")
-    table.string("input_dir", None, "Text: a file, a folder or a glob.")
-    table.string("tasks", None, "task=folder,…: the tasks and where their files lie.")
-    table.string("work", None, "Where everything goes; a study that was stopped continues there.")
-    table.string("seeds", "1,2", "Each trains and fine-tunes students of its own.")
-    table.boolean(
-        "do_whole_word_mask", True, "Whether whole words are masked; best as the teacher learned."
-    )
-    table.integer("num_shards", 15, "The teacher runs over one train shard of so many.", low=1)
-    table.integer("num_train_steps", 600, "Updates of each student.", low=2)
-    table.integer("train_batch_size", 32, "Examples of an update.", low=1)
-    table.number("learning_rate", 5e-4, "The peak of students.", low=0.0)
-    table.require("teacher", "input_dir", "tasks", "work")
-    return table.values
-
-
-def _study(values: flags.FlagValues) -> None:
+def _study(values: absl_flags.FlagValues) -> None:
     begun = time.monotonic()
-    config = StudyConfig(
-        teacher=Location.parse(values.teacher, "teacher"),
-        input_dir=Location.parse(values.input_dir, "input_dir"),
-        tasks=parse_tasks(values.tasks),
-        seeds=tuple(parse_counts("seeds", values.seeds)),
-        do_whole_word_mask=values.do_whole_word_mask,
-        num_shards=values.num_shards,
-        num_train_steps=values.num_train_steps,
-        train_batch_size=values.train_batch_size,
-        learning_rate=values.learning_rate,
-    )
-    work = Location.parse(values.work, "work").expect_local()
-    study = Study(config, work.make_directory())
+    config = flags.read_config(values, StudyConfig)
+    config.work.expect_local().make_directory()
+    study = Study(config)
     study.claim()
-    _make(list(study.steps()), begun)
+    make_steps(list(study.steps()), begun)
     report = read_report(study)
     (study.work / "study.json").write_json(report)
     print(f"\n{report_table(report)}")
     print(f"{(time.monotonic() - begun) / 60:.1f} minutes; study.json is in {study.work}")
 
 
-def _make(steps: Sequence[Step], begun: float) -> None:
-    """Makes the steps whose result is not there."""
-    for number, step in enumerate(steps, 1):
-        done = " (done before)" if step.result.is_file() else ""
-        minutes = (time.monotonic() - begun) / 60
-        print(f"\n[{number}/{len(steps)}] {step.title}{done}   {minutes:.1f} min", flush=True)
-        if not done:
-            step.make()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    return running.run(define_flags(), _study, __doc__, argv)
+    return running.run(flags.define_flags(StudyConfig), _study, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def build_head(
 
 
 def _stored_pooler(source: ModelSource, head: Head) -> tuple[WeightName, ...]:
-    shapes, table = source.tensor_shapes(), pooler_table(source.config, head)
+    shapes, table = source.open_files().shapes, pooler_table(source.config, head)
     names = (row.stored(source.layout)[0] for row in table)
     return table if all(name in shapes for name in names) else ()
 

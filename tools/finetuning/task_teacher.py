@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from data_specs.records import EXAMPLE_ID, TASK_LOGITS, TEACHER_LOGITS
+from data_specs.records import EXAMPLE_ID, TASK_LOGITS, TASK_LOGITS_FEATURES, TEACHER_LOGITS
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.models.formats.model_directory import ModelSource
+from pipeline.storage import arrays, serialization
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization
 from pipeline.storage.manifest import TRAIN, Manifest, ShardInfo
 from tools.finetuning import heads, prediction
 from tools.finetuning.head_layout import SPAN
 from tools.finetuning.inputs import Feature, Padding, TaskInputs, input_digest
 
+_, _LOGITS = TASK_LOGITS_FEATURES
 # Inputs of a shard: what a killed run does again.
 _SHARD_SIZE = 4_096
 _BATCH_SIZE = 64
@@ -153,7 +154,10 @@ def _load_teacher(
 
 def _records(features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Iterator[bytes]:
     for feature, value in zip(features, logits, strict=True):
-        record = {EXAMPLE_ID: input_digest(feature), TEACHER_LOGITS: value.astype("<f4").tobytes()}
+        record = {
+            EXAMPLE_ID: input_digest(feature),
+            TEACHER_LOGITS: arrays.encode(_LOGITS, value, vocab_size=0),
+        }
         yield serialization.encode_example(record)
 
 
@@ -176,4 +180,4 @@ def _read_logits(paths: Sequence[Location], inputs: TaskInputs) -> Iterator[np.n
 def _decode(record: Mapping[str, bytes], feature: Feature, shape: tuple[int, ...]) -> np.ndarray:
     if record[EXAMPLE_ID] != input_digest(feature):
         raise ValueError("it belongs to another input")
-    return np.frombuffer(record[TEACHER_LOGITS], "<f4").reshape(shape)
+    return arrays.decode(_LOGITS, record[TEACHER_LOGITS], vocab_size=0).reshape(shape)

@@ -1,13 +1,14 @@
-"""A smaller vocabulary: the tokens that a text needs, and the tokenizer with only these."""
+"""A smaller vocabulary: the tokens that a text needs, a tokenizer and weights of only these."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
+from pipeline.models.config import EncoderConfig
 from pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 from pipeline.tokenizers.vocabulary import read_tokens
@@ -17,16 +18,17 @@ _ModelProto = sentencepiece_model_pb2.ModelProto
 _Piece = _ModelProto.SentencePiece
 # What a text is cut with; every other kind of piece has a task of its own.
 _ORDINARY = (_Piece.NORMAL, _Piece.UNUSED)
+_WORDS = "encoder/embeddings/word_embeddings"
+_POSITIONS = "encoder/embeddings/position_embeddings"
+_OUTPUT_BIAS = "head/bias"
 
 
 @dataclasses.dataclass(frozen=True)
 class VocabLimit:
-    """How many tokens to keep: one of three ways, named as the flags.
+    """How many tokens to keep, in one of three ways.
 
-    Attributes:
-        vocab_size: so many, with those that are always kept.
-        coverage: as few as stand for this share of the text's tokens.
-        min_count: all that stand in the text so many times.
+    They are `vocab_size` with those that are always kept, as few as stand for the share
+    `coverage` of the text's tokens, or all that stand in the text `min_count` times.
     """
 
     vocab_size: int | None = None
@@ -34,15 +36,12 @@ class VocabLimit:
     min_count: int | None = None
 
     def __post_init__(self) -> None:
-        given = [
-            f"`{name}`" for name, value in dataclasses.asdict(self).items() if value is not None
-        ]
+        values = dataclasses.asdict(self)
+        given = [f"`{name}`" for name, value in values.items() if value is not None]
         if len(given) != 1:
-            raise InputError(
-                Setting("vocab_size"),
-                "one of `vocab_size`, `coverage`, `min_count`",
-                " and ".join(given) or "none",
-            )
+            received = " and ".join(given) or "none"
+            expected = "one of `vocab_size`, `coverage`, `min_count`"
+            raise InputError(Setting("vocab_size"), expected, received)
 
 
 def text_counts(counts: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
@@ -89,28 +88,15 @@ def _unigram_proto(tokenizer: SentencePieceTokenizer) -> _ModelProto:
 
 
 def read_keep_tokens(path: Location, vocab: Sequence[str]) -> np.ndarray:
-    """Reads the file of `keep_tokens`, one token a line.
-
-    Args:
-        path: the file.
-        vocab: the tokens there are.
-
-    Returns:
-        their ids.
-
-    Raises:
-        InputError: there is no such file, or a line is no token.
-    """
-    places = {token: index for index, token in enumerate(vocab)}
-    kept = []
-    for number, token in enumerate(read_tokens(path), 1):
-        if token not in places:
+    """Reads the file of `keep_tokens`, one token of the vocabulary a line; returns their ids."""
+    ids = {token: index for index, token in enumerate(vocab)}
+    tokens = read_tokens(path)
+    for number, token in enumerate(tokens, 1):
+        if token not in ids:
             with naming_setting("keep_tokens"):
-                raise InputError(
-                    f"{path}, line {number}", "a token of the vocabulary", f"{token!r}"
-                )
-        kept.append(places[token])
-    return np.array(kept, np.int64)
+                expected = "a token of the vocabulary"
+                raise InputError(f"{path}, line {number}", expected, f"{token!r}")
+    return np.array([ids[token] for token in tokens], np.int64)
 
 
 def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> np.ndarray:
@@ -198,3 +184,39 @@ def _reduce_model(proto: _ModelProto, kept_ids: np.ndarray) -> bytes:
     for name in ("unk_id", "bos_id", "eos_id", "pad_id"):
         setattr(spec, name, new_ids.get(getattr(spec, name), -1))
     return reduced.SerializeToString()
+
+
+def reduce_weights(
+    weights: Mapping[str, np.ndarray], config: EncoderConfig, kept_ids: np.ndarray
+) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
+    """Keeps the word embeddings and output biases of some tokens.
+
+    On inputs of kept tokens the logits at these are the old ones.
+
+    Args:
+        weights: all weights of a model by our names.
+        config: its configuration.
+        kept_ids: int [n], ascending, with the padding's.
+
+    Returns:
+        the configuration with n tokens, and all weights by our names.
+
+    Example:
+        with `kept_ids` 0, 1, 4 the embedding of token 4 becomes row 2. Where the
+        padding of a RoBERTa moves from id 3 to id 1, its positions, which are counted
+        from there, begin two rows earlier: the first two rows are left out.
+    """
+    pad_id = int(np.searchsorted(kept_ids, config.pad_token_id))
+    if pad_id == len(kept_ids) or kept_ids[pad_id] != config.pad_token_id:
+        raise ValueError(f"kept_ids: expected the padding's id {config.pad_token_id} among them")
+    counted = config.family.counts_positions_from_padding
+    moved = config.pad_token_id - pad_id if counted else 0
+    reduced = dataclasses.replace(
+        config,
+        pad_token_id=pad_id,
+        vocab_size=len(kept_ids),
+        max_position_embeddings=config.max_position_embeddings - moved,
+    )
+    gathered = {name: weights[name][kept_ids] for name in (_WORDS, _OUTPUT_BIAS)}
+    positions = {_POSITIONS: weights[_POSITIONS][moved:]}
+    return reduced, {**weights, **gathered, **positions}

@@ -26,8 +26,7 @@ class Reader:
     A subclass has `documents`, and whatever else its format does in another way.
 
     Attributes:
-        suffixes: the endings of its files' names, compression left out; empty for a format
-            that no name tells.
+        suffixes: endings of its files' names, compression left out; empty if no name tells it.
     """
 
     suffixes: tuple[str, ...] = ()
@@ -82,12 +81,9 @@ class Reader:
         try:
             return document.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(
-                document.origin,
-                "UTF-8 text",
-                f"byte 0x{document.content[error.start]:02x}",
-                hint="convert the file first, for example with iconv -f gb18030 -t utf-8",
-            ) from error
+            received = f"byte 0x{document.content[error.start]:02x}"
+            hint = "convert the file first, for example with iconv -f gb18030 -t utf-8"
+            raise InputError(document.origin, "UTF-8 text", received, hint=hint) from error
 
 
 def stem(name: str) -> str:
@@ -121,12 +117,9 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
     if pattern.is_dir():
         files = [file for file in files if _is_declared(file)]
         if not files:
-            raise InputError(
-                pattern,
-                f"the files of `corpus_spec`={corpus.spec.name} ({', '.join(corpus.spec.files)}; "
-                f"from {corpus.spec.url})",
-                "none of them",
-            )
+            names = f"{', '.join(corpus.spec.files)}; from {corpus.spec.url}"
+            expected = f"the files of `corpus_spec`={corpus.spec.name} ({names})"
+            raise InputError(pattern, expected, "none of them")
     if not any(file.bytes for file in files):
         raise InputError(pattern, "text", "nothing: every file there is empty")
     return tuple(sorted(files, key=lambda file: file.name))

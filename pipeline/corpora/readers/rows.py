@@ -27,7 +27,6 @@ class RowsReader(Reader):
     suffixes = (".json", ".jsonl")
 
     def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-        """See `Reader`."""
         start = stream.read(4096)
         stream.seek(0)
         if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
@@ -45,9 +44,8 @@ def _line_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
         if len(line) > MAX_ROW_BYTES:
-            raise InputError(
-                f"{file.path}, line {number}", f"a row of at most {MAX_ROW_BYTES} bytes"
-            )
+            expected = f"a row of at most {MAX_ROW_BYTES} bytes"
+            raise InputError(f"{file.path}, line {number}", expected)
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():

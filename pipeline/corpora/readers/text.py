@@ -13,8 +13,7 @@ from pipeline.base import seeding
 from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.corpora.readers.base import Reader
 
-# A text document longer than this is cut at the end of a line; its pieces stay
-# on one side of the split.
+# A longer document is cut at the end of a line; its pieces stay on one side of the split.
 MAX_PIECE_BYTES = 4 * 2**20
 # The space of Chinese typography, which indents paragraphs and fills blank lines.
 _WIDE_SPACE = "\u3000".encode()
@@ -24,7 +23,6 @@ class TextReader(Reader):
     """Text: runs of lines, cut into documents where the corpus's declaration says."""
 
     def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-        """See `Reader`."""
         ends_before = _document_boundary(file.corpus.spec)
         lines: list[bytes] = []
         size = ordinal = first_line = 0

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 TFDS = "tfds"
 _TRAIN = "train"
 _NAME = Setting("tfds_name")
+_CATALOG_HINT = (
+    "see https://www.tensorflow.org/datasets/catalog, or set `input_dir` to the directory of "
+    "your own datasets"
+)
 
 
 @functools.lru_cache(maxsize=8)
@@ -35,23 +39,16 @@ def _open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder"
         builder = tfds.builder(name, data_dir=data_dir)
     # An unknown name, config or version: each has an error class of its own.
     except Exception as error:
-        raise InputError(
-            _NAME,
-            "name[/config][:version] of a TensorFlow dataset (see "
-            "https://www.tensorflow.org/datasets/catalog, or set `input_dir` to the directory "
-            "of your own)",
-            f"{name!r} ({_first_line(error)})",
-        ) from error
+        expected, received = "name[/config][:version]", f"{name!r} ({_first_line(error)})"
+        raise InputError(_NAME, expected, received, _CATALOG_HINT) from error
     if not builder.is_prepared():
         try:
             builder.download_and_prepare()
         # Whatever the dataset's own code does: no network, a missing package, …
         except Exception as error:
-            raise InputError(
-                _NAME,
-                received=f"{name} is not in {builder.data_dir} and cannot be prepared "
-                f"({_first_line(error)})",
-            ) from error
+            reason = f"cannot be prepared ({_first_line(error)})"
+            received = f"{name} is not in {builder.data_dir} and {reason}"
+            raise InputError(_NAME, received=received) from error
     return builder
 
 
@@ -66,11 +63,8 @@ def _text_features(builder: "tfds.core.DatasetBuilder") -> tuple[str, ...]:
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict):
         return ()
-    return tuple(
-        name
-        for name, feature in features.items()
-        if feature.shape == () and feature.tf_dtype == tf.string
-    )
+    scalars = ((name, feature) for name, feature in features.items() if feature.shape == ())
+    return tuple(name for name, feature in scalars if feature.tf_dtype == tf.string)
 
 
 class TfdsReader(RowsReader):
@@ -88,11 +82,9 @@ class TfdsReader(RowsReader):
             wanted = features
         missing = [name for name in wanted or () if name not in features]
         if wanted is None or missing:
-            raise InputError(
-                Setting("text_fields"),
-                f"text features of {source.tfds_name}, which has {', '.join(features) or 'none'}",
-                ", ".join(missing) or "none",
-            )
+            has = ", ".join(features) or "none"
+            expected = f"text features of {source.tfds_name}, which has {has}"
+            raise InputError(Setting("text_fields"), expected, ", ".join(missing) or "none")
         return msgspec.structs.replace(spec, text_fields=wanted)
 
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:

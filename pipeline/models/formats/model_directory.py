@@ -20,14 +20,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import FORMATS
 from pipeline.models.formats.base import WeightFiles
 from pipeline.models.formats.safetensors_files import HF_WEIGHTS, save_tensors
-from pipeline.models.weight_names import (
-    HF,
-    Shape,
-    WeightName,
-    check_tensors,
-    tied_hf_names,
-    weight_table,
-)
+from pipeline.models.weight_names import HF, WeightName, check_tensors, tied_hf_names, weight_table
 
 if TYPE_CHECKING:
     import keras
@@ -73,13 +66,12 @@ class ModelSource:
             InputError: a file is missing or the configuration is not valid.
         """
         config = EncoderConfig.from_json(config_file)
-        prefix, files = None, ()
+        files = ()
         if checkpoint is not None:
-            prefix = checkpoint
             if checkpoint.suffix == ".index":
-                prefix = checkpoint.with_name(checkpoint.name.removesuffix(".index"))
-            files = FORMATS[_GOOGLE_FORMAT].find(prefix)
-        return cls(config, _GOOGLE_FORMAT, files, prefix, config_file.parent)
+                checkpoint = checkpoint.with_name(checkpoint.name.removesuffix(".index"))
+            files = FORMATS[_GOOGLE_FORMAT].find(checkpoint)
+        return cls(config, _GOOGLE_FORMAT, files, checkpoint, config_file.parent)
 
     @property
     def layout(self) -> str:
@@ -90,14 +82,6 @@ class ModelSource:
     def has_weights(self) -> bool:
         """Whether there are weights to read; without, a model starts at random."""
         return self.location is not None
-
-    def tensor_shapes(self) -> dict[str, Shape]:
-        """Returns the shape of every tensor on disk by its name there; none for random weights.
-
-        Raises:
-            InputError: a file cannot be read.
-        """
-        return self._open().shapes if self.has_weights else {}
 
     def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
         """Reads weights; float32 arrays by our names.
@@ -112,7 +96,7 @@ class ModelSource:
         """
         if self.location is None:
             raise ValueError("read_weights: expected a source with weights, received one without")
-        tensors, layout = self._open(), self.layout
+        tensors, layout = self.open_files(), self.layout
         tied = tied_hf_names(self.config) if table is None and layout == HF else {}
         table = weight_table(self.config) if table is None else table
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
@@ -120,15 +104,13 @@ class ModelSource:
         arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
         for copy in copies:
             if not np.array_equal(arrays[copy], arrays[tied[copy]]):
-                raise InputError(
-                    f"{self.location}: {copy}",
-                    f"the same values as {tied[copy]}",
-                    "others",
-                    hint="a model with an untied output layer is not supported",
-                )
+                where, expected = f"{self.location}: {copy}", f"the same values as {tied[copy]}"
+                hint = "a model with an untied output layer is not supported"
+                raise InputError(where, expected, "others", hint)
         return {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
 
-    def _open(self) -> WeightFiles:
+    def open_files(self) -> WeightFiles:
+        """Opens the files of its weights, of which there must be some."""
         return FORMATS[self.format](self.weight_files)
 
     def sha256(self) -> str:
@@ -159,9 +141,8 @@ def find_model(directory: Location) -> ModelSource:
             configuration.
     """
     if not directory.is_dir():
-        raise InputError(
-            directory, received="no such directory (a model of a hub must be downloaded first)"
-        )
+        received = "no such directory (a model of a hub must be downloaded first)"
+        raise InputError(directory, received=received)
     if (directory / HF_CONFIG).is_file():
         config = EncoderConfig.from_json(directory / HF_CONFIG)
         name, files = _find_hf_weights(directory)
@@ -180,14 +161,13 @@ def _find_hf_weights(directory: Location) -> tuple[str, tuple[Location, ...]]:
     expected = " or ".join(name for kind in formats.values() for name in kind.file_names)
     if not any((directory / f"{_PICKLE}{suffix}").is_file() for suffix in ("", ".index.json")):
         raise InputError(directory, expected, "none of them")
-    raise InputError(
-        directory,
-        expected,
-        f"only {_PICKLE}, which is a pickle and is not read",
-        hint='convert it: python -c "from transformers import AutoModelForMaskedLM; '
-        f"AutoModelForMaskedLM.from_pretrained({str(directory)!r})"
-        f'.save_pretrained({str(directory)!r}, safe_serialization=True)"',
+    model, path = "AutoModelForMaskedLM", repr(str(directory))
+    hint = (
+        f'convert it: python -c "from transformers import {model}; '
+        f'{model}.from_pretrained({path}).save_pretrained({path}, safe_serialization=True)"'
     )
+    received = f"only {_PICKLE}, which is a pickle and is not read"
+    raise InputError(directory, expected, received, hint)
 
 
 def load_masked_lm(
@@ -242,10 +222,8 @@ def assign_weights(model: "keras.Model", weights: Mapping[str, np.ndarray]) -> N
 
 def get_weights(model: "keras.Model") -> dict[str, np.ndarray]:
     """Returns copies of all weights, float32, by our names."""
-    return {
-        name: np.array(variable.numpy(), dtype=np.float32)
-        for name, variable in _variables(model).items()
-    }
+    variables = _variables(model).items()
+    return {name: np.array(variable.numpy(), np.float32) for name, variable in variables}
 
 
 def save_hf(directory: Location, model: "MaskedLM") -> None:

@@ -43,11 +43,9 @@ class SafetensorsFiles(WeightFiles):
                 name = modern_name(stored_name)
                 if name in self._stored:
                     first_path, first_name = self._stored[name]
-                    raise InputError(
-                        path,
-                        received=f"tensor {_one_line(stored_name)} is there twice, first as "
-                        f"{_one_line(first_name)} in {first_path.name}",
-                    )
+                    first = f"first as {_one_line(first_name)} in {first_path.name}"
+                    received = f"tensor {_one_line(stored_name)} is there twice, {first}"
+                    raise InputError(path, received=received)
                 self._stored[name] = (path, stored_name)
                 with _reading(path):
                     self.shapes[name] = tuple(file.get_slice(stored_name).get_shape())
@@ -70,10 +68,9 @@ class SafetensorsFiles(WeightFiles):
                     continue
                 with _reading(path):
                     dtype = file.get_slice(stored_name).get_dtype()
-                if dtype not in _FLOATS:
-                    where = f"{path}: {_one_line(stored_name)}"
-                    raise InputError(where, f"one of {', '.join(_FLOATS)}", dtype)
-                with _reading(path):
+                    if dtype not in _FLOATS:
+                        where = f"{path}: {_one_line(stored_name)}"
+                        raise InputError(where, f"one of {', '.join(_FLOATS)}", dtype)
                     arrays[name] = file.get_tensor(stored_name).astype(np.float32)
         return arrays
 
@@ -118,9 +115,8 @@ def _reading(path: Location) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            path, f"a safetensors file, cannot read it ({_one_line(str(error))})"
-        ) from error
+        expected = f"a safetensors file, cannot read it ({_one_line(str(error))})"
+        raise InputError(path, expected) from error
 
 
 def save_tensors(

@@ -15,11 +15,8 @@ Weights = dict[str, np.ndarray]
 
 _LAYER_MAP = Setting("layer_map")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
-_EMBEDDINGS = "encoder/embeddings"
-_WORDS = f"{_EMBEDDINGS}/word_embeddings"
-_POSITIONS = f"{_EMBEDDINGS}/position_embeddings"
-_SEGMENTS = f"{_EMBEDDINGS}/segment_embeddings"
-_OUTPUT_BIAS = "head/bias"
+_POSITIONS = "encoder/embeddings/position_embeddings"
+_SEGMENTS = "encoder/embeddings/segment_embeddings"
 
 
 def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
@@ -27,13 +24,6 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
 
     Layer i of N comes from layer round(i·(L − 1)/(N − 1)) of L, so the first and
     the last are always taken; a single layer comes from the teacher's first.
-
-    Args:
-        teacher_layers: L, at least 1.
-        student_layers: N, at least 1.
-
-    Returns:
-        N teacher layers, ascending.
 
     Raises:
         InputError: N is not between 1 and L.
@@ -95,11 +85,10 @@ def choose_layers(
 
 
 def _explicit_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    if not re.fullmatch(r"\s*[0-9]+\s*(,\s*[0-9]+\s*)*", text):
         expected = "even, first, last, every:k, or integers separated by commas"
         raise InputError(_LAYER_MAP, expected, f"{text!r}")
-    layers = tuple(int(part) for part in parts)
+    layers = tuple(map(int, text.split(",")))
     if list(layers) != sorted(set(layers)):
         raise InputError(_LAYER_MAP, "ascending layers", f"{text!r}")
     if layers[-1] >= teacher_layers:
@@ -131,13 +120,11 @@ def student_weights(
     """
     config = dataclasses.replace(teacher_config, num_hidden_layers=len(layer_map))
     layers = (0,) if config.family.shares_layers else layer_map
-
-    def source(ours: str) -> str:
-        return _LAYER.sub(lambda match: f"encoder/layer_{layers[int(match[1])]}/", ours)
-
-    return config, {
-        row.ours: np.array(teacher_weights[source(row.ours)]) for row in weight_table(config)
-    }
+    weights = {}
+    for row in weight_table(config):
+        source = _LAYER.sub(lambda match: f"encoder/layer_{layers[int(match[1])]}/", row.ours)
+        weights[row.ours] = np.array(teacher_weights[source])
+    return config, weights
 
 
 def narrow_config(
@@ -159,11 +146,9 @@ def narrow_config(
         InputError: a size above the teacher's, or heads that do not divide D or
             would be larger than the teacher's.
     """
-    size = config.hidden_size if hidden_size is None else hidden_size
-    heads = config.num_attention_heads if num_attention_heads is None else num_attention_heads
-    inner = intermediate_size
-    if inner is None:
-        inner = max(1, config.intermediate_size * size // config.hidden_size)
+    size = hidden_size or config.hidden_size
+    heads = num_attention_heads or config.num_attention_heads
+    inner = intermediate_size or max(1, config.intermediate_size * size // config.hidden_size)
     for name, value, largest in (
         ("student_hidden_size", size, config.hidden_size),
         ("student_attention_heads", heads, config.num_attention_heads),
@@ -173,25 +158,17 @@ def narrow_config(
             expected = f"at most the teacher's {largest}, from which it is cut"
             raise InputError(Setting(name), expected, value)
     if size % heads:
-        raise InputError(
-            Setting("student_hidden_size"),
-            f"a multiple of its {heads} attention heads",
-            size,
-            hint="`student_attention_heads` sets these",
-        )
-    if size // heads > _head_size(config):
-        raise InputError(
-            Setting("student_attention_heads"),
-            f"heads of at most {_head_size(config)} dimensions, as the teacher's",
-            f"{heads} for a hidden size of {size}",
-        )
+        expected = f"a multiple of its {heads} attention heads"
+        hint = "`student_attention_heads` sets these"
+        raise InputError(Setting("student_hidden_size"), expected, size, hint)
+    largest = config.hidden_size // config.num_attention_heads
+    if size // heads > largest:
+        expected = f"heads of at most {largest} dimensions, as the teacher's"
+        received = f"{heads} for a hidden size of {size}"
+        raise InputError(Setting("student_attention_heads"), expected, received)
     return dataclasses.replace(
         config, hidden_size=size, num_attention_heads=heads, intermediate_size=inner
     )
-
-
-def _head_size(config: EncoderConfig) -> int:
-    return config.hidden_size // config.num_attention_heads
 
 
 def narrow_weights(
@@ -216,7 +193,8 @@ def narrow_weights(
     """
     # The numbers of the teacher's [H, D / H] that the student's attention has.
     numbers = np.arange(config.hidden_size).reshape(config.num_attention_heads, -1)
-    kept = numbers[: student.num_attention_heads, : _head_size(student)].ravel()
+    head_size = student.hidden_size // student.num_attention_heads
+    kept = numbers[: student.num_attention_heads, :head_size].ravel()
     narrowed = {}
     for row in weight_table(student):
         value = weights[row.ours]
@@ -257,39 +235,3 @@ def without_segments(
     kept = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
     kept[_POSITIONS] += weights[_SEGMENTS][0]
     return student, kept
-
-
-def reduce_vocabulary(
-    weights: Mapping[str, np.ndarray], config: EncoderConfig, kept_ids: np.ndarray
-) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
-    """Keeps the word embeddings and output biases of some tokens.
-
-    On inputs of kept tokens the logits at these are the old ones.
-
-    Args:
-        weights: all weights of a model by our names.
-        config: its configuration.
-        kept_ids: int [n], ascending, with the padding's.
-
-    Returns:
-        the configuration with n tokens, and all weights by our names.
-
-    Example:
-        with `kept_ids` 0, 1, 4 the embedding of token 4 becomes row 2. Where the
-        padding of a RoBERTa moves from id 3 to id 1, its positions, which are counted
-        from there, begin two rows earlier: the first two rows are left out.
-    """
-    pad_id = int(np.searchsorted(kept_ids, config.pad_token_id))
-    if pad_id == len(kept_ids) or kept_ids[pad_id] != config.pad_token_id:
-        raise ValueError(f"kept_ids: expected the padding's id {config.pad_token_id} among them")
-    counted = config.family.counts_positions_from_padding
-    moved = config.pad_token_id - pad_id if counted else 0
-    reduced = dataclasses.replace(
-        config,
-        pad_token_id=pad_id,
-        vocab_size=len(kept_ids),
-        max_position_embeddings=config.max_position_embeddings - moved,
-    )
-    gathered = {name: weights[name][kept_ids] for name in (_WORDS, _OUTPUT_BIAS)}
-    positions = {_POSITIONS: weights[_POSITIONS][moved:]}
-    return reduced, {**weights, **gathered, **positions}

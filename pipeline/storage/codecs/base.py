@@ -8,7 +8,7 @@ and how many each row has; decoded, a row ends in `NO_ID`s.
 import abc
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,9 +80,9 @@ class TopKCodec(abc.ABC):
             raise ValueError(f"topk_ids: expected at least {least} at each position")
         packed = self._encode(topk_ids, topk_logits - topk_logits[:, :1], present, row_splits)
         if self.variable:
-            counts = present.sum(axis=-1).astype("<u2")
-            for features, (start, end) in zip(packed, itertools.pairwise(row_splits), strict=True):
-                features[TOPK_COUNTS] = counts[start:end].tobytes()
+            counts = split_rows(present.sum(axis=-1).astype("<u2"), row_splits)
+            for features, content in zip(packed, counts, strict=True):
+                features[TOPK_COUNTS] = content
         return packed
 
     @abc.abstractmethod
@@ -95,11 +95,7 @@ class TopKCodec(abc.ABC):
     def decode(
         self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks one record.
-
-        Args:
-            features: the record's features.
-            num_positions: P.
+        """Unpacks the P masked positions of one record.
 
         Returns:
             ids int32 [P, K] and logits float32 [P, K], descending; the first of
@@ -108,19 +104,6 @@ class TopKCodec(abc.ABC):
         Raises:
             KeyError: a feature is missing.
             ValueError: one is damaged.
-        """
-
-    @abc.abstractmethod
-    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
-        """Unpacks a batch of records inside a TensorFlow graph.
-
-        Args:
-            tf: the TensorFlow module.
-            features: each feature as a string tensor [B].
-            max_positions: P to pad to; padding is id 0 and logit 0.
-
-        Returns:
-            ids int32 [B, P, K] and logits float32 [B, P, K], as `decode` has them.
         """
 
     @abc.abstractmethod
@@ -136,24 +119,53 @@ class TopKCodec(abc.ABC):
     def decode_records(
         self, examples: Sequence[Mapping[str, bytes]], num_positions: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks several records, in less time than one by one.
+        """Unpacks several records of P positions each, in less time than one by one.
 
-        Args:
-            examples: the features of each; as many numbers in each as its positions want.
-            num_positions: P of each.
-
-        Returns:
-            ids and logits as `decode` has them, of one record's positions after another's.
+        Each has as many numbers as its positions want. Ids and logits are as `decode` has them,
+        of one record's positions after another's.
 
         Raises:
             KeyError: a feature is missing.
             ValueError: one is damaged.
         """
-        names = [feature.name for feature in self.stored]
-        if self.variable:
-            names.append(TOPK_COUNTS)
-        joined = {name: b"".join([features[name] for features in examples]) for name in names}
+        joined = {name: b"".join([features[name] for features in examples]) for name in self._names}
         return self.decode(joined, sum(num_positions))
+
+    @property
+    def _names(self) -> list[str]:
+        names = [feature.name for feature in self.stored]
+        return [*names, TOPK_COUNTS] if self.variable else names
+
+    def decode_tensors(
+        self, tf: Any, features: dict[str, Any], num_positions: Any, max_positions: int
+    ) -> tuple[Any, Any]:
+        """Unpacks a batch of records inside a TensorFlow graph.
+
+        NumPy does it, in less time than TensorFlow's ragged operations take; a damaged
+        record is an `InvalidArgumentError`.
+
+        Args:
+            tf: the TensorFlow module.
+            features: each feature as a string tensor [B].
+            num_positions: int [B], P of each record.
+            max_positions: P to pad to; padding is id 0 and logit 0.
+
+        Returns:
+            ids int32 [B, P, K] and logits float32 [B, P, K], as `decode` has them.
+        """
+
+        def unpack(counts: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
+            rows = self.decode_records(named(self._names, *columns), counts.tolist())
+            is_real = np.arange(max_positions) < counts[:, np.newaxis]
+            batch = [np.zeros((*is_real.shape, part.shape[-1]), part.dtype) for part in rows]
+            for padded, part in zip(batch, rows, strict=True):
+                padded[is_real] = part
+            return batch
+
+        inputs = [num_positions, *(features[name] for name in self._names)]
+        unpacked = tf.numpy_function(unpack, inputs, [tf.int32, tf.float32], stateful=False)
+        shape = [None, max_positions, self.truncation_factor]
+        return tuple(tf.ensure_shape(part, shape) for part in unpacked)
 
     def counts(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
         """Returns how many ids each position of a record has, int64 [P].
@@ -162,20 +174,17 @@ class TopKCodec(abc.ABC):
             ValueError: these are not P numbers from 1 to K, or are more than fit a record.
         """
         if num_positions * self.truncation_factor > MAX_RECORD_IDS:
-            raise ValueError(
-                f"expected at most {MAX_RECORD_IDS} ids in a record, received {num_positions} "
-                f"positions of {self.truncation_factor}"
-            )
+            expected = f"expected at most {MAX_RECORD_IDS} ids in a record"
+            received = f"{num_positions} positions of {self.truncation_factor}"
+            raise ValueError(f"{expected}, received {received}")
         if not self.variable:
             return np.full(num_positions, self.truncation_factor, np.int64)
         counts = arrays.decode(TOPK_COUNTS_FEATURE, features[TOPK_COUNTS], self.vocab_size)
         counts = counts.astype(np.int64)
         fits = (counts >= 1) & (counts <= self.truncation_factor)
         if len(counts) != num_positions or not fits.all():
-            raise ValueError(
-                f"{TOPK_COUNTS}: expected {num_positions} numbers from 1 to "
-                f"{self.truncation_factor}, received {shown(counts.tolist())}"
-            )
+            expected = f"expected {num_positions} numbers from 1 to {self.truncation_factor}"
+            raise ValueError(f"{TOPK_COUNTS}: {expected}, received {shown(counts.tolist())}")
         return counts
 
     def rows(self, flat: np.ndarray, counts: np.ndarray, fill: float) -> np.ndarray:
@@ -208,48 +217,24 @@ class TopKCodec(abc.ABC):
             each = "" if self.variable else f", {self.truncation_factor} at each position"
             raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {received}")
 
-    def tensor_counts(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
-        """Returns how many ids each position has where that varies: int32 [B, P], 0 at padding."""
-        content, sizes = features[TOPK_COUNTS], {"P": max_positions}
-        return tf.cast(
-            arrays.padded_tensor(tf, TOPK_COUNTS_FEATURE, content, self.vocab_size, sizes), tf.int32
-        )
 
-    def tensor_rows(self, tf: Any, unpack: Callable[..., Any], parts: Any, counts: Any) -> Any:
-        """Makes padded tensors of the rows of real positions, which a NumPy function unpacks.
-
-        Padding costs nothing, and NumPy takes less time than TensorFlow's ragged operations.
-
-        Args:
-            tf: the TensorFlow module.
-            unpack: from `parts` and the counts of real positions, int32 [R], to ids int32
-                [R, K] and logits float32 [R, K]; raises ValueError where they do not fit.
-            parts: tensors of a batch.
-            counts: int32 [B, P], how many ids each position has, 0 at padding.
-
-        Returns:
-            ids int32 [B, P, K] and logits float32 [B, P, K], 0 at padding.
-        """
-        real = tf.boolean_mask(counts, counts > 0)
-        types = [tf.int32, tf.float32]
-        unpacked = tf.numpy_function(unpack, [*parts, real], types, stateful=False)
-        lengths = tf.math.count_nonzero(counts, axis=-1)
-        shape = [None, counts.shape[1], self.truncation_factor]
-        return tuple(
-            tf.RaggedTensor.from_row_lengths(rows, lengths, validate=False).to_tensor(shape=shape)
-            for rows in unpacked
-        )
+def named(names: Iterable[str], *columns: Iterable[bytes]) -> list[dict[str, bytes]]:
+    """Returns the features of each record, of columns that each have one feature of all."""
+    names = tuple(names)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def split_rows(values: np.ndarray, present: np.ndarray, row_splits: np.ndarray) -> list[bytes]:
+def split_rows(
+    values: np.ndarray, row_splits: np.ndarray, present: np.ndarray | None = None
+) -> list[bytes]:
     """Returns the bytes of each record's values that are there, row after row.
 
     Args:
-        values: [positions, K].
-        present: bool [positions, K].
+        values: [positions, …].
         row_splits: int [records + 1], where each record's positions begin.
+        present: bool [positions, K]; None where all are.
     """
     bounds = itertools.pairwise(row_splits)
-    if present.all():
+    if present is None or present.all():
         return [values[start:end].tobytes() for start, end in bounds]
     return [values[start:end][present[start:end]].tobytes() for start, end in bounds]

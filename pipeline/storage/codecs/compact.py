@@ -2,17 +2,16 @@
 
 import dataclasses
 import functools
-import itertools
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from data_specs.records import TOPK_FEATURES, TOPK_IDS, TOPK_LOGITS, TOPK_RANGES, Feature, id_dtype
 from pipeline.base.json_text import shown
 from pipeline.storage import arrays
-from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, split_rows
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, named, split_rows
 
 *_, _RANGES = TOPK_FEATURES["compact"]
 # A logit so far below the largest has no mass: e^-64, and e^-32 at temperature 2.
@@ -26,8 +25,6 @@ _RANGE_ROUNDING = 2.0**-11 + 1e-6
 _SMALLEST = np.float32(2.0**-24)
 # A gap of at least this is written behind the others.
 _LONG = 255
-# What a stream has beside its content at most: at its ends, and in a thousand bytes one.
-_ZLIB_BYTES = 64
 # Of a byte, and of one more for what is not there.
 _STEP_BITS = 9
 
@@ -83,20 +80,6 @@ class LogitSteps:
         """Half of the longest step, in parts of the range."""
         return float(np.diff(self.distances).max()) / 2.0
 
-    def errors(self, logits: np.ndarray) -> np.ndarray:
-        """Returns how far logits may be from what was encoded, float32 [..., K].
-
-        Half a step of their row's range, which float16 has rounded; infinite where a logit
-        has no mass.
-
-        Args:
-            logits: float32 [..., K], as `decode` returns them.
-        """
-        known = logits > _NO_MASS_LOGIT
-        ranges = np.where(known, -logits, np.float32(0.0)).max(axis=-1, keepdims=True, initial=0.0)
-        errors = ranges * np.float32(self.half_step + _RANGE_ROUNDING) + _SMALLEST
-        return np.where(known, errors, np.float32(np.inf))
-
     def encode(self, shifted: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the nearest numbers, uint8 [positions, K], and the ranges r, float16 [positions].
 
@@ -130,21 +113,6 @@ class LogitSteps:
         logits *= -ranges.astype(np.float32)[..., np.newaxis]
         logits[steps == _NO_MASS] = _NO_MASS_LOGIT
         return logits
-
-
-def _read_ranges(content: bytes, num_positions: int) -> np.ndarray:
-    """Reads the ranges of a record, float16 [P].
-
-    Raises:
-        ValueError: these are not P numbers of at least 0.
-    """
-    ranges = arrays.decode(_RANGES, content, vocab_size=0)
-    # Not a number is no number of at least 0.
-    if len(ranges) != num_positions or not ((ranges >= 0) & np.isfinite(ranges)).all():
-        raise ValueError(
-            f"expected {num_positions} ranges of at least 0, received {shown(ranges.tolist())}"
-        )
-    return ranges
 
 
 def _compress(content: bytes) -> bytes:
@@ -221,25 +189,18 @@ class CompactCodec(TopKCodec):
         present = ranks < self.vocab_size
         gaps = np.diff(ranks, axis=-1, prepend=-1) - 1
         short = np.minimum(gaps, _LONG).astype(np.uint8)
-        splits = present, row_splits
-        long = split_rows(
-            gaps.astype(id_dtype(self.vocab_size)), present & (gaps >= _LONG), row_splits
-        )
-        parts = zip(
-            split_rows(short, *splits),
-            long,
-            split_rows(steps, *splits),
-            itertools.pairwise(row_splits),
+        long = gaps.astype(id_dtype(self.vocab_size))
+        columns = zip(
+            split_rows(short, row_splits, present),
+            split_rows(long, row_splits, present & (gaps >= _LONG)),
             strict=True,
         )
-        return [
-            {
-                TOPK_IDS: _compress(one + rest),
-                TOPK_LOGITS: _compress(numbers),
-                TOPK_RANGES: ranges[start:end].tobytes(),
-            }
-            for one, rest, numbers, (start, end) in parts
-        ]
+        return named(
+            (TOPK_IDS, TOPK_LOGITS, TOPK_RANGES),
+            (_compress(one + rest) for one, rest in columns),
+            map(_compress, split_rows(steps, row_splits, present)),
+            split_rows(ranges, row_splits),
+        )
 
     def decode(
         self, features: Mapping[str, bytes], num_positions: int
@@ -255,8 +216,11 @@ class CompactCodec(TopKCodec):
         return self._unpack(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def errors(self, logits: np.ndarray) -> np.ndarray:
-        """See `TopKCodec.errors`."""
-        return self.steps.errors(logits)
+        """See `TopKCodec.errors`: half a step of the row's range, which float16 has rounded."""
+        known = logits > _NO_MASS_LOGIT
+        ranges = np.where(known, -logits, np.float32(0.0)).max(axis=-1, keepdims=True, initial=0.0)
+        errors = ranges * np.float32(self.steps.half_step + _RANGE_ROUNDING) + _SMALLEST
+        return np.where(known, errors, np.float32(np.inf))
 
     def _read(self, features: Mapping[str, bytes], num_positions: int) -> tuple[np.ndarray, ...]:
         """Returns what `_unpack` takes, of one record."""
@@ -267,51 +231,15 @@ class CompactCodec(TopKCodec):
         steps = _decompress(features[TOPK_LOGITS], total)
         for part in (gaps, steps):
             self.expect_ids(len(part), counts)
-        if gaps.count(_LONG) != len(long):
-            raise ValueError(
-                f"expected {gaps.count(_LONG)} long gaps of ranks, received {len(long)}"
-            )
-        ranges = _read_ranges(features[TOPK_RANGES], num_positions)
+        num_long = gaps.count(_LONG)
+        if num_long != len(long):
+            raise ValueError(f"expected {num_long} long gaps of ranks, received {len(long)}")
+        ranges = arrays.decode(_RANGES, features[TOPK_RANGES], vocab_size=0)
+        # Not a number is no number of at least 0.
+        if len(ranges) != num_positions or not ((ranges >= 0) & np.isfinite(ranges)).all():
+            expected = f"expected {num_positions} ranges of at least 0"
+            raise ValueError(f"{expected}, received {shown(ranges.tolist())}")
         return np.frombuffer(gaps, np.uint8), long, np.frombuffer(steps, np.uint8), ranges, counts
-
-    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
-        """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
-        width = self.truncation_factor
-        if self.variable:
-            counts = self.tensor_counts(tf, features, max_positions)
-        else:
-            real = tf.strings.length(features[TOPK_RANGES]) // 2
-            counts = tf.sequence_mask(real, max_positions, dtype=tf.int32) * width
-        payload = self._decompressed(tf, features[TOPK_IDS], max_positions)
-        lengths = tf.strings.length(payload)
-        ends = tf.minimum(tf.reduce_sum(counts, axis=-1), lengths)
-        short = tf.strings.substr(payload, tf.zeros_like(ends), ends)
-        rest = tf.strings.substr(payload, ends, lengths - ends)
-        steps = self._decompressed(tf, features[TOPK_LOGITS], max_positions)
-        parts = [
-            arrays.joined_tensor(tf, short, "|u1"),
-            arrays.joined_tensor(tf, rest, id_dtype(self.vocab_size)),
-            arrays.joined_tensor(tf, steps, "|u1"),
-            arrays.joined_tensor(tf, features[TOPK_RANGES], _RANGES.dtype),
-        ]
-        return self.tensor_rows(tf, self._unpack, parts, counts)
-
-    def _decompressed(self, tf: Any, content: Any, max_positions: int) -> Any:
-        """Returns what zlib streams, string [B], hold: TensorFlow knows no bound for it.
-
-        zlib makes at most 1,032 bytes of one, so that streams no longer than what they may
-        hold do not fill the memory.
-        """
-        most = max_positions * self.truncation_factor
-        longest = most * (1 + id_dtype(self.vocab_size).itemsize)
-        longest += longest // 1000 + _ZLIB_BYTES
-        checked = tf.debugging.assert_less_equal(
-            tf.strings.length(content),
-            longest,
-            message=f"expected zlib streams of at most {longest} bytes",
-        )
-        with tf.control_dependencies([checked]):
-            return tf.io.decode_compressed(content, "ZLIB")
 
     def _unpack(
         self,
@@ -321,17 +249,10 @@ class CompactCodec(TopKCodec):
         ranges: np.ndarray,
         counts: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks what is stored of R positions.
+        """Unpacks what is stored of R positions: ids int32 and logits float32, [R, K].
 
-        Args:
-            gaps: uint8 [n], row after row.
-            long: the gaps that are 255 there.
-            steps: uint8 [n].
-            ranges: float16 [R].
-            counts: int [R], how many ids each row has.
-
-        Returns:
-            ids int32 [R, K] and logits float32 [R, K], descending.
+        `gaps` and `steps` are uint8 [n], row after row, `long` the gaps that are 255 there,
+        `ranges` float16 [R]; `counts` int [R] are the ids of each row.
         """
         ranks, bits = self._unpack_ranks(gaps, long, counts), self._rank_bits
         # The step and the rank in one number: sorting numbers is faster than finding an
@@ -349,17 +270,10 @@ class CompactCodec(TopKCodec):
         return ids, logits
 
     def _unpack_ranks(self, gaps: np.ndarray, long: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Returns ascending ranks, and 0 where there is no id; args as `_unpack`.
-
-        Returns:
-            int [R, K], with room for a step.
-        """
+        """Returns ascending ranks, int [R, K] with room for a step; 0 where there is no id."""
         gaps = gaps.astype(self._key_dtype)
         columns = np.arange(self.truncation_factor, dtype=gaps.dtype)
-        places = np.flatnonzero(gaps == _LONG)
-        if len(long) != len(places):
-            raise ValueError(f"expected {len(places)} long gaps of ranks, received {len(long)}")
-        gaps[places] = long
+        gaps[gaps == _LONG] = long
         # Before sums, that they may not overflow.
         fits = gaps.min(initial=0) >= 0 and gaps.max(initial=0) < self.vocab_size
         ranks = self.rows(gaps, counts, 0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_specs.records import TOPK_FEATURES, TOPK_IDS, TOPK_LOGITS, Feature
 from pipeline.storage import arrays
-from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, split_rows
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, named, split_rows
 
 _IDS, _LOGITS = TOPK_FEATURES["float16"]
 # The smallest finite float16. A logit this far below the largest has no mass.
@@ -33,31 +33,23 @@ class Float16Codec(TopKCodec):
         self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
     ) -> list[dict[str, bytes]]:
         logits = np.maximum(shifted, _FLOAT16_LOWEST).astype("<f2")
-        columns = zip(
-            split_rows(ids.astype(_IDS.numpy_dtype(self.vocab_size)), present, row_splits),
-            split_rows(logits, present, row_splits),
-            strict=True,
-        )
-        return [{TOPK_IDS: one, TOPK_LOGITS: two} for one, two in columns]
+        ids = ids.astype(_IDS.numpy_dtype(self.vocab_size))
+        columns = (split_rows(values, row_splits, present) for values in (ids, logits))
+        return named((TOPK_IDS, TOPK_LOGITS), *columns)
 
     def decode(
         self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks one record; see `TopKCodec.decode`."""
-        return self._unpack(
-            arrays.decode(_IDS, features[TOPK_IDS], self.vocab_size),
-            arrays.decode(_LOGITS, features[TOPK_LOGITS], self.vocab_size),
-            self.counts(features, num_positions),
+        ids, logits = (
+            arrays.decode(feature, features[feature.name], self.vocab_size)
+            for feature in self.stored
         )
-
-    def _unpack(
-        self, ids: np.ndarray, logits: np.ndarray, counts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Cuts what is stored of R positions into rows; `counts` are their ids, int [R]."""
+        counts = self.counts(features, num_positions)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            received = f"some from {ids.min()} to {ids.max()}"
             raise ValueError(
-                f"{TOPK_IDS}: expected ids of {self.vocab_size} tokens, "
-                f"received some from {ids.min()} to {ids.max()}"
+                f"{TOPK_IDS}: expected ids of {self.vocab_size} tokens, received {received}"
             )
         return (
             self.rows(ids.astype(np.int32), counts, NO_ID),
@@ -69,17 +61,12 @@ class Float16Codec(TopKCodec):
         errors = np.abs(logits) * _ROUNDING + _SMALLEST
         return np.where(logits > _FLOAT16_LOWEST, errors, np.float32(np.inf))
 
-    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+    def decode_tensors(
+        self, tf: Any, features: dict[str, Any], num_positions: Any, max_positions: int
+    ) -> tuple[Any, Any]:
         """Unpacks a batch of records; see `TopKCodec.decode_tensors`."""
         if self.variable:
-            parts = [
-                arrays.joined_tensor(
-                    tf, features[feature.name], feature.numpy_dtype(self.vocab_size)
-                )
-                for feature in self.stored
-            ]
-            counts = self.tensor_counts(tf, features, max_positions)
-            return self.tensor_rows(tf, self._unpack, parts, counts)
+            return super().decode_tensors(tf, features, num_positions, max_positions)
         sizes = {"P": max_positions, "K": self.truncation_factor}
         ids, logits = (
             arrays.padded_tensor(tf, feature, features[feature.name], self.vocab_size, sizes)

@@ -5,21 +5,17 @@ Letters as in `data_specs.records`: P masked positions, G layer groups, D hidden
 
 import abc
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from data_specs.records import HIDDEN_FEATURES, HIDDEN_SCALES, HIDDEN_STATES, Feature
+from data_specs.records import HIDDEN_FEATURES, Feature
 from pipeline.storage import arrays
+from pipeline.storage.codecs.base import named, split_rows
 
 _FLOAT16_HIGHEST = np.float32(65504.0)
 _STEPS = 127
-
-
-def _split(values: np.ndarray, row_splits: np.ndarray) -> list[bytes]:
-    return [values[start:end].tobytes() for start, end in itertools.pairwise(row_splits)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +34,13 @@ class HiddenCodec(abc.ABC):
     stored: ClassVar[tuple[Feature, ...]]
 
     @abc.abstractmethod
+    def _pack(self, states: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns the arrays of `stored` for states, float32 [positions, G, D]."""
+
+    @abc.abstractmethod
+    def _unpack(self, *stored: Any) -> Any:
+        """Returns the states of the arrays or tensors of `stored`, float32."""
+
     def encode(self, states: np.ndarray, row_splits: np.ndarray) -> list[dict[str, bytes]]:
         """Packs the positions of several records.
 
@@ -48,8 +51,9 @@ class HiddenCodec(abc.ABC):
         Returns:
             the features of each record.
         """
+        columns = (split_rows(values, row_splits) for values in self._pack(states))
+        return named((feature.name for feature in self.stored), *columns)
 
-    @abc.abstractmethod
     def decode(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
         """Unpacks one record: float32 [P, G, D].
 
@@ -57,8 +61,13 @@ class HiddenCodec(abc.ABC):
             KeyError: a feature is missing.
             ValueError: one is damaged.
         """
+        sizes, stored = self._sizes(num_positions), []
+        for feature in self.stored:
+            values = arrays.decode(feature, features[feature.name], vocab_size=0)
+            shape = [sizes[letter] for letter in feature.shape]
+            stored.append(values.reshape(shape).astype(np.float32))
+        return self._unpack(*stored)
 
-    @abc.abstractmethod
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records inside a TensorFlow graph.
 
@@ -70,17 +79,15 @@ class HiddenCodec(abc.ABC):
         Returns:
             float32 [B, P, G, D].
         """
+        sizes = self._sizes(max_positions)
+        tensors = (
+            arrays.padded_tensor(tf, feature, features[feature.name], 0, sizes)
+            for feature in self.stored
+        )
+        return self._unpack(*(tf.cast(tensor, tf.float32) for tensor in tensors))
 
-    def _array(
-        self, feature: Feature, features: Mapping[str, bytes], num_positions: int
-    ) -> np.ndarray:
-        sizes = {"P": num_positions, "G": self.num_groups, "D": self.hidden_size}
-        values = arrays.decode(feature, features[feature.name], vocab_size=0)
-        return values.reshape([sizes[letter] for letter in feature.shape])
-
-    def _tensor(self, tf: Any, feature: Feature, features: dict[str, Any], positions: int) -> Any:
-        sizes = {"P": positions, "G": self.num_groups, "D": self.hidden_size}
-        return arrays.padded_tensor(tf, feature, features[feature.name], 0, sizes)
+    def _sizes(self, positions: int) -> dict[str, int]:
+        return {"P": positions, "G": self.num_groups, "D": self.hidden_size}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,18 +96,11 @@ class Float16HiddenCodec(HiddenCodec):
 
     stored: ClassVar[tuple[Feature, ...]] = HIDDEN_FEATURES["float16"]
 
-    def encode(self, states: np.ndarray, row_splits: np.ndarray) -> list[dict[str, bytes]]:
-        """Packs the positions of several records; see `HiddenCodec.encode`."""
-        clipped = np.clip(states, -_FLOAT16_HIGHEST, _FLOAT16_HIGHEST).astype("<f2")
-        return [{HIDDEN_STATES: content} for content in _split(clipped, row_splits)]
+    def _pack(self, states: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (np.clip(states, -_FLOAT16_HIGHEST, _FLOAT16_HIGHEST).astype("<f2"),)
 
-    def decode(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
-        """Unpacks one record; see `HiddenCodec.decode`."""
-        return self._array(*self.stored, features, num_positions).astype(np.float32)
-
-    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
-        """Unpacks a batch of records; see `HiddenCodec.decode_tensors`."""
-        return tf.cast(self._tensor(tf, *self.stored, features, max_positions), tf.float32)
+    def _unpack(self, states: Any) -> Any:
+        return states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +112,11 @@ class Int8HiddenCodec(HiddenCodec):
 
     stored: ClassVar[tuple[Feature, ...]] = HIDDEN_FEATURES["int8"]
 
-    def encode(self, states: np.ndarray, row_splits: np.ndarray) -> list[dict[str, bytes]]:
-        """Packs the positions of several records; see `HiddenCodec.encode`."""
-        largest = np.abs(states).max(axis=-1)
-        scales = (largest / _STEPS).astype("<f4")
+    def _pack(self, states: np.ndarray) -> tuple[np.ndarray, ...]:
+        scales = (np.abs(states).max(axis=-1) / _STEPS).astype("<f4")
         # A state of zeros has no scale.
-        steps = np.rint(states / np.where(scales > 0, scales, 1.0)[..., None]).astype(np.int8)
-        columns = zip(_split(steps, row_splits), _split(scales, row_splits), strict=True)
-        return [{HIDDEN_STATES: one, HIDDEN_SCALES: two} for one, two in columns]
+        steps = np.rint(states / np.where(scales > 0, scales, 1.0)[..., None])
+        return steps.astype(np.int8), scales
 
-    def decode(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
-        """Unpacks one record; see `HiddenCodec.decode`."""
-        steps, scales = (self._array(one, features, num_positions) for one in self.stored)
-        return steps.astype(np.float32) * scales[..., np.newaxis]
-
-    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
-        """Unpacks a batch of records; see `HiddenCodec.decode_tensors`."""
-        steps, scales = (self._tensor(tf, one, features, max_positions) for one in self.stored)
-        return tf.cast(steps, tf.float32) * scales[..., tf.newaxis]
+    def _unpack(self, steps: Any, scales: Any) -> Any:
+        return steps * scales[..., None]

@@ -14,7 +14,7 @@ from pipeline.storage import codecs
 from pipeline.storage.codecs import CODECS, HIDDEN_CODECS, HiddenCodec
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec
 from pipeline.storage.codecs.float16 import Float16Codec
-from pipeline.storage.records import topk_probabilities
+from pipeline.storage.records import TeacherTargets
 
 TEMPERATURES = (1.0, 2.0)
 
@@ -72,7 +72,8 @@ def test_decoded_probabilities_at_each_temperature_and_prefix(
         exact = np.take_along_axis(exact / exact.sum(-1, keepdims=True), ids, axis=-1)
         tail = _log_tail(logits, ids, temperature)
         for kept in (1, 2, 5, 31, 32):
-            p, rest = topk_probabilities(decoded, tail, temperature, k=kept)
+            targets = TeacherTargets(ids, decoded, tail[:, np.newaxis], None, (temperature,))
+            p, rest = targets.probabilities(temperature, kept)
             # Half a unit in float16's last place of each logit, on both sides of the softmax.
             steps = np.maximum(-decoded[:, :kept], 2.0**-14) * 2.0**-11 / temperature
             bound = 2.0 * steps.max(-1, keepdims=True) + 2.0**-10
@@ -120,7 +121,7 @@ def test_numpy_and_tensorflow_decode_the_same(name: str, case) -> None:
     codec = _codec(name, vocab_size, k, variable=variable)
     rows = codec.encode(ids, values, row_splits)
     tensors = {feature: tf.constant([row[feature] for row in rows]) for feature in rows[0]}
-    got_ids, got_logits = codec.decode_tensors(tf, tensors, 5)
+    got_ids, got_logits = codec.decode_tensors(tf, tensors, counts, 5)
     assert got_ids.shape == got_logits.shape == (3, 5, k)
     assert (got_ids.dtype, got_logits.dtype) == (tf.int32, tf.float32)
     for row, count in enumerate(counts):
@@ -250,7 +251,7 @@ def test_shapes_are_known_before_decoding(name: str, variable: bool) -> None:
     ids, values, splits = _rows(np.random.default_rng(0), [3], 300, 20, variable)
     (row,) = codec.encode(ids, values, splits)
     traced = tf.function(
-        lambda features: codec.decode_tensors(tf, features, 5)
+        lambda features: codec.decode_tensors(tf, features, tf.constant([3]), 5)
     ).get_concrete_function({feature: tf.TensorSpec([None], tf.string) for feature in row})
     for spec, dtype in zip(traced.structured_outputs, (tf.int32, tf.float32), strict=True):
         assert (spec.shape.as_list(), spec.dtype) == ([None, 5, 20], dtype)
@@ -265,7 +266,7 @@ def test_a_batch_with_damaged_counts_is_refused(name: str, counts: list[int]) ->
     (row,) = codec.encode(ids, np.zeros((2, 3), np.float32), np.array([0, 2]))
     row[records.TOPK_COUNTS] = np.array(counts, "<u2").tobytes()
     tensors = {feature: tf.constant([value]) for feature, value in row.items()}
-    decode = tf.function(lambda: codec.decode_tensors(tf, tensors, 4))
+    decode = tf.function(lambda: codec.decode_tensors(tf, tensors, [2], 4))
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode()
 
@@ -292,7 +293,7 @@ def test_every_codec_takes_logits_far_below_the_largest(name: str) -> None:
     codec = CODECS[name](10, 3, token_counts=np.ones(10, np.int64))
     values = np.array([[1e6, -1e6, -np.inf]], np.float32)
     (row,) = codec.encode(np.array([[1, 2, 3]]), values, np.array([0, 1]))
-    _, logits = codec.decode(row, 1)
-    p, rest = topk_probabilities(logits, np.array([-np.inf]), 1.0, k=3)
+    ids, logits = codec.decode(row, 1)
+    p, rest = TeacherTargets(ids, logits, np.array([[-np.inf]]), None, (1.0,)).probabilities(1.0)
     np.testing.assert_allclose(p, [[1.0, 0.0, 0.0]])
     assert rest == 0.0

@@ -64,18 +64,24 @@ def _rows(path: pathlib.Path) -> dict[str, dict]:
 
 def test_pairs_are_measured_in_turns() -> None:
     calls: list[str] = []
-    figures = iter([2.0, 4.0, 3.0, 9.0, 2.5, 2.5])
+    figures = iter(())
 
     def call(name: str) -> float:
         calls.append(name)
         return next(figures)
 
-    pairs = measurement.alternate(lambda: call("ours"), lambda: call("other"), 3)
+    def compare(unit: str) -> Row:
+        nonlocal figures
+        figures = iter([2.0, 4.0, 3.0, 9.0, 2.5, 2.5])
+        return measurement.compare(
+            lambda: call("ours"), lambda: call("other"), 3, name="a", unit=unit
+        )
+
+    row = compare("s")
     assert calls == ["ours", "other"] * 3
-    row = measurement.compared(pairs, larger_is_better=False, name="a", unit="s", least_ratio=2.0)
     # Ratios 2, 3 and 1: medians are those of each, not of one pair.
     assert (row.ours, row.baseline, row.ratio, row.spread) == (2.5, 4.0, 2.0, (1.0, 3.0))
-    row = measurement.compared(pairs, larger_is_better=True, name="a", unit="examples/s")
+    row = compare("examples/s")
     assert row.ratio == pytest.approx(1 / 2)
     assert row.spread == pytest.approx((1 / 3, 1.0))
 

@@ -8,6 +8,7 @@ import pytest
 from pipeline.base.errors import InputError
 from pipeline.base.location import LocalLocation
 from pipeline.models.formats import model_directory
+from tools import commands
 from tools.dev import study
 from tools.dev.study import Study, StudyConfig
 
@@ -18,12 +19,7 @@ def _config(teacher: pathlib.Path, **settings) -> StudyConfig:
             "teacher": teacher,
             "input_dir": LocalLocation("text"),
             "tasks": {"tnews": LocalLocation("a"), "cmrc2018": LocalLocation("b")},
-            "seeds": (1, 2),
-            "do_whole_word_mask": True,
-            "num_shards": 2,
-            "num_train_steps": 4,
-            "train_batch_size": 2,
-            "learning_rate": 1e-3,
+            "work": teacher,
             **settings,
         }
     )
@@ -40,7 +36,7 @@ def four_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("four_layers")
 def test_students_come_before_those_that_begin_with_them(tmp_path: pathlib.Path) -> None:
-    made = Study(_config(tmp_path), tmp_path)
+    made = Study(_config(tmp_path))
     titles = [step.title for step in made.steps()]
     assert titles[:2] == ["masked examples", "the teacher runs once"]
     assert titles[2:8] == [
@@ -62,10 +58,10 @@ def test_a_finished_step_is_not_made_again(tmp_path: pathlib.Path, capsys) -> No
     done = tmp_path / "done"
     done.touch()
     steps = [
-        study.Step("one", done, lambda: made.append("one")),
-        study.Step("two", tmp_path / "missing", lambda: made.append("two")),
+        commands.Step("one", done, lambda: made.append("one")),
+        commands.Step("two", tmp_path / "missing", lambda: made.append("two")),
     ]
-    study._make(steps, 0.0)
+    commands.make_steps(steps, 0.0)
     assert made == ["two"]
     assert "[1/2] one (done before)" in capsys.readouterr().out
 
@@ -78,26 +74,22 @@ def test_a_finished_step_is_not_made_again(tmp_path: pathlib.Path, capsys) -> No
         ("tnews=.,own/tnews.yaml=.", "'own/tnews.yaml=.'"),
         ("tnews=nowhere", "no such folder"),
         ("tnews=.", "no such file"),
+        ("news=.", "news"),
     ],
 )
-def test_tasks_that_cannot_be_meant(given: str, received: str) -> None:
+def test_tasks_that_cannot_be_read_are_refused_before_anything_is_trained(
+    tmp_path, given: str, received: str
+) -> None:
     with pytest.raises(InputError) as error:
-        study.parse_tasks(given)
+        _config(tmp_path, tasks=given)
     assert "tasks" in (error.value.subject, error.value.setting)
-    assert error.value.received == received
-
-
-def test_an_unknown_task_is_refused_before_anything_is_trained() -> None:
-    with pytest.raises(InputError) as error:
-        study.parse_tasks("news=.")
-    assert error.value.subject == "tasks"
-    assert "news" in str(error.value.received)
+    assert received in str(error.value.received)
 
 
 @pytest.mark.usefixtures("four_layers")
 def test_results_of_a_task_of_ones_own_are_within_the_work(tmp_path: pathlib.Path) -> None:
     own = str(tmp_path / "own.yaml")
-    made = Study(_config(tmp_path, tasks={own: tmp_path / "a"}), tmp_path / "work")
+    made = Study(_config(tmp_path, tasks={own: tmp_path / "a"}, work=tmp_path / "work"))
     model = next(made.models())
     assert made.task_directory(model, own) == tmp_path / "work/tasks/own/teacher-seed1"
 
@@ -106,12 +98,12 @@ def test_results_of_a_task_of_ones_own_are_within_the_work(tmp_path: pathlib.Pat
 def test_results_of_other_files_are_not_taken_for_these(tmp_path: pathlib.Path) -> None:
     work, teacher = tmp_path / "work", tmp_path / "teacher"
     tasks = {"tnews": tmp_path / "a"}
-    Study(_config(teacher, tasks=tasks), work).claim()
+    Study(_config(teacher, tasks=tasks, work=work)).claim()
     # Tasks and seeds may be added.
     more = {**tasks, "ocnli": tmp_path / "b"}
-    Study(_config(teacher, tasks=more, seeds=(1, 2, 3)), work).claim()
+    Study(_config(teacher, tasks=more, seeds=(1, 2, 3), work=work)).claim()
     with pytest.raises(InputError) as error:
-        Study(_config(teacher, tasks={"tnews": tmp_path / "c"}), work).claim()
+        Study(_config(teacher, tasks={"tnews": tmp_path / "c"}, work=work)).claim()
     assert error.value.subject == str(work / "tasks/tnews")
     assert str(tmp_path / "a") in error.value.received
 
@@ -179,7 +171,7 @@ def _write_results(made: Study, *, teacher: float = 0.8) -> None:
 
 @pytest.mark.usefixtures("four_layers")
 def test_the_report_collects_what_the_steps_left(tmp_path: pathlib.Path, monkeypatch) -> None:
-    made = Study(_config(tmp_path), tmp_path)
+    made = Study(_config(tmp_path))
     _write_results(made)
     monkeypatch.setattr(study, "count_parameters", lambda config: 2_500_000)
     report = study.read_report(made)
@@ -202,7 +194,7 @@ def test_the_report_collects_what_the_steps_left(tmp_path: pathlib.Path, monkeyp
 
 @pytest.mark.usefixtures("four_layers")
 def test_nothing_is_kept_of_a_score_that_the_teacher_has_not(tmp_path, monkeypatch) -> None:
-    made = Study(_config(tmp_path), tmp_path)
+    made = Study(_config(tmp_path))
     _write_results(made, teacher=0.0)
     monkeypatch.setattr(study, "count_parameters", lambda config: 2_500_000)
     report = study.read_report(made)
@@ -226,26 +218,24 @@ def test_metrics_without_an_evaluation_are_refused(tmp_path, content: str) -> No
 
 
 @pytest.mark.parametrize(
-    "summary",
+    "changes",
     [
-        {},
+        {"rates": None},
         {"rates": []},
-        {"rates": [{"metrics": []}], "main_metric": "f1"},
-        {"rates": [{"metrics": {"f1": {}}}], "main_metric": "f1"},
+        {"rates": [{"metrics": []}]},
+        {"rates": [{"metrics": {"f1": {}}}]},
+        {},
     ],
 )
-def test_a_summary_without_a_score_is_refused(tmp_path, summary) -> None:
+def test_the_score_of_a_summary_is_read_or_its_absence_refused(tmp_path, changes) -> None:
     path = tmp_path / "summary.json"
-    path.write_text(json.dumps(summary))
+    metrics = {"f1": {"mean": 0.25}, "accuracy": {"mean": 0.5}}
+    rates = [{"learning_rate": 1e-4, "num_seeds": 1, "metrics": metrics}]
+    summary = {"task": "x", "split": "dev", "best_learning_rate": 1e-4, "rates": rates}
+    path.write_text(json.dumps({**summary, "main_metric": "f1", **changes}))
+    if not changes:
+        assert study.read_score(path) == 0.25
+        return
     with pytest.raises(InputError) as error:
         study.read_score(path)
     assert error.value.subject.startswith(str(path))
-
-
-def test_the_score_of_a_summary(tmp_path) -> None:
-    path = tmp_path / "summary.json"
-    rates = [{"metrics": {"f1": {"mean": 0.25}, "accuracy": {"mean": 0.5}}}]
-    rates[0].update({"learning_rate": 1e-4, "num_seeds": 1})
-    summary = {"task": "x", "split": "dev", "best_learning_rate": 1e-4, "rates": rates}
-    path.write_text(json.dumps({**summary, "main_metric": "f1"}))
-    assert study.read_score(path) == 0.25

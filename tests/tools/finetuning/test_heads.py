@@ -16,6 +16,7 @@ from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource, find_model
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.models.weight_names import weight_table
+from tools.convert_checkpoint import google_config
 from tools.finetuning import heads
 from tools.finetuning.head_layout import (
     CLASSIFICATION,
@@ -207,7 +208,7 @@ def test_a_pooler_of_a_google_checkpoint_is_taken_unless_it_is_zero(tmp_path, sc
         shape_and_slices=[""] * len(tensors),
         tensors=[tf.constant(value) for value in tensors.values()],
     )
-    (tmp_path / "bert_config.json").write_text(json.dumps(BERT.to_google()))
+    (tmp_path / "bert_config.json").write_text(json.dumps(google_config(BERT)))
     assert read_head(find_model(tmp_path)) is None
     found = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
     for name, value in weights.items():

@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from data_specs import declarations, tasks
+from data_specs import tasks
+from data_specs.declarations import known_names
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from tests.tools.finetuning.squad_files import squad_json
@@ -125,7 +126,7 @@ def _write(folder: Location, files: dict[str, str]) -> Location:
 
 
 def test_every_task_has_a_case() -> None:
-    assert {name for name, *_ in CASES} == set(declarations.known_names(tasks.FOLDER))
+    assert {name for name, *_ in CASES} == set(known_names(tasks.FOLDER))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def _refusal(name: str, folder: Location, split: str = "dev", **settings) -> Inp
     return caught.value
 
 
-@pytest.mark.parametrize("name", declarations.known_names(tasks.FOLDER))
+@pytest.mark.parametrize("name", known_names(tasks.FOLDER))
 def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
     _write(tmp_path, {"other.txt": "x"})
     error = _refusal(name, tmp_path)

@@ -19,15 +19,9 @@ _TRUNCATION_FACTOR = 128
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is measured.
+    """The inputs of the benchmarks; everything that is made goes into `work`.
 
-    Attributes:
-        work: everything that is made goes here.
-        corpus: a text file; of long documents, if the full lengths are to be met.
-        mixed_corpus: a text file of documents of mixed length.
-        teacher: a model directory.
-        repeats: of each pair of measurements.
-        max_seq_length: of the inputs.
+    The full lengths are met if `corpus` is a text file of long documents.
     """
 
     work: Location

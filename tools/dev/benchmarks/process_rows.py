@@ -1,5 +1,6 @@
 """Whole commands: time of masking and of Ray, peak memory of each stage."""
 
+import dataclasses
 import functools
 import pathlib
 import statistics
@@ -7,27 +8,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.base.location import Location
 from pipeline.runners import local
 from pipeline.runners.ray import RayConfig, RayWorkers
 from tools.dev.benchmarks import processes
 from tools.dev.benchmarks.inputs import Inputs
-from tools.measurement import Row, alternate, compared
+from tools.measurement import Row, compare
 
 
-def _masking_seconds(inputs: Inputs, number: int, workers: int) -> float:
-    output = inputs.work / f"masked-{workers}-{number}"
-    finished = processes.run(
-        "create_pretraining_data",
-        input_dir=inputs.corpus,
-        vocab_file=inputs.vocab,
-        output_dir=output,
-        max_seq_length=512,
-        doc_stride=256,
-        dupe_factor=5,
-        max_workers=workers,
-    )
+def _seconds(inputs: Inputs, command: str, **settings: Any) -> float:
+    output = inputs.new_directory("made")
+    seconds = processes.run(command, output_dir=output, **settings).seconds
     inputs.remove(output)
-    return finished.seconds
+    return seconds
 
 
 def _cut(text: str) -> float:
@@ -45,39 +38,49 @@ def _cut(text: str) -> float:
 
 def masking_rows(inputs: Inputs) -> Iterator[Row]:
     """Yields how fast a corpus is masked five ways, at 512 tokens with a stride of 256."""
-    numbers = iter(range(10**6))
     text = pathlib.Path(inputs.corpus).read_text(encoding="utf-8")
     megabytes = len(text.encode("utf-8")) / 1e6
     about = f"{megabytes:.1f} MB of text"
     two: list[float] = []
 
+    def mask(workers: int) -> float:
+        return _seconds(
+            inputs,
+            "create_pretraining_data",
+            input_dir=inputs.corpus,
+            vocab_file=inputs.vocab,
+            max_seq_length=512,
+            doc_stride=256,
+            dupe_factor=5,
+            max_workers=workers,
+        )
+
     def with_two() -> float:
-        two.append(_masking_seconds(inputs, next(numbers), 2))
+        two.append(mask(2))
         return two[-1]
 
     if inputs.has("jieba"):
-        figures = alternate(with_two, lambda: _cut(text), inputs.repeats)
-        yield compared(
-            figures,
-            larger_is_better=False,
+        yield compare(
+            with_two,
+            lambda: _cut(text),
+            inputs.repeats,
             name="stage 1a, 2 workers, whole process",
             unit="s",
             against="one thread of jieba.cut over the text, once",
             least_ratio=1.25,
             note=about,
         )
-    figures = alternate(
-        with_two, lambda: _masking_seconds(inputs, next(numbers), 1), inputs.repeats
-    )
-    yield compared(
-        figures,
-        larger_is_better=False,
+    row = compare(
+        with_two,
+        lambda: mask(1),
+        inputs.repeats,
         name="stage 1a, 2 workers",
         unit="s",
         against="1 worker",
         least_ratio=1.8,
-        note=f"{about}, {megabytes / statistics.median(two):.2f} MB/s",
     )
+    speed = megabytes / statistics.median(two)
+    yield dataclasses.replace(row, note=f"{about}, {speed:.2f} MB/s")
 
 
 _MB = 1e6
@@ -99,59 +102,24 @@ def _grown(small: float, large: float, name: str, against: str, note: str) -> Ro
     )
 
 
-def _mask_in_shards(
-    inputs: Inputs, corpus: pathlib.Path, output: pathlib.Path
-) -> processes.Finished:
-    return processes.run(
-        "create_pretraining_data",
-        input_dir=corpus,
-        vocab_file=inputs.vocab,
-        output_dir=output,
-        max_seq_length=128,
-        doc_stride=126,
-        segments="single",
-        dupe_factor=5,
-        max_workers=2,
-        num_shards=800,
-    )
-
-
-def _cache(inputs: Inputs, shards: str, output: pathlib.Path) -> processes.Finished:
-    return processes.run(
-        "create_teacher_output_data",
-        input_file=shards,
-        teacher=inputs.teacher,
-        output_dir=output,
-        compute_dtype="auto",
-    )
-
-
-def _train(inputs: Inputs, cache: pathlib.Path, output: pathlib.Path, steps: int, **settings):
-    return processes.run(
-        "run_distill",
-        input_dir=cache,
-        init_from=inputs.teacher,
-        student_layers=1,
-        output_dir=output,
-        num_train_steps=steps,
-        compute_dtype="auto",
-        **settings,
-    )
-
-
-def memory_rows(inputs: Inputs, small: pathlib.Path, large: pathlib.Path) -> Iterator[Row]:
-    """Yields the memory of each stage for a small and a large corpus.
-
-    Args:
-        inputs: what else is measured.
-        small: a text file.
-        large: a text file, several times as large.
-    """
+def memory_rows(inputs: Inputs, small: Location, large: Location) -> Iterator[Row]:
+    """Yields the memory of each stage for a small corpus and one several times as large."""
     sizes = [path.stat().st_size / _MB for path in (small, large)]
     texts = f"{sizes[1]:.0f} MB and {sizes[0]:.0f} MB of text"
     examples = [inputs.new_directory(f"memory-examples-{name}") for name in ("small", "large")]
     peaks = [
-        _mask_in_shards(inputs, corpus, output).peak
+        processes.run(
+            "create_pretraining_data",
+            input_dir=corpus,
+            vocab_file=inputs.vocab,
+            output_dir=output,
+            max_seq_length=128,
+            doc_stride=126,
+            segments="single",
+            dupe_factor=5,
+            max_workers=2,
+            num_shards=800,
+        ).peak
         for corpus, output in zip((small, large), examples, strict=True)
     ]
     yield _grown(*peaks, "peak memory, stage 1a", "the small corpus", texts)
@@ -159,36 +127,44 @@ def memory_rows(inputs: Inputs, small: pathlib.Path, large: pathlib.Path) -> Ite
     caches = [inputs.new_directory(f"memory-cache-{name}") for name in ("small", "large")]
     globs = ("train-00000-*", "train-0000[0-7]-*")
     peaks = [
-        _cache(inputs, str(examples[1] / pattern), output).peak
+        processes.run(
+            "create_teacher_output_data",
+            input_file=examples[1] / pattern,
+            teacher=inputs.teacher,
+            output_dir=output,
+            compute_dtype="auto",
+        ).peak
         for pattern, output in zip(globs, caches, strict=True)
     ]
     yield _grown(*peaks, "peak memory, stage 1b", "an eighth of the shards", "8 shards, and 1")
-    outputs = [inputs.new_directory(f"memory-student-{name}") for name in ("small", "large")]
-    # All of a small cache fits into the shuffle buffer; this one is full with either.
-    peaks = [
-        _train(inputs, cache, output, 60, shuffle_buffer_size=1_000).peak
-        for cache, output in zip(caches, outputs, strict=True)
-    ]
+    peaks = [max(_training_memory(inputs, cache, num_train_steps=60)) for cache in caches]
     yield _grown(*peaks, "peak memory, run_distill", "the small cache", "60 updates of 32")
     yield _long_run(inputs, caches[0])
-    for path in (*examples, *caches, *outputs):
+    for path in (*examples, *caches):
         inputs.remove(path)
 
 
-def _long_run(inputs: Inputs, cache: pathlib.Path) -> Row:
-    """Returns the memory in the last tenth of a run against that after its first third."""
-    output = inputs.new_directory("memory-long")
-    finished = _train(
-        inputs,
-        cache,
-        output,
-        _LONG_STEPS,
-        train_batch_size=8,
-        save_checkpoints_steps=100,
+def _training_memory(inputs: Inputs, cache: Location, **settings: Any) -> tuple[int, ...]:
+    output = inputs.new_directory("memory-student")
+    finished = processes.run(
+        "run_distill",
+        input_dir=cache,
+        init_from=inputs.teacher,
+        student_layers=1,
+        output_dir=output,
+        compute_dtype="auto",
+        # All of a small cache fits into the shuffle buffer; this one is full with any.
         shuffle_buffer_size=1_000,
+        **settings,
     )
     inputs.remove(output)
-    memory = finished.memory
+    return finished.memory
+
+
+def _long_run(inputs: Inputs, cache: Location) -> Row:
+    """Returns the memory in the last tenth of a run against that after its first third."""
+    settings = {"train_batch_size": 8, "save_checkpoints_steps": 100}
+    memory = _training_memory(inputs, cache, num_train_steps=_LONG_STEPS, **settings)
     tenth = len(memory) // 10
     early = statistics.median(memory[3 * tenth : 4 * tenth])
     late = statistics.median(memory[-2 * tenth : -tenth])
@@ -216,13 +192,6 @@ def _start(inputs: Inputs) -> float:
     return seconds
 
 
-def _seconds(inputs: Inputs, command: str, **settings: Any) -> float:
-    output = inputs.new_directory("made")
-    seconds = processes.run(command, output_dir=output, **settings).seconds
-    inputs.remove(output)
-    return seconds
-
-
 def ray_rows(inputs: Inputs) -> Iterator[Row]:
     """Yields what a runner costs where it gains nothing."""
     if not inputs.has("ray"):
@@ -244,9 +213,10 @@ def ray_rows(inputs: Inputs) -> Iterator[Row]:
     for stage, command, settings, without, cpus_per_job in ways:
         run = functools.partial(_seconds, inputs, command, **settings)
         on_ray = functools.partial(run, runner="ray", cpus_per_job=cpus_per_job)
-        yield compared(
-            alternate(on_ray, functools.partial(run, **without), inputs.repeats),
-            larger_is_better=False,
+        yield compare(
+            on_ray,
+            functools.partial(run, **without),
+            inputs.repeats,
             name=f"stage {stage} on Ray, whole process",
             unit="s",
             against="--runner=local, as many processes and threads",

@@ -25,11 +25,6 @@ def tensors(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     }
 
 
-def _prepare(model: torch.nn.Module) -> torch.nn.Module:
-    torch.set_num_threads(local.num_cpus())
-    return model
-
-
 def _states(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Returns the last hidden states at the masked positions, [B, P, D]."""
     states = model.bert(
@@ -52,7 +47,8 @@ class Teacher:
     def __init__(self, directory: str | os.PathLike[str], dtype: str) -> None:
         kind = torch.bfloat16 if dtype == compute_dtype.BFLOAT16 else torch.float32
         model = transformers.BertForMaskedLM.from_pretrained(directory)
-        self._model = _prepare(model.to(kind).eval())
+        torch.set_num_threads(local.num_cpus())
+        self._model = model.to(kind).eval()
 
     @torch.inference_mode()
     def all_positions(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -81,7 +77,8 @@ class Student:
 
     def __init__(self, config: Mapping[str, Any], dtype: str) -> None:
         config = transformers.BertConfig(**config)
-        self._model = _prepare(transformers.BertForMaskedLM(config).train())
+        torch.set_num_threads(local.num_cpus())
+        self._model = transformers.BertForMaskedLM(config).train()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=5e-5, weight_decay=0.01)
         self._autocast = dtype == compute_dtype.BFLOAT16
 

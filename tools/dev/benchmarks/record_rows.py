@@ -15,70 +15,29 @@ from data_specs import records
 from pipeline.base import compute_dtype
 from pipeline.distill import batches
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input, reader, serialization
+from pipeline.storage import cache_input, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import TRAIN
 from pipeline.teacher.settings import TeacherCacheConfig
+from tools import list_records
 from tools.cache_analysis import planning
 from tools.cache_analysis.planning import CachePlan
 from tools.dev.benchmarks.inputs import Inputs
-from tools.measurement import Row, alternate, compared
-
-_INTS = (
-    records.INPUT_IDS,
-    records.INPUT_MASK,
-    records.SEGMENT_IDS,
-    records.MASKED_LM_POSITIONS,
-    records.MASKED_LM_IDS,
-    records.TOPK_IDS,
-)
-_FLOATS = (records.MASKED_LM_WEIGHTS, records.TOPK_LOGITS)
+from tools.measurement import Row, compare
 
 
-def ancestor_record(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a record, written through Python lists.
-
-    Args:
-        arrays: of one example, padded: `input_ids`, `input_mask`, `segment_ids` [L],
-            `masked_lm_positions`, `masked_lm_ids`, `masked_lm_weights` [P], `topk_ids`
-            and `topk_logits` [P, K].
-    """
-    features = {}
-    for name in _INTS:
-        values = tf.train.Int64List(value=arrays[name].ravel().tolist())
-        features[name] = tf.train.Feature(int64_list=values)
-    for name in _FLOATS:
-        values = tf.train.FloatList(value=arrays[name].ravel().tolist())
-        features[name] = tf.train.Feature(float_list=values)
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-
-
-def write_ancestor(path: pathlib.Path, examples: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Writes a file of records."""
+def _write_lists(path: pathlib.Path, examples: Iterable[Mapping[str, np.ndarray]]) -> None:
     with tf.io.TFRecordWriter(str(path)) as writer:
         for arrays in examples:
-            writer.write(ancestor_record(arrays))
+            writer.write(list_records.list_record(arrays))
 
 
-def ancestor_batches(
+def _list_batches(
     path: pathlib.Path, sizes: tuple[int, int, int], batch_size: int
 ) -> tf.data.Dataset:
-    """Returns the endless shuffled stream of batches, each record parsed by itself.
-
-    Args:
-        path: the file.
-        sizes: L, P and K.
-        batch_size: B.
-    """
-    length, positions, topk = sizes
-    shapes = {name: [length] for name in _INTS[:3]}
-    shapes |= {name: [positions] for name in (*_INTS[3:5], records.MASKED_LM_WEIGHTS)}
-    shapes |= {name: [positions, topk] for name in (records.TOPK_IDS, records.TOPK_LOGITS)}
-    features = {
-        name: tf.io.FixedLenFeature(shape, tf.float32 if name in _FLOATS else tf.int64)
-        for name, shape in shapes.items()
-    }
+    """Returns endless shuffled batches of list records of L, P and K, each parsed by itself."""
+    features = list_records.list_features(*sizes)
 
     def parse(serialized: tf.Tensor) -> dict[str, Any]:
         parsed = tf.io.parse_single_example(serialized, features)
@@ -99,24 +58,7 @@ _COPIES = 8
 # A batch of the Chinese RoBERTa-wwm distillation.
 _READ_BATCH_SIZE = 384
 _READ_BATCHES = 20
-_ANCESTOR_FILE = "ancestor.tfrecord"
-_TOPK = (records.TOPK_IDS, records.TOPK_LOGITS)
-
-
-def padded_examples(cache: CacheInput, count: int) -> list[dict[str, np.ndarray]]:
-    """Returns the arrays of a cache's first examples, padded, as a script would hold them."""
-    codec = cache_input.open_codec(cache.directory, cache.manifest)
-    dataset = reader.evaluation_records(cache, TRAIN).take(count)
-    found = []
-    for serialized in dataset.batch(_BATCH_SIZE):
-        batch = reader.parse_batch(serialized, cache.manifest, codec)
-        inputs, other = batches.inputs_and_targets(batch)
-        arrays = {name: value.numpy() for name, value in {**inputs, **other}.items()}
-        del arrays[records.LOG_TAIL_MASSES]
-        found += [
-            {name: value[row] for name, value in arrays.items()} for row in range(len(serialized))
-        ]
-    return found
+_LISTS_FILE = "lists.tfrecord"
 
 
 def _ours(
@@ -127,7 +69,7 @@ def _ours(
     kept = []
     for one in padded:
         count = int(one[records.MASKED_LM_WEIGHTS].sum())
-        kept.append(tuple(one[name][:count] for name in _TOPK))
+        kept.append(tuple(one[name][:count] for name in list_records.TOPK))
     masked = cache.directory / cache.manifest.splits[TRAIN][0].file
     others = [
         serialization.decode_example(record)
@@ -153,24 +95,20 @@ def _ours(
     return seconds / len(padded)
 
 
-def _ancestor(padded: Sequence[Mapping[str, np.ndarray]], inputs: Inputs) -> float:
-    path = inputs.work / _ANCESTOR_FILE
+def _lists(padded: Sequence[Mapping[str, np.ndarray]], inputs: Inputs) -> float:
+    path = inputs.work / _LISTS_FILE
     begun = time.perf_counter()
-    write_ancestor(path, padded)
+    _write_lists(path, padded)
     return (time.perf_counter() - begun) / len(padded)
 
 
 def writing(inputs: Inputs, cache: CacheInput) -> Row:
     """Returns how fast records are written, the arrays being in memory."""
-    padded = padded_examples(cache, _EXAMPLES) * _COPIES
-    figures = alternate(
+    padded = list_records.padded_examples(cache, TRAIN, _EXAMPLES) * _COPIES
+    return compare(
         lambda: 1e6 * _ours(cache, padded, inputs, "written"),
-        lambda: 1e6 * _ancestor(padded, inputs),
+        lambda: 1e6 * _lists(padded, inputs),
         inputs.repeats,
-    )
-    return compared(
-        figures,
-        larger_is_better=False,
         name=f"writing a record, float16, k={inputs.truncation_factor}",
         unit="µs",
         against="lists of int64 and float",
@@ -204,28 +142,25 @@ def _repeated(cache: CacheInput, inputs: Inputs) -> CacheInput:
 
 def reading(inputs: Inputs, cache: CacheInput, least_ratio: float | None) -> Row:
     """Returns how fast ready batches come from a cache, by all of a run's own reading."""
-    padded = padded_examples(cache, _EXAMPLES) * _COPIES
-    _ancestor(padded, inputs)
+    padded = list_records.padded_examples(cache, TRAIN, _EXAMPLES) * _COPIES
+    _lists(padded, inputs)
     repeated, manifest = _repeated(cache, inputs), cache.manifest
     k = inputs.truncation_factor
     sizes = (inputs.max_seq_length, manifest.max_predictions_per_seq, k)
-    path, chunking = inputs.work / _ANCESTOR_FILE, Chunking(_READ_BATCH_SIZE)
+    path, chunking = inputs.work / _LISTS_FILE, Chunking(_READ_BATCH_SIZE)
     settings = {"seed": 0, "start": 0, "shuffle_buffer_size": 1_000}
-    figures = alternate(
+    row = compare(
         lambda: _rate(batches.training_batches(repeated, chunking, **settings)),
-        lambda: _rate(ancestor_batches(path, sizes, _READ_BATCH_SIZE)),
+        lambda: _rate(_list_batches(path, sizes, _READ_BATCH_SIZE)),
         inputs.repeats,
-    )
-    inputs.remove(repeated.directory)
-    return compared(
-        figures,
-        larger_is_better=True,
         name=f"reading to ready batches, {manifest.teacher_info.logit_encoding}, k={k}",
         unit="records/s",
         against="lists of int64 and float",
         least_ratio=least_ratio,
         note=f"{inputs.max_seq_length} tokens, shuffled, batches of {_READ_BATCH_SIZE}",
     )
+    inputs.remove(repeated.directory)
+    return row
 
 
 def record_rows(inputs: Inputs) -> Iterator[Row]:
@@ -243,14 +178,14 @@ _MOST_BYTES = {"float16": 535.0, "compact": 280.0}
 _MOST_NATS = 2e-5
 
 
-def _ancestor_bytes(cache: CacheInput) -> float:
+def _list_bytes(cache: CacheInput) -> float:
     """Returns what the top-k of a masked position takes in lists."""
     sizes = positions = 0
-    for one in padded_examples(cache, _SAMPLE):
+    for one in list_records.padded_examples(cache, TRAIN, _SAMPLE):
         count = int(one[records.MASKED_LM_WEIGHTS].sum())
-        real = {**one, **{name: one[name][:count] for name in _TOPK}}
-        none = {**one, **{name: one[name][:0] for name in _TOPK}}
-        sizes += len(ancestor_record(real)) - len(ancestor_record(none))
+        real = {**one, **{name: one[name][:count] for name in list_records.TOPK}}
+        none = {**one, **{name: one[name][:0] for name in list_records.TOPK}}
+        sizes += len(list_records.list_record(real)) - len(list_records.list_record(none))
         positions += count
     return sizes / positions
 
@@ -275,7 +210,7 @@ def _measure_plans(inputs: Inputs, mass: float | None, encodings: list[str]) -> 
 
 def size_rows(inputs: Inputs) -> Iterator[Row]:
     """Yields the bytes of each codec and its divergence from the exact top-k."""
-    lists = _ancestor_bytes(inputs.cache(mixed=False))
+    lists = _list_bytes(inputs.cache(mixed=False))
     for plan in _measure_plans(inputs, None, list(_MOST_BYTES)):
         name = plan.logit_encoding
         yield Row(

@@ -6,7 +6,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from tools.dev.benchmarks.inputs import Inputs
-from tools.measurement import Row, alternate, compared
+from tools.measurement import Row, compare
 
 _BATCH_SIZE = 32
 _LOG_STEPS = 4
@@ -74,18 +74,28 @@ def _run_rate(inputs: Inputs, config: DistillConfig) -> float:
     return statistics.median(rates[1:])
 
 
-def _step_rate(config: DistillConfig, batch: Any) -> float:
-    """Returns the examples a second of the step alone, on one batch again and again."""
+def _own_step(config: DistillConfig, batch: Any) -> Callable[[], Any]:
+    """Returns what makes a step on one batch, and returns its metrics."""
     distiller = training.build_distiller(prepare(config))
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
     step = distiller.make_train_function() or distiller.train_function
-    rates = []
-    for _ in range(_LINES):
-        begun = time.perf_counter()
-        for _ in range(_LOG_STEPS):
-            logs = step(iterator)
-        keras.tree.map_structure(float, logs)
-        rates.append(_LOG_STEPS * config.train_batch_size / (time.perf_counter() - begun))
+    return lambda: step(iterator)
+
+
+def _rate(step: Callable[[], Any], num_steps: int, batch_size: int) -> float:
+    """Returns the examples a second of so many steps."""
+    begun = time.perf_counter()
+    for _ in range(num_steps):
+        metrics = step()
+    # Waits for the device.
+    keras.tree.map_structure(float, metrics)
+    return num_steps * batch_size / (time.perf_counter() - begun)
+
+
+def _step_rate(config: DistillConfig, batch: Any) -> float:
+    """Returns the examples a second of the step alone, on one batch again and again."""
+    step = _own_step(config, batch)
+    rates = [_rate(step, _LOG_STEPS, config.train_batch_size) for _ in range(_LINES)]
     keras.backend.clear_session()
     return statistics.median(rates[1:])
 
@@ -105,12 +115,10 @@ def _against_step(inputs: Inputs, dtype: str) -> Row:
     cache = inputs.cache(mixed=False)
     config = _config(inputs, cache, dtype, length_buckets=1)
     batch = _first_batch(cache, _BATCH_SIZE)
-    figures = alternate(
-        lambda: _run_rate(inputs, config), lambda: _step_rate(config, batch), inputs.repeats
-    )
-    return compared(
-        figures,
-        larger_is_better=True,
+    return compare(
+        lambda: _run_rate(inputs, config),
+        lambda: _step_rate(config, batch),
+        inputs.repeats,
         name=f"run_distill, {dtype}",
         unit="examples/s",
         against="its step on one batch kept in memory",
@@ -123,12 +131,10 @@ def _against_padding(inputs: Inputs, dtype: str) -> Row:
     cache = inputs.cache(mixed=True)
     config = _config(inputs, cache, dtype, length_buckets=8)
     full = dataclasses.replace(config, length_buckets=1)
-    figures = alternate(
-        lambda: _run_rate(inputs, config), lambda: _run_rate(inputs, full), inputs.repeats
-    )
-    return compared(
-        figures,
-        larger_is_better=True,
+    return compare(
+        lambda: _run_rate(inputs, config),
+        lambda: _run_rate(inputs, full),
+        inputs.repeats,
         name=f"run_distill, mixed lengths, {dtype}",
         unit="examples/s",
         against="all padded to max_seq_length",
@@ -152,22 +158,6 @@ def _peer_batch(cache: CacheInput) -> tuple[dict[str, Any], dict[str, Any]]:
     }, other
 
 
-def _own_step(
-    config: DistillConfig, batch: tuple[Mapping[str, Any], Mapping[str, Any]]
-) -> Callable[[], Any]:
-    distiller = training.build_distiller(prepare(config))
-    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
-    step = distiller.make_train_function() or distiller.train_function
-    return lambda: keras.tree.map_structure(float, step(iterator))
-
-
-def _seconds(step: Callable[[], Any], count: int) -> float:
-    begun = time.perf_counter()
-    for _ in range(count):
-        step()
-    return count * _PEER_BATCH_SIZE / (time.perf_counter() - begun)
-
-
 def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
     from tools.dev.benchmarks import pytorch_peer
 
@@ -188,20 +178,19 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
     peer = pytorch_peer.Student(shape, dtype)
     arrays = {name: value.numpy() for part in batch for name, value in part.items()}
     tensors = pytorch_peer.tensors(arrays)
-    _seconds(own, 2), peer.step(tensors)
-    figures = alternate(
-        lambda: _seconds(own, 3), lambda: _seconds(lambda: peer.step(tensors), 3), inputs.repeats
-    )
-    keras.backend.clear_session()
-    return compared(
-        figures,
-        larger_is_better=True,
+    own(), own(), peer.step(tensors)
+    row = compare(
+        lambda: _rate(own, 3, _PEER_BATCH_SIZE),
+        lambda: _rate(lambda: peer.step(tensors), 3, _PEER_BATCH_SIZE),
+        inputs.repeats,
         name=f"student step, {dtype}",
         unit="examples/s",
         against="PyTorch transformers, masked positions only",
         least_ratio=1.0,
         note=f"3 layers of 768, batches of {_PEER_BATCH_SIZE}, {_PEER_LENGTH} tokens",
     )
+    keras.backend.clear_session()
+    return row
 
 
 def student_rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from pipeline.storage.records import MaskedExample
 from pipeline.teacher import capture, forward
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.dev.benchmarks.inputs import Inputs
-from tools.measurement import Row, alternate, compared
+from tools.measurement import Row, compare
 
 _BATCH_SIZE = 32
 _EXAMPLES = 384
@@ -129,9 +129,10 @@ def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
         return _forward_rate(forward, sample.batches, count)
 
     ours(), bare()
-    return compared(
-        alternate(ours, bare, inputs.repeats),
-        larger_is_better=True,
+    return compare(
+        ours,
+        bare,
+        inputs.repeats,
         name=f"stage 1b, {dtype}",
         unit="examples/s",
         against="the bare forward pass on ready batches",
@@ -147,9 +148,10 @@ def _against_padding(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
     full, count = sample.full_batches, len(sample.serialized)
     ours = functools.partial(_capture_rate, sample, made, inputs)
     ours(), forward(full[0])
-    return compared(
-        alternate(ours, lambda: _forward_rate(forward, full, count), inputs.repeats),
-        larger_is_better=True,
+    return compare(
+        ours,
+        lambda: _forward_rate(forward, full, count),
+        inputs.repeats,
         name=f"stage 1b, mixed lengths, {dtype}",
         unit="examples/s",
         against="the bare forward pass, all padded to max_seq_length",
@@ -178,14 +180,10 @@ def _against_pytorch(inputs: Inputs, source: ModelSource, dtype: str) -> Iterato
     }
     for name, (other, target) in ways.items():
         forward(batches[0]), other(tensors[0])
-        figures = alternate(
+        yield compare(
             lambda: _forward_rate(forward, batches, count),
             functools.partial(_forward_rate, other, tensors, count),
             inputs.repeats,
-        )
-        yield compared(
-            figures,
-            larger_is_better=True,
             name=f"bare forward of the teacher, {dtype}",
             unit="examples/s",
             against=f"PyTorch transformers, {name}",

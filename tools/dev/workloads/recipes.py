@@ -103,14 +103,7 @@ def read_recipe(
     max_seq_length: int = 512,
     max_predictions_per_seq: int | None = None,
 ) -> Workload:
-    """Returns what a recipe computes.
-
-    Args:
-        recipe: a name in `RECIPES`.
-        student_config: as `find_shape` takes it; by default the recipe's student.
-        teacher_config: the same.
-        max_seq_length: L.
-        max_predictions_per_seq: P; the recipe's by default.
+    """Returns what a recipe of `RECIPES` computes, by default with its own models.
 
     Raises:
         InputError: a file is not as it must be, or the inputs are too long for a model.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,6 +19,8 @@ Arrays = dict[str, np.ndarray]
 # Of a teacher cache, unless one says otherwise.
 _TEMPERATURES = (1.0, 2.0)
 _SEED = 12345
+# The programs that a choice of `part` stands for.
+PARTS = {"step": ("step",), "teacher": ("teacher",), "both": ("step", "teacher")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,13 @@ class Workload:
     def cached_ids(self) -> int:
         """Ids at a masked position of the cache."""
         return min(self.truncation_factor, self.teacher.vocab_size)
+
+    def computing(self, dtype: str, recompute_activations: bool) -> Self:
+        """Returns the same workload in another dtype policy."""
+        config = dataclasses.replace(
+            self.config, compute_dtype=dtype, recompute_activations=recompute_activations
+        )
+        return dataclasses.replace(self, config=config)
 
     def teacher_info(self) -> TeacherInfo | None:
         """Returns what the teacher cache holds; None where the teacher is live."""
@@ -90,14 +99,15 @@ def build_distiller(workload: Workload) -> "Distiller":
     return distiller
 
 
-def train_variables(distiller: "Distiller") -> tuple[list[Any], ...]:
-    """Returns the variables of a step on JAX, in the order of `Distiller.train_step`'s state."""
-    return (
+def train_state(distiller: "Distiller") -> tuple[list[Any], ...]:
+    """Returns the state of `Distiller.train_step` on JAX."""
+    variables = (
         distiller.trainable_variables,
         distiller.non_trainable_variables,
         distiller.optimizer.variables,
         distiller.metrics_variables,
     )
+    return tuple([variable.value for variable in group] for group in variables)
 
 
 def build_teacher(workload: Workload) -> "MaskedLM":
@@ -109,13 +119,7 @@ def build_teacher(workload: Workload) -> "MaskedLM":
 
 
 def keep_topk(workload: Workload, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-    """Returns what `create_teacher_output_data` keeps of a teacher's outputs.
-
-    Args:
-        workload: gives K.
-        outputs: as `MaskedLM.activations` returns them.
-        batch: has the labels.
-    """
+    """Returns what `create_teacher_output_data` keeps of a teacher's outputs."""
     from pipeline.models.masked_lm import LOGITS
     from pipeline.teacher import truncation
 
@@ -153,15 +157,7 @@ def _random_labels(workload: Workload, size: int, random: np.random.Generator) -
 def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
     """Returns inputs and targets as `pipeline.distill.batches` gives them, always the same.
 
-    Args:
-        workload: gives the shapes; a cache's top-k is in the targets unless the
-            teacher is live.
-        batch_size: B.
-
-    Returns:
-        inputs int32 [B, L] and [B, P]; targets `masked_lm_ids` int32 [B, P],
-        `masked_lm_weights` float32 [B, P], and from a cache `topk_ids` int32 and
-        `topk_logits` float32 [B, P, K], `log_tail_masses` float32 [B, P, T].
+    A cache's top-k is in the targets unless the teacher is live.
     """
     random = np.random.default_rng(_SEED)
     inputs = _random_inputs(workload, workload.student, batch_size, random)
@@ -183,15 +179,7 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
 
 
 def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
-    """Returns a batch as `pipeline.teacher.forward.build_batch` gives it, always the same.
-
-    Args:
-        workload: gives the shapes.
-        batch_size: B.
-
-    Returns:
-        int32 [B, L] and [B, P]: the inputs, and the labels that stage 1b wants.
-    """
+    """Returns a batch as `pipeline.teacher.forward.build_batch` gives it, always the same."""
     random = np.random.default_rng(_SEED)
     inputs = _random_inputs(workload, workload.teacher, batch_size, random)
     return {**inputs, records.MASKED_LM_IDS: _random_labels(workload, batch_size, random)}

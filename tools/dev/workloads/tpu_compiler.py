@@ -37,14 +37,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips that programs are compiled for.
-
-    Attributes:
-        name: such as `v5e:2x2`.
-        chip: what one can do.
-        usable_bytes: of a chip's memory.
-        devices: JAX's.
-    """
+    """Chips that programs are compiled for; `usable_bytes` are those of one chip's memory."""
 
     name: str
     chip: Accelerator
@@ -170,14 +163,7 @@ def open_topology(name: str) -> Topology:
 
 
 def compile_part(workload: Workload, part: str, batch_size: int, topology: Topology) -> Program:
-    """Compiles a program and says what it takes.
-
-    Args:
-        workload: what is computed.
-        part: `step` or `teacher`.
-        batch_size: examples, a multiple of the chips.
-        topology: what for.
-    """
+    """Compiles a program for a batch that is a multiple of the chips, and describes it."""
     lowered = _PARTS[part](workload, batch_size, topology)
     begun = time.perf_counter()
     what = f"{part}, {batch_size} examples, {topology.name}"
@@ -215,13 +201,9 @@ def _describe(make: Callable[..., Program], compiled: Any) -> Program:
 
 
 def needed_bytes(error: Exception) -> float | None:
-    """Returns what a program needs that does not fit; None where the compiler does not say.
+    """Returns the memory that a program needs, from the compiler's error that it does not fit.
 
-    Args:
-        error: what the compiler raised.
-
-    Raises:
-        Exception: that error, if it is about anything but memory.
+    Returns None where the compiler does not say, and raises an error that is not about memory.
     """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
@@ -283,8 +265,7 @@ def _lower_step(workload: Workload, batch_size: int, topology: Topology) -> Any:
 
     whole, divided = _shardings(topology)
     distiller = step_programs.build_distiller(workload)
-    variables = step_programs.train_variables(distiller)
-    state = tuple([variable.value for variable in some] for some in variables)
+    state = step_programs.train_state(distiller)
     batch = _abstract(step_programs.step_batch(workload, 1), divided, batch_size)
     step = jax.jit(distiller.train_step, donate_argnums=0, out_shardings=(None, whole))
     return step.lower(_abstract(state, whole), batch)
