@@ -19,40 +19,34 @@ from tools import convert_checkpoint
 tf = pytest.importorskip("tensorflow")
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
-NORM, DENSE = ("beta", "gamma"), ("bias", "kernel")
-LAYERS = {
-    "attention/output/LayerNorm": NORM,
-    "attention/output/dense": DENSE,
-    "attention/self/key": DENSE,
-    "attention/self/query": DENSE,
-    "attention/self/value": DENSE,
-    "intermediate/dense": DENSE,
-    "output/LayerNorm": NORM,
-    "output/dense": DENSE,
-}
-# Of a BERT with three layers, in alphabetical order, as Google's own checkpoints list them.
-GOOGLE_NAMES = [
-    "bert/embeddings/LayerNorm/beta",
-    "bert/embeddings/LayerNorm/gamma",
-    "bert/embeddings/position_embeddings",
-    "bert/embeddings/token_type_embeddings",
-    "bert/embeddings/word_embeddings",
+
+
+def _listed(*lines: str) -> list[str]:
+    """Returns the names in lines such as `bert/pooler/dense: bias kernel`."""
+    folders = (line.split(": ") for line in lines)
+    return [f"{folder}/{name}" for folder, names in folders for name in names.split()]
+
+
+LAYER = (
+    *("attention/output/LayerNorm: beta gamma", "attention/output/dense: bias kernel"),
+    *(f"attention/self/{name}: bias kernel" for name in ("key", "query", "value")),
     *(
-        f"bert/encoder/layer_{index}/{layer}/{name}"
-        for index in range(3)
-        for layer, names in LAYERS.items()
-        for name in names
+        "intermediate/dense: bias kernel",
+        "output/LayerNorm: beta gamma",
+        "output/dense: bias kernel",
     ),
-    "bert/pooler/dense/bias",
-    "bert/pooler/dense/kernel",
-    "cls/predictions/output_bias",
-    "cls/predictions/transform/LayerNorm/beta",
-    "cls/predictions/transform/LayerNorm/gamma",
-    "cls/predictions/transform/dense/bias",
-    "cls/predictions/transform/dense/kernel",
-    "cls/seq_relationship/output_bias",
-    "cls/seq_relationship/output_weights",
-]
+)
+# Of a BERT with three layers, in alphabetical order, as Google's own checkpoints list them.
+GOOGLE_NAMES = _listed(
+    "bert/embeddings/LayerNorm: beta gamma",
+    "bert/embeddings: position_embeddings token_type_embeddings word_embeddings",
+    *(f"bert/encoder/layer_{index}/{line}" for index in range(3) for line in LAYER),
+    "bert/pooler/dense: bias kernel",
+    "cls/predictions: output_bias",
+    "cls/predictions/transform/LayerNorm: beta gamma",
+    "cls/predictions/transform/dense: bias kernel",
+    "cls/seq_relationship: output_bias output_weights",
+)
 
 
 def _convert(*flags: str, status: int = 0) -> None:
@@ -86,12 +80,8 @@ def test_there_and_back_is_bit_equal(teacher_dir, tmp_path, capsys) -> None:
         "tokenizer  vocab.txt",
         f"model: {google}",
     ]
-    assert _names(google) == [
-        "bert_config.json",
-        "bert_model.ckpt.data-00000-of-00001",
-        "bert_model.ckpt.index",
-        "vocab.txt",
-    ]
+    data = ["bert_model.ckpt.data-00000-of-00001", "bert_model.ckpt.index"]
+    assert _names(google) == ["bert_config.json", *data, "vocab.txt"]
     _convert(f"--input={google}", f"--output_dir={again}", "--layout=hf")
     assert _names(again) == ["config.json", "model.safetensors", "vocab.txt"]
     for name in _names(again):
@@ -150,12 +140,8 @@ def test_a_pair_of_files_and_every_tokenizer_file(teacher_dir, google, tmp_path)
         (google / name).write_text(name, encoding="utf-8")
     empty = tmp_path / "empty"
     empty.mkdir()
-    _convert(
-        f"--bert_config_file={google / 'bert_config.json'}",
-        f"--init_checkpoint={google / 'bert_model.ckpt'}",
-        f"--output_dir={empty}",
-        "--layout=hf",
-    )
+    files = (f"--bert_config_file={google / 'bert_config.json'}", f"--output_dir={empty}")
+    _convert(*files, f"--init_checkpoint={google / 'bert_model.ckpt'}", "--layout=hf")
     assert set(_names(empty)) == copied | {"config.json", "model.safetensors", "vocab.txt"}
     assert all((empty / name).read_text(encoding="utf-8") == name for name in copied)
     own = (teacher_dir / "model.safetensors").read_bytes()
@@ -235,10 +221,8 @@ def test_a_full_disk_leaves_an_empty_folder(teacher_dir, tmp_path, capsys, monke
     with monkeypatch.context() as patch:
         patch.setattr(tf.raw_ops, "SaveV2", full)
         line = _fails(capsys, *flags)
-    assert line.endswith(
-        "bert_model.ckpt: No space left on device; what is complete is kept, "
-        "the same command continues"
-    )
+    hint = "what is complete is kept, the same command continues"
+    assert line.endswith(f"bert_model.ckpt: No space left on device; {hint}")
     assert _names(tmp_path / "out") == []
     _convert(*flags)
     assert len(_names(tmp_path / "out")) == 4

@@ -119,10 +119,10 @@ def test_questions_are_answered_over_several_windows(flags, questions_dir) -> No
 def test_a_head_that_nobody_trained_scores_chance(flags, tmp_path) -> None:
     """Over many seeds: each guesses all or most alike, and half of the labels are right."""
     # A benchmark such as XQuAD has nothing to train on.
-    shutil.copytree(flags["data_dir"], tmp_path / "data")
-    (tmp_path / "data" / "train.tsv").unlink()
-    flags = {**flags, "data_dir": tmp_path / "data"}
-    assert _run(**{**flags, "num_train_epochs": 0, "seeds": "1,2,3,4,5,6"}) == 0
+    data = shutil.copytree(flags["data_dir"], tmp_path / "data")
+    (data / "train.tsv").unlink()
+    changes = {"data_dir": data, "num_train_epochs": 0, "seeds": "1,2,3,4,5,6"}
+    assert _run(**{**flags, **changes}) == 0
     (rate,) = _summary(flags["output_dir"])["rates"]
     assert 0.3 < rate["metrics"]["accuracy"]["mean"] < 0.7
 
@@ -263,8 +263,7 @@ def test_mistaken_settings_are_named(flags, changes, subject: str) -> None:
 def test_models_that_do_not_fit_are_refused(
     flags, tmp_path, questions_dir, vocab_file, model_dir
 ) -> None:
-    bare = tmp_path / "bare"
-    shutil.copytree(model_dir, bare)
+    bare = shutil.copytree(model_dir, tmp_path / "bare")
     (bare / "vocab.txt").unlink()
     assert str(bare) in str(_refusal(flags, model=bare))
     small = save_tiny_bert(tmp_path / "small", vocab_file, seed=1, vocab_size=50)
@@ -279,8 +278,7 @@ def test_models_that_do_not_fit_are_refused(
 
 
 def test_a_split_without_labels_is_not_scored(flags, tmp_path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(flags["data_dir"], data)
+    data = shutil.copytree(flags["data_dir"], tmp_path / "data")
     (data / "test.tsv").write_text("text_a\n火车晚点了两个小时。\n", "utf-8")
     error = _refusal(flags, data_dir=data, eval_split="test")
     assert error.subject == Setting("eval_split") and "example 0" in error.received

@@ -67,9 +67,7 @@ def test_guesses_of_several_inputs_are_counted_together() -> None:
 
 def test_every_seventh_token_of_a_line_is_masked(vocab_file, sentences) -> None:
     ids = np.arange(100, 112)
-    assert examples.mask_some(ids, 4).tolist() == [
-        *(100, 101, 102, 4, 104, 105, 106, 107, 108, 109, 4, 111)
-    ]
+    assert examples.mask_some(ids, 4).tolist() == [*range(100, 103), 4, *range(104, 110), 4, 111]
     # Of ten tokens between two special ones; [SEP] would be the next but one.
     assert examples.mask_some(ids[:11], 4)[-1] == 110
     tokenizer = load_tokenizer(vocab_file, do_lower_case=None)
@@ -107,9 +105,8 @@ def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys)
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "hf", "saved_model"]
 
     source = find_model(teacher_dir)
-    assert sorted(path.name for path in (out / "hf").iterdir()) == [
-        *("README.md", "config.json", "model.safetensors", "vocab.txt")
-    ]
+    names = ["README.md", "config.json", "model.safetensors", "vocab.txt"]
+    assert sorted(path.name for path in (out / "hf").iterdir()) == names
     copied, own = find_model(out / "hf").read_weights(), source.read_weights()
     assert copied.keys() == own.keys()
     assert all(np.array_equal(copied[name], own[name]) for name in own)
@@ -117,9 +114,8 @@ def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys)
     batch = make_batch(source.config.vocab_size)
     signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
     given = signature.structured_input_signature[1]
-    assert {name: (spec.shape.as_list(), spec.dtype) for name, spec in given.items()} == {
-        name: ([None, None], tf.int32) for name in batch
-    }
+    types = {name: (spec.shape.as_list(), spec.dtype) for name, spec in given.items()}
+    assert types == dict.fromkeys(batch, ([None, None], tf.int32))
     logits = signature(**{name: tf.constant(value) for name, value in batch.items()})["logits"]
     expected = np.asarray(load_masked_lm(source)(batch))
     np.testing.assert_allclose(logits, expected, atol=1e-5)

@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +21,6 @@ def _random(purpose: str) -> np.random.Generator:
     return np.random.default_rng(len(purpose))
 
 
-def _write_json_lines(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), "utf-8")
-
-
 @pytest.fixture(scope="session")
 def sentiment_dir(tmp_path_factory) -> pathlib.Path:
     """ChnSentiCorp's format: one sentence and whether it is of the good ones."""
@@ -43,13 +37,13 @@ def pair_dir(tmp_path_factory) -> pathlib.Path:
     """OCNLI's format: the second sentence is of the good ones, of others, or undecided."""
     folder, random = tmp_path_factory.mktemp("pairs"), _random("pairs")
     for split, count in (("train.3k", _NUM_TRAIN), ("dev", _NUM_DEV)):
-        rows = []
+        lines = []
         for number in range(count):
             first, second = random.choice(SENTENCES, size=2)
             label = "entailment" if second in _GOOD else "contradiction"
             label = "-" if number == 3 else label
-            rows.append({"sentence1": first, "sentence2": second, "label": label})
-        _write_json_lines(folder / f"{split}.json", rows)
+            lines.append(json.dumps({"sentence1": first, "sentence2": second, "label": label}))
+        (folder / f"{split}.json").write_text("\n".join(lines) + "\n", "utf-8")
     return folder
 
 

@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS, TEACHER_LOGITS
 from tests.tools.finetuning.conftest import make_feature
-from tools.finetuning.inputs import (
-    TARGETS,
-    WEIGHTS,
-    Padding,
-    TrainingBatches,
-    pad_logits,
-    prediction_batches,
-)
+from tools.finetuning import inputs
+from tools.finetuning.inputs import TARGETS, WEIGHTS, Padding, TrainingBatches, pad_logits
 
 
 def _batches(lengths: list[int], *, batch_size: int = 4, seed: int = 1) -> TrainingBatches:
@@ -28,11 +22,8 @@ def test_a_batch_is_padded_with_zeros() -> None:
     long, short = make_feature(9, seed=1), make_feature(3, seed=2)
     batch = Padding(3, 64).batch([long, short])
     # The next of the lengths 8, 16, … 64.
-    assert {name: value.shape for name, value in batch.items()} == {
-        INPUT_IDS: (3, 16),
-        INPUT_MASK: (3, 16),
-        SEGMENT_IDS: (3, 16),
-    }
+    shapes = {name: value.shape for name, value in batch.items()}
+    assert shapes == dict.fromkeys((INPUT_IDS, INPUT_MASK, SEGMENT_IDS), (3, 16))
     assert batch[INPUT_IDS][0].tolist() == [*long.input_ids.tolist(), *[0] * 7]
     assert batch[INPUT_IDS][1].tolist() == [*short.input_ids.tolist(), *[0] * 13]
     assert batch[INPUT_MASK].sum(axis=1).tolist() == [9, 3, 0]
@@ -108,9 +99,8 @@ def test_the_logits_of_a_teacher_are_padded_with_their_inputs() -> None:
 def test_predictions_read_every_input_once(lengths: list[int]) -> None:
     features = [make_feature(length, seed=place) for place, length in enumerate(lengths)]
     seen = []
-    for indices, batch in prediction_batches(features, Padding(8, 64)):
+    for indices, batch in inputs.prediction_batches(features, Padding(8, 64)):
         seen += indices.tolist()
-        assert batch[INPUT_MASK].sum(axis=1)[: len(indices)].tolist() == [
-            lengths[index] for index in indices
-        ]
+        sums = batch[INPUT_MASK].sum(axis=1)[: len(indices)].tolist()
+        assert sums == [lengths[index] for index in indices]
     assert sorted(seen) == list(range(len(lengths)))

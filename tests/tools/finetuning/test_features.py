@@ -64,23 +64,27 @@ def test_one_text_stands_between_cls_and_sep() -> None:
     assert feature.starts.tolist() == [-1] * 4
 
 
-def test_two_texts() -> None:
-    (feature,) = _build(TaskExample("0", ("ab", "cd ef")))
-    assert feature.input_ids.tolist() == [CLS, *_ids("ab"), SEP, *_ids("cd ef"), SEP]
-    assert feature.segment_ids.tolist() == [0, 0, 0, 1, 1, 1]
+@pytest.mark.parametrize(
+    ("texts", "changes", "first", "second"),
+    [
+        (("ab", "cd ef"), {}, "ab", "cd ef"),
+        # RoBERTa's family has a second separator.
+        (("ab", "cd"), {"double_separator": True}, "ab", "cd"),
+        # Long texts lose their ends.
+        (("a b c d e", "f g"), {"length": 7}, "a b", "f g"),
+        (("x y", "a b"), {"kind": "span", "max_query_length": 1}, "x", "a b"),
+    ],
+)
+def test_two_texts(texts, changes, first: str, second: str) -> None:
+    (feature,) = _build(TaskExample("0", texts), **changes)
+    begin = [CLS, *_ids(first), SEP, *([SEP] if "double_separator" in changes else [])]
+    assert feature.input_ids.tolist() == [*begin, *_ids(second), SEP]
+    assert feature.segment_ids.tolist() == [0] * len(begin) + [1] * (len(_ids(second)) + 1)
 
 
-def test_two_texts_of_the_roberta_family() -> None:
-    (feature,) = _build(TaskExample("0", ("ab", "cd")), double_separator=True)
-    assert feature.input_ids.tolist() == [CLS, *_ids("ab"), SEP, SEP, *_ids("cd"), SEP]
-    assert feature.segment_ids.tolist() == [0, 0, 0, 0, 1, 1]
-
-
-def test_long_texts_lose_their_ends() -> None:
+def test_a_long_text_loses_its_end() -> None:
     (one,) = _build(TaskExample("0", ("a b c d e",)), length=5)
     assert one.input_ids.tolist() == [CLS, *_ids("a b c"), SEP]
-    (two,) = _build(TaskExample("0", ("a b c d e", "f g")), length=7)
-    assert two.input_ids.tolist() == [CLS, *_ids("a b"), SEP, *_ids("f g"), SEP]
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 80))
@@ -123,11 +127,6 @@ def test_windows_of_ten_tokens() -> None:
     assert second.starts.tolist() == [-1] * 4 + [6, 8, 10, 12] + [-1]
     assert second.ends.tolist() == [-1] * 4 + [7, 9, 11, 13] + [-1]
     assert second.segment_ids.tolist() == [0] * 4 + [1] * 5
-
-
-def test_long_questions_are_cut() -> None:
-    (feature,) = _build(ASKED, kind="span", length=20, max_query_length=1)
-    assert feature.input_ids.tolist() == [CLS, *_ids("x"), SEP, *_ids(CONTEXT), SEP]
 
 
 def test_an_answer_is_there_or_not_known_or_has_no_token() -> None:

@@ -28,19 +28,10 @@ from tools.finetuning.head_layout import (
     read_head,
 )
 
-BERT = EncoderConfig(
-    vocab_size=37,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=24,
-    hidden_act="gelu",
-    max_position_embeddings=20,
-    type_vocab_size=2,
-    hidden_dropout_prob=0.1,
-    attention_probs_dropout_prob=0.1,
-    initializer_range=0.4,
-)
+SIZES = {"vocab_size": 37, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 24, "max_position_embeddings": 20, "type_vocab_size": 2}
+RATES = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.4}
+BERT = EncoderConfig(**SIZES, **RATES, hidden_act="gelu")
 ROBERTA = dataclasses.replace(
     BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=22, type_vocab_size=1
 )

@@ -26,24 +26,24 @@ def _refusal(folder: pathlib.Path, task: str, name: str, content: str) -> str:
 
 
 @pytest.mark.parametrize("label", ["[" * 300 + "]" * 300, "[" * 100_000, "9" * 5000])
-def test_labels_without_end(tmp_path: pathlib.Path, label: str) -> None:
+def test_labels_without_end(tmp_path, label: str) -> None:
     row = f'{{"sentence1": "a", "sentence2": "b", "label": {label}}}\n'
     assert "line 1: expected a JSON object" in _refusal(tmp_path, "afqmc", "train.json", row)
 
 
-def test_long_values_are_shown_in_part(tmp_path: pathlib.Path) -> None:
+def test_long_values_are_shown_in_part(tmp_path) -> None:
     row = {"sentence1": "a", "sentence2": "b", "label": ["two\nlines"] * 5000}
     message = _refusal(tmp_path, "afqmc", "train.json", json.dumps(row))
     assert "line 1: label: expected one of 0, 1, received" in message
 
 
-def test_names_of_columns_are_shown_in_one_line(tmp_path: pathlib.Path) -> None:
+def test_names_of_columns_are_shown_in_one_line(tmp_path) -> None:
     row = json.dumps({"two\nlines": 1, **{f"{number}" * 99: 1 for number in range(99)}})
     message = _refusal(tmp_path, "afqmc", "train.json", row)
     assert "expected the fields sentence1, sentence2, label, received two lines, " in message
 
 
-def test_a_quoted_row_has_an_end(tmp_path: pathlib.Path, monkeypatch) -> None:
+def test_a_quoted_row_has_an_end(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(task_data, "MAX_ROW_BYTES", 100)
     path = tmp_path / "x.csv"
 
@@ -72,7 +72,7 @@ def test_answers_are_found_at_the_nearest_place(context: str, text: str, start: 
     assert task_data._locate(context, answer) == _nearest(context, answer)
 
 
-def test_answers_that_are_everywhere_take_no_time(tmp_path: pathlib.Path) -> None:
+def test_answers_that_are_everywhere_take_no_time(tmp_path) -> None:
     """Each of 300 answers stands at 300,000 places, of which none is where it should be."""
     questions = [(f"q{n}", "where?", [("a", 900_000 + n)]) for n in range(300)]
     path = tmp_path / "train.json"
@@ -84,14 +84,14 @@ def test_answers_that_are_everywhere_take_no_time(tmp_path: pathlib.Path) -> Non
 
 
 @pytest.mark.parametrize("key", [["two\nlines"], "two\nlines"])
-def test_ids_of_questions_are_shown_in_one_line(tmp_path: pathlib.Path, key: object) -> None:
+def test_ids_of_questions_are_shown_in_one_line(tmp_path, key: object) -> None:
     value = json.loads(squad_json(("一二", [("q", "?", [("三", 0)])])))
     value["data"][0]["paragraphs"][0]["qas"][0]["id"] = key
     assert "question" in _refusal(tmp_path, "cmrc2018", "train.json", json.dumps(value))
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_header_that_is_none_closes_its_file(tmp_path: pathlib.Path) -> None:
+def test_a_header_that_is_none_closes_its_file(tmp_path) -> None:
     spec = tasks.load_task("rusentiment")
     name = spec.files["train"][0].replace("*", "x")
     (tmp_path / name).write_text('one,"two"\n1,2\n', encoding="utf-8")
@@ -103,7 +103,7 @@ def test_a_header_that_is_none_closes_its_file(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../x.tsv", "/x.tsv", "a/../x.tsv", "x\0", "\ud800", "x" * 300, 1]
 )
-def test_names_of_predictions_that_are_none(tmp_path: pathlib.Path, name: object) -> None:
+def test_names_of_predictions_that_are_none(tmp_path, name: object) -> None:
     from tools.finetuning import training
 
     report = {"metrics": {"accuracy": 0.5}, "counts": {}, "predictions": ["x.tsv"]}

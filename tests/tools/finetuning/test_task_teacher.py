@@ -21,6 +21,7 @@ from tools.finetuning.inputs import Padding, TaskInputs
 from tools.finetuning.preparation import prepare
 from tools.finetuning.settings import FinetuneConfig
 
+BINARY = Head(CLASSIFICATION, ("0", "1"))
 # Names of fixtures: a teacher of classes, and one of beginnings and ends.
 KINDS = ["config", pytest.param("span_config", marks=pytest.mark.slow)]
 
@@ -28,25 +29,22 @@ KINDS = ["config", pytest.param("span_config", marks=pytest.mark.slow)]
 @pytest.fixture
 def config(sentiment_config, task_teacher_dir, tmp_path) -> FinetuneConfig:
     """A student's run with a teacher."""
-    return dataclasses.replace(
-        sentiment_config,
-        finetune_teacher=task_teacher_dir,
-        teacher_cache=tmp_path / "cache",
-        num_train_epochs=1.0,
-    )
+    teacher = {"finetune_teacher": task_teacher_dir, "teacher_cache": tmp_path / "cache"}
+    return dataclasses.replace(sentiment_config, **teacher, num_train_epochs=1.0)
+
+
+@pytest.fixture
+def made(config) -> FinetuneConfig:
+    """The same with a cache that is there."""
+    training.find_teacher_logits(prepare(config), config)
+    return config
 
 
 @pytest.fixture
 def span_config(config, questions_dir, span_teacher_dir) -> FinetuneConfig:
     """The same over windows of contexts."""
-    return dataclasses.replace(
-        config,
-        task="cmrc2018",
-        data_dir=questions_dir,
-        finetune_teacher=span_teacher_dir,
-        doc_stride=16,
-        max_query_length=8,
-    )
+    task = {"task": "cmrc2018", "data_dir": questions_dir, "finetune_teacher": span_teacher_dir}
+    return dataclasses.replace(config, **task, doc_stride=16, max_query_length=8)
 
 
 def _inputs(config: FinetuneConfig) -> TaskInputs:
@@ -177,55 +175,45 @@ def test_a_killed_cache_is_finished(config, monkeypatch) -> None:
     ],
 )
 @pytest.mark.parametrize("with_teacher", [True, False])
-def test_a_cache_of_other_inputs(config, changes, message: str, with_teacher: bool) -> None:
-    run = prepare(config)
-    training.find_teacher_logits(run, config)
+def test_a_cache_of_other_inputs(made, changes, message: str, with_teacher: bool) -> None:
     if not with_teacher:
         changes = {**changes, "finetune_teacher": None}
-    error = _refusal(config, **changes)
-    assert error.subject == str(config.teacher_cache) and message in error.received
+    error = _refusal(made, **changes)
+    assert error.subject == str(made.teacher_cache) and message in error.received
+    # The folder stays free.
+    assert not made.output_dir.exists()
 
 
 def test_a_cache_of_other_tokens_or_another_task(
-    config, span_config, tmp_path, sentiment_dir, task_teacher_dir, model_dir
+    made, span_config, tmp_path, sentiment_dir, model_dir
 ) -> None:
-    training.find_teacher_logits(prepare(config), config)
-    cached = dataclasses.replace(config, finetune_teacher=None)
+    cached = dataclasses.replace(made, finetune_teacher=None)
     for task in (span_config, dataclasses.replace(span_config, finetune_teacher=None)):
         error = _refusal(task)
-        assert (error.subject, error.expected) == (str(config.teacher_cache), "logits of cmrc2018")
+        assert (error.subject, error.expected) == (str(made.teacher_cache), "logits of cmrc2018")
         assert error.received == "those of chnsenticorp"
     # The same number of other sentences.
-    data = tmp_path / "data"
-    shutil.copytree(sentiment_dir, data)
+    data = shutil.copytree(sentiment_dir, tmp_path / "data")
     lines = (data / "train.tsv").read_text("utf-8").splitlines()
     (data / "train.tsv").write_text("\n".join([*lines[:-1], "0\t火车晚点"]) + "\n", "utf-8")
     assert "windows is '" in _refusal(cached, data_dir=data).received
     # Another vocabulary.
-    model = tmp_path / "model"
-    shutil.copytree(model_dir, model)
+    model = shutil.copytree(model_dir, tmp_path / "model")
     tokens = (model / "vocab.txt").read_text("utf-8").splitlines()
     swapped = [*tokens[:-2], tokens[-1], tokens[-2]]
     (model / "vocab.txt").write_text("\n".join(swapped) + "\n", "utf-8")
     assert "vocab is {'sha256': " in _refusal(cached, model=model).received
-    error = _refusal(config, model=model)
-    assert error.subject == str(config.finetune_teacher)
+    error = _refusal(made, model=model)
+    assert error.subject == str(made.finetune_teacher)
     assert error.expected.startswith("the tokens of `model` (SHA-256 ")
-
-
-def test_another_teacher(config, tmp_path, teacher_dir) -> None:
-    training.find_teacher_logits(prepare(config), config)
-    head = Head(CLASSIFICATION, ("0", "1"))
-    other = save_tiny_head(tmp_path / "other", teacher_dir, head, seed=6)
-    assert "teacher is '" in _refusal(config, finetune_teacher=other).received
 
 
 def test_a_finished_run_is_not_that_of_another_cache(config, tmp_path, teacher_dir) -> None:
     """Where caches alone are named, what they hold tells the runs apart."""
     taught = training.finetune(config)
-    other = save_tiny_head(
-        tmp_path / "other", teacher_dir, Head(CLASSIFICATION, ("0", "1")), seed=6
-    )
+    other = save_tiny_head(tmp_path / "other", teacher_dir, BINARY, seed=6)
+    error = _refusal(config, finetune_teacher=other, output_dir=tmp_path / "new")
+    assert error.subject == str(config.teacher_cache) and "teacher is '" in error.received
     others = dataclasses.replace(config, finetune_teacher=other, teacher_cache=tmp_path / "others")
     training.find_teacher_logits(prepare(others), others)
     # The same run as with its teacher named.
@@ -254,27 +242,23 @@ def test_a_teacher_of_another_task(config, tmp_path, teacher_dir, head, received
 
 def test_a_teacher_of_fewer_positions(config, tmp_path, vocab_file) -> None:
     short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=32)
-    teacher = save_tiny_head(tmp_path / "head", short, Head(CLASSIFICATION, ("0", "1")))
+    teacher = save_tiny_head(tmp_path / "head", short, BINARY)
     error = _refusal(config, finetune_teacher=teacher)
     assert (error.subject, error.received) == (str(teacher), 32)
     assert "at least 48 positions" in error.expected
 
 
-def test_a_damaged_cache(config) -> None:
-    run = prepare(config)
-    training.find_teacher_logits(run, config)
-    path = config.teacher_cache / "train-00000-of-00001.tfrecord"
+def test_a_damaged_cache(made) -> None:
+    path = made.teacher_cache / "train-00000-of-00001.tfrecord"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    assert _refusal(config).subject == str(path)
+    assert _refusal(made).subject == str(path)
 
 
-def test_records_of_other_inputs(config) -> None:
+def test_records_of_other_inputs(made) -> None:
     """A cache whose records are whole, but in another order than its manifest's inputs."""
-    run = prepare(config)
-    training.find_teacher_logits(run, config)
-    folder, file = config.teacher_cache, "train-00000-of-00001.tfrecord"
+    folder, file = made.teacher_cache, "train-00000-of-00001.tfrecord"
     stored = list(serialization.read_records(folder / file))
     first = serialization.decode_example(stored[0])
 
@@ -286,31 +270,22 @@ def test_records_of_other_inputs(config) -> None:
         path.write_text(json.dumps(value))
 
     rewrite([stored[1], *stored[1:]])
-    assert _refusal(config).received == "a damaged record (it belongs to another input)"
+    assert _refusal(made).received == "a damaged record (it belongs to another input)"
     rewrite(stored[:-1])
-    error = _refusal(config)
+    error = _refusal(made)
     assert error.expected.startswith(f"{len(stored)} records")
     assert error.received == len(stored) - 1
     short = serialization.encode_example({**first, TEACHER_LOGITS: first[TEACHER_LOGITS][:4]})
     rewrite([short, *stored[1:]])
-    assert _refusal(config).received.startswith("a damaged record (cannot reshape array of size 1")
+    assert _refusal(made).received.startswith("a damaged record (cannot reshape array of size 1")
 
 
-def test_other_stages_do_not_take_it(config) -> None:
-    training.find_teacher_logits(prepare(config), config)
+def test_other_stages_do_not_take_it(made) -> None:
     with pytest.raises(InputError) as caught:
-        cache_input.open_cache(config.teacher_cache, None)
+        cache_input.open_cache(made.teacher_cache, None)
     assert "task_logits" in caught.value.received
 
 
 def test_a_cache_of_another_kind(config, cache_dir) -> None:
     error = _refusal(config, finetune_teacher=None, teacher_cache=cache_dir)
     assert (error.subject, error.received) == (str(cache_dir), "teacher_cache")
-
-
-def test_a_refused_cache_leaves_the_folder_free(config, tmp_path) -> None:
-    training.find_teacher_logits(prepare(config), config)
-    error = _refusal(config, max_seq_length=40)
-    assert "max_seq_length is 48 there and 40 here" in error.received
-    assert not config.output_dir.exists()
-    training.finetune(config)
