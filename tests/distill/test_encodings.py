@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from pipeline.teacher import summary
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.tokenizers import vocabulary
-from tests.distill.running import refused
+from tests.distill.running import damaged_copy, distilled, refused
 from tools.merge_caches import MergeConfig, merge_caches
 
 EVAL = "eval-00000-of-00001.tfrecord"
@@ -119,23 +118,18 @@ def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir,
 @pytest.mark.parametrize("name", ["compact0.3", "float16sampled"])
 def test_a_student_learns_from_it(caches, teacher_dir, tmp_path, name) -> None:
     config = _student(caches[name], teacher_dir, tmp_path / "student")
+    start = distilled(config, do_train=False)
     # In two microbatches, which takes rows of known number from every codec.
-    config = dataclasses.replace(config, train_batch_size=4, gradient_accumulation_steps=2)
-    start = training.distill(dataclasses.replace(config, do_train=False))
-    later = training.distill(config)
+    later = distilled(config, train_batch_size=4, gradient_accumulation_steps=2)
     assert np.isfinite(later["loss"]) and later["loss"] < start["loss"]
     assert ("probability_cosine" in later) == (not name.endswith("sampled"))
 
 
 @pytest.mark.parametrize("name", [name for name in TOPK_WAYS if "0.3" not in name])
 def test_the_teacher_agrees_with_itself(caches, teacher_dir, tmp_path, name) -> None:
-    config = dataclasses.replace(
-        _student(caches[name], teacher_dir, tmp_path),
-        do_train=False,
-        student=StudentConfig(student=str(teacher_dir)),
-        temperature=2.0,
-    )
-    report = training.distill(config)
+    config = _student(caches[name], teacher_dir, tmp_path)
+    teacher = StudentConfig(student=str(teacher_dir))
+    report = distilled(config, do_train=False, student=teacher, temperature=2.0)
     assert report["kl_divergence"] == pytest.approx(0.0, abs=1e-3)
     assert report["teacher_agreement"] > 0.98
 
@@ -209,11 +203,7 @@ def test_the_counts_are_of_the_true_tokens_and_the_masked(caches, examples_dir) 
 
 def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
     folder = tmp_path / "cache"
-    shutil.copytree(caches["compact"], folder)
-    path = folder / "token_counts.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    path = damaged_copy(caches["compact"], folder, "token_counts.npy", -1)
     with pytest.raises(InputError) as caught:
         training.distill(_student(folder, teacher_dir, tmp_path / "student"))
     assert caught.value.subject == str(path)
@@ -223,20 +213,17 @@ def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
     assert caught.value.subject == str(path)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"truncation": "all"},
-        {"truncation_mass": 2},
-        {"logit_encoding": "text"},
-        {"token_counts": None},
-        {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
-        {"measured": None},
-        {"measured": {}},
-        {"measured": [1]},
-        {"measured": {"num_positions": -1}},
-    ],
-)
+BROKEN = [
+    {"truncation": "all"},
+    {"truncation_mass": 2},
+    {"logit_encoding": "text"},
+    {"token_counts": None},
+    {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
+    *({"measured": value} for value in (None, {}, [1], {"num_positions": -1})),
+]
+
+
+@pytest.mark.parametrize("changes", BROKEN)
 def test_broken_manifests(caches, tmp_path, changes) -> None:
     value = json.loads((caches["compact0.3"] / "manifest.json").read_text())
     if "measured" in changes:
@@ -322,7 +309,7 @@ def test_losses_that_draws_cannot_estimate_are_refused(
 ) -> None:
     config = _student(caches["compactsampled"], teacher_dir, tmp_path / "student")
     with refused(setting, received):
-        training.distill(dataclasses.replace(config, **changes))
+        distilled(config, **changes)
     Objective({"kl_divergence": 1.0}, Comparison(sampled=True, cached_temperatures=(1.0,)))
 
 

@@ -18,7 +18,13 @@ from pipeline.base.location import Location
 from pipeline.distill import checkpoints, run_log, training
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.distill.stopping import StopRequest
-from tests.distill.running import assert_same_weights, call_at_update, read_lines
+from tests.distill.running import (
+    assert_same_weights,
+    call_at_update,
+    distilled,
+    flip_bit,
+    read_lines,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -104,9 +110,7 @@ def test_an_evaluation_alone_is_stopped(whole, monkeypatch) -> None:
         with pytest.raises(StoppedRunError) as caught:
             training.distill(alone)
     assert caught.value.signal_number == signal.SIGTERM
-    assert str(caught.value) == (
-        "stopped by SIGTERM in the evaluation; the same command makes it again"
-    )
+    assert "stopped by SIGTERM in the evaluation;" in str(caught.value)
 
 
 def test_processes_meet_when_all_is_written(config, monkeypatch) -> None:
@@ -147,7 +151,7 @@ def test_a_run_that_has_diverged_leaves_no_checkpoint(config, monkeypatch) -> No
     _signal_at(monkeypatch, 2, signal.SIGTERM)
     wild = {"learning_rate": 1e30, "clip_norm": 0.0, "num_warmup_steps": 0}
     with pytest.raises(InputError, match="training diverged by step 2"):
-        training.distill(dataclasses.replace(config, **wild))
+        distilled(config, **wild)
     assert checkpoints.checkpoint_steps(config.output_dir) == []
 
 
@@ -176,9 +180,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(whole, config, c
     wanted, folder = whole.output_dir, config.output_dir
     shutil.copytree(wanted, folder)
     path = folder / "checkpoints" / "step-00000012.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-9] ^= 1
-    path.write_bytes(bytes(content))
+    content = flip_bit(path, -9)
     capsys.readouterr()
     training.distill(config)
     said = capsys.readouterr().err
@@ -186,7 +188,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(whole, config, c
     assert "continuing from step 10" in said
     _assert_same_run(folder, wanted)
     aside = path.with_name(path.name + ".broken-1")
-    assert aside.read_bytes() == bytes(content)
+    assert aside.read_bytes() == content
     assert checkpoints.checkpoint_steps(folder) == [10, 12]
     for one in checkpoints.checkpoint_steps(folder):
         (folder / "checkpoints" / f"step-{one:08d}.safetensors").write_bytes(b"")
@@ -196,10 +198,10 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(whole, config, c
 
 @pytest.mark.slow
 def test_how_many_are_kept_is_no_other_request(config) -> None:
-    training.distill(dataclasses.replace(config, num_train_steps=12, keep_checkpoints=3))
+    distilled(config, keep_checkpoints=3)
     assert checkpoints.checkpoint_steps(config.output_dir) == [5, 10, 12]
     before = read_lines(config.output_dir)
-    training.distill(dataclasses.replace(config, keep_checkpoints=1))
+    distilled(config, keep_checkpoints=1)
     assert read_lines(config.output_dir) == before
 
 
