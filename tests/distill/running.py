@@ -3,7 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -141,3 +145,22 @@ def damaged_copy(folder: Location, copy: Location, file: str, place: int | None 
     shutil.copytree(folder, copy)
     flip_bit(copy / file, place)
     return copy / file
+
+
+def start_command(
+    config: DistillConfig, folder: Location, stderr: int | None = None, **changes: Any
+) -> subprocess.Popen[str]:
+    """Starts `run_distill` on two layers of the run's teacher, in a process of its own."""
+    settings = {
+        "input_dir": config.input_dir,
+        "init_from": config.student.init_from,
+        "student_layers": 2,
+        "output_dir": folder,
+        "train_batch_size": 8,
+        **changes,
+    }
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    command = [sys.executable, "-m", "pipeline.run_distill", *flags]
+    root = pathlib.Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=stderr, text=True)

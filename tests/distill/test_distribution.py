@@ -460,6 +460,11 @@ def _free_address() -> str:
         return f"localhost:{free.getsockname()[1]}"
 
 
+def _wait_for(path: pathlib.Path, processes: list[subprocess.Popen[str]]) -> None:
+    while not path.exists() and all(process.poll() is None for process in processes):
+        time.sleep(0.1)
+
+
 class _Runs:
     """Runs of one request, each in processes of its own."""
 
@@ -558,8 +563,7 @@ def test_a_process_that_loses_the_other_says_so_and_ends(runs) -> None:
     more = {"num_train_steps": 4000, "save_checkpoints_steps": 3000, "length_buckets": 1}
     processes = runs.start_two("lost", **more)
     log = runs._folder / "lost" / "metrics.jsonl"
-    while not log.exists() and all(process.poll() is None for process in processes):
-        time.sleep(0.1)
+    _wait_for(log, processes)
     processes[1].kill()
     said = processes[0].communicate(timeout=600)[1]
     # It says so at once; JAX ends it when the other one's silence has lasted long enough.
@@ -599,8 +603,7 @@ def test_two_processes_stop_at_one_step_and_go_on(runs) -> None:
     more = {"num_train_steps": 400, "save_checkpoints_steps": 300, "length_buckets": 1}
     processes = runs.start_two("stopped", **more)
     log = runs._folder / "stopped" / "metrics.jsonl"
-    while not log.exists() and all(process.poll() is None for process in processes):
-        time.sleep(0.1)
+    _wait_for(log, processes)
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], said

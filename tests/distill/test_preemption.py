@@ -3,13 +3,12 @@
 import contextlib
 import dataclasses
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -24,9 +23,8 @@ from tests.distill.running import (
     distilled,
     flip_bit,
     read_lines,
+    start_command,
 )
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +49,18 @@ def _assert_same_run(one: Location, two: Location) -> None:
 def _signal_at(patch, number: int, *signals: int) -> None:
     """Sends this process signals in an update."""
     call_at_update(patch, number, lambda: [os.kill(os.getpid(), one) for one in signals])
+
+
+def _signal_in_evaluation(patch, due: Callable[[int], bool]) -> None:
+    """Sends this process SIGTERM in batches of an evaluation."""
+    begin = training._EndsEarly.on_test_batch_end
+
+    def signalled(self, batch, logs=None):
+        if due(batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, batch, logs)
+
+    patch.setattr(training._EndsEarly, "on_test_batch_end", signalled)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -78,15 +88,12 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, monkeypatch, tmp_path, 
 @pytest.mark.parametrize("moment", [pytest.param(5, marks=pytest.mark.slow), 12])
 def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: int) -> None:
     """The evaluation ends early, and is made when the run goes on; also when that stops twice."""
-    begin = training._EndsEarly.on_test_batch_end
 
-    def signalled(self, batch, logs=None):
-        if batch == 1 and (moment == 5 or len(read_lines(config.output_dir)) > 7):
-            os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, batch, logs)
+    def due(batch: int) -> bool:
+        return batch == 1 and (moment == 5 or len(read_lines(config.output_dir)) > 7)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._EndsEarly, "on_test_batch_end", signalled)
+        _signal_in_evaluation(patch, due)
         for _ in range(2):
             with pytest.raises(StoppedRunError, match=f"at step {moment};"):
                 training.distill(config)
@@ -97,16 +104,10 @@ def test_a_run_stopped_while_it_evaluates(whole, config, monkeypatch, moment: in
 
 
 def test_an_evaluation_alone_is_stopped(whole, monkeypatch) -> None:
-    begin = training._EndsEarly.on_test_batch_end
-
-    def signalled(self, batch, logs=None):
-        os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, batch, logs)
-
     trained = StudentConfig(student=whole.output_dir)
     alone = dataclasses.replace(whole, do_train=False, output_dir=None, student=trained)
     with monkeypatch.context() as patch:
-        patch.setattr(training._EndsEarly, "on_test_batch_end", signalled)
+        _signal_in_evaluation(patch, lambda batch: True)
         with pytest.raises(StoppedRunError) as caught:
             training.distill(alone)
     assert caught.value.signal_number == signal.SIGTERM
@@ -207,23 +208,9 @@ def test_how_many_are_kept_is_no_other_request(config) -> None:
 
 def test_a_command_that_is_asked_to_stop(config, tmp_path) -> None:
     """A real process, as a scheduler sees it; a step that no line and no checkpoint is due at."""
-    settings = {
-        "input_dir": config.input_dir,
-        "init_from": config.student.init_from,
-        "student_layers": 2,
-        "train_batch_size": 8,
-        "num_train_steps": 300,
-        "save_checkpoints_steps": 100,
-        "log_steps": 50,
-        "max_eval_steps": 1,
-    }
-
+    more = {"save_checkpoints_steps": 100, "log_steps": 50, "max_eval_steps": 1}
     cut = tmp_path / "cut"
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "pipeline.run_distill", *flags, f"--output_dir={cut}"]
-    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
-    given = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **given)
+    process = start_command(config, cut, subprocess.PIPE, num_train_steps=300, **more)
     while process.poll() is None and not (cut / "metrics.jsonl").exists():
         time.sleep(0.02)
     begun = time.perf_counter()

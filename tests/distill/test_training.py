@@ -1,25 +1,25 @@
 """Stage 2: accumulation, exact resume, what a run leaves behind, both backends."""
 
 import dataclasses
+import itertools
 import json
-import os
-import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.distill import checkpoints, training
-from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill.distiller import Distiller
+from pipeline.distill.objective import Objective
+from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
+from pipeline.distill.settings import StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from tests.distill.running import (
@@ -30,9 +30,9 @@ from tests.distill.running import (
     read_lines,
     read_weights,
     refused,
+    start_command,
 )
 
-ROOT = pathlib.Path(__file__).parents[2]
 DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
 
 
@@ -88,58 +88,39 @@ def test_a_finished_run_is_not_run_again(config) -> None:
         distilled(config, learning_rate=2e-3)
 
 
-def test_accumulation_equals_one_large_batch(teacher_dir, cache_dir) -> None:
+def test_accumulation_equals_one_large_batch(still_teacher_dir) -> None:
     """Two batches of the same number of masked positions against both at once."""
-    import tensorflow as tf
-
-    from pipeline.distill.distiller import Distiller
-    from pipeline.distill.objective import Objective
-    from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
-
     random = np.random.default_rng(0)
-    source = model_directory.find_model(teacher_dir)
-    settings = dataclasses.replace(
-        source.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
-    vocab_size = settings.vocab_size
-
-    def batch(rows: int) -> tuple[dict, dict]:
-        inputs = {
-            records.INPUT_IDS: random.integers(5, vocab_size, (rows, 20)).astype("int32"),
-            records.INPUT_MASK: np.ones((rows, 20), "int32"),
-            records.SEGMENT_IDS: np.zeros((rows, 20), "int32"),
-            records.MASKED_LM_POSITIONS: np.tile(np.arange(1, 5, dtype="int32"), (rows, 1)),
-        }
-        targets = {
-            records.MASKED_LM_IDS: random.integers(5, vocab_size, (rows, 4)).astype("int32"),
-            records.MASKED_LM_WEIGHTS: np.ones((rows, 4), "float32"),
-        }
-        return inputs, targets
-
-    large = [batch(16) for _ in range(3)]
-    small = [
-        tuple({name: value[half] for name, value in part.items()} for part in pair)
-        for pair in large
-        for half in (slice(0, 8), slice(8, 16))
-    ]
+    source = model_directory.find_model(still_teacher_dir)
+    vocab_size = source.config.vocab_size
+    inputs = {
+        records.INPUT_IDS: random.integers(5, vocab_size, (3, 16, 20)).astype("int32"),
+        records.INPUT_MASK: np.ones((3, 16, 20), "int32"),
+        records.SEGMENT_IDS: np.zeros((3, 16, 20), "int32"),
+        records.MASKED_LM_POSITIONS: np.tile(np.arange(1, 5, dtype="int32"), (3, 16, 1)),
+    }
+    targets = {
+        records.MASKED_LM_IDS: random.integers(5, vocab_size, (3, 16, 4)).astype("int32"),
+        records.MASKED_LM_WEIGHTS: np.ones((3, 16, 4), "float32"),
+    }
     trained = []
-    for batches, count in ((large, 1), (small, 2)):
-        model = MaskedLM(settings)
-        model_directory.assign_weights(model, source.read_weights())
-        distiller = Distiller(model, Objective({"masked_lm": 1.0}))
-        schedule = WarmupLinearDecay(
-            1e-3, warmup_steps=1, num_train_steps=10, steps_per_update=count
-        )
+    for count in (1, 2):
+        distiller = Distiller(model_directory.load_masked_lm(source), Objective({"masked_lm": 1.0}))
+        steps = {"warmup_steps": 1, "num_train_steps": 10, "steps_per_update": count}
         optimizer = build_optimizer(
-            distiller.trainable_variables, schedule, weight_decay=0.01, clip_norm=0.5
+            distiller.trainable_variables,
+            WarmupLinearDecay(1e-3, **steps),
+            weight_decay=0.01,
+            clip_norm=0.5,
         )
         distiller.compile(optimizer=optimizer, jit_compile=False)
-        for inputs, targets in batches:
-            distiller.train_on_batch(
-                {name: tf.constant(value) for name, value in inputs.items()},
-                {name: tf.constant(value) for name, value in targets.items()},
-            )
-        trained.append(model_directory.get_weights(model))
+        for update, rows in itertools.product(range(3), np.split(np.arange(16), count)):
+            batch = [
+                {name: tf.constant(value[update, rows]) for name, value in part.items()}
+                for part in (inputs, targets)
+            ]
+            distiller.train_on_batch(*batch)
+        trained.append(model_directory.get_weights(distiller.student))
     start = source.read_weights()
     for name, value in trained[0].items():
         np.testing.assert_allclose(trained[1][name], value, atol=2e-5, err_msg=name)
@@ -275,50 +256,22 @@ def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:
     assert read_lines(config.output_dir) == before
 
 
-def _command(config: DistillConfig, backend: str, folder: pathlib.Path, **more) -> list[str]:
-    settings = {
-        "backend": backend,
-        "input_dir": config.input_dir,
-        "init_from": config.student.init_from,
-        "student_layers": 2,
-        "output_dir": folder,
-        "train_batch_size": 8,
-        "eval_batch_size": 8,
-        "num_train_steps": 12,
-        "learning_rate": 1e-3,
-        "save_checkpoints_steps": 5,
-        "log_steps": 3,
-        **more,
-    }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    return [sys.executable, "-m", "pipeline.run_distill", *flags]
-
-
-def _environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
-
-
 @pytest.mark.slow
 def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -> None:
-    more = {"num_train_steps": 400, "save_checkpoints_steps": 20, "max_eval_steps": 1}
+    more = {"num_train_steps": 400, "save_checkpoints_steps": 20, "log_steps": 3}
+    more["max_eval_steps"] = 1
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(
-        _command(config, "tensorflow", whole, **more), cwd=ROOT, check=True, env=_environment()
-    )
+    assert start_command(config, whole, **more).wait() == 0
     killed = 0
     for _ in range(5):
-        process = subprocess.Popen(
-            _command(config, "tensorflow", cut, **more), cwd=ROOT, env=_environment()
-        )
+        process = start_command(config, cut, **more)
         begun = checkpoints.checkpoint_steps(cut)
         while process.poll() is None and checkpoints.checkpoint_steps(cut)[-1:] == begun[-1:]:
             time.sleep(0.05)
         time.sleep(0.3)
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
-    subprocess.run(
-        _command(config, "tensorflow", cut, **more), cwd=ROOT, check=True, env=_environment()
-    )
+    assert start_command(config, cut, **more).wait() == 0
     assert killed >= 3
     assert read_lines(cut) == read_lines(whole)
     assert_same_weights(cut, whole)
