@@ -8,6 +8,8 @@ import io
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +31,7 @@ from pipeline.base.location import BucketLocation, Location
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.masking.settings import MaskedExamplesConfig
 
+ROOT = pathlib.Path(__file__).parents[1]
 _make_temporary = pytest.TempPathFactory.mktemp
 
 
@@ -67,6 +70,16 @@ RUSSIAN = (
 )
 LINES = [*SENTENCES, *ENGLISH * 8, *RUSSIAN * 8]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# A SentencePiece model's special tokens, as settings of its trainer.
+BERT_PIECES = {
+    "pad_id": 0,
+    "unk_id": 1,
+    "bos_id": -1,
+    "eos_id": -1,
+    "pad_piece": "[PAD]",
+    "unk_piece": "[UNK]",
+    "control_symbols": ["[CLS]", "[SEP]"],
+}
 WORD_PIECES = ("the", "small", "model", "large", "one", "step", "by", "be", "##rt", "learn", "##s")
 
 
@@ -78,6 +91,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if not opt_in & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def run_python(
+    *arguments: str, check: bool = True, cwd: pathlib.Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a process of its own, without this process's environment variables."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert not check or result.returncode == 0, result.stderr
+    return result
 
 
 def make_text(seed: int, num_documents: int) -> list[str]:
@@ -264,13 +294,7 @@ def spiece_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         vocab_size=330,
         hard_vocab_limit=False,
         character_coverage=1.0,
-        pad_id=0,
-        unk_id=1,
-        bos_id=-1,
-        eos_id=-1,
-        pad_piece="[PAD]",
-        unk_piece="[UNK]",
-        control_symbols=["[CLS]", "[SEP]"],
+        **BERT_PIECES,
         user_defined_symbols=["[MASK]", "!"],
         minloglevel=2,
     )

@@ -4,15 +4,13 @@ import ast
 import functools
 import pathlib
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from data_specs import records
+from tests.conftest import ROOT, run_python
 
-ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("data_specs/*.py")])
 SOURCES = [*LIBRARY, *sorted(ROOT.glob("tools/**/*.py"))]
 # Only these modules of models/ and distill/ need TensorFlow.
@@ -53,24 +51,12 @@ def _is_boundary(path: pathlib.Path) -> bool:
 INSIDE = [path for path in SOURCES if not _is_boundary(path)]
 
 
-def _run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_imports_follow_the_contracts() -> None:
     code = (
         "import sys; from importlinter.cli import lint_imports; "
         "sys.exit(lint_imports(no_cache=True, no_logo=True))"
     )
-    result = _run("-c", code)
+    result = run_python("-c", code, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -80,7 +66,7 @@ def test_no_code_is_unused(tmp_path: pathlib.Path) -> None:
     named = [match[1] for text in texts if (match := re.fullmatch(r"\w+:([A-Z]\w*)", text))]
     (tmp_path / "named.py").write_text("\n".join(named))
     paths = ("data_specs", "pipeline", "tools", str(tmp_path / "named.py"))
-    result = _run("-m", "vulture", "--config", ".vulture.toml", *paths)
+    result = run_python("-m", "vulture", "--config", ".vulture.toml", *paths, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -151,21 +137,29 @@ def test_models_and_losses_run_without_tensorflow() -> None:
         f"for name in {free}: importlib.import_module(name)\n"
         "print(sys.modules['tensorflow'])"
     )
-    result = _run("-c", code, KERAS_BACKEND="jax")
-    assert result.stdout.strip() == "None", result.stderr
+    assert run_python("-c", code, KERAS_BACKEND="jax").stdout.strip() == "None"
 
 
 @pytest.mark.parametrize(
-    "command", ["create_pretraining_data", "create_teacher_output_data", "run_distill"]
+    ("command", "flags"),
+    [
+        ("pipeline.create_pretraining_data", "--no_such=1"),
+        ("pipeline.create_teacher_output_data", "--no_such=1"),
+        ("pipeline.run_distill", "--no_such=1"),
+        ("tools.convert_checkpoint", "--layout=onnx --output_dir=x"),
+        ("tools.finetune", "--task=x --data_dir=y --model=z --output_dir=o"),
+    ],
 )
-def test_a_mistaken_flag_is_answered_before_anything_heavy_is_imported(command: str) -> None:
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(command: str, flags: str) -> None:
     code = (
-        f"import sys; from pipeline import {command} as c; status = c.main(['x', '--no_such=1']); "
-        "heavy = {'tensorflow', 'keras', 'jax', 'tokenizers', 'sentencepiece', 'rjieba'}; "
-        "print(status, sorted(heavy & set(sys.modules)))"
+        f"import sys, {command} as c; status = c.main(['x', *'{flags}'.split()]); "
+        "heavy = {'tensorflow', 'keras', 'jax', 'tokenizers', 'sentencepiece', 'rjieba', "
+        "'safetensors'}; print(status, sorted(heavy & set(sys.modules)))"
     )
-    result = _run("-c", code)
-    assert result.stdout.strip() == "1 []"
+    result = run_python("-c", code)
+    # A task's settings are checked beside the model and its tokenizer.
+    readers = ["safetensors", "sentencepiece", "tokenizers"] if command == "tools.finetune" else []
+    assert result.stdout.strip() == f"1 {readers}"
     assert result.stderr.startswith("error: ")
 
 

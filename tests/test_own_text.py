@@ -107,37 +107,3 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
     arguments = (f"--input_dir={cache}", f"--student={student}", "--do_train=False")
     assert _main(run_distill, *arguments) == 1
     assert "error: --student: " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "error: missing: --input_dir, "),
-        (
-            ["--corpora=x.yaml", "--input_dir=y"],
-            "error: --corpora: ",
-        ),
-        (["--corpora=no.yaml"], "error: --corpora: no.yaml: "),
-        (["--input_dir=x", "--corpus_spec=wiki"], "error: --corpus_spec: "),
-        (["--tfds_name=no_such_set"], "error: --tfds_name: "),
-        (
-            ["--tfds_name=a", "--corpus_spec=wiki_zh"],
-            "error: --tfds_name: ",
-        ),
-        (["--input_dir=x", "--text_fields=,"], "error: --text_fields: "),
-    ],
-)
-def test_mistakes(capsys, vocab_file, tmp_path, arguments: list[str], message: str) -> None:
-    fixed = (f"--vocab_file={vocab_file}", f"--output_dir={tmp_path / 'out'}")
-    assert _main(create_pretraining_data, *fixed, *arguments) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert len(lines) == 1 and lines[0].startswith(message), lines
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_tokenizer_without_mask(capsys, corpus_dir, tmp_path) -> None:
-    path = tmp_path / "vocab.txt"
-    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
-    arguments = (f"--input_dir={corpus_dir}", f"--vocab_file={path}", f"--output_dir={tmp_path}/o")
-    assert _main(create_pretraining_data, *arguments) == 1
-    assert f"error: --vocab_file: {path}: " in capsys.readouterr().err

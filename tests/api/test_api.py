@@ -1,10 +1,7 @@
 """The Python API: `import offline_distill`."""
 
-import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,20 +9,11 @@ import pytest
 from data_specs import records
 from pipeline import api
 from pipeline.storage import manifest
+from tests.conftest import ROOT, run_python
 
-ROOT = pathlib.Path(__file__).parents[2]
 
-
-def _run(code: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "jax"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-        **options,
-    )
+def _run(code: str, **options) -> str:
+    return run_python("-c", code, KERAS_BACKEND="jax", **options).stdout.strip()
 
 
 def test_importing_the_api_and_its_config_classes_imports_nothing_heavy() -> None:
@@ -34,7 +22,7 @@ def test_importing_the_api_and_its_config_classes_imports_nothing_heavy() -> Non
         "api.MaskedExamplesConfig, api.InputError; print(sorted({'tensorflow', 'keras', 'jax', "
         "'tokenizers', 'sentencepiece', 'tensorflow_datasets'} & set(sys.modules)))"
     )
-    assert _run(code).stdout.strip() == "[]"
+    assert _run(code) == "[]"
 
 
 def test_every_public_name_exists() -> None:
@@ -179,7 +167,7 @@ def test_the_readme_reads_a_cache_in_a_few_lines(cache_dir, tmp_path, number: in
     (tmp_path / "walk" / "cache").symlink_to(cache_dir)
     # As the wheel has it.
     alias = "import sys; from pipeline import api; sys.modules['offline_distill'] = api\n"
-    assert _run(alias + snippet, cwd=tmp_path).stdout.strip()
+    assert _run(alias + snippet, cwd=tmp_path)
 
 
 def test_the_readme_has_two_ways_to_read_a_cache() -> None:

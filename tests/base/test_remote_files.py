@@ -6,8 +6,6 @@ import gzip
 import os
 import pathlib
 import pickle
-import subprocess
-import sys
 import tempfile
 
 import pytest
@@ -18,8 +16,7 @@ from hypothesis import strategies as st
 from pipeline.base.errors import InputError
 from pipeline.base.local_mirror import CACHE_VARIABLE, mirror_folder
 from pipeline.base.location import BucketLocation, Location, mirror_all
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.conftest import run_python
 
 
 @pytest.mark.parametrize("path", ["a/b.txt", "/a", ".", "C:/a", "a:b", "s3:/bucket/a", "://a"])
@@ -434,18 +431,6 @@ def test_a_connection_that_breaks_while_reading(bucket, monkeypatch) -> None:
     assert "(Connection reset by peer)" in caught.value.strerror
 
 
-def _run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_a_missing_package_is_named(scheme: str, tmp_path) -> None:
     package = {"gs": "gcsfs", "s3": "s3fs"}[scheme]
@@ -455,7 +440,7 @@ def test_a_missing_package_is_named(scheme: str, tmp_path) -> None:
         "from pipeline import create_pretraining_data as c; "
         f"sys.exit(c.main(['x', *{flags!r}]))"
     )
-    result = _run(code)
+    result = run_python("-c", code, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
         f"error: {scheme}://: expected the package {package}, which is not installed; "
@@ -472,7 +457,7 @@ def test_paths_of_this_machine_need_none_of_it(tmp_path) -> None:
         "path.read_json(); path.mirror(); path.write_json({}); "
         "print(sorted({'fsspec', 's3fs', 'gcsfs', 'aiohttp', 'botocore'} & set(sys.modules)))"
     )
-    assert _run(code).stdout.strip() == "[]"
+    assert run_python("-c", code).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("later", [b"a" * 10, b"b" * 3_000_000])

@@ -30,19 +30,8 @@ def test_steps(step: str, text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "piece",
     [
-        "\n",
-        " ",
-        "\n ",
-        "= ",
-        "[id1|",
-        "[id1:",
-        "<a ",
-        "<br ",
-        "<",
-        "&",
-        "{a",
-        "-\n",
-        "*** START OF",
+        *("\n", " ", "\n ", "-\n"),
+        *["= ", "[id1|", "[id1:", "<a ", "<br ", "<", "&", "{a", "*** START OF"],
     ],
 )
 def test_every_text_is_cleaned_in_linear_time(step: str, piece: str) -> None:

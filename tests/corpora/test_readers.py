@@ -28,13 +28,8 @@ def test_no_two_formats_have_one_suffix() -> None:
 
 @pytest.mark.parametrize(
     ("name", "format_name"),
-    [
-        ("a.json", "rows"),
-        ("a.jsonl.gz", "rows"),
-        ("a.txt", "text"),
-        ("json", "text"),
-        ("a.gz", "text"),
-    ],
+    [(name, "rows") for name in ("a.json", "a.jsonl.gz")]
+    + [(name, "text") for name in ("a.txt", "json", "a.gz")],
 )
 def test_auto_reads_a_file_as_its_name_says(name: str, format_name: str) -> None:
     assert readers._reader_of(CorpusFile(name, name, 0)) is readers.READERS[format_name]

@@ -124,6 +124,11 @@ def _read_checkpoint(folder: pathlib.Path) -> object:
     return checkpoints.restore(folder, _distiller(), found.step)
 
 
+_QUESTION = {"question": "去哪里？", "answers": [{"text": "咖啡馆", "answer_start": 2}]}
+_PARAGRAPH = {
+    "context": "她去咖啡馆，他去海边。",
+    "qas": [{"id": f"q{n}", **_QUESTION} for n in range(2)],
+}
 _TASKS: dict[str, tuple[str, str, Mutate]] = {
     "chnsenticorp": ("train.tsv", "label\ttext_a\n1\t好\n0\t坏 人\n1\t一二\n", mutate_bytes),
     "stsb": (
@@ -140,31 +145,7 @@ _TASKS: dict[str, tuple[str, str, Mutate]] = {
         mutate_json_lines,
     ),
     "rusentiment": ("", "", mutate_bytes),
-    "cmrc2018": (
-        "train.json",
-        json.dumps(
-            {
-                "data": [
-                    {
-                        "paragraphs": [
-                            {
-                                "context": "她去咖啡馆，他去海边。",
-                                "qas": [
-                                    {
-                                        "id": f"q{n}",
-                                        "question": "去哪里？",
-                                        "answers": [{"text": "咖啡馆", "answer_start": 2}],
-                                    }
-                                    for n in range(2)
-                                ],
-                            }
-                        ]
-                    }
-                ]
-            }
-        ),
-        mutate_json,
-    ),
+    "cmrc2018": ("train.json", json.dumps({"data": [{"paragraphs": [_PARAGRAPH]}]}), mutate_json),
 }
 
 

@@ -33,16 +33,7 @@ def mask_window(
     *,
     token_weights: np.ndarray | None = None,
 ) -> MaskedWindow:
-    """Masks a window in one way.
-
-    Args:
-        window: the window.
-        words: as `window_words` returns them.
-        policy: how it is masked.
-        random: decides.
-        token_weights: float64 [V], how much each token is preferred, as
-            `masks.token_weights` returns it; None for words that are all alike.
-    """
+    """Masks a window in one way, words being drawn alike or by `masks.token_weights`."""
     tokens = window.token_ids
     weights = None
     if token_weights is not None:
@@ -68,18 +59,10 @@ def choose_positions(
     *,
     weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Chooses whole words at random until no more fit.
+    """Chooses whole words at random, alike or in proportion to weights, until no more fit.
 
-    Args:
-        words: the words that may be masked.
-        num_to_predict: at most so many tokens.
-        random: decides.
-        weights: float64 [words], above 0: words are drawn in proportion to them;
-            None for words that are all alike.
-
-    Returns:
-        the chosen tokens, within the window, ascending: int [p], 0 < p ≤
-        `num_to_predict` where there is any word.
+    Returns the chosen tokens, within the window, ascending: int [p], 0 < p ≤ `num_to_predict`
+    where there is any word.
     """
     starts, lengths = words.starts.tolist(), words.lengths.tolist()
     order = masks.word_order(len(starts), random, weights)
@@ -91,11 +74,5 @@ def choose_positions(
 def mask_tokens(
     labels: np.ndarray, policy: MaskingPolicy, random: np.random.Generator
 ) -> np.ndarray:
-    """Draws what stands at the masked positions of a window; see `masked_tokens`.
-
-    Args:
-        labels: int [p], the true tokens.
-        policy: the ids.
-        random: decides.
-    """
+    """Draws what stands at the masked positions of a window; see `masked_tokens`."""
     return masks.masked_tokens(labels, policy, *masks.draw_tokens(len(labels), policy, random))

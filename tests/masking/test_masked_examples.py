@@ -1,7 +1,6 @@
 """Prepare, from files to files."""
 
 import dataclasses
-import pathlib
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -12,41 +11,9 @@ from data_specs.corpora import CorpusSource
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.masking import document_masker, masked_examples
-from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest, serialization, spill
-
-
-def _read(folder: pathlib.Path, split: str) -> list[dict[str, np.ndarray]]:
-    loaded = manifest.load(folder)
-    dtype = records.id_dtype(loaded.vocab.size)
-    types = {
-        feature.name: feature.numpy_dtype(loaded.vocab.size)
-        for feature in records.MASKED_EXAMPLE_FEATURES
-    }
-    assert dtype == np.uint16
-    return [
-        {
-            name: np.frombuffer(value, types[name])
-            for name, value in serialization.decode_example(record).items()
-        }
-        for shard in loaded.splits[split]
-        for record in serialization.read_records(folder / shard.file)
-    ]
-
-
-def _restored(example: dict[str, np.ndarray]) -> tuple[int, ...]:
-    ids = example[records.INPUT_IDS].copy()
-    ids[example[records.MASKED_LM_POSITIONS]] = example[records.MASKED_LM_IDS]
-    return tuple(ids.tolist())
-
-
-def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def _make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
-    create_masked_examples(dataclasses.replace(config, output_dir=str(folder), **changes))
-    return folder
+from tests.conftest import read_folder
+from tests.masking.running import make, read, restored
 
 
 def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) -> None:
@@ -56,7 +23,7 @@ def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) 
     ids = set()
     totals = defaultdict(int)
     for split in ("train", "eval"):
-        examples = _read(examples_dir, split)
+        examples = read(examples_dir, split)
         assert len(examples) == loaded.num_examples(split) > 0
         for example in examples:
             inputs = example[records.INPUT_IDS]
@@ -69,12 +36,12 @@ def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) 
             assert (np.diff(positions.astype(int)) > 0).all()
             # Never a special token, nor in the place of one.
             assert not special & set(labels.tolist())
-            restored = _restored(example)
+            original = restored(example)
             ends = [0, *(np.cumsum(lengths) - 1)]
-            assert [restored[end] for end in ends] == [vocab.index("[CLS]")] + [
+            assert [original[end] for end in ends] == [vocab.index("[CLS]")] + [
                 vocab.index("[SEP]")
             ] * len(lengths)
-            assert mask_id not in restored
+            assert mask_id not in original
             totals["masked"] += len(positions)
             totals["mask"] += int((inputs[positions] == mask_id).sum())
             totals["kept"] += int((inputs[positions] == labels).sum())
@@ -87,10 +54,10 @@ def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) 
 
 def test_masks_keep_whole_words_and_copies_differ(examples_dir, vocab) -> None:
     by_window = defaultdict(list)
-    for example in _read(examples_dir, "train"):
+    for example in read(examples_dir, "train"):
         positions = example[records.MASKED_LM_POSITIONS].tolist()
-        by_window[_restored(example)].append(positions)
-        tokens = [vocab[index] for index in _restored(example)]
+        by_window[restored(example)].append(positions)
+        tokens = [vocab[index] for index in restored(example)]
         for position, token in enumerate(tokens):
             # A window may begin inside a word.
             if token.startswith("##") and position > 1:
@@ -107,19 +74,20 @@ def test_masks_keep_whole_words_and_copies_differ(examples_dir, vocab) -> None:
     assert len(repeated) > 20 and len(different) > 0.98 * len(repeated)
 
 
-def test_the_same_bytes_for_one_two_and_three_workers(
-    examples_dir, examples_config, tmp_path
+@pytest.mark.parametrize("kind", ["examples", "windows"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_two_and_three_workers_make_the_bytes_of_one(
+    request, tmp_path, kind: str, workers: int
 ) -> None:
-    wanted = _bytes(examples_dir)
-    for workers in (2, 3):
-        folder = _make(examples_config, tmp_path / str(workers), max_workers=workers)
-        assert _bytes(folder) == wanted
+    config = request.getfixturevalue(f"{kind}_config")
+    folder = make(config, tmp_path / "made", max_workers=workers)
+    assert read_folder(folder) == read_folder(request.getfixturevalue(f"{kind}_dir"))
 
 
 def test_another_seed_gives_other_masks(examples_dir, examples_config, tmp_path) -> None:
-    other = _make(examples_config, tmp_path / "other", random_seed=1)
-    assert _bytes(other).keys() == _bytes(examples_dir).keys()
-    one, two = ([_restored(e) for e in _read(d, "eval")] for d in (other, examples_dir))
+    other = make(examples_config, tmp_path / "other", random_seed=1)
+    assert read_folder(other).keys() == read_folder(examples_dir).keys()
+    one, two = ([restored(e) for e in read(d, "eval")] for d in (other, examples_dir))
     assert set(one) != set(two)
 
 
@@ -131,14 +99,14 @@ def test_no_document_is_on_both_sides(tmp_path, examples_config) -> None:
     vocabulary = tmp_path / "vocab.txt"
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set("".join(documents)))]
     vocabulary.write_text("\n".join(tokens), encoding="utf-8")
-    folder = _make(
+    folder = make(
         examples_config,
         tmp_path / "out",
         corpora=(CorpusSource(input_dir=str(corpus), segmenter="none"),),
         vocab_file=str(vocabulary),
     )
     train, evaluation = (
-        {token for example in _read(folder, split) for token in _restored(example)[1:-1]}
+        {token for example in read(folder, split) for token in restored(example)[1:-1]}
         for split in ("train", "eval")
     )
     assert train & evaluation <= {tokens.index("一"), tokens.index("[SEP]")}
@@ -155,7 +123,7 @@ def test_an_eval_document_where_there_are_two(
     corpus.write_text(text, encoding="utf-8")
     for fraction in (0.01, 0.5):
         folder = tmp_path / str(fraction)
-        _make(
+        make(
             examples_config,
             folder,
             corpora=(CorpusSource(input_dir=str(corpus)),),
@@ -186,10 +154,10 @@ def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
     )
     folder = tmp_path / "out"
     with pytest.raises(InputError, match="line 3: not JSON"):
-        _make(examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),))
+        make(examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),))
     # A directory that the failed command began is as it was before.
     assert not list(folder.iterdir())
-    _make(
+    make(
         examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),), skip_bad_lines=True
     )
     statistics = manifest.load(folder).statistics
@@ -206,7 +174,7 @@ def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
 def test_a_killed_run_resumes_to_the_same_bytes(
     examples_dir, examples_config, tmp_path, monkeypatch
 ) -> None:
-    wanted = _bytes(examples_dir)
+    wanted = read_folder(examples_dir)
     for calls in range(1, 8):
         folder = tmp_path / str(calls)
         made = 0
@@ -222,10 +190,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(
             patch.setattr(serialization, "write_shard", killed)
             if calls < 5:
                 with pytest.raises(KeyboardInterrupt):
-                    _make(examples_config, folder)
+                    make(examples_config, folder)
                 assert not (folder / "manifest.json").exists()
-        _make(examples_config, folder)
-        assert _bytes(folder) == wanted
+        make(examples_config, folder)
+        assert read_folder(folder) == wanted
 
 
 def test_an_error_leaves_complete_shards(
@@ -245,13 +213,13 @@ def test_an_error_leaves_complete_shards(
     with monkeypatch.context() as patch:
         patch.setattr(serialization, "write_shard", broken)
         with pytest.raises(InputError) as error:
-            _make(examples_config, folder)
+            make(examples_config, folder)
         assert error.value.subject == "vocab_file"
     whole = {path.name: path.stat().st_ino for path in folder.glob("*.tfrecord")}
     assert len(whole) == 1
-    _make(examples_config, folder)
+    make(examples_config, folder)
     assert {name: (folder / name).stat().st_ino for name in whole} == whole
-    assert _bytes(folder) == _bytes(examples_dir)
+    assert read_folder(folder) == read_folder(examples_dir)
 
 
 def test_a_spill_file_of_another_text_is_not_read(examples_config, tmp_path, monkeypatch) -> None:
@@ -264,10 +232,10 @@ def test_a_spill_file_of_another_text_is_not_read(examples_config, tmp_path, mon
 
     monkeypatch.setattr(masked_examples, "make_plan", spoil)
     with pytest.raises(InterruptedRunError, match="00000000.spill") as error:
-        _make(examples_config, tmp_path / "made")
+        make(examples_config, tmp_path / "made")
     assert error.value.received == "that of another text"
     monkeypatch.undo()
-    _make(examples_config, tmp_path / "made")
+    make(examples_config, tmp_path / "made")
 
 
 def test_a_complete_directory_is_not_made_again(examples_dir, examples_config, monkeypatch) -> None:
@@ -276,10 +244,10 @@ def test_a_complete_directory_is_not_made_again(examples_dir, examples_config, m
 
     monkeypatch.setattr(document_masker.DocumentMasker, "examples", never)
     before = {path: path.stat().st_mtime_ns for path in examples_dir.iterdir()}
-    _make(examples_config, examples_dir)
+    make(examples_config, examples_dir)
     assert before == {path: path.stat().st_mtime_ns for path in examples_dir.iterdir()}
     with pytest.raises(InputError, match="dupe_factor is 2 there and 3 here"):
-        _make(examples_config, examples_dir, dupe_factor=3)
+        make(examples_config, examples_dir, dupe_factor=3)
 
 
 def test_golden_masks(examples_config, vocab) -> None:
@@ -318,7 +286,7 @@ def test_a_vocabulary_without_a_mask_token_is_refused(tmp_path, examples_config)
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n一\n", encoding="utf-8")
     with pytest.raises(InputError) as error:
-        _make(examples_config, tmp_path / "out", vocab_file=str(path))
+        make(examples_config, tmp_path / "out", vocab_file=str(path))
     assert (error.value.setting, error.value.subject) == ("vocab_file", str(path))
     assert "5 tokens" in error.value.received and "[MASK]" in error.value.received
     assert not (tmp_path / "out").exists()

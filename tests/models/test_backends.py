@@ -1,10 +1,6 @@
 """The same numbers on JAX, and no TensorFlow where it is not needed."""
 
 import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -12,8 +8,7 @@ import pytest
 
 from pipeline.models.formats.model_directory import assign_weights, save_hf
 from pipeline.models.masked_lm import MaskedLM
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.conftest import run_python
 
 FORWARD = """
 import sys
@@ -50,25 +45,8 @@ assert not heavy, heavy
 """
 
 
-def run(code: str, *arguments: str, backend: str) -> None:
-    environment = os.environ | {
-        "KERAS_BACKEND": backend,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-
-
-def test_what_runs_before_the_flags_are_checked_is_light():
-    run(LIGHT, backend="tensorflow")
+def test_what_runs_before_the_flags_are_checked_imports_no_framework():
+    run_python("-c", LIGHT, KERAS_BACKEND="tensorflow")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
@@ -81,7 +59,8 @@ def test_jax_equals_tensorflow_and_needs_none(tmp_path, config, weights, batch):
     assign_weights(model, {name: 0.5 * value for name, value in weights.items()})
     save_hf(tmp_path, model)
     np.savez(tmp_path / "batch.npz", **batch)
-    run(FORWARD, str(tmp_path), backend="jax")
+    jax = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    run_python("-c", FORWARD, str(tmp_path), **jax)
     with tf.GradientTape() as tape:
         logits = model(batch, training=False)
         loss = tf.reduce_mean(logits**2)

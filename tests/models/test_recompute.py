@@ -3,10 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,8 +12,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import ATTENTIONS, EncoderLayer
 from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.conftest import run_python
 
 # Trains nothing: two steps' losses and gradients, and the seeds after them.
 ON_JAX = """
@@ -147,15 +142,8 @@ def test_the_same_numbers_on_jax_in_less_memory(config, tmp_path, dtype: str) ->
         segment_ids=np.zeros((8, 64), np.int32),
         masked_lm_positions=random.integers(0, 64, (8, 4)).astype(np.int32),
     )
-    result = subprocess.run(
-        [sys.executable, "-c", ON_JAX, str(tmp_path), dtype],
-        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    jax = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    run_python("-c", ON_JAX, str(tmp_path), dtype, **jax)
     with np.load(tmp_path / "False.npz") as kept, np.load(tmp_path / "True.npz") as recomputed:
         assert kept["loss0"] != kept["loss1"]
         # In bfloat16 the order of a sum decides its last bits, and gradients are sums.

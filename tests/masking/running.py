@@ -1,0 +1,42 @@
+"""Directories of masked examples and of unmasked windows, made and read back."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from data_specs import records
+from pipeline.masking.masked_examples import create_masked_examples
+from pipeline.storage import manifest, serialization
+
+
+def make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
+    """Makes a directory as a configuration with some changes says, and returns it."""
+    create_masked_examples(dataclasses.replace(config, output_dir=str(folder), **changes))
+    return folder
+
+
+def read(folder: pathlib.Path, split: str) -> list[dict[str, np.ndarray]]:
+    """Returns the features of a split, which are those declared, as arrays."""
+    loaded = manifest.load(folder)
+    types = {
+        feature.name: feature.numpy_dtype(loaded.vocab.size)
+        for feature in records.FEATURES[loaded.kind]
+    }
+    examples = [
+        serialization.decode_example(record)
+        for shard in loaded.splits[split]
+        for record in serialization.read_records(folder / shard.file)
+    ]
+    assert all(example.keys() == types.keys() for example in examples)
+    return [
+        {name: np.frombuffer(value, types[name]) for name, value in example.items()}
+        for example in examples
+    ]
+
+
+def restored(example: dict[str, np.ndarray]) -> tuple[int, ...]:
+    """Returns the tokens of a masked example as they were before masking."""
+    ids = example[records.INPUT_IDS].copy()
+    ids[example[records.MASKED_LM_POSITIONS]] = example[records.MASKED_LM_IDS]
+    return tuple(ids.tolist())
