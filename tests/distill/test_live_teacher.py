@@ -84,19 +84,10 @@ def test_cached_and_live_targets_mix(config, hidden_cache_dir) -> None:
 def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> None:
     manifest = manifests.load(hidden_cache_dir)
     info = manifest.teacher_info
-    assert (info.hidden_groups, info.hidden_encoding, info.hidden_size) == (
-        ("1-3", "3"),
-        "int8",
-        32,
-    )
-    assert manifest.bytes_per_position() == {
-        "topk_ids": 32,
-        "topk_logits": 32,
-        "log_tail_masses": 8,
-        "label_log_probs": 2,
-        "hidden_states": 64,
-        "hidden_scales": 8,
-    }
+    assert info.hidden_groups == ("1-3", "3")
+    assert (info.hidden_encoding, info.hidden_size) == ("int8", 32)
+    sizes = {"topk_ids": 32, "topk_logits": 32, "log_tail_masses": 8, "label_log_probs": 2}
+    assert manifest.bytes_per_position() == {**sizes, "hidden_states": 64, "hidden_scales": 8}
     cache = preparation.cache_input.open_cache(hidden_cache_dir, None)
     model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
     inputs, kept = next(iter(batches.evaluation_batches(cache, batch_size=4, max_steps=1)))
@@ -228,37 +219,24 @@ def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, examples_config)
         training.distill(pairs)
 
 
+NO_TEACHER = {"teacher": None}
+BOTH = NO_TEACHER | {"losses": "hidden_cosine,hidden_cosine_masked", "layer_groups": "3:2"}
+OF_LAYERS = NO_TEACHER | {"losses": "hidden_cosine", "layer_groups": "1-2:1"}
+OF_MAPS = NO_TEACHER | {"losses": "attention_mse", "layer_groups": "1-3:2"}
+OF_CACHE = NO_TEACHER | {"losses": "hidden_cosine", "input_dir": "cache"}
+
+
 @pytest.mark.parametrize(
     ("changes", "setting", "received"),
     [
-        (
-            {"teacher": None, "losses": {"hidden_cosine": 1.0}, "input_dir": "cache"},
-            "losses",
-            "hidden_cosine needs the teacher's hidden states",
-        ),
-        (
-            {"teacher": None, "losses": {"hidden_cosine": 1.0}, "layer_groups": "1-2:1"},
-            "losses",
-            "layers 1-3, 3",
-        ),
-        (
-            {"teacher": None, "losses": {"attention_mse": 1.0}, "layer_groups": "1-3:2"},
-            "losses",
-            "attention_mse needs the teacher's attention maps",
-        ),
-        ({"teacher": None, "loss_positions": "all"}, "loss_positions", "all"),
-        (
-            {
-                "teacher": None,
-                "losses": {"hidden_cosine": 1.0, "hidden_cosine_masked": 1.0},
-                "layer_groups": "3:2",
-            },
-            "losses",
-            "hidden_cosine is hidden_cosine_masked",
-        ),
+        (OF_CACHE, "losses", "hidden_cosine needs the teacher's hidden states"),
+        (OF_LAYERS, "losses", "layers 1-3, 3"),
+        (OF_MAPS, "losses", "attention_mse needs the teacher's attention maps"),
+        (NO_TEACHER | {"loss_positions": "all"}, "loss_positions", "all"),
+        (BOTH, "losses", "hidden_cosine is hidden_cosine_masked"),
         ({"layer_groups": "1-4:1"}, "layer_groups", "1-4"),
-        ({"losses": {"attention_mse": 1.0}, "layer_groups": "0-3:1"}, "layer_groups", "0-3:1"),
-        ({"losses": {"attention_mse": 1.0}}, "layer_groups", "mean"),
+        ({"losses": "attention_mse", "layer_groups": "0-3:1"}, "layer_groups", "0-3:1"),
+        ({"losses": "attention_mse"}, "layer_groups", "mean"),
         ({"freeze": ("pooler",)}, "freeze", "pooler"),
         ({"teacher": "nowhere"}, "teacher", None),
     ],

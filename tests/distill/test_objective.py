@@ -167,13 +167,6 @@ def test_calibration_error_equals_a_plain_computation(seed: int) -> None:
     assert float(metric.result()) == pytest.approx(expected, abs=1e-5)
 
 
-def test_calibration_of_the_sure_and_wrong() -> None:
-    metric = CalibrationError()
-    ones = np.ones((1, 4), "float32")
-    metric.update_state(ones, np.array([[1.0, 0.0, 0.0, 0.0]], "float32"), ones)
-    assert float(metric.result()) == pytest.approx(0.75)
-
-
 def test_the_rate_rises_and_falls() -> None:
     schedule = WarmupLinearDecay(1.0, warmup_steps=4, num_train_steps=8)
     rates = [float(schedule(step)) for step in range(9)]
