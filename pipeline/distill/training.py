@@ -90,11 +90,7 @@ class _Evaluation:
         return {**report, "examples_per_second": self._count / seconds}
 
     def run_alone(self, distiller: Distiller, stop: StopRequest) -> dict[str, float]:
-        """Returns the report of an evaluation that is the whole run, or its end.
-
-        Raises:
-            StoppedRunError: a signal asked to stop.
-        """
+        """Returns the report of an evaluation that is the whole run, or its end."""
         report = self.run(distiller, stop)
         if report is None:
             raise stop.stopped_evaluation()
@@ -105,13 +101,6 @@ class _TrainingCallback(keras.callbacks.Callback):
     """Logs, evaluates and writes checkpoints while `fit` runs, and ends it when asked to stop.
 
     The log and checkpoints are None in a process that writes nothing.
-
-    Args:
-        config: of the run.
-        replicas: the devices and processes.
-        evaluation: what to evaluate on, if anything.
-        stop: whether to stop.
-        steps_per_update: microbatches of an update.
 
     Attributes:
         start: the checkpoint that the run resumes from.

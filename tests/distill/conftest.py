@@ -2,7 +2,9 @@
 
 import pytest
 
+from pipeline.base.location import Location
 from pipeline.distill.settings import DistillConfig, StudentConfig
+from tests.conftest import save_tiny_bert
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +24,20 @@ def shared_run(cache_dir, teacher_dir) -> dict:
     }
 
 
+@pytest.fixture(scope="session")
+def still_teacher_dir(tmp_path_factory, vocab_file) -> Location:
+    """A teacher without dropout, so that a student made from it has none."""
+    nothing = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return save_tiny_bert(tmp_path_factory.mktemp("still"), vocab_file, seed=7, **nothing)
+
+
 @pytest.fixture
-def config(shared_run, tmp_path) -> DistillConfig:
-    """The run, not begun."""
-    return DistillConfig(output_dir=tmp_path / "student", **shared_run)
+def own_settings() -> dict:
+    """What a module's run changes in the shared one."""
+    return {}
+
+
+@pytest.fixture
+def config(shared_run, own_settings, tmp_path) -> DistillConfig:
+    """The module's run, not begun."""
+    return DistillConfig(output_dir=str(tmp_path / "student"), **{**shared_run, **own_settings})

@@ -1,7 +1,13 @@
 """Helpers of the tests of distillation: losses of plain arrays, and what runs leave behind."""
 
 import contextlib
+import dataclasses
 import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +19,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.distill import training
 from pipeline.distill.comparison import STUDENT, TEACHER, BatchComparison, Comparison
+from pipeline.distill.settings import DistillConfig
 from pipeline.models.masked_lm import LOGITS
 
 
@@ -71,14 +78,16 @@ def assert_same_weights(first: Location, second: Location) -> None:
         np.testing.assert_array_equal(others[name], value, err_msg=name)
 
 
-def assert_close_lines(first: Location, second: Location, last: int = 0) -> None:
+def assert_close_lines(
+    first: Location, second: Location, last: int = 0, close: float = 1e-3
+) -> None:
     """Two runs logged the same numbers within float error, in all or the last so many lines."""
     pairs = zip(read_lines(first)[-last:], read_lines(second)[-last:], strict=True)
     for line, other in pairs:
         assert line.keys() == other.keys()
         names = sorted(line.keys() - {"split"})
         received, expected = ([values[name] for name in names] for values in (line, other))
-        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-3, err_msg=str(names))
+        np.testing.assert_allclose(received, expected, rtol=close, atol=close, err_msg=str(names))
 
 
 def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
@@ -97,3 +106,61 @@ def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
 def interrupt() -> None:
     """Ends a run at once, as a second Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def distilled(config: DistillConfig, **changes: Any) -> dict[str, float]:
+    """Returns the report of a run with changed settings."""
+    return dict(training.distill(dataclasses.replace(config, **changes)))
+
+
+def interrupt_at(patch: Any, config: DistillConfig, update: int, step: int) -> None:
+    """Runs until an update in which the run is interrupted, to be continued from a step."""
+    with patch.context() as context:
+        call_at_update(context, update, interrupt)
+        with pytest.raises(KeyboardInterrupt, match=f"from step {step}, the last"):
+            training.distill(config)
+    assert not (config.output_dir / "model.safetensors").exists()
+
+
+def expect_same_after_interrupt(patch: Any, config: DistillConfig, update: int, step: int) -> None:
+    """A run that is interrupted and continued ends as one that is not, with the same bits."""
+    training.distill(config)
+    cut = dataclasses.replace(config, output_dir=f"{config.output_dir}-cut")
+    interrupt_at(patch, cut, update, step)
+    training.distill(cut)
+    assert read_lines(cut.output_dir)[-3:] == read_lines(config.output_dir)[-3:]
+    assert_same_weights(cut.output_dir, config.output_dir)
+
+
+def flip_bit(path: Location, place: int | None = None) -> bytes:
+    """Flips a bit of a byte, unless given of the one in the middle, and returns the content."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 4
+    path.write_bytes(bytes(content))
+    return bytes(content)
+
+
+def damaged_copy(folder: Location, copy: Location, file: str, place: int | None = None) -> Location:
+    """Copies a directory, flips a bit of one of its files, and returns that file."""
+    shutil.copytree(folder, copy)
+    flip_bit(copy / file, place)
+    return copy / file
+
+
+def start_command(
+    config: DistillConfig, folder: Location, stderr: int | None = None, **changes: Any
+) -> subprocess.Popen[str]:
+    """Starts `run_distill` on two layers of the run's teacher, in a process of its own."""
+    settings = {
+        "input_dir": config.input_dir,
+        "init_from": config.student.init_from,
+        "student_layers": 2,
+        "output_dir": folder,
+        "train_batch_size": 8,
+        **changes,
+    }
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    command = [sys.executable, "-m", "pipeline.run_distill", *flags]
+    root = pathlib.Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=stderr, text=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -18,22 +17,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 from data_specs import records
 from pipeline import run_distill
-from pipeline.distill import batches, replicas, training
+from pipeline.distill import batches, replicas
 from pipeline.distill.checkpoints import checkpoint_steps
 from pipeline.distill.losses.base import LOSS_SHARES
 from pipeline.distill.replicas import Replicas
-from pipeline.distill.settings import DistillConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, length_buckets
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.shuffling import DataStreams
-from tests.conftest import make_cache, save_tiny_bert
-from tests.distill.running import refused
+from tests.conftest import make_cache
+from tests.distill.running import (
+    assert_close_lines,
+    distilled,
+    read_lines,
+    read_weights,
+    refused,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_jax = pytest.mark.skipif(
@@ -183,10 +186,9 @@ def test_chunks_are_multiples(lengths: list[int], devices: int, batches: int, st
 
 
 @pytest.fixture
-def config(shared_run, tmp_path) -> DistillConfig:
+def own_settings() -> dict:
     """Of a cache of three train shards."""
-    changes = {"train_batch_size": 12, "eval_batch_size": 12, "num_train_steps": 2}
-    return DistillConfig(output_dir=tmp_path / "student", **{**shared_run, **changes})
+    return {"train_batch_size": 12, "eval_batch_size": 12, "num_train_steps": 2}
 
 
 def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> None:
@@ -258,7 +260,7 @@ def test_flags_that_contradict_each_other_are_refused(capsys, flags: list[str], 
 
 def test_the_library_says_it_too(config) -> None:
     with refused("distribution", "tensorflow"):
-        training.distill(dataclasses.replace(config, distribution="data_parallel"))
+        distilled(config, distribution="data_parallel")
 
 
 def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
@@ -267,19 +269,20 @@ def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
         f"from pipeline.distill import replicas; replicas.join(*{flags!r}); import jax; "
         "print('joined', jax.process_index(), jax.process_count(), jax.device_count())"
     )
-    return _start(code, **environment)
+    return _start("-c", code, **environment)
 
 
-def _start(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    others = ("SLURM", "XLA_FLAGS", "JAX_COORDINATOR")
+def _start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """Starts Python in a process that knows nothing of others."""
+    others = ("SLURM", "XLA_FLAGS", "JAX_COORDINATOR", "KERAS_BACKEND")
     known = {k: v for k, v in os.environ.items() if not k.startswith(others)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         env={**known, "JAX_PLATFORMS": "cpu", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
+        **pipes,
     )
 
 
@@ -384,7 +387,7 @@ for attempt in (lambda: replicas.broadcast_from_primary(both, fail), verify):
 @needs_jax
 def test_processes_go_on_together_or_not_at_all() -> None:
     address = _free_address()
-    processes = [_start(_BARRIER, address, one) for one in (0, 1)]
+    processes = [_start("-c", _BARRIER, address, one) for one in (0, 1)]
     said = [process.communicate(timeout=600) for process in processes]
     broken = "InputError: broken"
     other = "InterruptedRunError: process {} cannot go on; see what it says"
@@ -421,7 +424,7 @@ with StopRequest() as stop:
     [(signal.SIGTERM, "before"), (signal.SIGTERM, "meanwhile"), (signal.SIGINT, "meanwhile")],
 )
 def test_a_process_that_joined_itself_is_asked_to_stop(number: signal.Signals, moment: str) -> None:
-    process = _start(_STOPPED, int(number), moment, **_slurm(os.getpid() + number, 1, 0))
+    process = _start("-c", _STOPPED, int(number), moment, **_slurm(os.getpid() + number, 1, 0))
     out, said = process.communicate(timeout=600)
     assert out.split() == [str(int(number))], said
 
@@ -440,29 +443,14 @@ def test_a_lost_process_is_told_from_a_defect(processes: int, error: str, expect
         "from pipeline.distill.replicas import Replicas, scope\n"
         f"with scope(Replicas(2, {processes}, distributed=True)):\n    raise ValueError({error!r})"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert expected in result.stderr.splitlines()[-1], result.stderr
+    said = _start("-c", code, KERAS_BACKEND="jax").communicate(timeout=600)[1]
+    assert expected in said.splitlines()[-1], said
 
 
 @pytest.fixture(scope="module")
-def still_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
-    """A teacher without dropout, so that a student made from it has none."""
-    nothing = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return save_tiny_bert(tmp_path_factory.mktemp("still"), vocab_file, seed=7, **nothing)
-
-
-@pytest.fixture(scope="module")
-def streams_cache_dir(tmp_path_factory, streams_dir, still_dir) -> pathlib.Path:
+def streams_cache_dir(tmp_path_factory, streams_dir, still_teacher_dir) -> pathlib.Path:
     """A teacher cache of seven train shards."""
-    return make_cache(tmp_path_factory.mktemp("streams") / "cache", streams_dir, still_dir)
+    return make_cache(tmp_path_factory.mktemp("streams") / "cache", streams_dir, still_teacher_dir)
 
 
 def _free_address() -> str:
@@ -470,6 +458,11 @@ def _free_address() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
+
+
+def _wait_for(path: pathlib.Path, processes: list[subprocess.Popen[str]]) -> None:
+    while not path.exists() and all(process.poll() is None for process in processes):
+        time.sleep(0.1)
 
 
 class _Runs:
@@ -499,18 +492,8 @@ class _Runs:
         """Starts a process that writes to a folder of that name."""
         settings = {**self.settings, **more, "output_dir": self._folder / name}
         flags = [f"--{name}={value}" for name, value in settings.items()]
-        environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"} | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        }
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.run_distill", *flags],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        count = f"--xla_force_host_platform_device_count={devices}"
+        return _start("-m", "pipeline.run_distill", *flags, XLA_FLAGS=count)
 
     def start_two(self, name: str, **more: object) -> list[subprocess.Popen[str]]:
         """Starts two processes that train together."""
@@ -527,27 +510,18 @@ class _Runs:
         assert [process.returncode for process in processes] == [0] * len(processes), said
         return said
 
-    def lines(self, name: str) -> list[dict[str, float]]:
-        """Returns metrics.jsonl without what depends on the clock."""
-        lines = (self._folder / name / "metrics.jsonl").read_text().splitlines()
-        parsed = [json.loads(line) for line in lines]
-        return [{k: v for k, v in one.items() if k != "examples_per_second"} for one in parsed]
-
     def expect_equal(self, one: str, two: str) -> None:
         """Two runs made the same student, with the same losses on the way."""
-        for first, second in zip(self.lines(one), self.lines(two), strict=True):
-            assert first.keys() == second.keys()
-            for name in first.keys() - {"split"}:
-                assert second[name] == pytest.approx(first[name], rel=2e-4, abs=2e-4), name
-        weights = [load_file(self._folder / name / "model.safetensors") for name in (one, two)]
+        assert_close_lines(self._folder / one, self._folder / two, close=2e-4)
+        weights = [read_weights(self._folder / name) for name in (one, two)]
         for name, value in weights[0].items():
             np.testing.assert_allclose(weights[1][name], value, atol=2e-3, err_msg=name)
 
 
 @pytest.fixture(scope="module")
-def runs(streams_cache_dir, still_dir, tmp_path_factory) -> _Runs:
+def runs(streams_cache_dir, still_teacher_dir, tmp_path_factory) -> _Runs:
     """With what one device makes."""
-    made = _Runs(streams_cache_dir, still_dir, tmp_path_factory.mktemp("runs"))
+    made = _Runs(streams_cache_dir, still_teacher_dir, tmp_path_factory.mktemp("runs"))
     made.finish(made.start("one"))
     return made
 
@@ -589,8 +563,7 @@ def test_a_process_that_loses_the_other_says_so_and_ends(runs) -> None:
     more = {"num_train_steps": 4000, "save_checkpoints_steps": 3000, "length_buckets": 1}
     processes = runs.start_two("lost", **more)
     log = runs._folder / "lost" / "metrics.jsonl"
-    while not log.exists() and all(process.poll() is None for process in processes):
-        time.sleep(0.1)
+    _wait_for(log, processes)
     processes[1].kill()
     said = processes[0].communicate(timeout=600)[1]
     # It says so at once; JAX ends it when the other one's silence has lasted long enough.
@@ -630,8 +603,7 @@ def test_two_processes_stop_at_one_step_and_go_on(runs) -> None:
     more = {"num_train_steps": 400, "save_checkpoints_steps": 300, "length_buckets": 1}
     processes = runs.start_two("stopped", **more)
     log = runs._folder / "stopped" / "metrics.jsonl"
-    while not log.exists() and all(process.poll() is None for process in processes):
-        time.sleep(0.1)
+    _wait_for(log, processes)
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], said
@@ -639,7 +611,7 @@ def test_two_processes_stop_at_one_step_and_go_on(runs) -> None:
     for one in said:
         last = one.replace("\r", "\n").strip().split("\n")[-1]
         assert last == f"stopped by SIGTERM at step {step}; the same command continues from there"
-    steps = [line["step"] for line in runs.lines("stopped")]
+    steps = [line["step"] for line in read_lines(runs._folder / "stopped")]
     assert list(itertools.pairwise(steps)) == [(n, n + 2) for n in steps[:-1]]
     again = runs.start("stopped", **{**more, "num_data_streams": 1})
     said = again.communicate(timeout=300)[1]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -10,18 +9,17 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.distill import batches, training
+from pipeline.distill import batches
 from pipeline.distill.batches import EVALUATION, TRAINING, WindowReader
-from pipeline.distill.settings import DistillConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, cache_tokenizer, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.tokenizers import loading, vocabulary
 from tests.distill.running import (
-    assert_same_weights,
-    call_at_update,
-    interrupt,
+    damaged_copy,
+    distilled,
+    expect_same_after_interrupt,
     read_lines,
     refused,
 )
@@ -245,7 +243,7 @@ def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
             )
         )
         cache = cache_input.open_cache(folder, None)
-        original = loading.load_tokenizer(str(file), do_lower_case=None)
+        original = loading.load_tokenizer(file, do_lower_case=None)
         loaded = cache_tokenizer.load_cache_tokenizer(cache)
         assert type(loaded) is type(original)
         np.testing.assert_array_equal(loaded.is_special(), original.is_special())
@@ -270,9 +268,9 @@ def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
 
 
 @pytest.fixture
-def config(shared_run, windows_dir, tmp_path) -> DistillConfig:
+def own_settings(windows_dir) -> dict:
     """Thirty steps on labels alone, over more than one epoch."""
-    changes = {
+    return {
         "losses": {"masked_lm": 1.0},
         "input_dir": windows_dir,
         "train_batch_size": 16,
@@ -281,27 +279,18 @@ def config(shared_run, windows_dir, tmp_path) -> DistillConfig:
         "save_checkpoints_steps": 10,
         "log_steps": 5,
     }
-    return DistillConfig(output_dir=tmp_path / "student", **{**shared_run, **changes})
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch, tmp_path) -> None:
+def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch) -> None:
     # The second epoch begins before the checkpoint of step 20.
     assert cache.manifest.num_examples("train") < 20 * 16
-    training.distill(config)
+    expect_same_after_interrupt(monkeypatch, config, update=26, step=20)
     lines = read_lines(config.output_dir)
     losses = {split: [] for split in ("train", "eval")}
     for line in lines:
         losses[line["split"]].append(line["loss"])
     assert losses["train"][-1] < 0.9 * losses["train"][0]
     assert losses["eval"] == sorted(losses["eval"], reverse=True)
-    cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    with monkeypatch.context() as patch:
-        call_at_update(patch, 26, interrupt)
-        with pytest.raises(KeyboardInterrupt, match="from step 20, the last"):
-            training.distill(cut)
-    training.distill(cut)
-    assert read_lines(cut.output_dir)[-3:] == lines[-3:]
-    assert_same_weights(cut.output_dir, config.output_dir)
 
 
 @pytest.mark.parametrize(
@@ -314,17 +303,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch, tmp
 )
 def test_targets_that_unmasked_windows_lack_are_refused(config, changes, setting: str) -> None:
     with refused(setting):
-        training.distill(dataclasses.replace(config, **changes))
+        distilled(config, **changes)
     assert not config.output_dir.exists()
 
 
 def test_damaged_counts_are_refused_before_training(config, windows_dir, tmp_path) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(windows_dir, damaged)
-    path = damaged / token_counts.TOKEN_COUNTS_FILE
-    content = bytearray(path.read_bytes())
-    content[200] ^= 1
-    path.write_bytes(bytes(content))
+    file = token_counts.TOKEN_COUNTS_FILE
+    path = damaged_copy(windows_dir, tmp_path / "damaged", file, 200)
     with pytest.raises(InputError) as caught:
-        training.distill(dataclasses.replace(config, input_dir=str(damaged)))
+        distilled(config, input_dir=str(path.parent))
     assert caught.value.subject == str(path)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -12,10 +11,10 @@ import pytest
 from data_specs import records
 from pipeline import create_teacher_output_data
 from pipeline.base.errors import InputError
-from pipeline.distill import batches, training
+from pipeline.distill import batches
 from pipeline.distill.comparison import Comparison
 from pipeline.distill.objective import Objective
-from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill.settings import StudentConfig
 from pipeline.storage import cache_input, serialization, vocab_subset
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import CODECS
@@ -26,7 +25,7 @@ from pipeline.teacher import summary
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.tokenizers import vocabulary
-from tests.distill.running import refused
+from tests.distill.running import damaged_copy, distilled, refused
 from tools.merge_caches import MergeConfig, merge_caches
 
 EVAL = "eval-00000-of-00001.tfrecord"
@@ -46,7 +45,7 @@ TOPK_WAYS = [name for name in WAYS if not name.endswith("sampled")]
 
 
 @pytest.fixture(scope="module")
-def config(examples_dir, teacher_dir) -> TeacherCacheConfig:
+def cache_config(examples_dir, teacher_dir) -> TeacherCacheConfig:
     """How `cache_dir` was made, but for the output."""
     return TeacherCacheConfig(
         output_dir="",
@@ -58,25 +57,21 @@ def config(examples_dir, teacher_dir) -> TeacherCacheConfig:
 
 
 @pytest.fixture(scope="module")
-def caches(config, cache_dir, tmp_path_factory) -> dict[str, pathlib.Path]:
+def caches(cache_config, cache_dir, tmp_path_factory) -> dict[str, pathlib.Path]:
     """A cache made in each way; read only."""
     folder = tmp_path_factory.mktemp("encodings")
     for name, changes in WAYS.items():
-        create_teacher_cache(dataclasses.replace(config, output_dir=str(folder / name), **changes))
+        create_teacher_cache(
+            dataclasses.replace(cache_config, output_dir=str(folder / name), **changes)
+        )
     return {name: folder / name for name in WAYS}
 
 
-def _student(cache: pathlib.Path, teacher: pathlib.Path, output: pathlib.Path) -> DistillConfig:
-    return DistillConfig(
-        output_dir=str(output),
-        student=StudentConfig(init_from=str(teacher), student_layers=2),
-        losses={"kl_divergence": 1.0, "soft_cross_entropy": 1.0},
-        input_dir=str(cache),
-        train_batch_size=8,
-        num_train_steps=10,
-        learning_rate=1e-3,
-        log_steps=10,
-    )
+@pytest.fixture
+def own_settings() -> dict:
+    """Ten steps on the losses that random draws estimate, too."""
+    losses = {"kl_divergence": 1.0, "soft_cross_entropy": 1.0}
+    return {"losses": losses, "num_train_steps": 10, "save_checkpoints_steps": 10}
 
 
 def _features(folder: pathlib.Path) -> list[dict[str, bytes]]:
@@ -117,25 +112,20 @@ def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir,
 
 
 @pytest.mark.parametrize("name", ["compact0.3", "float16sampled"])
-def test_a_student_learns_from_it(caches, teacher_dir, tmp_path, name) -> None:
-    config = _student(caches[name], teacher_dir, tmp_path / "student")
+def test_a_student_learns_from_it(caches, config, name) -> None:
+    cache = str(caches[name])
+    start = distilled(config, input_dir=cache, do_train=False)
     # In two microbatches, which takes rows of known number from every codec.
-    config = dataclasses.replace(config, train_batch_size=4, gradient_accumulation_steps=2)
-    start = training.distill(dataclasses.replace(config, do_train=False))
-    later = training.distill(config)
+    two = {"train_batch_size": 4, "gradient_accumulation_steps": 2}
+    later = distilled(config, input_dir=cache, **two)
     assert np.isfinite(later["loss"]) and later["loss"] < start["loss"]
     assert ("probability_cosine" in later) == (not name.endswith("sampled"))
 
 
 @pytest.mark.parametrize("name", [name for name in TOPK_WAYS if "0.3" not in name])
-def test_the_teacher_agrees_with_itself(caches, teacher_dir, tmp_path, name) -> None:
-    config = dataclasses.replace(
-        _student(caches[name], teacher_dir, tmp_path),
-        do_train=False,
-        student=StudentConfig(student=str(teacher_dir)),
-        temperature=2.0,
-    )
-    report = training.distill(config)
+def test_the_teacher_agrees_with_itself(caches, config, teacher_dir, name) -> None:
+    changes = {"student": StudentConfig(student=str(teacher_dir)), "temperature": 2.0}
+    report = distilled(config, input_dir=str(caches[name]), do_train=False, **changes)
     assert report["kl_divergence"] == pytest.approx(0.0, abs=1e-3)
     assert report["teacher_agreement"] > 0.98
 
@@ -180,12 +170,12 @@ def test_smaller_ways_are_smaller(caches) -> None:
 
 
 @pytest.mark.parametrize("name", ["compact", "compact0.3", "compactsampled"])
-def test_tasks_make_the_same_bytes(caches, config, tmp_path, name) -> None:
+def test_tasks_make_the_same_bytes(caches, cache_config, tmp_path, name) -> None:
     folder = tmp_path / "cache"
     for index in (1, 2, 0):
         create_teacher_cache(
             dataclasses.replace(
-                config, output_dir=str(folder), num_tasks=3, task_index=index, **WAYS[name]
+                cache_config, output_dir=str(folder), num_tasks=3, task_index=index, **WAYS[name]
             )
         )
     names = sorted(path.name for path in caches[name].iterdir())
@@ -207,15 +197,11 @@ def test_the_counts_are_of_the_true_tokens_and_the_masked(caches, examples_dir) 
     np.testing.assert_array_equal(counts, expected)
 
 
-def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
+def test_another_table_is_refused(caches, config, tmp_path) -> None:
     folder = tmp_path / "cache"
-    shutil.copytree(caches["compact"], folder)
-    path = folder / "token_counts.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    path = damaged_copy(caches["compact"], folder, "token_counts.npy", -1)
     with pytest.raises(InputError) as caught:
-        training.distill(_student(folder, teacher_dir, tmp_path / "student"))
+        distilled(config, input_dir=str(folder))
     assert caught.value.subject == str(path)
     path.unlink()
     with pytest.raises(InputError) as caught:
@@ -223,20 +209,17 @@ def test_another_table_is_refused(caches, teacher_dir, tmp_path) -> None:
     assert caught.value.subject == str(path)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"truncation": "all"},
-        {"truncation_mass": 2},
-        {"logit_encoding": "text"},
-        {"token_counts": None},
-        {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
-        {"measured": None},
-        {"measured": {}},
-        {"measured": [1]},
-        {"measured": {"num_positions": -1}},
-    ],
-)
+BROKEN = [
+    {"truncation": "all"},
+    {"truncation_mass": 2},
+    {"logit_encoding": "text"},
+    {"token_counts": None},
+    {"token_counts": {"file": "../x", "bytes": 1, "sha256": "0" * 64}},
+    *({"measured": value} for value in (None, {}, [1], {"num_positions": -1})),
+]
+
+
+@pytest.mark.parametrize("changes", BROKEN)
 def test_broken_manifests(caches, tmp_path, changes) -> None:
     value = json.loads((caches["compact0.3"] / "manifest.json").read_text())
     if "measured" in changes:
@@ -318,11 +301,10 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
     ],
 )
 def test_losses_that_draws_cannot_estimate_are_refused(
-    caches, teacher_dir, tmp_path, changes, setting, received
+    caches, config, changes, setting, received
 ) -> None:
-    config = _student(caches["compactsampled"], teacher_dir, tmp_path / "student")
     with refused(setting, received):
-        training.distill(dataclasses.replace(config, **changes))
+        distilled(config, input_dir=str(caches["compactsampled"]), **changes)
     Objective({"kl_divergence": 1.0}, Comparison(sampled=True, cached_temperatures=(1.0,)))
 
 
@@ -357,6 +339,5 @@ def test_the_command_draws(examples_dir, teacher_dir, tmp_path, capsys, caches) 
     flags = [f"--{name}={value}" for name, value in arguments.items()]
     assert create_teacher_output_data.main(["x", *flags]) == 0
     assert "kept       tokens of 16 draws, " in capsys.readouterr().out
-    assert (tmp_path / "cache" / EVAL).read_bytes() == (
-        caches["compactsampled"] / EVAL
-    ).read_bytes()
+    made, expected = (folder / EVAL for folder in (tmp_path / "cache", caches["compactsampled"]))
+    assert made.read_bytes() == expected.read_bytes()

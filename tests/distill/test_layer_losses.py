@@ -1,5 +1,7 @@
 """The losses that compare layers, and the published recipes' against PyTorch's own functions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -106,6 +108,11 @@ def test_invalid_schedules_are_refused(text: str, received: str) -> None:
     assert caught.value.received == received
 
 
+def _expect(name: str, received: float, expected: Any) -> None:
+    print(name, received, float(expected))
+    assert received == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.peers
 def test_distilberts_three_losses_are_pytorchs() -> None:
     """KLDivLoss, CrossEntropyLoss and CosineEmbeddingLoss, as its scripts call them."""
@@ -132,22 +139,17 @@ def test_distilberts_three_losses_are_pytorchs() -> None:
         torch.softmax(torch.tensor(teacher)[real] / temperature, dim=-1),
     )
     expected = float(kl) * temperature**2
-    received = float(mean_over_weights(ours["kl_divergence"], mask))
-    print("kl_divergence", received, expected)
-    assert received == pytest.approx(expected, rel=1e-5)
+    _expect("kl_divergence", float(mean_over_weights(ours["kl_divergence"], mask)), expected)
     targets = torch.where(torch.tensor(masked) > 0, torch.tensor(labels), -100)
     expected = torch.nn.CrossEntropyLoss(ignore_index=-100)(
         torch.tensor(student).reshape(-1, vocab_size), targets.reshape(-1)
     )
-    received = float(mean_over_weights(ours["masked_lm"], masked.astype("float32")))
-    print("masked_lm", received, float(expected))
-    assert received == pytest.approx(float(expected), rel=1e-5)
+    received = mean_over_weights(ours["masked_lm"], masked.astype("float32"))
+    _expect("masked_lm", float(received), expected)
     states = random.normal(0, 1, (2, batch, length, 16)).astype("float32")
     one, two = (torch.tensor(state)[real] for state in states)
     expected = torch.nn.CosineEmbeddingLoss()(two, one, torch.ones(len(one)))
-    received = float(mean_over_weights(HiddenCosine()(*states, {}), mask))
-    print("hidden_cosine", received, float(expected))
-    assert received == pytest.approx(float(expected), rel=1e-5)
+    _expect("hidden_cosine", float(mean_over_weights(HiddenCosine()(*states, {}), mask)), expected)
 
 
 @pytest.mark.peers
@@ -170,12 +172,9 @@ def test_distilruberts_layer_losses_are_pytorchs() -> None:
         torch.tensor(student_state)[real], mean[real], torch.ones(int(real.sum()))
     )
     value = HiddenCosine()(student_state, mean_state(list(states), group), {})
-    received = float(mean_over_weights(value, mask))
-    print("hidden_cosine", received, float(expected))
-    assert received == pytest.approx(float(expected), rel=1e-5)
+    _expect("hidden_cosine", float(mean_over_weights(value, mask)), expected)
     pairs = (real[:, None, :, None] & real[:, None, None, :]).expand(batch, 4, length, length)
     mean = torch.stack([torch.tensor(one) for one in maps[6:]]).mean(dim=0)
     expected = torch.nn.MSELoss()(torch.tensor(student_map)[pairs], mean[pairs])
     received = _attention_mse(mean_attention(list(maps), group), student_map, mask)
-    print("attention_mse", received, float(expected))
-    assert received == pytest.approx(float(expected), rel=1e-5)
+    _expect("attention_mse", received, expected)

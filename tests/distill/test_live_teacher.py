@@ -6,16 +6,23 @@ import pathlib
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from data_specs import records
 from pipeline.distill import batches, checkpoints, preparation, training
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from tests.conftest import make_cache, save_tiny_bert
-from tests.distill.running import read_lines, refused
+from tests.distill.running import (
+    assert_same_weights,
+    distilled,
+    interrupt_at,
+    read_lines,
+    read_weights,
+    refused,
+)
 
 DISTRIBUTION = ("soft_cross_entropy", "kl_divergence", "probability_cosine")
 
@@ -30,18 +37,14 @@ def hidden_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Pat
 
 
 @pytest.fixture
-def config(shared_run, examples_dir, teacher_dir, tmp_path) -> DistillConfig:
+def own_settings(examples_dir, teacher_dir) -> dict:
     """Two of the teacher's three layers, from masked examples and the teacher itself."""
-    changes = {
-        "losses": {"kl_divergence": 1.0, "hidden_cosine": 1.0},
-        "input_dir": examples_dir,
-        "teacher": teacher_dir,
-    }
-    return DistillConfig(output_dir=tmp_path / "student", **{**shared_run, **changes})
+    losses = {"kl_divergence": 1.0, "hidden_cosine": 1.0}
+    return {"losses": losses, "input_dir": examples_dir, "teacher": teacher_dir}
 
 
 def _evaluate(config: DistillConfig, **changes) -> dict[str, float]:
-    return dict(training.distill(dataclasses.replace(config, do_train=False, **changes)))
+    return distilled(config, do_train=False, **changes)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -81,19 +84,10 @@ def test_cached_and_live_targets_mix(config, hidden_cache_dir) -> None:
 def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> None:
     manifest = manifests.load(hidden_cache_dir)
     info = manifest.teacher_info
-    assert (info.hidden_groups, info.hidden_encoding, info.hidden_size) == (
-        ("1-3", "3"),
-        "int8",
-        32,
-    )
-    assert manifest.bytes_per_position() == {
-        "topk_ids": 32,
-        "topk_logits": 32,
-        "log_tail_masses": 8,
-        "label_log_probs": 2,
-        "hidden_states": 64,
-        "hidden_scales": 8,
-    }
+    assert info.hidden_groups == ("1-3", "3")
+    assert (info.hidden_encoding, info.hidden_size) == ("int8", 32)
+    sizes = {"topk_ids": 32, "topk_logits": 32, "log_tail_masses": 8, "label_log_probs": 2}
+    assert manifest.bytes_per_position() == {**sizes, "hidden_states": 64, "hidden_scales": 8}
     cache = preparation.cache_input.open_cache(hidden_cache_dir, None)
     model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
     inputs, kept = next(iter(batches.evaluation_batches(cache, batch_size=4, max_steps=1)))
@@ -132,7 +126,7 @@ def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) ->
     path = config.output_dir / "checkpoints" / "step-00000060.safetensors"
     with safe_open(path, framework="numpy") as file:
         size = sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    student = sum(value.size for value in load_file(path.parents[1] / "model.safetensors").values())
+    student = sum(value.size for value in read_weights(config.output_dir).values())
     assert size < 3.1 * student + 1000
 
 
@@ -146,7 +140,9 @@ def test_all_positions_are_the_masked_ones_and_the_rest(config) -> None:
     assert everywhere["kl_divergence"] != pytest.approx(masked["kl_divergence"], rel=1e-3)
 
 
-def test_a_student_of_another_size_learns_a_projection(config, hidden_cache_dir) -> None:
+def test_a_student_of_another_size_learns_a_projection(
+    config, hidden_cache_dir, monkeypatch, tmp_path
+) -> None:
     """Narrower, without a teacher beside it; and a killed run ends with the same bits."""
     changed = dataclasses.replace(
         config,
@@ -160,20 +156,13 @@ def test_a_student_of_another_size_learns_a_projection(config, hidden_cache_dir)
     training.distill(changed)
     lines = read_lines(changed.output_dir, "eval")
     assert lines[-1]["hidden_cosine_masked"] < lines[0]["hidden_cosine_masked"]
-    weights = load_file(changed.output_dir / "model.safetensors")
+    weights = read_weights(changed.output_dir)
     assert weights["bert.embeddings.word_embeddings.weight"].shape[1] == 16
     assert not any("projection" in name for name in weights)
-    again = dataclasses.replace(changed, output_dir=changed.output_dir + "2")
+    again = dataclasses.replace(changed, output_dir=str(tmp_path / "again"))
+    interrupt_at(monkeypatch, again, update=11, step=10)
     training.distill(again)
-    folder = again.output_dir
-    for name in ("model.safetensors", "config.json"):
-        (folder / name).unlink()
-    (folder / "checkpoints" / "step-00000012.safetensors").unlink()
-    training.distill(again)
-    assert read_lines(folder, "train") != []
-    other = load_file(folder / "model.safetensors")
-    for name, value in weights.items():
-        np.testing.assert_array_equal(other[name], value, err_msg=name)
+    assert_same_weights(again.output_dir, changed.output_dir)
 
 
 def test_weights_follow_their_schedules(config) -> None:
@@ -196,38 +185,22 @@ def test_weights_follow_their_schedules(config) -> None:
         expected = (2.0 - 2.0 * part) * line["masked_lm"]
         expected += (1.0 + 2.0 * (1 - np.cos(np.pi * part)) / 2) * line["kl_divergence"]
         assert line["loss"] == pytest.approx(expected, rel=1e-4)
-    assert read_lines(config.output_dir, "train")[-1]["loss"] == pytest.approx(
-        3.0 * read_lines(config.output_dir, "train")[-1]["kl_divergence"], rel=1e-4
-    )
+    assert line["loss"] == pytest.approx(3.0 * line["kl_divergence"], rel=1e-4)
 
 
 def test_frozen_tables_stay(config, teacher_dir) -> None:
-    training.distill(dataclasses.replace(config, freeze=("position_embeddings", "word_embeddings")))
-    trained = load_file(config.output_dir / "model.safetensors")
-    teacher = load_file(teacher_dir / "model.safetensors")
+    distilled(config, freeze=("position_embeddings", "word_embeddings"))
+    trained, teacher = read_weights(config.output_dir), read_weights(teacher_dir)
     for table, moves in (("word", False), ("position", False), ("token_type", True)):
         name = f"bert.embeddings.{table}_embeddings.weight"
         assert np.array_equal(trained[name], teacher[name]) != moves, name
 
 
-def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, corpus_dir) -> None:
+def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, examples_config) -> None:
     """Without segments, from the layers that a preset names."""
-    from data_specs.corpora import CorpusSource
-    from pipeline.masking.masked_examples import create_masked_examples
-    from pipeline.masking.settings import MaskedExamplesConfig
-
     single = tmp_path / "single"
     create_masked_examples(
-        MaskedExamplesConfig(
-            corpora=(CorpusSource(input_dir=str(corpus_dir)),),
-            output_dir=str(single),
-            vocab_file=str(vocab_file),
-            segments="single",
-            max_seq_length=48,
-            max_predictions_per_seq=8,
-            dupe_factor=1,
-            eval_fraction=0.2,
-        )
+        dataclasses.replace(examples_config, output_dir=str(single), segments="single")
     )
     teacher = save_tiny_bert(tmp_path / "deep", vocab_file, seed=3, num_layers=4)
     student = StudentConfig(init_from=str(teacher), layer_map="every:2", drop_segments=True)
@@ -246,41 +219,24 @@ def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, corpus_dir) -> N
         training.distill(pairs)
 
 
+NO_TEACHER = {"teacher": None}
+BOTH = NO_TEACHER | {"losses": "hidden_cosine,hidden_cosine_masked", "layer_groups": "3:2"}
+OF_LAYERS = NO_TEACHER | {"losses": "hidden_cosine", "layer_groups": "1-2:1"}
+OF_MAPS = NO_TEACHER | {"losses": "attention_mse", "layer_groups": "1-3:2"}
+OF_CACHE = NO_TEACHER | {"losses": "hidden_cosine", "input_dir": "cache"}
+
+
 @pytest.mark.parametrize(
     ("changes", "setting", "received"),
     [
-        (
-            {"teacher": None, "losses": {"hidden_cosine": 1.0}, "input_dir": "cache"},
-            "losses",
-            "hidden_cosine needs the teacher's hidden states",
-        ),
-        (
-            {"teacher": None, "losses": {"hidden_cosine": 1.0}, "layer_groups": "1-2:1"},
-            "losses",
-            "layers 1-3, 3",
-        ),
-        (
-            {"teacher": None, "losses": {"attention_mse": 1.0}, "layer_groups": "1-3:2"},
-            "losses",
-            "attention_mse needs the teacher's attention maps",
-        ),
-        (
-            {"teacher": None, "losses": {"kl_divergence": 1.0}, "loss_positions": "all"},
-            "loss_positions",
-            "all",
-        ),
-        (
-            {
-                "teacher": None,
-                "losses": {"hidden_cosine": 1.0, "hidden_cosine_masked": 1.0},
-                "layer_groups": "3:2",
-            },
-            "losses",
-            "hidden_cosine is hidden_cosine_masked",
-        ),
+        (OF_CACHE, "losses", "hidden_cosine needs the teacher's hidden states"),
+        (OF_LAYERS, "losses", "layers 1-3, 3"),
+        (OF_MAPS, "losses", "attention_mse needs the teacher's attention maps"),
+        (NO_TEACHER | {"loss_positions": "all"}, "loss_positions", "all"),
+        (BOTH, "losses", "hidden_cosine is hidden_cosine_masked"),
         ({"layer_groups": "1-4:1"}, "layer_groups", "1-4"),
-        ({"losses": {"attention_mse": 1.0}, "layer_groups": "0-3:1"}, "layer_groups", "0-3:1"),
-        ({"losses": {"attention_mse": 1.0}}, "layer_groups", "mean"),
+        ({"losses": "attention_mse", "layer_groups": "0-3:1"}, "layer_groups", "0-3:1"),
+        ({"losses": "attention_mse"}, "layer_groups", "mean"),
         ({"freeze": ("pooler",)}, "freeze", "pooler"),
         ({"teacher": "nowhere"}, "teacher", None),
     ],
@@ -290,17 +246,14 @@ def test_targets_and_layers_that_are_not_there_are_refused(
 ) -> None:
     folder = cache_dir if changes.get("input_dir") else hidden_cache_dir
     with refused(setting, received):
-        training.distill(dataclasses.replace(config, **{**changes, "input_dir": folder}))
+        distilled(config, **{**changes, "input_dir": folder})
     assert not config.output_dir.exists()
 
 
 def test_attention_maps_of_other_numbers_of_heads_are_refused(config) -> None:
     student = dataclasses.replace(config.student, student_hidden_size=16, student_attention_heads=2)
-    losses = {"attention_mse": 1.0}
     with refused("losses", 2):
-        training.distill(
-            dataclasses.replace(config, student=student, losses=losses, layer_groups="1:1")
-        )
+        distilled(config, student=student, losses={"attention_mse": 1.0}, layer_groups="1:1")
 
 
 @pytest.mark.slow
@@ -308,5 +261,5 @@ def test_a_teacher_changes_the_request(config, tmp_path, vocab_file) -> None:
     training.distill(config)
     other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8)
     with refused("output_dir"):
-        training.distill(dataclasses.replace(config, teacher=str(other)))
+        distilled(config, teacher=str(other))
     assert checkpoints.checkpoint_steps(config.output_dir) == [10, 12]
