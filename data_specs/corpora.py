@@ -89,8 +89,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One corpus of a run: its location, its declaration and its weight.
 
     Attributes:
-        input_dir: a file, a directory or a glob; for a TensorFlow dataset, the directory of
-            datasets.
+        input_dir: a file, a directory or a glob; or the directory of TensorFlow datasets.
         corpus_spec: the name of a declaration, or the path of a `.yaml` file.
         tfds_name: a TensorFlow dataset, `name[/config][:version]`.
         text_fields: instead of the declaration's.

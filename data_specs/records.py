@@ -92,15 +92,11 @@ TOPK_COUNTS_FEATURE = Feature(TOPK_COUNTS, "<u2", ("P",), "How many ids are kept
 
 # What every teacher cache holds beside the top-k.
 MASS_FEATURES: tuple[Feature, ...] = (
-    Feature(
-        LOG_TAIL_MASSES, "<f4", ("P", "T"), "Log of the mass outside the top-k, a temperature."
-    ),
+    Feature(LOG_TAIL_MASSES, "<f4", ("P", "T"), "Log mass outside the top-k, a temperature."),
     Feature(LABEL_LOG_PROBS, "<f2", ("P",), "The teacher's log-probability of the label, T=1."),
 )
-TEACHER_FEATURES: tuple[Feature, ...] = TOPK_FEATURES["float16"] + MASS_FEATURES
-
 # Of a cache in float16.
-TEACHER_CACHE_FEATURES: tuple[Feature, ...] = MASKED_EXAMPLE_FEATURES + TEACHER_FEATURES
+TEACHER_CACHE_FEATURES = MASKED_EXAMPLE_FEATURES + TOPK_FEATURES["float16"] + MASS_FEATURES
 
 # What a teacher cache may hold beside these, by how it is encoded.
 HIDDEN_FEATURES: dict[str, tuple[Feature, ...]] = {

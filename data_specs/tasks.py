@@ -70,8 +70,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         licence: its licence.
         language: a code such as `zh`.
         kind: one of `KINDS`.
-        text_fields: the fields of a row that are its text, one or two; of a
-            `squad` file always question and context.
+        text_fields: one or two fields of a row; of a `squad` file always question and context.
         files: for each split the names or globs of its files, the first that match taken; several
             matches are read one after another. Splits whose name begins with `test` need no labels.
         metrics: of `METRICS`, the main one first.
@@ -80,8 +79,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         labels: the labels as in the file; their order is that of the classes.
             The second is the positive one of `f1` and `matthews`.
         skip_labels: rows with these are left out.
-        score_range: the least and the largest number of a regression; predictions
-            are cut to it where they are handed in.
+        score_range: of a regression; predictions are cut to it where they are handed in.
         id_field: the field that names a row, where it has one; elsewhere its number, from 0.
         reader: one of `READERS`.
         header: whether the first row of a TSV or CSV file names its columns.
@@ -174,8 +172,7 @@ def load_task(name_or_path: str) -> TaskSpec:
     """Loads a declaration.
 
     Args:
-        name_or_path: the name of a file in `tasks/`, or the path of a `.yaml` file of the
-            same form.
+        name_or_path: the name of a file in `tasks/`, or the path of a `.yaml` file like them.
 
     Raises:
         ValueError: it does not exist, or is invalid; names the key.

@@ -141,16 +141,25 @@ def test_models_and_losses_run_without_tensorflow() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["create_pretraining_data", "create_teacher_output_data", "run_distill"]
+    ("command", "flags"),
+    [
+        ("pipeline.create_pretraining_data", "--no_such=1"),
+        ("pipeline.create_teacher_output_data", "--no_such=1"),
+        ("pipeline.run_distill", "--no_such=1"),
+        ("tools.convert_checkpoint", "--layout=onnx --output_dir=x"),
+        ("tools.finetune", "--task=x --data_dir=y --model=z --output_dir=o"),
+    ],
 )
-def test_a_mistaken_flag_is_answered_before_anything_heavy_is_imported(command: str) -> None:
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(command: str, flags: str) -> None:
     code = (
-        f"import sys; from pipeline import {command} as c; status = c.main(['x', '--no_such=1']); "
-        "heavy = {'tensorflow', 'keras', 'jax', 'tokenizers', 'sentencepiece', 'rjieba'}; "
-        "print(status, sorted(heavy & set(sys.modules)))"
+        f"import sys, {command} as c; status = c.main(['x', *'{flags}'.split()]); "
+        "heavy = {'tensorflow', 'keras', 'jax', 'tokenizers', 'sentencepiece', 'rjieba', "
+        "'safetensors'}; print(status, sorted(heavy & set(sys.modules)))"
     )
     result = run_python("-c", code)
-    assert result.stdout.strip() == "1 []"
+    # A task's settings are checked beside the model and its tokenizer.
+    readers = ["safetensors", "sentencepiece", "tokenizers"] if command == "tools.finetune" else []
+    assert result.stdout.strip() == f"1 {readers}"
     assert result.stderr.startswith("error: ")
 
 

@@ -41,16 +41,8 @@ class FidelityConfig(Settings):
 def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, Any]]:
     """Measures how true a cache is to a teacher.
 
-    Args:
-        config: what was asked for.
-
     Returns:
-        the report, and what it is of: the teacher's checksum, and what the cache
-        says of itself.
-
-    Raises:
-        InputError: the cache or the teacher is not as it must be, or they do not
-            belong together.
+        the report, and what it is of: the teacher's checksum, and fields of the manifest.
     """
     # Keras is imported only now that there is something to compute.
     from pipeline.models.formats import model_directory

@@ -52,17 +52,7 @@ class InspectConfig(Settings):
 
 
 def inspect_cache(config: InspectConfig) -> tuple[list[str], str | None]:
-    """Puts examples into words.
-
-    Args:
-        config: what was asked for.
-
-    Returns:
-        the lines for a terminal, and the HTML page; None unless `html` is set.
-
-    Raises:
-        InputError: the directory is not as it must be, or has no such example.
-    """
+    """Returns examples as lines for a terminal, and as an HTML page; None unless `html` is set."""
     # The tokenizers are imported only now that there is something to read.
     from pipeline.storage.cache_input import open_cache
     from tools.report import examples_page, examples_text
@@ -73,20 +63,15 @@ def inspect_cache(config: InspectConfig) -> tuple[list[str], str | None]:
     reader = ExampleReader(cache, num_guesses=config.guesses)
     shown = reader.read(Selection(split, config.first, config.examples, config.example_id))
     count = f"{len(shown)} of {cache.manifest.num_examples(split):,} {split} examples"
-    about = f"{cache.manifest.kind.replace('_', ' ')}: {count}{_encoding(cache.manifest)}"
+    about = f"{cache.manifest.kind.replace('_', ' ')}: {count}"
+    if (info := cache.manifest.teacher_info) is not None:
+        mean = f", {cache.manifest.ids_per_position():.1f} on average" if info.variable else ""
+        about += f"; {info.logit_encoding}, k = {info.truncation_factor}{mean}"
     notes = list(_notes(cache.manifest))
     page = None
     if config.html:
         page = examples_page.examples_page(cache.directory.name, about, " ".join(notes), shown)
     return examples_text.report_lines(f"{cache.directory}, {about}", notes, shown), page
-
-
-def _encoding(manifest: "Manifest") -> str:
-    info = manifest.teacher_info
-    if info is None:
-        return ""
-    mean = f", {manifest.ids_per_position():.1f} on average" if info.variable else ""
-    return f"; {info.logit_encoding}, k = {info.truncation_factor}{mean}"
 
 
 def _notes(manifest: "Manifest") -> Iterator[str]:

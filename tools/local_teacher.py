@@ -14,13 +14,7 @@ from tools import quickstart_teacher_init
 
 
 def local_config(manifest: Manifest, *, num_hidden_layers: int, hidden_size: int) -> EncoderConfig:
-    """Returns the configuration of a small BERT for the inputs of a directory.
-
-    Args:
-        manifest: of masked examples or unmasked windows.
-        num_hidden_layers: N.
-        hidden_size: D, a multiple of 16; four heads.
-    """
+    """Returns the configuration of a small BERT of four heads for the inputs of a directory."""
     return EncoderConfig(
         vocab_size=manifest.vocab.size,
         hidden_size=hidden_size,
@@ -43,9 +37,9 @@ def write_start(
     Args:
         examples_dir: masked examples or unmasked windows: tokens are counted in
             the first shard of their train split.
-        directory: where the model goes; it is made.
+        directory: where the model goes.
         config: from `local_config`.
-        seed: of what is random in them.
+        seed: of the random numbers among the weights.
     """
     manifest = manifests.load(examples_dir)
     path = examples_dir / manifest.splits[manifests.TRAIN][0].file

@@ -65,25 +65,17 @@ class MergeConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.input_dirs) < 2:
-            raise InputError(
-                Setting("input_dirs"),
-                "two caches or more, separated by commas",
-                ",".join(map(str, self.input_dirs)),
-            )
+            received = ",".join(map(str, self.input_dirs))
+            expected = "two caches or more, separated by commas"
+            raise InputError(Setting("input_dirs"), expected, received)
         if self.weights is None:
             return
         if len(self.weights) != len(self.input_dirs):
-            raise InputError(
-                Setting("weights"),
-                f"{len(self.input_dirs)}, one for each of `input_dirs`",
-                len(self.weights),
-            )
+            expected = f"{len(self.input_dirs)}, one for each of `input_dirs`"
+            raise InputError(Setting("weights"), expected, len(self.weights))
         if not all(weight > 0.0 for weight in self.shares):
-            raise InputError(
-                Setting("weights"),
-                "numbers above 0",
-                ",".join(f"{weight:g}" for weight in self.weights),
-            )
+            received = ",".join(f"{weight:g}" for weight in self.weights)
+            raise InputError(Setting("weights"), "numbers above 0", received)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -101,22 +93,18 @@ def _teacher_info(config: MergeConfig, caches: Sequence[CacheInput]) -> TeacherI
     longest = max(info.truncation_factor for info in infos)
     wanted = min(config.truncation_factor or longest, caches[0].manifest.vocab.size)
     if wanted > longest:
-        raise InputError(
-            Setting("truncation_factor"),
-            f"at most {longest}, the largest of `input_dirs`",
-            config.truncation_factor,
-        )
+        expected = f"at most {longest}, the largest of `input_dirs`"
+        raise InputError(Setting("truncation_factor"), expected, config.truncation_factor)
+    teachers = [
+        {**info.teacher, "weight": weight}
+        for info, weight in zip(infos, config.shares, strict=True)
+    ]
     masses = [info.truncation_mass for info in infos if info.truncation_mass is not None]
     return TeacherInfo(
         truncation_factor=wanted,
         logit_encoding=config.logit_encoding,
         temperatures=(merging.TEMPERATURE,),
-        teacher={
-            "merged": [
-                {**info.teacher, "weight": weight}
-                for info, weight in zip(infos, config.shares, strict=True)
-            ]
-        },
+        teacher={"merged": teachers},
         parent=infos[0].parent,
         truncation_mass=min(masses, default=None),
     )
@@ -126,7 +114,6 @@ def _run_configuration(
     config: MergeConfig, caches: Sequence[CacheInput], info: TeacherInfo
 ) -> dict[str, Any]:
     """Returns the settings that decide the output, as JSON values."""
-    shards = [shard for part in caches[0].manifest.splits.values() for shard in part]
     mass = info.truncation_mass
     return {
         "kind": records.TEACHER_CACHE,
@@ -135,7 +122,7 @@ def _run_configuration(
             for cache, weight in zip(caches, config.shares, strict=True)
         ],
         "parent": info.parent,
-        "shards": [shard.file for shard in shards],
+        "shards": [shard.file for shard in caches[0].manifest.shards],
         "truncation_factor": info.truncation_factor,
         "temperatures": list(info.temperatures),
         "logit_encoding": info.logit_encoding,
@@ -144,13 +131,7 @@ def _run_configuration(
 
 
 def merge_caches(config: MergeConfig) -> Manifest:
-    """Merges teacher caches, or finishes a merge that was killed.
-
-    Args:
-        config: the settings.
-
-    Returns:
-        the merged cache's manifest.
+    """Merges teacher caches, or finishes a merge that was killed; returns the manifest.
 
     Raises:
         InputError: the caches or the directory are invalid. Shards that are whole stay.

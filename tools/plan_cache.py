@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
@@ -103,15 +103,15 @@ class CacheCost:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the table shows.
+    """The contents of the table.
 
     Attributes:
         num_examples: in the directory, at its own `dupe_factor`.
         dupe_factor: of the directory.
         teacher: the `sha256` of the teacher.
-        compute_dtype: what it ran in.
+        compute_dtype: of the teacher's forward pass.
         free_bytes: of the disk where the cache would go.
-        sample: what was measured.
+        sample: the measurements.
         costs: for each of its plans one for each dupe factor asked for.
     """
 
@@ -127,15 +127,12 @@ class Plan:
         """Returns the object that `--output` holds."""
         value = dataclasses.asdict(self)
         sample, costs = value.pop("sample"), value.pop("costs")
-        for plan, measured, cost in zip(sample["plans"], self.sample.plans, costs, strict=True):
+        plans = sample.pop("plans")
+        for plan, measured, cost in zip(plans, self.sample.plans, costs, strict=True):
             plan["position_bytes"] = measured.position_bytes
             plan["examples_per_second"] = 1.0 / plan.pop("seconds")
             plan["caches"] = cost
-        return {
-            **value,
-            "sample": {name: sample[name] for name in ("num_examples", "num_positions")},
-            "plans": sample["plans"],
-        }
+        return {**value, "sample": sample, "plans": plans}
 
 
 def _free_bytes(directory: Location) -> int:
@@ -149,15 +146,8 @@ def _free_bytes(directory: Location) -> int:
 def cache_costs(
     plan: "CachePlan", manifest: Manifest, dupe_factors: Sequence[int], free_bytes: int
 ) -> tuple[CacheCost, ...]:
-    """Scales what an example takes to whole caches.
-
-    Args:
-        plan: as measured.
-        manifest: of the masked examples.
-        dupe_factors: how often the corpus would be masked.
-        free_bytes: of the disk.
-    """
-    total = sum(manifest.num_examples(split) for split in manifest.splits)
+    """Scales the bytes and seconds of an example to whole caches."""
+    total = sum(map(manifest.num_examples, manifest.splits))
     costs = []
     for dupe_factor in dupe_factors:
         count = total * dupe_factor / max(1, manifest.dupe_factor)
@@ -168,14 +158,7 @@ def cache_costs(
 
 
 def plan_cache(config: PlanConfig) -> Plan:
-    """Measures what caches would keep and cost.
-
-    Args:
-        config: what was asked for.
-
-    Raises:
-        InputError: the masked examples or the teacher are not as they must be.
-    """
+    """Measures what caches would keep and cost."""
     # Keras is imported only now that there is something to compute.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
@@ -189,27 +172,25 @@ def plan_cache(config: PlanConfig) -> Plan:
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"
     )
+    factors = sorted({min(k, source.config.vocab_size) for k in config.truncation_factors})
     sample = planning.measure_plans(
         model,
         cache,
         settings,
         sample=config.sample,
-        truncation_factors=sorted(
-            {min(k, source.config.vocab_size) for k in config.truncation_factors}
-        ),
+        truncation_factors=factors,
         logit_encodings=config.logit_encodings,
     )
-    free = _free_bytes(config.output_dir)
+    free, manifest = _free_bytes(config.output_dir), cache.manifest
+    costs = [cache_costs(plan, manifest, config.dupe_factors, free) for plan in sample.plans]
     return Plan(
-        num_examples=sum(map(cache.manifest.num_examples, cache.manifest.splits)),
-        dupe_factor=cache.manifest.dupe_factor,
+        num_examples=sum(map(manifest.num_examples, manifest.splits)),
+        dupe_factor=manifest.dupe_factor,
         teacher=source.sha256(),
         compute_dtype=config.compute_dtype,
         free_bytes=free,
         sample=sample,
-        costs=tuple(
-            cache_costs(plan, cache.manifest, config.dupe_factors, free) for plan in sample.plans
-        ),
+        costs=tuple(costs),
     )
 
 
@@ -221,18 +202,15 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _cells(plan: "CachePlan", costs: Sequence[CacheCost]) -> Iterator[str]:
-    yield plan.logit_encoding
-    yield str(plan.truncation_factor)
-    yield f"{plan.ids_per_position:.1f}"
-    yield f"{plan.mass_kept:.2%}"
+def _cells(plan: "CachePlan", costs: Sequence[CacheCost]) -> list[str]:
+    cells = [plan.logit_encoding, str(plan.truncation_factor)]
+    cells += [f"{plan.ids_per_position:.1f}", f"{plan.mass_kept:.2%}"]
     for spread in (plan.kl_dense, plan.kl_bucket, plan.kl_reverse):
-        yield f"{spread.mean:.2g}"
-        yield f"{spread.max:.2g}"
-    yield f"{plan.position_bytes:.1f}"
+        cells += [f"{spread.mean:.2g}", f"{spread.max:.2g}"]
+    cells.append(f"{plan.position_bytes:.1f}")
     for cost in costs:
-        yield _size(cost.bytes) + ("" if cost.fits else "!")
-        yield f"{cost.hours:.3g}"
+        cells += [_size(cost.bytes) + ("" if cost.fits else "!"), f"{cost.hours:.3g}"]
+    return cells
 
 
 def table(plan: Plan) -> str:
@@ -241,9 +219,7 @@ def table(plan: Plan) -> str:
     titles.append("bytes")
     for cost in plan.costs[0]:
         titles += [f"x{cost.dupe_factor}", "hours"]
-    rows = [
-        tuple(_cells(one, costs)) for one, costs in zip(plan.sample.plans, plan.costs, strict=True)
-    ]
+    rows = list(map(_cells, plan.sample.plans, plan.costs))
     fastest = max(1.0 / one.seconds for one in plan.sample.plans)
     return "\n".join(
         [

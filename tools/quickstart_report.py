@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_specs import records
 from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, serialization
 from pipeline.storage.manifest import EVAL, Manifest
-from pipeline.storage.records import MaskedExample, read_examples
+from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from tools import measurement
 from tools.report.charts import COLOURS, GREY
 from tools.report.runs import METRICS_FILE, read_metrics
@@ -79,8 +78,14 @@ def measure(work: Location, teacher: Location) -> Report:
         for shard in manifest.splits[EVAL]
         for example in read_examples(cache.directory / shard.file, manifest)
     ]
+    codec = cache_input.open_codec(cache.directory, manifest)
     label_log_probs = np.concatenate(
-        [np.frombuffer(example.features[records.LABEL_LOG_PROBS], "<f2") for example in evaluation]
+        [
+            TeacherTargets.from_features(
+                example.features, codec, manifest.teacher_info
+            ).label_log_probs
+            for example in evaluation
+        ]
     ).astype(np.float64)
     places = {"teacher": teacher, **{name: work / name for name in ("distilled", "undistilled")}}
     latencies = _latencies(list(places.values()), manifest, evaluation[0])

@@ -27,7 +27,6 @@ from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
-from pipeline.tokenizers.tokens import Tokenizer
 from tools.vocabulary import cache_tokens, vocab_reduction
 from tools.vocabulary.vocab_reduction import VocabLimit
 
@@ -71,14 +70,6 @@ class ReduceConfig(Settings):
             raise InputError(Setting("coverage"), "a share in (0, 1]", self.coverage)
 
 
-def _always_kept(tokenizer: Tokenizer, keep_tokens: Location | None, pad_id: int) -> np.ndarray:
-    """Returns the ids that are kept whatever their count; the model has a padding of its own."""
-    always = np.union1d(vocab_reduction.always_kept(tokenizer), [pad_id])
-    if keep_tokens is None:
-        return always
-    return np.union1d(always, vocab_reduction.read_keep_tokens(keep_tokens, tokenizer.vocab))
-
-
 def table(teacher: EncoderConfig, student: EncoderConfig) -> str:
     """Returns, as text, what a reduction saves."""
     pair = (teacher, student)
@@ -113,7 +104,11 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     with naming_setting("teacher"):
         cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
     tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
-    always = _always_kept(tokenizer, config.keep_tokens, source.config.pad_token_id)
+    # The model has a padding of its own.
+    always = np.union1d(vocab_reduction.always_kept(tokenizer), [source.config.pad_token_id])
+    if config.keep_tokens is not None:
+        wanted = vocab_reduction.read_keep_tokens(config.keep_tokens, tokenizer.vocab)
+        always = np.union1d(always, wanted)
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     counts = vocab_reduction.text_counts(cache_tokens.count_tokens(cache), tokenizer)
     kept_ids = vocab_reduction.choose_tokens(counts, always, limit)

@@ -1,6 +1,6 @@
 """A published recipe, shrunk to minutes, on one's own text: does it run here, do its losses fall?
 
-python -m tools.try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.txt --work=DIR
+offline_distill try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.txt --work=DIR
 
 Masks the text as the recipe wants it, trains a teacher of 12 layers and 64 dimensions
 for some minutes, lets it make a cache where the recipe reads one, and runs the recipe's

@@ -82,15 +82,10 @@ class VerifyConfig(Settings):
             raise InputError(Setting("examples"), "`repair` together with it", "none")
 
 
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    """What was found.
+class Verification(NamedTuple):
+    """The report on the files, the records read and their seconds, and the report of the sample.
 
-    Attributes:
-        report: what is wrong, and what was seen.
-        num_records: records that were read.
-        seconds: what that took.
-        sample: beside the teacher; None without one, and where files are broken.
+    The last is None without a teacher, and where files are broken.
     """
 
     report: DirectoryReport
@@ -167,16 +162,12 @@ def verify_directory(directory: Location, manifest: Manifest) -> Verification:
         )
         num_records = bar.n
     if problems:
-        report = dataclasses.replace(report, problems={TOKENIZER: problems, **report.problems})
+        report = report._replace(problems={TOKENIZER: problems, **report.problems})
     return Verification(report, num_records, time.perf_counter() - begun)
 
 
 def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
-    """Finds the teacher of a cache, and the masked examples where it is to be repaired.
-
-    Raises:
-        InputError: they are not those that the cache was made with.
-    """
+    """Finds the teacher of a cache, and the masked examples where it is to be repaired."""
     from pipeline.teacher import capture
     from tools.verification import repair
 
@@ -209,7 +200,7 @@ def verify_with_teacher(
         batch_size=teacher.config.predict_batch_size,
         compute_dtype=teacher.config.compute_dtype,
     )
-    return dataclasses.replace(found, sample=sample)
+    return found._replace(sample=sample)
 
 
 def _lines(manifest: Manifest, found: Verification) -> Iterator[str]:
@@ -242,7 +233,7 @@ def _lines(manifest: Manifest, found: Verification) -> Iterator[str]:
 
 
 def _checked(manifest: Manifest) -> str:
-    """Returns, in words, what was checked of each record."""
+    """Returns the names of the checks of each record."""
     if manifest.kind == records.TASK_LOGITS:
         return "features and logits as they must be"
     parts = ["features", "lengths", "ids", "order"]

@@ -28,6 +28,7 @@ Importing this package imports nothing heavy. It is the only package of `pipelin
 from `tools`, inside `verify` and `merge`: it presents both to callers from outside.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -206,8 +207,6 @@ def merge(paths: Sequence[str], output: str, **settings: Any) -> "Manifest":
 
 def _with_compute_dtype(config: Any) -> Any:
     """Returns a config whose `compute_dtype` is not left to the machine."""
-    import dataclasses
-
     from pipeline.base import compute_dtype
 
     if config.compute_dtype != compute_dtype.AUTO:

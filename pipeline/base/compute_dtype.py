@@ -19,8 +19,7 @@ def detect(devices: Sequence[str] = (), cpu_info: pathlib.Path = _CPU_INFO) -> t
     A processor without them computes bfloat16 by way of float32, which is slower.
 
     Args:
-        devices: Keras's names of what is computed on, such as `gpu:0`; any but a
-            `cpu` knows bfloat16.
+        devices: Keras's names, such as `gpu:0`; any but a `cpu` has instructions for bfloat16.
         cpu_info: Linux's description of the processor; elsewhere there is none.
 
     Returns:

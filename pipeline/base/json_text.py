@@ -17,9 +17,7 @@ _PHRASES: dict[str, str] = {}
 def matching(pattern: str, phrase: str) -> msgspec.Meta:
     """Returns a constraint of whole texts, such as `Annotated[str, matching("[0-9]+", "digits")]`.
 
-    Args:
-        pattern: a regular expression.
-        phrase: what such a text is, for messages.
+    Messages call such a text `phrase`.
     """
     whole = rf"^(?:{pattern})\Z"
     _PHRASES[f"str matching regex {whole!r}"] = phrase
@@ -62,8 +60,7 @@ def load(content: bytes | str) -> Any:
         content: UTF-8, with or without a byte order mark, or text.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, nested too deeply, or has a whole number of
-            too many digits.
+        ValueError: it is not UTF-8, not JSON, nested too deeply, or has too long a number.
     """
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     with contextlib.suppress(RecursionError):

@@ -106,8 +106,7 @@ class Location:
         """Reads a JSON object, with or without a byte order mark before it.
 
         Raises:
-            InputError: the file is missing, too large, not UTF-8, not JSON, nested too
-                deeply, or not an object.
+            InputError: the file is missing, too large, too deeply nested, or no JSON object.
         """
         if not self.is_file():
             raise InputError(self, received="no such file")
@@ -265,8 +264,7 @@ class LocalLocation(Location, pathlib.PosixPath):
             temporary: the name to write under; `temporary()` by default.
 
         Yields:
-            the hidden path, beside the file, or for an object in the mirror's folder, to be
-            written and closed inside the block.
+            the hidden path, to be written and closed inside the block.
 
         Raises:
             InterruptedRunError: another process is writing the same file.
@@ -291,8 +289,7 @@ class LocalLocation(Location, pathlib.PosixPath):
         block raises, the file is removed.
 
         Yields:
-            this path, or for an object one of this machine that is uploaded to it, to be
-            written and closed inside the block.
+            this path, or for an object one of this machine, to be written and closed inside.
         """
         with _removing_on_error(self, named=self):
             yield self
@@ -339,10 +336,9 @@ class LocalLocation(Location, pathlib.PosixPath):
             os.close(descriptor)
 
     def _is_named(self, descriptor: int) -> bool:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(descriptor), self.stat())
-        except FileNotFoundError:
-            return False
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -369,8 +365,7 @@ class LocalLocation(Location, pathlib.PosixPath):
     def write_new(self, content: bytes) -> bool:
         """Writes a whole file where there is none.
 
-        In a bucket, and where the file system knows no links, the last of several that do so
-        at the same moment wins.
+        In a bucket, and without links, the last of several that do so at the same moment wins.
 
         Returns:
             False where there was one, which stays.
@@ -461,7 +456,6 @@ class BucketLocation(Location):
     Attributes:
         scheme: `gs` or `s3`.
         key: the bucket, and the name in it.
-        setting: see `Location`.
     """
 
     scheme: str
@@ -524,10 +518,9 @@ class BucketLocation(Location):
             return getattr(_store(self.scheme), method)(str(self), *arguments, **options)
 
     def _kind(self) -> str | None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self._ask("info")["type"]
-        except FileNotFoundError:
-            return None
+        return None
 
     def is_file(self) -> bool:
         """Returns whether there is such an object."""

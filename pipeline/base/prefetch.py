@@ -1,5 +1,6 @@
 """Items made in a thread while earlier ones are used."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -14,8 +15,7 @@ _PATIENCE = 0.1
 def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     """Yields items in their order; a thread makes the next ones meanwhile.
 
-    What it gains is the time in which one side waits for a disk or a device, or
-    computes without Python's lock.
+    It saves the time in which one side waits for a device, or computes without Python's lock.
 
     Args:
         items: iterated over in the thread, from the first `next` on.
@@ -29,11 +29,9 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
 
     def put(is_item: bool, value: Item | BaseException | None) -> None:
         while not unwanted.is_set():
-            try:
+            with contextlib.suppress(queue.Full):
                 made.put((is_item, value), timeout=_PATIENCE)
                 return
-            except queue.Full:
-                continue
 
     def make() -> None:
         try:

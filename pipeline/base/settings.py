@@ -1,7 +1,6 @@
 """Settings: fields of frozen dataclasses that declare their default, range and help once.
 
-Flags, `--help`, range checks, the run configuration on disk and the README's tables are all
-made from these declarations.
+Flags, `--help`, range checks, run configurations and the README's tables are made from these.
 """
 
 import dataclasses
@@ -34,8 +33,7 @@ class Declaration:
             another value needs another output directory.
         omit_default: whether the run configuration leaves out the default value, so that
             directories from before the setting existed are still recognised.
-        parse: turns text into the value, and raises an `InputError` without a subject; None
-            where the field's type says it.
+        parse: turns text into the value, or raises an `InputError` without a subject.
         aliases: other names of its flag.
     """
 
@@ -53,8 +51,7 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
     """Returns a dataclass field that is a setting.
 
     Args:
-        default: the value unless given; `dataclasses.MISSING` for a required setting. A
-            mapping is copied.
+        default: `dataclasses.MISSING` for a required setting. A mapping is copied.
         help: see `Declaration`.
         **declared: other attributes of `Declaration`.
     """

@@ -5,6 +5,7 @@ field's name, default, range and help, and its text is parsed and checked by the
 """
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -60,12 +61,8 @@ class FlagSet:
 
     def fields(self) -> list[dataclasses.Field]:
         """Returns the settings that have a flag, in the order of their declaration."""
-        return [
-            field
-            for config in self.configs
-            for field in setting_fields(config)
-            if field.name not in self.leave_out
-        ]
+        fields = itertools.chain.from_iterable(map(setting_fields, self.configs))
+        return [field for field in fields if field.name not in self.leave_out]
 
     def define(self) -> flags.FlagValues:
         """Returns the flags, to be parsed by `running.run`."""
@@ -107,14 +104,10 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
 
 def describe_flag(field: dataclasses.Field) -> FlagDescription:
     """Returns how the flag of a setting is shown."""
-    declaration, default = declaration_of(field), default_value(field)
-    shown = "" if default is None else _text(default)
-    return FlagDescription(
-        field.name,
-        "required" if is_required(field) else shown,
-        _constraint(declaration),
-        show_settings(declaration.help, "--{}".format),
-    )
+    declaration, value = declaration_of(field), default_value(field)
+    default = "required" if is_required(field) else "" if value is None else _text(value)
+    text = show_settings(declaration.help, "--{}".format)
+    return FlagDescription(field.name, default, _constraint(declaration), text)
 
 
 def _define(field: dataclasses.Field, default: Any, values: flags.FlagValues) -> None:

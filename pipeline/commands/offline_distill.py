@@ -20,11 +20,8 @@ def find_programs() -> dict[str, pathlib.Path]:
     commands = {name: _ROOT / "pipeline" / f"{name}.py" for name in COMMANDS}
     tools = {path.stem: path for path in (_ROOT / "tools").glob("*.py")}
     tools |= {path.parent.name: path for path in (_ROOT / "tools").glob("*/__main__.py")}
-    return commands | {name: tools[name] for name in sorted(tools) if _has_main(tools[name])}
-
-
-def _has_main(path: pathlib.Path) -> bool:
-    return "\ndef main(" in path.read_text(encoding="utf-8")
+    programs = [name for name in sorted(tools) if "\ndef main(" in tools[name].read_text("utf-8")]
+    return commands | {name: tools[name] for name in programs}
 
 
 def _summary(path: pathlib.Path) -> str:

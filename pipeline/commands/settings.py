@@ -73,8 +73,7 @@ class CorpusSettings(Settings):
         """Returns the corpora that the settings name.
 
         Raises:
-            InputError: they name none, or a mixture together with a single corpus, or the
-                mixture's file is invalid.
+            InputError: they name none, both a mixture and a corpus, or an invalid mixture.
         """
         names = ("input_dir", "corpus_spec", "tfds_name", "text_fields", "segmenter")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -9,6 +9,7 @@ compute in the same shapes, and a microbatch must count by what it has in all of
 each group's measures go from each process to all, while the group before is computed.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -46,31 +47,26 @@ _TARGETS = (
     records.HIDDEN_STATES,
     LOSS_SHARES,
 )
-# One process that reads all there is.
-_ALONE = DataStreams()
 # What tells how much of a batch is padding.
 _SIZED = (records.SEGMENT_LENGTHS, records.MASKED_LM_WEIGHTS)
-# Inputs whose lengths decide how batches are cut.
-_SAMPLE_SIZE = 1024
-# What a microbatch costs whatever is in it, in tokens: gradients are added up, kernels begin. On
-# two cores 77 of inputs of 512 tokens (2 layers x 256), 430 of 64 tokens (4 x 192).
-_MICROBATCH_COSTS = {"cpu": 512, "other": 8192}
-Arrays = dict[str, np.ndarray]
+# Inputs that are as long as the longest; the others are as wide as the masked positions.
 _LENGTHS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+Arrays = dict[str, np.ndarray]
 # Whose masks are drawn: two purposes never share random numbers.
 TRAINING = "mask"
 EVALUATION = "eval mask"
 
 _STORED = tuple(feature.name for feature in records.UNMASKED_WINDOW_FEATURES)
-_NAMES = (
+_MASKED = (
     records.INPUT_IDS,
     records.SEGMENT_LENGTHS,
     records.MASKED_LM_POSITIONS,
     records.MASKED_LM_IDS,
+    records.MASKED_LM_WEIGHTS,
 )
 
 
-def _setting(cache: CacheInput, name: str) -> float:
+def _number(cache: CacheInput, name: str) -> float:
     value = cache.manifest.flags.get(name)
     if not isinstance(value, int | float) or not 0.0 <= value < math.inf:
         raise InputError(cache.directory / MANIFEST_FILE, f"a number for {name}", f"{value!r}")
@@ -80,14 +76,10 @@ def _setting(cache: CacheInput, name: str) -> float:
 class WindowReader:
     """Masks records of unmasked windows, by the settings of their manifest.
 
-    Args:
-        cache: a directory of unmasked windows.
-        seed: decides the masks.
-        purpose: `TRAINING` or `EVALUATION`.
+    The masks are those of a seed and a purpose, `TRAINING` or `EVALUATION`.
 
     Raises:
-        InputError: the directory's tokenizer, token counts or settings are not as they
-            must be.
+        InputError: the directory's tokenizer, token counts or settings are invalid.
     """
 
     def __init__(self, cache: CacheInput, *, seed: int, purpose: str) -> None:
@@ -96,10 +88,10 @@ class WindowReader:
         self._is_special = tokenizer.is_special()
         self._policy = masks.masking_policy(
             tokenizer,
-            masked_lm_prob=_setting(cache, "masked_lm_prob"),
+            masked_lm_prob=_number(cache, "masked_lm_prob"),
             max_predictions_per_seq=manifest.max_predictions_per_seq,
         )
-        smoothing = _setting(cache, "mask_smoothing")
+        smoothing = _number(cache, "mask_smoothing")
         self._token_weights = None
         if smoothing:
             counts = token_counts.load_counts(cache.directory, manifest)
@@ -107,17 +99,10 @@ class WindowReader:
         self._seed, self._purpose = seed, purpose
         self._vocab_size = manifest.vocab.size
         positions = manifest.max_predictions_per_seq
-        self._widths = dict(
-            zip(_NAMES, (manifest.max_seq_length, 2, positions, positions), strict=True)
-        )
+        self._widths = (manifest.max_seq_length, 2, positions, positions, positions)
 
     def _mask_rows(self, epochs: np.ndarray, *features: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns a batch as arrays in the order of `_NAMES`, then the weights.
-
-        Args:
-            epochs: int64 [B].
-            *features: bytes [B], in the order of `_STORED`.
-        """
+        """Returns `_MASKED` of rows of an epoch each, int64 [B], and of `_STORED`, bytes [B]."""
         columns = [values.tolist() for values in features]
         batch = windows.decode_windows(columns, self._vocab_size)
         keys = zip(columns[0], epochs.tolist(), strict=True)
@@ -128,7 +113,7 @@ class WindowReader:
             seeding.streams(self._seed, self._purpose, keys),
             token_weights=self._token_weights,
         )
-        length, num_positions = self._widths[records.INPUT_IDS], self._widths[records.MASKED_LM_IDS]
+        length, _, num_positions, *_ = self._widths
         real = np.arange(num_positions) < masked.counts[:, np.newaxis]
         return (
             windows.pad_rows(masked.input_ids, batch.lengths, length),
@@ -139,38 +124,26 @@ class WindowReader:
         )
 
     def parse_batch(self, serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
-        """Decodes and masks a batch of records, to padded tensors.
-
-        Args:
-            serialized: string [B].
-            epochs: int64 [B].
+        """Decodes and masks records, string [B], in their epochs, int64 [B].
 
         Returns:
             what `pipeline.storage.reader.parse_batch` returns of masked examples.
         """
         parsed = arrays.parse_tensors(tf, serialized, _STORED)
         features = [parsed[name] for name in _STORED]
-        types = [tf.int32] * len(_NAMES) + [tf.float32]
+        types = [tf.int32] * 4 + [tf.float32]
         values = tf.numpy_function(self._mask_rows, [epochs, *features], types, stateful=False)
-        batch = dict(zip((*_NAMES, records.MASKED_LM_WEIGHTS), values, strict=True))
-        widths = {**self._widths, records.MASKED_LM_WEIGHTS: self._widths[records.MASKED_LM_IDS]}
-        for name, value in batch.items():
-            value.set_shape([serialized.shape[0], widths[name]])
-        return batch
+        for value, width in zip(values, self._widths, strict=True):
+            value.set_shape([serialized.shape[0], width])
+        return dict(zip(_MASKED, values, strict=True))
 
 
 def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
     """Splits a decoded batch into what the student sees and what it is compared with.
 
-    Args:
-        batch: as `pipeline.storage.reader.parse_batch` or `WindowReader.parse_batch`
-            returns it.
-
     Returns:
         inputs `input_ids`, `input_mask`, `segment_ids` int32 [B, L] and
-        `masked_lm_positions` int32 [B, P]; targets as
-        `pipeline.distill.objective.Objective` takes them, with
-        `masked_lm_weights` float32 [B, P].
+        `masked_lm_positions` int32 [B, P]; targets as `comparison.BatchComparison` takes them.
     """
     input_ids = batch[records.INPUT_IDS]
     lengths = batch[records.SEGMENT_LENGTHS]
@@ -203,23 +176,19 @@ def _largest(microbatches: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tenso
 def trim_batch(
     batch: Mapping[str, tf.Tensor], manifest: Manifest, count: int
 ) -> dict[str, tf.Tensor]:
-    """Cuts off padding that all rows of a batch have.
+    """Cuts off padding that all rows of a decoded batch have; with one length nothing.
 
     Inputs are cut to the next length of `length_buckets.bucket_lengths`, masked
     positions to the next number of `bucket_widths`, so that batches have at most
     4 · `count` shapes. What is real stays, and so do all losses.
 
-    Args:
-        batch: as `pipeline.storage.reader.parse_batch` returns it.
-        manifest: gives the largest L and P.
-        count: lengths, at most.
-
     Returns:
         the batch, [B, L', …] and [B, P', …] in place of [B, L, …] and [B, P, …].
     """
-    longest, most = (
-        size[0] for size in _largest({name: batch[name][tf.newaxis] for name in _SIZED})
-    )
+    if count == 1:
+        return dict(batch)
+    sizes = _largest({name: batch[name][tf.newaxis] for name in _SIZED})
+    longest, most = (size[0] for size in sizes)
     lengths = length_buckets.bucket_lengths(manifest.max_seq_length, count)
     widths = length_buckets.bucket_widths(manifest.max_predictions_per_seq)
     trimmed = {}
@@ -242,17 +211,12 @@ def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor
 
     Example: of two microbatches with 2 and 6 masked positions the shares are 0.5 and 1.5.
 
-    Args:
-        batch: as `pipeline.storage.reader.parse_batch` returns it, of G rows.
-        count: C; it divides G.
-
     Returns:
-        the batch, [C, G / C, …] in place of [G, …], with `LOSS_SHARES` float32
-        [C, G / C, 3], the same in all rows of a microbatch.
+        the batch, [C, G / C, …] in place of [G, …] with C = `count`, and `LOSS_SHARES`
+        float32 [C, G / C, 3], the same in all rows of a microbatch.
     """
     microbatches = _reshape_group(batch, count)
-    counts = _loss_counts(microbatches)
-    shares = tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
+    shares = _loss_shares(_loss_counts(microbatches))
     rows = microbatches[records.SEGMENT_LENGTHS].shape[1]
     return {**microbatches, LOSS_SHARES: tf.repeat(shares[:, tf.newaxis], rows, axis=1)}
 
@@ -267,48 +231,14 @@ def _reshape_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.T
 def _loss_counts(microbatches: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """Returns the counts of `losses.base.AVERAGES` in microbatches, float32 [C, 3]."""
     lengths = tf.cast(tf.reduce_sum(microbatches[records.SEGMENT_LENGTHS], axis=2), tf.float32)
-    return tf.stack(
-        [
-            tf.reduce_sum(microbatches[records.MASKED_LM_WEIGHTS], axis=[1, 2]),
-            tf.reduce_sum(lengths, axis=1),
-            tf.reduce_sum(tf.square(lengths), axis=1),
-        ],
-        axis=1,
-    )
+    positions = tf.reduce_sum(microbatches[records.MASKED_LM_WEIGHTS], axis=[1, 2])
+    tokens, pairs = tf.reduce_sum(lengths, axis=1), tf.reduce_sum(tf.square(lengths), axis=1)
+    return tf.stack([positions, tokens, pairs], axis=1)
 
 
-def plan_microbatches(
-    cache: CacheInput,
-    *,
-    batch_size: int,
-    num_batches: int,
-    buckets: int,
-    on_cpu: bool,
-    num_devices: int = 1,
-    multiple: int = 1,
-) -> Chunking:
-    """Returns how to cut the examples of an update, by the lengths of the cache's inputs.
-
-    Args:
-        cache: has train examples.
-        batch_size: examples that are computed together at most.
-        num_batches: batches of an update.
-        buckets: lengths, at most; with 1 a batch is a microbatch.
-        on_cpu: what computes.
-        num_devices: that share a microbatch.
-        multiple: what the examples of a microbatch are a multiple of.
-    """
-    lengths = reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
-    return length_buckets.plan_chunks(
-        lengths,
-        batch_size=batch_size,
-        num_batches=num_batches,
-        max_seq_length=cache.manifest.max_seq_length,
-        num_lengths=buckets,
-        # Devices compute their tokens side by side, but each begins the microbatch.
-        chunk_cost=_MICROBATCH_COSTS["cpu" if on_cpu else "other"] * num_devices,
-        multiple=multiple,
-    )
+def _loss_shares(counts: Any) -> tf.Tensor:
+    """Returns what each microbatch counts for the losses of its group; 0 where none has any."""
+    return tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
 
 
 def _decoder(
@@ -340,26 +270,7 @@ def _decoder(
     return decode
 
 
-def _finisher(cache: CacheInput, buckets: int) -> Callable[[Mapping[str, tf.Tensor]], Batch]:
-    """Returns what makes of a decoded batch what the student takes, trimmed to several buckets."""
-
-    def finish(batch: Mapping[str, tf.Tensor]) -> Batch:
-        if buckets > 1:
-            batch = trim_batch(batch, cache.manifest, buckets)
-        return inputs_and_targets(batch)
-
-    return finish
-
-
-def training_batches(
-    cache: CacheInput,
-    chunking: Chunking,
-    *,
-    seed: int,
-    start: int,
-    shuffle_buffer_size: int,
-    streams: DataStreams = _ALONE,
-) -> tf.data.Dataset:
+def training_batches(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.data.Dataset:
     """Returns the endless stream of training batches of a process that reads all of them.
 
     Groups of the shuffled stream's examples are sorted by length and cut; what is
@@ -369,37 +280,25 @@ def training_batches(
     Args:
         cache: a cache directory.
         chunking: how groups are cut.
-        seed: decides the order, and the masks where windows are stored unmasked.
-        start: examples already used, in whole groups; the stream begins with the
-            next one.
-        shuffle_buffer_size: examples.
-        streams: of which each group has equally many examples, and each microbatch.
+        **order: as of `_groups`.
     """
-    dataset = _groups(cache, chunking, streams, seed=seed, start=start, buffer=shuffle_buffer_size)
-    count = chunking.num_chunks
+    dataset, count = _groups(cache, chunking, **order), chunking.num_chunks
     if count > 1:
         dataset = dataset.map(lambda batch: cut_group(batch, count)).unbatch()
-    return dataset.map(_finisher(cache, chunking.num_lengths)).prefetch(4)
+    return _finished(dataset, cache.manifest, chunking.num_lengths).prefetch(4)
 
 
-def training_groups(
-    cache: CacheInput,
-    chunking: Chunking,
-    *,
-    seed: int,
-    start: int,
-    shuffle_buffer_size: int,
-    streams: DataStreams,
-) -> tf.data.Dataset:
+def _finished(dataset: tf.data.Dataset, manifest: Manifest, buckets: int) -> tf.data.Dataset:
+    return dataset.map(lambda batch: inputs_and_targets(trim_batch(batch, manifest, buckets)))
+
+
+def training_groups(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.data.Dataset:
     """Returns the endless stream of a process's part of groups, not yet trimmed.
 
     Args:
         cache: a cache directory.
         chunking: how whole groups are cut.
-        seed: as for `training_batches`.
-        start: examples already used, of all processes.
-        shuffle_buffer_size: examples, of all processes.
-        streams: those that this process reads.
+        **order: as of `_groups`.
 
     Returns:
         inputs and targets as `inputs_and_targets` returns them, with the microbatches C before
@@ -407,7 +306,6 @@ def training_groups(
         the last masked position that counts, and the numbers of masked positions, tokens
         and pairs of tokens.
     """
-    dataset = _groups(cache, chunking, streams, seed=seed, start=start, buffer=shuffle_buffer_size)
     count = chunking.num_chunks
 
     def cut(batch: Mapping[str, tf.Tensor]) -> tuple[dict, dict, tf.Tensor]:
@@ -417,26 +315,38 @@ def training_groups(
         measures = tf.concat([sizes, _loss_counts(microbatches)], axis=1)
         return _reshape_group(inputs, count), _reshape_group(wanted, count), measures
 
-    return dataset.map(cut).prefetch(2)
+    return _groups(cache, chunking, **order).map(cut).prefetch(2)
 
 
 def _groups(
     cache: CacheInput,
     chunking: Chunking,
-    streams: DataStreams,
     *,
     seed: int,
     start: int,
-    buffer: int,
+    shuffle_buffer_size: int,
+    streams: DataStreams | None = None,
 ) -> tf.data.Dataset:
-    """Returns decoded groups of the streams that this process reads, in order."""
+    """Returns decoded groups of the streams that this process reads, in order.
+
+    Args:
+        cache: a cache directory.
+        chunking: how groups are cut.
+        seed: decides the order, and the masks where windows are stored unmasked.
+        start: examples of all processes already used, in whole groups; the stream begins with
+            the next one.
+        shuffle_buffer_size: examples, of all processes.
+        streams: that this process reads; None for one that has all examples. Each group has
+            equally many examples of each stream, and so has each microbatch.
+    """
+    streams = streams or DataStreams()
     parts = [
         reader.training_records(
             cache,
             TRAIN,
             seed=seed,
             start=start // streams.count,
-            buffer=-(-buffer // streams.count),
+            buffer=-(-shuffle_buffer_size // streams.count),
             num_streams=streams.count,
             stream=stream,
         ).batch(chunking.group_size // streams.count, drop_remainder=True)
@@ -488,26 +398,16 @@ def evaluation_batches(
     dataset = dataset.batch(batch_size).take(max_steps)
     decode = _decoder(cache, seed=cache.manifest.seed, purpose=EVALUATION)
 
-    def fill(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
-        def pad(value: tf.Tensor) -> tf.Tensor:
-            missing = batch_size - tf.shape(value)[0]
-            widths = [[0, missing]] + [[0, 0]] * (value.shape.rank - 1)
-            return tf.ensure_shape(tf.pad(value, widths), [batch_size, *value.shape[1:]])
+    rows = batch_size // num_processes
 
-        return (
-            {name: pad(value) for name, value in inputs.items()},
-            {name: pad(value) for name, value in targets.items()},
-        )
+    def fill(value: tf.Tensor) -> tf.Tensor:
+        widths = [[0, batch_size - tf.shape(value)[0]]] + [[0, 0]] * (value.shape.rank - 1)
+        value = tf.ensure_shape(tf.pad(value, widths), [batch_size, *value.shape[1:]])
+        return value[process * rows : (process + 1) * rows]
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.map(_finisher(cache, buckets)).map(fill)
-    if num_processes > 1:
-        rows = batch_size // num_processes
-        dataset = dataset.map(
-            lambda *parts: tf.nest.map_structure(
-                lambda value: value[process * rows : (process + 1) * rows], parts
-            )
-        )
+    dataset = _finished(dataset, cache.manifest, buckets)
+    dataset = dataset.map(lambda *parts: tf.nest.map_structure(fill, parts))
     return dataset.prefetch(4)
 
 
@@ -535,14 +435,13 @@ def agreed_batches(
         lengths = length_buckets.bucket_lengths(lengths[0], num_lengths)
         widths = length_buckets.bucket_widths(widths[0])
     waiting = None
-    for inputs, targets, measures in groups:
-        # Before the group at hand is yielded: devices get to it while they still compute.
-        begun = gather(measures)
+    # A group is yielded when the next one's gathering has begun: devices get to that while they
+    # still compute.
+    for group in itertools.chain(groups, [None]):
+        begun = None if group is None else (*group[:2], gather(group[2]))
         if waiting is not None:
             yield from _microbatches(*waiting, lengths, widths)
-        waiting = inputs, targets, begun
-    if waiting is not None:
-        yield from _microbatches(*waiting, lengths, widths)
+        waiting = begun
 
 
 def _microbatches(
@@ -554,35 +453,15 @@ def _microbatches(
 ) -> Iterator[tuple[Arrays, Arrays]]:
     """Yields the microbatches of a group, trimmed to what all processes need."""
     measures = np.asarray(gathered)
-    longest, most = measures[..., :2].max(axis=0).T
-    shares = loss_shares(measures[..., 2:].sum(axis=0))
-    for number, share in enumerate(shares):
-        length = lengths[np.searchsorted(lengths, longest[number])]
-        width = widths[np.searchsorted(widths, most[number])]
-        rows = inputs[records.INPUT_IDS].shape[1]
-        yield (
-            {
-                name: value[number, :, : length if name in _LENGTHS else width]
-                for name, value in inputs.items()
-            },
-            _cut(targets, number, width) | {LOSS_SHARES: np.tile(share, (rows, 1))},
+    sizes = measures[..., :2].max(axis=0)
+    shares = _loss_shares(measures[..., 2:].sum(axis=0)).numpy()
+    for number, (longest, most) in enumerate(sizes):
+        length = lengths[np.searchsorted(lengths, longest)]
+        width = widths[np.searchsorted(widths, most)]
+        ends = dict.fromkeys(_LENGTHS, length)
+        own, wanted = (
+            {name: value[number, :, : ends.get(name, width)] for name, value in part.items()}
+            for part in (inputs, targets)
         )
-
-
-def _cut(targets: Mapping[str, np.ndarray], number: int, width: int) -> Arrays:
-    return {name: value[number, :, :width] for name, value in targets.items()}
-
-
-def loss_shares(counts: np.ndarray) -> np.ndarray:
-    """Returns how much each microbatch counts for the losses of its group.
-
-    Example: of microbatches with 2 and 6 masked positions the shares are 0.5 and 1.5.
-
-    Args:
-        counts: float32 [C, 3], of masked positions, tokens and pairs of tokens.
-
-    Returns:
-        float32 [C, 3]; 0 where no microbatch has any.
-    """
-    means = counts.mean(axis=0)
-    return np.divide(counts, means, out=np.zeros_like(counts), where=means > 0)
+        wanted[LOSS_SHARES] = np.tile(shares[number], (len(own[records.INPUT_IDS]), 1))
+        yield own, wanted

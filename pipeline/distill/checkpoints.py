@@ -10,7 +10,6 @@ position in the data follows from the step. Between updates no gradient is accum
 """
 
 import dataclasses
-import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -35,12 +34,11 @@ _METRICS = "metrics"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Where a run goes on.
+    """The step that a run resumes from.
 
     Attributes:
         step: updates done.
-        evaluation_due: whether the evaluation of this step is still to be made, as the
-            run was stopped before it or in it.
+        evaluation_due: whether the run was stopped before the evaluation of this step, or in it.
     """
 
     step: int
@@ -64,11 +62,7 @@ def _sidecar(path: Location) -> Location:
 
 
 def _described(path: Location) -> dict[str, Any]:
-    """Returns what stands beside a checkpoint; nothing beside one of an earlier version.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Returns what stands beside a checkpoint; nothing beside one of an earlier version."""
     sidecar = _sidecar(path)
     return sidecar.read_json() if sidecar.exists() else {}
 
@@ -76,8 +70,7 @@ def _described(path: Location) -> dict[str, Any]:
 def find_defect(path: Location) -> str | None:
     """Returns what is wrong with the content of a checkpoint's file, if anything is.
 
-    Where no checksum is beside it, only what safetensors itself checks: its header, and
-    that it has the bytes of all tensors.
+    Without a checksum beside it, only the header and the number of bytes are checked.
 
     Raises:
         OSError: it cannot be read, which says nothing of its content.
@@ -90,8 +83,7 @@ def find_defect(path: Location) -> str | None:
         with safe_open(copy, framework="numpy"):
             pass
     except (SafetensorError, InputError) as error:
-        # A tensor may be called anything, also in several lines.
-        return " ".join(str(error).split())[:200]
+        return _in_one_line(error)
     received = copy.sha256()
     expected = described.get(_CHECKSUM, None if described else received)
     if received != expected:
@@ -99,9 +91,9 @@ def find_defect(path: Location) -> str | None:
     return None
 
 
-def forget_copy(output_dir: Location, step: int) -> None:
-    """Removes this machine's copy of a checkpoint in a bucket, which all have read."""
-    checkpoint_path(output_dir, step).forget_mirror()
+def _in_one_line(error: Exception) -> str:
+    # A tensor may be called anything, also in several lines.
+    return " ".join(str(error).split())[:200]
 
 
 class CheckpointFiles:
@@ -125,8 +117,7 @@ class CheckpointFiles:
     def find_newest(self) -> Checkpoint | None:
         """Returns the newest checkpoint that verifies, None where there is none at all.
 
-        Those that do not are named on stderr. Of one in a bucket the copy stays until
-        `forget_copy`.
+        Those that do not are named on stderr. Of one in a bucket the copy stays.
 
         Raises:
             InputError: none verifies.
@@ -146,24 +137,16 @@ class CheckpointFiles:
             defects.append(f"{path}: a damaged checkpoint ({defect})")
             print(f"{defects[-1]}; it is left as it is", file=sys.stderr)
         if defects:
-            raise InputError(
-                "; ".join(defects),
-                "one that verifies",
-                hint=f"to begin again, delete the folder {self._path(0).parent}",
-            )
+            hint = f"to begin again, delete the folder {self._path(0).parent}"
+            raise InputError("; ".join(defects), "one that verifies", hint=hint)
         return None
 
     def save(
         self, step: int, tensors: Mapping[str, np.ndarray], *, evaluation_due: bool = False
     ) -> None:
-        """Writes a checkpoint and removes those that are too old.
+        """Writes a `Checkpoint` of contiguous arrays by name, and removes those that are too old.
 
         A file that has its name already is a broken one: it is set aside under a new name.
-
-        Args:
-            step: updates done.
-            tensors: contiguous arrays by name.
-            evaluation_due: as of `Checkpoint`.
         """
         path = self._path(step)
         path.parent.mkdir(exist_ok=True)
@@ -172,7 +155,7 @@ class CheckpointFiles:
             self._broken.discard(step)
             self._whole.discard(step)
 
-        def describe(written: pathlib.Path) -> None:
+        def describe(written: Location) -> None:
             described = {_CHECKSUM: written.sha256(), _EVALUATION_DUE: evaluation_due}
             _sidecar(path).write_json(described)
 
@@ -214,8 +197,7 @@ def _numbered(group: str, variables: list[keras.Variable]) -> Iterator[tuple[str
 def _variables(model: Distiller) -> Iterator[tuple[str, keras.Variable]]:
     """Yields every variable of the run but the metrics', under a name that is unique and stable.
 
-    Seeds and optimizer slots have their number instead of Keras's name, which
-    counts what else the process has made.
+    Keras's names of seeds and slots count what else the process has made: they are numbered.
     """
     for variable in model.trainable_variables:
         yield variable.path, variable
@@ -225,29 +207,17 @@ def _variables(model: Distiller) -> Iterator[tuple[str, keras.Variable]]:
 
 
 def to_arrays(model: Distiller) -> dict[str, np.ndarray]:
-    """Returns what a checkpoint holds.
-
-    Args:
-        model: compiled; its optimizer is built.
-    """
+    """Returns what a checkpoint of a compiled model holds."""
     named = [*_variables(model), *_numbered(_METRICS, model.metrics_variables)]
-    return {
-        name: np.array(keras.ops.convert_to_numpy(variable.value), order="C")
-        for name, variable in named
-    }
+    to_numpy = keras.ops.convert_to_numpy
+    return {name: np.array(to_numpy(variable.value), order="C") for name, variable in named}
 
 
 def restore(output_dir: Location, model: Distiller, step: int) -> dict[str, np.ndarray]:
     """Reads a checkpoint back, of a run whose updates may have been computed in other parts.
 
-    Args:
-        output_dir: the run's directory.
-        model: built and compiled as when it was saved.
-        step: one of `checkpoint_steps`.
-
     Returns:
-        what `restore_metrics` takes, once `fit` has begun; nothing where the checkpoint is
-        of a version that did not keep it.
+        what `restore_metrics` takes, once `fit` has begun; nothing from an earlier version.
 
     Raises:
         InputError: the file is damaged or of another model.
@@ -267,22 +237,15 @@ def restore(output_dir: Location, model: Distiller, step: int) -> dict[str, np.n
             metrics = {name: file.get_tensor(name) for name in names}
         model.set_updates(step)
     except SafetensorError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            path, received=f"a damaged checkpoint ({reason})", hint="delete it"
-        ) from error
+        received = f"a damaged checkpoint ({_in_one_line(error)})"
+        raise InputError(path, received=received, hint="delete it") from error
     return metrics
 
 
 def restore_metrics(model: Distiller, metrics: dict[str, np.ndarray]) -> None:
-    """Goes on with the sums that were measured before a run was stopped.
+    """Continues the sums of the metrics that `restore` returned.
 
-    Where other things are measured than then, as after an update of this program, they
-    begin anew.
-
-    Args:
-        model: as for `restore`.
-        metrics: what it returned.
+    If the metrics differ from those, as after an update of this program, they begin anew.
     """
     named = dict(_numbered(_METRICS, model.metrics_variables))
     shapes = {name: tuple(variable.shape) for name, variable in named.items()}

@@ -33,12 +33,12 @@ class CalibrationError(keras.metrics.Metric):
         self.bins = self.add_variable((num_bins, 3), initializer="zeros", name="bins")
 
     def update_state(self, confidence: Any, correct: Any, sample_weight: Any) -> None:
-        """Adds positions.
+        """Adds positions: all arguments are float32 [B, P].
 
         Args:
-            confidence: float32 [B, P], the probability of the first guess.
-            correct: float32 [B, P], 1 where it is the label.
-            sample_weight: float32 [B, P], 0 at padding.
+            confidence: the probability of the first guess.
+            correct: 1 where it is the label.
+            sample_weight: 0 at padding.
         """
         index = ops.cast(ops.floor(confidence * self.num_bins), "int32")
         index = ops.clip(index, 0, self.num_bins - 1)
@@ -60,14 +60,13 @@ def _make_means(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
 class Distiller(keras.Model):
     """Trains a student by an objective.
 
-    Called with a batch's inputs it returns what the student, and the live teacher
-    if there is one, say of it; `compute_loss` compares these with each other and
-    with the targets. In training only losses that have a weight are computed, in
-    evaluation all that can be, and what people read.
+    Called with a batch's inputs it returns the activations of the student and of the live
+    teacher, if there is one; `compute_loss` compares these with each other and with the
+    targets. Training computes the losses that have a weight, evaluation all that it reports.
 
     Args:
         student: takes a batch's inputs.
-        objective: what to make small.
+        objective: the weighted losses.
         teacher: a live one, which stays as it is; None where the cache holds all.
         teacher_hidden_size: of the states that are compared with the student's; a
             student of another size gets a learned projection for each layer group.
@@ -102,9 +101,8 @@ class Distiller(keras.Model):
         self._steps_per_update = steps_per_update
         self._step = None
         if objective.schedules:
-            self._step = self.add_weight(
-                name="step", shape=(), dtype="int32", initializer="zeros", trainable=False
-            )
+            kind = {"dtype": "int32", "initializer": "zeros", "trainable": False}
+            self._step = self.add_weight(name="step", shape=(), **kind)
         self.projections = self._make_projections(teacher_hidden_size, seed)
         self.built = True
 
@@ -117,15 +115,13 @@ class Distiller(keras.Model):
         for group in self.objective.comparison.groups(HIDDEN):
             if group.student in projections:
                 continue
-            projection_seed = hash64(seed, "hidden projection", str(group)) % 2**31
-            projection = keras.layers.Dense(
-                size,
-                use_bias=False,
-                kernel_initializer=keras.initializers.LecunNormal(seed=projection_seed),
-                name=f"hidden_projection_{group.student}",
+            drawn = hash64(seed, "hidden projection", str(group)) % 2**31
+            initializer = keras.initializers.LecunNormal(seed=drawn)
+            name = f"hidden_projection_{group.student}"
+            projections[group.student] = keras.layers.Dense(
+                size, use_bias=False, kernel_initializer=initializer, name=name
             )
-            projection.build((None, None, own_size))
-            projections[group.student] = projection
+            projections[group.student].build((None, None, own_size))
         return projections
 
     @property

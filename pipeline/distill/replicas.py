@@ -8,9 +8,8 @@ have joined the others before anything asks for its devices.
 
 import contextlib
 import dataclasses
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ class Replicas:
 
     Attributes:
         num_devices: of all processes, which share each batch.
-        num_processes: that take part.
+        num_processes: those that take part.
         process: which of them this is; 0 is the one that writes.
         distributed: whether variables and batches are laid out over the devices.
     """
@@ -61,19 +60,24 @@ def join(
     """Joins the processes of a run; call it before anything asks for devices.
 
     What is None is found by JAX itself on a Cloud TPU pod, under Slurm and under Open MPI;
-    where it finds nothing, this process is alone.
-
-    Args:
-        coordinator_address: host and port of process 0.
-        num_processes: how many; with 1 nothing is looked for.
-        process_id: which of them this is, from 0.
+    where it finds nothing, this process is alone. With `num_processes` 1 nothing is looked for.
 
     Raises:
         InputError: the address is none, something is missing, or the others cannot be reached.
     """
     if num_processes == 1:
         return
-    received = _received(coordinator_address, num_processes, process_id)
+    setting, named = Setting("coordinator_address"), os.environ.get(_ADDRESS_VARIABLE)
+    address = coordinator_address or named
+    if address and not address.rpartition(":")[2].isdigit():
+        raise InputError(setting, "HOST:PORT of process 0", f"{address!r}")
+    given = {
+        "`coordinator_address`": coordinator_address,
+        _ADDRESS_VARIABLE: named,
+        "`num_processes`": num_processes,
+        "`process_id`": process_id,
+    }
+    told = " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
     import jax
 
     try:
@@ -84,63 +88,31 @@ def join(
             heartbeat_timeout_seconds=_PATIENCE_SECONDS,
             shutdown_timeout_seconds=_PATIENCE_SECONDS,
         )
-    except ValueError as error:
-        # It says so where nothing tells of others.
-        if received or not str(error).startswith("coordinator_address"):
-            raise InputError(
-                Setting("coordinator_address"),
-                "it, `num_processes` and `process_id`",
-                f"{received or 'none'} ({error})",
-                hint="`num_processes`=1 for a process that is alone",
-            ) from error
-    except RuntimeError as error:
-        raise InputError(
-            Setting("coordinator_address"),
-            received=f"the other processes cannot be joined ({error})",
-            hint="`num_processes`=1 for a process that is alone",
-        ) from error
-
-
-def _received(
-    coordinator_address: str | None, num_processes: int | None, process_id: int | None
-) -> str:
-    """Returns what is said by flags and by the environment, as text.
-
-    Raises:
-        InputError: the address is none.
-    """
-    named = os.environ.get(_ADDRESS_VARIABLE)
-    address = coordinator_address or named
-    if address and not address.rpartition(":")[2].isdigit():
-        raise InputError(Setting("coordinator_address"), "HOST:PORT of process 0", f"{address!r}")
-    given = {
-        "`coordinator_address`": coordinator_address,
-        _ADDRESS_VARIABLE: named,
-        "`num_processes`": num_processes,
-        "`process_id`": process_id,
-    }
-    return " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    except (ValueError, RuntimeError) as error:
+        expected, received = None, f"the other processes cannot be joined ({error})"
+        if isinstance(error, ValueError):
+            if not told and str(error).startswith("coordinator_address"):
+                # It says so where nothing tells of others.
+                return
+            expected = "it, `num_processes` and `process_id`"
+            received = f"{told or 'none'} ({error})"
+        hint = "`num_processes`=1 for a process that is alone"
+        raise InputError(setting, expected, received, hint) from error
 
 
 def find_replicas(distribution: str) -> Replicas:
     """Returns what computes.
 
-    Args:
-        distribution: of `DistillConfig`.
-
     Raises:
-        InputError: the backend cannot do it.
+        InputError: the backend cannot distribute.
     """
     if distribution != DATA_PARALLEL:
         return Replicas()
     import keras
 
     if keras.config.backend() != "jax":
-        raise InputError(
-            Setting("distribution"),
-            f"`backend`=jax beside {DATA_PARALLEL}",
-            f"`backend`={keras.config.backend()}",
-        )
+        received = f"`backend`={keras.config.backend()}"
+        raise InputError(Setting("distribution"), f"`backend`=jax beside {DATA_PARALLEL}", received)
     import jax
 
     return Replicas(jax.device_count(), jax.process_count(), jax.process_index(), distributed=True)
@@ -173,12 +145,11 @@ def _loss_told(replicas: Replicas) -> Iterator[None]:
         raise
     except (ValueError, RuntimeError) as error:
         if replicas.num_processes > 1 and any(word in str(error) for word in _LOST):
-            raise InterruptedRunError(
-                Setting("num_processes"),
-                received=f"another of the {replicas.num_processes} processes was lost, see what it "
-                f"says ({error})",
-                hint="the same commands continue from the last checkpoint",
-            ) from error
+            lost = f"another of the {replicas.num_processes} processes was lost"
+            received = f"{lost}, see what it says ({error})"
+            hint = "the same commands continue from the last checkpoint"
+            setting = Setting("num_processes")
+            raise InterruptedRunError(setting, received=received, hint=hint) from error
         raise
 
 
@@ -192,80 +163,49 @@ def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
     """
 
     def find() -> tuple[int, bool]:
-        path = None if config.output_dir is None else config.output_dir / REQUEST_FILE
-        if config.num_data_streams is None and path is not None and path.is_file():
-            begun = path.read_json().get(NUM_DATA_STREAMS, 1)
-            return begun if isinstance(begun, int) and begun > 0 else 1, True
+        if config.num_data_streams is None and config.output_dir is not None:
+            path = config.output_dir / REQUEST_FILE
+            if path.is_file():
+                begun = path.read_json().get(NUM_DATA_STREAMS, 1)
+                return begun if isinstance(begun, int) and begun > 0 else 1, True
         return config.num_data_streams or replicas.num_processes, False
 
-    count, is_begun = broadcast_from_primary(replicas, find, size=2)
-    why = f", with which {config.output_dir} began" if is_begun else ""
-    if count % replicas.num_processes:
-        raise InputError(
-            Setting("num_data_streams"),
-            f"a multiple of the {replicas.num_processes} processes, as each reads its own streams",
-            f"{count}{why}",
-        )
+    (count, is_begun), processes = broadcast_from_primary(replicas, find), replicas.num_processes
+    if count % processes:
+        expected = f"a multiple of the {processes} processes, as each reads its own streams"
+        why = f", with which {config.output_dir} began" if is_begun else ""
+        raise InputError(Setting("num_data_streams"), expected, f"{count}{why}")
     return count
 
 
 def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Manifest) -> None:
     """Checks that devices and data streams get equal parts of each batch that is computed.
 
-    Args:
-        config: with its data streams.
-        replicas: the devices and processes.
-        manifest: of the cache.
-
     Raises:
         InputError: they cannot, or there are fewer shards than streams.
     """
     devices, streams = replicas.num_devices, config.num_data_streams
-    parts = []
-    if config.do_eval and manifest.num_examples(EVAL):
-        parts.append(("eval_batch_size", devices, f"the {devices} devices"))
+    evaluates = config.do_eval and manifest.num_examples(EVAL)
+    parts = [("eval_batch_size", devices, "devices")] * bool(evaluates)
     if config.do_train:
-        parts.append(("train_batch_size", devices, f"the {devices} devices"))
-        parts.append(("train_batch_size", streams, f"the {streams} data streams"))
+        parts.append(("train_batch_size", devices, "devices"))
+        parts.append(("train_batch_size", streams, "data streams"))
     for name, count, what in parts:
         if getattr(config, name) % count:
-            raise InputError(
-                Setting(name),
-                f"a multiple of {count}, {what}, as each gets an equal part",
-                getattr(config, name),
-            )
+            expected = f"a multiple of {count}, the {count} {what}, as each gets an equal part"
+            raise InputError(Setting(name), expected, getattr(config, name))
     num_shards = sum(shard.num_examples > 0 for shard in manifest.splits.get(TRAIN, ()))
     if config.do_train and num_shards < streams:
-        raise InputError(
-            Setting("num_data_streams"),
-            f"at most {num_shards}, the cache's train shards, as each stream reads its own",
-            streams,
-            hint=f"create_pretraining_data `num_shards`={streams} makes more",
-        )
-
-
-def microbatch_multiple(config: DistillConfig, replicas: Replicas) -> int:
-    """Returns a number that divides a microbatch's examples: a multiple of devices and streams."""
-    return math.lcm(replicas.num_devices, config.num_data_streams)
-
-
-def select_shards(manifest: Manifest, replicas: Replicas) -> Manifest:
-    """Returns the manifest with this process's part of the shards, for what each is needed once."""
-    splits = {
-        split: shards[replicas.process :: replicas.num_processes]
-        for split, shards in manifest.splits.items()
-    }
-    return dataclasses.replace(manifest, splits=splits)
+        expected = f"at most {num_shards}, the cache's train shards, as each stream reads its own"
+        hint = f"create_pretraining_data `num_shards`={streams} makes more"
+        raise InputError(Setting("num_data_streams"), expected, streams, hint)
 
 
 @contextlib.contextmanager
 def barrier(replicas: Replicas) -> Iterator[None]:
     """A barrier: all processes continue after the block, or none where one fails in it.
 
-    A process that waits long for another one is killed by JAX.
-
-    Args:
-        replicas: the devices and processes; all of them come to the block.
+    All of them come to the block. A process that waits long for another one is killed by JAX.
 
     Raises:
         InterruptedRunError: the block failed in another process, or that does not answer.
@@ -285,31 +225,25 @@ def barrier(replicas: Replicas) -> Iterator[None]:
     if failure is not None:
         raise failure
     for process in np.flatnonzero(failed):
-        raise InterruptedRunError(
-            None, received=f"process {process} cannot go on", hint="see what it says"
-        )
+        received = f"process {process} cannot go on"
+        raise InterruptedRunError(None, received=received, hint="see what it says")
 
 
 def broadcast_from_primary(
-    replicas: Replicas, find: Callable[[], Sequence[int]], size: int
-) -> list[int]:
-    """Returns integers that process 0 finds, in all processes.
-
-    Args:
-        replicas: the devices and processes.
-        find: called in process 0 alone; it looks at the output directory.
-        size: how many integers it returns.
+    replicas: Replicas, find: Callable[[], tuple[int, int]]
+) -> tuple[int, int]:
+    """Returns in all processes the two integers that `find` returns in process 0 alone.
 
     Raises:
         InterruptedRunError: process 0 has raised what `find` did.
     """
     with barrier(replicas):
-        values = list(find()) if replicas.writes else [0] * size
+        values = find() if replicas.writes else (0, 0)
     if replicas.num_processes == 1:
         return values
     from jax.experimental import multihost_utils
 
-    return multihost_utils.broadcast_one_to_all(np.array(values, np.int32)).tolist()
+    return tuple(multihost_utils.broadcast_one_to_all(np.array(values, np.int32)).tolist())
 
 
 def make_gather() -> Callable[[np.ndarray], Any]:

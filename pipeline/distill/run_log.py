@@ -21,23 +21,21 @@ class RunLog:
     Objects cannot be appended to: for a directory in a bucket, lines and events are
     collected on this machine and uploaded whole, before each checkpoint and at the end.
 
-    Args:
-        output_dir: the run's directory.
-        start: updates already done; lines of later ones, from a run that was
-            killed after its last checkpoint, are taken out.
+    Lines of updates after `start`, from a run that was killed after its last checkpoint, are
+    removed.
     """
 
     def __init__(self, output_dir: Location, *, start: int) -> None:
         self._output_dir = output_dir
         self._collected: tempfile.TemporaryDirectory[str] | None = None
-        self._directory = self._output_dir
-        if not self._output_dir.is_local:
+        self._directory = output_dir
+        if not output_dir.is_local:
             self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=mirror_folder())
             self._directory = LocalLocation(self._collected.name)
         self._path = self._directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
         self._evaluated: set[float] = set()
-        before = self._output_dir / METRICS_FILE
+        before = output_dir / METRICS_FILE
         if before.is_file():
             lines = before.read_bytes().split(b"\n")
             kept = [line for line in lines if _step(line) <= start]
@@ -50,13 +48,7 @@ class RunLog:
         return step in self._evaluated
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Adds one line, and its values as TensorBoard scalars.
-
-        Args:
-            step: updates done.
-            split: `train` or `eval`.
-            values: by name.
-        """
+        """Adds a line of a split's values after so many updates, also as TensorBoard scalars."""
         if split == EVAL:
             self._evaluated.add(step)
         line = json.dumps({"step": step, "split": split, **values})

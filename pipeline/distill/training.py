@@ -15,7 +15,6 @@ import tqdm
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill import batches, checkpoints, optimization
-from pipeline.distill.batches import Batch
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.optimization import WarmupLinearDecay
@@ -28,19 +27,23 @@ from pipeline.distill.replicas import (
     expect_equal_parts,
     find_replicas,
     make_gather,
-    microbatch_multiple,
     scope,
-    select_shards,
 )
 from pipeline.distill.run_log import RunLog
 from pipeline.distill.settings import DistillConfig
 from pipeline.distill.stopping import StopRequest
 from pipeline.models.formats import model_directory
+from pipeline.storage import length_buckets, reader
 from pipeline.storage import manifest as manifests
-from pipeline.storage import reader
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN
+
+# Inputs whose lengths decide how batches are cut.
+_SAMPLE_SIZE = 1024
+# What a microbatch costs whatever is in it, in tokens: gradients are added up, kernels begin. On
+# two cores 77 of inputs of 512 tokens (2 layers x 256), 430 of 64 tokens (4 x 192).
+_MICROBATCH_COSTS = {"cpu": 512, "other": 8192}
 
 
 class _EndsEarly(keras.callbacks.Callback):
@@ -58,13 +61,7 @@ class _EndsEarly(keras.callbacks.Callback):
 
 
 class _Evaluation:
-    """Evaluation on the eval split, or its first `max_eval_steps` batches.
-
-    Args:
-        config: of the run.
-        cache: has eval examples.
-        replicas: the devices and processes.
-    """
+    """Evaluation on the eval split, or its first `max_eval_steps` batches."""
 
     def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
         size = config.eval_batch_size
@@ -107,16 +104,18 @@ class _Evaluation:
 class _TrainingCallback(keras.callbacks.Callback):
     """Logs, evaluates and writes checkpoints while `fit` runs, and ends it when asked to stop.
 
+    The log and checkpoints are None in a process that writes nothing.
+
     Args:
         config: of the run.
         replicas: the devices and processes.
         evaluation: what to evaluate on, if anything.
-        log: where lines go; None in a process that writes nothing, like the next.
-        checkpoints: where checkpoints go.
         stop: whether to stop.
-        start: updates already done.
-        metrics: what was measured since the last line of the log, before the run was stopped.
         steps_per_update: microbatches of an update.
+
+    Attributes:
+        start: the checkpoint that the run resumes from.
+        last_report: of the last evaluation; empty before one.
     """
 
     def __init__(
@@ -124,12 +123,8 @@ class _TrainingCallback(keras.callbacks.Callback):
         config: DistillConfig,
         replicas: Replicas,
         evaluation: _Evaluation | None,
-        log: RunLog | None,
-        checkpoints: CheckpointFiles | None,
         stop: StopRequest,
         *,
-        start: int,
-        metrics: dict[str, np.ndarray],
         steps_per_update: int,
     ) -> None:
         super().__init__()
@@ -137,21 +132,48 @@ class _TrainingCallback(keras.callbacks.Callback):
         self._config = config
         self._replicas = replicas
         self._evaluation = evaluation
-        self._log = log
-        self._checkpoints = checkpoints
         self._stop = stop
-        self._start = start
-        self._metrics = metrics
-        self._logged = start
-        self._clock = time.perf_counter()
+        self._log: RunLog | None = None
+        self._checkpoints: CheckpointFiles | None = None
+        step, due = broadcast_from_primary(replicas, self._find_start)
+        self.start = Checkpoint(step, bool(due))
+        self._metrics: dict[str, np.ndarray] = {}
+        self._logged, self._clock = step, 0.0
+        if 0 < step < config.num_train_steps:
+            print(f"continuing from step {step}", file=sys.stderr)
         self._bar = tqdm.tqdm(
             total=config.num_train_steps,
-            initial=start,
+            initial=step,
             unit=" steps",
             desc="distill",
-            disable=log is None or start == config.num_train_steps,
+            disable=self._log is None or step == config.num_train_steps,
         )
         self.last_report: Mapping[str, float] = {}
+
+    def _find_start(self) -> tuple[int, bool]:
+        """Opens checkpoints and log; returns the step and whether its evaluation is due."""
+        config = self._config
+        self._checkpoints = CheckpointFiles(config.output_dir, keep=config.keep_checkpoints)
+        found = self._checkpoints.find_newest() or Checkpoint(0)
+        self._log = RunLog(config.output_dir, start=found.step)
+        return found.step, found.evaluation_due and not self._log.has_evaluation(found.step)
+
+    def restore(self, distiller: Distiller) -> None:
+        """Restores the checkpoint, if there is one, and makes the evaluation that is due.
+
+        Raises:
+            StoppedRunError: it was asked to stop again.
+        """
+        step, output_dir = self.start.step, self._config.output_dir
+        if step:
+            with barrier(self._replicas):
+                self._metrics = checkpoints.restore(output_dir, distiller, step)
+            # Processes of one machine have read the same copy.
+            checkpoints.checkpoint_path(output_dir, step).forget_mirror()
+        due = self.start.evaluation_due and self._evaluation is not None
+        if due and not self._evaluate(distiller, step):
+            raise self._stop.stopped(step)
+        self._clock = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Puts back what `fit` has just set to zero."""
@@ -162,13 +184,14 @@ class _TrainingCallback(keras.callbacks.Callback):
         done, rest = divmod(batch + 1, self._steps_per_update)
         if rest:
             return
-        step, config = self._start + done, self._config
+        step, config = self.start.step + done, self._config
         self._bar.update()
         stopping = self._stop.check()
         due = step == config.num_train_steps or step % config.save_checkpoints_steps == 0
         logging = due or step % config.log_steps == 0
-        if logging or stopping:
-            self._synchronize()
+        if (logging or stopping) and keras.config.backend() == "jax":
+            # Variables are up to date only when asked.
+            self.model.jax_state_sync()
         if logging:
             self._write_training_line(step)
         elif stopping:
@@ -194,44 +217,26 @@ class _TrainingCallback(keras.callbacks.Callback):
                 arrays = checkpoints.to_arrays(self.model)
                 self._checkpoints.save(step, arrays, evaluation_due=evaluation_due)
 
-    def _synchronize(self) -> None:
-        # On JAX, variables are up to date only when asked.
-        if keras.config.backend() == "jax":
-            self.model.jax_state_sync()
-
     def _read_losses(self, step: int) -> dict[str, float]:
         report = self.model.training_report()
         if not math.isfinite(report["loss"]):
-            raise InputError(
-                Setting("learning_rate"),
-                received=f"training diverged by step {step}: expected a finite loss, received "
-                f"{report['loss']}",
-                hint="the last checkpoint is from before",
-            )
+            received = f"expected a finite loss, received {report['loss']}"
+            received = f"training diverged by step {step}: {received}"
+            hint = "the last checkpoint is from before"
+            raise InputError(Setting("learning_rate"), received=received, hint=hint)
         return report
 
     def _write_training_line(self, step: int) -> None:
         report = self._read_losses(step)
         seconds = time.perf_counter() - self._clock
-        config = self._config
-        examples = (step - self._logged) * config.examples_per_step
-        schedule = WarmupLinearDecay.of(config)
-        rate = float(schedule(step - 1))
+        examples = (step - self._logged) * self._config.examples_per_step
+        rate = float(WarmupLinearDecay.of(self._config)(step - 1))
         line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
         if self._log is not None:
             self._log.write(step, TRAIN, line)
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in report.items()})
         self.model.reset_metrics()
         self._logged, self._clock = step, time.perf_counter()
-
-    def catch_up(self, distiller: Distiller) -> None:
-        """Makes the evaluation that was due when the run was stopped.
-
-        Raises:
-            StoppedRunError: it was asked to stop again.
-        """
-        if self._evaluation is not None and not self._evaluate(distiller, self._start):
-            raise self._stop.stopped(self._start)
 
     def _evaluate(self, distiller: Distiller, step: int) -> bool:
         """Evaluates and writes the line; returns False where the run is asked to stop in it."""
@@ -259,15 +264,18 @@ class _TrainingCallback(keras.callbacks.Callback):
 
 
 def _find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
-    devices = keras.distribution.list_devices()
-    return batches.plan_microbatches(
-        cache,
+    """Returns how to cut the examples of an update, by the lengths of the cache's inputs."""
+    on_cpu = all(device.startswith("cpu") for device in keras.distribution.list_devices())
+    return length_buckets.plan_chunks(
+        reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE),
         batch_size=config.train_batch_size,
         num_batches=config.gradient_accumulation_steps,
-        buckets=config.length_buckets,
-        on_cpu=all(device.startswith("cpu") for device in devices),
-        num_devices=replicas.num_devices,
-        multiple=microbatch_multiple(config, replicas),
+        max_seq_length=cache.manifest.max_seq_length,
+        num_lengths=config.length_buckets,
+        # Devices compute their tokens side by side, but each begins the microbatch.
+        chunk_cost=_MICROBATCH_COSTS["cpu" if on_cpu else "other"] * replicas.num_devices,
+        # Devices and data streams have equal parts of a microbatch.
+        multiple=math.lcm(replicas.num_devices, config.num_data_streams),
     )
 
 
@@ -277,12 +285,7 @@ def _steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
 
 
 def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
-    """Returns the student of a run with its objective and optimizer, ready to `fit`.
-
-    Args:
-        run: what was found and checked.
-        steps_per_update: calls of the optimizer that make one update.
-    """
+    """Returns the student of a run with its objective and optimizer, ready to `fit`."""
     config, teacher = run.config, None
     if run.teacher is not None:
         teacher = model_directory.load_masked_lm(
@@ -301,14 +304,6 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
     return distiller
 
 
-def _find_evaluation(
-    config: DistillConfig, cache: CacheInput, replicas: Replicas
-) -> _Evaluation | None:
-    if not (config.do_eval and cache.manifest.num_examples(EVAL)):
-        return None
-    return _Evaluation(config, cache, replicas)
-
-
 @contextlib.contextmanager
 def _broken_records_told(cache: CacheInput) -> Iterator[None]:
     """Raises, in place of TensorFlow's errors, an `InputError` that says where to look."""
@@ -320,26 +315,20 @@ def _broken_records_told(cache: CacheInput) -> Iterator[None]:
         raise InputError(cache.directory, received=error.message) from error
     except tf.errors.InvalidArgumentError as error:
         # The checksum matches but the content is malformed, so that the writer was at fault.
-        raise InputError(
-            cache.directory,
-            f"records as {manifests.MANIFEST_FILE} describes them",
-            "another",
-            hint="run offline_distill verify_cache",
-        ) from error
+        expected = f"records as {manifests.MANIFEST_FILE} describes them"
+        hint = "run offline_distill verify_cache"
+        raise InputError(cache.directory, expected, "another", hint) from error
 
 
 def distill(config: DistillConfig) -> Mapping[str, float]:
     """Trains a student, or finishes a run that was killed, and evaluates it.
 
-    Args:
-        config: of the run.
-
     Returns:
         what the last evaluation measured; empty without one.
 
     Raises:
-        InputError: the cache, the student or the directory is not as it must
-            be. Checkpoints that are whole stay.
+        InputError: the cache, the student or the directory is invalid. Checkpoints that are
+            whole stay.
         StoppedRunError: a signal asked to stop; a checkpoint is written.
     """
     replicas = find_replicas(config.distribution)
@@ -352,7 +341,12 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     if config.do_train:
         manifests.check_output_dir(config.output_dir, run.request())
     with barrier(replicas):
-        own = select_shards(cache.manifest, replicas)
+        # Once for each shard, shared out among the processes.
+        splits = {
+            split: shards[replicas.process :: replicas.num_processes]
+            for split, shards in cache.manifest.splits.items()
+        }
+        own = dataclasses.replace(cache.manifest, splits=splits)
         manifests.verify(cache.directory, own, full=config.verify == "full")
     if keras.config.backend() == "jax":
         # TensorFlow only reads records here; it would take the GPU's memory from JAX.
@@ -365,8 +359,9 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
 
 
 def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
-    config, cache = run.config, run.cache
-    evaluation = _find_evaluation(config, cache, replicas)
+    config, cache, evaluation = run.config, run.cache, None
+    if config.do_eval and cache.manifest.num_examples(EVAL):
+        evaluation = _Evaluation(config, cache, replicas)
     if not config.do_train:
         with StopRequest() as stop:
             return evaluation.run_alone(build_distiller(run), stop)
@@ -378,16 +373,12 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
     report = _train(run, replicas, chunking, distiller, evaluation)
     with barrier(replicas):
         if replicas.writes:
-            _write_model(cache, config, distiller)
+            if cache.vocab_subset is None:
+                manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
+            else:
+                cache.vocab_subset.write_tokenizer(config.output_dir)
+            model_directory.save_hf(config.output_dir, distiller.student)
     return report
-
-
-def _write_model(cache: CacheInput, config: DistillConfig, distiller: Distiller) -> None:
-    if cache.vocab_subset is None:
-        manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
-    else:
-        cache.vocab_subset.write_tokenizer(config.output_dir)
-    model_directory.save_hf(config.output_dir, distiller.student)
 
 
 def _train(
@@ -398,93 +389,21 @@ def _train(
     evaluation: _Evaluation | None,
 ) -> Mapping[str, float]:
     """Makes all updates that are not made yet and returns the last report."""
-    config = run.config
-    kept, log, found = _find_start(config, replicas)
-    start, metrics = found.step, _restore(config, replicas, distiller, found.step)
-    with StopRequest() as stop:
-        progress = _TrainingCallback(
-            config,
-            replicas,
-            evaluation,
-            log,
-            kept,
-            stop,
-            start=start,
-            metrics=metrics,
-            steps_per_update=_steps_per_update(config, chunking),
-        )
+    stop, steps = StopRequest(), _steps_per_update(run.config, chunking)
+    progress = _TrainingCallback(run.config, replicas, evaluation, stop, steps_per_update=steps)
+    with stop:
         try:
-            if found.evaluation_due:
-                progress.catch_up(distiller)
-            if start < config.num_train_steps:
-                _fit(run, replicas, chunking, distiller, progress, start)
+            progress.restore(distiller)
+            if progress.start.step < run.config.num_train_steps:
+                _fit(run, replicas, chunking, distiller, progress)
         except BaseException:
             progress.close_after_error()
             raise
         with barrier(replicas):
             progress.close()
-        report: Mapping[str, float] = progress.last_report
-        if not report and evaluation is not None:
-            report = evaluation.run_alone(distiller, stop)
-    return report
-
-
-def _restore(
-    config: DistillConfig, replicas: Replicas, distiller: Distiller, step: int
-) -> dict[str, np.ndarray]:
-    """Restores a checkpoint, if there is one, and returns its sums of the metrics."""
-    if not step:
-        return {}
-    with barrier(replicas):
-        metrics = checkpoints.restore(config.output_dir, distiller, step)
-    # Processes of one machine have read the same copy.
-    checkpoints.forget_copy(config.output_dir, step)
-    if step < config.num_train_steps:
-        print(f"continuing from step {step}", file=sys.stderr)
-    return metrics
-
-
-def _find_start(
-    config: DistillConfig, replicas: Replicas
-) -> tuple[CheckpointFiles | None, RunLog | None, Checkpoint]:
-    """Returns the checkpoints and the log, if this process writes, and the step to resume from."""
-    kept = log = None
-
-    def find() -> tuple[int, bool]:
-        nonlocal kept, log
-        kept = CheckpointFiles(config.output_dir, keep=config.keep_checkpoints)
-        found = kept.find_newest() or Checkpoint(0)
-        log = RunLog(config.output_dir, start=found.step)
-        return found.step, found.evaluation_due and not log.has_evaluation(found.step)
-
-    step, due = broadcast_from_primary(replicas, find, size=2)
-    return kept, log, Checkpoint(step, bool(due))
-
-
-def _training_batches(
-    run: Preparation, replicas: Replicas, chunking: Chunking, start: int
-) -> tf.data.Dataset | Iterator[Batch]:
-    """Returns the microbatches from an update on to the last one: this process's rows of them."""
-    config = run.config
-    updates = config.num_train_steps - start
-    settings = {
-        "seed": config.random_seed,
-        "start": start * config.examples_per_step,
-        "shuffle_buffer_size": config.shuffle_buffer_size,
-        "streams": replicas.streams(config.num_data_streams),
-    }
-    # An endless stream would still be read ahead while the process ends.
-    if replicas.num_processes == 1:
-        microbatches = batches.training_batches(run.cache, chunking, **settings)
-        return microbatches.take(updates * _steps_per_update(config, chunking))
-    groups = batches.training_groups(run.cache, chunking, **settings)
-    groups = groups.take(updates * config.examples_per_step // chunking.group_size)
-    return batches.agreed_batches(
-        groups.as_numpy_iterator(),
-        run.cache.manifest,
-        num_lengths=chunking.num_lengths,
-        gather=make_gather(),
-    )
+        if not progress.last_report and evaluation is not None:
+            return evaluation.run_alone(distiller, stop)
+    return progress.last_report
 
 
 def _fit(
@@ -493,12 +412,29 @@ def _fit(
     chunking: Chunking,
     distiller: Distiller,
     progress: _TrainingCallback,
-    start: int,
 ) -> None:
-    """Makes the updates from `start` on."""
-    config = run.config
-    calls = (config.num_train_steps - start) * _steps_per_update(config, chunking)
-    microbatches = _training_batches(run, replicas, chunking, start)
+    """Makes the updates that are left, of microbatches of which this process has its rows."""
+    config, start = run.config, progress.start.step
+    updates = config.num_train_steps - start
+    calls = updates * _steps_per_update(config, chunking)
+    order = {
+        "seed": config.random_seed,
+        "start": start * config.examples_per_step,
+        "shuffle_buffer_size": config.shuffle_buffer_size,
+        "streams": replicas.streams(config.num_data_streams),
+    }
+    # An endless stream would still be read ahead while the process ends.
+    if replicas.num_processes == 1:
+        microbatches = batches.training_batches(run.cache, chunking, **order).take(calls)
+    else:
+        groups = batches.training_groups(run.cache, chunking, **order)
+        groups = groups.take(updates * config.examples_per_step // chunking.group_size)
+        microbatches = batches.agreed_batches(
+            groups.as_numpy_iterator(),
+            run.cache.manifest,
+            num_lengths=chunking.num_lengths,
+            gather=make_gather(),
+        )
     try:
         distiller.fit(
             microbatches, steps_per_epoch=calls, callbacks=[progress], verbose=0, shuffle=False

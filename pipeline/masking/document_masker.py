@@ -88,11 +88,9 @@ class DocumentMasker:
         """Yields the masked copies of every window of a document, or the window as it is.
 
         Args:
-            text: the document.
             key: its digest, on which every random choice depends.
             statistics: counts are added to it.
             segmenter: a name in `segmenters.SEGMENTERS`.
-            num_copies: copies of each window.
 
         Yields:
             example ids and serialised examples.

@@ -34,8 +34,7 @@ from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
 _PLAN_FILE = "plan.json"
-# A teacher cache has one shard for each of ours. This is the limit of its size at the usual
-# k, so that ours are smaller.
+# The most for a shard of a teacher cache, of which there is one for each of ours, at the usual k.
 _MAX_SHARD_BYTES = 128 * 2**20
 _USUAL_TRUNCATION_FACTOR = 128
 
@@ -258,12 +257,10 @@ def _make(
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         (config.output_dir / name).write_whole(content)
-    document_masker.spill_folder(config).mkdir(parents=True, exist_ok=True)
+    folder = document_masker.spill_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
     workers = runners.open_workers(
-        config.ray,
-        config.output_dir,
-        max_workers=config.max_workers,
-        shared=document_masker.spill_folder(config),
+        config.ray, config.output_dir, max_workers=config.max_workers, shared=folder
     )
     with workers:
         headers = _mask_corpus(config, corpus_files, workers)

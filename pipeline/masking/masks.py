@@ -78,8 +78,7 @@ def maskable_words(
         word_starts: bool [n], which of the tokens begin a word; the first always does,
             and of several windows each window's first token must.
         special: bool [n], which are special.
-        longest: the most tokens a word may have; of several windows int [n], for
-            the words of each token's window.
+        longest: the most tokens of a word; of several windows int [n], for each token's window.
     """
     begins = word_starts.copy()
     begins[0] = True
@@ -106,13 +105,10 @@ def token_weights(counts: np.ndarray, smoothing: float) -> np.ndarray:
 def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
     """Returns the mean weight of each word's tokens, float64 [words].
 
-    Args:
-        words: some of a window's words.
-        weights: float64 [n], of the window's tokens.
+    `weights` are those of the window's tokens, float64 [n].
     """
     bounds = np.stack([words.starts, words.starts + words.lengths], axis=1).ravel()
-    # Sums between neighbouring bounds: every other one is a word's. The 0 stands
-    # behind a word that ends the window.
+    # Every other sum between bounds is a word's. The 0 is behind a word that ends the window.
     sums = np.add.reduceat(np.concatenate([weights, [0.0]]), bounds)[::2]
     return sums / words.lengths
 
@@ -120,18 +116,11 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
 def word_order(
     count: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns a random order, as drawn one by one in proportion to weight, none twice.
+    """Returns a random order of the numbers below n, int [n]: drawn one by one by weight.
 
     Efraimidis and Spirakis, 2006: the largest u^(1/w) first, or, which is the
     same, the smallest −log(u)/w, where −log(u) is exponentially distributed.
-
-    Args:
-        count: n.
-        rng: decides.
-        weights: float64 [n], above 0; None for all orders alike.
-
-    Returns:
-        int [n], the numbers below n.
+    `weights` are float64 [n], above 0; None for all orders alike.
     """
     if weights is None:
         return rng.permutation(count)
@@ -139,12 +128,7 @@ def word_order(
 
 
 def choose_words(lengths: Sequence[int], order: Iterable[int], room: int) -> tuple[list[int], int]:
-    """Returns the words that fit, one after another, until no more do; and their tokens.
-
-    Args:
-        lengths: tokens of each word.
-        order: in which they are tried.
-        room: tokens, at most.
+    """Returns the words that fit into a room of tokens, tried in an order, and how many tokens.
 
     Example: of words of 2, 3 and 1 tokens in this order, 0 and 2 fit in 4; they have 3.
     """
@@ -215,8 +199,7 @@ def mask_windows(
         windows: B windows.
         policy: how they are masked.
         is_special: bool [V].
-        rngs: random generators, one for each masked window; each is used before the next
-            is asked for.
+        rngs: one for each masked window; each is used before the next is asked for.
         copies: C; all windows are masked, then all once more, and so on.
         token_weights: float64 [V], how much each token is preferred, as
             `token_weights` returns it; None for words that are all alike.

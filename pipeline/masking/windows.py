@@ -59,8 +59,7 @@ class Windows:
 def window_spans(num_tokens: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
     """Yields (begin, end) of windows that cover a document.
 
-    Each begins `stride` tokens after the one before; the last one is the first
-    that reaches the document's end.
+    Each begins `stride` tokens after the one before; the first to reach the end is the last.
 
     Args:
         num_tokens: the document's tokens.
@@ -92,8 +91,7 @@ def split_point(word_starts: np.ndarray, line_starts: np.ndarray, rng: np.random
         rng: decides.
 
     Returns:
-        the first token of the second segment, from 1 to n − 1; n where the
-        window is a single word and cannot be cut.
+        the first token of the second segment, from 1 to n − 1; n where there is only one word.
     """
     draw = rng.random()
     for starts in (line_starts, word_starts):
@@ -184,16 +182,7 @@ def join_windows(windows: Sequence[WindowInput]) -> Windows:
 
 
 def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:
-    """Cuts numbers into rows with 0 behind them.
-
-    Args:
-        flat: [n], row after row.
-        counts: int [B], how many each row has.
-        width: of a row.
-
-    Returns:
-        int32 [B, width].
-    """
+    """Cuts numbers [n] into rows of as many as `counts` (int [B]), 0 behind: int32 [B, width]."""
     rows = np.zeros((len(counts), width), np.int32)
     rows[np.arange(width) < counts[:, np.newaxis]] = flat
     return rows

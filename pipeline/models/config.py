@@ -179,7 +179,8 @@ class EncoderConfig:
             if name not in absent
         }
         architectures = [f"{self.family.class_prefix}ForMaskedLM"]
-        return {"architectures": architectures, **values, **_fixed_options(self.family)}
+        fixed = _FIXED_OPTIONS | self.family.fixed_options
+        return {"architectures": architectures, **values, **fixed}
 
 
 def _absent_fields(family: Family) -> dict[str, Any]:
@@ -188,14 +189,10 @@ def _absent_fields(family: Family) -> dict[str, Any]:
     return segments | ({} if family.projects_embeddings else {"embedding_size": None})
 
 
-def _fixed_options(family: Family) -> dict[str, Any]:
-    return {**_FIXED_OPTIONS, **family.fixed_options}
-
-
 def _read_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of an `EncoderConfig` that a file's content gives."""
     family = find_family(raw.get("model_type", _DEFAULT_FAMILY))
-    for key, value in _fixed_options(family).items():
+    for key, value in (_FIXED_OPTIONS | family.fixed_options).items():
         if raw.get(key, value) != value:
             raise InputError(key, repr(value), shown(raw[key]))
     absent = _absent_fields(family)

@@ -67,12 +67,8 @@ def parse_teacher_groups(text: str, num_layers: int) -> tuple[TeacherGroup, ...]
 def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[LayerGroup, ...]:
     """Returns the groups that a preset stands for.
 
-    Args:
-        name: `last`: the last states of both, as DistilBERT; `mean`: consecutive
-            groups of equal size, as DistilRuBERT; `skip`: the last of each of
-            those, as TinyBERT.
-        teacher_layers: the number of the teacher's layers.
-        student_layers: the number of the student's layers.
+    These are `last`: the last states of both, as DistilBERT; `mean`: consecutive groups of
+    equal size, as DistilRuBERT; `skip`: the last of each of those, as TinyBERT.
 
     Raises:
         InputError: the teacher's layers cannot be shared out equally.

@@ -16,6 +16,8 @@ from pipeline.models.families.base import rename
 Shape = tuple[int, ...]
 # The layouts: Hugging Face's names and shapes, and those of Google's TensorFlow 1 code.
 HF, TF1 = "hf", "tf1"
+# Hugging Face's name of the layer from the embeddings' width to the hidden size.
+_PROJECTION = "bert.encoder.embedding_hidden_mapping_in"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +80,8 @@ def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
             yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
     yield from _layer_norm("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
     if config.embedding_size is not None:
-        hf = "bert.encoder.embedding_hidden_mapping_in"
         ours = "encoder/embeddings/projection"
-        yield from dense_weights(ours, hf, inputs=size, units=config.hidden_size)
+        yield from dense_weights(ours, _PROJECTION, inputs=size, units=config.hidden_size)
 
 
 def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
@@ -147,7 +148,7 @@ def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
 _SCOPES = tuple(
     rename(scope, family.hf_names)
     for family in FAMILIES.values()
-    for scope in ("bert.embeddings.", "bert.encoder.")
+    for scope in ("bert.embeddings.", "bert.encoder.", f"{_PROJECTION}.")
 )
 _NOT_WEIGHTS = re.compile(
     r".*/(adam_[mv]|lamb_[mv]|adamw_[mv])(_\d+)?|.*/(Adam|Adam_1|LAMB|LAMB_1)"

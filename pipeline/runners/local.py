@@ -11,11 +11,9 @@ import multiprocessing.forkserver
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.base.errors import InterruptedRunError, Setting
-
-Result = TypeVar("Result")
 
 # Bytes of the path of a socket: what all systems take.
 _MAX_SOCKET_PATH = 103
@@ -50,13 +48,9 @@ def _process_context() -> multiprocessing.context.BaseContext:
 
 
 def prepare(*modules: str) -> None:
-    """Imports modules for the workers to come, in a process beside this one.
+    """Imports modules for the workers to come, which begin as copies of a process with these.
 
-    Workers begin as copies of that process, if the system has such, and find there what
-    each would otherwise take a second to import.
-
-    Args:
-        modules: their names.
+    Otherwise, and where the system has no such process, each takes a second to import them.
     """
     context = _process_context()
     if context.get_start_method() == "forkserver":
@@ -64,10 +58,10 @@ def prepare(*modules: str) -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def _run_counting(function: Callable[..., Result], job: Any) -> tuple[Result, int]:
+def _run_counting(function: Callable[..., Any], reports: bool, job: Any) -> tuple[Any, int]:
     """Runs a job in a worker; returns its result, and how much it reported to have done."""
-    counts = [0]
-    return function(job, counts.append), sum(counts)
+    counts: list[int] = []
+    return function(job, *[counts.append] * reports), sum(counts)
 
 
 class LocalWorkers:
@@ -118,11 +112,10 @@ class LocalWorkers:
             for job in jobs:
                 yield finish(function(job, *report))
             return
-        counting = function if on_progress is None else functools.partial(_run_counting, function)
+        counting = functools.partial(_run_counting, function, on_progress is not None)
         with contextlib.closing(self._run_in_processes(counting, jobs)) as results:
-            for result in results:
+            for result, count in results:
                 if on_progress is not None:
-                    result, count = result
                     on_progress(count)
                 yield finish(result)
 
@@ -139,8 +132,7 @@ class LocalWorkers:
             raise InterruptedRunError(
                 Setting("max_workers"),
                 received="a worker process was killed, perhaps for want of memory",
-                hint=f"received {self._max_workers} workers. The same command continues where "
-                "it stopped",
+                hint=f"received {self._max_workers} workers. Re-run the command to resume",
             ) from error
         finally:
             for future in pending:

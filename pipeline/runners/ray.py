@@ -63,11 +63,7 @@ class RayConfig(Settings):
     )
 
     def import_ray(self) -> Any:
-        """Returns the package, which must not have been imported before.
-
-        Raises:
-            InputError: it is not installed.
-        """
+        """Returns the package, which must not have been imported before."""
         if self.ray_address is None:
             # Ray's way to stay on the loopback, where nobody else can send it jobs.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -79,40 +75,28 @@ def _expect_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or "/" in host or not port.isdecimal():
-        raise InputError(
-            Setting("ray_address"),
-            f"{AUTO} or host:port of the cluster's head, from one of its nodes",
-            address,
-        )
+        expected = f"{AUTO} or host:port of the cluster's head, from one of its nodes"
+        raise InputError(Setting("ray_address"), expected, address)
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER).close()
     except (OSError, OverflowError, ValueError) as error:
-        raise InputError(
-            Setting("ray_address"), received=f"nothing answers at {address}: {error}"
-        ) from error
+        received = f"nothing answers at {address}: {error}"
+        raise InputError(Setting("ray_address"), received=received) from error
 
 
 def _expect_cluster(address: str) -> None:
     """Tries in another process whether Ray answers; else it tries for minutes, and ends it."""
     code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+    command = [sys.executable, "-c", code, address]
     try:
-        subprocess.run(
-            [sys.executable, "-c", code, address],
-            capture_output=True,
-            text=True,
-            timeout=_CONNECTION,
-            check=True,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InputError(
-            Setting("ray_address"),
-            received=f"no Ray cluster answers at {address} within {_CONNECTION:.0f} s",
-        ) from error
+        subprocess.run(command, capture_output=True, text=True, timeout=_CONNECTION, check=True)
+        return
+    except subprocess.TimeoutExpired:
+        received = f"no Ray cluster answers at {address} within {_CONNECTION:.0f} s"
     except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        raise InputError(
-            Setting("ray_address"), received=f"cannot join the Ray cluster at {address}: {said[-1]}"
-        ) from error
+        last = [f"exit status {error.returncode}", *error.stderr.strip().splitlines()][-1]
+        received = f"cannot join the Ray cluster at {address}: {last}"
+    raise InputError(Setting("ray_address"), received=received)
 
 
 def _environment(config: RayConfig) -> tuple[tuple[str, str], ...]:
@@ -143,21 +127,14 @@ class _Tally:
         self._done: dict[int, int] = {}
         self._shown = 0
 
-    def add(self, index: int, count: int) -> None:
-        """Notes what a job has done that has ended."""
-        self._done[index] = count
-        self._show()
-
-    def look(self) -> None:
-        """Notes what jobs have done that are at work."""
+    def add(self, ended: dict[int, int]) -> None:
+        """Notes what jobs have done that have ended, and those that are at work."""
+        self._done |= ended
         # A bar that stands still is no reason to stop.
         with contextlib.suppress(self._ray.exceptions.RayError):
             if self._ray.wait([self._asked], timeout=0)[0]:
                 self._running |= self._ray.get(self._asked)
                 self._asked = self.actor.take.remote()
-                self._show()
-
-    def _show(self) -> None:
         # Less than before where a job has begun anew.
         count = sum((self._running | self._done).values())
         self._on_progress(count - self._shown)
@@ -194,10 +171,9 @@ class RayWorkers:
         if address not in (None, AUTO):
             _expect_answer(address)
         self._ray = self._config.import_ray()
-        settings: dict[str, Any] = {"address": address}
+        settings: dict[str, Any] = {"address": address or "local"}
         if address is None:
-            settings = {"address": "local", "num_cpus": local.num_cpus()}
-            settings["include_dashboard"] = False
+            settings |= {"num_cpus": local.num_cpus(), "include_dashboard": False}
         else:
             _expect_cluster(address)
         with contextlib.ExitStack() as stack:
@@ -241,9 +217,8 @@ class RayWorkers:
             return
         wanted = f"{self._config.cpus_per_job} CPUs and {self._config.gpus_per_job} GPUs"
         if self._config.ray_address is None:
-            raise InputError(
-                Setting("cpus_per_job"), "what this machine has, as `gpus_per_job`", wanted
-            )
+            expected = "what this machine has, as `gpus_per_job`"
+            raise InputError(Setting("cpus_per_job"), expected, wanted)
         # An autoscaler may bring one.
         print(f"no node of the cluster has the {wanted} of a job yet: waiting", file=sys.stderr)
 
@@ -292,7 +267,7 @@ class RayWorkers:
         self, function: Callable[..., Any], jobs: Iterable[Any], tally: _Tally | None
     ) -> Iterator[tuple[int, Any]]:
         """Yields jobs' numbers and results, in the order in which they end."""
-        submit = self._submitter(function, None if tally is None else tally.actor)
+        submit = self._submitter(function, tally and tally.actor)
         at_work: dict[Any, int] = {}
         try:
             for index, job in enumerate(jobs):
@@ -305,8 +280,8 @@ class RayWorkers:
         except self._ray.exceptions.RayError as error:
             raise InterruptedRunError(
                 Setting("runner"),
-                received=f"Ray cannot go on: {_said(error)}. The same command continues where it "
-                "stopped",
+                received=f"Ray cannot go on: {_said(error)}",
+                hint="re-run the command to resume",
             ) from error
         finally:
             if at_work and self._ray.is_initialized():
@@ -331,16 +306,10 @@ class RayWorkers:
     def _collect(self, at_work: dict[Any, int], tally: _Tally | None) -> list[tuple[int, Any]]:
         """Waits a little for a job to end and takes it out of `at_work`."""
         ended, _ = self._ray.wait(list(at_work), timeout=ray_job.PROGRESS_SECONDS)
-        found = []
-        for reference in ended:
-            result, count = self._get(reference)
-            index = at_work.pop(reference)
-            found.append((index, result))
-            if tally is not None:
-                tally.add(index, count)
+        results = [(self._get(reference), at_work.pop(reference)) for reference in ended]
         if tally is not None:
-            tally.look()
-        return found
+            tally.add({index: count for (_, count), index in results})
+        return [(index, result) for (result, _), index in results]
 
     def _get(self, reference: Any) -> tuple[Any, int]:
         errors = self._ray.exceptions
@@ -361,8 +330,8 @@ class RayWorkers:
             raise InterruptedRunError(
                 Setting("runner"),
                 received=f"a job was lost with its worker or node {ray_job.MAX_RETRIES + 1} times, "
-                f"perhaps for want of memory: {_said(error)}. The same command continues "
-                "where it stopped",
+                f"perhaps for want of memory: {_said(error)}",
+                hint="re-run the command to resume",
             ) from error
 
 

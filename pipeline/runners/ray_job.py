@@ -23,11 +23,7 @@ _PACKAGES = ("jax", "keras", "numpy", "rjieba", "sentencepiece", "tensorflow", "
 
 
 def import_ray() -> Any:
-    """Returns the package.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Returns the package; raises InputError where it is not installed."""
     # Nobody is told that it runs here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -60,13 +56,12 @@ def versions() -> tuple[tuple[str, str], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """What each worker process must be, and see.
+    """Requirements for each worker process.
 
     Attributes:
         environment: variables, set before the job's modules are imported.
         versions: as `versions` returns them where the command runs.
-        marks: files of the command's in folders that all share, each with the setting, or
-            the variable, that names its folder.
+        marks: files in folders that all nodes share, each with what names its folder.
     """
 
     environment: tuple[tuple[str, str], ...]
@@ -76,11 +71,7 @@ class Node:
 
 @functools.lru_cache(maxsize=1)
 def enter(node: Node) -> None:
-    """Makes a worker process ready for jobs.
-
-    Raises:
-        InterruptedRunError: the node does not see a shared folder, or has other packages.
-    """
+    """Makes a worker process ready for jobs, whose node must see the folders and packages."""
     os.environ.update(node.environment)
     name = socket.gethostname()
     for subject, mark in node.marks:

@@ -64,14 +64,7 @@ def open_workers(
     max_workers: int = 1,
     shared: Location | None = None,
 ) -> Workers:
-    """Returns the workers for jobs that write into a directory.
-
-    Args:
-        ray_config: the cluster; None for this machine.
-        directory: see `ray.RayWorkers`.
-        max_workers: processes on this machine; with 1 the jobs run in this process.
-        shared: see `ray.RayWorkers`.
-    """
+    """Returns `LocalWorkers`, or, where it is configured, `RayWorkers`; see these."""
     if ray_config is None:
         return local.LocalWorkers(max_workers)
     return ray.RayWorkers(ray_config, directory, shared)
@@ -79,13 +72,7 @@ def open_workers(
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """One shard to be made.
-
-    Attributes:
-        split: `train` or `eval`.
-        index: its number within the split.
-        file: its file name.
-    """
+    """One shard to be made, by its split, its index there and its file's name."""
 
     split: str
     index: int
@@ -109,13 +96,10 @@ def make_shards(
         jobs: the shards.
         on_progress: see `Workers.run`.
     """
-    directory = directory.absolute()
-    write, finish = serialization.write_shard, None
+    directory, finish, write = directory.absolute(), None, serialization.write_shard
     if workers.may_repeat_jobs:
-        write, finish = (
-            serialization.stage_shard,
-            functools.partial(serialization.publish_shard, directory),
-        )
+        finish = functools.partial(serialization.publish_shard, directory)
+        write = serialization.stage_shard
     job = functools.partial(_write_shard, make, functools.partial(write, directory))
     return workers.run(job, jobs, finish=finish, on_progress=on_progress)
 

@@ -49,10 +49,7 @@ class Column:
     def decode(cls, feature: Feature, contents: Sequence[bytes], vocab_size: int) -> "Column":
         """Reads a feature of several records.
 
-        Args:
-            feature: its declaration.
-            contents: its bytes in each record; numbers that a record cuts off are not noticed.
-            vocab_size: V; decides the dtype of ids.
+        `contents` are its bytes in each record; numbers that a record cuts off are not noticed.
 
         Raises:
             ValueError: all bytes together end inside a number.
@@ -91,7 +88,7 @@ def padded_tensor(
         feature: its declaration.
         content: string [B].
         vocab_size: V; decides the dtype of ids.
-        sizes: what each letter of its shape is padded to.
+        sizes: the padded size of each letter of its shape.
 
     Returns:
         [B, *shape] of the feature's dtype, 0 at padding.

@@ -102,11 +102,7 @@ def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:
 
 
 def open_codec(directory: Location, manifest: Manifest) -> TopKCodec:
-    """Returns the codec that reads a teacher cache.
-
-    Args:
-        directory: the cache directory, where some codecs have a file.
-        manifest: its manifest.
+    """Returns the codec that reads a teacher cache, in whose directory some codecs have a file.
 
     Raises:
         InputError: the file is missing, or is not what the manifest says.
@@ -139,10 +135,7 @@ def count_tokens(
 def make_codec(directory: Location, info: TeacherInfo, vocab_size: int) -> TopKCodec:
     """Returns the codec of a cache, also of one that is being made.
 
-    Args:
-        directory: of the cache; where the codec needs token counts, they are there.
-        info: what the cache holds.
-        vocab_size: V.
+    Where the codec needs token counts, they are in the cache's directory.
 
     Raises:
         InputError: the file of token counts holds something else.

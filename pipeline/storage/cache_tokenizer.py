@@ -15,11 +15,8 @@ from pipeline.tokenizers.vocabulary import vocab_info
 def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Location]) -> None:
     """Checks that a model has the vocabulary that a cache was made with.
 
-    Args:
-        cache: the directory.
-        vocab_size: the model's.
-        vocab_files: the files of its tokenizer, compared token by token, of which
-            one must agree; where there are none, the sizes alone are compared.
+    Of the model's `vocab_files`, compared token by token, one must agree; where there are
+    none, the sizes alone are compared.
 
     Raises:
         InputError: they differ; prints both.
@@ -64,14 +61,8 @@ def find_subset(
 ) -> VocabSubset | None:
     """Finds how a student reads a cache: as it is, or knowing only some of its tokens.
 
-    Args:
-        cache: the directory.
-        vocab_size: the student's.
-        vocab_files: the files of its tokenizer; the first that has as many tokens
-            decides.
-
-    Returns:
-        the student's tokens; None where its vocabulary is the cache's.
+    Of the student's `vocab_files` the first that has as many tokens as it decides. Returns
+    None where its vocabulary is the cache's.
 
     Raises:
         InputError: the vocabulary is neither the cache's nor a part of it.

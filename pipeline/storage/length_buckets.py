@@ -43,11 +43,7 @@ def _bucket_sizes(largest: int, count: int, multiple: int) -> tuple[int, ...]:
 def bucket_lengths(max_seq_length: int, count: int = 8) -> tuple[int, ...]:
     """Returns the lengths that inputs are padded to, ascending.
 
-    Example: with `max_seq_length` 512 they are 64, 128, … 512.
-
-    Args:
-        max_seq_length: tokens of the longest input; the last of the lengths.
-        count: at most so many.
+    They are at most `count`, the last `max_seq_length`. Example: for 512 they are 64, 128, … 512.
     """
     # Kernels like lengths that are a multiple of 8.
     return _bucket_sizes(max_seq_length, count, 8)
@@ -62,23 +58,13 @@ def bucket_widths(max_predictions_per_seq: int) -> tuple[int, ...]:
 
 
 def padded_length(length: int, max_seq_length: int) -> int:
-    """Returns the length that an input is padded to: one of at most eight.
-
-    Args:
-        length: its tokens, at most `max_seq_length`.
-        max_seq_length: of the cache.
-    """
+    """Returns the length that an input of at most `max_seq_length` tokens is padded to."""
     lengths = bucket_lengths(max_seq_length)
     return lengths[bisect.bisect_left(lengths, length)]
 
 
 def group_batches(batch_size: int, num_batches: int) -> int:
-    """Returns how many batches of an update make a group: as many as there is room for.
-
-    Args:
-        batch_size: examples of a batch.
-        num_batches: batches of an update; what is returned divides it.
-    """
+    """Returns how many of an update's batches make a group: the most that fit and divide them."""
     most = max(1, _MAX_GROUP // batch_size)
     return max(count for count in range(1, min(most, num_batches) + 1) if num_batches % count == 0)
 

@@ -245,9 +245,10 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `manifest.json` holds."""
-        value = msgspec.to_builtins(dataclasses.replace(self, teacher_info=None))
-        value["format_version"] = FORMAT_VERSION
+        value = {**vars(self), "format_version": FORMAT_VERSION}
         del value["teacher_info"]
+        for name in ("vocab", "splits", "token_counts"):
+            value[name] = msgspec.to_builtins(value[name])
         if self.token_counts is None:
             del value["token_counts"]
         if self.teacher_info is not None:
@@ -296,12 +297,9 @@ def completed_shard(directory: Location, file: str) -> ShardInfo | None:
 def measure_record(
     measured: collections.Counter[str], features: Mapping[str, bytes], truncation_factor: int
 ) -> None:
-    """Adds a record to `ShardInfo.measured`.
+    """Adds the features that a teacher cache adds to a record to `ShardInfo.measured`.
 
-    Args:
-        measured: what the numbers are added to.
-        features: those that a teacher cache adds.
-        truncation_factor: K, ids at a position where no feature tells.
+    The `truncation_factor` K is the number of ids at a position where no feature tells.
     """
     num_positions = len(features[records.LABEL_LOG_PROBS]) // 2
     num_ids = num_positions * truncation_factor
@@ -313,21 +311,15 @@ def measure_record(
 
 
 def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[str, float] | None:
-    """Returns the means at a masked position of what shards have measured.
+    """Returns the means at a masked position of numbers in `ShardInfo.measured`, by name.
 
-    Args:
-        shards: of one cache.
-        names: of numbers in `ShardInfo.measured`.
-
-    Returns:
-        the means by name; None where a shard does not tell, as all its records of
-        a shape have the same size.
+    None where a shard does not tell, as all its records of a shape have the same size.
     """
-    told = [shard.measured for shard in shards]
-    if not told or None in told:
+    measured = [shard.measured for shard in shards]
+    if not measured or None in measured:
         return None
-    positions = max(1, sum(measured[NUM_POSITIONS] for measured in told))
-    return {name: sum(measured.get(name, 0) for measured in told) / positions for name in names}
+    positions = max(1, sum(sums[NUM_POSITIONS] for sums in measured))
+    return {name: sum(sums.get(name, 0) for sums in measured) / positions for name in names}
 
 
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -337,8 +329,8 @@ def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
     """
     for name in sorted(set(there) | set(here), key=lambda key: (key != "kind", key)):
         if there.get(name) != here.get(name):
-            said = name if name.isidentifier() else shown(name)
-            return f"{said} is {shown(there.get(name))} there and {shown(here.get(name))} here"
+            setting = name if name.isidentifier() else shown(name)
+            return f"{setting} is {shown(there.get(name))} there and {shown(here.get(name))} here"
     return ""
 
 
@@ -390,8 +382,7 @@ def reserve_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bo
 def publish(directory: Location, manifest: Manifest) -> None:
     """Writes the manifest: from now on the directory is complete."""
     # The whole shards are beside them.
-    shards = {shard.file for shard in manifest.shards}
-    directory.remove_temporaries(shards)
+    directory.remove_temporaries({shard.file for shard in manifest.shards})
     # As `sha256sum` writes it. The manifest tells of all other files; this tells of it.
     checksum = f"{manifest.sha256()}  {MANIFEST_FILE}\n"
     (directory / CHECKSUM_FILE).write_whole(checksum.encode("ascii"))
@@ -399,11 +390,7 @@ def publish(directory: Location, manifest: Manifest) -> None:
 
 
 def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
-    """Reads and checks a manifest.
-
-    Args:
-        directory: a cache directory.
-        file: its name there.
+    """Reads and checks the manifest of a cache directory, which has the name `file` there.
 
     Raises:
         InputError: there is none, or a field is missing or invalid.
@@ -417,8 +404,7 @@ def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
         expected = f"a complete cache directory with {MANIFEST_FILE} ({contents})"
         raise InputError(directory, expected, f"one that is {state}")
     value = path.read_json()
-    version = value.get("format_version")
-    if version != FORMAT_VERSION:
+    if (version := value.get("format_version")) != FORMAT_VERSION:
         raise InputError(path, f"format_version {FORMAT_VERSION}", shown(version))
     try:
         json_text.dump(value)
@@ -524,10 +510,8 @@ def copy_tokenizer(source: Location, manifest: Manifest, target: Location) -> No
 def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
     """Checks a directory's shards, and its token counts, against its manifest.
 
-    Args:
-        directory: the cache directory.
-        manifest: its manifest, or one narrowed to some of its shards.
-        full: whether to check every byte (SHA-256), or sizes only.
+    The manifest may be narrowed to some of the shards. `full` checks every byte (SHA-256),
+    otherwise only sizes are checked.
 
     Raises:
         InputError: a file is missing, of another size, or has other bytes.

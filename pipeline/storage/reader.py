@@ -25,9 +25,6 @@ def copy_errors_raised(cache: CacheInput) -> Iterator[None]:
 
     Shards are copied in threads of TensorFlow, which keeps only the text of an error.
 
-    Args:
-        cache: the directory that is read in the block.
-
     Raises:
         OSError: the shard is not there, or cannot be copied whole.
         InputError: it can never be, as a package is missing.
@@ -65,7 +62,7 @@ def training_records(
 
     Args:
         cache: the cache directory.
-        split: which split.
+        split: its key in the manifest's splits.
         seed: decides the order.
         start: records to leave out at the beginning, over all epochs: what a
             run that resumes has already used.
@@ -99,12 +96,8 @@ def training_records(
         dataset = dataset.shuffle(buffer, seed=shuffle_seed, reshuffle_each_iteration=False)
         return dataset.skip(skip).map(lambda record: (record, epoch))
 
-    signature = (
-        tf.TensorSpec([None], tf.string),
-        tf.TensorSpec([], tf.int64),
-        tf.TensorSpec([], tf.int64),
-        tf.TensorSpec([], tf.int64),
-    )
+    number = tf.TensorSpec([], tf.int64)
+    signature = (tf.TensorSpec([None], tf.string), number, number, number)
     return tf.data.Dataset.from_generator(plan, output_signature=signature).flat_map(read_group)
 
 
@@ -139,11 +132,10 @@ def evaluation_records(cache: CacheInput, split: str) -> tf.data.Dataset:
     files = [shard.file for shard in cache.manifest.splits[split]]
     if cache.directory.is_local:
         return tf.data.TFRecordDataset([str(cache.directory / file) for file in files])
-    signature = tf.TensorSpec([], tf.string)
-    dataset = tf.data.Dataset.from_generator(
-        lambda: _local_paths(cache, files), output_signature=signature
+    paths = tf.data.Dataset.from_generator(
+        lambda: _local_paths(cache, files), output_signature=tf.TensorSpec([], tf.string)
     )
-    return dataset.flat_map(tf.data.TFRecordDataset)
+    return paths.flat_map(tf.data.TFRecordDataset)
 
 
 def parse_batch(
@@ -196,6 +188,5 @@ def parse_batch(
         batch[records.LOG_TAIL_MASSES] = tf.where(real, padded(_TAILS), -float("inf"))
         hidden_codec = manifest.teacher_info.hidden_codec()
         if hidden_codec is not None:
-            states = hidden_codec.decode_tensors(tf, parsed, sizes["P"])
-            batch[records.HIDDEN_STATES] = states
+            batch[records.HIDDEN_STATES] = hidden_codec.decode_tensors(tf, parsed, sizes["P"])
     return batch

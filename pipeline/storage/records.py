@@ -61,11 +61,7 @@ class _Input:
 
     @classmethod
     def from_features(cls, features: Mapping[str, bytes], vocab_size: int) -> Self:
-        """Decodes the features of a record, which may have others, too.
-
-        Args:
-            features: of one record.
-            vocab_size: V; decides the dtype of ids.
+        """Decodes the features of a record, which may have others, too; V decides ids' dtype.
 
         Raises:
             KeyError: a feature is missing.
@@ -91,11 +87,7 @@ class _Input:
 
     @classmethod
     def from_record(cls, record: bytes, manifest: Manifest) -> Self:
-        """Decodes a serialised record.
-
-        Args:
-            record: as it was stored.
-            manifest: of its directory.
+        """Decodes a serialised record of the directory that has this manifest.
 
         Raises:
             KeyError: a feature is missing.
@@ -173,11 +165,7 @@ def _expect_ids(ids: np.ndarray, vocab_size: int) -> None:
 
 
 def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]:
-    """Yields the masked examples of a shard.
-
-    Args:
-        path: a shard of masked examples or of a teacher cache.
-        manifest: of its directory.
+    """Yields the masked examples of a shard, also of a teacher cache's.
 
     Raises:
         InputError: the file or a record is damaged; names it.
@@ -218,12 +206,7 @@ class TeacherTargets:
     def from_features(
         cls, features: Mapping[str, bytes], codec: TopKCodec, info: TeacherInfo
     ) -> Self:
-        """Decodes the targets of a record of a teacher cache.
-
-        Args:
-            features: of one record.
-            codec: of the cache, from `cache_input.open_codec`.
-            info: of its manifest.
+        """Decodes the targets of a record of a teacher cache, whose codec `open_codec` returns.
 
         Raises:
             KeyError: a feature is missing.

@@ -39,6 +39,8 @@ _CRC_MASK_DELTA = 0xA282EAD8
 MAX_RECORD_BYTES = 256 * 2**20
 # A record of ours has at most a dozen.
 _MAX_FEATURES = 64
+# Sums over the records of a shard, for `ShardInfo`; None where it tells none.
+Measured = Mapping[str, int] | None
 
 
 def _varint(value: int) -> bytes:
@@ -62,13 +64,9 @@ def _entry_prefix(name: str, length: int) -> bytes:
 
 
 def encode_example(features: Mapping[str, bytes]) -> bytes:
-    """Serialises bytes features as a `tf.train.Example`.
+    """Serialises features, each one bytes value, as a `tf.train.Example`.
 
-    Args:
-        features: each feature's one bytes value, by name.
-
-    Returns:
-        the bytes that TensorFlow's deterministic serialisation gives.
+    These are the bytes that TensorFlow's deterministic serialisation gives.
     """
     parts = []
     for name in sorted(features):
@@ -124,13 +122,7 @@ def _key_and_value(entry: memoryview) -> tuple[memoryview, memoryview]:
 
 
 def decode_example(record: bytes) -> dict[str, bytes]:
-    """Reads back what `encode_example` wrote.
-
-    Args:
-        record: a serialised `tf.train.Example`.
-
-    Returns:
-        each feature's bytes value, by name.
+    """Reads back what `encode_example` wrote: each feature's bytes value, by name.
 
     Raises:
         ValueError: the record is broken, has too many features, one of them twice, or
@@ -180,8 +172,7 @@ def read_records(path: Location) -> Iterator[bytes]:
                 raise InputError(problem, received="the checksum of its length does not match")
             if length > MAX_RECORD_BYTES:
                 raise InputError(problem, f"at most {MAX_RECORD_BYTES} bytes", length)
-            record = file.read(length)
-            footer = file.read(_FOOTER.size)
+            record, footer = file.read(length), file.read(_FOOTER.size)
             if len(record) < length or len(footer) < _FOOTER.size:
                 raise InputError(problem, received="the file ends inside it")
             if _FOOTER.unpack(footer)[0] != _masked_crc(record):
@@ -204,10 +195,7 @@ class StagedShard:
 
 
 def write_shard(
-    directory: Location,
-    file: str,
-    records: Iterable[bytes],
-    measured: Mapping[str, int] | None = None,
+    directory: Location, file: str, records: Iterable[bytes], measured: Measured = None
 ) -> ShardInfo:
     """Writes one shard and its sidecar.
 
@@ -230,10 +218,7 @@ def write_shard(
 
 
 def stage_shard(
-    directory: Location,
-    file: str,
-    records: Iterable[bytes],
-    measured: Mapping[str, int] | None = None,
+    directory: Location, file: str, records: Iterable[bytes], measured: Measured = None
 ) -> StagedShard:
     """Writes one shard for another process to publish.
 
@@ -256,7 +241,7 @@ def publish_shard(directory: Location, staged: StagedShard) -> ShardInfo:
 
 
 def _write_records(
-    path: pathlib.Path, file: str, records: Iterable[bytes], measured: Mapping[str, int] | None
+    path: pathlib.Path, file: str, records: Iterable[bytes], measured: Measured
 ) -> ShardInfo:
     checksum = hashlib.sha256()
     num_examples = num_bytes = 0

@@ -71,14 +71,10 @@ def write_spill(
     *,
     is_only_writer: bool = True,
 ) -> None:
-    """Writes a spill file atomically.
+    """Writes a spill file of entries in any order, atomically.
 
-    Args:
-        path: the file.
-        entries: in any order.
-        header: small JSON values, for `read_header`.
-        is_only_writer: whether another process that writes the same file, the same
-            bytes, is a mistake.
+    `header` has small JSON values, for `read_header`. With `is_only_writer`, another process
+    that writes the same file is a mistake.
     """
     ordered = sorted(entries, key=lambda entry: entry.example_id)
     index = np.zeros(len(ordered), _INDEX)
@@ -148,13 +144,10 @@ def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, by
 def read_sorted(
     paths: Sequence[Location], keys: KeyRange, *, expected_bytes: int
 ) -> Iterator[bytes]:
-    """Yields the records of a range, in the order of their keys.
+    """Yields the records of a range of spill files, in the order of their keys.
 
-    Args:
-        paths: the spill files.
-        keys: which records.
-        expected_bytes: roughly what the range holds; it is read in steps of
-            32 MB, so that memory does not grow with it.
+    `expected_bytes` is roughly what the range holds. It is read in steps of 32 MB, so that
+    memory does not grow with it.
 
     Raises:
         InputError: a spill file is damaged.

@@ -23,15 +23,9 @@ _INPUT_IDS = records.MASKED_EXAMPLE_FEATURES[1]
 
 
 def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
-    """Counts the tokens of records, `[CLS]` and `[SEP]` included.
+    """Counts the tokens of records, `[CLS]` and `[SEP]` included: int64 [V].
 
-    Args:
-        serialized: records with `input_ids`; where they are masked the true tokens
-            count, too.
-        vocab_size: V.
-
-    Returns:
-        int64 [V].
+    Where inputs are masked the true tokens count, too.
 
     Raises:
         KeyError: a record has no `input_ids`.
@@ -60,13 +54,7 @@ def write_counts(path: Location, counts: np.ndarray) -> FileInfo:
 def ensure_counts(directory: Location, shards: Iterable[Location], vocab_size: int) -> FileInfo:
     """Counts the tokens of shards in a file of a directory, unless it is there.
 
-    Args:
-        directory: where the file goes.
-        shards: all that are counted, whichever of them a task is for.
-        vocab_size: V.
-
-    Returns:
-        the file's size and checksum.
+    Counts all shards, whichever of them a task is for; returns the file's size and checksum.
 
     Raises:
         InputError: the file holds something else, or a shard is damaged.

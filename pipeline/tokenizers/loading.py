@@ -49,9 +49,8 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
         vocab_file: a SentencePiece model (`.model`, `.spm`), a `tokenizer.json`,
             a `vocab.txt`, or a model directory that has one of them. Next to an
             XLM-RoBERTa's `config.json` a SentencePiece model is numbered as its.
-        do_lower_case: whether to lower-case text; None for the setting in the
-            `tokenizer_config.json` next to it, and without one, yes for
-            WordPiece and no for SentencePiece.
+        do_lower_case: whether to lower-case text; None for the setting in the file
+            `tokenizer_config.json` next to it, without which only WordPiece lower-cases.
 
     Raises:
         InputError: it cannot be read, lacks a special token, or has a

@@ -76,14 +76,9 @@ def _is_punctuation(code_points: np.ndarray) -> np.ndarray:
 
 
 def word_starts(text: str, tokens: Tokens, segment: Segmenter) -> np.ndarray:
-    """Returns which tokens begin a word.
+    """Returns which of a text's n tokens begin a word, bool [n]; the first does.
 
-    Args:
-        tokens: its n tokens.
-        segment: one of `SEGMENTERS`.
-
-    Returns:
-        bool [n]; the first is True.
+    `segment` is one of `SEGMENTERS`.
     """
     if not len(tokens.ids):
         return np.zeros(0, bool)

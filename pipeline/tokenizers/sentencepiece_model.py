@@ -208,8 +208,7 @@ def load_sentencepiece(
         model_type: of the language model next to it; None for none.
 
     Raises:
-        InputError: it cannot be read, lacks a special token, or is not of the
-            unigram type though XLM-RoBERTa's.
+        InputError: it cannot be read, lacks a special token, or is no unigram model of fairseq's.
     """
     pieces, model = read_pieces(path)
     vocab, fairseq = number_tokens(pieces, model_type)

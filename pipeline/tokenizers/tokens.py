@@ -37,8 +37,7 @@ class Tokens:
 
     Attributes:
         ids: int32 [n].
-        starts: int32 [n], the character of the text at which each begins; spaces
-            before a word belong to none.
+        starts: int32 [n], the character at which each begins; spaces before it do not count.
         ends: int32 [n], the character after its last.
         word_ids: int32 [n], equal for the pieces of one word as the tokenizer marks it.
     """
@@ -56,8 +55,7 @@ class Tokenizer(abc.ABC):
     Attributes:
         vocab: the tokens in the order of their ids.
         special_ids: the ids of pad, unk, cls, sep and mask; a byte-level tokenizer may have no unk.
-        do_lower_case: whether text is lower-cased before; None where the
-            tokenizer's own file says what happens.
+        do_lower_case: whether text is lower-cased; None where the tokenizer's file says it.
     """
 
     vocab: tuple[str, ...]
@@ -103,16 +101,13 @@ def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
         InputError: one that is needed is missing; `unk` is not needed.
     """
     indices = {token: index for index, token in enumerate(vocab)}
-    ids = {
-        name: indices[token]
-        for name, spellings in SPECIAL_TOKENS.items()
-        if (token := next((token for token in spellings if token in indices), None))
-    }
-    missing = [
-        " or ".join(spellings)
-        for name, spellings in SPECIAL_TOKENS.items()
-        if name not in ids and name != "unk"
-    ]
+    ids, missing = {}, []
+    for name, spellings in SPECIAL_TOKENS.items():
+        known = [indices[token] for token in spellings if token in indices]
+        if known:
+            ids[name] = known[0]
+        elif name != "unk":
+            missing.append(" or ".join(spellings))
     if missing:
         expected = "a vocabulary with the special tokens of masked language models"
         raise InputError(path, expected, f"one of {len(vocab)} tokens without {', '.join(missing)}")
@@ -126,10 +121,7 @@ def refusing(
     """Turns whatever a tokenizer's library raises in the block into an InputError.
 
     Its own exceptions come from files that it does not understand. Rust's panics are no Exceptions.
-
-    Args:
-        subject: see `InputError`, as for the others.
-        received: the library's own message is added to it.
+    Arguments are those of `InputError`; the library's own message is added to `received`.
     """
     try:
         yield

@@ -134,7 +134,7 @@ def test_in_a_bucket_only_unknown_ones_are_fetched(bucket, monkeypatch, capsys) 
     later = CheckpointFiles(bucket, keep=2)
     assert later.find_newest() == Checkpoint(30)
     assert (fetched, copies()) == (names(35, 30), names(30))
-    checkpoints.forget_copy(bucket, 30)
+    checkpoints.checkpoint_path(bucket, 30).forget_mirror()
     assert copies() == []
     fetched.clear()
     for step in (40, 45):
@@ -144,7 +144,7 @@ def test_in_a_bucket_only_unknown_ones_are_fetched(bucket, monkeypatch, capsys) 
 
 def test_a_file_of_this_machine_is_no_copy(tmp_path) -> None:
     _save(tmp_path, 5)
-    checkpoints.forget_copy(tmp_path, 5)
+    checkpoints.checkpoint_path(tmp_path, 5).forget_mirror()
     assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(5)
 
 

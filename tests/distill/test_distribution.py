@@ -191,9 +191,7 @@ def config(shared_run, tmp_path) -> DistillConfig:
 
 def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> None:
     # As in process 0, of which the others hear it.
-    monkeypatch.setattr(
-        replicas, "broadcast_from_primary", lambda replicas, find, size: list(find())
-    )
+    monkeypatch.setattr(replicas, "broadcast_from_primary", lambda replicas, find: find())
 
     def chosen(processes: int, given: int | None = None) -> int:
         asked = dataclasses.replace(config, num_data_streams=given)
@@ -361,7 +359,7 @@ from pipeline.base.errors import InputError
 process = int(sys.argv[2])
 replicas.join(sys.argv[1], 2, process)
 both = replicas.Replicas(2, 2, process)
-print(replicas.broadcast_from_primary(both, lambda: [7, 8], 2))
+print(replicas.broadcast_from_primary(both, lambda: (7, 8)))
 begun = time.monotonic()
 with replicas.barrier(both):
     time.sleep(0 if process else 2)
@@ -375,7 +373,7 @@ def verify():
         if process:
             fail()
 
-for attempt in (lambda: replicas.broadcast_from_primary(both, fail, 2), verify):
+for attempt in (lambda: replicas.broadcast_from_primary(both, fail), verify):
     try:
         attempt()
     except InputError as error:
@@ -390,7 +388,7 @@ def test_processes_go_on_together_or_not_at_all() -> None:
     said = [process.communicate(timeout=600) for process in processes]
     broken = "InputError: broken"
     other = "InterruptedRunError: process {} cannot go on; see what it says"
-    begun = ["[7, 8]", "waited True"]
+    begun = ["(7, 8)", "waited True"]
     # Gloo may greet before.
     assert [out.splitlines()[-4:] for out, _ in said] == [
         [*begun, broken, other.format(1)],

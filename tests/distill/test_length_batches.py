@@ -451,19 +451,19 @@ def test_a_run_goes_on_in_other_chunks(config, monkeypatch, tmp_path) -> None:
     """As where it began on another device."""
     training.distill(config)
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    counts, plan = [], batches.plan_microbatches
+    counts, plan = [], length_buckets.plan_chunks
 
     def planned(*args, **settings):
         counts.append(plan(*args, **settings).num_chunks)
         return plan(*args, **settings)
 
-    monkeypatch.setattr(batches, "plan_microbatches", planned)
-    monkeypatch.setitem(batches._MICROBATCH_COSTS, "cpu", 10**6)
+    monkeypatch.setattr(length_buckets, "plan_chunks", planned)
+    monkeypatch.setitem(training._MICROBATCH_COSTS, "cpu", 10**6)
     with monkeypatch.context() as patch:
         call_at_update(patch, 6, interrupt)
         with pytest.raises(KeyboardInterrupt, match="from step 4, the last"):
             training.distill(cut)
-    monkeypatch.setitem(batches._MICROBATCH_COSTS, "cpu", 0)
+    monkeypatch.setitem(training._MICROBATCH_COSTS, "cpu", 0)
     training.distill(cut)
     assert counts == [2, 8]
     assert_close_lines(config.output_dir, cut.output_dir, last=3)

@@ -1,5 +1,6 @@
 """Jobs over the nodes of a real Ray cluster on the loopback, and what is refused without one."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -25,6 +26,7 @@ from pipeline.runners import local, ray, ray_job
 from pipeline.runners.ray import RayConfig, RayWorkers
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
+from tests.conftest import read_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 CPUS = local.num_cpus()
@@ -192,10 +194,6 @@ def config(cluster) -> RayConfig:
     return RayConfig(cluster.address, cpus_per_job=CPUS)
 
 
-def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 @pytest.mark.ray
 def test_an_address_where_something_else_listens(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ray, "_CONNECTION", 8.0)
@@ -256,8 +254,7 @@ def test_what_the_user_can_mend_comes_back_at_once(config, tmp_path, error) -> N
     (tmp_path / "calls").mkdir()
     with RayWorkers(config, tmp_path) as workers, pytest.raises(type(error)) as raised:
         list(workers.run(fail, [(tmp_path / "calls", error)]))
-    assert type(raised.value) is type(error)
-    assert str(raised.value) == str(error)
+    assert type(raised.value) is type(error) and str(raised.value) == str(error)
     assert len(list((tmp_path / "calls").iterdir())) == 1
 
 
@@ -303,12 +300,9 @@ def test_two_commands_do_not_write_into_one_directory(config, tmp_path) -> None:
 
 @pytest.mark.ray
 def test_a_process_keeps_its_gpus(cluster, tmp_path) -> None:
-    node = cluster.add_node(**_node(), num_gpus=2)
-    try:
-        with RayWorkers(RayConfig(cluster.address, gpus_per_job=1), tmp_path) as workers:
-            found = list(workers.run(gpus, range(12)))
-    finally:
-        cluster.remove_node(node)
+    alone = RayConfig(cluster.address, gpus_per_job=1)
+    with _more_nodes(cluster, 1, num_gpus=2), RayWorkers(alone, tmp_path) as workers:
+        found = list(workers.run(gpus, range(12)))
     used = defaultdict(set)
     for process, visible in found:
         used[process].add(visible)
@@ -358,28 +352,24 @@ def _kill_when(cluster, node, condition: Callable[[], bool]) -> threading.Thread
     return thread
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("more_nodes", [0, 2])
-def test_stage_1a_equals_the_local_runner(
-    cluster, config, examples_config, examples_dir, tmp_path, more_nodes
-) -> None:
-    nodes = [cluster.add_node(**_node()) for _ in range(more_nodes)]
+@contextlib.contextmanager
+def _more_nodes(cluster, count: int, **resources: int) -> Iterator[None]:
+    nodes = [cluster.add_node(**_node(), **resources) for _ in range(count)]
     try:
-        made = dataclasses.replace(examples_config, output_dir=str(tmp_path / "made"), ray=config)
-        create_masked_examples(made)
+        yield
     finally:
         for node in nodes:
             cluster.remove_node(node)
-    assert _bytes(tmp_path / "made") == _bytes(examples_dir)
 
 
 @pytest.mark.ray
-def test_unmasked_windows_equal_the_local_runner(
-    config, windows_config, windows_dir, tmp_path
-) -> None:
-    made = dataclasses.replace(windows_config, output_dir=str(tmp_path / "made"), ray=config)
-    create_masked_examples(made)
-    assert _bytes(tmp_path / "made") == _bytes(windows_dir)
+@pytest.mark.parametrize(("kind", "count"), [("examples", 0), ("examples", 2), ("windows", 0)])
+def test_stage_1a_equals_the_local_runner(cluster, config, request, tmp_path, kind, count) -> None:
+    settings = request.getfixturevalue(f"{kind}_config")
+    with _more_nodes(cluster, count):
+        made = dataclasses.replace(settings, output_dir=str(tmp_path / "made"), ray=config)
+        create_masked_examples(made)
+    assert read_folder(tmp_path / "made") == read_folder(request.getfixturevalue(f"{kind}_dir"))
 
 
 @pytest.mark.ray
@@ -399,7 +389,7 @@ def test_stage_1a_survives_a_killed_node(cluster, config, examples_config, tmp_p
     killer = _kill_when(cluster, victim, lambda: any(made.glob(".spill/*.spill")))
     create_masked_examples(dataclasses.replace(settings, output_dir=str(made), ray=config))
     killer.join()
-    assert _bytes(made) == _bytes(wanted)
+    assert read_folder(made) == read_folder(wanted)
 
 
 @pytest.mark.ray
@@ -407,15 +397,9 @@ def test_a_bad_line_leaves_the_directory_as_it_was(capsys, cluster, vocab_file, 
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"title": "a", "content": "b"}\n{broken\n', encoding="utf-8")
     output = tmp_path / "made"
-    flags = {
-        "input_dir": rows,
-        "vocab_file": vocab_file,
-        "output_dir": output,
-        "runner": "ray",
-        "ray_address": cluster.address,
-    }
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
-    assert create_pretraining_data.main(["command", *arguments]) == 1
+    flags = [f"--input_dir={rows}", f"--vocab_file={vocab_file}", f"--output_dir={output}"]
+    flags += ["--runner=ray", f"--ray_address={cluster.address}"]
+    assert create_pretraining_data.main(["command", *flags]) == 1
     assert f"\nerror: {rows}, line 2: not JSON" in capsys.readouterr().err.replace("\r", "\n")
     assert not list(output.iterdir())
 
@@ -434,17 +418,13 @@ def cache_config(examples_dir, teacher_dir, tmp_path, config) -> TeacherCacheCon
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("more_nodes", [0, 2])
+@pytest.mark.parametrize("count", [0, 2])
 def test_stage_1b_equals_the_local_runner(
-    cluster, cache_config, cache_dir, tmp_path, more_nodes
+    cluster, cache_config, cache_dir, tmp_path, count
 ) -> None:
-    nodes = [cluster.add_node(**_node()) for _ in range(more_nodes)]
-    try:
+    with _more_nodes(cluster, count):
         create_teacher_cache(cache_config)
-    finally:
-        for node in nodes:
-            cluster.remove_node(node)
-    assert _bytes(tmp_path / "made") == _bytes(cache_dir)
+    assert read_folder(tmp_path / "made") == read_folder(cache_dir)
 
 
 @pytest.mark.ray
@@ -458,15 +438,11 @@ def test_stage_1b_with_one_thread_equals_a_local_run_on_one_processor(
         "from pipeline import create_teacher_output_data as command; "
         "sys.exit(command.main(sys.argv))"
     )
-    flags = [
-        f"--input_dir={cache_config.input_dir}",
-        f"--teacher={cache_config.teacher}",
-        f"--output_dir={tmp_path / 'wanted'}",
-        "--truncation_factor=16",
-        "--predict_batch_size=8",
-    ]
+    flags = [f"--input_dir={cache_config.input_dir}", f"--teacher={cache_config.teacher}"]
+    flags += [f"--output_dir={tmp_path / 'wanted'}"]
+    flags += ["--truncation_factor=16", "--predict_batch_size=8"]
     subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, check=True, timeout=300)
-    assert _bytes(tmp_path / "made") == _bytes(tmp_path / "wanted")
+    assert read_folder(tmp_path / "made") == read_folder(tmp_path / "wanted")
 
 
 @pytest.mark.ray
@@ -480,7 +456,7 @@ def test_whole_shards_are_not_made_again(cache_config, cache_dir) -> None:
     kept = {path.name: path.stat().st_ino for path in made.glob("*.tfrecord")}
     create_teacher_cache(cache_config)
     assert {name: (made / name).stat().st_ino for name in kept} == kept
-    assert _bytes(made) == _bytes(cache_dir)
+    assert read_folder(made) == read_folder(cache_dir)
 
 
 @pytest.mark.ray
@@ -509,7 +485,7 @@ def test_stage_1b_survives_a_killed_node(cluster, cache_config, examples_config,
     create_teacher_cache(settings)
     killer.join()
     watcher.join()
-    assert _bytes(made) == _bytes(wanted)
+    assert read_folder(made) == read_folder(wanted)
     # A shard was begun twice.
     begun = [name.split(".tfrecord.")[0] for name in seen]
     assert len(begun) > len(set(begun))
@@ -551,21 +527,14 @@ def test_a_ray_of_this_machine_alone_ends_with_the_command(
         *("--max_seq_length=48", "--max_predictions_per_seq=8", "--doc_stride=30"),
         *("--dupe_factor=2", "--eval_fraction=0.2", "--num_shards=3"),
     ]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
-    )
-    assert _bytes(tmp_path / "made") == _bytes(examples_dir)
+    settings = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
+    result = subprocess.run(command, **settings, check=True)
+    assert read_folder(tmp_path / "made") == read_folder(examples_dir)
     # Two bars, and nothing of Ray's.
     lines = result.stderr.replace("\r", "\n").splitlines()
     assert all(line.startswith(("masking:", "writing:")) for line in lines if line), result.stderr
-    more = subprocess.run(
-        [*command[:-1], f"--output_dir={tmp_path / 'other'}", "--cpus_per_job=1000"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    changes = [f"--output_dir={tmp_path / 'other'}", "--cpus_per_job=1000"]
+    more = subprocess.run([*command[:-1], *changes], **settings, check=False)
     assert more.returncode == 1
     assert more.stderr.startswith("error: --cpus_per_job: ") and "1000 CPUs" in more.stderr
     assert not list((tmp_path / "other").iterdir())

@@ -22,7 +22,7 @@ from pipeline.storage.codecs import CODECS
 from pipeline.storage.records import TeacherTargets
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.settings import TeacherCacheConfig
-from tests.conftest import save_tiny_bert
+from tests.conftest import read_folder, save_tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -48,10 +48,6 @@ def _records(folder: pathlib.Path, split: str) -> list[dict[str, bytes]]:
     ]
 
 
-def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_dir) -> None:
     """One example at a time, unpadded, all in float64 after the logits."""
     source = model_directory.find_model(teacher_dir)
@@ -69,18 +65,14 @@ def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_
         }
         length = len(arrays[records.INPUT_IDS])
         segments = np.arange(length) >= arrays[records.SEGMENT_LENGTHS][0]
-        logits = np.asarray(
-            model(
-                {
-                    records.INPUT_IDS: arrays[records.INPUT_IDS][None].astype("int32"),
-                    records.INPUT_MASK: np.ones((1, length), "int32"),
-                    records.SEGMENT_IDS: segments[None].astype("int32"),
-                    records.MASKED_LM_POSITIONS: arrays[records.MASKED_LM_POSITIONS][None].astype(
-                        "int32"
-                    ),
-                }
-            )
-        )[0].astype(np.float64)
+        batch = {
+            records.INPUT_IDS: arrays[records.INPUT_IDS],
+            records.INPUT_MASK: np.ones(length),
+            records.SEGMENT_IDS: segments,
+            records.MASKED_LM_POSITIONS: arrays[records.MASKED_LM_POSITIONS],
+        }
+        batch = {name: value[None].astype("int32") for name, value in batch.items()}
+        logits = np.asarray(model(batch))[0].astype(np.float64)
         positions = len(logits)
         ids, kept = codec.decode(record, positions)
         tails = arrays[records.LOG_TAIL_MASSES].reshape(positions, 2)
@@ -116,7 +108,7 @@ def test_the_manifest_tells_where_the_cache_comes_from(cache_dir, examples_dir) 
 
 def test_a_repetition_is_byte_equal(cache_dir, config) -> None:
     create_teacher_cache(config)
-    assert _bytes(config.output_dir) == _bytes(cache_dir)
+    assert read_folder(config.output_dir) == read_folder(cache_dir)
 
 
 def test_tasks_share_the_shards(cache_dir, config) -> None:
@@ -126,7 +118,7 @@ def test_tasks_share_the_shards(cache_dir, config) -> None:
         made = create_teacher_cache(task)
         assert (made is None) == (index != 1)
         assert (folder / "manifest.json").exists() == (index == 1)
-    assert _bytes(folder) == _bytes(cache_dir)
+    assert read_folder(folder) == read_folder(cache_dir)
 
 
 def test_whole_shards_are_not_made_again(cache_dir, config, monkeypatch) -> None:
@@ -145,37 +137,25 @@ def test_whole_shards_are_not_made_again(cache_dir, config, monkeypatch) -> None
     monkeypatch.setattr(serialization, "write_shard", noted)
     create_teacher_cache(config)
     assert made == [lost]
-    assert _bytes(folder) == _bytes(cache_dir)
+    assert read_folder(folder) == read_folder(cache_dir)
 
 
 def test_k_is_at_most_the_vocabulary(config, vocab) -> None:
-    made = create_teacher_cache(
-        dataclasses.replace(
-            config, truncation_factor=10_000, input_dir=None, input_file=config.input_dir / "eval*"
-        )
-    )
+    places = {"input_dir": None, "input_file": config.input_dir / "eval*"}
+    made = create_teacher_cache(dataclasses.replace(config, truncation_factor=10_000, **places))
     assert made.teacher_info.truncation_factor == len(vocab)
     assert list(made.splits) == ["eval"]
 
 
 def test_bfloat16_stays_close(cache_dir, config) -> None:
-    create_teacher_cache(
-        dataclasses.replace(
-            config,
-            compute_dtype="mixed_bfloat16",
-            input_dir=None,
-            input_file=config.input_dir / "eval*",
-        )
-    )
+    places = {"input_dir": None, "input_file": config.input_dir / "eval*"}
+    create_teacher_cache(dataclasses.replace(config, compute_dtype="mixed_bfloat16", **places))
     pairs = zip(_records(cache_dir, "eval"), _records(config.output_dir, "eval"), strict=True)
-    differences = [
-        np.abs(
-            np.frombuffer(a[records.LABEL_LOG_PROBS], "<f2").astype(float)
-            - np.frombuffer(b[records.LABEL_LOG_PROBS], "<f2").astype(float)
-        )
-        for a, b in pairs
-    ]
-    assert 0.0 < np.concatenate(differences).mean() < 0.05
+    a, b = (
+        np.concatenate([np.frombuffer(row[records.LABEL_LOG_PROBS], "<f2") for row in rows])
+        for rows in zip(*pairs, strict=True)
+    )
+    assert 0.0 < np.abs(a.astype(float) - b).mean() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -277,14 +257,9 @@ def test_another_teacher_is_another_request(config, tmp_path, teacher_dir) -> No
 def test_killed_at_ten_random_moments(cache_dir, config) -> None:
     """Each process is killed within the seconds that a whole run takes; the last one ends."""
     command = [
-        sys.executable,
-        "-m",
-        "pipeline.create_teacher_output_data",
-        f"--input_dir={config.input_dir}",
-        f"--teacher={config.teacher}",
-        f"--output_dir={config.output_dir}",
-        "--truncation_factor=16",
-        "--predict_batch_size=8",
+        *(sys.executable, "-m", "pipeline.create_teacher_output_data"),
+        *(f"--input_dir={config.input_dir}", f"--teacher={config.teacher}"),
+        *(f"--output_dir={config.output_dir}", "--truncation_factor=16", "--predict_batch_size=8"),
     ]
     begun = time.perf_counter()
     subprocess.run([*command, f"--output_dir={config.output_dir}-whole"], cwd=ROOT, check=True)
@@ -296,7 +271,7 @@ def test_killed_at_ten_random_moments(cache_dir, config) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True)
-    assert _bytes(config.output_dir) == _bytes(cache_dir)
+    assert read_folder(config.output_dir) == read_folder(cache_dir)
 
 
 def test_settings_for_worker_processes_have_absolute_locations(monkeypatch, tmp_path) -> None:

@@ -13,10 +13,11 @@ from pipeline.teacher.truncation import sample, sample_positions, truncate
 TEMPERATURES = (1.0, 2.0)
 
 
-def _truncate(logits: np.ndarray, labels: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    kept = truncate(
-        logits.astype(np.float32), labels, truncation_factor=k, temperatures=TEMPERATURES
-    )
+def _truncate(
+    logits: np.ndarray, labels: np.ndarray | None, k: int, **changes
+) -> dict[str, np.ndarray]:
+    settings = {"truncation_factor": k, "temperatures": TEMPERATURES, **changes}
+    kept = truncate(logits.astype(np.float32), labels, **settings)
     return {name: np.asarray(value) for name, value in kept.items()}
 
 
@@ -69,12 +70,8 @@ def test_nothing_is_left_where_k_is_the_vocabulary() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3), (4,)])
 def test_any_leading_shape(shape: tuple[int, ...]) -> None:
-    kept = truncate(
-        np.zeros((*shape, 9), np.float32),
-        np.zeros(shape, np.int32),
-        truncation_factor=5,
-        temperatures=(1.0, 2.0, 4.0),
-    )
+    logits, labels = np.zeros((*shape, 9)), np.zeros(shape, np.int32)
+    kept = _truncate(logits, labels, 5, temperatures=(1.0, 2.0, 4.0))
     assert tuple(kept[records.TOPK_IDS].shape) == (*shape, 5)
     assert tuple(kept[records.LOG_TAIL_MASSES].shape) == (*shape, 3)
     assert tuple(kept[records.LABEL_LOG_PROBS].shape) == shape
@@ -89,14 +86,7 @@ def test_any_leading_shape(shape: tuple[int, ...]) -> None:
 def test_ids_end_where_they_have_the_mass(seed: int, scale: float, k: int, mass: float) -> None:
     random = np.random.default_rng(seed)
     logits = random.normal(0.0, scale, (6, 200)).astype(np.float32)
-    kept = truncate(
-        logits,
-        np.zeros(6, int),
-        truncation_factor=k,
-        temperatures=TEMPERATURES,
-        truncation_mass=mass,
-    )
-    kept = {name: np.asarray(value) for name, value in kept.items()}
+    kept = _truncate(logits, np.zeros(6, int), k, truncation_mass=mass)
     order = np.argsort(-logits, axis=-1, kind="stable")
     p = np.take_along_axis(np.exp(_log_softmax(logits)), order, -1)
     for row, ids in enumerate(kept[records.TOPK_IDS]):
@@ -120,26 +110,16 @@ def test_a_mass_by_hand() -> None:
     p = np.array([0.125, 0.5, 0.0625, 0.25, 0.0625])
     logits = np.log(p)[None]
     for mass, count in ((0.4, 1), (0.5, 1), (0.7, 2), (0.75, 2), (0.76, 3), (1.0, 4)):
-        kept = truncate(
-            logits.astype("float32"),
-            truncation_factor=4,
-            temperatures=(1.0,),
-            truncation_mass=mass - 1e-6,
-        )
-        ids = np.asarray(kept[records.TOPK_IDS])[0]
+        kept = _truncate(logits, None, 4, truncation_mass=mass - 1e-6)
+        ids = kept[records.TOPK_IDS][0]
         assert ids.tolist() == [*[1, 3, 0, 2][:count], *[NO_ID] * (4 - count)]
         tail = np.exp(kept[records.LOG_TAIL_MASSES])[0, 0]
         np.testing.assert_allclose(tail, 1.0 - p[[1, 3, 0, 2][:count]].sum(), rtol=1e-5)
 
 
 def test_a_broken_teacher_is_not_hidden_by_a_mass() -> None:
-    kept = truncate(
-        np.full((1, 4), np.nan, np.float32),
-        truncation_factor=2,
-        temperatures=(1.0,),
-        truncation_mass=0.5,
-    )
-    assert np.isnan(np.asarray(kept[records.TOPK_LOGITS])).any()
+    kept = _truncate(np.full((1, 4), np.nan), None, 2, truncation_mass=0.5)
+    assert np.isnan(kept[records.TOPK_LOGITS]).any()
 
 
 # Random draws.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from tests.conftest import make_cache, save_tiny_bert
 from tests.tools.finetuning.conftest import (  # noqa: F401  (fixtures)
@@ -50,6 +51,13 @@ def read_shard(folder: pathlib.Path, file: str) -> list[Features]:
     return [
         serialization.decode_example(record) for record in serialization.read_records(folder / file)
     ]
+
+
+def read_rows(folder: pathlib.Path, *splits: str) -> list[Features]:
+    """Returns the features of each record of some splits, or of all."""
+    loaded = manifests.load(folder).splits
+    shards = [shard for split in splits or loaded for shard in loaded[split]]
+    return [row for shard in shards for row in read_shard(folder, shard.file)]
 
 
 def copy_cache(source: pathlib.Path, folder: pathlib.Path, **changes: Any) -> pathlib.Path:

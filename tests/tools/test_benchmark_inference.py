@@ -55,11 +55,9 @@ def _expect_report(path: pathlib.Path, teacher: pathlib.Path, student: pathlib.P
         assert row["parameters"] == count_parameters(find_model(place).config)
         weights = (place / "model.safetensors").stat().st_size
         assert row["megabytes"] == pytest.approx(weights / 1e6)
-        for name in ("latency", "throughput"):
-            one = row[name]
+        for one in (row["latency"], row["throughput"]):
             assert 0 < one["smallest"] <= one["median"] <= one["largest"]
-    for name in ("latency", "throughput"):
-        assert said["rows"][0][name]["times_better"] == [1.0, 1.0, 1.0]
+            assert place == student or one["times_better"] == [1.0, 1.0, 1.0]
 
 
 @on_tensorflow
@@ -68,10 +66,8 @@ def test_the_table_and_its_json_on_tensorflow(teacher_dir, student_dir, tmp_path
     assert not tool.main(["benchmark_inference", *_flags(teacher_dir, student_dir, output)])
     _expect_report(output, teacher_dir, student_dir)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == [
-        *("computed", "parameters", "MB", "latency,", "s", "times", "better"),
-        *("sequences/s", "times", "better"),
-    ]
+    titles = "computed parameters MB latency, s times better sequences/s times better"
+    assert lines[0].split() == titles.split()
     assert lines[2].startswith(teacher_dir.name) and lines[3].startswith(student_dir.name)
     assert "latency of 1, throughput of 3, 24 tokens each; tensorflow; 4 turns: median" in lines[5]
 
@@ -127,12 +123,8 @@ def test_calls_take_turns_and_the_first_ones_do_not_count() -> None:
 
 def test_ratios_are_those_of_the_turns() -> None:
     faster = tool.measured([1.0, 2.0, 4.0], [2.0, 2.0, 12.0], larger_is_better=False)
-    assert faster.to_json() == {
-        "median": 2.0,
-        "smallest": 1.0,
-        "largest": 4.0,
-        "times_better": [2.0, 1.0, 3.0],
-    }
+    assert (faster.median, faster.smallest, faster.largest) == (2.0, 1.0, 4.0)
+    assert faster.to_json()["times_better"] == [2.0, 1.0, 3.0]
     slower = tool.measured([1.0, 2.0], [2.0, 8.0], larger_is_better=True)
     assert slower.to_json()["times_better"] == [0.375, 0.25, 0.5]
 
@@ -145,10 +137,8 @@ def test_computations_are_chosen_by_device(monkeypatch) -> None:
         tool.compute_dtype, "detect", lambda devices: (detected[devices[0]], "of the test")
     )
     chosen, notes = tool.choose_computations(everything, ["gpu:0", "gpu:1"], "tensorflow")
-    assert chosen == [
-        *(("gpu:0", "float32"), ("gpu:0", "mixed_bfloat16")),
-        *(("cpu:0", "float32"), ("cpu:0", "int8")),
-    ]
+    pairs = ["gpu:0 float32", "gpu:0 mixed_bfloat16", "cpu:0 float32", "cpu:0 int8"]
+    assert [" ".join(pair) for pair in chosen] == pairs
     assert notes == [
         "int8 on gpu:0: left out, as LiteRT computes on the CPU here",
         "mixed_bfloat16 on cpu:0: left out, as of the test",
@@ -182,5 +172,4 @@ def test_models_of_one_name_go_by_their_paths(vocab_file, tmp_path) -> None:
 def test_invalid_settings_are_named(teacher_dir, changes, subject: str) -> None:
     with pytest.raises(InputError) as caught:
         tool.find_models(BenchmarkConfig(**{"models": str(teacher_dir), **changes}))
-    assert caught.value.subject == subject
-    assert isinstance(caught.value.subject, Setting) == isinstance(subject, Setting)
+    assert caught.value.subject == subject and type(caught.value.subject) is type(subject)

@@ -84,16 +84,9 @@ def _refusal(**settings: object) -> InputError:
 def test_caches_of_other_examples_are_refused(
     cache_dir, examples_dir, teacher_dir, tmp_path
 ) -> None:
-    part = tmp_path / "part"
-    create_teacher_cache(
-        TeacherCacheConfig(
-            output_dir=part,
-            input_file=f"{examples_dir}/*-00000-of-*",
-            teacher=teacher_dir,
-            truncation_factor=4,
-            predict_batch_size=8,
-        )
-    )
+    part, files = tmp_path / "part", f"{examples_dir}/*-00000-of-*"
+    settings = {"teacher": teacher_dir, "truncation_factor": 4, "predict_batch_size": 8}
+    create_teacher_cache(TeacherCacheConfig(output_dir=part, input_file=files, **settings))
     error = _refusal(caches=(cache_dir, part), work=tmp_path / "work")
     assert error.subject == Setting("caches") and f"{cache_dir} (" in error.received
     assert not (tmp_path / "work").exists()

@@ -11,10 +11,9 @@ import pytest
 from data_specs import records
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization
 from pipeline.storage.cache_input import open_cache
-from tests.conftest import make_cache, save_tiny_bert
-from tests.tools.conftest import read_shard, rewrite_cache
+from tests.conftest import make_cache
+from tests.tools.conftest import read_rows, rewrite_cache
 from tests.tools.page_reading import parse
 from tools import inspect_cache as tool
 from tools.report import examples_page, examples_text
@@ -44,14 +43,9 @@ def _read(directory, *, count: int = 1000, num_guesses: int = 5, **selection) ->
     return reader.read(Selection(selection.pop("split", "eval"), count=count, **selection))
 
 
-def _eval_records(directory) -> list[dict[str, bytes]]:
-    cache = manifests.load(directory)
-    return [one for shard in cache.splits["eval"] for one in read_shard(directory, shard.file)]
-
-
 def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
     """By the recipe for reading a cache in plain Python, in float64."""
-    shown, stored = _read(cache_dir), _eval_records(cache_dir)
+    shown, stored = _read(cache_dir), read_rows(cache_dir, "eval")
     assert len(shown) == len(stored) == manifests.load(cache_dir).num_examples("eval")
     treatments = set()
     for one, features in zip(shown, stored, strict=True):
@@ -90,7 +84,6 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"logit_encoding": "compact"},
         {"logit_encoding": "compact"},
         {"logit_encoding": "compact", "truncation_mass": 0.9},
         {"logit_encoding": "float16", "truncation_mass": 0.9},
@@ -146,7 +139,7 @@ def test_masked_examples_and_windows(examples_dir, windows_dir, tmp_path, capsys
 
 
 def test_words_of_windows(windows_dir, vocab) -> None:
-    (one, *_), (features, *_) = _read(windows_dir), _eval_records(windows_dir)
+    (one, *_), (features, *_) = _read(windows_dir), read_rows(windows_dir, "eval")
     inputs = np.frombuffer(features[records.INPUT_IDS], "<u2")
     starts = np.frombuffer(features[records.WORD_STARTS], "<u2").tolist()
     pieces = [piece for segment in one.segments for piece in segment]
@@ -342,12 +335,3 @@ def test_a_shard_with_fewer_records_than_its_manifest_says(cache_dir, tmp_path, 
     line = _fails(capsys, f"--input_dir={folder}", "--split=train", f"--first={number}")
     message = f"expected {number + 1} records, received {number - 4}"
     assert line.endswith(f"{folder}/{first['file']}: {message}")
-
-
-def test_a_teacher_is_not_needed(examples_dir, tmp_path, vocab_file) -> None:
-    """Only the cache is read: its teacher may be gone."""
-    teacher = save_tiny_bert(tmp_path / "gone", vocab_file, seed=3)
-    folder = make_cache(tmp_path / "cache", examples_dir, teacher)
-    shutil.rmtree(teacher)
-    assert tool.main(["x", f"--input_dir={folder}", "--examples=1", "--guesses=1"]) == 0
-    assert next(serialization.read_records(next(folder.glob("eval-*"))))

@@ -15,6 +15,7 @@ from tests.tools.conftest import Features, copy_cache, rewrite_cache
 from tools import merge_caches as tool
 from tools.merge_caches import MergeConfig, merge_caches
 
+Change = Callable[[list[Features]], list[Features]]
 LOST = "train-00001-of-00003.tfrecord"
 EVAL = "eval-00000-of-00001.tfrecord"
 
@@ -61,7 +62,11 @@ def _swapped(rows: list[Features]) -> list[Features]:
     return [rows[1], rows[0], *rows[2:]]
 
 
-def _changed(name: str, place: int, value: int) -> Callable[[list[Features]], list[Features]]:
+def _first_row(change: Callable[[Features], Features]) -> Change:
+    return lambda rows: [change(rows[0]), *rows[1:]]
+
+
+def _changed(name: str, place: int, value: int) -> Change:
     def change(rows: list[Features]) -> list[Features]:
         array = np.frombuffer(rows[4][name], "<u2").copy()
         array[place] = value
@@ -70,23 +75,17 @@ def _changed(name: str, place: int, value: int) -> Callable[[list[Features]], li
     return change
 
 
-def _without(name: str) -> Callable[[list[Features]], list[Features]]:
-    def change(rows: list[Features]) -> list[Features]:
-        return [{key: value for key, value in row.items() if key != name} for row in rows]
-
-    return change
+def _without(name: str) -> Change:
+    return lambda rows: [{key: row[key] for key in row if key != name} for row in rows]
 
 
-def _with_short(name: str) -> Callable[[list[Features]], list[Features]]:
-    def change(rows: list[Features]) -> list[Features]:
-        return [{**rows[0], name: rows[0][name][:-4]}, *rows[1:]]
-
-    return change
+def _with_short(name: str) -> Change:
+    return _first_row(lambda row: {**row, name: row[name][:-4]})
 
 
-def _of_nan(rows: list[Features]) -> list[Features]:
-    tails = np.full(len(rows[0][records.LOG_TAIL_MASSES]) // 4, np.nan, "<f4")
-    return [{**rows[0], records.LOG_TAIL_MASSES: tails.tobytes()}, *rows[1:]]
+def _of_nan(row: Features) -> Features:
+    tails = np.full(len(row[records.LOG_TAIL_MASSES]) // 4, np.nan, "<f4")
+    return {**row, records.LOG_TAIL_MASSES: tails.tobytes()}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,7 @@ def test_fewer_shards_and_other_counts_are_refused(cache_dir, other_cache_dir, t
         (_without(records.LABEL_LOG_PROBS), "broken record: 'label_log_probs'"),
         (_with_short(records.LOG_TAIL_MASSES), "broken record: log_tail_masses: expected"),
         (_with_short(records.LABEL_LOG_PROBS), "broken record: label_log_probs: expected"),
-        (_of_nan, "received NaN"),
+        (_first_row(_of_nan), "received NaN"),
     ],
 )
 def test_records_that_differ_are_refused(

@@ -5,14 +5,16 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from data_specs.corpora import CorpusSource
 from data_specs.records import INPUT_IDS, INPUT_MASK, MASKED_LM_POSITIONS, SEGMENT_IDS
 from pipeline import run_distill
 from pipeline.base.location import Location
+from pipeline.distill import training
+from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
@@ -26,15 +28,18 @@ from tools.vocabulary import vocab_reduction
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def _main(module, **settings: object) -> int:
+    return module.main(["command", *(f"--{name}={value}" for name, value in settings.items())])
+
+
 def _run(**settings: object) -> int:
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    return reduce_vocabulary.main(["reduce_vocabulary", *flags])
+    return _main(reduce_vocabulary, **settings)
 
 
 def _fails(capsys, module, **settings: object) -> str:
     """Runs a command that must fail and returns the one line it prints."""
     capsys.readouterr()
-    assert module.main(["command", *(f"--{name}={value}" for name, value in settings.items())]) == 1
+    assert _main(module, **settings) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0].removeprefix("error: ")
@@ -85,12 +90,8 @@ def test_what_it_writes_and_prints(flags, tmp_path, capsys, vocab) -> None:
     wanted.write_text("##z\nmodel\n", encoding="utf-8")
     folder = tmp_path / "student"
     assert _run(**flags, output_dir=folder, vocab_size=40, keep_tokens=wanted, layer_map="0,2") == 0
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "tokenizer_config.json",
-        "vocab.txt",
-    }
+    names = {"config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"}
+    assert {path.name for path in folder.iterdir()} == names
     tokens = _tokens(folder)
     assert len(tokens) == 40 and {"##z", "model", *vocab[:5]} <= set(tokens)
     config = EncoderConfig.from_json(folder / "config.json")
@@ -123,16 +124,9 @@ def test_coverage_is_what_it_says(student_dir, flags, tmp_path, capsys) -> None:
 def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path) -> None:
     """By the commands alone, in a process that cannot import transformers."""
     folder = tmp_path / "trained"
-    flags = [
-        f"--input_dir={cache_dir}",
-        f"--student={student_dir}",
-        f"--output_dir={folder}",
-        "--num_train_steps=60",
-        "--train_batch_size=8",
-        "--log_steps=10",
-        "--learning_rate=3e-3",
-        "--max_eval_steps=3",
-    ]
+    flags = [f"--input_dir={cache_dir}", f"--student={student_dir}", f"--output_dir={folder}"]
+    flags += ["--num_train_steps=60", "--train_batch_size=8", "--log_steps=10"]
+    flags += ["--learning_rate=3e-3", "--max_eval_steps=3"]
     code = (
         "import sys; sys.modules['transformers'] = None; from pipeline import run_distill; "
         f"sys.exit(run_distill.main({['run_distill', *flags]!r}))"
@@ -159,9 +153,6 @@ def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path)
 
 def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tmp_path) -> None:
     """With every token of the eval inputs: over the kept top-k it is the cached teacher."""
-    from pipeline.distill import training
-    from pipeline.distill.settings import DistillConfig, StudentConfig
-
     shard = manifests.load(cache_dir).splits["eval"][0]
     examples = map(serialization.decode_example, serialization.read_records(cache_dir / shard.file))
     used = np.unique(np.concatenate([np.frombuffer(e[INPUT_IDS], "<u2") for e in examples]))
@@ -188,18 +179,9 @@ def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tm
 
 
 def test_masked_examples_are_read_in_part_too(student_dir, examples_dir, tmp_path, capsys) -> None:
-    settings = {
-        "input_dir": examples_dir,
-        "init_from": student_dir,
-        "student_layers": 1,
-        "losses": "masked_lm=1",
-        "num_train_steps": 2,
-        "train_batch_size": 4,
-        "max_eval_steps": 1,
-        "output_dir": tmp_path / "trained",
-    }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    assert run_distill.main(["run_distill", *flags]) == 0
+    places = {"input_dir": examples_dir, "init_from": student_dir, "output_dir": tmp_path / "made"}
+    sizes = {"num_train_steps": 2, "train_batch_size": 4, "max_eval_steps": 1, "student_layers": 1}
+    assert _main(run_distill, losses="masked_lm=1", **places, **sizes) == 0
     assert "tokens; others are read as [UNK]\n" in capsys.readouterr().err
 
 
@@ -215,8 +197,7 @@ def test_another_vocabulary_of_the_same_run_is_another_request(
     tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
     (other / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     settings = {"input_dir": cache_dir, "output_dir": tmp_path / "trained", "num_train_steps": 1}
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    assert run_distill.main(["run_distill", *flags, f"--student={student_dir}"]) == 0
+    assert _main(run_distill, **settings, student=student_dir) == 0
     assert "vocab is '" in _fails(capsys, run_distill, **settings, student=other)
 
 
@@ -244,13 +225,8 @@ def test_students_that_are_no_part_of_the_cache(student_dir, cache_dir, tmp_path
 def test_other_stages_want_the_whole_vocabulary(student_dir, examples_dir, tmp_path, capsys):
     from pipeline import create_teacher_output_data
 
-    found = _fails(
-        capsys,
-        create_teacher_output_data,
-        input_dir=examples_dir,
-        teacher=student_dir,
-        output_dir=tmp_path / "cache",
-    )
+    settings = {"teacher": student_dir, "output_dir": tmp_path / "cache"}
+    found = _fails(capsys, create_teacher_output_data, input_dir=examples_dir, **settings)
     assert found.startswith("--teacher: expected a vocabulary of ")
 
 
@@ -275,41 +251,28 @@ def test_mistakes(flags, tmp_path, capsys, student_dir, vocab) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def _spiece_world(folder: pathlib.Path, vocab_file: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Returns masked examples and a teacher of another tokenizer."""
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    documents = ["\n".join(LINES[i::4]) for i in range(4)]
-    (corpus / "a.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
-    from pipeline.masking.settings import MaskedExamplesConfig
+@pytest.fixture
+def world(examples_config, tmp_path) -> Callable[[pathlib.Path], tuple[pathlib.Path, ...]]:
+    """Makes masked examples and a teacher of another tokenizer."""
 
-    create_masked_examples(
-        MaskedExamplesConfig(
-            corpora=(CorpusSource(input_dir=str(corpus)),),
-            output_dir=str(folder / "examples"),
-            vocab_file=str(vocab_file),
-            max_seq_length=48,
-            max_predictions_per_seq=8,
-            doc_stride=30,
-            dupe_factor=1,
-            eval_fraction=0.2,
-            segments="single",
+    def make(vocab_file: pathlib.Path) -> tuple[pathlib.Path, ...]:
+        examples, places = tmp_path / "examples", {"vocab_file": str(vocab_file)}
+        settings = {"segments": "single", "dupe_factor": 1, "do_lower_case": None, **places}
+        create_masked_examples(
+            dataclasses.replace(examples_config, output_dir=str(examples), **settings)
         )
-    )
-    tokens = loading.read_vocab(vocab_file)
-    names = folder / "names.txt"
-    names.write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    teacher = save_tiny_bert(folder / "teacher", names, seed=3)
-    (teacher / "vocab.txt").unlink()
-    (teacher / vocab_file.name).write_bytes(vocab_file.read_bytes())
-    return folder / "examples", teacher
+        names = tmp_path / "names.txt"
+        names.write_text("\n".join(loading.read_vocab(vocab_file)) + "\n", encoding="utf-8")
+        teacher = save_tiny_bert(tmp_path / "teacher", names, seed=3)
+        (teacher / "vocab.txt").unlink()
+        (teacher / vocab_file.name).write_bytes(vocab_file.read_bytes())
+        return examples, teacher
+
+    return make
 
 
-def test_a_sentencepiece_student(spiece_file, tmp_path) -> None:
-    from pipeline.distill import training
-    from pipeline.distill.settings import DistillConfig, StudentConfig
-
-    examples, teacher = _spiece_world(tmp_path, spiece_file)
+def test_a_sentencepiece_student(world, spiece_file, tmp_path) -> None:
+    examples, teacher = world(spiece_file)
     student = tmp_path / "student"
     assert _run(input_dir=examples, teacher=teacher, output_dir=student, vocab_size=150) == 0
     names = {"spiece.model", "tokenizer.json", "tokenizer_config.json"}
@@ -331,22 +294,18 @@ def test_a_sentencepiece_student(spiece_file, tmp_path) -> None:
         assert (trained / name).read_bytes() == (student / name).read_bytes(), name
 
 
-def test_a_tokenizer_json_cannot_be_reduced(bpe_file, tmp_path, capsys) -> None:
-    examples, teacher = _spiece_world(tmp_path, bpe_file)
+def test_a_tokenizer_json_cannot_be_reduced(world, bpe_file, tmp_path, capsys) -> None:
+    examples, teacher = world(bpe_file)
     output_dir = tmp_path / "student"
-    found = _fails(
-        capsys,
-        reduce_vocabulary,
-        input_dir=examples,
-        teacher=teacher,
-        output_dir=output_dir,
-        vocab_size=100,
-    )
+    settings = {"teacher": teacher, "output_dir": output_dir, "vocab_size": 100}
+    found = _fails(capsys, reduce_vocabulary, input_dir=examples, **settings)
     assert found.startswith("--input_dir: ") and found.endswith("received a tokenizer.json")
     assert not output_dir.exists()
 
 
-def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe_file) -> None:
+def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(
+    world, tmp_path, bpe_file
+) -> None:
     """One that was made elsewhere: without <unk>, and without the last hundred tokens."""
     content = json.loads(bpe_file.read_text(encoding="utf-8"))
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != "<unk>"]
@@ -358,7 +317,7 @@ def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe
         token["id"] = names.index(token["content"])
     whole = tmp_path / "tokenizer.json"
     whole.write_text(json.dumps(content), encoding="utf-8")
-    examples, _ = _spiece_world(tmp_path, whole)
+    examples, _ = world(whole)
     content["model"]["vocab"] = {token: index for index, token in enumerate(names[:-100])}
     kept = set(names[:-100])
     content["model"]["merges"] = [
@@ -377,10 +336,10 @@ def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(tmp_path, bpe
 
 
 @pytest.mark.peers
-def test_transformers_reads_a_reduced_student(student_dir, spiece_file, tmp_path) -> None:
+def test_transformers_reads_a_reduced_student(world, student_dir, spiece_file, tmp_path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    examples, teacher = _spiece_world(tmp_path, spiece_file)
+    examples, teacher = world(spiece_file)
     pieces = tmp_path / "student"
     assert _run(input_dir=examples, teacher=teacher, output_dir=pieces, coverage=0.9) == 0
     for folder in (student_dir, pieces):

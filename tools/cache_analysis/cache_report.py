@@ -15,14 +15,14 @@ from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import SAMPLED, Manifest
 from pipeline.storage.records import TeacherTargets
-from pipeline.teacher import capture, forward
+from pipeline.teacher import capture
 from tools.cache_analysis import dense_sample, fidelity
 from tools.cache_analysis.dense_sample import DenseBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The mean, the 99th percentile and the largest of what each masked position has."""
+    """The mean, the 99th percentile and the largest of a number of each masked position."""
 
     mean: float
     p99: float
@@ -86,7 +86,6 @@ class _Comparison:
         self.largest: dict[str, float] = collections.defaultdict(float)
 
     def add(self, batch: DenseBatch, cached: TeacherTargets) -> None:
-        """Compares the positions of a batch."""
         labels = batch.labels
         for block in batch.blocks():
             part, logits = cached[block], batch.logits[block]
@@ -156,7 +155,6 @@ class _HiddenComparison:
         self.cosines: list[np.ndarray] = []
 
     def add(self, batch: DenseBatch, cached: TeacherTargets) -> None:
-        """Compares the states of a batch with the cached ones."""
         exact = batch.kept[records.HIDDEN_STATES].astype(np.float64)
         stored = cached.hidden_states.astype(np.float64)
         self.error = np.maximum(self.error, np.abs(exact - stored).max(axis=(0, 2)))
@@ -175,11 +173,7 @@ class _HiddenComparison:
 
 
 def expect_comparable(cache: CacheInput) -> None:
-    """Checks that a directory is a cache whose positions can be compared one by one.
-
-    Raises:
-        InputError: it is no teacher cache, or one of random draws.
-    """
+    """Raises InputError unless the positions of a cache can be compared one by one."""
     manifest = cache.manifest
     if manifest.kind != records.TEACHER_CACHE:
         raise InputError(cache.directory, f"a {records.TEACHER_CACHE}", manifest.kind)
@@ -192,11 +186,7 @@ def expect_comparable(cache: CacheInput) -> None:
 
 
 def expect_teacher(cache: CacheInput, sha256: str) -> None:
-    """Checks that a teacher is the one that a cache was made with.
-
-    Raises:
-        InputError: it is another, or the cache was merged from several; prints both.
-    """
+    """Raises InputError unless a teacher is the only one that a cache was made with."""
     teacher = cache.manifest.teacher_info.teacher
     if "merged" in teacher:
         raise InputError(
@@ -214,27 +204,10 @@ def expect_teacher(cache: CacheInput, sha256: str) -> None:
         )
 
 
-def _keep_hidden(cache: CacheInput, num_layers: int) -> forward.Keep:
-    with naming_setting("teacher"):
-        groups = layer_groups.parse_teacher_groups(
-            ",".join(cache.manifest.teacher_info.hidden_groups), num_layers
-        )
-
-    return lambda outputs, batch: {
-        records.HIDDEN_STATES: capture.keep_hidden_states(groups, outputs, batch)
-    }
-
-
 def measure_cache(
     model: MaskedLM, cache: CacheInput, *, sample: int, batch_size: int
 ) -> CacheReport:
-    """Runs a teacher over a sample of a cache's examples and compares what it says.
-
-    Args:
-        model: the teacher.
-        cache: the teacher cache, see `expect_comparable`.
-        sample: how many examples.
-        batch_size: B.
+    """Runs a teacher over `sample` examples of a comparable cache and compares its output.
 
     Raises:
         InputError: records are damaged, the logits are not finite, or the teacher
@@ -246,13 +219,15 @@ def measure_cache(
     compared, hidden, keep = _Comparison(info.temperatures), None, {}
     if info.hidden_groups:
         if info.hidden_size != model.config.hidden_size:
-            raise InputError(
-                Setting("teacher"),
-                f"hidden states of size {info.hidden_size}, as in {cache.directory}",
-                model.config.hidden_size,
-            )
+            expected = f"hidden states of size {info.hidden_size}, as in {cache.directory}"
+            raise InputError(Setting("teacher"), expected, model.config.hidden_size)
         hidden = _HiddenComparison(manifest)
-        keep = {"keep": _keep_hidden(cache, model.config.num_hidden_layers)}
+        with naming_setting("teacher"):
+            groups = layer_groups.parse_teacher_groups(
+                ",".join(info.hidden_groups), model.config.num_hidden_layers
+            )
+        name = records.HIDDEN_STATES
+        keep = {"keep": lambda *args: {name: capture.keep_hidden_states(groups, *args)}}
     examples = dense_sample.draw(cache, sample)
     sizes: collections.Counter[str] = collections.Counter()
     num_examples = 0
@@ -264,16 +239,6 @@ def measure_cache(
         num_examples += len(batch.examples)
         for example in batch.examples:
             sizes.update({name: len(content) for name, content in example.features.items()})
-    return _finish(manifest, compared, hidden, sizes, num_examples)
-
-
-def _finish(
-    manifest: Manifest,
-    compared: _Comparison,
-    hidden: _HiddenComparison | None,
-    sizes: Mapping[str, int],
-    num_examples: int,
-) -> CacheReport:
     num_positions = sum(len(values) for values in compared.positions["mass"])
     return compared.report(
         num_examples=num_examples,

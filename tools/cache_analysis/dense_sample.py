@@ -30,7 +30,7 @@ class DenseBatch:
     """The teacher's output for some examples.
 
     Attributes:
-        examples: the examples.
+        examples: B of them.
         row_splits: int [examples + 1], where each one's positions begin.
         logits: float32 [positions, V].
         kept: what else was kept, [positions, …] each.
@@ -108,16 +108,7 @@ def _read(cache: CacheInput, file: str, wanted: Sequence[int]) -> list[MaskedExa
 def decode_targets(
     cache: CacheInput, codec: TopKCodec, examples: Sequence[MaskedExample]
 ) -> TeacherTargets:
-    """Decodes the cached targets of several examples, joined.
-
-    Args:
-        cache: the teacher cache.
-        codec: its codec.
-        examples: its records.
-
-    Raises:
-        InputError: a record is damaged.
-    """
+    """Decodes the cached targets of several examples of a teacher cache, joined."""
     targets = []
     for example in examples:
         try:
@@ -150,13 +141,10 @@ def run_teacher(
         examples: as `draw` returns them.
         manifest: of their directory.
         batch_size: B.
-        keep: what is kept beside the logits; see `forward.compile_forward`.
+        keep: what is kept besides the logits; see `forward.compile_forward`.
 
     Yields:
         batches of examples with masked positions, the shortest first.
-
-    Raises:
-        InputError: the teacher's logits are not finite.
     """
     run = forward.compile_forward(
         model, lambda outputs, batch: {LOGITS: outputs[LOGITS], **keep(outputs, batch)}

@@ -32,6 +32,9 @@ TEMPERATURE = 1.0
 # Log-probabilities merged at once: few enough to stay in a processor's cache.
 _BLOCK_BYTES = 4 * 2**20
 
+# The features of records.
+_Block = Sequence[Mapping[str, bytes]]
+
 
 def merge_topk(
     parts: Sequence[TeacherTargets], weights: Sequence[float], *, truncation_factor: int
@@ -101,11 +104,7 @@ def _log_sum(log_values: np.ndarray) -> np.ndarray:
 
 
 def _add_equal_ids(ids: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Adds the probabilities of equal ids of each row.
-
-    Args:
-        ids: int64 [positions, n]; a `NO_ID` is as any other.
-        log_probs: float64 [positions, n].
+    """Adds the probabilities of equal ids, int64 [positions, n], of each row.
 
     Returns:
         the ids of each row ascending, and their log-probabilities: the sum at
@@ -138,7 +137,6 @@ def _refusal(first: CacheInput, other: CacheInput, what: str, a: Any, b: Any) ->
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
     """Returns what caches to be merged have in common, by words for it."""
-    shards = [shard for shards in manifest.splits.values() for shard in shards]
     return {
         "the vocabulary's size": manifest.vocab.size,
         "the vocabulary's SHA-256": manifest.vocab.sha256,
@@ -146,17 +144,15 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
         "max_seq_length": manifest.max_seq_length,
         "max_predictions_per_seq": manifest.max_predictions_per_seq,
         "the masked examples they were made from (parent)": manifest.teacher_info.parent,
-        **{f"the number of examples of {shard.file}": shard.num_examples for shard in shards},
+        **{
+            f"the number of examples of {shard.file}": shard.num_examples
+            for shard in manifest.shards
+        },
     }
 
 
 def expect_same_examples(caches: Sequence[CacheInput]) -> None:
-    """Checks by their manifests that caches can be merged.
-
-    Raises:
-        InputError: one is no teacher cache, has draws instead of a top-k, or holds
-            other examples than the first; says what differs, and both values.
-    """
+    """Raises InputError unless caches, by their manifests, have a top-k of the same examples."""
     for cache in caches:
         if cache.manifest.kind != records.TEACHER_CACHE:
             raise InputError(cache.directory, "a teacher cache", cache.manifest.kind)
@@ -177,11 +173,8 @@ def expect_same_examples(caches: Sequence[CacheInput]) -> None:
 class CacheMerger:
     """Turns equal shards of several caches into the records of the merged one.
 
-    Attributes:
-        caches: checked by `expect_same_examples`.
-        weights: one for each, above 0, of sum 1.
-        codec: of the result.
-        on_examples: called with the number of examples just done.
+    The caches are checked by `expect_same_examples`; the weights are above 0, of sum 1; the
+    codec is that of the result. `on_examples` is called with the number of examples just done.
     """
 
     caches: Sequence[CacheInput]
@@ -197,14 +190,10 @@ class CacheMerger:
     def records(self, file: str, measured: collections.Counter[str] | None) -> Iterator[bytes]:
         """Yields the merged record for each example of a shard, in order.
 
-        Args:
-            file: the shard's name.
-            measured: as `ShardInfo.measured`; each record is added before it comes. None for
-                nothing to be measured.
+        Each is added to `measured`, which is as `ShardInfo.measured`, before it comes.
 
         Raises:
-            InputError: the caches hold other examples, or a record is not as its
-                manifest says.
+            InputError: the caches hold other examples, or a record is invalid.
         """
         manifests = [cache.manifest for cache in self.caches]
         width = sum(manifest.teacher_info.truncation_factor for manifest in manifests)
@@ -221,9 +210,7 @@ class CacheMerger:
             done += len(blocks[0])
             self.on_examples(len(blocks[0]))
 
-    def _expect_same_records(
-        self, blocks: Sequence[Sequence[Mapping[str, bytes]]], file: str, done: int
-    ) -> None:
+    def _expect_same_records(self, blocks: Sequence[_Block], file: str, done: int) -> None:
         first, vocab_size = self.caches[0], self.caches[0].manifest.vocab.size
         for cache, block in zip(self.caches[1:], blocks[1:], strict=True):
             counts = done + len(blocks[0]), done + len(block)
@@ -235,10 +222,7 @@ class CacheMerger:
                     raise _refusal(first, cache, f"{what} of record {index} of {file}", a, b)
 
     def _merge_block(
-        self,
-        blocks: Sequence[Sequence[Mapping[str, bytes]]],
-        file: str,
-        measured: collections.Counter[str] | None,
+        self, blocks: Sequence[_Block], file: str, measured: collections.Counter[str] | None
     ) -> Iterator[bytes]:
         decoded = [
             _decode_block(cache, codec, block, file)
@@ -291,7 +275,7 @@ def _first_difference(
 
 
 def _decode_block(
-    cache: CacheInput, codec: TopKCodec, block: Sequence[Mapping[str, bytes]], file: str
+    cache: CacheInput, codec: TopKCodec, block: _Block, file: str
 ) -> list[TeacherTargets]:
     """Decodes the targets of records; hidden states cannot be merged."""
     info = dataclasses.replace(cache.manifest.teacher_info, hidden_groups=())

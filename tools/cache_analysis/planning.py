@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,13 +145,7 @@ class _Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class SamplePlans:
-    """What was measured.
-
-    Attributes:
-        num_examples: of the sample.
-        num_positions: masked ones, of the sample.
-        plans: one for each k and codec.
-    """
+    """The sizes of the sample, and a plan for each k and codec."""
 
     num_examples: int
     num_positions: int
@@ -167,19 +162,15 @@ def _candidates(
     vocab_size, counts = cache.manifest.vocab.size, None
     if any(CODECS[name].needs_token_counts for name in logit_encodings):
         # Of all examples, as in the cache itself.
-        counts = token_counts.count_tokens(_all_records(cache), vocab_size)
+        paths = [cache.directory / shard.file for shard in cache.manifest.shards]
+        serialized = itertools.chain.from_iterable(map(serialization.read_records, paths))
+        counts = token_counts.count_tokens(serialized, vocab_size)
     variable = config.truncation_mass is not None
     return [
         _Candidate(name, CODECS[name](vocab_size, k, variable, counts))
         for name in logit_encodings
         for k in truncation_factors
     ]
-
-
-def _all_records(cache: CacheInput) -> Iterator[bytes]:
-    for shards in cache.manifest.splits.values():
-        for shard in shards:
-            yield from serialization.read_records(cache.directory / shard.file)
 
 
 def measure_plans(
@@ -191,7 +182,7 @@ def measure_plans(
     truncation_factors: Sequence[int],
     logit_encodings: Sequence[str],
 ) -> SamplePlans:
-    """Runs the teacher over a sample, and packs what it says in several ways.
+    """Runs the teacher over `sample` masked examples, and packs its output in several ways.
 
     Args:
         model: the teacher.
@@ -205,9 +196,6 @@ def measure_plans(
         codec by codec a plan for each K. The time is that of the forward pass, the
         largest top-k and the packing; unlike capture's it includes that whole
         distributions leave the device.
-
-    Raises:
-        InputError: records are damaged, or the teacher's logits are not finite.
     """
     examples = dense_sample.draw(cache, sample)
     candidates = _candidates(cache, config, truncation_factors, logit_encodings)

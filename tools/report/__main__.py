@@ -55,11 +55,13 @@ def make_report(config: ReportConfig) -> str:
 
     page.expect_packages()
     runs = read_runs(config.runs)
-    speeds = inputs.read_speeds(config.inference) if config.inference else []
+    speeds = inputs.read_struct(config.inference, inputs.Speeds).rows if config.inference else []
     tasks = scores.read_scores(config.finetune)
     planned = inputs.read_plan(config.plan) if config.plan else []
     measured = [inputs.read_fidelity(path) for path in config.fidelity]
-    compared = inputs.read_comparison(config.comparison) if config.comparison else []
+    compared = []
+    if config.comparison:
+        compared = inputs.read_struct(config.comparison, list[inputs.Taught])
     names = short_names([path.absolute() for path in config.caches])
     made = list(map(inputs.read_cache, config.caches, names))
     sections = (
@@ -78,9 +80,8 @@ def make_report(config: ReportConfig) -> str:
         (len(planned), "planned cache"),
         (len(measured) or len(made) or len(compared), "cache"),
     )
-    lead = f"From {', '.join(_counted(*source) for source in sources if source[0])}."
-    headline = curves.headline(runs)
-    lead = f"{headline} {lead}" if headline else lead
+    counts = ", ".join(_counted(*source) for source in sources if source[0])
+    lead = f"{curves.headline(runs) or ''} From {counts}.".lstrip()
     return page.report_page(config.title, lead, [one for one in sections if one is not None])
 
 

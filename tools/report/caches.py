@@ -1,6 +1,5 @@
 """The report's parts about caches: fidelity for their size, and their teachers' calibration."""
 
-import itertools
 from collections.abc import Sequence
 
 from tools.report.charts import NUM_COLOURS, Axis, Point, Series, figure
@@ -41,13 +40,11 @@ def _point(one: Fidelity, label: str) -> Point:
 
 def _fidelity_chart(found: Sequence[Fidelity], planned: bool) -> Chart:
     series = []
-    groups = itertools.groupby(
-        sorted(found, key=lambda one: one.encoding), lambda one: one.encoding
-    )
-    for place, (encoding, group) in enumerate(groups):
-        members = sorted(group, key=lambda one: one.bytes)
-        points = [_point(one, one.name or f"{one.truncation_factor}") for one in members]
-        series.append(Series(encoding, tuple(points), place, joined=planned))
+    for place, encoding in enumerate(sorted({one.encoding for one in found})):
+        members = [one for one in found if one.encoding == encoding]
+        members.sort(key=lambda one: one.bytes)
+        points = tuple(_point(one, one.name or f"{one.truncation_factor}") for one in members)
+        series.append(Series(encoding, points, place, joined=planned))
     subtitle = (
         "planned caches; points are labelled with k, the tail is spread evenly over its tokens"
         if planned
@@ -79,17 +76,12 @@ def _title(found: Sequence[Fidelity]) -> str:
 
 
 def _rows(found: Sequence[Fidelity]) -> list[list[str]]:
-    return [
-        [
-            one.name or one.encoding,
-            *([one.encoding] if one.name else []),
-            str(one.truncation_factor),
-            f"{one.bytes:,.1f}",
-            percents(one.mass),
-            _divergence(one.divergence),
-        ]
-        for one in found
-    ]
+    rows = []
+    for one in found:
+        names = [one.name, one.encoding] if one.name else [one.encoding]
+        sizes = [str(one.truncation_factor), f"{one.bytes:,.1f}", percents(one.mass)]
+        rows.append([*names, *sizes, _divergence(one.divergence)])
+    return rows
 
 
 def caches(
@@ -100,11 +92,7 @@ def caches(
 ) -> Section | None:
     """Returns cache size against fidelity; None without caches.
 
-    Args:
-        planned: of `plan_cache`.
-        measured: of `fidelity_report`.
-        taught: of `compare_caches`.
-        made: caches themselves.
+    They are those of `plan_cache`, `fidelity_report` and `compare_caches`, and caches themselves.
     """
     charts = [
         _fidelity_chart(found, planned=plan)
@@ -126,33 +114,27 @@ def caches(
 
 
 def _made(made: Sequence[CacheFacts]) -> Table:
-    rows = [
-        [
-            one.name,
-            one.encoding,
-            str(one.truncation_factor),
-            f"{one.ids:,.1f}",
-            f"{one.position_bytes:,.1f}",
-            f"{one.examples:,}",
-            megabytes(one.bytes),
-        ]
-        for one in made
-    ]
+    rows = []
+    for one in made:
+        sizes = [f"{one.ids:,.1f}", f"{one.position_bytes:,.1f}", f"{one.examples:,}"]
+        k = str(one.truncation_factor)
+        rows.append([one.name, one.encoding, k, *sizes, megabytes(one.bytes)])
     titles = ["cache", "encoding", "k", "ids kept", "bytes a position", "examples", "on disk"]
     return Table(titles, rows, texts=2)
 
 
 def _taught_chart(taught: Sequence[Taught]) -> Chart:
-    least, most = (pick(taught, key=lambda one: one.bytes) for pick in (min, max))
+    least, most = (pick(taught, key=lambda one: one.bytes_per_position) for pick in (min, max))
     title = (
-        f"Students agree with the teacher in {percents(least.agreement)} from {least.cache}, "
-        f"in {percents(most.agreement)} from {most.cache}"
+        f"Students agree with the teacher in {percents(least.agreement)} from {least.name}, "
+        f"in {percents(most.agreement)} from {most.name}"
     )
     series = []
     for place, one in enumerate(taught):
-        hint = f"{one.cache}: {one.bytes:,.0f} bytes, {percents(one.agreement)}"
-        point = Point(one.bytes, one.agreement, hint, one.cache, one.deviation)
-        series.append(Series(one.cache, (point,), place, joined=False))
+        size = one.bytes_per_position
+        hint = f"{one.name}: {size:,.0f} bytes, {percents(one.agreement)}"
+        point = Point(size, one.agreement, hint, one.name, one.deviation)
+        series.append(Series(one.name, (point,), place, joined=False))
     note = "the same student from each cache; bars: the deviation over seeds"
     return chart(title, note, figure(series, _SIZE_AXIS, AGREEMENT.y_axis()))
 

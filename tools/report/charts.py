@@ -78,14 +78,9 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A point of a chart.
+    """A point of a chart, with a hint for who points at it, and a label beside it.
 
-    Attributes:
-        x: on the horizontal axis.
-        y: on the vertical axis.
-        hint: shown when one points at it.
-        label: stands beside it.
-        spread: half the length of its error bar, on the axis of its value.
+    `spread` is half the length of its error bar, on the axis of its value.
     """
 
     x: float
@@ -175,12 +170,8 @@ def figure(
 ) -> "Figure":
     """Draws lines and points; the title of the vertical axis stands above it.
 
-    Args:
-        series: one at least has a point that can be drawn.
-        x_axis: the horizontal axis.
-        y_axis: the vertical axis.
-        reference: a text of the legend and a value of `y`: a dotted line across.
-        diagonal: whether to draw the line y = x.
+    At least one of the series has a point that can be drawn. Dotted lines are drawn at
+    `reference`, a text of the legend and a value of y, and for `diagonal` at y = x.
     """
     drawn = [one for one in series if one.finite]
     made, axes = _figure(3.1)
@@ -210,11 +201,9 @@ def figure(
 
 @_styled
 def interval_figure(rows: Sequence[Series], axis: Axis) -> "Figure":
-    """Draws a row for each series of a single point, with its value at the right.
+    """Draws a row for each series of a single point, from above, with its value at the right.
 
-    Args:
-        rows: from above; the error bars of their points go along the horizontal axis.
-        axis: the horizontal one.
+    The axis and the error bars of the points are horizontal.
     """
     made, axes = _figure(0.9 + 0.32 * len(rows))
     for height, row in enumerate(rows):
@@ -238,9 +227,7 @@ def interval_figure(rows: Sequence[Series], axis: Axis) -> "Figure":
 def svg(drawn: "Figure", description: str) -> "Markup":
     """Returns a chart as an element of a page, with the hints of its points.
 
-    Args:
-        drawn: a figure of this module.
-        description: the chart in words, for whoever does not see it.
+    The description is for whoever does not see it.
     """
     import matplotlib
     from markupsafe import Markup

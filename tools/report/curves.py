@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tools.report.charts import NUM_COLOURS, Axis, Format, Point, Series, figure
@@ -60,42 +60,35 @@ class Measure:
         return (max if self.higher_is_better else min)(finite, default=None)
 
 
+_SHARE = (percents, whole_percents, True, 1.0)
 ACCURACY = Measure(
     "masked_lm_accuracy",
     "accuracy",
     "Masked tokens guessed",
     "share of held-out masked tokens",
-    percents,
-    whole_percents,
-    True,
-    1.0,
+    *_SHARE,
 )
 AGREEMENT = Measure(
     "teacher_agreement",
     "agreement",
     "Agreement with the teacher",
     "share of first guesses that are the teacher's",
-    percents,
-    whole_percents,
-    True,
-    1.0,
+    *_SHARE,
 )
+_THREE, _FOUR = "{:.3f}".format, "{:.4f}".format
+TRAINING = Measure("loss", "loss", "Training loss", "weighted sum of losses", _THREE)
 LOSS = Measure(
-    "masked_lm", "loss", "Loss on held-out tokens", "masked LM cross-entropy, nats", "{:.3f}".format
+    "masked_lm", "loss", "Loss on held-out tokens", "masked LM cross-entropy, nats", _THREE
 )
 DIVERGENCE = Measure(
-    "kl_divergence",
-    "KL",
-    "Divergence from the teacher",
-    "KL(teacher ‖ student), nats",
-    "{:.4f}".format,
+    "kl_divergence", "KL", "Divergence from the teacher", "KL(teacher ‖ student), nats", _FOUR
 )
 CALIBRATION = Measure(
     "calibration_error",
     "calibration error",
     "Calibration error",
     "expected calibration error, 0 at best",
-    "{:.4f}".format,
+    _FOUR,
 )
 _PERPLEXITY = Measure("masked_lm_perplexity", "perplexity", "", "", "{:,.1f}".format)
 _CURVES = (AGREEMENT, ACCURACY, LOSS, DIVERGENCE)
@@ -114,9 +107,8 @@ def _cell(value: float | None, form: Format) -> str:
 def results(runs: Sequence[Run]) -> Section:
     """Returns the runs side by side: size, updates, the last evaluation."""
     measures = [one for one in COLUMNS if any(one.key in run.final for run in runs)]
-    others = dict.fromkeys(
-        name for run in runs for name in run.final if name not in {one.key for one in COLUMNS}
-    )
+    named = {"step", "split", *(one.key for one in COLUMNS)}
+    others = dict.fromkeys(name for run in runs for name in run.final if name not in named)
     rows, best = [], []
     for run in runs:
         cells = [_cell(run.final.get(one.key), one.format) for one in measures]
@@ -130,9 +122,13 @@ def results(runs: Sequence[Run]) -> Section:
     titles = ["run", "layers × width", "parameters", "weights", "updates"]
     titles += [one.title for one in measures]
     parts = [Table(titles, rows, best=best), _result_note(runs)]
-    others = [name for name in others if name not in ("step", "split")]
     if others:
-        parts.append(_other_measures(runs, others))
+        rows = [
+            [run.name, *(_cell(run.final.get(one), "{:.4g}".format) for one in others)]
+            for run in runs
+        ]
+        titles = ["run", *map(visible, others)]
+        parts.append(Table(titles, rows, summary="Other measures of the evaluations"))
     return Section("Students side by side", parts)
 
 
@@ -168,23 +164,12 @@ def _result_note(runs: Sequence[Run]) -> Note:
         text += f" The teacher's accuracy: {', '.join(teachers)}."
     if len({str(run.settings.get("cache")) for run in runs}) == 1:
         return Note(text)
-    return Note(
-        text,
-        "The runs read different caches, so that they may have been evaluated on different "
-        "examples.",
-    )
+    warning = "so that they may have been evaluated on different examples."
+    return Note(text, f"The runs read different caches, {warning}")
 
 
 def _has(run: Run) -> bool:
     return "teacher_accuracy" in run.final
-
-
-def _other_measures(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    rows = [
-        [run.name, *(_cell(run.final.get(name), "{:.4g}".format) for name in names)] for run in runs
-    ]
-    titles = ["run", *map(visible, names)]
-    return Table(titles, rows, summary="Other measures of the evaluations")
 
 
 def setting_text(value: Any) -> str:
@@ -213,8 +198,7 @@ def settings(runs: Sequence[Run]) -> Section:
         # As few columns as there can be.
         titles = ["run", *map(_short, differing)]
         rows = [
-            [run.name, *(setting_text(run.settings.get(name)) for name in differing)]
-            for run in runs
+            [run.name, *(setting_text(run.settings.get(one)) for one in differing)] for run in runs
         ]
         if len(runs) <= len(differing):
             titles, *rows = zip(titles, *rows, strict=True)
@@ -238,25 +222,18 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [*means, points[-1]]
 
 
-def curve(
-    run: Run, lines: Sequence[Mapping[str, float]], key: str, form: Format, place: int
-) -> Series | None:
-    """Returns what a run measured over its updates; None where it did not."""
-    points = [(line["step"], line[key]) for line in lines if key in line]
-    finite = [(x, y) for x, y in points if math.isfinite(y)]
-    if not finite:
-        return None
-    thinned = _thinned(finite)
-    points = tuple(Point(x, y, f"{run.name}, update {x:,.0f}: {form(y)}") for x, y in thinned)
-    return Series(run.name, points, place, value=form(points[-1].y))
-
-
-def _curves(runs: Sequence[Run], split: str, key: str, form: Format) -> list[Series]:
-    found = []
+def _curves(runs: Sequence[Run], measure: Measure, *, training: bool = False) -> list[Series]:
+    """Returns what runs measured over their updates; leaves out those that did not."""
+    found, form = [], measure.format
     for place, run in enumerate(runs):
-        lines = run.train if split == "train" else run.evaluations
-        found.append(curve(run, lines, key, form, place))
-    return [one for one in found if one is not None]
+        lines = run.train if training else run.evaluations
+        points = [(line["step"], line[measure.key]) for line in lines if measure.key in line]
+        points = _thinned([(x, y) for x, y in points if math.isfinite(y)])
+        if points:
+            hints = (f"{run.name}, update {x:,.0f}: {form(y)}" for x, y in points)
+            drawn = tuple(Point(*point, hint) for point, hint in zip(points, hints, strict=True))
+            found.append(Series(run.name, drawn, place, value=form(points[-1][1])))
+    return found
 
 
 def finding(measure: Measure, series: Sequence[Series]) -> str:
@@ -271,23 +248,20 @@ def finding(measure: Measure, series: Sequence[Series]) -> str:
         first = measure.format(series[0].points[0].y)
         return f"{measure.sentence}: from {first} to {measure.format(last[0])}"
     best = measure.format(measure.best(last))
-    winners = [
-        one.name for one, value in zip(series, last, strict=True) if measure.format(value) == best
-    ]
+    winners = [one.name for one in series if measure.format(one.points[-1].y) == best]
     word = "highest" if measure.higher_is_better else "lowest"
     who = f"{winners[0]} ends" if len(winners) == 1 else f"{len(winners)} runs end"
     return f"{measure.sentence}: {who} {word}, at {best}"
 
 
-_POSITIVE = (0.0, math.inf)
-UPDATES = Axis("updates", "{:,.0f}".format, whole=True, bounds=_POSITIVE)
+UPDATES = Axis("updates", "{:,.0f}".format, whole=True, bounds=(0.0, math.inf))
 
 
 def measure_chart(
     runs: Sequence[Run], measure: Measure, reference: tuple[str, float] | None = None
 ) -> Chart | None:
     """Returns the curves of a measure at the evaluations; None where none has it."""
-    series = _curves(runs, "eval", measure.key, measure.format)
+    series = _curves(runs, measure)
     if not series:
         return None
     drawn = figure(series, UPDATES, measure.y_axis(), reference=reference)
@@ -302,27 +276,15 @@ def _teacher_accuracy(runs: Sequence[Run]) -> tuple[str, float] | None:
 
 
 def _training_chart(runs: Sequence[Run]) -> Chart | None:
-    series = _curves(runs, "train", "loss", "{:.3f}".format)
+    series = _curves(runs, TRAINING, training=True)
     if not series:
         return None
-    objectives = {
-        json.dumps(
-            {k: v for k, v in run.settings.items() if k.startswith("losses.")}, sort_keys=True
-        )
-        for run in runs
-    }
-    if len(objectives) > 1:
+    title, note = finding(TRAINING, series), "the mean since the line before"
+    losses = [{k: v for k, v in run.settings.items() if k.startswith("losses.")} for run in runs]
+    if any(one != losses[0] for one in losses):
         title = "Training loss: each run minimises its own"
         note = "of different sums of losses, whose heights cannot be compared"
-    else:
-        lowest = min(series, key=lambda one: one.points[-1].y)
-        title = f"Training loss: {lowest.name} ends lowest, at {lowest.points[-1].y:.3f}"
-        if len(series) == 1:
-            first = series[0].points[0].y
-            title = f"Training loss: from {first:.3f} to {series[0].points[-1].y:.3f}"
-        note = "the mean since the line before"
-    axis = Axis("weighted sum of losses", bounds=_POSITIVE)
-    return chart(title, note, figure(series, UPDATES, axis))
+    return chart(title, note, figure(series, UPDATES, TRAINING.y_axis()))
 
 
 def curves(runs: Sequence[Run]) -> Section:

@@ -17,14 +17,7 @@ def _hint(position: MaskedPosition) -> str:
 
 
 def examples_page(title: str, about: str, notes: str, examples: Sequence[ShownExample]) -> str:
-    """Returns the page.
-
-    Args:
-        title: its heading.
-        about: what the directory holds.
-        notes: how to read what is shown.
-        examples: in the order in which they are shown.
-    """
+    """Returns the page: of the directory, on how to read it, of the examples in their order."""
     return page.render(
         "examples.html.jinja",
         title=title,

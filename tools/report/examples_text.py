@@ -33,11 +33,9 @@ def outcome(examples: Sequence[ShownExample]) -> str | None:
     right = sum(word.right for word in words)
     label = sum(word.label_probability for word in words) / len(words)
     tail = sum(word.tail for word in words) / len(words)
-    return (
-        f"The first guess is right at {right} of {len(words)} masked positions "
-        f"({right / len(words):.0%}); "
-        f"on average the label has {percent(label)}, the tail {percent(tail)}."
-    )
+    first = f"right at {right} of {len(words)} masked positions ({right / len(words):.0%})"
+    means = f"on average the label has {percent(label)}, the tail {percent(tail)}"
+    return f"The first guess is {first}; {means}."
 
 
 def facts(example: ShownExample) -> str:
@@ -76,13 +74,6 @@ def _sentences(example: ShownExample) -> Iterator[str]:
         yield from (_INDENT + line for line in wrapped(joined, COLUMNS - len(_INDENT)))
 
 
-def _guesses(position: MaskedPosition) -> list[str]:
-    return [
-        f"{'*' if guess.right else ''}{guess.text} {percent(guess.probability)}   "
-        for guess in position.teacher.guesses
-    ]
-
-
 def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
     labels = [clipped(position.label, _LABEL_WIDTH) for position in positions]
     width = max(len("label"), *map(columns, labels))
@@ -96,8 +87,11 @@ def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
             f"{percent(word.label_probability):>6}  {rank(position):>{ranks}}  "
             f"{percent(word.tail):>6}  {'✓' if word.right else '✗'}  "
         )
-        room = COLUMNS - columns(begin)
-        for line in wrapped(_guesses(position), room):
+        guesses = [
+            f"{'*' if guess.right else ''}{guess.text} {percent(guess.probability)}   "
+            for guess in word.guesses
+        ]
+        for line in wrapped(guesses, COLUMNS - columns(begin)):
             yield begin + line
             begin = " " * columns(begin)
 
@@ -127,13 +121,7 @@ def _words(text: str) -> list[str]:
 
 
 def report_lines(about: str, notes: Sequence[str], examples: Sequence[ShownExample]) -> list[str]:
-    """Returns all lines for the terminal.
-
-    Args:
-        about: what the directory holds.
-        notes: how to read what is shown.
-        examples: in the order in which they are shown.
-    """
+    """Returns all lines for the terminal: of the directory, on how to read it, of the examples."""
     texts = [about, *notes, *([LEGEND] if any(one.positions for one in examples) else [])]
     lines = [line for text in texts for line in wrapped(_words(text), COLUMNS)]
     for one in examples:

@@ -35,11 +35,7 @@ _Kind = TypeVar("_Kind")
 
 
 def read_struct(path: Location, kind: type[_Kind]) -> _Kind:
-    """Reads a JSON file; what a struct does not name is passed over.
-
-    Args:
-        path: of the file.
-        kind: a msgspec struct, or a type that is made of them.
+    """Reads a JSON file as a msgspec struct; what that does not name is passed over.
 
     Raises:
         InputError: the file is missing, too large or not JSON, or a value is missing or of
@@ -47,9 +43,8 @@ def read_struct(path: Location, kind: type[_Kind]) -> _Kind:
     """
     if not path.is_file():
         raise InputError(path, received="no such file")
-    content = path.read_limited(MAX_JSON_BYTES)
     try:
-        value = json_text.load(content)
+        value = json_text.load(path.read_limited(MAX_JSON_BYTES))
     except ValueError as error:
         raise InputError(path, received=f"not JSON ({error})") from error
     return json_text.convert(value, kind, path)
@@ -86,10 +81,28 @@ class _Agreement(msgspec.Struct, frozen=True):
     teacher_agreement: Number
 
 
-class _ComparedCache(msgspec.Struct, frozen=True):
+class Taught(msgspec.Struct, frozen=True):
+    """The students of one cache, as `compare_caches` writes it."""
+
     cache: str
     bytes_per_position: Positive
     scores: Annotated[dict[str, _Agreement], _AT_LEAST_ONE]
+
+    @property
+    def name(self) -> str:
+        """The name of the cache."""
+        return visible(pathlib.PurePath(self.cache).name)
+
+    @property
+    def agreement(self) -> float:
+        """How often a student's first guess is the teacher's, in the mean over seeds."""
+        return statistics.mean(score.teacher_agreement for score in self.scores.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample's standard deviation of the agreement; None of one seed."""
+        values = [score.teacher_agreement for score in self.scores.values()]
+        return statistics.stdev(values) if len(values) > 1 else None
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -103,14 +116,8 @@ class Spread(msgspec.Struct, frozen=True):
 class Speed(msgspec.Struct, frozen=True):
     """A model, computed in one way, as `benchmark_inference` writes it.
 
-    Attributes:
-        model: its name, or its path where another has the same name.
-        computation: the type of numbers.
-        device: that computed.
-        parameters: of encoder and head.
-        megabytes: of its weights.
-        latency: seconds of one sequence.
-        throughput: sequences a second.
+    Its name is its path where another has the same name. The latency is in seconds of one
+    sequence, the throughput in sequences a second.
     """
 
     model: str
@@ -127,13 +134,10 @@ class Speed(msgspec.Struct, frozen=True):
         return visible(f"{self.computation} on {self.device}")
 
 
-class _Speeds(msgspec.Struct, frozen=True):
+class Speeds(msgspec.Struct, frozen=True):
+    """The JSON of `benchmark_inference`."""
+
     rows: list[Speed]
-
-
-def read_speeds(path: Location) -> list[Speed]:
-    """Reads the JSON of `benchmark_inference`; see `read_struct`."""
-    return read_struct(path, _Speeds).rows
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -163,7 +167,7 @@ class Fidelity:
         encoding: of the logits.
         truncation_factor: k.
         bytes: at a masked position.
-        mass: of the cached ids, or None where it was not measured.
+        mass: of the cached ids.
         divergence: the mean KL(teacher ‖ cached) in nats.
         name: of the cache; empty for one that is only planned.
     """
@@ -177,11 +181,7 @@ class Fidelity:
 
 
 def read_plan(path: Location) -> list[Fidelity]:
-    """Reads the JSON of `plan_cache`: divergences with the tail spread evenly.
-
-    Raises:
-        InputError: see `read_struct`.
-    """
+    """Reads the JSON of `plan_cache`, with the tail spread evenly; see `read_struct`."""
     return [
         Fidelity(
             visible(plan.logit_encoding),
@@ -195,11 +195,7 @@ def read_plan(path: Location) -> list[Fidelity]:
 
 
 def read_fidelity(path: Location) -> Fidelity:
-    """Reads the JSON of `fidelity_report`: divergences with the tail as one class.
-
-    Raises:
-        InputError: see `read_struct`.
-    """
+    """Reads the JSON of `fidelity_report`, with the tail as one class; see `read_struct`."""
     report = read_struct(path, _FidelityReport)
     first = next(iter(report.kl_divergence.values()))
     return Fidelity(
@@ -210,38 +206,6 @@ def read_fidelity(path: Location) -> Fidelity:
         report.kl_divergence.get("1", first).mean,
         visible(path.stem),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Taught:
-    """What students are worth that learned from one cache.
-
-    Attributes:
-        cache: its name.
-        bytes: of the cache, at a masked position.
-        agreement: how often a student's first guess is the teacher's; the mean over seeds.
-        deviation: of the sample; None of one seed.
-    """
-
-    cache: str
-    bytes: float
-    agreement: float
-    deviation: float | None
-
-
-def read_comparison(path: Location) -> list[Taught]:
-    """Reads the JSON of `compare_caches`.
-
-    Raises:
-        InputError: see `read_struct`.
-    """
-    found = []
-    for row in read_struct(path, list[_ComparedCache]):
-        values = [score.teacher_agreement for score in row.scores.values()]
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        name = visible(pathlib.PurePath(row.cache).name)
-        found.append(Taught(name, row.bytes_per_position, statistics.mean(values), deviation))
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,11 +230,7 @@ class Reliability:
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
-    """Sorts first guesses into bins of equal width; empty bins are left out.
-
-    Args:
-        confidence: float [n], from 0 to 1.
-        right: bool [n].
+    """Sorts first guesses, float [n] and bool [n], into bins of equal width; leaves out empty ones.
 
     Example: 0.91 right and 0.95 wrong fall into the 14th and the 15th of 15 bins.
     """
@@ -279,12 +239,9 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
         np.bincount(index, weights=weights, minlength=NUM_BINS)
         for weights in (np.ones(len(index)), confidence, right.astype(float))
     )
-    there = counts > 0
-    return Reliability(
-        tuple((sums[there] / counts[there]).tolist()),
-        tuple((hits[there] / counts[there]).tolist()),
-        tuple(int(count) for count in counts[there]),
-    )
+    full = counts > 0
+    shares = ((sums / np.maximum(counts, 1))[full], (hits / np.maximum(counts, 1))[full])
+    return Reliability(*(tuple(one.tolist()) for one in (*shares, counts[full].astype(int))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,8 +257,7 @@ class CacheFacts:
         examples: in all splits.
         bytes: of all shards.
         teacher: what tells its teacher from others.
-        reliability: of the teacher's first guesses in the split eval; None where that
-            cannot be told.
+        reliability: of the teacher's first guesses in the split eval; None of draws.
     """
 
     name: str
@@ -328,7 +284,7 @@ def read_cache(path: Location, name: str) -> CacheFacts:
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     return CacheFacts(
         name,
-        info.logit_encoding if info.truncation != SAMPLED else f"{info.logit_encoding}, drawn",
+        info.logit_encoding + ", drawn" * (info.truncation == SAMPLED),
         info.truncation_factor,
         manifest.ids_per_position(),
         sum(manifest.bytes_per_position().values()),

@@ -82,9 +82,8 @@ def expect_packages() -> None:
     """Raises InputError unless the packages are there that pages are made with."""
     for name in _PACKAGES:
         if importlib.util.find_spec(name) is None:
-            raise InputError(
-                name, "an installed package", "none", hint="pip install 'offline-distill[report]'"
-            )
+            hint = "pip install 'offline-distill[report]'"
+            raise InputError(name, "an installed package", "none", hint)
 
 
 def render(template: str, **values: Any) -> str:
@@ -103,11 +102,5 @@ def render(template: str, **values: Any) -> str:
 
 
 def report_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Returns a page of sections.
-
-    Args:
-        title: its heading, and what the browser's tab says.
-        lead: one or two sentences below the heading.
-        sections: its content.
-    """
+    """Returns a page of sections, below a heading and a lead of one or two sentences."""
     return render("report.html.jinja", title=title, lead=lead, sections=sections)

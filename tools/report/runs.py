@@ -11,20 +11,16 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
-from pipeline.models.formats import model_directory
+from pipeline.models.formats.model_directory import HF_CONFIG
 from pipeline.models.weight_names import count_parameters
+from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN
 from tools.report.text_width import visible
 
 METRICS_FILE = "metrics.jsonl"
-REQUEST_FILE = "request.json"
-TRAIN = "train"
-EVAL = "eval"
 # A line has some 600 bytes.
 _MAX_METRICS_BYTES = 1 << 30
 # Beyond what single precision has; charts compute with the numbers.
 _LARGEST = 1e40
-# What is the same however a student is trained, or too long to be read.
-_UNTOLD = ("kind",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +64,8 @@ def read_metrics(path: Location) -> list[dict[str, Any]]:
             file and line.
     """
     if not path.is_file():
-        raise InputError(
-            Setting("runs"),
-            "a directory of run_distill",
-            f"{path.parent}, which has no {METRICS_FILE}",
-        )
+        received = f"{path.parent}, which has no {METRICS_FILE}"
+        raise InputError(Setting("runs"), "a directory of run_distill", received)
     if path.stat().st_size > _MAX_METRICS_BYTES:
         raise InputError(path, f"at most {_MAX_METRICS_BYTES} bytes", path.stat().st_size)
     lines = []
@@ -140,33 +133,20 @@ def read_run(directory: Location, name: str) -> Run:
     Raises:
         InputError: a file is missing or is not as run_distill writes it.
     """
-    lines = read_metrics(directory / METRICS_FILE)
-    evaluations = tuple(line for line in lines if line["split"] == EVAL)
-    if not evaluations:
-        raise InputError(
-            Setting("runs"),
-            "evaluations",
-            f"{directory / METRICS_FILE}, which has not one line of the split eval",
-        )
-    request = flattened((directory / REQUEST_FILE).read_json())
-    weights = directory / "model.safetensors"
-    return Run(
-        name,
-        directory,
-        {key: value for key, value in request.items() if key not in _UNTOLD},
-        tuple(line for line in lines if line["split"] == TRAIN),
-        evaluations,
-        num_parameters(directory),
-        weights.stat().st_size if weights.is_file() else None,
+    path = directory / METRICS_FILE
+    lines = read_metrics(path)
+    train, evaluations = (
+        tuple(line for line in lines if line["split"] == split) for split in (TRAIN, EVAL)
     )
-
-
-def num_parameters(directory: Location) -> int | None:
-    """Returns how many parameters a model directory's model has; None where it has none."""
-    path = directory / model_directory.HF_CONFIG
-    if not path.is_file():
-        return None
-    return count_parameters(EncoderConfig.from_json(path))
+    if not evaluations:
+        received = f"{path}, which has not one line of the split eval"
+        raise InputError(Setting("runs"), "evaluations", received)
+    settings = flattened((directory / REQUEST_FILE).read_json())
+    settings.pop("kind", None)
+    config, weights = (directory / name for name in (HF_CONFIG, "model.safetensors"))
+    parameters = count_parameters(EncoderConfig.from_json(config)) if config.is_file() else None
+    size = weights.stat().st_size if weights.is_file() else None
+    return Run(name, directory, settings, train, evaluations, parameters, size)
 
 
 def read_runs(paths: Sequence[Location]) -> list[Run]:
@@ -179,19 +159,12 @@ def read_runs(paths: Sequence[Location]) -> list[Run]:
     for directory, count in collections.Counter(directories).items():
         if count > 1:
             raise InputError(Setting("runs"), "each directory once", f"{directory} twice")
-    return [
-        read_run(directory, name)
-        for directory, name in zip(directories, short_names(directories), strict=True)
-    ]
+    return list(map(read_run, directories, short_names(directories)))
 
 
 def split_settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, Any]]:
-    """Tells the settings in which runs differ from those that they share.
-
-    Returns:
-        the names of those that differ, and the others with their values.
-    """
-    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    """Returns the names of the settings in which runs differ, and the others with their values."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
     missing = object()
     differing, shared = [], {}
     for name in names:

@@ -48,13 +48,9 @@ def _cost_axis(title: str, found: Sequence[_Worth]) -> Axis:
 
 
 def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Chart:
-    """Returns a chart of accuracy against cost.
+    """Returns a chart of the accuracy of two models or more against their cost.
 
-    Args:
-        found: at least two models.
-        axis: of the cost.
-        cheap: what a model of a smaller cost is, such as `times as fast`.
-        note: what is drawn.
+    `cheap` is what a model of a smaller cost is, such as `as fast as`.
     """
     best = max(found, key=lambda one: one.accuracy)
     least = min(found, key=lambda one: one.cost)
@@ -110,17 +106,11 @@ def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
         return None
     parts: list[Charts | Table | Note] = [Charts(charts)] if charts else []
     if speeds:
-        rows = [
-            [
-                visible(one.model),
-                one.computed,
-                f"{one.parameters / 1e6:,.2f} M",
-                megabytes(1e6 * one.megabytes),
-                _range(one.latency, 1000.0),
-                _range(one.throughput),
-            ]
-            for one in speeds
-        ]
+        rows = []
+        for one in speeds:
+            sizes = [f"{one.parameters / 1e6:,.2f} M", megabytes(1e6 * one.megabytes)]
+            times = [_range(one.latency, 1000.0), _range(one.throughput)]
+            rows.append([visible(one.model), one.computed, *sizes, *times])
         titles = ["model", "computed", "parameters", "weights", "latency, ms", "sequences/s"]
         parts.append(Table(titles, rows, texts=2))
         parts.append(Note("Medians, with the smallest and the largest."))
@@ -131,20 +121,12 @@ def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
 class Score:
     """A model's score on a task, at the learning rate that is best by its mean.
 
-    Attributes:
-        task: its name.
-        split: what was scored.
-        model: as the folder is called.
-        metric: the one that decides.
-        mean: over seeds.
-        deviation: of the sample; None of one seed.
-        seeds: how many.
-        learning_rate: the best one.
+    `metric` is the one that decides; `deviation` the sample's, None of one seed.
     """
 
+    model: str
     task: str
     split: str
-    model: str
     metric: str
     mean: float
     deviation: float | None
@@ -195,12 +177,9 @@ def read_scores(paths: Sequence[Location]) -> list[Score]:
     seen: set[tuple[pathlib.PurePath, str]] = set()
     for path, folder, summary in zip(paths, folders, summaries, strict=True):
         if (folder, summary.task) in seen:
-            raise InputError(
-                Setting("finetune"),
-                "each model once for a task",
-                f"{path}, whose folder is called as another's",
-                hint="put each in a folder named after its model",
-            )
+            received = f"{path}, whose folder is called as another's"
+            hint = "put each in a folder named after its model"
+            raise InputError(Setting("finetune"), "each model once for a task", received, hint)
         seen.add((folder, summary.task))
     distinct = list(dict.fromkeys(folders))
     names = dict(zip(distinct, short_names(distinct), strict=True))
@@ -215,23 +194,8 @@ def _read_score(path: Location, summary: Summary, model: str) -> Score:
     rate = next((rate for rate in summary.rates if rate.learning_rate == best), None)
     if rate is None or metric not in rate.metrics:
         raise InputError(path, f"{visible(metric)[:80]} at the learning rate {best:g}", "none")
-    return Score(
-        visible(summary.task),
-        visible(summary.split),
-        model,
-        visible(metric),
-        rate.metrics[metric].mean,
-        rate.metrics[metric].std,
-        rate.num_seeds,
-        best,
-    )
-
-
-def _places(runs: Sequence[Run], models: Sequence[str]) -> dict[str, int]:
-    """Returns the number of each model's colour: that of the run of its name, or one more."""
-    known = {run.name: place for place, run in enumerate(runs)}
-    others = [model for model in models if model not in known]
-    return known | {model: place for place, model in enumerate(others, len(runs))}
+    score, texts = rate.metrics[metric], map(visible, (summary.task, summary.split, metric))
+    return Score(model, *texts, score.mean, score.std, rate.num_seeds, best)
 
 
 def _task_chart(scores: Sequence[Score], places: Mapping[str, int]) -> Chart:
@@ -255,7 +219,9 @@ def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:
     if not scores:
         return None
     models = list(dict.fromkeys(one.model for one in scores))
-    places = _places(runs, models)
+    # A model has the colour of the run of its name.
+    coloured = dict.fromkeys([*(run.name for run in runs), *models])
+    places = {name: place for place, name in enumerate(coloured)}
     names = list(dict.fromkeys(one.task for one in scores))
     charts = [_task_chart([one for one in scores if one.task == name], places) for name in names]
     found = {(one.model, one.task): one for one in scores}
@@ -265,7 +231,7 @@ def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:
         rows.append([model, *("–" if one is None else one.text for one in cells)])
         for column, one in enumerate(cells, 1):
             rivals = [other.mean for other in scores if one and other.task == one.task]
-            if one is not None and len(rivals) > 1 and one.mean == max(rivals):
+            if len(rivals) > 1 and one.mean == max(rivals):
                 best.append((place, column))
     metrics = {one.task: one.metric for one in scores}
     titles = ["model", *(f"{name}, {metrics[name]}" for name in names)]

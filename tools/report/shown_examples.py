@@ -77,14 +77,9 @@ class TeacherWord:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedPosition:
-    """A masked position.
+    """A masked position: its number from 1 on, its treatment, and its tokens.
 
-    Attributes:
-        number: in its example, from 1 on.
-        treatment: `MASKED`, `KEPT` or `REPLACED`.
-        shown: the token in the input.
-        label: the true token.
-        teacher: what the teacher says; None of masked examples.
+    `shown` is in the input, and `label` is true. Masked examples have no `teacher`.
     """
 
     number: int
@@ -121,13 +116,9 @@ class ShownExample:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which examples to show: so many from one on, or one by its id.
+    """The examples of a split to show: `count` at most from `first` on, or one by its id.
 
-    Attributes:
-        split: `train` or `eval`.
-        first: how many of the split to leave out.
-        count: at most so many.
-        example_id: the beginning of one's id in hexadecimal, or None.
+    `example_id` is the beginning of its id in hexadecimal.
     """
 
     split: str
@@ -185,15 +176,11 @@ class ExampleReader:
     def _nothing(self, selection: Selection) -> InputError:
         place = f"the {selection.split} split of {self._cache.directory}"
         if selection.example_id:
-            return InputError(
-                Setting("example_id"),
-                f"the id of an example in {place}, or its beginning",
-                selection.example_id,
-            )
-        there = self._cache.manifest.num_examples(selection.split)
-        return InputError(
-            Setting("first"), f"a number below {there}, the examples of {place}", selection.first
-        )
+            expected = f"the id of an example in {place}, or its beginning"
+            return InputError(Setting("example_id"), expected, selection.example_id)
+        count = self._cache.manifest.num_examples(selection.split)
+        expected = f"a number below {count}, the examples of {place}"
+        return InputError(Setting("first"), expected, selection.first)
 
     def _records(self, selection: Selection) -> Iterator[tuple[str, int, bytes]]:
         """Yields file, place in it, and bytes of the records from the first one on."""
@@ -202,7 +189,9 @@ class ExampleReader:
             if skip >= shard.num_examples:
                 skip -= shard.num_examples
                 continue
-            manifests.verify(self._cache.directory, self._only(shard), full=False)
+            splits = {"": (shard,)}
+            alone = dataclasses.replace(self._cache.manifest, splits=splits, token_counts=None)
+            manifests.verify(self._cache.directory, alone, full=False)
             path = self._cache.directory / shard.file
             count = 0
             for index, record in enumerate(serialization.read_records(path)):
@@ -212,9 +201,6 @@ class ExampleReader:
             if count != shard.num_examples:
                 raise InputError(path, f"{shard.num_examples} records", count)
             skip = 0
-
-    def _only(self, shard: manifests.ShardInfo) -> manifests.Manifest:
-        return dataclasses.replace(self._cache.manifest, splits={"": (shard,)}, token_counts=None)
 
     def _show(self, example: MaskedExample | Window, file: str, index: int) -> ShownExample:
         place = example.example_id.hex(), file, index, len(example.input_ids)
@@ -311,9 +297,6 @@ def choose_split(cache: CacheInput, split: str | None) -> str:
     if split is None and there:
         return manifests.EVAL if manifests.EVAL in there else there[0]
     if split not in there:
-        raise InputError(
-            Setting("split"),
-            f"one of {', '.join(there) or 'none'}, which {cache.directory} has",
-            split,
-        )
+        expected = f"one of {', '.join(there) or 'none'}, which {cache.directory} has"
+        raise InputError(Setting("split"), expected, split)
     return split

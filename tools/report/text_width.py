@@ -55,11 +55,7 @@ def _escape(letter: str) -> str:
 
 
 def wrapped(parts: list[str], width: int) -> list[str]:
-    """Breaks a text into lines of at most `width` columns.
-
-    Args:
-        parts: of the text, between which lines may break; a longer one is cut.
-        width: columns of a line.
+    """Breaks a text between its parts into lines of at most `width` columns; cuts longer parts.
 
     Example: `春天`, `来了`, ` now` in 8 columns are the lines `春天来了` and `now`.
     """

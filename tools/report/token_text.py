@@ -63,16 +63,8 @@ def byte_letters() -> dict[str, int]:
     return letters | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-def _without_spaces(letter: str) -> bool:
-    return any(low <= ord(letter) <= high for low, high in _WITHOUT_SPACES)
-
-
 def space_between(before: str, after: str) -> bool:
-    """Returns whether a space stands between two words of a WordPiece vocabulary.
-
-    Args:
-        before: the text so far; empty at the beginning.
-        after: the next token's own.
+    """Returns whether a space stands between a text so far and the next token of WordPiece.
 
     Example: between `small` and `model`, but not before `,` nor between Chinese
     characters. Where both occur in texts, as around a hyphen, there is none.
@@ -80,7 +72,7 @@ def space_between(before: str, after: str) -> bool:
     if not before or not after:
         return False
     last, first = before[-1], after[0]
-    if _without_spaces(last) or _without_spaces(first):
+    if any(low <= ord(one) <= high for one in (last, first) for low, high in _WITHOUT_SPACES):
         return False
     if first in _CLOSING or last in _OPENING:
         return False
@@ -96,11 +88,7 @@ class Word:
 
 
 class TokenText:
-    """The texts of a vocabulary's tokens.
-
-    Args:
-        tokenizer: of the cache.
-    """
+    """The texts of the tokens of a tokenizer's vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._vocab = tokenizer.vocab
@@ -123,16 +111,11 @@ class TokenText:
         return visible(text.strip(" ")) or "␣"
 
     def spaced(self, token_ids: Sequence[int], apart: Collection[int] = ()) -> list[Word]:
-        """Returns the tokens of a sentence.
+        """Returns a word for each token of a sentence.
 
-        Args:
-            token_ids: of the sentence, one after the other.
-            apart: places in it that are shown by themselves: of a byte-level
-                vocabulary no letter is put together across them.
-
-        Returns:
-            a word for each. A letter whose bytes are in several tokens stands at the
-            last of them, and the others are empty.
+        A letter whose bytes are in several tokens stands at the last of them, and the others
+        are empty. Places in `apart` are shown by themselves: no letter is put together across
+        them.
         """
         if self._marks is Marks.PIECE:
             return self._pieces(token_ids)

@@ -1,11 +1,11 @@
 """Checks of a directory of shards: the manifest, each file, each record, and all together."""
 
 import collections
-import dataclasses
 import hashlib
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,15 +61,12 @@ def facts(error: InputError, path: Location | None = None) -> str:
 # One shard.
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Records of a shard in which nothing is wrong, to be compared with other shards.
 
-    Attributes:
-        example_ids: S16 [n].
-        texts: uint64 [n], digests of the true tokens of each; None without tokens.
-        token_counts: int64 [V], how often each token is in them, [MASK] at a masked
-            position and the label being one each; None without tokens.
+    `example_ids` are S16 [n]. Without tokens the others are None: `texts`, uint64 [n], digests
+    of the true tokens of each record, and `token_counts`, int64 [V], how often each token is
+    in them, [MASK] at a masked position and the label being one each.
     """
 
     example_ids: np.ndarray
@@ -85,8 +82,10 @@ class Findings:
         self._first: dict[str, int] = {}
         self._counts: collections.Counter[str] = collections.Counter()
 
-    def __bool__(self) -> bool:
-        return bool(self._problems or self._first)
+    @property
+    def has_records(self) -> bool:
+        """Whether some record is broken."""
+        return bool(self._first)
 
     def add(self, problem: str) -> None:
         """Adds what is wrong with the shard as a whole."""
@@ -111,11 +110,9 @@ def check_file(path: Location, info: ShardInfo | FileInfo) -> list[str]:
     """Returns what is wrong with a file's size or checksum."""
     if not path.is_file():
         return ["it is missing"]
-    size = path.stat().st_size
-    if size != info.bytes:
+    if (size := path.stat().st_size) != info.bytes:
         return [f"expected {info.bytes} bytes, received {size}"]
-    received = path.sha256()
-    if received != info.sha256:
+    if (received := path.sha256()) != info.sha256:
         return [f"expected SHA-256 {info.sha256}, received {received}"]
     return []
 
@@ -143,13 +140,10 @@ def check_shard(
 
     Args:
         directory: of the shard.
-        shard: what the manifest says of it.
+        shard: its entry in the manifest.
         checker: of the directory's records; None to check their framing and number only.
         on_block: called with records in which nothing is wrong.
         on_records: called with the number of records just read.
-
-    Returns:
-        what is wrong with it, its sidecar left out; empty where nothing is.
     """
     path, findings = directory / shard.file, Findings()
     for problem in check_file(path, shard):
@@ -190,7 +184,6 @@ class _Reading:
         self.num_records = 0
         self.last_id = b""
         self.measured: collections.Counter[str] = collections.Counter()
-        self.is_sound = True
 
     def check(self, block: Sequence[bytes]) -> Iterator[Block]:
         """Checks records; yields those that are sound."""
@@ -204,30 +197,25 @@ class _Reading:
                 examples.append(serialization.decode_example(record))
                 places.append(place)
             except ValueError as error:
-                self._add(f"expected a tf.train.Example of bytes: {error}", [place])
+                self.findings.add_records(f"expected a tf.train.Example of bytes: {error}", [place])
         numbers, sound = np.array(places, np.int64), np.ones(len(places), bool)
         for finding in self.checker.check(examples) if examples else ():
-            self._add(finding.problem, numbers[finding.places])
+            self.findings.add_records(finding.problem, numbers[finding.places])
             sound[finding.places] = False
         kept = np.flatnonzero(sound)
         if len(kept):
             yield self._sound_block([examples[place] for place in kept], numbers[kept])
-
-    def _add(self, problem: str, places: Sequence[int] | np.ndarray) -> None:
-        self.is_sound = False
-        self.findings.add_records(problem, places)
 
     def _sound_block(self, examples: Sequence[Features], numbers: np.ndarray) -> Block:
         manifest = self.checker.manifest
         ids = np.array([one[records.EXAMPLE_ID] for one in examples], "S16")
         if manifest.kind != records.TASK_LOGITS:
             self._check_order(examples, numbers)
-        if self.shard.measured is not None and manifest.teacher_info is not None:
+        if self.shard.measured is not None and (info := manifest.teacher_info) is not None:
             added = [f.name for f in manifest.features if f not in records.MASKED_EXAMPLE_FEATURES]
-            factor = manifest.teacher_info.truncation_factor
             for one in examples:
                 features = {name: one[name] for name in added}
-                manifests.measure_record(self.measured, features, factor)
+                manifests.measure_record(self.measured, features, info.truncation_factor)
         if records.INPUT_IDS not in examples[0]:
             return Block(ids, None, None)
         return Block(ids, *_texts(examples, manifest.vocab.size))
@@ -242,7 +230,7 @@ class _Reading:
         falls = [place for place, (a, b) in enumerate(zip(before, ids, strict=True)) if b <= a]
         if falls:
             problem = f"{records.EXAMPLE_ID}: expected ascending ids, none twice"
-            self._add(problem, numbers[falls])
+            self.findings.add_records(problem, numbers[falls])
         self.last_id = ids[-1]
         index, count = manifests.shard_place(self.shard.file)
         low, high = (spill.KEY_SPACE * number // count for number in (index, index + 1))
@@ -250,7 +238,7 @@ class _Reading:
         outside = np.flatnonzero((keys < low) | (keys > high - 1))
         if len(outside):
             problem = f"{records.EXAMPLE_ID}: expected ids of shard {index} of {count}"
-            self._add(problem, numbers[outside])
+            self.findings.add_records(problem, numbers[outside])
 
     def finish(self) -> None:
         """Checks what can be known only at the end of a shard that could be read."""
@@ -258,12 +246,12 @@ class _Reading:
         if self.num_records != expected:
             self.findings.add(f"expected {expected:,} records, received {self.num_records:,}")
         # Sums of sound records only would say nothing new.
-        if self.checker is not None and self.shard.measured is not None and self.is_sound:
-            told = dict(self.shard.measured)
-            for name in sorted({*told, *self.measured}):
-                if told.get(name, 0) != self.measured[name]:
+        if self.checker and not self.findings.has_records and self.shard.measured is not None:
+            recorded = collections.Counter(self.shard.measured)
+            for name in sorted({*recorded, *self.measured}):
+                if recorded[name] != self.measured[name]:
                     self.findings.add(
-                        f"measured {name}: expected {told.get(name, 0)}, as the manifest says, "
+                        f"measured {name}: expected {recorded[name]}, as the manifest says, "
                         f"received {self.measured[name]}"
                     )
 
@@ -287,14 +275,10 @@ def _texts(examples: Sequence[Features], vocab_size: int) -> tuple[np.ndarray, n
 # The directory.
 
 
-@dataclasses.dataclass(frozen=True)
-class DirectoryReport:
-    """What was found.
+class DirectoryReport(NamedTuple):
+    """What is wrong, by the name of the file, and how many eval windows repeat a train text.
 
-    Attributes:
-        problems: what is wrong, by the name of the file; empty where all is well.
-        shared_texts: windows of the eval split whose text stands in a train window, too;
-            None where there are no two splits of tokens.
+    The number is None where there are no two splits of tokens.
     """
 
     problems: Problems
@@ -373,17 +357,11 @@ def check_directory(
     *,
     on_records: Callable[[int], None],
 ) -> DirectoryReport:
-    """Checks all of a directory but its tokenizer's files.
+    """Checks all of a complete directory except its tokenizer's files.
 
-    Args:
-        directory: a complete directory.
-        manifest: its manifest, as `manifests.load` reads it.
-        is_special: bool [V], which tokens the tokenizer calls special; None where it
-            cannot be read: then those that the manifest names are.
-        on_records: called with the number of records just checked.
-
-    Returns:
-        what is wrong with it.
+    `is_special`, bool [V], are the tokens that the tokenizer calls special; None where it
+    cannot be read: then those that the manifest names are. `on_records` is called with the
+    number of records just checked.
     """
     found: Problems = {}
     checker = _make_checker(directory, manifest, is_special, found)
@@ -405,12 +383,12 @@ def check_directory(
 
 def total_records(directory: Location, manifest: Manifest) -> int:
     """Returns how many records there are to read, and never more than files can hold."""
-    total = 0
-    for shard in (shard for shards in manifest.splits.values() for shard in shards):
-        path = directory / shard.file
-        size = path.stat().st_size if path.is_file() else 0
-        total += min(shard.num_examples, size // _RECORD_BYTES)
-    return total
+    paths = {directory / shard.file: shard.num_examples for shard in manifest.shards}
+    return sum(
+        min(count, path.stat().st_size // _RECORD_BYTES)
+        for path, count in paths.items()
+        if path.is_file()
+    )
 
 
 def _note(found: Problems, file: str, problems: Iterable[str]) -> None:
@@ -441,12 +419,9 @@ class _Known:
 def _make_checker(
     directory: Location, manifest: Manifest, is_special: np.ndarray | None, found: Problems
 ) -> RecordChecker | None:
-    """Checks what stands beside the shards, and returns what checks the records.
+    """Checks the files beside the shards, and returns what checks the records.
 
-    Arguments as `check_directory` has them, and what is found wrong.
-
-    Returns:
-        None where records cannot be read: their sizes, or the codec's own file, are broken.
+    None where records cannot be read: their sizes, or the codec's own file, are broken.
     """
     _note(found, manifests.MANIFEST_FILE, manifest_problems(directory, manifest))
     _note(found, manifests.REQUEST_FILE, request_problems(directory, manifest))
@@ -490,14 +465,12 @@ class _Together:
         return None if self._texts is None else self._texts.num_met()
 
     def begin(self, split: str) -> None:
-        """Begins a shard."""
         self._split, self._repeated = split, 0
         if split != manifests.EVAL and self._eval:
             self._ids, self._texts = (_Known(parts) for parts in zip(*self._eval, strict=True))
             self._eval.clear()
 
     def add(self, block: Block) -> None:
-        """Adds records of a shard."""
         if self._counts is None:
             return
         self._counts += block.token_counts

@@ -7,6 +7,7 @@ and the record's other features want is not decoded.
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,14 +50,8 @@ class Column(arrays.Column):
         return self.any(falls)
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What is wrong with some records.
-
-    Attributes:
-        problem: a sentence for people.
-        places: int [n], which of the records, ascending.
-    """
+class Finding(NamedTuple):
+    """A problem, as a sentence, and which of the records have it: int [n], ascending."""
 
     problem: str
     places: np.ndarray
@@ -77,11 +72,7 @@ class RecordChecker:
     codec: TopKCodec | None = None
 
     def check(self, examples: Sequence[Features]) -> list[Finding]:
-        """Returns what is wrong with some records.
-
-        Args:
-            examples: the features of each.
-        """
+        """Returns what is wrong with some records, given the features of each."""
         names = {feature.name for feature in self.manifest.features}
         wrong = np.array([example.keys() != names for example in examples], bool)
         problem = f"expected the features {', '.join(sorted(names))}"
@@ -114,7 +105,11 @@ class RecordChecker:
         names = [feature.name for feature in self.manifest.features]
         columns = {name: self._column(name, examples) for name in names}
         counts = {name: column.counts for name, column in columns.items()}
-        sizes = self._letters(columns)
+        # By the letters of `data_specs.records`, of all or of each record.
+        info = self.manifest.teacher_info
+        sizes: dict[str, int | np.ndarray] = {"16": 16, **({} if info is None else info.sizes)}
+        if records.MASKED_LM_POSITIONS in counts:
+            sizes["P"] = counts[records.MASKED_LM_POSITIONS]
         for name, low, high in self._bounds():
             number = counts[name]
             problem = f"{name}: expected {low} to {high} numbers"
@@ -129,14 +124,6 @@ class RecordChecker:
         if self.codec is not None:
             ids = sizes["P"] * self.codec.truncation_factor
             yield f"expected a top-k of at most {MAX_RECORD_IDS} ids", ids > MAX_RECORD_IDS
-
-    def _letters(self, columns: Mapping[str, Column]) -> dict[str, int | np.ndarray]:
-        """Returns sizes by the letters of `data_specs.records`, of all or of each record."""
-        info = self.manifest.teacher_info
-        sizes: dict[str, int | np.ndarray] = {} if info is None else dict(info.sizes)
-        if records.MASKED_LM_POSITIONS in columns:
-            sizes["P"] = columns[records.MASKED_LM_POSITIONS].counts
-        return {**sizes, "16": 16}
 
     def _bounds(self) -> Iterator[tuple[str, int, int]]:
         """Yields the names of features whose length is free, with their least and most numbers."""
@@ -311,13 +298,10 @@ def _wrong_count(
 def _place_problems(
     name: str, places: Column, lengths: np.ndarray, ends: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields which records have places that are not those of a window's own tokens.
+    """Yields which records have positions that are not those of a window's own tokens.
 
-    Args:
-        name: of the feature.
-        places: positions in the input.
-        lengths: int [n], of each input.
-        ends: int [n], where each input's first `[SEP]` is.
+    `lengths`, int [n], are those of each input, and `ends`, int [n], the positions of each
+    first `[SEP]`.
     """
     owners, values = places.owners, places.values.astype(np.int64)
     yield f"{name}: expected ascending positions", places.not_ascending()

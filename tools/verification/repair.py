@@ -26,12 +26,6 @@ def recorded_config(
 ) -> TeacherCacheConfig:
     """Returns the settings of a cache, as its manifest records them.
 
-    Args:
-        directory: of the cache.
-        manifest: its manifest.
-        teacher: a model directory.
-        examples: the masked examples.
-
     Raises:
         InputError: the cache was merged from others, or a setting is missing.
     """
@@ -79,18 +73,10 @@ def expect_recorded_teacher(directory: Location, manifest: Manifest, source: Mod
 
 
 def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSource) -> Inputs:
-    """Opens the masked examples and checks that a cache was made from them.
-
-    Args:
-        config: as `recorded_config` returns it.
-        manifest: of the cache.
-        source: its teacher, as `expect_recorded_teacher` knows it.
-
-    Returns:
-        what the cache was captured from, with the shards that it has.
+    """Opens the shards of masked examples that a cache has.
 
     Raises:
-        InputError: they are others, incomplete, or do not fit the cache.
+        InputError: the cache was not made from them, or its manifest contradicts itself.
     """
     examples = capture.open_examples(config, source)
     recorded, received = manifest.teacher_info.parent, {"sha256": examples.manifest.sha256()}
@@ -127,10 +113,10 @@ def repair(
     Args:
         inputs: as `open_inputs` returns them.
         manifest: of the cache; the old one after an interruption.
-        problems: what is wrong, by the name of the file.
+        problems: of each file, by its name.
 
     Yields:
-        lines that report what has been done.
+        lines that report each action.
 
     Raises:
         InputError: another process is at work in the cache, or the masked examples

@@ -7,7 +7,7 @@ that are nearer to each other than that, either may come first or last.
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from pipeline.storage.manifest import SAMPLED, TeacherInfo
 from pipeline.storage.records import MaskedExample
 from tools.cache_analysis import dense_sample, fidelity
 from tools.verification import topk_checks
-from tools.verification.topk_checks import TopKRows
+from tools.verification.topk_checks import Problems, TopKRows
 
 # How far a log-probability may be off on other hardware, or in a batch of other examples:
 # GPUs multiply float32 in fewer bits, too.
@@ -33,15 +33,11 @@ _FLOAT16_MOST = 65_504.0
 _NO_MASS = -60.0
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleReport:
-    """What was found.
+class SampleReport(NamedTuple):
+    """Sizes of the sample, and its differences from the teacher.
 
-    Attributes:
-        num_examples: of the sample.
-        num_positions: masked ones, of the sample.
-        largest: the largest difference of a log-probability, by what it is of.
-        problems: what is wrong, by the name of the shard; empty where all agrees.
+    `largest` is the largest difference of a log-probability by its kind; `problems` are by the
+    name of the shard.
     """
 
     num_examples: int
@@ -51,17 +47,10 @@ class SampleReport:
 
 
 def draw_over_shards(cache: CacheInput, size: int) -> dict[str, list[MaskedExample]]:
-    """Draws records of every shard, as many of each where that is possible.
-
-    Args:
-        cache: a teacher cache.
-        size: how many, of all shards together.
+    """Draws `size` records of a teacher cache, as many of every shard where that is possible.
 
     Returns:
         the same ones for the same cache and size, by the name of their shard.
-
-    Raises:
-        InputError: a shard is damaged.
     """
     splits = cache.manifest.splits
     places = [(split, shard) for split, shards in splits.items() for shard in shards]
@@ -78,17 +67,10 @@ def draw_over_shards(cache: CacheInput, size: int) -> dict[str, list[MaskedExamp
 def check_sample(
     model: MaskedLM, cache: CacheInput, *, size: int, batch_size: int, compute_dtype: str
 ) -> SampleReport:
-    """Runs a cache's teacher over a sample of its examples, and compares.
-
-    Args:
-        model: the teacher.
-        cache: the teacher cache; its records are sound.
-        size: how many examples.
-        batch_size: B.
-        compute_dtype: what the teacher computes in.
+    """Runs a cache's teacher over a sample of `size` examples, and compares.
 
     Raises:
-        InputError: the teacher's logits are not finite.
+        InputError: a shard is damaged, or the teacher's logits are not finite.
     """
     info = cache.manifest.teacher_info
     codec = cache_input.open_codec(cache.directory, cache.manifest)
@@ -125,13 +107,9 @@ class _Comparison:
     def add(
         self, logits: np.ndarray, rows: TopKRows, examples: list[MaskedExample], owners: np.ndarray
     ) -> None:
-        """Compares some positions.
+        """Compares cached positions with the teacher's logits, float32 [R, V].
 
-        Args:
-            logits: float32 [R, V], the teacher's.
-            rows: what is cached.
-            examples: those of the batch.
-            owners: int [R], which of them each position belongs to.
+        `owners`, int [R], say which of the batch's examples each position belongs to.
         """
         self.num_positions += len(logits)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -150,7 +128,7 @@ class _Comparison:
             found[file].append(text)
         return dict(found)
 
-    def _differences(self, logits: np.ndarray, rows: TopKRows) -> Iterator[tuple[str, np.ndarray]]:
+    def _differences(self, logits: np.ndarray, rows: TopKRows) -> Problems:
         """Yields what must hold, and at which positions it does not: bool [R]."""
         exact = fidelity.log_softmax(logits)
         label = exact[np.arange(len(logits)), rows.labels]
@@ -170,9 +148,7 @@ class _Comparison:
             log_probs = exact if temperature == 1.0 else fidelity.log_softmax(logits, temperature)
             yield from self._tail_differences(log_probs, rows, column, temperature)
 
-    def _id_differences(
-        self, exact: np.ndarray, rows: TopKRows
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    def _id_differences(self, exact: np.ndarray, rows: TopKRows) -> Problems:
         taken = fidelity.take_log_probs(exact, rows.ids)
         present = rows.ids != NO_ID
         outside = exact.copy()
@@ -195,7 +171,7 @@ class _Comparison:
 
     def _tail_differences(
         self, log_probs: np.ndarray, rows: TopKRows, column: int, temperature: float
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    ) -> Problems:
         exact = fidelity.measure_tail(log_probs, rows.ids).log_mass
         said = rows.log_tail_masses[:, column]
         difference = np.where(np.maximum(exact, said) > _NO_MASS, np.abs(exact - said), 0.0)

@@ -25,6 +25,9 @@ _FLOAT16_STEP = 2.0**-10
 # The log of a mass so small that float32 may take it for none.
 _NO_MASS = -80.0
 
+# What must hold, as a sentence, and at which positions it does not: bool [R].
+Problems = Iterator[tuple[str, np.ndarray]]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TopKRows(TeacherTargets):
@@ -45,19 +48,8 @@ class TopKRows(TeacherTargets):
         return cls(**fields, errors=codec.errors(targets.logits), labels=labels.astype(np.int64))
 
 
-def topk_problems(
-    rows: TopKRows, info: TeacherInfo, vocab_size: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields what must hold, and where it does not.
-
-    Args:
-        rows: the positions.
-        info: what the cache says of itself.
-        vocab_size: V.
-
-    Yields:
-        a sentence for people, and bool [R]: the positions of which it is not true.
-    """
+def topk_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Problems:
+    """Yields what must hold, as a sentence, and where it does not: bool [R]."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         yield from _id_problems(rows)
         yield from _tail_problems(rows, info, vocab_size)
@@ -76,7 +68,7 @@ def topk_problems(
             yield from _mass_problems(rows, info, vocab_size)
 
 
-def _id_problems(rows: TopKRows) -> Iterator[tuple[str, np.ndarray]]:
+def _id_problems(rows: TopKRows) -> Problems:
     ordered = np.sort(rows.ids, axis=-1)
     doubles = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ID)
     yield f"{records.TOPK_IDS}: expected no id twice at a position", doubles.any(axis=-1)
@@ -91,9 +83,7 @@ def _id_problems(rows: TopKRows) -> Iterator[tuple[str, np.ndarray]]:
     )
 
 
-def _tail_problems(
-    rows: TopKRows, info: TeacherInfo, vocab_size: int
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tail_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Problems:
     name, tails = records.LOG_TAIL_MASSES, rows.log_tail_masses
     yield f"{name}: expected logarithms of masses, at most 0", ~(tails <= 1e-6).all(axis=-1)
     if info.truncation == SAMPLED:
@@ -112,9 +102,7 @@ def _tail_problems(
     )
 
 
-def _mass_problems(
-    rows: TopKRows, info: TeacherInfo, vocab_size: int
-) -> Iterator[tuple[str, np.ndarray]]:
+def _mass_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Problems:
     """Yields what one teacher's top-k, tail and label say of each other."""
     present = rows.ids != NO_ID
     counts = present.sum(axis=-1)
@@ -131,36 +119,23 @@ def _mass_problems(
         )
         if temperature == 1.0:
             yield from _label_problems(rows, log_probs, slack, tail)
-            yield from _cut_problems(info, counts, tail)
-
-
-def _cut_problems(
-    info: TeacherInfo, counts: np.ndarray, tail: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
-    if info.truncation_mass is not None:
-        kept = -np.expm1(np.minimum(tail, 0.0))
-        too_few = (counts < info.truncation_factor) & (kept < info.truncation_mass - _ROUNDING)
-        yield (
-            f"{records.TOPK_COUNTS}: expected ids of {info.truncation_mass:g} of the mass "
-            f"where there are fewer than {info.truncation_factor}",
-            too_few,
-        )
+            if info.truncation_mass is not None:
+                kept = -np.expm1(np.minimum(tail, 0.0))
+                yield (
+                    f"{records.TOPK_COUNTS}: expected ids of {info.truncation_mass:g} of the mass "
+                    f"where there are fewer than {info.truncation_factor}",
+                    (counts < info.truncation_factor) & (kept < info.truncation_mass - _ROUNDING),
+                )
 
 
 def said_log_probs(
     rows: TopKRows, column: int, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns log p_T of the ids, and how far all of a row may be off.
+    """Returns log p_T of the ids, float32 [R, K], and how far all of a row may be off.
 
-    Args:
-        rows: the positions.
-        column: of T among the cached temperatures.
-        temperature: T.
-
-    Returns:
-        float32 [R, K], and float64 [R]: beside each id's own error what the row's sum and
-        its tail are off. It is infinite where the tail is so near to all mass that nothing
-        is known.
+    The second, float64 [R], is the error of the row's sum and its tail, besides each id's own.
+    It is infinite where the tail is so near to all mass that nothing is known. `column` is
+    that of T among the cached temperatures.
     """
     present = rows.ids != NO_ID
     # `NO_ID_LOGIT` has no weight at any temperature.
@@ -178,7 +153,7 @@ def said_log_probs(
 
 def _label_problems(
     rows: TopKRows, log_probs: np.ndarray, slack: np.ndarray, tail: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Problems:
     is_label = rows.ids == rows.labels[:, np.newaxis]
     places = np.arange(len(rows.labels)), is_label.argmax(axis=-1)
     is_inside, said = is_label.any(axis=-1), rows.label_log_probs

@@ -1,7 +1,7 @@
 """How often each token stands in the text that masked examples were made of."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import tqdm
@@ -23,14 +23,8 @@ def count_tokens(cache: CacheInput) -> np.ndarray:
     A token counts as often as examples hold it: of windows that overlap, and of
     each differently masked copy.
 
-    Args:
-        cache: masked examples, a teacher cache or unmasked windows.
-
     Returns:
         int64 [V].
-
-    Raises:
-        InputError: a shard is damaged.
     """
     vocab_size = cache.manifest.vocab.size
     counts = np.zeros(vocab_size, np.int64)
@@ -39,7 +33,8 @@ def count_tokens(cache: CacheInput) -> np.ndarray:
     with tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="count") as bar:
         for shard in shards:
             path = cache.directory / shard.file
-            for chunk in _chunks(serialization.read_records(path)):
+            stream = serialization.read_records(path)
+            while chunk := tuple(itertools.islice(stream, _CHUNK)):
                 try:
                     examples = [serialization.decode_example(record) for record in chunk]
                     tokens = true_tokens(examples, vocab_size)
@@ -48,11 +43,6 @@ def count_tokens(cache: CacheInput) -> np.ndarray:
                     raise InputError(path, received=f"a damaged record ({error})") from error
                 bar.update(len(chunk))
     return counts
-
-
-def _chunks(stream: Iterator[bytes]) -> Iterator[tuple[bytes, ...]]:
-    while chunk := tuple(itertools.islice(stream, _CHUNK)):
-        yield chunk
 
 
 def true_tokens(examples: list[Mapping[str, bytes]], vocab_size: int) -> np.ndarray:

@@ -25,12 +25,10 @@ _OUTPUT_BIAS = "head/bias"
 
 @dataclasses.dataclass(frozen=True)
 class VocabLimit:
-    """How many tokens to keep: one of three ways, named as the flags.
+    """How many tokens to keep, in one of three ways.
 
-    Attributes:
-        vocab_size: so many, with those that are always kept.
-        coverage: as few as stand for this share of the text's tokens.
-        min_count: all that stand in the text so many times.
+    They are `vocab_size` with those that are always kept, as few as stand for the share
+    `coverage` of the text's tokens, or all that stand in the text `min_count` times.
     """
 
     vocab_size: int | None = None
@@ -38,15 +36,12 @@ class VocabLimit:
     min_count: int | None = None
 
     def __post_init__(self) -> None:
-        given = [
-            f"`{name}`" for name, value in dataclasses.asdict(self).items() if value is not None
-        ]
+        values = dataclasses.asdict(self)
+        given = [f"`{name}`" for name, value in values.items() if value is not None]
         if len(given) != 1:
-            raise InputError(
-                Setting("vocab_size"),
-                "one of `vocab_size`, `coverage`, `min_count`",
-                " and ".join(given) or "none",
-            )
+            received = " and ".join(given) or "none"
+            expected = "one of `vocab_size`, `coverage`, `min_count`"
+            raise InputError(Setting("vocab_size"), expected, received)
 
 
 def text_counts(counts: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
@@ -93,28 +88,15 @@ def _unigram_proto(tokenizer: SentencePieceTokenizer) -> _ModelProto:
 
 
 def read_keep_tokens(path: Location, vocab: Sequence[str]) -> np.ndarray:
-    """Reads the file of `keep_tokens`, one token a line.
-
-    Args:
-        path: the file.
-        vocab: the tokens there are.
-
-    Returns:
-        their ids.
-
-    Raises:
-        InputError: there is no such file, or a line is no token.
-    """
-    places = {token: index for index, token in enumerate(vocab)}
-    kept = []
-    for number, token in enumerate(read_tokens(path), 1):
-        if token not in places:
+    """Reads the file of `keep_tokens`, one token of the vocabulary a line; returns their ids."""
+    ids = {token: index for index, token in enumerate(vocab)}
+    tokens = read_tokens(path)
+    for number, token in enumerate(tokens, 1):
+        if token not in ids:
             with naming_setting("keep_tokens"):
-                raise InputError(
-                    f"{path}, line {number}", "a token of the vocabulary", f"{token!r}"
-                )
-        kept.append(places[token])
-    return np.array(kept, np.int64)
+                expected = "a token of the vocabulary"
+                raise InputError(f"{path}, line {number}", expected, f"{token!r}")
+    return np.array([ids[token] for token in tokens], np.int64)
 
 
 def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> np.ndarray:

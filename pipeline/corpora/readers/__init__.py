@@ -5,11 +5,9 @@ A new format is a module with a `Reader`, and its entry here.
 
 from collections.abc import Iterator, Mapping
 
+from pipeline.base.tables import load_entry
 from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.corpora.readers.base import Reader, stem
-from pipeline.corpora.readers.rows import RowsReader
-from pipeline.corpora.readers.text import TextReader
-from pipeline.corpora.readers.tfds import TFDS, TfdsReader
 
 AUTO = "auto"
 
@@ -31,9 +29,12 @@ def _reader_of(file: CorpusFile) -> Reader:
 
 
 # The names that a declaration's `reader` takes.
+_READERS = {
+    "rows": "rows:RowsReader",
+    "text": "text:TextReader",
+    "tfds": "tfds:TfdsReader",
+}
 READERS: Mapping[str, Reader] = {
     AUTO: _AutoReader(),
-    "rows": RowsReader(),
-    "text": TextReader(),
-    TFDS: TfdsReader(),
+    **{name: load_entry(__name__, entry)() for name, entry in _READERS.items()},
 }

@@ -26,8 +26,7 @@ class Reader:
     A subclass has `documents`, and whatever else its format does in another way.
 
     Attributes:
-        suffixes: the endings of its files' names, compression left out; empty for a format
-            that no name tells.
+        suffixes: endings of its files' names, compression left out; empty if no name tells it.
     """
 
     suffixes: tuple[str, ...] = ()

@@ -13,8 +13,7 @@ from pipeline.base import seeding
 from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.corpora.readers.base import Reader
 
-# A text document longer than this is cut at the end of a line; its pieces stay
-# on one side of the split.
+# A longer document is cut at the end of a line; its pieces stay on one side of the split.
 MAX_PIECE_BYTES = 4 * 2**20
 # The space of Chinese typography, which indents paragraphs and fills blank lines.
 _WIDE_SPACE = "\u3000".encode()

@@ -63,11 +63,8 @@ def _text_features(builder: "tfds.core.DatasetBuilder") -> tuple[str, ...]:
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict):
         return ()
-    return tuple(
-        name
-        for name, feature in features.items()
-        if feature.shape == () and feature.tf_dtype == tf.string
-    )
+    scalars = ((name, feature) for name, feature in features.items() if feature.shape == ())
+    return tuple(name for name, feature in scalars if feature.tf_dtype == tf.string)
 
 
 class TfdsReader(RowsReader):

@@ -4,9 +4,9 @@ A new loss is a module in this package and a line in `LOSSES`. Classes are impor
 loss is used, so that flags are read without Keras.
 """
 
-import importlib
 from collections.abc import Mapping
 
+from pipeline.base.tables import load_entry
 from pipeline.distill.losses.base import Loss
 
 # The names that `--losses` takes, in the order of reports, and each one's module and class.
@@ -27,5 +27,4 @@ def load_loss(name: str) -> type[Loss]:
     Args:
         name: a key of `LOSSES`.
     """
-    module, _, loss = LOSSES[name].partition(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), loss)
+    return load_entry(__name__, LOSSES[name])

@@ -62,7 +62,7 @@ def teacher_distribution(
         logits: float32 [..., K], descending.
         log_tail: float32 [...], the log of the tail's mass at this temperature.
         temperature: T.
-        truncation_factor: how many ids to keep; the dropped mass joins the tail.
+        truncation_factor: the number of ids to use; the mass of the others joins the tail.
     """
     tail = ops.exp(log_tail)
     probabilities = ops.expand_dims(1.0 - tail, -1) * ops.softmax(logits / temperature, axis=-1)
@@ -72,12 +72,7 @@ def teacher_distribution(
 
 
 def dense_distribution(logits: Any, *, temperature: float) -> TeacherDistribution:
-    """Returns the whole of a live teacher's distribution: softmax(logits / T), no tail.
-
-    Args:
-        logits: float32 [..., V].
-        temperature: T.
-    """
+    """Returns a live teacher's distribution of logits [..., V]: softmax(logits / T), no tail."""
     probabilities = ops.softmax(logits / temperature, axis=-1)
     return TeacherDistribution(None, probabilities, ops.zeros_like(probabilities[..., 0]))
 
@@ -125,13 +120,7 @@ def _renormalized(teacher: TeacherDistribution, student: StudentDistribution) ->
 
 
 def cross_entropy(teacher: TeacherDistribution, student: StudentDistribution, *, tail: str) -> Any:
-    """Returns −Σ p log q.
-
-    Args:
-        teacher: p.
-        student: q, at the same temperature.
-        tail: the policy.
-    """
+    """Returns −Σ p log q of two distributions at the same temperature under a tail policy."""
     p, log_q = teacher.probabilities, student.log_probs
     if tail == "renormalize":
         p, log_q = _renormalized(teacher, student)
@@ -146,10 +135,7 @@ def cross_entropy(teacher: TeacherDistribution, student: StudentDistribution, *,
 def negative_entropy(teacher: TeacherDistribution, labels: Any, *, tail: str) -> Any:
     """Returns Σ p log p of the distribution that a tail policy makes of the teacher's.
 
-    Args:
-        teacher: p.
-        labels: int [...], the true tokens, for the policy `label`.
-        tail: the policy.
+    The true tokens, int [...], are for the policy `label`.
     """
     p = teacher.probabilities
     if tail == "renormalize":

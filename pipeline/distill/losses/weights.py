@@ -27,8 +27,7 @@ def parse_loss_schedules(text: str) -> dict[str, WeightSchedule]:
     """Parses the text of `loss_schedules`, for example "masked_lm=linear:0,hidden_cosine=cosine:1".
 
     Raises:
-        InputError: a loss stands there twice, or has an unknown shape, or a last weight that is
-            not a number of at least 0.
+        InputError: a loss twice, an unknown shape, or a last weight that is no number from 0 on.
     """
     schedules: dict[str, WeightSchedule] = {}
     for entry in parse_words(text):
@@ -41,12 +40,8 @@ def parse_loss_schedules(text: str) -> dict[str, WeightSchedule]:
         except ValueError:
             weight = math.nan
         if shape not in SCHEDULES or not (weight is None or 0.0 <= weight < math.inf):
-            raise InputError(
-                None,
-                f"{name}=constant, {name}=linear:LAST or {name}=cosine:LAST with a last "
-                "weight of at least 0",
-                f"{entry!r}",
-            )
+            expected = f"{name}=constant, {name}=linear:LAST or {name}=cosine:LAST"
+            raise InputError(None, f"{expected} with a last weight of at least 0", f"{entry!r}")
         schedules[name] = WeightSchedule(shape, weight)
     return schedules
 

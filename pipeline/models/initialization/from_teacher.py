@@ -25,13 +25,6 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
     Layer i of N comes from layer round(i·(L − 1)/(N − 1)) of L, so the first and
     the last are always taken; a single layer comes from the teacher's first.
 
-    Args:
-        teacher_layers: L, at least 1.
-        student_layers: N, at least 1.
-
-    Returns:
-        N teacher layers, ascending.
-
     Raises:
         InputError: N is not between 1 and L.
 
@@ -153,11 +146,9 @@ def narrow_config(
         InputError: a size above the teacher's, or heads that do not divide D or
             would be larger than the teacher's.
     """
-    size = config.hidden_size if hidden_size is None else hidden_size
-    heads = config.num_attention_heads if num_attention_heads is None else num_attention_heads
-    inner = intermediate_size
-    if inner is None:
-        inner = max(1, config.intermediate_size * size // config.hidden_size)
+    size = hidden_size or config.hidden_size
+    heads = num_attention_heads or config.num_attention_heads
+    inner = intermediate_size or max(1, config.intermediate_size * size // config.hidden_size)
     for name, value, largest in (
         ("student_hidden_size", size, config.hidden_size),
         ("student_attention_heads", heads, config.num_attention_heads),

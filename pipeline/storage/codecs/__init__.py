@@ -4,18 +4,23 @@ A new codec is a class in a module of this package, its features in `data_specs.
 one line here.
 """
 
+from pipeline.base.tables import load_entry
 from pipeline.storage.codecs.base import TopKCodec
-from pipeline.storage.codecs.compact import CompactCodec
-from pipeline.storage.codecs.float16 import Float16Codec
-from pipeline.storage.codecs.hidden import Float16HiddenCodec, HiddenCodec, Int8HiddenCodec
+from pipeline.storage.codecs.hidden import HiddenCodec
 
 # By the names that `logit_encoding` takes.
+_CODECS = {
+    "float16": "float16:Float16Codec",
+    "compact": "compact:CompactCodec",
+}
 CODECS: dict[str, type[TopKCodec]] = {
-    "float16": Float16Codec,
-    "compact": CompactCodec,
+    name: load_entry(__name__, entry) for name, entry in _CODECS.items()
 }
 # By the names that `hidden_encoding` takes.
+_HIDDEN_CODECS = {
+    "float16": "hidden:Float16HiddenCodec",
+    "int8": "hidden:Int8HiddenCodec",
+}
 HIDDEN_CODECS: dict[str, type[HiddenCodec]] = {
-    "float16": Float16HiddenCodec,
-    "int8": Int8HiddenCodec,
+    name: load_entry(__name__, entry) for name, entry in _HIDDEN_CODECS.items()
 }

@@ -95,11 +95,7 @@ class TopKCodec(abc.ABC):
     def decode(
         self, features: Mapping[str, bytes], num_positions: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks one record.
-
-        Args:
-            features: the record's features.
-            num_positions: P.
+        """Unpacks the P masked positions of one record.
 
         Returns:
             ids int32 [P, K] and logits float32 [P, K], descending; the first of
@@ -123,14 +119,10 @@ class TopKCodec(abc.ABC):
     def decode_records(
         self, examples: Sequence[Mapping[str, bytes]], num_positions: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks several records, in less time than one by one.
+        """Unpacks several records of P positions each, in less time than one by one.
 
-        Args:
-            examples: the features of each; as many numbers in each as its positions want.
-            num_positions: P of each.
-
-        Returns:
-            ids and logits as `decode` has them, of one record's positions after another's.
+        Each has as many numbers as its positions want. Ids and logits are as `decode` has them,
+        of one record's positions after another's.
 
         Raises:
             KeyError: a feature is missing.

@@ -61,15 +61,12 @@ class HiddenCodec(abc.ABC):
             KeyError: a feature is missing.
             ValueError: one is damaged.
         """
-        sizes = self._sizes(num_positions)
-        return self._unpack(
-            *(
-                arrays.decode(feature, features[feature.name], vocab_size=0)
-                .reshape([sizes[letter] for letter in feature.shape])
-                .astype(np.float32)
-                for feature in self.stored
-            )
-        )
+        sizes, stored = self._sizes(num_positions), []
+        for feature in self.stored:
+            values = arrays.decode(feature, features[feature.name], vocab_size=0)
+            shape = [sizes[letter] for letter in feature.shape]
+            stored.append(values.reshape(shape).astype(np.float32))
+        return self._unpack(*stored)
 
     def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
         """Unpacks a batch of records inside a TensorFlow graph.

@@ -8,11 +8,11 @@ import pytest
 from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.compact import CompactCodec
 from tests.conftest import make_cache, save_tiny_bert
-from tests.tools.conftest import Features, rewrite_cache
+from tests.tools.conftest import Features, read_rows, rewrite_cache
 from tools.cache_analysis import cache_report
 
 ALL = 10**6
@@ -31,15 +31,6 @@ def _measure(model, folder, sample: int = ALL) -> cache_report.CacheReport:
     return cache_report.measure_cache(model, _open(folder), sample=sample, batch_size=8)
 
 
-def _rows(cache) -> list[Features]:
-    return [
-        serialization.decode_example(record)
-        for shards in cache.manifest.splits.values()
-        for shard in shards
-        for record in serialization.read_records(cache.directory / shard.file)
-    ]
-
-
 @pytest.mark.parametrize("mass", [None, 0.9])
 @pytest.mark.parametrize("encoding", CODECS)
 def test_a_cache_is_its_teachers_within_the_codecs_error(
@@ -50,7 +41,7 @@ def test_a_cache_is_its_teachers_within_the_codecs_error(
     )
     cache = _open(made)
     codec = cache_input.open_codec(made, cache.manifest)
-    rows = _rows(cache)
+    rows = read_rows(cache.directory)
     logits = [
         codec.decode(row, len(row[records.MASKED_LM_POSITIONS]) // 2)[1].ravel() for row in rows
     ]
@@ -94,7 +85,7 @@ def test_agreement_and_calibration_by_hand(model, cache_dir) -> None:
     codec = cache_input.open_codec(cache_dir, cache.manifest)
     sums: dict[int, list[float]] = {}
     total = 0
-    for row in _rows(cache):
+    for row in read_rows(cache.directory):
         count = len(row[records.MASKED_LM_POSITIONS]) // 2
         labels = np.frombuffer(row[records.MASKED_LM_IDS], "<u2")
         tails = np.frombuffer(row[records.LOG_TAIL_MASSES], "<f4")[::2].astype(np.float64)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,8 +10,9 @@ from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import LOGITS
-from pipeline.storage import cache_input, length_buckets, serialization
+from pipeline.storage import cache_input, length_buckets
 from pipeline.teacher import forward
+from tests.tools.conftest import read_rows, read_shard
 from tools.cache_analysis import dense_sample
 
 
@@ -29,17 +31,12 @@ def _names(drawn) -> list[bytes]:
     return [example.features[records.EXAMPLE_ID] for example in drawn]
 
 
-def _stored(cache) -> list[bytes]:
-    return [
-        serialization.decode_example(record)[records.EXAMPLE_ID]
-        for split in ("train", "eval")
-        for shard in cache.manifest.splits[split]
-        for record in serialization.read_records(cache.directory / shard.file)
-    ]
+def _stored(cache, *splits: str) -> list[bytes]:
+    return [row[records.EXAMPLE_ID] for row in read_rows(cache.directory, *splits)]
 
 
 def test_a_sample_is_the_same_each_time_and_in_stored_order(examples) -> None:
-    stored = _stored(examples)
+    stored = _stored(examples, "train", "eval")
     drawn = _names(dense_sample.draw(examples, 20))
     assert len(set(drawn)) == 20
     assert drawn == sorted(drawn, key=stored.index) == _names(dense_sample.draw(examples, 20))
@@ -50,18 +47,13 @@ def test_a_sample_is_the_same_each_time_and_in_stored_order(examples) -> None:
 
 def test_a_sample_comes_from_all_shards(examples) -> None:
     drawn = set(_names(dense_sample.draw(examples, 40)))
-    for shards in examples.manifest.splits.values():
-        for shard in shards:
-            path = examples.directory / shard.file
-            names = {
-                serialization.decode_example(record)[records.EXAMPLE_ID]
-                for record in serialization.read_records(path)
-            }
-            assert names & drawn
+    for shard in examples.manifest.shards:
+        names = {row[records.EXAMPLE_ID] for row in read_shard(examples.directory, shard.file)}
+        assert names & drawn
 
 
 def test_a_larger_sample_than_there_are_is_all(examples) -> None:
-    assert _names(dense_sample.draw(examples, 10**6)) == _stored(examples)
+    assert _names(dense_sample.draw(examples, 10**6)) == _stored(examples, "train", "eval")
 
 
 def test_no_examples_are_refused(examples) -> None:
@@ -72,7 +64,7 @@ def test_no_examples_are_refused(examples) -> None:
 
 def test_fewer_records_than_the_manifest_says(examples) -> None:
     shards = examples.manifest.splits["eval"]
-    more = tuple(dataclasses.replace(shard, num_examples=10**4) for shard in shards)
+    more = tuple(msgspec.structs.replace(shard, num_examples=10**4) for shard in shards)
     manifest = dataclasses.replace(examples.manifest, splits={"eval": more})
     with pytest.raises(InputError, match=r"eval-.*: expected a record at \d+, received fewer$"):
         dense_sample.draw(dataclasses.replace(examples, manifest=manifest), 9_999)

@@ -158,20 +158,6 @@ def test_whole_lists_are_the_dense_average_within_the_codecs_error(
     assert np.abs(np.log(found) - np.log(exact)).max() <= 2.0 * 2.0**-11 * largest + 1e-5
 
 
-@given(SEEDS, WEIGHTS, st.integers(1, VOCAB_SIZE - 1))
-def test_kept_mass_and_stored_tail_add_up(seed: int, given: list[float], k: int) -> None:
-    weights = _normalized(given)
-    parts = [_stored(_topk(p, k)) for p in _dense(seed, len(weights))]
-    merged = _stored(merge_topk(parts, weights, truncation_factor=k))
-    average = np.zeros((5, VOCAB_SIZE))
-    for weight, part in zip(weights, parts, strict=True):
-        listed = np.zeros_like(average)
-        np.put_along_axis(listed, part.ids, _probabilities(part)[0], axis=-1)
-        average += weight * listed
-    kept = np.take_along_axis(average, merged.ids, axis=-1).sum(-1)
-    np.testing.assert_allclose(kept + np.exp(merged.log_tail_masses[:, 0]), 1.0, atol=1e-6)
-
-
 @given(SEEDS, st.permutations(range(3)), st.integers(1, 20))
 def test_the_order_of_teachers_does_not_matter(seed: int, order: list[int], k: int) -> None:
     weights = [0.2, 0.3, 0.5]

@@ -8,12 +8,14 @@ import pytest
 from data_specs import records
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import LOGITS
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.records import MaskedExample
+from pipeline.teacher import forward
 from pipeline.teacher.settings import TeacherCacheConfig
 from tests.conftest import make_cache
+from tests.tools.conftest import read_rows
 from tools.cache_analysis import planning
 
 ALL = 10**6
@@ -61,26 +63,14 @@ def test_sizes_are_those_of_the_cache(
     assert set(plan.bytes_per_position) == set(sizes)
     # A logit between two steps may be on either side in another batch.
     assert plan.bytes_per_position == pytest.approx(sizes, rel=1e-3, abs=0.01)
-    shards = [shard for shards in manifest.splits.values() for shard in shards]
-    total = sum(shard.bytes for shard in shards)
-    assert measured.num_examples == sum(shard.num_examples for shard in shards)
+    total = sum(shard.bytes for shard in manifest.shards)
+    assert measured.num_examples == sum(shard.num_examples for shard in manifest.shards)
     assert plan.example_bytes * measured.num_examples == pytest.approx(total, rel=1e-3)
     assert plan.ids_per_position == pytest.approx(manifest.ids_per_position(), rel=1e-3)
-    tails = np.concatenate(_tails(made, manifest))
+    stored = [row[records.LOG_TAIL_MASSES] for row in read_rows(made)]
+    tails = np.frombuffer(b"".join(stored), "<f4").astype(np.float64)[::2]
     assert len(tails) == measured.num_positions
     assert plan.mass_kept == pytest.approx(1.0 - np.exp(tails).mean(), abs=1e-4)
-
-
-def _tails(folder, manifest) -> list[np.ndarray]:
-    """Returns what a cache holds of its tails at temperature 1."""
-    return [
-        np.frombuffer(serialization.decode_example(record)[records.LOG_TAIL_MASSES], "<f4").astype(
-            np.float64
-        )[::2]
-        for shards in manifest.splits.values()
-        for shard in shards
-        for record in serialization.read_records(folder / shard.file)
-    ]
 
 
 def test_divergences_fall_with_k_and_vanish_with_the_whole_vocabulary(model, config, vocab) -> None:
@@ -108,27 +98,20 @@ def test_divergences_fall_with_k_and_vanish_with_the_whole_vocabulary(model, con
 
 def test_a_divergence_is_that_of_the_whole_distribution(model, config, cache_dir) -> None:
     """Against Σ p log(p / q) over the vocabulary, with the real cache's decoded q."""
-    from pipeline.teacher import forward
-
     plans = _measure(model, config, ALL, [16]).plans
     cache = cache_input.open_cache(cache_dir, None)
     codec = cache_input.open_codec(cache.directory, cache.manifest)
     run = forward.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
     found = []
-    for shards in cache.manifest.splits.values():
-        for shard in shards:
-            for record in serialization.read_records(cache.directory / shard.file):
-                features = serialization.decode_example(record)
-                example = MaskedExample.from_features(features, cache.manifest.vocab.size)
-                found += _plain_divergences(run, example, codec)
+    for features in read_rows(cache_dir):
+        example = MaskedExample.from_features(features, cache.manifest.vocab.size)
+        found += _plain_divergences(run, example, codec)
     assert plans[0].logit_encoding == "float16"
     assert plans[0].kl_dense.mean == pytest.approx(np.mean(found), rel=1e-3)
     assert plans[0].kl_dense.max == pytest.approx(np.max(found), rel=1e-3)
 
 
 def _plain_divergences(run, example, codec) -> list[float]:
-    from pipeline.teacher import forward
-
     count = len(example.masked_lm_ids)
     batch = forward.build_batch(
         [example], batch_size=1, max_seq_length=48, max_predictions_per_seq=8

@@ -87,16 +87,13 @@ def test_the_card_of_a_fine_tuned_model(run_dir) -> None:
     source = find_model(run_dir / "model")
     tensors = load_file(run_dir / "model" / "model.safetensors").values()
     millions = sum(math.prod(tensor.shape) for tensor in tensors) / 1e6
-    card = model_card(
-        source.config, CardSettings("tiny"), Origin({}, None, {}), task=find_task(source)
-    )
+    nowhere = Origin({}, None, {})
+    card = model_card(source.config, CardSettings("tiny"), nowhere, task=find_task(source))
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["pipeline_tag"] == "text-classification"
     assert front["tags"] == ["bert", "text-classification", "distillation"]
-    assert (
-        f" {millions:.2f} million parameters, fine-tuned on pairs with a teacher's logits. It "
-        "takes up to 64 tokens.\n"
-    ) in card
+    text = "million parameters, fine-tuned on pairs with a teacher's logits. It takes up to 64"
+    assert f" {millions:.2f} {text} tokens.\n" in card
     assert "model = AutoModelForSequenceClassification.from_pretrained('tiny')\n" in card
     lines = card.splitlines()
     for name, text in MAKING.items():

@@ -28,7 +28,7 @@ def _write_json_lines(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> Non
 
 
 @pytest.fixture(scope="session")
-def sentiment_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def sentiment_dir(tmp_path_factory) -> pathlib.Path:
     """ChnSentiCorp's format: one sentence and whether it is of the good ones."""
     folder, random = tmp_path_factory.mktemp("sentiment"), _random("sentiment")
     for split, count in (("train", _NUM_TRAIN), ("dev", _NUM_DEV), ("test", 5)):
@@ -39,7 +39,7 @@ def sentiment_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def pair_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def pair_dir(tmp_path_factory) -> pathlib.Path:
     """OCNLI's format: the second sentence is of the good ones, of others, or undecided."""
     folder, random = tmp_path_factory.mktemp("pairs"), _random("pairs")
     for split, count in (("train.3k", _NUM_TRAIN), ("dev", _NUM_DEV)):
@@ -54,7 +54,7 @@ def pair_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def similarity_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def similarity_dir(tmp_path_factory) -> pathlib.Path:
     """STS-B's format: 4 where the second sentence is of the good ones, 1 elsewhere."""
     folder, random = tmp_path_factory.mktemp("similarity"), _random("similarity")
     names = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
@@ -69,7 +69,7 @@ def similarity_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def questions_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def questions_dir(tmp_path_factory) -> pathlib.Path:
     """CMRC 2018's format: contexts longer than a window, in which one word is looked for."""
     folder, random = tmp_path_factory.mktemp("questions"), _random("questions")
     for split, count in (("train", _NUM_TRAIN), ("trial", 12)):
@@ -87,16 +87,14 @@ def questions_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory: pytest.TempPathFactory, vocab_file: pathlib.Path) -> pathlib.Path:
+def model_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
     """A random two-layer model with a tokenizer, and no pooler; read only."""
     folder = tmp_path_factory.mktemp("model")
     return save_tiny_bert(folder, vocab_file, seed=3, num_layers=2, initializer_range=0.2)
 
 
 @pytest.fixture
-def sentiment_config(
-    sentiment_dir: pathlib.Path, model_dir: pathlib.Path, tmp_path: pathlib.Path
-) -> FinetuneConfig:
+def sentiment_config(sentiment_dir, model_dir, tmp_path) -> FinetuneConfig:
     """A run of seconds; replace what a test is about."""
     return FinetuneConfig(
         task="chnsenticorp",
@@ -132,18 +130,14 @@ def save_tiny_head(
 
 
 @pytest.fixture(scope="session")
-def task_teacher_dir(
-    tmp_path_factory: pytest.TempPathFactory, teacher_dir: pathlib.Path
-) -> pathlib.Path:
+def task_teacher_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
     """A three-layer teacher with a random head for ChnSentiCorp; read only."""
     folder = tmp_path_factory.mktemp("task_teacher") / "model"
     return save_tiny_head(folder, teacher_dir, Head(CLASSIFICATION, ("0", "1")))
 
 
 @pytest.fixture(scope="session")
-def span_teacher_dir(
-    tmp_path_factory: pytest.TempPathFactory, teacher_dir: pathlib.Path
-) -> pathlib.Path:
+def span_teacher_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
     """A three-layer teacher with a random span head; read only."""
     folder = tmp_path_factory.mktemp("span_teacher") / "model"
     return save_tiny_head(folder, teacher_dir, Head(SPAN))

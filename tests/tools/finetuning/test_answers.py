@@ -71,25 +71,6 @@ def test_the_text_is_cut_from_the_context() -> None:
     assert CONTEXT[3:8] == answer.text
 
 
-def test_a_window_with_a_better_answer_wins() -> None:
-    features = _features(7, 3)
-    starts, ends = _zeros(features), _zeros(features)
-    of_first = [index for index, feature in enumerate(features) if feature.example == 0]
-    starts[of_first[0]][3], ends[of_first[0]][3] = 1.0, 1.0
-    last = features[of_first[-1]]
-    starts[of_first[-1]][last.context_end - 1] = 3.0
-    assert best_answers(EXAMPLES, features, starts, ends)["q1"].text == "。"
-
-
-def test_no_answer_is_longer_than_allowed() -> None:
-    features = _features(20)
-    starts, ends = _zeros(features), _zeros(features)
-    starts[0][3], ends[0][9] = 9.0, 9.0
-    long = best_answers(EXAMPLES, features, starts, ends)["q1"]
-    short = best_answers(EXAMPLES, features, starts, ends, max_answer_length=2)["q1"]
-    assert (long.text, short.text) == (CONTEXT, "ab")
-
-
 def test_a_question_without_context() -> None:
     examples = (TaskExample("q", ("x", "")),)
     features = build_features(examples, Words(), kind="span", max_seq_length=9)

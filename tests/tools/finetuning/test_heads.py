@@ -87,23 +87,15 @@ def load(folder: pathlib.Path, kind: str, **settings: object) -> heads.TaskModel
 
 
 def test_names_by_hand() -> None:
-    def names(family: str, kind: str) -> list[str]:
-        return [row.hf for row in head_table(FAMILIES[family], HEADS[kind])]
-
-    assert names("bert", CLASSIFICATION) == [
-        "bert.pooler.dense.weight",
-        "bert.pooler.dense.bias",
-        "classifier.weight",
-        "classifier.bias",
-    ]
-    assert names("roberta", CLASSIFICATION)[::2] == [
-        "classifier.dense.weight",
-        "classifier.out_proj.weight",
-    ]
-    assert names("distilbert", REGRESSION)[::2] == ["pre_classifier.weight", "classifier.weight"]
-    assert names("albert", CLASSIFICATION)[::2] == ["albert.pooler.weight", "classifier.weight"]
-    for family in FAMILIES:
-        assert names(family, SPAN) == ["qa_outputs.weight", "qa_outputs.bias"]
+    for family, kind, names in (
+        ("bert", CLASSIFICATION, ("bert.pooler.dense", "classifier")),
+        ("roberta", CLASSIFICATION, ("classifier.dense", "classifier.out_proj")),
+        ("distilbert", REGRESSION, ("pre_classifier", "classifier")),
+        ("albert", CLASSIFICATION, ("albert.pooler", "classifier")),
+        *((family, SPAN, ("qa_outputs",)) for family in FAMILIES),
+    ):
+        expected = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+        assert [row.hf for row in head_table(FAMILIES[family], HEADS[kind])] == expected
 
 
 def test_head_settings_are_those_of_transformers() -> None:
@@ -196,6 +188,7 @@ def _with_pooler(folder: pathlib.Path, scale: float) -> np.ndarray:
 
 def test_a_pooler_of_the_checkpoint_is_taken(tmp_path) -> None:
     kernel = _with_pooler(tmp_path, 1.0)
+    assert read_head(find_model(tmp_path)) is None
     weights = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
     np.testing.assert_array_equal(weights["head/dense/kernel"], kernel)
     assert (weights["head/dense/bias"] == 1.0).all()
@@ -234,11 +227,6 @@ def test_a_pooler_of_a_google_checkpoint_is_taken_unless_it_is_zero(tmp_path, sc
     assert found["head/dense/kernel"].std() > 0.2
 
 
-def test_a_masked_lm_has_no_such_head(tmp_path) -> None:
-    model_directory.save_hf(tmp_path, MaskedLM(BERT, seed=1))
-    assert read_head(find_model(tmp_path)) is None
-
-
 @pytest.mark.parametrize(
     "labels", [["a", "b"], {}, {"0": "a", "2": "b"}, {"x": "a"}, {"0": "a", "01": "b"}, 3, None]
 )
@@ -260,6 +248,7 @@ def test_a_head_fits_the_same_or_unnamed_labels() -> None:
     assert not head.fits(Head(REGRESSION)) and not head.fits(Head(SPAN))
     assert str(head) == "a classification head with 2 labels (0, 1)"
     assert str(Head(SPAN)) == "a span head"
+    assert str(Head(CLASSIFICATION, ("two\nlines",))).endswith("with 1 labels (two\\nlines)")
 
 
 def _run_torch(model, batch: Batch) -> np.ndarray:
@@ -326,7 +315,3 @@ def test_heads_of_transformers_give_the_same_logits_here(tmp_path, family: str, 
     assert HEADS[kind].kind == head.kind and HEADS[kind].num_outputs == head.num_outputs
     model = load(tmp_path, kind, keep_head=True)
     _assert_equal_logits(model, peer, FAMILIES[family])
-
-
-def test_labels_of_several_lines_are_shown_in_one() -> None:
-    assert str(Head(CLASSIFICATION, ("two\nlines",))).endswith("with 1 labels (two\\nlines)")

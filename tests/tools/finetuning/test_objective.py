@@ -43,18 +43,6 @@ def test_distillation_loss_of_small_logits() -> None:
     assert float(objective.loss(_f32([1.0, 1.0]), batch)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_teacher_that_says_the_same_leaves_the_labels() -> None:
-    logits = np.random.default_rng(1).normal(0, 2, (5, 3)).astype(np.float32)
-    batch = {
-        TARGETS: np.array([0, 1, 2, 0, 1], np.int32),
-        WEIGHTS: np.ones(5, np.float32),
-        TEACHER_LOGITS: logits,
-    }
-    alone = float(TaskObjective(CLASSIFICATION).loss(logits, batch))
-    taught = float(TaskObjective(CLASSIFICATION, 0.4, 3.0).loss(logits, batch))
-    assert taught == pytest.approx(0.6 * alone, rel=1e-5)
-
-
 def test_starts_and_ends_are_averaged_over_real_tokens() -> None:
     random = np.random.default_rng(2)
     student, teacher = (random.normal(0, 2, (2, 2, 6)).astype(np.float32) for _ in range(2))

@@ -18,22 +18,23 @@ def _written(tmp_path, name: str, predictions) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_clue(tmp_path) -> None:
-    assert _written(tmp_path, "ocnli", [2, 0]) == (
-        '{"id": 0, "label": "contradiction"}\n{"id": 7, "label": "entailment"}\n'
-    )
-    assert _written(tmp_path, "tnews", [14, 5]).splitlines()[0] == '{"id": 0, "label": "116"}'
-
-
-def test_glue(tmp_path) -> None:
-    assert _written(tmp_path, "rte", [1, 0]) == (
-        "index\tprediction\n0\tnot_entailment\n7\tentailment\n"
-    )
-    assert _written(tmp_path, "cola", [1, 0]) == "index\tprediction\n0\t1\n7\t0\n"
-
-
-def test_numbers_are_cut_to_the_range(tmp_path) -> None:
-    assert _written(tmp_path, "stsb", [5.2, 1.23456]) == "index\tprediction\n0\t5.000\n7\t1.235\n"
+@pytest.mark.parametrize(
+    ("name", "predictions", "text"),
+    [
+        (
+            "ocnli",
+            [2, 0],
+            '{"id": 0, "label": "contradiction"}\n{"id": 7, "label": "entailment"}\n',
+        ),
+        ("tnews", [14, 5], '{"id": 0, "label": "116"}\n{"id": 7, "label": "106"}\n'),
+        ("rte", [1, 0], "index\tprediction\n0\tnot_entailment\n7\tentailment\n"),
+        ("cola", [1, 0], "index\tprediction\n0\t1\n7\t0\n"),
+        # Cut to the range.
+        ("stsb", [5.2, 1.23456], "index\tprediction\n0\t5.000\n7\t1.235\n"),
+    ],
+)
+def test_labels_are_written_byte_by_byte(tmp_path, name: str, predictions, text: str) -> None:
+    assert _written(tmp_path, name, predictions) == text
 
 
 def test_squad(tmp_path) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from data_specs import records
-from pipeline.storage import cache_input, serialization
+from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import make_cache
+from tests.tools.conftest import Features, read_rows
 from tools.verification.record_checks import RecordChecker
 
-Features = dict[str, bytes]
 # Of the records that a change is made to.
 PLACE = 3
 
@@ -23,14 +23,8 @@ def _open(folder: pathlib.Path) -> tuple[RecordChecker, list[Features]]:
     """The checker of a directory, and the records of its eval split."""
     manifest = manifests.load(folder)
     tokenizer = load_tokenizer(folder / "vocab.txt", do_lower_case=None)
-    codec = None
-    if manifest.teacher_info is not None:
-        codec = cache_input.open_codec(folder, manifest)
-    examples = [
-        serialization.decode_example(record)
-        for shard in manifest.splits["eval"]
-        for record in serialization.read_records(folder / shard.file)
-    ]
+    codec = manifest.teacher_info and cache_input.open_codec(folder, manifest)
+    examples = read_rows(folder, "eval")
     return RecordChecker(manifest, tokenizer.is_special(), codec), examples
 
 

@@ -8,6 +8,7 @@ import pytest
 from data_specs import records
 from pipeline.base.errors import InputError
 from pipeline.storage import cache_input, serialization
+from tests.tools.conftest import read_rows
 from tools.vocabulary import cache_tokens
 
 
@@ -49,17 +50,14 @@ def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, chunk: in
     monkeypatch.setattr(cache_tokens, "_CHUNK", chunk)
     cache = cache_input.open_cache(cache_dir, None)
     expected: collections.Counter[int] = collections.Counter()
-    for shard in cache.manifest.splits["train"]:
-        for record in serialization.read_records(cache_dir / shard.file):
-            example = serialization.decode_example(record)
-            tokens = np.frombuffer(example[records.INPUT_IDS], "<u2").tolist()
-            for position, label in zip(
-                np.frombuffer(example[records.MASKED_LM_POSITIONS], "<u2"),
-                np.frombuffer(example[records.MASKED_LM_IDS], "<u2"),
-                strict=True,
-            ):
-                tokens[position] = int(label)
-            expected.update(tokens)
+    for example in read_rows(cache_dir, "train"):
+        tokens, positions, labels = (
+            np.frombuffer(example[name], "<u2").tolist()
+            for name in (records.INPUT_IDS, records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS)
+        )
+        for position, label in zip(positions, labels, strict=True):
+            tokens[position] = label
+        expected.update(tokens)
     counts = cache_tokens.count_tokens(cache)
     assert len(cache.manifest.splits["train"]) == 3
     assert dict(expected) == {i: int(n) for i, n in enumerate(counts) if n}
