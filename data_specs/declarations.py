@@ -7,7 +7,6 @@ import reprlib
 from typing import Annotated, Any
 
 import msgspec
-import yaml
 
 # A list of at least one word.
 Words = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -18,47 +17,8 @@ _MAX_BYTES = 2**17
 _MAX_PATH, _MAX_NAME = 4096, 255
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 200
-# Decimal, and within 64 bits.
-_WHOLE_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 # A message of msgspec: the fact, and the path of the value that it is about.
 _REFUSAL = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads plain values only.
-
-    An alias could make a short page expand to more values than fit in memory, or contain itself.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuses aliases."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-    def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """Reads a plain number; those of other bases, of which 1:1:1 has 60, are refused."""
-        text = self.construct_scalar(node)
-        if _WHOLE_NUMBER.fullmatch(text):
-            return int(text)
-        if node.tag.endswith(":float") and ":" not in text:
-            return self.construct_yaml_float(node)
-        problem = f"expected a plain number, received {shown(text)}"
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a key that stands twice."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(names)) < len(names):
-            raise yaml.MarkedYAMLError(problem="a key twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-for _tag in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
-for _tag in ("binary", "omap", "pairs", "set"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_undefined)
 
 
 def shown(value: Any) -> str:
@@ -117,11 +77,16 @@ def load_mapping(path: Any) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, or is not a mapping; names the file.
     """
+    # Tools that read no declaration run where PyYAML is not installed.
+    import yaml
+
+    from data_specs.yaml_loader import Loader
+
     try:
         size = path.stat().st_size
         if size > _MAX_BYTES:
             raise ValueError(f"expected at most {_MAX_BYTES} bytes, received {size}")
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     # ValueError: an invalid number or date, or a UnicodeDecodeError.

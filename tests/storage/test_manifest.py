@@ -191,6 +191,8 @@ def _refusal(folder: pathlib.Path, **changes: object) -> InputError:
         ("splits", {"train": [{**_SHARD, "two\nlines": 1}]}, "unknown field"),
         ("splits", {"train": [{**_SHARD, "measured": {"num_ids": 1}}]}, "num_positions"),
         ("splits", {"train": [{**_SHARD, "file": "/etc/passwd"}]}, "the name of a shard"),
+        ("splits", {"train": [{**_SHARD, "file": "s3://other/a"}]}, "the name of a shard"),
+        ("splits", {"train": [{**_SHARD, "file": f"../{SHARD}"}]}, "the name of a shard"),
         ("splits", {"train": [{**_SHARD, "file": SHARD.replace("0", "٠")}]}, "the name of a shard"),
         (
             "splits",

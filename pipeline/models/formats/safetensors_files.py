@@ -10,8 +10,6 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (teaches NumPy the dtype bfloat16)
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
@@ -75,6 +73,9 @@ class SafetensorsFiles(WeightFiles):
         return arrays
 
     def _opened(self) -> Iterator[tuple[Location, Any]]:
+        # Steps of random weights are timed where safetensors is not installed.
+        from safetensors import safe_open
+
         for path, copy in zip(self._files, mirror_all(self._files), strict=True):
             with _reading(path):
                 opened = safe_open(copy, framework="np")
@@ -112,6 +113,8 @@ def _one_line(text: str) -> str:
 @contextlib.contextmanager
 def _reading(path: Location) -> Iterator[None]:
     """Turns what safetensors raises in the block, of a damaged file, into an `InputError`."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except (SafetensorError, OSError) as error:
@@ -135,6 +138,9 @@ def save_tensors(
     Raises:
         OSError: it cannot be written, for example because the disk is full.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     with path.atomic_write() as temporary:
         try:
             # The format that `transformers` asks for.

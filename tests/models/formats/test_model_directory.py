@@ -260,12 +260,6 @@ def test_tensors_of_the_wrong_shape_are_named(directory, config):
     )
 
 
-def test_a_transposed_kernel_has_the_wrong_shape(directory, config):
-    name = "bert.encoder.layer.1.intermediate.dense.weight"
-    change(directory, {name: np.zeros((16, 24), np.float32)})
-    assert error_of(directory, config).received.endswith("expected [24, 16], received [16, 24]")
-
-
 def test_layers_that_the_configuration_does_not_have_are_named(directory, config):
     smaller = dataclasses.replace(config, num_hidden_layers=2)
     received = error_of(directory, smaller).received

@@ -2,10 +2,7 @@
 
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -17,24 +14,18 @@ from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.storage import cache_input
 from pipeline.storage.length_buckets import Chunking
+from tests.conftest import run_python
 from tools.dev import benchmark_step as tool
 from tools.dev.workloads import recipes, step_programs
 from tools.dev.workloads.accelerators import TPUS, find_accelerator
 from tools.dev.workloads.step_programs import Workload
 
-ROOT = pathlib.Path(__file__).parents[3]
 # What is not there where only Keras, JAX and NumPy are.
 ABSENT = (
     *("tensorflow", "tensorflow_datasets", "safetensors", "tokenizers", "sentencepiece"),
     *("rjieba", "yaml", "tqdm", "etils", "torch", "transformers"),
 )
-BARE = f"""
-import sys
-for name in {ABSENT}:
-    sys.modules[name] = None
-from tools.dev import TOOL
-sys.exit(TOOL.main(sys.argv))
-"""
+BARE = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))\n"
 
 
 def write_config(folder: pathlib.Path, **changes: object) -> pathlib.Path:
@@ -91,28 +82,17 @@ def _expect_report(tmp_path: pathlib.Path, printed: str, backend: str) -> None:
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="runs on TensorFlow")
-def test_on_tensorflow(tmp_path, capsys) -> None:
+def test_a_benchmark_on_tensorflow_reports_both_parts(tmp_path, capsys) -> None:
     assert tool.main(["benchmark_step", *_flags(tmp_path, recompute_activations=True)]) == 0
     _expect_report(tmp_path, capsys.readouterr().out, "tensorflow")
 
 
-def _bare(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", BARE.replace("TOOL", name), *flags],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-def test_on_jax_where_there_is_nothing_else(tmp_path) -> None:
-    result = _bare("benchmark_step", *_flags(tmp_path, backend="jax"))
-    assert result.returncode == 0, result.stderr
+def test_a_benchmark_on_jax_needs_only_keras_jax_and_numpy(tmp_path) -> None:
+    code = f"{BARE}from tools.dev import benchmark_step as t; sys.exit(t.main(sys.argv))"
+    flags = _flags(tmp_path, backend="jax")
+    result = run_python("-c", code, *flags, JAX_PLATFORMS="cpu")
     _expect_report(tmp_path, result.stdout, "jax")
 
 
@@ -121,12 +101,7 @@ def test_on_jax_where_there_is_nothing_else(tmp_path) -> None:
 def test_all_that_is_compiled_for_a_tpu_is_made_without_tensorflow(tmp_path) -> None:
     """A live teacher's step and a forward pass, lowered for the CPU instead."""
     teacher = write_config(tmp_path, num_hidden_layers=12)
-    code = f"""
-import sys
-for name in {ABSENT}:
-    sys.modules[name] = None
-import os
-os.environ["KERAS_BACKEND"] = "jax"
+    code = f"""{BARE}
 import dataclasses
 import jax
 from tools.dev.workloads import recipes, tpu_compiler
@@ -143,16 +118,7 @@ for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers"):
         program = tpu_compiler.compile_part(workload, part, 4, topology)
         print(recipe, part, program.fits, program.flops > 0)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    result = run_python("-c", code, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
     assert result.stdout.splitlines() == [
         f"{recipe} {part} True True"
         for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers")

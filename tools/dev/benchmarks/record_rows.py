@@ -132,7 +132,7 @@ def _repeated(cache: CacheInput, inputs: Inputs) -> CacheInput:
     """Returns a cache whose train split is one shard of its first examples, many times over."""
     directory = inputs.new_directory("repeated")
     shutil.copytree(cache.directory, directory)
-    shards = [pathlib.Path(directory) / shard.file for shard in cache.manifest.splits[TRAIN]]
+    shards = [directory / shard.file for shard in cache.manifest.splits[TRAIN]]
     found = itertools.chain.from_iterable(map(serialization.read_records, shards))
     first = list(itertools.islice(found, _EXAMPLES))
     shard = serialization.write_shard(directory, "repeated.tfrecord", first * _COPIES)
