@@ -302,14 +302,13 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
         return None
     codec, found = cache_input.open_codec(cache.directory, manifest), []
     shards = manifest.splits.get(manifests.EVAL, ())
-    examples = itertools.chain.from_iterable(
-        read_examples(cache.directory / shard.file, manifest) for shard in shards
-    )
-    for example in itertools.islice(examples, _SAMPLE):
+    paths = [cache.directory / shard.file for shard in shards]
+    examples = ((path, example) for path in paths for example in read_examples(path, manifest))
+    for path, example in itertools.islice(examples, _SAMPLE):
         try:
             targets = TeacherTargets.from_features(example.features, codec, info)
         except (KeyError, ValueError) as error:
-            place = f"{cache.directory}, example {example.example_id.hex()}"
+            place = f"{path}, example {example.example_id.hex()}"
             raise InputError(place, received=f"a broken record ({error})") from error
         p, _ = targets.probabilities(1.0, k=1)
         found.append((p[:, 0], targets.ids[:, 0] == example.masked_lm_ids))
