@@ -158,7 +158,7 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported(command: str, f
     )
     result = run_python("-c", code)
     # A task's settings are checked beside the model and its tokenizer.
-    readers = ["safetensors", "sentencepiece", "tokenizers"] if command == "tools.finetune" else []
+    readers = ["sentencepiece", "tokenizers"] if command == "tools.finetune" else []
     assert result.stdout.strip() == f"1 {readers}"
     assert result.stderr.startswith("error: ")
 
