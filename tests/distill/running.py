@@ -70,12 +70,16 @@ def read_weights(folder: Location) -> dict[str, np.ndarray]:
     return load_file(folder / "model.safetensors")
 
 
+def assert_equal_arrays(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> None:
+    """Two mappings hold the same arrays, bit by bit."""
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(two[name], value, err_msg=name)
+
+
 def assert_same_weights(first: Location, second: Location) -> None:
     """Two runs made the same student, bit by bit."""
-    weights, others = read_weights(first), read_weights(second)
-    assert weights.keys() == others.keys()
-    for name, value in weights.items():
-        np.testing.assert_array_equal(others[name], value, err_msg=name)
+    assert_equal_arrays(read_weights(first), read_weights(second))
 
 
 def assert_close_lines(

@@ -85,8 +85,8 @@ def test_where_none_verifies_all_are_named(tmp_path) -> None:
     with pytest.raises(InputError) as caught:
         files.find_newest()
     message = str(caught.value)
-    assert "step-00000005.safetensors: a damaged checkpoint" in message
-    assert "step-00000010.safetensors: a damaged checkpoint" in message
+    for name in ("step-00000005.safetensors", "step-00000010.safetensors"):
+        assert f"{name}: a damaged checkpoint" in message
     assert message.endswith(f"to begin again, delete the folder {tmp_path / 'checkpoints'}")
 
 
@@ -190,10 +190,9 @@ def test_a_broken_one_of_the_same_step_is_set_aside(tmp_path, capsys) -> None:
         damaged = _path(tmp_path, 10).read_bytes()
         assert files.find_newest() == Checkpoint(5)
         files.save(10, _tensors(11))
-        assert f"it is now step-00000010.safetensors.broken-{2 * number - 1}" in "".join(
-            capsys.readouterr().err.splitlines()[-1:]
-        )
-        aside = tmp_path / "checkpoints" / f"step-00000010.safetensors.broken-{2 * number - 1}"
+        name = f"step-00000010.safetensors.broken-{2 * number - 1}"
+        assert f"it is now {name}" in capsys.readouterr().err.splitlines()[-1]
+        aside = tmp_path / "checkpoints" / name
         assert aside.read_bytes() == damaged
         assert files.find_newest() == Checkpoint(10)
         np.testing.assert_array_equal(load_file(_path(tmp_path, 10))["a"], _tensors(11)["a"])
@@ -207,16 +206,12 @@ def test_what_is_due_is_remembered(tmp_path) -> None:
 
 def test_a_crash_between_the_two_files_leaves_the_older_one(tmp_path, monkeypatch) -> None:
     files = _save(tmp_path, 5)
-
-    def crash(*names) -> None:
-        raise OSError(28, "No space left on device")
-
     real = checkpoints.model_directory.save_tensors
 
     def save_tensors(path, tensors, *, before_publishing) -> None:
         def describe(written) -> None:
             before_publishing(written)
-            crash()
+            raise OSError(28, "No space left on device")
 
         real(path, tensors, before_publishing=describe)
 
@@ -232,9 +227,8 @@ def test_a_defect_is_told_in_one_short_line(tmp_path) -> None:
     files = _save(tmp_path, 5)
     path = _path(tmp_path, 5)
     path.with_suffix(".json").unlink()
-    header = json.dumps(
-        {"two\nlines" * 200: {"dtype": "F32", "shape": [1], "data_offsets": [3, 9]}}
-    )
+    tensor = {"dtype": "F32", "shape": [1], "data_offsets": [3, 9]}
+    header = json.dumps({"two\nlines" * 200: tensor})
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(9))
     with pytest.raises(InputError, match="a damaged checkpoint") as caught:
         files.find_newest()

@@ -17,6 +17,7 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.tokenizers import loading, vocabulary
 from tests.distill.running import (
+    assert_equal_arrays,
     damaged_copy,
     distilled,
     expect_same_after_interrupt,
@@ -51,12 +52,6 @@ def _positions(windows: WindowReader, record: bytes, epochs: range) -> np.ndarra
         tf.constant([record] * len(epochs)), tf.constant(list(epochs), tf.int64)
     )
     return batch[records.MASKED_LM_POSITIONS].numpy()[batch[records.MASKED_LM_WEIGHTS] > 0]
-
-
-def _assert_equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> None:
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
 def test_batches_are_as_those_of_static_examples(cache, examples_dir) -> None:
@@ -119,7 +114,7 @@ def test_epochs_differ_and_repeat(cache) -> None:
     windows = WindowReader(cache, seed=3, purpose=TRAINING)
     first = _parse(windows, serialized, 0)
     again = _parse(WindowReader(cache, seed=3, purpose=TRAINING), serialized, 0)
-    _assert_equal(first, again)
+    assert_equal_arrays(first, again)
     others = (
         _parse(windows, serialized, 1),
         _parse(WindowReader(cache, seed=4, purpose=TRAINING), serialized, 0),
@@ -140,10 +135,10 @@ def test_masks_do_not_depend_on_the_batch(cache) -> None:
     whole = _parse(windows, serialized, 2)
     order = np.random.default_rng(0).permutation(20)
     mixed = _parse(windows, [serialized[index] for index in order], 2)
-    _assert_equal({name: value[order] for name, value in whole.items()}, mixed)
+    assert_equal_arrays({name: value[order] for name, value in whole.items()}, mixed)
     single = [_parse(windows, [record], 2) for record in serialized]
     joined = {name: np.concatenate([one[name] for one in single]) for name in whole}
-    _assert_equal(whole, joined)
+    assert_equal_arrays(whole, joined)
     # Epochs of its own for each row.
     epochs = tf.constant([0, 2] * 10, tf.int64)
     both = windows.parse_batch(tf.constant(serialized), epochs)
@@ -167,7 +162,7 @@ def test_a_resumed_stream_is_the_rest_with_the_masks_of_its_epochs(cache) -> Non
     for skipped in (1, total // 8, total // 8 + 1, count - 2):
         rest = _batches(cache, start=skipped * 8, count=count - skipped)
         for one, two in zip(whole[skipped:], rest, strict=True):
-            _assert_equal(one, two)
+            assert_equal_arrays(one, two)
     # The same windows come in each epoch, with other masks.
     windows = WindowReader(cache, seed=5, purpose=TRAINING)
     stream = reader.training_records(cache, "train", seed=5, start=0, buffer=30)
@@ -176,9 +171,8 @@ def test_a_resumed_stream_is_the_rest_with_the_masks_of_its_epochs(cache) -> Non
     for number, batch in enumerate(whole):
         for row, (record, epoch) in enumerate(pairs[number * 8 : number * 8 + 8]):
             masked = _parse(windows, [record], int(epoch))
-            np.testing.assert_array_equal(
-                batch[records.INPUT_IDS][row], masked[records.INPUT_IDS][0]
-            )
+            ids = batch[records.INPUT_IDS][row]
+            np.testing.assert_array_equal(ids, masked[records.INPUT_IDS][0])
 
 
 def test_evaluation_is_the_same_each_time(cache) -> None:
@@ -186,12 +180,9 @@ def test_evaluation_is_the_same_each_time(cache) -> None:
     first, second = ([{**i, **t} for i, t in dataset.as_numpy_iterator()] for _ in range(2))
     assert len(first) == 3
     for one, two in zip(first, second, strict=True):
-        _assert_equal(one, two)
-    expected = _parse(
-        WindowReader(cache, seed=cache.manifest.seed, purpose=EVALUATION),
-        _stored(cache, "eval")[:8],
-        0,
-    )
+        assert_equal_arrays(one, two)
+    windows = WindowReader(cache, seed=cache.manifest.seed, purpose=EVALUATION)
+    expected = _parse(windows, _stored(cache, "eval")[:8], 0)
     np.testing.assert_array_equal(first[0][records.INPUT_IDS], expected[records.INPUT_IDS])
 
 
@@ -201,15 +192,9 @@ def test_tokens_are_masked_as_often_as_the_formula_says(
 ) -> None:
     """One token of each window: over many epochs, chi-squared against the weights."""
     folder = tmp_path / "windows"
-    create_masked_examples(
-        dataclasses.replace(
-            windows_config,
-            output_dir=str(folder),
-            max_predictions_per_seq=1,
-            do_whole_word_mask=False,
-            mask_smoothing=smoothing,
-        )
-    )
+    changes = {"max_predictions_per_seq": 1, "do_whole_word_mask": False}
+    changes |= {"output_dir": str(folder), "mask_smoothing": smoothing}
+    create_masked_examples(dataclasses.replace(windows_config, **changes))
     cache = cache_input.open_cache(folder, None)
     windows = WindowReader(cache, seed=3, purpose=TRAINING)
     record = max(_stored(cache), key=len)
@@ -237,11 +222,8 @@ def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
 ) -> None:
     for file in (spiece_file, bpe_file):
         folder = tmp_path / file.stem
-        create_masked_examples(
-            dataclasses.replace(
-                windows_config, output_dir=str(folder), vocab_file=str(file), segments="single"
-            )
-        )
+        changes = {"output_dir": str(folder), "vocab_file": str(file), "segments": "single"}
+        create_masked_examples(dataclasses.replace(windows_config, **changes))
         cache = cache_input.open_cache(folder, None)
         original = loading.load_tokenizer(file, do_lower_case=None)
         loaded = cache_tokenizer.load_cache_tokenizer(cache)

@@ -26,6 +26,7 @@ from pipeline.storage.length_buckets import Chunking
 from tests.conftest import SENTENCES, make_cache
 from tests.distill.running import (
     assert_close_lines,
+    assert_equal_arrays,
     distilled,
     expect_same_after_interrupt,
     interrupt_at,
@@ -101,12 +102,6 @@ def _rows(batches: list[dict]) -> list[tuple[int, ...]]:
     ]
 
 
-def _assert_equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> None:
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-
-
 def test_chunks_equal_a_plain_computation(cache) -> None:
     """Over the end of the epoch; each group has the stream's next examples."""
     groups = cache.manifest.num_examples("train") // 12 + 2
@@ -124,7 +119,7 @@ def test_a_resumed_stream_is_the_rest(cache) -> None:
     for used in (1, 2, groups - 6, groups - 1):
         rest = _batches(cache, count=(groups - used) * 3, start=used * 12)
         for one, two in zip(whole[used * 3 :], rest, strict=True):
-            _assert_equal(one, two)
+            assert_equal_arrays(one, two)
 
 
 def test_shares_by_hand() -> None:
@@ -175,7 +170,7 @@ def test_one_bucket_is_the_stream_padded(cache, chunking: Chunking) -> None:
         inputs, wanted = batches.inputs_and_targets(parsed)
         expected = {name: value.numpy() for name, value in {**inputs, **wanted}.items()}
         assert (LOSS_SHARES in batch) == (chunking.num_chunks > 1)
-        _assert_equal({name: batch[name] for name in batch if name != LOSS_SHARES}, expected)
+        assert_equal_arrays({name: batch[name] for name in batch if name != LOSS_SHARES}, expected)
         assert batch[records.INPUT_IDS].shape == (4, 60)
 
 

@@ -31,9 +31,8 @@ DISTRIBUTION = ("soft_cross_entropy", "kl_divergence", "probability_cosine")
 def hidden_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Path:
     """A cache with the hidden states of layers 1-3 and 3, in 8 bits."""
     folder = tmp_path_factory.mktemp("hidden") / "cache"
-    return make_cache(
-        folder, examples_dir, teacher_dir, cache_hidden_states="1-3,3", hidden_encoding="int8"
-    )
+    changes = {"cache_hidden_states": "1-3,3", "hidden_encoding": "int8"}
+    return make_cache(folder, examples_dir, teacher_dir, **changes)
 
 
 @pytest.fixture
@@ -119,9 +118,8 @@ def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) ->
     lines = read_lines(config.output_dir, "train")
     for name in ("kl_divergence", "hidden_cosine", "attention_mse", "loss"):
         assert lines[-1][name] < 0.9 * lines[0][name], name
-    last = lines[-1]
-    total = sum(weight * last[name] for name, weight in losses.items())
-    assert last["loss"] == pytest.approx(total, rel=1e-5)
+    total = sum(weight * lines[-1][name] for name, weight in losses.items())
+    assert lines[-1]["loss"] == pytest.approx(total, rel=1e-5)
     # The teacher is in no checkpoint.
     path = config.output_dir / "checkpoints" / "step-00000060.safetensors"
     with safe_open(path, framework="numpy") as file:

@@ -73,9 +73,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, monkeypatch, tmp_path, 
             _signal_at(patch, moment, number)
             with pytest.raises(StoppedRunError) as caught:
                 training.distill(cut)
-        assert str(caught.value) == (
-            f"stopped by {number.name} at step {moment}; the same command continues from there"
-        )
+        assert f"stopped by {number.name} at step {moment};" in str(caught.value)
         assert caught.value.signal_number == number
         assert checkpoints.checkpoint_steps(cut.output_dir)[-1] == moment
         assert not (cut.output_dir / "model.safetensors").exists()

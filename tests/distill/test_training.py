@@ -238,9 +238,8 @@ def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
     (shard,) = loaded.splits["eval"]
     rows = [serialization.decode_example(r) for r in serialization.read_records(made / shard.file)]
     rows[0] = {other: value for other, value in rows[0].items() if other != name}
-    changed = serialization.write_shard(
-        made, shard.file, map(serialization.encode_example, rows), None
-    )
+    encoded = map(serialization.encode_example, rows)
+    changed = serialization.write_shard(made, shard.file, encoded, None)
     splits = {**loaded.splits, "eval": (changed,)}
     manifests.publish(made, dataclasses.replace(loaded, splits=splits))
     with pytest.raises(InputError) as caught:
@@ -280,11 +279,9 @@ def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -
 def test_recomputing_activations_changes_no_bit(config, tmp_path) -> None:
     """Even a run that was interrupted goes on with it: it decides nothing."""
     few = dataclasses.replace(config, num_train_steps=4, save_checkpoints_steps=2)
+    folders = few.output_dir, tmp_path / "recomputed"
     training.distill(few)
-    recomputed = dataclasses.replace(
-        few, output_dir=str(tmp_path / "recomputed"), recompute_activations=True
-    )
-    training.distill(recomputed)
-    assert_same_weights(few.output_dir, recomputed.output_dir)
-    requests = [(one.output_dir / "request.json").read_bytes() for one in (few, recomputed)]
+    distilled(few, output_dir=str(folders[1]), recompute_activations=True)
+    assert_same_weights(*folders)
+    requests = [(folder / "request.json").read_bytes() for folder in folders]
     assert requests[0] == requests[1]

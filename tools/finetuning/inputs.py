@@ -38,7 +38,6 @@ class Feature:
         answer: the first and the last token of the first right answer; (0, 0),
             which is [CLS], where that does not lie in this window whole; None
             where no answer is known, and but for questions.
-        is_last: whether it is the last feature of its example.
     """
 
     example: int
@@ -49,7 +48,6 @@ class Feature:
     starts: np.ndarray
     ends: np.ndarray
     answer: tuple[int, int] | None
-    is_last: bool
 
 
 def build_features(
@@ -157,7 +155,7 @@ def _labelled(layout: _Layout, index: int, example: TaskExample) -> Feature:
     texts = [ids[:length] for ids, length in zip(texts, lengths, strict=True)]
     ids, segments, _ = layout.join(texts)
     outside = np.full(len(ids), OUTSIDE, np.int32)
-    return Feature(index, ids, segments, 0, 0, outside, outside, None, True)
+    return Feature(index, ids, segments, 0, 0, outside, outside, None)
 
 
 def _windows(
@@ -184,7 +182,7 @@ def _windows(
         if span is not None:
             inside = begin <= span[0] <= span[1] < end
             answer = (first + span[0] - begin, first + span[1] - begin) if inside else (0, 0)
-        features.append(Feature(index, ids, segments, first, last, starts, ends, answer, stop))
+        features.append(Feature(index, ids, segments, first, last, starts, ends, answer))
         begin += min(doc_stride, room)
     return features
 

@@ -108,7 +108,7 @@ def make_feature(length: int, *, example: int = 0, seed: int = 0) -> Feature:
     ids = np.random.default_rng(seed).integers(1, 37, length).astype(np.int32)
     segments = (np.arange(length) >= length // 2).astype(np.int32)
     outside = np.full(length, -1, np.int32)
-    return Feature(example, ids, segments, 0, 0, outside, outside, None, True)
+    return Feature(example, ids, segments, 0, 0, outside, outside, None)
 
 
 def save_tiny_head(

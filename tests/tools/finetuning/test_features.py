@@ -60,7 +60,7 @@ def test_one_text_stands_between_cls_and_sep() -> None:
     assert feature.input_ids.tolist() == [CLS, *_ids("ab cd"), SEP]
     assert feature.segment_ids.tolist() == [0, 0, 0, 0]
     assert feature.input_ids.dtype == feature.segment_ids.dtype == np.int32
-    assert (feature.answer, feature.is_last) == (None, True)
+    assert feature.answer is None
     assert feature.starts.tolist() == [-1] * 4
 
 
@@ -120,7 +120,6 @@ def test_windows_of_ten_tokens() -> None:
     assert [feature.input_ids.tolist() for feature in features] == [
         [CLS, *_ids("x y"), SEP, *_ids(window), SEP] for window in windows
     ]
-    assert [feature.is_last for feature in features] == [False, False, True]
     assert [feature.answer for feature in features] == [(0, 0), (5, 6), (0, 0)]
     second = features[1]
     assert (second.context_start, second.context_end) == (4, 8)
@@ -178,7 +177,6 @@ def test_every_token_is_in_a_window_and_keeps_its_characters(
         outside = np.delete(feature.starts, np.r_[window])
         assert (outside == -1).all()
     assert seen == _pairs(context.starts, context.ends)
-    assert [feature.is_last for feature in features] == [False] * (len(features) - 1) + [True]
 
 
 def _text(example: TaskExample, feature: Feature) -> str:

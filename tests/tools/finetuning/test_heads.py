@@ -177,20 +177,15 @@ def _with_pooler(folder: pathlib.Path, scale: float) -> np.ndarray:
     return kernel
 
 
-def test_a_pooler_of_the_checkpoint_is_taken(tmp_path) -> None:
-    kernel = _with_pooler(tmp_path, 1.0)
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_pooler_of_the_checkpoint_is_taken_unless_it_is_zero(tmp_path, scale: float) -> None:
+    kernel = _with_pooler(tmp_path, scale)
     assert read_head(find_model(tmp_path)) is None
     weights = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
-    np.testing.assert_array_equal(weights["head/dense/kernel"], kernel)
-    assert (weights["head/dense/bias"] == 1.0).all()
+    assert np.array_equal(weights["head/dense/kernel"], kernel) == bool(scale)
+    assert (weights["head/dense/bias"] == scale).all() and weights["head/dense/kernel"].std() > 0.2
     # A span head has no place for it.
     load(tmp_path, SPAN)
-
-
-def test_a_pooler_of_zeros_counts_as_none(tmp_path) -> None:
-    _with_pooler(tmp_path, 0.0)
-    kernel = model_directory.get_weights(load(tmp_path, CLASSIFICATION))["head/dense/kernel"]
-    assert kernel.std() > 0.2
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

@@ -25,22 +25,26 @@ def _refusal(folder: pathlib.Path, task: str, name: str, content: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("label", ["[" * 300 + "]" * 300, "[" * 100_000, "9" * 5000])
-def test_labels_without_end(tmp_path, label: str) -> None:
-    row = f'{{"sentence1": "a", "sentence2": "b", "label": {label}}}\n'
-    assert "line 1: expected a JSON object" in _refusal(tmp_path, "afqmc", "train.json", row)
+_COLUMNS = {"two\nlines": 1, **{f"{number}" * 99: 1 for number in range(99)}}
+_LABEL = '{"sentence1": "a", "sentence2": "b", "label": %s}'
 
 
-def test_long_values_are_shown_in_part(tmp_path) -> None:
-    row = {"sentence1": "a", "sentence2": "b", "label": ["two\nlines"] * 5000}
-    message = _refusal(tmp_path, "afqmc", "train.json", json.dumps(row))
-    assert "line 1: label: expected one of 0, 1, received" in message
-
-
-def test_names_of_columns_are_shown_in_one_line(tmp_path) -> None:
-    row = json.dumps({"two\nlines": 1, **{f"{number}" * 99: 1 for number in range(99)}})
-    message = _refusal(tmp_path, "afqmc", "train.json", row)
-    assert "expected the fields sentence1, sentence2, label, received two lines, " in message
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (_LABEL % ("[" * 300 + "]" * 300), "line 1: expected a JSON object"),
+        (_LABEL % ("[" * 100_000), "line 1: expected a JSON object"),
+        (_LABEL % ("9" * 5000), "line 1: expected a JSON object"),
+        (
+            _LABEL % json.dumps(["two\nlines"] * 5000),
+            "line 1: label: expected one of 0, 1, received",
+        ),
+        (json.dumps(_COLUMNS), "fields sentence1, sentence2, label, received two lines, "),
+    ],
+    ids=["deep", "open", "digits", "long", "columns"],
+)
+def test_what_has_no_end_is_shown_in_part_and_in_one_line(tmp_path, row: str, text: str) -> None:
+    assert text in _refusal(tmp_path, "afqmc", "train.json", f"{row}\n")
 
 
 def test_a_quoted_row_has_an_end(tmp_path, monkeypatch) -> None:
@@ -100,9 +104,7 @@ def test_a_header_that_is_none_closes_its_file(tmp_path) -> None:
     gc.collect()
 
 
-@pytest.mark.parametrize(
-    "name", ["../x.tsv", "/x.tsv", "a/../x.tsv", "x\0", "\ud800", "x" * 300, 1]
-)
+@pytest.mark.parametrize("name", ["../x.tsv", "/x", "a/../x", "x\0", "\ud800", "x" * 300, 1])
 def test_names_of_predictions_that_are_none(tmp_path, name: object) -> None:
     from tools.finetuning import training
 

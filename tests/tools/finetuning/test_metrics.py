@@ -24,13 +24,10 @@ def _asked(**answers: tuple[str, ...]) -> list[TaskExample]:
 
 def test_f1_and_matthews_of_two_classes() -> None:
     # 2 true and 1 false positive, 1 false and 1 true negative.
-    examples, found = _labelled(1, 1, 1, 0, 0), [1, 1, 0, 1, 0]
-    assert scoring.evaluate(tasks.load_task("mrpc"), examples, found) == pytest.approx(
-        {"f1": 2 / 3, "accuracy": 3 / 5}
-    )
-    assert scoring.evaluate(tasks.load_task("cola"), examples, np.array(found)) == pytest.approx(
-        {"matthews": 1 / 6, "accuracy": 3 / 5}
-    )
+    examples, found = _labelled(1, 1, 1, 0, 0), np.array([1, 1, 0, 1, 0])
+    for task, name, score in (("mrpc", "f1", 2 / 3), ("cola", "matthews", 1 / 6)):
+        scores = scoring.evaluate(tasks.load_task(task), examples, found)
+        assert scores == pytest.approx({name: score, "accuracy": 3 / 5})
 
 
 def test_weighted_f1_weighs_classes_by_their_counts() -> None:
@@ -111,16 +108,9 @@ def test_cmrc_counts_words_in_a_row() -> None:
 
 @given(st.text("甲乙丙", max_size=9), st.text("甲乙丙", max_size=9))
 def test_the_longest_run_is_that_of_the_table(first: str, second: str) -> None:
-    longest = max(
-        (
-            end - begin
-            for begin in range(len(first) + 1)
-            for end in range(begin, len(first) + 1)
-            if first[begin:end] in second
-        ),
-        default=0,
-    )
-    assert scoring.run_overlap(list(first), list(second)) == longest
+    ends = range(len(first) + 1)
+    runs = [end - begin for end in ends for begin in ends[:end] if first[begin:end] in second]
+    assert scoring.run_overlap(list(first), list(second)) == max(runs, default=0)
 
 
 def test_answer_scores_of_three_benchmarks() -> None:
