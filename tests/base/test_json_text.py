@@ -53,5 +53,5 @@ def test_a_file_may_be_too_large(tmp_path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"12345")
     assert path.read_limited(5) == b"12345"
-    with pytest.raises(InputError, match=f"^{path}: expected at most 4 bytes, received 5$"):
+    with pytest.raises(InputError, match=f"^{path}: .*at most 4 bytes, .*5$"):
         path.read_limited(4)

@@ -123,7 +123,7 @@ def test_one_flipped_byte_is_refused(complete: pathlib.Path, position: int) -> N
     path.write_bytes(bytes(content))
     loaded = manifest.load(complete)
     manifest.verify(complete, loaded, full=False)
-    with pytest.raises(InputError, match=f"{path}: this shard is damaged: expected SHA-256"):
+    with pytest.raises(InputError, match=f"{path}: this shard is damaged: .*SHA-256"):
         manifest.verify(complete, loaded, full=True)
 
 
@@ -131,7 +131,7 @@ def test_a_truncated_and_a_missing_shard_are_named(complete: pathlib.Path) -> No
     path = complete / "train-00000-of-00001.tfrecord"
     loaded = manifest.load(complete)
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(InputError, match=f"{path}: this shard is truncated .* received 35"):
+    with pytest.raises(InputError, match=f"{path}: this shard is truncated .* 35"):
         manifest.verify(complete, loaded, full=False)
     path.unlink()
     with pytest.raises(InputError, match=f"{path}: this shard is missing"):
@@ -304,7 +304,7 @@ def test_token_counts_come_back(windows: pathlib.Path) -> None:
     assert token_counts.load_counts(windows, loaded).tolist() == [3, 4]
     assert np.load(windows / "token_counts.npy").dtype == np.int64
     examples = dataclasses.replace(loaded, token_counts=None)
-    with pytest.raises(InputError, match="expected unmasked_windows with token counts"):
+    with pytest.raises(InputError, match="unmasked_windows with token counts"):
         token_counts.load_counts(windows, examples)
 
 
@@ -320,18 +320,18 @@ def test_damaged_token_counts_are_named(windows: pathlib.Path) -> None:
     with pytest.raises(InputError, match=f"{path}: this file of token counts is truncated"):
         manifest.verify(windows, loaded, full=False)
     with pytest.raises(
-        InputError, match="expected the counts of 2 tokens, int64 in 16 bytes, .* in 15 bytes"
+        InputError, match="the counts of 2 tokens, int64 in 16 bytes, .* in 15 bytes"
     ):
         token_counts.load_counts(windows, loaded)
     token_counts.write_counts(path, np.array([1, 2, 3]))
-    with pytest.raises(InputError, match=r"received shape \(3,\), int64 in 17 bytes"):
+    with pytest.raises(InputError, match=r"shape \(3,\), int64 in 17 bytes"):
         token_counts.load_counts(windows, loaded)
     for other in (np.array([1.0, 2.0]), np.array([{}, {}], object)):
         np.save(path, other, allow_pickle=True)
-        with pytest.raises(InputError, match="expected the counts of 2 tokens"):
+        with pytest.raises(InputError, match="the counts of 2 tokens"):
             token_counts.load_counts(windows, loaded)
     path.write_bytes(b"no array")
-    with pytest.raises(InputError, match=f"{path}: expected an array of counts"):
+    with pytest.raises(InputError, match=f"{path}: .*an array of counts"):
         token_counts.load_counts(windows, loaded)
     path.unlink()
     for read in (

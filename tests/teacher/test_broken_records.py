@@ -79,7 +79,7 @@ def test_merged_lists_that_name_an_id_twice_are_refused(tmp_path: pathlib.Path) 
     path = _change_first(tmp_path / "cache", **{records.TOPK_IDS: _ids(*[7] * 12)})
     caches = [open_cache(tmp_path / "cache", None)] * 2
     merger = merging.CacheMerger(caches, (0.5, 0.5), CODECS["float16"](18, 4), lambda count: None)
-    with pytest.raises(InputError, match=f"^{path}: topk_ids: expected at least 4 at each"):
+    with pytest.raises(InputError, match=f"^{path}: topk_ids: .*at least 4 at each"):
         list(merger.records(SHARD, collections.Counter()))
 
 

@@ -229,7 +229,7 @@ def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:
     weights = load_file(other / "model.safetensors")
     weights["cls.predictions.bias"][3] = np.nan
     save_file(weights, other / "model.safetensors")
-    with pytest.raises(InputError, match="teacher: expected finite logits"):
+    with pytest.raises(InputError, match="teacher: .*finite logits"):
         create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
     assert not list(config.output_dir.glob("*.tfrecord"))
 

@@ -319,7 +319,7 @@ def test_a_huge_id_is_refused(tmp_path, bpe_file) -> None:
     content["model"]["vocab"]["zzz"] = 2**31 - 2
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(InputError, match="expected 1 to 16777216 tokens"):
+    with pytest.raises(InputError, match="1 to 16777216 tokens"):
         load_tokenizer(path, do_lower_case=None)
 
 

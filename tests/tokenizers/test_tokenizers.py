@@ -69,7 +69,7 @@ def test_a_vocabulary_of_windows_lines_and_a_wrong_encoding(tmp_path) -> None:
     loaded = load_tokenizer(path, do_lower_case=True)
     assert loaded.vocab == tuple(tokens)
     path.write_bytes("\n".join([*tokens, "好"]).encode("gb18030"))
-    with pytest.raises(InputError, match="vocab.txt: expected UTF-8 text"):
+    with pytest.raises(InputError, match="vocab.txt: .*UTF-8 text"):
         load_tokenizer(path, do_lower_case=True)
 
 

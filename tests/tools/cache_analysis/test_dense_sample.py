@@ -68,7 +68,7 @@ def test_fewer_records_than_the_manifest_says(examples) -> None:
     shards = examples.manifest.splits["eval"]
     more = tuple(msgspec.structs.replace(shard, num_examples=10**4) for shard in shards)
     manifest = dataclasses.replace(examples.manifest, splits={"eval": more})
-    with pytest.raises(InputError, match=r"eval-.*: expected a record at \d+, received fewer$"):
+    with pytest.raises(InputError, match=r"eval-.*: .*a record at \d+, .*fewer$"):
         dense_sample.draw(dataclasses.replace(examples, manifest=manifest), 9_999)
 
 
@@ -105,5 +105,5 @@ def test_a_teacher_of_nan_is_refused(examples, teacher_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
     model.head.bias.assign(np.full(model.head.bias.shape, np.nan, np.float32))
     drawn = dense_sample.draw(examples, 3)
-    with pytest.raises(InputError, match=r"^teacher: expected finite logits"):
+    with pytest.raises(InputError, match=r"^teacher: .*finite logits"):
         list(dense_sample.run_teacher(model, drawn, examples.manifest, batch_size=4))

@@ -99,7 +99,7 @@ def test_a_header_that_is_none_closes_its_file(tmp_path) -> None:
     spec = tasks.load_task("rusentiment")
     name = spec.files["train"][0].replace("*", "x")
     (tmp_path / name).write_text('one,"two"\n1,2\n', encoding="utf-8")
-    with pytest.raises(InputError, match="line 1: expected the columns"):
+    with pytest.raises(InputError, match="line 1: .*the columns"):
         task_data.read_split(spec, tmp_path, "train")
     gc.collect()
 

@@ -77,7 +77,7 @@ def test_a_size_that_does_not_fit(size: int) -> None:
 
 
 def test_a_text_without_tokens() -> None:
-    with pytest.raises(InputError, match="input_dir: expected train examples with text"):
+    with pytest.raises(InputError, match="input_dir: .*train examples with text"):
         choose_tokens(np.zeros(5, np.int64), ALWAYS, VocabLimit(coverage=0.5))
 
 
