@@ -140,9 +140,8 @@ def measured(
     figures: Sequence[float], first: Sequence[float], *, larger_is_better: bool
 ) -> Measured:
     """Returns one model's figures, turn by turn, beside those of the first model."""
-    compared = measurement.compared(
-        (figures, first), larger_is_better=larger_is_better, name="", unit=""
-    )
+    pairs = list(zip(figures, first, strict=True))
+    compared = measurement.compare_pairs(pairs, is_rate=larger_is_better, name="", unit="")
     return Measured(statistics.median(figures), min(figures), max(figures), compared)
 
 

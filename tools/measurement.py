@@ -84,7 +84,17 @@ def compare(
         **fields: the rest of `Row`; of a rate, of which more is better, the `unit` ends in `/s`.
     """
     pairs = [(ours(), baseline()) for _ in range(repeats)]
-    is_rate = fields["unit"].endswith("/s")
+    return compare_pairs(pairs, is_rate=fields["unit"].endswith("/s"), **fields)
+
+
+def compare_pairs(pairs: Sequence[tuple[float, float]], *, is_rate: bool, **fields: Any) -> Row:
+    """Compares figures that were measured in turns.
+
+    Args:
+        pairs: a figure and the baseline's of the same turn.
+        is_rate: whether more is better.
+        **fields: the rest of `Row`.
+    """
     ratios = [one / other if is_rate else other / one for one, other in pairs]
     return Row(
         ours=statistics.median(one for one, _ in pairs),

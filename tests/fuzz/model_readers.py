@@ -161,7 +161,7 @@ def _rusentiment() -> tuple[str, str]:
 
 
 def _read_task(folder: pathlib.Path, task: str) -> object:
-    skipped = task_data.read_split_data(load_task(task), folder, "train", skip_bad_rows=True)
+    skipped = task_data.read_split(load_task(task), folder, "train", skip_bad_rows=True)
     for message in skipped.bad_rows:
         if len(message.splitlines()) != 1:
             raise RuntimeError(f"a message of several lines: {message!r}")
