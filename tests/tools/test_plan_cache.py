@@ -1,11 +1,15 @@
 """Plans of caches: the command, what it writes, and what it refuses."""
 
 import json
+import pathlib
 import struct
 import sys
 
 import pytest
 
+from data_specs.corpora import CorpusSource
+from pipeline.masking.masked_examples import create_masked_examples
+from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import CODECS
 from tools import plan_cache as tool
@@ -132,3 +136,31 @@ def test_nothing_is_overwritten(examples_dir, teacher_dir, tmp_path, capsys, fla
     assert tool.main(_flags(examples_dir, teacher_dir, **{flag: path})) == 1
     assert _error(capsys).startswith(f"error: --{flag}: {path}: ")
     assert path.read_text() == "mine"
+
+
+SHARED = pathlib.Path(__file__).parents[3] / "shared"
+
+
+@pytest.mark.shared
+def test_half_of_a_real_teachers_mass_is_outside_its_top_16(tmp_path) -> None:
+    teacher = SHARED / "models" / "zh-bert-4L-256"
+    text = (SHARED / "data" / "zh" / "mlm" / "reviews.txt").read_text(encoding="utf-8")
+    corpus, examples = tmp_path / "reviews.txt", tmp_path / "examples"
+    corpus.write_text("\n".join(text.splitlines()[:400]), encoding="utf-8")
+    create_masked_examples(
+        MaskedExamplesConfig(
+            corpora=(CorpusSource(input_dir=str(corpus)),),
+            output_dir=examples,
+            vocab_file=teacher,
+            max_seq_length=128,
+            max_predictions_per_seq=20,
+            doc_stride=126,
+            segments="single",
+            dupe_factor=1,
+        )
+    )
+    config = PlanConfig(examples, str(teacher), sample=32, truncation_factors=(16, 128))
+    for plan in tool.plan_cache(config).sample.plans:
+        assert plan.kl_bucket.mean < 1e-4
+        expected = {16: 0.53, 128: 0.76}[plan.truncation_factor]
+        assert plan.mass_kept == pytest.approx(expected, abs=0.1)
