@@ -60,7 +60,7 @@ def _example(model_type: str) -> EncoderConfig:
     return dataclasses.replace(
         BERT,
         model_type=model_type,
-        max_position_embeddings=22,
+        max_position_embeddings=22 if family.counts_positions_from_padding else 20,
         type_vocab_size=2 if family.has_segments else 0,
         embedding_size=6 if family.projects_embeddings else None,
         **family.config_defaults,
