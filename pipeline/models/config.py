@@ -34,6 +34,14 @@ _Rate = Annotated[float, Meta(ge=0, lt=1, description="a number in [0, 1)")]
 _Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
 _ACTIVATIONS = f"one of {', '.join(typing.get_args(Activation))}"
 
+# Marks a field that `to_dict` leaves out at its default.
+_RARE = "rare"
+
+
+def _rare(default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={_RARE: True})
+
+
 # Settings that change what a model computes, with the only supported value. A file that
 # lacks one means that value.
 _FIXED_OPTIONS: dict[str, Any] = {
@@ -167,8 +175,16 @@ class EncoderConfig:
             raise
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields by name, in the order of declaration, for a manifest."""
-        return dataclasses.asdict(self)
+        """Returns the fields by name, in the order of declaration, for a manifest.
+
+        A field that most models leave at its default is in it only with another value, so
+        that digests and manifests of those models do not change when such a field is added.
+        """
+        values = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):
+            if field.metadata.get(_RARE) and values[field.name] == field.default:
+                del values[field.name]
+        return values
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the `config.json` from which `transformers` makes the same masked LM."""
