@@ -14,6 +14,7 @@ from keras import ops
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.seeding import hash64
 from pipeline.models.config import EncoderConfig
+from pipeline.models.relative_positions import RelativePositions
 
 Tensor = Any
 # What an encoder gives beside its hidden states.
@@ -86,7 +87,7 @@ class LayerParts:
 class Embeddings(keras.layers.Layer):
     """Sum of word, position and segment embeddings, normalised, [B, L, D].
 
-    ALBERT's are narrower than D, and projected to it.
+    ALBERT's and ELECTRA's may have a width of their own, and are projected to D.
 
     The three tables are float32 variables that are never cast on access, so that
     the vocabulary matmul can read the word embeddings exactly.
@@ -99,7 +100,7 @@ class Embeddings(keras.layers.Layer):
         self.layer_norm = self.parts.layer_norm()
         self.dropout = self.parts.dropout(config.hidden_dropout_prob)
         self.projection = None
-        if config.embedding_size is not None:
+        if config.has_projection:
             self.projection = self.parts.dense(config.hidden_size, "projection")
 
     def build(self, input_shape: Any = None) -> None:
@@ -188,7 +189,8 @@ class Attention(keras.layers.Layer):
 
         Args:
             hidden: [B, L, D].
-            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding.
+            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding; MPNet's is
+                [B, H, L, L], with its bias.
             training: whether dropout is active.
 
         Returns:
@@ -268,11 +270,11 @@ def _recomputed(layer: EncoderLayer, hidden: Tensor, score_mask: Tensor) -> tupl
     # Copies: a variable of TensorFlow would be read again, after it was moved on.
     fixed = [ops.copy(variable.value) for variable in layer.non_trainable_variables]
 
-    def function(trainable: list[Tensor], hidden: Tensor) -> Any:
+    def function(trainable: list[Tensor], hidden: Tensor, score_mask: Tensor) -> Any:
         return layer.stateless_call(trainable, fixed, hidden, score_mask, training=True)
 
     trainable = [variable.value for variable in layer.trainable_variables]
-    outputs, after = keras.remat(function)(trainable, hidden)
+    outputs, after = keras.remat(function)(trainable, hidden, score_mask)
     for variable, value in zip(layer.non_trainable_variables, after, strict=True):
         variable.assign(value)
     return outputs
@@ -301,6 +303,13 @@ class Encoder(keras.layers.Layer):
         self.recompute_activations = False
         policy = self.dtype_policy
         self.embeddings = Embeddings(config, seed=seed, dtype=policy)
+        self.relative_positions = None
+        if config.family.relative_position_buckets:
+            parts = LayerParts(config, self.name, seed, policy)
+            initializer = parts.initializer("relative_positions")
+            self.relative_positions = RelativePositions(
+                config, initializer=initializer, dtype=policy
+            )
         self.encoder_layers = [
             EncoderLayer(config, index=index, seed=seed, dtype=policy)
             for index in range(config.num_distinct_layers)
@@ -309,6 +318,8 @@ class Encoder(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
         self.embeddings.build()
+        if self.relative_positions is not None:
+            self.relative_positions.build()
         for layer in self.encoder_layers:
             layer.build()
 
@@ -337,6 +348,8 @@ class Encoder(keras.layers.Layer):
             raise ValueError(f"{INPUT_IDS}: expected {expected}, received {length}")
         mask = ops.cast(inputs[INPUT_MASK], self.compute_dtype)
         score_mask = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
+        if self.relative_positions is not None:
+            score_mask = score_mask + self.relative_positions(input_ids)
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
         states = [self.embeddings(input_ids, segment_ids, training=training)]
         attentions = []

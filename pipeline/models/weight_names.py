@@ -79,9 +79,16 @@ def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
         if rows:
             yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
     yield from _layer_norm("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
-    if config.embedding_size is not None:
+    if config.has_projection:
         ours = "encoder/embeddings/projection"
         yield from dense_weights(ours, _PROJECTION, inputs=size, units=config.hidden_size)
+
+
+def _relative_positions(config: EncoderConfig) -> Iterator[WeightName]:
+    if buckets := config.family.relative_position_buckets:
+        hf, tf1 = "bert.encoder.relative_attention_bias", "bert/encoder/relative_attention_bias"
+        shape = (buckets, config.num_attention_heads)
+        yield WeightName("encoder/relative_positions/bias", f"{hf}.weight", tf1, shape)
 
 
 def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
@@ -114,7 +121,7 @@ def _head(config: EncoderConfig) -> Iterator[WeightName]:
 def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model, each once."""
     layers = (name for index in range(config.num_distinct_layers) for name in _layer(index, config))
-    rows = (*_embeddings(config), *layers, *_head(config))
+    rows = (*_embeddings(config), *_relative_positions(config), *layers, *_head(config))
     names = config.family.hf_names
     return tuple(dataclasses.replace(row, hf=rename(row.hf, names)) for row in rows)
 

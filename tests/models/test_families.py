@@ -48,6 +48,8 @@ BERT = EncoderConfig(
 ROBERTA = dataclasses.replace(
     BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=22
 )
+# Of a family's example: more than MPNet's furthest bucket of distances begins at.
+MOST_TOKENS = 140
 DISTILBERT = dataclasses.replace(BERT, model_type="distilbert", type_vocab_size=0)
 ALBERT = dataclasses.replace(
     BERT, model_type="albert", embedding_size=6, type_vocab_size=2, num_hidden_layers=3
@@ -60,22 +62,24 @@ def _example(model_type: str) -> EncoderConfig:
     return dataclasses.replace(
         BERT,
         model_type=model_type,
-        max_position_embeddings=22 if family.counts_positions_from_padding else 20,
+        max_position_embeddings=MOST_TOKENS + (2 if family.counts_positions_from_padding else 0),
         type_vocab_size=2 if family.has_segments else 0,
         embedding_size=6 if family.projects_embeddings else None,
         **family.config_defaults,
     )
 
 
-def _batch(pad_id: int) -> dict[str, np.ndarray]:
+def _batch(pad_id: int, *, length: int = 12, segments: int = 1) -> dict[str, np.ndarray]:
     random = np.random.default_rng(3)
-    mask = np.ones((3, 12), np.int32)
+    mask = np.ones((3, length), np.int32)
     mask[1, 9:] = 0
-    ids = random.integers(2, 37, (3, 12)).astype(np.int32)
+    ids = random.integers(2, 37, (3, length)).astype(np.int32)
+    segment_ids = np.zeros((3, length), np.int32)
+    segment_ids[2, 5:] = segments - 1
     return {
         INPUT_IDS: np.where(mask == 1, ids, pad_id).astype(np.int32),
         INPUT_MASK: mask,
-        SEGMENT_IDS: np.zeros((3, 12), np.int32),
+        SEGMENT_IDS: segment_ids,
         MASKED_LM_POSITIONS: np.array([[1, 4, 8]] * 3, np.int32),
     }
 
@@ -275,5 +279,8 @@ def test_a_model_of_each_family_is_the_same_in_transformers(tmp_path, family: st
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_masked_lm(find_model(tmp_path / "theirs"))
     save(tmp_path / "ours", ours)
-    for peer in (theirs, load_torch(tmp_path / "ours")):
-        assert_parity(ours, peer, _batch(config.pad_token_id), atol=1e-5)
+    segments = max(1, config.type_vocab_size)
+    for length in (12, MOST_TOKENS):
+        batch = _batch(config.pad_token_id, length=length, segments=segments)
+        for peer in (theirs, load_torch(tmp_path / "ours")):
+            assert_parity(ours, peer, batch, atol=1e-5)

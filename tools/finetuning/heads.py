@@ -15,7 +15,7 @@ from keras import ops
 from data_specs.records import HIDDEN_STATES
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import DType, Encoder, LayerParts, Tensor
+from pipeline.models.encoder import ACTIVATION_FUNCTIONS, DType, Encoder, LayerParts, Tensor
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import WeightName, encoder_table
@@ -41,7 +41,7 @@ class SequenceHead(keras.layers.Layer):
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
         layout = config.family.sequence_head
-        self.activation = {"relu": ops.relu, "tanh": ops.tanh}[layout.activation]
+        self.activation = {"tanh": ops.tanh, **ACTIVATION_FUNCTIONS}[layout.activation]
         parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
         rate = dropout_rate(config, CLASSIFICATION)
         self.input_dropout = parts.dropout(rate, "input_dropout") if layout.drops_input else None

@@ -14,6 +14,10 @@ _MODULES = (
     "xlm_roberta",
     "distilbert",
     "albert",
+    "camembert",
+    "ernie",
+    "electra",
+    "mpnet",
 )
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family

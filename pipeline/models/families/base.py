@@ -15,15 +15,16 @@ class SequenceHead:
     Attributes:
         dense: the name of the layer before the outputs in `model.safetensors`.
         output: the name of the output layer there.
-        dropout: the key in `config.json` of the dropout before the outputs, and its rate.
-        activation: `tanh` or `relu`, after the first layer.
+        dropout: the key in `config.json` of the dropout before the outputs, and its rate;
+            None for the rate of hidden states.
+        activation: `tanh`, `relu` or `gelu`, after the first layer.
         drops_input: whether the dropout is also applied to the first token's state.
         is_pretrained: whether a pre-trained model may hold the first layer: its pooler.
     """
 
     dense: str
     output: str = "classifier"
-    dropout: tuple[str, float] = ("classifier_dropout", 0.1)
+    dropout: tuple[str, float] | None = ("classifier_dropout", 0.1)
     activation: str = "tanh"
     drops_input: bool = False
     is_pretrained: bool = False
@@ -49,6 +50,12 @@ class Family:
         has_segments: whether there are segment embeddings.
         projects_embeddings: whether embeddings have a width of their own and are projected
             to the hidden size.
+        projects_equal_widths: whether they are projected to a hidden size of their own width, too.
+        relative_position_buckets: buckets of distances between tokens, each with a bias of the
+            attention scores for each head; 0 for none.
+        folded_embeddings: a key of `config.json` that is true where files have one more table of
+            embeddings, and that table's name. Its first row belongs to every token: it is added
+            to the segment embeddings, and written as part of them.
         shares_layers: whether all layers have the same weights.
         counts_positions_from_padding: whether the first position is the padding's id plus 1.
         head_act: the activation of the masked-LM head; None for that of the layers.
@@ -68,6 +75,9 @@ class Family:
     fixed_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     has_segments: bool = True
     projects_embeddings: bool = False
+    projects_equal_widths: bool = False
+    relative_position_buckets: int = 0
+    folded_embeddings: tuple[str, str] | None = None
     shares_layers: bool = False
     counts_positions_from_padding: bool = False
     head_act: str | None = None
