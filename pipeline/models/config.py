@@ -202,7 +202,9 @@ class EncoderConfig:
         }
         architectures = [f"{self.family.class_prefix}ForMaskedLM"]
         fixed = _FIXED_OPTIONS | self.family.fixed_options
-        return {"architectures": architectures, **values, **fixed}
+        folded = self.family.folded_embeddings
+        absent_tables = {} if folded is None else {folded.key: False}
+        return {"architectures": architectures, **values, **fixed, **absent_tables}
 
 
 def _absent_fields(family: Family) -> dict[str, Any]:

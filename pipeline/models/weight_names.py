@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pipeline.models.families.base import rename
 Shape = tuple[int, ...]
 # The layouts: Hugging Face's names and shapes, and those of Google's TensorFlow 1 code.
 HF, TF1 = "hf", "tf1"
+SEGMENTS = "encoder/embeddings/segment_embeddings"
 # Hugging Face's name of the layer from the embeddings' width to the hidden size.
 _PROJECTION = "bert.encoder.embedding_hidden_mapping_in"
 
@@ -129,6 +131,31 @@ def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
 def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model but those of its head."""
     return tuple(row for row in weight_table(config) if row.ours.startswith("encoder/"))
+
+
+def folded_table(config: EncoderConfig, settings: Mapping[str, Any]) -> tuple[WeightName, ...]:
+    """Returns the embeddings of a checkpoint that a model has as part of its segments'.
+
+    Args:
+        config: the model's.
+        settings: the content of the checkpoint's `config.json`.
+    """
+    folded = config.family.folded_embeddings
+    if folded is None or not settings.get(folded.key):
+        return ()
+    shape = (settings.get(*folded.rows), config.embedding_width)
+    return (WeightName(f"folded/{folded.key}", folded.hf, folded.hf, shape),)
+
+
+def fold_embeddings(weights: dict[str, np.ndarray], folded: Sequence[WeightName]) -> None:
+    """Adds the first rows of embeddings to the segments', in place of those embeddings.
+
+    Args:
+        weights: by our names; is changed.
+        folded: from `folded_table`.
+    """
+    for row in folded:
+        weights[SEGMENTS] = weights[SEGMENTS] + weights.pop(row.ours)[0]
 
 
 def count_parameters(config: EncoderConfig) -> int:

@@ -30,6 +30,7 @@ from pipeline.models.formats.model_directory import save_hf as save
 from pipeline.models.initialization.from_teacher import student_weights
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.models.weight_names import HF, TF1, check_tensors, tied_hf_names, weight_table
+from tests.family_examples import MOST_TOKENS, example_config
 from tests.models.test_peers import assert_parity, load_torch
 
 BERT = EncoderConfig(
@@ -48,25 +49,10 @@ BERT = EncoderConfig(
 ROBERTA = dataclasses.replace(
     BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=22
 )
-# Of a family's example: more than MPNet's furthest bucket of distances begins at.
-MOST_TOKENS = 140
 DISTILBERT = dataclasses.replace(BERT, model_type="distilbert", type_vocab_size=0)
 ALBERT = dataclasses.replace(
     BERT, model_type="albert", embedding_size=6, type_vocab_size=2, num_hidden_layers=3
 )
-
-
-def _example(model_type: str) -> EncoderConfig:
-    """Returns a small configuration of any family, made from its declaration."""
-    family = FAMILIES[model_type]
-    return dataclasses.replace(
-        BERT,
-        model_type=model_type,
-        max_position_embeddings=MOST_TOKENS + (2 if family.counts_positions_from_padding else 0),
-        type_vocab_size=2 if family.has_segments else 0,
-        embedding_size=6 if family.projects_embeddings else None,
-        **family.config_defaults,
-    )
 
 
 def _batch(pad_id: int, *, length: int = 12, segments: int = 1) -> dict[str, np.ndarray]:
@@ -183,7 +169,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
 def test_names_of_weights_are_unique_and_surplus_ones_of_the_encoder_refused(
     model_type: str, tmp_path
 ) -> None:
-    config = _example(model_type)
+    config = example_config(model_type)
     table = weight_table(config)
     for layout in (HF, TF1):
         assert len(dict(row.stored(layout) for row in table)) == len(table)
@@ -202,7 +188,7 @@ def test_names_of_weights_are_unique_and_surplus_ones_of_the_encoder_refused(
 def test_configuration_and_weights_come_back_as_they_were_written(
     tmp_path: pathlib.Path, model_type: str
 ) -> None:
-    config = _example(model_type)
+    config = example_config(model_type)
     model = MaskedLM(config, seed=4)
     save(tmp_path, model)
     source = find_model(tmp_path)
@@ -269,13 +255,17 @@ def test_a_model_of_each_family_is_the_same_in_transformers(tmp_path, family: st
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    config = _example(family)
+    config = example_config(family)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     settings = transformers.AutoConfig.for_model(
         **{key: value for key, value in config.to_hf().items() if key != "architectures"}
     )
     theirs = transformers.AutoModelForMaskedLM.from_config(settings, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            # Biases start at 0, which would hide a mistake.
+            parameter.add_(0.2 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_masked_lm(find_model(tmp_path / "theirs"))
     save(tmp_path / "ours", ours)

@@ -31,6 +31,21 @@ class SequenceHead:
 
 
 @dataclasses.dataclass(frozen=True)
+class FoldedEmbeddings:
+    """A table whose first row belongs to every token: read into the segment embeddings.
+
+    Attributes:
+        key: in `config.json`, true where the files have the table.
+        rows: the key there of the table's number of rows, and its default.
+        hf: the table's name in `model.safetensors`.
+    """
+
+    key: str
+    rows: tuple[str, int]
+    hf: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """A model family.
 
@@ -53,9 +68,7 @@ class Family:
         projects_equal_widths: whether they are projected to a hidden size of their own width, too.
         relative_position_buckets: buckets of distances between tokens, each with a bias of the
             attention scores for each head; 0 for none.
-        folded_embeddings: a key of `config.json` that is true where files have one more table of
-            embeddings, and that table's name. Its first row belongs to every token: it is added
-            to the segment embeddings, and written as part of them.
+        folded_embeddings: embeddings that files may have beside BERT's.
         shares_layers: whether all layers have the same weights.
         counts_positions_from_padding: whether the first position is the padding's id plus 1.
         head_act: the activation of the masked-LM head; None for that of the layers.
@@ -77,7 +90,7 @@ class Family:
     projects_embeddings: bool = False
     projects_equal_widths: bool = False
     relative_position_buckets: int = 0
-    folded_embeddings: tuple[str, str] | None = None
+    folded_embeddings: FoldedEmbeddings | None = None
     shares_layers: bool = False
     counts_positions_from_padding: bool = False
     head_act: str | None = None

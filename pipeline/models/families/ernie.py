@@ -1,6 +1,6 @@
 """ERNIE (Sun et al., 2019 to 2021): BERT, since version 2 with embeddings of pre-training tasks."""
 
-from pipeline.models.families.base import Family, SequenceHead
+from pipeline.models.families.base import Family, FoldedEmbeddings, SequenceHead
 
 FAMILY = Family(
     model_type="ernie",
@@ -8,6 +8,10 @@ FAMILY = Family(
     class_prefix="Ernie",
     sequence_head=SequenceHead(dense="ernie.pooler.dense", is_pretrained=True),
     hf_names=(("bert.", "ernie."),),
-    # Every text is of the first task, as in `transformers`.
-    folded_embeddings=("use_task_id", "ernie.embeddings.task_type_embeddings.weight"),
+    # Every token is of the first task, unless a program of `transformers` says otherwise.
+    folded_embeddings=FoldedEmbeddings(
+        key="use_task_id",
+        rows=("task_type_vocab_size", 3),
+        hf="ernie.embeddings.task_type_embeddings.weight",
+    ),
 )
