@@ -13,7 +13,6 @@ from keras import ops
 from pipeline.models.config import EncoderConfig
 
 
-
 def distance_buckets(limit: int, buckets: int) -> np.ndarray:
     """Returns the bucket of each distance between two tokens.
 
