@@ -14,8 +14,9 @@ from keras import ops
 
 from data_specs.records import HIDDEN_STATES
 from pipeline.base.location import Location
+from pipeline.models.architectures.parts import DType, LayerParts, Tensor
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import DType, Encoder, LayerParts, Tensor
+from pipeline.models.encoder import Encoder
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import WeightName, encoder_table

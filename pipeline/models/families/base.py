@@ -46,6 +46,8 @@ class Family:
             defaults for every family.
         fixed_options: keys of `config.json` that change what a model computes, with the only
             supported value.
+        architecture: a key of `architectures.ARCHITECTURES`, the layers that it is made of.
+        has_biases: whether dense layers and normalisations have biases.
         has_segments: whether there are segment embeddings.
         projects_embeddings: whether embeddings have a width of their own and are projected
             to the hidden size.
@@ -66,6 +68,8 @@ class Family:
     config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    architecture: str = "bert"
+    has_biases: bool = True
     has_segments: bool = True
     projects_embeddings: bool = False
     shares_layers: bool = False
