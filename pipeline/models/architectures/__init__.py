@@ -7,6 +7,6 @@ A module has the layers `Embeddings` and `EncoderLayer`, the function `score_mas
 from collections.abc import Mapping
 from types import ModuleType
 
-from pipeline.models.architectures import bert
+from pipeline.models.architectures import bert, modernbert
 
-ARCHITECTURES: Mapping[str, ModuleType] = {"bert": bert}
+ARCHITECTURES: Mapping[str, ModuleType] = {"bert": bert, "modernbert": modernbert}

@@ -55,20 +55,37 @@ class LayerParts:
     seed: int
     dtype: DType
 
-    def initializer(self, name: str) -> keras.Initializer:
+    def initializer(self, name: str, scale: float = 1.0) -> keras.Initializer:
         """Returns BERT's initial distribution of weights, a truncated normal."""
+        deviation = scale * self.config.initializer_range
         seed = self._seed("initial weights", name)
-        return keras.initializers.TruncatedNormal(stddev=self.config.initializer_range, seed=seed)
+        return keras.initializers.TruncatedNormal(stddev=deviation, seed=seed)
 
-    def dense(self, size: int, name: str) -> keras.layers.Dense:
-        """Returns a dense layer [..., any] → [..., size], with a bias where the family has any."""
+    def dense(
+        self, size: int, name: str, *, use_bias: bool | None = None, scale: float = 1.0
+    ) -> keras.layers.Dense:
+        """Returns a dense layer [..., any] → [..., size].
+
+        Args:
+            size: of its output.
+            name: its own.
+            use_bias: whether it has a bias; None for where the family has any.
+            scale: of the initial weights' deviation.
+        """
         return keras.layers.Dense(
             size,
-            use_bias=self.config.family.has_biases,
-            kernel_initializer=self.initializer(name),
+            use_bias=self.config.family.has_biases if use_bias is None else use_bias,
+            kernel_initializer=self.initializer(name, scale),
             name=name,
             dtype=self.dtype,
         )
+
+    def residual_dense(self, size: int, name: str) -> keras.layers.Dense:
+        """Returns a dense layer whose output is added to a sum over all 2·N blocks.
+
+        Its initial weights are the smaller, the more there are (Radford et al., 2019).
+        """
+        return self.dense(size, name, scale=(2 * self.config.num_hidden_layers) ** -0.5)
 
     def layer_norm(self) -> keras.layers.LayerNormalization:
         """Returns a normalisation over the last axis, with a bias where the family has any."""

@@ -14,6 +14,7 @@ _MODULES = (
     "xlm_roberta",
     "distilbert",
     "albert",
+    "modernbert",
 )
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
