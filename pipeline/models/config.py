@@ -156,6 +156,12 @@ class EncoderConfig:
         return self.embedding_size or self.hidden_size
 
     @property
+    def has_projection(self) -> bool:
+        """Whether a layer projects the embeddings to the hidden size."""
+        differs = self.embedding_width != self.hidden_size
+        return self.family.projects_embeddings and (differs or self.family.projects_equal_widths)
+
+    @property
     def num_distinct_layers(self) -> int:
         """Layers that have weights of their own."""
         return 1 if self.family.shares_layers else self.num_hidden_layers
@@ -224,6 +230,8 @@ class EncoderConfig:
         }
         architectures = [f"{self.family.class_prefix}ForMaskedLM"]
         others = dict.fromkeys(self.family.null_settings)
+        if self.family.folded_embeddings is not None:
+            others[self.family.folded_embeddings.key] = False
         return {"architectures": architectures, **values, **_fixed_options(self.family), **others}
 
 

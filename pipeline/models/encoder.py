@@ -13,6 +13,7 @@ from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.models.architectures import ARCHITECTURES
 from pipeline.models.architectures.parts import MASKED_SCORE, DType, LayerParts, Tensor
 from pipeline.models.config import EncoderConfig
+from pipeline.models.relative_positions import RelativePositions
 
 # What an encoder gives beside its hidden states.
 ATTENTIONS = "attentions"
@@ -30,11 +31,11 @@ def _recomputed(
     # Copies: a variable of TensorFlow would be read again, after it was moved on.
     fixed = [ops.copy(variable.value) for variable in layer.non_trainable_variables]
 
-    def function(trainable: list[Tensor], hidden: Tensor) -> Any:
+    def function(trainable: list[Tensor], hidden: Tensor, score_mask: Tensor) -> Any:
         return layer.stateless_call(trainable, fixed, hidden, score_mask, training=True)
 
     trainable = [variable.value for variable in layer.trainable_variables]
-    outputs, after = keras.remat(function)(trainable, hidden)
+    outputs, after = keras.remat(function)(trainable, hidden, score_mask)
     for variable, value in zip(layer.non_trainable_variables, after, strict=True):
         variable.assign(value)
     return outputs
@@ -64,6 +65,13 @@ class Encoder(keras.layers.Layer):
         self._architecture = ARCHITECTURES[config.family.architecture]
         policy = self.dtype_policy
         self.embeddings = self._architecture.Embeddings(config, seed=seed, dtype=policy)
+        self.relative_positions = None
+        if config.family.relative_position_buckets:
+            parts = LayerParts(config, self.name, seed, policy)
+            initializer = parts.initializer("relative_positions")
+            self.relative_positions = RelativePositions(
+                config, initializer=initializer, dtype=policy
+            )
         self.encoder_layers = [
             self._architecture.EncoderLayer(config, index=index, seed=seed, dtype=policy)
             for index in range(config.num_distinct_layers)
@@ -75,6 +83,8 @@ class Encoder(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
         self.embeddings.build()
+        if self.relative_positions is not None:
+            self.relative_positions.build()
         for layer in self.encoder_layers:
             layer.build()
         if self.layer_norm is not None:
@@ -110,6 +120,8 @@ class Encoder(keras.layers.Layer):
             raise ValueError(f"{INPUT_IDS}: expected {expected}, received {length}")
         mask = ops.cast(inputs[INPUT_MASK], self.compute_dtype)
         padding = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
+        if self.relative_positions is not None:
+            padding = padding + self.relative_positions(input_ids)
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
         states = [self.embeddings(input_ids, segment_ids, training=training)]
         attentions = []

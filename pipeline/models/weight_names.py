@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pipeline.models.families.base import rename
 Shape = tuple[int, ...]
 # The layouts: Hugging Face's names and shapes, and those of Google's TensorFlow 1 code.
 HF, TF1 = "hf", "tf1"
+SEGMENTS = "encoder/embeddings/segment_embeddings"
 # Hugging Face's name of the layer from the embeddings' width to the hidden size.
 _PROJECTION = "bert.encoder.embedding_hidden_mapping_in"
 
@@ -86,9 +88,16 @@ def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
         if rows:
             yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
     yield from norm_weights("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
-    if config.embedding_size is not None:
+    if config.has_projection:
         ours = "encoder/embeddings/projection"
         yield from dense_weights(ours, _PROJECTION, inputs=size, units=config.hidden_size)
+
+
+def _relative_positions(config: EncoderConfig) -> Iterator[WeightName]:
+    if buckets := config.family.relative_position_buckets:
+        hf, tf1 = "bert.encoder.relative_attention_bias", "bert/encoder/relative_attention_bias"
+        shape = (buckets, config.num_attention_heads)
+        yield WeightName("encoder/relative_positions/bias", f"{hf}.weight", tf1, shape)
 
 
 def _bert_layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
@@ -111,6 +120,7 @@ def _bert_layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
 
 def _bert_encoder(config: EncoderConfig) -> Iterator[WeightName]:
     yield from _embeddings(config)
+    yield from _relative_positions(config)
     for index in range(config.num_distinct_layers):
         yield from _bert_layer(index, config)
 
@@ -170,6 +180,31 @@ def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
 def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model but those of its head."""
     return tuple(row for row in weight_table(config) if row.ours.startswith("encoder/"))
+
+
+def folded_table(config: EncoderConfig, settings: Mapping[str, Any]) -> tuple[WeightName, ...]:
+    """Returns the embeddings of a checkpoint that a model has as part of its segments'.
+
+    Args:
+        config: the model's.
+        settings: the content of the checkpoint's `config.json`.
+    """
+    folded = config.family.folded_embeddings
+    if folded is None or not settings.get(folded.key):
+        return ()
+    shape = (settings.get(*folded.rows), config.embedding_width)
+    return (WeightName(f"folded/{folded.key}", folded.hf, folded.hf, shape),)
+
+
+def fold_embeddings(weights: dict[str, np.ndarray], folded: Sequence[WeightName]) -> None:
+    """Adds the first rows of embeddings to the segments', in place of those embeddings.
+
+    Args:
+        weights: by our names; is changed.
+        folded: from `folded_table`.
+    """
+    for row in folded:
+        weights[SEGMENTS] = weights[SEGMENTS] + weights.pop(row.ours)[0]
 
 
 def count_parameters(config: EncoderConfig) -> int:

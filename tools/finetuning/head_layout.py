@@ -127,8 +127,10 @@ def _find_dropout(config: EncoderConfig, kind: str) -> tuple[str, float] | None:
 
 def dropout_rate(config: EncoderConfig, kind: str) -> float:
     """Returns the dropout before a head's outputs; 0 for none."""
-    found = _find_dropout(config, kind)
-    return 0.0 if found is None else found[1]
+    dropout = _find_dropout(config, kind)
+    if dropout is not None:
+        return dropout[1]
+    return 0.0 if kind == SPAN else config.hidden_dropout_prob
 
 
 def head_settings(config: EncoderConfig, head: Head) -> Mapping[str, Any]:

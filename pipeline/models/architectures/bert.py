@@ -28,7 +28,7 @@ HAS_FINAL_NORM = False
 class Embeddings(keras.layers.Layer):
     """Sum of word, position and segment embeddings, normalised, [B, L, D].
 
-    ALBERT's are narrower than D, and projected to it.
+    ALBERT's and ELECTRA's may have a width of their own, and are projected to D.
 
     The three tables are float32 variables that are never cast on access, so that
     the vocabulary matmul can read the word embeddings exactly.
@@ -41,7 +41,7 @@ class Embeddings(keras.layers.Layer):
         self.layer_norm = self.parts.layer_norm()
         self.dropout = self.parts.dropout(config.hidden_dropout_prob)
         self.projection = None
-        if config.embedding_size is not None:
+        if config.has_projection:
             self.projection = self.parts.dense(config.hidden_size, "projection")
 
     def build(self, input_shape: Any = None) -> None:
@@ -119,7 +119,8 @@ class Attention(keras.layers.Layer):
 
         Args:
             hidden: [B, L, D].
-            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding.
+            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding; MPNet's is
+                [B, H, L, L], with its bias.
             training: whether dropout is active.
 
         Returns:
@@ -190,7 +191,8 @@ def score_masks(config: EncoderConfig, padding: Tensor) -> Sequence[Tensor]:
 
     Args:
         config: the model's.
-        padding: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding.
+        padding: 0 at tokens and `MASKED_SCORE` at padding, [B, 1, 1, L]; or of a shape that
+            fits [B, H, L, L], with a bias.
 
     Returns:
         N tensors of a shape that fits [B, H, L, L].

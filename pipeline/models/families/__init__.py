@@ -15,6 +15,10 @@ _MODULES = (
     "distilbert",
     "albert",
     "modernbert",
+    "camembert",
+    "ernie",
+    "electra",
+    "mpnet",
 )
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family

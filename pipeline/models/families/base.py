@@ -18,7 +18,8 @@ class SequenceHead:
         dense: the name of the layer before the outputs in `model.safetensors`.
         norm: the name there of the normalisation after the activation; None for none.
         output: the name of the output layer there.
-        dropout: the key in `config.json` of the dropout before the outputs, and its rate.
+        dropout: the key in `config.json` of the dropout before the outputs, and its rate;
+            None for the rate of hidden states.
         activation: `tanh`, `relu` or `gelu`, after the first layer.
         drops_input: whether the dropout is also applied to the first token's state.
         is_pretrained: whether a pre-trained model may hold the layers before the outputs: a
@@ -28,10 +29,25 @@ class SequenceHead:
     dense: str
     norm: str | None = None
     output: str = "classifier"
-    dropout: tuple[str, float] = ("classifier_dropout", 0.1)
+    dropout: tuple[str, float] | None = ("classifier_dropout", 0.1)
     activation: str = "tanh"
     drops_input: bool = False
     is_pretrained: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldedEmbeddings:
+    """A table whose first row belongs to every token: read into the segment embeddings.
+
+    Attributes:
+        key: in `config.json`, true where the files have the table.
+        rows: the key there of the table's number of rows, and its default.
+        hf: the table's name in `model.safetensors`.
+    """
+
+    key: str
+    rows: tuple[str, int]
+    hf: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +80,10 @@ class Family:
         has_segments: whether there are segment embeddings.
         projects_embeddings: whether embeddings have a width of their own and are projected
             to the hidden size.
+        projects_equal_widths: whether they are projected to a hidden size of their own width, too.
+        relative_position_buckets: buckets of distances between tokens, each with a bias of the
+            attention scores for each head; 0 for none.
+        folded_embeddings: embeddings that files may have beside BERT's.
         shares_layers: whether all layers have the same weights.
         counts_positions_from_padding: whether the first position is the padding's id plus 1.
         head_act: the activation of the masked-LM head; None for that of the layers.
@@ -91,6 +111,9 @@ class Family:
     has_gated_units: bool = False
     has_segments: bool = True
     projects_embeddings: bool = False
+    projects_equal_widths: bool = False
+    relative_position_buckets: int = 0
+    folded_embeddings: FoldedEmbeddings | None = None
     shares_layers: bool = False
     counts_positions_from_padding: bool = False
     head_act: str | None = None

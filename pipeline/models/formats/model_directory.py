@@ -20,7 +20,15 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import FORMATS
 from pipeline.models.formats.base import WeightFiles
 from pipeline.models.formats.safetensors_files import HF_WEIGHTS, save_tensors
-from pipeline.models.weight_names import HF, WeightName, check_tensors, tied_hf_names, weight_table
+from pipeline.models.weight_names import (
+    HF,
+    WeightName,
+    check_tensors,
+    fold_embeddings,
+    folded_table,
+    tied_hf_names,
+    weight_table,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -99,6 +107,8 @@ class ModelSource:
         tensors, layout = self.open_files(), self.layout
         tied = tied_hf_names(self.config) if table is None and layout == HF else {}
         table = weight_table(self.config) if table is None else table
+        folded = self._folded_table()
+        table = (*table, *folded)
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
         copies = [name for name in tied if name in tensors.shapes]
         arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
@@ -107,7 +117,14 @@ class ModelSource:
                 where, expected = f"{self.location}: {copy}", f"the same values as {tied[copy]}"
                 hint = "a model with an untied output layer is not supported"
                 raise InputError(where, expected, "others", hint)
-        return {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
+        weights = {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
+        fold_embeddings(weights, folded)
+        return weights
+
+    def _folded_table(self) -> tuple[WeightName, ...]:
+        if self.config.family.folded_embeddings is None or self.layout != HF:
+            return ()
+        return folded_table(self.config, (self.directory / HF_CONFIG).read_json())
 
     def open_files(self) -> WeightFiles:
         """Opens the files of its weights, of which there must be some."""

@@ -9,14 +9,13 @@ import numpy as np
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
-from pipeline.models.weight_names import weight_table
+from pipeline.models.weight_names import SEGMENTS, weight_table
 
 Weights = dict[str, np.ndarray]
 
 _LAYER_MAP = Setting("layer_map")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
 _POSITIONS = "encoder/embeddings/position_embeddings"
-_SEGMENTS = "encoder/embeddings/segment_embeddings"
 
 
 def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
@@ -200,8 +199,8 @@ def narrow_config(
         intermediate_size: width inside the feed-forward block; shrunk with D unless given.
 
     Raises:
-        InputError: a size above the teacher's, or heads that do not divide D or
-            would be larger than the teacher's.
+        InputError: a size above the teacher's, heads that do not divide D or would be
+            larger than the teacher's, or a D at which the family projects no embeddings.
     """
     size = hidden_size or config.hidden_size
     heads = num_attention_heads or config.num_attention_heads
@@ -224,9 +223,20 @@ def narrow_config(
         expected = f"heads of at most {largest} dimensions, as the teacher's"
         received = f"{heads} for a hidden size of {size}"
         raise InputError(Setting("student_attention_heads"), expected, received)
-    return dataclasses.replace(
-        config, hidden_size=size, num_attention_heads=heads, intermediate_size=inner
+    # Embeddings without a projection are as wide as what they become.
+    width = config.embedding_size if config.has_projection else config.embedding_size and size
+    student = dataclasses.replace(
+        config,
+        hidden_size=size,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        embedding_size=width,
     )
+    if config.has_projection and not student.has_projection:
+        title = config.family.title
+        expected = f"another size than the {width} of its embeddings, which {title} projects to it"
+        raise InputError(Setting("student_hidden_size"), expected, size)
+    return student
 
 
 def narrow_weights(
@@ -307,5 +317,5 @@ def without_segments(
     """
     student = config_without_segments(config)
     kept = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
-    kept[_POSITIONS] += weights[_SEGMENTS][0]
+    kept[_POSITIONS] += weights[SEGMENTS][0]
     return student, kept
