@@ -33,6 +33,7 @@ class WeightName:
         shape: ours, which is also TensorFlow 1's.
         transpose_hf: whether `transformers` keeps the transpose: dense kernels
             are [in, out] here and [out, in] there.
+        blocks: equal parts that lie side by side along the last axis.
     """
 
     ours: str
@@ -40,6 +41,7 @@ class WeightName:
     tf1: str
     shape: Shape
     transpose_hf: bool = False
+    blocks: int = 1
 
     def stored(self, layout: str) -> tuple[str, Shape]:
         """Returns name and shape in a layout, `HF` or `TF1`."""
@@ -57,17 +59,22 @@ def _tf1_scope(hf: str) -> str:
     return re.sub(r"\.layer\.(\d+)\.", r"/layer_\1/", hf).replace(".", "/")
 
 
-def dense_weights(ours: str, hf: str, *, inputs: int, units: int) -> Iterator[WeightName]:
+def dense_weights(
+    ours: str, hf: str, *, inputs: int, units: int, has_bias: bool = True, blocks: int = 1
+) -> Iterator[WeightName]:
     """Returns kernel and bias of a dense layer, by its names here and in BERT's own layout."""
-    tf1 = _tf1_scope(hf)
-    yield WeightName(f"{ours}/kernel", f"{hf}.weight", f"{tf1}/kernel", (inputs, units), True)
-    yield WeightName(f"{ours}/bias", f"{hf}.bias", f"{tf1}/bias", (units,))
+    tf1, shape = _tf1_scope(hf), (inputs, units)
+    yield WeightName(f"{ours}/kernel", f"{hf}.weight", f"{tf1}/kernel", shape, True, blocks)
+    if has_bias:
+        yield WeightName(f"{ours}/bias", f"{hf}.bias", f"{tf1}/bias", (units,))
 
 
-def _layer_norm(ours: str, hf: str, *, size: int) -> Iterator[WeightName]:
+def norm_weights(ours: str, hf: str, *, size: int, has_bias: bool = True) -> Iterator[WeightName]:
+    """Returns the weights of a normalisation, by its names here and in BERT's own layout."""
     tf1 = _tf1_scope(hf)
     yield WeightName(f"{ours}/gamma", f"{hf}.weight", f"{tf1}/gamma", (size,))
-    yield WeightName(f"{ours}/beta", f"{hf}.bias", f"{tf1}/beta", (size,))
+    if has_bias:
+        yield WeightName(f"{ours}/beta", f"{hf}.bias", f"{tf1}/beta", (size,))
 
 
 def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
@@ -80,7 +87,7 @@ def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
         hf, tf1 = f"bert.embeddings.{theirs}.weight", f"bert/embeddings/{theirs}"
         if rows:
             yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
-    yield from _layer_norm("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
+    yield from norm_weights("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
     if config.has_projection:
         ours = "encoder/embeddings/projection"
         yield from dense_weights(ours, _PROJECTION, inputs=size, units=config.hidden_size)
@@ -93,7 +100,7 @@ def _relative_positions(config: EncoderConfig) -> Iterator[WeightName]:
         yield WeightName("encoder/relative_positions/bias", f"{hf}.weight", tf1, shape)
 
 
-def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
+def _bert_layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
     ours, hf = f"encoder/layer_{index}", f"bert.encoder.layer.{index}"
     size, inner = config.hidden_size, config.intermediate_size
     for layer, bert_name, inputs, units in (
@@ -108,13 +115,56 @@ def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
         if layer.endswith("/output"):
             norm = f"{hf}.{bert_name.removesuffix('dense')}LayerNorm"
             block = layer.removesuffix("/output")
-            yield from _layer_norm(f"{ours}/{block}/layer_norm", norm, size=size)
+            yield from norm_weights(f"{ours}/{block}/layer_norm", norm, size=size)
+
+
+def _bert_encoder(config: EncoderConfig) -> Iterator[WeightName]:
+    yield from _embeddings(config)
+    yield from _relative_positions(config)
+    for index in range(config.num_distinct_layers):
+        yield from _bert_layer(index, config)
+
+
+def _modernbert_layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
+    ours, hf = f"encoder/layer_{index}", f"bert.encoder.layer.{index}"
+    size, inner = config.hidden_size, config.intermediate_size
+    for block, bert_block in (("attention", "attention.output"), ("feed_forward", "output")):
+        # The embeddings are normalised before the first layer.
+        if index or block != "attention":
+            norm = f"{hf}.{bert_block}.LayerNorm"
+            yield from norm_weights(f"{ours}/{block}/layer_norm", norm, size=size, has_bias=False)
+    for layer, bert_name, inputs, units, blocks in (
+        ("attention/query_key_value", "attention.self.query_key_value", size, size, 3),
+        ("attention/output", "attention.output.dense", size, size, 1),
+        ("feed_forward/intermediate", "intermediate.dense", size, inner, 2),
+        ("feed_forward/output", "output.dense", inner, size, 1),
+    ):
+        shape = {"inputs": inputs, "units": blocks * units, "blocks": blocks}
+        yield from dense_weights(f"{ours}/{layer}", f"{hf}.{bert_name}", has_bias=False, **shape)
+
+
+def _modernbert_encoder(config: EncoderConfig) -> Iterator[WeightName]:
+    size, words = config.hidden_size, "embeddings/word_embeddings"
+    hf, shape = "bert.embeddings.word_embeddings.weight", (config.vocab_size, size)
+    yield WeightName(f"encoder/{words}", hf, f"bert/{words}", shape)
+    for index in range(config.num_hidden_layers):
+        yield from _modernbert_layer(index, config)
+    # Of the embeddings, and of the last layer's output.
+    for ours, hf in (("encoder/embeddings", "bert.embeddings"), ("encoder", "bert.encoder")):
+        norm = f"{ours}/layer_norm", f"{hf}.LayerNorm"
+        yield from norm_weights(*norm, size=size, has_bias=False)
+
+
+# By `Family.architecture`.
+_ENCODERS = {"bert": _bert_encoder, "modernbert": _modernbert_encoder}
 
 
 def _head(config: EncoderConfig) -> Iterator[WeightName]:
-    hf, size = "cls.predictions.transform", config.embedding_width
-    yield from dense_weights("head/transform", f"{hf}.dense", inputs=config.hidden_size, units=size)
-    yield from _layer_norm("head/layer_norm", f"{hf}.LayerNorm", size=size)
+    hf, inputs, size = "cls.predictions.transform", config.hidden_size, config.embedding_width
+    has_bias = config.family.has_biases
+    dense, norm = f"{hf}.dense", f"{hf}.LayerNorm"
+    yield from dense_weights("head/transform", dense, inputs=inputs, units=size, has_bias=has_bias)
+    yield from norm_weights("head/layer_norm", norm, size=size, has_bias=has_bias)
     yield WeightName(
         "head/bias", "cls.predictions.bias", "cls/predictions/output_bias", (config.vocab_size,)
     )
@@ -122,8 +172,7 @@ def _head(config: EncoderConfig) -> Iterator[WeightName]:
 
 def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model, each once."""
-    layers = (name for index in range(config.num_distinct_layers) for name in _layer(index, config))
-    rows = (*_embeddings(config), *_relative_positions(config), *layers, *_head(config))
+    rows = (*_ENCODERS[config.family.architecture](config), *_head(config))
     names = config.family.hf_names
     return tuple(dataclasses.replace(row, hf=rename(row.hf, names)) for row in rows)
 
@@ -182,7 +231,13 @@ def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
 _SCOPES = tuple(
     rename(scope, family.hf_names)
     for family in FAMILIES.values()
-    for scope in ("bert.embeddings.", "bert.encoder.", f"{_PROJECTION}.")
+    for scope in (
+        "bert.embeddings.",
+        "bert.encoder.",
+        "bert.encoder.layer.",
+        "bert.encoder.LayerNorm.",
+        f"{_PROJECTION}.",
+    )
 )
 _NOT_WEIGHTS = re.compile(
     r".*/(adam_[mv]|lamb_[mv]|adamw_[mv])(_\d+)?|.*/(Adam|Adam_1|LAMB|LAMB_1)"

@@ -14,6 +14,7 @@ _MODULES = (
     "xlm_roberta",
     "distilbert",
     "albert",
+    "modernbert",
     "camembert",
     "ernie",
     "electra",

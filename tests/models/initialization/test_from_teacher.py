@@ -163,6 +163,14 @@ def test_only_a_bert_has_segments_to_drop() -> None:
     assert error.value.received == "roberta"
 
 
+def _layers(count: int) -> EncoderConfig:
+    """Returns the configuration of a BERT with so many layers."""
+    sizes = {"vocab_size": 9, "hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 8}
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    lengths = {"max_position_embeddings": 8, "type_vocab_size": 2}
+    return EncoderConfig(num_hidden_layers=count, hidden_act="gelu", **sizes, **rates, **lengths)
+
+
 @pytest.mark.parametrize(
     ("teacher", "student", "expected"),
     [
@@ -183,7 +191,9 @@ def test_default_layer_map_is_a_layer_map(counts):
     teacher, student = counts
     layers = from_teacher.default_layer_map(teacher, student)
     assert len(layers) == student
-    assert from_teacher.choose_layers(teacher, student, ",".join(map(str, layers))) == layers
+    assert (
+        from_teacher.choose_layers(_layers(teacher), student, ",".join(map(str, layers))) == layers
+    )
 
 
 @pytest.mark.parametrize("student", [0, 5])
@@ -205,7 +215,7 @@ def test_default_layer_map_refuses_counts_out_of_range(student):
 )
 def test_choose_layers_refuses_invalid_text(text, expected, received):
     with pytest.raises(InputError) as error:
-        from_teacher.choose_layers(4, 2, text)
+        from_teacher.choose_layers(_layers(4), 2, text)
     assert error.value.subject == Setting("layer_map")
     assert (error.value.expected, error.value.received) == (expected, received)
 
@@ -222,7 +232,7 @@ def test_choose_layers_refuses_invalid_text(text, expected, received):
     ],
 )
 def test_layer_maps_are_read(text, student, expected):
-    assert from_teacher.choose_layers(12, student, text) == expected
+    assert from_teacher.choose_layers(_layers(12), student, text) == expected
 
 
 @pytest.mark.parametrize(
@@ -237,7 +247,7 @@ def test_layer_maps_are_read(text, student, expected):
 )
 def test_choose_layers_refuses_presets_that_do_not_fit(text, student, subject, received):
     with pytest.raises(InputError) as error:
-        from_teacher.choose_layers(12, student, text)
+        from_teacher.choose_layers(_layers(12), student, text)
     assert error.value.subject == Setting(subject)
     assert error.value.received == received
 
