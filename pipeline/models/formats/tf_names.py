@@ -17,6 +17,8 @@ _MODEL_SCOPE = re.compile(r"tf_\w+")
 _KERNEL = re.compile(r"(?:.*/)?kernel(?::\d+)?", re.DOTALL)
 # Other last parts of a name stay.
 _LAST = {"kernel": "weight", "embeddings": "weight", "gamma": "weight", "beta": "bias"}
+# ALBERT's TensorFlow model has two output biases, and adds the second.
+_COMPUTING = {"predictions.bias": "predictions.decoder.bias"}
 
 
 def to_hf(path: Location, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -36,6 +38,9 @@ def to_hf(path: Location, tensors: Mapping[str, StoredTensor]) -> dict[str, Stor
         if renamed.setdefault(name, tensor).shape != tensor.shape:
             received = f"tensor {one_line(stored_name)} is there twice, in two shapes"
             raise InputError(path, received=received)
+    for bias, computing in _COMPUTING.items():
+        if computing in renamed:
+            renamed[bias] = renamed[computing]
     return renamed
 
 
