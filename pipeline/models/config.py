@@ -35,6 +35,7 @@ _Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a po
 _OptionalPositive = Annotated[_Positive | None, Meta(description="a positive number or none")]
 # Over one token's state or the mean of all; None for a family whose heads have no choice.
 _Pooling = Annotated[Literal["cls", "mean"] | None, Meta(description="cls, mean or none")]
+_Flag = Annotated[bool, Meta(description="true or false")]
 _ACTIVATIONS = f"one of {', '.join(typing.get_args(Activation))}"
 
 # Marks a field that `to_dict` leaves out at its default.
@@ -51,7 +52,6 @@ _FIXED_OPTIONS: dict[str, Any] = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
-    "tie_word_embeddings": True,
 }
 
 
@@ -83,6 +83,8 @@ class EncoderConfig:
         local_rope_theta: the same in local layers.
         embedding_dropout: dropout of embeddings where it has a rate of its own.
         classifier_pooling: what a head of tasks reads, `cls` or `mean`.
+        tie_word_embeddings: whether the word embeddings are also the matrix of the output
+            layer, which otherwise is a weight of its own.
 
     Raises:
         InputError: a value has the wrong type or range.
@@ -109,6 +111,7 @@ class EncoderConfig:
     local_rope_theta: _OptionalPositive = _rare(None)
     embedding_dropout: _Rate = _rare(0.0)
     classifier_pooling: _Pooling = _rare(None)
+    tie_word_embeddings: _Flag = _rare(True)
 
     def __post_init__(self) -> None:
         find_family(self.model_type)
@@ -232,6 +235,7 @@ class EncoderConfig:
         others = dict.fromkeys(self.family.null_settings)
         if self.family.folded_embeddings is not None:
             others[self.family.folded_embeddings.key] = False
+        others["tie_word_embeddings"] = self.tie_word_embeddings
         return {"architectures": architectures, **values, **_fixed_options(self.family), **others}
 
 
@@ -253,9 +257,25 @@ def _fixed_options(family: Family) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in family.ignored_options}
 
 
+def _find_family(raw: Mapping[str, Any]) -> Family:
+    """Returns the family of a file's content; BERT where it names none.
+
+    RoBERTa's bare encoder has BERT's names, so that its class must be known then.
+    """
+    names = raw.get("architectures")
+    if "model_type" not in raw and isinstance(names, list):
+        for family in FAMILIES.values():
+            classes = (f"{family.class_prefix}For", f"{family.class_prefix}Model")
+            is_other = family.model_type != _DEFAULT_FAMILY
+            if is_other and any(str(name).startswith(classes) for name in names):
+                expected = f"{family.model_type!r}, as architectures names {shown(names)}"
+                raise InputError("model_type", expected, "none, the key is missing")
+    return find_family(raw.get("model_type", _DEFAULT_FAMILY))
+
+
 def _read_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of an `EncoderConfig` that a file's content gives."""
-    family = find_family(raw.get("model_type", _DEFAULT_FAMILY))
+    family = _find_family(raw)
     raw = family.read_settings(raw)
     for key, value in _fixed_options(family).items():
         if raw.get(key, value) != value:
