@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
+from pipeline.tokenizers.settings import TOKENIZER_CONFIG_FILE, TokenizerSettings
 from pipeline.tokenizers.tokens import (
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     Tokenizer,
     Tokens,
@@ -18,6 +18,7 @@ from pipeline.tokenizers.tokens import (
     one_line,
     refusing,
     visible_spans,
+    word_numbers,
 )
 from pipeline.tokenizers.vocabulary import MAX_VOCAB_SIZE, read_tokenizer_file
 
@@ -70,9 +71,7 @@ class JsonTokenizer(Tokenizer):
             ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         starts, ends = visible_spans(text, offsets)
-        # An added token belongs to no word of the text: it is one of its own.
-        words = [-1 - at if word is None else word for at, word in enumerate(encoding.word_ids)]
-        new_word = np.diff(np.array(words, np.int64), prepend=-1) != 0
+        new_word = np.diff(word_numbers(encoding.word_ids), prepend=-1) != 0
         word_ids = np.cumsum(new_word | self._begins_word[ids], dtype=np.int32)
         return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
 
@@ -103,11 +102,12 @@ def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
     return tuple(tokens), content
 
 
-def load_tokenizer_json(path: Location) -> JsonTokenizer:
-    """Loads a `tokenizer.json`.
+def load_tokenizer_json(path: Location, settings: TokenizerSettings) -> JsonTokenizer:
+    """Loads a `tokenizer.json`, beside which `settings` lie.
 
     Raises:
-        InputError: it cannot be read, or lacks a special token.
+        InputError: it cannot be read, or lacks a special or an added token.
     """
     tokens, content = read_vocab(path)
-    return JsonTokenizer(tokens, find_special_ids(tokens, path), None, content)
+    settings.expect_listed(tokens)
+    return JsonTokenizer(tokens, find_special_ids(tokens, path, settings), None, content)
