@@ -23,7 +23,7 @@ from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile
-from pipeline.masking import document_masker
+from pipeline.masking import document_masker, tokenizer_choice
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
@@ -222,8 +222,10 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     corpus.expect_outside(config.output_dir, config.corpora)
     config = config.absolute()
     corpora = corpus.resolve(config.corpora)
+    # A mistaken vocabulary is reported before the corpus is looked at.
     tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
+    config, tokenizer = tokenizer_choice.choose_tokenizer(config, tokenizer, corpus_files)
     request = config.request(tokenizer, corpora)
     is_new = manifests.reserve_output_dir(config.output_dir, request)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():

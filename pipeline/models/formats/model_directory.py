@@ -20,7 +20,14 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import FORMATS
 from pipeline.models.formats.base import WeightFiles
 from pipeline.models.formats.safetensors_files import HF_WEIGHTS, save_tensors
-from pipeline.models.weight_names import HF, WeightName, check_tensors, tied_hf_names, weight_table
+from pipeline.models.weight_names import (
+    HF,
+    VOCABULARY_ROWS,
+    WeightName,
+    check_tensors,
+    tied_hf_names,
+    weight_table,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -39,12 +46,15 @@ class ModelSource:
     """A model on disk whose files are known to be there, its weights not yet read.
 
     Attributes:
-        config: the encoder's configuration.
+        config: the encoder's configuration; with fewer tokens than in its file where rows
+            are unused.
         format: of its weights, a key of `FORMATS`.
         weight_files: the files that hold the weights; empty for random weights.
         location: the directory, or the prefix of Google's checkpoint; None for random
             weights.
         directory: where the configuration lies, and usually the tokenizer.
+        unused_rows: rows at the end of the vocabulary's tables that stand for no token, and
+            are not read; many tables are padded to a multiple of 64.
     """
 
     config: EncoderConfig
@@ -52,6 +62,7 @@ class ModelSource:
     weight_files: tuple[Location, ...]
     location: Location | None
     directory: Location
+    unused_rows: int = 0
 
     @classmethod
     def from_google(cls, config_file: Location, checkpoint: Location | None) -> "ModelSource":
@@ -83,6 +94,25 @@ class ModelSource:
         """Whether there are weights to read; without, a model starts at random."""
         return self.location is not None
 
+    @property
+    def stored_config(self) -> EncoderConfig:
+        """The configuration as its file has it."""
+        return dataclasses.replace(
+            self.config, vocab_size=self.config.vocab_size + self.unused_rows
+        )
+
+    def with_vocab_size(self, vocab_size: int) -> "ModelSource":
+        """Returns the model with its first tokens only; it must have as many.
+
+        Raises:
+            InputError: its padding would not be among them.
+        """
+        unused_rows = self.stored_config.vocab_size - vocab_size
+        if unused_rows < 0:
+            raise ValueError(f"vocab_size: expected at most {self.stored_config.vocab_size}")
+        config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        return dataclasses.replace(self, config=config, unused_rows=unused_rows)
+
     def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
         """Reads weights; float32 arrays by our names.
 
@@ -98,7 +128,7 @@ class ModelSource:
             raise ValueError("read_weights: expected a source with weights, received one without")
         tensors, layout = self.open_files(), self.layout
         tied = tied_hf_names(self.config) if table is None and layout == HF else {}
-        table = weight_table(self.config) if table is None else table
+        table = weight_table(self.stored_config) if table is None else table
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
         copies = [name for name in tied if name in tensors.shapes]
         arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
@@ -107,7 +137,10 @@ class ModelSource:
                 where, expected = f"{self.location}: {copy}", f"the same values as {tied[copy]}"
                 hint = "a model with an untied output layer is not supported"
                 raise InputError(where, expected, "others", hint)
-        return {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
+        weights = {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
+        for name in weights.keys() & set(VOCABULARY_ROWS) if self.unused_rows else ():
+            weights[name] = np.array(weights[name][: self.config.vocab_size])
+        return weights
 
     def open_files(self) -> WeightFiles:
         """Opens the files of its weights, of which there must be some."""
@@ -120,7 +153,7 @@ class ModelSource:
             SHA-256, in hexadecimal, of the configuration's JSON followed by one
             line for each weight file: its own SHA-256.
         """
-        digest = hashlib.sha256(json_text.dump(self.config.to_dict()))
+        digest = hashlib.sha256(json_text.dump(self.stored_config.to_dict()))
         for path in mirror_all(self.weight_files):
             digest.update(f"{path.sha256()}\n".encode())
         return digest.hexdigest()
