@@ -19,7 +19,7 @@ import tqdm
 
 from data_specs import records
 from pipeline.base import seeding
-from pipeline.base.errors import InputError, InterruptedRunError, Setting
+from pipeline.base.errors import InputError, InterruptedRunError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile
@@ -223,7 +223,8 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     config = config.absolute()
     corpora = corpus.resolve(config.corpora)
     # A mistaken vocabulary is reported before the corpus is looked at.
-    tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
+    with naming_setting("vocab_file"):
+        tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
     config, tokenizer = tokenizer_choice.choose_tokenizer(config, tokenizer, corpus_files)
     request = config.request(tokenizer, corpora)
