@@ -22,6 +22,7 @@ from pipeline.base.location import Location
 from pipeline.tokenizers.settings import TOKENIZER_CONFIG_FILE, TokenizerSettings
 from pipeline.tokenizers.tokens import (
     TOKENIZER_FILE,
+    WORD_MARK,
     Tokenizer,
     Tokens,
     find_special_ids,
@@ -33,7 +34,6 @@ from pipeline.tokenizers.vocabulary import read_tokenizer_file
 
 MODEL_FILE = "spiece.model"
 XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
-WORD_MARK = "▁"
 # How fairseq, and XLM-RoBERTa with it, numbers tokens: these four, then a model's pieces
 # without its own first three, then the mask (Conneau et al., 2020).
 _FAIRSEQ_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
@@ -99,7 +99,7 @@ class SentencePieceTokenizer(Tokenizer):
         # Some models have their special tokens as symbols that a text may spell out.
         ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding["offsets"], np.int32).reshape(-1, 2)
-        starts, ends = visible_spans(text, offsets)
+        starts, ends = visible_spans(text.replace(WORD_MARK, " "), offsets)
         # Of the pieces of one character, such as 3, ⁄, 4 of ¾, only the last has it.
         without = (starts == ends) & self._has_text[ids]
         ends = np.where(without, np.minimum(starts + 1, len(text)), ends).astype(np.int32)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
@@ -12,6 +13,7 @@ from pipeline.base.location import Location
 from pipeline.tokenizers.settings import TOKENIZER_CONFIG_FILE, TokenizerSettings
 from pipeline.tokenizers.tokens import (
     TOKENIZER_FILE,
+    WORD_MARK,
     Tokenizer,
     Tokens,
     find_special_ids,
@@ -27,7 +29,7 @@ _CONVERT_HINT = (
     "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
 )
 _BYTE_LEVEL_MARK = "Ġ"
-_METASPACE_MARK = "▁"
+_WORDPIECE = re.compile(rb'"type":\s*"WordPiece"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,17 @@ class JsonTokenizer(Tokenizer):
         return tokenizer
 
     @functools.cached_property
+    def _mark(self) -> str | None:
+        """What tokens have for the space before them; None for WordPiece."""
+        if _WORDPIECE.search(self.content):
+            return None
+        return _BYTE_LEVEL_MARK if b'"ByteLevel"' in self.content else WORD_MARK
+
+    @functools.cached_property
     def _begins_word(self) -> np.ndarray:
         """Which tokens have the mark of a word's beginning; Ġ is a letter, too."""
-        mark = _BYTE_LEVEL_MARK if b'"ByteLevel"' in self.content else _METASPACE_MARK
-        return np.array([token.startswith(mark) for token in self.vocab])
+        mark = self._mark
+        return np.array([mark is not None and token.startswith(mark) for token in self.vocab])
 
     def _further_special_ids(self) -> list[int]:
         added = self._tokenizer.get_added_tokens_decoder()
@@ -70,7 +79,8 @@ class JsonTokenizer(Tokenizer):
             # A unigram model has them among its pieces, which a text may spell out.
             ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        starts, ends = visible_spans(text, offsets)
+        spaced = text.replace(WORD_MARK, " ") if self._mark == WORD_MARK else text
+        starts, ends = visible_spans(spaced, offsets)
         new_word = np.diff(word_numbers(encoding.word_ids), prepend=-1) != 0
         word_ids = np.cumsum(new_word | self._begins_word[ids], dtype=np.int32)
         return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)

@@ -26,6 +26,8 @@ SPECIAL_TOKENS: Mapping[str, tuple[str, ...]] = {
     "mask": ("[MASK]", "<mask>"),
 }
 TOKENIZER_FILE = "tokenizer.json"
+# SentencePiece's space: one in a text is a space to it, too.
+WORD_MARK = "▁"
 # The name of Rust's panics in Python.
 _PANIC = "PanicException"
 _MAX_REASON = 200
