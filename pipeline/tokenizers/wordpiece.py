@@ -215,7 +215,7 @@ def _whole_tokens(
             raise InputError(f"{settings.path}: never_split", expected, shown(token))
     whole = {token: _unsplit(token) for token in never_split}
     whole |= {token.content: token for token in settings.added.values()}
-    return tuple(token for content, token in whole.items() if content not in own)
+    return tuple(token for content, token in sorted(whole.items()) if content not in own)
 
 
 def _unsplit(content: str) -> WholeToken:
