@@ -37,6 +37,8 @@ _PLAN_FILE = "plan.json"
 # The most for a shard of a teacher cache, of which there is one for each of ours, at the usual k.
 _MAX_SHARD_BYTES = 128 * 2**20
 _USUAL_TRUNCATION_FACTOR = 128
+# The share of unknown tokens from which text and vocabulary hardly fit each other.
+_MANY_UNKNOWN = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +326,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
         for label, count in sorted(by_corpus.items()):
             yield f"             {count:,} examples of {label}"
     yield f"tokens     {tokens:,}, {rate:.3%} [UNK]"
+    if rate > _MANY_UNKNOWN:
+        yield "             many: check the text's language, its case, and that it is composed (NFC)"
     yield f"windows    {counts['windows']:,}"
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
