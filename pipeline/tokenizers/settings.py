@@ -60,6 +60,7 @@ class TokenizerSettings:
     """The content of the files next to a vocabulary.
 
     Attributes:
+        vocab_file: the vocabulary.
         path: `tokenizer_config.json`; it need not exist.
         values: its keys.
         special_tokens: how special tokens are spelled, by `pad`, `unk`, `cls`, `sep`, `mask`;
@@ -68,6 +69,7 @@ class TokenizerSettings:
         model: keys of the model's `config.json`.
     """
 
+    vocab_file: Location
     path: Location
     values: Mapping[str, Any]
     special_tokens: Mapping[str, str]
@@ -117,7 +119,7 @@ class TokenizerSettings:
                     "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
                 )
                 expected = f"the token {shown(token.content)} with id {index}"
-                raise InputError(self.path.parent, expected, received, hint)
+                raise InputError(self.vocab_file, expected, received, hint)
 
     def extend(self, tokens: Sequence[str]) -> tuple[str, ...]:
         """Returns the tokens of a `vocab.txt` with those that were added behind them.
@@ -130,14 +132,14 @@ class TokenizerSettings:
         if sorted(added) != list(expected):
             ids = f"ids of added tokens from {expected.start} to {expected.stop - 1}"
             missing = next(index for index in expected if index not in added)
-            raise InputError(self.path.parent, ids, f"none for {missing}, and {max(added)}")
+            raise InputError(self.vocab_file, ids, f"none for {missing}, and {max(added)}")
         vocab = (*tokens, *(added[index].content for index in expected))
         places = {token: index for index, token in enumerate(vocab)}
         for index in expected:
             token = vocab[index]
             if places[token] != index or token in tokens:
                 received = f"{shown(token)} (id {index}) twice"
-                raise InputError(self.path.parent, "each added token once", received)
+                raise InputError(self.vocab_file, "each added token once", received)
         self.expect_listed(vocab)
         return vocab
 
@@ -156,7 +158,7 @@ def read_settings(vocab_file: Location) -> TokenizerSettings:
     names = dict(_special_tokens(path.with_name(_SPECIAL_TOKENS_FILE), spelled))
     names |= dict(_special_tokens(path, values))
     added = _added_tokens(path, values, set(names.values()))
-    settings = TokenizerSettings(path, values, names, added, model)
+    settings = TokenizerSettings(vocab_file, path, values, names, added, model)
     if settings.tokenizer_class in _UNSUPPORTED_CLASSES:
         hint = "its words come from a dictionary that is not read here"
         raise settings.refusal("tokenizer_class", "a tokenizer that needs its files only", hint)

@@ -124,9 +124,8 @@ def find_special_ids(
         named = settings.special_tokens.get(name)
         known = [indices[token] for token in (named, *spellings) if token in indices]
         if named is not None and named not in indices:
-            where = f"{settings.path.parent}: {name}_token"
-            expected = f"a token of {path.name}"
-            raise InputError(where, expected, json_text.shown(named))
+            where, hint = f"{path}: {name}_token", "the files next to it name the token"
+            raise InputError(where, "a token of the vocabulary", json_text.shown(named), hint)
         if known:
             ids[name] = known[0]
         elif name != "unk":
