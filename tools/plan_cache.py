@@ -232,6 +232,7 @@ def table(plan: Plan) -> str:
             "bytes: the cache adds at a masked position; xN: the whole cache at dupe_factor N",
             f"hours: of capture here, {fastest:.3g} examples/s at best, {plan.compute_dtype}",
             f"free disk: {_size(plan.free_bytes)}; what does not fit is marked !",
+            *plan.sample.labels.describe(),
         ]
     )
 

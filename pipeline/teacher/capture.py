@@ -6,6 +6,7 @@ import functools
 import itertools
 import platform
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import tqdm
 from data_specs import records
 from pipeline.base import json_text
 from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
 from pipeline.models import layer_groups
 from pipeline.models.formats import model_directory
@@ -31,13 +33,19 @@ from pipeline.storage.codecs import CODECS, HiddenCodec, TopKCodec
 from pipeline.storage.manifest import SAMPLED, FileInfo, Manifest, ShardInfo, TeacherInfo
 from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from pipeline.teacher import forward, truncation
+from pipeline.teacher import judgement as judgements
 from pipeline.teacher.forward import Arrays
+from pipeline.teacher.judgement import ENTROPIES, MIN_LABELS, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
 from pipeline.tokenizers import loading
 
 # Targets held in memory: the examples of a block are sorted by length, so that
 # more would batch better.
 _BLOCK_BYTES = 128 * 2**20
+# A teacher is judged before the shards are made, by twice as many labels as that takes, of at
+# most so many examples.
+_JUDGED_LABELS = 2 * MIN_LABELS
+_MOST_JUDGED_EXAMPLES = 1_024
 
 
 # The teacher and the masked examples.
@@ -166,6 +174,20 @@ class Inputs:
 # One shard.
 
 
+class ShardTotals:
+    """What is summed over the records of a shard as they are made."""
+
+    def __init__(self, vocab_size: int) -> None:
+        # As `ShardInfo.measured`.
+        self.measured: collections.Counter[str] = collections.Counter()
+        self.labels = LabelScores(vocab_size)
+
+    def shard_fields(self, is_measured: bool) -> dict[str, Any]:
+        """Returns what `ShardInfo` holds of them."""
+        measured = dict(self.measured) if is_measured else None
+        return {"measured": measured, "labels": self.labels.sums()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Capture:
     """Turns records of masked examples into records of the teacher cache.
@@ -192,21 +214,19 @@ class Capture:
         """Packs the hidden states; None without."""
         return self.info.hidden_codec()
 
-    def records(
-        self, examples: Iterator[MaskedExample], measured: collections.Counter[str]
-    ) -> Iterator[bytes]:
+    def records(self, examples: Iterator[MaskedExample], totals: "ShardTotals") -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order.
 
-        Each is added to `measured`, which is as `ShardInfo.measured`, before it comes.
+        Each is added to the totals of its shard before it comes.
         """
         # Reading, the teacher, and packing with writing go on at the same time.
         blocks = ahead(self._read_blocks(examples), depth=1)
         done: list[tuple[int, bytes]] = []
         for block, indices, output in ahead(self._run_teacher(blocks)):
             batched = [block[index] for index in indices]
-            features = self._features(output, batched)
+            features = self._features(output, batched, totals.labels)
             for index, example, added in zip(indices, batched, features, strict=True):
-                manifests.measure_record(measured, added, self.codec.truncation_factor)
+                manifests.measure_record(totals.measured, added, self.codec.truncation_factor)
                 record = serialization.encode_example({**example.features, **added})
                 done.append((index, record))
             self.on_examples(len(batched))
@@ -229,24 +249,23 @@ class Capture:
     ) -> Iterator[tuple[list[MaskedExample], np.ndarray, Arrays]]:
         """Yields each block, which of its examples a batch has, and the output for these."""
         for block in blocks:
-            lengths = [len(example.input_ids) for example in block]
-            for indices in forward.length_batches(lengths, self.batch_size):
-                batch = forward.build_batch(
-                    [block[index] for index in indices],
-                    batch_size=self.batch_size,
-                    max_seq_length=self.manifest.max_seq_length,
-                    max_predictions_per_seq=self.manifest.max_predictions_per_seq,
-                )
-                yield block, indices, self.forward(batch)
+            for indices, output in forward.run_examples(
+                self.forward, block, self.manifest, batch_size=self.batch_size
+            ):
+                yield block, indices, output
 
     def _features(
-        self, output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
+        self,
+        output: Mapping[str, np.ndarray],
+        examples: Sequence[MaskedExample],
+        scores: LabelScores,
     ) -> list[dict[str, bytes]]:
-        """Returns what the cache adds to each example of a batch."""
+        """Returns what the cache adds to each example of a batch, whose labels are scored."""
         kept, row_splits = forward.real_positions(output, examples)
         sampled = self.info.truncation == SAMPLED
         exact = kept.pop(LOGITS) if sampled else kept[records.TOPK_LOGITS]
         forward.expect_finite(exact)
+        scores.add(np.concatenate([one.masked_lm_ids for one in examples]), kept)
         if sampled:
             seed, num_draws = self.manifest.seed, self.info.truncation_factor
             kept |= truncation.sample_positions(exact, examples, seed=seed, num_draws=num_draws)
@@ -284,6 +303,7 @@ def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Ke
             temperatures=config.temperatures,
             truncation_mass=config.truncation_mass,
         )
+        kept[ENTROPIES] = truncation.entropies(outputs[LOGITS])
         if sampled:
             # The draws are NumPy's: the same on any backend.
             kept[LOGITS] = outputs[LOGITS]
@@ -292,6 +312,17 @@ def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Ke
         return kept
 
     return keep
+
+
+def _first_examples(path: Location, manifest: Manifest) -> list[MaskedExample]:
+    """Returns the examples of a shard by which a teacher is judged."""
+    examples, num_labels = [], 0
+    for example in itertools.islice(read_examples(path, manifest), _MOST_JUDGED_EXAMPLES):
+        examples.append(example)
+        num_labels += len(example.masked_lm_ids)
+        if num_labels >= _JUDGED_LABELS:
+            break
+    return examples
 
 
 class _ShardMaker:
@@ -303,6 +334,7 @@ class _ShardMaker:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
+        self._is_judged = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         config, expected = self._inputs.config, self._inputs.run_configuration
@@ -317,6 +349,35 @@ class _ShardMaker:
         )
 
     @functools.cached_property
+    def _forward(self) -> Callable[[Arrays], Arrays]:
+        """The compiled teacher; see `Capture.forward`."""
+        keep = keep_function(self._inputs.config, self._inputs.source)
+        return forward.compile_forward(self.model, keep)
+
+    def judge(self, job: ShardJob) -> None:
+        """Prints how well the teacher predicts the labels of a shard's first examples.
+
+        Raises:
+            InputError: no better than the labels' frequencies do, and `force` is off.
+        """
+        config, manifest = self._inputs.config, self._inputs.cache.manifest
+        self._is_judged = True
+        examples = _first_examples(self._inputs.cache.directory / job.file, manifest)
+        scores = LabelScores(manifest.vocab.size)
+        for indices, output in forward.run_examples(
+            self._forward, examples, manifest, batch_size=config.predict_batch_size
+        ):
+            batched = [examples[index] for index in indices]
+            kept, _ = forward.real_positions(output, batched)
+            forward.expect_finite(kept[records.TOPK_LOGITS])
+            scores.add(np.concatenate([one.masked_lm_ids for one in batched]), kept)
+        if (judgement := scores.judgement()) is None:
+            return
+        if not config.force:
+            judgement.expect_useful("bert_config_file" if config.teacher is None else "teacher")
+        print("\n".join(judgement.describe()), file=sys.stderr)
+
+    @functools.cached_property
     def _capture(self) -> Capture:
         """What makes the shards, once the directory holds what the codec needs."""
         inputs, info = self._inputs, self._inputs.teacher_info
@@ -326,23 +387,26 @@ class _ShardMaker:
             info=info,
             batch_size=config.predict_batch_size,
             codec=cache_input.make_codec(config.output_dir, info, vocab_size),
-            forward=forward.compile_forward(self.model, keep_function(config, inputs.source)),
+            forward=self._forward,
             on_examples=lambda count: None,
         )
 
     def __call__(
         self, job: ShardJob, on_examples: Callable[[int], None]
-    ) -> tuple[Iterator[bytes], Mapping[str, int] | None]:
-        """Returns a shard's records, and what is measured of them as they are made."""
+    ) -> tuple[Iterator[bytes], serialization.Sums]:
+        """Returns a shard's records, and what is summed over them as they are made."""
         cache = self._inputs.cache
         only = {job.split: (cache.manifest.splits[job.split][job.index],)}
         narrowed = dataclasses.replace(cache.manifest, splits=only, token_counts=None)
         manifests.verify(cache.directory, narrowed, full=False)
+        if not self._is_judged:
+            self.judge(job)
         capture = dataclasses.replace(self._capture, on_examples=on_examples)
         examples = read_examples(cache.directory / job.file, capture.manifest)
-        measured: collections.Counter[str] = collections.Counter()
+        totals = ShardTotals(capture.manifest.vocab.size)
         is_measured = manifests.varies_in_size(capture.info)
-        return capture.records(examples, measured), measured if is_measured else None
+        sums = functools.partial(totals.shard_fields, is_measured)
+        return capture.records(examples, totals), sums
 
 
 @functools.lru_cache(maxsize=1)
@@ -401,7 +465,7 @@ def _make_missing_shards(inputs: Inputs) -> None:
     maker = _ShardMaker(inputs)
     with inputs.open_workers() as workers:
         # Before the directory is reserved: a corrected command may still use it.
-        workers.warm_up(lambda: maker.model)
+        workers.warm_up(lambda: maker.judge(jobs[0]))
         manifests.reserve_output_dir(config.output_dir, inputs.run_configuration)
         inputs.count_tokens()
         with tqdm.tqdm(total=total, unit=" examples", desc="teacher", smoothing=0.1) as bar:
@@ -438,5 +502,9 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         teacher_info=inputs.teacher_info,
         token_counts=inputs.count_tokens(),
     )
+    if (judgement := judgements.of_cache(manifest)) is not None:
+        # For people: it follows from the shards.
+        figures = {judgements.STATISTICS_KEY: dataclasses.asdict(judgement)}
+        manifest = dataclasses.replace(manifest, statistics={**manifest.statistics, **figures})
     manifests.publish(config.output_dir, manifest)
     return manifest

@@ -94,6 +94,11 @@ class TeacherCacheConfig(Settings):
         choices=("full", "sizes"),
         decides_output=False,
     )
+    force: bool = setting(
+        False,
+        "Whether to run a teacher that predicts the labels no better than their frequencies do.",
+        decides_output=False,
+    )
     num_tasks: int = setting(
         1,
         "Number of processes, started by you, that share the shards.",

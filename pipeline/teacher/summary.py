@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import SAMPLED, Manifest
+from pipeline.teacher import judgement
 
 
 def describe(manifest: Manifest) -> Iterator[str]:
@@ -30,6 +31,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
     for weight, sha256 in _teachers(info.teacher, 1.0):
         share = f", weight {weight:.4g}" if "merged" in info.teacher else ""
         yield f"teacher    SHA-256 {sha256}{share}"
+    if (found := judgement.of_cache(manifest)) is not None:
+        yield from found.describe()
 
 
 def _kept(manifest: Manifest) -> str:

@@ -1,6 +1,5 @@
 """Stage 1b against the bare forward pass, padding to the longest, and PyTorch."""
 
-import collections
 import dataclasses
 import functools
 import time
@@ -94,8 +93,8 @@ def _capture_rate(sample: Sample, made: capture.Capture, inputs: Inputs) -> floa
     begun = time.perf_counter()
     manifest = sample.cache.manifest
     examples = (MaskedExample.from_record(record, manifest) for record in sample.serialized)
-    serialized = made.records(examples, collections.Counter())
-    serialization.write_shard(directory, "records.tfrecord", serialized)
+    totals = capture.ShardTotals(manifest.vocab.size)
+    serialization.write_shard(directory, "records.tfrecord", made.records(examples, totals))
     seconds = time.perf_counter() - begun
     inputs.remove(directory)
     return len(sample.serialized) / seconds
