@@ -24,7 +24,7 @@ from pipeline.storage.manifest import LabelSums, Manifest
 ENTROPIES = "entropies"
 # In a manifest's statistics.
 STATISTICS_KEY = "teacher_on_labels"
-# With fewer labels, chance decides too much.
+# No teacher is refused by fewer labels: so small a cache costs little.
 MIN_LABELS = 1_500
 # Standard errors: one in a thousand teachers differs by as much without being different.
 _ERRORS = 3.0
@@ -84,16 +84,16 @@ class Judgement:
         )
 
     @property
-    def is_useless(self) -> bool:
-        """Whether the teacher is certainly no better than the unigram model, in either way."""
+    def is_no_better(self) -> bool:
+        """Whether the teacher is worse than the unigram model, by more than chance explains.
+
+        Its label log-probability is, and its accuracy is not higher: a teacher that is often
+        right, and too sure where it is wrong, knows something.
+        """
         share = self.unigram_accuracy
         error = math.sqrt(share * (1.0 - share) / self.num_labels)
         most = self.label_log_prob + _ERRORS * self.label_log_prob_error
-        return (
-            self.num_labels >= MIN_LABELS
-            and self.accuracy <= share + _ERRORS * error
-            and most < self.unigram_log_prob
-        )
+        return self.accuracy <= share + _ERRORS * error and most < self.unigram_log_prob
 
     @property
     def is_weak(self) -> bool:
@@ -120,7 +120,7 @@ class Judgement:
         """Yields lines for a summary: the figures, the baselines, and advice where it is due."""
         yield f"labels     {self.figures()}"
         yield f"           {self.baselines()}"
-        if self.is_useless:
+        if self.is_no_better:
             yield "warning    the teacher predicts the labels no better than their frequencies do;"
             yield "           its masked-LM head may be untrained. This trains a new one:"
             yield f"           {_command(_TRAIN_HEAD)}"
@@ -131,8 +131,8 @@ class Judgement:
             yield f"           {_command(_ADAPT)}"
 
     def expect_useful(self, setting: str) -> None:
-        """Raises InputError about the setting that names the teacher, where it is useless."""
-        if self.is_useless:
+        """Raises InputError about the setting that names the teacher, where it is no better."""
+        if self.is_no_better and self.num_labels >= MIN_LABELS:
             raise InputError(
                 Setting(setting),
                 "a teacher that predicts labels better than their frequencies do",
