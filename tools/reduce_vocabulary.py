@@ -102,6 +102,7 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     cache = cache_input.open_cache(config.input_dir, None)
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
+        from_teacher.expect_tied(source.config)
         cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
     tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
     # The model has a padding of its own.

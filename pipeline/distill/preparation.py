@@ -114,6 +114,7 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
     if config.teacher is None:
         return None
     source = model_directory.find_model(config.teacher)
+    source.expect_head()
     if cache.vocab_subset is not None:
         expected = "none with a student of a part of the vocabulary, as both read the same inputs"
         hint = "train from a teacher cache instead"

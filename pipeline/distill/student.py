@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
@@ -69,14 +69,17 @@ def find_student(config: StudentConfig) -> StudentStart:
     """
     if config.student is not None:
         source = model_directory.find_model(config.student)
-        return StudentStart(source, source.config, None, "student")
-    if config.bert_config_file is not None:
+        start = StudentStart(source, source.config, None, "student")
+    elif config.bert_config_file is not None:
         files = config.bert_config_file, config.init_checkpoint
         source = model_directory.ModelSource.from_google(*files)
-        return StudentStart(source, source.config, None, "bert_config_file")
-    source = model_directory.find_model(config.init_from)
-    student, layer_map = derive_config(source.config, config)
-    return StudentStart(source, student, layer_map, "init_from")
+        start = StudentStart(source, source.config, None, "bert_config_file")
+    else:
+        source = model_directory.find_model(config.init_from)
+        start = StudentStart(source, *derive_config(source.config, config), "init_from")
+    with naming_setting(start.setting):
+        from_teacher.expect_tied(source.config)
+    return start
 
 
 def derive_config(

@@ -32,6 +32,7 @@ _Layers = _integer(1, 10_000)
 _OptionalCount = Annotated[_Count | None, Meta(description="a positive integer or none")]
 _Rate = Annotated[float, Meta(ge=0, lt=1, description="a number in [0, 1)")]
 _Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
+_Flag = Annotated[bool, Meta(description="true or false")]
 _ACTIVATIONS = f"one of {', '.join(typing.get_args(Activation))}"
 
 # Marks a field that `to_dict` leaves out at its default.
@@ -48,7 +49,6 @@ _FIXED_OPTIONS: dict[str, Any] = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
-    "tie_word_embeddings": True,
 }
 
 
@@ -73,6 +73,8 @@ class EncoderConfig:
             `input_mask` says what is padding.
         model_type: the family, a key of `FAMILIES`.
         embedding_size: width of embeddings that are projected; None for other families.
+        tie_word_embeddings: whether the word embeddings are also the matrix of the output
+            layer, which otherwise is a weight of its own.
 
     Raises:
         InputError: a value has the wrong type or range.
@@ -93,6 +95,7 @@ class EncoderConfig:
     pad_token_id: _integer(0) = 0
     model_type: str = _DEFAULT_FAMILY
     embedding_size: _OptionalCount = None
+    tie_word_embeddings: _Flag = _rare(True)
 
     def __post_init__(self) -> None:
         find_family(self.model_type)
@@ -196,7 +199,8 @@ class EncoderConfig:
         }
         architectures = [f"{self.family.class_prefix}ForMaskedLM"]
         fixed = _FIXED_OPTIONS | self.family.fixed_options
-        return {"architectures": architectures, **values, **fixed}
+        tying = {"tie_word_embeddings": self.tie_word_embeddings}
+        return {"architectures": architectures, **values, **fixed, **tying}
 
 
 def _absent_fields(family: Family) -> dict[str, Any]:
@@ -205,9 +209,25 @@ def _absent_fields(family: Family) -> dict[str, Any]:
     return segments | ({} if family.projects_embeddings else {"embedding_size": None})
 
 
+def _find_family(raw: dict[str, Any]) -> Family:
+    """Returns the family of a file's content; BERT where it names none.
+
+    RoBERTa's bare encoder has BERT's names, so that its class must be known then.
+    """
+    names = raw.get("architectures")
+    if "model_type" not in raw and isinstance(names, list):
+        for family in FAMILIES.values():
+            classes = (f"{family.class_prefix}For", f"{family.class_prefix}Model")
+            is_other = family.model_type != _DEFAULT_FAMILY
+            if is_other and any(str(name).startswith(classes) for name in names):
+                expected = f"{family.model_type!r}, as architectures names {shown(names)}"
+                raise InputError("model_type", expected, "none, the key is missing")
+    return find_family(raw.get("model_type", _DEFAULT_FAMILY))
+
+
 def _read_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of an `EncoderConfig` that a file's content gives."""
-    family = find_family(raw.get("model_type", _DEFAULT_FAMILY))
+    family = _find_family(raw)
     for key, value in (_FIXED_OPTIONS | family.fixed_options).items():
         if raw.get(key, value) != value:
             raise InputError(key, repr(value), shown(raw[key]))

@@ -35,6 +35,9 @@ def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
 class MaskedLMHead(keras.layers.Layer):
     """Dense, activation and normalisation before the vocabulary; holds the output bias.
 
+    `decoder` is the matrix of the output layer, float32 [V, E], where the word embeddings are
+    not; else None.
+
     The vocabulary matmul is left to the model: a layer casts its float arguments
     to the compute dtype, and the word embeddings must arrive in float32.
     """
@@ -43,9 +46,9 @@ class MaskedLMHead(keras.layers.Layer):
         super().__init__(name="head", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.head_act]
-        parts = LayerParts(config, self.name, seed, self.dtype_policy)
-        self.transform = parts.dense(config.embedding_width, "transform")
-        self.layer_norm = parts.layer_norm()
+        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
+        self.transform = self.parts.dense(config.embedding_width, "transform")
+        self.layer_norm = self.parts.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -54,6 +57,14 @@ class MaskedLMHead(keras.layers.Layer):
         self.bias = self.add_weight(
             name="bias", shape=(self.config.vocab_size,), initializer="zeros", autocast=False
         )
+        self.decoder = None
+        if not self.config.tie_word_embeddings:
+            self.decoder = self.add_weight(
+                name="decoder",
+                shape=(self.config.vocab_size, self.config.embedding_width),
+                initializer=self.parts.initializer("decoder"),
+                autocast=False,
+            )
 
     def call(self, hidden: Tensor) -> Tensor:
         """Maps [B, P, D] to [B, P, E] in the compute dtype; E is D except for ALBERT."""
@@ -127,7 +138,8 @@ class MaskedLM(keras.Model):
         return {LOGITS: self._vocabulary_logits(self.head(hidden)), **outputs}
 
     def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
-        table = ops.convert_to_tensor(self.encoder.embeddings.word_embeddings)
+        tied, own = self.encoder.embeddings.word_embeddings, self.head.decoder
+        table = ops.convert_to_tensor(tied if own is None else own)
         logits = ops.matmul(
             ops.cast(hidden, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
         )

@@ -55,11 +55,14 @@ def find_teacher(config: TeacherCacheConfig) -> ModelSource:
     """Returns the teacher that `teacher` or `bert_config_file` names.
 
     Raises:
-        InputError: it is missing, or its configuration is invalid.
+        InputError: it is missing, has no masked-LM head, or its configuration is invalid.
     """
     if config.teacher is not None:
-        return model_directory.find_model(config.teacher)
-    return ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
+        source = model_directory.find_model(config.teacher)
+    else:
+        source = ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
+    source.expect_head()
+    return source
 
 
 def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput:
