@@ -8,9 +8,10 @@ from typing import Any
 import keras
 
 from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import ATTENTION, HIDDEN
 from pipeline.distill.objective import Objective, choose_objective
-from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
+from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
 from pipeline.models import layer_groups
 from pipeline.models.config import EncoderConfig
@@ -81,10 +82,21 @@ def prepare(config: DistillConfig) -> Preparation:
     objective = choose_objective(
         config, info, student=start.config, teacher=known, truncation_factor=k
     )
+    _expect_trained_losses(config, objective)
     size = None if known is None else known.hidden_size
     if objective.comparison.hidden_cached and info is not None:
         size = info.hidden_size
     return Preparation(config, cache, start, teacher, objective, size)
+
+
+def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
+    """Raises InputError where a loss depends on nothing that is trained."""
+    if ENCODER not in config.freeze:
+        return
+    for name in objective.weights:
+        if load_loss(name).needs in (HIDDEN, ATTENTION):
+            expected = f"losses of the output distribution together with `freeze`={ENCODER}"
+            raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
 
 
 def _open(config: DistillConfig, start: StudentStart) -> CacheInput:

@@ -124,12 +124,16 @@ class MaskedLM(keras.Model):
             inputs: what `Encoder.call` takes, and `masked_lm_positions`, int [B, P],
                 whose padding slots may hold any position, for example 0; without
                 it, logits are those of all L positions.
-            training: whether dropout is active.
+            training: whether dropout is active; a frozen encoder has none.
 
         Returns:
             `logits`, float32 [B, P, V], and what `Encoder.call` returns.
         """
-        outputs = self.encoder(inputs, training=training)
+        is_trained = self.encoder.trainable
+        outputs = self.encoder(inputs, training=training and is_trained)
+        if not is_trained:
+            # TensorFlow would otherwise trace the gradients of a frozen encoder.
+            outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
         hidden = outputs[HIDDEN_STATES][-1]
         if MASKED_LM_POSITIONS in inputs:
             # Only these positions go through the vocabulary, the most expensive matmul.

@@ -90,6 +90,11 @@ class ModelSource:
         """Whether the files hold a masked-LM head, or there are random weights to begin with."""
         return self.location is None or not self.open_files().missing_head()
 
+    @functools.cached_property
+    def is_bare(self) -> bool:
+        """Whether the files hold an encoder without any tensor of a masked-LM head."""
+        return self.location is not None and self.open_files().is_bare()
+
     def expect_head(self) -> None:
         """Raises InputError unless its predictions are those of a trained masked-LM head."""
         if self.location is not None:
