@@ -96,9 +96,7 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     limit = VocabLimit(config.vocab_size, config.coverage, config.min_count)
     config.output_dir.expect_empty()
     source = model_directory.find_model(config.teacher)
-    layer_map = from_teacher.choose_layers(
-        source.config.num_hidden_layers, config.student_layers, config.layer_map
-    )
+    layer_map = from_teacher.choose_layers(source.config, config.student_layers, config.layer_map)
     cache = cache_input.open_cache(config.input_dir, None)
     vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):

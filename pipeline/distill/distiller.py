@@ -135,17 +135,21 @@ class Distiller(keras.Model):
         """Returns `student` and, with a live teacher, `teacher`: activations by name."""
         if self.objective.comparison.loss_positions == "all":
             inputs = {k: v for k, v in inputs.items() if k != records.MASKED_LM_POSITIONS}
-        activations = {STUDENT: self._compared(self.student.activations(inputs, training=training))}
+        activations = {STUDENT: self._compared(self.student, inputs, training)}
         if self.teacher is not None:
-            of_teacher = self._compared(self.teacher.activations(inputs, training=False))
+            of_teacher = self._compared(self.teacher, inputs, False)
             activations[TEACHER] = keras.tree.map_structure(ops.stop_gradient, of_teacher)
         return activations
 
-    def _compared(self, activations: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the activations that losses compare: attention maps are large."""
+    def _compared(
+        self, model: MaskedLM, inputs: Mapping[str, Any], training: bool | None
+    ) -> dict[str, Any]:
+        """Returns a model's activations that losses compare."""
         needs = {load_loss(name).needs for name in self.objective.weights}
         names = {LABEL: LOGITS, HIDDEN: records.HIDDEN_STATES, ATTENTION: ATTENTIONS}
-        return {name: activations[name] for need, name in names.items() if need in needs | {LABEL}}
+        with_attentions = ATTENTION in needs
+        found = model.activations(inputs, training=training, with_attentions=with_attentions)
+        return {name: found[name] for need, name in names.items() if need in needs | {LABEL}}
 
     def compute_loss(
         self,

@@ -21,6 +21,10 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
 from pipeline.tokenizers import loading
 
+# The longest inputs whose attention maps are compared: at 1,024 tokens a model of 12 layers
+# and 12 heads has 0.6 GB of maps for an example, which grow with the square.
+_MAX_MAP_LENGTH = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
@@ -83,6 +87,7 @@ def prepare(config: DistillConfig) -> Preparation:
         config, info, student=start.config, teacher=known, truncation_factor=k
     )
     _expect_trained_losses(config, objective)
+    _expect_short_maps(cache, objective)
     size = None if known is None else known.hidden_size
     if objective.comparison.hidden_cached and info is not None:
         size = info.hidden_size
@@ -97,6 +102,17 @@ def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
         if load_loss(name).needs in (HIDDEN, ATTENTION):
             expected = f"losses of the output distribution together with `freeze`={ENCODER}"
             raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
+
+
+def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
+    """Refuses losses of attention maps over inputs for which maps need too much memory."""
+    names = [name for name in objective.weights if load_loss(name).needs == ATTENTION]
+    length = cache.manifest.max_seq_length
+    if names and length > _MAX_MAP_LENGTH:
+        received = f"{names[0]} for inputs of {length} tokens (max_seq_length of {cache.directory})"
+        hint = "a map has the square of that for each head and layer; compare hidden states instead"
+        expected = f"losses without {ATTENTION} above {_MAX_MAP_LENGTH} tokens"
+        raise InputError(Setting("losses"), expected, received, hint)
 
 
 def _open(config: DistillConfig, start: StudentStart) -> CacheInput:

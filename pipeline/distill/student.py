@@ -127,9 +127,7 @@ def derive_config(
     Raises:
         InputError: layers or sizes do not fit.
     """
-    layer_map = from_teacher.choose_layers(
-        teacher.num_hidden_layers, config.student_layers, config.layer_map
-    )
+    layer_map = from_teacher.choose_layers(teacher, config.student_layers, config.layer_map)
     student = dataclasses.replace(teacher, num_hidden_layers=len(layer_map))
     if config.drop_segments:
         student = from_teacher.config_without_segments(student)

@@ -7,8 +7,9 @@ import keras
 from keras import ops
 
 from data_specs.records import HIDDEN_STATES, MASKED_LM_POSITIONS
+from pipeline.models.architectures.parts import ACTIVATION_FUNCTIONS, DType, LayerParts, Tensor
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ACTIVATION_FUNCTIONS, DType, Encoder, LayerParts, Tensor
+from pipeline.models.encoder import Encoder
 
 LOGITS = "logits"
 
@@ -116,7 +117,11 @@ class MaskedLM(keras.Model):
         return self.activations(inputs, training=training)[LOGITS]
 
     def activations(
-        self, inputs: Mapping[str, Tensor], training: bool | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        training: bool | None = None,
+        *,
+        with_attentions: bool = False,
     ) -> dict[str, Any]:
         """Computes the logits at the masked positions, and all that leads to them.
 
@@ -125,12 +130,15 @@ class MaskedLM(keras.Model):
                 whose padding slots may hold any position, for example 0; without
                 it, logits are those of all L positions.
             training: whether dropout is active; a frozen encoder has none.
+            with_attentions: whether attention maps are returned, which are large.
 
         Returns:
             `logits`, float32 [B, P, V], and what `Encoder.call` returns.
         """
         is_trained = self.encoder.trainable
-        outputs = self.encoder(inputs, training=training and is_trained)
+        outputs = self.encoder(
+            inputs, training=training and is_trained, with_attentions=with_attentions
+        )
         if not is_trained:
             # TensorFlow would otherwise trace the gradients of a frozen encoder.
             outputs = keras.tree.map_structure(ops.stop_gradient, outputs)

@@ -14,6 +14,11 @@ _MODULES = (
     "xlm_roberta",
     "distilbert",
     "albert",
+    "modernbert",
+    "camembert",
+    "ernie",
+    "electra",
+    "mpnet",
 )
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family

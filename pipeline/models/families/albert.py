@@ -23,5 +23,6 @@ FAMILY = Family(
     # One group of one layer, which all share.
     fixed_options={"num_hidden_groups": 1, "inner_group_num": 1},
     projects_embeddings=True,
+    projects_equal_widths=True,
     shares_layers=True,
 )

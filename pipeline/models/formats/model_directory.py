@@ -22,7 +22,15 @@ from pipeline.models.formats import FORMATS
 from pipeline.models.formats.hf_files import one_line
 from pipeline.models.formats.safetensors_files import HF_WEIGHTS, save_tensors
 from pipeline.models.formats.tensor_names import ModelTensors
-from pipeline.models.weight_names import HF, WeightName, check_tensors, tied_hf_names, weight_table
+from pipeline.models.weight_names import (
+    HF,
+    WeightName,
+    check_tensors,
+    fold_embeddings,
+    folded_table,
+    tied_hf_names,
+    weight_table,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -124,6 +132,8 @@ class ModelSource:
         if table is None:
             tensors.expect_head()
             table, copies = weight_table(self.config), tensors.copies
+        folded = self._folded_table()
+        table = (*table, *folded)
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
         arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
         for copy, original in copies.items():
@@ -133,7 +143,14 @@ class ModelSource:
                     f'an output layer of its own needs "tie_word_embeddings": false in {HF_CONFIG}'
                 )
                 raise InputError(where, expected, "others", hint)
-        return {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
+        weights = {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
+        fold_embeddings(weights, folded)
+        return weights
+
+    def _folded_table(self) -> tuple[WeightName, ...]:
+        if self.config.family.folded_embeddings is None or self.layout != HF:
+            return ()
+        return folded_table(self.config, (self.directory / HF_CONFIG).read_json())
 
     def open_files(self) -> ModelTensors:
         """Opens the files of its weights, of which there must be some."""
