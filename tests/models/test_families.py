@@ -19,7 +19,7 @@ from data_specs.records import (
 from pipeline.base.errors import InputError
 from pipeline.models import families
 from pipeline.models.config import EncoderConfig
-from pipeline.models.families import FAMILIES, find_family
+from pipeline.models.families import FAMILIES, REFUSED, find_family
 from pipeline.models.formats.model_directory import (
     assign_weights,
     find_model,
@@ -163,6 +163,16 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
             find_family(value)
         assert error.value.subject == "model_type"
         assert all(name in error.value.expected for name in FAMILIES)
+        assert error.value.hint is None
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_refused_family_is_refused_with_its_reason(model_type: str) -> None:
+    assert model_type not in FAMILIES
+    with pytest.raises(InputError) as error:
+        find_family(model_type)
+    assert (error.value.subject, error.value.received) == ("model_type", repr(model_type))
+    assert error.value.hint == REFUSED[model_type]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -95,8 +95,18 @@ def test_the_same_numbers_on_tensorflow(config, weights, batch, rate: float) -> 
     assert (kept[0] == kept[count]) == (rate == 0.0)
 
 
-def test_albert_applies_one_layer_again_and_again(config, batch) -> None:
-    config = dataclasses.replace(config, model_type="albert", embedding_size=8)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # One layer, applied again and again.
+        {"model_type": "albert", "embedding_size": 8},
+        # Its bias reaches every layer from outside of it.
+        {"model_type": "mpnet", "pad_token_id": 1, "type_vocab_size": 0},
+    ],
+    ids=["albert", "mpnet"],
+)
+def test_the_same_numbers_of_other_families(config, batch, changes: dict) -> None:
+    config = dataclasses.replace(config, **changes)
     results = []
     for recompute in (False, True):
         model = MaskedLM(config, seed=3)
