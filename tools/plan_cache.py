@@ -166,8 +166,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     from tools.cache_analysis import planning
 
     settings = config.capture_config()
-    source = capture.find_teacher(settings)
-    cache = capture.open_examples(settings, source)
+    cache, source = capture.open_examples(settings, capture.find_teacher(settings))
     manifests.verify(cache.directory, cache.manifest, full=False)
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"

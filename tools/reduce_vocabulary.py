@@ -26,7 +26,6 @@ from pipeline.models.initialization import from_teacher
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage import manifest as manifests
-from pipeline.tokenizers import loading
 from tools.vocabulary import cache_tokens, vocab_reduction
 from tools.vocabulary.vocab_reduction import VocabLimit
 
@@ -98,10 +97,9 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     source = model_directory.find_model(config.teacher)
     layer_map = from_teacher.choose_layers(source.config, config.student_layers, config.layer_map)
     cache = cache_input.open_cache(config.input_dir, None)
-    vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
         from_teacher.expect_tied(source.config)
-        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        source = cache_tokenizer.fit_vocab(cache, source)
     tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
     # The model has a padding of its own.
     always = np.union1d(vocab_reduction.always_kept(tokenizer), [source.config.pad_token_id])

@@ -19,7 +19,6 @@ from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
-from pipeline.tokenizers import loading
 
 # The longest inputs whose attention maps are compared: at 1,024 tokens a model of 12 layers
 # and 12 heads has 0.6 GB of maps for an example, which grow with the square.
@@ -78,7 +77,7 @@ def prepare(config: DistillConfig) -> Preparation:
         InputError: something is missing or does not fit.
     """
     start = find_student(config.student)
-    cache = _open(config, start)
+    cache, start = _open(config, start)
     teacher = _find_teacher(config, cache)
     info = cache.manifest.teacher_info
     known = _known_teacher(info) if teacher is None else teacher.config
@@ -115,21 +114,21 @@ def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
         raise InputError(Setting("losses"), expected, received, hint)
 
 
-def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
-    """Opens the cache and refuses what does not fit it, before any training."""
+def _open(config: DistillConfig, start: StudentStart) -> tuple[CacheInput, StudentStart]:
+    """Opens the cache and refuses what does not fit it; the student gets its vocabulary."""
     cache = cache_input.open_cache(config.input_dir, config.input_file)
     length, positions = config.max_seq_length, config.max_predictions_per_seq
     cache_input.expect_settings(cache, max_seq_length=length, max_predictions_per_seq=positions)
-    vocab_files = loading.tokenizer_files(start.source.directory)
     with naming_setting(start.setting):
-        subset = cache_tokenizer.find_subset(cache, start.config.vocab_size, vocab_files)
+        source, subset = cache_tokenizer.fit_student(cache, start.source)
+        start = start.with_source(source)
         cache = dataclasses.replace(cache, vocab_subset=subset)
         _expect_inputs_fit(cache, start.config)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
         raise InputError(cache.directory, "train examples", "none")
     if config.do_eval and not config.do_train and not cache.manifest.num_examples(EVAL):
         raise InputError(cache.directory, "eval examples", "none")
-    return cache
+    return cache, start
 
 
 def _expect_inputs_fit(cache: CacheInput, config: EncoderConfig) -> None:
@@ -147,9 +146,8 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
         expected = "none with a student of a part of the vocabulary, as both read the same inputs"
         hint = "train from a teacher cache instead"
         raise InputError(Setting("teacher"), expected, config.teacher, hint)
-    vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
-        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        source = cache_tokenizer.fit_vocab(cache, source)
         _expect_inputs_fit(cache, source.config)
     return source
 

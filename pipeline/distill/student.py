@@ -36,6 +36,11 @@ class StudentStart:
     layer_map: tuple[int, ...] | None
     setting: str
 
+    def with_source(self, source: model_directory.ModelSource) -> "StudentStart":
+        """Returns the start from the same source with fewer tokens."""
+        config = dataclasses.replace(self.config, vocab_size=source.config.vocab_size)
+        return dataclasses.replace(self, source=source, config=config)
+
     def describe(self) -> dict[str, Any]:
         """Returns what decides the first weights, for the request."""
         return {

@@ -180,6 +180,10 @@ def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     return tuple(dataclasses.replace(row, hf=rename(row.hf, names)) for row in rows)
 
 
+# Weights whose rows are the vocabulary's tokens.
+VOCABULARY_ROWS = ("encoder/embeddings/word_embeddings", "head/bias", "head/decoder")
+
+
 def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model but those of its head."""
     return tuple(row for row in weight_table(config) if row.ours.startswith("encoder/"))

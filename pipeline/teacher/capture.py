@@ -37,7 +37,6 @@ from pipeline.teacher import judgement as judgements
 from pipeline.teacher.forward import Arrays
 from pipeline.teacher.judgement import ENTROPIES, MIN_LABELS, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
-from pipeline.tokenizers import loading
 
 # Targets held in memory: the examples of a block are sorted by length, so that
 # more would batch better.
@@ -65,8 +64,13 @@ def find_teacher(config: TeacherCacheConfig) -> ModelSource:
     return source
 
 
-def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput:
+def open_examples(
+    config: TeacherCacheConfig, source: ModelSource
+) -> tuple[CacheInput, ModelSource]:
     """Opens the masked examples and checks that they fit the settings and the teacher.
+
+    Returns:
+        the masked examples, and the teacher with their vocabulary.
 
     Raises:
         InputError: they are incomplete or of another kind, or the settings or the
@@ -84,17 +88,20 @@ def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    expect_fitting(config, source, cache)
-    return cache
+    return cache, fit_teacher(config, source, cache)
 
 
-def expect_fitting(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> None:
-    """Raises InputError unless a teacher has a cache's vocabulary, and room for its inputs."""
-    vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
+def fit_teacher(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> ModelSource:
+    """Returns a teacher with a cache's vocabulary.
+
+    Raises:
+        InputError: it has another vocabulary, or no room for the cache's inputs.
+    """
     with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
-        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        source = cache_tokenizer.fit_vocab(cache, source)
         cache_input.expect_positions(cache, source.config.max_input_length)
         cache_input.expect_segments(cache, source.config.type_vocab_size)
+    return source
 
 
 # The run configuration.
@@ -128,11 +135,17 @@ def run_configuration(
         "kind": records.TEACHER_CACHE,
         "parent": {"sha256": manifests.load(cache.directory).sha256()},
         "shards": [shard.file for shard in cache.manifest.shards],
-        "teacher": {"config": source.config.to_dict(), "sha256": source.sha256()},
+        "teacher": describe_teacher(source),
         "truncation_factor": min(config.truncation_factor, source.config.vocab_size),
         "temperatures": list(config.temperatures),
         "backend": keras.config.backend(),
     }
+
+
+def describe_teacher(source: ModelSource) -> dict[str, Any]:
+    """Returns what the manifest says of a teacher; of unused rows only where there are some."""
+    unused = {"unused_rows": source.unused_rows} if source.unused_rows else {}
+    return {"config": source.stored_config.to_dict(), "sha256": source.sha256(), **unused}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +160,7 @@ class Inputs:
     @classmethod
     def open(cls, config: TeacherCacheConfig) -> "Inputs":
         """Finds the teacher and the masked examples, which must fit each other."""
-        source = find_teacher(config)
-        cache = open_examples(config, source)
+        cache, source = open_examples(config, find_teacher(config))
         return cls(config, source, cache, run_configuration(config, cache, source))
 
     @property

@@ -31,6 +31,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
     for weight, sha256 in _teachers(info.teacher, 1.0):
         share = f", weight {weight:.4g}" if "merged" in info.teacher else ""
         yield f"teacher    SHA-256 {sha256}{share}"
+    if unused := info.teacher.get("unused_rows"):
+        yield f"           {unused} rows of its vocabulary's tables stand for no token"
     if (found := judgement.of_cache(manifest)) is not None:
         yield from found.describe()
 
