@@ -17,7 +17,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
+from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
 from pipeline.tokenizers import loading
 
 
@@ -63,6 +63,8 @@ class Preparation:
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,
         }
+        if hub := self.config.hub_models():
+            request[HUB] = hub
         return json.loads(json.dumps(request, default=vars))
 
 

@@ -141,8 +141,8 @@ def find_model(directory: Location) -> ModelSource:
             configuration.
     """
     if not directory.is_dir():
-        received = "no such directory (a model of a hub must be downloaded first)"
-        raise InputError(directory, received=received)
+        hint = "a model of the hub is named ORG/NAME or hf://NAME"
+        raise InputError(directory, received="no such directory", hint=hint)
     if (directory / HF_CONFIG).is_file():
         config = EncoderConfig.from_json(directory / HF_CONFIG)
         name, files = _find_hf_weights(directory)
