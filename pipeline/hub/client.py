@@ -20,7 +20,8 @@ from pipeline.base.location import LocalLocation
 _DEFAULT_REVISION = "main"
 # Seconds for a first answer.
 _ANSWER = 10.0
-# Content whose checksum is known beforehand.
+_TAG = re.compile(r"[\w\-]+", re.ASCII)
+# The tag of content whose checksum is known beforehand.
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Packages whose errors say that the network does not carry an answer.
 _NETWORK_PACKAGES = frozenset(("httpcore", "httpx", "httpx2", "requests", "ssl", "urllib3"))
@@ -78,8 +79,11 @@ class Snapshot:
         url = file_download.hf_hub_url(self.model.id, name, revision=self.commit)
         headers = utils.build_hf_headers()
         about = file_download.get_hf_file_metadata(url, headers=headers, timeout=_ANSWER)
+        # It becomes a file's name.
+        if not _TAG.fullmatch(about.etag or ""):
+            raise ValueError(f"the ETag {about.etag!r}")
         # Of small files the hub tells no SHA-256.
-        if not about.size or not _SHA256.fullmatch(about.etag or ""):
+        if not about.size or not _SHA256.fullmatch(about.etag):
             return
         blobs = (self.folder.parents[1] / "blobs").make_directory()
         locks = (cache_folder() / ".locks" / self.folder.parts[-3]).make_directory()
@@ -210,12 +214,15 @@ def _explaining(model: HubModel) -> Iterator[None]:
 
 def _refusal(model: HubModel, hub: str, status: int) -> InputError:
     """Returns the error for an answer of HTTP that is none of the hub's own kinds."""
+    wanted = {
+        http.HTTPStatus.UNAUTHORIZED: "a token for",
+        http.HTTPStatus.FORBIDDEN: "permission of",
+    }
     received = f"HTTP status {status}"
-    if status == http.HTTPStatus.TOO_MANY_REQUESTS or status >= 500:
-        return UnreachableHubError(model, f"an answer of {hub}", received, "try again later")
-    if status == http.HTTPStatus.UNAUTHORIZED:
-        return InputError(model, f"a token that {hub} accepts", received, _LOG_IN)
-    return InputError(model, f"permission of {hub}", received, _LOG_IN)
+    if status in wanted:
+        return InputError(model, f"{wanted[status]} {hub}", received, _LOG_IN)
+    hint = "try again later, or check HF_ENDPOINT"
+    return UnreachableHubError(model, f"an answer of {hub}", received, hint)
 
 
 def _is_of_network(error: Exception) -> bool:
