@@ -18,7 +18,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
+from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
 
 # The longest inputs whose attention maps are compared: at 1,024 tokens a model of 12 layers
 # and 12 heads has 0.6 GB of maps for an example, which grow with the square.
@@ -67,6 +67,8 @@ class Preparation:
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,
         }
+        if hub := self.config.hub_models():
+            request[HUB] = hub
         return json.loads(json.dumps(request, default=vars))
 
 

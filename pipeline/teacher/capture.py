@@ -19,6 +19,7 @@ from pipeline.base import json_text
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
+from pipeline.hub import models
 from pipeline.models import layer_groups
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
@@ -150,30 +151,37 @@ def describe_teacher(source: ModelSource) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a capture starts from: the settings, the teacher and the masked examples."""
+    """What a capture starts from: the settings, the teacher and the masked examples.
+
+    `hub` has the id and the commit of a teacher of the hub. It is no part of the run
+    configuration: with the same weights from elsewhere, the run goes on.
+    """
 
     config: TeacherCacheConfig
     source: ModelSource
     cache: CacheInput
     run_configuration: Mapping[str, Any]
+    hub: Mapping[str, str] | None = None
 
     @classmethod
     def open(cls, config: TeacherCacheConfig) -> "Inputs":
         """Finds the teacher and the masked examples, which must fit each other."""
         cache, source = open_examples(config, find_teacher(config))
-        return cls(config, source, cache, run_configuration(config, cache, source))
+        hub = config.hub_models().get("teacher")
+        return cls(config, source, cache, run_configuration(config, cache, source), hub)
 
     @property
     def teacher_info(self) -> TeacherInfo:
         """What the cache will hold."""
         names = {field.name for field in dataclasses.fields(TeacherInfo)}
-        return TeacherInfo(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in self.run_configuration.items()
-                if name in names
-            }
-        )
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.run_configuration.items()
+            if name in names
+        }
+        if self.hub is not None:
+            values["teacher"] = {**values["teacher"], "hub": dict(self.hub)}
+        return TeacherInfo(**values)
 
     def count_tokens(self) -> FileInfo | None:
         """Writes the file of token counts, where the codec needs one."""
@@ -427,7 +435,7 @@ class _ShardMaker:
 @functools.lru_cache(maxsize=1)
 def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
     """Returns the job in a worker process, which must see the command's run configuration."""
-    inputs = Inputs.open(config)
+    inputs = Inputs.open(models.on_this_host(config))
     difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
     if difference:
         raise InputError(

@@ -211,8 +211,8 @@ def find_model(directory: Location) -> ModelSource:
             configuration.
     """
     if not directory.is_dir():
-        received = "no such directory (a model of a hub must be downloaded first)"
-        raise InputError(directory, received=received)
+        hint = "a model of the hub is named ORG/NAME or hf://NAME"
+        raise InputError(directory, received="no such directory", hint=hint)
     for name in (HF_CONFIG, GOOGLE_CONFIG):
         if (directory / name).is_file():
             config = EncoderConfig.from_json(directory / name)
