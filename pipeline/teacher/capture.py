@@ -17,11 +17,11 @@ from data_specs import records
 from pipeline.base import json_text
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.prefetch import ahead
-from pipeline.models import layer_groups
+from pipeline.models import layer_groups, position_blocks
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
-from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
+from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import cache_input, cache_tokenizer, serialization
@@ -270,20 +270,37 @@ def keep_hidden_states(
     return keras.ops.stack([gather_positions(mean, positions) for mean in means], axis=2)
 
 
-def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Keep:
-    """Returns the function from the teacher's outputs for a batch to what is kept of them."""
-    groups = find_groups(config, source)
-    sampled = config.truncation == SAMPLED
-    k = 1 if sampled else min(config.truncation_factor, source.config.vocab_size)
+def keep_function(
+    config: TeacherCacheConfig, source: ModelSource, model: MaskedLM, *, max_positions: int
+) -> forward.Keep:
+    """Returns the function from the teacher's outputs for a batch to what is kept of them.
 
-    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        kept = truncation.truncate(
-            outputs[LOGITS],
-            batch[records.MASKED_LM_IDS],
+    Args:
+        config: of the capture.
+        source: the teacher.
+        model: the teacher with its weights.
+        max_positions: the most masked positions of an example.
+    """
+    groups, vocab_size = find_groups(config, source), source.config.vocab_size
+    sampled = config.truncation == SAMPLED
+    k = 1 if sampled else min(config.truncation_factor, vocab_size)
+    size = position_blocks.block_size(
+        batch_size=config.predict_batch_size, num_positions=max_positions, vocab_size=vocab_size
+    )
+
+    def truncate(output: Sequence[Any], block: Mapping[str, Any]) -> dict[str, Any]:
+        return truncation.truncate(
+            model.vocabulary_logits(block[HEAD_STATES], *output),
+            block[records.MASKED_LM_IDS],
             truncation_factor=k,
             temperatures=config.temperatures,
             truncation_mass=config.truncation_mass,
         )
+
+    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        states = {HEAD_STATES: outputs[HEAD_STATES]}
+        states[records.MASKED_LM_IDS] = batch[records.MASKED_LM_IDS]
+        kept = position_blocks.over_positions(truncate, model.output_layer(), states, size=size)
         if sampled:
             # The draws are NumPy's: the same on any backend.
             kept[LOGITS] = outputs[LOGITS]
@@ -321,12 +338,16 @@ class _ShardMaker:
         """What makes the shards, once the directory holds what the codec needs."""
         inputs, info = self._inputs, self._inputs.teacher_info
         config, vocab_size = inputs.config, inputs.source.config.vocab_size
+        manifest = inputs.cache.manifest
+        keep = keep_function(
+            config, inputs.source, self.model, max_positions=manifest.max_predictions_per_seq
+        )
         return Capture(
-            manifest=inputs.cache.manifest,
+            manifest=manifest,
             info=info,
             batch_size=config.predict_batch_size,
             codec=cache_input.make_codec(config.output_dir, info, vocab_size),
-            forward=forward.compile_forward(self.model, keep_function(config, inputs.source)),
+            forward=forward.compile_forward(self.model, keep),
             on_examples=lambda count: None,
         )
 
