@@ -13,7 +13,7 @@ from pipeline.distill.losses.base import ATTENTION, HIDDEN
 from pipeline.distill.objective import Objective, choose_objective
 from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
-from pipeline.models import layer_groups
+from pipeline.models import layer_groups, position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
@@ -44,6 +44,16 @@ class Preparation:
     teacher: model_directory.ModelSource | None
     objective: Objective
     teacher_hidden_size: int | None
+
+    def block_size(self) -> int | None:
+        """Returns the most positions whose logits are computed at once; None for all."""
+        config, manifest = self.config, self.cache.manifest
+        over_all = self.objective.comparison.loss_positions == "all"
+        return position_blocks.block_size(
+            batch_size=max(config.train_batch_size, config.eval_batch_size),
+            num_positions=manifest.max_seq_length if over_all else manifest.max_predictions_per_seq,
+            vocab_size=self.start.config.vocab_size,
+        )
 
     def request(self) -> dict[str, Any]:
         """Returns the settings that decide the student, as JSON values."""

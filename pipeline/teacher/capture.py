@@ -20,11 +20,11 @@ from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
 from pipeline.hub import models
-from pipeline.models import layer_groups
+from pipeline.models import layer_groups, position_blocks
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
-from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
+from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import cache_input, cache_tokenizer, serialization
@@ -312,21 +312,39 @@ def keep_hidden_states(
     return keras.ops.stack([gather_positions(mean, positions) for mean in means], axis=2)
 
 
-def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Keep:
-    """Returns the function from the teacher's outputs for a batch to what is kept of them."""
-    groups = find_groups(config, source)
-    sampled = config.truncation == SAMPLED
-    k = 1 if sampled else min(config.truncation_factor, source.config.vocab_size)
+def keep_function(
+    config: TeacherCacheConfig, source: ModelSource, model: MaskedLM, *, max_positions: int
+) -> forward.Keep:
+    """Returns the function from the teacher's outputs for a batch to what is kept of them.
 
-    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    Args:
+        config: of the capture.
+        source: the teacher.
+        model: the teacher with its weights.
+        max_positions: the most masked positions of an example.
+    """
+    groups, vocab_size = find_groups(config, source), source.config.vocab_size
+    sampled = config.truncation == SAMPLED
+    k = 1 if sampled else min(config.truncation_factor, vocab_size)
+    size = position_blocks.block_size(
+        batch_size=config.predict_batch_size, num_positions=max_positions, vocab_size=vocab_size
+    )
+
+    def truncate(output: Sequence[Any], block: Mapping[str, Any]) -> dict[str, Any]:
+        logits = model.vocabulary_logits(block[HEAD_STATES], *output)
         kept = truncation.truncate(
-            outputs[LOGITS],
-            batch[records.MASKED_LM_IDS],
+            logits,
+            block[records.MASKED_LM_IDS],
             truncation_factor=k,
             temperatures=config.temperatures,
             truncation_mass=config.truncation_mass,
         )
-        kept[ENTROPIES] = truncation.entropies(outputs[LOGITS])
+        return {**kept, ENTROPIES: truncation.entropies(logits)}
+
+    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        states = {HEAD_STATES: outputs[HEAD_STATES]}
+        states[records.MASKED_LM_IDS] = batch[records.MASKED_LM_IDS]
+        kept = position_blocks.over_positions(truncate, model.output_layer(), states, size=size)
         if sampled:
             # The draws are NumPy's: the same on any backend.
             kept[LOGITS] = outputs[LOGITS]
@@ -374,7 +392,9 @@ class _ShardMaker:
     @functools.cached_property
     def _forward(self) -> Callable[[Arrays], Arrays]:
         """The compiled teacher; see `Capture.forward`."""
-        keep = keep_function(self._inputs.config, self._inputs.source)
+        inputs = self._inputs
+        most = inputs.cache.manifest.max_predictions_per_seq
+        keep = keep_function(inputs.config, inputs.source, self.model, max_positions=most)
         return forward.compile_forward(self.model, keep)
 
     def judge(self, job: ShardJob) -> None:

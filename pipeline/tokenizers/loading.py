@@ -3,7 +3,7 @@
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.tokenizers import sentencepiece_model, tokenizer_json, wordpiece
-from pipeline.tokenizers.settings import MODEL_CONFIG_FILE, read_settings
+from pipeline.tokenizers.settings import MODEL_CONFIG_FILE, SETTINGS_FILES, read_settings
 from pipeline.tokenizers.tokens import TOKENIZER_FILE, Tokenizer
 from pipeline.tokenizers.vocabulary import VocabInfo, read_tokens, vocab_info
 
@@ -18,7 +18,7 @@ FILE_NAMES = (
     "spm.model",
 )
 # All files of a model directory that a tokenizer is read from.
-READ_FILES = (*FILE_NAMES, TOKENIZER_CONFIG_FILE, _MODEL_CONFIG_FILE)
+READ_FILES = (*FILE_NAMES, *SETTINGS_FILES)
 
 
 def tokenizer_files(directory: Location) -> tuple[Location, ...]:
