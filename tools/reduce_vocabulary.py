@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags as absl_flags
 
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -37,7 +38,11 @@ class ReduceConfig(Settings):
     input_dir: Location = setting(
         dataclasses.MISSING, "Masked examples or a teacher cache, of the corpus."
     )
-    teacher: Location = setting(dataclasses.MISSING, "Model directory that the weights come from.")
+    teacher: Location = setting(
+        dataclasses.MISSING,
+        "Model directory, or model of the hub, that the weights come from.",
+        hub_files=hub_id.MODEL,
+    )
     output_dir: Location = setting(dataclasses.MISSING, "Directory for the student: new or empty.")
     vocab_size: int | None = setting(
         None, "Number of tokens to keep, the special ones included.", low=1

@@ -11,14 +11,14 @@ from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import ATTENTION, HIDDEN
 from pipeline.distill.objective import Objective, choose_objective
-from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
+from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
-from pipeline.models import layer_groups
+from pipeline.models import layer_groups, position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
+from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
 
 # The longest inputs whose attention maps are compared: at 1,024 tokens a model of 12 layers
 # and 12 heads has 0.6 GB of maps for an example, which grow with the square.
@@ -45,6 +45,16 @@ class Preparation:
     objective: Objective
     teacher_hidden_size: int | None
 
+    def block_size(self) -> int | None:
+        """Returns the most positions whose logits are computed at once; None for all."""
+        config, manifest = self.config, self.cache.manifest
+        over_all = self.objective.comparison.loss_positions == "all"
+        return position_blocks.block_size(
+            batch_size=max(config.train_batch_size, config.eval_batch_size),
+            num_positions=manifest.max_seq_length if over_all else manifest.max_predictions_per_seq,
+            vocab_size=self.start.config.vocab_size,
+        )
+
     def request(self) -> dict[str, Any]:
         """Returns the settings that decide the student, as JSON values."""
         settings = self.config.decisive()
@@ -67,6 +77,8 @@ class Preparation:
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,
         }
+        if hub := self.config.hub_models():
+            request[HUB] = hub
         return json.loads(json.dumps(request, default=vars))
 
 
@@ -85,11 +97,22 @@ def prepare(config: DistillConfig) -> Preparation:
     objective = choose_objective(
         config, info, student=start.config, teacher=known, truncation_factor=k
     )
+    _expect_trained_losses(config, objective)
     _expect_short_maps(cache, objective)
     size = None if known is None else known.hidden_size
     if objective.comparison.hidden_cached and info is not None:
         size = info.hidden_size
     return Preparation(config, cache, start, teacher, objective, size)
+
+
+def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
+    """Raises InputError where a loss depends on nothing that is trained."""
+    if ENCODER not in config.freeze:
+        return
+    for name in objective.weights:
+        if load_loss(name).needs in (HIDDEN, ATTENTION):
+            expected = f"losses of the output distribution together with `freeze`={ENCODER}"
+            raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
 
 
 def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:

@@ -32,10 +32,10 @@ _Layers = _integer(1, 10_000)
 _OptionalCount = Annotated[_Count | None, Meta(description="a positive integer or none")]
 _Rate = Annotated[float, Meta(ge=0, lt=1, description="a number in [0, 1)")]
 _Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
+_Flag = Annotated[bool, Meta(description="true or false")]
 _OptionalPositive = Annotated[_Positive | None, Meta(description="a positive number or none")]
 # Over one token's state or the mean of all; None for a family whose heads have no choice.
 _Pooling = Annotated[Literal["cls", "mean"] | None, Meta(description="cls, mean or none")]
-_Flag = Annotated[bool, Meta(description="true or false")]
 _ACTIVATIONS = f"one of {', '.join(typing.get_args(Activation))}"
 
 # Marks a field that `to_dict` leaves out at its default.
@@ -76,6 +76,8 @@ class EncoderConfig:
             `input_mask` says what is padding.
         model_type: the family, a key of `FAMILIES`.
         embedding_size: width of embeddings that are projected; None for other families.
+        tie_word_embeddings: whether the word embeddings are also the matrix of the output
+            layer, which otherwise is a weight of its own.
         global_attn_every_n_layers: each so many-th layer attends to all tokens, the first
             among them, and the others to near ones; None where all layers attend to all.
         local_attention: tokens that a local layer attends to, half of them on each side.
@@ -83,8 +85,6 @@ class EncoderConfig:
         local_rope_theta: the same in local layers.
         embedding_dropout: dropout of embeddings where it has a rate of its own.
         classifier_pooling: what a head of tasks reads, `cls` or `mean`.
-        tie_word_embeddings: whether the word embeddings are also the matrix of the output
-            layer, which otherwise is a weight of its own.
 
     Raises:
         InputError: a value has the wrong type or range.
@@ -105,13 +105,13 @@ class EncoderConfig:
     pad_token_id: _integer(0) = 0
     model_type: str = _DEFAULT_FAMILY
     embedding_size: _OptionalCount = None
+    tie_word_embeddings: _Flag = _rare(True)
     global_attn_every_n_layers: _OptionalCount = _rare(None)
     local_attention: _OptionalCount = _rare(None)
     global_rope_theta: _OptionalPositive = _rare(None)
     local_rope_theta: _OptionalPositive = _rare(None)
     embedding_dropout: _Rate = _rare(0.0)
     classifier_pooling: _Pooling = _rare(None)
-    tie_word_embeddings: _Flag = _rare(True)
 
     def __post_init__(self) -> None:
         find_family(self.model_type)
@@ -251,12 +251,6 @@ def _absent_fields(family: Family) -> dict[str, Any]:
     return absent
 
 
-def _fixed_options(family: Family) -> dict[str, Any]:
-    """Returns the keys of a `config.json` that have one supported value, and that value."""
-    options = _FIXED_OPTIONS | family.fixed_options
-    return {key: value for key, value in options.items() if key not in family.ignored_options}
-
-
 def _find_family(raw: Mapping[str, Any]) -> Family:
     """Returns the family of a file's content; BERT where it names none.
 
@@ -271,6 +265,12 @@ def _find_family(raw: Mapping[str, Any]) -> Family:
                 expected = f"{family.model_type!r}, as architectures names {shown(names)}"
                 raise InputError("model_type", expected, "none, the key is missing")
     return find_family(raw.get("model_type", _DEFAULT_FAMILY))
+
+
+def _fixed_options(family: Family) -> dict[str, Any]:
+    """Returns the keys of a `config.json` that have one supported value, and that value."""
+    options = _FIXED_OPTIONS | family.fixed_options
+    return {key: value for key, value in options.items() if key not in family.ignored_options}
 
 
 def _read_fields(raw: Mapping[str, Any]) -> dict[str, Any]:

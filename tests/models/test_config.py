@@ -55,7 +55,7 @@ def test_hf_round_trip(tmp_path):
     assert config.to_hf()["tie_word_embeddings"] is True
 
 
-def test_to_dict_has_every_common_field_in_order(config):
+def test_to_dict_has_every_field_in_order(config):
     names = [field.name for field in dataclasses.fields(EncoderConfig) if not field.metadata]
     assert list(config.to_dict()) == names
     assert EncoderConfig(**config.to_dict()) == config

@@ -103,6 +103,11 @@ class ModelSource:
         """Whether the files hold a masked-LM head, or there are random weights to begin with."""
         return self.location is None or not self.open_files().missing_head()
 
+    @functools.cached_property
+    def is_bare(self) -> bool:
+        """Whether the files hold an encoder without any tensor of a masked-LM head."""
+        return self.location is not None and self.open_files().is_bare()
+
     def expect_head(self) -> None:
         """Raises InputError unless its predictions are those of a trained masked-LM head."""
         if self.location is not None:
@@ -206,8 +211,8 @@ def find_model(directory: Location) -> ModelSource:
             configuration.
     """
     if not directory.is_dir():
-        received = "no such directory (a model of a hub must be downloaded first)"
-        raise InputError(directory, received=received)
+        hint = "a model of the hub is named ORG/NAME or hf://NAME"
+        raise InputError(directory, received="no such directory", hint=hint)
     for name in (HF_CONFIG, GOOGLE_CONFIG):
         if (directory / name).is_file():
             config = EncoderConfig.from_json(directory / name)

@@ -72,15 +72,16 @@ class ModelTensors:
         names = (row.stored(self._files.layout)[0] for row in rows)
         return [name for name in names if name not in self.shapes]
 
+    def is_bare(self) -> bool:
+        """Returns whether there is no tensor of the masked-LM head."""
+        return len(self.missing_head()) == self._head_size()
+
     def expect_head(self) -> None:
         """Raises InputError unless there are all tensors of the masked-LM head."""
         missing = self.missing_head()
         if not missing:
             return
-        head = sum(row.ours.startswith("head/") for row in weight_table(self._config))
-        received = f"none: its files lack {_some(missing)}"
-        if len(missing) < head:
-            received = f"{head - len(missing)} of its {head} tensors: they lack {_some(missing)}"
+        received, head = f"none: its files lack {_some(missing)}", self._head_size()
         others = self._other_heads()
         if others:
             received = f"{received}, and have {_some(others)}"
@@ -88,6 +89,9 @@ class ModelTensors:
             f"predictions would be random; train a new head: run_distill `student`={self._where} "
             "`freeze`=encoder `losses`=masked_lm=1"
         )
+        if len(missing) < head:
+            received = f"{head - len(missing)} of its {head} tensors: they lack {_some(missing)}"
+            hint = "get the complete files; only a head of which nothing is there begins anew"
         raise InputError(self._where, "a model with a masked-LM head", received, hint)
 
     def describe_unused(self) -> str | None:
@@ -102,6 +106,9 @@ class ModelTensors:
             return None
         plural = "" if len(unused) == 1 else "s"
         return f"{self._where}: {len(unused)} tensor{plural} not used: {_some(unused)}"
+
+    def _head_size(self) -> int:
+        return sum(row.ours.startswith("head/") for row in weight_table(self._config))
 
     def _other_heads(self) -> list[str]:
         base = base_prefix(encoder_table(self._config), self._files.layout)
