@@ -132,7 +132,7 @@ class MaskedLM(keras.Model):
         is_trained = self.encoder.trainable
         outputs = self.encoder(inputs, training=training and is_trained)
         if not is_trained:
-            # TensorFlow would otherwise trace the gradients of a frozen encoder.
+            # TensorFlow would trace the gradients of what is frozen.
             outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
         hidden = outputs[HIDDEN_STATES][-1]
         if MASKED_LM_POSITIONS in inputs:
@@ -143,7 +143,10 @@ class MaskedLM(keras.Model):
 
     def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
         tied, own = self.encoder.embeddings.word_embeddings, self.head.decoder
-        table = ops.convert_to_tensor(tied if own is None else own)
+        variable = tied if own is None else own
+        table = ops.convert_to_tensor(variable)
+        if not variable.trainable:
+            table = ops.stop_gradient(table)
         logits = ops.matmul(
             ops.cast(hidden, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
         )
