@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
@@ -27,7 +28,11 @@ FREEZABLE = (ENCODER, "word_embeddings", "position_embeddings", "segment_embeddi
 class StudentConfig(Settings):
     """The model that training starts from: settings of `run_distill`."""
 
-    student: Location | None = setting(None, "Model directory that training starts from.")
+    student: Location | None = setting(
+        None,
+        "Model directory, or model of the hub (ORG/NAME), that training starts from.",
+        hub_files=hub_id.MODEL,
+    )
     bert_config_file: Location | None = setting(
         None,
         "In place of `student`: a bert_config.json. Weights are random unless `init_checkpoint` "
@@ -38,7 +43,10 @@ class StudentConfig(Settings):
         "Requires `bert_config_file`. Prefix of the checkpoint, for example DIR/bert_model.ckpt.",
     )
     init_from: Location | None = setting(
-        None, "In place of `student`: model directory of the teacher whose layers are copied."
+        None,
+        "In place of `student`: the teacher, a model directory or a model of the hub, whose "
+        "layers are copied.",
+        hub_files=hub_id.MODEL,
     )
     student_layers: int | None = setting(
         None, "Requires `init_from`. Number of layers of the student.", low=1
@@ -108,8 +116,9 @@ class DistillConfig(Settings):
     # The run configuration holds the SHA-256 of its weights.
     teacher: Location | None = unrecorded(
         None,
-        "Model directory of a live teacher, which computes in the same step what the cache does "
-        "not hold.",
+        "A live teacher, a model directory or a model of the hub, which computes in the same step "
+        "what the cache does not hold.",
+        hub_files=hub_id.MODEL,
     )
     loss_positions: str = setting(
         "masked",

@@ -36,6 +36,11 @@ class StudentStart:
     layer_map: tuple[int, ...] | None
     setting: str
 
+    def with_source(self, source: model_directory.ModelSource) -> "StudentStart":
+        """Returns the start from the same source with fewer tokens."""
+        config = dataclasses.replace(self.config, vocab_size=source.config.vocab_size)
+        return dataclasses.replace(self, source=source, config=config)
+
     def describe(self) -> dict[str, Any]:
         """Returns what decides the first weights, for the request."""
         return {
@@ -127,9 +132,7 @@ def derive_config(
     Raises:
         InputError: layers or sizes do not fit.
     """
-    layer_map = from_teacher.choose_layers(
-        teacher.num_hidden_layers, config.student_layers, config.layer_map
-    )
+    layer_map = from_teacher.choose_layers(teacher, config.student_layers, config.layer_map)
     student = dataclasses.replace(teacher, num_hidden_layers=len(layer_map))
     if config.drop_segments:
         student = from_teacher.config_without_segments(student)

@@ -288,6 +288,7 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
         num_steps=config.num_train_steps,
         steps_per_update=steps_per_update,
         seed=config.random_seed,
+        block_size=run.block_size(),
     )
     optimization.compile_distiller(distiller, config, steps_per_update=steps_per_update)
     return distiller

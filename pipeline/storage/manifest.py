@@ -40,6 +40,8 @@ TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
 SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
+# In a run configuration: where models came from, which decides nothing.
+HUB = "hub"
 # How the ids of a masked position are chosen: the most probable, or by chance.
 TOPK = "topk"
 SAMPLED = "sampled"
@@ -127,12 +129,23 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
 
 
+class HubSource(msgspec.Struct):
+    """The model of the hub that weights came from: its id and its commit."""
+
+    id: Annotated[str, json_text.matching(r"[\w.\-]{1,96}(/[\w.\-]{1,96})?", "the id of a model")]
+    commit: Annotated[str, json_text.matching(r"[0-9a-f]{40}", "a commit")]
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.commit}"
+
+
 class _MergedTeacher(msgspec.Struct):
     """A teacher of a merged cache, which may be merged itself."""
 
     weight: Share
     sha256: Sha256 | None = None
     merged: list["_MergedTeacher"] | None = None
+    hub: HubSource | None = None
 
     def __post_init__(self) -> None:
         if self.sha256 is None and self.merged is None:
@@ -148,8 +161,9 @@ class TeacherInfo:
             varies; draws at one where `truncation` is `sampled`.
         logit_encoding: a name in `pipeline.storage.codecs.CODECS`.
         temperatures: those with a stored tail mass, ascending from 1.
-        teacher: the teacher's `config` and the `sha256` of its weights; of a merged
-            cache `merged`, a list of its inputs' teachers, each with its `weight`.
+        teacher: the teacher's `config` and the `sha256` of its weights, and of a model of the
+            hub `hub`, its id and commit; of a merged cache `merged`, a list of its inputs'
+            teachers, each with its `weight`.
         parent: the `sha256` of the masked examples' manifest.
         hidden_groups: the groups of teacher layers, such as `1-6`, whose mean
             hidden state is kept; empty where none is.
@@ -362,9 +376,10 @@ def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[st
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Returns, in one line, the first setting in which two run configurations differ.
 
-    The kind comes first: other settings follow from it.
+    The kind comes first: other settings follow from it. `HUB` may differ.
     """
-    for name in sorted(set(there) | set(here), key=lambda key: (key != "kind", key)):
+    names = (set(there) | set(here)) - {HUB}
+    for name in sorted(names, key=lambda key: (key != "kind", key)):
         if there.get(name) != here.get(name):
             setting = name if name.isidentifier() else shown(name)
             return f"{setting} is {shown(there.get(name))} there and {shown(here.get(name))} here"

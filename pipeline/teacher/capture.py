@@ -19,11 +19,12 @@ from pipeline.base import json_text
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
-from pipeline.models import layer_groups
+from pipeline.hub import models
+from pipeline.models import layer_groups, position_blocks
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
-from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
+from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import cache_input, cache_tokenizer, serialization
@@ -37,7 +38,6 @@ from pipeline.teacher import judgement as judgements
 from pipeline.teacher.forward import Arrays
 from pipeline.teacher.judgement import ENTROPIES, MIN_LABELS, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
-from pipeline.tokenizers import loading
 
 # Targets held in memory: the examples of a block are sorted by length, so that
 # more would batch better.
@@ -65,8 +65,13 @@ def find_teacher(config: TeacherCacheConfig) -> ModelSource:
     return source
 
 
-def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput:
+def open_examples(
+    config: TeacherCacheConfig, source: ModelSource
+) -> tuple[CacheInput, ModelSource]:
     """Opens the masked examples and checks that they fit the settings and the teacher.
+
+    Returns:
+        the masked examples, and the teacher with their vocabulary.
 
     Raises:
         InputError: they are incomplete or of another kind, or the settings or the
@@ -84,17 +89,20 @@ def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    expect_fitting(config, source, cache)
-    return cache
+    return cache, fit_teacher(config, source, cache)
 
 
-def expect_fitting(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> None:
-    """Raises InputError unless a teacher has a cache's vocabulary, and room for its inputs."""
-    vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
+def fit_teacher(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> ModelSource:
+    """Returns a teacher with a cache's vocabulary.
+
+    Raises:
+        InputError: it has another vocabulary, or no room for the cache's inputs.
+    """
     with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
-        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        source = cache_tokenizer.fit_vocab(cache, source)
         cache_input.expect_positions(cache, source.config.max_input_length)
         cache_input.expect_segments(cache, source.config.type_vocab_size)
+    return source
 
 
 # The run configuration.
@@ -128,40 +136,52 @@ def run_configuration(
         "kind": records.TEACHER_CACHE,
         "parent": {"sha256": manifests.load(cache.directory).sha256()},
         "shards": [shard.file for shard in cache.manifest.shards],
-        "teacher": {"config": source.config.to_dict(), "sha256": source.sha256()},
+        "teacher": describe_teacher(source),
         "truncation_factor": min(config.truncation_factor, source.config.vocab_size),
         "temperatures": list(config.temperatures),
         "backend": keras.config.backend(),
     }
 
 
+def describe_teacher(source: ModelSource) -> dict[str, Any]:
+    """Returns what the manifest says of a teacher; of unused rows only where there are some."""
+    unused = {"unused_rows": source.unused_rows} if source.unused_rows else {}
+    return {"config": source.stored_config.to_dict(), "sha256": source.sha256(), **unused}
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a capture starts from: the settings, the teacher and the masked examples."""
+    """What a capture starts from: the settings, the teacher and the masked examples.
+
+    `hub` has the id and the commit of a teacher of the hub. It is no part of the run
+    configuration: with the same weights from elsewhere, the run goes on.
+    """
 
     config: TeacherCacheConfig
     source: ModelSource
     cache: CacheInput
     run_configuration: Mapping[str, Any]
+    hub: Mapping[str, str] | None = None
 
     @classmethod
     def open(cls, config: TeacherCacheConfig) -> "Inputs":
         """Finds the teacher and the masked examples, which must fit each other."""
-        source = find_teacher(config)
-        cache = open_examples(config, source)
-        return cls(config, source, cache, run_configuration(config, cache, source))
+        cache, source = open_examples(config, find_teacher(config))
+        hub = config.hub_models().get("teacher")
+        return cls(config, source, cache, run_configuration(config, cache, source), hub)
 
     @property
     def teacher_info(self) -> TeacherInfo:
         """What the cache will hold."""
         names = {field.name for field in dataclasses.fields(TeacherInfo)}
-        return TeacherInfo(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in self.run_configuration.items()
-                if name in names
-            }
-        )
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.run_configuration.items()
+            if name in names
+        }
+        if self.hub is not None:
+            values["teacher"] = {**values["teacher"], "hub": dict(self.hub)}
+        return TeacherInfo(**values)
 
     def count_tokens(self) -> FileInfo | None:
         """Writes the file of token counts, where the codec needs one."""
@@ -292,21 +312,39 @@ def keep_hidden_states(
     return keras.ops.stack([gather_positions(mean, positions) for mean in means], axis=2)
 
 
-def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Keep:
-    """Returns the function from the teacher's outputs for a batch to what is kept of them."""
-    groups = find_groups(config, source)
-    sampled = config.truncation == SAMPLED
-    k = 1 if sampled else min(config.truncation_factor, source.config.vocab_size)
+def keep_function(
+    config: TeacherCacheConfig, source: ModelSource, model: MaskedLM, *, max_positions: int
+) -> forward.Keep:
+    """Returns the function from the teacher's outputs for a batch to what is kept of them.
 
-    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    Args:
+        config: of the capture.
+        source: the teacher.
+        model: the teacher with its weights.
+        max_positions: the most masked positions of an example.
+    """
+    groups, vocab_size = find_groups(config, source), source.config.vocab_size
+    sampled = config.truncation == SAMPLED
+    k = 1 if sampled else min(config.truncation_factor, vocab_size)
+    size = position_blocks.block_size(
+        batch_size=config.predict_batch_size, num_positions=max_positions, vocab_size=vocab_size
+    )
+
+    def truncate(output: Sequence[Any], block: Mapping[str, Any]) -> dict[str, Any]:
+        logits = model.vocabulary_logits(block[HEAD_STATES], *output)
         kept = truncation.truncate(
-            outputs[LOGITS],
-            batch[records.MASKED_LM_IDS],
+            logits,
+            block[records.MASKED_LM_IDS],
             truncation_factor=k,
             temperatures=config.temperatures,
             truncation_mass=config.truncation_mass,
         )
-        kept[ENTROPIES] = truncation.entropies(outputs[LOGITS])
+        return {**kept, ENTROPIES: truncation.entropies(logits)}
+
+    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        states = {HEAD_STATES: outputs[HEAD_STATES]}
+        states[records.MASKED_LM_IDS] = batch[records.MASKED_LM_IDS]
+        kept = position_blocks.over_positions(truncate, model.output_layer(), states, size=size)
         if sampled:
             # The draws are NumPy's: the same on any backend.
             kept[LOGITS] = outputs[LOGITS]
@@ -354,7 +392,9 @@ class _ShardMaker:
     @functools.cached_property
     def _forward(self) -> Callable[[Arrays], Arrays]:
         """The compiled teacher; see `Capture.forward`."""
-        keep = keep_function(self._inputs.config, self._inputs.source)
+        inputs = self._inputs
+        most = inputs.cache.manifest.max_predictions_per_seq
+        keep = keep_function(inputs.config, inputs.source, self.model, max_positions=most)
         return forward.compile_forward(self.model, keep)
 
     def judge(self, job: ShardJob) -> None:
@@ -415,7 +455,7 @@ class _ShardMaker:
 @functools.lru_cache(maxsize=1)
 def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
     """Returns the job in a worker process, which must see the command's run configuration."""
-    inputs = Inputs.open(config)
+    inputs = Inputs.open(models.on_this_host(config))
     difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
     if difference:
         raise InputError(

@@ -105,12 +105,16 @@ def _make_capture(
 ) -> capture.Capture:
     k = inputs.truncation_factor
     config = TeacherCacheConfig(output_dir="", teacher="", truncation_factor=k)
+    manifest = sample.cache.manifest
+    keep = capture.keep_function(
+        config, source, model, max_positions=manifest.max_predictions_per_seq
+    )
     return capture.Capture(
-        manifest=sample.cache.manifest,
+        manifest=manifest,
         batch_size=_BATCH_SIZE,
         codec=CODECS["float16"](source.config.vocab_size, k),
         info=TeacherInfo(k, "float16", config.temperatures, teacher={}, parent={}),
-        forward=forward.compile_forward(model, capture.keep_function(config, source)),
+        forward=forward.compile_forward(model, keep),
         on_examples=lambda count: None,
     )
 
