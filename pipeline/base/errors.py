@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 _SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
 # A command to type, with settings.
-_COMMAND = re.compile(r"\brun_distill( `[a-z][a-z0-9_]*`(=\S+)?)+")
+_COMMAND = re.compile(r"\brun_distill( `[a-z][a-z0-9_]*`(=[^\s;]+)?)+")
 
 
 class Setting(str):
