@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 
 _SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
+# A command to type, with settings.
+_COMMAND = re.compile(r"\brun_distill( `[a-z][a-z0-9_]*`(=[^\s;]+)?)+")
 
 
 class Setting(str):
@@ -114,5 +116,9 @@ def describe(error: InputError, show_setting: Callable[[str], str]) -> str:
 
 
 def show_settings(text: str, show_setting: Callable[[str], str]) -> str:
-    """Returns a text with the settings that it names in backticks as `show_setting` shows them."""
+    """Returns a text with the settings that it names in backticks as `show_setting` shows them.
+
+    Behind the name of a command they are flags of that command.
+    """
+    text = _COMMAND.sub(lambda match: _SETTING_NAME.sub(r"--\1", match[0]), text)
     return _SETTING_NAME.sub(lambda match: show_setting(match[1]), text)
