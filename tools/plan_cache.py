@@ -167,6 +167,7 @@ def plan_cache(config: PlanConfig) -> Plan:
 
     settings = config.capture_config()
     source = capture.find_teacher(settings)
+    source.print_unused()
     cache = capture.open_examples(settings, source)
     manifests.verify(cache.directory, cache.manifest, full=False)
     model = model_directory.load_masked_lm(
