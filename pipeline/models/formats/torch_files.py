@@ -132,7 +132,8 @@ class _Archive:
         is_plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
         if not is_plain or entry.compress_size != entry.file_size:
             raise InputError(where, "an uncompressed entry, as torch.save writes it", "another")
-        self._file.seek(entry.header_offset)
+        # Of an archive whose beginning is missing it is negative.
+        self._file.seek(max(0, entry.header_offset))
         header = self._file.read(_LOCAL_HEADER.size)
         if len(header) == _LOCAL_HEADER.size:
             magic, *lengths = _LOCAL_HEADER.unpack(header)

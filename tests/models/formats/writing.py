@@ -101,14 +101,15 @@ def write_torch(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def tf_name(name: str) -> str:
     """Returns the name in `tf_model.h5` of a tensor of `BertForMaskedLM`."""
-    parts = re.sub(r"layer\.(\d+)", r"layer_._\1", name).split(".")
+    parts = re.sub(r"\.layer\.(\d+)", r".layer#\1", name).split(".")
     scope = {"cls": "mlm___cls"}.get(parts[0], parts[0])
     is_norm, is_table = "LayerNorm" in parts, "embeddings" in parts
     lasts = {"weight": "gamma", "bias": "beta"} if is_norm else {"weight": "kernel"}
     if is_table and not is_norm:
         lasts = {"weight": "weight" if "word_embeddings" in parts else "embeddings"}
     last = lasts.get(parts[-1], parts[-1])
-    return "/".join([scope, "tf_bert_for_masked_lm", scope, *parts[1:-1], f"{last}:0"])
+    stored = "/".join([scope, "tf_bert_for_masked_lm", scope, *parts[1:-1], f"{last}:0"])
+    return stored.replace("#", "_._")
 
 
 def write_h5(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
