@@ -259,21 +259,29 @@ def test_distilberts_own_keys(tmp_path) -> None:
 
 
 @pytest.mark.peers
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_of_each_family_is_the_same_in_transformers(tmp_path, family: str) -> None:
+def test_a_model_of_each_family_is_the_same_in_transformers(
+    tmp_path, family: str, tied: bool
+) -> None:
     """Both ways: theirs read here, and ours read there with nothing missing or left over."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    config = _example(family)
+    config = dataclasses.replace(_example(family), tie_word_embeddings=tied)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     settings = transformers.AutoConfig.for_model(
         **{key: value for key, value in config.to_hf().items() if key != "architectures"}
     )
     theirs = transformers.AutoModelForMaskedLM.from_config(settings, attn_implementation="eager")
+    with torch.no_grad():
+        # Biases are zeros at first.
+        theirs.get_output_embeddings().bias.normal_()
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_masked_lm(find_model(tmp_path / "theirs"))
+    source = find_model(tmp_path / "theirs")
+    assert source.config.tie_word_embeddings == tied
+    ours = load_masked_lm(source)
     save(tmp_path / "ours", ours)
     for peer in (theirs, load_torch(tmp_path / "ours")):
         assert_parity(ours, peer, _batch(config.pad_token_id), atol=1e-5)
