@@ -333,6 +333,12 @@ def test_every_truncation_is_refused(path) -> None:
         refusal(path)
 
 
+def test_an_archive_without_its_beginning_is_refused(path) -> None:
+    write_torch(path, {"w": FOUR})
+    path.write_bytes(path.read_bytes()[70:])
+    refusal(path)
+
+
 def test_memory_stays_about_the_tensors_that_are_wanted(path) -> None:
     """One tensor of 1 MiB out of 256 MiB, in a process that may take 64 MiB more."""
     value = mapping(
