@@ -479,7 +479,9 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
         InputError: the masked examples, the teacher or the directory is invalid. Shards
             that are whole stay.
     """
-    return finish_teacher_cache(Inputs.open(config))
+    inputs = Inputs.open(config)
+    inputs.source.print_unused()
+    return finish_teacher_cache(inputs)
 
 
 def finish_teacher_cache(inputs: Inputs) -> Manifest | None:
