@@ -23,9 +23,20 @@ _ADDED_TOKENS_FILE = "added_tokens.json"
 # The settings of the model in the same directory.
 MODEL_CONFIG_FILE = "config.json"
 ADDED_TOKENS_KEY = "added_tokens_decoder"
+# Keys of BERT's tokenizer.
+LOWER_CASE = "do_lower_case"
+STRIP_ACCENTS = "strip_accents"
+SPLIT_CHINESE = "tokenize_chinese_chars"
 # Keys of further special tokens, in older and in newer files.
 _FURTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
+# Classes, without the ending of fast ones, that split text as BERT's does.
+BERT_CLASSES = (
+    *("BertTokenizer", "BertTokenizerLegacy", "DistilBertTokenizer", "ElectraTokenizer"),
+    *("ErnieTokenizer", "MobileBertTokenizer", "ConvBertTokenizer", "SqueezeBertTokenizer"),
+    *("MPNetTokenizer", "LayoutLMTokenizer", "LxmertTokenizer", "FunnelTokenizer"),
+    "RetriBertTokenizer",
+)
 # Tokenizers that split words by a dictionary of Japanese first.
 _UNSUPPORTED_CLASSES = ("BertJapaneseTokenizer",)
 
