@@ -16,6 +16,8 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Nobody is asked for a model that is not there.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from pipeline.base import hub_id
 from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -28,7 +29,11 @@ class FidelityConfig(Settings):
     input_dir: Location = setting(
         dataclasses.MISSING, "Teacher cache, from create_teacher_output_data."
     )
-    teacher: Location = setting(dataclasses.MISSING, "Model directory that it was made with.")
+    teacher: Location = setting(
+        dataclasses.MISSING,
+        "Model directory, or model of the hub, that it was made with.",
+        hub_files=hub_id.MODEL,
+    )
     sample: int = setting(512, "Number of examples that are compared.", low=1)
     any_teacher: bool = setting(False, "Whether a teacher that is not the cache's is accepted.")
     predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)

@@ -8,16 +8,21 @@ from typing import Any
 import keras
 
 from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import ATTENTION, HIDDEN
 from pipeline.distill.objective import Objective, choose_objective
-from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
+from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
-from pipeline.models import layer_groups
+from pipeline.models import layer_groups, position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
+from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
+
+# The longest inputs whose attention maps are compared: at 1,024 tokens a model of 12 layers
+# and 12 heads has 0.6 GB of maps for an example, which grow with the square.
+_MAX_MAP_LENGTH = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,16 @@ class Preparation:
     teacher: model_directory.ModelSource | None
     objective: Objective
     teacher_hidden_size: int | None
+
+    def block_size(self) -> int | None:
+        """Returns the most positions whose logits are computed at once; None for all."""
+        config, manifest = self.config, self.cache.manifest
+        over_all = self.objective.comparison.loss_positions == "all"
+        return position_blocks.block_size(
+            batch_size=max(config.train_batch_size, config.eval_batch_size),
+            num_positions=manifest.max_seq_length if over_all else manifest.max_predictions_per_seq,
+            vocab_size=self.start.config.vocab_size,
+        )
 
     def request(self) -> dict[str, Any]:
         """Returns the settings that decide the student, as JSON values."""
@@ -62,6 +77,8 @@ class Preparation:
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,
         }
+        if hub := self.config.hub_models():
+            request[HUB] = hub
         return json.loads(json.dumps(request, default=vars))
 
 
@@ -80,10 +97,33 @@ def prepare(config: DistillConfig) -> Preparation:
     objective = choose_objective(
         config, info, student=start.config, teacher=known, truncation_factor=k
     )
+    _expect_trained_losses(config, objective)
+    _expect_short_maps(cache, objective)
     size = None if known is None else known.hidden_size
     if objective.comparison.hidden_cached and info is not None:
         size = info.hidden_size
     return Preparation(config, cache, start, teacher, objective, size)
+
+
+def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
+    """Raises InputError where a loss depends on nothing that is trained."""
+    if ENCODER not in config.freeze:
+        return
+    for name in objective.weights:
+        if load_loss(name).needs in (HIDDEN, ATTENTION):
+            expected = f"losses of the output distribution together with `freeze`={ENCODER}"
+            raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
+
+
+def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
+    """Refuses losses of attention maps over inputs for which maps need too much memory."""
+    names = [name for name in objective.weights if load_loss(name).needs == ATTENTION]
+    length = cache.manifest.max_seq_length
+    if names and length > _MAX_MAP_LENGTH:
+        received = f"{names[0]} for inputs of {length} tokens (max_seq_length of {cache.directory})"
+        hint = "a map has the square of that for each head and layer; compare hidden states instead"
+        expected = f"losses without {ATTENTION} above {_MAX_MAP_LENGTH} tokens"
+        raise InputError(Setting("losses"), expected, received, hint)
 
 
 def _open(config: DistillConfig, start: StudentStart) -> tuple[CacheInput, StudentStart]:
@@ -113,6 +153,7 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
     if config.teacher is None:
         return None
     source = model_directory.find_model(config.teacher)
+    source.expect_head()
     if cache.vocab_subset is not None:
         expected = "none with a student of a part of the vocabulary, as both read the same inputs"
         hint = "train from a teacher cache instead"

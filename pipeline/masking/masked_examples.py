@@ -327,7 +327,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
             yield f"             {count:,} examples of {label}"
     yield f"tokens     {tokens:,}, {rate:.3%} [UNK]"
     if rate > _MANY_UNKNOWN:
-        yield "             many: check the text's language and case, and that it is composed (NFC)"
+        yield "           many: check the text's language, case and Unicode form (NFC)"
     yield f"windows    {counts['windows']:,}"
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)

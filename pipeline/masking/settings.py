@@ -9,6 +9,7 @@ import msgspec
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -40,8 +41,10 @@ class MaskedExamplesConfig(Settings):
     )
     vocab_file: Location = setting(
         dataclasses.MISSING,
-        "The teacher's vocab.txt, tokenizer.json or SentencePiece model, or its directory.",
+        "The teacher's vocab.txt, tokenizer.json or SentencePiece model, or its directory, or a "
+        "model of the hub (ORG/NAME).",
         decides_output=False,
+        hub_files=hub_id.TOKENIZER,
     )
     do_lower_case: bool | None = setting(
         None,

@@ -3,13 +3,13 @@
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.tokenizers import sentencepiece_model, tokenizer_json, wordpiece
-from pipeline.tokenizers.settings import MODEL_CONFIG_FILE, read_settings
+from pipeline.tokenizers.settings import MODEL_CONFIG_FILE, SETTINGS_FILES, read_settings
 from pipeline.tokenizers.tokens import TOKENIZER_FILE, Tokenizer
 from pipeline.tokenizers.vocabulary import VocabInfo, read_tokens, vocab_info
 
 _SENTENCEPIECE_SUFFIXES = (".model", ".spm")
 # The names of tokenizer files in a model directory, the best first.
-_FILE_NAMES = (
+FILE_NAMES = (
     wordpiece.VOCAB_FILE,
     TOKENIZER_FILE,
     sentencepiece_model.MODEL_FILE,
@@ -17,11 +17,13 @@ _FILE_NAMES = (
     "tokenizer.model",
     "spm.model",
 )
+# All files of a model directory that a tokenizer is read from.
+READ_FILES = (*FILE_NAMES, *SETTINGS_FILES)
 
 
 def tokenizer_files(directory: Location) -> tuple[Location, ...]:
     """Returns the files of a model directory that describe its tokenizer, the best first."""
-    paths = (directory / name for name in _FILE_NAMES)
+    paths = (directory / name for name in FILE_NAMES)
     return tuple(path for path in paths if path.is_file())
 
 
@@ -35,7 +37,7 @@ def find_vocab_file(path: Location) -> Location:
         return path
     files = tokenizer_files(path)
     if not files:
-        raise InputError(path, f"one of {', '.join(_FILE_NAMES)}", "none of them")
+        raise InputError(path, f"one of {', '.join(FILE_NAMES)}", "none of them")
     return files[0]
 
 

@@ -22,6 +22,12 @@ _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 _ADDED_TOKENS_FILE = "added_tokens.json"
 # The settings of the model in the same directory.
 MODEL_CONFIG_FILE = "config.json"
+SETTINGS_FILES = (
+    TOKENIZER_CONFIG_FILE,
+    _SPECIAL_TOKENS_FILE,
+    _ADDED_TOKENS_FILE,
+    MODEL_CONFIG_FILE,
+)
 ADDED_TOKENS_KEY = "added_tokens_decoder"
 # Keys of BERT's tokenizer.
 LOWER_CASE = "do_lower_case"

@@ -90,7 +90,7 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     if difference := manifests.describe_difference(stated, settings):
         expected = f"the run configuration of {config.output_dir} as its manifest records it"
         raise InputError(Setting("repair"), expected, difference)
-    return Inputs(config, source, examples, settings)
+    return Inputs(config, source, examples, settings, manifest.teacher_info.teacher.get("hub"))
 
 
 def repair(
