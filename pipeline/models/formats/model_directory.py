@@ -156,9 +156,9 @@ class ModelSource:
         copies = {}
         if table is None:
             tensors.expect_head()
-            table, copies = weight_table(self.stored_config), tensors.copies
+            table, copies = weight_table(self.config), tensors.copies
         folded = self._folded_table()
-        table = (*table, *folded)
+        table = (*map(self._with_unused_rows, table), *folded)
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
         arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
         for copy, original in copies.items():
@@ -173,6 +173,12 @@ class ModelSource:
         for name in weights.keys() & set(VOCABULARY_ROWS) if self.unused_rows else ():
             weights[name] = np.array(weights[name][: self.config.vocab_size])
         return weights
+
+    def _with_unused_rows(self, row: WeightName) -> WeightName:
+        """Returns a weight with the shape that it has in the files."""
+        if row.ours not in VOCABULARY_ROWS:
+            return row
+        return dataclasses.replace(row, shape=(row.shape[0] + self.unused_rows, *row.shape[1:]))
 
     def _folded_table(self) -> tuple[WeightName, ...]:
         if self.config.family.folded_embeddings is None or self.layout != HF:
