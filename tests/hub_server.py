@@ -73,7 +73,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 block = block[: server.bytes_until_cut]
                 server.bytes_until_cut -= len(block)
                 if not block:
-                    server.bytes_until_cut = None
+                    server.bytes_until_cut, server.status = None, server.status_after_cut
                     self.close_connection = True
                     self.wfile.flush()
                     self.connection.shutdown(2)
@@ -183,6 +183,7 @@ class Server(http.server.ThreadingHTTPServer):
         status: what is answered to everything; None for the usual.
         seconds_per_block: pauses between 64 KB of a large file.
         bytes_until_cut: of large files, until a connection is cut once; None for never.
+        status_after_cut: what `status` is from then on.
         bytes_sent: of all files.
     """
 
@@ -198,6 +199,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.status: int | None = None
         self.seconds_per_block = 0.0
         self.bytes_until_cut: int | None = None
+        self.status_after_cut: int | None = None
         self.bytes_sent = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
         # Another host, to which nobody sends a token.

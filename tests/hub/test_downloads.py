@@ -202,6 +202,18 @@ def test_a_cut_download_goes_on_where_it_was_cut(client, hub, made_files) -> Non
     assert {request.range for request in hub.requests} == {None, f"bytes={20 * 2**20}-"}
 
 
+def test_a_download_that_failed_goes_on_when_it_is_run_again(client, hub, made_files) -> None:
+    files = made_files(25 * 2**20)
+    hub.add("org/name", files)
+    hub.bytes_until_cut, hub.status_after_cut = 21 * 2**20, 503
+    error = client.download("org/name")
+    assert hub.url in error["expected"] and "\n" not in error["line"]
+    hub.status = None
+    folder = client.fetch("org/name")
+    assert (folder / WEIGHTS).read_bytes() == files[WEIGHTS]
+    assert {request.range for request in hub.requests} == {None, f"bytes={20 * 2**20}-"}
+
+
 def test_a_killed_download_goes_on_where_it_was_killed(client, hub, made_files) -> None:
     files = made_files(25 * 2**20)
     hub.add("org/name", files)
