@@ -90,6 +90,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.requests.append(asked)
         if self.server.status is not None:
             return self._answer(self.server.status)
+        if self.server.content is not None:
+            return self._answer(200, self.server.content)
         if found := _STORED.fullmatch(path):
             return self._serve(self.server.store[found[1]], ETag=f'"{found[1]}"')
         if found := _INFO.fullmatch(path):
@@ -180,7 +182,8 @@ class Server(http.server.ThreadingHTTPServer):
         moved: today's ids of models by their former ones.
         requests: all that was asked.
         etags: by file, tags that differ from what they should be.
-        status: what is answered to everything; None for the usual.
+        status: the answer to everything; None for the usual.
+        content: likewise.
         seconds_per_block: pauses between 64 KB of a large file.
         bytes_until_cut: of large files, until a connection is cut once; None for never.
         status_after_cut: what `status` is from then on.
@@ -197,6 +200,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.etags: dict[str, str] = {}
         self.store: dict[str, bytes] = {}
         self.status: int | None = None
+        self.content: bytes | None = None
         self.seconds_per_block = 0.0
         self.bytes_until_cut: int | None = None
         self.status_after_cut: int | None = None

@@ -297,6 +297,14 @@ def test_tags_from_the_hub_lead_nowhere_else(client, hub, made_files) -> None:
     assert not list(client.home.parent.rglob("*evil*"))
 
 
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"sha": 1}', b'{"siblings": [1]}'])
+def test_answers_of_something_else_than_a_hub_are_told(client, hub, content: bytes) -> None:
+    hub.content = content
+    error = client.download("org/name")
+    assert hub.url in error["expected"] and "HF_ENDPOINT" in error["hint"]
+    assert "\n" not in error["line"]
+
+
 def test_a_commit_that_is_none_is_refused(client, hub, made_files) -> None:
     hub.add("org/name", made_files(10))
     repository = hub.repositories["org/name"]
