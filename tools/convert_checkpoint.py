@@ -39,6 +39,7 @@ _GOOGLE_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": tuple(name for name, family in FAMILIES.items() if family.in_google_layout),
     "hidden_act": ("gelu", "relu"),
     "layer_norm_eps": (1e-12,),
+    "tie_word_embeddings": (True,),
 }
 # What else may lie beside a tokenizer's own file.
 _TOKENIZER_SETTINGS = (

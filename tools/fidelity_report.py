@@ -61,7 +61,7 @@ def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, An
     source = capture.find_teacher(named)
     cache = cache_input.open_cache(config.input_dir, None)
     cache_report.expect_comparable(cache)
-    capture.expect_fitting(named, source, cache)
+    source = capture.fit_teacher(named, source, cache)
     sha256 = source.sha256()
     if not config.any_teacher:
         cache_report.expect_teacher(cache, sha256)

@@ -169,8 +169,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     from tools.cache_analysis import planning
 
     settings = config.capture_config()
-    source = capture.find_teacher(settings)
-    cache = capture.open_examples(settings, source)
+    cache, source = capture.open_examples(settings, capture.find_teacher(settings))
     manifests.verify(cache.directory, cache.manifest, full=False)
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"
@@ -235,6 +234,7 @@ def table(plan: Plan) -> str:
             "bytes: the cache adds at a masked position; xN: the whole cache at dupe_factor N",
             f"hours: of capture here, {fastest:.3g} examples/s at best, {plan.compute_dtype}",
             f"free disk: {_size(plan.free_bytes)}; what does not fit is marked !",
+            *plan.sample.labels.describe(),
         ]
     )
 

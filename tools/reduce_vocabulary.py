@@ -27,7 +27,6 @@ from pipeline.models.initialization import from_teacher
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage import manifest as manifests
-from pipeline.tokenizers import loading
 from tools.vocabulary import cache_tokens, vocab_reduction
 from tools.vocabulary.vocab_reduction import VocabLimit
 
@@ -101,13 +100,11 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     limit = VocabLimit(config.vocab_size, config.coverage, config.min_count)
     config.output_dir.expect_empty()
     source = model_directory.find_model(config.teacher)
-    layer_map = from_teacher.choose_layers(
-        source.config.num_hidden_layers, config.student_layers, config.layer_map
-    )
+    layer_map = from_teacher.choose_layers(source.config, config.student_layers, config.layer_map)
     cache = cache_input.open_cache(config.input_dir, None)
-    vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
-        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        from_teacher.expect_tied(source.config)
+        source = cache_tokenizer.fit_vocab(cache, source)
     tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
     # The model has a padding of its own.
     always = np.union1d(vocab_reduction.always_kept(tokenizer), [source.config.pad_token_id])

@@ -180,6 +180,7 @@ def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
     source = capture.find_teacher(recorded)
     repair.expect_recorded_teacher(config.input_dir, manifest, source)
     inputs = repair.open_inputs(recorded, manifest, source) if config.repair else None
+    source = capture.fit_teacher(recorded, source, CacheInput(config.input_dir, manifest))
     return Teacher(source, recorded, inputs)
 
 

@@ -19,8 +19,9 @@ DATA_PARALLEL = "data_parallel"
 DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
 # Its name in a run's request, where there are several.
 NUM_DATA_STREAMS = "num_data_streams"
-# Tables that `--freeze` takes, and their variables' names.
-FREEZABLE = ("word_embeddings", "position_embeddings", "segment_embeddings")
+# What `--freeze` takes: all but the masked-LM head, and tables by their variables' names.
+ENCODER = "encoder"
+FREEZABLE = (ENCODER, "word_embeddings", "position_embeddings", "segment_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,8 @@ class DistillConfig(Settings):
     )
     freeze: tuple[str, ...] = setting(
         (),
-        f"Embeddings that are not trained, of {', '.join(FREEZABLE)}.",
+        f"Parts that are not trained, of {', '.join(FREEZABLE)}. With encoder only the masked-LM "
+        "head is trained: several times as fast, without dropout.",
         choices=FREEZABLE,
         parse=parse_words,
     )

@@ -49,8 +49,8 @@ class MaskedExamplesConfig(Settings):
     do_lower_case: bool | None = setting(
         None,
         "Whether to lower-case text (WordPiece: and strip accents). By default as in the "
-        "tokenizer_config.json next to the vocabulary; without one, yes for a vocab.txt and no "
-        "for a SentencePiece model.",
+        "tokenizer_config.json next to the vocabulary; without one, yes for a vocab.txt, unless "
+        "its tokens have capital letters, and no for a SentencePiece model.",
     )
     do_whole_word_mask: bool = setting(True, "Whether to mask whole words.")
     segments: str = setting(
@@ -161,6 +161,7 @@ class MaskedExamplesConfig(Settings):
             "vocab": msgspec.to_builtins(tokenizer.info),
             "dupe_factor": self.copies,
             "do_lower_case": tokenizer.do_lower_case,
+            **tokenizer.options,
             "corpora": [corpus.reading() for corpus in corpora],
         }
         if not self.is_dynamic:

@@ -61,6 +61,8 @@ Length = Annotated[int, Meta(ge=0, le=2**16)]
 # Above 0, and finite.
 Positive = Annotated[float, Meta(gt=0.0, le=1.7e308)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+# A sum of logarithms, or of their squares: nothing that is computed with it is infinite.
+Sum = Annotated[float, Meta(ge=-1e30, le=1e30)]
 # The tokenizer files that may be copied into a directory; no other file there has such a name.
 TokenizerFile = Annotated[
     str,
@@ -71,11 +73,37 @@ TokenizerFile = Annotated[
 ]
 
 
+class LabelSums(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The teacher's predictions of the labels, in sums over the masked positions of a shard.
+
+    The labels' own frequencies in the shard, a unigram model, are beside the teacher. Logarithms
+    are in nats.
+
+    Attributes:
+        num_labels: masked positions.
+        num_hits: labels that are the teacher's most probable token.
+        log_prob: of the labels.
+        log_prob_squares: the same, each squared.
+        entropy: of the teacher's distributions; at each position that of its example's first.
+        unigram_hits: labels that are the most frequent one.
+        unigram_log_prob: of the labels, each left out of the frequencies.
+    """
+
+    num_labels: Count
+    num_hits: Count
+    log_prob: Sum
+    log_prob_squares: Sum
+    entropy: Sum
+    unigram_hits: Count
+    unigram_log_prob: Sum
+
+
 class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One shard: its file's name, examples, bytes and SHA-256 (hexadecimal).
 
     Where records of equal shape differ in size, `measured` has, of all records together, the
     bytes of each feature that a teacher cache adds, by name, and `NUM_POSITIONS` and `NUM_IDS`.
+    Of a shard that a teacher made, `labels` has its predictions of the labels.
     """
 
     file: Annotated[str, json_text.matching(SHARD_FILE.pattern, "the name of a shard")]
@@ -83,6 +111,7 @@ class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     bytes: Count
     sha256: Sha256
     measured: Mapping[str, Count] | None = None
+    labels: LabelSums | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that the sidecar and the manifest hold."""
@@ -252,6 +281,14 @@ class Manifest:
         """Returns how many ids a teacher cache holds at a masked position, in the mean."""
         means = measured_means(self.shards, [NUM_IDS])
         return self.teacher_info.truncation_factor if means is None else means[NUM_IDS]
+
+    def label_sums(self) -> LabelSums | None:
+        """Returns the sums over all shards; None where one has none, as in a merged cache."""
+        sums = [shard.labels for shard in self.shards]
+        if not sums or None in sums:
+            return None
+        names = LabelSums.__struct_fields__
+        return LabelSums(**{name: sum(getattr(one, name) for one in sums) for name in names})
 
     def num_examples(self, split: str) -> int:
         """Returns how many examples a split has; 0 where there is none."""

@@ -35,7 +35,7 @@ class TeacherCacheConfig(Settings):
     teacher: Location | None = setting(
         None,
         "The teacher: a model directory in Hugging Face's or Google's BERT layout, or a model of "
-        "the hub, for example hfl/chinese-roberta-wwm-ext-large.",
+        "the hub, for example google-bert/bert-base-chinese.",
         decides_output=False,
         hub_files=hub_id.MODEL,
     )
@@ -95,6 +95,11 @@ class TeacherCacheConfig(Settings):
         "full",
         "Check of the input before the run: full reads every byte, sizes compares file sizes.",
         choices=("full", "sizes"),
+        decides_output=False,
+    )
+    force: bool = setting(
+        False,
+        "Whether to run a teacher that predicts the labels no better than their frequencies do.",
         decides_output=False,
     )
     num_tasks: int = setting(

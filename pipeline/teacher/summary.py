@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import SAMPLED, Manifest
+from pipeline.teacher import judgement
 
 
 def describe(manifest: Manifest) -> Iterator[str]:
@@ -31,6 +32,10 @@ def describe(manifest: Manifest) -> Iterator[str]:
         share = f", weight {weight:.4g}" if "merged" in info.teacher else ""
         origin = f", {hub['id']}@{hub['commit']}" if (hub := teacher.get(manifests.HUB)) else ""
         yield f"teacher    SHA-256 {teacher['sha256']}{share}{origin}"
+    if unused := info.teacher.get("unused_rows"):
+        yield f"           {unused} rows of its vocabulary's tables stand for no token"
+    if (found := judgement.of_cache(manifest)) is not None:
+        yield from found.describe()
 
 
 def _kept(manifest: Manifest) -> str:

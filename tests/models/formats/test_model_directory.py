@@ -13,6 +13,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
+from pipeline.models.formats.hf_files import modern_name
 from pipeline.models.formats.model_directory import (
     ModelSource,
     assign_weights,
@@ -21,7 +22,7 @@ from pipeline.models.formats.model_directory import (
     load_masked_lm,
     save_hf,
 )
-from pipeline.models.formats.safetensors_files import SafetensorsFiles, modern_name
+from pipeline.models.formats.safetensors_files import SafetensorsFiles
 from pipeline.models.masked_lm import MaskedLM
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
@@ -284,23 +285,13 @@ def test_a_corrupt_file_is_refused(directory, config):
     assert error.expected.startswith("a safetensors file")
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
-def test_a_pickle_is_not_read(directory, name):
-    (directory / "model.safetensors").rename(directory / name)
-    with pytest.raises(InputError) as error:
-        find_model(directory)
-    assert error.value.subject == str(directory)
-    assert "pytorch_model.bin" in error.value.received
-    assert f"from_pretrained('{directory}')" in error.value.hint
-
-
 def test_find_model_refuses_a_directory_without_a_model(directory, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     (directory / "model.safetensors").unlink()
     for path, text in (
         (empty / "gone", "no such directory"),
-        (empty, "neither"),
-        (directory, "none of them"),
+        (empty, "an empty directory"),
+        (directory, "only config.json"),
     ):
         with pytest.raises(InputError) as error:
             find_model(path)
