@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.tokenizers.settings import TOKENIZER_CONFIG_FILE, TokenizerSettings
+from pipeline.tokenizers.settings import LOWER_CASE, TOKENIZER_CONFIG_FILE, TokenizerSettings
 from pipeline.tokenizers.tokens import (
     TOKENIZER_FILE,
     WORD_MARK,
@@ -243,7 +243,7 @@ def load_sentencepiece(
             model of fairseq's.
     """
     if do_lower_case is None:
-        do_lower_case = bool(settings.switch("do_lower_case"))
+        do_lower_case = bool(settings.switch(LOWER_CASE))
     pieces, model = read_pieces(path)
     model_type = settings.model.get("model_type")
     vocab, numbering = number_tokens(pieces, model_type)

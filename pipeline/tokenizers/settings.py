@@ -29,6 +29,10 @@ SETTINGS_FILES = (
     MODEL_CONFIG_FILE,
 )
 ADDED_TOKENS_KEY = "added_tokens_decoder"
+# Keys of BERT's tokenizer.
+LOWER_CASE = "do_lower_case"
+STRIP_ACCENTS = "strip_accents"
+SPLIT_CHINESE = "tokenize_chinese_chars"
 # Keys of further special tokens, in older and in newer files.
 _FURTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
@@ -43,6 +47,13 @@ _MPNET_TOKENS = {
     "sep": "</s>",
     "mask": "<mask>",
 }
+# Classes, without the ending of fast ones, that split text as BERT's does.
+BERT_CLASSES = (
+    *("BertTokenizer", "BertTokenizerLegacy", "DistilBertTokenizer", "ElectraTokenizer"),
+    *("ErnieTokenizer", "MobileBertTokenizer", "ConvBertTokenizer", "SqueezeBertTokenizer"),
+    *(MPNET_CLASS, "LayoutLMTokenizer", "LxmertTokenizer", "FunnelTokenizer"),
+    "RetriBertTokenizer",
+)
 # Tokenizers that split words by a dictionary of Japanese first.
 _UNSUPPORTED_CLASSES = ("BertJapaneseTokenizer",)
 

@@ -361,13 +361,16 @@ def test_distilberts_own_keys(tmp_path) -> None:
 
 
 @pytest.mark.peers
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_of_each_family_is_the_same_in_transformers(tmp_path, family: str) -> None:
+def test_a_model_of_each_family_is_the_same_in_transformers(
+    tmp_path, family: str, tied: bool
+) -> None:
     """Both ways: theirs read here, and ours read there with nothing missing or left over."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    config = example_config(family, initializer_range=0.2)
+    config = example_config(family, initializer_range=0.2, tie_word_embeddings=tied)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     settings = transformers.AutoConfig.for_model(
@@ -380,7 +383,9 @@ def test_a_model_of_each_family_is_the_same_in_transformers(tmp_path, family: st
             if "bias" in name or "norm" in name.lower():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_masked_lm(find_model(tmp_path / "theirs"))
+    source = find_model(tmp_path / "theirs")
+    assert source.config.tie_word_embeddings == tied
+    ours = load_masked_lm(source)
     save(tmp_path / "ours", ours)
     segments = max(1, config.type_vocab_size)
     for length in (12, MOST_TOKENS):
