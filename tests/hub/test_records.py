@@ -20,6 +20,7 @@ from tools import benchmark_inference
 from tools.exports.formats import CardSettings
 from tools.exports.model_card import Origin, find_origin, model_card
 from tools.finetuning.settings import FinetuneConfig
+from tools.verification import repair
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB = {"id": "org/name", "commit": COMMIT}
