@@ -9,6 +9,7 @@ a wrong path is reported at once.
 import dataclasses
 import functools
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +114,11 @@ class ModelSource:
         if self.location is not None:
             self.open_files().expect_head()
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Lines on what a masked LM does not use of the files, for a command to print."""
+    def print_unused(self) -> None:
+        """Prints a line on stderr on what a masked LM does not use of the files, if anything."""
         line = None if self.location is None else self.open_files().describe_unused()
-        return () if line is None else (line,)
+        if line is not None:
+            print(line, file=sys.stderr)
 
     @property
     def stored_config(self) -> EncoderConfig:
@@ -155,9 +156,9 @@ class ModelSource:
         copies = {}
         if table is None:
             tensors.expect_head()
-            table, copies = weight_table(self.stored_config), tensors.copies
+            table, copies = weight_table(self.config), tensors.copies
         folded = self._folded_table()
-        table = (*table, *folded)
+        table = (*map(self._with_unused_rows, table), *folded)
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
         arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
         for copy, original in copies.items():
@@ -172,6 +173,12 @@ class ModelSource:
         for name in weights.keys() & set(VOCABULARY_ROWS) if self.unused_rows else ():
             weights[name] = np.array(weights[name][: self.config.vocab_size])
         return weights
+
+    def _with_unused_rows(self, row: WeightName) -> WeightName:
+        """Returns a weight with the shape that it has in the files."""
+        if row.ours not in VOCABULARY_ROWS:
+            return row
+        return dataclasses.replace(row, shape=(row.shape[0] + self.unused_rows, *row.shape[1:]))
 
     def _folded_table(self) -> tuple[WeightName, ...]:
         if self.config.family.folded_embeddings is None or self.layout != HF:
