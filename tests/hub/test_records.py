@@ -77,6 +77,18 @@ def test_a_run_goes_on_with_the_same_teacher_from_elsewhere(
         assert ("hub" in made.teacher_info.teacher) == has_id
 
 
+def test_a_repair_with_the_same_teacher_from_elsewhere_keeps_its_id(
+    hub_cache_dir, examples_dir, teacher_dir
+) -> None:
+    manifest = manifests.load(hub_cache_dir)
+    config = repair.recorded_config(
+        hub_cache_dir, manifest, teacher=teacher_dir, examples=examples_dir
+    )
+    inputs = repair.open_inputs(config, manifest, find_model(teacher_dir))
+    assert inputs.hub == HUB
+    assert inputs.teacher_info.teacher["hub"] == HUB
+
+
 @pytest.mark.parametrize(
     "hub", [{"id": "a b", "commit": COMMIT}, {"id": "a"}, "a", {**HUB, "id": 1}]
 )
