@@ -325,6 +325,9 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     config = dataclasses.replace(config, num_data_streams=choose_streams(config, replicas))
     run = prepare(config)
     cache = run.cache
+    for source in (run.start.source, run.teacher):
+        if source is not None:
+            source.print_unused()
     expect_equal_parts(config, replicas, cache.manifest)
     if cache.vocab_subset is not None:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)

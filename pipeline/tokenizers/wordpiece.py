@@ -23,6 +23,7 @@ from pipeline.tokenizers.settings import (
     ADDED_TOKENS_KEY,
     BERT_CLASSES,
     LOWER_CASE,
+    MPNET_CLASS,
     SPLIT_CHINESE,
     STRIP_ACCENTS,
     TOKENIZER_CONFIG_FILE,
@@ -72,12 +73,14 @@ class WordPieceTokenizer(Tokenizer):
         tokenize_chinese_chars: whether each Chinese character is a word.
         whole_tokens: tokens that are not split; one that `vocab` lacks is left out.
         added_tokens: those of `vocab` that are not in `vocab.txt`; they are its last.
+        tokenizer_class: of `transformers`, which puts special tokens around texts.
     """
 
     strip_accents: bool | None = None
     tokenize_chinese_chars: bool = True
     whole_tokens: tuple[WholeToken, ...] = ()
     added_tokens: frozenset[str] = frozenset()
+    tokenizer_class: str = _CLASS
 
     @property
     def options(self) -> dict[str, Any]:
@@ -139,7 +142,8 @@ class WordPieceTokenizer(Tokenizer):
         return Tokens(ids, offsets[:, 0], offsets[:, 1], word_ids)
 
     def files(self) -> dict[str, bytes]:
-        config = self._config_file(_CLASS, do_lower_case=self.do_lower_case, **self.options)
+        settings = {"do_lower_case": self.do_lower_case, **self.options}
+        config = self._config_file(self.tokenizer_class, **settings)
         content = ("\n".join(self._file_tokens) + "\n").encode("utf-8")
         return {VOCAB_FILE: content, TOKENIZER_CONFIG_FILE: config}
 
@@ -185,6 +189,7 @@ def load_wordpiece(
         tokenize_chinese_chars=True if split_chinese is None else split_chinese,
         whole_tokens=_whole_tokens(vocab, special_ids, settings),
         added_tokens=frozenset(vocab[len(tokens) :]),
+        tokenizer_class=MPNET_CLASS if settings.tokenizer_class == MPNET_CLASS else _CLASS,
     )
     _expect_ids(tokenizer, path)
     return tokenizer

@@ -350,6 +350,50 @@ def peers(request, tmp_path_factory):
     return ours, BertTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(student)
 
 
+# MPNet's tokens: its own special ones around BERT's vocabulary, whose [UNK] it shares.
+_MPNET_VOCAB = ["<s>", "<pad>", "</s>", "<unk>", *_VOCAB, "<mask>"]
+_MPNET_IDS = {"pad": 1, "unk": 5, "cls": 0, "sep": 2, "mask": len(_MPNET_VOCAB) - 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("config.json", {"model_type": "mpnet"}),
+        ("tokenizer_config.json", {"tokenizer_class": "MPNetTokenizer"}),
+        ("special_tokens_map.json", {"cls_token": "<s>", "sep_token": "</s>"}),
+    ],
+)
+def test_mpnets_special_tokens_are_its_own(tmp_path, name: str, settings: dict) -> None:
+    folder = _folder(tmp_path / "model", _MPNET_VOCAB)
+    if name == "special_tokens_map.json":
+        settings = settings | {"pad_token": "<pad>", "mask_token": "<mask>"}
+    (folder / name).write_text(json.dumps(settings))
+    loaded = load_tokenizer(folder, do_lower_case=None)
+    assert loaded.special_ids == _MPNET_IDS
+    assert _again(loaded, tmp_path / "student").special_ids == _MPNET_IDS
+
+
+@pytest.mark.peers
+def test_mpnets_tokens_equal_those_of_transformers(tmp_path) -> None:
+    from transformers import AutoTokenizer, MPNetTokenizer
+
+    folder = _folder(tmp_path / "model", _MPNET_VOCAB, do_lower_case=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
+    ours = load_tokenizer(folder, do_lower_case=None)
+    student = tmp_path / "student"
+    _again(ours, student)
+    (student / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
+    for path in (folder, student):
+        peer = AutoTokenizer.from_pretrained(path)
+        assert isinstance(peer, MPNetTokenizer)
+        assert {name: getattr(peer, f"{name}_token_id") for name in _MPNET_IDS} == _MPNET_IDS
+        text = "Café 河边 abx"
+        assert peer.encode(text, add_special_tokens=False) == ours.tokenize(text).ids.tolist()
+        ids = peer("a", "b")
+        assert ids["input_ids"].count(_MPNET_IDS["sep"]) == 3
+        assert "token_type_ids" not in ids
+
+
 @pytest.mark.peers
 @given(_TEXT)
 def test_tokens_equal_those_of_transformers(peers, text: str) -> None:

@@ -15,9 +15,8 @@ from pipeline.models.formats.hf_files import HfFiles, StoredTensor, expect_float
 if TYPE_CHECKING:
     import h5py
 
-# Groups within groups, and objects of a file, of which a model has far fewer.
+# Groups within groups, of which a model has far fewer.
 _MAX_DEPTH = 32
-_MAX_OBJECTS = 100_000
 
 
 class H5Files(HfFiles):
@@ -39,12 +38,11 @@ class H5Files(HfFiles):
             file = h5py.File(copy, "r", locking=False)
         with file:
             with _reading(path):
-                datasets = dict(_walk(path, file))
                 tensors = {
                     name: StoredTensor(
                         _shape(path, dataset), functools.partial(_read, path, dataset)
                     )
-                    for name, dataset in datasets.items()
+                    for name, dataset in _walk(path, file)
                 }
             yield tf_names.to_hf(path, tensors)
 
@@ -53,12 +51,11 @@ def _walk(path: Location, file: "h5py.File") -> Iterator[tuple[str, "h5py.Datase
     """Yields all datasets with their names, without following a link that is no plain name."""
     import h5py
 
-    pending, seen = [("", file, 1)], set()
+    pending, seen = [("", file)], {_address(file)}
     while pending:
-        prefix, group, depth = pending.pop()
-        seen.add(h5py.h5o.get_info(group.id).addr)
+        prefix, group = pending.pop()
         for key in group:
-            name = f"{prefix}/{key}" if prefix else key
+            name = f"{prefix}{key}"
             link = group.get(key, getlink=True)
             if not isinstance(link, h5py.HardLink):
                 expected = "tensors in the file itself"
@@ -67,11 +64,19 @@ def _walk(path: Location, file: "h5py.File") -> Iterator[tuple[str, "h5py.Datase
             if isinstance(item, h5py.Dataset):
                 yield name, item
                 continue
-            is_new = isinstance(item, h5py.Group) and h5py.h5o.get_info(item.id).addr not in seen
-            if not is_new or depth == _MAX_DEPTH or len(pending) + len(seen) > _MAX_OBJECTS:
+            is_group = isinstance(item, h5py.Group)
+            if not is_group or _address(item) in seen or name.count("/") == _MAX_DEPTH:
                 expected = "groups of tensors, each once"
                 raise InputError(f"{path}: {one_line(name)}", expected, "another structure")
-            pending.append((name, item, depth + 1))
+            seen.add(_address(item))
+            pending.append((f"{name}/", item))
+
+
+def _address(group: "h5py.Group") -> int:
+    """Returns where a group lies in its file, whatever its name."""
+    import h5py
+
+    return h5py.h5o.get_info(group.id).addr
 
 
 def _shape(path: Location, dataset: "h5py.Dataset") -> tuple[int, ...]:

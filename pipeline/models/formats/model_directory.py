@@ -9,6 +9,7 @@ a wrong path is reported at once.
 import dataclasses
 import functools
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +114,11 @@ class ModelSource:
         if self.location is not None:
             self.open_files().expect_head()
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Lines on what a masked LM does not use of the files, for a command to print."""
+    def print_unused(self) -> None:
+        """Prints a line on stderr on what a masked LM does not use of the files, if anything."""
         line = None if self.location is None else self.open_files().describe_unused()
-        return () if line is None else (line,)
+        if line is not None:
+            print(line, file=sys.stderr)
 
     @property
     def stored_config(self) -> EncoderConfig:

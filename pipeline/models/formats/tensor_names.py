@@ -6,6 +6,7 @@ those of a model without a masked-LM head, are told from the names that are ther
 """
 
 import collections
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
@@ -86,8 +87,8 @@ class ModelTensors:
         if others:
             received = f"{received}, and have {_some(others)}"
         hint = (
-            f"predictions would be random; train a new head: run_distill `student`={self._where} "
-            "`freeze`=encoder `losses`=masked_lm=1"
+            "predictions would be random; train a new head: run_distill "
+            f"`student`={shlex.quote(str(self._where))} `freeze`=encoder `losses`=masked_lm=1 …"
         )
         if len(missing) < head:
             received = f"{head - len(missing)} of its {head} tensors: they lack {_some(missing)}"
@@ -99,6 +100,8 @@ class ModelTensors:
         layout = self._files.layout
         used = {row.stored(layout)[0] for row in weight_table(self._config)} | self.copies.keys()
         used |= tied_hf_names(self._config).keys() if layout == HF else set()
+        folded = self._config.family.folded_embeddings
+        used |= set() if folded is None else {folded.hf}
         unused = [name for name in self.shapes if name not in used and not is_optimizer_state(name)]
         if not unused:
             return None

@@ -29,6 +29,7 @@ _PICKLE, _BYTE_ORDER, _MAX_WORD = "data.pkl", "byteorder", 16
 _SCRIPT = ("constants.pkl", "code/")
 # Before the name of an entry; the two numbers are the lengths of its name and extra field.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_HEADER_BYTES = _LOCAL_HEADER.size
 _LOCAL_MAGIC = b"PK\x03\x04"
 # Where the state of a training run has the tensors.
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
@@ -132,15 +133,18 @@ class _Archive:
         is_plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
         if not is_plain or entry.compress_size != entry.file_size:
             raise InputError(where, "an uncompressed entry, as torch.save writes it", "another")
-        self._file.seek(entry.header_offset)
-        header = self._file.read(_LOCAL_HEADER.size)
-        if len(header) == _LOCAL_HEADER.size:
+        # Of an archive whose beginning is missing it is negative.
+        header = b"" if entry.header_offset < 0 else self._at(entry.header_offset, _HEADER_BYTES)
+        if len(header) == _HEADER_BYTES:
             magic, *lengths = _LOCAL_HEADER.unpack(header)
-            first = entry.header_offset + _LOCAL_HEADER.size + sum(lengths)
+            first = entry.header_offset + _HEADER_BYTES + sum(lengths)
             if magic == _LOCAL_MAGIC and first + entry.file_size <= self._size:
-                self._file.seek(first + start)
-                return self._file.read(size)
+                return self._at(first + start, size)
         raise InputError(where, f"{entry.file_size} bytes in the file", "fewer: it is damaged")
+
+    def _at(self, place: int, size: int) -> bytes:
+        self._file.seek(place)
+        return self._file.read(size)
 
 
 def _list_entries(path: Location, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
