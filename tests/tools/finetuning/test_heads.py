@@ -250,7 +250,7 @@ def test_a_pooler_of_a_google_checkpoint_is_taken_unless_it_is_zero(tmp_path, sc
 
 
 @pytest.mark.parametrize(
-    "labels", [["a", "b"], {}, {"0": "a", "2": "b"}, {"x": "a"}, {"0": "a", "01": "b"}, 3, None]
+    "labels", [["a", "b"], {"0": "a", "2": "b"}, {"x": "a"}, {"0": "a", "01": "b"}, 3]
 )
 def test_malformed_label_names_are_refused(tmp_path, labels: object) -> None:
     saved(tmp_path, BERT, CLASSIFICATION)
@@ -259,6 +259,14 @@ def test_malformed_label_names_are_refused(tmp_path, labels: object) -> None:
     message = f"{path}: id2label: expected names of 0, 1, …, received {labels}"
     with pytest.raises(InputError, match=re.escape(message)):
         read_head(find_model(tmp_path))
+
+
+@pytest.mark.parametrize("labels", [{}, None])
+def test_no_label_names_are_two_unnamed_labels(tmp_path, labels: object) -> None:
+    saved(tmp_path, BERT, CLASSIFICATION)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
+    assert read_head(find_model(tmp_path)).labels == ("LABEL_0", "LABEL_1")
 
 
 def test_a_head_fits_the_same_or_unnamed_labels() -> None:
