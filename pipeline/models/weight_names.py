@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
@@ -189,17 +190,26 @@ def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     return tuple(row for row in weight_table(config) if row.ours.startswith("encoder/"))
 
 
-def folded_table(config: EncoderConfig, settings: Mapping[str, Any]) -> tuple[WeightName, ...]:
+def folded_table(
+    config: EncoderConfig, settings: Mapping[str, Any], *, where: Location
+) -> tuple[WeightName, ...]:
     """Returns the embeddings of a checkpoint that a model has as part of its segments'.
 
     Args:
         config: the model's.
         settings: the content of the checkpoint's `config.json`.
+        where: that file, for messages.
+
+    Raises:
+        InputError: its number of rows is none.
     """
     folded = config.family.folded_embeddings
     if folded is None or not settings.get(folded.key):
         return ()
-    shape = (settings.get(*folded.rows), config.embedding_width)
+    rows = settings.get(*folded.rows)
+    if not isinstance(rows, int):
+        raise InputError(f"{where}: {folded.rows[0]}", "a positive integer", json_text.shown(rows))
+    shape = (rows, config.embedding_width)
     return (WeightName(f"folded/{folded.key}", folded.hf, folded.hf, shape),)
 
 

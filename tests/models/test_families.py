@@ -182,6 +182,12 @@ def test_ernies_first_task_is_part_of_its_segments(tmp_path) -> None:
     with pytest.raises(InputError) as error:
         find_model(tmp_path).read_weights()
     assert f"{name}: expected [3, 16], received [2, 16]" in error.value.received
+    settings |= {"task_type_vocab_size": "3"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError) as error:
+        find_model(tmp_path).read_weights()
+    assert error.value.subject == f"{tmp_path / 'config.json'}: task_type_vocab_size"
+    assert error.value.received == "'3'"
 
 
 def test_electras_discriminator_is_an_encoder_without_a_masked_lm_head(tmp_path) -> None:

@@ -183,7 +183,8 @@ class ModelSource:
     def _folded_table(self) -> tuple[WeightName, ...]:
         if self.config.family.folded_embeddings is None or self.layout != HF:
             return ()
-        return folded_table(self.config, (self.directory / HF_CONFIG).read_json())
+        path = self.directory / HF_CONFIG
+        return folded_table(self.config, path.read_json(), where=path)
 
     def open_files(self) -> ModelTensors:
         """Opens the files of its weights, of which there must be some."""
