@@ -170,6 +170,9 @@ def test_the_class_may_stand_in_the_models_settings(tmp_path) -> None:
     with pytest.raises(InputError) as error:
         load_tokenizer(tmp_path, do_lower_case=None)
     assert error.value.subject == f"{tmp_path / 'config.json'}: tokenizer_class"
+    # A tokenizer.json needs no dictionary.
+    _write_fast(tmp_path, lowercase=False)
+    load_tokenizer(tmp_path / "tokenizer.json", do_lower_case=None)
 
 
 def test_special_tokens_are_named_by_either_file(tmp_path) -> None:
