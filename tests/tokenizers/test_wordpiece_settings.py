@@ -333,6 +333,10 @@ def test_do_lower_case_beside_do_basic_tokenize_is_refused(tmp_path) -> None:
     with pytest.raises(InputError) as error:
         load_tokenizer(tmp_path, do_lower_case=True)
     assert error.value.subject == "do_lower_case"
+    _folder(tmp_path, [*_VOCAB, "x"], do_basic_tokenize=False)
+    with pytest.raises(InputError) as error:
+        load_tokenizer(tmp_path, do_lower_case=None)
+    assert error.value.subject.endswith("do_basic_tokenize")
 
 
 _COMBINATIONS = list(itertools.product((True, False), (None, True, False), (True, False)))
