@@ -289,7 +289,8 @@ def make_cache(
     from pipeline.teacher.settings import TeacherCacheConfig
 
     places = {"output_dir": str(folder), "input_dir": str(examples), "teacher": str(teacher)}
-    settings = {"truncation_factor": 16, "predict_batch_size": 8, **changes}
+    # Teachers of random weights predict no labels.
+    settings = {"truncation_factor": 16, "predict_batch_size": 8, "force": True, **changes}
     create_teacher_cache(TeacherCacheConfig(**places, **settings))
     return folder
 

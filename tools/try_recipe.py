@@ -119,6 +119,8 @@ def _make_cache(work: Location) -> None:
         input_file=work / "examples/*-00000-of-*.tfrecord",
         teacher=work / "teacher",
         output_dir=work / "cache",
+        # It was trained for minutes.
+        force=True,
     )
 
 

@@ -37,6 +37,8 @@ XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
 # The first pieces of a model whose tokens fairseq numbers, and what it adds to them.
 _PIECES_FIRST = ("<unk>", "<s>", "</s>")
 _FAIRSEQ_PADDING, _FAIRSEQ_MASK = "<pad>", "<mask>"
+# Tokenizers that split words before the model splits these.
+_WORD_CLASSES = ("BertJapaneseTokenizer",)
 # Keys of tokenizers that change a text before the model reads it, and what they must be for
 # its own tokens.
 _PLAIN_TEXT = {"keep_accents": True, "remove_space": True, "split_by_punct": False}
@@ -245,6 +247,9 @@ def load_sentencepiece(
         InputError: it cannot be read, lacks a special or an added token, or is no unigram
             model of fairseq's.
     """
+    if settings.tokenizer_class in _WORD_CLASSES:
+        hint = "its words come from a dictionary that is not read here"
+        raise settings.refusal("tokenizer_class", "one of SentencePiece", hint)
     if do_lower_case is None:
         do_lower_case = bool(settings.switch(LOWER_CASE))
     pieces, model = read_pieces(path)

@@ -76,7 +76,7 @@ def make_stages(
         "num_shards": 6,
         "max_workers": 2,
     }
-    capturing = {"teacher": teacher, "truncation_factor": 32, "verify": "sizes"}
+    capturing = {"teacher": teacher, "truncation_factor": 32, "verify": "sizes", "force": True}
     training = {
         "init_from": teacher,
         "student_layers": 1,

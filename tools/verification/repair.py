@@ -55,6 +55,8 @@ def recorded_config(
         hidden_encoding=info.hidden_encoding or "float16",
         compute_dtype=dtype,
         predict_batch_size=batch_size,
+        # The rest of the cache is there, whatever its teacher knows.
+        force=True,
     )
 
 

@@ -98,6 +98,7 @@ class Inputs:
             compute_dtype="auto",
             truncation_factor=self.truncation_factor,
             logit_encoding=logit_encoding,
+            force=True,
         )
         return cache_input.open_cache(output, None)
 

@@ -132,6 +132,7 @@ def memory_rows(inputs: Inputs, small: Location, large: Location) -> Iterator[Ro
             teacher=inputs.teacher,
             output_dir=output,
             compute_dtype="auto",
+            force=True,
         ).peak
         for pattern, output in zip(globs, caches, strict=True)
     ]
