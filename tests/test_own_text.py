@@ -34,11 +34,12 @@ SHARED_MODELS = ("xlnet_en_spiece", "xlnet_zh_spiece", "cluecorpussmall_spm")
         "spiece_file",
         "bpe_file",
         "xlm_roberta_file",
+        "camembert_file",
         *(pytest.param(name, marks=pytest.mark.shared) for name in SHARED_MODELS),
     ]
 )
 def tokenizer_file(request) -> pathlib.Path:
-    """A SentencePiece model, a byte-level BPE, XLM-RoBERTa's; public ones where they lie beside."""
+    """SentencePiece models, a byte-level BPE; public models where they lie beside the project."""
     if request.param in SHARED_MODELS:
         return ROOT.parent / "shared" / "data" / "vocab" / f"{request.param}.model"
     return request.getfixturevalue(request.param)
@@ -50,6 +51,8 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
     words.write_text("\n".join(map(str, range(len(tokenizer.vocab)))), encoding="utf-8")
     families = {"tokenizer.json": ROBERTA, "sentencepiece.bpe.model": XLM_ROBERTA}
     changes = families.get(tokenizer_file.name, {})
+    if (settings := tokenizer_file.with_name("config.json")).is_file():
+        changes = {**changes, **json.loads(settings.read_text())}
     teacher = save_tiny_bert(tmp_path / "teacher", words, seed=5, num_layers=2, **changes)
     (teacher / "vocab.txt").unlink()
     name = tokenizer_file.name if changes else "spiece.model"
@@ -77,6 +80,8 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         "--force",
         f"--output_dir={cache}",
         "--truncation_factor=8",
+        # Of random weights.
+        "--force",
     )
     assert not _main(
         run_distill,

@@ -125,7 +125,7 @@ def find_subset(
     table = vocab_subset.id_table(reference.vocab, tokens, special_ids, where=str(path))
     unknown = special_ids.get("unk", special_ids["pad"])
     tokenizer = loading.load_tokenizer(path, do_lower_case=None)
-    if path.suffix != ".json":
+    if type(tokenizer) is type(reference):
         # The student sees the cache's text, whatever its own settings say of capitals.
         tokenizer = tokenizer.with_options_of(reference)
     return VocabSubset(

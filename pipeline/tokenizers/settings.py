@@ -54,8 +54,6 @@ BERT_CLASSES = (
     *(MPNET_CLASS, "LayoutLMTokenizer", "LxmertTokenizer", "FunnelTokenizer"),
     "RetriBertTokenizer",
 )
-# Tokenizers that split words by a dictionary of Japanese first.
-_UNSUPPORTED_CLASSES = ("BertJapaneseTokenizer",)
 
 
 class WholeToken(msgspec.Struct, frozen=True):
@@ -107,7 +105,7 @@ class TokenizerSettings:
     @property
     def tokenizer_class(self) -> str | None:
         """The name of the tokenizer's class, without the ending of fast ones."""
-        name = self.values.get("tokenizer_class", self.model.get("tokenizer_class"))
+        name = self.values.get("tokenizer_class") or self.model.get("tokenizer_class")
         if name is None:
             return _MODEL_CLASSES.get(str(self.model.get("model_type")))
         return str(name).removesuffix("Fast")
@@ -119,8 +117,9 @@ class TokenizerSettings:
 
     def refusal(self, key: str, expected: str, hint: str | None = None) -> InputError:
         """Returns the error about the value of a key."""
-        where = self.path if key in self.values else self.path.with_name(MODEL_CONFIG_FILE)
-        value = self.values.get(key, self.model.get(key))
+        value, where = self.values.get(key), self.path
+        if value is None:
+            value, where = self.model.get(key), self.path.with_name(MODEL_CONFIG_FILE)
         return InputError(f"{where}: {key}", expected, shown(value), hint)
 
     def switch(self, key: str) -> bool | None:
@@ -183,7 +182,7 @@ def read_settings(vocab_file: Location) -> TokenizerSettings:
     """Reads the files next to a vocabulary.
 
     Raises:
-        InputError: one is malformed, names a token twice, or has a class that is not supported.
+        InputError: one is malformed, or names a token twice.
     """
     path = vocab_file.with_name(TOKENIZER_CONFIG_FILE)
     values, spelled, model = (
@@ -193,11 +192,7 @@ def read_settings(vocab_file: Location) -> TokenizerSettings:
     names = dict(_special_tokens(path.with_name(_SPECIAL_TOKENS_FILE), spelled))
     names |= dict(_special_tokens(path, values))
     added = _added_tokens(path, values, set(names.values()))
-    settings = TokenizerSettings(vocab_file, path, values, names, added, model)
-    if settings.tokenizer_class in _UNSUPPORTED_CLASSES:
-        hint = "its words come from a dictionary that is not read here"
-        raise settings.refusal("tokenizer_class", "a tokenizer that needs its files only", hint)
-    return settings
+    return TokenizerSettings(vocab_file, path, values, names, added, model)
 
 
 def _read(path: Location) -> Mapping[str, Any]:

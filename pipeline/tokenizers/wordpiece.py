@@ -240,6 +240,8 @@ def _without_basic(
         raise InputError(Setting("do_lower_case"), expected, do_lower_case)
     if settings.added:
         raise settings.refusal("do_basic_tokenize", f"true together with {ADDED_TOKENS_KEY}")
+    if len(set(vocab)) < len(vocab):
+        raise settings.refusal("do_basic_tokenize", "true for a vocabulary with a token twice")
     tokenizer = FastTokenizer(_wordpiece(vocab, vocab[special_ids["unk"]]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece()

@@ -177,7 +177,7 @@ def test_ernies_first_task_is_part_of_its_segments(tmp_path) -> None:
     segments = own.pop(SEGMENTS)
     np.testing.assert_array_equal(found.pop(SEGMENTS), segments + tasks[0])
     assert found.keys() == own.keys() and source.config == config
-    assert not any("task_type" in note for note in source.notes)
+    assert source.open_files().describe_unused() is None
     _change_tensors(tmp_path, lambda tensors: {**tensors, name: tasks[:2]})
     with pytest.raises(InputError) as error:
         find_model(tmp_path).read_weights()

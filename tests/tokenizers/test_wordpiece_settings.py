@@ -170,6 +170,9 @@ def test_the_class_may_stand_in_the_models_settings(tmp_path) -> None:
     with pytest.raises(InputError) as error:
         load_tokenizer(tmp_path, do_lower_case=None)
     assert error.value.subject == f"{tmp_path / 'config.json'}: tokenizer_class"
+    # A tokenizer.json needs no dictionary.
+    _write_fast(tmp_path, lowercase=False)
+    load_tokenizer(tmp_path / "tokenizer.json", do_lower_case=None)
 
 
 def test_special_tokens_are_named_by_either_file(tmp_path) -> None:
@@ -330,6 +333,10 @@ def test_do_lower_case_beside_do_basic_tokenize_is_refused(tmp_path) -> None:
     with pytest.raises(InputError) as error:
         load_tokenizer(tmp_path, do_lower_case=True)
     assert error.value.subject == "do_lower_case"
+    _folder(tmp_path, [*_VOCAB, "x"], do_basic_tokenize=False)
+    with pytest.raises(InputError) as error:
+        load_tokenizer(tmp_path, do_lower_case=None)
+    assert error.value.subject.endswith("do_basic_tokenize")
 
 
 _COMBINATIONS = list(itertools.product((True, False), (None, True, False), (True, False)))

@@ -217,8 +217,8 @@ def test_students_that_are_no_part_of_the_cache(student_dir, cache_dir, tmp_path
     assert f"'жук' (id {len(tokens) - 1})" in message([*tokens[:-1], "жук"])
     spare = next(token for token in large if token not in tokens)
     assert "'[MASK]' (mask)" in message([*tokens[:4], spare, *tokens[5:]])
-    # Not as many tokens as the model has rows: what it would mean cannot be known.
-    assert f"a vocabulary of {len(large)} tokens, as in CACHE" in message(tokens[:-1])
+    # More tokens than the model has rows; fewer leave the last rows unused.
+    assert f"a vocabulary of {len(large)} tokens, as in CACHE" in message([*tokens, spare])
     assert not (tmp_path / "no").exists()
 
 
@@ -397,17 +397,25 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
         vocab_reduction.reduce_weights(weights, source.config, np.array([0, 1, 8]))
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
 def test_a_student_without_settings_gets_the_caches_casing(
-    examples_config, vocab_file, tmp_path
+    examples_config, vocab_file, tmp_path, is_fast: bool
 ) -> None:
-    examples = tmp_path / "examples"
-    changed = dataclasses.replace(examples_config, output_dir=str(examples), do_lower_case=False)
-    create_masked_examples(changed)
+    """Of a cache that was made with a tokenizer.json, a vocab.txt keeps its own."""
+    examples, given = tmp_path / "examples", tmp_path / "given"
+    given.mkdir()
+    tokens = list(dict.fromkeys(vocab_file.read_text(encoding="utf-8").splitlines()))
+    (given / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    settings = {"do_lower_case": False, "strip_accents": True, "do_basic_tokenize": not is_fast}
+    (given / "tokenizer_config.json").write_text(json.dumps(settings))
+    changes = {"output_dir": str(examples), "vocab_file": given}
+    create_masked_examples(dataclasses.replace(examples_config, **changes))
     path = tmp_path / "student" / "vocab.txt"
     path.parent.mkdir()
-    tokens = vocab_file.read_text(encoding="utf-8").splitlines()[:100]
-    path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    path.write_text("\n".join(tokens[:100]) + "\n", encoding="utf-8")
     cache = cache_input.open_cache(examples, None)
     subset = cache_tokenizer.find_subset(cache, 100, (path,))
-    assert json.loads(subset.tokenizer_files["tokenizer_config.json"])["do_lower_case"] is False
+    written = json.loads(subset.tokenizer_files["tokenizer_config.json"])
+    assert written["do_lower_case"] is is_fast
+    assert written.get("strip_accents") is (None if is_fast else True)
     assert subset.tokenizer_files["vocab.txt"] == path.read_bytes()

@@ -121,6 +121,12 @@ def test_a_vocabulary_with_a_token_twice_takes_no_text(subject, vocab_file) -> N
     assert saved_model.why_no_text(subject) is None
 
 
+def test_settings_that_tensorflow_text_lacks_take_no_text(subject) -> None:
+    other = dataclasses.replace(subject.tokenizer, strip_accents=False)
+    reason = saved_model.why_no_text(dataclasses.replace(subject, tokenizer=other))
+    assert "strip_accents" in reason
+
+
 def test_texts_of_several_lengths_are_padded(exported) -> None:
     signature = tf.saved_model.load(str(exported / "saved_model")).signatures["from_text"]
     texts = ["春", "春天来了，院子里的桃树开满了花。"]

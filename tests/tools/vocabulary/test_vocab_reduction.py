@@ -1,6 +1,7 @@
 """Which tokens a text needs, and tokenizers with only these."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -115,6 +116,24 @@ def test_a_smaller_wordpiece(vocab_file) -> None:
     # 来 is no longer there; "bert" is cut as before.
     assert reduced.tokenize("春天来BERT").ids.tolist() == [5, 6, 1, 7, 8]
     assert vocab_reduction.always_kept(tokenizer).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_smaller_wordpiece_keeps_settings_and_added_tokens(tmp_path) -> None:
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "é"]
+    (tmp_path / "vocab.txt").write_bytes("\n".join(vocab).encode())
+    settings = {"strip_accents": False, "never_split": ["b"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "added_tokens.json").write_text('{"covid": 8, "virus": 9}')
+    tokenizer = _load(tmp_path)
+    reduced = reduce_tokenizer(tokenizer, np.array([0, 1, 2, 3, 4, 7, 9]))
+    assert reduced.tokenize("é a virus covid").ids.tolist() == [5, 1, 6, 1]
+    folder = tmp_path / "student"
+    folder.mkdir()
+    for name, content in reduced.files().items():
+        (folder / name).write_bytes(content)
+    again = _load(folder)
+    assert (again.vocab, again.options) == (reduced.vocab, reduced.options)
+    assert again.tokenize("é a virus covid").ids.tolist() == [5, 1, 6, 1]
 
 
 def _pieces(tokenizer: SentencePieceTokenizer, text: str) -> list[str]:
