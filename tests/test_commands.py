@@ -409,8 +409,6 @@ def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path
         f"--init_checkpoint={google}/bert_model.ckpt",
         *lengths,
         "--predict_batch_size=64",
-        # The teacher's weights are random.
-        "--force",
     )
     _run(
         "run_distill",
