@@ -289,8 +289,7 @@ def make_cache(
     from pipeline.teacher.settings import TeacherCacheConfig
 
     places = {"output_dir": str(folder), "input_dir": str(examples), "teacher": str(teacher)}
-    # Teachers of random weights predict no labels.
-    settings = {"truncation_factor": 16, "predict_batch_size": 8, "force": True, **changes}
+    settings = {"truncation_factor": 16, "predict_batch_size": 8, **changes}
     create_teacher_cache(TeacherCacheConfig(**places, **settings))
     return folder
 

@@ -90,7 +90,6 @@ def test_seventy_thousand_tokens(tmp_path) -> None:
         create_teacher_output_data,
         f"--input_dir={examples}",
         f"--teacher={teacher}",
-        "--force",
         f"--output_dir={cache}",
         "--truncation_factor=8",
         "--predict_batch_size=8",
@@ -125,7 +124,6 @@ def test_the_multilingual_vocabulary_through_three_stages(tmp_path) -> None:
         create_teacher_output_data,
         f"--input_dir={examples}",
         f"--teacher={teacher}",
-        "--force",
         f"--output_dir={cache}",
         "--truncation_factor=16",
     )

@@ -77,7 +77,6 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         create_teacher_output_data,
         f"--input_dir={examples}",
         f"--teacher={teacher}",
-        "--force",
         f"--output_dir={cache}",
         "--truncation_factor=8",
         # Of random weights.

@@ -46,6 +46,9 @@ _BLOCK_BYTES = 128 * 2**20
 # most so many examples.
 _JUDGED_LABELS = 2 * MIN_LABELS
 _MOST_JUDGED_EXAMPLES = 1_024
+# Examples from which on a teacher of noise is refused. Fewer are done in minutes, and for a trial
+# a warning is enough.
+_LARGE_CAPTURE = 10_000
 
 
 # The teacher and the masked examples.
@@ -401,7 +404,8 @@ class _ShardMaker:
         """Prints how well the teacher predicts the labels of a shard's first examples.
 
         Raises:
-            InputError: no better than the labels' frequencies do, and `force` is off.
+            InputError: no better than the labels' frequencies do, the masked examples are many,
+                and `force` is off.
         """
         config, manifest = self._inputs.config, self._inputs.cache.manifest
         self._is_judged = True
@@ -416,7 +420,8 @@ class _ShardMaker:
             scores.add(np.concatenate([one.masked_lm_ids for one in batched]), kept)
         if (judgement := scores.judgement()) is None:
             return
-        if not config.force:
+        num_examples = sum(map(manifest.num_examples, manifest.splits))
+        if num_examples >= _LARGE_CAPTURE and not config.force:
             judgement.expect_useful("bert_config_file" if config.teacher is None else "teacher")
         print("\n".join(judgement.describe()), file=sys.stderr)
 

@@ -24,7 +24,7 @@ from pipeline.storage.manifest import LabelSums, Manifest
 ENTROPIES = "entropies"
 # In a manifest's statistics.
 STATISTICS_KEY = "teacher_on_labels"
-# No teacher is refused by fewer labels: so small a cache costs little.
+# No teacher is refused by fewer labels.
 MIN_LABELS = 1_500
 # Standard errors: one in a thousand teachers differs by as much without being different.
 _ERRORS = 3.0

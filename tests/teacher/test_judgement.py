@@ -18,7 +18,7 @@ from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import LabelSums
 from pipeline.storage.records import TeacherTargets, read_examples
-from pipeline.teacher import judgement, summary, truncation
+from pipeline.teacher import capture, judgement, summary, truncation
 from pipeline.teacher.capture import create_teacher_cache
 from pipeline.teacher.judgement import ENTROPIES, MIN_LABELS, Judgement, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
@@ -204,7 +204,10 @@ def large_config(tmp_path_factory, examples_config, vocab_file) -> TeacherCacheC
     )
 
 
-def test_a_teacher_of_noise_is_stopped_before_anything_is_written(large_config) -> None:
+def test_a_teacher_of_noise_is_stopped_before_anything_is_written(
+    large_config, monkeypatch
+) -> None:
+    monkeypatch.setattr(capture, "_LARGE_CAPTURE", 600)
     with pytest.raises(InputError) as refused:
         create_teacher_cache(large_config)
     error = refused.value
@@ -213,14 +216,17 @@ def test_a_teacher_of_noise_is_stopped_before_anything_is_written(large_config) 
 
 
 def test_force_goes_on_and_changes_no_byte(large_config, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(capture, "_LARGE_CAPTURE", 600)
     forced = dataclasses.replace(large_config, force=True)
     manifest = create_teacher_cache(forced)
     assert "--freeze=encoder" in capsys.readouterr().err
     assert "--freeze=encoder" in "\n".join(summary.describe(manifest))
     assert manifest.label_sums().num_labels > MIN_LABELS
-    other = dataclasses.replace(large_config, output_dir=f"{large_config.output_dir}-unjudged")
-    monkeypatch.setattr(Judgement, "expect_useful", lambda *args: None)
+    # So small a one is only warned of.
+    monkeypatch.undo()
+    other = dataclasses.replace(large_config, output_dir=f"{large_config.output_dir}-small")
     create_teacher_cache(other)
+    assert "--freeze=encoder" in capsys.readouterr().err
     assert read_folder(other.output_dir) == read_folder(forced.output_dir)
 
 
