@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags as absl_flags
 
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -56,7 +57,11 @@ class ConvertConfig(Settings):
 
     output_dir: Location = setting(dataclasses.MISSING, "Directory for the model: new or empty.")
     layout: str = setting(dataclasses.MISSING, "Layout to write.", choices=(HF, _TF1))
-    input: Location | None = setting(None, "Model directory in either layout.")
+    input: Location | None = setting(
+        None,
+        "Model directory in either layout, or a model of the hub.",
+        hub_files=hub_id.MODEL,
+    )
     bert_config_file: Location | None = setting(None, "In place of `input`: a bert_config.json.")
     init_checkpoint: Location | None = setting(
         None,

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -33,6 +33,9 @@ _OptionalCount = Annotated[_Count | None, Meta(description="a positive integer o
 _Rate = Annotated[float, Meta(ge=0, lt=1, description="a number in [0, 1)")]
 _Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
 _Flag = Annotated[bool, Meta(description="true or false")]
+_OptionalPositive = Annotated[_Positive | None, Meta(description="a positive number or none")]
+# Over one token's state or the mean of all; None for a family whose heads have no choice.
+_Pooling = Annotated[Literal["cls", "mean"] | None, Meta(description="cls, mean or none")]
 _ACTIVATIONS = f"one of {', '.join(typing.get_args(Activation))}"
 
 # Marks a field that `to_dict` leaves out at its default.
@@ -75,6 +78,13 @@ class EncoderConfig:
         embedding_size: width of embeddings that are projected; None for other families.
         tie_word_embeddings: whether the word embeddings are also the matrix of the output
             layer, which otherwise is a weight of its own.
+        global_attn_every_n_layers: each so many-th layer attends to all tokens, the first
+            among them, and the others to near ones; None where all layers attend to all.
+        local_attention: tokens that a local layer attends to, half of them on each side.
+        global_rope_theta: base of the rotary positions in global layers.
+        local_rope_theta: the same in local layers.
+        embedding_dropout: dropout of embeddings where it has a rate of its own.
+        classifier_pooling: what a head of tasks reads, `cls` or `mean`.
 
     Raises:
         InputError: a value has the wrong type or range.
@@ -96,6 +106,12 @@ class EncoderConfig:
     model_type: str = _DEFAULT_FAMILY
     embedding_size: _OptionalCount = None
     tie_word_embeddings: _Flag = _rare(True)
+    global_attn_every_n_layers: _OptionalCount = _rare(None)
+    local_attention: _OptionalCount = _rare(None)
+    global_rope_theta: _OptionalPositive = _rare(None)
+    local_rope_theta: _OptionalPositive = _rare(None)
+    embedding_dropout: _Rate = _rare(0.0)
+    classifier_pooling: _Pooling = _rare(None)
 
     def __post_init__(self) -> None:
         find_family(self.model_type)
@@ -119,8 +135,14 @@ class EncoderConfig:
             yield self.type_vocab_size >= 1, "type_vocab_size", "a positive integer"
         if family.projects_embeddings:
             yield self.embedding_size is not None, "embedding_size", "a positive integer"
+        for name in family.own_fields:
+            yield getattr(self, name) is not None, name, "a value"
         fits = self.hidden_size % heads == 0
         yield fits, "hidden_size", f"a multiple of num_attention_heads={heads}"
+        if self.global_rope_theta is not None:
+            # Rotary positions turn pairs of a head's dimensions.
+            fits = self.hidden_size % (2 * heads) == 0
+            yield fits, "hidden_size", f"a multiple of twice num_attention_heads={heads}"
         fits = self.pad_token_id < self.vocab_size
         yield fits, "pad_token_id", f"an integer in [0, {self.vocab_size})"
         fits = self.max_input_length >= 1
@@ -137,9 +159,21 @@ class EncoderConfig:
         return self.embedding_size or self.hidden_size
 
     @property
+    def has_projection(self) -> bool:
+        """Whether a layer projects the embeddings to the hidden size."""
+        differs = self.embedding_width != self.hidden_size
+        return self.family.projects_embeddings and (differs or self.family.projects_equal_widths)
+
+    @property
     def num_distinct_layers(self) -> int:
         """Layers that have weights of their own."""
         return 1 if self.family.shares_layers else self.num_hidden_layers
+
+    def is_global_layer(self, index: int) -> bool:
+        """Returns whether tokens of a layer, numbered from 0, attend to all tokens."""
+        return self.global_attn_every_n_layers is None or (
+            index % self.global_attn_every_n_layers == 0
+        )
 
     @property
     def position_offset(self) -> int:
@@ -198,18 +232,26 @@ class EncoderConfig:
             if name not in absent
         }
         architectures = [f"{self.family.class_prefix}ForMaskedLM"]
-        fixed = _FIXED_OPTIONS | self.family.fixed_options
-        tying = {"tie_word_embeddings": self.tie_word_embeddings}
-        return {"architectures": architectures, **values, **fixed, **tying}
+        others = dict.fromkeys(self.family.null_settings)
+        if self.family.folded_embeddings is not None:
+            others[self.family.folded_embeddings.key] = False
+        others["tie_word_embeddings"] = self.tie_word_embeddings
+        return {"architectures": architectures, **values, **_fixed_options(self.family), **others}
 
 
 def _absent_fields(family: Family) -> dict[str, Any]:
     """Returns the fields that a family's `config.json` does not have, with their values."""
-    segments = {} if family.has_segments else {"type_vocab_size": 0}
-    return segments | ({} if family.projects_embeddings else {"embedding_size": None})
+    absent: dict[str, Any] = {} if family.has_segments else {"type_vocab_size": 0}
+    if not family.projects_embeddings:
+        absent["embedding_size"] = None
+    own = {name for other in FAMILIES.values() for name in other.own_fields}
+    for field in dataclasses.fields(EncoderConfig):
+        if field.name in own.difference(family.own_fields):
+            absent[field.name] = field.default
+    return absent
 
 
-def _find_family(raw: dict[str, Any]) -> Family:
+def _find_family(raw: Mapping[str, Any]) -> Family:
     """Returns the family of a file's content; BERT where it names none.
 
     RoBERTa's bare encoder has BERT's names, so that its class must be known then.
@@ -225,10 +267,17 @@ def _find_family(raw: dict[str, Any]) -> Family:
     return find_family(raw.get("model_type", _DEFAULT_FAMILY))
 
 
-def _read_fields(raw: dict[str, Any]) -> dict[str, Any]:
+def _fixed_options(family: Family) -> dict[str, Any]:
+    """Returns the keys of a `config.json` that have one supported value, and that value."""
+    options = _FIXED_OPTIONS | family.fixed_options
+    return {key: value for key, value in options.items() if key not in family.ignored_options}
+
+
+def _read_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of an `EncoderConfig` that a file's content gives."""
     family = _find_family(raw)
-    for key, value in (_FIXED_OPTIONS | family.fixed_options).items():
+    raw = family.read_settings(raw)
+    for key, value in _fixed_options(family).items():
         if raw.get(key, value) != value:
             raise InputError(key, repr(value), shown(raw[key]))
     absent = _absent_fields(family)

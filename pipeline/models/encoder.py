@@ -1,264 +1,27 @@
-"""BERT's encoder in `keras.ops`: embeddings and post-norm transformer layers.
+"""An encoder in `keras.ops`: the embeddings and the transformer layers of its architecture.
 
-Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
-Understanding" (2019). Shapes: B batch, L length, D hidden size, H heads, N layers.
+Shapes: B batch, L length, D hidden size, H heads, N layers.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
-from pipeline.base.seeding import hash64
+from pipeline.models.architectures import ARCHITECTURES
+from pipeline.models.architectures.parts import MASKED_SCORE, DType, LayerParts, Tensor
 from pipeline.models.config import EncoderConfig
+from pipeline.models.relative_positions import RelativePositions
 
-Tensor = Any
 # What an encoder gives beside its hidden states.
 ATTENTIONS = "attentions"
-DType = str | keras.DTypePolicy | None
-
-# Added to the scores of padding. Its exponential is 0 in every dtype and, unlike
-# -1e9, it fits float16; a row of nothing but padding becomes uniform, not NaN.
-MASKED_SCORE = -30_000.0
 
 
-def _gelu(x: Tensor) -> Tensor:
-    # Written with erf because ONNX has no Erfc, into which libraries' own GELU is
-    # often rewritten.
-    return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return 0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
-
-
-ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": _gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": ops.relu,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerParts:
-    """Makes the parts of one layer, each with random numbers of its own.
-
-    Attributes:
-        config: the model's.
-        scope: the layer's name within the model.
-        seed: the model's seed.
-        dtype: of the layer; normalisation computes in float32 by itself.
-    """
-
-    config: EncoderConfig
-    scope: str
-    seed: int
-    dtype: DType
-
-    def initializer(self, name: str) -> keras.Initializer:
-        """Returns BERT's initial distribution of weights, a truncated normal."""
-        seed = self._seed("initial weights", name)
-        return keras.initializers.TruncatedNormal(stddev=self.config.initializer_range, seed=seed)
-
-    def dense(self, size: int, name: str) -> keras.layers.Dense:
-        """Returns a dense layer [..., any] → [..., size]."""
-        initializer = self.initializer(name)
-        return keras.layers.Dense(size, kernel_initializer=initializer, name=name, dtype=self.dtype)
-
-    def layer_norm(self) -> keras.layers.LayerNormalization:
-        """Returns a normalisation over the last axis."""
-        epsilon = self.config.layer_norm_eps
-        return keras.layers.LayerNormalization(epsilon=epsilon, name="layer_norm", dtype=self.dtype)
-
-    def dropout(self, rate: float, name: str = "dropout") -> keras.layers.Dropout:
-        """Returns a dropout layer."""
-        seed = self._seed("dropout", name)
-        return keras.layers.Dropout(rate, seed=seed, name=name, dtype=self.dtype)
-
-    def _seed(self, purpose: str, name: str) -> int:
-        return hash64(self.seed, purpose, f"{self.scope}/{name}") % 2**31
-
-
-class Embeddings(keras.layers.Layer):
-    """Sum of word, position and segment embeddings, normalised, [B, L, D].
-
-    ALBERT's are narrower than D, and projected to it.
-
-    The three tables are float32 variables that are never cast on access, so that
-    the vocabulary matmul can read the word embeddings exactly.
-    """
-
-    def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
-        super().__init__(name="embeddings", dtype=dtype)
-        self.config = config
-        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
-        self.layer_norm = self.parts.layer_norm()
-        self.dropout = self.parts.dropout(config.hidden_dropout_prob)
-        self.projection = None
-        if config.embedding_size is not None:
-            self.projection = self.parts.dense(config.hidden_size, "projection")
-
-    def build(self, input_shape: Any = None) -> None:
-        """Makes all variables; the shapes come from the configuration."""
-        self.word_embeddings = self._table("word_embeddings", self.config.vocab_size)
-        self.position_embeddings = self._table(
-            "position_embeddings", self.config.max_position_embeddings
-        )
-        if self.config.type_vocab_size:
-            self.segment_embeddings = self._table("segment_embeddings", self.config.type_vocab_size)
-        for layer in (self.layer_norm, self.dropout, self.projection):
-            if layer is not None:
-                layer.build((None, None, self.config.embedding_width))
-
-    def _table(self, name: str, rows: int) -> keras.Variable:
-        return self.add_weight(
-            name=name,
-            shape=(rows, self.config.embedding_width),
-            initializer=self.parts.initializer(name),
-            autocast=False,
-        )
-
-    def call(self, input_ids: Tensor, segment_ids: Tensor, training: bool | None = None) -> Tensor:
-        """Embeds tokens.
-
-        Args:
-            input_ids: int [B, L].
-            segment_ids: int [B, L].
-            training: whether dropout is active.
-
-        Returns:
-            [B, L, D] in the compute dtype.
-        """
-        length = ops.shape(input_ids)[1]
-        # The product with 1.0 makes the gradient dense. Taking rows of the variable
-        # itself gives TensorFlow a sparse gradient in which a repeated id has several
-        # rows that Adam and gradient clipping do not merge. Rows are summed in
-        # float32 both ways: a frequent token's gradient has thousands of addends.
-        words = ops.take(ops.convert_to_tensor(self.word_embeddings) * 1.0, input_ids, axis=0)
-        if self.config.type_vocab_size:
-            table = ops.convert_to_tensor(self.segment_embeddings) * 1.0
-            words = words + ops.take(table, segment_ids, axis=0)
-        first = self.config.position_offset
-        positions = ops.convert_to_tensor(self.position_embeddings)[first : first + length]
-        hidden = self.layer_norm(words + ops.expand_dims(positions, 0))
-        hidden = self.dropout(ops.cast(hidden, self.compute_dtype), training=training)
-        return hidden if self.projection is None else self.projection(hidden)
-
-
-class Attention(keras.layers.Layer):
-    """Self-attention with its output projection, residual and normalisation."""
-
-    def __init__(
-        self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
-    ) -> None:
-        super().__init__(name="attention", dtype=dtype)
-        self.config = config
-        self.head_size = config.hidden_size // config.num_attention_heads
-        self.scale = self.head_size**-0.5
-        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
-        self.query, self.key, self.value, self.projection = (
-            parts.dense(config.hidden_size, name) for name in ("query", "key", "value", "output")
-        )
-        self.probability_dropout = parts.dropout(
-            config.attention_probs_dropout_prob, "probability_dropout"
-        )
-        self.dropout = parts.dropout(config.hidden_dropout_prob)
-        self.layer_norm = parts.layer_norm()
-
-    def build(self, input_shape: Any = None) -> None:
-        """Makes all variables; the shapes come from the configuration."""
-        projections = self.query, self.key, self.value, self.projection
-        dropouts = self.dropout, self.probability_dropout
-        for layer in (*projections, *dropouts, self.layer_norm):
-            layer.build((None, None, self.config.hidden_size))
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        batch, length = ops.shape(x)[:2]
-        x = ops.reshape(x, (batch, length, self.config.num_attention_heads, self.head_size))
-        return ops.transpose(x, (0, 2, 1, 3))
-
-    def call(
-        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Attends within each row of the batch.
-
-        Args:
-            hidden: [B, L, D].
-            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding.
-            training: whether dropout is active.
-
-        Returns:
-            [B, L, D]; and the attention map float32 [B, H, L, L], each query's
-            probabilities over the keys, before dropout.
-        """
-        query = self._split_heads(self.query(hidden) * self.scale)
-        key = self._split_heads(self.key(hidden))
-        value = self._split_heads(self.value(hidden))
-        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) + score_mask
-        attention_map = ops.softmax(ops.cast(scores, "float32"))
-        probabilities = ops.cast(attention_map, self.compute_dtype)
-        probabilities = self.probability_dropout(probabilities, training=training)
-        context = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
-        output = self.projection(ops.reshape(context, ops.shape(hidden)))
-        return self.layer_norm(hidden + self.dropout(output, training=training)), attention_map
-
-
-class FeedForward(keras.layers.Layer):
-    """The two dense layers after attention, with residual and normalisation."""
-
-    def __init__(
-        self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
-    ) -> None:
-        super().__init__(name="feed_forward", dtype=dtype)
-        self.config = config
-        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
-        self.intermediate = parts.dense(config.intermediate_size, "intermediate")
-        self.projection = parts.dense(config.hidden_size, "output")
-        self.dropout = parts.dropout(config.hidden_dropout_prob)
-        self.layer_norm = parts.layer_norm()
-
-    def build(self, input_shape: Any = None) -> None:
-        """Makes all variables; the shapes come from the configuration."""
-        self.projection.build((None, None, self.config.intermediate_size))
-        for layer in (self.intermediate, self.dropout, self.layer_norm):
-            layer.build((None, None, self.config.hidden_size))
-
-    def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
-        """Maps [B, L, D] to [B, L, D], each position for itself."""
-        output = self.projection(self.activation(self.intermediate(hidden)))
-        return self.layer_norm(hidden + self.dropout(output, training=training))
-
-
-class EncoderLayer(keras.layers.Layer):
-    """One transformer layer, [B, L, D] → [B, L, D]."""
-
-    def __init__(
-        self, config: EncoderConfig, *, index: int, seed: int, dtype: DType = None
-    ) -> None:
-        super().__init__(name=f"layer_{index}", dtype=dtype)
-        policy = self.dtype_policy
-        self.attention = Attention(config, scope=self.name, seed=seed, dtype=policy)
-        self.feed_forward = FeedForward(config, scope=self.name, seed=seed, dtype=policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        """Makes all variables; the shapes come from the configuration."""
-        self.attention.build(input_shape)
-        self.feed_forward.build(input_shape)
-
-    def call(
-        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Applies attention, then the feed-forward block; see `Attention.call`."""
-        hidden, attention_map = self.attention(hidden, score_mask, training=training)
-        return self.feed_forward(hidden, training=training), attention_map
-
-
-def _recomputed(layer: EncoderLayer, hidden: Tensor, score_mask: Tensor) -> tuple[Tensor, Tensor]:
+def _recomputed(
+    layer: keras.layers.Layer, hidden: Tensor, score_mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """Applies a layer in training; its gradient computes it once more.
 
     Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). The layer is
@@ -268,18 +31,18 @@ def _recomputed(layer: EncoderLayer, hidden: Tensor, score_mask: Tensor) -> tupl
     # Copies: a variable of TensorFlow would be read again, after it was moved on.
     fixed = [ops.copy(variable.value) for variable in layer.non_trainable_variables]
 
-    def function(trainable: list[Tensor], hidden: Tensor) -> Any:
+    def function(trainable: list[Tensor], hidden: Tensor, score_mask: Tensor) -> Any:
         return layer.stateless_call(trainable, fixed, hidden, score_mask, training=True)
 
     trainable = [variable.value for variable in layer.trainable_variables]
-    outputs, after = keras.remat(function)(trainable, hidden)
+    outputs, after = keras.remat(function)(trainable, hidden, score_mask)
     for variable, value in zip(layer.non_trainable_variables, after, strict=True):
         variable.assign(value)
     return outputs
 
 
 class Encoder(keras.layers.Layer):
-    """BERT without its head and without its pooler.
+    """A model without its head and without its pooler.
 
     Args:
         config: shapes and rates.
@@ -299,21 +62,39 @@ class Encoder(keras.layers.Layer):
         super().__init__(name=name, dtype=dtype)
         self.config = config
         self.recompute_activations = False
+        self._architecture = ARCHITECTURES[config.family.architecture]
         policy = self.dtype_policy
-        self.embeddings = Embeddings(config, seed=seed, dtype=policy)
+        self.embeddings = self._architecture.Embeddings(config, seed=seed, dtype=policy)
+        self.relative_positions = None
+        if config.family.relative_position_buckets:
+            parts = LayerParts(config, self.name, seed, policy)
+            initializer = parts.initializer("relative_positions")
+            self.relative_positions = RelativePositions(
+                config, initializer=initializer, dtype=policy
+            )
         self.encoder_layers = [
-            EncoderLayer(config, index=index, seed=seed, dtype=policy)
+            self._architecture.EncoderLayer(config, index=index, seed=seed, dtype=policy)
             for index in range(config.num_distinct_layers)
         ]
+        self.layer_norm = None
+        if self._architecture.HAS_FINAL_NORM:
+            self.layer_norm = LayerParts(config, self.name, seed, policy).layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
         self.embeddings.build()
+        if self.relative_positions is not None:
+            self.relative_positions.build()
         for layer in self.encoder_layers:
             layer.build()
+        if self.layer_norm is not None:
+            self.layer_norm.build((None, None, self.config.hidden_size))
 
     def call(
-        self, inputs: Mapping[str, Tensor], training: bool | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        training: bool | None = None,
+        with_attentions: bool = False,
     ) -> dict[str, list[Tensor]]:
         """Encodes a batch.
 
@@ -322,10 +103,12 @@ class Encoder(keras.layers.Layer):
                 `segment_ids`, int [B, L] each; other entries are left alone. L is
                 at most `config.max_input_length`.
             training: whether dropout is active.
+            with_attentions: whether attention maps are returned, which are large.
 
         Returns:
-            `hidden_states`: all N + 1, [B, L, D] in the compute dtype, the
-            embeddings' output first; `attentions`: N maps, float32 [B, H, L, L].
+            `hidden_states`: all N + 1, [B, L, D] in the compute dtype, the embeddings'
+            output first; the last is normalised where the architecture has a final
+            normalisation. `attentions`, if asked for: N maps, float32 [B, H, L, L].
 
         Raises:
             ValueError: L is known and exceeds `config.max_input_length`.
@@ -336,16 +119,21 @@ class Encoder(keras.layers.Layer):
             expected = f"at most {limit} tokens (max_position_embeddings)"
             raise ValueError(f"{INPUT_IDS}: expected {expected}, received {length}")
         mask = ops.cast(inputs[INPUT_MASK], self.compute_dtype)
-        score_mask = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
+        padding = (1.0 - ops.expand_dims(mask, (1, 2))) * MASKED_SCORE
+        if self.relative_positions is not None:
+            padding = padding + self.relative_positions(input_ids)
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
         states = [self.embeddings(input_ids, segment_ids, training=training)]
         attentions = []
-        for index in range(self.config.num_hidden_layers):
+        for index, score_mask in enumerate(self._architecture.score_masks(self.config, padding)):
             layer = self.encoder_layers[index % len(self.encoder_layers)]
             if training and self.recompute_activations:
                 hidden, attention_map = _recomputed(layer, states[-1], score_mask)
             else:
                 hidden, attention_map = layer(states[-1], score_mask, training=training)
             states.append(hidden)
-            attentions.append(attention_map)
-        return {HIDDEN_STATES: states, ATTENTIONS: attentions}
+            if with_attentions:
+                attentions.append(attention_map)
+        if self.layer_norm is not None:
+            states[-1] = self.layer_norm(states[-1])
+        return {HIDDEN_STATES: states} | ({ATTENTIONS: attentions} if with_attentions else {})

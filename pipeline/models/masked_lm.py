@@ -7,10 +7,13 @@ import keras
 from keras import ops
 
 from data_specs.records import HIDDEN_STATES, MASKED_LM_POSITIONS
+from pipeline.models.architectures.parts import ACTIVATION_FUNCTIONS, DType, LayerParts, Tensor
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ACTIVATION_FUNCTIONS, DType, Encoder, LayerParts, Tensor
+from pipeline.models.encoder import Encoder
 
 LOGITS = "logits"
+# What is multiplied with the vocabulary.
+HEAD_STATES = "head_states"
 
 
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
@@ -116,7 +119,11 @@ class MaskedLM(keras.Model):
         return self.activations(inputs, training=training)[LOGITS]
 
     def activations(
-        self, inputs: Mapping[str, Tensor], training: bool | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        training: bool | None = None,
+        *,
+        with_attentions: bool = False,
     ) -> dict[str, Any]:
         """Computes the logits at the masked positions, and all that leads to them.
 
@@ -124,23 +131,45 @@ class MaskedLM(keras.Model):
             inputs: what `Encoder.call` takes, and `masked_lm_positions`, int [B, P],
                 whose padding slots may hold any position, for example 0; without
                 it, logits are those of all L positions.
-            training: whether dropout is active.
+            training: whether dropout is active; a frozen encoder has none.
+            with_attentions: whether attention maps are returned, which are large.
 
         Returns:
-            `logits`, float32 [B, P, V], and what `Encoder.call` returns.
+            `logits`, float32 [B, P, V]; `head_states`, [B, P, E], of which
+            `vocabulary_logits` makes them; and what `Encoder.call` returns. In a compiled
+            program only what is used is computed.
         """
-        outputs = self.encoder(inputs, training=training)
+        is_trained = self.encoder.trainable
+        outputs = self.encoder(
+            inputs, training=training and is_trained, with_attentions=with_attentions
+        )
+        if not is_trained:
+            # TensorFlow would otherwise trace the gradients of a frozen encoder.
+            outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
         hidden = outputs[HIDDEN_STATES][-1]
         if MASKED_LM_POSITIONS in inputs:
             # Only these positions go through the vocabulary, the most expensive matmul.
             positions = ops.cast(inputs[MASKED_LM_POSITIONS], "int32")
             hidden = gather_positions(hidden, positions)
-        return {LOGITS: self._vocabulary_logits(self.head(hidden)), **outputs}
+        states = self.head(hidden)
+        logits = self.vocabulary_logits(states, *self.output_layer())
+        return {LOGITS: logits, HEAD_STATES: states, **outputs}
 
-    def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """Returns the output table [V, E] and bias [V], float32."""
         tied, own = self.encoder.embeddings.word_embeddings, self.head.decoder
         table = ops.convert_to_tensor(tied if own is None else own)
+        return table, ops.convert_to_tensor(self.head.bias)
+
+    def vocabulary_logits(self, states: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+        """Maps head states [..., E] to logits, float32 [..., V].
+
+        Args:
+            states: see `activations`.
+            table: see `output_layer`.
+            bias: see `output_layer`.
+        """
         logits = ops.matmul(
-            ops.cast(hidden, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
+            ops.cast(states, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
         )
-        return ops.cast(logits, "float32") + ops.convert_to_tensor(self.head.bias)
+        return ops.cast(logits, "float32") + bias

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pipeline.models.families.base import rename
 Shape = tuple[int, ...]
 # The layouts: Hugging Face's names and shapes, and those of Google's TensorFlow 1 code.
 HF, TF1 = "hf", "tf1"
+SEGMENTS = "encoder/embeddings/segment_embeddings"
 # Hugging Face's name of the layer from the embeddings' width to the hidden size.
 _PROJECTION = "bert.encoder.embedding_hidden_mapping_in"
 
@@ -30,6 +32,7 @@ class WeightName:
         shape: ours, which is also TensorFlow 1's.
         transpose_hf: whether `transformers` keeps the transpose: dense kernels
             are [in, out] here and [out, in] there.
+        blocks: equal parts that lie side by side along the last axis.
     """
 
     ours: str
@@ -37,6 +40,7 @@ class WeightName:
     tf1: str
     shape: Shape
     transpose_hf: bool = False
+    blocks: int = 1
 
     def stored(self, layout: str) -> tuple[str, Shape]:
         """Returns name and shape in a layout, `HF` or `TF1`."""
@@ -54,17 +58,22 @@ def _tf1_scope(hf: str) -> str:
     return re.sub(r"\.layer\.(\d+)\.", r"/layer_\1/", hf).replace(".", "/")
 
 
-def dense_weights(ours: str, hf: str, *, inputs: int, units: int) -> Iterator[WeightName]:
+def dense_weights(
+    ours: str, hf: str, *, inputs: int, units: int, has_bias: bool = True, blocks: int = 1
+) -> Iterator[WeightName]:
     """Returns kernel and bias of a dense layer, by its names here and in BERT's own layout."""
-    tf1 = _tf1_scope(hf)
-    yield WeightName(f"{ours}/kernel", f"{hf}.weight", f"{tf1}/kernel", (inputs, units), True)
-    yield WeightName(f"{ours}/bias", f"{hf}.bias", f"{tf1}/bias", (units,))
+    tf1, shape = _tf1_scope(hf), (inputs, units)
+    yield WeightName(f"{ours}/kernel", f"{hf}.weight", f"{tf1}/kernel", shape, True, blocks)
+    if has_bias:
+        yield WeightName(f"{ours}/bias", f"{hf}.bias", f"{tf1}/bias", (units,))
 
 
-def _layer_norm(ours: str, hf: str, *, size: int) -> Iterator[WeightName]:
+def norm_weights(ours: str, hf: str, *, size: int, has_bias: bool = True) -> Iterator[WeightName]:
+    """Returns the weights of a normalisation, by its names here and in BERT's own layout."""
     tf1 = _tf1_scope(hf)
     yield WeightName(f"{ours}/gamma", f"{hf}.weight", f"{tf1}/gamma", (size,))
-    yield WeightName(f"{ours}/beta", f"{hf}.bias", f"{tf1}/beta", (size,))
+    if has_bias:
+        yield WeightName(f"{ours}/beta", f"{hf}.bias", f"{tf1}/beta", (size,))
 
 
 def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
@@ -77,13 +86,20 @@ def _embeddings(config: EncoderConfig) -> Iterator[WeightName]:
         hf, tf1 = f"bert.embeddings.{theirs}.weight", f"bert/embeddings/{theirs}"
         if rows:
             yield WeightName(f"encoder/embeddings/{ours}", hf, tf1, (rows, size))
-    yield from _layer_norm("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
-    if config.embedding_size is not None:
+    yield from norm_weights("encoder/embeddings/layer_norm", "bert.embeddings.LayerNorm", size=size)
+    if config.has_projection:
         ours = "encoder/embeddings/projection"
         yield from dense_weights(ours, _PROJECTION, inputs=size, units=config.hidden_size)
 
 
-def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
+def _relative_positions(config: EncoderConfig) -> Iterator[WeightName]:
+    if buckets := config.family.relative_position_buckets:
+        hf, tf1 = "bert.encoder.relative_attention_bias", "bert/encoder/relative_attention_bias"
+        shape = (buckets, config.num_attention_heads)
+        yield WeightName("encoder/relative_positions/bias", f"{hf}.weight", tf1, shape)
+
+
+def _bert_layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
     ours, hf = f"encoder/layer_{index}", f"bert.encoder.layer.{index}"
     size, inner = config.hidden_size, config.intermediate_size
     for layer, bert_name, inputs, units in (
@@ -98,13 +114,56 @@ def _layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
         if layer.endswith("/output"):
             norm = f"{hf}.{bert_name.removesuffix('dense')}LayerNorm"
             block = layer.removesuffix("/output")
-            yield from _layer_norm(f"{ours}/{block}/layer_norm", norm, size=size)
+            yield from norm_weights(f"{ours}/{block}/layer_norm", norm, size=size)
+
+
+def _bert_encoder(config: EncoderConfig) -> Iterator[WeightName]:
+    yield from _embeddings(config)
+    yield from _relative_positions(config)
+    for index in range(config.num_distinct_layers):
+        yield from _bert_layer(index, config)
+
+
+def _modernbert_layer(index: int, config: EncoderConfig) -> Iterator[WeightName]:
+    ours, hf = f"encoder/layer_{index}", f"bert.encoder.layer.{index}"
+    size, inner = config.hidden_size, config.intermediate_size
+    for block, bert_block in (("attention", "attention.output"), ("feed_forward", "output")):
+        # The embeddings are normalised before the first layer.
+        if index or block != "attention":
+            norm = f"{hf}.{bert_block}.LayerNorm"
+            yield from norm_weights(f"{ours}/{block}/layer_norm", norm, size=size, has_bias=False)
+    for layer, bert_name, inputs, units, blocks in (
+        ("attention/query_key_value", "attention.self.query_key_value", size, size, 3),
+        ("attention/output", "attention.output.dense", size, size, 1),
+        ("feed_forward/intermediate", "intermediate.dense", size, inner, 2),
+        ("feed_forward/output", "output.dense", inner, size, 1),
+    ):
+        shape = {"inputs": inputs, "units": blocks * units, "blocks": blocks}
+        yield from dense_weights(f"{ours}/{layer}", f"{hf}.{bert_name}", has_bias=False, **shape)
+
+
+def _modernbert_encoder(config: EncoderConfig) -> Iterator[WeightName]:
+    size, words = config.hidden_size, "embeddings/word_embeddings"
+    hf, shape = "bert.embeddings.word_embeddings.weight", (config.vocab_size, size)
+    yield WeightName(f"encoder/{words}", hf, f"bert/{words}", shape)
+    for index in range(config.num_hidden_layers):
+        yield from _modernbert_layer(index, config)
+    # Of the embeddings, and of the last layer's output.
+    for ours, hf in (("encoder/embeddings", "bert.embeddings"), ("encoder", "bert.encoder")):
+        norm = f"{ours}/layer_norm", f"{hf}.LayerNorm"
+        yield from norm_weights(*norm, size=size, has_bias=False)
+
+
+# By `Family.architecture`.
+_ENCODERS = {"bert": _bert_encoder, "modernbert": _modernbert_encoder}
 
 
 def _head(config: EncoderConfig) -> Iterator[WeightName]:
-    hf, size = "cls.predictions.transform", config.embedding_width
-    yield from dense_weights("head/transform", f"{hf}.dense", inputs=config.hidden_size, units=size)
-    yield from _layer_norm("head/layer_norm", f"{hf}.LayerNorm", size=size)
+    hf, inputs, size = "cls.predictions.transform", config.hidden_size, config.embedding_width
+    has_bias = config.family.has_biases
+    dense, norm = f"{hf}.dense", f"{hf}.LayerNorm"
+    yield from dense_weights("head/transform", dense, inputs=inputs, units=size, has_bias=has_bias)
+    yield from norm_weights("head/layer_norm", norm, size=size, has_bias=has_bias)
     yield WeightName(
         "head/bias", "cls.predictions.bias", "cls/predictions/output_bias", (config.vocab_size,)
     )
@@ -116,15 +175,43 @@ def _head(config: EncoderConfig) -> Iterator[WeightName]:
 
 def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model, each once."""
-    layers = (name for index in range(config.num_distinct_layers) for name in _layer(index, config))
-    rows = (*_embeddings(config), *layers, *_head(config))
+    rows = (*_ENCODERS[config.family.architecture](config), *_head(config))
     names = config.family.hf_names
     return tuple(dataclasses.replace(row, hf=rename(row.hf, names)) for row in rows)
+
+
+# Weights whose rows are the vocabulary's tokens.
+VOCABULARY_ROWS = ("encoder/embeddings/word_embeddings", "head/bias", "head/decoder")
 
 
 def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     """Returns every weight of a model but those of its head."""
     return tuple(row for row in weight_table(config) if row.ours.startswith("encoder/"))
+
+
+def folded_table(config: EncoderConfig, settings: Mapping[str, Any]) -> tuple[WeightName, ...]:
+    """Returns the embeddings of a checkpoint that a model has as part of its segments'.
+
+    Args:
+        config: the model's.
+        settings: the content of the checkpoint's `config.json`.
+    """
+    folded = config.family.folded_embeddings
+    if folded is None or not settings.get(folded.key):
+        return ()
+    shape = (settings.get(*folded.rows), config.embedding_width)
+    return (WeightName(f"folded/{folded.key}", folded.hf, folded.hf, shape),)
+
+
+def fold_embeddings(weights: dict[str, np.ndarray], folded: Sequence[WeightName]) -> None:
+    """Adds the first rows of embeddings to the segments', in place of those embeddings.
+
+    Args:
+        weights: by our names; is changed.
+        folded: from `folded_table`.
+    """
+    for row in folded:
+        weights[SEGMENTS] = weights[SEGMENTS] + weights.pop(row.ours)[0]
 
 
 def count_parameters(config: EncoderConfig) -> int:

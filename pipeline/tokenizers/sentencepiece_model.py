@@ -19,9 +19,10 @@ from tokenizers.processors import TemplateProcessing
 
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
+from pipeline.tokenizers.settings import TOKENIZER_CONFIG_FILE, TokenizerSettings
 from pipeline.tokenizers.tokens import (
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
+    WORD_MARK,
     Tokenizer,
     Tokens,
     find_special_ids,
@@ -33,7 +34,6 @@ from pipeline.tokenizers.vocabulary import read_tokenizer_file
 
 MODEL_FILE = "spiece.model"
 XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
-WORD_MARK = "▁"
 # How fairseq, and XLM-RoBERTa with it, numbers tokens: these four, then a model's pieces
 # without its own first three, then the mask (Conneau et al., 2020).
 _FAIRSEQ_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
@@ -99,7 +99,7 @@ class SentencePieceTokenizer(Tokenizer):
         # Some models have their special tokens as symbols that a text may spell out.
         ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding["offsets"], np.int32).reshape(-1, 2)
-        starts, ends = visible_spans(text, offsets)
+        starts, ends = visible_spans(text.replace(WORD_MARK, " "), offsets)
         # Of the pieces of one character, such as 3, ⁄, 4 of ¾, only the last has it.
         without = (starts == ends) & self._has_text[ids]
         ends = np.where(without, np.minimum(starts + 1, len(text)), ends).astype(np.int32)
@@ -199,22 +199,28 @@ def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
 
 
 def load_sentencepiece(
-    path: Location, *, do_lower_case: bool, model_type: str | None = None
+    path: Location, settings: TokenizerSettings, *, do_lower_case: bool | None
 ) -> SentencePieceTokenizer:
     """Loads a SentencePiece model as a tokenizer.
 
     Args:
-        model_type: of the language model next to it; None for none.
+        settings: those next to it.
+        do_lower_case: None for what they say, or else no: a cased model must keep capitals.
 
     Raises:
-        InputError: it cannot be read, lacks a special token, or is no unigram model of fairseq's.
+        InputError: it cannot be read, lacks a special or an added token, or is no unigram
+            model of fairseq's.
     """
+    if do_lower_case is None:
+        do_lower_case = bool(settings.switch("do_lower_case"))
     pieces, model = read_pieces(path)
+    model_type = settings.model.get("model_type")
     vocab, fairseq = number_tokens(pieces, model_type)
     if fairseq and not _is_unigram(model):
         expected = f"a SentencePiece model of the unigram type, as {model_type}'s"
         raise InputError(path, expected, "another type")
-    special_ids = find_special_ids(vocab, path)
+    settings.expect_listed(vocab)
+    special_ids = find_special_ids(vocab, path, settings)
     if not fairseq:
         # A model always has one, under any name.
         special_ids["unk"] = SentencePieceProcessor(model_proto=model).unk_id()

@@ -64,7 +64,7 @@ def test_to_dict_has_every_field_in_order(config):
 @pytest.mark.parametrize(
     ("key", "value", "expected", "received"),
     [
-        ("model_type", "electra", KNOWN, None),
+        ("model_type", "t5", KNOWN, None),
         ("model_type", [], KNOWN, None),
         ("vocab_size", "absent", "a value", "none, the key is missing"),
         ("hidden_size", None, "a value", "none, the key is missing"),

@@ -19,7 +19,7 @@ from data_specs.records import (
 from pipeline.base.errors import InputError
 from pipeline.models import families
 from pipeline.models.config import EncoderConfig
-from pipeline.models.families import FAMILIES, find_family
+from pipeline.models.families import FAMILIES, REFUSED, find_family
 from pipeline.models.formats.model_directory import (
     assign_weights,
     find_model,
@@ -30,6 +30,7 @@ from pipeline.models.formats.model_directory import save_hf as save
 from pipeline.models.initialization.from_teacher import student_weights
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.models.weight_names import HF, TF1, check_tensors, tied_hf_names, weight_table
+from tests.family_examples import MOST_TOKENS, example_config
 from tests.models.test_peers import assert_parity, load_torch
 
 BERT = EncoderConfig(
@@ -54,28 +55,17 @@ ALBERT = dataclasses.replace(
 )
 
 
-def _example(model_type: str) -> EncoderConfig:
-    """Returns a small configuration of any family, made from its declaration."""
-    family = FAMILIES[model_type]
-    return dataclasses.replace(
-        BERT,
-        model_type=model_type,
-        max_position_embeddings=22 if family.counts_positions_from_padding else 20,
-        type_vocab_size=2 if family.has_segments else 0,
-        embedding_size=6 if family.projects_embeddings else None,
-        **family.config_defaults,
-    )
-
-
-def _batch(pad_id: int) -> dict[str, np.ndarray]:
+def _batch(pad_id: int, *, length: int = 12, segments: int = 1) -> dict[str, np.ndarray]:
     random = np.random.default_rng(3)
-    mask = np.ones((3, 12), np.int32)
+    mask = np.ones((3, length), np.int32)
     mask[1, 9:] = 0
-    ids = random.integers(2, 37, (3, 12)).astype(np.int32)
+    ids = random.integers(2, 37, (3, length)).astype(np.int32)
+    segment_ids = np.zeros((3, length), np.int32)
+    segment_ids[2, 5:] = segments - 1
     return {
         INPUT_IDS: np.where(mask == 1, ids, pad_id).astype(np.int32),
         INPUT_MASK: mask,
-        SEGMENT_IDS: np.zeros((3, 12), np.int32),
+        SEGMENT_IDS: segment_ids,
         MASKED_LM_POSITIONS: np.array([[1, 4, 8]] * 3, np.int32),
     }
 
@@ -173,13 +163,23 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
             find_family(value)
         assert error.value.subject == "model_type"
         assert all(name in error.value.expected for name in FAMILIES)
+        assert error.value.hint is None
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_refused_family_is_refused_with_its_reason(model_type: str) -> None:
+    assert model_type not in FAMILIES
+    with pytest.raises(InputError) as error:
+        find_family(model_type)
+    assert (error.value.subject, error.value.received) == ("model_type", repr(model_type))
+    assert error.value.hint == REFUSED[model_type]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_names_of_weights_are_unique_and_surplus_ones_of_the_encoder_refused(
     model_type: str, tmp_path
 ) -> None:
-    config = _example(model_type)
+    config = example_config(model_type)
     table = weight_table(config)
     for layout in (HF, TF1):
         assert len(dict(row.stored(layout) for row in table)) == len(table)
@@ -198,7 +198,7 @@ def test_names_of_weights_are_unique_and_surplus_ones_of_the_encoder_refused(
 def test_configuration_and_weights_come_back_as_they_were_written(
     tmp_path: pathlib.Path, model_type: str
 ) -> None:
-    config = _example(model_type)
+    config = example_config(model_type)
     model = MaskedLM(config, seed=4)
     save(tmp_path, model)
     source = find_model(tmp_path)
@@ -268,7 +268,7 @@ def test_a_model_of_each_family_is_the_same_in_transformers(
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    config = dataclasses.replace(_example(family), tie_word_embeddings=tied)
+    config = dataclasses.replace(example_config(family), tie_word_embeddings=tied)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     settings = transformers.AutoConfig.for_model(
@@ -276,12 +276,16 @@ def test_a_model_of_each_family_is_the_same_in_transformers(
     )
     theirs = transformers.AutoModelForMaskedLM.from_config(settings, attn_implementation="eager")
     with torch.no_grad():
-        # Biases are zeros at first.
-        theirs.get_output_embeddings().bias.normal_()
+        for parameter in theirs.parameters():
+            # Biases start at 0, which would hide a mistake.
+            parameter.add_(0.2 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path / "theirs")
     source = find_model(tmp_path / "theirs")
     assert source.config.tie_word_embeddings == tied
     ours = load_masked_lm(source)
     save(tmp_path / "ours", ours)
-    for peer in (theirs, load_torch(tmp_path / "ours")):
-        assert_parity(ours, peer, _batch(config.pad_token_id), atol=1e-5)
+    segments = max(1, config.type_vocab_size)
+    for length in (12, MOST_TOKENS):
+        batch = _batch(config.pad_token_id, length=length, segments=segments)
+        for peer in (theirs, load_torch(tmp_path / "ours")):
+            assert_parity(ours, peer, batch, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The model's numbers: those of `transformers`, which `golden_bert.npz` holds."""
+"""The model's numbers: those of `transformers`, which `golden_*.npz` hold."""
 
 import json
 import pathlib
@@ -11,16 +11,19 @@ from data_specs import records
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.models.masked_lm import MaskedLM
+from pipeline.models.masked_lm import LOGITS, MaskedLM
 
-GOLDEN = pathlib.Path(__file__).with_name("golden_bert.npz")
+GOLDEN = {
+    path.stem.removeprefix("golden_"): path
+    for path in sorted(pathlib.Path(__file__).parent.glob("golden_*.npz"))
+}
 CONFIG_FILE = pathlib.Path(__file__).with_name("small_config.json")
 
 
-@pytest.fixture
-def golden() -> dict[str, np.ndarray]:
-    """Weights, inputs and outputs of a tiny BERT; see make_golden.py."""
-    with np.load(GOLDEN, allow_pickle=False) as file:
+@pytest.fixture(params=["bert"])
+def golden(request) -> dict[str, np.ndarray]:
+    """Weights, inputs and outputs of a tiny model, a BERT by default; see make_golden.py."""
+    with np.load(GOLDEN[request.param], allow_pickle=False) as file:
         return dict(file)
 
 
@@ -43,7 +46,8 @@ def golden_dir(golden, tmp_path) -> pathlib.Path:
 
 
 def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    positions = np.tile(np.arange(10, dtype="int32"), (3, 1))
+    length = golden["input_ids"].shape[1]
+    positions = np.tile(np.arange(length, dtype="int32"), (3, 1))
     names = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
     return {
         **{name: golden[name].astype("int32") for name in names},
@@ -51,12 +55,14 @@ def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.parametrize("golden", GOLDEN, indirect=True)
 def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
-    np.testing.assert_allclose(np.asarray(model(inputs)), golden["logits"], atol=1e-5)
-    states = model.activations(inputs)[records.HIDDEN_STATES]
     real = golden["input_mask"].astype(bool)
+    outputs = model.activations(inputs)
+    logits, states = np.asarray(outputs[LOGITS]), outputs[records.HIDDEN_STATES]
+    np.testing.assert_allclose(logits[real], golden["logits"][real], atol=1e-5)
     for state, expected in zip(states, golden["hidden_states"], strict=True):
         np.testing.assert_allclose(np.asarray(state)[real], expected[real], atol=1e-5)
 

@@ -76,7 +76,7 @@ def load_torch(directory: pathlib.Path):
 
 
 def assert_parity(model: MaskedLM, peer, batch: dict[str, np.ndarray], *, atol: float) -> None:
-    ours = model.activations(batch)
+    ours = model.activations(batch, with_attentions=True)
     ours[LOGITS] = [ours[LOGITS]]
     theirs = run_torch(peer, batch)
     real = batch[INPUT_MASK] == 1

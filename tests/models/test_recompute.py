@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data_specs.records import HIDDEN_STATES
+from pipeline.models.architectures.bert import EncoderLayer
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ATTENTIONS, EncoderLayer
+from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 from tests.conftest import run_python
@@ -36,7 +37,7 @@ for recompute in (False, True):
     def loss(trainable, seeds):
         mapping = [*zip(model.trainable_variables, trainable), *zip(fixed, seeds)]
         with keras.StatelessScope(state_mapping=mapping) as scope:
-            said = model.activations(batch, training=True)
+            said = model.activations(batch, training=True, with_attentions=True)
             value = (said[LOGITS] ** 2).mean() + (said[ATTENTIONS][1] ** 2).mean()
         return value, [scope.get_current_value(variable) for variable in fixed]
 
@@ -70,7 +71,7 @@ def _two_steps(model: MaskedLM, batch) -> list[np.ndarray]:
     @tf.function
     def step():
         with tf.GradientTape() as tape:
-            said = model.activations(batch, training=True)
+            said = model.activations(batch, training=True, with_attentions=True)
             loss = tf.reduce_mean(said[LOGITS] ** 2) + tf.reduce_mean(said[ATTENTIONS][1] ** 2)
         return [loss, *tape.gradient(loss, model.trainable_variables)]
 
@@ -94,8 +95,18 @@ def test_the_same_numbers_on_tensorflow(config, weights, batch, rate: float) -> 
     assert (kept[0] == kept[count]) == (rate == 0.0)
 
 
-def test_albert_applies_one_layer_again_and_again(config, batch) -> None:
-    config = dataclasses.replace(config, model_type="albert", embedding_size=8)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # One layer, applied again and again.
+        {"model_type": "albert", "embedding_size": 8},
+        # Its bias reaches every layer from outside of it.
+        {"model_type": "mpnet", "pad_token_id": 1, "type_vocab_size": 0},
+    ],
+    ids=["albert", "mpnet"],
+)
+def test_the_same_numbers_of_other_families(config, batch, changes: dict) -> None:
+    config = dataclasses.replace(config, **changes)
     results = []
     for recompute in (False, True):
         model = MaskedLM(config, seed=3)

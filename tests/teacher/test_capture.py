@@ -206,7 +206,7 @@ def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_pa
     ("changes", "expected"),
     [
         ({"max_position_embeddings": 40}, "a model of at least 48 positions"),
-        ({"more_tokens": True}, "a vocabulary of"),
+        ({"more_tokens": True}, "the vocabulary of"),
         ({"type_vocab_size": 1}, "a model of two segments"),
     ],
     ids=str,

@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+import re
 import unicodedata
 
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import pre_tokenizers
@@ -28,9 +29,12 @@ TEXT = st.text(
 )
 
 
-@pytest.fixture(scope="module", params=["spiece_file", "bpe_file", "xlm_roberta_file"])
+_FILES = ["spiece_file", "bpe_file", "xlm_roberta_file", "gemma_file", "olmo_file"]
+
+
+@pytest.fixture(scope="module", params=_FILES)
 def tokenizer(request) -> tokens.Tokenizer:
-    """Each of the three."""
+    """Each of them."""
     path = request.getfixturevalue(request.param)
     return load_tokenizer(path, do_lower_case=None)
 
@@ -49,6 +53,8 @@ def _spaceless(text: str) -> str:
 
 
 @given(TEXT)
+@example("▁")
+@example("a▁▁ b▁")
 def test_every_token_points_at_its_text(tokenizer, text: str) -> None:
     found = tokenizer.tokenize(text)
     assert len(found.ids) == len(found.starts) == len(found.ends) == len(found.word_ids)
@@ -60,15 +66,21 @@ def test_every_token_points_at_its_text(tokenizer, text: str) -> None:
         assert start == end or not text[start].isspace()
         _expect_same_text(tokenizer.vocab[index], text[start:end])
     left_out = {char for char, there in zip(text, covered, strict=True) if not there}
-    # Spaces, and what a normaliser drops: characters that cannot be seen.
+    # Spaces, of which SentencePiece's ▁ is one, and what a normaliser drops: characters
+    # that cannot be seen.
     assert all(
-        char.isspace() or unicodedata.category(char) in ("Cc", "Cf", "Mn") for char in left_out
+        char in "▁" or char.isspace() or unicodedata.category(char) in ("Cc", "Cf", "Mn")
+        for char in left_out
     )
 
 
 def _expect_same_text(token: str, span: str) -> None:
     """A token is its span's text, or part of a character that was taken apart."""
     if token in ("[UNK]", "<unk>"):
+        return
+    if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):
+        # The span of a space is empty.
+        assert not span or bytes.fromhex(byte[1]) in span.encode("utf-8")
         return
     if set(token) <= set(pre_tokenizers.ByteLevel.alphabet()):
         decoded = _bytes_of(token).strip()
@@ -152,6 +164,32 @@ def test_special_ids(spiece_file, bpe_file) -> None:
         assert np.flatnonzero(tokenizer.is_special()).tolist() == sorted(
             tokenizer.special_ids.values()
         )
+
+
+def test_special_tokens_of_gemma_and_olmo(gemma_file, olmo_file) -> None:
+    """Gemma's <s> and </s> are HTML, and stay whole in a text, as in the library."""
+    gemma = load_tokenizer(gemma_file, do_lower_case=None)
+    assert gemma.special_ids == {"pad": 0, "sep": 1, "cls": 2, "unk": 3, "mask": 4}
+    assert np.flatnonzero(gemma.is_special()).tolist() == [0, 1, 2, 3, 4]
+    html = [gemma.vocab.index("<s>"), gemma.vocab.index("</s>")]
+    assert set(html) <= set(gemma.tokenize("a <s>b</s>").ids.tolist())
+    olmo = load_tokenizer(olmo_file.parent, do_lower_case=None)
+    size = len(olmo.vocab)
+    ids = {name: size - 6 + at for at, name in enumerate(("unk", "cls", "sep", "pad", "mask"))}
+    assert olmo.special_ids == ids and olmo.vocab[-1] == "[unused0]"
+    special = [0, *sorted(ids.values())]
+    assert np.flatnonzero(olmo.is_special()).tolist() == special
+
+
+@pytest.mark.parametrize("name", ["gemma_file", "olmo_file", "bpe_file"])
+def test_tokens_of_a_tokenizer_json_are_the_librarys(request, name: str) -> None:
+    path = request.getfixturevalue(name)
+    ours, theirs = load_tokenizer(path, do_lower_case=None), FastTokenizer.from_file(str(path))
+    theirs.no_truncation()
+    theirs.no_padding()
+    for line in [*LINES, "雨   停 𝕏 é <i>", "two  spaces   three"]:
+        expected = theirs.encode(line, add_special_tokens=False).ids
+        assert ours.tokenize(line).ids.tolist() == expected, line
 
 
 def test_a_long_text_is_not_cut(bpe_file) -> None:

@@ -8,7 +8,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import HF_CONFIG, ModelSource
-from pipeline.models.weight_names import HF, WeightName, dense_weights
+from pipeline.models.weight_names import HF, WeightName, dense_weights, norm_weights
 
 CLASSIFICATION = "classification"
 REGRESSION = "regression"
@@ -24,7 +24,7 @@ _UNNAMED = "LABEL_"
 _MAX_LABELS = 10_000
 
 _SPAN_LAYER = "qa_outputs"
-_DENSE, _OUTPUT = "head/dense", "head/output"
+_DENSE, _NORM, _OUTPUT = "head/dense", "head/layer_norm", "head/output"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,32 +93,44 @@ def head_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
     A pooler in Google's checkpoints is BERT's first layer here; nothing else of a
     head is ever in one.
     """
-    size = config.hidden_size
-    if head.kind == SPAN:
+    size, family = config.hidden_size, config.family
+    if _is_plain_span(config, head.kind):
         return tuple(dense_weights(_OUTPUT, _SPAN_LAYER, inputs=size, units=head.num_outputs))
-    layout = config.family.sequence_head
+    layout, has_bias = family.sequence_head, family.has_biases
+    norm = ()
+    if layout.norm is not None:
+        norm = norm_weights(_NORM, layout.norm, size=size, has_bias=has_bias)
     return (
-        *dense_weights(_DENSE, layout.dense, inputs=size, units=size),
+        *dense_weights(_DENSE, layout.dense, inputs=size, units=size, has_bias=has_bias),
+        *norm,
         *dense_weights(_OUTPUT, layout.output, inputs=size, units=head.num_outputs),
     )
 
 
+def _is_plain_span(config: EncoderConfig, kind: str) -> bool:
+    """Returns whether a head is one dense layer that finds spans."""
+    return kind == SPAN and not config.family.finds_spans_with_sequence_head
+
+
 def pooler_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
-    """Returns the weights of a head that a pre-trained model may hold: those of its pooler."""
-    if head.kind == SPAN or not config.family.sequence_head.is_pretrained:
+    """Returns the weights of a head that a pre-trained model may hold."""
+    if _is_plain_span(config, head.kind) or not config.family.sequence_head.is_pretrained:
         return ()
-    return tuple(row for row in head_table(config, head) if row.ours.startswith(_DENSE))
+    return tuple(row for row in head_table(config, head) if not row.ours.startswith(_OUTPUT))
 
 
 def _find_dropout(config: EncoderConfig, kind: str) -> tuple[str, float] | None:
     family = config.family
-    return family.span_dropout if kind == SPAN else family.sequence_head.dropout
+    is_plain = _is_plain_span(config, kind)
+    return family.span_dropout if is_plain else family.sequence_head.dropout
 
 
 def dropout_rate(config: EncoderConfig, kind: str) -> float:
     """Returns the dropout before a head's outputs; 0 for none."""
-    found = _find_dropout(config, kind)
-    return 0.0 if found is None else found[1]
+    dropout = _find_dropout(config, kind)
+    if dropout is not None:
+        return dropout[1]
+    return 0.0 if kind == SPAN else config.hidden_dropout_prob
 
 
 def head_settings(config: EncoderConfig, head: Head) -> Mapping[str, Any]:

@@ -12,10 +12,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from data_specs.records import HIDDEN_STATES
+from data_specs.records import HIDDEN_STATES, INPUT_MASK
 from pipeline.base.location import Location
+from pipeline.models.architectures.parts import ACTIVATION_FUNCTIONS, DType, LayerParts, Tensor
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import DType, Encoder, LayerParts, Tensor
+from pipeline.models.encoder import Encoder
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import WeightName, encoder_table
@@ -35,30 +36,34 @@ _SCOPE = "head"
 
 
 class SequenceHead(keras.layers.Layer):
-    """A dense layer over the first token, dropout, and the outputs."""
+    """A dense layer, in some families normalised, dropout, and the outputs."""
 
     def __init__(self, config: EncoderConfig, *, num_outputs: int, seed: int) -> None:
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
         layout = config.family.sequence_head
-        self.activation = {"relu": ops.relu, "tanh": ops.tanh}[layout.activation]
+        self.activation = {"tanh": ops.tanh, **ACTIVATION_FUNCTIONS}[layout.activation]
         parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
         rate = dropout_rate(config, CLASSIFICATION)
         self.input_dropout = parts.dropout(rate, "input_dropout") if layout.drops_input else None
         self.dense = parts.dense(config.hidden_size, "dense")
-        self.projection = parts.dense(num_outputs, "output")
+        self.layer_norm = None if layout.norm is None else parts.layer_norm()
+        self.projection = parts.dense(num_outputs, "output", use_bias=True)
         self.dropout = parts.dropout(rate)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
-        self.dense.build((None, self.config.hidden_size))
-        self.projection.build((None, self.config.hidden_size))
+        for layer in (self.dense, self.layer_norm, self.projection):
+            if layer is not None:
+                layer.build((None, self.config.hidden_size))
 
-    def call(self, first: Tensor, training: bool | None = None) -> Tensor:
-        """Maps the first token's states [B, D] to float32 [B, C]."""
+    def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
+        """Maps states [..., D] to float32 [..., C]."""
         if self.input_dropout is not None:
-            first = self.input_dropout(first, training=training)
-        hidden = self.activation(self.dense(first))
+            hidden = self.input_dropout(hidden, training=training)
+        hidden = self.activation(self.dense(hidden))
+        if self.layer_norm is not None:
+            hidden = self.layer_norm(hidden)
         return self.projection(self.dropout(hidden, training=training))
 
 
@@ -78,10 +83,10 @@ class SpanHead(keras.layers.Layer):
         self.projection.build((None, None, self.config.hidden_size))
 
     def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
-        """Maps [B, L, D] to float32 [B, 2, L]."""
+        """Maps [B, L, D] to float32 [B, L, 2]."""
         if self.dropout is not None:
             hidden = self.dropout(hidden, training=training)
-        return ops.transpose(self.projection(hidden), (0, 2, 1))
+        return self.projection(hidden)
 
 
 class TaskModel(keras.Model):
@@ -106,7 +111,7 @@ class TaskModel(keras.Model):
         self.config = config
         self.task = task
         self.encoder = Encoder(config, seed=seed, dtype=self.dtype_policy)
-        if task.kind == SPAN:
+        if task.kind == SPAN and not config.family.finds_spans_with_sequence_head:
             self.head = SpanHead(config, seed=seed)
         else:
             self.head = SequenceHead(config, num_outputs=task.num_outputs, seed=seed)
@@ -120,9 +125,13 @@ class TaskModel(keras.Model):
     def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> Tensor:
         """Returns the logits, float32, for what `Encoder.call` takes."""
         hidden = self.encoder(inputs, training=training)[HIDDEN_STATES][-1]
-        if self.task.kind != SPAN:
-            hidden = hidden[:, 0]
-        return self.head(hidden, training=training)
+        if self.task.kind == SPAN:
+            return ops.transpose(self.head(hidden, training=training), (0, 2, 1))
+        if self.config.classifier_pooling == "mean":
+            mask = ops.expand_dims(ops.cast(inputs[INPUT_MASK], "float32"), -1)
+            total = ops.sum(ops.cast(hidden, "float32") * mask, axis=1)
+            return self.head(total / ops.maximum(ops.sum(mask, axis=1), 1.0), training=training)
+        return self.head(hidden[:, 0], training=training)
 
 
 def build_head(
@@ -135,8 +144,8 @@ def build_head(
 ) -> TaskModel:
     """Makes a task's model with a source's encoder.
 
-    The head starts at random, BERT's and ALBERT's pooler where the source has one
-    from that; a pooler of zeros, which some conversions write, counts as none.
+    The head starts at random; layers of it that a pre-trained model holds, such as BERT's
+    pooler, from those. A pooler of zeros, which some conversions write, counts as none.
 
     Args:
         source: any model directory, random weights where it has none.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from keras import ops
 
 from data_specs.records import INPUT_MASK, TEACHER_LOGITS
-from pipeline.models.encoder import MASKED_SCORE, Tensor
+from pipeline.models.architectures.parts import MASKED_SCORE, Tensor
 from tools.finetuning.head_layout import REGRESSION, SPAN
 from tools.finetuning.inputs import TARGETS, WEIGHTS
 

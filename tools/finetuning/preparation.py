@@ -137,6 +137,8 @@ class Preparation:
             **config.deciding(),
             **{f"{split.name}_split": split.sha256() for split in self._splits()},
         }
+        if hub := config.hub_models():
+            request[manifests.HUB] = hub
         return json.loads(json.dumps(request))
 
     def _teacher_request(self, config: FinetuneConfig) -> dict[str, Any]:

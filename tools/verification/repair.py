@@ -72,7 +72,7 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     Raises:
         InputError: the cache was not made from them, or its manifest contradicts itself.
     """
-    examples = capture.open_examples(config, source)
+    examples, source = capture.open_examples(config, source)
     recorded, received = manifest.teacher_info.parent, {"sha256": examples.manifest.sha256()}
     if recorded != received:
         expected = f"the masked examples of {config.output_dir}, whose manifest has {recorded}"
@@ -90,7 +90,7 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     if difference := manifests.describe_difference(stated, settings):
         expected = f"the run configuration of {config.output_dir} as its manifest records it"
         raise InputError(Setting("repair"), expected, difference)
-    return Inputs(config, source, examples, settings)
+    return Inputs(config, source, examples, settings, manifest.teacher_info.teacher.get("hub"))
 
 
 def repair(

@@ -211,5 +211,5 @@ def reduce_weights(
         max_position_embeddings=config.max_position_embeddings - moved,
     )
     gathered = {name: weights[name][kept_ids] for name in (_WORDS, _OUTPUT_BIAS)}
-    positions = {_POSITIONS: weights[_POSITIONS][moved:]}
+    positions = {_POSITIONS: weights[_POSITIONS][moved:]} if counted else {}
     return reduced, {**weights, **gathered, **positions}

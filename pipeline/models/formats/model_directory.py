@@ -23,7 +23,16 @@ from pipeline.models.formats import FORMATS
 from pipeline.models.formats.hf_files import one_line
 from pipeline.models.formats.safetensors_files import HF_WEIGHTS, save_tensors
 from pipeline.models.formats.tensor_names import ModelTensors
-from pipeline.models.weight_names import HF, WeightName, check_tensors, tied_hf_names, weight_table
+from pipeline.models.weight_names import (
+    HF,
+    VOCABULARY_ROWS,
+    WeightName,
+    check_tensors,
+    fold_embeddings,
+    folded_table,
+    tied_hf_names,
+    weight_table,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -42,12 +51,15 @@ class ModelSource:
     """A model on disk whose files are known to be there, its weights not yet read.
 
     Attributes:
-        config: the encoder's configuration.
+        config: the encoder's configuration; with fewer tokens than in its file where rows
+            are unused.
         format: of its weights, a key of `FORMATS`.
         weight_files: the files that hold the weights; empty for random weights.
         location: the directory, or the prefix of Google's checkpoint; None for random
             weights.
         directory: where the configuration lies, and usually the tokenizer.
+        unused_rows: rows at the end of the vocabulary's tables that stand for no token, and
+            are not read; many tables are padded to a multiple of 64.
     """
 
     config: EncoderConfig
@@ -55,6 +67,7 @@ class ModelSource:
     weight_files: tuple[Location, ...]
     location: Location | None
     directory: Location
+    unused_rows: int = 0
 
     @classmethod
     def from_google(cls, config_file: Location, checkpoint: Location | None) -> "ModelSource":
@@ -91,6 +104,11 @@ class ModelSource:
         """Whether the files hold a masked-LM head, or there are random weights to begin with."""
         return self.location is None or not self.open_files().missing_head()
 
+    @functools.cached_property
+    def is_bare(self) -> bool:
+        """Whether the files hold an encoder without any tensor of a masked-LM head."""
+        return self.location is not None and self.open_files().is_bare()
+
     def expect_head(self) -> None:
         """Raises InputError unless its predictions are those of a trained masked-LM head."""
         if self.location is not None:
@@ -98,9 +116,31 @@ class ModelSource:
 
     def print_unused(self) -> None:
         """Prints a line on stderr on what a masked LM does not use of the files, if anything."""
-        line = None if self.location is None else self.open_files().describe_unused()
+        if self.location is None:
+            return
+        folded = [row.stored(self.layout)[0] for row in self._folded_table()]
+        line = self.open_files().describe_unused(folded)
         if line is not None:
             print(line, file=sys.stderr)
+
+    @property
+    def stored_config(self) -> EncoderConfig:
+        """The configuration as its file has it."""
+        return dataclasses.replace(
+            self.config, vocab_size=self.config.vocab_size + self.unused_rows
+        )
+
+    def with_vocab_size(self, vocab_size: int) -> "ModelSource":
+        """Returns the model with its first tokens only; it must have as many.
+
+        Raises:
+            InputError: its padding would not be among them.
+        """
+        unused_rows = self.stored_config.vocab_size - vocab_size
+        if unused_rows < 0:
+            raise ValueError(f"vocab_size: expected at most {self.stored_config.vocab_size}")
+        config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        return dataclasses.replace(self, config=config, unused_rows=unused_rows)
 
     def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
         """Reads weights; float32 arrays by our names.
@@ -119,7 +159,9 @@ class ModelSource:
         copies = {}
         if table is None:
             tensors.expect_head()
-            table, copies = weight_table(self.config), tensors.copies
+            table, copies = weight_table(self.stored_config), tensors.copies
+        folded = self._folded_table()
+        table = (*table, *folded)
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
         arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
         for copy, original in copies.items():
@@ -129,7 +171,16 @@ class ModelSource:
                     f'an output layer of its own needs "tie_word_embeddings": false in {HF_CONFIG}'
                 )
                 raise InputError(where, expected, "others", hint)
-        return {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
+        weights = {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
+        fold_embeddings(weights, folded)
+        for name in weights.keys() & set(VOCABULARY_ROWS) if self.unused_rows else ():
+            weights[name] = np.array(weights[name][: self.config.vocab_size])
+        return weights
+
+    def _folded_table(self) -> tuple[WeightName, ...]:
+        if self.config.family.folded_embeddings is None or self.layout != HF:
+            return ()
+        return folded_table(self.config, (self.directory / HF_CONFIG).read_json())
 
     def open_files(self) -> ModelTensors:
         """Opens the files of its weights, of which there must be some."""
@@ -143,7 +194,7 @@ class ModelSource:
             SHA-256, in hexadecimal, of the configuration's JSON followed by one
             line for each weight file: its own SHA-256.
         """
-        digest = hashlib.sha256(json_text.dump(self.config.to_dict()))
+        digest = hashlib.sha256(json_text.dump(self.stored_config.to_dict()))
         for path in mirror_all(self.weight_files):
             digest.update(f"{path.sha256()}\n".encode())
         return digest.hexdigest()
@@ -164,8 +215,8 @@ def find_model(directory: Location) -> ModelSource:
             configuration.
     """
     if not directory.is_dir():
-        received = "no such directory (a model of a hub must be downloaded first)"
-        raise InputError(directory, received=received)
+        hint = "a model of the hub is named ORG/NAME or hf://NAME"
+        raise InputError(directory, received="no such directory", hint=hint)
     for name in (HF_CONFIG, GOOGLE_CONFIG):
         if (directory / name).is_file():
             config = EncoderConfig.from_json(directory / name)

@@ -73,15 +73,16 @@ class ModelTensors:
         names = (row.stored(self._files.layout)[0] for row in rows)
         return [name for name in names if name not in self.shapes]
 
+    def is_bare(self) -> bool:
+        """Returns whether there is no tensor of the masked-LM head."""
+        return len(self.missing_head()) == self._head_size()
+
     def expect_head(self) -> None:
         """Raises InputError unless there are all tensors of the masked-LM head."""
         missing = self.missing_head()
         if not missing:
             return
-        head = sum(row.ours.startswith("head/") for row in weight_table(self._config))
-        received = f"none: its files lack {_some(missing)}"
-        if len(missing) < head:
-            received = f"{head - len(missing)} of its {head} tensors: they lack {_some(missing)}"
+        received, head = f"none: its files lack {_some(missing)}", self._head_size()
         others = self._other_heads()
         if others:
             received = f"{received}, and have {_some(others)}"
@@ -89,18 +90,28 @@ class ModelTensors:
             "predictions would be random; train a new head: run_distill "
             f"`student`={shlex.quote(str(self._where))} `freeze`=encoder `losses`=masked_lm=1 …"
         )
+        if len(missing) < head:
+            received = f"{head - len(missing)} of its {head} tensors: they lack {_some(missing)}"
+            hint = "get the complete files; only a head of which nothing is there begins anew"
         raise InputError(self._where, "a model with a masked-LM head", received, hint)
 
-    def describe_unused(self) -> str | None:
-        """Returns a line on the tensors that a masked LM does not use; None for none."""
+    def describe_unused(self, others: Iterable[str] = ()) -> str | None:
+        """Returns a line on the tensors that a masked LM does not use; None for none.
+
+        Args:
+            others: names of tensors that are used besides the masked LM's weights.
+        """
         layout = self._files.layout
-        used = {row.stored(layout)[0] for row in weight_table(self._config)} | self.copies.keys()
+        used = {row.stored(layout)[0] for row in weight_table(self._config)}.union(others)
         used |= tied_hf_names(self._config).keys() if layout == HF else set()
         unused = [name for name in self.shapes if name not in used and not is_optimizer_state(name)]
         if not unused:
             return None
         plural = "" if len(unused) == 1 else "s"
         return f"{self._where}: {len(unused)} tensor{plural} not used: {_some(unused)}"
+
+    def _head_size(self) -> int:
+        return sum(row.ours.startswith("head/") for row in weight_table(self._config))
 
     def _other_heads(self) -> list[str]:
         base = base_prefix(encoder_table(self._config), self._files.layout)
@@ -158,7 +169,7 @@ def _find_prefix(
 
 
 def _other_prefix(prefix: str, config: EncoderConfig, base: str, where: Location) -> InputError:
-    expected = f"tensors of a {config.family.title}, named {base}… or without a prefix"
+    expected = f"tensors of {config.family.title}, named {base}… or without a prefix"
     received = f"an encoder named {one_line(prefix)}…"
     return InputError(where, expected, received, _hint([prefix]))
 
@@ -169,7 +180,7 @@ def _no_encoder(
     """Returns the refusal of files without a weight of the family's encoder."""
     counts = collections.Counter(name.partition(separator)[0] for name in stored)
     most = [(f"{name}{separator}", count) for name, count in counts.most_common(_SHOWN)]
-    expected = f"tensors of a {config.family.title}, such as {base}embeddings…"
+    expected = f"tensors of {config.family.title}, such as {base}embeddings…"
     received = ", ".join(f"{count} named {one_line(prefix)}…" for prefix, count in most)
     return InputError(where, expected, received or "none", _hint([prefix for prefix, _ in most]))
 
@@ -181,7 +192,7 @@ def _hint(prefixes: Sequence[str]) -> str:
         named = [one for one in FAMILIES.values() if rename("bert.", one.hf_names) == base]
         if named:
             names = " or ".join(f'"{family.model_type}"' for family in named)
-            return f'if it is a {named[0].title}, set "model_type" to {names} in its configuration'
+            return f'those of {named[0].title} need "model_type" {names} in the configuration'
     return f"families that open: {', '.join(FAMILIES)}"
 
 

@@ -9,14 +9,13 @@ import numpy as np
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
-from pipeline.models.weight_names import weight_table
+from pipeline.models.weight_names import SEGMENTS, weight_table
 
 Weights = dict[str, np.ndarray]
 
 _LAYER_MAP = Setting("layer_map")
 _LAYER = re.compile(r"encoder/layer_(\d+)/")
 _POSITIONS = "encoder/embeddings/position_embeddings"
-_SEGMENTS = "encoder/embeddings/segment_embeddings"
 
 
 def expect_tied(config: EncoderConfig) -> None:
@@ -51,27 +50,84 @@ def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ..
 
 
 def choose_layers(
-    teacher_layers: int, student_layers: int | None, layer_map: str | None
+    teacher: EncoderConfig, student_layers: int | None, layer_map: str | None
 ) -> tuple[int, ...]:
     """Returns the teacher's layers that the settings `student_layers` and `layer_map` name.
 
     Args:
-        teacher_layers: layers of the teacher.
+        teacher: its configuration.
         student_layers: how many; None for as many as `layer_map` has.
         layer_map: `even`, evenly spaced; `first` or `last`, so many consecutive ones;
             `every:k`, each k-th, the k-th first; or teacher layers from 0, ascending,
             separated by commas, such as `0,2,4,7,9,11`; None for `even`.
 
     Returns:
-        one teacher layer for each student layer.
+        one teacher layer for each student layer. Where the teacher has local layers, `even`
+        takes the layers nearest to evenly spaced ones that the student can have.
 
     Raises:
         InputError: no preset and not that many ascending integers, or one is out
-            of range.
+            of range, or a local layer would become a global one or the reverse.
 
     Example:
-        `choose_layers(12, None, "every:4")` is `(3, 7, 11)`.
+        `choose_layers(teacher, None, "every:4")` is `(3, 7, 11)` for a BERT of 12 layers.
     """
+    layers = _named_layers(teacher.num_hidden_layers, student_layers, layer_map)
+    if teacher.global_attn_every_n_layers is None:
+        return layers
+    if layer_map is None or layer_map.strip() == "even":
+        return _nearest_layers(teacher, layers)
+    _expect_same_kinds(teacher, layers, layer_map)
+    return layers
+
+
+def _fits(teacher: EncoderConfig, teacher_layer: int, student_layer: int) -> bool:
+    """Returns whether a layer of a teacher that has local ones can be a layer of a student.
+
+    Both must be local, or both global. The first layer has no normalisation of its own where
+    others have one, so that only the first can take its place.
+    """
+    kinds = (teacher.is_global_layer(index) for index in (teacher_layer, student_layer))
+    return len(set(kinds)) == 1 and (teacher_layer == 0) == (student_layer == 0)
+
+
+def _nearest_layers(teacher: EncoderConfig, wanted: Sequence[int]) -> tuple[int, ...]:
+    """Returns the layers that fit with the least sum of distances to the wanted ones."""
+    # The best choice up to a student's layer by its last teacher layer, and its distance.
+    best: dict[int, tuple[int, tuple[int, ...]]] = {-1: (0, ())}
+    for student_layer, target in enumerate(wanted):
+        best = {
+            layer: min(
+                (distance + abs(layer - target), (*before, layer))
+                for last, (distance, before) in best.items()
+                if last < layer
+            )
+            for layer in range(student_layer, teacher.num_hidden_layers)
+            if layer > min(best) and _fits(teacher, layer, student_layer)
+        }
+    return min(best.values())[1]
+
+
+def _expect_same_kinds(teacher: EncoderConfig, layers: Sequence[int], layer_map: str) -> None:
+    for student_layer, layer in enumerate(layers):
+        if _fits(teacher, layer, student_layer):
+            continue
+        every = teacher.global_attn_every_n_layers
+        wanted = "layer 0"
+        if student_layer:
+            wanted = f"a local layer of the teacher (no multiple of {every})"
+        if student_layer and teacher.is_global_layer(student_layer):
+            wanted = f"a global layer of the teacher (a multiple of {every}, not 0)"
+        expected = f"{wanted} for student layer {student_layer}"
+        nearest = ",".join(map(str, _nearest_layers(teacher, layers)))
+        hint = f"the nearest layers that fit are {nearest}"
+        raise InputError(_LAYER_MAP, expected, f"{layer}: {layer_map!r}", hint)
+
+
+def _named_layers(
+    teacher_layers: int, student_layers: int | None, layer_map: str | None
+) -> tuple[int, ...]:
+    """Returns what `choose_layers` does for a teacher whose layers are all of one kind."""
     if layer_map is None:
         return default_layer_map(teacher_layers, student_layers or teacher_layers)
     name = layer_map.strip()
@@ -155,8 +211,8 @@ def narrow_config(
         intermediate_size: width inside the feed-forward block; shrunk with D unless given.
 
     Raises:
-        InputError: a size above the teacher's, or heads that do not divide D or
-            would be larger than the teacher's.
+        InputError: a size above the teacher's, heads that do not divide D or would be
+            larger than the teacher's, or a D at which the family projects no embeddings.
     """
     size = hidden_size or config.hidden_size
     heads = num_attention_heads or config.num_attention_heads
@@ -169,8 +225,9 @@ def narrow_config(
         if value > largest:
             expected = f"at most the teacher's {largest}, from which it is cut"
             raise InputError(Setting(name), expected, value)
-    if size % heads:
-        expected = f"a multiple of its {heads} attention heads"
+    rotated = config.global_rope_theta is not None
+    if size % (heads * (2 if rotated else 1)):
+        expected = f"a multiple of {'twice ' if rotated else ''}its {heads} attention heads"
         hint = "`student_attention_heads` sets these"
         raise InputError(Setting("student_hidden_size"), expected, size, hint)
     largest = config.hidden_size // config.num_attention_heads
@@ -178,9 +235,20 @@ def narrow_config(
         expected = f"heads of at most {largest} dimensions, as the teacher's"
         received = f"{heads} for a hidden size of {size}"
         raise InputError(Setting("student_attention_heads"), expected, received)
-    return dataclasses.replace(
-        config, hidden_size=size, num_attention_heads=heads, intermediate_size=inner
+    # Embeddings without a projection are as wide as what they become.
+    width = config.embedding_size if config.has_projection else config.embedding_size and size
+    student = dataclasses.replace(
+        config,
+        hidden_size=size,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        embedding_size=width,
     )
+    if config.has_projection and not student.has_projection:
+        title = config.family.title
+        expected = f"another size than the {width} of its embeddings, which {title} projects to it"
+        raise InputError(Setting("student_hidden_size"), expected, size)
+    return student
 
 
 def narrow_weights(
@@ -189,7 +257,8 @@ def narrow_weights(
     """Cuts a narrower model out of a model's weights: the first dimensions of each.
 
     Of hidden states and of the feed-forward block the first numbers are kept, of
-    attention the first heads and of each its first dimensions.
+    attention the first heads and of each its first dimensions. Where a head's dimensions are
+    rotated in pairs, evenly spaced pairs are kept, so that they turn as in the teacher.
 
     Args:
         weights: by our names.
@@ -203,20 +272,35 @@ def narrow_weights(
         from 2 heads of 3 dimensions to 2 of 2, columns 0, 1, 3, 4 of a query's
         kernel are kept.
     """
-    # The numbers of the teacher's [H, D / H] that the student's attention has.
-    numbers = np.arange(config.hidden_size).reshape(config.num_attention_heads, -1)
-    head_size = student.hidden_size // student.num_attention_heads
-    kept = numbers[: student.num_attention_heads, :head_size].ravel()
+    kept = _kept_of_attention(config, student)
     narrowed = {}
     for row in weight_table(student):
         value = weights[row.ours]
-        if row.ours.split("/")[-2] in ("query", "key", "value"):
+        # Parts that lie side by side are cut each for itself.
+        value = value.reshape(*value.shape[:-1], row.blocks, -1) if row.blocks > 1 else value
+        if row.ours.split("/")[-2] in ("query", "key", "value", "query_key_value"):
             value = value[..., kept]
         elif row.ours.endswith("attention/output/kernel"):
             value = value[kept]
+        shape = row.shape
+        if row.blocks > 1:
+            shape = (*row.shape[:-1], row.blocks, row.shape[-1] // row.blocks)
         # The remaining axes keep their first numbers.
-        narrowed[row.ours] = np.array(value[tuple(slice(0, size) for size in row.shape)])
+        value = np.array(value[tuple(slice(0, size) for size in shape)])
+        narrowed[row.ours] = value.reshape(row.shape)
     return narrowed
+
+
+def _kept_of_attention(config: EncoderConfig, student: EncoderConfig) -> np.ndarray:
+    """Returns which of the teacher's D numbers of queries, keys and values are kept, int [D']."""
+    numbers = np.arange(config.hidden_size).reshape(config.num_attention_heads, -1)
+    size = student.hidden_size // student.num_attention_heads
+    dimensions = np.arange(size)
+    if config.global_rope_theta is not None:
+        half, teacher_half = size // 2, numbers.shape[1] // 2
+        pairs = np.arange(half) * teacher_half // half
+        dimensions = np.concatenate([pairs, pairs + teacher_half])
+    return numbers[: student.num_attention_heads, dimensions].ravel()
 
 
 def config_without_segments(config: EncoderConfig) -> EncoderConfig:
@@ -245,5 +329,5 @@ def without_segments(
     """
     student = config_without_segments(config)
     kept = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
-    kept[_POSITIONS] += weights[_SEGMENTS][0]
+    kept[_POSITIONS] += weights[SEGMENTS][0]
     return student, kept

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.config import EncoderConfig
+from pipeline.models.families import FAMILIES
 from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.initialization import from_teacher
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.models.weight_names import weight_table
+from tests.family_examples import example_config
 
 CONFIG = EncoderConfig(
     vocab_size=11,
@@ -90,18 +92,37 @@ def test_the_same_sizes_keep_everything() -> None:
         assert not np.shares_memory(same[name], value)
 
 
-@pytest.mark.parametrize("model_type", ["roberta", "distilbert", "albert"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_family_is_cut(model_type: str) -> None:
-    changes = {
-        "roberta": {"type_vocab_size": 1, "pad_token_id": 1},
-        "distilbert": {"type_vocab_size": 0},
-        "albert": {"embedding_size": 5},
-    }[model_type]
-    config = dataclasses.replace(CONFIG, model_type=model_type, **changes)
-    student = from_teacher.narrow_config(config, hidden_size=4)
+    config = example_config(model_type)
+    weights = _weights(config)
+    student = from_teacher.narrow_config(config, hidden_size=8, num_attention_heads=1)
+    cut = from_teacher.narrow_weights(weights, config, student)
+    model = MaskedLM(student)
+    assign_weights(model, cut)
+    assert np.isfinite(np.asarray(model(_batch()))).all()
+    biases = "encoder/relative_positions/bias"
+    if biases in weights:
+        np.testing.assert_array_equal(cut[biases], weights[biases][:, :1])
+
+
+def test_electras_embeddings_are_cut_with_the_hidden_size_where_nothing_projects_them() -> None:
+    config = example_config("electra", embedding_size=16)
+    student = from_teacher.narrow_config(config, hidden_size=8)
+    assert (student.embedding_size, student.has_projection) == (8, False)
     model = MaskedLM(student)
     assign_weights(model, from_teacher.narrow_weights(_weights(config), config, student))
     assert np.isfinite(np.asarray(model(_batch()))).all()
+
+
+def test_electras_projection_is_not_lost() -> None:
+    config = example_config("electra", embedding_size=8)
+    assert from_teacher.narrow_config(config, hidden_size=12).embedding_size == 8
+    with pytest.raises(InputError) as error:
+        from_teacher.narrow_config(config, hidden_size=8)
+    assert (error.value.subject, error.value.received) == (Setting("student_hidden_size"), 8)
+    albert = example_config("albert", embedding_size=8)
+    assert from_teacher.narrow_config(albert, hidden_size=8).has_projection
 
 
 def test_without_segments_single_segments_give_the_same() -> None:
@@ -142,6 +163,14 @@ def test_only_a_bert_has_segments_to_drop() -> None:
     assert error.value.received == "roberta"
 
 
+def _layers(count: int) -> EncoderConfig:
+    """Returns the configuration of a BERT with so many layers."""
+    sizes = {"vocab_size": 9, "hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 8}
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    lengths = {"max_position_embeddings": 8, "type_vocab_size": 2}
+    return EncoderConfig(num_hidden_layers=count, hidden_act="gelu", **sizes, **rates, **lengths)
+
+
 @pytest.mark.parametrize(
     ("teacher", "student", "expected"),
     [
@@ -162,7 +191,9 @@ def test_default_layer_map_is_a_layer_map(counts):
     teacher, student = counts
     layers = from_teacher.default_layer_map(teacher, student)
     assert len(layers) == student
-    assert from_teacher.choose_layers(teacher, student, ",".join(map(str, layers))) == layers
+    assert (
+        from_teacher.choose_layers(_layers(teacher), student, ",".join(map(str, layers))) == layers
+    )
 
 
 @pytest.mark.parametrize("student", [0, 5])
@@ -184,7 +215,7 @@ def test_default_layer_map_refuses_counts_out_of_range(student):
 )
 def test_choose_layers_refuses_invalid_text(text, expected, received):
     with pytest.raises(InputError) as error:
-        from_teacher.choose_layers(4, 2, text)
+        from_teacher.choose_layers(_layers(4), 2, text)
     assert error.value.subject == Setting("layer_map")
     assert (error.value.expected, error.value.received) == (expected, received)
 
@@ -201,7 +232,7 @@ def test_choose_layers_refuses_invalid_text(text, expected, received):
     ],
 )
 def test_layer_maps_are_read(text, student, expected):
-    assert from_teacher.choose_layers(12, student, text) == expected
+    assert from_teacher.choose_layers(_layers(12), student, text) == expected
 
 
 @pytest.mark.parametrize(
@@ -216,7 +247,7 @@ def test_layer_maps_are_read(text, student, expected):
 )
 def test_choose_layers_refuses_presets_that_do_not_fit(text, student, subject, received):
     with pytest.raises(InputError) as error:
-        from_teacher.choose_layers(12, student, text)
+        from_teacher.choose_layers(_layers(12), student, text)
     assert error.value.subject == Setting(subject)
     assert error.value.received == received
 

@@ -12,10 +12,12 @@ from safetensors.numpy import load_file, save_file
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
+from pipeline.models.families import FAMILIES
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource, find_model
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.models.weight_names import weight_table
+from tests.family_examples import example_config
 from tools.convert_checkpoint import google_config
 from tools.finetuning import heads
 from tools.finetuning.head_layout import (
@@ -23,6 +25,7 @@ from tools.finetuning.head_layout import (
     REGRESSION,
     SPAN,
     Head,
+    dropout_rate,
     head_settings,
     head_table,
     read_head,
@@ -32,16 +35,7 @@ SIZES = {"vocab_size": 37, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
 SIZES |= {"intermediate_size": 24, "max_position_embeddings": 20, "type_vocab_size": 2}
 RATES = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.4}
 BERT = EncoderConfig(**SIZES, **RATES, hidden_act="gelu")
-ROBERTA = dataclasses.replace(
-    BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=22, type_vocab_size=1
-)
-FAMILIES = {
-    "bert": BERT,
-    "roberta": ROBERTA,
-    "xlm-roberta": dataclasses.replace(ROBERTA, model_type="xlm-roberta"),
-    "distilbert": dataclasses.replace(BERT, model_type="distilbert", type_vocab_size=0),
-    "albert": dataclasses.replace(BERT, model_type="albert", embedding_size=6),
-}
+EXAMPLES = {name: example_config(name) for name in FAMILIES}
 LABELS = ("no", "perhaps", "yes")
 HEADS = {CLASSIFICATION: Head(CLASSIFICATION, LABELS), REGRESSION: Head(REGRESSION)}
 HEADS[SPAN] = Head(SPAN)
@@ -83,25 +77,35 @@ def test_names_by_hand() -> None:
         ("roberta", CLASSIFICATION, ("classifier.dense", "classifier.out_proj")),
         ("distilbert", REGRESSION, ("pre_classifier", "classifier")),
         ("albert", CLASSIFICATION, ("albert.pooler", "classifier")),
-        *((family, SPAN, ("qa_outputs",)) for family in FAMILIES),
+        ("mpnet", REGRESSION, ("classifier.dense", "classifier.out_proj")),
+        *((name, SPAN, ("qa_outputs",)) for name in FAMILIES if name != "modernbert"),
     ):
         expected = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
-        assert [row.hf for row in head_table(FAMILIES[family], HEADS[kind])] == expected
+        assert [row.hf for row in head_table(EXAMPLES[family], HEADS[kind])] == expected
+    outputs = ["classifier.weight", "classifier.bias"]
+    for kind in HEADS:
+        names = [row.hf for row in head_table(EXAMPLES["modernbert"], HEADS[kind])]
+        assert names == ["head.dense.weight", "head.norm.weight", *outputs]
 
 
 def test_head_settings_are_those_of_transformers() -> None:
-    settings = head_settings(FAMILIES["distilbert"], HEADS[CLASSIFICATION])
+    settings = head_settings(EXAMPLES["distilbert"], HEADS[CLASSIFICATION])
     assert settings["architectures"] == ["DistilBertForSequenceClassification"]
     assert settings["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
     assert settings["label2id"] == {"no": 0, "perhaps": 1, "yes": 2}
     assert settings["problem_type"] == "single_label_classification"
     assert settings["seq_classif_dropout"] == 0.2
-    settings = head_settings(FAMILIES["distilbert"], HEADS[SPAN])
+    settings = head_settings(EXAMPLES["distilbert"], HEADS[SPAN])
     assert settings["architectures"] == ["DistilBertForQuestionAnswering"]
     assert settings["qa_dropout"] == 0.1
     settings = head_settings(BERT, HEADS[REGRESSION])
     assert settings["id2label"] == {"0": "LABEL_0"} and settings["problem_type"] == "regression"
     assert settings["classifier_dropout"] == 0.1
+    # MPNet's rate is that of its hidden states.
+    config = dataclasses.replace(EXAMPLES["mpnet"], hidden_dropout_prob=0.3)
+    settings = head_settings(config, HEADS[CLASSIFICATION])
+    assert settings["hidden_dropout_prob"] == 0.3 and "classifier_dropout" not in settings
+    assert dropout_rate(config, CLASSIFICATION) == 0.3 and dropout_rate(config, SPAN) == 0.0
 
 
 @pytest.mark.parametrize("has_pooler", [True, False])
@@ -138,7 +142,7 @@ def test_labels_that_are_null_are_unnamed(tmp_path) -> None:
 @pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:
-    config = FAMILIES[family]
+    config = EXAMPLES[family]
     model = saved(tmp_path, config, kind)
     source = find_model(tmp_path)
     assert source.config == config
@@ -154,7 +158,8 @@ def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:
     own = model_directory.get_weights(model)
     for name, value in own.items():
         same = np.array_equal(value, other[name])
-        pooler = family in ("bert", "albert") and name.startswith("head/dense")
+        # BERT's first layer is its pooler; ModernBERT's are those of its masked-LM head.
+        pooler = config.family.sequence_head.is_pretrained and not name.startswith("head/output")
         expected = name.startswith("encoder/") or pooler or name.endswith("bias")
         assert same == expected, name
 
@@ -275,7 +280,7 @@ def _run_torch(model, batch: Batch) -> np.ndarray:
         "input_ids": torch.tensor(batch[INPUT_IDS]).long(),
         "attention_mask": torch.tensor(batch[INPUT_MASK]),
     }
-    if model.config.model_type != "distilbert":
+    if FAMILIES[model.config.model_type].has_segments:
         inputs["token_type_ids"] = torch.tensor(batch[SEGMENT_IDS]).long()
     with torch.no_grad():
         output = model.eval()(**inputs)
@@ -307,12 +312,12 @@ def _peer_class(kind: str):
 @pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_computes_the_logits_of_our_heads(tmp_path, family: str, kind: str) -> None:
-    model = saved(tmp_path, FAMILIES[family], kind)
+    model = saved(tmp_path, EXAMPLES[family], kind)
     peer, report = _peer_class(kind).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     if kind == CLASSIFICATION:
         assert peer.config.id2label == dict(enumerate(LABELS))
-    _assert_equal_logits(model, peer, FAMILIES[family])
+    _assert_equal_logits(model, peer, EXAMPLES[family])
 
 
 @pytest.mark.peers
@@ -322,7 +327,7 @@ def test_heads_of_transformers_give_the_same_logits_here(tmp_path, family: str, 
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    settings = FAMILIES[family].to_hf()
+    settings = EXAMPLES[family].to_hf()
     del settings["architectures"]
     labels = {} if kind == SPAN else {"num_labels": HEADS[kind].num_outputs}
     config = transformers.AutoConfig.for_model(**settings, **labels)
@@ -331,4 +336,4 @@ def test_heads_of_transformers_give_the_same_logits_here(tmp_path, family: str, 
     head = read_head(find_model(tmp_path))
     assert HEADS[kind].kind == head.kind and HEADS[kind].num_outputs == head.num_outputs
     model = load(tmp_path, kind, keep_head=True)
-    _assert_equal_logits(model, peer, FAMILIES[family])
+    _assert_equal_logits(model, peer, EXAMPLES[family])

@@ -194,7 +194,8 @@ def forward_flops(config: EncoderConfig, length: int, positions: int) -> float:
 
     A layer over L tokens of D dimensions with F inside the feed-forward block takes 8·L·D² for
     query, key, value and output, 4·L²·D for the scores and their product with the values, and
-    4·L·D·F for the feed-forward block. The head over P positions, with embeddings of width E and
+    4·L·D·F for the feed-forward block, 6·L·D·F with gated units; those of local attention are
+    counted in full, as they are computed. The head over P positions, with embeddings of width E and
     V tokens, takes 2·P·D·E + 2·P·E·V.
 
     Args:
@@ -207,7 +208,10 @@ def forward_flops(config: EncoderConfig, length: int, positions: int) -> float:
         are the twelve layers'.
     """
     size, inner, width = config.hidden_size, config.intermediate_size, config.embedding_width
-    layer = 8 * length * size**2 + 4 * length**2 * size + 4 * length * size * inner
+    feed_forward = 4 * length * size * inner
+    if config.family.has_gated_units:
+        feed_forward += 2 * length * size * inner
+    layer = 8 * length * size**2 + 4 * length**2 * size + feed_forward
     head = 2 * positions * size * width + 2 * positions * width * config.vocab_size
     embedded = 2 * length * size * width if width != size else 0
     return float(config.num_hidden_layers * layer + head + embedded)

@@ -1,0 +1,200 @@
+"""BERT's layers: summed embeddings and post-norm transformer layers.
+
+Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
+Understanding" (2019). Shapes: B batch, L length, D hidden size, H heads.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from pipeline.models.architectures.parts import (
+    ACTIVATION_FUNCTIONS,
+    DType,
+    LayerParts,
+    Tensor,
+    attend,
+    split_heads,
+    take_rows,
+)
+from pipeline.models.config import EncoderConfig
+
+HAS_FINAL_NORM = False
+
+
+class Embeddings(keras.layers.Layer):
+    """Sum of word, position and segment embeddings, normalised, [B, L, D].
+
+    ALBERT's and ELECTRA's may have a width of their own, and are projected to D.
+
+    The three tables are float32 variables that are never cast on access, so that
+    the vocabulary matmul can read the word embeddings exactly.
+    """
+
+    def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
+        super().__init__(name="embeddings", dtype=dtype)
+        self.config = config
+        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
+        self.layer_norm = self.parts.layer_norm()
+        self.dropout = self.parts.dropout(config.hidden_dropout_prob)
+        self.projection = None
+        if config.has_projection:
+            self.projection = self.parts.dense(config.hidden_size, "projection")
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.word_embeddings = self._table("word_embeddings", self.config.vocab_size)
+        self.position_embeddings = self._table(
+            "position_embeddings", self.config.max_position_embeddings
+        )
+        if self.config.type_vocab_size:
+            self.segment_embeddings = self._table("segment_embeddings", self.config.type_vocab_size)
+        for layer in (self.layer_norm, self.dropout, self.projection):
+            if layer is not None:
+                layer.build((None, None, self.config.embedding_width))
+
+    def _table(self, name: str, rows: int) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=(rows, self.config.embedding_width),
+            initializer=self.parts.initializer(name),
+            autocast=False,
+        )
+
+    def call(self, input_ids: Tensor, segment_ids: Tensor, training: bool | None = None) -> Tensor:
+        """Embeds tokens.
+
+        Args:
+            input_ids: int [B, L].
+            segment_ids: int [B, L].
+            training: whether dropout is active.
+
+        Returns:
+            [B, L, D] in the compute dtype.
+        """
+        length = ops.shape(input_ids)[1]
+        words = take_rows(self.word_embeddings, input_ids)
+        if self.config.type_vocab_size:
+            words = words + take_rows(self.segment_embeddings, segment_ids)
+        first = self.config.position_offset
+        positions = ops.convert_to_tensor(self.position_embeddings)[first : first + length]
+        hidden = self.layer_norm(words + ops.expand_dims(positions, 0))
+        hidden = self.dropout(ops.cast(hidden, self.compute_dtype), training=training)
+        return hidden if self.projection is None else self.projection(hidden)
+
+
+class Attention(keras.layers.Layer):
+    """Self-attention with its output projection, residual and normalisation."""
+
+    def __init__(
+        self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name="attention", dtype=dtype)
+        self.config = config
+        self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
+        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        self.query, self.key, self.value, self.projection = (
+            parts.dense(config.hidden_size, name) for name in ("query", "key", "value", "output")
+        )
+        self.probability_dropout = parts.dropout(
+            config.attention_probs_dropout_prob, "probability_dropout"
+        )
+        self.dropout = parts.dropout(config.hidden_dropout_prob)
+        self.layer_norm = parts.layer_norm()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        projections = self.query, self.key, self.value, self.projection
+        dropouts = self.dropout, self.probability_dropout
+        for layer in (*projections, *dropouts, self.layer_norm):
+            layer.build((None, None, self.config.hidden_size))
+
+    def call(
+        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attends within each row of the batch.
+
+        Args:
+            hidden: [B, L, D].
+            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding; MPNet's is
+                [B, H, L, L], with its bias.
+            training: whether dropout is active.
+
+        Returns:
+            [B, L, D]; and the attention map, see `attend`.
+        """
+        heads = self.config.num_attention_heads
+        query = split_heads(self.query(hidden) * self.scale, heads)
+        key, value = split_heads(self.key(hidden), heads), split_heads(self.value(hidden), heads)
+        dropout = functools.partial(self.probability_dropout, training=training)
+        context, attention_map = attend(query, key, value, score_mask, dropout)
+        output = self.projection(context)
+        return self.layer_norm(hidden + self.dropout(output, training=training)), attention_map
+
+
+class FeedForward(keras.layers.Layer):
+    """The two dense layers after attention, with residual and normalisation."""
+
+    def __init__(
+        self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name="feed_forward", dtype=dtype)
+        self.config = config
+        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
+        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        self.intermediate = parts.dense(config.intermediate_size, "intermediate")
+        self.projection = parts.dense(config.hidden_size, "output")
+        self.dropout = parts.dropout(config.hidden_dropout_prob)
+        self.layer_norm = parts.layer_norm()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.projection.build((None, None, self.config.intermediate_size))
+        for layer in (self.intermediate, self.dropout, self.layer_norm):
+            layer.build((None, None, self.config.hidden_size))
+
+    def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
+        """Maps [B, L, D] to [B, L, D], each position for itself."""
+        output = self.projection(self.activation(self.intermediate(hidden)))
+        return self.layer_norm(hidden + self.dropout(output, training=training))
+
+
+class EncoderLayer(keras.layers.Layer):
+    """One transformer layer, [B, L, D] → [B, L, D]."""
+
+    def __init__(
+        self, config: EncoderConfig, *, index: int, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name=f"layer_{index}", dtype=dtype)
+        policy = self.dtype_policy
+        self.attention = Attention(config, scope=self.name, seed=seed, dtype=policy)
+        self.feed_forward = FeedForward(config, scope=self.name, seed=seed, dtype=policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.attention.build(input_shape)
+        self.feed_forward.build(input_shape)
+
+    def call(
+        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Applies attention, then the feed-forward block; see `Attention.call`."""
+        hidden, attention_map = self.attention(hidden, score_mask, training=training)
+        return self.feed_forward(hidden, training=training), attention_map
+
+
+def score_masks(config: EncoderConfig, padding: Tensor) -> Sequence[Tensor]:
+    """Returns what each layer adds to its attention scores.
+
+    Args:
+        config: the model's.
+        padding: 0 at tokens and `MASKED_SCORE` at padding, [B, 1, 1, L]; or of a shape that
+            fits [B, H, L, L], with a bias.
+
+    Returns:
+        N tensors of a shape that fits [B, H, L, L].
+    """
+    return [padding] * config.num_hidden_layers

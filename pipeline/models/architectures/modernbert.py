@@ -1,0 +1,214 @@
+"""ModernBERT's layers: pre-norm, rotary positions, local and global attention, gated units.
+
+Warner et al., "Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder" (2024); rotary
+positions from Su et al., "RoFormer" (2021), gated units from Shazeer, "GLU Variants Improve
+Transformer" (2020). Shapes: B batch, L length, D hidden size, H heads.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from pipeline.models.architectures.parts import (
+    ACTIVATION_FUNCTIONS,
+    MASKED_SCORE,
+    DType,
+    LayerParts,
+    Tensor,
+    attend,
+    split_heads,
+    take_rows,
+)
+from pipeline.models.config import EncoderConfig
+
+HAS_FINAL_NORM = True
+
+
+class Embeddings(keras.layers.Layer):
+    """Word embeddings, normalised, [B, L, D]; the layers know of positions.
+
+    The table is a float32 variable that is never cast on access, so that the vocabulary
+    matmul can read it exactly.
+    """
+
+    def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
+        super().__init__(name="embeddings", dtype=dtype)
+        self.config = config
+        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
+        self.layer_norm = self.parts.layer_norm()
+        self.dropout = self.parts.dropout(config.embedding_dropout)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        name = "word_embeddings"
+        self.word_embeddings = self.add_weight(
+            name=name,
+            shape=(self.config.vocab_size, self.config.hidden_size),
+            initializer=self.parts.initializer(name),
+            autocast=False,
+        )
+        for layer in (self.layer_norm, self.dropout):
+            layer.build((None, None, self.config.hidden_size))
+
+    def call(self, input_ids: Tensor, segment_ids: Tensor, training: bool | None = None) -> Tensor:
+        """Embeds tokens.
+
+        Args:
+            input_ids: int [B, L].
+            segment_ids: has no effect.
+            training: whether dropout is active.
+
+        Returns:
+            [B, L, D] in the compute dtype.
+        """
+        del segment_ids
+        hidden = self.layer_norm(take_rows(self.word_embeddings, input_ids))
+        return self.dropout(ops.cast(hidden, self.compute_dtype), training=training)
+
+
+def rotate(x: Tensor, theta: float) -> Tensor:
+    """Rotates pairs of a head's dimensions by angles that grow with the position.
+
+    Dimensions j and j + d/2 of d are a pair; its angle at position p is p · θ^(−2j/d).
+    Angles and products are float32.
+
+    Args:
+        x: [B, H, L, d], d even.
+        theta: the base θ.
+
+    Returns:
+        as `x`, in its dtype.
+    """
+    half = x.shape[-1] // 2
+    frequencies = (theta ** -(np.arange(half) / half)).astype(np.float32)
+    positions = ops.arange(ops.shape(x)[2], dtype="int32")
+    angles = ops.expand_dims(ops.cast(positions, "float32"), 1) * frequencies
+    cos, sin = ops.cos(angles), ops.sin(angles)
+    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return ops.cast(ops.concatenate(rotated, axis=-1), x.dtype)
+
+
+class Attention(keras.layers.Layer):
+    """Normalisation, then self-attention with its output projection; the residual is added.
+
+    The first layer has no normalisation: the embeddings are normalised already.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, *, index: int, scope: str, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name="attention", dtype=dtype)
+        self.config = config
+        is_global = config.is_global_layer(index)
+        self.theta = config.global_rope_theta if is_global else config.local_rope_theta
+        self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
+        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        self.layer_norm = parts.layer_norm() if index else None
+        self.query_key_value = parts.dense(3 * config.hidden_size, "query_key_value")
+        self.projection = parts.residual_dense(config.hidden_size, "output")
+        rate = config.attention_probs_dropout_prob
+        self.probability_dropout = parts.dropout(rate, "probability_dropout")
+        self.dropout = parts.dropout(rate)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        dropouts = self.dropout, self.probability_dropout
+        for layer in (self.query_key_value, self.projection, *dropouts, self.layer_norm):
+            if layer is not None:
+                layer.build((None, None, self.config.hidden_size))
+
+    def call(
+        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attends within each row of the batch.
+
+        Args:
+            hidden: [B, L, D].
+            score_mask: of this layer, from `score_masks`.
+            training: whether dropout is active.
+
+        Returns:
+            [B, L, D]; and the attention map, see `attend`.
+        """
+        normalised = hidden if self.layer_norm is None else self.layer_norm(hidden)
+        query, key, value = (
+            split_heads(part, self.config.num_attention_heads)
+            for part in ops.split(self.query_key_value(normalised), 3, axis=-1)
+        )
+        query, key = rotate(query * self.scale, self.theta), rotate(key, self.theta)
+        dropout = functools.partial(self.probability_dropout, training=training)
+        context, attention_map = attend(query, key, value, score_mask, dropout)
+        output = self.dropout(self.projection(context), training=training)
+        return hidden + output, attention_map
+
+
+class FeedForward(keras.layers.Layer):
+    """Normalisation, then a gated unit and a dense layer; the residual is added."""
+
+    def __init__(
+        self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name="feed_forward", dtype=dtype)
+        self.config = config
+        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
+        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        self.layer_norm = parts.layer_norm()
+        # The activated half, then the half that it is multiplied with.
+        self.intermediate = parts.dense(2 * config.intermediate_size, "intermediate")
+        self.projection = parts.residual_dense(config.hidden_size, "output")
+        self.dropout = parts.dropout(config.hidden_dropout_prob)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.projection.build((None, None, self.config.intermediate_size))
+        for layer in (self.layer_norm, self.intermediate, self.dropout):
+            layer.build((None, None, self.config.hidden_size))
+
+    def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
+        """Maps [B, L, D] to [B, L, D], each position for itself."""
+        activated, gate = ops.split(self.intermediate(self.layer_norm(hidden)), 2, axis=-1)
+        inner = self.dropout(self.activation(activated) * gate, training=training)
+        return hidden + self.projection(inner)
+
+
+class EncoderLayer(keras.layers.Layer):
+    """One transformer layer, [B, L, D] → [B, L, D]."""
+
+    def __init__(
+        self, config: EncoderConfig, *, index: int, seed: int, dtype: DType = None
+    ) -> None:
+        super().__init__(name=f"layer_{index}", dtype=dtype)
+        shared = {"scope": self.name, "seed": seed, "dtype": self.dtype_policy}
+        self.attention = Attention(config, index=index, **shared)
+        self.feed_forward = FeedForward(config, **shared)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.attention.build(input_shape)
+        self.feed_forward.build(input_shape)
+
+    def call(
+        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Applies attention, then the feed-forward block; see `Attention.call`."""
+        hidden, attention_map = self.attention(hidden, score_mask, training=training)
+        return self.feed_forward(hidden, training=training), attention_map
+
+
+def score_masks(config: EncoderConfig, padding: Tensor) -> Sequence[Tensor]:
+    """Returns what each layer adds to its attention scores; see `bert.score_masks`.
+
+    In a local layer a token sees those at most half a window away.
+    """
+    positions = ops.arange(ops.shape(padding)[-1], dtype="int32")
+    distances = ops.abs(ops.expand_dims(positions, 0) - ops.expand_dims(positions, 1))
+    outside = ops.cast(distances > config.local_attention // 2, padding.dtype) * MASKED_SCORE
+    # Not the sum of both, which would not fit float16 together with a score.
+    local = ops.minimum(padding, outside)
+    layers = range(config.num_hidden_layers)
+    return [padding if config.is_global_layer(index) else local for index in layers]

@@ -1,0 +1,138 @@
+"""ModernBERT (Warner et al., 2024), also Ettin, mmBERT and RuModernBERT."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
+from pipeline.models.families.base import Family, SequenceHead
+
+# The layers of every head but their outputs.
+_DENSE, _NORM = "head.dense", "head.norm"
+# Keys of the files that `transformers` 5 writes, and the older ones that take their place here.
+_LAYER_TYPES, _EVERY = "layer_types", "global_attn_every_n_layers"
+_ROPE, _ROPE_SCALING = "rope_parameters", "rope_scaling"
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+_THETAS = {_GLOBAL: "global_rope_theta", _LOCAL: "local_rope_theta"}
+_USUAL_PERIOD = 3
+
+
+def read_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of a `config.json` in the keys that every `transformers` reads.
+
+    Raises:
+        InputError: layers that attend globally are not each k-th, the first among them; or
+            positions are scaled.
+    """
+    settings = dict(raw)
+    # A file of today has null for what the first release took from the other layers.
+    if _THETAS[_LOCAL] in raw and raw[_THETAS[_LOCAL]] is None:
+        settings[_THETAS[_LOCAL]] = raw.get(_THETAS[_GLOBAL])
+    if raw.get(_ROPE_SCALING) is not None:
+        raise InputError(_ROPE_SCALING, "null", shown(raw[_ROPE_SCALING]))
+    if raw.get(_LAYER_TYPES) is not None:
+        settings[_EVERY] = _period(raw[_LAYER_TYPES], raw)
+    if raw.get(_ROPE) is not None:
+        settings |= _read_thetas(raw[_ROPE])
+    return settings
+
+
+def _period(layer_types: Any, raw: Mapping[str, Any]) -> int:
+    """Returns k of a list of layers of which each k-th attends globally, the first among them."""
+    count = len(layer_types) if isinstance(layer_types, list) else 0
+    candidates = [raw.get(_EVERY), _USUAL_PERIOD, *range(1, count + 1)]
+    for period in candidates if count == raw.get("num_hidden_layers") else ():
+        # A file may have anything there.
+        is_count = isinstance(period, int) and period > 0
+        if is_count and layer_types == [_LOCAL if i % period else _GLOBAL for i in range(count)]:
+            return period
+    expected = f"for each layer {_GLOBAL}, the first and each k-th from there, or {_LOCAL}"
+    raise InputError(_LAYER_TYPES, expected, shown(layer_types))
+
+
+def _read_thetas(parameters: Any) -> dict[str, Any]:
+    settings = {}
+    for layer_type, key in _THETAS.items():
+        one = parameters.get(layer_type) if isinstance(parameters, dict) else None
+        if one is None and isinstance(parameters, dict):
+            continue
+        if not isinstance(one, dict) or one.get("rope_type", "default") != "default":
+            expected = f"{_GLOBAL} and {_LOCAL} with rope_type default"
+            raise InputError(_ROPE, expected, shown(parameters))
+        if "rope_theta" in one:
+            settings[key] = one["rope_theta"]
+    return settings
+
+
+FAMILY = Family(
+    model_type="modernbert",
+    title="ModernBERT",
+    class_prefix="ModernBert",
+    sequence_head=SequenceHead(
+        dense=_DENSE,
+        norm=_NORM,
+        dropout=("classifier_dropout", 0.0),
+        activation="gelu",
+        is_pretrained=True,
+    ),
+    finds_spans_with_sequence_head=True,
+    hf_names=(
+        ("bert.encoder.LayerNorm", "model.final_norm"),
+        ("bert.encoder.layer.", "model.layers."),
+        ("bert.embeddings.word_embeddings", "model.embeddings.tok_embeddings"),
+        ("bert.embeddings.LayerNorm", "model.embeddings.norm"),
+        ("bert.", "model."),
+        ("attention.self.query_key_value", "attn.Wqkv"),
+        ("attention.output.dense", "attn.Wo"),
+        ("attention.output.LayerNorm", "attn_norm"),
+        ("intermediate.dense", "mlp.Wi"),
+        ("output.dense", "mlp.Wo"),
+        ("output.LayerNorm", "mlp_norm"),
+        ("cls.predictions.transform.dense", _DENSE),
+        ("cls.predictions.transform.LayerNorm", _NORM),
+        ("cls.predictions.decoder.", "decoder."),
+        ("cls.predictions.", "decoder."),
+    ),
+    config_keys={
+        "hidden_act": "hidden_activation",
+        "hidden_dropout_prob": "mlp_dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "layer_norm_eps": "norm_eps",
+    },
+    config_defaults={
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-5,
+        _EVERY: _USUAL_PERIOD,
+        "local_attention": 128,
+        "global_rope_theta": 160_000.0,
+        "local_rope_theta": 10_000.0,
+        "classifier_pooling": "cls",
+    },
+    fixed_options={
+        "attention_bias": False,
+        "mlp_bias": False,
+        "norm_bias": False,
+        "classifier_bias": False,
+        "decoder_bias": True,
+        "classifier_activation": "gelu",
+    },
+    # Some published files have it, and it has no effect.
+    ignored_options=("position_embedding_type",),
+    null_settings=("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"),
+    own_fields=(
+        _EVERY,
+        "local_attention",
+        "global_rope_theta",
+        "local_rope_theta",
+        "embedding_dropout",
+        "classifier_pooling",
+    ),
+    read_settings=read_settings,
+    architecture="modernbert",
+    has_biases=False,
+    has_gated_units=True,
+    has_segments=False,
+    head_act="gelu",
+)
