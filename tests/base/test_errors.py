@@ -1,4 +1,4 @@
-"""How errors are worded: settings as what shows them calls them, command lines as they are typed."""
+"""How errors are worded: settings as their command shows them, command lines as they are typed."""
 
 import pytest
 
