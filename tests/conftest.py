@@ -323,8 +323,10 @@ def spiece_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return path
 
 
-def train_xlm_roberta(folder: pathlib.Path, **settings: Any) -> pathlib.Path:
-    """Writes a SentencePiece model with its usual first pieces, and XLM-RoBERTa's settings."""
+def train_fairseq(
+    folder: pathlib.Path, family: str = "xlm-roberta", **settings: Any
+) -> pathlib.Path:
+    """Writes a SentencePiece model with its usual first pieces, and a model's configuration."""
     model = io.BytesIO()
     settings = {"vocab_size": 330, "hard_vocab_limit": False, **settings}
     sentencepiece.SentencePieceTrainer.train(
@@ -334,7 +336,7 @@ def train_xlm_roberta(folder: pathlib.Path, **settings: Any) -> pathlib.Path:
         minloglevel=2,
         **settings,
     )
-    (folder / "config.json").write_text(json.dumps({"model_type": "xlm-roberta"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
     path = folder / "sentencepiece.bpe.model"
     path.write_bytes(model.getvalue())
     return path
@@ -343,7 +345,13 @@ def train_xlm_roberta(folder: pathlib.Path, **settings: Any) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def xlm_roberta_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A SentencePiece model in an XLM-RoBERTa's directory; read only."""
-    return train_xlm_roberta(tmp_path_factory.mktemp("xlm_roberta"))
+    return train_fairseq(tmp_path_factory.mktemp("xlm_roberta"))
+
+
+@pytest.fixture(scope="session")
+def camembert_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A SentencePiece model in a CamemBERT's directory; read only."""
+    return train_fairseq(tmp_path_factory.mktemp("camembert"), "camembert")
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 block = block[: server.bytes_until_cut]
                 server.bytes_until_cut -= len(block)
                 if not block:
-                    server.bytes_until_cut = None
+                    server.bytes_until_cut, server.status = None, server.status_after_cut
                     self.close_connection = True
                     self.wfile.flush()
                     self.connection.shutdown(2)
@@ -90,6 +90,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.requests.append(asked)
         if self.server.status is not None:
             return self._answer(self.server.status)
+        if self.server.content is not None:
+            return self._answer(200, self.server.content)
         if found := _STORED.fullmatch(path):
             return self._serve(self.server.store[found[1]], ETag=f'"{found[1]}"')
         if found := _INFO.fullmatch(path):
@@ -180,9 +182,11 @@ class Server(http.server.ThreadingHTTPServer):
         moved: today's ids of models by their former ones.
         requests: all that was asked.
         etags: by file, tags that differ from what they should be.
-        status: what is answered to everything; None for the usual.
+        status: the answer to everything; None for the usual.
+        content: likewise.
         seconds_per_block: pauses between 64 KB of a large file.
         bytes_until_cut: of large files, until a connection is cut once; None for never.
+        status_after_cut: what `status` is from then on.
         bytes_sent: of all files.
     """
 
@@ -196,8 +200,10 @@ class Server(http.server.ThreadingHTTPServer):
         self.etags: dict[str, str] = {}
         self.store: dict[str, bytes] = {}
         self.status: int | None = None
+        self.content: bytes | None = None
         self.seconds_per_block = 0.0
         self.bytes_until_cut: int | None = None
+        self.status_after_cut: int | None = None
         self.bytes_sent = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
         # Another host, to which nobody sends a token.

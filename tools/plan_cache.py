@@ -169,8 +169,9 @@ def plan_cache(config: PlanConfig) -> Plan:
     from tools.cache_analysis import planning
 
     settings = config.capture_config()
-    cache, source = capture.open_examples(settings, capture.find_teacher(settings))
+    source = capture.find_teacher(settings)
     source.print_unused()
+    cache, source = capture.open_examples(settings, source)
     manifests.verify(cache.directory, cache.manifest, full=False)
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"

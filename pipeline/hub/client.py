@@ -1,4 +1,4 @@
-"""Conversation with the hub through `huggingface_hub`: files of a model, and errors in one line.
+"""The hub's client: files of a model through `huggingface_hub`, with errors in one line.
 
 The package's own settings hold: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE. Its cache is
 shared with other programs. The package is imported when a first model is looked up.
@@ -124,19 +124,27 @@ def open_snapshot(model: HubModel) -> Snapshot:
     Raises:
         InputError: there is no such model or revision, or neither hub nor cache has it.
     """
-    import huggingface_hub
-
     try:
         with _explaining(model):
-            info = huggingface_hub.HfApi().model_info(
-                model.id, revision=model.revision, timeout=_ANSWER
-            )
-            if not hub_id.is_commit(info.sha or ""):
-                raise ValueError(f"the commit {info.sha!r}")
+            commit, names = _list_files(model)
     except UnreachableHubError as error:
         return _cached_snapshot(model, error)
-    names = frozenset(file.rfilename for file in info.siblings or ())
-    return Snapshot(model, info.sha, names, _folder(model, info.sha))
+    return Snapshot(model, commit, names, _folder(model, commit))
+
+
+def _list_files(model: HubModel) -> tuple[str, frozenset[str]]:
+    """Returns the commit that a model's revision is now, and the names of its files."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    try:
+        info = api.model_info(model.id, revision=model.revision, timeout=_ANSWER)
+        commit, names = str(info.sha), frozenset(str(file.rfilename) for file in info.siblings)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"a list of files is malformed: {error}") from error
+    if not hub_id.is_commit(commit):
+        raise ValueError(f"the commit {commit!r}")
+    return commit, names
 
 
 def _cached_snapshot(model: HubModel, failure: UnreachableHubError) -> Snapshot:

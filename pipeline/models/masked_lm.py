@@ -144,7 +144,7 @@ class MaskedLM(keras.Model):
             inputs, training=training and is_trained, with_attentions=with_attentions
         )
         if not is_trained:
-            # TensorFlow would otherwise trace the gradients of a frozen encoder.
+            # TensorFlow would trace the gradients of what is frozen.
             outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
         hidden = outputs[HIDDEN_STATES][-1]
         if MASKED_LM_POSITIONS in inputs:
@@ -158,7 +158,10 @@ class MaskedLM(keras.Model):
     def output_layer(self) -> tuple[Tensor, Tensor]:
         """Returns the output table [V, E] and bias [V], float32."""
         tied, own = self.encoder.embeddings.word_embeddings, self.head.decoder
-        table = ops.convert_to_tensor(tied if own is None else own)
+        variable = tied if own is None else own
+        table = ops.convert_to_tensor(variable)
+        if not variable.trainable:
+            table = ops.stop_gradient(table)
         return table, ops.convert_to_tensor(self.head.bias)
 
     def vocabulary_logits(self, states: Tensor, table: Tensor, bias: Tensor) -> Tensor:

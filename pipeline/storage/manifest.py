@@ -84,7 +84,8 @@ class LabelSums(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         num_hits: labels that are the teacher's most probable token.
         log_prob: of the labels.
         log_prob_squares: the same, each squared.
-        entropy: of the teacher's distributions; at each position that of its example's first.
+        entropy: of the teacher's distributions; at each position that of the first of its
+            example which is computed together with it.
         unigram_hits: labels that are the most frequent one.
         unigram_log_prob: of the labels, each left out of the frequencies.
     """

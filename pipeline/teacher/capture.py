@@ -506,14 +506,16 @@ def _make_missing_shards(inputs: Inputs) -> None:
     jobs = [job for job in jobs if not manifests.completed_shard(config.output_dir, job.file)]
     if not jobs:
         return
-    total = sum(splits[job.split][job.index].num_examples for job in jobs)
+    counts = {job: splits[job.split][job.index].num_examples for job in jobs}
     maker = _ShardMaker(inputs)
     with inputs.open_workers() as workers:
         # Before the directory is reserved: a corrected command may still use it.
-        workers.warm_up(lambda: maker.judge(jobs[0]))
+        workers.warm_up(lambda: maker.judge(max(jobs, key=counts.get)))
         manifests.reserve_output_dir(config.output_dir, inputs.run_configuration)
         inputs.count_tokens()
-        with tqdm.tqdm(total=total, unit=" examples", desc="teacher", smoothing=0.1) as bar:
+        with tqdm.tqdm(
+            total=sum(counts.values()), unit=" examples", desc="teacher", smoothing=0.1
+        ) as bar:
             made = runners.make_shards(workers, config.output_dir, maker, jobs, bar.update)
             collections.deque(made, maxlen=0)
 

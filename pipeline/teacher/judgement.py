@@ -123,12 +123,12 @@ class Judgement:
         if self.is_no_better:
             yield "warning    the teacher predicts the labels no better than their frequencies do;"
             yield "           its masked-LM head may be untrained. This trains a new one:"
-            yield f"           {_command(_TRAIN_HEAD)}"
+            yield f"           {show_settings(_TRAIN_HEAD, str)}"
         elif self.is_weak:
             yield "warning    the teacher predicts the labels hardly better than their frequencies"
             yield "           do. A share of masked_lm in the student's losses pays, or to adapt"
             yield "           the teacher to this text first:"
-            yield f"           {_command(_ADAPT)}"
+            yield f"           {show_settings(_ADAPT, str)}"
 
     def expect_useful(self, setting: str) -> None:
         """Raises InputError about the setting that names the teacher, where it is no better."""
@@ -140,10 +140,6 @@ class Judgement:
                 f"its masked-LM head may be untrained: train it with {_TRAIN_HEAD}; "
                 "`force` goes on all the same",
             )
-
-
-def _command(text: str) -> str:
-    return show_settings(text, "--{}".format)
 
 
 def of_cache(manifest: Manifest) -> Judgement | None:

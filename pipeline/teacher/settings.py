@@ -35,7 +35,7 @@ class TeacherCacheConfig(Settings):
     teacher: Location | None = setting(
         None,
         "The teacher: a model directory in Hugging Face's or Google's BERT layout, or a model of "
-        "the hub, for example hfl/chinese-roberta-wwm-ext-large.",
+        "the hub, for example google-bert/bert-base-chinese.",
         decides_output=False,
         hub_files=hub_id.MODEL,
     )

@@ -64,14 +64,16 @@ def truncate(
 
 
 def entropies(logits: Any) -> Any:
-    """Returns the entropy at each example's first masked position, in nats, at all of them.
+    """Returns the entropy at each example's first position, in nats, for all its positions.
+
+    One position an example tells as much of a shard as all do, and takes half a percent of the
+    forward pass of a teacher of 4 layers of 256 dimensions; all take 2%.
 
     Args:
         logits: float32 [B, P, V].
 
     Returns:
-        float32 [B, P]. One position an example tells as much of a shard as all do, and takes
-        half a percent of the pass of a teacher of 4 layers of 256 dimensions; all take 2%.
+        float32 [B, P].
     """
     first = logits[:, :1]
     shifted = first - ops.max(first, axis=-1, keepdims=True)

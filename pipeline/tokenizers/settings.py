@@ -29,9 +29,31 @@ SETTINGS_FILES = (
     MODEL_CONFIG_FILE,
 )
 ADDED_TOKENS_KEY = "added_tokens_decoder"
+# Keys of BERT's tokenizer.
+LOWER_CASE = "do_lower_case"
+STRIP_ACCENTS = "strip_accents"
+SPLIT_CHINESE = "tokenize_chinese_chars"
 # Keys of further special tokens, in older and in newer files.
 _FURTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
+# The class of a tokenizer whose files name none, by the `model_type` of the model.
+MPNET_CLASS = "MPNetTokenizer"
+_MODEL_CLASSES = {"mpnet": MPNET_CLASS}
+# MPNet's vocabulary has BERT's special tokens, too, which its model was not trained with.
+_MPNET_TOKENS = {
+    "pad": "<pad>",
+    "unk": "[UNK]",
+    "cls": "<s>",
+    "sep": "</s>",
+    "mask": "<mask>",
+}
+# Classes, without the ending of fast ones, that split text as BERT's does.
+BERT_CLASSES = (
+    *("BertTokenizer", "BertTokenizerLegacy", "DistilBertTokenizer", "ElectraTokenizer"),
+    *("ErnieTokenizer", "MobileBertTokenizer", "ConvBertTokenizer", "SqueezeBertTokenizer"),
+    *(MPNET_CLASS, "LayoutLMTokenizer", "LxmertTokenizer", "FunnelTokenizer"),
+    "RetriBertTokenizer",
+)
 # Tokenizers that split words by a dictionary of Japanese first.
 _UNSUPPORTED_CLASSES = ("BertJapaneseTokenizer",)
 
@@ -86,7 +108,14 @@ class TokenizerSettings:
     def tokenizer_class(self) -> str | None:
         """The name of the tokenizer's class, without the ending of fast ones."""
         name = self.values.get("tokenizer_class", self.model.get("tokenizer_class"))
-        return None if name is None else str(name).removesuffix("Fast")
+        if name is None:
+            return _MODEL_CLASSES.get(str(self.model.get("model_type")))
+        return str(name).removesuffix("Fast")
+
+    @property
+    def class_tokens(self) -> Mapping[str, str]:
+        """How the tokenizer's class spells special tokens, where it is not as others do."""
+        return _MPNET_TOKENS if self.tokenizer_class == MPNET_CLASS else {}
 
     def refusal(self, key: str, expected: str, hint: str | None = None) -> InputError:
         """Returns the error about the value of a key."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 
 import numpy as np
@@ -10,7 +11,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.tokenizers.settings import TOKENIZER_CONFIG_FILE, TokenizerSettings
+from pipeline.tokenizers.settings import (
+    BERT_CLASSES,
+    LOWER_CASE,
+    SPLIT_CHINESE,
+    STRIP_ACCENTS,
+    TOKENIZER_CONFIG_FILE,
+    TokenizerSettings,
+)
 from pipeline.tokenizers.tokens import (
     TOKENIZER_FILE,
     WORD_MARK,
@@ -29,6 +37,13 @@ _CONVERT_HINT = (
     "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
 )
 _BYTE_LEVEL_MARK = "Ġ"
+_BERT_NORMALIZER = "BertNormalizer"
+# The fields of BERT's normaliser, and the keys by which its tokenizer's settings change them.
+_NORMALIZER_KEYS = {
+    "lowercase": LOWER_CASE,
+    "strip_accents": STRIP_ACCENTS,
+    "handle_chinese_chars": SPLIT_CHINESE,
+}
 _WORDPIECE = re.compile(rb'"type":\s*"WordPiece"')
 
 
@@ -120,4 +135,23 @@ def load_tokenizer_json(path: Location, settings: TokenizerSettings) -> JsonToke
     """
     tokens, content = read_vocab(path)
     settings.expect_listed(tokens)
-    return JsonTokenizer(tokens, find_special_ids(tokens, path, settings), None, content)
+    special_ids = find_special_ids(tokens, path, settings)
+    return JsonTokenizer(tokens, special_ids, None, _with_settings(content, settings))
+
+
+def _with_settings(content: bytes, settings: TokenizerSettings) -> bytes:
+    """Returns a `tokenizer.json` with the settings of BERT's tokenizer, which change the file's."""
+    is_bert = settings.tokenizer_class in (None, *BERT_CLASSES)
+    if not is_bert or _BERT_NORMALIZER.encode() not in content:
+        return content
+    value = json_text.load(content)
+    normalizer = value.get("normalizer") or {}
+    changes = {
+        field: chosen
+        for field, key in _NORMALIZER_KEYS.items()
+        if (chosen := settings.switch(key)) is not None and normalizer.get(field) != chosen
+    }
+    if normalizer.get("type") != _BERT_NORMALIZER or not changes:
+        return content
+    value["normalizer"] = normalizer | changes
+    return json.dumps(value, ensure_ascii=False).encode("utf-8")

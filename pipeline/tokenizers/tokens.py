@@ -113,7 +113,7 @@ def find_special_ids(
 ) -> dict[str, int]:
     """Returns the ids of the special tokens of a vocabulary, which was read from `path`.
 
-    They are spelled as `settings` say, or as in `SPECIAL_TOKENS`.
+    They are spelled as `settings` say, as the tokenizer's class does, or as in `SPECIAL_TOKENS`.
 
     Raises:
         InputError: one that is named or needed is missing; `unk` is not needed.
@@ -122,7 +122,8 @@ def find_special_ids(
     ids, missing = {}, []
     for name, spellings in SPECIAL_TOKENS.items():
         named = settings.special_tokens.get(name)
-        known = [indices[token] for token in (named, *spellings) if token in indices]
+        candidates = (named, settings.class_tokens.get(name), *spellings)
+        known = [indices[token] for token in candidates if token in indices]
         if named is not None and named not in indices:
             where, hint = f"{path}: {name}_token", "the files next to it name the token"
             raise InputError(where, "a token of the vocabulary", json_text.shown(named), hint)

@@ -21,6 +21,11 @@ from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.tokenizers.settings import (
     ADDED_TOKENS_KEY,
+    BERT_CLASSES,
+    LOWER_CASE,
+    MPNET_CLASS,
+    SPLIT_CHINESE,
+    STRIP_ACCENTS,
     TOKENIZER_CONFIG_FILE,
     TokenizerSettings,
     WholeToken,
@@ -37,13 +42,8 @@ from pipeline.tokenizers.vocabulary import read_tokens
 
 VOCAB_FILE = "vocab.txt"
 _CLASS = "BertTokenizer"
-# Classes, without the ending of fast ones, that split text as BERT's does.
-_CLASSES = (
-    *(_CLASS, "BertTokenizerLegacy", "DistilBertTokenizer", "ElectraTokenizer", "ErnieTokenizer"),
-    *("MobileBertTokenizer", "ConvBertTokenizer", "SqueezeBertTokenizer", "MPNetTokenizer"),
-    *("LayoutLMTokenizer", "LxmertTokenizer", "FunnelTokenizer", "RetriBertTokenizer"),
-    *("PreTrainedTokenizer", "TokenizersBackend"),
-)
+# Those that the tokenizer's file describes, or else the vocabulary.
+_GENERAL_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 # The longest word that WordPiece splits, as in BERT's own tokenizer.
 _MAX_WORD_CHARS = 100
 # Keys that would change tokens, and the values that BERT's tokenizer has.
@@ -59,7 +59,6 @@ _FIXED = {
     "word_tokenizer_type": "basic",
     "wordpieces_prefix": "##",
 }
-_STRIP_ACCENTS, _SPLIT_CHINESE = "strip_accents", "tokenize_chinese_chars"
 # The share of a vocabulary's tokens that tells what its text was like. The public cased
 # vocabularies have more than a sixth with capital letters, the others none.
 _MIN_SHARE = 0.005
@@ -74,21 +73,23 @@ class WordPieceTokenizer(Tokenizer):
         tokenize_chinese_chars: whether each Chinese character is a word.
         whole_tokens: tokens that are not split; one that `vocab` lacks is left out.
         added_tokens: those of `vocab` that are not in `vocab.txt`; they are its last.
+        tokenizer_class: of `transformers`, which puts special tokens around texts.
     """
 
     strip_accents: bool | None = None
     tokenize_chinese_chars: bool = True
     whole_tokens: tuple[WholeToken, ...] = ()
     added_tokens: frozenset[str] = frozenset()
+    tokenizer_class: str = _CLASS
 
     @property
     def options(self) -> dict[str, Any]:
         """See `Tokenizer`."""
         options: dict[str, Any] = {}
         if self.strip_accents is not None:
-            options[_STRIP_ACCENTS] = self.strip_accents
+            options[STRIP_ACCENTS] = self.strip_accents
         if not self.tokenize_chinese_chars:
-            options[_SPLIT_CHINESE] = False
+            options[SPLIT_CHINESE] = False
         if listed := self._listed_tokens():
             tokens = {str(index): msgspec.to_builtins(token) for index, token in listed.items()}
             options[ADDED_TOKENS_KEY] = tokens
@@ -141,7 +142,8 @@ class WordPieceTokenizer(Tokenizer):
         return Tokens(ids, offsets[:, 0], offsets[:, 1], word_ids)
 
     def files(self) -> dict[str, bytes]:
-        config = self._config_file(_CLASS, do_lower_case=self.do_lower_case, **self.options)
+        settings = {"do_lower_case": self.do_lower_case, **self.options}
+        config = self._config_file(self.tokenizer_class, **settings)
         content = ("\n".join(self._file_tokens) + "\n").encode("utf-8")
         return {VOCAB_FILE: content, TOKENIZER_CONFIG_FILE: config}
 
@@ -164,9 +166,10 @@ def load_wordpiece(
         InputError: the file does not exist, is not UTF-8, or lacks a token; or a setting is
             not supported.
     """
-    if settings.tokenizer_class not in (None, *_CLASSES):
+    classes = (*BERT_CLASSES, *_GENERAL_CLASSES)
+    if settings.tokenizer_class not in (None, *classes):
         hint = "its tokens would not be those that the model was trained with"
-        raise settings.refusal("tokenizer_class", f"one of {', '.join(_CLASSES)}", hint)
+        raise settings.refusal("tokenizer_class", f"one of {', '.join(classes)}", hint)
     settings.expect_values(_FIXED)
     tokens = read_tokens(path)
     vocab = settings.extend(tokens)
@@ -176,7 +179,7 @@ def load_wordpiece(
     if settings.switch("do_basic_tokenize") is False:
         return _without_basic(vocab, special_ids, do_lower_case, settings)
     case = _choose_case(path, tokens, settings, do_lower_case)
-    split_chinese = settings.switch(_SPLIT_CHINESE)
+    split_chinese = settings.switch(SPLIT_CHINESE)
     tokenizer = WordPieceTokenizer(
         vocab=vocab,
         special_ids=special_ids,
@@ -186,6 +189,7 @@ def load_wordpiece(
         tokenize_chinese_chars=True if split_chinese is None else split_chinese,
         whole_tokens=_whole_tokens(vocab, special_ids, settings),
         added_tokens=frozenset(vocab[len(tokens) :]),
+        tokenizer_class=MPNET_CLASS if settings.tokenizer_class == MPNET_CLASS else _CLASS,
     )
     _expect_ids(tokenizer, path)
     return tokenizer
@@ -262,7 +266,7 @@ def _choose_case(
     do_lower_case: bool | None,
 ) -> _Case:
     """Decides by the user's choice, the settings, or tokens that lower-casing never yields."""
-    strip_accents, configured = settings.switch(_STRIP_ACCENTS), settings.switch("do_lower_case")
+    strip_accents, configured = settings.switch(STRIP_ACCENTS), settings.switch(LOWER_CASE)
     has_capitals, has_accents = _has_capitals(tokens), _has_accents(tokens)
     lower = configured if do_lower_case is None else do_lower_case
     if lower is None:

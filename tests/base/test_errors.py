@@ -1,4 +1,4 @@
-"""How errors are worded: settings as their command shows them, command lines as they are typed."""
+"""The one line that states an error, and the settings that it names."""
 
 import pytest
 
@@ -8,8 +8,12 @@ from pipeline.base.errors import InputError, Setting, describe
 @pytest.mark.parametrize(
     ("hint", "shown"),
     [
-        ("raise `num_train_steps`", "raise <num_train_steps>"),
-        ("run_distill `student`=a `freeze`=encoder", "run_distill --student=a --freeze=encoder"),
+        ("at most `steps`=100", "at most <steps>=100"),
+        # A command to type has flags, whichever command says so.
+        (
+            "run_distill `student`=DIR `freeze`=encoder; `force` goes on",
+            "run_distill --student=DIR --freeze=encoder; <force> goes on",
+        ),
         ("run_distill `student`='a b' `teacher`", "run_distill --student='a b' --teacher"),
         ("offline_distill plan_cache `input_dir`=x", "offline_distill plan_cache --input_dir=x"),
         ("create_teacher_output_data `teacher`=x", "create_teacher_output_data --teacher=x"),
@@ -17,6 +21,7 @@ from pipeline.base.errors import InputError, Setting, describe
         ("`a` of run_distill", "<a> of run_distill"),
     ],
 )
-def test_settings_behind_a_command_are_its_flags(hint: str, shown: str) -> None:
-    error = InputError(Setting("x"), "y", "z", hint)
-    assert describe(error, "<{}>".format) == f"<x>: expected y, received z; {shown}"
+def test_settings_are_shown_as_flags_of_their_command(hint: str, shown: str) -> None:
+    error = InputError(Setting("batch"), "at least 1", 0, hint)
+    line = f"<batch>: expected at least 1, received 0; {shown}"
+    assert describe(error, "<{}>".format) == line

@@ -1,5 +1,7 @@
 """The commands and the Python API with models of a hub on this machine."""
 
+import pathlib
+
 import pytest
 
 from pipeline.storage import manifest as manifests
@@ -74,6 +76,23 @@ def test_a_model_of_the_hub_loads_in_python(client, commit, teacher_dir) -> None
 
     assert subject == "org/none"
     assert int(count) == api.load_model(str(teacher_dir)).count_params()
+
+
+def test_another_host_downloads_the_same_commit_into_its_own_cache(client, hub, commit) -> None:
+    old = commit
+    hub.commit("org/name", {})
+    code = (
+        "from pipeline.hub import models\n"
+        "from pipeline.teacher.settings import TeacherCacheConfig\n"
+        f"teacher = '/other/models--org--name/snapshots/{old}'\n"
+        "config = TeacherCacheConfig('cache', 'examples', teacher=teacher).absolute()\n"
+        "print(models.on_this_host(config).teacher)"
+    )
+    status, output, errors = client.run("-c", code)
+    assert status == 0, errors
+    folder = pathlib.Path(output.strip())
+    assert folder.is_relative_to(client.home) and folder.name == old
+    assert (folder / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,18 @@ def test_a_cut_download_goes_on_where_it_was_cut(client, hub, made_files) -> Non
     assert {request.range for request in hub.requests} == {None, f"bytes={20 * 2**20}-"}
 
 
+def test_a_download_that_failed_goes_on_when_it_is_run_again(client, hub, made_files) -> None:
+    files = made_files(25 * 2**20)
+    hub.add("org/name", files)
+    hub.bytes_until_cut, hub.status_after_cut = 21 * 2**20, 503
+    error = client.download("org/name")
+    assert hub.url in error["expected"] and "\n" not in error["line"]
+    hub.status = None
+    folder = client.fetch("org/name")
+    assert (folder / WEIGHTS).read_bytes() == files[WEIGHTS]
+    assert {request.range for request in hub.requests} == {None, f"bytes={20 * 2**20}-"}
+
+
 def test_a_killed_download_goes_on_where_it_was_killed(client, hub, made_files) -> None:
     files = made_files(25 * 2**20)
     hub.add("org/name", files)
@@ -283,6 +295,14 @@ def test_tags_from_the_hub_lead_nowhere_else(client, hub, made_files) -> None:
     hub.etags["config.json"] = "../../../../evil"
     client.download("org/name")
     assert not list(client.home.parent.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"sha": 1}', b'{"siblings": [1]}'])
+def test_answers_of_something_else_than_a_hub_are_told(client, hub, content: bytes) -> None:
+    hub.content = content
+    error = client.download("org/name")
+    assert hub.url in error["expected"] and "HF_ENDPOINT" in error["hint"]
+    assert "\n" not in error["line"]
 
 
 def test_a_commit_that_is_none_is_refused(client, hub, made_files) -> None:

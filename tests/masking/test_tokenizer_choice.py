@@ -41,7 +41,7 @@ def test_of_two_tokenizers_that_differ_the_fast_one_is_taken(
     assert notes.count("note:") == 1 and "tokenizer.json" in notes
     assert other.tokenizer_files == ("tokenizer.json", "tokenizer_config.json")
     assert other.statistics["unknown_tokens"] > same.statistics["unknown_tokens"]
-    assert other.vocab == same.vocab
+    assert other.vocab.size == same.vocab.size
     other, notes = prepared("numbers", [*vocab[:5], *vocab[:4:-1]])
     assert notes.count("note:") == 1 and other.vocab != same.vocab
     # What the user says of case holds.

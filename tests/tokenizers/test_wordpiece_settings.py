@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, normalizers, pre_tokenizers
 
 from pipeline.base.errors import InputError
 from pipeline.tokenizers import segmenters
@@ -248,6 +250,38 @@ def test_a_tokenizer_json_lacks_no_added_token(olmo_file, tmp_path) -> None:
     assert str(size) in error.value.expected and error.value.hint is not None
 
 
+def _write_fast(path: pathlib.Path, **normalizer: Any) -> None:
+    """Writes BERT's `tokenizer.json` with settings of its own."""
+    ids = {token: index for index, token in enumerate(_VOCAB)}
+    fast = FastTokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    fast.normalizer = normalizers.BertNormalizer(**normalizer)
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast.add_special_tokens(list(SPECIAL))
+    fast.save(str(path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "pieces"),
+    [
+        ({}, "é 河 边 A"),
+        ({"do_lower_case": True}, "e 河 边 a"),
+        ({"do_lower_case": "true", "strip_accents": False}, "é 河 边 a"),
+        ({"tokenize_chinese_chars": False}, "é 河边 A"),
+        # The general class obeys its file.
+        ({"do_lower_case": True, "tokenizer_class": "PreTrainedTokenizerFast"}, "é 河 边 A"),
+    ],
+)
+def test_settings_change_a_tokenizer_json_of_bert(settings: dict, pieces: str, tmp_path) -> None:
+    """As transformers does; without any the file stays as it is."""
+    _write_fast(_folder(tmp_path, **settings), lowercase=False)
+    given = tmp_path / "tokenizer.json"
+    tokenizer = load_tokenizer(given, do_lower_case=None)
+    assert _pieces(tokenizer, "é 河边 A") == pieces.split()
+    is_same = tokenizer.files()["tokenizer.json"] == given.read_bytes()
+    assert is_same is (pieces == "é 河 边 A")
+    assert _pieces(_again(tokenizer, tmp_path / "student"), "é 河边 A") == pieces.split()
+
+
 _WORDS = [f"{letter}{number}" for letter in "abc" for number in range(30)]
 
 
@@ -316,6 +350,50 @@ def peers(request, tmp_path_factory):
     return ours, BertTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(student)
 
 
+# MPNet's tokens: its own special ones around BERT's vocabulary, whose [UNK] it shares.
+_MPNET_VOCAB = ["<s>", "<pad>", "</s>", "<unk>", *_VOCAB, "<mask>"]
+_MPNET_IDS = {"pad": 1, "unk": 5, "cls": 0, "sep": 2, "mask": len(_MPNET_VOCAB) - 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("config.json", {"model_type": "mpnet"}),
+        ("tokenizer_config.json", {"tokenizer_class": "MPNetTokenizer"}),
+        ("special_tokens_map.json", {"cls_token": "<s>", "sep_token": "</s>"}),
+    ],
+)
+def test_mpnets_special_tokens_are_its_own(tmp_path, name: str, settings: dict) -> None:
+    folder = _folder(tmp_path / "model", _MPNET_VOCAB)
+    if name == "special_tokens_map.json":
+        settings = settings | {"pad_token": "<pad>", "mask_token": "<mask>"}
+    (folder / name).write_text(json.dumps(settings))
+    loaded = load_tokenizer(folder, do_lower_case=None)
+    assert loaded.special_ids == _MPNET_IDS
+    assert _again(loaded, tmp_path / "student").special_ids == _MPNET_IDS
+
+
+@pytest.mark.peers
+def test_mpnets_tokens_equal_those_of_transformers(tmp_path) -> None:
+    from transformers import AutoTokenizer, MPNetTokenizer
+
+    folder = _folder(tmp_path / "model", _MPNET_VOCAB, do_lower_case=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
+    ours = load_tokenizer(folder, do_lower_case=None)
+    student = tmp_path / "student"
+    _again(ours, student)
+    (student / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
+    for path in (folder, student):
+        peer = AutoTokenizer.from_pretrained(path)
+        assert isinstance(peer, MPNetTokenizer)
+        assert {name: getattr(peer, f"{name}_token_id") for name in _MPNET_IDS} == _MPNET_IDS
+        text = "Café 河边 abx"
+        assert peer.encode(text, add_special_tokens=False) == ours.tokenize(text).ids.tolist()
+        ids = peer("a", "b")
+        assert ids["input_ids"].count(_MPNET_IDS["sep"]) == 3
+        assert "token_type_ids" not in ids
+
+
 @pytest.mark.peers
 @given(_TEXT)
 def test_tokens_equal_those_of_transformers(peers, text: str) -> None:
@@ -323,6 +401,23 @@ def test_tokens_equal_those_of_transformers(peers, text: str) -> None:
     expected = ours.tokenize(text).ids.tolist()
     for peer in theirs:
         assert peer.encode(text, add_special_tokens=False) == expected
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("lower", "strip", "chinese"), _COMBINATIONS)
+def test_a_tokenizer_json_gives_the_tokens_of_transformers(
+    lower: bool, strip: bool | None, chinese: bool, tmp_path
+) -> None:
+    from transformers import AutoTokenizer
+
+    settings = {"do_lower_case": lower, "strip_accents": strip, "tokenize_chinese_chars": chinese}
+    folder = _folder(tmp_path, tokenizer_class="BertTokenizerFast", **settings)
+    _write_fast(folder, lowercase=False, strip_accents=strip, handle_chinese_chars=True)
+    (folder / "vocab.txt").unlink()
+    ours, theirs = load_tokenizer(folder, do_lower_case=None), AutoTokenizer.from_pretrained(folder)
+    for text in ("Й café 한 が", "河边b A B é", "abstract [ x ] ЁЁ йи"):
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert ours.tokenize(text).ids.tolist() == expected, text
 
 
 @pytest.fixture(scope="module", params=["never_split", "do_basic_tokenize", "added"])

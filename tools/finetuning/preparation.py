@@ -118,6 +118,7 @@ class Preparation:
 
     def describe(self) -> Iterator[str]:
         """Yields lines on what was read."""
+        yield from self.tokenizer.notes
         for split in self._splits():
             count, windows = len(split.examples), len(split.features)
             more = f" in {windows:,} windows" if windows != count else ""

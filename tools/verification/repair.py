@@ -128,13 +128,13 @@ def repair(
         # Last: until then, what is missing is missed.
         old = _set_aside(path, "old") or old
         capture.finish_teacher_cache(inputs)
-        made = {shard.file: shard for shard in manifests.load(directory).shards}
-        for shard in manifest.shards:
-            new = made[shard.file]
-            if new != shard:
-                yield f"{shard.file}: made again, other bytes, SHA-256 {new.sha256}"
+        made = {shard.file: shard.sha256 for shard in manifests.load(directory).shards}
+        recorded = {shard.file: shard.sha256 for shard in manifest.shards}
+        for name, sha256 in recorded.items():
+            if made[name] != sha256:
+                yield f"{name}: made again, other bytes, SHA-256 {made[name]}"
         for name in redone:
-            if made.get(name) in manifest.shards:
+            if name in made and made[name] == recorded[name]:
                 yield f"{name}: made again, the same bytes"
             elif name not in made:
                 yield f"{name}: made again"

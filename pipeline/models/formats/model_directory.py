@@ -160,9 +160,9 @@ class ModelSource:
         copies = {}
         if table is None:
             tensors.expect_head()
-            table, copies = weight_table(self.stored_config), tensors.copies
+            table, copies = weight_table(self.config), tensors.copies
         folded = self._folded_table()
-        table = (*table, *folded)
+        table = (*map(self._with_unused_rows, table), *folded)
         with _naming_setting_of(self.location):
             check_tensors(tensors.shapes, table, layout=layout, where=self.location)
             arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
@@ -180,6 +180,12 @@ class ModelSource:
             if not np.array_equal(arrays[copy], arrays[original]):
                 where, expected = f"{self.location}: {copy}", f"the same values as {original}"
                 raise InputError(where, expected, "others", hint)
+
+    def _with_unused_rows(self, row: WeightName) -> WeightName:
+        """Returns a weight with the shape that it has in the files."""
+        if row.ours not in VOCABULARY_ROWS:
+            return row
+        return dataclasses.replace(row, shape=(row.shape[0] + self.unused_rows, *row.shape[1:]))
 
     def _folded_table(self) -> tuple[WeightName, ...]:
         if self.config.family.folded_embeddings is None or self.layout != HF:

@@ -104,6 +104,8 @@ class ModelTensors:
         layout = self._files.layout
         used = {row.stored(layout)[0] for row in weight_table(self._config)}.union(others)
         used |= tied_hf_names(self._config).keys() if layout == HF else set()
+        folded = self._config.family.folded_embeddings
+        used |= set() if folded is None else {folded.hf}
         unused = [name for name in self.shapes if name not in used and not is_optimizer_state(name)]
         if not unused:
             return None

@@ -5,6 +5,7 @@ WRITERS_PYTHON=/path/to/python pytest -m peers tests/models/formats/test_real_wr
 `write_with_transformers.py` says what that Python needs.
 """
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.peers
 _WRITER = pathlib.Path(__file__).with_name("write_with_transformers.py")
 _FORMATS = ("bin-whole", "bin-sharded", "bin-bfloat16", "h5-whole", "h5-sharded")
 _FORMATS += ("tf_safetensors-whole",)
+_FAMILIES = ("Bert", "Roberta", "DistilBert", "Albert", "Camembert", "Electra", "MPNet")
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +45,14 @@ def _batch(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {INPUT_IDS: ids, INPUT_MASK: inputs["attention_mask"], SEGMENT_IDS: segments}
 
 
-@pytest.mark.parametrize("file_format", _FORMATS)
+@pytest.mark.parametrize(
+    ("family", "file_format"),
+    [
+        *itertools.product(_FAMILIES, _FORMATS),
+        *(("Ernie", name) for name in _FORMATS if name.startswith("bin")),
+    ],
+)
 @pytest.mark.parametrize("kind", ["ForMaskedLM", "Model"])
-@pytest.mark.parametrize("family", ["Bert", "Roberta", "DistilBert", "Albert"])
 def test_outputs_equal_the_writers(
     written: Location, family: str, kind: str, file_format: str
 ) -> None:

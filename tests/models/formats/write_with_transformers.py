@@ -42,6 +42,11 @@ CONFIGS = {
     "Roberta": transformers.RobertaConfig(**_SIZES | {"type_vocab_size": 1}),
     "DistilBert": transformers.DistilBertConfig(**_DISTILBERT),
     "Albert": transformers.AlbertConfig(**_SIZES, embedding_size=16),
+    "Camembert": transformers.CamembertConfig(**_SIZES | {"type_vocab_size": 1}),
+    "Electra": transformers.ElectraConfig(**_SIZES, embedding_size=16),
+    "MPNet": transformers.MPNetConfig(**_SIZES),
+    # It was never in TensorFlow.
+    "Ernie": transformers.ErnieConfig(**_SIZES, use_task_id=True),
 }
 _SHARD_SIZE = "8KB"
 
@@ -55,7 +60,7 @@ def make_inputs(family: str) -> dict[str, np.ndarray]:
     # RoBERTa's positions count tokens that are not its padding, 1.
     ids[mask == 0] = 1
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if family in ("Bert", "Albert"):
+    if family in ("Bert", "Albert", "Electra", "Ernie"):
         inputs["token_type_ids"] = np.repeat([[0] * 6 + [1] * (LENGTH - 6)], 3, 0).astype(np.int32)
     return inputs
 
@@ -132,7 +137,8 @@ def main() -> None:
     for family in CONFIGS:
         for kind in ("ForMaskedLM", "Model"):
             write_torch(folder, family, kind)
-            write_tensorflow(folder, family, kind)
+            if hasattr(transformers, f"TF{family}{kind}"):
+                write_tensorflow(folder, family, kind)
     (folder / "refused").mkdir()
     write_refused(folder / "refused")
 
