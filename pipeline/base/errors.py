@@ -8,7 +8,7 @@ _SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
 # A command with settings, such as "run_distill `student`='my model' `freeze`=encoder".
 _COMMAND_LINE = re.compile(
     r"\b(?:create_\w+_data|run_distill|offline_distill \w+)"
-    r"(?: `[a-z][a-z0-9_]*`(?:=(?:'[^']*'|\S)+)?)+"
+    r"(?: `[a-z][a-z0-9_]*`(?:=(?:'[^']*'|[^\s;])+)?)+"
 )
 
 

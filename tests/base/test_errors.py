@@ -10,11 +10,18 @@ from pipeline.base.errors import InputError, Setting, describe
     [
         ("at most `steps`=100", "at most <steps>=100"),
         # A command to type has flags, whichever command says so.
-        ("run_distill `student`=DIR `freeze`=encoder; `force` goes on", None),
+        (
+            "run_distill `student`=DIR `freeze`=encoder; `force` goes on",
+            "run_distill --student=DIR --freeze=encoder; <force> goes on",
+        ),
+        ("run_distill `student`='a b' `teacher`", "run_distill --student='a b' --teacher"),
+        ("offline_distill plan_cache `input_dir`=x", "offline_distill plan_cache --input_dir=x"),
+        ("create_teacher_output_data `teacher`=x", "create_teacher_output_data --teacher=x"),
+        ("run_distill: `teacher`", "run_distill: <teacher>"),
+        ("`a` of run_distill", "<a> of run_distill"),
     ],
 )
-def test_settings_are_shown_as_flags_of_their_command(hint: str, shown: str | None) -> None:
+def test_settings_are_shown_as_flags_of_their_command(hint: str, shown: str) -> None:
     error = InputError(Setting("batch"), "at least 1", 0, hint)
-    expected = shown or "run_distill --student=DIR --freeze=encoder; <force> goes on"
-    line = f"<batch>: expected at least 1, received 0; {expected}"
+    line = f"<batch>: expected at least 1, received 0; {shown}"
     assert describe(error, "<{}>".format) == line

@@ -16,6 +16,8 @@ from pipeline.base.location import LocalLocation, Location, mirror_all
 from pipeline.models.formats.base import WeightFiles
 from pipeline.models.weight_names import HF, Shape
 
+# The beginning of what a clone without Git LFS has in place of a large file.
+_POINTER = b"version https://git-lfs"
 # Of a file, on any system.
 _MAX_NAME = 200
 
@@ -104,6 +106,10 @@ class HfFiles(WeightFiles):
 
     def _opened(self) -> Iterator[tuple[Location, Mapping[str, StoredTensor]]]:
         for path, copy in zip(self._files, mirror_all(self._files), strict=True):
+            with open(copy, "rb") as file:
+                if file.read(len(_POINTER)) == _POINTER:
+                    received, hint = "a pointer of Git LFS to them", "git lfs pull gets the file"
+                    raise InputError(path, "weights", received, hint)
             with self.open_file(path, copy) as tensors:
                 yield path, tensors
 

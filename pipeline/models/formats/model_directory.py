@@ -6,6 +6,7 @@ file holds is ever run. Keras and TensorFlow are imported only where weights mee
 a wrong path is reported at once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.base import json_text
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, naming_setting
 from pipeline.base.location import Location, mirror_all
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import FORMATS
@@ -116,7 +117,10 @@ class ModelSource:
 
     def print_unused(self) -> None:
         """Prints a line on stderr on what a masked LM does not use of the files, if anything."""
-        line = None if self.location is None else self.open_files().describe_unused()
+        if self.location is None:
+            return
+        folded = [row.stored(self.layout)[0] for row in self._folded_table()]
+        line = self.open_files().describe_unused(folded)
         if line is not None:
             print(line, file=sys.stderr)
 
@@ -159,20 +163,23 @@ class ModelSource:
             table, copies = weight_table(self.config), tensors.copies
         folded = self._folded_table()
         table = (*map(self._with_unused_rows, table), *folded)
-        check_tensors(tensors.shapes, table, layout=layout, where=self.location)
-        arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
-        for copy, original in copies.items():
-            if not np.array_equal(arrays[copy], arrays[original]):
-                where, expected = f"{self.location}: {copy}", f"the same values as {original}"
-                hint = (
-                    f'an output layer of its own needs "tie_word_embeddings": false in {HF_CONFIG}'
-                )
-                raise InputError(where, expected, "others", hint)
+        with _naming_setting_of(self.location):
+            check_tensors(tensors.shapes, table, layout=layout, where=self.location)
+            arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
+            self._expect_copies(arrays, copies)
         weights = {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
         fold_embeddings(weights, folded)
         for name in weights.keys() & set(VOCABULARY_ROWS) if self.unused_rows else ():
             weights[name] = np.array(weights[name][: self.config.vocab_size])
         return weights
+
+    def _expect_copies(self, arrays: Mapping[str, np.ndarray], copies: Mapping[str, str]) -> None:
+        """Raises InputError unless tensors that are there twice are equal."""
+        hint = f'an output layer of its own needs "tie_word_embeddings": false in {HF_CONFIG}'
+        for copy, original in copies.items():
+            if not np.array_equal(arrays[copy], arrays[original]):
+                where, expected = f"{self.location}: {copy}", f"the same values as {original}"
+                raise InputError(where, expected, "others", hint)
 
     def _with_unused_rows(self, row: WeightName) -> WeightName:
         """Returns a weight with the shape that it has in the files."""
@@ -188,8 +195,9 @@ class ModelSource:
 
     def open_files(self) -> ModelTensors:
         """Opens the files of its weights, of which there must be some."""
-        files = FORMATS[self.format](self.weight_files)
-        return ModelTensors(files, self.config, self.location)
+        with _naming_setting_of(self.location):
+            files = FORMATS[self.format](self.weight_files)
+            return ModelTensors(files, self.config, self.location)
 
     def sha256(self) -> str:
         """Returns a digest of configuration and weight files, wherever they lie.
@@ -224,8 +232,16 @@ def find_model(directory: Location) -> ModelSource:
     for name in (HF_CONFIG, GOOGLE_CONFIG):
         if (directory / name).is_file():
             config = EncoderConfig.from_json(directory / name)
-            return _with_tying(_find_weights(config, directory))
+            with _naming_setting_of(directory):
+                return _with_tying(_find_weights(config, directory))
     raise InputError(directory, f"{HF_CONFIG} or {GOOGLE_CONFIG}", _describe_content(directory))
+
+
+def _naming_setting_of(location: Location) -> contextlib.AbstractContextManager[None]:
+    """Adds to an `InputError` of the block the setting that named a location, if one did."""
+    if location.setting is None:
+        return contextlib.nullcontext()
+    return naming_setting(location.setting)
 
 
 def _find_weights(config: EncoderConfig, directory: Location) -> ModelSource:

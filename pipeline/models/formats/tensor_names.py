@@ -95,10 +95,14 @@ class ModelTensors:
             hint = "get the complete files; only a head of which nothing is there begins anew"
         raise InputError(self._where, "a model with a masked-LM head", received, hint)
 
-    def describe_unused(self) -> str | None:
-        """Returns a line on the tensors that a masked LM does not use; None for none."""
+    def describe_unused(self, others: Iterable[str] = ()) -> str | None:
+        """Returns a line on the tensors that a masked LM does not use; None for none.
+
+        Args:
+            others: names of tensors that are used besides the masked LM's weights.
+        """
         layout = self._files.layout
-        used = {row.stored(layout)[0] for row in weight_table(self._config)} | self.copies.keys()
+        used = {row.stored(layout)[0] for row in weight_table(self._config)}.union(others)
         used |= tied_hf_names(self._config).keys() if layout == HF else set()
         folded = self._config.family.folded_embeddings
         used |= set() if folded is None else {folded.hf}
@@ -167,7 +171,7 @@ def _find_prefix(
 
 
 def _other_prefix(prefix: str, config: EncoderConfig, base: str, where: Location) -> InputError:
-    expected = f"tensors of a {config.family.title}, named {base}… or without a prefix"
+    expected = f"tensors of {config.family.title}, named {base}… or without a prefix"
     received = f"an encoder named {one_line(prefix)}…"
     return InputError(where, expected, received, _hint([prefix]))
 
@@ -178,7 +182,7 @@ def _no_encoder(
     """Returns the refusal of files without a weight of the family's encoder."""
     counts = collections.Counter(name.partition(separator)[0] for name in stored)
     most = [(f"{name}{separator}", count) for name, count in counts.most_common(_SHOWN)]
-    expected = f"tensors of a {config.family.title}, such as {base}embeddings…"
+    expected = f"tensors of {config.family.title}, such as {base}embeddings…"
     received = ", ".join(f"{count} named {one_line(prefix)}…" for prefix, count in most)
     return InputError(where, expected, received or "none", _hint([prefix for prefix, _ in most]))
 
@@ -190,7 +194,7 @@ def _hint(prefixes: Sequence[str]) -> str:
         named = [one for one in FAMILIES.values() if rename("bert.", one.hf_names) == base]
         if named:
             names = " or ".join(f'"{family.model_type}"' for family in named)
-            return f'if it is a {named[0].title}, set "model_type" to {names} in its configuration'
+            return f'those of {named[0].title} need "model_type" {names} in the configuration'
     return f"families that open: {', '.join(FAMILIES)}"
 
 

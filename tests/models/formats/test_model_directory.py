@@ -304,6 +304,15 @@ def test_find_model_refuses_a_directory_without_a_model(directory, tmp_path_fact
 
 def test_errors_of_a_model_name_the_setting_that_names_its_directory(directory):
     location = Location.parse(str(directory), "teacher")
+    (directory / "model.safetensors").rename(directory / "model.safetensors.moved")
+    write_index(directory, {QUERY: "gone.safetensors"})
+    with pytest.raises(InputError) as error:
+        find_model(location)
+    assert error.value.setting == "teacher"
+    (directory / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(InputError) as error:
+        find_model(location).read_weights()
+    assert error.value.setting == "teacher"
     (directory / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(InputError) as error:
         find_model(location)

@@ -137,7 +137,7 @@ def test_the_surplus_of_an_encoder_without_prefix_is_refused(directory, tensors,
     [
         ("roberta.", "an encoder named roberta.…", '"roberta" or "xlm-roberta"'),
         ("teacher.bert.", "an encoder named teacher.bert.…", "families that open: bert"),
-        ("electra.", "an encoder named electra.…", "families that open: bert"),
+        ("electra.", "an encoder named electra.…", '"electra"'),
     ],
 )
 def test_another_prefix_is_named(directory, tensors, prefix: str, received: str, hint: str) -> None:

@@ -1,5 +1,6 @@
 """PyTorch's files: read as they are, and nothing of a hostile one is run."""
 
+import json
 import os
 import pathlib
 import pickle
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from pipeline.base.errors import InputError
-from pipeline.models.formats.model_directory import find_model
+from pipeline.models.formats.model_directory import find_model, save_hf_weights
 from pipeline.models.formats.torch_files import TorchFiles
 from tests.conftest import run_python
 from tests.models.formats import writing
@@ -285,7 +287,6 @@ def test_a_damaged_pickle_is_refused(path, value: bytes) -> None:
     [
         (pickle.dumps({"w": 1}, 2), "no zip archive", "weights_only=True"),
         (b"", "no zip archive", "weights_only=True"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "no zip archive", "weights_only=True"),
     ],
 )
 def test_older_files_are_refused_with_the_line_that_converts_them(
@@ -295,6 +296,23 @@ def test_older_files_are_refused_with_the_line_that_converts_them(
     error = refusal(path)
     assert received in error.received and hint in error.hint
     assert repr(str(path)) in error.hint
+
+
+@pytest.mark.parametrize("name", ["../pytorch_model.bin", "x.safetensors", "gone.bin", 5])
+def test_an_index_names_only_files_beside_it(tmp_path, config, weights, name: object) -> None:
+    save_hf_weights(tmp_path, config, weights)
+    (tmp_path / "model.safetensors").rename(tmp_path / "x.safetensors")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(InputError) as error:
+        find_model(tmp_path)
+    assert error.value.subject == f"{index}: weight_map"
+
+
+def test_a_pointer_of_git_lfs_is_named(path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    error = refusal(path)
+    assert "Git LFS" in error.received and error.hint.startswith("git lfs pull")
 
 
 def test_a_torchscript_archive_is_refused_with_the_line_that_converts_it(path) -> None:
@@ -366,10 +384,6 @@ def test_memory_stays_about_the_tensors_that_are_wanted(path) -> None:
 
 
 def test_a_model_directory_with_pytorch_model_bin_opens(tmp_path, config, weights) -> None:
-    from safetensors.numpy import load_file
-
-    from pipeline.models.formats.model_directory import save_hf_weights
-
     save_hf_weights(tmp_path, config, weights)
     write_torch(tmp_path / "pytorch_model.bin", load_file(tmp_path / "model.safetensors"))
     (tmp_path / "model.safetensors").unlink()
