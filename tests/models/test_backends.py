@@ -9,6 +9,7 @@ import pytest
 from pipeline.models.formats.model_directory import assign_weights, save_hf
 from pipeline.models.masked_lm import MaskedLM
 from tests.conftest import run_python
+from tests.family_examples import example_config
 
 FORWARD = """
 import sys
@@ -51,12 +52,16 @@ def test_what_runs_before_the_flags_are_checked_imports_no_framework():
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="compares with TensorFlow")
-def test_jax_equals_tensorflow_and_needs_none(tmp_path, config, weights, batch):
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_jax_equals_tensorflow_and_needs_none(tmp_path, config, weights, batch, family: str):
     import tensorflow as tf
 
     model = MaskedLM(config)
     # Smaller, so that gradients are of the order of 1.
     assign_weights(model, {name: 0.5 * value for name, value in weights.items()})
+    if family != "bert":
+        # With a window that inputs are longer than.
+        model = MaskedLM(example_config(family, local_attention=4, num_hidden_layers=4), seed=2)
     save_hf(tmp_path, model)
     np.savez(tmp_path / "batch.npz", **batch)
     jax = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}

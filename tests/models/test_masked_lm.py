@@ -1,4 +1,4 @@
-"""The model's numbers: those of `transformers`, which `golden_bert.npz` holds."""
+"""The model's numbers: those of `transformers`, which the golden files hold."""
 
 import json
 import pathlib
@@ -8,19 +8,21 @@ import pytest
 from safetensors.numpy import save_file
 
 from data_specs import records
+from data_specs.records import HIDDEN_STATES
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
+from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
 
-GOLDEN = pathlib.Path(__file__).with_name("golden_bert.npz")
 CONFIG_FILE = pathlib.Path(__file__).with_name("small_config.json")
 
 
-@pytest.fixture
-def golden() -> dict[str, np.ndarray]:
-    """Weights, inputs and outputs of a tiny BERT; see make_golden.py."""
-    with np.load(GOLDEN, allow_pickle=False) as file:
+@pytest.fixture(params=["bert", "modernbert"])
+def golden(request) -> dict[str, np.ndarray]:
+    """Weights, inputs and outputs of a tiny model of each architecture; see make_golden.py."""
+    path = pathlib.Path(__file__).with_name(f"golden_{request.param}.npz")
+    with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
 
@@ -54,16 +56,21 @@ def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
-    np.testing.assert_allclose(np.asarray(model(inputs)), golden["logits"], atol=1e-5)
-    states = model.activations(inputs)[records.HIDDEN_STATES]
     real = golden["input_mask"].astype(bool)
-    for state, expected in zip(states, golden["hidden_states"], strict=True):
+    np.testing.assert_allclose(np.asarray(model(inputs))[real], golden["logits"][real], atol=1e-5)
+    outputs = model.activations(inputs, with_attentions=True)
+    for state, expected in zip(outputs[HIDDEN_STATES], golden["hidden_states"], strict=True):
         np.testing.assert_allclose(np.asarray(state)[real], expected[real], atol=1e-5)
+    # BERT's golden file holds no attention maps.
+    maps = golden.get("attentions", ())
+    for own, expected in zip(outputs[ATTENTIONS], maps, strict=bool(len(maps))):
+        queries = (np.moveaxis(one, 1, 2)[real] for one in (np.asarray(own), expected))
+        np.testing.assert_allclose(*queries, atol=1e-5)
 
 
 def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
-    positions = np.array([[3, 1], [0, 0], [2, 9]], "int32")
+    positions = np.array([[3, 1], [0, 0], [2, 3]], "int32")
     logits = np.asarray(model({**_inputs(golden), records.MASKED_LM_POSITIONS: positions}))
     expected = np.take_along_axis(golden["logits"], positions[..., None], axis=1)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -79,7 +86,7 @@ def test_padding_changes_nothing(golden, golden_dir) -> None:
 
 def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_dir) -> None:
     source = model_directory.find_model(golden_dir)
-    inputs = _inputs(golden)
+    inputs, real = _inputs(golden), golden["input_mask"].astype(bool)
     errors = {}
     for logits_dtype in (None, "float32"):
         model = model_directory.load_masked_lm(
@@ -87,7 +94,7 @@ def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_d
         )
         logits = np.asarray(model(inputs))
         assert logits.dtype == np.float32
-        errors[logits_dtype] = np.abs(logits - golden["logits"]).mean()
+        errors[logits_dtype] = np.abs(logits - golden["logits"])[real].mean()
     assert errors["float32"] < errors[None]
 
 
