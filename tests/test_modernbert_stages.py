@@ -1,5 +1,6 @@
 """A ModernBERT with byte-level BPE through all three stages, on both backends."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -9,7 +10,9 @@ import pytest
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, MASKED_LM_POSITIONS, SEGMENT_IDS
 from pipeline import create_pretraining_data, create_teacher_output_data, run_distill
+from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import LocalLocation
+from pipeline.distill.preparation import prepare
 from pipeline.models.families import FAMILIES
 from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.tokenizers.loading import load_tokenizer
@@ -119,6 +122,7 @@ def student(request, tmp_path_factory, teacher, examples) -> pathlib.Path:
         "--num_train_steps=20",
         "--train_batch_size=4",
         "--learning_rate=3e-3",
+        "--log_steps=5",
     )
     return folder / "student"
 
@@ -139,7 +143,9 @@ def test_transformers_opens_the_student(student) -> None:
     assert_parity(model, load_torch(student), _batch(model.config.vocab_size), atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", JAX])
+@pytest.mark.parametrize(
+    "backend", ["tensorflow", pytest.param("jax", marks=[*JAX.marks, pytest.mark.slow])]
+)
 def test_a_live_teacher_gives_maps_and_states(tmp_path, teacher, examples, backend: str) -> None:
     _run(
         backend,
@@ -175,7 +181,7 @@ def test_layers_of_another_kind_are_refused(tmp_path, teacher, examples, capsys)
     assert not (tmp_path / "student").exists()
 
 
-def test_maps_of_long_inputs_are_refused(tmp_path, bpe_file, corpus_dir, capsys) -> None:
+def test_maps_of_long_inputs_are_refused(tmp_path, bpe_file, corpus_dir) -> None:
     tokenizer = load_tokenizer(LocalLocation(bpe_file), do_lower_case=None)
     (tmp_path / "ids.txt").write_text("\n".join(map(str, range(len(tokenizer.vocab)))))
     changes = MODERNBERT | {"max_position_embeddings": 2048}
@@ -193,10 +199,13 @@ def test_maps_of_long_inputs_are_refused(tmp_path, bpe_file, corpus_dir, capsys)
         "--max_workers=1",
         "--segments=single",
     )
+    values = run_distill.define_flags()
     settings = (f"--input_dir={examples}", f"--init_from={teacher}", "--student_layers=1")
-    settings += (f"--teacher={teacher}", "--num_train_steps=1", "--train_batch_size=1")
-    output = f"--output_dir={tmp_path / 'student'}"
-    assert _main(run_distill, *settings, output, "--losses=attention_mse=1") == 1
-    error = capsys.readouterr().err
-    assert "error: --losses" in error and "1024" in error and "1025" in error
-    assert not _main(run_distill, *settings, output, "--losses=hidden_cosine=1")
+    settings += (f"--teacher={teacher}", f"--output_dir={tmp_path / 'student'}")
+    values(["run_distill", *settings, "--losses=attention_mse=1"])
+    config = run_distill.read_config(values)
+    with pytest.raises(InputError) as error:
+        prepare(config)
+    assert error.value.subject == Setting("losses")
+    assert "attention_mse" in error.value.received and "1025" in error.value.received
+    prepare(dataclasses.replace(config, losses={"hidden_cosine": 1.0}))
