@@ -54,7 +54,7 @@ def read_config(values: absl_flags.FlagValues) -> DistillConfig:
     if changes:
         described = ", ".join(f"{name} {value:g}" for name, value in changes.items())
         print(f"--run_local: {described}", file=sys.stderr)
-    student = flags.read_config(values, StudentConfig)
+    student = flags.build_config(values, StudentConfig)
     return flags.read_config(values, DistillConfig, student=student, **changes)
 
 

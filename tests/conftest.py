@@ -16,14 +16,16 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Nobody is asked for a model that is not there.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
 import sentencepiece
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
@@ -321,8 +323,10 @@ def spiece_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return path
 
 
-def train_xlm_roberta(folder: pathlib.Path, **settings: Any) -> pathlib.Path:
-    """Writes a SentencePiece model with its usual first pieces, and XLM-RoBERTa's settings."""
+def train_fairseq(
+    folder: pathlib.Path, family: str = "xlm-roberta", **settings: Any
+) -> pathlib.Path:
+    """Writes a SentencePiece model with its usual first pieces, and a model's configuration."""
     model = io.BytesIO()
     settings = {"vocab_size": 330, "hard_vocab_limit": False, **settings}
     sentencepiece.SentencePieceTrainer.train(
@@ -332,7 +336,7 @@ def train_xlm_roberta(folder: pathlib.Path, **settings: Any) -> pathlib.Path:
         minloglevel=2,
         **settings,
     )
-    (folder / "config.json").write_text(json.dumps({"model_type": "xlm-roberta"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
     path = folder / "sentencepiece.bpe.model"
     path.write_bytes(model.getvalue())
     return path
@@ -341,7 +345,13 @@ def train_xlm_roberta(folder: pathlib.Path, **settings: Any) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def xlm_roberta_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A SentencePiece model in an XLM-RoBERTa's directory; read only."""
-    return train_xlm_roberta(tmp_path_factory.mktemp("xlm_roberta"))
+    return train_fairseq(tmp_path_factory.mktemp("xlm_roberta"))
+
+
+@pytest.fixture(scope="session")
+def camembert_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A SentencePiece model in a CamemBERT's directory; read only."""
+    return train_fairseq(tmp_path_factory.mktemp("camembert"), "camembert")
 
 
 @pytest.fixture(scope="session")
@@ -363,3 +373,58 @@ def bpe_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def gemma_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A BPE over spaces written as ▁ that falls back to bytes, as Gemma's and mmBERT's."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokenizer = FastTokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    # No token runs over words in training; the trained tokenizer cuts nothing before it merges.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("▁", "merged_with_next"),
+            pre_tokenizers.Split(Regex(r"\p{Han}|\p{P}"), "isolated"),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=[*special, *bytes_, "<s>", "</s>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    content = json.loads(tokenizer.to_str())
+    # Bytes are tokens of the model, and HTML is found in the text as it is.
+    added = [token for token in content["added_tokens"] if token["content"] not in bytes_]
+    content["added_tokens"] = [token | {"special": token["id"] < 5} for token in added]
+    folder = tmp_path_factory.mktemp("gemma")
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    settings = {"tokenizer_class": "GemmaTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder / "tokenizer.json"
+
+
+@pytest.fixture(scope="session")
+def olmo_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A byte-level BPE with BERT's special tokens behind its own, as ModernBERT's."""
+    tokenizer = FastTokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|padding|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    tokenizer.add_tokens([AddedToken("  ", normalized=True), AddedToken("   ", normalized=True)])
+    names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
+    mask = AddedToken("[MASK]", lstrip=True, special=True)
+    tokenizer.add_special_tokens([*names, mask])
+    tokenizer.add_tokens([AddedToken("[unused0]", normalized=False)])
+    folder = tmp_path_factory.mktemp("olmo")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "[MASK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder / "tokenizer.json"

@@ -154,7 +154,7 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported(command: str, f
     code = (
         f"import sys, {command} as c; status = c.main(['x', *'{flags}'.split()]); "
         "heavy = {'tensorflow', 'keras', 'jax', 'tokenizers', 'sentencepiece', 'rjieba', "
-        "'safetensors'}; print(status, sorted(heavy & set(sys.modules)))"
+        "'safetensors', 'huggingface_hub'}; print(status, sorted(heavy & set(sys.modules)))"
     )
     result = run_python("-c", code)
     # A task's settings are checked beside the tokenizer.

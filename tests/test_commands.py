@@ -248,7 +248,7 @@ def test_mistakes_of_the_later_stages_name_the_flag(
     assert not pathlib.Path("x").exists()
 
 
-@pytest.mark.parametrize(("key", "value"), [("model_type", "electra"), ("hidden_act", "swish")])
+@pytest.mark.parametrize(("key", "value"), [("model_type", "deberta-v2"), ("hidden_act", "swish")])
 def test_a_teacher_of_an_unknown_architecture_is_refused(
     capsys, examples_dir, teacher_dir, tmp_path, key: str, value: str
 ) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from pipeline.base import compute_dtype
+from pipeline.base import compute_dtype, hub_id
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_words, setting
@@ -46,8 +46,9 @@ class BenchmarkConfig(Settings):
 
     models: tuple[Location, ...] = setting(
         dataclasses.MISSING,
-        "Model directories, the teacher first, separated by commas.",
+        "Model directories or models of the hub, the teacher first, separated by commas.",
         parse=parse_words,
+        hub_files=hub_id.MODEL,
     )
     seq_length: int = setting(512, "Tokens of a sequence.", low=1)
     batch_size: int = setting(16, "Sequences at a time, for the throughput.", low=1)
@@ -151,7 +152,7 @@ def find_models(config: BenchmarkConfig) -> list[Model]:
     Raises:
         InputError: one is no model, has no weights or too few positions.
     """
-    names = [path.resolve().name for path in config.models]
+    names = [hub_id.name_of(path.resolve()) for path in config.models]
     models = []
     for path, name in zip(config.models, names, strict=True):
         source = model_directory.find_model(path)

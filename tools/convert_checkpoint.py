@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags as absl_flags
 
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -38,6 +39,7 @@ _GOOGLE_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": tuple(name for name, family in FAMILIES.items() if family.in_google_layout),
     "hidden_act": ("gelu", "relu"),
     "layer_norm_eps": (1e-12,),
+    "tie_word_embeddings": (True,),
 }
 # What else may lie beside a tokenizer's own file.
 _TOKENIZER_SETTINGS = (
@@ -55,7 +57,11 @@ class ConvertConfig(Settings):
 
     output_dir: Location = setting(dataclasses.MISSING, "Directory for the model: new or empty.")
     layout: str = setting(dataclasses.MISSING, "Layout to write.", choices=(HF, _TF1))
-    input: Location | None = setting(None, "Model directory in either layout.")
+    input: Location | None = setting(
+        None,
+        "Model directory in either layout, or a model of the hub.",
+        hub_files=hub_id.MODEL,
+    )
     bert_config_file: Location | None = setting(None, "In place of `input`: a bert_config.json.")
     init_checkpoint: Location | None = setting(
         None,
@@ -228,6 +234,7 @@ def _convert(values: absl_flags.FlagValues) -> None:
     directory.expect_empty()
     if _TF1 in (source.layout, config.layout):
         running.import_quietly("tensorflow")
+    source.print_unused()
     copied = write_model(source, directory, layout=config.layout)
     table = weight_names.weight_table(source.config)
     print(f"weights    {len(table)} of a {source.config.model_type}, from {source.layout}")

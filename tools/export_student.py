@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_words, setting
@@ -54,7 +55,9 @@ class ExportConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     model: Location = setting(
-        dataclasses.MISSING, "Model directory, for example of run_distill or finetune."
+        dataclasses.MISSING,
+        "Model directory, for example of run_distill or finetune, or a model of the hub.",
+        hub_files=hub_id.MODEL,
     )
     output_dir: Location = setting(
         dataclasses.MISSING, "Directory for the exports: new or empty, on this machine."
@@ -208,8 +211,10 @@ def _prepare(config: ExportConfig, card: CardSettings) -> _Prepared:
     # Read once more for the card: a mistake is told now.
     model_card.read_scores(card.scores)
     if card.name is None:
-        card = dataclasses.replace(card, name=config.model.resolve().name)
+        card = dataclasses.replace(card, name=hub_id.name_of(config.model.resolve()))
     origin = model_card.find_origin(config.model, None if cache is None else cache.manifest)
+    if card.base_model is None and origin.teacher is not None:
+        card = dataclasses.replace(card, base_model=origin.teacher.id)
     return _Prepared(source, task, tokenizer, max_seq_length, checked, card, origin)
 
 

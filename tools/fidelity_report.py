@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from pipeline.base import hub_id
 from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -28,7 +29,11 @@ class FidelityConfig(Settings):
     input_dir: Location = setting(
         dataclasses.MISSING, "Teacher cache, from create_teacher_output_data."
     )
-    teacher: Location = setting(dataclasses.MISSING, "Model directory that it was made with.")
+    teacher: Location = setting(
+        dataclasses.MISSING,
+        "Model directory, or model of the hub, that it was made with.",
+        hub_files=hub_id.MODEL,
+    )
     sample: int = setting(512, "Number of examples that are compared.", low=1)
     any_teacher: bool = setting(False, "Whether a teacher that is not the cache's is accepted.")
     predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
@@ -56,7 +61,7 @@ def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, An
     source = capture.find_teacher(named)
     cache = cache_input.open_cache(config.input_dir, None)
     cache_report.expect_comparable(cache)
-    capture.expect_fitting(named, source, cache)
+    source = capture.fit_teacher(named, source, cache)
     sha256 = source.sha256()
     if not config.any_teacher:
         cache_report.expect_teacher(cache, sha256)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags as absl_flags
 
-from pipeline.base import compute_dtype
+from pipeline.base import compute_dtype, hub_id
 from pipeline.base.errors import DivergedError, InputError, Setting
 from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
@@ -231,7 +231,7 @@ def _finetune(values: absl_flags.FlagValues) -> None:
     summary = {
         "task": spec.name,
         "split": config.eval_split,
-        "model": config.model.absolute().name,
+        "model": hub_id.name_of(config.model.absolute()),
         **summary,
     }
     (config.output_dir / SUMMARY_FILE).write_json(summary)

@@ -10,7 +10,12 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base import seeding
-from pipeline.models.formats.model_directory import ModelSource, load_masked_lm
+from pipeline.models.formats.model_directory import (
+    ModelSource,
+    assign_weights,
+    get_weights,
+)
+from pipeline.models.weight_names import encoder_table
 
 Arrays = dict[str, np.ndarray]
 # Computes a batch, and has the result as NumPy arrays.
@@ -42,6 +47,17 @@ class Batches:
         }
 
 
+def _load(source: ModelSource, dtype: str) -> Any:
+    """Loads a model's encoder; the head, which is not computed, is random."""
+    from pipeline.models.masked_lm import MaskedLM
+
+    model = MaskedLM(source.config, dtype=dtype)
+    if source.has_weights:
+        encoder = source.read_weights(encoder_table(source.config))
+        assign_weights(model, get_weights(model) | encoder)
+    return model
+
+
 def keras_forward(source: ModelSource, device: str, compute_dtype: str) -> Forward:
     """Loads a model and compiles its encoder: the last hidden states, float32 [B, L, D].
 
@@ -53,7 +69,7 @@ def keras_forward(source: ModelSource, device: str, compute_dtype: str) -> Forwa
     import keras
 
     with keras.device(device):
-        model = load_masked_lm(source, dtype=compute_dtype)
+        model = _load(source, compute_dtype)
     if keras.config.backend() == "jax":
         return _jax_forward(model, device)
     return _tensorflow_forward(model, device)
@@ -102,7 +118,7 @@ def litert_forward(source: ModelSource) -> tuple[Forward, float]:
     from tools.exports import litert
     from tools.exports.program import encoder_program
 
-    program = encoder_program(load_masked_lm(source, dtype="float32"))
+    program = encoder_program(_load(source, "float32"))
     content = litert.convert(program, quantized=True)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / litert.MODEL_FILE

@@ -78,6 +78,7 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
     """Yields how to read what is shown."""
     from data_specs import records
     from pipeline.storage.manifest import SAMPLED
+    from pipeline.teacher import judgement
 
     if manifest.kind == records.UNMASKED_WINDOWS:
         yield "Masked anew each epoch by run_distill; a bar stands before each word."
@@ -90,6 +91,8 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
         )
     else:
         yield "Tail: the teacher's probability outside the cached ids."
+    if (labels := judgement.of_cache(manifest)) is not None:
+        yield f"Teacher: {labels.figures()}; {labels.baselines()}."
 
 
 def _inspect(values: absl_flags.FlagValues) -> None:

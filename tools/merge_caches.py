@@ -8,6 +8,7 @@ merged cache. Killed at any moment, the same command finishes the rest.
 
 import collections
 import dataclasses
+import functools
 import math
 import platform
 import sys
@@ -184,7 +185,8 @@ def _merge_shards(
         for file in [file for file, whole in done.items() if whole is None]:
             measured = collections.Counter() if manifests.varies_in_size(info) else None
             merged = merger.records(file, measured)
-            done[file] = serialization.write_shard(config.output_dir, file, merged, measured)
+            sums = functools.partial(dict, measured=measured)
+            done[file] = serialization.write_shard(config.output_dir, file, merged, sums)
     return {
         split: tuple(done[shard.file] for shard in shards)
         for split, shards in inputs.splits.items()

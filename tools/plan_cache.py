@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from pipeline.base import hub_id
 from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_counts, parse_words, setting
@@ -37,7 +38,9 @@ class PlanConfig(Settings):
     )
     teacher: Location = setting(
         dataclasses.MISSING,
-        "Model directory of the teacher, in Hugging Face's or Google's BERT layout.",
+        "The teacher: a model directory in Hugging Face's or Google's BERT layout, or a model of "
+        "the hub.",
+        hub_files=hub_id.MODEL,
     )
     sample: int = setting(256, "Number of examples that the teacher runs over.", low=1)
     truncation_factors: tuple[int, ...] = setting(
@@ -167,7 +170,8 @@ def plan_cache(config: PlanConfig) -> Plan:
 
     settings = config.capture_config()
     source = capture.find_teacher(settings)
-    cache = capture.open_examples(settings, source)
+    source.print_unused()
+    cache, source = capture.open_examples(settings, source)
     manifests.verify(cache.directory, cache.manifest, full=False)
     model = model_directory.load_masked_lm(
         source, dtype=config.compute_dtype, logits_dtype="float32"
@@ -232,6 +236,7 @@ def table(plan: Plan) -> str:
             "bytes: the cache adds at a masked position; xN: the whole cache at dupe_factor N",
             f"hours: of capture here, {fastest:.3g} examples/s at best, {plan.compute_dtype}",
             f"free disk: {_size(plan.free_bytes)}; what does not fit is marked !",
+            *plan.sample.labels.describe(),
         ]
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 
 from data_specs import corpora
-from pipeline.base import compute_dtype
+from pipeline.base import compute_dtype, hub_id
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
@@ -46,7 +46,9 @@ class QuickstartConfig(Settings):
 
     work: Location = setting("quickstart", "Directory for everything.")
     teacher: Location | None = setting(
-        None, "Your own teacher, a model directory; one is trained by default."
+        None,
+        "Your own teacher, a model directory or a model of the hub; one is trained by default.",
+        hub_files=hub_id.MODEL,
     )
     corpus: Location | None = setting(None, "Your own text: a file, a directory or a glob.")
 

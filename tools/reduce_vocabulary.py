@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags as absl_flags
 
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -26,7 +27,6 @@ from pipeline.models.initialization import from_teacher
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage import manifest as manifests
-from pipeline.tokenizers import loading
 from tools.vocabulary import cache_tokens, vocab_reduction
 from tools.vocabulary.vocab_reduction import VocabLimit
 
@@ -38,7 +38,11 @@ class ReduceConfig(Settings):
     input_dir: Location = setting(
         dataclasses.MISSING, "Masked examples or a teacher cache, of the corpus."
     )
-    teacher: Location = setting(dataclasses.MISSING, "Model directory that the weights come from.")
+    teacher: Location = setting(
+        dataclasses.MISSING,
+        "Model directory, or model of the hub, that the weights come from.",
+        hub_files=hub_id.MODEL,
+    )
     output_dir: Location = setting(dataclasses.MISSING, "Directory for the student: new or empty.")
     vocab_size: int | None = setting(
         None, "Number of tokens to keep, the special ones included.", low=1
@@ -98,9 +102,9 @@ def _reduce(values: absl_flags.FlagValues) -> None:
     source = model_directory.find_model(config.teacher)
     layer_map = from_teacher.choose_layers(source.config, config.student_layers, config.layer_map)
     cache = cache_input.open_cache(config.input_dir, None)
-    vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
-        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        from_teacher.expect_tied(source.config)
+        source = cache_tokenizer.fit_vocab(cache, source)
     tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
     # The model has a padding of its own.
     always = np.union1d(vocab_reduction.always_kept(tokenizer), [source.config.pad_token_id])

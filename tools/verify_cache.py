@@ -18,6 +18,7 @@ import tqdm
 from absl import flags as absl_flags
 
 from data_specs import records
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -55,7 +56,9 @@ class VerifyConfig(Settings):
         dataclasses.MISSING, "Directory of shards of any kind, with its manifest."
     )
     teacher: Location | None = setting(
-        None, "Of a teacher cache: the model directory that it was made with."
+        None,
+        "Of a teacher cache: the model directory, or model of the hub, that it was made with.",
+        hub_files=hub_id.MODEL,
     )
     sample_examples: int = setting(
         256, "Requires `teacher`. Number of examples that it runs over again.", low=0
@@ -177,6 +180,7 @@ def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
     source = capture.find_teacher(recorded)
     repair.expect_recorded_teacher(config.input_dir, manifest, source)
     inputs = repair.open_inputs(recorded, manifest, source) if config.repair else None
+    source = capture.fit_teacher(recorded, source, CacheInput(config.input_dir, manifest))
     return Teacher(source, recorded, inputs)
 
 

@@ -20,7 +20,8 @@ Reads a cache:
     for example in cache.examples("eval"):
         probabilities, rest = example.targets.probabilities(temperature=1.0, k=3)
 
-Fields of the config classes have the names, defaults and ranges of the commands' flags. A value
+Fields of the config classes have the names, defaults and ranges of the commands' flags; a model
+of the hub is downloaded by the function that gets the config. A value
 that the user can correct raises `InputError`. Keras computes with the framework that the
 environment variable KERAS_BACKEND names. Set it before the first call.
 
@@ -95,7 +96,7 @@ def create_pretraining_data(config: "MaskedExamplesConfig") -> "Manifest":
     """
     from pipeline.masking.masked_examples import create_masked_examples
 
-    return create_masked_examples(config)
+    return create_masked_examples(_downloaded(config))
 
 
 def create_teacher_output_data(config: "TeacherCacheConfig") -> "Manifest | None":
@@ -112,7 +113,7 @@ def create_teacher_output_data(config: "TeacherCacheConfig") -> "Manifest | None
     """
     from pipeline.teacher.capture import create_teacher_cache
 
-    return create_teacher_cache(_with_compute_dtype(config))
+    return create_teacher_cache(_with_compute_dtype(_downloaded(config)))
 
 
 def distill(config: "DistillConfig") -> Mapping[str, float]:
@@ -130,7 +131,7 @@ def distill(config: "DistillConfig") -> Mapping[str, float]:
     """
     from pipeline.distill import training
 
-    return training.distill(_with_compute_dtype(config))
+    return training.distill(_with_compute_dtype(_downloaded(config)))
 
 
 def open_cache(path: str) -> "Cache":
@@ -153,16 +154,20 @@ def load_model(path: str) -> "MaskedLM":
     """Loads a masked language model, such as a student, as a Keras model.
 
     Args:
-        path: a model directory in Hugging Face's or Google's BERT layout.
+        path: a model directory in Hugging Face's or Google's BERT layout, or a model of the
+            hub, which is downloaded: `ORG/NAME`, `ORG/NAME@REVISION` or a URL.
 
     Example:
         model = load_model("student")
         print(model.count_params())
     """
-    from pipeline.base.location import Location
+    from pipeline.base import hub_id
+    from pipeline.base.settings import parse_model
+    from pipeline.hub import models
     from pipeline.models.formats import model_directory
 
-    return model_directory.load_masked_lm(model_directory.find_model(Location.parse(path)))
+    directory = models.download(parse_model(path), hub_id.MODEL)
+    return model_directory.load_masked_lm(model_directory.find_model(directory))
 
 
 def verify(path: str) -> Mapping[str, Sequence[str]]:
@@ -203,6 +208,13 @@ def merge(paths: Sequence[str], output: str, **settings: Any) -> "Manifest":
     from tools.merge_caches import MergeConfig, merge_caches
 
     return merge_caches(MergeConfig(input_dirs=tuple(paths), output_dir=output, **settings))
+
+
+def _downloaded(config: Any) -> Any:
+    """Returns a config with directories in place of models of the hub."""
+    from pipeline.hub import models
+
+    return models.downloaded(config)
 
 
 def _with_compute_dtype(config: Any) -> Any:

@@ -5,6 +5,11 @@ import re
 from collections.abc import Callable, Iterator
 
 _SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
+# A command with settings, such as "run_distill `student`='my model' `freeze`=encoder".
+_COMMAND_LINE = re.compile(
+    r"\b(?:create_\w+_data|run_distill|offline_distill \w+)"
+    r"(?: `[a-z][a-z0-9_]*`(?:=(?:'[^']*'|\S)+)?)+"
+)
 
 
 class Setting(str):
@@ -114,5 +119,9 @@ def describe(error: InputError, show_setting: Callable[[str], str]) -> str:
 
 
 def show_settings(text: str, show_setting: Callable[[str], str]) -> str:
-    """Returns a text with the settings that it names in backticks as `show_setting` shows them."""
+    """Returns a text with the settings that it names in backticks as `show_setting` shows them.
+
+    Behind the name of a command they are its flags, whoever shows them.
+    """
+    text = _COMMAND_LINE.sub(lambda match: _SETTING_NAME.sub(r"--\1", match[0]), text)
     return _SETTING_NAME.sub(lambda match: show_setting(match[1]), text)

@@ -12,7 +12,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.hub_id import HubModel
 from pipeline.base.location import Location
 
 _DECLARATION = "declaration"
@@ -35,6 +37,9 @@ class Declaration:
             directories from before the setting existed are still recognised.
         parse: turns text into the value, or raises an `InputError` without a subject.
         aliases: other names of its flag.
+        hub_files: of a location that may be a model of the hub, which files it is needed for:
+            `hub_id.MODEL` or `hub_id.TOKENIZER`. Such a model is a `HubModel` until
+            `pipeline.hub.models.downloaded` puts its directory in its place.
     """
 
     help: str
@@ -45,6 +50,7 @@ class Declaration:
     omit_default: bool = False
     parse: Callable[[str], Any] | None = None
     aliases: tuple[str, ...] = ()
+    hub_files: str | None = None
 
 
 def setting(default: Any, help: str, **declared: Any) -> Any:
@@ -115,6 +121,22 @@ class Settings:
         }
         return dataclasses.replace(self, **changes)
 
+    def hub_models(self) -> dict[str, dict[str, str]]:
+        """Returns the id and the commit of each model that lies in the hub's cache.
+
+        By field name, those of nested settings included.
+        """
+        found = {}
+        for field in dataclasses.fields(self):
+            value, declaration = getattr(self, field.name), declaration_of(field)
+            if isinstance(value, Settings):
+                found |= value.hub_models()
+            elif declaration is not None and declaration.hub_files and isinstance(value, Location):
+                snapshot = hub_id.snapshot_of(value)
+                if snapshot is not None:
+                    found[field.name] = {"id": snapshot.id, "commit": snapshot.revision}
+        return found
+
     def decisive(self) -> dict[str, Any]:
         """Returns the settings that the run configuration holds, by field name."""
         found = {}
@@ -131,12 +153,25 @@ def _with_locations(field: dataclasses.Field, value: Any) -> Any:
     """Returns a setting's value with text parsed where it names locations."""
     if value is None:
         return None
-    kind = value_type(field)
+    kind, declaration = value_type(field), declaration_of(field)
+    is_model = declaration is not None and declaration.hub_files is not None
+    parse = parse_model if is_model else Location.parse
     if kind is Location:
-        return Location.parse(value, field.name)
+        return parse(value, field.name)
     if typing.get_args(kind)[:1] == (Location,):
-        return tuple(Location.parse(path, field.name) for path in value)
+        return tuple(parse(path, field.name) for path in value)
     return value
+
+
+def parse_model(value: Any, setting: str | None = None) -> Location | HubModel:
+    """Returns the directory or file, or the model of the hub, that a user's text names.
+
+    Arguments and errors are those of `Location.parse`; a parsed value stays as it is.
+    """
+    if isinstance(value, HubModel):
+        return value
+    model = hub_id.parse(value, setting) if isinstance(value, str) else None
+    return Location.parse(value, setting) if model is None else model
 
 
 def read_value(field: dataclasses.Field, value: Any) -> Any:

@@ -21,6 +21,7 @@ from pipeline.base.settings import (
     read_value,
     value_type,
 )
+from pipeline.hub import models
 
 Config = TypeVar("Config", bound=Settings)
 
@@ -90,14 +91,19 @@ def read_values(values: flags.FlagValues, config: type[Settings]) -> dict[str, A
 
 
 def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -> Config:
-    """Returns the config that parsed flags ask for.
+    """Returns the config that parsed flags ask for; models of the hub are downloaded.
 
     Args:
         **others: fields that are no flags, and values in place of those of flags.
 
     Raises:
-        InputError: settings that contradict each other.
+        InputError: settings that contradict each other, or a model that cannot be downloaded.
     """
+    return models.downloaded(build_config(values, config, **others))
+
+
+def build_config(values: flags.FlagValues, config: type[Config], **others: Any) -> Config:
+    """Returns a config as `read_config` does, but downloads nothing: it is a part of another."""
     return config(**{**read_values(values, config), **others})
 
 

@@ -54,7 +54,7 @@ def run(
         _parse(flag_values, argv, with_recipes=with_recipes)
         command(flag_values)
     except InputError as error:
-        return _fail(describe(error, lambda name: f"--{name}" if name in flag_values else name))
+        return _fail(describe(error, "--{}".format))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)

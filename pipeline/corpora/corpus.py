@@ -3,6 +3,7 @@
 The main process cuts, which is cheap; workers decode, clean and tokenise.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections import Counter
@@ -134,6 +135,19 @@ def document_text(document: RawDocument) -> str:
     corpus = document.file.corpus
     text = READERS[corpus.reader].text(document)
     return cleaning.clean(text, corpus.spec.cleaning).strip()
+
+
+def sample_texts(files: Sequence[CorpusFile], num_files: int, num_documents: int) -> Iterator[str]:
+    """Yields the first documents of some files, evenly spread; unreadable ones are left out.
+
+    Raises:
+        InputError: a file cannot be read, or has another format than its name says.
+    """
+    for file in files[:: -(-len(files) // num_files)]:
+        documents = READERS[file.corpus.reader].read(file)
+        for document, _ in itertools.islice(documents, num_documents):
+            with contextlib.suppress(InputError):
+                yield document_text(document)
 
 
 def read_blocks(files: Sequence[CorpusFile]) -> Iterator[DocumentBlock]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from keras import ops
@@ -18,14 +18,20 @@ from pipeline.distill.losses.distributions import (
     student_log_probs,
     teacher_distribution,
 )
-from pipeline.models import topk
+from pipeline.models import position_blocks, topk
 from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attention, mean_state
-from pipeline.models.masked_lm import LOGITS, gather_positions
+from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 
 # Activations by model, as `Distiller.call` returns them.
 STUDENT = "student"
 TEACHER = "teacher"
+# What evaluation measures besides losses, see `Distributions.guesses`.
+GUESS = "guess"
+CONFIDENCE = "confidence"
+FIRST = "first"
+# What a cache holds of the teacher's distribution.
+_TOPK_TARGETS = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
 _FROM_TEACHER = "a live teacher (`teacher`=DIR)"
 # Where to get what a loss needs: from the cache, or else from a live teacher.
 _WAYS = {
@@ -162,10 +168,106 @@ class Comparison:
             raise InputError(Setting("losses"), received=received, hint=f"expected {hint}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """How the head states of a student and of a live teacher become logits, block by block.
+
+    Attributes:
+        student: the student.
+        teacher: the live teacher; None without one.
+        block_size: the most positions in a block.
+        recompute: whether blocks are computed once more for the gradient.
+    """
+
+    student: MaskedLM
+    teacher: MaskedLM | None
+    block_size: int
+    recompute: bool
+
+
+class Distributions:
+    """Both models' distributions at some positions of a batch.
+
+    Each is computed once for each temperature.
+
+    Args:
+        comparison: the settings.
+        logits: float32 [B, P, V], by `STUDENT` and, with a live teacher, `TEACHER`.
+        labels: int [B, P].
+        targets: from a cache `topk_ids`, `topk_logits` [B, P, K] and `log_tail_masses`
+            [B, P, T].
+    """
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        logits: Mapping[str, Any],
+        labels: Any,
+        targets: Mapping[str, Any],
+    ) -> None:
+        self._comparison = comparison
+        self._logits = logits
+        self._labels = labels
+        self._targets = targets
+        self._sides: dict[float, tuple[StudentDistribution, TeacherDistribution | None]] = {}
+
+    def value(self, loss: Loss) -> Any:
+        """Returns a loss of distributions or labels at each position, float32 [B, P]."""
+        return loss(*self._at(loss.temperature), self._targets)
+
+    def guesses(self) -> dict[str, Any]:
+        """Returns the most probable tokens.
+
+        Returns:
+            `guess`, int [B, P], the student's; `confidence`, float32 [B, P], its
+            probability; with a teacher also `first`, int [B, P]: the teacher's most
+            probable token among those that the student knows.
+        """
+        logits, dtype = self._logits[STUDENT], self._labels.dtype
+        largest = ops.max(logits, axis=-1)
+        guesses = {
+            GUESS: ops.cast(ops.argmax(logits, axis=-1), dtype),
+            CONFIDENCE: ops.exp(largest - ops.logsumexp(logits, axis=-1)),
+        }
+        if self._comparison.topk_cached:
+            # Ids that the student lacks have moved behind the others.
+            guesses[FIRST] = self._targets[records.TOPK_IDS][..., 0]
+        elif self._comparison.has_teacher:
+            guesses[FIRST] = ops.cast(ops.argmax(self._logits[TEACHER], axis=-1), dtype)
+        return guesses
+
+    def _at(self, temperature: float) -> tuple[StudentDistribution, TeacherDistribution | None]:
+        if temperature not in self._sides:
+            teacher, ids = None, ops.expand_dims(self._labels, -1)
+            if self._comparison.has_teacher:
+                teacher = self._teacher(temperature)
+                ids = teacher.ids
+            student = student_log_probs(
+                self._logits[STUDENT], ids, self._labels, temperature=temperature
+            )
+            self._sides[temperature] = student, teacher
+        return self._sides[temperature]
+
+    def _teacher(self, temperature: float) -> TeacherDistribution:
+        comparison, k = self._comparison, self._comparison.truncation_factor
+        if comparison.topk_cached:
+            ids, logits, tails = (self._targets[name] for name in _TOPK_TARGETS)
+            # A temperature that is not cached has the policy `renormalize`, in which the tail's
+            # mass cancels.
+            cached = comparison.cached_temperatures
+            index = cached.index(temperature) if temperature in cached else 0
+        elif k is None:
+            return dense_distribution(self._logits[TEACHER], temperature=temperature)
+        else:
+            top = topk.top_k(self._logits[TEACHER], k, temperatures=(temperature,))
+            ids, logits, tails, index = top.ids, top.logits, top.log_tail_masses, 0
+        return teacher_distribution(
+            ids, logits, tails[..., index], temperature=temperature, truncation_factor=k
+        )
+
+
 class BatchComparison:
     """The two sides of the losses for one batch.
-
-    Distributions are computed once for each temperature.
 
     Args:
         comparison: the settings.
@@ -176,6 +278,8 @@ class BatchComparison:
         activations: by `STUDENT` and, with a live teacher, `TEACHER`.
         projections: of the student's hidden states to the teacher's size, by the student's
             layer; empty where the sizes are equal.
+        vocabulary: makes the logits in blocks of positions; None to take those of the
+            activations.
     """
 
     def __init__(
@@ -185,49 +289,90 @@ class BatchComparison:
         targets: Mapping[str, Any],
         activations: Mapping[str, Mapping[str, Any]],
         projections: Mapping[int, Any] | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self._comparison = comparison
         self._inputs = inputs
         self._targets = targets
-        self._student = activations[STUDENT]
-        self._teacher = activations.get(TEACHER, {})
+        self._activations = activations
         self._projections = projections or {}
-        self._distributions: dict[float, tuple] = {}
+        self._vocabulary = vocabulary
         self.labels = targets[records.MASKED_LM_IDS]
         self.weights = targets[records.MASKED_LM_WEIGHTS]
         if comparison.loss_positions == "all":
             self.labels, self.weights = _spread_over_tokens(inputs, targets)
 
-    @property
-    def logits(self) -> Any:
-        """The student's logits, float32 [B, P, V], or [B, L, V] over all tokens."""
-        return self._student[LOGITS]
+    def at_positions(self, losses: Sequence[Loss], *, with_guesses: bool = False) -> dict[str, Any]:
+        """Returns losses of distributions and labels at each position, by name, [B, P].
 
-    def first_guesses(self) -> Any:
-        """Returns the teacher's most probable tokens among those the student knows, int [B, P]."""
-        if self._comparison.topk_cached:
-            # Ids that the student lacks have moved behind the others.
-            return self._targets[records.TOPK_IDS][..., 0]
-        return ops.cast(ops.argmax(self._teacher[LOGITS], axis=-1), self.labels.dtype)
-
-    def values(self, loss: Loss) -> list[Any]:
-        """Returns a loss of each element that it is averaged over, for each layer group.
-
-        Values at padding are undefined. A loss that compares no layers has one group.
+        Values at padding are undefined. With `with_guesses` also what
+        `Distributions.guesses` returns.
         """
-        batch = {**self._inputs, **self._targets}
-        return [loss(student, teacher, batch) for student, teacher in self._sides(loss)]
 
-    def means(self, losses: Sequence[Loss]) -> dict[str, tuple[Any, Any]]:
-        """Returns each loss's mean over what it is averaged over, and the count of that."""
+        def measure(distributions: Distributions) -> dict[str, Any]:
+            values = {loss.name: distributions.value(loss) for loss in losses}
+            return values | (distributions.guesses() if with_guesses else {})
+
+        if self._vocabulary is not None:
+            return self._in_blocks(measure)
+        logits = {name: model[LOGITS] for name, model in self._activations.items()}
+        return measure(Distributions(self._comparison, logits, self.labels, self._targets))
+
+    def _in_blocks(self, measure: Callable[[Distributions], dict[str, Any]]) -> dict[str, Any]:
+        """Returns what `measure` makes of the distributions at each position, in blocks."""
+        vocabulary, comparison = self._vocabulary, self._comparison
+        arrays = {name: model[HEAD_STATES] for name, model in self._activations.items()}
+        arrays[records.MASKED_LM_IDS] = self.labels
+        cached = _TOPK_TARGETS if comparison.topk_cached else ()
+        arrays |= {name: self._targets[name] for name in cached}
+
+        student, teacher = vocabulary.student, vocabulary.teacher
+        # Copies: a gradient in a loop of TensorFlow cannot read a variable from outside.
+        output = [ops.copy(tensor) for tensor in student.output_layer()]
+        fixed = () if teacher is None else [ops.copy(one) for one in teacher.output_layer()]
+
+        def function(output: Sequence[Any], block: Mapping[str, Any]) -> dict[str, Any]:
+            logits = {STUDENT: student.vocabulary_logits(block[STUDENT], *output)}
+            if teacher is not None:
+                # No gradient of its table is computed, as that is no argument.
+                states = ops.stop_gradient(block[TEACHER])
+                logits[TEACHER] = teacher.vocabulary_logits(states, *fixed)
+            labels = block[records.MASKED_LM_IDS]
+            return measure(Distributions(comparison, logits, labels, block))
+
+        return position_blocks.over_positions(
+            function,
+            output,
+            arrays,
+            size=vocabulary.block_size,
+            recompute=vocabulary.recompute,
+        )
+
+    def means(
+        self, losses: Sequence[Loss], at_positions: Mapping[str, Any]
+    ) -> dict[str, tuple[Any, Any]]:
+        """Returns each loss's mean over what it is averaged over, and the count of that.
+
+        `at_positions` holds the values of those that it returns.
+        """
         # All values before the means: the order decides the last bits of gradients.
-        values = [self.values(loss) for loss in losses]
+        values = [
+            self._layer_values(loss) if loss.default_layer_groups else [at_positions[loss.name]]
+            for loss in losses
+        ]
         means = {}
         for loss, groups in zip(losses, values, strict=True):
             weights = self._weights(loss)
             mean = sum(mean_over_weights(group, weights) for group in groups) / len(groups)
             means[loss.name] = mean, ops.sum(weights)
         return means
+
+    def _layer_values(self, loss: Loss) -> list[Any]:
+        """Returns a loss of each element that it is averaged over, for each layer group."""
+        side = self._hidden_states if loss.needs == HIDDEN else self._attention_maps
+        batch = {**self._inputs, **self._targets}
+        groups = self._comparison.layer_groups[loss.name]
+        return [loss(*side(loss, group), batch) for group in groups]
 
     def _weights(self, loss: Loss) -> Any:
         """Returns 1 for what counts and 0 for padding: [B, P], [B, L] or [B, L, L]."""
@@ -237,43 +382,6 @@ class BatchComparison:
             return self.weights if spread else self._targets[records.MASKED_LM_WEIGHTS]
         mask = ops.cast(self._inputs[records.INPUT_MASK], "float32")
         return ops.expand_dims(mask, 2) * ops.expand_dims(mask, 1) if over == PAIRS else mask
-
-    def _sides(self, loss: Loss) -> Sequence[tuple[Any, Any]]:
-        """Returns the student's and the teacher's side, of each layer group where there are any."""
-        if loss.needs in (LABEL, TOPK):
-            return [self._distribution(loss.temperature)]
-        side = self._hidden_states if loss.needs == HIDDEN else self._attention_maps
-        return [side(loss, group) for group in self._comparison.layer_groups[loss.name]]
-
-    def _distribution(
-        self, temperature: float
-    ) -> tuple[StudentDistribution, TeacherDistribution | None]:
-        if temperature not in self._distributions:
-            teacher, ids = None, ops.expand_dims(self.labels, -1)
-            if self._comparison.has_teacher:
-                teacher = self._teacher_distribution(temperature)
-                ids = teacher.ids
-            student = student_log_probs(self.logits, ids, self.labels, temperature=temperature)
-            self._distributions[temperature] = student, teacher
-        return self._distributions[temperature]
-
-    def _teacher_distribution(self, temperature: float) -> TeacherDistribution:
-        comparison, k = self._comparison, self._comparison.truncation_factor
-        if comparison.topk_cached:
-            names = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
-            ids, logits, tails = (self._targets[name] for name in names)
-            # A temperature that is not cached has the policy `renormalize`, in which the tail's
-            # mass cancels.
-            cached = comparison.cached_temperatures
-            index = cached.index(temperature) if temperature in cached else 0
-        elif k is None:
-            return dense_distribution(self._teacher[LOGITS], temperature=temperature)
-        else:
-            top = topk.top_k(self._teacher[LOGITS], k, temperatures=(temperature,))
-            ids, logits, tails, index = top.ids, top.logits, top.log_tail_masses, 0
-        return teacher_distribution(
-            ids, logits, tails[..., index], temperature=temperature, truncation_factor=k
-        )
 
     def _hidden_states(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:
         comparison, positions = self._comparison, self._inputs[records.MASKED_LM_POSITIONS]
@@ -285,15 +393,17 @@ class BatchComparison:
             index = comparison.cached_groups.index(group.teacher)
             teacher = self._targets[records.HIDDEN_STATES][:, :, index]
         else:
-            teacher = select(mean_state(self._teacher[records.HIDDEN_STATES], group.teacher))
-        student = self._student[records.HIDDEN_STATES][group.student]
+            teacher = select(
+                mean_state(self._activations[TEACHER][records.HIDDEN_STATES], group.teacher)
+            )
+        student = self._activations[STUDENT][records.HIDDEN_STATES][group.student]
         student = ops.cast(select(student), "float32")
         project = self._projections.get(group.student)
         return (student if project is None else project(student)), teacher
 
     def _attention_maps(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:
-        teacher = mean_attention(self._teacher[ATTENTIONS], group.teacher)
-        return self._student[ATTENTIONS][group.student - 1], teacher
+        teacher = mean_attention(self._activations[TEACHER][ATTENTIONS], group.teacher)
+        return self._activations[STUDENT][ATTENTIONS][group.student - 1], teacher
 
 
 def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -9,13 +9,22 @@ from keras import ops
 
 from data_specs import records
 from pipeline.base.seeding import hash64
-from pipeline.distill.comparison import STUDENT, TEACHER, BatchComparison, mean_over_weights
+from pipeline.distill.comparison import (
+    CONFIDENCE,
+    FIRST,
+    GUESS,
+    STUDENT,
+    TEACHER,
+    BatchComparison,
+    Vocabulary,
+    mean_over_weights,
+)
 from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import ATTENTION, AVERAGES, HIDDEN, LABEL, LOSS_SHARES
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
 from pipeline.models.encoder import ATTENTIONS
-from pipeline.models.masked_lm import LOGITS, MaskedLM
+from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM
 
 
 class CalibrationError(keras.metrics.Metric):
@@ -73,6 +82,8 @@ class Distiller(keras.Model):
         num_steps: updates in all, over which weights of losses change.
         steps_per_update: calls of the optimizer that make one update.
         seed: of the projections' first weights.
+        block_size: the most positions whose logits are computed at once, see
+            `position_blocks`; None for all.
     """
 
     def __init__(
@@ -85,6 +96,7 @@ class Distiller(keras.Model):
         num_steps: int = 1,
         steps_per_update: int = 1,
         seed: int = 0,
+        block_size: int | None = None,
     ) -> None:
         super().__init__(name="distiller")
         self.student = student
@@ -99,6 +111,7 @@ class Distiller(keras.Model):
         self._calibration = CalibrationError()
         self._num_steps = num_steps
         self._steps_per_update = steps_per_update
+        self._block_size = block_size
         self._step = None
         if objective.schedules:
             kind = {"dtype": "int32", "initializer": "zeros", "trainable": False}
@@ -146,7 +159,8 @@ class Distiller(keras.Model):
     ) -> dict[str, Any]:
         """Returns a model's activations that losses compare."""
         needs = {load_loss(name).needs for name in self.objective.weights}
-        names = {LABEL: LOGITS, HIDDEN: records.HIDDEN_STATES, ATTENTION: ATTENTIONS}
+        outputs = LOGITS if self._block_size is None else HEAD_STATES
+        names = {LABEL: outputs, HIDDEN: records.HIDDEN_STATES, ATTENTION: ATTENTIONS}
         with_attentions = ATTENTION in needs
         found = model.activations(inputs, training=training, with_attentions=with_attentions)
         return {name: found[name] for need, name in names.items() if need in needs | {LABEL}}
@@ -166,10 +180,14 @@ class Distiller(keras.Model):
         """
         del sample_weight
         comparison = self.objective.comparison
-        batch = BatchComparison(comparison, x, y, y_pred, self.projections)
+        batch = BatchComparison(
+            comparison, x, y, y_pred, self.projections, self._vocabulary(training)
+        )
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
         losses = comparison.losses(self.objective.weights if training else self._means)
-        measured, means = batch.means(losses), {}
+        of_positions = [loss for loss in losses if not loss.default_layer_groups]
+        at_positions = batch.at_positions(of_positions, with_guesses=not training)
+        measured, means = batch.means(losses, at_positions), {}
         for loss in losses:
             mean, count = measured[loss.name]
             # Given [B, P], Keras weighs with the mean over P, which changes with the batch.
@@ -178,8 +196,13 @@ class Distiller(keras.Model):
             if shares is not None:
                 means[loss.name] *= shares[AVERAGES.index(comparison.over(loss))]
         if not training:
-            self._update_guesses(batch)
+            self._update_guesses(batch, at_positions)
         return self.objective.total(means, self._progress(training))
+
+    def _vocabulary(self, training: bool) -> Vocabulary | None:
+        if self._block_size is None:
+            return None
+        return Vocabulary(self.student, self.teacher, self._block_size, recompute=training)
 
     def _progress(self, training: bool) -> Any:
         """Returns the fraction of all updates that is done, and counts a call in training."""
@@ -191,20 +214,18 @@ class Distiller(keras.Model):
             self._step.assign(self._step + 1)
         return ops.minimum(progress, 1.0)
 
-    def _update_guesses(self, batch: BatchComparison) -> None:
-        guess = ops.cast(ops.argmax(batch.logits, axis=-1), batch.labels.dtype)
+    def _update_guesses(self, batch: BatchComparison, guesses: Mapping[str, Any]) -> None:
+        guess = guesses[GUESS]
         correct = ops.cast(ops.equal(guess, batch.labels), "float32")
         hits = {"masked_lm_accuracy": correct}
-        if self.objective.comparison.has_teacher:
-            first = batch.first_guesses()
+        if FIRST in guesses:
+            first = guesses[FIRST]
             hits["teacher_agreement"] = ops.cast(ops.equal(first, guess), "float32")
             hits["teacher_accuracy"] = ops.cast(ops.equal(first, batch.labels), "float32")
         for name, values in hits.items():
             mean = mean_over_weights(values, batch.weights)
             self._guesses[name].update_state(mean, sample_weight=ops.sum(batch.weights))
-        largest = ops.max(batch.logits, axis=-1)
-        confidence = ops.exp(largest - ops.logsumexp(batch.logits, axis=-1))
-        self._calibration.update_state(confidence, correct, sample_weight=batch.weights)
+        self._calibration.update_state(guesses[CONFIDENCE], correct, sample_weight=batch.weights)
 
     def set_updates(self, updates: int) -> None:
         """Sets the counters of calls; the number of calls in an update may have changed."""

@@ -11,15 +11,14 @@ from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import ATTENTION, HIDDEN
 from pipeline.distill.objective import Objective, choose_objective
-from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
+from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
-from pipeline.models import layer_groups
+from pipeline.models import layer_groups, position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.manifest import EVAL, SAMPLED, TRAIN, TeacherInfo
-from pipeline.tokenizers import loading
+from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
 
 # The longest inputs whose attention maps are compared: at 1,024 tokens a model of 12 layers
 # and 12 heads has 0.6 GB of maps for an example, which grow with the square.
@@ -46,6 +45,16 @@ class Preparation:
     objective: Objective
     teacher_hidden_size: int | None
 
+    def block_size(self) -> int | None:
+        """Returns the most positions whose logits are computed at once; None for all."""
+        config, manifest = self.config, self.cache.manifest
+        over_all = self.objective.comparison.loss_positions == "all"
+        return position_blocks.block_size(
+            batch_size=max(config.train_batch_size, config.eval_batch_size),
+            num_positions=manifest.max_seq_length if over_all else manifest.max_predictions_per_seq,
+            vocab_size=self.start.config.vocab_size,
+        )
+
     def request(self) -> dict[str, Any]:
         """Returns the settings that decide the student, as JSON values."""
         settings = self.config.decisive()
@@ -68,6 +77,8 @@ class Preparation:
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,
         }
+        if hub := self.config.hub_models():
+            request[HUB] = hub
         return json.loads(json.dumps(request, default=vars))
 
 
@@ -78,7 +89,7 @@ def prepare(config: DistillConfig) -> Preparation:
         InputError: something is missing or does not fit.
     """
     start = find_student(config.student)
-    cache = _open(config, start)
+    cache, start = _open(config, start)
     teacher = _find_teacher(config, cache)
     info = cache.manifest.teacher_info
     known = _known_teacher(info) if teacher is None else teacher.config
@@ -86,11 +97,22 @@ def prepare(config: DistillConfig) -> Preparation:
     objective = choose_objective(
         config, info, student=start.config, teacher=known, truncation_factor=k
     )
+    _expect_trained_losses(config, objective)
     _expect_short_maps(cache, objective)
     size = None if known is None else known.hidden_size
     if objective.comparison.hidden_cached and info is not None:
         size = info.hidden_size
     return Preparation(config, cache, start, teacher, objective, size)
+
+
+def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
+    """Raises InputError where a loss depends on nothing that is trained."""
+    if ENCODER not in config.freeze:
+        return
+    for name in objective.weights:
+        if load_loss(name).needs in (HIDDEN, ATTENTION):
+            expected = f"losses of the output distribution together with `freeze`={ENCODER}"
+            raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
 
 
 def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
@@ -104,21 +126,21 @@ def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
         raise InputError(Setting("losses"), expected, received, hint)
 
 
-def _open(config: DistillConfig, start: StudentStart) -> CacheInput:
-    """Opens the cache and refuses what does not fit it, before any training."""
+def _open(config: DistillConfig, start: StudentStart) -> tuple[CacheInput, StudentStart]:
+    """Opens the cache and refuses what does not fit it; the student gets its vocabulary."""
     cache = cache_input.open_cache(config.input_dir, config.input_file)
     length, positions = config.max_seq_length, config.max_predictions_per_seq
     cache_input.expect_settings(cache, max_seq_length=length, max_predictions_per_seq=positions)
-    vocab_files = loading.tokenizer_files(start.source.directory)
     with naming_setting(start.setting):
-        subset = cache_tokenizer.find_subset(cache, start.config.vocab_size, vocab_files)
+        source, subset = cache_tokenizer.fit_student(cache, start.source)
+        start = start.with_source(source)
         cache = dataclasses.replace(cache, vocab_subset=subset)
         _expect_inputs_fit(cache, start.config)
     if config.do_train and not cache.manifest.num_examples(TRAIN):
         raise InputError(cache.directory, "train examples", "none")
     if config.do_eval and not config.do_train and not cache.manifest.num_examples(EVAL):
         raise InputError(cache.directory, "eval examples", "none")
-    return cache
+    return cache, start
 
 
 def _expect_inputs_fit(cache: CacheInput, config: EncoderConfig) -> None:
@@ -131,13 +153,13 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
     if config.teacher is None:
         return None
     source = model_directory.find_model(config.teacher)
+    source.expect_head()
     if cache.vocab_subset is not None:
         expected = "none with a student of a part of the vocabulary, as both read the same inputs"
         hint = "train from a teacher cache instead"
         raise InputError(Setting("teacher"), expected, config.teacher, hint)
-    vocab_files = loading.tokenizer_files(source.directory)
     with naming_setting("teacher"):
-        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        source = cache_tokenizer.fit_vocab(cache, source)
         _expect_inputs_fit(cache, source.config)
     return source
 

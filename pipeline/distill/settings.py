@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
@@ -18,15 +19,20 @@ DATA_PARALLEL = "data_parallel"
 DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
 # Its name in a run's request, where there are several.
 NUM_DATA_STREAMS = "num_data_streams"
-# Tables that `--freeze` takes, and their variables' names.
-FREEZABLE = ("word_embeddings", "position_embeddings", "segment_embeddings")
+# What `--freeze` takes: all but the masked-LM head, and tables by their variables' names.
+ENCODER = "encoder"
+FREEZABLE = (ENCODER, "word_embeddings", "position_embeddings", "segment_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
 class StudentConfig(Settings):
     """The model that training starts from: settings of `run_distill`."""
 
-    student: Location | None = setting(None, "Model directory that training starts from.")
+    student: Location | None = setting(
+        None,
+        "Model directory, or model of the hub (ORG/NAME), that training starts from.",
+        hub_files=hub_id.MODEL,
+    )
     bert_config_file: Location | None = setting(
         None,
         "In place of `student`: a bert_config.json. Weights are random unless `init_checkpoint` "
@@ -37,7 +43,10 @@ class StudentConfig(Settings):
         "Requires `bert_config_file`. Prefix of the checkpoint, for example DIR/bert_model.ckpt.",
     )
     init_from: Location | None = setting(
-        None, "In place of `student`: model directory of the teacher whose layers are copied."
+        None,
+        "In place of `student`: the teacher, a model directory or a model of the hub, whose "
+        "layers are copied.",
+        hub_files=hub_id.MODEL,
     )
     student_layers: int | None = setting(
         None, "Requires `init_from`. Number of layers of the student.", low=1
@@ -107,8 +116,9 @@ class DistillConfig(Settings):
     # The run configuration holds the SHA-256 of its weights.
     teacher: Location | None = unrecorded(
         None,
-        "Model directory of a live teacher, which computes in the same step what the cache does "
-        "not hold.",
+        "A live teacher, a model directory or a model of the hub, which computes in the same step "
+        "what the cache does not hold.",
+        hub_files=hub_id.MODEL,
     )
     loss_positions: str = setting(
         "masked",
@@ -123,7 +133,8 @@ class DistillConfig(Settings):
     )
     freeze: tuple[str, ...] = setting(
         (),
-        f"Embeddings that are not trained, of {', '.join(FREEZABLE)}.",
+        f"Parts that are not trained, of {', '.join(FREEZABLE)}. With encoder only the masked-LM "
+        "head is trained: several times as fast, without dropout.",
         choices=FREEZABLE,
         parse=parse_words,
     )

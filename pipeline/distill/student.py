@@ -3,11 +3,18 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.errors import InputError, Setting
-from pipeline.distill.settings import DistillConfig, StudentConfig
+import numpy as np
+
+from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.distill.settings import ENCODER, DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.initialization import from_teacher
+from pipeline.models.initialization.new_head import new_head
+from pipeline.models.weight_names import encoder_table
+from pipeline.storage import token_counts
+from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.codecs.base import NO_ID
 
 if TYPE_CHECKING:
     from pipeline.models.masked_lm import MaskedLM
@@ -29,6 +36,11 @@ class StudentStart:
     layer_map: tuple[int, ...] | None
     setting: str
 
+    def with_source(self, source: model_directory.ModelSource) -> "StudentStart":
+        """Returns the start from the same source with fewer tokens."""
+        config = dataclasses.replace(self.config, vocab_size=source.config.vocab_size)
+        return dataclasses.replace(self, source=source, config=config)
+
     def describe(self) -> dict[str, Any]:
         """Returns what decides the first weights, for the request."""
         return {
@@ -37,28 +49,56 @@ class StudentStart:
             "layer_map": self.layer_map,
         }
 
-    def build(self, config: DistillConfig) -> "MaskedLM":
-        """Returns the student with its first weights, prepared for training."""
+    def describe_new_head(self) -> str | None:
+        """Returns a line on the head of a student whose source has none; None for another."""
+        if not self.source.is_bare:
+            return None
+        return (
+            f"{self.source.location}: no masked-LM head; the student begins with a new one, "
+            "the identity and the labels' frequencies"
+        )
+
+    def build(self, config: DistillConfig, cache: CacheInput) -> "MaskedLM":
+        """Returns the student with its first weights, prepared for training on a cache."""
         settings = {"dtype": config.compute_dtype, "seed": config.random_seed}
-        if self.layer_map is None:
+        if self.layer_map is None and not self.source.is_bare:
             model = model_directory.load_masked_lm(self.source, **settings)
         else:
             from pipeline.models.masked_lm import MaskedLM
 
+            weights = self._source_weights(cache)
+            if self.layer_map is not None:
+                weights = self._derive_weights(weights, config.student)
             model = MaskedLM(self.config, **settings)
-            model_directory.assign_weights(model, self._weights(config.student))
+            model_directory.assign_weights(model, weights)
         prepare_for_training(model, config)
         return model
 
-    def _weights(self, config: StudentConfig) -> from_teacher.Weights:
+    def _source_weights(self, cache: CacheInput) -> from_teacher.Weights:
+        """Reads the source; where it has no head, a new one is added."""
+        if not self.source.is_bare:
+            return self.source.read_weights()
+        config = self.source.config
+        head = new_head(config, _count_labels(cache, config.vocab_size))
+        return {**self.source.read_weights(encoder_table(config)), **head}
+
+    def _derive_weights(
+        self, weights: from_teacher.Weights, config: StudentConfig
+    ) -> from_teacher.Weights:
         """Takes layers, then leaves out segments, then cuts."""
         source = self.source.config
-        whole, weights = from_teacher.student_weights(
-            self.source.read_weights(), source, layer_map=self.layer_map
-        )
+        whole, weights = from_teacher.student_weights(weights, source, layer_map=self.layer_map)
         if config.drop_segments:
             whole, weights = from_teacher.without_segments(weights, whole)
         return from_teacher.narrow_weights(weights, whole, self.config)
+
+
+def _count_labels(cache: CacheInput, vocab_size: int) -> np.ndarray:
+    """Counts the labels of a cache by the student's ids, int64 [V]."""
+    counts = token_counts.count_labels(cache.directory, cache.manifest)
+    ids = np.arange(len(counts)) if cache.vocab_subset is None else cache.vocab_subset.table
+    known = ids != NO_ID
+    return np.bincount(ids[known], counts[known], minlength=vocab_size)
 
 
 def find_student(config: StudentConfig) -> StudentStart:
@@ -69,14 +109,19 @@ def find_student(config: StudentConfig) -> StudentStart:
     """
     if config.student is not None:
         source = model_directory.find_model(config.student)
-        return StudentStart(source, source.config, None, "student")
-    if config.bert_config_file is not None:
+        start = StudentStart(source, source.config, None, "student")
+    elif config.bert_config_file is not None:
         files = config.bert_config_file, config.init_checkpoint
         source = model_directory.ModelSource.from_google(*files)
-        return StudentStart(source, source.config, None, "bert_config_file")
-    source = model_directory.find_model(config.init_from)
-    student, layer_map = derive_config(source.config, config)
-    return StudentStart(source, student, layer_map, "init_from")
+        start = StudentStart(source, source.config, None, "bert_config_file")
+    else:
+        source = model_directory.find_model(config.init_from)
+        start = StudentStart(source, *derive_config(source.config, config), "init_from")
+    with naming_setting(start.setting):
+        from_teacher.expect_tied(source.config)
+        if not source.is_bare:
+            source.expect_head()
+    return start
 
 
 def derive_config(
@@ -101,7 +146,7 @@ def derive_config(
 
 
 def prepare_for_training(model: "MaskedLM", config: DistillConfig) -> None:
-    """Sets which tables of a student, not yet called, are frozen and what gradients recompute.
+    """Sets which parts of a student, not yet called, are frozen and what gradients recompute.
 
     Raises:
         InputError: the student has no such table to freeze.
@@ -110,6 +155,9 @@ def prepare_for_training(model: "MaskedLM", config: DistillConfig) -> None:
     variables = model.encoder.embeddings.trainable_variables
     tables = {variable.path.rpartition("/")[2]: variable for variable in variables}
     for name in config.freeze:
+        if name == ENCODER:
+            model.encoder.trainable = False
+            continue
         if name not in tables:
             received = f"{name} for a {model.config.model_type}"
             raise InputError(Setting("freeze"), "tables that the student has", received)

@@ -281,13 +281,14 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
             run.teacher, dtype=config.compute_dtype, logits_dtype="float32"
         )
     distiller = Distiller(
-        run.start.build(config),
+        run.start.build(config, run.cache),
         run.objective,
         teacher=teacher,
         teacher_hidden_size=run.teacher_hidden_size,
         num_steps=config.num_train_steps,
         steps_per_update=steps_per_update,
         seed=config.random_seed,
+        block_size=run.block_size(),
     )
     optimization.compile_distiller(distiller, config, steps_per_update=steps_per_update)
     return distiller
@@ -324,9 +325,14 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     config = dataclasses.replace(config, num_data_streams=choose_streams(config, replicas))
     run = prepare(config)
     cache = run.cache
+    for source in (run.start.source, run.teacher):
+        if source is not None:
+            source.print_unused()
     expect_equal_parts(config, replicas, cache.manifest)
     if cache.vocab_subset is not None:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
+    if (line := run.start.describe_new_head()) is not None:
+        print(line, file=sys.stderr)
     if config.do_train:
         manifests.check_output_dir(config.output_dir, run.request())
     with barrier(replicas):

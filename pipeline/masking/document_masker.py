@@ -19,6 +19,7 @@ from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import RawDocument
+from pipeline.hub import models
 from pipeline.masking import masks, windows
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.masking.windows import WindowInput
@@ -187,8 +188,11 @@ def _line_starts(text: str, token_starts: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones(min(1, len(lines)), bool), lines[1:] != lines[:-1]])
 
 
-# One tokenizer, segmenter and policy a process, however many blocks it handles.
-_masker = functools.lru_cache(maxsize=1)(DocumentMasker)
+@functools.lru_cache(maxsize=1)
+def _masker(config: MaskedExamplesConfig) -> DocumentMasker:
+    """Returns the tokenizer, segmenter and policy of a process, however many blocks it handles."""
+    # A job of Ray may run on another host.
+    return DocumentMasker(config if config.ray is None else models.on_this_host(config))
 
 
 def spill_folder(config: MaskedExamplesConfig) -> Location:

@@ -19,11 +19,11 @@ import tqdm
 
 from data_specs import records
 from pipeline.base import seeding
-from pipeline.base.errors import InputError, InterruptedRunError, Setting
+from pipeline.base.errors import InputError, InterruptedRunError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile
-from pipeline.masking import document_masker
+from pipeline.masking import document_masker, tokenizer_choice
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
@@ -37,6 +37,8 @@ _PLAN_FILE = "plan.json"
 # The most for a shard of a teacher cache, of which there is one for each of ours, at the usual k.
 _MAX_SHARD_BYTES = 128 * 2**20
 _USUAL_TRUNCATION_FACTOR = 128
+# The share of unknown tokens from which text and vocabulary hardly fit each other.
+_MANY_UNKNOWN = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +224,11 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     corpus.expect_outside(config.output_dir, config.corpora)
     config = config.absolute()
     corpora = corpus.resolve(config.corpora)
-    tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
+    # A mistaken vocabulary is reported before the corpus is looked at.
+    with naming_setting("vocab_file"):
+        tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
+    config, tokenizer = tokenizer_choice.choose_tokenizer(config, tokenizer, corpus_files)
     request = config.request(tokenizer, corpora)
     is_new = manifests.reserve_output_dir(config.output_dir, request)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
@@ -321,6 +326,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
         for label, count in sorted(by_corpus.items()):
             yield f"             {count:,} examples of {label}"
     yield f"tokens     {tokens:,}, {rate:.3%} [UNK]"
+    if rate > _MANY_UNKNOWN:
+        yield "           many: check the text's language, case and Unicode form (NFC)"
     yield f"windows    {counts['windows']:,}"
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)

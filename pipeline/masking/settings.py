@@ -9,6 +9,7 @@ import msgspec
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -40,14 +41,16 @@ class MaskedExamplesConfig(Settings):
     )
     vocab_file: Location = setting(
         dataclasses.MISSING,
-        "The teacher's vocab.txt, tokenizer.json or SentencePiece model, or its directory.",
+        "The teacher's vocab.txt, tokenizer.json or SentencePiece model, or its directory, or a "
+        "model of the hub (ORG/NAME).",
         decides_output=False,
+        hub_files=hub_id.TOKENIZER,
     )
     do_lower_case: bool | None = setting(
         None,
         "Whether to lower-case text (WordPiece: and strip accents). By default as in the "
-        "tokenizer_config.json next to the vocabulary; without one, yes for a vocab.txt and no "
-        "for a SentencePiece model.",
+        "tokenizer_config.json next to the vocabulary; without one, yes for a vocab.txt, unless "
+        "its tokens have capital letters, and no for a SentencePiece model.",
     )
     do_whole_word_mask: bool = setting(True, "Whether to mask whole words.")
     segments: str = setting(
@@ -158,6 +161,7 @@ class MaskedExamplesConfig(Settings):
             "vocab": msgspec.to_builtins(tokenizer.info),
             "dupe_factor": self.copies,
             "do_lower_case": tokenizer.do_lower_case,
+            **tokenizer.options,
             "corpora": [corpus.reading() for corpus in corpora],
         }
         if not self.is_dynamic:

@@ -32,6 +32,7 @@ _Layers = _integer(1, 10_000)
 _OptionalCount = Annotated[_Count | None, Meta(description="a positive integer or none")]
 _Rate = Annotated[float, Meta(ge=0, lt=1, description="a number in [0, 1)")]
 _Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
+_Flag = Annotated[bool, Meta(description="true or false")]
 _OptionalPositive = Annotated[_Positive | None, Meta(description="a positive number or none")]
 # Over one token's state or the mean of all; None for a family whose heads have no choice.
 _Pooling = Annotated[Literal["cls", "mean"] | None, Meta(description="cls, mean or none")]
@@ -51,7 +52,6 @@ _FIXED_OPTIONS: dict[str, Any] = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
-    "tie_word_embeddings": True,
 }
 
 
@@ -76,6 +76,8 @@ class EncoderConfig:
             `input_mask` says what is padding.
         model_type: the family, a key of `FAMILIES`.
         embedding_size: width of embeddings that are projected; None for other families.
+        tie_word_embeddings: whether the word embeddings are also the matrix of the output
+            layer, which otherwise is a weight of its own.
         global_attn_every_n_layers: each so many-th layer attends to all tokens, the first
             among them, and the others to near ones; None where all layers attend to all.
         local_attention: tokens that a local layer attends to, half of them on each side.
@@ -103,6 +105,7 @@ class EncoderConfig:
     pad_token_id: _integer(0) = 0
     model_type: str = _DEFAULT_FAMILY
     embedding_size: _OptionalCount = None
+    tie_word_embeddings: _Flag = _rare(True)
     global_attn_every_n_layers: _OptionalCount = _rare(None)
     local_attention: _OptionalCount = _rare(None)
     global_rope_theta: _OptionalPositive = _rare(None)
@@ -232,6 +235,7 @@ class EncoderConfig:
         others = dict.fromkeys(self.family.null_settings)
         if self.family.folded_embeddings is not None:
             others[self.family.folded_embeddings.key] = False
+        others["tie_word_embeddings"] = self.tie_word_embeddings
         return {"architectures": architectures, **values, **_fixed_options(self.family), **others}
 
 
@@ -247,6 +251,22 @@ def _absent_fields(family: Family) -> dict[str, Any]:
     return absent
 
 
+def _find_family(raw: Mapping[str, Any]) -> Family:
+    """Returns the family of a file's content; BERT where it names none.
+
+    RoBERTa's bare encoder has BERT's names, so that its class must be known then.
+    """
+    names = raw.get("architectures")
+    if "model_type" not in raw and isinstance(names, list):
+        for family in FAMILIES.values():
+            classes = (f"{family.class_prefix}For", f"{family.class_prefix}Model")
+            is_other = family.model_type != _DEFAULT_FAMILY
+            if is_other and any(str(name).startswith(classes) for name in names):
+                expected = f"{family.model_type!r}, as architectures names {shown(names)}"
+                raise InputError("model_type", expected, "none, the key is missing")
+    return find_family(raw.get("model_type", _DEFAULT_FAMILY))
+
+
 def _fixed_options(family: Family) -> dict[str, Any]:
     """Returns the keys of a `config.json` that have one supported value, and that value."""
     options = _FIXED_OPTIONS | family.fixed_options
@@ -255,7 +275,7 @@ def _fixed_options(family: Family) -> dict[str, Any]:
 
 def _read_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of an `EncoderConfig` that a file's content gives."""
-    family = find_family(raw.get("model_type", _DEFAULT_FAMILY))
+    family = _find_family(raw)
     raw = family.read_settings(raw)
     for key, value in _fixed_options(family).items():
         if raw.get(key, value) != value:

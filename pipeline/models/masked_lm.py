@@ -12,6 +12,8 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
 
 LOGITS = "logits"
+# What is multiplied with the vocabulary.
+HEAD_STATES = "head_states"
 
 
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
@@ -36,6 +38,9 @@ def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
 class MaskedLMHead(keras.layers.Layer):
     """Dense, activation and normalisation before the vocabulary; holds the output bias.
 
+    `decoder` is the matrix of the output layer, float32 [V, E], where the word embeddings are
+    not; else None.
+
     The vocabulary matmul is left to the model: a layer casts its float arguments
     to the compute dtype, and the word embeddings must arrive in float32.
     """
@@ -44,9 +49,9 @@ class MaskedLMHead(keras.layers.Layer):
         super().__init__(name="head", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.head_act]
-        parts = LayerParts(config, self.name, seed, self.dtype_policy)
-        self.transform = parts.dense(config.embedding_width, "transform")
-        self.layer_norm = parts.layer_norm()
+        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
+        self.transform = self.parts.dense(config.embedding_width, "transform")
+        self.layer_norm = self.parts.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -55,6 +60,14 @@ class MaskedLMHead(keras.layers.Layer):
         self.bias = self.add_weight(
             name="bias", shape=(self.config.vocab_size,), initializer="zeros", autocast=False
         )
+        self.decoder = None
+        if not self.config.tie_word_embeddings:
+            self.decoder = self.add_weight(
+                name="decoder",
+                shape=(self.config.vocab_size, self.config.embedding_width),
+                initializer=self.parts.initializer("decoder"),
+                autocast=False,
+            )
 
     def call(self, hidden: Tensor) -> Tensor:
         """Maps [B, P, D] to [B, P, E] in the compute dtype; E is D except for ALBERT."""
@@ -118,23 +131,48 @@ class MaskedLM(keras.Model):
             inputs: what `Encoder.call` takes, and `masked_lm_positions`, int [B, P],
                 whose padding slots may hold any position, for example 0; without
                 it, logits are those of all L positions.
-            training: whether dropout is active.
+            training: whether dropout is active; a frozen encoder has none.
             with_attentions: whether attention maps are returned, which are large.
 
         Returns:
-            `logits`, float32 [B, P, V], and what `Encoder.call` returns.
+            `logits`, float32 [B, P, V]; `head_states`, [B, P, E], of which
+            `vocabulary_logits` makes them; and what `Encoder.call` returns. In a compiled
+            program only what is used is computed.
         """
-        outputs = self.encoder(inputs, training=training, with_attentions=with_attentions)
+        is_trained = self.encoder.trainable
+        outputs = self.encoder(
+            inputs, training=training and is_trained, with_attentions=with_attentions
+        )
+        if not is_trained:
+            # TensorFlow would trace the gradients of what is frozen.
+            outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
         hidden = outputs[HIDDEN_STATES][-1]
         if MASKED_LM_POSITIONS in inputs:
             # Only these positions go through the vocabulary, the most expensive matmul.
             positions = ops.cast(inputs[MASKED_LM_POSITIONS], "int32")
             hidden = gather_positions(hidden, positions)
-        return {LOGITS: self._vocabulary_logits(self.head(hidden)), **outputs}
+        states = self.head(hidden)
+        logits = self.vocabulary_logits(states, *self.output_layer())
+        return {LOGITS: logits, HEAD_STATES: states, **outputs}
 
-    def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
-        table = ops.convert_to_tensor(self.encoder.embeddings.word_embeddings)
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """Returns the output table [V, E] and bias [V], float32."""
+        tied, own = self.encoder.embeddings.word_embeddings, self.head.decoder
+        variable = tied if own is None else own
+        table = ops.convert_to_tensor(variable)
+        if not variable.trainable:
+            table = ops.stop_gradient(table)
+        return table, ops.convert_to_tensor(self.head.bias)
+
+    def vocabulary_logits(self, states: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+        """Maps head states [..., E] to logits, float32 [..., V].
+
+        Args:
+            states: see `activations`.
+            table: see `output_layer`.
+            bias: see `output_layer`.
+        """
         logits = ops.matmul(
-            ops.cast(hidden, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
+            ops.cast(states, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
         )
-        return ops.cast(logits, "float32") + ops.convert_to_tensor(self.head.bias)
+        return ops.cast(logits, "float32") + bias

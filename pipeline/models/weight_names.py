@@ -11,7 +11,6 @@ import numpy as np
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
-from pipeline.models.families import FAMILIES
 from pipeline.models.families.base import rename
 
 Shape = tuple[int, ...]
@@ -168,6 +167,10 @@ def _head(config: EncoderConfig) -> Iterator[WeightName]:
     yield WeightName(
         "head/bias", "cls.predictions.bias", "cls/predictions/output_bias", (config.vocab_size,)
     )
+    if not config.tie_word_embeddings:
+        hf = "cls.predictions.decoder"
+        tf1, shape = f"{_tf1_scope(hf)}/kernel", (config.vocab_size, size)
+        yield WeightName("head/decoder", f"{hf}.weight", tf1, shape)
 
 
 def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
@@ -175,6 +178,10 @@ def weight_table(config: EncoderConfig) -> tuple[WeightName, ...]:
     rows = (*_ENCODERS[config.family.architecture](config), *_head(config))
     names = config.family.hf_names
     return tuple(dataclasses.replace(row, hf=rename(row.hf, names)) for row in rows)
+
+
+# Weights whose rows are the vocabulary's tokens.
+VOCABULARY_ROWS = ("encoder/embeddings/word_embeddings", "head/bias", "head/decoder")
 
 
 def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
@@ -213,36 +220,45 @@ def count_parameters(config: EncoderConfig) -> int:
 
 
 # Second copies that some Hugging Face checkpoints store, and their originals.
-_TIED = (
-    ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
-    ("cls.predictions.decoder.bias", "cls.predictions.bias"),
-)
+_TIED_MATRIX = ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight")
+_TIED_BIAS = ("cls.predictions.decoder.bias", "cls.predictions.bias")
 
 
 def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
-    """Returns the tensors that a checkpoint may hold twice: names of copies and originals."""
+    """Returns the tensors that a checkpoint may hold twice: names of copies and originals.
+
+    Of a model whose output layer is not tied, the copy of the bias is what computes.
+    """
     names = config.family.hf_names
-    tied = {rename(copy, names): rename(original, names) for copy, original in _TIED}
+    pairs = (_TIED_MATRIX, _TIED_BIAS) if config.tie_word_embeddings else (_TIED_BIAS,)
+    tied = {rename(copy, names): rename(original, names) for copy, original in pairs}
     return {copy: original for copy, original in tied.items() if copy != original}
 
 
-# Where families have the encoder's tensors. One that no weight takes means that the
-# configuration is not the checkpoint's; poolers and other heads are not used.
-_SCOPES = tuple(
-    rename(scope, family.hf_names)
-    for family in FAMILIES.values()
-    for scope in (
-        "bert.embeddings.",
-        "bert.encoder.",
-        "bert.encoder.layer.",
-        "bert.encoder.LayerNorm.",
-        f"{_PROJECTION}.",
-    )
-)
-_NOT_WEIGHTS = re.compile(
+# The level of an encoder's names that belongs to no weight of a masked LM.
+POOLER = "pooler"
+_BUFFER = re.compile(r".*\.(position|token_type)_ids")
+_OPTIMIZER_STATE = re.compile(
     r".*/(adam_[mv]|lamb_[mv]|adamw_[mv])(_\d+)?|.*/(Adam|Adam_1|LAMB|LAMB_1)"
-    r"|.*/ExponentialMovingAverage|.*\.(position|token_type)_ids"
+    r"|.*/ExponentialMovingAverage|global_step"
 )
+
+
+def base_prefix(table: Sequence[WeightName], layout: str) -> str:
+    """Returns the beginning of the encoder's names in a layout, such as `bert.` or `bert/`."""
+    name = next(row.stored(layout)[0] for row in table if row.ours.startswith("encoder/"))
+    separator = separator_of(layout)
+    return name.partition(separator)[0] + separator
+
+
+def separator_of(layout: str) -> str:
+    """Returns what stands between the levels of a name in a layout."""
+    return "/" if layout == TF1 else "."
+
+
+def is_optimizer_state(name: str) -> bool:
+    """Returns whether a tensor of a checkpoint belongs to the optimizer that trained it."""
+    return _OPTIMIZER_STATE.fullmatch(name) is not None
 
 
 def check_tensors(
@@ -261,6 +277,7 @@ def check_tensors(
             embeddings that the configuration does not have.
     """
     wanted = dict(row.stored(layout) for row in table)
+    base = base_prefix(table, layout)
     problems = {
         "missing": [
             f"{name} {list(shape)}" for name, shape in wanted.items() if name not in shapes
@@ -273,7 +290,8 @@ def check_tensors(
         "not in the configuration": [
             name
             for name in sorted(set(shapes) - set(wanted))
-            if name.replace("/", ".").startswith(_SCOPES) and not _NOT_WEIGHTS.fullmatch(name)
+            if name.startswith(base) and not name.startswith(f"{base}{POOLER}")
+            if not _BUFFER.fullmatch(name) and not is_optimizer_state(name)
         ],
     }
     for problem, entries in problems.items():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from pipeline.base.location import Location
@@ -82,7 +82,7 @@ class ShardJob:
 def make_shards(
     workers: Workers,
     directory: Location,
-    make: Callable[..., tuple[Iterable[bytes], Mapping[str, int] | None]],
+    make: Callable[..., tuple[Iterable[bytes], serialization.Sums | None]],
     jobs: Iterable[ShardJob],
     on_progress: Callable[[int], Any] | None = None,
 ) -> Iterator[ShardInfo]:
@@ -92,7 +92,7 @@ def make_shards(
         workers: what runs the jobs.
         directory: where the shards go; it exists.
         make: picklable; called as `Workers.run` says. Returns a job's serialized examples,
-            and what `ShardInfo` tells of them, which is read when all are written.
+            and what `serialization.write_shard` takes as their sums.
         jobs: the shards.
         on_progress: see `Workers.run`.
     """

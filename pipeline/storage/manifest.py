@@ -40,6 +40,8 @@ TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
 SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
+# In a run configuration: where models came from, which decides nothing.
+HUB = "hub"
 # How the ids of a masked position are chosen: the most probable, or by chance.
 TOPK = "topk"
 SAMPLED = "sampled"
@@ -59,6 +61,8 @@ Length = Annotated[int, Meta(ge=0, le=2**16)]
 # Above 0, and finite.
 Positive = Annotated[float, Meta(gt=0.0, le=1.7e308)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+# A sum of logarithms, or of their squares: nothing that is computed with it is infinite.
+Sum = Annotated[float, Meta(ge=-1e30, le=1e30)]
 # The tokenizer files that may be copied into a directory; no other file there has such a name.
 TokenizerFile = Annotated[
     str,
@@ -69,11 +73,38 @@ TokenizerFile = Annotated[
 ]
 
 
+class LabelSums(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The teacher's predictions of the labels, in sums over the masked positions of a shard.
+
+    The labels' own frequencies in the shard, a unigram model, are beside the teacher. Logarithms
+    are in nats.
+
+    Attributes:
+        num_labels: masked positions.
+        num_hits: labels that are the teacher's most probable token.
+        log_prob: of the labels.
+        log_prob_squares: the same, each squared.
+        entropy: of the teacher's distributions; at each position that of the first of its
+            example which is computed together with it.
+        unigram_hits: labels that are the most frequent one.
+        unigram_log_prob: of the labels, each left out of the frequencies.
+    """
+
+    num_labels: Count
+    num_hits: Count
+    log_prob: Sum
+    log_prob_squares: Sum
+    entropy: Sum
+    unigram_hits: Count
+    unigram_log_prob: Sum
+
+
 class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One shard: its file's name, examples, bytes and SHA-256 (hexadecimal).
 
     Where records of equal shape differ in size, `measured` has, of all records together, the
     bytes of each feature that a teacher cache adds, by name, and `NUM_POSITIONS` and `NUM_IDS`.
+    Of a shard that a teacher made, `labels` has its predictions of the labels.
     """
 
     file: Annotated[str, json_text.matching(SHARD_FILE.pattern, "the name of a shard")]
@@ -81,6 +112,7 @@ class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     bytes: Count
     sha256: Sha256
     measured: Mapping[str, Count] | None = None
+    labels: LabelSums | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that the sidecar and the manifest hold."""
@@ -98,12 +130,23 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
 
 
+class HubSource(msgspec.Struct):
+    """The model of the hub that weights came from: its id and its commit."""
+
+    id: Annotated[str, json_text.matching(r"[\w.\-]{1,96}(/[\w.\-]{1,96})?", "the id of a model")]
+    commit: Annotated[str, json_text.matching(r"[0-9a-f]{40}", "a commit")]
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.commit}"
+
+
 class _MergedTeacher(msgspec.Struct):
     """A teacher of a merged cache, which may be merged itself."""
 
     weight: Share
     sha256: Sha256 | None = None
     merged: list["_MergedTeacher"] | None = None
+    hub: HubSource | None = None
 
     def __post_init__(self) -> None:
         if self.sha256 is None and self.merged is None:
@@ -119,8 +162,9 @@ class TeacherInfo:
             varies; draws at one where `truncation` is `sampled`.
         logit_encoding: a name in `pipeline.storage.codecs.CODECS`.
         temperatures: those with a stored tail mass, ascending from 1.
-        teacher: the teacher's `config` and the `sha256` of its weights; of a merged
-            cache `merged`, a list of its inputs' teachers, each with its `weight`.
+        teacher: the teacher's `config` and the `sha256` of its weights, and of a model of the
+            hub `hub`, its id and commit; of a merged cache `merged`, a list of its inputs'
+            teachers, each with its `weight`.
         parent: the `sha256` of the masked examples' manifest.
         hidden_groups: the groups of teacher layers, such as `1-6`, whose mean
             hidden state is kept; empty where none is.
@@ -239,6 +283,14 @@ class Manifest:
         means = measured_means(self.shards, [NUM_IDS])
         return self.teacher_info.truncation_factor if means is None else means[NUM_IDS]
 
+    def label_sums(self) -> LabelSums | None:
+        """Returns the sums over all shards; None where one has none, as in a merged cache."""
+        sums = [shard.labels for shard in self.shards]
+        if not sums or None in sums:
+            return None
+        names = LabelSums.__struct_fields__
+        return LabelSums(**{name: sum(getattr(one, name) for one in sums) for name in names})
+
     def num_examples(self, split: str) -> int:
         """Returns how many examples a split has; 0 where there is none."""
         return sum(shard.num_examples for shard in self.splits.get(split, ()))
@@ -325,9 +377,10 @@ def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[st
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Returns, in one line, the first setting in which two run configurations differ.
 
-    The kind comes first: other settings follow from it.
+    The kind comes first: other settings follow from it. `HUB` may differ.
     """
-    for name in sorted(set(there) | set(here), key=lambda key: (key != "kind", key)):
+    names = (set(there) | set(here)) - {HUB}
+    for name in sorted(names, key=lambda key: (key != "kind", key)):
         if there.get(name) != here.get(name):
             setting = name if name.isidentifier() else shown(name)
             return f"{setting} is {shown(there.get(name))} there and {shown(here.get(name))} here"

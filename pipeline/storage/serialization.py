@@ -20,7 +20,8 @@ import hashlib
 import itertools
 import pathlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import google_crc32c
 
@@ -39,8 +40,8 @@ _CRC_MASK_DELTA = 0xA282EAD8
 MAX_RECORD_BYTES = 256 * 2**20
 # A record of ours has at most a dozen.
 _MAX_FEATURES = 64
-# Sums over the records of a shard, for `ShardInfo`; None where it tells none.
-Measured = Mapping[str, int] | None
+# Returns fields of `ShardInfo`, sums over the records of a shard, when all are written.
+Sums = Callable[[], Mapping[str, Any]]
 
 
 def _varint(value: int) -> bytes:
@@ -197,7 +198,7 @@ class StagedShard:
 
 
 def write_shard(
-    directory: Location, file: str, records: Iterable[bytes], measured: Measured = None
+    directory: Location, file: str, records: Iterable[bytes], sums: Sums | None = None
 ) -> ShardInfo:
     """Writes one shard and its sidecar.
 
@@ -208,19 +209,19 @@ def write_shard(
         directory: the cache directory.
         file: the shard's name.
         records: serialised examples, in order; consumed as they are written.
-        measured: what `ShardInfo` tells of them; read when all are written.
+        sums: what else `ShardInfo` tells of them; None for nothing.
 
     Returns:
         the shard's count, size and checksum.
     """
     with (directory / file).atomic_write() as temporary:
-        shard = _write_records(temporary, file, records, measured)
+        shard = _write_records(temporary, file, records, sums)
         sidecar_path(directory, file).write_json(shard.to_json())
     return shard
 
 
 def stage_shard(
-    directory: Location, file: str, records: Iterable[bytes], measured: Measured = None
+    directory: Location, file: str, records: Iterable[bytes], sums: Sums | None = None
 ) -> StagedShard:
     """Writes one shard for another process to publish.
 
@@ -230,7 +231,7 @@ def stage_shard(
     """
     place = (directory / file).own_temporary()
     with place.stage() as temporary:
-        shard = _write_records(temporary, file, records, measured)
+        shard = _write_records(temporary, file, records, sums)
     return StagedShard(shard, place.name)
 
 
@@ -243,7 +244,7 @@ def publish_shard(directory: Location, staged: StagedShard) -> ShardInfo:
 
 
 def _write_records(
-    path: pathlib.Path, file: str, records: Iterable[bytes], measured: Measured
+    path: pathlib.Path, file: str, records: Iterable[bytes], sums: Sums | None
 ) -> ShardInfo:
     checksum = hashlib.sha256()
     num_examples = num_bytes = 0
@@ -254,5 +255,5 @@ def _write_records(
             output.write(framed)
             num_examples += 1
             num_bytes += len(framed)
-    totals = None if measured is None else dict(measured)
-    return ShardInfo(file, num_examples, num_bytes, checksum.hexdigest(), totals)
+    fields = {} if sums is None else sums()
+    return ShardInfo(file, num_examples, num_bytes, checksum.hexdigest(), **fields)

@@ -7,6 +7,7 @@ been read; each chunk leaves counts beside its spill file, to be summed.
 """
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,9 +17,12 @@ from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.storage import arrays, serialization
-from pipeline.storage.manifest import TOKEN_COUNTS_FILE, FileInfo, Manifest
+from pipeline.storage.manifest import TOKEN_COUNTS_FILE, TRAIN, FileInfo, Manifest
+from pipeline.storage.records import read_examples
 
 _DTYPE = np.dtype("<i8")
+# More say nothing new of their frequencies.
+_MOST_LABELS = 1_000_000
 _INPUT_IDS = records.MASKED_EXAMPLE_FEATURES[1]
 
 
@@ -102,6 +106,31 @@ def sum_counts(paths: Sequence[Location], vocab_size: int) -> np.ndarray:
         InputError: a file is missing, or holds something else.
     """
     return sum((_read(path, vocab_size) for path in paths), np.zeros(vocab_size, _DTYPE))
+
+
+def count_labels(directory: Location, manifest: Manifest) -> np.ndarray:
+    """Counts the tokens at masked positions, of a million positions for training: int64 [V].
+
+    Of unmasked windows all tokens count that may be masked.
+
+    Raises:
+        InputError: a shard is damaged.
+    """
+    if manifest.kind == records.UNMASKED_WINDOWS:
+        counts = load_counts(directory, manifest).copy()
+        counts[list(manifest.special_ids.values())] = 0
+        return counts
+    shards = manifest.splits.get(TRAIN) or manifest.shards
+    examples = itertools.chain.from_iterable(
+        read_examples(directory / shard.file, manifest) for shard in shards
+    )
+    labels, total = [np.zeros(0, np.int64)], 0
+    for example in examples:
+        labels.append(example.masked_lm_ids)
+        total += len(example.masked_lm_ids)
+        if total >= _MOST_LABELS:
+            break
+    return np.bincount(np.concatenate(labels), minlength=manifest.vocab.size)
 
 
 def load_counts(directory: Location, manifest: Manifest) -> np.ndarray:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import platform
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ import tqdm
 from data_specs import records
 from pipeline.base import json_text
 from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
-from pipeline.models import layer_groups
+from pipeline.hub import models
+from pipeline.models import layer_groups, position_blocks
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
-from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
+from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
 from pipeline.storage import cache_input, cache_tokenizer, serialization
@@ -31,13 +34,18 @@ from pipeline.storage.codecs import CODECS, HiddenCodec, TopKCodec
 from pipeline.storage.manifest import SAMPLED, FileInfo, Manifest, ShardInfo, TeacherInfo
 from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from pipeline.teacher import forward, truncation
+from pipeline.teacher import judgement as judgements
 from pipeline.teacher.forward import Arrays
+from pipeline.teacher.judgement import ENTROPIES, MIN_LABELS, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
-from pipeline.tokenizers import loading
 
 # Targets held in memory: the examples of a block are sorted by length, so that
 # more would batch better.
 _BLOCK_BYTES = 128 * 2**20
+# A teacher is judged before the shards are made, by twice as many labels as that takes, of at
+# most so many examples.
+_JUDGED_LABELS = 2 * MIN_LABELS
+_MOST_JUDGED_EXAMPLES = 1_024
 
 
 # The teacher and the masked examples.
@@ -47,15 +55,23 @@ def find_teacher(config: TeacherCacheConfig) -> ModelSource:
     """Returns the teacher that `teacher` or `bert_config_file` names.
 
     Raises:
-        InputError: it is missing, or its configuration is invalid.
+        InputError: it is missing, has no masked-LM head, or its configuration is invalid.
     """
     if config.teacher is not None:
-        return model_directory.find_model(config.teacher)
-    return ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
+        source = model_directory.find_model(config.teacher)
+    else:
+        source = ModelSource.from_google(config.bert_config_file, config.init_checkpoint)
+    source.expect_head()
+    return source
 
 
-def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput:
+def open_examples(
+    config: TeacherCacheConfig, source: ModelSource
+) -> tuple[CacheInput, ModelSource]:
     """Opens the masked examples and checks that they fit the settings and the teacher.
+
+    Returns:
+        the masked examples, and the teacher with their vocabulary.
 
     Raises:
         InputError: they are incomplete or of another kind, or the settings or the
@@ -73,17 +89,20 @@ def open_examples(config: TeacherCacheConfig, source: ModelSource) -> CacheInput
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    expect_fitting(config, source, cache)
-    return cache
+    return cache, fit_teacher(config, source, cache)
 
 
-def expect_fitting(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> None:
-    """Raises InputError unless a teacher has a cache's vocabulary, and room for its inputs."""
-    vocab_files = () if config.teacher is None else loading.tokenizer_files(config.teacher)
+def fit_teacher(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> ModelSource:
+    """Returns a teacher with a cache's vocabulary.
+
+    Raises:
+        InputError: it has another vocabulary, or no room for the cache's inputs.
+    """
     with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
-        cache_tokenizer.expect_vocab(cache, source.config.vocab_size, vocab_files)
+        source = cache_tokenizer.fit_vocab(cache, source)
         cache_input.expect_positions(cache, source.config.max_input_length)
         cache_input.expect_segments(cache, source.config.type_vocab_size)
+    return source
 
 
 # The run configuration.
@@ -117,40 +136,52 @@ def run_configuration(
         "kind": records.TEACHER_CACHE,
         "parent": {"sha256": manifests.load(cache.directory).sha256()},
         "shards": [shard.file for shard in cache.manifest.shards],
-        "teacher": {"config": source.config.to_dict(), "sha256": source.sha256()},
+        "teacher": describe_teacher(source),
         "truncation_factor": min(config.truncation_factor, source.config.vocab_size),
         "temperatures": list(config.temperatures),
         "backend": keras.config.backend(),
     }
 
 
+def describe_teacher(source: ModelSource) -> dict[str, Any]:
+    """Returns what the manifest says of a teacher; of unused rows only where there are some."""
+    unused = {"unused_rows": source.unused_rows} if source.unused_rows else {}
+    return {"config": source.stored_config.to_dict(), "sha256": source.sha256(), **unused}
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a capture starts from: the settings, the teacher and the masked examples."""
+    """What a capture starts from: the settings, the teacher and the masked examples.
+
+    `hub` has the id and the commit of a teacher of the hub. It is no part of the run
+    configuration: with the same weights from elsewhere, the run goes on.
+    """
 
     config: TeacherCacheConfig
     source: ModelSource
     cache: CacheInput
     run_configuration: Mapping[str, Any]
+    hub: Mapping[str, str] | None = None
 
     @classmethod
     def open(cls, config: TeacherCacheConfig) -> "Inputs":
         """Finds the teacher and the masked examples, which must fit each other."""
-        source = find_teacher(config)
-        cache = open_examples(config, source)
-        return cls(config, source, cache, run_configuration(config, cache, source))
+        cache, source = open_examples(config, find_teacher(config))
+        hub = config.hub_models().get("teacher")
+        return cls(config, source, cache, run_configuration(config, cache, source), hub)
 
     @property
     def teacher_info(self) -> TeacherInfo:
         """What the cache will hold."""
         names = {field.name for field in dataclasses.fields(TeacherInfo)}
-        return TeacherInfo(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in self.run_configuration.items()
-                if name in names
-            }
-        )
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.run_configuration.items()
+            if name in names
+        }
+        if self.hub is not None:
+            values["teacher"] = {**values["teacher"], "hub": dict(self.hub)}
+        return TeacherInfo(**values)
 
     def count_tokens(self) -> FileInfo | None:
         """Writes the file of token counts, where the codec needs one."""
@@ -164,6 +195,20 @@ class Inputs:
 
 
 # One shard.
+
+
+class ShardTotals:
+    """What is summed over the records of a shard as they are made."""
+
+    def __init__(self, vocab_size: int) -> None:
+        # As `ShardInfo.measured`.
+        self.measured: collections.Counter[str] = collections.Counter()
+        self.labels = LabelScores(vocab_size)
+
+    def shard_fields(self, is_measured: bool) -> dict[str, Any]:
+        """Returns what `ShardInfo` holds of them."""
+        measured = dict(self.measured) if is_measured else None
+        return {"measured": measured, "labels": self.labels.sums()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,21 +237,19 @@ class Capture:
         """Packs the hidden states; None without."""
         return self.info.hidden_codec()
 
-    def records(
-        self, examples: Iterator[MaskedExample], measured: collections.Counter[str]
-    ) -> Iterator[bytes]:
+    def records(self, examples: Iterator[MaskedExample], totals: "ShardTotals") -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order.
 
-        Each is added to `measured`, which is as `ShardInfo.measured`, before it comes.
+        Each is added to the totals of its shard before it comes.
         """
         # Reading, the teacher, and packing with writing go on at the same time.
         blocks = ahead(self._read_blocks(examples), depth=1)
         done: list[tuple[int, bytes]] = []
         for block, indices, output in ahead(self._run_teacher(blocks)):
             batched = [block[index] for index in indices]
-            features = self._features(output, batched)
+            features = self._features(output, batched, totals.labels)
             for index, example, added in zip(indices, batched, features, strict=True):
-                manifests.measure_record(measured, added, self.codec.truncation_factor)
+                manifests.measure_record(totals.measured, added, self.codec.truncation_factor)
                 record = serialization.encode_example({**example.features, **added})
                 done.append((index, record))
             self.on_examples(len(batched))
@@ -229,24 +272,23 @@ class Capture:
     ) -> Iterator[tuple[list[MaskedExample], np.ndarray, Arrays]]:
         """Yields each block, which of its examples a batch has, and the output for these."""
         for block in blocks:
-            lengths = [len(example.input_ids) for example in block]
-            for indices in forward.length_batches(lengths, self.batch_size):
-                batch = forward.build_batch(
-                    [block[index] for index in indices],
-                    batch_size=self.batch_size,
-                    max_seq_length=self.manifest.max_seq_length,
-                    max_predictions_per_seq=self.manifest.max_predictions_per_seq,
-                )
-                yield block, indices, self.forward(batch)
+            for indices, output in forward.run_examples(
+                self.forward, block, self.manifest, batch_size=self.batch_size
+            ):
+                yield block, indices, output
 
     def _features(
-        self, output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
+        self,
+        output: Mapping[str, np.ndarray],
+        examples: Sequence[MaskedExample],
+        scores: LabelScores,
     ) -> list[dict[str, bytes]]:
-        """Returns what the cache adds to each example of a batch."""
+        """Returns what the cache adds to each example of a batch, whose labels are scored."""
         kept, row_splits = forward.real_positions(output, examples)
         sampled = self.info.truncation == SAMPLED
         exact = kept.pop(LOGITS) if sampled else kept[records.TOPK_LOGITS]
         forward.expect_finite(exact)
+        scores.add(np.concatenate([one.masked_lm_ids for one in examples]), kept)
         if sampled:
             seed, num_draws = self.manifest.seed, self.info.truncation_factor
             kept |= truncation.sample_positions(exact, examples, seed=seed, num_draws=num_draws)
@@ -270,20 +312,39 @@ def keep_hidden_states(
     return keras.ops.stack([gather_positions(mean, positions) for mean in means], axis=2)
 
 
-def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Keep:
-    """Returns the function from the teacher's outputs for a batch to what is kept of them."""
-    groups = find_groups(config, source)
-    sampled = config.truncation == SAMPLED
-    k = 1 if sampled else min(config.truncation_factor, source.config.vocab_size)
+def keep_function(
+    config: TeacherCacheConfig, source: ModelSource, model: MaskedLM, *, max_positions: int
+) -> forward.Keep:
+    """Returns the function from the teacher's outputs for a batch to what is kept of them.
 
-    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    Args:
+        config: of the capture.
+        source: the teacher.
+        model: the teacher with its weights.
+        max_positions: the most masked positions of an example.
+    """
+    groups, vocab_size = find_groups(config, source), source.config.vocab_size
+    sampled = config.truncation == SAMPLED
+    k = 1 if sampled else min(config.truncation_factor, vocab_size)
+    size = position_blocks.block_size(
+        batch_size=config.predict_batch_size, num_positions=max_positions, vocab_size=vocab_size
+    )
+
+    def truncate(output: Sequence[Any], block: Mapping[str, Any]) -> dict[str, Any]:
+        logits = model.vocabulary_logits(block[HEAD_STATES], *output)
         kept = truncation.truncate(
-            outputs[LOGITS],
-            batch[records.MASKED_LM_IDS],
+            logits,
+            block[records.MASKED_LM_IDS],
             truncation_factor=k,
             temperatures=config.temperatures,
             truncation_mass=config.truncation_mass,
         )
+        return {**kept, ENTROPIES: truncation.entropies(logits)}
+
+    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        states = {HEAD_STATES: outputs[HEAD_STATES]}
+        states[records.MASKED_LM_IDS] = batch[records.MASKED_LM_IDS]
+        kept = position_blocks.over_positions(truncate, model.output_layer(), states, size=size)
         if sampled:
             # The draws are NumPy's: the same on any backend.
             kept[LOGITS] = outputs[LOGITS]
@@ -292,6 +353,17 @@ def keep_function(config: TeacherCacheConfig, source: ModelSource) -> forward.Ke
         return kept
 
     return keep
+
+
+def _first_examples(path: Location, manifest: Manifest) -> list[MaskedExample]:
+    """Returns the examples of a shard by which a teacher is judged."""
+    examples, num_labels = [], 0
+    for example in itertools.islice(read_examples(path, manifest), _MOST_JUDGED_EXAMPLES):
+        examples.append(example)
+        num_labels += len(example.masked_lm_ids)
+        if num_labels >= _JUDGED_LABELS:
+            break
+    return examples
 
 
 class _ShardMaker:
@@ -303,6 +375,7 @@ class _ShardMaker:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
+        self._is_judged = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         config, expected = self._inputs.config, self._inputs.run_configuration
@@ -317,6 +390,37 @@ class _ShardMaker:
         )
 
     @functools.cached_property
+    def _forward(self) -> Callable[[Arrays], Arrays]:
+        """The compiled teacher; see `Capture.forward`."""
+        inputs = self._inputs
+        most = inputs.cache.manifest.max_predictions_per_seq
+        keep = keep_function(inputs.config, inputs.source, self.model, max_positions=most)
+        return forward.compile_forward(self.model, keep)
+
+    def judge(self, job: ShardJob) -> None:
+        """Prints how well the teacher predicts the labels of a shard's first examples.
+
+        Raises:
+            InputError: no better than the labels' frequencies do, and `force` is off.
+        """
+        config, manifest = self._inputs.config, self._inputs.cache.manifest
+        self._is_judged = True
+        examples = _first_examples(self._inputs.cache.directory / job.file, manifest)
+        scores = LabelScores(manifest.vocab.size)
+        for indices, output in forward.run_examples(
+            self._forward, examples, manifest, batch_size=config.predict_batch_size
+        ):
+            batched = [examples[index] for index in indices]
+            kept, _ = forward.real_positions(output, batched)
+            forward.expect_finite(kept[records.TOPK_LOGITS])
+            scores.add(np.concatenate([one.masked_lm_ids for one in batched]), kept)
+        if (judgement := scores.judgement()) is None:
+            return
+        if not config.force:
+            judgement.expect_useful("bert_config_file" if config.teacher is None else "teacher")
+        print("\n".join(judgement.describe()), file=sys.stderr)
+
+    @functools.cached_property
     def _capture(self) -> Capture:
         """What makes the shards, once the directory holds what the codec needs."""
         inputs, info = self._inputs, self._inputs.teacher_info
@@ -326,29 +430,32 @@ class _ShardMaker:
             info=info,
             batch_size=config.predict_batch_size,
             codec=cache_input.make_codec(config.output_dir, info, vocab_size),
-            forward=forward.compile_forward(self.model, keep_function(config, inputs.source)),
+            forward=self._forward,
             on_examples=lambda count: None,
         )
 
     def __call__(
         self, job: ShardJob, on_examples: Callable[[int], None]
-    ) -> tuple[Iterator[bytes], Mapping[str, int] | None]:
-        """Returns a shard's records, and what is measured of them as they are made."""
+    ) -> tuple[Iterator[bytes], serialization.Sums]:
+        """Returns a shard's records, and what is summed over them as they are made."""
         cache = self._inputs.cache
         only = {job.split: (cache.manifest.splits[job.split][job.index],)}
         narrowed = dataclasses.replace(cache.manifest, splits=only, token_counts=None)
         manifests.verify(cache.directory, narrowed, full=False)
+        if not self._is_judged:
+            self.judge(job)
         capture = dataclasses.replace(self._capture, on_examples=on_examples)
         examples = read_examples(cache.directory / job.file, capture.manifest)
-        measured: collections.Counter[str] = collections.Counter()
+        totals = ShardTotals(capture.manifest.vocab.size)
         is_measured = manifests.varies_in_size(capture.info)
-        return capture.records(examples, measured), measured if is_measured else None
+        sums = functools.partial(totals.shard_fields, is_measured)
+        return capture.records(examples, totals), sums
 
 
 @functools.lru_cache(maxsize=1)
 def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
     """Returns the job in a worker process, which must see the command's run configuration."""
-    inputs = Inputs.open(config)
+    inputs = Inputs.open(models.on_this_host(config))
     difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
     if difference:
         raise InputError(
@@ -372,7 +479,9 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
         InputError: the masked examples, the teacher or the directory is invalid. Shards
             that are whole stay.
     """
-    return finish_teacher_cache(Inputs.open(config))
+    inputs = Inputs.open(config)
+    inputs.source.print_unused()
+    return finish_teacher_cache(inputs)
 
 
 def finish_teacher_cache(inputs: Inputs) -> Manifest | None:
@@ -397,14 +506,16 @@ def _make_missing_shards(inputs: Inputs) -> None:
     jobs = [job for job in jobs if not manifests.completed_shard(config.output_dir, job.file)]
     if not jobs:
         return
-    total = sum(splits[job.split][job.index].num_examples for job in jobs)
+    counts = {job: splits[job.split][job.index].num_examples for job in jobs}
     maker = _ShardMaker(inputs)
     with inputs.open_workers() as workers:
         # Before the directory is reserved: a corrected command may still use it.
-        workers.warm_up(lambda: maker.model)
+        workers.warm_up(lambda: maker.judge(max(jobs, key=counts.get)))
         manifests.reserve_output_dir(config.output_dir, inputs.run_configuration)
         inputs.count_tokens()
-        with tqdm.tqdm(total=total, unit=" examples", desc="teacher", smoothing=0.1) as bar:
+        with tqdm.tqdm(
+            total=sum(counts.values()), unit=" examples", desc="teacher", smoothing=0.1
+        ) as bar:
             made = runners.make_shards(workers, config.output_dir, maker, jobs, bar.update)
             collections.deque(made, maxlen=0)
 
@@ -438,5 +549,9 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         teacher_info=inputs.teacher_info,
         token_counts=inputs.count_tokens(),
     )
+    if (judgement := judgements.of_cache(manifest)) is not None:
+        # For people: it follows from the shards.
+        figures = {judgements.STATISTICS_KEY: dataclasses.asdict(judgement)}
+        manifest = dataclasses.replace(manifest, statistics={**manifest.statistics, **figures})
     manifests.publish(config.output_dir, manifest)
     return manifest

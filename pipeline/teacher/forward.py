@@ -15,6 +15,7 @@ from data_specs import records
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import length_buckets
+from pipeline.storage.manifest import Manifest
 from pipeline.storage.records import MaskedExample
 
 # Masked positions of a batch are padded to a multiple of this.
@@ -73,6 +74,31 @@ def build_batch(
         batch[records.MASKED_LM_POSITIONS][row, :masked] = example.masked_lm_positions
         batch[records.MASKED_LM_IDS][row, :masked] = example.masked_lm_ids
     return batch
+
+
+def run_examples(
+    forward: Callable[[Arrays], Arrays],
+    examples: Sequence[MaskedExample],
+    manifest: Manifest,
+    *,
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, Arrays]]:
+    """Yields the indices of a batch's examples and the output for it, the shortest first.
+
+    Args:
+        forward: as `compile_forward` returns it.
+        examples: of the directory that has the manifest.
+        manifest: bounds the shapes.
+        batch_size: B.
+    """
+    for indices in length_batches([len(one.input_ids) for one in examples], batch_size):
+        batch = build_batch(
+            [examples[index] for index in indices],
+            batch_size=batch_size,
+            max_seq_length=manifest.max_seq_length,
+            max_predictions_per_seq=manifest.max_predictions_per_seq,
+        )
+        yield indices, forward(batch)
 
 
 def real_positions(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
@@ -33,8 +34,10 @@ class TeacherCacheConfig(Settings):
     # The run configuration holds its configuration and the SHA-256 of its weights.
     teacher: Location | None = setting(
         None,
-        "Model directory of the teacher, in Hugging Face's or Google's BERT layout.",
+        "The teacher: a model directory in Hugging Face's or Google's BERT layout, or a model of "
+        "the hub, for example google-bert/bert-base-chinese.",
         decides_output=False,
+        hub_files=hub_id.MODEL,
     )
     bert_config_file: Location | None = setting(
         None, "In place of `teacher`: a bert_config.json.", decides_output=False
@@ -92,6 +95,11 @@ class TeacherCacheConfig(Settings):
         "full",
         "Check of the input before the run: full reads every byte, sizes compares file sizes.",
         choices=("full", "sizes"),
+        decides_output=False,
+    )
+    force: bool = setting(
+        False,
+        "Whether to run a teacher that predicts the labels no better than their frequencies do.",
         decides_output=False,
     )
     num_tasks: int = setting(

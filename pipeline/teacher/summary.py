@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import SAMPLED, Manifest
+from pipeline.teacher import judgement
 
 
 def describe(manifest: Manifest) -> Iterator[str]:
@@ -27,9 +28,14 @@ def describe(manifest: Manifest) -> Iterator[str]:
     parts = ", ".join(f"{name} {_number(size)}" for name, size in sizes.items())
     total = _number(sum(sizes.values()))
     yield f"           {total} bytes a masked position: {parts}"
-    for weight, sha256 in _teachers(info.teacher, 1.0):
+    for weight, teacher in _teachers(info.teacher, 1.0):
         share = f", weight {weight:.4g}" if "merged" in info.teacher else ""
-        yield f"teacher    SHA-256 {sha256}{share}"
+        origin = f", {hub['id']}@{hub['commit']}" if (hub := teacher.get(manifests.HUB)) else ""
+        yield f"teacher    SHA-256 {teacher['sha256']}{share}{origin}"
+    if unused := info.teacher.get("unused_rows"):
+        yield f"           {unused} rows of its vocabulary's tables stand for no token"
+    if (found := judgement.of_cache(manifest)) is not None:
+        yield from found.describe()
 
 
 def _kept(manifest: Manifest) -> str:
@@ -48,9 +54,11 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
-def _teachers(teacher: Mapping[str, Any], weight: float) -> Iterator[tuple[float, str]]:
-    """Yields each teacher's weight and checksum; a merged cache may have been merged again."""
+def _teachers(
+    teacher: Mapping[str, Any], weight: float
+) -> Iterator[tuple[float, Mapping[str, Any]]]:
+    """Yields each teacher with its weight; a merged cache may have been merged again."""
     if "merged" not in teacher:
-        yield weight, teacher["sha256"]
+        yield weight, teacher
     for part in teacher.get("merged", ()):
         yield from _teachers(part, weight * part["weight"])

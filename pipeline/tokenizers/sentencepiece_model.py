@@ -19,9 +19,10 @@ from tokenizers.processors import TemplateProcessing
 
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
+from pipeline.tokenizers.settings import LOWER_CASE, TOKENIZER_CONFIG_FILE, TokenizerSettings
 from pipeline.tokenizers.tokens import (
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
+    WORD_MARK,
     Tokenizer,
     Tokens,
     find_special_ids,
@@ -33,14 +34,9 @@ from pipeline.tokenizers.vocabulary import read_tokenizer_file
 
 MODEL_FILE = "spiece.model"
 XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
-WORD_MARK = "▁"
-# How fairseq, and XLM-RoBERTa with it, numbers tokens: these four, then a model's pieces
-# without its own first three, then the mask (Conneau et al., 2020).
-_FAIRSEQ_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
-_FAIRSEQ_MASK = "<mask>"
-# The `model_type`s, in the `config.json` next to a model, of such tokens.
-_FAIRSEQ_MODELS = ("xlm-roberta",)
+# The first pieces of a model whose tokens fairseq numbers, and what it adds to them.
 _PIECES_FIRST = ("<unk>", "<s>", "</s>")
+_FAIRSEQ_PADDING, _FAIRSEQ_MASK = "<pad>", "<mask>"
 # SentencePiece prefers a symbol that its user defined to any other way to cut: it
 # scores as many times the best piece as it has characters, less this.
 _SYMBOL_PENALTY = 0.1
@@ -50,17 +46,43 @@ _ROBERTA_PAIR = "{cls} $A {sep} {sep} $B {sep}"
 
 
 @dataclasses.dataclass(frozen=True)
+class Numbering:
+    """How fairseq numbers tokens: some of its own, then a model's pieces, then the mask.
+
+    Attributes:
+        first: the tokens with the first ids.
+        num_replaced: the model's first pieces whose ids are among those.
+        tokenizer_class: of `transformers`, which numbers alike.
+    """
+
+    first: tuple[str, ...]
+    num_replaced: int
+    tokenizer_class: str
+
+
+# By `model_type` in the `config.json` next to a model.
+_NUMBERINGS = {
+    # Conneau et al. (2020).
+    "xlm-roberta": Numbering(("<s>", "<pad>", "</s>", "<unk>"), 3, "XLMRobertaTokenizer"),
+    # Martin et al. (2020): <s> and </s> are the model's own pieces.
+    "camembert": Numbering(
+        ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED"), 1, "CamembertTokenizer"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model.
 
     Attributes:
-        vocab: as in `Tokenizer`: the model's pieces, or with `fairseq` its numbering of them.
+        vocab: as in `Tokenizer`: the model's pieces, as `numbering` has them.
         model: the model file's bytes.
-        fairseq: whether the tokens are numbered as XLM-RoBERTa's, see `number_tokens`.
+        numbering: fairseq's, see `number_tokens`; None for the model's own.
     """
 
     model: bytes = dataclasses.field(repr=False)
-    fairseq: bool = False
+    numbering: Numbering | None = None
 
     @functools.cached_property
     def _processor(self) -> SentencePieceProcessor:
@@ -70,17 +92,22 @@ class SentencePieceTokenizer(Tokenizer):
     def _token_ids(self) -> np.ndarray:
         """The token id of each of the model's pieces."""
         ids = np.arange(self._processor.get_piece_size(), dtype=np.int32)
-        if self.fairseq:
-            ids += len(_FAIRSEQ_FIRST) - len(_PIECES_FIRST)
-            ids[: len(_PIECES_FIRST)] = [_FAIRSEQ_FIRST.index(piece) for piece in _PIECES_FIRST]
+        if self.numbering is not None:
+            first, count = self.numbering.first, self.numbering.num_replaced
+            ids += len(first) - count
+            ids[:count] = [first.index(piece) for piece in _PIECES_FIRST[:count]]
         return ids
 
     def _further_special_ids(self) -> list[int]:
         sp = self._processor
+        own = () if self.numbering is None else range(len(self.numbering.first))
         return [
-            index
-            for piece, index in enumerate(self._token_ids.tolist())
-            if sp.is_control(piece) or sp.is_unknown(piece) or sp.is_unused(piece)
+            *own,
+            *(
+                index
+                for piece, index in enumerate(self._token_ids.tolist())
+                if sp.is_control(piece) or sp.is_unknown(piece) or sp.is_unused(piece)
+            ),
         ]
 
     @functools.cached_property
@@ -99,7 +126,7 @@ class SentencePieceTokenizer(Tokenizer):
         # Some models have their special tokens as symbols that a text may spell out.
         ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding["offsets"], np.int32).reshape(-1, 2)
-        starts, ends = visible_spans(text, offsets)
+        starts, ends = visible_spans(text.replace(WORD_MARK, " "), offsets)
         # Of the pieces of one character, such as 3, ⁄, 4 of ¾, only the last has it.
         without = (starts == ends) & self._has_text[ids]
         ends = np.where(without, np.minimum(starts + 1, len(text)), ends).astype(np.int32)
@@ -111,10 +138,10 @@ class SentencePieceTokenizer(Tokenizer):
         converted = self._tokenizer_json() if _is_unigram(self.model) else None
         kind = "LlamaTokenizer" if converted is None else "PreTrainedTokenizerFast"
         # Its class splits and numbers alike, but does not lower-case.
-        if self.fairseq and not self.do_lower_case:
-            kind = "XLMRobertaTokenizer"
+        if self.numbering is not None and not self.do_lower_case:
+            kind = self.numbering.tokenizer_class
         files = {
-            XLM_ROBERTA_FILE if self.fairseq else MODEL_FILE: self.model,
+            MODEL_FILE if self.numbering is None else XLM_ROBERTA_FILE: self.model,
             TOKENIZER_CONFIG_FILE: self._config_file(kind, do_lower_case=self.do_lower_case),
             TOKENIZER_FILE: converted,
         }
@@ -129,12 +156,13 @@ class SentencePieceTokenizer(Tokenizer):
         tokenizer.normalizer = _normalizer(proto, do_lower_case=self.do_lower_case)
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_MARK, "always")
         tokenizer.decoder = decoders.Metaspace(WORD_MARK, "always")
-        special = [self.vocab[index] for index in self.special_ids.values()]
+        own = () if self.numbering is None else self.numbering.first
+        special = dict.fromkeys((*map(self.vocab.__getitem__, self.special_ids.values()), *own))
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
         cls, sep = (self.vocab[self.special_ids[name]] for name in ("cls", "sep"))
         tokenizer.post_processor = TemplateProcessing(
             single=f"{cls} $A {sep}",
-            pair=(_ROBERTA_PAIR if self.fairseq else _BERT_PAIR).format(cls=cls, sep=sep),
+            pair=(_ROBERTA_PAIR if own else _BERT_PAIR).format(cls=cls, sep=sep),
             special_tokens=[(cls, self.special_ids["cls"]), (sep, self.special_ids["sep"])],
         )
         return tokenizer.to_str(pretty=False).encode("utf-8")
@@ -159,7 +187,9 @@ def _lower_in_place(text: str) -> str:
     return "".join(low if len(low := char.lower()) == 1 else char for char in text)
 
 
-def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[str, ...], bool]:
+def number_tokens(
+    pieces: Sequence[str], model_type: str | None
+) -> tuple[tuple[str, ...], Numbering | None]:
     """Returns the tokens of a model's pieces in the order of their ids.
 
     Args:
@@ -167,17 +197,18 @@ def number_tokens(pieces: Sequence[str], model_type: str | None) -> tuple[tuple[
         model_type: of the language model next to the file; None for none.
 
     Returns:
-        the tokens, and whether fairseq's way: XLM-RoBERTa's, without a padding or mask of its own.
+        the tokens, and fairseq's numbering: XLM-RoBERTa's or CamemBERT's, of a model without a
+        padding or mask of its own.
 
     Example:
-        `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>`: a piece
-        after the third has the id that follows its place.
+        `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>` for an XLM-RoBERTa:
+        a piece after the third has the id that follows its place.
     """
-    first = len(_PIECES_FIRST)
-    own = {_FAIRSEQ_FIRST[1], _FAIRSEQ_MASK} & set(pieces)
-    if model_type not in _FAIRSEQ_MODELS or tuple(pieces[:first]) != _PIECES_FIRST or own:
-        return tuple(pieces), False
-    return (*_FAIRSEQ_FIRST, *pieces[first:], _FAIRSEQ_MASK), True
+    numbering = _NUMBERINGS.get(str(model_type))
+    own = {_FAIRSEQ_PADDING, _FAIRSEQ_MASK} & set(pieces)
+    if numbering is None or tuple(pieces[: len(_PIECES_FIRST)]) != _PIECES_FIRST or own:
+        return tuple(pieces), None
+    return (*numbering.first, *pieces[numbering.num_replaced :], _FAIRSEQ_MASK), numbering
 
 
 def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
@@ -199,26 +230,32 @@ def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
 
 
 def load_sentencepiece(
-    path: Location, *, do_lower_case: bool, model_type: str | None = None
+    path: Location, settings: TokenizerSettings, *, do_lower_case: bool | None
 ) -> SentencePieceTokenizer:
     """Loads a SentencePiece model as a tokenizer.
 
     Args:
-        model_type: of the language model next to it; None for none.
+        settings: those next to it.
+        do_lower_case: None for what they say, or else no: a cased model must keep capitals.
 
     Raises:
-        InputError: it cannot be read, lacks a special token, or is no unigram model of fairseq's.
+        InputError: it cannot be read, lacks a special or an added token, or is no unigram
+            model of fairseq's.
     """
+    if do_lower_case is None:
+        do_lower_case = bool(settings.switch(LOWER_CASE))
     pieces, model = read_pieces(path)
-    vocab, fairseq = number_tokens(pieces, model_type)
-    if fairseq and not _is_unigram(model):
+    model_type = settings.model.get("model_type")
+    vocab, numbering = number_tokens(pieces, model_type)
+    if numbering is not None and not _is_unigram(model):
         expected = f"a SentencePiece model of the unigram type, as {model_type}'s"
         raise InputError(path, expected, "another type")
-    special_ids = find_special_ids(vocab, path)
-    if not fairseq:
+    settings.expect_listed(vocab)
+    special_ids = find_special_ids(vocab, path, settings)
+    if numbering is None:
         # A model always has one, under any name.
         special_ids["unk"] = SentencePieceProcessor(model_proto=model).unk_id()
-    return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, fairseq)
+    return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, numbering)
 
 
 def _is_unigram(model: bytes) -> bool:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import re
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
@@ -9,15 +11,24 @@ from tokenizers import Tokenizer as FastTokenizer
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.tokenizers.tokens import (
+from pipeline.tokenizers.settings import (
+    BERT_CLASSES,
+    LOWER_CASE,
+    SPLIT_CHINESE,
+    STRIP_ACCENTS,
     TOKENIZER_CONFIG_FILE,
+    TokenizerSettings,
+)
+from pipeline.tokenizers.tokens import (
     TOKENIZER_FILE,
+    WORD_MARK,
     Tokenizer,
     Tokens,
     find_special_ids,
     one_line,
     refusing,
     visible_spans,
+    word_numbers,
 )
 from pipeline.tokenizers.vocabulary import MAX_VOCAB_SIZE, read_tokenizer_file
 
@@ -26,7 +37,14 @@ _CONVERT_HINT = (
     "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
 )
 _BYTE_LEVEL_MARK = "Ġ"
-_METASPACE_MARK = "▁"
+_BERT_NORMALIZER = "BertNormalizer"
+# The fields of BERT's normaliser, and the keys by which its tokenizer's settings change them.
+_NORMALIZER_KEYS = {
+    "lowercase": LOWER_CASE,
+    "strip_accents": STRIP_ACCENTS,
+    "handle_chinese_chars": SPLIT_CHINESE,
+}
+_WORDPIECE = re.compile(rb'"type":\s*"WordPiece"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +68,17 @@ class JsonTokenizer(Tokenizer):
         return tokenizer
 
     @functools.cached_property
+    def _mark(self) -> str | None:
+        """What tokens have for the space before them; None for WordPiece."""
+        if _WORDPIECE.search(self.content):
+            return None
+        return _BYTE_LEVEL_MARK if b'"ByteLevel"' in self.content else WORD_MARK
+
+    @functools.cached_property
     def _begins_word(self) -> np.ndarray:
         """Which tokens have the mark of a word's beginning; Ġ is a letter, too."""
-        mark = _BYTE_LEVEL_MARK if b'"ByteLevel"' in self.content else _METASPACE_MARK
-        return np.array([token.startswith(mark) for token in self.vocab])
+        mark = self._mark
+        return np.array([mark is not None and token.startswith(mark) for token in self.vocab])
 
     def _further_special_ids(self) -> list[int]:
         added = self._tokenizer.get_added_tokens_decoder()
@@ -69,10 +94,9 @@ class JsonTokenizer(Tokenizer):
             # A unigram model has them among its pieces, which a text may spell out.
             ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        starts, ends = visible_spans(text, offsets)
-        # An added token belongs to no word of the text: it is one of its own.
-        words = [-1 - at if word is None else word for at, word in enumerate(encoding.word_ids)]
-        new_word = np.diff(np.array(words, np.int64), prepend=-1) != 0
+        spaced = text.replace(WORD_MARK, " ") if self._mark == WORD_MARK else text
+        starts, ends = visible_spans(spaced, offsets)
+        new_word = np.diff(word_numbers(encoding.word_ids), prepend=-1) != 0
         word_ids = np.cumsum(new_word | self._begins_word[ids], dtype=np.int32)
         return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
 
@@ -103,11 +127,31 @@ def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
     return tuple(tokens), content
 
 
-def load_tokenizer_json(path: Location) -> JsonTokenizer:
-    """Loads a `tokenizer.json`.
+def load_tokenizer_json(path: Location, settings: TokenizerSettings) -> JsonTokenizer:
+    """Loads a `tokenizer.json`, beside which `settings` lie.
 
     Raises:
-        InputError: it cannot be read, or lacks a special token.
+        InputError: it cannot be read, or lacks a special or an added token.
     """
     tokens, content = read_vocab(path)
-    return JsonTokenizer(tokens, find_special_ids(tokens, path), None, content)
+    settings.expect_listed(tokens)
+    special_ids = find_special_ids(tokens, path, settings)
+    return JsonTokenizer(tokens, special_ids, None, _with_settings(content, settings))
+
+
+def _with_settings(content: bytes, settings: TokenizerSettings) -> bytes:
+    """Returns a `tokenizer.json` with the settings of BERT's tokenizer, which change the file's."""
+    is_bert = settings.tokenizer_class in (None, *BERT_CLASSES)
+    if not is_bert or _BERT_NORMALIZER.encode() not in content:
+        return content
+    value = json_text.load(content)
+    normalizer = value.get("normalizer") or {}
+    changes = {
+        field: chosen
+        for field, key in _NORMALIZER_KEYS.items()
+        if (chosen := settings.switch(key)) is not None and normalizer.get(field) != chosen
+    }
+    if normalizer.get("type") != _BERT_NORMALIZER or not changes:
+        return content
+    value["normalizer"] = normalizer | changes
+    return json.dumps(value, ensure_ascii=False).encode("utf-8")

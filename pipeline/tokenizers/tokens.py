@@ -12,19 +12,22 @@ import numpy as np
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
+from pipeline.tokenizers.settings import TokenizerSettings
 from pipeline.tokenizers.vocabulary import VocabInfo, vocab_info
 
 # How BERT's five special tokens are spelled, the first that a vocabulary has
-# taken: BERT's own way, then XLNet's and RoBERTa's.
+# taken: BERT's own way, then XLNet's, Gemma's and RoBERTa's.
 SPECIAL_TOKENS: Mapping[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<cls>", "<s>"),
-    "sep": ("[SEP]", "<sep>", "</s>"),
+    # Of Gemma's tokens <s> and </s> are HTML.
+    "cls": ("[CLS]", "<cls>", "<bos>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "<eos>", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
 TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+# SentencePiece's space: one in a text is a space to it, too.
+WORD_MARK = "▁"
 # The name of Rust's panics in Python.
 _PANIC = "PanicException"
 _MAX_REASON = 200
@@ -56,16 +59,27 @@ class Tokenizer(abc.ABC):
         vocab: the tokens in the order of their ids.
         special_ids: the ids of pad, unk, cls, sep and mask; a byte-level tokenizer may have no unk.
         do_lower_case: whether text is lower-cased; None where the tokenizer's file says it.
+        notes: what a user must know of how it was chosen, a line each.
     """
 
     vocab: tuple[str, ...]
     special_ids: Mapping[str, int]
     do_lower_case: bool | None
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False, kw_only=True)
 
     @property
     def info(self) -> VocabInfo:
         """The vocabulary's identity."""
         return vocab_info(self.vocab)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further settings that change tokens, by their keys; those that are not the default."""
+        return {}
+
+    def with_options_of(self, other: "Tokenizer") -> "Tokenizer":
+        """Returns this vocabulary with the settings of another tokenizer of its kind."""
+        return dataclasses.replace(self, do_lower_case=other.do_lower_case)
 
     @functools.cached_property
     def _is_special(self) -> np.ndarray:
@@ -94,16 +108,25 @@ class Tokenizer(abc.ABC):
         return json_text.dump({"tokenizer_class": tokenizer_class, **tokens, **settings})
 
 
-def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
+def find_special_ids(
+    vocab: Sequence[str], path: Location, settings: TokenizerSettings
+) -> dict[str, int]:
     """Returns the ids of the special tokens of a vocabulary, which was read from `path`.
 
+    They are spelled as `settings` say, as the tokenizer's class does, or as in `SPECIAL_TOKENS`.
+
     Raises:
-        InputError: one that is needed is missing; `unk` is not needed.
+        InputError: one that is named or needed is missing; `unk` is not needed.
     """
     indices = {token: index for index, token in enumerate(vocab)}
     ids, missing = {}, []
     for name, spellings in SPECIAL_TOKENS.items():
-        known = [indices[token] for token in spellings if token in indices]
+        named = settings.special_tokens.get(name)
+        candidates = (named, settings.class_tokens.get(name), *spellings)
+        known = [indices[token] for token in candidates if token in indices]
+        if named is not None and named not in indices:
+            where, hint = f"{path}: {name}_token", "the files next to it name the token"
+            raise InputError(where, "a token of the vocabulary", json_text.shown(named), hint)
         if known:
             ids[name] = known[0]
         elif name != "unk":
@@ -112,6 +135,12 @@ def find_special_ids(vocab: Sequence[str], path: Location) -> dict[str, int]:
         expected = "a vocabulary with the special tokens of masked language models"
         raise InputError(path, expected, f"one of {len(vocab)} tokens without {', '.join(missing)}")
     return ids
+
+
+def word_numbers(word_ids: Sequence[int | None]) -> np.ndarray:
+    """Returns the word of each token, int32 [n]; a token of no word is one of its own."""
+    words = [-1 - at if word is None else word for at, word in enumerate(word_ids)]
+    return np.array(words, np.int32)
 
 
 @contextlib.contextmanager

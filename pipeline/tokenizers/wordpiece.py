@@ -1,64 +1,307 @@
-"""BERT's own tokenizer, from a `vocab.txt`."""
+"""BERT's own tokenizer, from a `vocab.txt` and the settings next to it."""
 
 import dataclasses
 import functools
 import itertools
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
+from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import BertProcessing
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.json_text import shown
 from pipeline.base.location import Location
-from pipeline.tokenizers.tokens import TOKENIZER_CONFIG_FILE, Tokenizer, Tokens, find_special_ids
+from pipeline.tokenizers.settings import (
+    ADDED_TOKENS_KEY,
+    BERT_CLASSES,
+    LOWER_CASE,
+    MPNET_CLASS,
+    SPLIT_CHINESE,
+    STRIP_ACCENTS,
+    TOKENIZER_CONFIG_FILE,
+    TokenizerSettings,
+    WholeToken,
+)
+from pipeline.tokenizers.tokenizer_json import JsonTokenizer
+from pipeline.tokenizers.tokens import (
+    Tokenizer,
+    Tokens,
+    find_special_ids,
+    refusing,
+    word_numbers,
+)
 from pipeline.tokenizers.vocabulary import read_tokens
 
 VOCAB_FILE = "vocab.txt"
+_CLASS = "BertTokenizer"
+# Those that the tokenizer's file describes, or else the vocabulary.
+_GENERAL_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 # The longest word that WordPiece splits, as in BERT's own tokenizer.
 _MAX_WORD_CHARS = 100
+# Keys that would change tokens, and the values that BERT's tokenizer has.
+_FIXED = {
+    "clean_text": True,
+    "do_subword_tokenize": True,
+    "do_word_tokenize": True,
+    "jumanpp_kwargs": None,
+    "max_input_chars_per_word": _MAX_WORD_CHARS,
+    "mecab_kwargs": None,
+    "subword_tokenizer_type": "wordpiece",
+    "sudachi_kwargs": None,
+    "word_tokenizer_type": "basic",
+    "wordpieces_prefix": "##",
+}
+# The share of a vocabulary's tokens that tells what its text was like. The public cased
+# vocabularies have more than a sixth with capital letters, the others none.
+_MIN_SHARE = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
 class WordPieceTokenizer(Tokenizer):
-    """Clean, split at spaces, punctuation and Chinese characters, then WordPiece."""
+    """Clean, split at spaces, punctuation and Chinese characters, then WordPiece.
+
+    Attributes:
+        strip_accents: whether letters lose their accents; None for as `do_lower_case`.
+        tokenize_chinese_chars: whether each Chinese character is a word.
+        whole_tokens: tokens that are not split; one that `vocab` lacks is left out.
+        added_tokens: those of `vocab` that are not in `vocab.txt`; they are its last.
+        tokenizer_class: of `transformers`, which puts special tokens around texts.
+    """
+
+    strip_accents: bool | None = None
+    tokenize_chinese_chars: bool = True
+    whole_tokens: tuple[WholeToken, ...] = ()
+    added_tokens: frozenset[str] = frozenset()
+    tokenizer_class: str = _CLASS
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Tokenizer`."""
+        options: dict[str, Any] = {}
+        if self.strip_accents is not None:
+            options[STRIP_ACCENTS] = self.strip_accents
+        if not self.tokenize_chinese_chars:
+            options[SPLIT_CHINESE] = False
+        if listed := self._listed_tokens():
+            tokens = {str(index): msgspec.to_builtins(token) for index, token in listed.items()}
+            options[ADDED_TOKENS_KEY] = tokens
+        return options
+
+    def with_options_of(self, other: "WordPieceTokenizer") -> "WordPieceTokenizer":
+        """See `Tokenizer`."""
+        names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "whole_tokens")
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in names})
+
+    def _listed_tokens(self) -> dict[int, WholeToken]:
+        """Returns the tokens that are not split by their ids, in the order of these."""
+        ids = {token: index for index, token in enumerate(self.vocab)}
+        known = {ids[token.content]: token for token in self.whole_tokens if token.content in ids}
+        return dict(sorted(known.items()))
+
+    def _further_special_ids(self) -> list[int]:
+        return [index for index, token in self._listed_tokens().items() if token.special]
 
     @functools.cached_property
     def _tokenizer(self) -> FastTokenizer:
-        ids = {token: index for index, token in enumerate(self.vocab)}
-        unknown = self.vocab[self.special_ids["unk"]]
         tokenizer = FastTokenizer(
-            WordPiece(ids, unk_token=unknown, max_input_chars_per_word=_MAX_WORD_CHARS)
+            _wordpiece(self._file_tokens, self.vocab[self.special_ids["unk"]])
         )
         # No special token is registered, so that a literal "[MASK]" in a text
         # is five ordinary characters and never the special token.
-        tokenizer.normalizer = BertNormalizer(lowercase=self.do_lower_case)
+        tokenizer.normalizer = BertNormalizer(
+            lowercase=self.do_lower_case,
+            strip_accents=self.strip_accents,
+            handle_chinese_chars=self.tokenize_chinese_chars,
+        )
         tokenizer.pre_tokenizer = BertPreTokenizer()
+        for token in self._listed_tokens().values():
+            flags = msgspec.structs.asdict(token) | {"special": False}
+            tokenizer.add_tokens([AddedToken(**flags)])
         return tokenizer
+
+    @property
+    def _file_tokens(self) -> tuple[str, ...]:
+        return tuple(token for token in self.vocab if token not in self.added_tokens)
 
     def tokenize(self, text: str) -> Tokens:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         # A list of pairs becomes an array in half the time when it is flat.
         flat = itertools.chain.from_iterable(encoding.offsets)
         offsets = np.fromiter(flat, np.int32, 2 * len(encoding)).reshape(-1, 2)
-        ids, word_ids = np.array(encoding.ids, np.int32), np.array(encoding.word_ids, np.int32)
+        ids, words = np.array(encoding.ids, np.int32), encoding.word_ids
+        # Only tokens that are not split belong to no word.
+        word_ids = word_numbers(words) if self.whole_tokens else np.array(words, np.int32)
         return Tokens(ids, offsets[:, 0], offsets[:, 1], word_ids)
 
     def files(self) -> dict[str, bytes]:
-        config = self._config_file("BertTokenizer", do_lower_case=self.do_lower_case)
-        content = ("\n".join(self.vocab) + "\n").encode("utf-8")
+        settings = {"do_lower_case": self.do_lower_case, **self.options}
+        config = self._config_file(self.tokenizer_class, **settings)
+        content = ("\n".join(self._file_tokens) + "\n").encode("utf-8")
         return {VOCAB_FILE: content, TOKENIZER_CONFIG_FILE: config}
 
 
-def load_wordpiece(path: Location, *, do_lower_case: bool) -> WordPieceTokenizer:
+def _wordpiece(tokens: Sequence[str], unknown: str) -> WordPiece:
+    ids = {token: index for index, token in enumerate(tokens)}
+    return WordPiece(ids, unk_token=unknown, max_input_chars_per_word=_MAX_WORD_CHARS)
+
+
+def load_wordpiece(
+    path: Location, settings: TokenizerSettings, *, do_lower_case: bool | None
+) -> Tokenizer:
     """Loads the tokenizer of a `vocab.txt`.
 
+    Args:
+        settings: those next to it.
+        do_lower_case: None for what they say, or else what the vocabulary's tokens tell.
+
     Raises:
-        InputError: the file does not exist, is not UTF-8, or lacks a special token.
+        InputError: the file does not exist, is not UTF-8, or lacks a token; or a setting is
+            not supported.
     """
+    classes = (*BERT_CLASSES, *_GENERAL_CLASSES)
+    if settings.tokenizer_class not in (None, *classes):
+        hint = "its tokens would not be those that the model was trained with"
+        raise settings.refusal("tokenizer_class", f"one of {', '.join(classes)}", hint)
+    settings.expect_values(_FIXED)
     tokens = read_tokens(path)
-    special_ids = find_special_ids(tokens, path)
+    vocab = settings.extend(tokens)
+    special_ids = find_special_ids(vocab, path, settings)
     if "unk" not in special_ids:
         raise InputError(path, "a vocabulary with [UNK]", "one without")
-    return WordPieceTokenizer(tokens, special_ids, do_lower_case)
+    if settings.switch("do_basic_tokenize") is False:
+        return _without_basic(vocab, special_ids, do_lower_case, settings)
+    case = _choose_case(path, tokens, settings, do_lower_case)
+    split_chinese = settings.switch(SPLIT_CHINESE)
+    tokenizer = WordPieceTokenizer(
+        vocab=vocab,
+        special_ids=special_ids,
+        do_lower_case=case.lower,
+        notes=case.notes,
+        strip_accents=case.strip_accents,
+        tokenize_chinese_chars=True if split_chinese is None else split_chinese,
+        whole_tokens=_whole_tokens(vocab, special_ids, settings),
+        added_tokens=frozenset(vocab[len(tokens) :]),
+        tokenizer_class=MPNET_CLASS if settings.tokenizer_class == MPNET_CLASS else _CLASS,
+    )
+    _expect_ids(tokenizer, path)
+    return tokenizer
+
+
+def _expect_ids(tokenizer: WordPieceTokenizer, path: Location) -> None:
+    """Refuses added tokens whose ids the `tokenizers` library would not give."""
+    with refusing(path, "tokens that can be told apart", "others"):
+        for index, token in tokenizer._listed_tokens().items():
+            if tokenizer._tokenizer.token_to_id(token.content) != index:
+                expected = "each token once, as other tokens are added behind them"
+                raise InputError(path, expected, "one twice")
+
+
+def _whole_tokens(
+    vocab: Sequence[str], special_ids: dict[str, int], settings: TokenizerSettings
+) -> tuple[WholeToken, ...]:
+    """Returns the tokens that are not split, without those that have a role of their own."""
+    never_split = settings.values.get("never_split") or []
+    if not (isinstance(never_split, list) and all(isinstance(t, str) for t in never_split)):
+        raise settings.refusal("never_split", "a list of tokens")
+    own = {vocab[index] for index in special_ids.values()}
+    known = set(vocab)
+    for token in never_split:
+        if token not in known:
+            expected = "tokens of the vocabulary"
+            raise InputError(f"{settings.path}: never_split", expected, shown(token))
+    whole = {token: _unsplit(token) for token in never_split}
+    whole |= {token.content: token for token in settings.added.values()}
+    return tuple(token for content, token in sorted(whole.items()) if content not in own)
+
+
+def _unsplit(content: str) -> WholeToken:
+    """Returns a token that stays whole, but not within a longer word."""
+    is_word = any(char.isalnum() or char == "_" for char in (content[0], content[-1]))
+    return WholeToken(content, single_word=is_word, normalized=False)
+
+
+def _without_basic(
+    vocab: Sequence[str],
+    special_ids: dict[str, int],
+    do_lower_case: bool | None,
+    settings: TokenizerSettings,
+) -> JsonTokenizer:
+    """Returns WordPiece alone, which splits at spaces and changes no letter."""
+    if do_lower_case:
+        expected = f"none, as {settings.path} has do_basic_tokenize: false"
+        raise InputError(Setting("do_lower_case"), expected, do_lower_case)
+    if settings.added:
+        raise settings.refusal("do_basic_tokenize", f"true together with {ADDED_TOKENS_KEY}")
+    tokenizer = FastTokenizer(_wordpiece(vocab, vocab[special_ids["unk"]]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([vocab[index] for index in special_ids.values()])
+    cls, sep = ((vocab[special_ids[name]], special_ids[name]) for name in ("cls", "sep"))
+    tokenizer.post_processor = BertProcessing(sep, cls)
+    content = tokenizer.to_str().encode("utf-8")
+    return JsonTokenizer(tuple(vocab), special_ids, None, content)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """What becomes of capital letters and accents, and what a user must know of it."""
+
+    lower: bool
+    strip_accents: bool | None
+    notes: tuple[str, ...] = ()
+
+
+def _choose_case(
+    path: Location,
+    tokens: Sequence[str],
+    settings: TokenizerSettings,
+    do_lower_case: bool | None,
+) -> _Case:
+    """Decides by the user's choice, the settings, or tokens that lower-casing never yields."""
+    strip_accents, configured = settings.switch(STRIP_ACCENTS), settings.switch(LOWER_CASE)
+    has_capitals, has_accents = _has_capitals(tokens), _has_accents(tokens)
+    lower = configured if do_lower_case is None else do_lower_case
+    if lower is None:
+        lower = not has_capitals
+        if has_capitals:
+            note = f"{path} has tokens with capital letters: text is not lower-cased"
+            return _Case(lower, strip_accents, (f"{note} (`do_lower_case` decides otherwise)",))
+    if lower and has_capitals:
+        note = "is lower-cased, so that its tokens with capital letters are never used"
+        return _Case(lower, strip_accents, (f"{path}: text {note}",))
+    if not lower or strip_accents is not None or not has_accents:
+        return _Case(lower, strip_accents)
+    if configured is None:
+        note = f"{path} has letters with accents: text is lower-cased but keeps them"
+        return _Case(lower, False, (note,))
+    note = "loses accents, so that its letters with accents are never used"
+    return _Case(lower, None, (f"{path}: text {note} ({TOKENIZER_CONFIG_FILE})",))
+
+
+def _ordinary(tokens: Sequence[str]) -> list[str]:
+    """Returns tokens that stand for text: not such as [UNK], [unused1] or <s>."""
+    return [token for token in tokens if token and token[0] + token[-1] not in ("[]", "<>")]
+
+
+def _has_capitals(tokens: Sequence[str]) -> bool:
+    ordinary = _ordinary(tokens)
+    return sum(token != token.lower() for token in ordinary) > _MIN_SHARE * len(ordinary)
+
+
+def _has_accents(tokens: Sequence[str]) -> bool:
+    ordinary = _ordinary(tokens)
+    return sum(token != _stripped(token) for token in ordinary) > _MIN_SHARE * len(ordinary)
+
+
+def _stripped(token: str) -> str:
+    """Returns a token without accents, as BERT's tokenizer strips them: й is и."""
+    letters = unicodedata.normalize("NFD", token)
+    return "".join(char for char in letters if unicodedata.category(char) != "Mn")

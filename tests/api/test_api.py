@@ -20,7 +20,8 @@ def test_importing_the_api_and_its_config_classes_imports_nothing_heavy() -> Non
     code = (
         "import sys; from pipeline import api; api.DistillConfig, api.TeacherCacheConfig, "
         "api.MaskedExamplesConfig, api.InputError; print(sorted({'tensorflow', 'keras', 'jax', "
-        "'tokenizers', 'sentencepiece', 'tensorflow_datasets'} & set(sys.modules)))"
+        "'tokenizers', 'sentencepiece', 'tensorflow_datasets', 'huggingface_hub'} "
+        "& set(sys.modules)))"
     )
     assert _run(code) == "[]"
 

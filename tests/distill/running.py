@@ -37,7 +37,7 @@ def loss_values(
     if teacher_logits is not None:
         activations[TEACHER] = {LOGITS: teacher_logits}
     batch = BatchComparison(comparison, inputs or {}, targets, activations)
-    return {loss.name: batch.values(loss)[0] for loss in comparison.losses(names)}
+    return batch.at_positions(comparison.losses(names))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from data_specs import records
 from pipeline.distill import batches, checkpoints, preparation, training
@@ -215,6 +216,22 @@ def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, examples_config)
     pairs = dataclasses.replace(changed, input_dir=config.input_dir, output_dir=str(tmp_path / "x"))
     with refused("init_from"):
         training.distill(pairs)
+
+
+def test_models_that_cannot_be_a_teacher_or_a_start_are_refused(
+    config, tmp_path, vocab_file
+) -> None:
+    untied = save_tiny_bert(tmp_path / "untied", vocab_file, seed=3, tie_word_embeddings=False)
+    for changes in ({"student": str(untied)}, {"init_from": str(untied), "student_layers": 1}):
+        with refused(next(iter(changes)), "an output layer of its own"):
+            distilled(config, student=StudentConfig(**changes))
+    encoder = save_tiny_bert(tmp_path / "encoder", vocab_file, seed=3)
+    weights = load_file(encoder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if name.startswith("bert.")}
+    save_file(kept, encoder / "model.safetensors")
+    with refused("teacher", "none: its files lack cls.predictions."):
+        distilled(config, teacher=str(encoder))
+    assert not config.output_dir.exists()
 
 
 NO_TEACHER = {"teacher": None}

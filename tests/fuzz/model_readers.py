@@ -1,11 +1,15 @@
 """Readers of models and of tasks."""
 
 import functools
+import io
 import json
 import pathlib
+import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from data_specs.tasks import load_task
 from pipeline.base.errors import InputError
@@ -15,6 +19,7 @@ from pipeline.models.weight_names import count_parameters, weight_table
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import Below, Mutate, mutate_bytes, mutate_json, mutate_json_lines
 from tests.fuzz.text_readers import mutate_yaml
+from tests.models.formats.writing import write_h5, write_torch
 from tools.finetuning import task_data
 from tools.finetuning.head_layout import read_head
 
@@ -47,16 +52,31 @@ def write_model(folder: pathlib.Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **labels}))
 
 
-def _write_indexed(folder: pathlib.Path) -> None:
+def _write_torch(folder: pathlib.Path) -> None:
+    _write_converted(folder, "pytorch_model.bin", write_torch)
+
+
+def _write_h5(folder: pathlib.Path) -> None:
+    _write_converted(folder, "tf_model.h5", write_h5)
+
+
+def _write_converted(
+    folder: pathlib.Path, name: str, write: Callable[[pathlib.Path, Any], None]
+) -> None:
     write_model(folder)
-    whole = folder / "model.safetensors"
-    whole.rename(folder / "part-1.safetensors")
+    write(folder / name, load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+
+
+def _write_indexed(folder: pathlib.Path, name: str, write: Callable[[pathlib.Path], None]) -> None:
+    """Writes a model whose only file is a shard that an index names."""
+    write(folder)
+    whole = folder / name
+    shard = f"part-1{whole.suffix}"
+    whole.rename(folder / shard)
     names = [row.hf for row in weight_table(_CONFIG)]
-    index = {
-        "metadata": {"total_size": 1},
-        "weight_map": dict.fromkeys(names, "part-1.safetensors"),
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, shard)}
+    (folder / f"{name}.index.json").write_text(json.dumps(index))
 
 
 def _write_google(folder: pathlib.Path) -> None:
@@ -86,6 +106,27 @@ def mutate_safetensors(below: Below, content: bytes) -> bytes:
         return mutate_bytes(below, content)
     header = mutate_json(below, content[8 : 8 + length])
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+def mutate_torch(below: Below, content: bytes) -> bytes:
+    """Changes the pickle of an archive, another entry or an entry's name, or any bytes."""
+    if below(3) == 0:
+        return mutate_bytes(below, content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    names = ["archive/data.pkl"] * 4 + sorted(entries)
+    for _ in range(1 + below(2)):
+        name = names[below(len(names))]
+        entries[name] = mutate_bytes(below, entries[name])
+    if below(8) == 0:
+        name = sorted(entries)[below(len(entries))]
+        entries[name.swapcase()] = entries.pop(name)
+    changed = io.BytesIO()
+    compression = zipfile.ZIP_DEFLATED if below(8) == 0 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(changed, "w", compression) as archive:
+        for name, value in entries.items():
+            archive.writestr(name, value)
+    return changed.getvalue()
 
 
 @functools.cache
@@ -212,20 +253,23 @@ def _read_declared_task(folder: pathlib.Path) -> object:
     return json.dumps(spec.reading())
 
 
+def _indexed(name: str, file: str, write: Callable[[pathlib.Path], None]) -> Reader:
+    prepare = functools.partial(_write_indexed, name=file, write=write)
+    others = "part-1", "/work"
+    return Reader(name, f"{file}.index.json", mutate_json, _read_model, prepare, others)
+
+
 def _model_readers() -> list[Reader]:
     model = "model.safetensors"
     google = functools.partial(Reader, read=_read_model, prepare=_write_google)
     return [
         Reader("config", "config.json", mutate_json, _read_config, write_model, (model,)),
         Reader("safetensors", model, mutate_safetensors, _read_model, write_model, ("/work",)),
-        Reader(
-            "safetensors index",
-            f"{model}.index.json",
-            mutate_json,
-            _read_model,
-            _write_indexed,
-            ("part-1", "/work"),
-        ),
+        _indexed("safetensors index", model, write_model),
+        Reader("torch", "pytorch_model.bin", mutate_torch, _read_model, _write_torch, ("/work",)),
+        _indexed("torch index", "pytorch_model.bin", _write_torch),
+        Reader("h5", "tf_model.h5", mutate_bytes, _read_model, _write_h5, ("/work",)),
+        _indexed("h5 index", "tf_model.h5", _write_h5),
         Reader(
             "google config",
             "bert_config.json",

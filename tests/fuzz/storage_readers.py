@@ -106,7 +106,8 @@ def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: An
             for features in rows:
                 added = {name: part for name, part in features.items() if "input" not in name}
                 manifests.measure_record(measured, added, _K)
-        told = measured if info is not None and manifests.varies_in_size(info) else None
+        is_told = info is not None and manifests.varies_in_size(info)
+        told = functools.partial(dict, measured=dict(measured) if is_told else None)
         serialized = map(serialization.encode_example, rows)
         file = manifests.shard_file(split, 0, 1)
         splits[split] = (serialization.write_shard(folder, file, serialized, told),)
@@ -158,6 +159,7 @@ def read_examples(folder: pathlib.Path) -> object:
 def read_teacher_examples(folder: pathlib.Path) -> object:
     """Makes the teacher's batches, with a teacher that says the same of everything."""
     from pipeline.teacher import capture
+    from pipeline.teacher.judgement import ENTROPIES
 
     cache = _open(folder)
 
@@ -168,6 +170,7 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
             records.TOPK_LOGITS: np.zeros((*shape, _K), np.float32),
             records.LOG_TAIL_MASSES: np.zeros((*shape, 2), np.float32),
             records.LABEL_LOG_PROBS: np.zeros(shape, np.float32),
+            ENTROPIES: np.zeros(shape, np.float32),
         }
 
     made = capture.Capture(
@@ -179,7 +182,7 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
         on_examples=lambda count: None,
     )
     examples = read_masked_examples(folder / SHARD, cache.manifest)
-    return list(made.records(examples, collections.Counter()))
+    return list(made.records(examples, capture.ShardTotals(_SIZE)))
 
 
 def read_sample(folder: pathlib.Path) -> object:

@@ -161,10 +161,27 @@ def _read_json_tokenizer(folder: pathlib.Path) -> object:
     return result
 
 
+# Beside a vocab.txt, with a token behind its own.
+_SETTINGS: dict[str, Any] = {
+    "tokenizer_config.json": {
+        "do_lower_case": False,
+        "strip_accents": None,
+        "never_split": ["[MASK]", TOKENS[-1]],
+        "tokenizer_class": "BertTokenizer",
+        "mask_token": {"content": "[MASK]"},
+        "additional_special_tokens": ["<new>"],
+        "added_tokens_decoder": {"0": {"content": TOKENS[0], "special": True, "lstrip": False}},
+    },
+    "special_tokens_map.json": {"mask_token": "[MASK]", "unk_token": {"content": "[UNK]"}},
+    "added_tokens.json": {"<new>": len(TOKENS)},
+}
+
+
 def _write_tokenizer(folder: pathlib.Path, name: str, content: Any) -> None:
     _write(folder, name, content())
     if name == "vocab.txt":
-        _write(folder, "tokenizer_config.json", json.dumps({"do_lower_case": False}))
+        for file, settings in _SETTINGS.items():
+            _write(folder, file, json.dumps(settings))
     if name.startswith("sentencepiece"):
         _write(folder, "config.json", json.dumps({"model_type": "xlm-roberta"}))
 
@@ -177,7 +194,7 @@ _XLM_ROBERTA = "sentencepiece.bpe.model"
 _TOKENIZERS: tuple[tuple[str, str, str, Mutate, Any, Any], ...] = (
     # Its name, the file made wrong, the right one, how, what reads and what makes it.
     ("vocab", "vocab.txt", "vocab.txt", mutate_bytes, _read_tokenizer, _vocab),
-    ("its settings", "tokenizer_config.json", "vocab.txt", mutate_json, _read_tokenizer, _vocab),
+    *((file, file, "vocab.txt", mutate_json, _read_tokenizer, _vocab) for file in _SETTINGS),
     ("byte-level", *["tokenizer.json"] * 2, mutate_json, _read_json_tokenizer, _byte_level),
     ("unigram json", *["tokenizer.json"] * 2, mutate_json, _read_json_tokenizer, _converted),
     ("unigram", *["spiece.model"] * 2, mutate_bytes, _read_tokenizer, _plain_unigram),

@@ -1,6 +1,6 @@
-"""Writes golden_bert.npz and golden_modernbert.npz: what `transformers` computes with tiny models.
+"""Writes golden_*.npz: a tiny random model of a family, and what `transformers` computes with it.
 
-Needs torch and transformers; run once: python tests/models/make_golden.py [bert] [modernbert]
+Needs torch and transformers; run once: python tests/models/make_golden.py [FAMILY ...]
 """
 
 import json
@@ -9,72 +9,82 @@ import sys
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+import transformers
 
-SIZES = {"vocab_size": 53, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24}
-MODELS = {
-    "bert": (
-        BertForMaskedLM,
-        BertConfig(
-            **SIZES,
-            num_hidden_layers=2,
-            max_position_embeddings=12,
-            type_vocab_size=2,
-            hidden_act="gelu",
-            initializer_range=0.5,
-        ),
-    ),
-    "modernbert": (
-        ModernBertForMaskedLM,
-        ModernBertConfig(
-            **SIZES,
-            # Global, local, local, global.
-            num_hidden_layers=4,
-            max_position_embeddings=12,
-            local_attention=4,
-            initializer_range=0.5,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            cls_token_id=1,
-            sep_token_id=2,
-        ),
-    ),
+SIZES = {
+    "vocab_size": 53,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "hidden_act": "gelu",
+    "initializer_range": 0.5,
+    "attn_implementation": "eager",
 }
+# Positions, and what a family has beside BERT's settings.
+MODELS = {
+    "bert": {"max_position_embeddings": 12, "type_vocab_size": 2},
+    "camembert": {"max_position_embeddings": 14, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "ernie": {
+        "max_position_embeddings": 12,
+        "type_vocab_size": 4,
+        "use_task_id": True,
+        "task_type_vocab_size": 3,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "relu",
+    },
+    "electra": {"max_position_embeddings": 12, "type_vocab_size": 2, "embedding_size": 6},
+    # A global layer, two local ones and a global one.
+    "modernbert": {
+        "max_position_embeddings": 12,
+        "num_hidden_layers": 4,
+        "local_attention": 4,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        "pad_token_id": 0,
+    },
+    # Inputs reach the last bucket of distances.
+    "mpnet": {"max_position_embeddings": 98, "initializer_range": 0.3},
+}
+LENGTHS = {"mpnet": 96}
 
 
-def _write(name: str) -> None:
+def make_model(model_type: str) -> transformers.PreTrainedModel:
+    """Returns a random model none of whose weights has its usual first value."""
     torch.manual_seed(0)
-    kind, config = MODELS[name]
-    model = kind._from_config(config, attn_implementation="eager").eval()
+    config = transformers.AutoConfig.for_model(model_type, **{**SIZES, **MODELS[model_type]})
+    model = transformers.AutoModelForMaskedLM.from_config(config).eval()
     with torch.no_grad():
-        for path, parameter in model.named_parameters():
+        for name, parameter in model.named_parameters():
             # Biases and norms start at 0 and 1, which would hide a mistake.
-            if path.endswith("bias") or "norm" in path.lower():
+            if "bias" in name or "norm" in name.lower():
                 parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def write(model_type: str) -> None:
+    """Writes a family's file beside this one."""
+    model, length = make_model(model_type), LENGTHS.get(model_type, 10)
     random = np.random.default_rng(0)
-    input_ids = random.integers(5, 53, (3, 10))
-    input_mask = (np.arange(10) < np.array([[10], [7], [4]])).astype("int64")
-    segment_ids = (np.arange(10) >= np.array([[4], [3], [10]])).astype("int64") * input_mask
-    segments = {"token_type_ids": torch.tensor(segment_ids)} if name == "bert" else {}
+    input_ids = random.integers(5, 53, (3, length))
+    input_mask = (np.arange(length) < np.array([[length], [7], [4]])).astype("int64")
+    segment_ids = (np.arange(length) >= np.array([[4], [3], [length]])).astype("int64") * input_mask
+    input_ids = np.where(input_mask == 1, input_ids, model.config.pad_token_id)
+    inputs = {"input_ids": torch.tensor(input_ids), "attention_mask": torch.tensor(input_mask)}
+    if MODELS[model_type].get("type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = torch.tensor(segment_ids)
+    else:
+        segment_ids = np.zeros_like(segment_ids)
     with torch.no_grad():
-        output = model(
-            input_ids=torch.tensor(input_ids),
-            attention_mask=torch.tensor(input_mask),
-            **segments,
-            output_hidden_states=True,
-            output_attentions=True,
-        )
+        output = model(**inputs, output_hidden_states=True, output_attentions=True)
+    tied = model._tied_weights_keys
     weights = {
-        f"weights/{path}": value.numpy()
-        for path, value in model.state_dict().items()
-        if "decoder.weight" not in path
-        and "predictions.decoder" not in path
-        and "position_ids" not in path
+        f"weights/{name}": value.numpy()
+        for name, value in model.state_dict().items()
+        if name not in tied and not name.endswith("_ids")
     }
     np.savez_compressed(
-        pathlib.Path(__file__).with_name(f"golden_{name}.npz"),
-        config=np.frombuffer(json.dumps(config.to_dict()).encode(), np.uint8),
+        pathlib.Path(__file__).with_name(f"golden_{model_type}.npz"),
+        config=np.frombuffer(json.dumps(model.config.to_dict()).encode(), np.uint8),
         input_ids=input_ids,
         input_mask=input_mask,
         segment_ids=segment_ids,
@@ -86,5 +96,5 @@ def _write(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for model_name in sys.argv[1:] or MODELS:
-        _write(model_name)
+    for family in sys.argv[1:] or MODELS:
+        write(family)

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from data_specs.records import (
     INPUT_IDS,
@@ -19,7 +20,8 @@ from data_specs.records import (
 from pipeline.base.errors import InputError
 from pipeline.models import families
 from pipeline.models.config import EncoderConfig
-from pipeline.models.families import FAMILIES, find_family
+from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.families import FAMILIES, REFUSED, find_family
 from pipeline.models.formats.model_directory import (
     assign_weights,
     find_model,
@@ -29,7 +31,16 @@ from pipeline.models.formats.model_directory import (
 from pipeline.models.formats.model_directory import save_hf as save
 from pipeline.models.initialization.from_teacher import student_weights
 from pipeline.models.masked_lm import MaskedLM
-from pipeline.models.weight_names import HF, TF1, check_tensors, tied_hf_names, weight_table
+from pipeline.models.relative_positions import distance_buckets
+from pipeline.models.weight_names import (
+    HF,
+    SEGMENTS,
+    TF1,
+    check_tensors,
+    encoder_table,
+    tied_hf_names,
+    weight_table,
+)
 from tests.family_examples import MOST_TOKENS, example_config
 from tests.models.test_peers import assert_parity, load_torch
 
@@ -141,6 +152,97 @@ def test_an_albert_of_unit_projections_is_a_bert_of_equal_layers() -> None:
     assert not any(name.startswith("encoder/layer_1") for name in shapes)
 
 
+def _change_tensors(folder: pathlib.Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors")
+
+
+def test_ernies_first_task_is_part_of_its_segments(tmp_path) -> None:
+    config = example_config("ernie")
+    model = MaskedLM(config, seed=4)
+    save(tmp_path, model)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["use_task_id"] is False
+    tasks = np.random.default_rng(2).normal(size=(3, 16)).astype(np.float32)
+    name = "ernie.embeddings.task_type_embeddings.weight"
+    _change_tensors(tmp_path, lambda tensors: {**tensors, name: tasks})
+    # The table without its setting is a mistake, and so is the setting without its table.
+    with pytest.raises(InputError) as error:
+        find_model(tmp_path).read_weights()
+    assert name in error.value.received
+    settings |= {"use_task_id": True, "task_type_vocab_size": 3}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    source = find_model(tmp_path)
+    found, own = source.read_weights(), get_weights(model)
+    segments = own.pop(SEGMENTS)
+    np.testing.assert_array_equal(found.pop(SEGMENTS), segments + tasks[0])
+    assert found.keys() == own.keys() and source.config == config
+    assert not any("task_type" in note for note in source.notes)
+    _change_tensors(tmp_path, lambda tensors: {**tensors, name: tasks[:2]})
+    with pytest.raises(InputError) as error:
+        find_model(tmp_path).read_weights()
+    assert f"{name}: expected [3, 16], received [2, 16]" in error.value.received
+
+
+def test_electras_discriminator_is_an_encoder_without_a_masked_lm_head(tmp_path) -> None:
+    config = example_config("electra")
+    model = MaskedLM(config, seed=4)
+    save(tmp_path, model)
+
+    def replace_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        kept = {name: value for name, value in tensors.items() if name.startswith("electra.")}
+        return kept | {"discriminator_predictions.dense.weight": np.ones((16, 16), np.float32)}
+
+    _change_tensors(tmp_path, replace_head)
+    source = find_model(tmp_path)
+    assert not source.has_head
+    with pytest.raises(InputError) as error:
+        source.read_weights()
+    assert error.value.subject == str(tmp_path)
+    assert "discriminator_predictions.dense.weight" in error.value.received
+    found, own = source.read_weights(encoder_table(config)), get_weights(model)
+    assert found and all(np.array_equal(own[name], value) for name, value in found.items())
+
+
+def test_electra_projects_embeddings_of_another_width_only() -> None:
+    for size, expected in ((6, True), (16, False)):
+        config = example_config("electra", embedding_size=size)
+        names = {row.hf for row in weight_table(config)}
+        assert ("electra.embeddings_project.weight" in names) == expected == config.has_projection
+    assert example_config("albert", embedding_size=16).has_projection
+
+
+def test_mpnets_buckets_of_distances() -> None:
+    buckets = distance_buckets(200, 32)
+    at = {distance: buckets[199 + distance] for distance in range(-199, 200)}
+    assert [at[-distance] for distance in range(8)] == list(range(8))
+    # From 8 on, two buckets share each doubling of the distance; beyond 90 there is one.
+    starts = {8: 8, 12: 9, 16: 10, 23: 11, 32: 12, 46: 13, 64: 14, 91: 15}
+    for start, bucket in starts.items():
+        assert (at[1 - start], at[-start], at[start]) == (bucket - 1, bucket, bucket + 16)
+    assert at[-199] == 15 and at[199] == 31
+
+
+def test_mpnets_bias_of_a_distance_moves_attention() -> None:
+    config = example_config("mpnet", num_hidden_layers=1)
+    model = MaskedLM(config, seed=2)
+    weights = get_weights(model)
+    biases = "encoder/relative_positions/bias"
+    # Of the first head alone, keys two tokens ahead of the query.
+    weights[biases] = np.zeros((32, 2), np.float32)
+    before = _attention(model, weights)
+    weights[biases][16 + 2, 0] = 50.0
+    after = _attention(model, weights)
+    np.testing.assert_allclose(after[0, 1], before[0, 1], atol=1e-6)
+    np.testing.assert_allclose(np.diagonal(after[0, 0], offset=2), 1.0, atol=1e-6)
+
+
+def _attention(model: MaskedLM, weights: dict[str, np.ndarray]) -> np.ndarray:
+    assign_weights(model, weights)
+    outputs = model.activations(_batch(pad_id=1), with_attentions=True)
+    return np.asarray(outputs[ATTENTIONS][0])
+
+
 def test_robertas_head_has_gelu_whatever_its_layers_have() -> None:
     assert dataclasses.replace(ROBERTA, hidden_act="relu").head_act == "gelu"
     assert dataclasses.replace(BERT, hidden_act="relu").head_act == "relu"
@@ -163,6 +265,16 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
             find_family(value)
         assert error.value.subject == "model_type"
         assert all(name in error.value.expected for name in FAMILIES)
+        assert error.value.hint is None
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_refused_family_is_refused_with_its_reason(model_type: str) -> None:
+    assert model_type not in FAMILIES
+    with pytest.raises(InputError) as error:
+        find_family(model_type)
+    assert (error.value.subject, error.value.received) == ("model_type", repr(model_type))
+    assert error.value.hint == REFUSED[model_type]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -249,13 +361,16 @@ def test_distilberts_own_keys(tmp_path) -> None:
 
 
 @pytest.mark.peers
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_of_each_family_is_the_same_in_transformers(tmp_path, family: str) -> None:
+def test_a_model_of_each_family_is_the_same_in_transformers(
+    tmp_path, family: str, tied: bool
+) -> None:
     """Both ways: theirs read here, and ours read there with nothing missing or left over."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    config = example_config(family)
+    config = example_config(family, initializer_range=0.2, tie_word_embeddings=tied)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     settings = transformers.AutoConfig.for_model(
@@ -263,11 +378,14 @@ def test_a_model_of_each_family_is_the_same_in_transformers(tmp_path, family: st
     )
     theirs = transformers.AutoModelForMaskedLM.from_config(settings, attn_implementation="eager")
     with torch.no_grad():
-        for parameter in theirs.parameters():
-            # Biases start at 0, which would hide a mistake.
-            parameter.add_(0.2 * torch.randn_like(parameter))
+        for name, parameter in theirs.named_parameters():
+            # Biases and norms start at 0 and 1, which would hide a mistake.
+            if "bias" in name or "norm" in name.lower():
+                parameter.add_(0.2 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_masked_lm(find_model(tmp_path / "theirs"))
+    source = find_model(tmp_path / "theirs")
+    assert source.config.tie_word_embeddings == tied
+    ours = load_masked_lm(source)
     save(tmp_path / "ours", ours)
     segments = max(1, config.type_vocab_size)
     for length in (12, MOST_TOKENS):

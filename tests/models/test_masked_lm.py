@@ -1,4 +1,4 @@
-"""The model's numbers: those of `transformers`, which the golden files hold."""
+"""The model's numbers: those of `transformers`, which `golden_*.npz` hold."""
 
 import json
 import pathlib
@@ -13,16 +13,19 @@ from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.formats import model_directory
-from pipeline.models.masked_lm import MaskedLM
+from pipeline.models.masked_lm import LOGITS, MaskedLM
 
+GOLDEN = {
+    path.stem.removeprefix("golden_"): path
+    for path in sorted(pathlib.Path(__file__).parent.glob("golden_*.npz"))
+}
 CONFIG_FILE = pathlib.Path(__file__).with_name("small_config.json")
 
 
 @pytest.fixture(params=["bert", "modernbert"])
 def golden(request) -> dict[str, np.ndarray]:
-    """Weights, inputs and outputs of a tiny model of each architecture; see make_golden.py."""
-    path = pathlib.Path(__file__).with_name(f"golden_{request.param}.npz")
-    with np.load(path, allow_pickle=False) as file:
+    """Weights, inputs and outputs of a model of each architecture; see make_golden.py."""
+    with np.load(GOLDEN[request.param], allow_pickle=False) as file:
         return dict(file)
 
 
@@ -45,7 +48,8 @@ def golden_dir(golden, tmp_path) -> pathlib.Path:
 
 
 def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    positions = np.tile(np.arange(10, dtype="int32"), (3, 1))
+    length = golden["input_ids"].shape[1]
+    positions = np.tile(np.arange(length, dtype="int32"), (3, 1))
     names = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
     return {
         **{name: golden[name].astype("int32") for name in names},
@@ -53,15 +57,17 @@ def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.parametrize("golden", GOLDEN, indirect=True)
 def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
     real = golden["input_mask"].astype(bool)
-    np.testing.assert_allclose(np.asarray(model(inputs))[real], golden["logits"][real], atol=1e-5)
     outputs = model.activations(inputs, with_attentions=True)
-    for state, expected in zip(outputs[HIDDEN_STATES], golden["hidden_states"], strict=True):
+    logits, states = np.asarray(outputs[LOGITS]), outputs[HIDDEN_STATES]
+    np.testing.assert_allclose(logits[real], golden["logits"][real], atol=1e-5)
+    for state, expected in zip(states, golden["hidden_states"], strict=True):
         np.testing.assert_allclose(np.asarray(state)[real], expected[real], atol=1e-5)
-    # BERT's golden file holds no attention maps.
+    # Some files hold no attention maps.
     maps = golden.get("attentions", ())
     for own, expected in zip(outputs[ATTENTIONS], maps, strict=bool(len(maps))):
         queries = (np.moveaxis(one, 1, 2)[real] for one in (np.asarray(own), expected))

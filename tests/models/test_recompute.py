@@ -11,10 +11,10 @@ from data_specs.records import HIDDEN_STATES
 from pipeline.models.architectures.bert import EncoderLayer
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.families import FAMILIES
 from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 from tests.conftest import run_python
-from tests.family_examples import example_config
 
 # Trains nothing: two steps' losses and gradients, and the seeds after them.
 ON_JAX = """
@@ -96,11 +96,28 @@ def test_the_same_numbers_on_tensorflow(config, weights, batch, rate: float) -> 
     assert (kept[0] == kept[count]) == (rate == 0.0)
 
 
-# One layer applied again and again; local and global layers; a bias that all layers share.
-@pytest.mark.parametrize("family", ["albert", "modernbert", "mpnet"])
-def test_every_kind_of_layer_is_computed_again(batch, family: str) -> None:
-    rates = {"attention_probs_dropout_prob": 0.3, "hidden_dropout_prob": 0.3}
-    config = example_config(family, num_hidden_layers=3, **rates)
+MODERNBERT = {
+    **FAMILIES["modernbert"].config_defaults,
+    "model_type": "modernbert",
+    "type_vocab_size": 0,
+    "local_attention": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # One layer, applied again and again.
+        {"model_type": "albert", "embedding_size": 8},
+        # Its bias reaches every layer from outside of it.
+        {"model_type": "mpnet", "pad_token_id": 1, "type_vocab_size": 0},
+        # Local and global layers.
+        MODERNBERT,
+    ],
+    ids=["albert", "mpnet", "modernbert"],
+)
+def test_the_same_numbers_of_other_families(config, batch, changes: dict) -> None:
+    config = dataclasses.replace(config, **changes)
     results = []
     for recompute in (False, True):
         model = MaskedLM(config, seed=3)

@@ -7,7 +7,9 @@ import pytest
 
 from data_specs import records
 from pipeline.base.errors import InputError
+from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, token_counts
+from pipeline.storage.records import read_examples
 
 
 def _write_shard(path: pathlib.Path, *examples: dict[str, bytes]) -> pathlib.Path:
@@ -24,6 +26,25 @@ def test_tokens_of_shards_are_counted(tmp_path: pathlib.Path) -> None:
     counts = token_counts.sum_counts([tmp_path / "token_counts.npy"], 4)
     # Twice 2, 1 and 4: the shard is there twice.
     assert counts.tolist() == [4, 2, 8, 0]
+
+
+def test_labels_of_the_train_split_are_counted(examples_dir: pathlib.Path) -> None:
+    manifest = manifests.load(examples_dir)
+    expected = np.zeros(manifest.vocab.size, np.int64)
+    for shard in manifest.splits["train"]:
+        for example in read_examples(examples_dir / shard.file, manifest):
+            np.add.at(expected, example.masked_lm_ids, 1)
+    counts = token_counts.count_labels(examples_dir, manifest)
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_of_windows_all_tokens_count_that_may_be_masked(windows_dir: pathlib.Path) -> None:
+    manifest = manifests.load(windows_dir)
+    expected = token_counts.load_counts(windows_dir, manifest).copy()
+    expected[list(manifest.special_ids.values())] = 0
+    counts = token_counts.count_labels(windows_dir, manifest)
+    np.testing.assert_array_equal(counts, expected)
+    assert counts.sum() > 0
 
 
 @pytest.mark.parametrize(

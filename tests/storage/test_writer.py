@@ -17,7 +17,9 @@ def _records(directory: pathlib.Path) -> list[bytes]:
 
 
 def test_a_staged_shard_has_no_name_before_it_is_published(tmp_path: pathlib.Path) -> None:
-    staged = serialization.stage_shard(tmp_path, FILE, iter([b"one", b"three"]), {NUM_POSITIONS: 3})
+    staged = serialization.stage_shard(
+        tmp_path, FILE, iter([b"one", b"three"]), lambda: {"measured": {NUM_POSITIONS: 3}}
+    )
     assert [path.name for path in tmp_path.iterdir()] == [staged.temporary]
     assert staged.temporary.startswith(f".{FILE}.") and staged.temporary.endswith(".tmp")
     assert manifest.completed_shard(tmp_path, FILE) is None

@@ -206,7 +206,7 @@ def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_pa
     ("changes", "expected"),
     [
         ({"max_position_embeddings": 40}, "a model of at least 48 positions"),
-        ({"more_tokens": True}, "a vocabulary of"),
+        ({"more_tokens": True}, "the vocabulary of"),
         ({"type_vocab_size": 1}, "a model of two segments"),
     ],
     ids=str,
@@ -221,6 +221,38 @@ def test_a_teacher_that_does_not_fit_is_refused(
     with pytest.raises(InputError) as refused:
         create_teacher_cache(dataclasses.replace(config, teacher=str(teacher)))
     assert refused.value.subject == "teacher" and refused.value.expected.startswith(expected)
+
+
+def test_a_teacher_without_a_head_is_refused(config, tmp_path, teacher_dir) -> None:
+    other = tmp_path / "teacher"
+    shutil.copytree(teacher_dir, other)
+    weights = load_file(other / "model.safetensors")
+    encoder = {name: value for name, value in weights.items() if name.startswith("bert.")}
+    save_file(encoder, other / "model.safetensors")
+    with pytest.raises(InputError) as refused:
+        create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
+    assert refused.value.setting == "teacher"
+    assert refused.value.expected == "a model with a masked-LM head"
+    assert not config.output_dir.exists()
+
+
+def test_an_untied_teachers_own_output_layer_is_captured(
+    config, tmp_path, vocab_file, examples_dir
+) -> None:
+    teacher = save_tiny_bert(tmp_path / "teacher", vocab_file, seed=1, tie_word_embeddings=False)
+    made = create_teacher_cache(dataclasses.replace(config, teacher=str(teacher)))
+    assert made.teacher_info.teacher["config"]["tie_word_embeddings"] is False
+    source = model_directory.find_model(teacher)
+    weights, vocab_size = source.read_weights(), source.config.vocab_size
+    assert not np.array_equal(
+        weights["head/decoder"], weights["encoder/embeddings/word_embeddings"]
+    )
+    model, codec = model_directory.load_masked_lm(source), CODECS["float16"](vocab_size, 16)
+    originals, cached = (_records(folder, "eval") for folder in (examples_dir, config.output_dir))
+    for original, record in zip(originals, cached, strict=True):
+        logits = dense_logits(model, original, vocab_size)
+        ids, _ = codec.decode(record, len(logits))
+        np.testing.assert_array_equal(logits.argmax(axis=-1), ids[:, 0])
 
 
 def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+import re
 import unicodedata
 
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import pre_tokenizers
@@ -16,7 +17,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.tokenizers import segmenters, tokens
 from pipeline.tokenizers.loading import load_tokenizer, read_vocab_info, tokenizer_files
-from tests.conftest import ENGLISH, LINES, train_xlm_roberta
+from tests.conftest import ENGLISH, LINES, train_fairseq
 
 SHARED = Location.parse(pathlib.Path(__file__).parents[3] / "shared")
 TEXT = st.text(
@@ -28,9 +29,13 @@ TEXT = st.text(
 )
 
 
-@pytest.fixture(scope="module", params=["spiece_file", "bpe_file", "xlm_roberta_file"])
+_FILES = ["spiece_file", "bpe_file", "xlm_roberta_file", "gemma_file", "olmo_file"]
+_FILES += ["camembert_file"]
+
+
+@pytest.fixture(scope="module", params=_FILES)
 def tokenizer(request) -> tokens.Tokenizer:
-    """Each of the three."""
+    """Each of them."""
     path = request.getfixturevalue(request.param)
     return load_tokenizer(path, do_lower_case=None)
 
@@ -41,6 +46,7 @@ def _write(tokenizer: tokens.Tokenizer, folder: pathlib.Path) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     model_type = "xlm-roberta" if "sentencepiece.bpe.model" in files else "bert"
+    model_type = "camembert" if "<s>NOTUSED" in tokenizer.vocab else model_type
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
 
 
@@ -49,6 +55,8 @@ def _spaceless(text: str) -> str:
 
 
 @given(TEXT)
+@example("▁")
+@example("a▁▁ b▁")
 def test_every_token_points_at_its_text(tokenizer, text: str) -> None:
     found = tokenizer.tokenize(text)
     assert len(found.ids) == len(found.starts) == len(found.ends) == len(found.word_ids)
@@ -60,15 +68,21 @@ def test_every_token_points_at_its_text(tokenizer, text: str) -> None:
         assert start == end or not text[start].isspace()
         _expect_same_text(tokenizer.vocab[index], text[start:end])
     left_out = {char for char, there in zip(text, covered, strict=True) if not there}
-    # Spaces, and what a normaliser drops: characters that cannot be seen.
+    # Spaces, of which SentencePiece's ▁ is one, and what a normaliser drops: characters
+    # that cannot be seen.
     assert all(
-        char.isspace() or unicodedata.category(char) in ("Cc", "Cf", "Mn") for char in left_out
+        char in "▁" or char.isspace() or unicodedata.category(char) in ("Cc", "Cf", "Mn")
+        for char in left_out
     )
 
 
 def _expect_same_text(token: str, span: str) -> None:
     """A token is its span's text, or part of a character that was taken apart."""
     if token in ("[UNK]", "<unk>"):
+        return
+    if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):
+        # The span of a space is empty.
+        assert not span or bytes.fromhex(byte[1]) in span.encode("utf-8")
         return
     if set(token) <= set(pre_tokenizers.ByteLevel.alphabet()):
         decoded = _bytes_of(token).strip()
@@ -154,6 +168,32 @@ def test_special_ids(spiece_file, bpe_file) -> None:
         )
 
 
+def test_special_tokens_of_gemma_and_olmo(gemma_file, olmo_file) -> None:
+    """Gemma's <s> and </s> are HTML, and stay whole in a text, as in the library."""
+    gemma = load_tokenizer(gemma_file, do_lower_case=None)
+    assert gemma.special_ids == {"pad": 0, "sep": 1, "cls": 2, "unk": 3, "mask": 4}
+    assert np.flatnonzero(gemma.is_special()).tolist() == [0, 1, 2, 3, 4]
+    html = [gemma.vocab.index("<s>"), gemma.vocab.index("</s>")]
+    assert set(html) <= set(gemma.tokenize("a <s>b</s>").ids.tolist())
+    olmo = load_tokenizer(olmo_file.parent, do_lower_case=None)
+    size = len(olmo.vocab)
+    ids = {name: size - 6 + at for at, name in enumerate(("unk", "cls", "sep", "pad", "mask"))}
+    assert olmo.special_ids == ids and olmo.vocab[-1] == "[unused0]"
+    special = [0, *sorted(ids.values())]
+    assert np.flatnonzero(olmo.is_special()).tolist() == special
+
+
+@pytest.mark.parametrize("name", ["gemma_file", "olmo_file", "bpe_file"])
+def test_tokens_of_a_tokenizer_json_are_the_librarys(request, name: str) -> None:
+    path = request.getfixturevalue(name)
+    ours, theirs = load_tokenizer(path, do_lower_case=None), FastTokenizer.from_file(str(path))
+    theirs.no_truncation()
+    theirs.no_padding()
+    for line in [*LINES, "雨   停 𝕏 é <i>", "two  spaces   three"]:
+        expected = theirs.encode(line, add_special_tokens=False).ids
+        assert ours.tokenize(line).ids.tolist() == expected, line
+
+
 def test_a_long_text_is_not_cut(bpe_file) -> None:
     tokenizer = load_tokenizer(bpe_file, do_lower_case=None)
     found = tokenizer.tokenize(ENGLISH[0])
@@ -212,6 +252,22 @@ def test_xlm_roberta_numbers_tokens_as_fairseq(xlm_roberta_file) -> None:
     assert read_vocab_info(xlm_roberta_file) == loaded.info
 
 
+def test_camembert_keeps_the_ids_of_its_models_own_marks(camembert_file) -> None:
+    """A piece after the first has its place plus four, and the mask is last."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(camembert_file))
+    size = pieces.get_piece_size()
+    loaded = load_tokenizer(camembert_file, do_lower_case=None)
+    first = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>")
+    assert loaded.vocab[:7] == first and loaded.vocab[7] == pieces.id_to_piece(3)
+    assert loaded.vocab[-2:] == (pieces.id_to_piece(size - 1), "<mask>")
+    assert loaded.special_ids == {"pad": 1, "unk": 3, "cls": 5, "sep": 6, "mask": size + 4}
+    assert np.flatnonzero(loaded.is_special()).tolist() == [*range(7), size + 4]
+    for line in [*LINES, "螺丝 Ω ≠ <s> <mask> <s>NOTUSED"]:
+        expected = [place + 4 if place else 3 for place in pieces.encode(line)]
+        assert loaded.tokenize(line).ids.tolist() == expected, line
+    assert 3 in expected and read_vocab_info(camembert_file) == loaded.info
+
+
 @pytest.mark.parametrize("model_type", ["bert", "roberta", None])
 def test_other_models_number_tokens_as_the_file_does(
     xlm_roberta_file, spiece_file, tmp_path, model_type: str | None
@@ -232,7 +288,7 @@ def test_other_models_number_tokens_as_the_file_does(
 def test_a_model_with_a_mask_of_its_own_keeps_its_ids(spiece_file, tmp_path) -> None:
     """Beside any configuration: a student of XLM-RoBERTa's kind may have such a tokenizer."""
     own = {"user_defined_symbols": ["<pad>", "<mask>"]}
-    for path in (spiece_file, train_xlm_roberta(tmp_path, **own)):
+    for path in (spiece_file, train_fairseq(tmp_path, **own)):
         copy = tmp_path / "spiece.model"
         copy.write_bytes(path.read_bytes())
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(copy))
@@ -242,7 +298,7 @@ def test_a_model_with_a_mask_of_its_own_keeps_its_ids(spiece_file, tmp_path) -> 
 
 
 def test_an_xlm_roberta_that_is_no_unigram_model_is_refused(tmp_path) -> None:
-    path = train_xlm_roberta(tmp_path, model_type="char")
+    path = train_fairseq(tmp_path, model_type="char")
     with pytest.raises(InputError) as error:
         load_tokenizer(tmp_path, do_lower_case=None)
     assert error.value.subject == str(path)
@@ -265,11 +321,11 @@ def test_a_tokenizer_json_numbers_tokens_as_xlm_roberta(xlm_roberta_file, tmp_pa
 def test_no_text_becomes_a_special_token_of_a_tokenizer_json(converted, text: str) -> None:
     """Among a unigram model's pieces are the special tokens, which a text may spell out."""
     special = set(converted.special_ids.values()) - {converted.special_ids["unk"]}
-    for spelled in ("<mask>", "[MASK]", "<s>", "</s>", "<pad>", "[SEP]"):
+    for spelled in ("<s>NOTUSED", "<mask>", "[MASK]", "<s>", "</s>", "<pad>", "[SEP]"):
         assert not special & set(converted.tokenize(text + spelled + text).ids.tolist())
 
 
-@pytest.fixture(scope="module", params=["spiece_file", "xlm_roberta_file"])
+@pytest.fixture(scope="module", params=["spiece_file", "xlm_roberta_file", "camembert_file"])
 def converted(request, tmp_path_factory) -> tokens.Tokenizer:
     """A SentencePiece model as the `tokenizer.json` that a student gets."""
     path = request.getfixturevalue(request.param)
@@ -338,17 +394,22 @@ def test_transformers_reads_the_same_tokens(tokenizer, tmp_path) -> None:
 
 @pytest.mark.peers
 @pytest.mark.parametrize("do_lower_case", [False, True])
-def test_transformers_numbers_xlm_roberta_alike(
-    xlm_roberta_file, tmp_path, do_lower_case: bool
+@pytest.mark.parametrize("family", ["xlm_roberta", "camembert"])
+def test_transformers_numbers_fairseqs_tokens_alike(
+    request, tmp_path, family: str, do_lower_case: bool
 ) -> None:
-    """Its tokenizer made from the same file, and from what is written here."""
-    from transformers import AutoTokenizer, XLMRobertaTokenizer
+    """The family's tokenizer made from the same file, and from what is written here."""
+    import transformers
+    from transformers import AutoTokenizer
 
-    ours = load_tokenizer(xlm_roberta_file, do_lower_case=do_lower_case)
+    path = request.getfixturevalue(f"{family}_file")
+    names = {"xlm_roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer"}
+    tokenizer_class = getattr(transformers, names[family])
+    ours = load_tokenizer(path, do_lower_case=do_lower_case)
     _write(ours, tmp_path)
     written = AutoTokenizer.from_pretrained(tmp_path)
-    assert isinstance(written, XLMRobertaTokenizer) is not do_lower_case
-    theirs = XLMRobertaTokenizer.from_pretrained(xlm_roberta_file.parent)
+    assert isinstance(written, tokenizer_class) is not do_lower_case
+    theirs = tokenizer_class.from_pretrained(path.parent)
     for peer in (theirs, written):
         assert len(peer) == len(ours.vocab)
         assert peer.convert_ids_to_tokens(list(range(len(peer)))) == list(ours.vocab)

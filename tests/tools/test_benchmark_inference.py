@@ -4,12 +4,14 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from data_specs.records import INPUT_IDS, INPUT_MASK
 from pipeline.base.errors import InputError, Setting
@@ -102,6 +104,24 @@ def test_the_encoders_last_hidden_states_are_computed(teacher_dir, dtype: str) -
     expected = load_masked_lm(source).activations(batch)["hidden_states"][-1].numpy()
     assert found.dtype == np.float32 and found.shape == (3, 20, 32)
     np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == "float32" else 0.15)
+
+
+@on_tensorflow
+def test_an_encoder_without_a_head_is_computed(teacher_dir, tmp_path) -> None:
+    shutil.copytree(teacher_dir, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    encoder = {
+        name.removeprefix("bert."): value
+        for name, value in tensors.items()
+        if name.startswith("bert.")
+    }
+    save_file(encoder, tmp_path / "model.safetensors")
+    sources = find_model(teacher_dir), find_model(tmp_path)
+    batch = Batches(20, 3).draw(3, sources[0].config.vocab_size)
+    whole, alone = (
+        inference_programs.keras_forward(source, "cpu:0", "float32")(batch) for source in sources
+    )
+    np.testing.assert_array_equal(whole, alone)
 
 
 def test_sequences_are_random_and_always_the_same() -> None:

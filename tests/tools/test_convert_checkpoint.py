@@ -162,7 +162,7 @@ def test_other_families_stay_in_their_layout(vocab_file, tmp_path, capsys) -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-5}],
+    [{"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-5}, {"tie_word_embeddings": False}],
 )
 def test_a_setting_that_googles_layout_lacks_is_refused(
     vocab_file, tmp_path, capsys, changes

@@ -17,6 +17,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.codecs import CODECS, float16
 from pipeline.storage.records import TeacherTargets
+from pipeline.teacher.judgement import STATISTICS_KEY
 from tests.conftest import dense_logits, make_cache, read_folder
 from tests.tools.conftest import Features, read_shard, rewrite_cache
 from tools import merge_caches as tool
@@ -122,6 +123,9 @@ def test_the_manifest_tells_what_was_merged(cache_dir, other_cache_dir, merged_d
     ]
     assert str(cache_dir.parent) not in (merged_dir / "request.json").read_text()
     assert (merged_dir / "vocab.txt").read_bytes() == (cache_dir / "vocab.txt").read_bytes()
+    # No teacher gave these targets, so that none is judged by them.
+    assert a.label_sums() is not None and merged.label_sums() is None
+    assert STATISTICS_KEY in a.statistics and STATISTICS_KEY not in merged.statistics
     manifests.verify(merged_dir, merged, full=True)
 
 

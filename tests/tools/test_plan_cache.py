@@ -39,6 +39,9 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
     assert plan["dupe_factor"] == 2
     assert plan["sample"]["num_examples"] == 12
     assert plan["sample"]["num_positions"] > 12
+    labels = plan["sample"]["labels"]
+    assert labels["num_labels"] == plan["sample"]["num_positions"]
+    assert labels["label_log_prob"] < labels["unigram_log_prob"] < 0.0
     names = [(one["logit_encoding"], one["truncation_factor"]) for one in plan["plans"]]
     assert names == [(name, k) for name in CODECS for k in (4, 16)]
     fields = (
@@ -56,7 +59,10 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
             assert cost["fits"]
     # 4 ids and logits of 2 bytes each, two tails of 4 and the label's 2.
     assert plan["plans"][0]["position_bytes"] == 4 * 4 + 2 * 4 + 2
-    lines = capsys.readouterr().out.splitlines()
+    output_lines = capsys.readouterr().out
+    # A random teacher: the advice is to train its head.
+    assert "--freeze=encoder" in output_lines
+    lines = output_lines.splitlines()
     assert lines[0].split()[:4] == ["encoding", "k", "ids", "mass"]
     assert len({len(line) for line in lines[: 2 + len(plan["plans"])]}) == 1
     assert lines[-1] == f"plan: {output}"

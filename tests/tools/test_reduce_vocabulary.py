@@ -230,7 +230,9 @@ def test_other_stages_want_the_whole_vocabulary(student_dir, examples_dir, tmp_p
     assert found.startswith("--teacher: expected a vocabulary of ")
 
 
-def test_mistakes(flags, tmp_path, capsys, student_dir, vocab) -> None:
+def test_mistakes(flags, tmp_path, capsys, student_dir, vocab, vocab_file) -> None:
+    untied = save_tiny_bert(tmp_path / "untied", vocab_file, seed=3, tie_word_embeddings=False)
+
     def message(**changes: object) -> str:
         settings = {**flags, "output_dir": tmp_path / "out", **changes}
         return _fails(capsys, reduce_vocabulary, **settings)
@@ -245,6 +247,7 @@ def test_mistakes(flags, tmp_path, capsys, student_dir, vocab) -> None:
         ({"vocab_size": 9, "student_layers": 4}, "student_layers", "1 to 3"),
         ({"vocab_size": 9, "output_dir": student_dir}, "output_dir", "config.json"),
         ({"vocab_size": 9, "teacher": student_dir}, "teacher", f"a vocabulary of {len(vocab)} "),
+        ({"vocab_size": 9, "teacher": untied}, "teacher", "an output layer of its own"),
     ):
         line = message(**changes)
         assert line.startswith(f"--{flag}: ") and part in line

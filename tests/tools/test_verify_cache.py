@@ -83,7 +83,7 @@ def _publish(folder: pathlib.Path, file: str, rows: list[Features], **changes) -
         manifests.measure_record(measured, added, loaded.teacher_info.truncation_factor)
     encoded = [serialization.encode_example(row) for row in rows]
     made = msgspec.structs.replace(
-        serialization.write_shard(folder, file, encoded, measured), **changes
+        serialization.write_shard(folder, file, encoded, lambda: {"measured": measured}), **changes
     )
     (manifests.sidecar_path(folder, file)).write_json(made.to_json())
     splits = {

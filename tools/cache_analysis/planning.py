@@ -17,6 +17,7 @@ from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.records import TeacherTargets
 from pipeline.teacher import truncation
+from pipeline.teacher.judgement import ENTROPIES, Judgement, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.cache_analysis import dense_sample, fidelity
 from tools.cache_analysis.dense_sample import DenseBatch
@@ -142,10 +143,11 @@ class _Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class SamplePlans:
-    """The sizes of the sample, and a plan for each k and codec."""
+    """The sizes of the sample, the teacher's predictions, and a plan for each k and codec."""
 
     num_examples: int
     num_positions: int
+    labels: Judgement
     plans: tuple[CachePlan, ...]
 
 
@@ -198,14 +200,16 @@ def measure_plans(
     candidates = _candidates(cache, config, truncation_factors, logit_encodings)
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        return truncation.truncate(
+        kept = truncation.truncate(
             outputs[LOGITS],
             batch[records.MASKED_LM_IDS],
             truncation_factor=max(truncation_factors),
             temperatures=config.temperatures,
             truncation_mass=config.truncation_mass,
         )
+        return {**kept, ENTROPIES: truncation.entropies(outputs[LOGITS])}
 
+    scores = LabelScores(cache.manifest.vocab.size)
     num_examples, num_positions, seconds = 0, 0, 0.0
     batches = dense_sample.run_teacher(
         model, examples, cache.manifest, batch_size=config.predict_batch_size, keep=keep
@@ -214,9 +218,10 @@ def measure_plans(
         num_examples += len(batch.examples)
         num_positions += len(batch.logits)
         seconds += batch.seconds * len(batch.examples)
+        scores.add(batch.labels, batch.kept)
         _measure_batch(batch, candidates)
     plans = tuple(candidate.plan(num_examples, seconds) for candidate in candidates)
-    return SamplePlans(num_examples, num_positions, plans)
+    return SamplePlans(num_examples, num_positions, scores.judgement(), plans)
 
 
 def _measure_batch(batch: DenseBatch, candidates: Sequence[_Candidate]) -> None:

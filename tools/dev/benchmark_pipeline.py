@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from pipeline.base import compute_dtype
+from pipeline.base import compute_dtype, hub_id
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_words, setting
@@ -36,7 +36,11 @@ class BenchmarkConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     corpus: Location = setting(dataclasses.MISSING, "A text file of 5 to 10 MB.")
-    teacher: Location = setting(dataclasses.MISSING, "A Hugging Face directory of a BERT.")
+    teacher: Location = setting(
+        dataclasses.MISSING,
+        "A Hugging Face directory of a BERT, or a model of the hub.",
+        hub_files=hub_id.MODEL,
+    )
     work: Location = setting(
         dataclasses.MISSING, "Directory for everything; a second run uses what is there."
     )

@@ -22,6 +22,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from data_specs.tasks import load_task
+from pipeline.base import hub_id
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_counts, setting
@@ -260,7 +261,11 @@ def parse_tasks(text: str) -> dict[str, Location]:
 class StudyConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
-    teacher: Location = setting(dataclasses.MISSING, "A model directory with its tokenizer.")
+    teacher: Location = setting(
+        dataclasses.MISSING,
+        "A model directory with its tokenizer, or a model of the hub.",
+        hub_files=hub_id.MODEL,
+    )
     input_dir: Location = setting(dataclasses.MISSING, "Text: a file, a directory or a glob.")
     tasks: Mapping[str, Location] = setting(
         dataclasses.MISSING,

@@ -16,7 +16,9 @@ class CardSettings(Settings):
     name: str | None = setting(None, "Name of the model in its card; that of its directory.")
     language: str | None = setting(None, "Languages for the card, for example zh or ru,en.")
     license: str | None = setting(None, "License for the card, for example apache-2.0.")
-    base_model: str | None = setting(None, "Teacher's name on a model hub, for the card.")
+    base_model: str | None = setting(
+        None, "Teacher's name on a model hub, for the card. The teacher's id where it is known."
+    )
     scores: tuple[Location, ...] = setting(
         (), "JSON files of numbers by name, separated by commas, for the card.", parse=parse_words
     )

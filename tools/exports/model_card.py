@@ -11,9 +11,9 @@ from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
-from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
+from pipeline.storage.manifest import EVAL, HUB, REQUEST_FILE, TRAIN, HubSource, Manifest
 from tools.exports.formats import CardSettings
-from tools.exports.model_task import ModelTask
+from tools.exports.model_task import ModelTask, hub_names
 from tools.report.runs import read_metrics
 
 CARD_FILE = "README.md"
@@ -33,11 +33,20 @@ class Origin:
         request: what `run_distill` was asked for; empty where that is not known.
         cache: the manifest of what it was trained on; None where it is not at hand.
         evaluation: the last line of its evaluation.
+        hub: the models of the hub among those that it was made from, by setting.
     """
 
     request: Mapping[str, Any]
     cache: Manifest | None
     evaluation: Mapping[str, float]
+    hub: Mapping[str, HubSource] = dataclasses.field(default_factory=dict)
+
+    @property
+    def teacher(self) -> HubSource | None:
+        """The teacher where it is a model of the hub, live or that of the cache."""
+        info = None if self.cache is None else self.cache.teacher_info
+        cached = None if info is None else info.teacher.get(HUB)
+        return self.hub.get("teacher", cached and HubSource(**cached))
 
 
 def find_origin(directory: Location, cache: Manifest | None) -> Origin:
@@ -61,7 +70,10 @@ def find_origin(directory: Location, cache: Manifest | None) -> Origin:
     scores = {name: value for line in last for name, value in line.items()}
     for name in _NO_SCORES:
         scores.pop(name, None)
-    return Origin(request, cache, scores)
+    sources = json_text.convert(
+        request.get(HUB, {}), dict[str, HubSource], directory / REQUEST_FILE
+    )
+    return Origin(request, cache, scores, sources)
 
 
 def read_scores(paths: Sequence[Location]) -> dict[str, float]:
@@ -112,7 +124,8 @@ def _table(rows: Iterable[Sequence[str]], titles: Sequence[str]) -> list[str]:
 def _teacher(origin: Origin) -> str | None:
     """Returns the teacher in words; None where there was none, or nothing is known of it."""
     if origin.request.get("teacher"):
-        return f"live, SHA-256 `{origin.request['teacher']}`"
+        name = hub_names(origin.hub, "teacher")
+        return f"live,{name} SHA-256 `{origin.request['teacher']}`"
     info = None if origin.cache is None else origin.cache.teacher_info
     if info is None:
         return None
@@ -123,7 +136,8 @@ def _teacher(origin: Origin) -> str | None:
         shape = describe_shape(EncoderConfig(**info.teacher["config"]))
     except (KeyError, TypeError, InputError):
         shape = "of a family not known here"
-    return f"{shape}; SHA-256 `{info.teacher.get('sha256')}`"
+    name = "" if origin.teacher is None else f"`{origin.teacher}`, "
+    return f"{name}{shape}; SHA-256 `{info.teacher.get('sha256')}`"
 
 
 def _cache(origin: Origin) -> str:
@@ -149,6 +163,7 @@ def _making(origin: Origin, task: ModelTask) -> list[tuple[str, str]]:
     start = request["student"]
     layers = start.get("layer_map")
     begun = "a model" if layers is None else f"layers {', '.join(map(str, layers))} of a model"
+    begun += hub_names(origin.hub, "student", "init_from")
     losses = " + ".join(f"{weight:g} × {name}" for name, weight in request["losses"].items())
     examples = request["train_batch_size"] * request["gradient_accumulation_steps"]
     rows = [

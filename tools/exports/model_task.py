@@ -11,7 +11,7 @@ from pipeline.base import json_text
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import count_parameters, encoder_table
-from pipeline.storage.manifest import REQUEST_FILE
+from pipeline.storage.manifest import REQUEST_FILE, HubSource
 from tools.finetuning.head_layout import (
     CLASSIFICATION,
     REGRESSION,
@@ -87,6 +87,7 @@ class _Request(msgspec.Struct):
     teacher: str | None = None
     distill_weight: float | None = None
     distill_temperature: float | None = None
+    hub: dict[str, HubSource] = {}
 
 
 class _Report(msgspec.Struct):
@@ -179,13 +180,20 @@ def find_task(source: ModelSource) -> ModelTask:
     return ModelTask(head, finetuning)
 
 
+def hub_names(sources: Mapping[str, HubSource], *settings: str) -> str:
+    """Returns the models of the hub that settings named, each as ` ID@COMMIT` in code font."""
+    return "".join(f" `{sources[name]}`" for name in settings if name in sources)
+
+
 def _describe_making(request: _Request, counts: Mapping[str, float]) -> dict[str, str]:
-    making = {"started from": f"a model with SHA-256 `{request.model}`"}
+    start = f"a model{hub_names(request.hub, 'model')}"
+    making = {"started from": f"{start} with SHA-256 `{request.model}`"}
     if not request.do_train:
         return making
     if request.distill_weight is not None:
         teacher = request.teacher
         place = "in a cache of logits" if teacher is None else f"SHA-256 `{teacher}`"
+        place += hub_names(request.hub, "finetune_teacher")
         making["teacher"] = (
             f"fine-tuned on the task, {place}; weight {request.distill_weight:g}, "
             f"temperature {request.distill_temperature:g}"

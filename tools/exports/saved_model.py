@@ -58,6 +58,8 @@ def why_no_text(subject: Subject) -> str | None:
     vocab = subject.tokenizer.vocab
     if len(set(vocab)) < len(vocab) or "" in vocab:
         return "tensorflow-text takes no vocabulary with a token twice or an empty one"
+    if options := subject.tokenizer.options:
+        return f"tensorflow-text has no {', '.join(options)}, which the tokenizer sets"
     if importlib.util.find_spec(_TEXT_PACKAGE) is None:
         return "tensorflow-text is not installed (pip install '.[export]')"
     return None

@@ -75,7 +75,7 @@ def read_head(source: ModelSource) -> Head | None:
     if not name.endswith(_SEQUENCE):
         return None
     # `transformers` leaves two unnamed labels out.
-    labels = settings.get(_LABELS_KEY, {"0": f"{_UNNAMED}0", "1": f"{_UNNAMED}1"})
+    labels = settings.get(_LABELS_KEY) or {"0": f"{_UNNAMED}0", "1": f"{_UNNAMED}1"}
     count = min(len(labels), _MAX_LABELS) if isinstance(labels, dict) else 0
     numbers = [str(index) for index in range(count)]
     if not numbers or set(labels) != set(numbers):

@@ -118,6 +118,7 @@ class Preparation:
 
     def describe(self) -> Iterator[str]:
         """Yields lines on what was read."""
+        yield from self.tokenizer.notes
         for split in self._splits():
             count, windows = len(split.examples), len(split.features)
             more = f" in {windows:,} windows" if windows != count else ""
@@ -137,6 +138,8 @@ class Preparation:
             **config.deciding(),
             **{f"{split.name}_split": split.sha256() for split in self._splits()},
         }
+        if hub := config.hub_models():
+            request[manifests.HUB] = hub
         return json.loads(json.dumps(request))
 
     def _teacher_request(self, config: FinetuneConfig) -> dict[str, Any]:

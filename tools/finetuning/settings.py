@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from pipeline.base import compute_dtype
+from pipeline.base import compute_dtype, hub_id
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_counts, parse_numbers, setting
@@ -22,7 +22,10 @@ class FinetuneConfig(Settings):
         dataclasses.MISSING, "Folder of the task's files.", decides_output=False
     )
     model: Location = setting(
-        dataclasses.MISSING, "Model directory with its tokenizer.", decides_output=False
+        dataclasses.MISSING,
+        "Model directory with its tokenizer, or a model of the hub.",
+        decides_output=False,
+        hub_files=hub_id.MODEL,
     )
     output_dir: Location = setting(
         dataclasses.MISSING,
@@ -65,7 +68,10 @@ class FinetuneConfig(Settings):
         choices=compute_dtype.CHOICES,
     )
     finetune_teacher: Location | None = setting(
-        None, "Model directory fine-tuned on the task, to learn from.", decides_output=False
+        None,
+        "Model, in a directory or of the hub, fine-tuned on the task, to learn from.",
+        decides_output=False,
+        hub_files=hub_id.MODEL,
     )
     teacher_cache: Location | None = setting(
         None,

@@ -7,9 +7,9 @@ import functools
 import json
 from collections.abc import Collection, Sequence
 
-from pipeline.tokenizers.sentencepiece_model import WORD_MARK, SentencePieceTokenizer
+from pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from pipeline.tokenizers.tokenizer_json import JsonTokenizer
-from pipeline.tokenizers.tokens import Tokenizer
+from pipeline.tokenizers.tokens import WORD_MARK, Tokenizer
 from tools.report.text_width import visible
 
 _PIECE_MARK = "##"

@@ -72,7 +72,7 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     Raises:
         InputError: the cache was not made from them, or its manifest contradicts itself.
     """
-    examples = capture.open_examples(config, source)
+    examples, source = capture.open_examples(config, source)
     recorded, received = manifest.teacher_info.parent, {"sha256": examples.manifest.sha256()}
     if recorded != received:
         expected = f"the masked examples of {config.output_dir}, whose manifest has {recorded}"
@@ -90,7 +90,7 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     if difference := manifests.describe_difference(stated, settings):
         expected = f"the run configuration of {config.output_dir} as its manifest records it"
         raise InputError(Setting("repair"), expected, difference)
-    return Inputs(config, source, examples, settings)
+    return Inputs(config, source, examples, settings, manifest.teacher_info.teacher.get("hub"))
 
 
 def repair(
@@ -128,13 +128,13 @@ def repair(
         # Last: until then, what is missing is missed.
         old = _set_aside(path, "old") or old
         capture.finish_teacher_cache(inputs)
-        made = {shard.file: shard for shard in manifests.load(directory).shards}
-        for shard in manifest.shards:
-            new = made[shard.file]
-            if new != shard:
-                yield f"{shard.file}: made again, other bytes, SHA-256 {new.sha256}"
+        made = {shard.file: shard.sha256 for shard in manifests.load(directory).shards}
+        recorded = {shard.file: shard.sha256 for shard in manifest.shards}
+        for name, sha256 in recorded.items():
+            if made[name] != sha256:
+                yield f"{name}: made again, other bytes, SHA-256 {made[name]}"
         for name in redone:
-            if made.get(name) in manifest.shards:
+            if name in made and made[name] == recorded[name]:
                 yield f"{name}: made again, the same bytes"
             elif name not in made:
                 yield f"{name}: made again"

@@ -25,14 +25,23 @@ FAMILIES: Mapping[str, Family] = {
     for family in (importlib.import_module(f"{__name__}.{name}").FAMILY for name in _MODULES)
 }
 
+_DEBERTA = (
+    "its published files have no masked-LM head that `transformers` loads, and version 3 was "
+    "trained on replaced tokens, without such a head"
+)
+# Families that a user may expect here, and why they are refused.
+REFUSED: Mapping[str, str] = {"deberta": _DEBERTA, "deberta-v2": _DEBERTA}
+
 
 def find_family(model_type: Any) -> Family:
     """Returns the family that a `config.json` names.
 
     Raises:
-        InputError: it is not known here.
+        InputError: it is not known here, or refused for a reason.
     """
     # A file may have a list there, which cannot be looked up.
     if model_type not in tuple(FAMILIES):
-        raise InputError("model_type", f"one of {', '.join(FAMILIES)}", shown(model_type))
+        reason = REFUSED.get(model_type) if isinstance(model_type, str) else None
+        expected = f"one of {', '.join(FAMILIES)}"
+        raise InputError("model_type", expected, shown(model_type), reason)
     return FAMILIES[model_type]

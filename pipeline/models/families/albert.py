@@ -1,6 +1,13 @@
 """ALBERT (Lan et al., 2020): projected embeddings, and one layer applied again and again."""
 
-from pipeline.models.families.base import Family, SequenceHead
+from pipeline.models.families.base import (
+    KERAS_H5,
+    SAFETENSORS,
+    TORCH_BIN,
+    Family,
+    Published,
+    SequenceHead,
+)
 
 FAMILY = Family(
     model_type="albert",
@@ -8,6 +15,13 @@ FAMILY = Family(
     class_prefix="Albert",
     sequence_head=SequenceHead(
         dense="albert.pooler", dropout=("classifier_dropout_prob", 0.1), is_pretrained=True
+    ),
+    published=(
+        Published(
+            ("albert/albert-base-v2",),
+            (SAFETENSORS, KERAS_H5, TORCH_BIN),
+            ("tokenizer.json", "spiece.model"),
+        ),
     ),
     hf_names=(
         ("bert.", "albert."),

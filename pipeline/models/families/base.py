@@ -51,6 +51,29 @@ class FoldedEmbeddings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Published:
+    """Models of the Hugging Face hub that have the same kinds of files.
+
+    Attributes:
+        names: on the hub.
+        weights: names of the weight files there, without `.index.json` for several.
+        tokenizer: names of the tokenizer files there that are read.
+        note: a sentence about what a user must know of them; empty for none.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[str, ...]
+    tokenizer: tuple[str, ...]
+    note: str = ""
+
+
+# Files of published models.
+SAFETENSORS, KERAS_H5, TORCH_BIN = "model.safetensors", "tf_model.h5", "pytorch_model.bin"
+WORDPIECE = ("vocab.txt", "tokenizer.json")
+NO_HEAD = "Without a masked-LM head: a student's start."
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """A model family.
 
@@ -90,6 +113,7 @@ class Family:
         in_google_layout: whether Google's `bert_config.json` can describe a model.
         without_segments: the family of the same model without its segment embeddings.
         doubles_separator: whether two separators stand between the texts of a pair.
+        published: known models of the hub, for the page of what opens.
     """
 
     model_type: str
@@ -120,6 +144,7 @@ class Family:
     in_google_layout: bool = False
     without_segments: str | None = None
     doubles_separator: bool = False
+    published: tuple[Published, ...] = ()
 
 
 def rename(name: str, renames: Renames) -> str:

@@ -1,6 +1,14 @@
 """DistilBERT (Sanh et al., 2019): BERT without segments."""
 
-from pipeline.models.families.base import Family, SequenceHead
+from pipeline.models.families.base import (
+    KERAS_H5,
+    SAFETENSORS,
+    TORCH_BIN,
+    WORDPIECE,
+    Family,
+    Published,
+    SequenceHead,
+)
 
 FAMILY = Family(
     model_type="distilbert",
@@ -8,6 +16,16 @@ FAMILY = Family(
     class_prefix="DistilBert",
     sequence_head=SequenceHead(
         dense="pre_classifier", dropout=("seq_classif_dropout", 0.2), activation="relu"
+    ),
+    published=(
+        Published(
+            (
+                "distilbert/distilbert-base-uncased",
+                "distilbert/distilbert-base-multilingual-cased",
+            ),
+            (SAFETENSORS, KERAS_H5, TORCH_BIN),
+            WORDPIECE,
+        ),
     ),
     span_dropout=("qa_dropout", 0.1),
     hf_names=(

@@ -1,12 +1,25 @@
 """ERNIE (Sun et al., 2019 to 2021): BERT, since version 2 with embeddings of pre-training tasks."""
 
-from pipeline.models.families.base import Family, FoldedEmbeddings, SequenceHead
+from pipeline.models.families.base import (
+    TORCH_BIN,
+    Family,
+    FoldedEmbeddings,
+    Published,
+    SequenceHead,
+)
 
 FAMILY = Family(
     model_type="ernie",
     title="ERNIE",
     class_prefix="Ernie",
     sequence_head=SequenceHead(dense="ernie.pooler.dense", is_pretrained=True),
+    published=(
+        Published(
+            ("nghuyong/ernie-3.0-base-zh", "nghuyong/ernie-3.0-xbase-zh"),
+            (TORCH_BIN,),
+            ("vocab.txt",),
+        ),
+    ),
     hf_names=(("bert.", "ernie."),),
     # Every token is of the first task, unless a program of `transformers` says otherwise.
     folded_embeddings=FoldedEmbeddings(

@@ -5,7 +5,13 @@ from typing import Any
 
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
-from pipeline.models.families.base import Family, SequenceHead
+from pipeline.models.families.base import (
+    SAFETENSORS,
+    TORCH_BIN,
+    Family,
+    Published,
+    SequenceHead,
+)
 
 # The layers of every head but their outputs.
 _DENSE, _NORM = "head.dense", "head.norm"
@@ -76,6 +82,27 @@ FAMILY = Family(
         is_pretrained=True,
     ),
     finds_spans_with_sequence_head=True,
+    published=(
+        Published(
+            ("answerdotai/ModernBERT-base", "answerdotai/ModernBERT-large"),
+            (SAFETENSORS, TORCH_BIN),
+            ("tokenizer.json",),
+        ),
+        Published(
+            ("deepvk/RuModernBERT-small", "deepvk/RuModernBERT-base"),
+            (SAFETENSORS,),
+            ("tokenizer.json",),
+        ),
+        Published(
+            (
+                "jhu-clsp/ettin-encoder-17m",
+                "jhu-clsp/ettin-encoder-150m",
+                "jhu-clsp/mmBERT-base",
+            ),
+            (TORCH_BIN,),
+            ("tokenizer.json",),
+        ),
+    ),
     hf_names=(
         ("bert.encoder.LayerNorm", "model.final_norm"),
         ("bert.encoder.layer.", "model.layers."),

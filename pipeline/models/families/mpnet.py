@@ -1,6 +1,15 @@
 """MPNet (Song et al., 2020): attention scores get a bias for each distance between tokens."""
 
-from pipeline.models.families.base import Family, SequenceHead
+from pipeline.models.families.base import (
+    KERAS_H5,
+    NO_HEAD,
+    SAFETENSORS,
+    TORCH_BIN,
+    WORDPIECE,
+    Family,
+    Published,
+    SequenceHead,
+)
 
 # `transformers` counts 32 buckets, and positions from a padding of 1, whatever a file says.
 _BUCKETS = 32
@@ -12,6 +21,15 @@ FAMILY = Family(
     class_prefix="MPNet",
     sequence_head=SequenceHead(
         dense="classifier.dense", output="classifier.out_proj", dropout=None, drops_input=True
+    ),
+    published=(
+        Published(("microsoft/mpnet-base",), (SAFETENSORS, KERAS_H5, TORCH_BIN), WORDPIECE),
+        Published(
+            ("sentence-transformers/all-mpnet-base-v2",),
+            (SAFETENSORS, TORCH_BIN),
+            WORDPIECE,
+            NO_HEAD,
+        ),
     ),
     hf_names=(
         ("bert.", "mpnet."),

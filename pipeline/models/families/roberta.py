@@ -1,6 +1,13 @@
 """RoBERTa (Liu et al., 2019): positions counted from the padding's id."""
 
-from pipeline.models.families.base import Family, SequenceHead
+from pipeline.models.families.base import (
+    KERAS_H5,
+    SAFETENSORS,
+    TORCH_BIN,
+    Family,
+    Published,
+    SequenceHead,
+)
 
 FAMILY = Family(
     model_type="roberta",
@@ -8,6 +15,17 @@ FAMILY = Family(
     class_prefix="Roberta",
     sequence_head=SequenceHead(
         dense="classifier.dense", output="classifier.out_proj", drops_input=True
+    ),
+    published=(
+        Published(
+            (
+                "FacebookAI/roberta-base",
+                "FacebookAI/roberta-large",
+                "distilbert/distilroberta-base",
+            ),
+            (SAFETENSORS, KERAS_H5, TORCH_BIN),
+            ("tokenizer.json",),
+        ),
     ),
     hf_names=(
         ("bert.", "roberta."),

@@ -1,13 +1,15 @@
 """Model directories: found, checked, read into a model, and written.
 
-Two layouts are read, Hugging Face's (`config.json` and weights) and Google's
-(`bert_config.json`, `bert_model.ckpt`); Hugging Face's is written. Nothing is ever
-unpickled. Keras and TensorFlow are imported only where weights meet a model, so that
+Two layouts are read, Hugging Face's (`config.json` and weights in one of `FORMATS`) and
+Google's (`bert_config.json`, `bert_model.ckpt`); Hugging Face's is written. No code that a
+file holds is ever run. Keras and TensorFlow are imported only where weights meet a model, so that
 a wrong path is reported at once.
 """
 
 import dataclasses
+import functools
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +20,12 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location, mirror_all
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import FORMATS
-from pipeline.models.formats.base import WeightFiles
+from pipeline.models.formats.hf_files import one_line
 from pipeline.models.formats.safetensors_files import HF_WEIGHTS, save_tensors
+from pipeline.models.formats.tensor_names import ModelTensors
 from pipeline.models.weight_names import (
     HF,
+    VOCABULARY_ROWS,
     WeightName,
     check_tensors,
     fold_embeddings,
@@ -39,7 +43,7 @@ HF_CONFIG = "config.json"
 GOOGLE_CONFIG = "bert_config.json"
 GOOGLE_PREFIX = "bert_model.ckpt"
 _GOOGLE_FORMAT = "tf1"
-_PICKLE = "pytorch_model.bin"
+_SHOWN_FILES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +51,15 @@ class ModelSource:
     """A model on disk whose files are known to be there, its weights not yet read.
 
     Attributes:
-        config: the encoder's configuration.
+        config: the encoder's configuration; with fewer tokens than in its file where rows
+            are unused.
         format: of its weights, a key of `FORMATS`.
         weight_files: the files that hold the weights; empty for random weights.
         location: the directory, or the prefix of Google's checkpoint; None for random
             weights.
         directory: where the configuration lies, and usually the tokenizer.
+        unused_rows: rows at the end of the vocabulary's tables that stand for no token, and
+            are not read; many tables are padded to a multiple of 64.
     """
 
     config: EncoderConfig
@@ -60,6 +67,7 @@ class ModelSource:
     weight_files: tuple[Location, ...]
     location: Location | None
     directory: Location
+    unused_rows: int = 0
 
     @classmethod
     def from_google(cls, config_file: Location, checkpoint: Location | None) -> "ModelSource":
@@ -91,12 +99,52 @@ class ModelSource:
         """Whether there are weights to read; without, a model starts at random."""
         return self.location is not None
 
+    @functools.cached_property
+    def has_head(self) -> bool:
+        """Whether the files hold a masked-LM head, or there are random weights to begin with."""
+        return self.location is None or not self.open_files().missing_head()
+
+    @functools.cached_property
+    def is_bare(self) -> bool:
+        """Whether the files hold an encoder without any tensor of a masked-LM head."""
+        return self.location is not None and self.open_files().is_bare()
+
+    def expect_head(self) -> None:
+        """Raises InputError unless its predictions are those of a trained masked-LM head."""
+        if self.location is not None:
+            self.open_files().expect_head()
+
+    def print_unused(self) -> None:
+        """Prints a line on stderr on what a masked LM does not use of the files, if anything."""
+        line = None if self.location is None else self.open_files().describe_unused()
+        if line is not None:
+            print(line, file=sys.stderr)
+
+    @property
+    def stored_config(self) -> EncoderConfig:
+        """The configuration as its file has it."""
+        return dataclasses.replace(
+            self.config, vocab_size=self.config.vocab_size + self.unused_rows
+        )
+
+    def with_vocab_size(self, vocab_size: int) -> "ModelSource":
+        """Returns the model with its first tokens only; it must have as many.
+
+        Raises:
+            InputError: its padding would not be among them.
+        """
+        unused_rows = self.stored_config.vocab_size - vocab_size
+        if unused_rows < 0:
+            raise ValueError(f"vocab_size: expected at most {self.stored_config.vocab_size}")
+        config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        return dataclasses.replace(self, config=config, unused_rows=unused_rows)
+
     def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
         """Reads weights; float32 arrays by our names.
 
         Args:
-            table: the weights to read; by default those of a masked LM, whose output
-                layer must be tied.
+            table: the weights to read; by default those of a masked LM, whose head must be
+                there. `encoder_table` are those of an encoder without a head.
 
         Raises:
             InputError: the weights are not those of the configuration.
@@ -105,30 +153,42 @@ class ModelSource:
         if self.location is None:
             raise ValueError("read_weights: expected a source with weights, received one without")
         tensors, layout = self.open_files(), self.layout
-        tied = tied_hf_names(self.config) if table is None and layout == HF else {}
-        table = weight_table(self.config) if table is None else table
+        copies = {}
+        if table is None:
+            tensors.expect_head()
+            table, copies = weight_table(self.config), tensors.copies
         folded = self._folded_table()
-        table = (*table, *folded)
+        table = (*map(self._with_unused_rows, table), *folded)
         check_tensors(tensors.shapes, table, layout=layout, where=self.location)
-        copies = [name for name in tied if name in tensors.shapes]
         arrays = tensors.read([*(row.stored(layout)[0] for row in table), *copies])
-        for copy in copies:
-            if not np.array_equal(arrays[copy], arrays[tied[copy]]):
-                where, expected = f"{self.location}: {copy}", f"the same values as {tied[copy]}"
-                hint = "a model with an untied output layer is not supported"
+        for copy, original in copies.items():
+            if not np.array_equal(arrays[copy], arrays[original]):
+                where, expected = f"{self.location}: {copy}", f"the same values as {original}"
+                hint = (
+                    f'an output layer of its own needs "tie_word_embeddings": false in {HF_CONFIG}'
+                )
                 raise InputError(where, expected, "others", hint)
         weights = {row.ours: row.convert(arrays[row.stored(layout)[0]], layout) for row in table}
         fold_embeddings(weights, folded)
+        for name in weights.keys() & set(VOCABULARY_ROWS) if self.unused_rows else ():
+            weights[name] = np.array(weights[name][: self.config.vocab_size])
         return weights
+
+    def _with_unused_rows(self, row: WeightName) -> WeightName:
+        """Returns a weight with the shape that it has in the files."""
+        if row.ours not in VOCABULARY_ROWS:
+            return row
+        return dataclasses.replace(row, shape=(row.shape[0] + self.unused_rows, *row.shape[1:]))
 
     def _folded_table(self) -> tuple[WeightName, ...]:
         if self.config.family.folded_embeddings is None or self.layout != HF:
             return ()
         return folded_table(self.config, (self.directory / HF_CONFIG).read_json())
 
-    def open_files(self) -> WeightFiles:
+    def open_files(self) -> ModelTensors:
         """Opens the files of its weights, of which there must be some."""
-        return FORMATS[self.format](self.weight_files)
+        files = FORMATS[self.format](self.weight_files)
+        return ModelTensors(files, self.config, self.location)
 
     def sha256(self) -> str:
         """Returns a digest of configuration and weight files, wherever they lie.
@@ -137,7 +197,7 @@ class ModelSource:
             SHA-256, in hexadecimal, of the configuration's JSON followed by one
             line for each weight file: its own SHA-256.
         """
-        digest = hashlib.sha256(json_text.dump(self.config.to_dict()))
+        digest = hashlib.sha256(json_text.dump(self.stored_config.to_dict()))
         for path in mirror_all(self.weight_files):
             digest.update(f"{path.sha256()}\n".encode())
         return digest.hexdigest()
@@ -147,44 +207,69 @@ def find_model(directory: Location) -> ModelSource:
     """Finds a model directory's configuration and weights in either layout.
 
     Args:
-        directory: holds `config.json` with weights in Hugging Face's layout, or
-            `bert_config.json` with `bert_model.ckpt.index`; when both, the first is taken.
+        directory: holds `config.json` or `bert_config.json`, and weights in one of `FORMATS`;
+            of several configurations or formats, the first is taken.
 
     Returns:
         the source; its weights are read by `read_weights`.
 
     Raises:
-        InputError: not a directory, neither layout, weights missing, or an invalid
+        InputError: not a directory, no configuration, weights missing, or an invalid
             configuration.
     """
     if not directory.is_dir():
-        received = "no such directory (a model of a hub must be downloaded first)"
-        raise InputError(directory, received=received)
-    if (directory / HF_CONFIG).is_file():
-        config = EncoderConfig.from_json(directory / HF_CONFIG)
-        name, files = _find_hf_weights(directory)
-        return ModelSource(config, name, files, directory, directory)
-    if (directory / GOOGLE_CONFIG).is_file():
-        return ModelSource.from_google(directory / GOOGLE_CONFIG, directory / GOOGLE_PREFIX)
-    raise InputError(directory, f"{HF_CONFIG} or {GOOGLE_CONFIG}", "neither")
+        hint = "a model of the hub is named ORG/NAME or hf://NAME"
+        raise InputError(directory, received="no such directory", hint=hint)
+    for name in (HF_CONFIG, GOOGLE_CONFIG):
+        if (directory / name).is_file():
+            config = EncoderConfig.from_json(directory / name)
+            return _with_tying(_find_weights(config, directory))
+    raise InputError(directory, f"{HF_CONFIG} or {GOOGLE_CONFIG}", _describe_content(directory))
 
 
-def _find_hf_weights(directory: Location) -> tuple[str, tuple[Location, ...]]:
-    """Returns the format and the files of the weights beside a `config.json`."""
+def _find_weights(config: EncoderConfig, directory: Location) -> ModelSource:
+    """Finds the weights beside a configuration."""
     formats = {name: kind for name, kind in FORMATS.items() if kind.layout == HF}
     for name, kind in formats.items():
         if files := kind.find(directory):
-            return name, files
-    expected = " or ".join(name for kind in formats.values() for name in kind.file_names)
-    if not any((directory / f"{_PICKLE}{suffix}").is_file() for suffix in ("", ".index.json")):
-        raise InputError(directory, expected, "none of them")
-    model, path = "AutoModelForMaskedLM", repr(str(directory))
-    hint = (
-        f'convert it: python -c "from transformers import {model}; '
-        f'{model}.from_pretrained({path}).save_pretrained({path}, safe_serialization=True)"'
+            return ModelSource(config, name, files, directory, directory)
+    google = FORMATS[_GOOGLE_FORMAT]
+    if any((directory / name).is_file() for name in google.file_names):
+        prefix = directory / GOOGLE_PREFIX
+        return ModelSource(config, _GOOGLE_FORMAT, google.find(prefix), prefix, directory)
+    expected = ", ".join(kind.file_names[0] for kind in FORMATS.values())
+    raise InputError(directory, f"weights, one of {expected}", _describe_content(directory))
+
+
+def _describe_content(directory: Location) -> str:
+    """Returns the names of a directory's files, the first of them."""
+    names = sorted(path.name for path in directory.iterdir())
+    shown = ", ".join(one_line(name) for name in names[:_SHOWN_FILES])
+    rest = f" and {len(names) - _SHOWN_FILES} more" if len(names) > _SHOWN_FILES else ""
+    return f"only {shown}{rest}" if names else "an empty directory"
+
+
+def _with_tying(source: ModelSource) -> ModelSource:
+    """Returns a source whose configuration says whether its output layer has its own matrix.
+
+    Where the configuration says so, the files may still hold the word embeddings twice, or
+    an encoder alone.
+    """
+    if source.config.tie_word_embeddings or source.layout != HF:
+        return source
+    tied = dataclasses.replace(
+        source, config=dataclasses.replace(source.config, tie_word_embeddings=True)
     )
-    received = f"only {_PICKLE}, which is a pickle and is not read"
-    raise InputError(directory, expected, received, hint)
+    rows = {row.ours: row.hf for row in weight_table(source.config)}
+    names = rows["head/decoder"], rows["encoder/embeddings/word_embeddings"]
+    tensors = source.open_files()
+    shapes = [tensors.shapes.get(name) for name in names]
+    if shapes[0] is None:
+        return source if tied.has_head else tied
+    if shapes[0] != shapes[1]:
+        return source
+    decoder, words = tensors.read(names).values()
+    return tied if np.array_equal(decoder, words) else source
 
 
 def load_masked_lm(
@@ -258,7 +343,8 @@ def save_hf_weights(
 ) -> None:
     """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
-    `transformers` loads the directory. The tied output matrix is not stored a second time.
+    `transformers` loads the directory. The tied output matrix is not stored a second time;
+    beside one that is not tied, `transformers` wants the output bias twice.
 
     Args:
         directory: must exist.
@@ -269,5 +355,8 @@ def save_hf_weights(
     """
     table = weight_table(config) if table is None else table
     tensors = {row.hf: row.convert(weights[row.ours], HF) for row in table}
+    if not config.tie_word_embeddings:
+        copies = tied_hf_names(config).items()
+        tensors |= {copy: tensors[original] for copy, original in copies if original in tensors}
     save_tensors(directory / HF_WEIGHTS, tensors)
     (directory / HF_CONFIG).write_json(config.to_hf() if settings is None else settings)

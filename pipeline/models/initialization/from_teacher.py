@@ -18,6 +18,18 @@ _LAYER = re.compile(r"encoder/layer_(\d+)/")
 _POSITIONS = "encoder/embeddings/position_embeddings"
 
 
+def expect_tied(config: EncoderConfig) -> None:
+    """Raises InputError, without a subject, for a model that no student can start from.
+
+    A student's output layer is its word embeddings, as every recipe here has it.
+    """
+    if not config.tie_word_embeddings:
+        expected = "a model whose output layer is its word embeddings"
+        received = "one with an output layer of its own (tie_word_embeddings: false)"
+        hint = "start from another model and capture targets with this one, as the teacher"
+        raise InputError(None, expected, received, hint)
+
+
 def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
     """Returns the teacher's layers, evenly spaced, that the student starts from.
 

@@ -83,6 +83,18 @@ def test_a_run_tells_its_task(run_dir) -> None:
     ]
 
 
+def test_a_run_tells_which_models_of_the_hub_it_was_made_from(run_dir) -> None:
+    sources = {
+        "model": {"id": "org/name", "commit": "0" * 40},
+        "finetune_teacher": {"id": "large", "commit": "1" * 40},
+    }
+    _write(run_dir, {**REQUEST, "hub": sources}, REPORT)
+    making = _find(run_dir / "model").finetuning.making
+    assert making["started from"] == f"a model `org/name@{'0' * 40}` with SHA-256 `abc`"
+    expected = f"fine-tuned on the task, SHA-256 `def` `large@{'1' * 40}`; weight"
+    assert making["teacher"].startswith(expected)
+
+
 def test_the_card_of_a_fine_tuned_model(run_dir) -> None:
     source = find_model(run_dir / "model")
     tensors = load_file(run_dir / "model" / "model.safetensors").values()

@@ -108,6 +108,37 @@ def test_head_settings_are_those_of_transformers() -> None:
     assert dropout_rate(config, CLASSIFICATION) == 0.3 and dropout_rate(config, SPAN) == 0.0
 
 
+@pytest.mark.parametrize("has_pooler", [True, False])
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_a_head_is_put_on_an_encoder_alone(tmp_path, prefix: str, has_pooler: bool) -> None:
+    """As `BertModel.save_pretrained` writes it, and a sentence encoder has it."""
+    weights = model_directory.get_weights(saved(tmp_path, BERT, CLASSIFICATION))
+    tensors = load_file(tmp_path / "model.safetensors")
+    encoder = {
+        name.replace("bert.", prefix, 1): value
+        for name, value in tensors.items()
+        if name.startswith("bert.") and (has_pooler or "pooler" not in name)
+    }
+    save_file(encoder, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps(BERT.to_hf() | {"architectures": ["BertModel"]})
+    )
+    assert read_head(find_model(tmp_path)) is None
+    found = model_directory.get_weights(load(tmp_path, CLASSIFICATION, seed=9))
+    for name, value in weights.items():
+        is_stored = name.startswith("encoder/") or (has_pooler and "dense" in name)
+        # Biases begin at zero.
+        if is_stored or name.endswith("kernel"):
+            assert np.array_equal(found[name], value) == is_stored, name
+
+
+def test_labels_that_are_null_are_unnamed(tmp_path) -> None:
+    saved(tmp_path, BERT, CLASSIFICATION)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"id2label": None}))
+    assert read_head(find_model(tmp_path)) == Head(CLASSIFICATION, ("LABEL_0", "LABEL_1"))
+
+
 @pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:

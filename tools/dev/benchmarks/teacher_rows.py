@@ -1,6 +1,5 @@
 """Stage 1b against the bare forward pass, padding to the longest, and PyTorch."""
 
-import collections
 import dataclasses
 import functools
 import time
@@ -94,8 +93,8 @@ def _capture_rate(sample: Sample, made: capture.Capture, inputs: Inputs) -> floa
     begun = time.perf_counter()
     manifest = sample.cache.manifest
     examples = (MaskedExample.from_record(record, manifest) for record in sample.serialized)
-    serialized = made.records(examples, collections.Counter())
-    serialization.write_shard(directory, "records.tfrecord", serialized)
+    totals = capture.ShardTotals(manifest.vocab.size)
+    serialization.write_shard(directory, "records.tfrecord", made.records(examples, totals))
     seconds = time.perf_counter() - begun
     inputs.remove(directory)
     return len(sample.serialized) / seconds
@@ -106,12 +105,16 @@ def _make_capture(
 ) -> capture.Capture:
     k = inputs.truncation_factor
     config = TeacherCacheConfig(output_dir="", teacher="", truncation_factor=k)
+    manifest = sample.cache.manifest
+    keep = capture.keep_function(
+        config, source, model, max_positions=manifest.max_predictions_per_seq
+    )
     return capture.Capture(
-        manifest=sample.cache.manifest,
+        manifest=manifest,
         batch_size=_BATCH_SIZE,
         codec=CODECS["float16"](source.config.vocab_size, k),
         info=TeacherInfo(k, "float16", config.temperatures, teacher={}, parent={}),
-        forward=forward.compile_forward(model, capture.keep_function(config, source)),
+        forward=forward.compile_forward(model, keep),
         on_examples=lambda count: None,
     )
 

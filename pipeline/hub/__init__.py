@@ -1,0 +1,1 @@
+"""Models of the Hugging Face hub: downloaded into its cache, only the files that are needed."""

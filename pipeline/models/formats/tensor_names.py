@@ -1,0 +1,199 @@
+"""The tensors of a model's files by the names that its family has for them.
+
+`BertModel.save_pretrained` leaves out the encoder's prefix, `bert.`, which `BertForMaskedLM`
+has; training over several devices puts `module.` before all names. Files of another family, and
+those of a model without a masked-LM head, are told from the names that are there.
+"""
+
+import collections
+import shlex
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.models.config import EncoderConfig
+from pipeline.models.families import FAMILIES
+from pipeline.models.families.base import rename
+from pipeline.models.formats.base import WeightFiles
+from pipeline.models.formats.hf_files import one_line
+from pipeline.models.weight_names import (
+    HF,
+    POOLER,
+    Shape,
+    base_prefix,
+    encoder_table,
+    is_optimizer_state,
+    separator_of,
+    tied_hf_names,
+    weight_table,
+)
+
+# Levels that frameworks put before all names of a model.
+_WRAPPERS = ("module", "_orig_mod", "model")
+_SHOWN = 3
+
+
+class ModelTensors:
+    """A model's tensors by its family's names, whatever they are called in the files.
+
+    Attributes:
+        shapes: the shape of every tensor by its name.
+
+    Raises:
+        InputError: the files hold another family's tensors, or none of an encoder.
+    """
+
+    def __init__(self, files: WeightFiles, config: EncoderConfig, where: Location) -> None:
+        self._files, self._config, self._where = files, config, where
+        self._names = _family_names(files.shapes, config, files.layout, where)
+        if files.layout == HF:
+            self._add_copies()
+        self.shapes: dict[str, Shape] = {
+            name: files.shapes[stored] for name, stored in self._names.items()
+        }
+
+    def read(self, names: Collection[str]) -> dict[str, np.ndarray]:
+        """Returns tensors, float32, by their names; see `WeightFiles.read`."""
+        arrays = self._files.read(list(dict.fromkeys(self._names[name] for name in names)))
+        return {name: arrays[self._names[name]] for name in names}
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """The tensors that are there twice, which must be equal: copies and their originals."""
+        if self._files.layout != HF or not self._config.tie_word_embeddings:
+            return {}
+        tied = tied_hf_names(self._config)
+        return {copy: original for copy, original in tied.items() if copy in self.shapes}
+
+    def missing_head(self) -> list[str]:
+        """Returns the names of the masked-LM head's tensors that are not there."""
+        rows = (row for row in weight_table(self._config) if row.ours.startswith("head/"))
+        names = (row.stored(self._files.layout)[0] for row in rows)
+        return [name for name in names if name not in self.shapes]
+
+    def is_bare(self) -> bool:
+        """Returns whether there is no tensor of the masked-LM head."""
+        return len(self.missing_head()) == self._head_size()
+
+    def expect_head(self) -> None:
+        """Raises InputError unless there are all tensors of the masked-LM head."""
+        missing = self.missing_head()
+        if not missing:
+            return
+        received, head = f"none: its files lack {_some(missing)}", self._head_size()
+        others = self._other_heads()
+        if others:
+            received = f"{received}, and have {_some(others)}"
+        hint = (
+            "predictions would be random; train a new head: run_distill "
+            f"`student`={shlex.quote(str(self._where))} `freeze`=encoder `losses`=masked_lm=1 …"
+        )
+        if len(missing) < head:
+            received = f"{head - len(missing)} of its {head} tensors: they lack {_some(missing)}"
+            hint = "get the complete files; only a head of which nothing is there begins anew"
+        raise InputError(self._where, "a model with a masked-LM head", received, hint)
+
+    def describe_unused(self) -> str | None:
+        """Returns a line on the tensors that a masked LM does not use; None for none."""
+        layout = self._files.layout
+        used = {row.stored(layout)[0] for row in weight_table(self._config)} | self.copies.keys()
+        used |= tied_hf_names(self._config).keys() if layout == HF else set()
+        folded = self._config.family.folded_embeddings
+        used |= set() if folded is None else {folded.hf}
+        unused = [name for name in self.shapes if name not in used and not is_optimizer_state(name)]
+        if not unused:
+            return None
+        plural = "" if len(unused) == 1 else "s"
+        return f"{self._where}: {len(unused)} tensor{plural} not used: {_some(unused)}"
+
+    def _head_size(self) -> int:
+        return sum(row.ours.startswith("head/") for row in weight_table(self._config))
+
+    def _other_heads(self) -> list[str]:
+        base = base_prefix(encoder_table(self._config), self._files.layout)
+        names = (name for name in self.shapes if not name.startswith(base))
+        return [name for name in names if not is_optimizer_state(name)]
+
+    def _add_copies(self) -> None:
+        """Lets a copy stand for its original: where that is missing, or the copy is what counts."""
+        for copy, original in tied_hf_names(self._config).items():
+            if copy in self._names and (
+                original not in self._names or not self._config.tie_word_embeddings
+            ):
+                self._names[original] = self._names[copy]
+
+
+def _family_names(
+    stored: Collection[str], config: EncoderConfig, layout: str, where: Location
+) -> dict[str, str]:
+    """Returns the names in the files by the names that the family has for them."""
+    table, separator = encoder_table(config), separator_of(layout)
+    base = base_prefix(table, layout)
+    tails = {row.stored(layout)[0].removeprefix(base) for row in table}
+    prefix = _find_prefix(stored, tails, base, separator)
+    if prefix is None:
+        raise _no_encoder(stored, config, base, separator, where)
+    wrapper = prefix.removesuffix(base) if prefix.endswith(base) else prefix
+    if any(level not in _WRAPPERS for level in wrapper.split(separator)[:-1]):
+        raise _other_prefix(prefix, config, base, where)
+    levels = {tail.partition(separator)[0] for tail in tails} | {POOLER}
+    names: dict[str, str] = {}
+    own: dict[str, str] = {}
+    for name in stored:
+        rest = name.removeprefix(wrapper)
+        if prefix == wrapper and rest.partition(separator)[0] in levels:
+            own[base + rest] = name
+        elif name.startswith(prefix):
+            own[rest] = name
+        else:
+            names[rest] = name
+    return names | own
+
+
+def _find_prefix(
+    stored: Iterable[str], tails: Collection[str], base: str, separator: str
+) -> str | None:
+    """Returns what stands before the names of most weights of an encoder; None without any."""
+    depth = max(tail.count(separator) for tail in tails)
+    votes: collections.Counter[str] = collections.Counter()
+    for name in stored:
+        parts = name.rsplit(separator, depth + 1)
+        for place in range(len(parts)):
+            if separator.join(parts[place:]) in tails:
+                votes[name[: len(name) - len(separator.join(parts[place:]))]] += 1
+    return max(votes, key=lambda prefix: (votes[prefix], prefix == base, prefix), default=None)
+
+
+def _other_prefix(prefix: str, config: EncoderConfig, base: str, where: Location) -> InputError:
+    expected = f"tensors of a {config.family.title}, named {base}… or without a prefix"
+    received = f"an encoder named {one_line(prefix)}…"
+    return InputError(where, expected, received, _hint([prefix]))
+
+
+def _no_encoder(
+    stored: Collection[str], config: EncoderConfig, base: str, separator: str, where: Location
+) -> InputError:
+    """Returns the refusal of files without a weight of the family's encoder."""
+    counts = collections.Counter(name.partition(separator)[0] for name in stored)
+    most = [(f"{name}{separator}", count) for name, count in counts.most_common(_SHOWN)]
+    expected = f"tensors of a {config.family.title}, such as {base}embeddings…"
+    received = ", ".join(f"{count} named {one_line(prefix)}…" for prefix, count in most)
+    return InputError(where, expected, received or "none", _hint([prefix for prefix, _ in most]))
+
+
+def _hint(prefixes: Sequence[str]) -> str:
+    """Returns what to do where a file has tensors of these beginnings."""
+    for prefix in prefixes:
+        base = prefix.replace("/", ".")
+        named = [one for one in FAMILIES.values() if rename("bert.", one.hf_names) == base]
+        if named:
+            names = " or ".join(f'"{family.model_type}"' for family in named)
+            return f'if it is a {named[0].title}, set "model_type" to {names} in its configuration'
+    return f"families that open: {', '.join(FAMILIES)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(one_line(name) for name in names[:_SHOWN]) + rest

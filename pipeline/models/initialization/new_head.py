@@ -1,0 +1,38 @@
+"""The first weights of a masked-LM head, for an encoder that has none."""
+
+import numpy as np
+
+from pipeline.models.config import EncoderConfig
+from pipeline.models.initialization.from_teacher import Weights
+from pipeline.models.weight_names import weight_table
+
+
+def new_head(config: EncoderConfig, label_counts: np.ndarray) -> Weights:
+    """Returns a head that passes hidden states on, and predicts frequent labels.
+
+    The dense layer is the identity, cut or filled up with zeros where the embeddings have
+    another width than the hidden states; the normalisation leaves its input as it is. The
+    output bias is the logarithm of the labels' frequencies, each label counted once more.
+
+    Args:
+        config: of the model; its output layer is tied to the word embeddings.
+        label_counts: int [V], how often each token is a label.
+
+    Returns:
+        float32 arrays by our names.
+    """
+    weights = {}
+    for row in weight_table(config):
+        scope, _, name = row.ours.rpartition("/")
+        if not row.ours.startswith("head/"):
+            continue
+        value = np.zeros(row.shape, np.float32)
+        if name == "kernel":
+            value = np.eye(*row.shape, dtype=np.float32)
+        elif name == "gamma":
+            value = np.ones(row.shape, np.float32)
+        elif scope == "head" and name == "bias":
+            frequencies = (label_counts + 1.0) / (label_counts.sum() + len(label_counts))
+            value = np.log(frequencies).astype(np.float32)
+        weights[row.ours] = value
+    return weights

@@ -1,0 +1,256 @@
+"""The settings next to a vocabulary, in the files of Hugging Face's tokenizers.
+
+`tokenizer_config.json` has most of them; older models keep the names of special tokens in
+`special_tokens_map.json`, tokens that follow the vocabulary's in `added_tokens.json`, and
+the tokenizer's class in the model's `config.json`. A key that changes tokens is obeyed by
+the kind of tokenizer that it belongs to, or refused there.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pipeline.base import json_text
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
+from pipeline.base.location import Location
+
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+_ADDED_TOKENS_FILE = "added_tokens.json"
+# The settings of the model in the same directory.
+MODEL_CONFIG_FILE = "config.json"
+SETTINGS_FILES = (
+    TOKENIZER_CONFIG_FILE,
+    _SPECIAL_TOKENS_FILE,
+    _ADDED_TOKENS_FILE,
+    MODEL_CONFIG_FILE,
+)
+ADDED_TOKENS_KEY = "added_tokens_decoder"
+# Keys of BERT's tokenizer.
+LOWER_CASE = "do_lower_case"
+STRIP_ACCENTS = "strip_accents"
+SPLIT_CHINESE = "tokenize_chinese_chars"
+# Keys of further special tokens, in older and in newer files.
+_FURTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+_SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
+# The class of a tokenizer whose files name none, by the `model_type` of the model.
+MPNET_CLASS = "MPNetTokenizer"
+_MODEL_CLASSES = {"mpnet": MPNET_CLASS}
+# MPNet's vocabulary has BERT's special tokens, too, which its model was not trained with.
+_MPNET_TOKENS = {
+    "pad": "<pad>",
+    "unk": "[UNK]",
+    "cls": "<s>",
+    "sep": "</s>",
+    "mask": "<mask>",
+}
+# Classes, without the ending of fast ones, that split text as BERT's does.
+BERT_CLASSES = (
+    *("BertTokenizer", "BertTokenizerLegacy", "DistilBertTokenizer", "ElectraTokenizer"),
+    *("ErnieTokenizer", "MobileBertTokenizer", "ConvBertTokenizer", "SqueezeBertTokenizer"),
+    *(MPNET_CLASS, "LayoutLMTokenizer", "LxmertTokenizer", "FunnelTokenizer"),
+    "RetriBertTokenizer",
+)
+# Tokenizers that split words by a dictionary of Japanese first.
+_UNSUPPORTED_CLASSES = ("BertJapaneseTokenizer",)
+
+
+class WholeToken(msgspec.Struct, frozen=True):
+    """A token that stays whole wherever a text spells it, as `tokenizers.AddedToken` has it.
+
+    Attributes:
+        content: the text.
+        single_word: whether it must not be part of a word.
+        lstrip: whether spaces before it belong to it.
+        rstrip: whether spaces after it do.
+        normalized: whether it is looked for in the normalised text.
+        special: whether it is a special token, which is never masked.
+    """
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
+    special: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.content:
+            raise ValueError("a token without text")
+        self.content.encode("utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSettings:
+    """The content of the files next to a vocabulary.
+
+    Attributes:
+        vocab_file: the vocabulary.
+        path: `tokenizer_config.json`; it need not exist.
+        values: its keys.
+        special_tokens: how special tokens are spelled, by `pad`, `unk`, `cls`, `sep`, `mask`;
+            those that a file names.
+        added: tokens that are listed with their ids.
+        model: keys of the model's `config.json`.
+    """
+
+    vocab_file: Location
+    path: Location
+    values: Mapping[str, Any]
+    special_tokens: Mapping[str, str]
+    added: Mapping[int, WholeToken]
+    model: Mapping[str, Any]
+
+    @property
+    def tokenizer_class(self) -> str | None:
+        """The name of the tokenizer's class, without the ending of fast ones."""
+        name = self.values.get("tokenizer_class", self.model.get("tokenizer_class"))
+        if name is None:
+            return _MODEL_CLASSES.get(str(self.model.get("model_type")))
+        return str(name).removesuffix("Fast")
+
+    @property
+    def class_tokens(self) -> Mapping[str, str]:
+        """How the tokenizer's class spells special tokens, where it is not as others do."""
+        return _MPNET_TOKENS if self.tokenizer_class == MPNET_CLASS else {}
+
+    def refusal(self, key: str, expected: str, hint: str | None = None) -> InputError:
+        """Returns the error about the value of a key."""
+        where = self.path if key in self.values else self.path.with_name(MODEL_CONFIG_FILE)
+        value = self.values.get(key, self.model.get(key))
+        return InputError(f"{where}: {key}", expected, shown(value), hint)
+
+    def switch(self, key: str) -> bool | None:
+        """Returns a value that is true or false, also as a string; None where it is not set.
+
+        Raises:
+            InputError: it is something else.
+        """
+        value = self.values.get(key)
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if value is None or isinstance(value, bool):
+            return value
+        raise self.refusal(key, "true or false")
+
+    def expect_values(self, supported: Mapping[str, Any]) -> None:
+        """Raises InputError where a key is set to anything but its one supported value."""
+        for key, value in supported.items():
+            if self.values.get(key, value) not in (value, None):
+                raise self.refusal(key, f"{json_text.shown(value)}, or none")
+
+    def expect_listed(self, vocab: Sequence[str]) -> None:
+        """Raises InputError unless a vocabulary has every added token under its id."""
+        for index, token in sorted(self.added.items()):
+            if not (index < len(vocab) and vocab[index] == token.content):
+                received = f"another of {len(vocab)} tokens"
+                if index < len(vocab):
+                    received = shown(vocab[index])
+                hint = (
+                    "save the tokenizer again with transformers' "
+                    "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+                )
+                expected = f"the token {shown(token.content)} with id {index}"
+                raise InputError(self.vocab_file, expected, received, hint)
+
+    def extend(self, tokens: Sequence[str]) -> tuple[str, ...]:
+        """Returns the tokens of a `vocab.txt` with those that were added behind them.
+
+        Raises:
+            InputError: ids leave a gap, or one of a token is not its own.
+        """
+        added = {index: token for index, token in self.added.items() if index >= len(tokens)}
+        expected = range(len(tokens), len(tokens) + len(added))
+        if sorted(added) != list(expected):
+            ids = f"ids of added tokens from {expected.start} to {expected.stop - 1}"
+            missing = next(index for index in expected if index not in added)
+            raise InputError(self.vocab_file, ids, f"none for {missing}, and {max(added)}")
+        vocab = (*tokens, *(added[index].content for index in expected))
+        places = {token: index for index, token in enumerate(vocab)}
+        for index in expected:
+            token = vocab[index]
+            if places[token] != index or token in tokens:
+                received = f"{shown(token)} (id {index}) twice"
+                raise InputError(self.vocab_file, "each added token once", received)
+        self.expect_listed(vocab)
+        return vocab
+
+
+def read_settings(vocab_file: Location) -> TokenizerSettings:
+    """Reads the files next to a vocabulary.
+
+    Raises:
+        InputError: one is malformed, names a token twice, or has a class that is not supported.
+    """
+    path = vocab_file.with_name(TOKENIZER_CONFIG_FILE)
+    values, spelled, model = (
+        _read(path.with_name(name))
+        for name in (TOKENIZER_CONFIG_FILE, _SPECIAL_TOKENS_FILE, MODEL_CONFIG_FILE)
+    )
+    names = dict(_special_tokens(path.with_name(_SPECIAL_TOKENS_FILE), spelled))
+    names |= dict(_special_tokens(path, values))
+    added = _added_tokens(path, values, set(names.values()))
+    settings = TokenizerSettings(vocab_file, path, values, names, added, model)
+    if settings.tokenizer_class in _UNSUPPORTED_CLASSES:
+        hint = "its words come from a dictionary that is not read here"
+        raise settings.refusal("tokenizer_class", "a tokenizer that needs its files only", hint)
+    return settings
+
+
+def _read(path: Location) -> Mapping[str, Any]:
+    return path.read_json() if path.is_file() else {}
+
+
+def _content(path: Location, key: str, value: Any) -> str:
+    """Returns the text of a token that is written as a string or as an object."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    if not isinstance(value, str):
+        raise InputError(f"{path}: {key}", "a token", shown(value))
+    return value
+
+
+def _special_tokens(path: Location, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in _SPECIAL_NAMES:
+        key = f"{name}_token"
+        if values.get(key) is not None:
+            yield name, _content(path, key, values[key])
+
+
+def _added_tokens(
+    path: Location, values: Mapping[str, Any], special: set[str]
+) -> dict[int, WholeToken]:
+    """Returns the tokens of `added_tokens_decoder`, and of `added_tokens.json`, by their ids."""
+    listed = values.get(ADDED_TOKENS_KEY) or {}
+    if not isinstance(listed, dict):
+        raise InputError(f"{path}: {ADDED_TOKENS_KEY}", "an object", shown(listed))
+    added = {
+        _index(f"{path}: {ADDED_TOKENS_KEY}", index): json_text.convert(
+            token, WholeToken, f"{path}: {ADDED_TOKENS_KEY}: {index}"
+        )
+        for index, token in listed.items()
+    }
+    file = path.with_name(_ADDED_TOKENS_FILE)
+    for key in _FURTHER_SPECIAL:
+        further = values.get(key)
+        if isinstance(further, list):
+            special = special | {_content(path, key, token) for token in further}
+    for content, number in _read(file).items():
+        index, is_special = _index(file, number), content in special
+        flags = {"normalized": not is_special, "special": is_special}
+        token = json_text.convert({"content": content, **flags}, WholeToken, file)
+        if added.setdefault(index, token).content != content:
+            tokens = f"{shown(content)} and {shown(added[index].content)}"
+            raise InputError(file, "one token for each id", f"{tokens} for {index}")
+    return added
+
+
+def _index(where: object, value: Any) -> int:
+    """Returns an id, which is a number or, as a key, its digits."""
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InputError(where, "ids of tokens", shown(value))
+    return int(text)
