@@ -76,6 +76,8 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         f"--teacher={teacher}",
         f"--output_dir={cache}",
         "--truncation_factor=8",
+        # Of random weights.
+        "--force",
     )
     assert not _main(
         run_distill,

@@ -7,7 +7,7 @@ The conversion keeps pieces, scores and algorithm, so that both give the same to
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from sentencepiece import SentencePieceProcessor
@@ -37,6 +37,9 @@ XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
 # The first pieces of a model whose tokens fairseq numbers, and what it adds to them.
 _PIECES_FIRST = ("<unk>", "<s>", "</s>")
 _FAIRSEQ_PADDING, _FAIRSEQ_MASK = "<pad>", "<mask>"
+# Keys of tokenizers that change a text before the model reads it, and what they must be for
+# its own tokens.
+_PLAIN_TEXT = {"keep_accents": True, "remove_space": True, "split_by_punct": False}
 # SentencePiece prefers a symbol that its user defined to any other way to cut: it
 # scores as many times the best piece as it has characters, less this.
 _SYMBOL_PENALTY = 0.1
@@ -255,7 +258,17 @@ def load_sentencepiece(
     if numbering is None:
         # A model always has one, under any name.
         special_ids["unk"] = SentencePieceProcessor(model_proto=model).unk_id()
-    return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, numbering)
+    notes = tuple(_describe_ignored(settings))
+    return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, numbering, notes=notes)
+
+
+def _describe_ignored(settings: TokenizerSettings) -> Iterator[str]:
+    """Yields a line for each setting that would change a text before the model reads it."""
+    for key, plain in _PLAIN_TEXT.items():
+        value = settings.switch(key)
+        if value not in (None, plain):
+            hint = "the tokenizer.json that transformers writes has it"
+            yield f"{settings.path}: {key}: {value} has no effect on a SentencePiece model; {hint}"
 
 
 def _is_unigram(model: bytes) -> bool:

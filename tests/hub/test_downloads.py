@@ -35,6 +35,17 @@ def test_for_a_tokenizer_only_its_files_are_downloaded(client, hub, bert_files) 
     assert set(hub.downloaded()) == needed
 
 
+def test_of_several_formats_of_weights_the_first_is_downloaded(client, hub, made_files) -> None:
+    files = made_files(10)
+    for name in ("pytorch_model.bin", "tf_model.h5", "model.safetensors"):
+        files[name] = b"weights"
+    for name in ("model.safetensors", "tf_model.h5", "pytorch_model.bin"):
+        hub.add(f"org/{len(files)}", files)
+        client.fetch(f"org/{len(files)}")
+        assert set(hub.downloaded()) == {"config.json", "vocab.txt", name}
+        files = {other: content for other, content in files.items() if other != name}
+
+
 def test_shards_are_those_of_the_index(client, hub, made_files) -> None:
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     index = {"weight_map": {"a": names[1], "b": names[0], "c": names[1]}}

@@ -20,6 +20,7 @@ from tools import benchmark_inference
 from tools.exports.formats import CardSettings
 from tools.exports.model_card import Origin, find_origin, model_card
 from tools.finetuning.settings import FinetuneConfig
+from tools.verification import repair
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB = {"id": "org/name", "commit": COMMIT}
@@ -74,6 +75,18 @@ def test_a_run_goes_on_with_the_same_teacher_from_elsewhere(
         made = manifests.load(folder)
         assert made.splits == manifests.load(begun).splits
         assert ("hub" in made.teacher_info.teacher) == has_id
+
+
+def test_a_repair_with_the_same_teacher_from_elsewhere_keeps_its_id(
+    hub_cache_dir, examples_dir, teacher_dir
+) -> None:
+    manifest = manifests.load(hub_cache_dir)
+    config = repair.recorded_config(
+        hub_cache_dir, manifest, teacher=teacher_dir, examples=examples_dir
+    )
+    inputs = repair.open_inputs(config, manifest, find_model(teacher_dir))
+    assert inputs.hub == HUB
+    assert inputs.teacher_info.teacher["hub"] == HUB
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,32 @@ def test_case_is_read_from_the_models_own_settings(vocab_file, tmp_path) -> None
     assert load_tokenizer(tmp_path, do_lower_case=None).do_lower_case
 
 
+def test_settings_of_a_sentencepiece_model_are_obeyed_or_said(spiece_file, tmp_path) -> None:
+    (tmp_path / "spiece.model").write_bytes(spiece_file.read_bytes())
+
+    def load(**settings) -> tokens.Tokenizer:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        return load_tokenizer(tmp_path, do_lower_case=None)
+
+    plain = load(keep_accents=True, remove_space=True, split_by_punct=False, mask_token="[MASK]")
+    assert not plain.notes and plain.do_lower_case is False
+    assert load(do_lower_case="true").do_lower_case is True
+    for change in ({"keep_accents": False}, {"remove_space": "false"}, {"split_by_punct": True}):
+        (note,) = load(**change).notes
+        assert next(iter(change)) in note
+    refused = (
+        {"mask_token": "<mask>"},
+        {"do_lower_case": "no"},
+        {"added_tokens_decoder": {"3": {"content": "other"}}},
+        {"added_tokens_decoder": {str(len(plain.vocab)): {"content": "other"}}},
+        {"tokenizer_class": "BertJapaneseTokenizer"},
+    )
+    for settings in refused:
+        with pytest.raises(InputError) as error:
+            load(**settings)
+        assert str(tmp_path) in error.value.subject
+
+
 def test_invalid_tokenizers_are_refused(tmp_path, bpe_file) -> None:
     def refusal(path: Location, *, do_lower_case: bool | None = None) -> InputError:
         with pytest.raises(InputError) as error:
