@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError, Setting
@@ -14,7 +15,12 @@ from pipeline.base.location import Location
 from pipeline.models.architectures.modernbert import rotate
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import ATTENTIONS
-from pipeline.models.formats.model_directory import get_weights
+from pipeline.models.formats.model_directory import (
+    ModelSource,
+    find_model,
+    get_weights,
+    save_hf,
+)
 from pipeline.models.initialization import from_teacher
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.models.weight_names import count_parameters
@@ -240,6 +246,28 @@ def test_dimensions_half_a_head_apart_are_turned_by_the_bases_power() -> None:
     np.testing.assert_allclose(turned[:, 1], np.cos(angles), atol=1e-6)
     np.testing.assert_allclose(turned[:, 4], np.sin(angles), atol=1e-6)
     assert not turned[:, [0, 2, 3, 5]].any()
+
+
+def _write_without(folder, *names: str) -> ModelSource:
+    """Returns a model directory whose files lack the tensors of these names."""
+    directory = Location.parse(folder)
+    save_hf(directory, MaskedLM(TINY, seed=2))
+    path = folder / "model.safetensors"
+    tensors = {name: value for name, value in load_file(path).items() if name not in names}
+    save_file(tensors, path)
+    return find_model(directory)
+
+
+def test_a_fine_tuned_model_is_an_encoder_without_a_masked_lm_head(tmp_path) -> None:
+    # Its own head has layers of the same names.
+    source = _write_without(tmp_path, "decoder.bias")
+    assert source.is_bare and not source.has_head
+    with pytest.raises(InputError) as error:
+        source.read_weights()
+    assert "decoder.bias" in error.value.received
+    # Half of a head is none of a task.
+    source = _write_without(tmp_path, "head.norm.weight")
+    assert not source.is_bare and not source.has_head
 
 
 # A student's layers.
