@@ -34,6 +34,14 @@ MODELS = {
         "hidden_act": "relu",
     },
     "electra": {"max_position_embeddings": 12, "type_vocab_size": 2, "embedding_size": 6},
+    # A global layer, two local ones and a global one.
+    "modernbert": {
+        "max_position_embeddings": 12,
+        "num_hidden_layers": 4,
+        "local_attention": 4,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        "pad_token_id": 0,
+    },
     # Inputs reach the last bucket of distances.
     "mpnet": {"max_position_embeddings": 98, "initializer_range": 0.3},
 }
@@ -67,7 +75,7 @@ def write(model_type: str) -> None:
     else:
         segment_ids = np.zeros_like(segment_ids)
     with torch.no_grad():
-        output = model(**inputs, output_hidden_states=True)
+        output = model(**inputs, output_hidden_states=True, output_attentions=True)
     tied = model._tied_weights_keys
     weights = {
         f"weights/{name}": value.numpy()
@@ -82,6 +90,7 @@ def write(model_type: str) -> None:
         segment_ids=segment_ids,
         logits=output.logits.numpy(),
         hidden_states=np.stack([state.numpy() for state in output.hidden_states]),
+        attentions=np.stack([attention.numpy() for attention in output.attentions]),
         **weights,
     )
 

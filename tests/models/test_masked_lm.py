@@ -8,8 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from data_specs import records
+from data_specs.records import HIDDEN_STATES
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
+from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 
@@ -20,9 +22,9 @@ GOLDEN = {
 CONFIG_FILE = pathlib.Path(__file__).with_name("small_config.json")
 
 
-@pytest.fixture(params=["bert"])
+@pytest.fixture(params=["bert", "modernbert"])
 def golden(request) -> dict[str, np.ndarray]:
-    """Weights, inputs and outputs of a tiny model, a BERT by default; see make_golden.py."""
+    """Weights, inputs and outputs of a model of each architecture; see make_golden.py."""
     with np.load(GOLDEN[request.param], allow_pickle=False) as file:
         return dict(file)
 
@@ -60,16 +62,21 @@ def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
     real = golden["input_mask"].astype(bool)
-    outputs = model.activations(inputs)
-    logits, states = np.asarray(outputs[LOGITS]), outputs[records.HIDDEN_STATES]
+    outputs = model.activations(inputs, with_attentions=True)
+    logits, states = np.asarray(outputs[LOGITS]), outputs[HIDDEN_STATES]
     np.testing.assert_allclose(logits[real], golden["logits"][real], atol=1e-5)
     for state, expected in zip(states, golden["hidden_states"], strict=True):
         np.testing.assert_allclose(np.asarray(state)[real], expected[real], atol=1e-5)
+    # Some files hold no attention maps.
+    maps = golden.get("attentions", ())
+    for own, expected in zip(outputs[ATTENTIONS], maps, strict=bool(len(maps))):
+        queries = (np.moveaxis(one, 1, 2)[real] for one in (np.asarray(own), expected))
+        np.testing.assert_allclose(*queries, atol=1e-5)
 
 
 def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
-    positions = np.array([[3, 1], [0, 0], [2, 9]], "int32")
+    positions = np.array([[3, 1], [0, 0], [2, 3]], "int32")
     logits = np.asarray(model({**_inputs(golden), records.MASKED_LM_POSITIONS: positions}))
     expected = np.take_along_axis(golden["logits"], positions[..., None], axis=1)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -85,7 +92,7 @@ def test_padding_changes_nothing(golden, golden_dir) -> None:
 
 def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_dir) -> None:
     source = model_directory.find_model(golden_dir)
-    inputs = _inputs(golden)
+    inputs, real = _inputs(golden), golden["input_mask"].astype(bool)
     errors = {}
     for logits_dtype in (None, "float32"):
         model = model_directory.load_masked_lm(
@@ -93,7 +100,7 @@ def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_d
         )
         logits = np.asarray(model(inputs))
         assert logits.dtype == np.float32
-        errors[logits_dtype] = np.abs(logits - golden["logits"]).mean()
+        errors[logits_dtype] = np.abs(logits - golden["logits"])[real].mean()
     assert errors["float32"] < errors[None]
 
 

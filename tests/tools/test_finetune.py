@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.base.errors import InputError, Setting
+from pipeline.models.families import FAMILIES
 from tests.conftest import save_tiny_bert
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools import finetune
@@ -114,6 +115,28 @@ def test_questions_are_answered_over_several_windows(flags, questions_dir) -> No
     path = flags["output_dir"] / run["directory"] / "predictions/dev/cmrc2018_predict.json"
     answers = json.loads(path.read_text())
     assert len(answers) == 12 and "咖啡馆" in answers.values()
+
+
+def test_a_modernbert_is_trained(flags, questions_dir, vocab_file, tmp_path) -> None:
+    """Its head reads the mean of all tokens, or each token."""
+    config = {**FAMILIES["modernbert"].config_defaults, "model_type": "modernbert"}
+    config |= {"type_vocab_size": 0, "local_attention": 16, "classifier_pooling": "mean"}
+    config |= {"num_layers": 2, "initializer_range": 0.2}
+    model = save_tiny_bert(tmp_path / "modernbert", vocab_file, seed=3, **config)
+    flags = {**flags, "model": model}
+    assert _run(**flags) == 0
+    (run,) = _summary(flags["output_dir"])["runs"]
+    assert run["metrics"]["accuracy"] > 0.9
+    settings = json.loads(
+        (flags["output_dir"] / run["directory"] / "model/config.json").read_text()
+    )
+    assert settings["architectures"] == ["ModernBertForSequenceClassification"]
+    assert settings["classifier_pooling"] == "mean" and settings["local_attention"] == 16
+    changes = {"task": "cmrc2018", "data_dir": questions_dir, "num_train_epochs": 12}
+    changes |= {"output_dir": tmp_path / "questions", "max_seq_length": 40}
+    assert _run(**{**flags, **changes}, doc_stride=20) == 0
+    (run,) = _summary(tmp_path / "questions")["runs"]
+    assert run["metrics"]["f1"] > 0.8
 
 
 def test_a_head_that_nobody_trained_scores_chance(flags, tmp_path) -> None:

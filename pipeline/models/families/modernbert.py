@@ -57,13 +57,13 @@ def _period(layer_types: Any, raw: Mapping[str, Any]) -> int:
 
 
 def _read_thetas(parameters: Any) -> dict[str, Any]:
+    """Returns the bases of rotary positions that a file of today has by kind of layer."""
     settings = {}
     for layer_type, key in _THETAS.items():
-        one = parameters.get(layer_type) if isinstance(parameters, dict) else None
-        if one is None and isinstance(parameters, dict):
-            continue
+        # A kind that is left out, or null, has its default.
+        one = (parameters.get(layer_type) or {}) if isinstance(parameters, dict) else None
         if not isinstance(one, dict) or one.get("rope_type", "default") != "default":
-            expected = f"{_GLOBAL} and {_LOCAL} with rope_type default"
+            expected = f"{_GLOBAL} and {_LOCAL}, each with the rope_type default"
             raise InputError(_ROPE, expected, shown(parameters))
         if "rope_theta" in one:
             settings[key] = one["rope_theta"]

@@ -69,20 +69,23 @@ class ModelTensors:
 
     def missing_head(self) -> list[str]:
         """Returns the names of the masked-LM head's tensors that are not there."""
-        rows = (row for row in weight_table(self._config) if row.ours.startswith("head/"))
-        names = (row.stored(self._files.layout)[0] for row in rows)
-        return [name for name in names if name not in self.shapes]
+        return [name for name in self._head_names() if name not in self.shapes]
 
     def is_bare(self) -> bool:
-        """Returns whether there is no tensor of the masked-LM head."""
-        return len(self.missing_head()) == self._head_size()
+        """Returns whether there is no tensor of the masked-LM head.
+
+        Layers that heads of tasks have by the same names count as a task's.
+        """
+        layout = self._config.family.sequence_head
+        shared = tuple(f"{name}." for name in (layout.dense, layout.norm) if name is not None)
+        return all(name.startswith(shared) for name in self._head_names() if name in self.shapes)
 
     def expect_head(self) -> None:
         """Raises InputError unless there are all tensors of the masked-LM head."""
         missing = self.missing_head()
         if not missing:
             return
-        received, head = f"none: its files lack {_some(missing)}", self._head_size()
+        received, head = f"none: its files lack {_some(missing)}", len(self._head_names())
         others = self._other_heads()
         if others:
             received = f"{received}, and have {_some(others)}"
@@ -90,7 +93,7 @@ class ModelTensors:
             "predictions would be random; train a new head: run_distill "
             f"`student`={shlex.quote(str(self._where))} `freeze`=encoder `losses`=masked_lm=1 …"
         )
-        if len(missing) < head:
+        if not self.is_bare():
             received = f"{head - len(missing)} of its {head} tensors: they lack {_some(missing)}"
             hint = "get the complete files; only a head of which nothing is there begins anew"
         raise InputError(self._where, "a model with a masked-LM head", received, hint)
@@ -112,8 +115,9 @@ class ModelTensors:
         plural = "" if len(unused) == 1 else "s"
         return f"{self._where}: {len(unused)} tensor{plural} not used: {_some(unused)}"
 
-    def _head_size(self) -> int:
-        return sum(row.ours.startswith("head/") for row in weight_table(self._config))
+    def _head_names(self) -> list[str]:
+        rows = (row for row in weight_table(self._config) if row.ours.startswith("head/"))
+        return [row.stored(self._files.layout)[0] for row in rows]
 
     def _other_heads(self) -> list[str]:
         base = base_prefix(encoder_table(self._config), self._files.layout)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_specs.records import INPUT_IDS, INPUT_MASK
+from pipeline.models.families import FAMILIES
 from pipeline.models.formats.model_directory import find_model, load_masked_lm
 from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import LINES, save_tiny_bert
@@ -66,6 +67,25 @@ def exported(teacher_dir, sentences, tmp_path_factory) -> pathlib.Path:
     settings = {"model": teacher_dir, "sentences": sentences, "output_dir": folder / "out"}
     assert run_export(formats=",".join(formats.FORMATS), max_seq_length=40, **settings) == 0
     return folder / "out"
+
+
+def test_rotary_positions_and_local_attention_in_every_format(vocab, sentences, tmp_path) -> None:
+    config = {**FAMILIES["modernbert"].config_defaults, "model_type": "modernbert"}
+    config |= {"type_vocab_size": 0, "local_attention": 8}
+    (tmp_path / "tokens.txt").write_text("\n".join(dict.fromkeys(vocab)) + "\n", encoding="utf-8")
+    teacher = save_tiny_bert(tmp_path / "teacher", tmp_path / "tokens.txt", seed=7, **config)
+    settings = {"model": teacher, "sentences": sentences, "output_dir": tmp_path / "out"}
+    assert run_export(formats="saved_model,litert,onnx", max_seq_length=40, **settings) == 0
+    source = find_model(teacher)
+    tokenizer = load_tokenizer(teacher, do_lower_case=None)
+    subject = load_subject(source, ModelTask(), tokenizer, 40)
+    batch = make_batch(source.config.vocab_size)
+    expected = np.asarray(load_masked_lm(source)(batch))
+    for name in ("saved_model", "litert", "onnx"):
+        found = exporter._OPENERS[name](subject, tmp_path / "out" / name).run(batch)["logits"]
+        # Of padding beyond the window nothing is asked.
+        real = batch[INPUT_MASK] == 1
+        np.testing.assert_allclose(found[real], expected[real], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["saved_model", "litert", "onnx"])

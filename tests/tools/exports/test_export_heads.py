@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from pipeline.models.families import FAMILIES
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import find_model
 from pipeline.tokenizers.loading import load_tokenizer
@@ -42,6 +43,27 @@ def models(tmp_path_factory, vocab) -> dict[str, pathlib.Path]:
     (folder / "tokens.txt").write_text("\n".join(dict.fromkeys(vocab)) + "\n", encoding="utf-8")
     teacher = save_tiny_bert(folder / "teacher", folder / "tokens.txt", seed=7)
     return {kind: save_tiny_head(folder / kind, teacher, head) for kind, head in HEADS.items()}
+
+
+def test_a_modernbert_of_each_kind(vocab, sentences, tmp_path) -> None:
+    """Its head is several layers over a token, or over the mean of all."""
+    config = {**FAMILIES["modernbert"].config_defaults, "model_type": "modernbert"}
+    config |= {"type_vocab_size": 0, "local_attention": 8, "classifier_pooling": "mean"}
+    (tmp_path / "tokens.txt").write_text("\n".join(dict.fromkeys(vocab)) + "\n", encoding="utf-8")
+    teacher = save_tiny_bert(tmp_path / "teacher", tmp_path / "tokens.txt", seed=7, **config)
+    for kind, head in HEADS.items():
+        folder = save_tiny_head(tmp_path / kind, teacher, head)
+        out = tmp_path / f"{kind}_out"
+        settings = {"model": folder, "sentences": sentences, "output_dir": out}
+        assert run_export(**settings, num_sentences=3) == 0
+        model, rows = _model(folder), _report(out)
+        batch = make_batch(model.config.vocab_size)
+        del batch[SEGMENT_IDS]
+        signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
+        found = signature(**{name: tf.constant(value) for name, value in batch.items()})
+        expected = model(batch | {SEGMENT_IDS: np.zeros_like(batch[INPUT_IDS])})
+        np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+        assert rows["hf"]["comparison"]["largest_difference"] < 1e-4
 
 
 def _model(folder: pathlib.Path) -> heads.TaskModel:
