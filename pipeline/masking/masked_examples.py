@@ -95,12 +95,15 @@ def make_plan(
     headers: Sequence[Mapping[str, Any]],
     corpus_files: Sequence[CorpusFile],
     id_bytes: int,
+    *,
+    divides_text: bool = False,
 ) -> ShardPlan:
     """Returns the plan of a corpus whose blocks are all masked.
 
     Args:
         headers: of all spill files.
         id_bytes: bytes of a token id in a record.
+        divides_text: whether the eval split is the end of each text.
 
     Raises:
         InputError: no document has an example.
@@ -125,6 +128,8 @@ def make_plan(
         "corpus_files": len(corpus_files),
         "corpus_bytes": sum(file.bytes for file in corpus_files),
     }
+    if divides_text and eval_below:
+        counts[manifests.HELD_OUT_TEXT] = config.eval_fraction
     fingerprints = tuple(header["fingerprint"] for header in headers)
     digest = seeding.digest(*fingerprints).hex()
     return ShardPlan(digest, fingerprints, eval_below, num_shards, record_bytes, counts)
@@ -159,11 +164,18 @@ def _remove_spill(config: MaskedExamplesConfig) -> None:
 
 
 def _mask_corpus(
-    config: MaskedExamplesConfig, corpus_files: Sequence[CorpusFile], workers: Workers
+    config: MaskedExamplesConfig,
+    corpus_files: Sequence[CorpusFile],
+    workers: Workers,
+    *,
+    divides_text: bool,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every block into its spill file and returns their headers."""
     mask = functools.partial(
-        document_masker.mask_block, config, is_only_writer=not workers.may_repeat_jobs
+        document_masker.mask_block,
+        config,
+        is_only_writer=not workers.may_repeat_jobs,
+        divides_text=divides_text,
     )
     headers = []
     total = sum(file.bytes for file in corpus_files)
@@ -261,9 +273,12 @@ def _make(
         config.ray, config.output_dir, max_workers=config.max_workers, shared=folder
     )
     with workers:
-        headers = _mask_corpus(config, corpus_files, workers)
+        divides_text = config.eval_fraction > 0.0 and not document_masker.has_two_documents(
+            config, corpus_files
+        )
+        headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
-        plan = make_plan(config, headers, corpus_files, id_bytes)
+        plan = make_plan(config, headers, corpus_files, id_bytes, divides_text=divides_text)
         splits = _write_shards(config, plan, workers)
     manifest = Manifest(
         kind=config.kind,
@@ -335,6 +350,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
             f"{split:<10} {manifest.num_examples(split):,} examples, {size:,} bytes, "
             f"{len(shards):,} shard{'s' * (len(shards) != 1)}"
         )
+    yield from (f"{'':<10} {line}" for line in manifest.evaluation_notes())
     if manifest.kind == records.UNMASKED_WINDOWS:
         yield "masked     by run_distill, anew each epoch"
     else:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
+from pipeline.base.text_encoding import not_utf8, utf8_stream
 from pipeline.corpora.documents import Corpus, CorpusFile, RawDocument
 
 # The compressions of files, by the suffix that they add to a name.
@@ -57,7 +58,7 @@ class Reader:
         try:
             with file.path.open("rb") as raw:
                 stream = raw if suffix is None else _COMPRESSIONS[suffix](raw)
-                for document in self.documents(file, stream):
+                for document in self.documents(file, utf8_stream(stream, file.path)):
                     yield document, raw.tell()
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(file.path, received=f"not a whole gzip file ({error})") from error
@@ -81,9 +82,7 @@ class Reader:
         try:
             return document.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            received = f"byte 0x{document.content[error.start]:02x}"
-            hint = "convert the file first, for example with iconv -f gb18030 -t utf-8"
-            raise InputError(document.origin, "UTF-8 text", received, hint=hint) from error
+            raise not_utf8(document.content, error, document.origin) from error
 
 
 def stem(name: str) -> str:
