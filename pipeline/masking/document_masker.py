@@ -37,7 +37,7 @@ _SHORTEST_SHARE = 8
 _BATCH_WINDOWS = 256
 SPILL_FOLDER = ".spill"
 # Why a document has no examples.
-_BAD_ROWS = "bad rows"
+BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
 _LEFT_OUT = "left out by the weight of their corpus"
 _UNMASKABLE = "without a word to mask"
@@ -360,7 +360,7 @@ def _read_text(
             if error.hint is None:
                 error.hint = "set `skip_bad_lines` to leave out and count such documents"
             raise
-        return None, _BAD_ROWS
+        return None, BAD_ROWS
     if len(text) < config.min_chars:
         return None, _SHORT
     return text, None
@@ -390,7 +390,7 @@ def divide_text(text: str, fraction: float, min_chars: int) -> tuple[str, str] |
     low, high = max(min_chars, len(text) - 2 * wanted), len(text) - wanted
     if low > high:
         return None
-    places = (list(pattern.finditer(text, low, high + 1)) for pattern in _DIVISIONS)
+    places = (list(pattern.finditer(text, low, high)) for pattern in _DIVISIONS)
     found = next((matches[-1].end() for matches in places if matches), high)
     parts = text[:found].strip(), text[found:].strip()
     return parts if min(map(len, parts)) >= min_chars else None

@@ -95,15 +95,12 @@ def make_plan(
     headers: Sequence[Mapping[str, Any]],
     corpus_files: Sequence[CorpusFile],
     id_bytes: int,
-    *,
-    divides_text: bool = False,
 ) -> ShardPlan:
     """Returns the plan of a corpus whose blocks are all masked.
 
     Args:
         headers: of all spill files.
         id_bytes: bytes of a token id in a record.
-        divides_text: whether the eval split is the end of each text.
 
     Raises:
         InputError: no document has an example.
@@ -116,6 +113,8 @@ def make_plan(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
         received = f"{statistics['documents']} documents, all skipped: {reasons or 'none'}"
         hint = f"documents of fewer than `min_chars`={config.min_chars} characters are skipped"
+        if list(skipped) == [document_masker.BAD_ROWS]:
+            hint = "without `skip_bad_lines` the first is named"
         raise InputError(Setting("input_dir"), "text to mask", received, hint)
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
     eval_below = eval_threshold(config.eval_fraction, lowest, highest)
@@ -128,8 +127,6 @@ def make_plan(
         "corpus_files": len(corpus_files),
         "corpus_bytes": sum(file.bytes for file in corpus_files),
     }
-    if divides_text and eval_below:
-        counts[manifests.HELD_OUT_TEXT] = config.eval_fraction
     fingerprints = tuple(header["fingerprint"] for header in headers)
     digest = seeding.digest(*fingerprints).hex()
     return ShardPlan(digest, fingerprints, eval_below, num_shards, record_bytes, counts)
@@ -278,8 +275,11 @@ def _make(
         )
         headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
-        plan = make_plan(config, headers, corpus_files, id_bytes, divides_text=divides_text)
+        plan = make_plan(config, headers, corpus_files, id_bytes)
         splits = _write_shards(config, plan, workers)
+    held_out = (
+        {manifests.HELD_OUT_TEXT: config.eval_fraction} if divides_text and EVAL in splits else {}
+    )
     manifest = Manifest(
         kind=config.kind,
         vocab=tokenizer.info,
@@ -291,7 +291,7 @@ def _make(
         flags=request,
         splits=splits,
         tokenizer_files=tuple(sorted(tokenizer.files())),
-        statistics=plan.statistics,
+        statistics={**plan.statistics, **held_out},
         token_counts=_write_token_counts(config, plan, tokenizer.info.size),
     )
     manifests.publish(config.output_dir, manifest)

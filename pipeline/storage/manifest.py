@@ -304,7 +304,8 @@ class Manifest:
         if not self.num_examples(EVAL):
             yield "no eval split: eval_fraction was 0, or there was one short document"
         elif share is not None:
-            yield f"the eval split is the last {share:.1%} of the text, as no two documents differ"
+            yield f"the eval split is the end of the text, {share:.1%} or more of it, as no two"
+            yield "documents differ"
         else:
             return
         yield show_settings(_LINES_HINT, str)

@@ -122,7 +122,8 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
         source = f"`corpus_spec`={spec.name}" if spec.name else "`text_fields`"
         keys = ",".join(" ".join(key.split())[:40] for key in list(row)[:8])
         fields = ",".join(spec.text_fields)
-        raise InputError(origin, f"the fields {fields} ({source})", keys or "none")
+        hint = "set `text_fields` to those that are text, or `skip_bad_lines` to leave the row out"
+        raise InputError(origin, f"the fields {fields} ({source})", keys or "none", hint)
     values = {name: row[name] for name in spec.text_fields if row[name] is not None}
     for name, value in values.items():
         if not isinstance(value, str):
