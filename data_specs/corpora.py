@@ -102,6 +102,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         input_dir: a file, a directory or a glob; or the directory of TensorFlow datasets.
         corpus_spec: the name of a declaration, or the path of a `.yaml` file.
         tfds_name: a TensorFlow dataset, `name[/config][:version]`.
+        tfds_split: its split; `train` by default.
         text_fields: instead of the declaration's.
         segmenter: instead of the declaration's.
         documents: instead of the declaration's; `lines` are documents of one line each.
@@ -112,6 +113,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     input_dir: str | None = None
     corpus_spec: str | None = None
     tfds_name: str | None = None
+    tfds_split: str | None = None
     text_fields: Words | None = None
     segmenter: str | None = None
     documents: str | None = None
@@ -123,6 +125,8 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("input_dir: expected it or tfds_name, received neither")
         if self.corpus_spec is not None and self.tfds_name is not None:
             raise ValueError("tfds_name: expected it or corpus_spec, received both")
+        if self.tfds_split is not None and self.tfds_name is None:
+            raise ValueError("tfds_split: expected tfds_name with it, received none")
         if self.documents is not None:
             declarations.expect_one_of("documents", self.documents, SEPARATIONS)
             if self.tfds_name is not None:

@@ -52,6 +52,9 @@ class CorpusSettings(Settings):
     tfds_name: str | None = setting(
         None, "In place of files: a TensorFlow dataset, name[/config][:version]."
     )
+    tfds_split: str | None = setting(
+        None, "Requires `tfds_name`. Split of the dataset; train by default."
+    )
     text_fields: tuple[str, ...] | None = setting(
         None,
         "Fields of a row that are its text. By default as `corpus_spec` declares, the only text "
@@ -81,7 +84,8 @@ class CorpusSettings(Settings):
         Raises:
             InputError: they name none, both a mixture and a corpus, or an invalid mixture.
         """
-        names = ("input_dir", "corpus_spec", "tfds_name", "text_fields", "documents", "segmenter")
+        names = ("input_dir", "corpus_spec", "tfds_name", "tfds_split")
+        names += ("text_fields", "documents", "segmenter")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.corpora is not None:
             if given:

@@ -18,6 +18,7 @@ class Corpus:
         weight: the factor of its number of masked copies.
         tfds_name: the name of a TensorFlow dataset; None for files.
         tfds_dir: the directory of TensorFlow datasets; None for their default.
+        split: the split of a dataset; None for the usual one.
     """
 
     label: str = ""
@@ -26,10 +27,13 @@ class Corpus:
     weight: float = 1.0
     tfds_name: str | None = None
     tfds_dir: str | None = None
+    split: str | None = None
 
     def reading(self) -> dict[str, Any]:
         """Returns the settings that decide the documents."""
         own = {"name": self.label, "tfds_name": self.tfds_name, "weight": self.weight}
+        if self.split is not None:
+            own["split"] = self.split
         return own | self.spec.reading()
 
 
