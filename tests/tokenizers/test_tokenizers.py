@@ -94,6 +94,15 @@ def test_real_text_becomes_the_tokens_of_transformers(tmp_path) -> None:
     assert compared > 1500
 
 
+def test_only_line_feeds_end_the_lines_of_a_vocabulary(tmp_path) -> None:
+    odd = ["\u2028", "\u2029", "\x85", "\u3000", "\x0b", "\x0c", "\x1c"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *odd, "木"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="")
+    tokenizer = load_tokenizer(tmp_path / "vocab.txt", do_lower_case=True)
+    assert tokenizer.vocab == tuple(tokens)
+    assert tokenizer.tokenize("木").ids.tolist() == [len(tokens) - 1]
+
+
 def test_each_ideograph_of_berts_range_is_a_word(tmp_path) -> None:
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b"]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
