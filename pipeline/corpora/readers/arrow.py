@@ -47,11 +47,9 @@ class ArrowReader(Reader):
         if not described:
             return files
         files = [file for file in files if file.path not in described]
-        for path, name in described.items():
-            if name == _DICT:
-                files = _files_of_split(path, files)
-            if name == _STATE:
-                files = _data_files(path, files)
+        for name, choose in ((_STATE, _data_files), (_DICT, _files_of_split)):
+            for path in (path for path, own_name in described.items() if own_name == name):
+                files = choose(path, files)
         return files
 
     def documents(
