@@ -4,16 +4,15 @@ A new format is a module with a `Reader`, and its entry here.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError
-from pipeline.base.location import Location
 from pipeline.base.tables import load_entry
 from pipeline.corpora import archives, content
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
-from pipeline.corpora.readers.base import Reader, find_files, is_declared, stem
+from pipeline.corpora.readers.base import Reader, is_declared, stem
 
 AUTO = "auto"
 
@@ -26,10 +25,13 @@ class FileReader(Reader):
 
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
         """See `Reader`."""
-        files = find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus)
+        return tuple(self.select(super().find(source, corpus)))
+
+    def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
+        """See `Reader`: without the descriptions of any format."""
         for reader in FORMATS.values():
             files = reader.select(files)
-        return tuple(files)
+        return files
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
         """See `Reader`."""
