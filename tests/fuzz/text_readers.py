@@ -103,7 +103,7 @@ def _corpus_readers() -> list[Reader]:
         ),
         *(
             Reader(
-                f"corpus, dataset's {file}",
+                f"corpus, dataset's {pathlib.Path(file).name}",
                 f"set/{file}",
                 mutate_json,
                 functools.partial(_read_corpus, file="set", spec=specs["arrow"]),

@@ -79,10 +79,9 @@ def _open(file: CorpusFile, stream: BinaryIO) -> pq.ParquetFile:
         raise InputError(file.path, "a Parquet file", "an encrypted one", "decrypt it first")
     try:
         table = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        schema = table.schema_arrow
+        columns.expect_text(file, table.schema_arrow)
     except columns.ERRORS as error:
         raise columns.damaged(file, "Parquet", "", error) from error
-    columns.expect_text(file, schema)
     return table
 
 
