@@ -93,7 +93,8 @@ def _data_files(description: Location, files: list[CorpusFile]) -> list[CorpusFi
     names = {os.path.join(folder, str(entry.get("filename"))) for entry in entries}
     missing = sorted(names - {str(file.path) for file in files})
     if missing:
-        raise InputError(description, "the data files that it names", f"no {missing[0]}")
+        received = f"no {os.path.basename(missing[0])[:100]}"
+        raise InputError(description, "the data files that it names", received)
     return [file for file in files if _folder(file) != folder or str(file.path) in names]
 
 

@@ -1,10 +1,12 @@
 """Parquet: each row is a document; only the text columns are read, some rows at a time."""
 
+import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import InputError
@@ -18,6 +20,23 @@ _BUFFER_BYTES = 2**20
 _BATCH_BYTES, _MAX_BATCH_ROWS = 4 * 2**20, 2**10
 # A copy of a file that cannot be read from its end is on disk beyond this.
 _MEMORY_BYTES = 64 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """An open file.
+
+    Attributes:
+        file: the file, for messages.
+        content: what pyarrow reads it with.
+        rows: the number of rows of each row group.
+        text_bytes: the bytes of its text columns, before they were compressed.
+    """
+
+    file: CorpusFile
+    content: pq.ParquetFile
+    rows: Sequence[int]
+    text_bytes: Sequence[int]
 
 
 class ParquetReader(Reader):
@@ -34,25 +53,18 @@ class ParquetReader(Reader):
     ) -> Iterator[RawDocument]:
         """See `Reader`; of a stream that only goes forward a nameless copy is read."""
         if stream.seekable():
-            yield from self._all_documents(file, stream, cursor)
+            yield from _all_documents(_open(file, stream), cursor)
             return
         with tempfile.SpooledTemporaryFile(_MEMORY_BYTES) as copy:
             shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
             copy.seek(0)
-            yield from self._all_documents(file, copy, cursor)
-
-    def _all_documents(
-        self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
-    ) -> Iterator[RawDocument]:
-        table = _open(file, stream)
-        return _row_documents(file, table, 0, table.metadata.num_rows, cursor)
+            yield from _all_documents(_open(file, copy), cursor)
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
         """See `Reader`: small row groups together, a large one in runs of rows."""
         table = _open(file, stream)
-        total = table.metadata.num_rows
-        sizes = [_text_bytes(file, table, group) for group in range(table.num_row_groups)]
-        rows = max(1, total * part_bytes // max(1, sum(sizes)))
+        total = sum(table.rows)
+        rows = max(1, total * part_bytes // max(1, sum(table.text_bytes)))
         if rows >= total:
             return []
         return [
@@ -65,10 +77,11 @@ class ParquetReader(Reader):
         self, part: FilePart, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
         """See `Reader`."""
-        return _row_documents(part.file, _open(part.file, stream), part.begin, part.end, cursor)
+        cursor.documents = part.begin
+        return _row_documents(_open(part.file, stream), part.begin, part.end, cursor)
 
 
-def _open(file: CorpusFile, stream: BinaryIO) -> pq.ParquetFile:
+def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
     """Opens a file, whose footer says what it has.
 
     Raises:
@@ -80,60 +93,50 @@ def _open(file: CorpusFile, stream: BinaryIO) -> pq.ParquetFile:
     try:
         table = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         columns.expect_text(file, table.schema_arrow)
+        leaves = [table.schema.column(number).path for number in range(len(table.schema.names))]
     except columns.ERRORS as error:
         raise columns.damaged(file, "Parquet", "", error) from error
-    return table
+    texts = [number for number, leaf in enumerate(leaves) if leaf in file.corpus.spec.text_fields]
+    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+    text_bytes = [
+        sum(group.column(number).total_uncompressed_size for number in texts) for group in groups
+    ]
+    return _Table(file, table, [group.num_rows for group in groups], text_bytes)
 
 
-def _text_bytes(file: CorpusFile, table: pq.ParquetFile, group: int) -> int:
-    """Returns the bytes of a row group's text columns, before they were compressed."""
-    metadata = table.metadata.row_group(group)
-    chunks = (metadata.column(number) for number in range(metadata.num_columns))
-    names = file.corpus.spec.text_fields
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
+def _all_documents(table: _Table, cursor: Cursor) -> Iterator[RawDocument]:
+    return _row_documents(table, 0, sum(table.rows), cursor)
 
 
-def _row_documents(
-    file: CorpusFile, table: pq.ParquetFile, begin: int, end: int, cursor: Cursor
-) -> Iterator[RawDocument]:
+def _row_documents(table: _Table, begin: int, end: int, cursor: Cursor) -> Iterator[RawDocument]:
     """Yields rows from `begin` to `end`; those before them in their row group are skipped."""
     group_begin = 0
-    cursor.documents = begin
-    for group in range(table.num_row_groups):
-        group_rows = table.metadata.row_group(group).num_rows
-        group_end = group_begin + group_rows
-        if group_begin < end and begin < group_end:
-            first, last = max(begin, group_begin) - group_begin, min(end, group_end) - group_begin
-            yield from _group_documents(file, table, group, first, last, cursor)
-        group_begin = group_end
+    for group, rows in enumerate(table.rows):
+        first, last = max(begin - group_begin, 0), min(end - group_begin, rows)
+        if first < last:
+            try:
+                for batch in _batches(table, group, first, last):
+                    place = f"row group {group}, "
+                    yield from columns.batch_documents(table.file, batch, cursor, place)
+            except columns.ERRORS as error:
+                place = f", row group {group}"
+                raise columns.damaged(table.file, "Parquet", place, error) from error
+        group_begin += rows
 
 
-def _group_documents(
-    file: CorpusFile, table: pq.ParquetFile, group: int, first: int, last: int, cursor: Cursor
-) -> Iterator[RawDocument]:
-    place = f"row group {group}, "
+def _batches(table: _Table, group: int, first: int, last: int) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a row group from `first` to `last`."""
+    row_bytes = table.text_bytes[group] // table.rows[group]
+    size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+    names = list(table.file.corpus.spec.text_fields)
     position = 0
-    for batch in _batches(file, table, group):
+    for batch in table.content.iter_batches(
+        size, row_groups=[group], columns=names, use_threads=False
+    ):
         begin, end = max(first - position, 0), min(last - position, batch.num_rows)
         if begin < end:
-            part = batch.slice(begin, end - begin)
-            try:
-                yield from columns.batch_documents(file, part, cursor, place)
-            except columns.ERRORS as error:
-                raise columns.damaged(file, "Parquet", f", {place[:-2]}", error) from error
+            yield batch.slice(begin, end - begin)
         position += batch.num_rows
         if position >= last:
             return
-    raise columns.damaged(
-        file, "Parquet", f", {place[:-2]}", ValueError(f"{position} of {last} rows")
-    )
-
-
-def _batches(file: CorpusFile, table: pq.ParquetFile, group: int) -> Iterator[Any]:
-    row_bytes = _text_bytes(file, table, group) // max(1, table.metadata.row_group(group).num_rows)
-    size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
-    names = list(file.corpus.spec.text_fields)
-    try:
-        yield from table.iter_batches(size, row_groups=[group], columns=names, use_threads=False)
-    except columns.ERRORS as error:
-        raise columns.damaged(file, "Parquet", f", row group {group}", error) from error
+    raise pa.ArrowInvalid(f"{position} rows in place of {table.rows[group]}")
