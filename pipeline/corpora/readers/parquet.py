@@ -30,13 +30,13 @@ class _Table:
         file: the file, for messages.
         content: what pyarrow reads it with.
         rows: the number of rows of each row group.
-        text_bytes: the bytes of its text columns, before they were compressed.
+        sizes: the bytes of each row group, before it was compressed.
     """
 
     file: CorpusFile
     content: pq.ParquetFile
     rows: Sequence[int]
-    text_bytes: Sequence[int]
+    sizes: Sequence[int]
 
 
 class ParquetReader(Reader):
@@ -64,7 +64,7 @@ class ParquetReader(Reader):
         """See `Reader`: small row groups together, a large one in runs of rows."""
         table = _open(file, stream)
         total = sum(table.rows)
-        rows = max(1, total * part_bytes // max(1, sum(table.text_bytes)))
+        rows = max(1, total * part_bytes // max(1, sum(table.sizes)))
         if rows >= total:
             return []
         return [
@@ -93,15 +93,12 @@ def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
     try:
         table = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         columns.expect_text(file, table.schema_arrow)
-        leaves = [table.schema.column(number).path for number in range(len(table.schema.names))]
     except columns.ERRORS as error:
         raise columns.damaged(file, "Parquet", "", error) from error
-    texts = [number for number, leaf in enumerate(leaves) if leaf in file.corpus.spec.text_fields]
+    # Of whole rows: pyarrow ends the process where a damaged footer is asked for a column's.
     groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
-    text_bytes = [
-        sum(group.column(number).total_uncompressed_size for number in texts) for group in groups
-    ]
-    return _Table(file, table, [group.num_rows for group in groups], text_bytes)
+    sizes = [group.total_byte_size for group in groups]
+    return _Table(file, table, [group.num_rows for group in groups], sizes)
 
 
 def _all_documents(table: _Table, cursor: Cursor) -> Iterator[RawDocument]:
@@ -126,7 +123,7 @@ def _row_documents(table: _Table, begin: int, end: int, cursor: Cursor) -> Itera
 
 def _batches(table: _Table, group: int, first: int, last: int) -> Iterator[pa.RecordBatch]:
     """Yields the rows of a row group from `first` to `last`."""
-    row_bytes = table.text_bytes[group] // table.rows[group]
+    row_bytes = table.sizes[group] // table.rows[group]
     size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
     names = list(table.file.corpus.spec.text_fields)
     position = 0
