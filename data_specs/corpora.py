@@ -18,6 +18,8 @@ FOLDER = pathlib.Path(__file__).with_name("corpora")
 
 # What separates the documents of a text.
 DOCUMENTS = ("blank_lines", "lines", "starts", "files")
+# Those that need no more to be said.
+SEPARATIONS = ("blank_lines", "lines")
 
 _METADATA = ("name", "title", "url", "licence", "language", "files")
 _MIXTURE_KEY = "corpora"
@@ -78,6 +80,15 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             message = f"document_start: expected a regular expression, received {received}"
             raise ValueError(message) from error
 
+    def with_documents(self, separation: str) -> "CorpusSpec":
+        """Returns the declaration with one of `SEPARATIONS`."""
+        return msgspec.structs.replace(
+            self,
+            documents=separation,
+            lines_per_document=int(separation == "lines"),
+            document_start="",
+        )
+
     def reading(self) -> dict[str, Any]:
         """Returns the settings that decide the documents."""
         values = msgspec.structs.asdict(self)
@@ -93,6 +104,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tfds_name: a TensorFlow dataset, `name[/config][:version]`.
         text_fields: instead of the declaration's.
         segmenter: instead of the declaration's.
+        documents: instead of the declaration's; `lines` are documents of one line each.
         weight: a document has `weight · dupe_factor` masked copies, on average.
         name: its name in the manifest; by default that of the declaration or the dataset.
     """
@@ -102,6 +114,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tfds_name: str | None = None
     text_fields: Words | None = None
     segmenter: str | None = None
+    documents: str | None = None
     weight: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1.0
     name: str | None = None
 
@@ -110,6 +123,12 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("input_dir: expected it or tfds_name, received neither")
         if self.corpus_spec is not None and self.tfds_name is not None:
             raise ValueError("tfds_name: expected it or corpus_spec, received both")
+        if self.documents is not None:
+            declarations.expect_one_of("documents", self.documents, SEPARATIONS)
+            if self.tfds_name is not None:
+                raise ValueError(
+                    "documents: expected none with tfds_name, whose rows are documents"
+                )
         if self.input_dir is not None:
             declarations.expect_path("input_dir", self.input_dir)
 

@@ -108,16 +108,24 @@ class Location:
         Raises:
             InputError: the file is missing, too large, too deeply nested, or no JSON object.
         """
+        value = self.read_json_value()
+        if not isinstance(value, dict):
+            raise InputError(self, "a JSON object", type(value).__name__)
+        return value
+
+    def read_json_value(self) -> Any:
+        """Reads JSON of any type.
+
+        Raises:
+            InputError: the file is missing, too large, too deeply nested, or no JSON.
+        """
         if not self.is_file():
             raise InputError(self, received="no such file")
         content = self.read_limited(MAX_JSON_BYTES)
         try:
-            value = json_text.load(content)
+            return json_text.load(content)
         except ValueError as error:
             raise InputError(self, received=f"not JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise InputError(self, "a JSON object", type(value).__name__)
-        return value
 
     def read_limited(self, most: int) -> bytes:
         """Reads a whole file of at most `most` bytes.

@@ -40,7 +40,7 @@ class CorpusSettings(Settings):
     input_dir: str | None = setting(
         None,
         "The corpus: a file, a directory or a glob. Files named .json or .jsonl hold JSON lines or "
-        "one JSON array; others are text with a blank line between documents; compressed files "
+        "one JSON array; others are text, see `documents`; compressed files "
         "are unpacked. With `tfds_name`: the directory of TensorFlow datasets.",
     )
     corpus_spec: str | None = setting(
@@ -59,6 +59,12 @@ class CorpusSettings(Settings):
         parse=parse_words,
         aliases=("params",),
     )
+    documents: str | None = setting(
+        None,
+        "What separates the documents of a text file: blank_lines, or lines, where each line is "
+        "a document. As `corpus_spec` declares by default, else blank_lines.",
+        choices=known_corpora.SEPARATIONS,
+    )
     segmenter: str | None = setting(
         None,
         "Segmenter that marks Chinese words; as `corpus_spec` declares by default, else jieba.",
@@ -75,7 +81,7 @@ class CorpusSettings(Settings):
         Raises:
             InputError: they name none, both a mixture and a corpus, or an invalid mixture.
         """
-        names = ("input_dir", "corpus_spec", "tfds_name", "text_fields", "segmenter")
+        names = ("input_dir", "corpus_spec", "tfds_name", "text_fields", "documents", "segmenter")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.corpora is not None:
             if given:

@@ -94,6 +94,8 @@ def _resolve(source: CorpusSource) -> Corpus:
     for name in ("text_fields", "segmenter"):
         if (value := getattr(source, name)) is not None:
             spec = msgspec.structs.replace(spec, **{name: value})
+    if source.documents is not None:
+        spec = spec.with_documents(source.documents)
     is_dataset = source.tfds_name is not None
     reader = TFDS if is_dataset else spec.reader
     _expect_known("segmenter", [spec.segmenter], segmenters.SEGMENTERS, source)

@@ -6,6 +6,7 @@ The workers' job is a document block, which becomes one spill file.
 import dataclasses
 import functools
 import itertools
+import re
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from pipeline.base import seeding
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
-from pipeline.corpora.documents import RawDocument
+from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.hub import models
 from pipeline.masking import masks, windows
 from pipeline.masking.settings import MaskedExamplesConfig
@@ -36,10 +37,12 @@ _SHORTEST_SHARE = 8
 _BATCH_WINDOWS = 256
 SPILL_FOLDER = ".spill"
 # Why a document has no examples.
-_BAD_ROWS = "bad rows"
+BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
 _LEFT_OUT = "left out by the weight of their corpus"
 _UNMASKABLE = "without a word to mask"
+# Where a text may be divided, the best place first.
+_DIVISIONS = (re.compile(r"\n"), re.compile(r"(?<=[。！？])|(?<=[.!?])\s"), re.compile(r"\s"))
 # What windows are counted as: without, and with a word to mask.
 _WINDOWS = (f"windows {_UNMASKABLE}", "windows")
 
@@ -210,12 +213,36 @@ def counts_path(config: MaskedExamplesConfig, index: int) -> Location:
     return spill_folder(config) / f"{index:08d}.counts.npy"
 
 
+def has_two_documents(config: MaskedExamplesConfig, files: Sequence[CorpusFile]) -> bool:
+    """Returns whether a corpus has two documents to mask that differ; reads no further.
+
+    Raises:
+        InputError: a file or document that cannot be read.
+    """
+    groups: set[int] = set()
+    for document in (one for block in corpus.read_blocks(files) for one in block.documents):
+        # A further piece of a document that has been counted.
+        if document.split_key is not None and _group(config, document, "") in groups:
+            continue
+        text, _ = _read_text(config, document)
+        if text is not None:
+            groups.add(_group(config, document, text))
+        if len(groups) > 1:
+            return True
+    return False
+
+
 def mask_block(
-    config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, is_only_writer: bool = True
+    config: MaskedExamplesConfig,
+    block: corpus.DocumentBlock,
+    *,
+    is_only_writer: bool = True,
+    divides_text: bool = False,
 ) -> tuple[Mapping[str, Any], int]:
     """Masks a block's documents into a spill file; a finished one stays.
 
     Args:
+        divides_text: whether the eval split is the end of each text, see `divide_text`.
         is_only_writer: whether no other process, perhaps on another node, may mask it too.
 
     Returns:
@@ -224,10 +251,14 @@ def mask_block(
     block = block.loaded()
     path = spill_path(config, block.index)
     header = spill.read_header(path)
-    if header is None or header.get("fingerprint") != block.fingerprint():
+    fingerprint = block.fingerprint()
+    if divides_text:
+        fingerprint = seeding.digest("divided", fingerprint).hex()
+    if header is None or header.get("fingerprint") != fingerprint:
         if not is_only_writer:
             _expect_same_tokenizer(config)
-        header, entries = _mask_documents(config, block)
+        header, entries = _mask_documents(config, block, divides_text=divides_text)
+        header["fingerprint"] = fingerprint
         if config.is_dynamic:
             # Before the spill file, which says that the block is done.
             counts = token_counts.count_tokens(
@@ -266,7 +297,7 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
 
 
 def _mask_documents(
-    config: MaskedExamplesConfig, block: corpus.DocumentBlock
+    config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, divides_text: bool
 ) -> tuple[dict[str, Any], list[spill.Entry]]:
     statistics: Counter[str] = Counter(documents=len(block.documents))
     skipped: Counter[str] = Counter()
@@ -274,13 +305,12 @@ def _mask_documents(
     entries: list[spill.Entry] = []
     for document in block.documents:
         before = len(entries)
-        reason = _mask_document(config, document, statistics, entries)
+        reason = _mask_document(config, document, statistics, entries, divides_text=divides_text)
         if reason is not None:
             skipped[reason] += 1
         by_corpus[document.file.corpus.label] += len(entries) - before
     groups = [entry.group for entry in entries]
     header = {
-        "fingerprint": block.fingerprint(),
         "statistics": dict(statistics),
         "skipped": dict(skipped),
         "examples": dict(by_corpus),
@@ -295,27 +325,73 @@ def _mask_document(
     document: RawDocument,
     statistics: Counter[str],
     entries: list[spill.Entry],
+    *,
+    divides_text: bool,
 ) -> str | None:
     """Adds a document's masked examples to `entries`; returns why there are none."""
-    try:
-        text = corpus.document_text(document)
-    except InputError:
-        if not config.skip_bad_lines:
-            raise
-        return _BAD_ROWS
-    if len(text) < config.min_chars:
-        return _SHORT
-    content = text.encode("utf-8")
-    # By content, so that two copies of a text are always in the same split.
-    group = seeding.hash64(config.random_seed, "split", document.split_key or content)
-    key = seeding.digest(document.file.key, document.ordinal, content)
+    text, reason = _read_text(config, document)
+    if text is None:
+        return reason
+    groups = {text: _group(config, document, text)}
+    if divides_text and (parts := divide_text(text, config.eval_fraction, config.min_chars)):
+        # The lowest and the highest group: they are on two sides of any threshold.
+        groups = dict(zip(parts, (spill.KEY_SPACE - 1, 0), strict=True))
     masker, settings = _masker(config), document.file.corpus
-    num_copies = masker.num_copies(key, settings.weight)
+    num_copies = masker.num_copies(_document_key(document, text), settings.weight)
     if not num_copies:
         return _LEFT_OUT
-    before = len(entries)
-    examples = masker.examples(
-        text, key, statistics, segmenter=settings.spec.segmenter, num_copies=num_copies
-    )
-    entries.extend(spill.Entry(example_id, group, record) for example_id, record in examples)
+    before, segmenter = len(entries), settings.spec.segmenter
+    for part, group in groups.items():
+        key = _document_key(document, part)
+        examples = masker.examples(
+            part, key, statistics, segmenter=segmenter, num_copies=num_copies
+        )
+        entries.extend(spill.Entry(example_id, group, record) for example_id, record in examples)
     return _UNMASKABLE if len(entries) == before else None
+
+
+def _read_text(
+    config: MaskedExamplesConfig, document: RawDocument
+) -> tuple[str, None] | tuple[None, str]:
+    """Returns a document's text, or why it has none that is masked."""
+    try:
+        text = corpus.document_text(document)
+    except InputError as error:
+        if not config.skip_bad_lines:
+            if error.hint is None:
+                error.hint = "set `skip_bad_lines` to leave out and count such documents"
+            raise
+        return None, BAD_ROWS
+    if len(text) < config.min_chars:
+        return None, _SHORT
+    return text, None
+
+
+def _group(config: MaskedExamplesConfig, document: RawDocument, text: str) -> int:
+    """Returns what decides the split: the content, so that two copies of a text share theirs."""
+    content = document.split_key or text.encode("utf-8")
+    return seeding.hash64(config.random_seed, "split", content)
+
+
+def _document_key(document: RawDocument, text: str) -> bytes:
+    """Returns the key of all random choices of a text."""
+    return seeding.digest(document.file.key, document.ordinal, text.encode("utf-8"))
+
+
+def divide_text(text: str, fraction: float, min_chars: int) -> tuple[str, str] | None:
+    """Divides a text into a part to train on and an end to evaluate on.
+
+    The end has at least `fraction` of the characters and `min_chars`, and at most twice as many,
+    as it begins with a line, else with a sentence, else with a word.
+
+    Returns:
+        both parts, without space around them; None where the text is too short for two.
+    """
+    wanted = max(min_chars, int(fraction * len(text)))
+    low, high = max(min_chars, len(text) - 2 * wanted), len(text) - wanted
+    if low > high:
+        return None
+    places = (list(pattern.finditer(text, low, high)) for pattern in _DIVISIONS)
+    found = next((matches[-1].end() for matches in places if matches), high)
+    parts = text[:found].strip(), text[found:].strip()
+    return parts if min(map(len, parts)) >= min_chars else None

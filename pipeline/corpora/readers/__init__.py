@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSource
+from pipeline.base import text_encoding
 from pipeline.base.errors import InputError
 from pipeline.base.tables import load_entry
 from pipeline.corpora import archives, content
@@ -45,7 +46,8 @@ class FileReader(Reader):
         start, stream = content.unpacked(file, raw)
         if not archives.is_tar(start):
             file = _with_format(file, start)
-            yield from FORMATS[file.format].documents(file, stream, Cursor())
+            reader = FORMATS[file.format]
+            yield from reader.documents(file, _in_utf8(file, stream), Cursor())
             return
         if is_member:
             hint = "unpack the outer archive first"
@@ -65,6 +67,8 @@ class FileReader(Reader):
             if stream is not raw or archives.is_tar(start):
                 return []
             file = _with_format(file, start)
+            if _in_utf8(file, raw) is not raw:
+                return []
             return FORMATS[file.format].parts(file, raw, part_bytes)
 
     def read_part(self, part: FilePart, cursor: Cursor) -> Iterator[RawDocument]:
@@ -92,6 +96,12 @@ def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:
         named = (key for key, reader in FORMATS.items() if name.endswith(reader.suffixes))
         found = next(named, "text")
     return dataclasses.replace(file, format=found)
+
+
+def _in_utf8(file: CorpusFile, stream: BinaryIO) -> BinaryIO:
+    """Returns the content of a file whose format is known; text is converted if it has to be."""
+    is_text = FORMATS[file.format].is_text
+    return text_encoding.utf8_stream(stream, file.path) if is_text else stream
 
 
 # The formats of files, which a declaration's `reader` takes, too.

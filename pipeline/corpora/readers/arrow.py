@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from pipeline.base import streams
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.corpora import columns, content
+from pipeline.corpora import columns
 from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
 from pipeline.corpora.readers.base import Reader
 
@@ -29,6 +30,7 @@ class ArrowReader(Reader):
     """Apache Arrow's IPC format, also known as Feather."""
 
     suffixes = (".arrow", ".feather")
+    is_text = False
 
     def recognises(self, start: bytes) -> bool:
         """See `Reader`."""
@@ -120,7 +122,7 @@ def _batches(file: CorpusFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
     Raises:
         InputError: it lacks a text field, or its end.
     """
-    start, stream = content.peek(stream)
+    start, stream = streams.peek(stream, len(_FILE_MAGIC))
     if start.startswith(_FILE_MAGIC):
         # Behind its mark a file is a stream, with a table of contents at its end.
         stream.read(len(_FILE_MAGIC))

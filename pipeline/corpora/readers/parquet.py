@@ -9,8 +9,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base import streams
 from pipeline.base.errors import InputError
-from pipeline.corpora import columns, content
+from pipeline.corpora import columns
 from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader
 
@@ -43,6 +44,7 @@ class ParquetReader(Reader):
     """Apache Parquet."""
 
     suffixes = (".parquet", ".pq")
+    is_text = False
 
     def recognises(self, start: bytes) -> bool:
         """See `Reader`."""
@@ -87,7 +89,7 @@ def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
     Raises:
         InputError: it is encrypted or damaged, or lacks a text field.
     """
-    start, _ = content.peek(stream)
+    start, _ = streams.peek(stream, len(_ENCRYPTED_MAGIC))
     if start.startswith(_ENCRYPTED_MAGIC):
         raise InputError(file.path, "a Parquet file", "an encrypted one", "decrypt it first")
     try:
