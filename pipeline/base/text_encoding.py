@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import BinaryIO
 
+from pipeline.base import streams
 from pipeline.base.errors import InputError
 
 # Bytes of a file that decide what it is read as.
@@ -42,14 +43,13 @@ def utf8_stream(stream: BinaryIO, origin: object) -> BinaryIO:
     with `\\r`. Other bytes stay as they are: UTF-8 is checked where documents are decoded.
 
     Args:
-        stream: at its begin, to which it can return.
+        stream: at its begin.
         origin: the file, for messages.
 
     Raises:
         InputError: the file is UTF-16 without a mark.
     """
-    start = stream.read(_START_BYTES)
-    stream.seek(0)
+    start, stream = streams.peek(stream, _START_BYTES)
     mark, encoding = next(
         ((mark, name) for mark, name in _MARKS if start.startswith(mark)), (b"", None)
     )
@@ -62,49 +62,26 @@ def utf8_stream(stream: BinaryIO, origin: object) -> BinaryIO:
     has_old_ends = b"\r" in decoded and b"\n" not in decoded.rstrip(b"\r\n")
     if encoding is None and not has_old_ends:
         return stream
-    return io.BufferedReader(
-        _Converted(stream, origin, len(mark), encoding, has_old_ends), _BLOCK_BYTES
-    )
+    stream.read(len(mark))
+    return streams.buffered(_Converted(stream, origin, encoding, has_old_ends))
 
 
 class _Converted(io.RawIOBase):
     """A stream of bytes as UTF-8 with `\\n` at the ends of lines."""
 
     def __init__(
-        self,
-        stream: BinaryIO,
-        origin: object,
-        mark_bytes: int,
-        encoding: str | None,
-        has_old_ends: bool,
+        self, stream: BinaryIO, origin: object, encoding: str | None, has_old_ends: bool
     ) -> None:
         super().__init__()
-        self._stream = stream
-        self._origin = origin
-        self._mark_bytes = mark_bytes
-        self._encoding = encoding
-        self._has_old_ends = has_old_ends
-        self.seek(0)
+        self._stream, self._origin = stream, origin
+        self._encoding, self._has_old_ends = encoding, has_old_ends
+        self._left = b""
+        self._decoder = None
+        if encoding is not None:
+            self._decoder = codecs.getincrementaldecoder(encoding)(_ERRORS)
 
     def readable(self) -> bool:
         return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Returns to the begin, the only place that is known."""
-        if (offset, whence) != (0, io.SEEK_SET):
-            raise io.UnsupportedOperation("seek")
-        self._stream.seek(self._mark_bytes)
-        self._left, self._position = b"", 0
-        self._decoder = None
-        if self._encoding is not None:
-            self._decoder = codecs.getincrementaldecoder(self._encoding)(_ERRORS)
-        return 0
-
-    def tell(self) -> int:
-        return self._position
 
     def readinto(self, buffer: memoryview) -> int:
         block = b"x"
@@ -113,7 +90,6 @@ class _Converted(io.RawIOBase):
             self._left = self._convert(block)
         size = min(len(buffer), len(self._left))
         buffer[:size], self._left = self._left[:size], self._left[size:]
-        self._position += size
         return size
 
     def _convert(self, block: bytes) -> bytes:

@@ -248,6 +248,7 @@ def mask_block(
     Returns:
         the spill file's header, and the bytes of the corpus that have been read.
     """
+    block = block.loaded()
     path = spill_path(config, block.index)
     header = spill.read_header(path)
     fingerprint = block.fingerprint()

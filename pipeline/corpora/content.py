@@ -1,0 +1,79 @@
+"""The content of files: unpacked, and not what no reader reads."""
+
+import codecs
+import contextlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from pipeline.base import streams
+from pipeline.base.errors import InputError
+from pipeline.corpora import compressions
+from pipeline.corpora.documents import CorpusFile
+
+# Enough for every signature, and for the first tag of a page.
+START_BYTES = 4096
+_UNPACK = "unpack it first"
+_EXTRACT = "extract its text first, for example with trafilatura"
+_SAVE = "save it as Parquet, JSON lines, CSV or text first"
+# Files that no reader reads: first bytes, description, hint.
+_REFUSED = (
+    (b"WARC/", "a WARC file of web pages", _EXTRACT),
+    (b"%PDF-", "a PDF file", _EXTRACT),
+    (b"PK\x03\x04", "a ZIP archive or an Office document", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (b"\x04\x22\x4d\x18", "an LZ4 file", _UNPACK),
+    (b"\x1f\x9d", "a file of compress (.Z)", _UNPACK),
+    (b"LZIP", "an lzip file", _UNPACK),
+    (b"\xff\x06\x00\x00sNaPpY", "a Snappy file", _UNPACK),
+    (b"SQLite format 3\x00", "an SQLite database", _SAVE),
+    (b"Obj\x01", "an Avro file", _SAVE),
+    (b"ORC\x11", "an ORC file", _SAVE),
+    (b"ORC\x0a", "an ORC file", _SAVE),
+    (b"FEA1", "a Feather file of version 1", _SAVE),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _SAVE),
+    (b"\x93NUMPY", "a NumPy file", _SAVE),
+)
+_PAGE_BEGINS = (b"<!doctype html", b"<html")
+
+
+@contextlib.contextmanager
+def opened(file: CorpusFile) -> Iterator[BinaryIO]:
+    """Opens a file; errors in the block name it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with file.path.open("rb") as stream:
+            yield stream
+    except OSError as error:
+        raise InputError(file.path, received=f"cannot be read: {error.strerror}") from error
+
+
+def unpacked(file: CorpusFile, stream: BinaryIO) -> tuple[bytes, BinaryIO]:
+    """Returns the first bytes of a file's content, and its content, unpacked.
+
+    The stream itself comes back, at its begin, where nothing has to be unpacked.
+
+    Raises:
+        InputError: no reader reads such a file.
+    """
+    start, stream = streams.peek(stream, START_BYTES)
+    compression = compressions.find_compression(file, start)
+    if compression is not None:
+        raw = compressions.Unpacked(file, stream, compression)
+        start, stream = streams.peek(streams.buffered(raw), START_BYTES)
+    _expect_readable(file, start)
+    return start, stream
+
+
+def _expect_readable(file: CorpusFile, start: bytes) -> None:
+    """Refuses files that would be read as text and are none."""
+    for magic, description, hint in _REFUSED:
+        if start.startswith(magic):
+            raise InputError(file.path, "a corpus", description, hint)
+    beginning = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if beginning.startswith(_PAGE_BEGINS) and "html" not in file.corpus.spec.cleaning:
+        hint = f"{_EXTRACT}, or take a declaration with the cleaning step html (`corpus_spec`)"
+        raise InputError(file.path, "a corpus", "an HTML page", hint)
