@@ -35,8 +35,8 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         title: a description, for people.
         url: its source.
         licence: its licence.
-        files: globs of the names of its files, `.gz` left out; all by default.
-        reader: a name in `pipeline.corpora.readers.READERS`.
+        files: globs of the names of its files, endings of compressions left out; all by default.
+        reader: a name in `pipeline.corpora.readers.READERS`, for files whose content does not tell.
         text_fields: the fields of a row that are its text.
         documents: one of `DOCUMENTS`, for text: blank lines separate them;
             every `lines_per_document` lines are one; a line that matches

@@ -39,9 +39,9 @@ class CorpusSettings(Settings):
 
     input_dir: str | None = setting(
         None,
-        "The corpus: a file, a directory or a glob. Files named .json or .jsonl hold JSON lines or "
-        "one JSON array; others are text, see `documents`; compressed files "
-        "are unpacked. With `tfds_name`: the directory of TensorFlow datasets.",
+        "The corpus: a file, a directory or a glob. Parquet, Arrow, tar and compressed files are "
+        "known by their content; .json, .jsonl, .csv and .tsv by their names; others are text, see "
+        "`documents`. With `tfds_name`: the directory of TensorFlow datasets.",
     )
     corpus_spec: str | None = setting(
         None,
