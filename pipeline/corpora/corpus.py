@@ -236,6 +236,8 @@ def _part_blocks(
 
 def _count(part: FilePart) -> Cursor:
     """Returns how many documents and lines a part has."""
+    if part.documents is not None:
+        return Cursor(part.documents)
     cursor = Cursor()
     collections.deque(FILES.read_part(part, cursor), maxlen=0)
     return cursor

@@ -79,12 +79,14 @@ class FilePart:
         begin: the first byte, or the first row.
         end: the byte or the row behind the last one.
         bytes_read: how many bytes of the file have been read at the end of the part.
+        documents: how many documents it has; None where only a reader of it knows.
     """
 
     file: CorpusFile
     begin: int
     end: int
     bytes_read: int
+    documents: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
 """Parquet: each row is a document; only the text columns are read, some rows at a time."""
 
+import contextlib
 import dataclasses
+import functools
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
@@ -54,13 +57,16 @@ class ParquetReader(Reader):
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
         """See `Reader`; of a stream that only goes forward a nameless copy is read."""
-        if stream.seekable():
-            yield from _all_documents(_open(file, stream), cursor)
-            return
-        with tempfile.SpooledTemporaryFile(_MEMORY_BYTES) as copy:
-            shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
-            copy.seek(0)
-            yield from _all_documents(_open(file, copy), cursor)
+        with contextlib.ExitStack() as stack:
+            if not stream.seekable():
+                copy = stack.enter_context(tempfile.SpooledTemporaryFile(_MEMORY_BYTES))
+                shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
+                copy.seek(0)
+                stream = copy
+            table = _open(file, stream)
+            for group, rows in enumerate(table.rows):
+                if rows:
+                    yield from _Rows(table, group).documents(0, rows, cursor)
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
         """See `Reader`: small row groups together, a large one in runs of rows."""
@@ -70,7 +76,7 @@ class ParquetReader(Reader):
         if rows >= total:
             return []
         return [
-            FilePart(file, begin, end, file.bytes * end // total)
+            FilePart(file, begin, end, file.bytes * end // total, documents=end - begin)
             for begin in range(0, total, rows)
             for end in [min(total, begin + rows)]
         ]
@@ -78,9 +84,16 @@ class ParquetReader(Reader):
     def part_documents(
         self, part: FilePart, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
-        """See `Reader`."""
-        cursor.documents = part.begin
-        return _row_documents(_open(part.file, stream), part.begin, part.end, cursor)
+        """See `Reader`: a process goes on in a row group where its last part ended."""
+        if not part.begin:
+            _open_rows.cache_clear()
+        table = _open(part.file, stream)
+        group_begin = 0
+        for group, rows in enumerate(table.rows):
+            first, last = max(part.begin - group_begin, 0), min(part.end - group_begin, rows)
+            if first < last:
+                yield from _open_rows(part.file, group).documents(first, last, cursor)
+            group_begin += rows
 
 
 def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
@@ -103,39 +116,51 @@ def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
     return _Table(file, table, [group.num_rows for group in groups], sizes)
 
 
-def _all_documents(table: _Table, cursor: Cursor) -> Iterator[RawDocument]:
-    return _row_documents(table, 0, sum(table.rows), cursor)
+class _Rows:
+    """The rows of a row group, which are read forward; for earlier ones it begins anew."""
+
+    def __init__(self, table: _Table, group: int) -> None:
+        self._table, self._group = table, group
+        self._position = 0
+        self._batches = self._open_batches()
+        self._rest: pa.RecordBatch | None = None
+
+    def documents(self, first: int, last: int, cursor: Cursor) -> Iterator[RawDocument]:
+        """Yields the documents of rows from `first` to `last`."""
+        file, place = self._table.file, f"row group {self._group}, "
+        try:
+            for batch in self._take(first, last):
+                yield from columns.batch_documents(file, batch, cursor, place)
+        except columns.ERRORS as error:
+            place = f", row group {self._group}"
+            raise columns.damaged(file, "Parquet", place, error) from error
+
+    def _open_batches(self) -> Iterator[pa.RecordBatch]:
+        row_bytes = self._table.sizes[self._group] // self._table.rows[self._group]
+        size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+        names = list(self._table.file.corpus.spec.text_fields)
+        return self._table.content.iter_batches(
+            size, row_groups=[self._group], columns=names, use_threads=False
+        )
+
+    def _take(self, first: int, last: int) -> Iterator[pa.RecordBatch]:
+        if first < self._position:
+            self._position, self._batches, self._rest = 0, self._open_batches(), None
+        while self._position < last:
+            batch = next(self._batches, None) if self._rest is None else self._rest
+            if batch is None:
+                raise pa.ArrowInvalid(f"{self._position} rows in place of {last}")
+            begin, end = max(first - self._position, 0), min(last - self._position, batch.num_rows)
+            self._rest = batch.slice(end) if end < batch.num_rows else None
+            self._position += end
+            if begin < end:
+                yield batch.slice(begin, end - begin)
 
 
-def _row_documents(table: _Table, begin: int, end: int, cursor: Cursor) -> Iterator[RawDocument]:
-    """Yields rows from `begin` to `end`; those before them in their row group are skipped."""
-    group_begin = 0
-    for group, rows in enumerate(table.rows):
-        first, last = max(begin - group_begin, 0), min(end - group_begin, rows)
-        if first < last:
-            try:
-                for batch in _batches(table, group, first, last):
-                    place = f"row group {group}, "
-                    yield from columns.batch_documents(table.file, batch, cursor, place)
-            except columns.ERRORS as error:
-                place = f", row group {group}"
-                raise columns.damaged(table.file, "Parquet", place, error) from error
-        group_begin += rows
-
-
-def _batches(table: _Table, group: int, first: int, last: int) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of a row group from `first` to `last`."""
-    row_bytes = table.sizes[group] // table.rows[group]
-    size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
-    names = list(table.file.corpus.spec.text_fields)
-    position = 0
-    for batch in table.content.iter_batches(
-        size, row_groups=[group], columns=names, use_threads=False
-    ):
-        begin, end = max(first - position, 0), min(last - position, batch.num_rows)
-        if begin < end:
-            yield batch.slice(begin, end - begin)
-        position += batch.num_rows
-        if position >= last:
-            return
-    raise pa.ArrowInvalid(f"{position} rows in place of {table.rows[group]}")
+@functools.lru_cache(maxsize=1)
+def _open_rows(file: CorpusFile, group: int) -> _Rows:
+    """Opens a row group, whose parts are mostly read one after another."""
+    stream = file.path.open("rb")
+    rows = _Rows(_open(file, stream), group)
+    weakref.finalize(rows, stream.close)
+    return rows
