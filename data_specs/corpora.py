@@ -99,8 +99,10 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One corpus of a run: its location, its declaration and its weight.
 
     Attributes:
-        input_dir: a file, a directory or a glob; or the directory of TensorFlow datasets.
+        input_dir: a file, a directory or a glob; or the directory of TensorFlow datasets; or
+            a dataset of the Hugging Face hub.
         corpus_spec: the name of a declaration, or the path of a `.yaml` file.
+        hf_split: the split of a dataset of the hub; `input_dir` may then be its id alone.
         tfds_name: a TensorFlow dataset, `name[/config][:version]`.
         tfds_split: its split; `train` by default.
         text_fields: instead of the declaration's.
@@ -112,6 +114,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     input_dir: str | None = None
     corpus_spec: str | None = None
+    hf_split: str | None = None
     tfds_name: str | None = None
     tfds_split: str | None = None
     text_fields: Words | None = None
@@ -125,6 +128,8 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("input_dir: expected it or tfds_name, received neither")
         if self.corpus_spec is not None and self.tfds_name is not None:
             raise ValueError("tfds_name: expected it or corpus_spec, received both")
+        if self.hf_split is not None and self.tfds_name is not None:
+            raise ValueError("hf_split: expected it or tfds_name, received both")
         if self.tfds_split is not None and self.tfds_name is None:
             raise ValueError("tfds_split: expected tfds_name with it, received none")
         if self.documents is not None:
@@ -138,8 +143,13 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def files(self) -> str | None:
-        """The file, folder or glob that is read; None for a TensorFlow dataset."""
-        return None if self.tfds_name is not None else self.input_dir
+        """The file, folder or glob that is read; None for a dataset of TensorFlow or the hub."""
+        return None if self.tfds_name is not None or self.is_hub else self.input_dir
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether it is a dataset of the Hugging Face hub."""
+        return self.hf_split is not None or (self.input_dir or "").startswith("hf://")
 
     @property
     def label(self) -> str:
@@ -190,7 +200,12 @@ def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
     for number, entry in enumerate(entries, 1):
         for key in ("input_dir", "corpus_spec") if isinstance(entry, dict) else ():
             value = entry.get(key)
-            if isinstance(value, str) and (key == "input_dir" or value.endswith((".yaml", ".yml"))):
+            is_id = key == "input_dir" and entry.get("hf_split") is not None
+            if (
+                isinstance(value, str)
+                and not is_id
+                and (key == "input_dir" or value.endswith((".yaml", ".yml")))
+            ):
                 entry[key] = _beside(path.parent, value)
         sources.append(declarations.build(CorpusSource, entry, f"{path}, corpus {number}"))
     return tuple(sources)

@@ -39,15 +39,21 @@ class CorpusSettings(Settings):
 
     input_dir: str | None = setting(
         None,
-        "The corpus: a file, a directory or a glob. Parquet, Arrow, tar and compressed files are "
-        "known by their content; .json, .jsonl, .csv and .tsv by their names; others are text, see "
-        "`documents`. With `tfds_name`: the directory of TensorFlow datasets.",
+        "The corpus: a file, a directory or a glob, or a dataset of the Hugging Face hub, "
+        "hf://datasets/ORG/NAME@REVISION/**/*.parquet. Parquet, Arrow, tar and compressed files "
+        "are known by their content; .json, .jsonl, .csv and .tsv by their names; others are "
+        "text, see `documents`. With `tfds_name`: the directory of TensorFlow datasets.",
     )
     corpus_spec: str | None = setting(
         None,
         "Declaration of how the files of `input_dir` are read: "
         f"{', '.join(known_corpora.names())}, or a .yaml file of the form of those in "
         "data_specs/corpora.",
+    )
+    hf_split: str | None = setting(
+        None,
+        "Split of the dataset of the Hugging Face hub that `input_dir` names, as ORG/NAME or "
+        "hf://datasets/ORG/NAME; train by default.",
     )
     tfds_name: str | None = setting(
         None, "In place of files: a TensorFlow dataset, name[/config][:version]."
@@ -84,7 +90,7 @@ class CorpusSettings(Settings):
         Raises:
             InputError: they name none, both a mixture and a corpus, or an invalid mixture.
         """
-        names = ("input_dir", "corpus_spec", "tfds_name", "tfds_split")
+        names = ("input_dir", "corpus_spec", "hf_split", "tfds_name", "tfds_split")
         names += ("text_fields", "documents", "segmenter")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.corpora is not None:

@@ -108,7 +108,7 @@ def _resolve(source: CorpusSource) -> Corpus:
         weight=source.weight,
         tfds_name=source.tfds_name,
         tfds_dir=source.input_dir if is_dataset else None,
-        split=source.tfds_split,
+        split=source.tfds_split or source.hf_split,
     )
 
 

@@ -4,6 +4,7 @@ A new format is a module with a `Reader`, and its entry here.
 """
 
 import dataclasses
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
@@ -11,11 +12,16 @@ from data_specs.corpora import CorpusSource
 from pipeline.base import text_encoding
 from pipeline.base.errors import InputError
 from pipeline.base.tables import load_entry
-from pipeline.corpora import archives, content
+from pipeline.corpora import archives, content, hub_datasets
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
-from pipeline.corpora.readers.base import Reader, is_declared, stem
+from pipeline.corpora.readers.base import Reader, find_files, is_declared, stem
 
 AUTO = "auto"
+# Files beside those of a dataset of the hub that hold no documents.
+_DESCRIPTIONS = (
+    *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"),
+    *("LICENSE.txt", "requirements.txt"),
+)
 
 
 class FileReader(Reader):
@@ -26,7 +32,8 @@ class FileReader(Reader):
 
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
         """See `Reader`."""
-        return tuple(self.select(super().find(source, corpus)))
+        location = hub_datasets.locate(source, _is_data)
+        return tuple(self.select(find_files(location, corpus=corpus)))
 
     def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
         """See `Reader`: without the descriptions of any format."""
@@ -83,6 +90,13 @@ class FileReader(Reader):
     def text(self, document: RawDocument) -> str:
         """See `Reader`."""
         return FORMATS[document.file.format].text(document)
+
+
+def _is_data(name: str) -> bool:
+    """Returns whether a file of a dataset has the name of a format, and describes no other."""
+    suffixes = (suffix for reader in FORMATS.values() for suffix in reader.suffixes)
+    is_named = stem(name).endswith((*suffixes, ".txt", archives.SUFFIX))
+    return is_named and posixpath.basename(name) not in _DESCRIPTIONS
 
 
 def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:

@@ -46,7 +46,7 @@ class Reader:
         Raises:
             InputError: there are none, or all are empty.
         """
-        return find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus)
+        raise NotImplementedError
 
     def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
         """Returns files without those that only describe others of this format.
