@@ -308,6 +308,7 @@ def test_bytes_of_a_table_that_are_not_utf_8_are_the_fault_of_their_row(tmp_path
     texts, errors = _bad_rows(_parquet(tmp_path / "a.parquet", table))
     assert texts == ["a", "c"]
     assert errors[0].subject.endswith("row group 0, row 1")
+    assert (errors[0].received, errors[0].hint) == ("byte 0xff", None)
 
 
 @pytest.mark.parametrize("name", ["parquet", "arrow", "feather"])

@@ -105,7 +105,10 @@ class Reader:
         try:
             return document.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise not_utf8(document.content, error, document.origin) from error
+            if self.is_text:
+                raise not_utf8(document.content, error, document.origin) from error
+            received = f"byte 0x{document.content[error.start]:02x}"
+            raise InputError(document.origin, "UTF-8 text", received) from error
 
 
 class _Window(io.RawIOBase):
