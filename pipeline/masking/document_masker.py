@@ -20,7 +20,8 @@ from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import RawDocument
 from pipeline.hub import models
-from pipeline.masking import masks, windows
+from pipeline.masking import duplicates, masks, windows
+from pipeline.masking.duplicates import LeftOut, MaskedDocument
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.masking.windows import WindowInput
 from pipeline.storage import serialization, spill, token_counts
@@ -38,10 +39,6 @@ SPILL_FOLDER = ".spill"
 # Why a document has no examples.
 _BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
-_LEFT_OUT = "left out by the weight of their corpus"
-_UNMASKABLE = "without a word to mask"
-# What windows are counted as: without, and with a word to mask.
-_WINDOWS = (f"windows {_UNMASKABLE}", "windows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +119,7 @@ class DocumentMasker:
             longest = self._policy.num_to_predict(len(window.input_ids))
             special = self._is_special[window.token_ids]
             words = masks.maskable_words(window.word_starts, special, longest)
-            statistics[_WINDOWS[len(words.starts) > 0]] += 1
+            statistics[duplicates.WINDOWS[len(words.starts) > 0]] += 1
             features = windows.window_features(window, self.vocab_size)
             for copy in range(num_copies if len(words.starts) else 0):
                 yield number, copy, features
@@ -149,7 +146,7 @@ class DocumentMasker:
             numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
             counts = masked.counts.tolist()
             for count in counts[: len(batch)]:
-                statistics[_WINDOWS[count > 0]] += 1
+                statistics[duplicates.WINDOWS[count > 0]] += 1
             for (copy, number), count, values in zip(numbers, counts, features, strict=True):
                 if count:
                     yield number, copy, values
@@ -205,6 +202,16 @@ def spill_path(config: MaskedExamplesConfig, index: int) -> Location:
     return spill_folder(config) / f"{index:08d}.spill"
 
 
+def table_path(config: MaskedExamplesConfig, index: int) -> Location:
+    """Returns the table of a block's documents."""
+    return spill_folder(config) / f"{index:08d}.documents.spill"
+
+
+def left_out_path(config: MaskedExamplesConfig) -> Location:
+    """Returns the file of which documents are duplicates."""
+    return spill_folder(config) / "duplicates"
+
+
 def counts_path(config: MaskedExamplesConfig, index: int) -> Location:
     """Returns the file of how often each token is in a block of unmasked windows."""
     return spill_folder(config) / f"{index:08d}.counts.npy"
@@ -226,15 +233,24 @@ def mask_block(
     if header is None or header.get("fingerprint") != block.fingerprint():
         if not is_only_writer:
             _expect_same_tokenizer(config)
-        header, entries = _mask_documents(config, block)
-        if config.is_dynamic:
-            # Before the spill file, which says that the block is done.
-            counts = token_counts.count_tokens(
-                (entry.record for entry in entries), _masker(config).vocab_size
-            )
-            token_counts.write_counts(counts_path(config, block.index), counts)
+        header, documents, entries = _mask_documents(config, block)
+        labels = [source.label for source in config.corpora]
+        # Before the spill file, which says that the block is done.
+        table = table_path(config, block.index)
+        duplicates.write_table(table, documents, labels, is_only_writer=is_only_writer)
         spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
     return header, block.bytes_read
+
+
+def count_block(config: MaskedExamplesConfig, left_out: LeftOut, index: int) -> None:
+    """Counts the tokens of a block's unmasked windows, those of duplicates left out."""
+    path = spill_path(config, index)
+    everything = spill.KeyRange(0, spill.KEY_SPACE, 0, spill.KEY_SPACE)
+    windows_read = spill.read_sorted(
+        [path], everything, expected_bytes=path.stat().st_size, left_out=[left_out.of_block(index)]
+    )
+    counts = token_counts.count_tokens(windows_read, _masker(config).vocab_size)
+    token_counts.write_counts(counts_path(config, index), counts)
 
 
 def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> list[Location]:
@@ -266,55 +282,72 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
 
 def _mask_documents(
     config: MaskedExamplesConfig, block: corpus.DocumentBlock
-) -> tuple[dict[str, Any], list[spill.Entry]]:
+) -> tuple[dict[str, Any], list[MaskedDocument], list[spill.Entry]]:
+    """Returns the header of a block's spill file, its table of documents and its examples."""
     statistics: Counter[str] = Counter(documents=len(block.documents))
     skipped: Counter[str] = Counter()
     by_corpus: Counter[str] = Counter()
+    table: list[MaskedDocument] = []
     entries: list[spill.Entry] = []
-    for document in block.documents:
+    for number, document in enumerate(block.documents):
         before = len(entries)
-        reason = _mask_document(config, document, statistics, entries)
+        text, reason = _read_text(config, document)
+        if reason is None:
+            table.append(_mask_document(config, document, number, text, entries))
+            statistics.update(table[-1].statistics)
+            reason = table[-1].skipped
         if reason is not None:
             skipped[reason] += 1
         by_corpus[document.file.corpus.label] += len(entries) - before
-    groups = [entry.group for entry in entries]
     header = {
         "fingerprint": block.fingerprint(),
         "statistics": dict(statistics),
         "skipped": dict(skipped),
         "examples": dict(by_corpus),
         "bytes": sum(len(entry.record) for entry in entries),
-        "groups": [min(groups), max(groups)] if groups else None,
     }
-    return header, entries
+    return header, table, entries
 
 
-def _mask_document(
-    config: MaskedExamplesConfig,
-    document: RawDocument,
-    statistics: Counter[str],
-    entries: list[spill.Entry],
-) -> str | None:
-    """Adds a document's masked examples to `entries`; returns why there are none."""
+def _read_text(config: MaskedExamplesConfig, document: RawDocument) -> tuple[str, str | None]:
+    """Returns a document's text, and why it is not masked."""
     try:
         text = corpus.document_text(document)
     except InputError:
         if not config.skip_bad_lines:
             raise
-        return _BAD_ROWS
-    if len(text) < config.min_chars:
-        return _SHORT
-    content = text.encode("utf-8")
+        return "", _BAD_ROWS
+    return text, _SHORT if len(text) < config.min_chars else None
+
+
+def _mask_document(
+    config: MaskedExamplesConfig,
+    document: RawDocument,
+    number: int,
+    text: str,
+    entries: list[spill.Entry],
+) -> MaskedDocument:
+    """Adds a document's masked examples to `entries`; `number` is its own within the block."""
+    content, settings = text.encode("utf-8"), document.file.corpus
     # By content, so that two copies of a text are always in the same split.
     group = seeding.hash64(config.random_seed, "split", document.split_key or content)
-    key = seeding.digest(document.file.key, document.ordinal, content)
-    masker, settings = _masker(config), document.file.corpus
+    position = (document.file.key, document.ordinal) if config.keep_duplicates else ()
+    key = seeding.digest(*position, content)
+    masker, statistics, before = _masker(config), Counter(), len(entries)
     num_copies = masker.num_copies(key, settings.weight)
-    if not num_copies:
-        return _LEFT_OUT
-    before = len(entries)
-    examples = masker.examples(
-        text, key, statistics, segmenter=settings.spec.segmenter, num_copies=num_copies
+    if num_copies:
+        examples = masker.examples(
+            text, key, statistics, segmenter=settings.spec.segmenter, num_copies=num_copies
+        )
+        entries.extend(spill.Entry(name, group, record, number) for name, record in examples)
+    skipped = duplicates.UNMASKABLE if num_copies else duplicates.LEFT_OUT
+    return MaskedDocument(
+        key=key,
+        group=group,
+        number=number,
+        corpus=settings.label,
+        copies=num_copies,
+        bytes=sum(len(entry.record) for entry in entries[before:]),
+        statistics=statistics,
+        skipped=skipped if len(entries) == before else None,
     )
-    entries.extend(spill.Entry(example_id, group, record) for example_id, record in examples)
-    return _UNMASKABLE if len(entries) == before else None
