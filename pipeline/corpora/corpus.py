@@ -3,11 +3,12 @@
 The main process cuts, which is cheap; workers decode, clean and tokenise.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,8 +20,8 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.corpora import cleaning
-from pipeline.corpora.documents import Corpus, CorpusFile, RawDocument
-from pipeline.corpora.readers import READERS
+from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
+from pipeline.corpora.readers import FILES, READERS
 from pipeline.corpora.readers.tfds import TFDS
 from pipeline.tokenizers import segmenters
 
@@ -36,13 +37,28 @@ class DocumentBlock:
 
     Attributes:
         index: its number within the corpus.
-        documents: its documents.
+        documents: its documents; none before a part of a file is loaded.
         bytes_read: the bytes of the corpus that have been read from disk.
+        part: the part of a file that the documents are, for a worker to read.
+        start: where the part begins.
     """
 
     index: int
     documents: tuple[RawDocument, ...]
     bytes_read: int
+    part: FilePart | None = None
+    start: Cursor = dataclasses.field(default_factory=Cursor)
+
+    def loaded(self) -> "DocumentBlock":
+        """Returns the block with its documents.
+
+        Raises:
+            InputError: the part cannot be read.
+        """
+        if self.part is None:
+            return self
+        documents = tuple(FILES.read_part(self.part, dataclasses.replace(self.start)))
+        return DocumentBlock(self.index, documents, self.bytes_read)
 
     def fingerprint(self) -> str:
         """Returns a digest of everything that the block's examples depend on."""
@@ -150,8 +166,18 @@ def sample_texts(files: Sequence[CorpusFile], num_files: int, num_documents: int
                 yield document_text(document)
 
 
-def read_blocks(files: Sequence[CorpusFile]) -> Iterator[DocumentBlock]:
+def read_blocks(
+    files: Sequence[CorpusFile], run: Callable[..., Iterator[Any]] | None = None
+) -> Iterator[DocumentBlock]:
     """Yields the corpus in blocks of about half a megabyte to 8 MB, or of 65,536 documents.
+
+    A large file of a format that can be split gives one block a part. The blocks are the same
+    whoever reads the parts.
+
+    Args:
+        files: the files.
+        run: runs a function over jobs in workers, which see the files, and returns the results
+            in order; parts of files come as blocks to be loaded. None if all is read here.
 
     Raises:
         InputError: a file cannot be read, or has another format than its name says.
@@ -161,6 +187,15 @@ def read_blocks(files: Sequence[CorpusFile]) -> Iterator[DocumentBlock]:
     index = size = done = 0
     documents: list[RawDocument] = []
     for file in files:
+        if parts := _parts(file, block_bytes):
+            if documents:
+                yield DocumentBlock(index, tuple(documents), done)
+                documents, size, index = [], 0, index + 1
+            for block in _part_blocks(parts, index, done, run):
+                yield block
+                index += 1
+            done += file.bytes
+            continue
         for document, bytes_read in READERS[file.corpus.reader].read(file):
             documents.append(document)
             size += len(document.content)
@@ -169,3 +204,35 @@ def read_blocks(files: Sequence[CorpusFile]) -> Iterator[DocumentBlock]:
                 documents, size, index = [], 0, index + 1
         done += file.bytes
     yield DocumentBlock(index, tuple(documents), done)
+
+
+def _parts(file: CorpusFile, block_bytes: int) -> list[FilePart]:
+    """Returns the parts of a large file; none if it is small or cannot be split."""
+    if READERS[file.corpus.reader] is not FILES or file.bytes < 2 * block_bytes:
+        return []
+    return FILES.split(file, block_bytes)
+
+
+def _part_blocks(
+    parts: Sequence[FilePart], index: int, done: int, run: Callable[..., Iterator[Any]] | None
+) -> Iterator[DocumentBlock]:
+    """Yields the parts of a file as blocks.
+
+    Where a part begins, in documents and lines, only those before it tell: workers count first.
+    """
+    cursor = Cursor()
+    if run is None:
+        for number, part in enumerate(parts, index):
+            documents = tuple(FILES.read_part(part, cursor))
+            yield DocumentBlock(number, documents, done + part.bytes_read)
+        return
+    for number, (part, size) in enumerate(zip(parts, run(_count, parts), strict=True), index):
+        yield DocumentBlock(number, (), done + part.bytes_read, part, cursor)
+        cursor = Cursor(cursor.documents + size.documents, cursor.lines + size.lines)
+
+
+def _count(part: FilePart) -> Cursor:
+    """Returns how many documents and lines a part has."""
+    cursor = Cursor()
+    collections.deque(FILES.read_part(part, cursor), maxlen=0)
+    return cursor

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from data_specs.corpora import CorpusSpec
+from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 
 
@@ -35,19 +36,21 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusFile:
-    """A file of a corpus, or a split of a TensorFlow dataset.
+    """A file of a corpus, a member of a tar archive, or a split of a TensorFlow dataset.
 
     Attributes:
-        path: its location; the name of a TensorFlow dataset.
+        path: its location; the archive and the member; the name of a TensorFlow dataset.
         name: its path below the folder that was given; a split's name.
         bytes: its size.
         corpus: the corpus that it is a file of.
+        format: the name of its reader, once its content has been looked at.
     """
 
     path: Location | str
     name: str
     bytes: int
     corpus: Corpus = dataclasses.field(default_factory=Corpus)
+    format: str = ""
 
     @property
     def key(self) -> str:
@@ -55,7 +58,32 @@ class CorpusFile:
         return f"{self.corpus.label}/{self.name}" if self.corpus.label else self.name
 
 
+@dataclasses.dataclass
+class Cursor:
+    """The position of a reader in a file: how many documents and lines are behind it."""
+
+    documents: int = 0
+    lines: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
+class FilePart:
+    """A part of a large file, which begins and ends between two documents.
+
+    Attributes:
+        file: the file, whose format is known.
+        begin: the first byte, or the first row.
+        end: the byte or the row behind the last one.
+        bytes_read: how many bytes of the file have been read at the end of the part.
+    """
+
+    file: CorpusFile
+    begin: int
+    end: int
+    bytes_read: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RawDocument:
     """A document as its file holds it.
 
@@ -65,6 +93,7 @@ class RawDocument:
         place: its begin, for messages: `line 12` or `row 3`.
         content: text, or one JSON object; not yet decoded.
         split_key: decides its split instead of its content, for the pieces of one long document.
+        fault: why the document cannot be read, if the reader has found that already.
     """
 
     file: CorpusFile
@@ -72,6 +101,7 @@ class RawDocument:
     place: str
     content: bytes
     split_key: bytes | None = None
+    fault: InputError | None = None
 
     @property
     def origin(self) -> str:

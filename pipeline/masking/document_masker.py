@@ -228,6 +228,7 @@ def mask_block(
     Returns:
         the spill file's header, and the bytes of the corpus that have been read.
     """
+    block = block.loaded()
     path = spill_path(config, block.index)
     header = spill.read_header(path)
     if header is None or header.get("fingerprint") != block.fingerprint():

@@ -174,8 +174,11 @@ def _mask_corpus(
     )
     headers = []
     total = sum(file.bytes for file in corpus_files)
+    # Nodes of a cluster may not see the files, and one process need not count what it reads.
+    is_parallel = config.ray is None and config.max_workers > 1
+    blocks = corpus.read_blocks(corpus_files, workers.run if is_parallel else None)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="masking") as bar:
-        for header, bytes_read in workers.run(mask, corpus.read_blocks(corpus_files)):
+        for header, bytes_read in workers.run(mask, blocks):
             headers.append(header)
             bar.update(bytes_read - bar.n)
     return headers

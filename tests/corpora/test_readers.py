@@ -13,7 +13,8 @@ from pipeline.corpora.readers.base import Reader, stem
 def test_the_table_has_the_reader_of_each_module() -> None:
     names = [module.name for module in pkgutil.iter_modules(readers.__path__)]
     modules = {f"{readers.__name__}.{name}" for name in names}
-    formats = {type(reader).__module__ for reader in readers.READERS.values()}
+    every = (*readers.READERS.values(), *readers.FORMATS.values())
+    formats = {type(reader).__module__ for reader in every}
     assert formats == modules - {Reader.__module__} | {readers.__name__}
 
 
@@ -22,24 +23,27 @@ def test_a_declaration_without_a_reader_has_one_of_the_table() -> None:
 
 
 def test_no_two_formats_have_one_suffix() -> None:
-    suffixes = [suffix for reader in readers.READERS.values() for suffix in reader.suffixes]
+    suffixes = [suffix for reader in readers.FORMATS.values() for suffix in reader.suffixes]
     assert len(set(suffixes)) == len(suffixes)
 
 
 @pytest.mark.parametrize(
     ("name", "format_name"),
-    [(name, "rows") for name in ("a.json", "a.jsonl.gz")]
+    [(name, "rows") for name in ("a.json", "a.jsonl.gz", "a.json.zst")]
+    + [("a.csv.xz", "csv"), ("a.tsv", "tsv")]
     + [(name, "text") for name in ("a.txt", "json", "a.gz")],
 )
-def test_auto_reads_a_file_as_its_name_says(name: str, format_name: str) -> None:
-    assert readers._reader_of(CorpusFile(name, name, 0)) is readers.READERS[format_name]
+def test_a_file_without_a_mark_is_read_as_its_name_says(name: str, format_name: str) -> None:
+    assert readers._with_format(CorpusFile(name, name, 0), b"text").format == format_name
 
 
 def test_stems_are_without_compression() -> None:
     assert [stem(name) for name in ("a.txt.gz", "a.gz.txt", "a")] == ["a.txt", "a.gz.txt", "a"]
+    assert [stem(name) for name in ("a.tgz", "a.tar.zst")] == ["a.tar", "a.tar"]
 
 
 def test_every_reader_reads() -> None:
+    for reader in readers.FORMATS.values():
+        assert type(reader).documents is not Reader.documents
     for reader in readers.READERS.values():
-        own = type(reader)
-        assert own.read is not Reader.read or own.documents is not Reader.documents
+        assert type(reader).read is not Reader.read

@@ -3,38 +3,109 @@
 A new format is a module with a `Reader`, and its entry here.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
+from data_specs.corpora import CorpusSource
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.base.tables import load_entry
-from pipeline.corpora.documents import CorpusFile, RawDocument
-from pipeline.corpora.readers.base import Reader, stem
+from pipeline.corpora import archives, content
+from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
+from pipeline.corpora.readers.base import Reader, find_files, is_declared, stem
 
 AUTO = "auto"
 
 
-class _AutoReader(Reader):
-    """Files of several formats: each is read as its name says, and as text if that says nothing."""
+class FileReader(Reader):
+    """Files of several formats: each is read as its content says.
+
+    Where that says nothing, a declared reader reads it, else the one of its name, else text.
+    """
+
+    def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
+        """See `Reader`."""
+        files = find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus)
+        for reader in FORMATS.values():
+            files = reader.select(files)
+        return tuple(files)
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
-        return _reader_of(file).read(file)
+        """See `Reader`."""
+        with content.opened(file) as raw:
+            for document in self._documents(file, raw):
+                yield document, raw.tell()
+
+    def _documents(
+        self, file: CorpusFile, raw: BinaryIO, *, is_member: bool = False
+    ) -> Iterator[RawDocument]:
+        start, stream = content.unpacked(file, raw)
+        if not archives.is_tar(start):
+            file = _with_format(file, start)
+            yield from FORMATS[file.format].documents(file, stream, Cursor())
+            return
+        if is_member:
+            hint = "unpack the outer archive first"
+            raise InputError(file.path, "a file in an archive", "another archive", hint)
+        for member, member_stream in archives.members(file, stream):
+            if is_declared(member):
+                yield from self._documents(member, member_stream, is_member=True)
+
+    def split(self, file: CorpusFile, part_bytes: int) -> list[FilePart]:
+        """Returns parts of a file of about `part_bytes`; none if only one can read it.
+
+        Raises:
+            InputError: the file cannot be read, or has another format.
+        """
+        with content.opened(file) as raw:
+            start, stream = content.unpacked(file, raw)
+            if stream is not raw or archives.is_tar(start):
+                return []
+            file = _with_format(file, start)
+            return FORMATS[file.format].parts(file, raw, part_bytes)
+
+    def read_part(self, part: FilePart, cursor: Cursor) -> Iterator[RawDocument]:
+        """Yields the documents of a part, which begins at a cursor; moves that to its end.
+
+        Raises:
+            InputError: the file cannot be read, or has another format.
+        """
+        with content.opened(part.file) as raw:
+            yield from FORMATS[part.file.format].part_documents(part, raw, cursor)
 
     def text(self, document: RawDocument) -> str:
-        return _reader_of(document.file).text(document)
+        """See `Reader`."""
+        return FORMATS[document.file.format].text(document)
 
 
-def _reader_of(file: CorpusFile) -> Reader:
-    name = stem(file.name)
-    named = (reader for reader in READERS.values() if name.endswith(reader.suffixes))
-    return next(named, READERS["text"])
+def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:
+    """Returns a file with the name of its format."""
+    recognised = (name for name, reader in FORMATS.items() if reader.recognises(start))
+    found = next(recognised, None)
+    if found is None and file.corpus.reader != AUTO:
+        found = file.corpus.reader
+    if found is None:
+        name = stem(file.name)
+        named = (key for key, reader in FORMATS.items() if name.endswith(reader.suffixes))
+        found = next(named, "text")
+    return dataclasses.replace(file, format=found)
 
 
-# The names that a declaration's `reader` takes.
-_READERS = {
-    "rows": "rows:RowsReader",
-    "text": "text:TextReader",
-    "tfds": "tfds:TfdsReader",
+# The formats of files, which a declaration's `reader` takes, too.
+FORMATS: Mapping[str, Reader] = {
+    name: load_entry(__name__, entry)()
+    for name, entry in {
+        "arrow": "arrow:ArrowReader",
+        "csv": "delimited:CsvReader",
+        "parquet": "parquet:ParquetReader",
+        "rows": "rows:RowsReader",
+        "text": "text:TextReader",
+        "tsv": "delimited:TsvReader",
+    }.items()
 }
+FILES = FileReader()
 READERS: Mapping[str, Reader] = {
-    AUTO: _AutoReader(),
-    **{name: load_entry(__name__, entry)() for name, entry in _READERS.items()},
+    **dict.fromkeys((AUTO, *FORMATS), FILES),
+    "tfds": load_entry(__name__, "tfds:TfdsReader")(),
 }

@@ -6,15 +6,18 @@ Memory is bounded whatever a file holds: a row that is too long is refused.
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSpec
 from pipeline.base.errors import InputError
-from pipeline.corpora.documents import CorpusFile, RawDocument
-from pipeline.corpora.readers.base import Reader
+from pipeline.corpora import content, fields
+from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
+from pipeline.corpora.readers.base import Reader, line_parts
 
 MAX_ROW_BYTES = 16 * 2**20
+# What is left of a row that is refused: its place in the corpus's digest.
+_FAULTY_BYTES = 2**10
 _BLOCK_CHARS = 2**20
 _SPACES = " \t\r\n"
 _NOT_SPACE = re.compile(f"[^{_SPACES}]|$")
@@ -26,12 +29,20 @@ class RowsReader(Reader):
 
     suffixes = (".json", ".jsonl")
 
-    def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-        start = stream.read(4096)
-        stream.seek(0)
-        if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            return _array_rows(file, stream)
-        return _line_rows(file, stream)
+    def documents(
+        self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
+    ) -> Iterator[RawDocument]:
+        """See `Reader`."""
+        start, stream = content.peek(stream)
+        if not cursor.lines and _is_array(start):
+            return _array_rows(file, stream, cursor)
+        return _line_rows(file, stream, cursor)
+
+    def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
+        """See `Reader`; an array is for one reader."""
+        if _is_array(content.peek(stream)[0]):
+            return []
+        return line_parts(file, stream, part_bytes, lambda stream, limit: stream.tell())
 
     def text(self, document: RawDocument) -> str:
         """See `Reader`: the text fields of a row, joined by newlines."""
@@ -39,23 +50,35 @@ class RowsReader(Reader):
         return _join_fields(row, document.origin, document.file.corpus.spec)
 
 
-def _line_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
-    number = 0
+def _is_array(start: bytes) -> bool:
+    return start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _line_rows(file: CorpusFile, stream: BinaryIO, cursor: Cursor) -> Iterator[RawDocument]:
     while line := stream.readline(MAX_ROW_BYTES + 1):
-        number += 1
+        ordinal, cursor.lines = cursor.lines, cursor.lines + 1
+        place, fault = f"line {cursor.lines}", None
         if len(line) > MAX_ROW_BYTES:
             expected = f"a row of at most {MAX_ROW_BYTES} bytes"
-            raise InputError(f"{file.path}, line {number}", expected)
-        if number == 1:
+            fault = InputError(f"{file.path}, {place}", expected, "a longer one")
+            _drop_line(stream, line)
+            line = line[:_FAULTY_BYTES]
+        if not ordinal:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
-            yield RawDocument(file, number - 1, f"line {number}", line)
+            yield RawDocument(file, ordinal, place, line, fault=fault)
 
 
-def _array_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
+def _drop_line(stream: BinaryIO, line: bytes) -> None:
+    """Goes to the end of a line whose first bytes have been read."""
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(MAX_ROW_BYTES)
+
+
+def _array_rows(file: CorpusFile, stream: BinaryIO, cursor: Cursor) -> Iterator[RawDocument]:
     """Yields the elements of a JSON array without reading it whole."""
     text = codecs.getreader("utf-8-sig")(stream)
-    buffer, position, ordinal, opening = "", 0, 0, "["
+    buffer, position, opening = "", 0, "["
     try:
         while True:
             try:
@@ -64,15 +87,17 @@ def _array_rows(file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
                 buffer, position = buffer[position:].lstrip(_SPACES), 0
                 more = text.read(max(_BLOCK_CHARS, len(buffer)))
                 if not more or len(buffer) > MAX_ROW_BYTES:
-                    raise _not_json(f"{file.path}, row {ordinal}", error.msg) from error
+                    raise _not_json(f"{file.path}, row {cursor.documents}", error.msg) from error
                 buffer += more
                 continue
             except (ValueError, RecursionError) as error:
-                raise _not_json(f"{file.path}, row {ordinal}", error) from error
+                raise _not_json(f"{file.path}, row {cursor.documents}", error) from error
             if begin == end:
                 break
+            ordinal = cursor.documents
             yield RawDocument(file, ordinal, f"row {ordinal}", buffer[begin:end].encode("utf-8"))
-            position, ordinal, opening = end, ordinal + 1, ","
+            cursor.documents += 1
+            position, opening = end, ","
         if (buffer[end + 1 :] + text.read(_BLOCK_CHARS)).strip():
             raise InputError(file.path, "one JSON array", "more after its end")
     except UnicodeError as error:
@@ -119,14 +144,11 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
         raise InputError(origin, "a JSON object", type(row).__name__)
     missing = [name for name in spec.text_fields if name not in row]
     if missing:
-        source = f"`corpus_spec`={spec.name}" if spec.name else "`text_fields`"
-        keys = ",".join(" ".join(key.split())[:40] for key in list(row)[:8])
-        fields = ",".join(spec.text_fields)
-        raise InputError(origin, f"the fields {fields} ({source})", keys or "none")
+        raise fields.missing_fields(spec, origin, list(row), _text_names(row))
     values = {name: row[name] for name in spec.text_fields if row[name] is not None}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise InputError(origin, f"text in the field {name}", type(value).__name__)
+            raise fields.no_text(origin, name, type(value).__name__, _text_names(row))
     text = "\n".join(filter(None, values.values()))
     try:
         text.encode("utf-8")
@@ -134,3 +156,9 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
         # An escape such as \\ud800 is valid JSON and no character.
         raise InputError(origin, "text", "half a surrogate pair") from error
     return text
+
+
+def _text_names(row: Mapping[str, object]) -> list[str]:
+    """Returns the fields of a row that hold text, the longest text first."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str) and value}
+    return sorted(texts, key=lambda name: -len(texts[name]))

@@ -4,14 +4,15 @@ Memory is bounded whatever a file holds: a document or line that is too long is 
 """
 
 import codecs
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSpec
 from pipeline.base import seeding
-from pipeline.corpora.documents import CorpusFile, RawDocument
-from pipeline.corpora.readers.base import Reader
+from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
+from pipeline.corpora.readers.base import Reader, line_parts
 
 # A longer document is cut at the end of a line; its pieces stay on one side of the split.
 MAX_PIECE_BYTES = 4 * 2**20
@@ -22,31 +23,76 @@ _WIDE_SPACE = "\u3000".encode()
 class TextReader(Reader):
     """Text: runs of lines, cut into documents where the corpus's declaration says."""
 
-    def documents(self, file: CorpusFile, stream: BinaryIO) -> Iterator[RawDocument]:
+    def documents(
+        self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
+    ) -> Iterator[RawDocument]:
+        """See `Reader`."""
         ends_before = _document_boundary(file.corpus.spec)
         lines: list[bytes] = []
-        size = ordinal = first_line = 0
+        size = first_line = 0
         split_key: bytes | None = None
-        for number, line in enumerate(_bounded_lines(stream), 1):
-            blank = not line.replace(_WIDE_SPACE, b"").strip()
+        for line in _bounded_lines(stream, is_begin=not cursor.lines):
+            cursor.lines += 1
+            blank = _is_blank(line)
             ends = ends_before(line, blank, len(lines))
             if lines and (ends or size + len(line) > MAX_PIECE_BYTES):
                 content = b"".join(lines)
                 if not ends and split_key is None:
                     split_key = seeding.digest("long document", content)
-                yield RawDocument(file, ordinal, f"line {first_line}", content, split_key)
-                lines, size, ordinal = [], 0, ordinal + 1
+                place = f"line {first_line}"
+                yield RawDocument(file, cursor.documents, place, content, split_key)
+                cursor.documents += 1
+                lines, size = [], 0
             if ends:
                 split_key = None
             # Blank lines count as paragraphs within a document, never as its beginning.
             if blank and not lines:
                 continue
             if not lines:
-                first_line = number
+                first_line = cursor.lines
             lines.append(line)
             size += len(line)
         if lines:
-            yield RawDocument(file, ordinal, f"line {first_line}", b"".join(lines), split_key)
+            place, content = f"line {first_line}", b"".join(lines)
+            yield RawDocument(file, cursor.documents, place, content, split_key)
+            cursor.documents += 1
+
+    def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
+        """See `Reader`; some documents end where only who reads all before them knows."""
+        spec = file.corpus.spec
+        if spec.documents == "blank_lines":
+            return line_parts(file, stream, part_bytes, _behind_blank_line)
+        if spec.documents == "starts":
+            find = functools.partial(_at_start, _document_boundary(spec))
+            return line_parts(file, stream, part_bytes, find)
+        if spec.documents == "lines" and spec.lines_per_document == 1:
+            return line_parts(file, stream, part_bytes, lambda stream, limit: stream.tell())
+        return []
+
+
+def _is_blank(line: bytes) -> bool:
+    return not line.replace(_WIDE_SPACE, b"").strip()
+
+
+def _short_lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes]]:
+    """Yields lines with their begins, up to a limit or the first that would be cut."""
+    while (position := stream.tell()) < limit:
+        line = stream.readline(MAX_PIECE_BYTES // 2)
+        if not line.endswith(b"\n"):
+            return
+        yield position, line
+
+
+def _behind_blank_line(stream: BinaryIO, limit: int) -> int | None:
+    lines = _short_lines(stream, limit)
+    return next((at + len(line) for at, line in lines if _is_blank(line)), None)
+
+
+def _at_start(
+    ends_before: Callable[[bytes, bool, int], bool], stream: BinaryIO, limit: int
+) -> int | None:
+    lines = _short_lines(stream, limit)
+    return next((at for at, line in lines if ends_before(line, False, 1)), None)
 
 
 def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
@@ -64,9 +110,11 @@ def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
     return lambda line, blank, count: blank
 
 
-def _bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
+def _bounded_lines(stream: BinaryIO, *, is_begin: bool) -> Iterator[bytes]:
     """Yields lines; one longer than a piece is cut, between characters."""
-    held = stream.readline(MAX_PIECE_BYTES // 2).removeprefix(codecs.BOM_UTF8)
+    held = stream.readline(MAX_PIECE_BYTES // 2)
+    if is_begin:
+        held = held.removeprefix(codecs.BOM_UTF8)
     while held:
         rest = b""
         if not held.endswith(b"\n"):

@@ -1,0 +1,73 @@
+"""Tables of Arrow's memory format: text columns become documents.
+
+The columns are read as bytes, so that a value that is not UTF-8 is the fault of its row alone.
+"""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pipeline.base.errors import InputError
+from pipeline.corpora import fields
+from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
+
+# What pyarrow raises, whatever is wrong with a file.
+ERRORS = (pa.ArrowException, OSError, MemoryError, OverflowError)
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+# Some writers leave it open whether bytes are text.
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+
+
+def _is_one_of(kind: pa.DataType, tests: tuple) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(test(kind) for test in tests)
+
+
+def expect_text(file: CorpusFile, schema: pa.Schema) -> None:
+    """Checks that a table has the text fields that are asked for.
+
+    Raises:
+        InputError: it lacks one, has it twice, or one is no text.
+    """
+    spec = file.corpus.spec
+    texts = [field.name for field in schema if _is_one_of(field.type, _TEXTS)]
+    if any(schema.names.count(name) != 1 for name in spec.text_fields):
+        raise fields.missing_fields(spec, file.path, schema.names, texts)
+    for name in spec.text_fields:
+        kind = schema.field(name).type
+        if not _is_one_of(kind, _TEXTS + _BYTES):
+            raise fields.no_text(file.path, name, str(kind)[:80], texts)
+
+
+def batch_documents(
+    file: CorpusFile, batch: pa.RecordBatch, cursor: Cursor, place: str = ""
+) -> Iterator[RawDocument]:
+    """Yields a document for each row of a batch: its text fields, joined by newlines."""
+    columns = [_values(batch.column(name)) for name in file.corpus.spec.text_fields]
+    for values in zip(*columns, strict=True):
+        content = b"\n".join(filter(None, values))
+        row = f"{place}row {cursor.documents}"
+        yield RawDocument(file, cursor.documents, row, content)
+        cursor.documents += 1
+
+
+def _values(column: pa.Array) -> list[bytes | None]:
+    if pa.types.is_dictionary(column.type):
+        # Its indices are not to be trusted either.
+        column.indices.validate(full=True)
+        column = column.dictionary_decode()
+    if _is_one_of(column.type, (pa.types.is_string,)):
+        column = column.view(pa.binary())
+    elif _is_one_of(column.type, (pa.types.is_large_string,)):
+        column = column.view(pa.large_binary())
+    elif _is_one_of(column.type, (pa.types.is_string_view,)):
+        column = column.cast(pa.binary_view())
+    column.validate(full=True)
+    return column.to_pylist()
+
+
+def damaged(file: CorpusFile, kind: str, place: str, error: Exception) -> InputError:
+    """Returns the error of a file that pyarrow cannot read."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return InputError(f"{file.path}{place}", received=f"not a whole {kind} file ({reason})")

@@ -1,0 +1,133 @@
+"""Arrow: files and streams of record batches, and the directories of `datasets`.
+
+`datasets` leaves a folder with `data-*.arrow` and the descriptions `dataset_info.json` and
+`state.json`, or, for several splits, one folder each and `dataset_dict.json`.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.corpora import columns, content
+from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
+from pipeline.corpora.readers.base import Reader
+
+_FILE_MAGIC, _STREAM_MAGIC = b"ARROW1\0\0", b"\xff\xff\xff\xff"
+# Of a stream, and of the batches of a file.
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+_DICT, _STATE = "dataset_dict.json", "state.json"
+_DESCRIPTIONS = (_DICT, _STATE, "dataset_info.json")
+_TRAIN = "train"
+
+
+class ArrowReader(Reader):
+    """Apache Arrow's IPC format, also known as Feather."""
+
+    suffixes = (".arrow", ".feather")
+
+    def recognises(self, start: bytes) -> bool:
+        """See `Reader`."""
+        return start.startswith((_FILE_MAGIC, _STREAM_MAGIC))
+
+    def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
+        """See `Reader`: of a dataset the data files of `train`, or of all splits without one."""
+        tables = {_folder(file) for file in files if file.name.endswith(self.suffixes)}
+        # The folders of datasets, and of several splits.
+        folders = tables | {os.path.dirname(folder) for folder in tables}
+        described = {
+            file.path: os.path.basename(file.name)
+            for file in files
+            if os.path.basename(file.name) in _DESCRIPTIONS and _folder(file) in folders
+        }
+        if not described:
+            return files
+        files = [file for file in files if file.path not in described]
+        for path, name in described.items():
+            if name == _DICT:
+                files = _files_of_split(path, files)
+            if name == _STATE:
+                files = _data_files(path, files)
+        return files
+
+    def documents(
+        self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
+    ) -> Iterator[RawDocument]:
+        """See `Reader`."""
+        try:
+            for batch in _batches(file, stream):
+                yield from columns.batch_documents(file, batch, cursor)
+        except columns.ERRORS as error:
+            place = f", row {cursor.documents}" if cursor.documents else ""
+            raise columns.damaged(file, "Arrow", place, error) from error
+
+
+def _folder(file: CorpusFile) -> str:
+    return os.path.dirname(str(file.path))
+
+
+def _files_of_split(description: Location, files: list[CorpusFile]) -> list[CorpusFile]:
+    """Drops the files of other splits where one is called `train`."""
+    folder, splits = os.path.dirname(str(description)), description.read_json().get("splits")
+    if not isinstance(splits, list) or _TRAIN not in splits:
+        return files
+    others = {os.path.join(folder, str(split)) for split in splits if split != _TRAIN}
+    return [file for file in files if _folder(file) not in others]
+
+
+def _data_files(description: Location, files: list[CorpusFile]) -> list[CorpusFile]:
+    """Drops the tables that are no data of the dataset, such as results that it cached.
+
+    Raises:
+        InputError: a data file is missing, or the dataset is a selection of their rows.
+    """
+    folder, state = os.path.dirname(str(description)), description.read_json()
+    entries = state.get("_data_files")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return files
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        hint = "save it again after flatten_indices()"
+        raise InputError(description, "a dataset of whole files", "a selection of rows", hint)
+    names = {os.path.join(folder, str(entry.get("filename"))) for entry in entries}
+    missing = sorted(names - {str(file.path) for file in files})
+    if missing:
+        raise InputError(description, "the data files that it names", f"no {missing[0]}")
+    return [file for file in files if _folder(file) != folder or str(file.path) in names]
+
+
+class _Ended(io.RawIOBase):
+    """A stream that remembers its last bytes: Arrow takes any end for the end of the table."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream, self.last = stream, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self.last = (self.last + content[-len(_END) :])[-len(_END) :]
+        return content
+
+
+def _batches(file: CorpusFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """Yields the batches of a table.
+
+    Raises:
+        InputError: it lacks a text field, or its end.
+    """
+    start, stream = content.peek(stream)
+    if start.startswith(_FILE_MAGIC):
+        # Behind its mark a file is a stream, with a table of contents at its end.
+        stream.read(len(_FILE_MAGIC))
+    ended = _Ended(stream)
+    with pa.ipc.open_stream(ended) as reader:
+        columns.expect_text(file, reader.schema)
+        yield from reader
+    if ended.last != _END:
+        raise pa.ArrowInvalid("it ends before the end of the table")
