@@ -1,6 +1,6 @@
 """The fields of rows that are a document's text: errors that name the right ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from data_specs.corpora import CorpusSpec
 from pipeline.base.errors import InputError
@@ -35,8 +35,19 @@ def no_text(origin: object, name: str, kind: str, texts: Sequence[str]) -> Input
     return InputError(origin, f"text in the field {name}", kind, suggestion(texts))
 
 
+def text_names(row: Mapping[str, object]) -> list[str]:
+    """Returns the fields of a row that hold text, the longest text first."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str) and value}
+    return sorted(texts, key=lambda name: -len(texts[name]))
+
+
+def likely_text(texts: Sequence[str]) -> str | None:
+    """Returns which of the fields that hold text is a document's, by all appearances."""
+    usual = [name for name in _USUAL if name in texts]
+    return next(iter((*usual, *texts)), None)
+
+
 def suggestion(texts: Sequence[str]) -> str | None:
     """Returns a hint that names the field which is the text, by all appearances."""
-    usual = [name for name in _USUAL if name in texts]
-    likely = usual or list(texts)
-    return f"try `text_fields`={shown_names(likely[:1])}" if likely else None
+    likely = likely_text(texts)
+    return None if likely is None else f"try `text_fields`={shown_names([likely])}"

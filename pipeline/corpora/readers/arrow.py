@@ -6,7 +6,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -65,6 +65,14 @@ class ArrowReader(Reader):
             place = f", row {cursor.documents}" if cursor.documents else ""
             raise columns.damaged(file, "Arrow", place, error) from error
 
+    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
+        """See `Reader`."""
+        try:
+            with pa.ipc.open_stream(_as_stream(stream)) as reader:
+                return columns.first_row(reader.schema, iter(reader))
+        except columns.ERRORS as error:
+            raise columns.damaged(file, "Arrow", "", error) from error
+
 
 def _folder(file: CorpusFile) -> str:
     return os.path.dirname(str(file.path))
@@ -115,17 +123,21 @@ class _Ended(io.RawIOBase):
         return content
 
 
+def _as_stream(stream: BinaryIO) -> BinaryIO:
+    start, stream = content.peek(stream)
+    if start.startswith(_FILE_MAGIC):
+        # Behind its mark a file is a stream, with a table of contents at its end.
+        stream.read(len(_FILE_MAGIC))
+    return stream
+
+
 def _batches(file: CorpusFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
     """Yields the batches of a table.
 
     Raises:
         InputError: it lacks a text field, or its end.
     """
-    start, stream = content.peek(stream)
-    if start.startswith(_FILE_MAGIC):
-        # Behind its mark a file is a stream, with a table of contents at its end.
-        stream.read(len(_FILE_MAGIC))
-    ended = _Ended(stream)
+    ended = _Ended(_as_stream(stream))
     with pa.ipc.open_stream(ended) as reader:
         columns.expect_text(file, reader.schema)
         yield from reader

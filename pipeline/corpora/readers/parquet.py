@@ -1,10 +1,12 @@
 """Parquet: each row is a document; only the text columns are read, some rows at a time."""
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import InputError
@@ -33,19 +35,18 @@ class ParquetReader(Reader):
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
         """See `Reader`; of a stream that only goes forward a nameless copy is read."""
-        if stream.seekable():
-            yield from self._all_documents(file, stream, cursor)
-            return
-        with tempfile.SpooledTemporaryFile(_MEMORY_BYTES) as copy:
-            shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
-            copy.seek(0)
-            yield from self._all_documents(file, copy, cursor)
+        with _seekable(stream) as whole:
+            table = _open(file, whole)
+            yield from _row_documents(file, table, 0, table.metadata.num_rows, cursor)
 
-    def _all_documents(
-        self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
-    ) -> Iterator[RawDocument]:
-        table = _open(file, stream)
-        return _row_documents(file, table, 0, table.metadata.num_rows, cursor)
+    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
+        """See `Reader`."""
+        with _seekable(stream) as whole:
+            table, schema = _open_table(file, whole)
+            try:
+                return columns.first_row(schema, table.iter_batches(1))
+            except columns.ERRORS as error:
+                raise columns.damaged(file, "Parquet", "", error) from error
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
         """See `Reader`: small row groups together, a large one in runs of rows."""
@@ -68,22 +69,38 @@ class ParquetReader(Reader):
         return _row_documents(part.file, _open(part.file, stream), part.begin, part.end, cursor)
 
 
+@contextlib.contextmanager
+def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """Yields the stream or, of one that only goes forward, a copy."""
+    if stream.seekable():
+        yield stream
+        return
+    with tempfile.SpooledTemporaryFile(_MEMORY_BYTES) as copy:
+        shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
+        copy.seek(0)
+        yield copy
+
+
 def _open(file: CorpusFile, stream: BinaryIO) -> pq.ParquetFile:
     """Opens a file, whose footer says what it has.
 
     Raises:
         InputError: it is encrypted or damaged, or lacks a text field.
     """
+    table, schema = _open_table(file, stream)
+    columns.expect_text(file, schema)
+    return table
+
+
+def _open_table(file: CorpusFile, stream: BinaryIO) -> tuple[pq.ParquetFile, pa.Schema]:
     start, _ = content.peek(stream)
     if start.startswith(_ENCRYPTED_MAGIC):
         raise InputError(file.path, "a Parquet file", "an encrypted one", "decrypt it first")
     try:
         table = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        schema = table.schema_arrow
+        return table, table.schema_arrow
     except columns.ERRORS as error:
         raise columns.damaged(file, "Parquet", "", error) from error
-    columns.expect_text(file, schema)
-    return table
 
 
 def _text_bytes(file: CorpusFile, table: pq.ParquetFile, group: int) -> int:
