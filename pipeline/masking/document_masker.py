@@ -293,7 +293,7 @@ def _mask_documents(
     for number, document in enumerate(block.documents):
         before = len(entries)
         text, reason = _read_text(config, document)
-        if reason is None:
+        if text is not None:
             table.append(_mask_document(config, document, number, text, entries))
             statistics.update(table[-1].statistics)
             reason = table[-1].skipped
@@ -310,15 +310,19 @@ def _mask_documents(
     return header, table, entries
 
 
-def _read_text(config: MaskedExamplesConfig, document: RawDocument) -> tuple[str, str | None]:
-    """Returns a document's text, and why it is not masked."""
+def _read_text(
+    config: MaskedExamplesConfig, document: RawDocument
+) -> tuple[str, None] | tuple[None, str]:
+    """Returns a document's text, or why it has none that is masked."""
     try:
         text = corpus.document_text(document)
     except InputError:
         if not config.skip_bad_lines:
             raise
-        return "", _BAD_ROWS
-    return text, _SHORT if len(text) < config.min_chars else None
+        return None, _BAD_ROWS
+    if len(text) < config.min_chars:
+        return None, _SHORT
+    return text, None
 
 
 def _mask_document(
@@ -329,12 +333,9 @@ def _mask_document(
     entries: list[spill.Entry],
 ) -> MaskedDocument:
     """Adds a document's masked examples to `entries`; `number` is its own within the block."""
-    content, settings = text.encode("utf-8"), document.file.corpus
-    # By content, so that two copies of a text are always in the same split.
-    group = seeding.hash64(config.random_seed, "split", document.split_key or content)
-    position = (document.file.key, document.ordinal) if config.keep_duplicates else ()
-    key = seeding.digest(*position, content)
-    masker, statistics, before = _masker(config), Counter(), len(entries)
+    key, group = _document_key(config, document, text), _group(config, document, text)
+    masker, settings = _masker(config), document.file.corpus
+    statistics, before = Counter(), len(entries)
     num_copies = masker.num_copies(key, settings.weight)
     if num_copies:
         examples = masker.examples(
@@ -344,11 +345,26 @@ def _mask_document(
     skipped = duplicates.UNMASKABLE if num_copies else duplicates.LEFT_OUT
     return MaskedDocument(
         key=key,
-        group=group,
         number=number,
+        groups=(group, group),
         corpus=settings.label,
         copies=num_copies,
         bytes=sum(len(entry.record) for entry in entries[before:]),
         statistics=statistics,
         skipped=skipped if len(entries) == before else None,
     )
+
+
+def _group(config: MaskedExamplesConfig, document: RawDocument, text: str) -> int:
+    """Returns what decides the split: the content, so that two copies of a text share theirs."""
+    content = document.split_key or text.encode("utf-8")
+    return seeding.hash64(config.random_seed, "split", content)
+
+
+def _document_key(config: MaskedExamplesConfig, document: RawDocument, text: str) -> bytes:
+    """Returns the key of all random choices of a text: its own, or its place's where each counts.
+
+    So the examples are the same wherever the one copy stands that is kept.
+    """
+    place = (document.file.key, document.ordinal) if config.keep_duplicates else ()
+    return seeding.digest(*place, text.encode("utf-8"))

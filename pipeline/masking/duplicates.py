@@ -26,7 +26,8 @@ WINDOWS = (f"windows {UNMASKABLE}", "windows")
 _STATISTICS = ("tokens", "unknown_tokens", *WINDOWS, "masked_positions", "examples")
 _SKIPPED = (LEFT_OUT, UNMASKABLE)
 _NUMBERS = ("copies", "corpus", "bytes", *_STATISTICS, *_SKIPPED)
-_ROW = np.dtype([(name, "<i8") for name in _NUMBERS])
+_GROUPS = ("lowest", "highest")
+_ROW = np.dtype([*((name, "<u8") for name in _GROUPS), *((name, "<i8") for name in _NUMBERS)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class MaskedDocument:
 
     Attributes:
         key: 16 bytes; those of two documents are equal where one is a duplicate.
-        group: its hash, which decides its split.
         number: within the block.
+        groups: the smallest and the largest that its examples have; they decide the split.
         corpus: the label of its corpus.
         copies: masked copies of each of its windows.
         bytes: of its examples.
@@ -45,8 +46,8 @@ class MaskedDocument:
     """
 
     key: bytes
-    group: int
     number: int
+    groups: tuple[int, int]
     corpus: str
     copies: int
     bytes: int
@@ -103,10 +104,11 @@ def write_table(
         skipped = {} if document.skipped is None else {document.skipped: 1}
         numbers = {"copies": document.copies, "corpus": labels.index(document.corpus)}
         numbers |= {"bytes": document.bytes, **document.statistics, **skipped}
+        numbers |= dict(zip(_GROUPS, document.groups, strict=True))
         for name, number in numbers.items():
             row[name] = number
     entries = [
-        spill.Entry(document.key, document.group, row.tobytes(), document.number)
+        spill.Entry(document.key, document.groups[0], row.tobytes(), document.number)
         for document, row in zip(documents, rows, strict=True)
     ]
     spill.write_spill(path, entries, {}, is_only_writer=is_only_writer)
@@ -134,10 +136,11 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
         ids = index[["key", "tie"]][order]
         repeated = order[1:][ids[1:] == ids[:-1]]
         is_duplicate[documents[repeated]] = True
-        numbers = rows.view("<i8").reshape(-1, len(_NUMBERS))
+        numbers = rows.view("<i8").reshape(-1, _ROW.itemsize // 8)[:, len(_GROUPS) :]
         np.add.at(removed, rows["corpus"][repeated], numbers[repeated])
-        present = index["group"][(rows["examples"] > 0) & ~is_duplicate[documents]]
-        groups += [int(present.min()), int(present.max())] if len(present) else []
+        present = rows[(rows["examples"] > 0) & ~is_duplicate[documents]]
+        if len(present):
+            groups += [int(present["lowest"].min()), int(present["highest"].max())]
     left_out.path.write_whole(is_duplicate.tobytes())
     return Survey(
         left_out,
@@ -161,6 +164,8 @@ def _correction(removed: np.ndarray, labels: Sequence[str], count: int) -> dict[
     return {
         "statistics": {name: total[name] for name in _STATISTICS if total[name]},
         "skipped": {name: total[name] for name in _SKIPPED} | {DUPLICATES: count},
-        "examples": dict(zip(labels, examples.tolist(), strict=True)),
+        "examples": {
+            label: number for label, number in zip(labels, examples.tolist(), strict=True) if number
+        },
         "bytes": total["bytes"],
     }
