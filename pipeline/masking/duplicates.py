@@ -30,7 +30,7 @@ _GROUPS = ("lowest", "highest")
 _ROW = np.dtype([*((name, "<u8") for name in _GROUPS), *((name, "<i8") for name in _NUMBERS)])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class MaskedDocument:
     """A document in the table of its block.
 
