@@ -4,6 +4,7 @@ Shapes: B batch, L length, D hidden size, H heads, N layers.
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -41,6 +42,36 @@ def _recomputed(
     return outputs
 
 
+class EncoderLayer(keras.layers.Layer):
+    """One transformer layer of an architecture, [B, L, D] → [B, L, D]."""
+
+    def __init__(
+        self,
+        architecture: ModuleType,
+        config: EncoderConfig,
+        *,
+        index: int,
+        seed: int,
+        dtype: DType = None,
+    ) -> None:
+        super().__init__(name=f"layer_{index}", dtype=dtype)
+        shared = {"scope": self.name, "seed": seed, "dtype": self.dtype_policy}
+        self.attention = architecture.Attention(config, index=index, **shared)
+        self.feed_forward = architecture.FeedForward(config, **shared)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all variables; the shapes come from the configuration."""
+        self.attention.build(input_shape)
+        self.feed_forward.build(input_shape)
+
+    def call(
+        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Applies attention, then the feed-forward block; returns [B, L, D] and the map."""
+        hidden, attention_map = self.attention(hidden, score_mask, training=training)
+        return self.feed_forward(hidden, training=training), attention_map
+
+
 class Encoder(keras.layers.Layer):
     """A model without its head and without its pooler.
 
@@ -73,7 +104,7 @@ class Encoder(keras.layers.Layer):
                 config, initializer=initializer, dtype=policy
             )
         self.encoder_layers = [
-            self._architecture.EncoderLayer(config, index=index, seed=seed, dtype=policy)
+            EncoderLayer(self._architecture, config, index=index, seed=seed, dtype=policy)
             for index in range(config.num_distinct_layers)
         ]
         self.layer_norm = None

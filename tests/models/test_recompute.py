@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from data_specs.records import HIDDEN_STATES
-from pipeline.models.architectures.bert import EncoderLayer
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.encoder import ATTENTIONS, EncoderLayer
 from pipeline.models.families import FAMILIES
 from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM

@@ -1,7 +1,7 @@
 """The architectures of encoders: one module each, named by `Family.architecture`.
 
-A module has the layers `Embeddings` and `EncoderLayer`, the function `score_masks`, and
-`HAS_FINAL_NORM`, whether the last hidden state is normalised. It imports Keras.
+A module has the layers `Embeddings`, `Attention` and `FeedForward`, the function `score_masks`,
+and `HAS_FINAL_NORM`, whether the last hidden state is normalised. It imports Keras.
 """
 
 from collections.abc import Mapping

@@ -90,8 +90,9 @@ class Attention(keras.layers.Layer):
     """Self-attention with its output projection, residual and normalisation."""
 
     def __init__(
-        self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
+        self, config: EncoderConfig, *, index: int, scope: str, seed: int, dtype: DType = None
     ) -> None:
+        del index
         super().__init__(name="attention", dtype=dtype)
         self.config = config
         self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
@@ -160,30 +161,6 @@ class FeedForward(keras.layers.Layer):
         """Maps [B, L, D] to [B, L, D], each position for itself."""
         output = self.projection(self.activation(self.intermediate(hidden)))
         return self.layer_norm(hidden + self.dropout(output, training=training))
-
-
-class EncoderLayer(keras.layers.Layer):
-    """One transformer layer, [B, L, D] → [B, L, D]."""
-
-    def __init__(
-        self, config: EncoderConfig, *, index: int, seed: int, dtype: DType = None
-    ) -> None:
-        super().__init__(name=f"layer_{index}", dtype=dtype)
-        policy = self.dtype_policy
-        self.attention = Attention(config, scope=self.name, seed=seed, dtype=policy)
-        self.feed_forward = FeedForward(config, scope=self.name, seed=seed, dtype=policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        """Makes all variables; the shapes come from the configuration."""
-        self.attention.build(input_shape)
-        self.feed_forward.build(input_shape)
-
-    def call(
-        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Applies attention, then the feed-forward block; see `Attention.call`."""
-        hidden, attention_map = self.attention(hidden, score_mask, training=training)
-        return self.feed_forward(hidden, training=training), attention_map
 
 
 def score_masks(config: EncoderConfig, padding: Tensor) -> Sequence[Tensor]:

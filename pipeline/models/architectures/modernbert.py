@@ -176,30 +176,6 @@ class FeedForward(keras.layers.Layer):
         return hidden + self.projection(inner)
 
 
-class EncoderLayer(keras.layers.Layer):
-    """One transformer layer, [B, L, D] → [B, L, D]."""
-
-    def __init__(
-        self, config: EncoderConfig, *, index: int, seed: int, dtype: DType = None
-    ) -> None:
-        super().__init__(name=f"layer_{index}", dtype=dtype)
-        shared = {"scope": self.name, "seed": seed, "dtype": self.dtype_policy}
-        self.attention = Attention(config, index=index, **shared)
-        self.feed_forward = FeedForward(config, **shared)
-
-    def build(self, input_shape: Any = None) -> None:
-        """Makes all variables; the shapes come from the configuration."""
-        self.attention.build(input_shape)
-        self.feed_forward.build(input_shape)
-
-    def call(
-        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Applies attention, then the feed-forward block; see `Attention.call`."""
-        hidden, attention_map = self.attention(hidden, score_mask, training=training)
-        return self.feed_forward(hidden, training=training), attention_map
-
-
 def score_masks(config: EncoderConfig, padding: Tensor) -> Sequence[Tensor]:
     """Returns what each layer adds to its attention scores; see `bert.score_masks`.
 

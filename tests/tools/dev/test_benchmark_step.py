@@ -12,6 +12,7 @@ from data_specs import records
 from pipeline.distill import batches
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.models.config import EncoderConfig
+from pipeline.models.families import FAMILIES
 from pipeline.storage import cache_input
 from pipeline.storage.length_buckets import Chunking
 from tests.conftest import run_python
@@ -190,6 +191,10 @@ def test_flops_by_hand() -> None:
     assert step_programs.forward_flops(EncoderConfig(**narrow), 3, 1) == (
         layers + 2 * 3 * 2 * 4 + 2 * 4 * 2 + 2 * 2 * 7
     )
+    # A gated unit has a third matrix of the same size.
+    gated = dict(shape.to_dict(), model_type="modernbert", type_vocab_size=0)
+    gated |= FAMILIES["modernbert"].config_defaults
+    assert step_programs.forward_flops(EncoderConfig(**gated), 3, 1) == layers + 2 * 120 + head
     base = recipes.SHAPES["bert-base"]
     assert step_programs.forward_flops(base, 512, 20) == pytest.approx(9.76e10, rel=1e-3)
 

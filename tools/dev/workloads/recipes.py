@@ -10,6 +10,7 @@ from pipeline.base.location import LocalLocation
 from pipeline.distill.settings import DistillConfig
 from pipeline.distill.student import derive_config
 from pipeline.models.config import EncoderConfig
+from pipeline.models.families import FAMILIES
 from tools.dev.workloads.step_programs import Workload
 
 
@@ -37,6 +38,18 @@ def _large(vocab_size: int) -> EncoderConfig:
     return _shape(vocab_size, size=1024, num_layers=24, num_heads=16)
 
 
+# answerdotai/ModernBERT-base (Warner et al., 2024).
+_MODERNBERT = EncoderConfig(
+    vocab_size=50_368,
+    hidden_size=768,
+    num_hidden_layers=22,
+    num_attention_heads=12,
+    intermediate_size=1_152,
+    max_position_embeddings=8_192,
+    type_vocab_size=0,
+    model_type="modernbert",
+    **FAMILIES["modernbert"].config_defaults,
+)
 _ENGLISH, _CHINESE, _RUSSIAN = 30_522, 21_128, 119_547
 SHAPES: Mapping[str, EncoderConfig] = {
     "bert-base": _shape(_ENGLISH),
@@ -44,6 +57,7 @@ SHAPES: Mapping[str, EncoderConfig] = {
     "roberta-wwm-ext": _shape(_CHINESE),
     "roberta-wwm-ext-large": _large(_CHINESE),
     "rubert": _shape(_RUSSIAN),
+    "modernbert-base": _MODERNBERT,
 }
 
 
