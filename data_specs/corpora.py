@@ -18,6 +18,8 @@ FOLDER = pathlib.Path(__file__).with_name("corpora")
 
 # What separates the documents of a text.
 DOCUMENTS = ("blank_lines", "lines", "starts", "files")
+# Those that need no more to be said.
+SEPARATIONS = ("blank_lines", "lines")
 
 _METADATA = ("name", "title", "url", "licence", "language", "files")
 _MIXTURE_KEY = "corpora"
@@ -33,8 +35,8 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         title: a description, for people.
         url: its source.
         licence: its licence.
-        files: globs of the names of its files, `.gz` left out; all by default.
-        reader: a name in `pipeline.corpora.readers.READERS`.
+        files: globs of the names of its files, endings of compressions left out; all by default.
+        reader: a name in `pipeline.corpora.readers.READERS`, for files whose content does not tell.
         text_fields: the fields of a row that are its text.
         documents: one of `DOCUMENTS`, for text: blank lines separate them;
             every `lines_per_document` lines are one; a line that matches
@@ -78,6 +80,15 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             message = f"document_start: expected a regular expression, received {received}"
             raise ValueError(message) from error
 
+    def with_documents(self, separation: str) -> "CorpusSpec":
+        """Returns the declaration with one of `SEPARATIONS`."""
+        return msgspec.structs.replace(
+            self,
+            documents=separation,
+            lines_per_document=int(separation == "lines"),
+            document_start="",
+        )
+
     def reading(self) -> dict[str, Any]:
         """Returns the settings that decide the documents."""
         values = msgspec.structs.asdict(self)
@@ -88,20 +99,27 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One corpus of a run: its location, its declaration and its weight.
 
     Attributes:
-        input_dir: a file, a directory or a glob; or the directory of TensorFlow datasets.
+        input_dir: a file, a directory or a glob; or the directory of TensorFlow datasets; or
+            a dataset of the Hugging Face hub.
         corpus_spec: the name of a declaration, or the path of a `.yaml` file.
+        hf_split: the split of a dataset of the hub; `input_dir` may then be its id alone.
         tfds_name: a TensorFlow dataset, `name[/config][:version]`.
+        tfds_split: its split; `train` by default.
         text_fields: instead of the declaration's.
         segmenter: instead of the declaration's.
+        documents: instead of the declaration's; `lines` are documents of one line each.
         weight: a document has `weight · dupe_factor` masked copies, on average.
         name: its name in the manifest; by default that of the declaration or the dataset.
     """
 
     input_dir: str | None = None
     corpus_spec: str | None = None
+    hf_split: str | None = None
     tfds_name: str | None = None
+    tfds_split: str | None = None
     text_fields: Words | None = None
     segmenter: str | None = None
+    documents: str | None = None
     weight: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1.0
     name: str | None = None
 
@@ -110,13 +128,28 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("input_dir: expected it or tfds_name, received neither")
         if self.corpus_spec is not None and self.tfds_name is not None:
             raise ValueError("tfds_name: expected it or corpus_spec, received both")
+        if self.hf_split is not None and self.tfds_name is not None:
+            raise ValueError("hf_split: expected it or tfds_name, received both")
+        if self.tfds_split is not None and self.tfds_name is None:
+            raise ValueError("tfds_split: expected tfds_name with it, received none")
+        if self.documents is not None:
+            declarations.expect_one_of("documents", self.documents, SEPARATIONS)
+            if self.tfds_name is not None:
+                raise ValueError(
+                    "documents: expected none with tfds_name, whose rows are documents"
+                )
         if self.input_dir is not None:
             declarations.expect_path("input_dir", self.input_dir)
 
     @property
     def files(self) -> str | None:
-        """The file, folder or glob that is read; None for a TensorFlow dataset."""
-        return None if self.tfds_name is not None else self.input_dir
+        """The file, folder or glob that is read; None for a dataset of TensorFlow or the hub."""
+        return None if self.tfds_name is not None or self.is_hub else self.input_dir
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether it is a dataset of the Hugging Face hub."""
+        return self.hf_split is not None or (self.input_dir or "").startswith("hf://")
 
     @property
     def label(self) -> str:
@@ -167,7 +200,12 @@ def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
     for number, entry in enumerate(entries, 1):
         for key in ("input_dir", "corpus_spec") if isinstance(entry, dict) else ():
             value = entry.get(key)
-            if isinstance(value, str) and (key == "input_dir" or value.endswith((".yaml", ".yml"))):
+            is_id = key == "input_dir" and entry.get("hf_split") is not None
+            if (
+                isinstance(value, str)
+                and not is_id
+                and (key == "input_dir" or value.endswith((".yaml", ".yml")))
+            ):
                 entry[key] = _beside(path.parent, value)
         sources.append(declarations.build(CorpusSource, entry, f"{path}, corpus {number}"))
     return tuple(sources)

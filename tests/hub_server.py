@@ -1,7 +1,8 @@
 """A model hub that speaks as much of the Hugging Face hub's interface as `huggingface_hub` asks.
 
-https://huggingface.co/docs/hub/api: models with branches, tags and commits, in memory. As on the
-real hub, a large file is redirected to a store that answers requests for a range of bytes.
+https://huggingface.co/docs/hub/api: models and datasets with branches, tags and commits, in
+memory. As on the real hub, a large file is redirected to a store that answers requests for a
+range of bytes.
 """
 
 import dataclasses
@@ -15,6 +16,9 @@ import urllib.parse
 from collections.abc import Mapping
 
 _INFO = re.compile(r"/api/models/(.+?)(?:/revision/(.+))?")
+_DATASET = re.compile(
+    r"/api/(datasets/[^/]+/[^/]+)(?:/(revision|tree|auth-check)(?:/([^/]+)(?:/(.+))?)?)?"
+)
 _FILE = re.compile(r"/(.+?)/resolve/([^/]+)/(.+)")
 _STORED = re.compile(r"/store/([0-9a-f]{64})")
 # Larger files lie in the store.
@@ -24,7 +28,7 @@ _BLOCK = 2**16
 
 @dataclasses.dataclass
 class Repository:
-    """A model on the hub.
+    """A model or a dataset on the hub.
 
     Attributes:
         commits: contents of files by name, by commit.
@@ -96,6 +100,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._serve(self.server.store[found[1]], ETag=f'"{found[1]}"')
         if found := _INFO.fullmatch(path):
             return self._describe(found[1], found[2] or "main", token)
+        if found := _DATASET.fullmatch(path):
+            return self._describe_dataset(*found.groups(), token)
         if found := _FILE.fullmatch(path):
             return self._resolve(*found.groups(), token)
         return self._answer(404)
@@ -135,6 +141,52 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         }
         return self._answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
+    def _describe_dataset(
+        self,
+        name: str,
+        what: str | None,
+        revision: str | None,
+        folder: str | None,
+        token: str | None,
+    ) -> None:
+        commit = self._find(name, revision or "main", token)
+        if commit is None:
+            return None
+        repository = self.server.repositories[name]
+        if what == "auth-check":
+            if repository.token in (None, token):
+                return self._answer(200)
+            return self._answer(403, X_Error_Code="GatedRepo", X_Error_Message="restricted")
+        if what == "tree":
+            value = self._tree(repository.commits[commit], f"{folder}/" if folder else "")
+        else:
+            value = {
+                "_id": "0",
+                "id": name.removeprefix("datasets/"),
+                "sha": commit,
+                "siblings": [],
+            }
+        return self._answer(200, json.dumps(value).encode(), Content_Type="application/json")
+
+    def _tree(self, files: Mapping[str, bytes], prefix: str) -> list[dict[str, object]]:
+        """Returns the files and folders below a folder, or directly in it."""
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        recursive = query.get("recursive", ["false"])[0].lower() == "true"
+        below = [name for name in files if name.startswith(prefix)]
+        folders = {
+            "/".join(name.split("/")[:depth])
+            for name in below
+            for depth in range(1, name.count("/") + 1)
+        }
+        entries = [{"type": "directory", "path": path, "oid": "0", "size": 0} for path in folders]
+        entries += [
+            {"type": "file", "path": name, "oid": "0", "size": len(files[name])} for name in below
+        ]
+        entries = [entry for entry in entries if entry["path"].startswith(prefix)]
+        if recursive:
+            return entries
+        return [entry for entry in entries if "/" not in entry["path"].removeprefix(prefix)]
+
     def _resolve(self, name: str, revision: str, file: str, token: str | None) -> None:
         if name in self.server.moved:
             return self._answer(307, Location=self.path.replace(name, self.server.moved[name]))
@@ -163,22 +215,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self._serve(content, ETag=f'"{tag}"', X_Repo_Commit=commit)
 
     def _serve(self, content: bytes, **headers: str) -> None:
-        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         headers["Accept_Ranges"] = "bytes"
         if found is None:
             return self._answer(200, content, **headers)
         begin = int(found[1])
         if begin >= len(content):
             return self._answer(416)
-        told = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        return self._answer(206, content[begin:], Content_Range=told, **headers)
+        end = min(int(found[2]) + 1 if found[2] else len(content), len(content))
+        told = f"bytes {begin}-{end - 1}/{len(content)}"
+        return self._answer(206, content[begin:end], Content_Range=told, **headers)
 
 
 class Server(http.server.ThreadingHTTPServer):
     """The hub, from `start` to `stop`; `url` is where.
 
     Attributes:
-        repositories: by id.
+        repositories: by id; of a dataset `datasets/` and the id.
         moved: today's ids of models by their former ones.
         requests: all that was asked.
         etags: by file, tags that differ from what they should be.

@@ -3,7 +3,8 @@
 offline_distill export_student --model=STUDENT --sentences=FILE --output_dir=NEW
 
 hf is a clean Hugging Face directory with the tokenizer and a model card. saved_model takes
-ids, and with tensorflow-text and a WordPiece vocab.txt also text (signature from_text).
+ids, and any TensorFlow loads it; saved_model_text takes text, of a model with a WordPiece
+vocab.txt, and its readers must import tensorflow_text first. Both are loaded in a fresh process.
 litert is a file for phones, litert_int8 the same with weights of 8 bits; onnx is read by
 onnxruntime. All but litert_int8 are float32, and all take any batch and any length.
 
@@ -11,7 +12,8 @@ Each is read again and compared with the model on real text: the lines of --sent
 seventh token masked, or the eval examples of --input_dir. A format whose first guesses are
 not the model's (at least 99.9% of all positions, litert_int8 90%) or that lacks an operation
 is left out, and the command fails after the others are written. Files: output_dir/FORMAT/,
-and export.json with the figures. litert, litert_int8 and onnx need pip install '.[export]'.
+and export.json with the figures. All but hf and saved_model need
+pip install '.[export]'.
 
 Of a fine-tuned model (a run's folder model, as tools.finetune writes it) the logits are those
 of the classes, [B, C], or of an answer's start and end, [B, 2, L]. It is compared on the lines
@@ -74,7 +76,7 @@ class ExportConfig(Settings):
     num_sentences: int = setting(64, "Number of lines, pairs of lines or examples.", low=1)
     max_seq_length: int | None = setting(
         None,
-        "Tokens that a text is cut to, also by from_text; the model's positions by default.",
+        "Tokens that a text is cut to, also by saved_model_text; the model's positions by default.",
         low=3,
     )
     repeats: int = setting(20, "Timed runs of each format, in turns.", low=1)
@@ -239,7 +241,7 @@ def _export(values: absl_flags.FlagValues) -> None:
     # Other backends' graphs are not TensorFlow's.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     running.import_quietly("keras", "tensorflow")
-    from tools.exports import exporter, hugging_face, saved_model
+    from tools.exports import exporter, hugging_face
 
     subject = hugging_face.load_subject(
         prepared.source, prepared.task, prepared.tokenizer, prepared.max_seq_length
@@ -250,8 +252,6 @@ def _export(values: absl_flags.FlagValues) -> None:
     )
     lines = aligned_lines(_TITLES, [cells(row) for row in report.rows])
     print("\n".join([*lines, "", describe(report)]))
-    if formats.SAVED_MODEL in config.formats and (reason := saved_model.why_no_text(subject)):
-        print(f"{formats.SAVED_MODEL} takes ids only: {reason}")
     if (directory / formats.HF).is_dir():
         _write_card(prepared, report, directory / formats.HF)
     _write_report(report, config, prepared.max_seq_length)

@@ -35,7 +35,9 @@ from pipeline.base.local_mirror import make_upload_folder, mirror_folder
 MAX_JSON_BYTES = 256 * 2**20
 _LOCK = ".lock.tmp"
 # What fsspec needs for each kind of store.
-_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "memory": "fsspec"}
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "memory": "fsspec", "hf": "huggingface_hub"}
+# Those that a user's text may name: datasets of the hub are only read, and only as corpora.
+_SCHEMES = ("gs", "s3", "memory")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(.*)", re.DOTALL)
 # What a first request asks for ahead: fsspec's own 50 MB are much for a worker.
 _BLOCK_BYTES = 8 * 2**20
@@ -44,7 +46,10 @@ _BUFFER_BYTES = 2**18
 _VERSIONS = ("ETag", "etag", "generation", "created")
 # Packages whose errors say something of the store, of the network or of credentials.
 _STORE_PACKAGES = frozenset(
-    ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
+    (
+        *("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "httpcore", "httpx"),
+        *("huggingface_hub", "requests", "s3fs", "urllib3"),
+    )
 )
 
 
@@ -108,16 +113,24 @@ class Location:
         Raises:
             InputError: the file is missing, too large, too deeply nested, or no JSON object.
         """
+        value = self.read_json_value()
+        if not isinstance(value, dict):
+            raise InputError(self, "a JSON object", type(value).__name__)
+        return value
+
+    def read_json_value(self) -> Any:
+        """Reads JSON of any type.
+
+        Raises:
+            InputError: the file is missing, too large, too deeply nested, or no JSON.
+        """
         if not self.is_file():
             raise InputError(self, received="no such file")
         content = self.read_limited(MAX_JSON_BYTES)
         try:
-            value = json_text.load(content)
+            return json_text.load(content)
         except ValueError as error:
             raise InputError(self, received=f"not JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise InputError(self, "a JSON object", type(value).__name__)
-        return value
 
     def read_limited(self, most: int) -> bytes:
         """Reads a whole file of at most `most` bytes.
@@ -454,7 +467,7 @@ class BucketLocation(Location):
     `exists` do not do: a directory that is not seen would be taken for a new one.
 
     Attributes:
-        scheme: `gs` or `s3`.
+        scheme: `gs`, `s3`, or `hf` of a corpus.
         key: the bucket, and the name in it.
     """
 
@@ -470,7 +483,7 @@ class BucketLocation(Location):
             InputError: the scheme is unknown, or the URL names no bucket.
         """
         url = f"{scheme}://{key}"
-        if scheme not in _PACKAGES:
+        if scheme not in _SCHEMES:
             raise InputError(url, "a path of this machine, gs://… or s3://…", f"{scheme}://")
         path = pathlib.PurePosixPath(key.lstrip("/"))
         if not path.name or ".." in path.parts:
@@ -561,7 +574,10 @@ class BucketLocation(Location):
         kind = self._kind()
         if kind == "file":
             return {self: self.stat().st_size}
-        found = self._ask("glob" if kind is None else "find", detail=True)
+        found: dict[str, Any] = {}
+        # Some stores miss the folder in which a glob looks.
+        with contextlib.suppress(FileNotFoundError):
+            found = self._ask("glob" if kind is None else "find", detail=True)
         # A name that ends with a slash stands for a folder.
         return {
             BucketLocation(self.scheme, pathlib.PurePosixPath(name.lstrip("/"))): info["size"]

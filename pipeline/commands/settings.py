@@ -39,9 +39,10 @@ class CorpusSettings(Settings):
 
     input_dir: str | None = setting(
         None,
-        "The corpus: a file, a directory or a glob. Files named .json or .jsonl hold JSON lines or "
-        "one JSON array; others are text with a blank line between documents; compressed files "
-        "are unpacked. With `tfds_name`: the directory of TensorFlow datasets.",
+        "The corpus: a file, a directory or a glob, or a dataset of the Hugging Face hub, "
+        "hf://datasets/ORG/NAME@REVISION/**/*.parquet. Parquet, Arrow, tar and compressed files "
+        "are known by their content; .json, .jsonl, .csv and .tsv by their names; others are "
+        "text, see `documents`. With `tfds_name`: the directory of TensorFlow datasets.",
     )
     corpus_spec: str | None = setting(
         None,
@@ -49,8 +50,16 @@ class CorpusSettings(Settings):
         f"{', '.join(known_corpora.names())}, or a .yaml file of the form of those in "
         "data_specs/corpora.",
     )
+    hf_split: str | None = setting(
+        None,
+        "Split of the dataset of the Hugging Face hub that `input_dir` names, as ORG/NAME or "
+        "hf://datasets/ORG/NAME; train by default.",
+    )
     tfds_name: str | None = setting(
         None, "In place of files: a TensorFlow dataset, name[/config][:version]."
+    )
+    tfds_split: str | None = setting(
+        None, "Requires `tfds_name`. Split of the dataset; train by default."
     )
     text_fields: tuple[str, ...] | None = setting(
         None,
@@ -58,6 +67,12 @@ class CorpusSettings(Settings):
         "feature of `tfds_name`, or title,content.",
         parse=parse_words,
         aliases=("params",),
+    )
+    documents: str | None = setting(
+        None,
+        "What separates the documents of a text file: blank_lines, or lines, where each line is "
+        "a document. As `corpus_spec` declares by default, else blank_lines.",
+        choices=known_corpora.SEPARATIONS,
     )
     segmenter: str | None = setting(
         None,
@@ -75,7 +90,8 @@ class CorpusSettings(Settings):
         Raises:
             InputError: they name none, both a mixture and a corpus, or an invalid mixture.
         """
-        names = ("input_dir", "corpus_spec", "tfds_name", "text_fields", "segmenter")
+        names = ("input_dir", "corpus_spec", "hf_split", "tfds_name", "tfds_split")
+        names += ("text_fields", "documents", "segmenter")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.corpora is not None:
             if given:

@@ -12,7 +12,7 @@ from pipeline.corpora import fields
 from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
 
 # What pyarrow raises, whatever is wrong with a file.
-ERRORS = (pa.ArrowException, OSError, MemoryError, OverflowError)
+ERRORS = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 # Some writers leave it open whether bytes are text.
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)

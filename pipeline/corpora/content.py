@@ -1,25 +1,17 @@
-"""The content of files: unpacked, in UTF-8, and not what no reader reads."""
+"""The content of files: unpacked, and not what no reader reads."""
 
 import codecs
 import contextlib
-import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from pipeline.base import streams
 from pipeline.base.errors import InputError
 from pipeline.corpora import compressions
 from pipeline.corpora.documents import CorpusFile
 
 # Enough for every signature, and for the first tag of a page.
 START_BYTES = 4096
-_BUFFER_BYTES = 2**18
-# Longer marks first, as one of them begins with another.
-_ENCODINGS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 _UNPACK = "unpack it first"
 _EXTRACT = "extract its text first, for example with trafilatura"
 _SAVE = "save it as Parquet, JSON lines, CSV or text first"
@@ -45,51 +37,6 @@ _REFUSED = (
 _PAGE_BEGINS = (b"<!doctype html", b"<html")
 
 
-class _Rejoined(io.RawIOBase):
-    """A stream that cannot go back, with the bytes that were read from it before the rest."""
-
-    def __init__(self, start: bytes, stream: BinaryIO) -> None:
-        super().__init__()
-        self._start, self._stream = start, stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        if not self._start:
-            return self._stream.readinto(buffer)
-        size = min(len(buffer), len(self._start))
-        buffer[:size], self._start = self._start[:size], self._start[size:]
-        return size
-
-
-class _Recoded(io.RawIOBase):
-    """UTF-8 of a stream of UTF-16 or UTF-32; halves of surrogate pairs stay halves."""
-
-    def __init__(self, file: CorpusFile, stream: BinaryIO, encoding: str) -> None:
-        super().__init__()
-        self._file, self._stream, self._encoding = file, stream, encoding
-        self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
-        self._output = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        content = b" "
-        while not self._output and content:
-            content = self._stream.read(_BUFFER_BYTES)
-            try:
-                text = self._decoder.decode(content, final=not content)
-            except UnicodeDecodeError as error:
-                expected = f"{self._encoding.upper()}, as its byte order mark says"
-                raise InputError(self._file.path, expected, error.reason) from error
-            self._output = text.encode("utf-8", "surrogatepass")
-        size = min(len(buffer), len(self._output))
-        buffer[:size], self._output = self._output[:size], self._output[size:]
-        return size
-
-
 @contextlib.contextmanager
 def opened(file: CorpusFile) -> Iterator[BinaryIO]:
     """Opens a file; errors in the block name it.
@@ -105,34 +52,20 @@ def opened(file: CorpusFile) -> Iterator[BinaryIO]:
 
 
 def unpacked(file: CorpusFile, stream: BinaryIO) -> tuple[bytes, BinaryIO]:
-    """Returns the first bytes of a file's content, and its content: unpacked, text in UTF-8.
+    """Returns the first bytes of a file's content, and its content, unpacked.
 
-    The stream itself comes back, at its begin, where nothing has to be done.
+    The stream itself comes back, at its begin, where nothing has to be unpacked.
 
     Raises:
         InputError: no reader reads such a file.
     """
-    start, stream = peek(stream)
+    start, stream = streams.peek(stream, START_BYTES)
     compression = compressions.find_compression(file, start)
     if compression is not None:
         raw = compressions.Unpacked(file, stream, compression)
-        start, stream = peek(io.BufferedReader(raw, _BUFFER_BYTES))
-    for mark, encoding in _ENCODINGS.items():
-        if start.startswith(mark):
-            recoded = io.BufferedReader(_Recoded(file, stream, encoding), _BUFFER_BYTES)
-            start, stream = peek(recoded)
-            break
+        start, stream = streams.peek(streams.buffered(raw), START_BYTES)
     _expect_readable(file, start)
     return start, stream
-
-
-def peek(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
-    """Returns the first bytes of a stream, and a stream that begins with them."""
-    start = stream.read(START_BYTES)
-    if stream.seekable():
-        stream.seek(0)
-        return start, stream
-    return start, io.BufferedReader(_Rejoined(start, stream), _BUFFER_BYTES)
 
 
 def _expect_readable(file: CorpusFile, start: bytes) -> None:
@@ -144,10 +77,3 @@ def _expect_readable(file: CorpusFile, start: bytes) -> None:
     if beginning.startswith(_PAGE_BEGINS) and "html" not in file.corpus.spec.cleaning:
         hint = f"{_EXTRACT}, or take a declaration with the cleaning step html (`corpus_spec`)"
         raise InputError(file.path, "a corpus", "an HTML page", hint)
-    low, high = start[0::2].count(0), start[1::2].count(0)
-    # One of each two bytes of Latin letters is zero.
-    if abs(low - high) > len(start) // 8 > 1 and not min(low, high):
-        encoding = "utf-16le" if high else "utf-16be"
-        hint = f"convert it first, for example with iconv -f {encoding} -t utf-8"
-        received = f"{encoding.upper()} without a byte order mark"
-        raise InputError(file.path, "UTF-8 text", received, hint)

@@ -94,6 +94,8 @@ def _resolve(source: CorpusSource) -> Corpus:
     for name in ("text_fields", "segmenter"):
         if (value := getattr(source, name)) is not None:
             spec = msgspec.structs.replace(spec, **{name: value})
+    if source.documents is not None:
+        spec = spec.with_documents(source.documents)
     is_dataset = source.tfds_name is not None
     reader = TFDS if is_dataset else spec.reader
     _expect_known("segmenter", [spec.segmenter], segmenters.SEGMENTERS, source)
@@ -106,6 +108,7 @@ def _resolve(source: CorpusSource) -> Corpus:
         weight=source.weight,
         tfds_name=source.tfds_name,
         tfds_dir=source.input_dir if is_dataset else None,
+        split=source.tfds_split or source.hf_split,
     )
 
 
@@ -233,6 +236,8 @@ def _part_blocks(
 
 def _count(part: FilePart) -> Cursor:
     """Returns how many documents and lines a part has."""
+    if part.documents is not None:
+        return Cursor(part.documents)
     cursor = Cursor()
     collections.deque(FILES.read_part(part, cursor), maxlen=0)
     return cursor

@@ -19,6 +19,7 @@ class Corpus:
         weight: the factor of its number of masked copies.
         tfds_name: the name of a TensorFlow dataset; None for files.
         tfds_dir: the directory of TensorFlow datasets; None for their default.
+        split: the split of a dataset; None for the usual one.
     """
 
     label: str = ""
@@ -27,10 +28,13 @@ class Corpus:
     weight: float = 1.0
     tfds_name: str | None = None
     tfds_dir: str | None = None
+    split: str | None = None
 
     def reading(self) -> dict[str, Any]:
         """Returns the settings that decide the documents."""
         own = {"name": self.label, "tfds_name": self.tfds_name, "weight": self.weight}
+        if self.split is not None:
+            own["split"] = self.split
         return own | self.spec.reading()
 
 
@@ -75,12 +79,14 @@ class FilePart:
         begin: the first byte, or the first row.
         end: the byte or the row behind the last one.
         bytes_read: how many bytes of the file have been read at the end of the part.
+        documents: how many documents it has; None where only a reader of it knows.
     """
 
     file: CorpusFile
     begin: int
     end: int
     bytes_read: int
+    documents: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

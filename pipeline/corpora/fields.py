@@ -7,6 +7,7 @@ from pipeline.base.errors import InputError
 
 # Names of the text in public corpora, the likeliest first.
 _USUAL = ("text", "content", "body", "article", "document", "passage", "sentence")
+_NO_SUGGESTION = "set `text_fields` to those that are text"
 
 
 def shown_names(names: Sequence[str]) -> str:
@@ -15,7 +16,12 @@ def shown_names(names: Sequence[str]) -> str:
 
 
 def missing_fields(
-    spec: CorpusSpec, origin: object, names: Sequence[str], texts: Sequence[str]
+    spec: CorpusSpec,
+    origin: object,
+    names: Sequence[str],
+    texts: Sequence[str],
+    *,
+    is_row: bool = False,
 ) -> InputError:
     """Returns the error of a row or a table that lacks text fields.
 
@@ -24,15 +30,18 @@ def missing_fields(
         origin: the file or the place in it.
         names: the fields that are there.
         texts: those of them that hold text.
+        is_row: whether the origin is a row, which can be left out.
     """
     source = f"`corpus_spec`={spec.name}" if spec.name else "`text_fields`"
     expected = f"the fields {','.join(spec.text_fields)} ({source})"
-    return InputError(origin, expected, shown_names(names), suggestion(texts))
+    return InputError(origin, expected, shown_names(names), _hint(texts, is_row))
 
 
-def no_text(origin: object, name: str, kind: str, texts: Sequence[str]) -> InputError:
-    """Returns the error of a field whose values are no text."""
-    return InputError(origin, f"text in the field {name}", kind, suggestion(texts))
+def no_text(
+    origin: object, name: str, kind: str, texts: Sequence[str], *, is_row: bool = False
+) -> InputError:
+    """Returns the error of a field whose values are no text; see `missing_fields`."""
+    return InputError(origin, f"text in the field {name}", kind, _hint(texts, is_row))
 
 
 def text_names(row: Mapping[str, object]) -> list[str]:
@@ -47,7 +56,8 @@ def likely_text(texts: Sequence[str]) -> str | None:
     return next(iter((*usual, *texts)), None)
 
 
-def suggestion(texts: Sequence[str]) -> str | None:
+def _hint(texts: Sequence[str], is_row: bool) -> str:
     """Returns a hint that names the field which is the text, by all appearances."""
     likely = likely_text(texts)
-    return None if likely is None else f"try `text_fields`={shown_names([likely])}"
+    hint = _NO_SUGGESTION if likely is None else f"set `text_fields`={shown_names([likely])}"
+    return f"{hint}, or `skip_bad_lines` to leave the row out" if is_row else hint

@@ -331,6 +331,9 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     expect_equal_parts(config, replicas, cache.manifest)
     if cache.vocab_subset is not None:
         print(cache.vocab_subset.describe(cache.manifest), file=sys.stderr)
+    if config.do_eval:
+        for line in cache.manifest.evaluation_notes():
+            print(line, file=sys.stderr)
     if (line := run.start.describe_new_head()) is not None:
         print(line, file=sys.stderr)
     if config.do_train:

@@ -6,6 +6,7 @@ The workers' job is a document block, which becomes one spill file.
 import dataclasses
 import functools
 import itertools
+import re
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from pipeline.base import seeding
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
-from pipeline.corpora.documents import RawDocument
+from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.hub import models
 from pipeline.masking import duplicates, masks, windows
 from pipeline.masking.duplicates import LeftOut, MaskedDocument
@@ -37,8 +38,10 @@ _SHORTEST_SHARE = 8
 _BATCH_WINDOWS = 256
 SPILL_FOLDER = ".spill"
 # Why a document has no examples.
-_BAD_ROWS = "bad rows"
+BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
+# Where a text may be divided, the best place first.
+_DIVISIONS = (re.compile(r"\n"), re.compile(r"(?<=[。！？])|(?<=[.!?])\s"), re.compile(r"\s"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +220,36 @@ def counts_path(config: MaskedExamplesConfig, index: int) -> Location:
     return spill_folder(config) / f"{index:08d}.counts.npy"
 
 
+def has_two_documents(config: MaskedExamplesConfig, files: Sequence[CorpusFile]) -> bool:
+    """Returns whether a corpus has two documents to mask that differ; reads no further.
+
+    Raises:
+        InputError: a file or document that cannot be read.
+    """
+    groups: set[int] = set()
+    for document in (one for block in corpus.read_blocks(files) for one in block.documents):
+        # A further piece of a document that has been counted.
+        if document.split_key is not None and _group(config, document, "") in groups:
+            continue
+        text, _ = _read_text(config, document)
+        if text is not None:
+            groups.add(_group(config, document, text))
+        if len(groups) > 1:
+            return True
+    return False
+
+
 def mask_block(
-    config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, is_only_writer: bool = True
+    config: MaskedExamplesConfig,
+    block: corpus.DocumentBlock,
+    *,
+    is_only_writer: bool = True,
+    divides_text: bool = False,
 ) -> tuple[Mapping[str, Any], int]:
     """Masks a block's documents into a spill file; a finished one stays.
 
     Args:
+        divides_text: whether the eval split is the end of each text, see `divide_text`.
         is_only_writer: whether no other process, perhaps on another node, may mask it too.
 
     Returns:
@@ -231,10 +258,14 @@ def mask_block(
     block = block.loaded()
     path = spill_path(config, block.index)
     header = spill.read_header(path)
-    if header is None or header.get("fingerprint") != block.fingerprint():
+    fingerprint = block.fingerprint()
+    if divides_text:
+        fingerprint = seeding.digest("divided", fingerprint).hex()
+    if header is None or header.get("fingerprint") != fingerprint:
         if not is_only_writer:
             _expect_same_tokenizer(config)
-        header, documents, entries = _mask_documents(config, block)
+        header, documents, entries = _mask_documents(config, block, divides_text=divides_text)
+        header["fingerprint"] = fingerprint
         labels = [source.label for source in config.corpora]
         # Before the spill file, which says that the block is done.
         table = table_path(config, block.index)
@@ -282,7 +313,7 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
 
 
 def _mask_documents(
-    config: MaskedExamplesConfig, block: corpus.DocumentBlock
+    config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, divides_text: bool
 ) -> tuple[dict[str, Any], list[MaskedDocument], list[spill.Entry]]:
     """Returns the header of a block's spill file, its table of documents and its examples."""
     statistics: Counter[str] = Counter(documents=len(block.documents))
@@ -294,14 +325,14 @@ def _mask_documents(
         before = len(entries)
         text, reason = _read_text(config, document)
         if text is not None:
-            table.append(_mask_document(config, document, number, text, entries))
+            groups = _groups(config, document, text, divides_text=divides_text)
+            table.append(_mask_document(config, document, number, text, groups, entries))
             statistics.update(table[-1].statistics)
             reason = table[-1].skipped
         if reason is not None:
             skipped[reason] += 1
         by_corpus[document.file.corpus.label] += len(entries) - before
     header = {
-        "fingerprint": block.fingerprint(),
         "statistics": dict(statistics),
         "skipped": dict(skipped),
         "examples": dict(by_corpus),
@@ -310,19 +341,14 @@ def _mask_documents(
     return header, table, entries
 
 
-def _read_text(
-    config: MaskedExamplesConfig, document: RawDocument
-) -> tuple[str, None] | tuple[None, str]:
-    """Returns a document's text, or why it has none that is masked."""
-    try:
-        text = corpus.document_text(document)
-    except InputError:
-        if not config.skip_bad_lines:
-            raise
-        return None, _BAD_ROWS
-    if len(text) < config.min_chars:
-        return None, _SHORT
-    return text, None
+def _groups(
+    config: MaskedExamplesConfig, document: RawDocument, text: str, *, divides_text: bool
+) -> dict[str, int]:
+    """Returns the parts of a text that are masked, mostly one, and what decides their split."""
+    if divides_text and (parts := divide_text(text, config.eval_fraction, config.min_chars)):
+        # The lowest and the highest group: they are on two sides of any threshold.
+        return dict(zip(parts, (spill.KEY_SPACE - 1, 0), strict=True))
+    return {text: _group(config, document, text)}
 
 
 def _mask_document(
@@ -330,29 +356,53 @@ def _mask_document(
     document: RawDocument,
     number: int,
     text: str,
+    groups: Mapping[str, int],
     entries: list[spill.Entry],
 ) -> MaskedDocument:
-    """Adds a document's masked examples to `entries`; `number` is its own within the block."""
-    key, group = _document_key(config, document, text), _group(config, document, text)
+    """Adds the masked examples of a document's parts to `entries`.
+
+    Args:
+        number: the document's within the block.
+        groups: see `_groups`.
+    """
+    document_key = _document_key(config, document, text)
     masker, settings = _masker(config), document.file.corpus
     statistics, before = Counter(), len(entries)
-    num_copies = masker.num_copies(key, settings.weight)
-    if num_copies:
+    num_copies = masker.num_copies(document_key, settings.weight)
+    options = {"segmenter": settings.spec.segmenter, "num_copies": num_copies}
+    for part, group in groups.items() if num_copies else ():
         examples = masker.examples(
-            text, key, statistics, segmenter=settings.spec.segmenter, num_copies=num_copies
+            part, _document_key(config, document, part), statistics, **options
         )
         entries.extend(spill.Entry(name, group, record, number) for name, record in examples)
     skipped = duplicates.UNMASKABLE if num_copies else duplicates.LEFT_OUT
     return MaskedDocument(
-        key=key,
+        key=document_key,
         number=number,
-        groups=(group, group),
+        groups=(min(groups.values()), max(groups.values())),
         corpus=settings.label,
         copies=num_copies,
         bytes=sum(len(entry.record) for entry in entries[before:]),
         statistics=statistics,
         skipped=skipped if len(entries) == before else None,
     )
+
+
+def _read_text(
+    config: MaskedExamplesConfig, document: RawDocument
+) -> tuple[str, None] | tuple[None, str]:
+    """Returns a document's text, or why it has none that is masked."""
+    try:
+        text = corpus.document_text(document)
+    except InputError as error:
+        if not config.skip_bad_lines:
+            if error.hint is None:
+                error.hint = "set `skip_bad_lines` to leave out and count such documents"
+            raise
+        return None, BAD_ROWS
+    if len(text) < config.min_chars:
+        return None, _SHORT
+    return text, None
 
 
 def _group(config: MaskedExamplesConfig, document: RawDocument, text: str) -> int:
@@ -368,3 +418,22 @@ def _document_key(config: MaskedExamplesConfig, document: RawDocument, text: str
     """
     place = (document.file.key, document.ordinal) if config.keep_duplicates else ()
     return seeding.digest(*place, text.encode("utf-8"))
+
+
+def divide_text(text: str, fraction: float, min_chars: int) -> tuple[str, str] | None:
+    """Divides a text into a part to train on and an end to evaluate on.
+
+    The end has at least `fraction` of the characters and `min_chars`, and at most twice as many,
+    as it begins with a line, else with a sentence, else with a word.
+
+    Returns:
+        both parts, without space around them; None where the text is too short for two.
+    """
+    wanted = max(min_chars, int(fraction * len(text)))
+    low, high = max(min_chars, len(text) - 2 * wanted), len(text) - wanted
+    if low > high:
+        return None
+    places = (list(pattern.finditer(text, low, high)) for pattern in _DIVISIONS)
+    found = next((matches[-1].end() for matches in places if matches), high)
+    parts = text[:found].strip(), text[found:].strip()
+    return parts if min(map(len, parts)) >= min_chars else None

@@ -119,6 +119,8 @@ def make_plan(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
         received = f"{statistics['documents']} documents, all skipped: {reasons or 'none'}"
         hint = f"documents of fewer than `min_chars`={config.min_chars} characters are skipped"
+        if list(skipped) == [document_masker.BAD_ROWS]:
+            hint = "without `skip_bad_lines` the first is named"
         raise InputError(Setting("input_dir"), "text to mask", received, hint)
     eval_below = eval_threshold(config.eval_fraction, *survey.groups)
     record_bytes = sum(header["bytes"] for header in (*headers, survey.header))
@@ -166,11 +168,18 @@ def _remove_spill(config: MaskedExamplesConfig) -> None:
 
 
 def _mask_corpus(
-    config: MaskedExamplesConfig, corpus_files: Sequence[CorpusFile], workers: Workers
+    config: MaskedExamplesConfig,
+    corpus_files: Sequence[CorpusFile],
+    workers: Workers,
+    *,
+    divides_text: bool,
 ) -> list[Mapping[str, Any]]:
     """First half: masks every block into its spill file and returns their headers."""
     mask = functools.partial(
-        document_masker.mask_block, config, is_only_writer=not workers.may_repeat_jobs
+        document_masker.mask_block,
+        config,
+        is_only_writer=not workers.may_repeat_jobs,
+        divides_text=divides_text,
     )
     headers = []
     total = sum(file.bytes for file in corpus_files)
@@ -283,12 +292,18 @@ def _make(
         config.ray, config.output_dir, max_workers=config.max_workers, shared=folder
     )
     with workers:
-        headers = _mask_corpus(config, corpus_files, workers)
+        divides_text = config.eval_fraction > 0.0 and not document_masker.has_two_documents(
+            config, corpus_files
+        )
+        headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
         survey = _find_duplicates(config, headers)
         plan = make_plan(config, headers, survey, corpus_files, id_bytes)
         splits = _write_shards(config, plan, workers)
         counts = _write_token_counts(config, plan, workers, tokenizer.info.size)
+    held_out = (
+        {manifests.HELD_OUT_TEXT: config.eval_fraction} if divides_text and EVAL in splits else {}
+    )
     manifest = Manifest(
         kind=config.kind,
         vocab=tokenizer.info,
@@ -300,7 +315,7 @@ def _make(
         flags=request,
         splits=splits,
         tokenizer_files=tuple(sorted(tokenizer.files())),
-        statistics=plan.statistics,
+        statistics={**plan.statistics, **held_out},
         token_counts=counts,
     )
     manifests.publish(config.output_dir, manifest)
@@ -363,6 +378,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
             f"{split:<10} {manifest.num_examples(split):,} examples, {size:,} bytes, "
             f"{len(shards):,} shard{'s' * (len(shards) != 1)}"
         )
+    yield from (f"{'':<10} {line}" for line in manifest.evaluation_notes())
     if manifest.kind == records.UNMASKED_WINDOWS:
         yield "masked     by run_distill, anew each epoch"
     else:

@@ -83,3 +83,10 @@ def _describe_model(vocab_file: Location, tokenizer: Tokenizer) -> Iterator[str]
     unused = loading.count_unused_rows(vocab_file, tokenizer.info.size)
     if unused:
         yield f"{unused} rows of the model's tables stand for no token: they are never predicted"
+    padding = loading.find_other_padding(vocab_file, tokenizer)
+    if padding is not None:
+        token, own = tokenizer.vocab[tokenizer.special_ids["pad"]], tokenizer.special_ids["pad"]
+        yield (
+            f"pad_token_id of the model is {padding}, but the tokenizer pads with {token} ({own}): "
+            "positions follow the model, and no token of the text counts as padding"
+        )

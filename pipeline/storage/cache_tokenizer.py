@@ -63,6 +63,10 @@ def _cut(
     if not vocab_files and source.has_weights:
         taken = f"its {size} tokens are taken for those of {cache.directory}"
         print(f"note: {model} has no tokenizer: {taken}", file=sys.stderr)
+    padding, own = source.config.pad_token_id, cache.manifest.special_ids.get("pad")
+    if source.config.family.counts_positions_from_padding and own not in (None, padding):
+        positions = f"its positions begin behind its pad_token_id {padding}"
+        print(f"note: {model}: {positions}, though the tokenizer pads with {own}", file=sys.stderr)
     cut = source.with_vocab_size(size)
     if cut.unused_rows:
         rows = f"{cut.unused_rows} of {source.config.vocab_size} rows"

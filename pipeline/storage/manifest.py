@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,7 +23,7 @@ from msgspec import Meta
 from data_specs import records
 from data_specs.records import Feature
 from pipeline.base import json_text
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, show_settings
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.storage import arrays
@@ -42,6 +42,9 @@ SPLITS = (TRAIN, EVAL)
 SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 # In a run configuration: where models came from, which decides nothing.
 HUB = "hub"
+# In the statistics: the share of each text that is in the eval split, where texts are divided.
+HELD_OUT_TEXT = "held_out_text"
+_LINES_HINT = "if each line of the text is a document: create_pretraining_data `documents`=lines"
 # How the ids of a masked position are chosen: the most probable, or by chance.
 TOPK = "topk"
 SAMPLED = "sampled"
@@ -294,6 +297,18 @@ class Manifest:
     def num_examples(self, split: str) -> int:
         """Returns how many examples a split has; 0 where there is none."""
         return sum(shard.num_examples for shard in self.splits.get(split, ()))
+
+    def evaluation_notes(self) -> Iterator[str]:
+        """Yields lines on the eval split, where documents were too few for a usual one."""
+        share = self.statistics.get(HELD_OUT_TEXT)
+        if not self.num_examples(EVAL):
+            yield "no eval split: eval_fraction was 0, or there was one short document"
+        elif share is not None:
+            yield f"the eval split is the end of the text, {share:.1%} or more of it, as no two"
+            yield "documents differ"
+        else:
+            return
+        yield show_settings(_LINES_HINT, str)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `manifest.json` holds."""

@@ -91,6 +91,19 @@ def read_vocab_info(path: Location) -> VocabInfo:
     return vocab_info(read_vocab(path))
 
 
+def _model_setting(vocab_file: Location, name: str) -> int | None:
+    """Returns a whole number of the configuration of the model in a directory; None for none."""
+    path = vocab_file / MODEL_CONFIG_FILE
+    value = path.read_json().get(name) if path.is_file() else None
+    return value if isinstance(value, int) else None
+
+
+def find_other_padding(vocab_file: Location, tokenizer: Tokenizer) -> int | None:
+    """Returns the model's `pad_token_id` in a directory where the tokenizer has another."""
+    found = _model_setting(vocab_file, "pad_token_id")
+    return None if found == tokenizer.special_ids.get("pad", found) else found
+
+
 def count_unused_rows(vocab_file: Location, vocab_size: int) -> int:
     """Returns how many rows more than `vocab_size` the model in a directory has; 0 for no model.
 
@@ -98,8 +111,8 @@ def count_unused_rows(vocab_file: Location, vocab_size: int) -> int:
         InputError: it has fewer.
     """
     path = vocab_file / MODEL_CONFIG_FILE
-    rows = path.read_json().get("vocab_size") if path.is_file() else None
-    if not isinstance(rows, int):
+    rows = _model_setting(vocab_file, "vocab_size")
+    if rows is None:
         return 0
     if rows < vocab_size:
         expected = f"at least {vocab_size}, the tokens of {find_vocab_file(vocab_file)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from tokenizers import AddedToken, decoders, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -44,6 +44,8 @@ VOCAB_FILE = "vocab.txt"
 _CLASS = "BertTokenizer"
 # Those that the tokenizer's file describes, or else the vocabulary.
 _GENERAL_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
+# Ideographs of BERT's own range from U+2B820, which begins at U+2B920 in `BertNormalizer`.
+_MISSED_IDEOGRAPHS = "[\U0002b820-\U0002b91f]"
 # The longest word that WordPiece splits, as in BERT's own tokenizer.
 _MAX_WORD_CHARS = 100
 # Keys that would change tokens, and the values that BERT's tokenizer has.
@@ -122,6 +124,9 @@ class WordPieceTokenizer(Tokenizer):
             handle_chinese_chars=self.tokenize_chinese_chars,
         )
         tokenizer.pre_tokenizer = BertPreTokenizer()
+        if self.tokenize_chinese_chars:
+            missed = pre_tokenizers.Split(Regex(_MISSED_IDEOGRAPHS), "isolated")
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([missed, BertPreTokenizer()])
         for token in self._listed_tokens().values():
             flags = msgspec.structs.asdict(token) | {"special": False}
             tokenizer.add_tokens([AddedToken(**flags)])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.corpora import CorpusSpec
+from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
@@ -136,7 +136,7 @@ def test_an_array_is_read_block_by_block(tmp_path, monkeypatch) -> None:
         ("x.json", '[{"title": ' + "9" * 5000 + "}]", "x.json, row 0: not JSON .Exceeds"),
         ("x.jsonl", '{"title": ' + "[" * 100_000, "x.jsonl, line 1: not JSON"),
         ("x.jsonl", '{"title": ' + "9" * 5000 + "}", "x.jsonl, line 1: not JSON .Exceeds"),
-        ("x.jsonl", '{"two\\nlines": 1}', "received two lines$"),
+        ("x.jsonl", '{"two\\nlines": 1}', "received two lines;"),
         ("x.jsonl", '{"title": "ab\\ud800", "content": ""}', "received half a surrogate pair"),
         ("x.json", '[{"title": "", "content": "b"}]\n[{"title": "b"}]', "x.json"),
         ("x.json", '[{"title": "a", "content": "b"} {"title": "b"}]', "x.json"),
@@ -154,8 +154,64 @@ def test_an_empty_array_is_empty(tmp_path) -> None:
     assert _texts(_write(tmp_path / "x.json", " [ ] \n")) == []
 
 
-def test_a_line_of_wide_spaces_is_blank(tmp_path) -> None:
-    assert len(_texts(_write(tmp_path / "x.txt", "一\n\u3000\u3000\n二\n"))) == 2
+@pytest.mark.parametrize(
+    "blank", ["\u3000\u3000", " \t\u00a0", "\u200b\ufeff", "\u2003\u2060", "\u0085", "\x1c", "\r"]
+)
+def test_a_line_without_a_visible_character_is_blank(tmp_path, blank: str) -> None:
+    path = _write(tmp_path / "x.txt", f"第一行\n第\u200b二行\n{blank}\n另一篇")
+    assert _texts(path) == ["第一行\n第\u200b二行", "另一篇"]
+
+
+@pytest.mark.parametrize("end", ["", "\r", "\n", "\r\n"])
+def test_lines_that_end_with_carriage_returns(tmp_path, end: str) -> None:
+    path = _write(tmp_path / "x.txt", "第一行\r第二行\r\r另一篇" + end)
+    assert _texts(path) == ["第一行\n第二行", "另一篇"]
+    path = _write(tmp_path / "x.jsonl", LINES.replace("\n", "\r"))
+    assert _texts(path) == TEXTS
+
+
+def test_a_carriage_return_within_a_line_ends_none(tmp_path) -> None:
+    path = _write(tmp_path / "x.txt", "第一行\r\r第二行\n第三行\r\r\n第四行")
+    assert len(_texts(path)) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_byte_order_mark_decides(tmp_path, encoding: str) -> None:
+    path = _write(tmp_path / "x.txt", "\ufeff第一行\r\n😀\r\n\r\n另一篇\r\n".encode(encoding))
+    assert _texts(path) == ["第一行\r\n😀", "另一篇"]
+    for name, content in (("x.json", json.dumps(ROWS)), ("x.jsonl.gz", LINES)):
+        assert _texts(_write(tmp_path / name, ("\ufeff" + content).encode(encoding))) == TEXTS
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "windows-1251", "windows-1252"])
+def test_another_encoding_is_named(tmp_path, encoding: str) -> None:
+    text = {"gb18030": "邮差在阁楼上数零钱，听收音机。", "big5": "郵差在閣樓上數零錢，聽收音機。"}
+    text = text.get(
+        encoding, "Чайник на плите" if encoding == "windows-1251" else "the café is shut"
+    )
+    path = _write(tmp_path / "x.txt", text.encode(encoding))
+    with pytest.raises(InputError) as raised:
+        _texts(path)
+    assert raised.value.subject == f"{path}, line 1"
+    assert encoding in raised.value.received and encoding in raised.value.hint
+
+
+def test_a_line_is_a_document_where_asked(tmp_path) -> None:
+    path = _write(tmp_path / "x.txt", "一篇\n\n二篇\n三篇\n")
+    source = CorpusSource(input_dir=str(path), documents="lines")
+    files = corpus.open_corpora([source], corpus.resolve([source]))
+    documents = [document for block in corpus.read_blocks(files) for document in block.documents]
+    assert [corpus.document_text(document) for document in documents] == ["一篇", "二篇", "三篇"]
+
+
+def test_the_separation_of_documents_replaces_that_of_a_declaration() -> None:
+    declared = CorpusSpec(documents="starts", document_start="=")
+    assert declared.with_documents("lines").reading()["lines_per_document"] == 1
+    assert declared.with_documents("blank_lines") == CorpusSpec()
+    with pytest.raises(ValueError, match="^documents: "):
+        CorpusSource(input_dir="x", documents="files")
+    with pytest.raises(ValueError, match="^documents: "):
+        CorpusSource(tfds_name="x", documents="lines")
 
 
 def test_names_with_the_characters_of_globs(tmp_path) -> None:

@@ -63,6 +63,16 @@ def test_documents_of_a_dataset(tfds_dir) -> None:
     assert blocks[-1].bytes_read == files[0].bytes
 
 
+def test_a_split_of_a_dataset(tfds_dir) -> None:
+    source = _source(tfds_dir, tfds_split="test")
+    (opened,) = corpus.resolve([source])
+    (file,) = corpus.open_corpora([source], [opened])
+    assert (file.name, opened.reading()["split"]) == ("test", "test")
+    assert "split" not in corpus.resolve([_source(tfds_dir)])[0].reading()
+    with pytest.raises(ValueError, match="^tfds_split: "):
+        CorpusSource(input_dir="x", tfds_split="test")
+
+
 def test_masked_examples_of_a_dataset(tfds_dir, examples_config, tmp_path) -> None:
     config = dataclasses.replace(
         examples_config, corpora=(_source(tfds_dir),), output_dir=str(tmp_path / "a")
@@ -77,6 +87,7 @@ def test_masked_examples_of_a_dataset(tfds_dir, examples_config, tmp_path) -> No
 @pytest.mark.parametrize(
     ("changes", "setting", "received"),
     [
+        ({"tfds_split": "dev"}, "tfds_split", "dev"),
         ({"tfds_name": "no_such_set"}, "tfds_name", "'no_such_set'"),
         ({"tfds_name": "tiny_news:9.0.0"}, "tfds_name", "'tiny_news:9.0.0'"),
         ({"text_fields": ("text",)}, "text_fields", "text"),

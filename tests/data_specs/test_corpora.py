@@ -225,7 +225,7 @@ def test_an_invalid_or_hostile_declaration_is_refused_with_its_file_and_field(
 @pytest.mark.parametrize(
     ("content", "known", "received"),
     [
-        ("reader: csv\n", "auto, rows, text", "'csv'"),
+        ("reader: xml\n", "auto, arrow, csv", "'xml'"),
         ("cleaning: [soap]\n", "drop_first_line, ", "'soap'"),
         ("segmenter: x\n", "jieba, whitespace, none", "'x'"),
     ],

@@ -16,10 +16,11 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.corpora import cleaning, corpus
 from pipeline.corpora.documents import Corpus
-from pipeline.corpora.readers import READERS
+from pipeline.corpora.readers import FILES, READERS
 from pipeline.corpora.readers.base import find_files
 from pipeline.tokenizers import loading
 from tests.conftest import BERT_PIECES
+from tests.corpora import written
 from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import (
     Below,
@@ -49,7 +50,8 @@ def _rows(*, lines: bool) -> str:
 
 
 def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
-    found = find_files(Location.parse(str(folder / file), "input_dir"), corpus=Corpus(spec=spec))
+    path = Location.parse(str(folder / file), "input_dir")
+    found = FILES.select(find_files(path, corpus=Corpus(spec=spec)))
     return [
         corpus.document_text(document)
         for block in corpus.read_blocks(found)
@@ -73,18 +75,49 @@ def _corpus_readers() -> list[Reader]:
         ("rows", "a.jsonl", _rows(lines=True).encode(), mutate_json_lines),
         ("array", "a.json", _rows(lines=False).encode(), mutate_json),
         ("gzip", "a.jsonl.gz", zipped, mutate_gzip),
+        ("utf-16", "a.txt", _TEXT.encode("utf-16"), mutate_bytes),
+        ("tar", "a.tar", written.tar({"a.txt": _TEXT.encode(), "b.gz": zipped}), mutate_bytes),
+    ]
+    specs |= {name: CorpusSpec(text_fields=("text",)) for name in written.FORMATS}
+    contents += [
+        (name, f"a.{name}", make(["one", "二", 'three "3"\n, x']), mutate_bytes)
+        for name, make in written.FORMATS.items()
+        if name not in ("txt", "json", "jsonl")
+    ]
+    contents += [
+        (suffix, f"a.txt{suffix}", pack(_TEXT.encode()), mutate_bytes)
+        for suffix, pack in written.COMPRESSORS.items()
+        if suffix not in ("", ".gz")
     ]
     return [
-        Reader(
-            f"corpus, {name}",
-            file,
-            mutate,
-            functools.partial(_read_corpus, file=file, spec=specs.get(name, CorpusSpec())),
-            functools.partial(_write, name=file, content=content),
-            ("--input_dir",),
-        )
-        for name, file, content, mutate in contents
+        *(
+            Reader(
+                f"corpus, {name}",
+                file,
+                mutate,
+                functools.partial(_read_corpus, file=file, spec=specs.get(name, CorpusSpec())),
+                functools.partial(_write, name=file, content=content),
+                ("--input_dir",),
+            )
+            for name, file, content, mutate in contents
+        ),
+        *(
+            Reader(
+                f"corpus, dataset's {pathlib.Path(file).name}",
+                f"set/{file}",
+                mutate_json,
+                functools.partial(_read_corpus, file="set", spec=specs["arrow"]),
+                _write_dataset,
+                ("--input_dir", "data-"),
+            )
+            for file in ("train/state.json", "dataset_dict.json")
+        ),
     ]
+
+
+def _write_dataset(folder: pathlib.Path) -> None:
+    written.save_to_disk(folder / "set" / "train", ["one", "二"])
+    _write(folder, "set/dataset_dict.json", json.dumps({"splits": ["train", "test"]}))
 
 
 def _sentencepiece(**settings: Any) -> bytes:

@@ -1,16 +1,21 @@
 """Prepare, from files to files."""
 
 import dataclasses
+import re
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
+from pipeline.corpora.readers import text as text_reader
 from pipeline.masking import document_masker, masked_examples
+from pipeline.masking.document_masker import divide_text
 from pipeline.storage import manifest, serialization, spill
 from tests.conftest import read_folder
 from tests.masking.running import make, read, restored
@@ -132,6 +137,103 @@ def test_an_eval_document_where_there_are_two(
         loaded = manifest.load(folder)
         assert sorted(loaded.splits) == splits
         assert all(loaded.num_examples(split) for split in splits)
+
+
+def _one_document(tmp_path, examples_config, **changes) -> dict[str, object]:
+    """Returns the settings of a corpus without a blank line, whose lines all differ."""
+    corpus = tmp_path / "corpus.txt"
+    lines = [chr(0x4E00 + 10 * n) + chr(0x4E01 + 10 * n) * 25 for n in range(60)]
+    corpus.write_text("\n".join(lines), encoding="utf-8")
+    vocabulary = tmp_path / "vocab.txt"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set("".join(lines)))]
+    vocabulary.write_text("\n".join(tokens), encoding="utf-8")
+    source = CorpusSource(input_dir=str(corpus), segmenter="none", **changes)
+    return {"corpora": (source,), "vocab_file": str(vocabulary), "eval_fraction": 0.1}
+
+
+@pytest.mark.parametrize("piece_bytes", [2**22, 1024])
+def test_the_end_of_the_only_document_is_the_eval_split(
+    tmp_path, examples_config, monkeypatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(text_reader, "MAX_PIECE_BYTES", piece_bytes)
+    folder = make(examples_config, tmp_path / "out", **_one_document(tmp_path, examples_config))
+    loaded = manifest.load(folder)
+    assert loaded.statistics[manifest.HELD_OUT_TEXT] == 0.1
+    train, evaluation = (
+        {token for example in read(folder, split) for token in restored(example)}
+        for split in ("train", "eval")
+    )
+    special = set(loaded.special_ids.values())
+    # Each line has tokens of its own: none of them is on both sides.
+    assert train & evaluation <= special
+    assert len(train | evaluation) > 110 and 12 <= len(evaluation - special) <= 40
+
+
+def test_documents_of_a_line_need_no_division(tmp_path, examples_config) -> None:
+    changes = _one_document(tmp_path, examples_config, documents="lines")
+    loaded = manifest.load(make(examples_config, tmp_path / "out", **changes))
+    assert loaded.statistics["documents"] == 60
+    assert manifest.HELD_OUT_TEXT not in loaded.statistics and loaded.num_examples("eval")
+    assert not list(loaded.evaluation_notes())
+
+
+def test_a_summary_says_where_an_eval_split_is_unusual(tmp_path, examples_config) -> None:
+    changes = _one_document(tmp_path, examples_config)
+    for name, fraction, word in (("a", 0.1, "10.0%"), ("b", 0.0, "no eval split")):
+        folder = make(examples_config, tmp_path / name, **{**changes, "eval_fraction": fraction})
+        loaded = manifest.load(folder)
+        assert word in next(loaded.evaluation_notes())
+        assert any(word in line for line in masked_examples.describe(loaded))
+        assert any("--documents=lines" in line for line in masked_examples.describe(loaded))
+
+
+def test_a_second_document_ends_the_division(tmp_path, examples_config, monkeypatch) -> None:
+    """A killed run whose corpus has grown makes its blocks again."""
+    changes = _one_document(tmp_path, examples_config)
+    whole = manifest.load(make(examples_config, tmp_path / "whole", **changes))
+    with monkeypatch.context() as patch:
+        patch.setattr(masked_examples, "_write_shards", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(examples_config, tmp_path / "out", **changes)
+    (tmp_path / "corpus.txt").open("a", encoding="utf-8").write("\n\n" + "另一篇" * 20)
+    grown = manifest.load(make(examples_config, tmp_path / "out", **changes))
+    assert manifest.HELD_OUT_TEXT not in grown.statistics
+    assert grown.splits["train"][0].sha256 != whole.splits["train"][0].sha256
+
+
+@given(
+    st.text(alphabet="甲乙。 .\nab", max_size=400),
+    st.floats(0.01, 0.5),
+    st.integers(1, 30),
+)
+def test_texts_are_divided_into_two_parts(text: str, fraction: float, min_chars: int) -> None:
+    text = text.strip()
+    parts = divide_text(text, fraction, min_chars)
+    if parts is None:
+        # Two parts, or the space between them, do not fit.
+        assert len(text) < 2 * min_chars or re.search(r"\s", text)
+        return
+    begin, end = parts
+    assert text.startswith(begin) and text.endswith(end)
+    assert not text[len(begin) : len(text) - len(end)].strip()
+    assert min(len(begin), len(end)) >= min_chars
+    assert len(end) <= 2 * max(min_chars, fraction * len(text)) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction", "end"),
+    [
+        ("一二三四五六七八\n九十", 0.2, "九十"),
+        ("一二三四五六。七八九十", 0.2, "七八九十"),
+        ("Ab cd. Ef ghijk", 0.35, "Ef ghijk"),
+        ("ab cd ef gh ij", 0.15, "ij"),
+        ("一二三四五六七八九十", 0.2, "九十"),
+    ],
+)
+def test_texts_are_divided_at_lines_then_sentences_then_words(
+    text: str, fraction: float, end: str
+) -> None:
+    assert divide_text(text, fraction, 1)[1] == end
 
 
 def test_eval_threshold_leaves_documents_on_both_sides() -> None:

@@ -1,6 +1,7 @@
 """Prepare with a model directory that has two tokenizers, and what it says of its choice."""
 
 import dataclasses
+import json
 import pathlib
 
 import pytest
@@ -81,3 +82,16 @@ def test_settings_that_change_tokens_are_in_the_manifest(
     with pytest.raises(InputError) as error:
         create_masked_examples(config)
     assert "strip_accents" in error.value.received
+
+
+@pytest.mark.parametrize(("padding", "count"), [(0, 0), (1, 1)])
+def test_another_padding_of_the_model_is_told(
+    examples_config, vocab, tmp_path, capsys, padding: int, count: int
+) -> None:
+    (tmp_path / "vocab.txt").write_bytes(("\n".join(vocab) + "\n").encode())
+    settings = {"vocab_size": len(vocab), "pad_token_id": padding}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    changes = {"vocab_file": tmp_path, "output_dir": tmp_path / "examples"}
+    create_masked_examples(dataclasses.replace(examples_config, **changes))
+    notes = [line for line in capsys.readouterr().err.split("\n") if line.startswith("note:")]
+    assert len(notes) == count == sum("pad_token_id" in note for note in notes)

@@ -92,3 +92,31 @@ def test_real_text_becomes_the_tokens_of_transformers(tmp_path) -> None:
             assert ours.tokenize(line).ids.tolist() == expected, line
             compared += 1
     assert compared > 1500
+
+
+def test_only_line_feeds_end_the_lines_of_a_vocabulary(tmp_path) -> None:
+    odd = ["\u2028", "\u2029", "\x85", "\u3000", "\x0b", "\x0c", "\x1c"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *odd, "木"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="")
+    tokenizer = load_tokenizer(tmp_path / "vocab.txt", do_lower_case=True)
+    assert tokenizer.vocab == tuple(tokens)
+    assert tokenizer.tokenize("木").ids.tolist() == [len(tokens) - 1]
+
+
+def test_each_ideograph_of_berts_range_is_a_word(tmp_path) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path / "vocab.txt", do_lower_case=True)
+    for first, last in (
+        (0x4E00, 0x9FFF),
+        (0x3400, 0x4DBF),
+        (0x20000, 0x2A6DF),
+        (0x2A700, 0x2B73F),
+        (0x2B740, 0x2B81F),
+        (0x2B820, 0x2CEAF),
+        (0xF900, 0xFAFF),
+        (0x2F800, 0x2FA1F),
+    ):
+        for code in (first, (first + last) // 2, last):
+            assert tokenizer.tokenize(f"a{chr(code)}b").ids.tolist() == [5, 1, 6], hex(code)
+    assert tokenizer.tokenize("a\U0003106cb").ids.tolist() == [1]

@@ -59,6 +59,7 @@ def test_a_classification_is_trained_scored_and_predicted(capsys, flags) -> None
     printed = capsys.readouterr()
     run = folder / "lr-0.002_seed-1"
     assert "train: 96 examples" in printed.err and str(run) in printed.err
+    assert "head: new, a classification head with 2 labels (0, 1)" in printed.err
     summary = _summary(folder)
     score = summary["runs"][0]["metrics"]["accuracy"]
     assert score > 0.9
@@ -227,7 +228,14 @@ def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> 
     again = {**flags, "model": model, "output_dir": tmp_path / "again"}
     capsys.readouterr()
     assert _run(**again, do_train=False) == 0
-    assert f"accuracy     {100 * run['metrics']['accuracy']:.2f}\n" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"accuracy     {100 * run['metrics']['accuracy']:.2f}\n" in printed.out
+    assert "head: the model's, a classification head" in printed.err
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1"}
+    (model / "config.json").write_text(json.dumps(config))
+    assert _run(**again, do_train=False) == 0
+    assert "taken for 0, 1, in this order" in capsys.readouterr().err
     assert (tmp_path / "again/evaluated/metrics.json").is_file()
     # On another task its head is dropped; it cannot be scored without training.
     other = {**again, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 1}

@@ -15,7 +15,15 @@ from data_specs.records import INPUT_IDS
 from tools import measurement
 from tools.exports import litert, onnx_model, saved_model
 from tools.exports.examples import Arrays, Example, encode, example_batch
-from tools.exports.formats import FORMATS, HF, LITERT, LITERT_INT8, ONNX, SAVED_MODEL
+from tools.exports.formats import (
+    FORMATS,
+    HF,
+    LITERT,
+    LITERT_INT8,
+    ONNX,
+    SAVED_MODEL,
+    SAVED_MODEL_TEXT,
+)
 from tools.exports.program import ExportError, Opened, Subject, run_program
 
 # Where the guess is one number, how far it may be off, as a share of it, or of 1 if that is more.
@@ -74,14 +82,16 @@ def _are_same(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
 # What writes each format into a folder, and what opens that.
 _WRITERS: Mapping[str, Callable[[Subject, pathlib.Path], None]] = {
     HF: lambda subject, directory: subject.write_hf(directory),
-    SAVED_MODEL: saved_model.write,
+    SAVED_MODEL: lambda subject, directory: saved_model.write_ids(subject.program, directory),
+    SAVED_MODEL_TEXT: saved_model.write_text,
     LITERT: litert.write,
     LITERT_INT8: functools.partial(litert.write, quantized=True),
     ONNX: onnx_model.write,
 }
 _OPENERS: Mapping[str, Callable[[Subject, pathlib.Path], Opened]] = {
     HF: lambda subject, directory: subject.open_hf(directory),
-    SAVED_MODEL: saved_model.open_saved_model,
+    SAVED_MODEL: saved_model.open_ids,
+    SAVED_MODEL_TEXT: saved_model.open_text,
     LITERT: litert.open_litert,
     LITERT_INT8: litert.open_litert,
     ONNX: onnx_model.open_onnx,
@@ -93,7 +103,7 @@ class Row:
     """One way to compute the model.
 
     Attributes:
-        name: a format, or one of its signatures; `model` for the model itself.
+        name: a format; `model` for the model itself.
         reader: what computed it.
         megabytes: of the export's files, 10⁶ bytes; None for the model itself.
         comparison: with the model itself, for which it is None.
@@ -166,7 +176,7 @@ def export(
     for name in formats:
         stage = directory / f".{name}.tmp"
         try:
-            timed += _export_one(subject, name, examples, stage, longest)
+            timed.append(_export_one(subject, name, examples, stage, longest))
             _publish(stage, directory / name)
         except ExportError as error:
             left_out[name] = str(error)
@@ -182,22 +192,22 @@ def export(
 
 def _export_one(
     subject: Subject, name: str, examples: Sequence[Example], stage: pathlib.Path, longest: Example
-) -> list[_Timed]:
+) -> _Timed:
     """Writes a format into `stage` and compares it with the model."""
     _WRITERS[name](subject, stage)
     opened = _OPENERS[name](subject, stage)
     size = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file()) / 1e6
     least, reference = FORMATS[name].least_agreement, run_program(subject.program)
-    pairs = ((reference(example.batch), opened.run(example.batch)) for example in examples)
-    row = Row(name, opened.reader, size, compare(pairs), least)
-    timed: list[_Timed] = [(row, lambda: opened.run(longest.batch))]
-    _expect_agreement(row, given="ids")
-    if opened.from_text is not None and longest.text is not None:
-        compared = compare(_text_pairs(subject, opened, examples))
-        row = Row(f"{name}, from text", opened.reader, size, compared, least)
-        _expect_agreement(row, given="texts")
-        timed.append((row, lambda: opened.from_text(longest.text)))
-    return timed
+    if opened.run is not None:
+        pairs = ((reference(example.batch), opened.run(example.batch)) for example in examples)
+        row = Row(name, opened.reader, size, compare(pairs), least)
+        _expect_agreement(row, given="ids")
+        return row, lambda: opened.run(longest.batch)
+    if longest.text is None:
+        raise ExportError("it takes text, and the examples of a cache have none: set `sentences`")
+    row = Row(name, opened.reader, size, compare(_text_pairs(subject, opened, examples)), least)
+    _expect_agreement(row, given="texts")
+    return row, lambda: opened.from_text(longest.text)
 
 
 def _text_pairs(

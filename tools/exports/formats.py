@@ -26,6 +26,7 @@ class CardSettings(Settings):
 
 HF = "hf"
 SAVED_MODEL = "saved_model"
+SAVED_MODEL_TEXT = "saved_model_text"
 LITERT = "litert"
 LITERT_INT8 = "litert_int8"
 ONNX = "onnx"
@@ -50,6 +51,7 @@ _ONNX_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnxruntime", "tf2onnx": "tf2o
 FORMATS: Mapping[str, Format] = {
     HF: Format({}, 0.999),
     SAVED_MODEL: Format({}, 0.999),
+    SAVED_MODEL_TEXT: Format({"tensorflow_text": "tensorflow-text"}, 0.999),
     LITERT: Format(_LITERT_PACKAGES, 0.999),
     LITERT_INT8: Format(_LITERT_PACKAGES, 0.9),
     ONNX: Format(_ONNX_PACKAGES, 0.999),

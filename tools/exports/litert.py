@@ -35,7 +35,7 @@ def convert(program: Program, *, quantized: bool) -> bytes:
     with tempfile.TemporaryDirectory() as folder, running.silenced_stderr():
         saved_model.write_ids(program, pathlib.Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(
-            folder, signature_keys=[saved_model.IDS_SIGNATURE]
+            folder, signature_keys=[saved_model.SIGNATURE]
         )
         if quantized:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -67,7 +67,7 @@ def load(program: Program, path: pathlib.Path) -> Run:
         from ai_edge_litert.interpreter import Interpreter
 
         interpreter = Interpreter(model_path=str(path), num_threads=local.num_cpus())
-    runner = interpreter.get_signature_runner(saved_model.IDS_SIGNATURE)
+    runner = interpreter.get_signature_runner(saved_model.SIGNATURE)
     places = {name: about["index"] for name, about in runner.get_input_details().items()}
     results = {name: about["index"] for name, about in runner.get_output_details().items()}
     shapes: dict[str, Any] = {}

@@ -111,12 +111,12 @@ class Opened:
     """An export as whoever gets it would run it.
 
     Attributes:
-        run: computes a batch.
+        run: computes a batch; None where the export takes text only.
         reader: the library that reads it, and its version.
         from_text: computes a text; None where the export takes ids only.
     """
 
-    run: Run
+    run: Run | None
     reader: str
     from_text: Callable[[str], Mapping] | None = None
 

@@ -17,6 +17,7 @@ SPAN = "span"
 _SEQUENCE = "ForSequenceClassification"
 _QUESTION = "ForQuestionAnswering"
 _LABELS_KEY = "id2label"
+_COUNT_KEY = "num_labels"
 _PROBLEM_KEY = "problem_type"
 # What `transformers` calls labels that nobody named.
 _UNNAMED = "LABEL_"
@@ -74,8 +75,10 @@ def read_head(source: ModelSource) -> Head | None:
         return Head(SPAN)
     if not name.endswith(_SEQUENCE):
         return None
-    # `transformers` leaves two unnamed labels out.
-    labels = settings.get(_LABELS_KEY) or {"0": f"{_UNNAMED}0", "1": f"{_UNNAMED}1"}
+    # `transformers` leaves unnamed labels out where there are two; `num_labels` is an older key.
+    count = settings.get(_COUNT_KEY, 2)
+    unnamed = range(min(count, _MAX_LABELS) if isinstance(count, int) else 0)
+    labels = settings.get(_LABELS_KEY) or {str(index): f"{_UNNAMED}{index}" for index in unnamed}
     count = min(len(labels), _MAX_LABELS) if isinstance(labels, dict) else 0
     numbers = [str(index) for index in range(count)]
     if not numbers or set(labels) != set(numbers):

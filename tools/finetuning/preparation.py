@@ -77,7 +77,7 @@ class Preparation:
         spec: the task.
         source: the model.
         head: what the task needs.
-        keep_head: whether the model's own head is one that fits.
+        own_head: the model's own head; None where it has none for a task.
         tokenizer: the model's.
         max_seq_length: tokens of the longest input.
         train: the training split; None where nothing is trained.
@@ -91,7 +91,7 @@ class Preparation:
     spec: TaskSpec
     source: ModelSource
     head: Head
-    keep_head: bool
+    own_head: Head | None
     tokenizer: Tokenizer
     max_seq_length: int
     train: Split | None
@@ -99,6 +99,23 @@ class Preparation:
     handed_in: Split | None
     teacher: ModelSource | None
     cached_teacher: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def keep_head(self) -> bool:
+        """Whether the model's own head is one that fits."""
+        return self.own_head is not None and self.head.fits(self.own_head)
+
+    def _describe_head(self) -> str:
+        if not self.source.has_weights:
+            return "head and encoder: new, as the model has no weights"
+        if not self.keep_head:
+            return f"head: new, {self.head}; the model has {self.own_head or 'none for a task'}"
+        if self.own_head.labels != self.head.labels:
+            names = ", ".join(self.head.labels)
+            return (
+                f"head: the model's, whose labels have no names; taken for {names}, in this order"
+            )
+        return f"head: the model's, {self.head}"
 
     def inputs(self, split: Split, config: FinetuneConfig) -> TaskInputs:
         """Returns what a model reads of a split."""
@@ -119,6 +136,7 @@ class Preparation:
     def describe(self) -> Iterator[str]:
         """Yields lines on what was read."""
         yield from self.tokenizer.notes
+        yield self._describe_head()
         for split in self._splits():
             count, windows = len(split.examples), len(split.features)
             more = f" in {windows:,} windows" if windows != count else ""
@@ -165,8 +183,7 @@ def prepare(config: FinetuneConfig) -> Preparation:
     head = Head(spec.kind, spec.labels)
     source = model_directory.find_model(config.model)
     own = read_head(source)
-    keep_head = own is not None and head.fits(own)
-    if not (config.do_train or keep_head):
+    if not (config.do_train or (own is not None and head.fits(own))):
         received = f"{config.model} with {own or 'none'}"
         raise InputError(Setting("model"), f"{head} for `task`={spec.name}", received)
     max_seq_length = _find_length(config, spec, source)
@@ -175,7 +192,7 @@ def prepare(config: FinetuneConfig) -> Preparation:
         spec=spec,
         source=source,
         head=head,
-        keep_head=keep_head,
+        own_head=own,
         tokenizer=tokenizer,
         max_seq_length=max_seq_length,
         train=None,

@@ -16,6 +16,7 @@ from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
+from pipeline.base.text_encoding import not_utf8, utf8_stream
 
 MAX_ROW_BYTES = 16 * 2**20
 
@@ -39,7 +40,8 @@ def read_rows(
         InputError: the file cannot be read, or its header lacks a field.
     """
     try:
-        with path.open("rb") as stream:
+        with path.open("rb") as raw:
+            stream = utf8_stream(raw, path)
             if spec.reader == "json_lines":
                 yield from _json_rows(path, stream, needed, bad_row)
             else:
@@ -61,7 +63,7 @@ def _lines(path: Location, stream: BinaryIO) -> Iterator[tuple[str, str]]:
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise InputError(where, "UTF-8", error) from error
+            raise not_utf8(line, error, where) from error
         if text.strip():
             yield where, text
 
@@ -214,6 +216,8 @@ class SplitData:
     def bad_row(self, error: InputError) -> None:
         """Raises, or notes a row that is left out."""
         if not self.skip_bad_rows:
+            if error.hint is None:
+                error.hint = "set `skip_bad_rows` to leave out and count such rows"
             raise error
         self.bad_rows.append(str(error))
 
@@ -332,6 +336,26 @@ class _SquadParagraph(msgspec.Struct):
     qas: list[dict[str, Any]]
 
 
+class _CmrcQuestion(msgspec.Struct):
+    query_id: str
+    query_text: str
+    answers: list[str] = []
+
+
+class _CmrcParagraph(msgspec.Struct):
+    context_text: str
+    qas: list[_CmrcQuestion]
+
+    def to_squad(self) -> _SquadParagraph:
+        """Returns the same in SQuAD's layout; an answer begins where it is found first."""
+        return _SquadParagraph(self.context_text, [self._question(one) for one in self.qas])
+
+    def _question(self, content: _CmrcQuestion) -> dict[str, Any]:
+        texts = dict.fromkeys(content.answers)
+        answers = [{"text": text, "answer_start": self.context_text.find(text)} for text in texts]
+        return {"id": content.query_id, "question": content.query_text, "answers": answers}
+
+
 class _SquadArticle(msgspec.Struct):
     paragraphs: list[_SquadParagraph]
 
@@ -340,12 +364,22 @@ class _SquadFile(msgspec.Struct):
     data: list[_SquadArticle]
 
 
+def _read_paragraphs(path: Location) -> Iterator[_SquadParagraph]:
+    """Yields the paragraphs of a file in SQuAD's layout, or in CMRC's own: a list of them."""
+    content = path.read_json_value()
+    if isinstance(content, list):
+        for paragraph in json_text.convert(content, list[_CmrcParagraph], path):
+            yield paragraph.to_squad()
+        return
+    for article in json_text.convert(content, _SquadFile, path).data:
+        yield from article.paragraphs
+
+
 def _read_questions(data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
-    """Yields the questions of SQuAD's JSON, which share the contexts of their paragraphs."""
+    """Yields the questions of JSON files, which share the contexts of their paragraphs."""
     seen: set[str] = set()
     for path in paths:
-        content = json_text.convert(path.read_json(), _SquadFile, path)
-        for paragraph in (one for article in content.data for one in article.paragraphs):
+        for paragraph in _read_paragraphs(path):
             if not _is_text(paragraph.context):
                 raise InputError(f"{path}: context", "text", shown(paragraph.context))
             for question in paragraph.qas:
@@ -380,7 +414,8 @@ def _question_example(
             place = f"the answer {answer.text[:40]!r} in its context at character"
             raise InputError(where, f"{place} {answer.answer_start}", "none")
     if data.labelled and not answers:
-        raise InputError(where, "an answer", "none")
+        received = f"an unanswerable question of SQuAD 2.0, as {data.spec.name} has none"
+        raise InputError(where, "an answer", received)
     return TaskExample(key, (question.question, context), answers=tuple(answers))
 
 

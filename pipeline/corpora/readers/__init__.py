@@ -4,18 +4,24 @@ A new format is a module with a `Reader`, and its entry here.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSource
+from pipeline.base import text_encoding
 from pipeline.base.errors import InputError
-from pipeline.base.location import Location
 from pipeline.base.tables import load_entry
-from pipeline.corpora import archives, content
+from pipeline.corpora import archives, content, hub_datasets
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader, find_files, is_declared, stem
 
 AUTO = "auto"
+# Files beside those of a dataset of the hub that hold no documents.
+_DESCRIPTIONS = (
+    *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"),
+    *("LICENSE.txt", "requirements.txt"),
+)
 
 
 class FileReader(Reader):
@@ -26,10 +32,14 @@ class FileReader(Reader):
 
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
         """See `Reader`."""
-        files = find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus)
+        location = hub_datasets.locate(source, _is_data)
+        return tuple(self.select(find_files(location, corpus=corpus)))
+
+    def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
+        """See `Reader`: without the descriptions of any format."""
         for reader in FORMATS.values():
             files = reader.select(files)
-        return tuple(files)
+        return files
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
         """See `Reader`."""
@@ -43,7 +53,8 @@ class FileReader(Reader):
         start, stream = content.unpacked(file, raw)
         if not archives.is_tar(start):
             file = _with_format(file, start)
-            yield from FORMATS[file.format].documents(file, stream, Cursor())
+            reader = FORMATS[file.format]
+            yield from reader.documents(file, _in_utf8(file, stream), Cursor())
             return
         if is_member:
             hint = "unpack the outer archive first"
@@ -68,7 +79,7 @@ class FileReader(Reader):
                     file = member
                     break
             file = _with_format(file, start)
-            return file, FORMATS[file.format].first_row(file, stream)
+            return file, FORMATS[file.format].first_row(file, _in_utf8(file, stream))
 
     def split(self, file: CorpusFile, part_bytes: int) -> list[FilePart]:
         """Returns parts of a file of about `part_bytes`; none if only one can read it.
@@ -81,6 +92,8 @@ class FileReader(Reader):
             if stream is not raw or archives.is_tar(start):
                 return []
             file = _with_format(file, start)
+            if _in_utf8(file, raw) is not raw:
+                return []
             return FORMATS[file.format].parts(file, raw, part_bytes)
 
     def read_part(self, part: FilePart, cursor: Cursor) -> Iterator[RawDocument]:
@@ -97,6 +110,13 @@ class FileReader(Reader):
         return FORMATS[document.file.format].text(document)
 
 
+def _is_data(name: str) -> bool:
+    """Returns whether a file of a dataset has the name of a format, and describes no other."""
+    suffixes = (suffix for reader in FORMATS.values() for suffix in reader.suffixes)
+    is_named = stem(name).endswith((*suffixes, ".txt", archives.SUFFIX))
+    return is_named and posixpath.basename(name) not in _DESCRIPTIONS
+
+
 def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:
     """Returns a file with the name of its format."""
     recognised = (name for name, reader in FORMATS.items() if reader.recognises(start))
@@ -108,6 +128,12 @@ def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:
         named = (key for key, reader in FORMATS.items() if name.endswith(reader.suffixes))
         found = next(named, "text")
     return dataclasses.replace(file, format=found)
+
+
+def _in_utf8(file: CorpusFile, stream: BinaryIO) -> BinaryIO:
+    """Returns the content of a file whose format is known; text is converted if it has to be."""
+    is_text = FORMATS[file.format].is_text
+    return text_encoding.utf8_stream(stream, file.path) if is_text else stream
 
 
 # The formats of files, which a declaration's `reader` takes, too.

@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from pipeline.base import streams
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.corpora import columns, content
+from pipeline.corpora import columns
 from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
 from pipeline.corpora.readers.base import Reader
 
@@ -29,6 +30,7 @@ class ArrowReader(Reader):
     """Apache Arrow's IPC format, also known as Feather."""
 
     suffixes = (".arrow", ".feather")
+    is_text = False
 
     def recognises(self, start: bytes) -> bool:
         """See `Reader`."""
@@ -47,12 +49,18 @@ class ArrowReader(Reader):
         if not described:
             return files
         files = [file for file in files if file.path not in described]
-        for path, name in described.items():
-            if name == _DICT:
-                files = _files_of_split(path, files)
-            if name == _STATE:
-                files = _data_files(path, files)
+        for name, choose in ((_STATE, _data_files), (_DICT, _files_of_split)):
+            for path in (path for path, own_name in described.items() if own_name == name):
+                files = choose(path, files)
         return files
+
+    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
+        """See `Reader`."""
+        try:
+            with pa.ipc.open_stream(_as_stream(stream)) as reader:
+                return columns.first_row(reader.schema, iter(reader))
+        except columns.ERRORS as error:
+            raise columns.damaged(file, "Arrow", "", error) from error
 
     def documents(
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
@@ -64,14 +72,6 @@ class ArrowReader(Reader):
         except columns.ERRORS as error:
             place = f", row {cursor.documents}" if cursor.documents else ""
             raise columns.damaged(file, "Arrow", place, error) from error
-
-    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
-        """See `Reader`."""
-        try:
-            with pa.ipc.open_stream(_as_stream(stream)) as reader:
-                return columns.first_row(reader.schema, iter(reader))
-        except columns.ERRORS as error:
-            raise columns.damaged(file, "Arrow", "", error) from error
 
 
 def _folder(file: CorpusFile) -> str:
@@ -103,7 +103,8 @@ def _data_files(description: Location, files: list[CorpusFile]) -> list[CorpusFi
     names = {os.path.join(folder, str(entry.get("filename"))) for entry in entries}
     missing = sorted(names - {str(file.path) for file in files})
     if missing:
-        raise InputError(description, "the data files that it names", f"no {missing[0]}")
+        received = f"no {os.path.basename(missing[0])[:100]}"
+        raise InputError(description, "the data files that it names", received)
     return [file for file in files if _folder(file) != folder or str(file.path) in names]
 
 
@@ -124,7 +125,7 @@ class _Ended(io.RawIOBase):
 
 
 def _as_stream(stream: BinaryIO) -> BinaryIO:
-    start, stream = content.peek(stream)
+    start, stream = streams.peek(stream, len(_FILE_MAGIC))
     if start.startswith(_FILE_MAGIC):
         # Behind its mark a file is a stream, with a table of contents at its end.
         stream.read(len(_FILE_MAGIC))

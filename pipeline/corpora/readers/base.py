@@ -10,6 +10,7 @@ from typing import BinaryIO
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
+from pipeline.base.text_encoding import not_utf8
 from pipeline.corpora import archives, compressions
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
 
@@ -25,9 +26,11 @@ class Reader:
 
     Attributes:
         suffixes: endings of its files' names, compression left out; empty if no name tells it.
+        is_text: whether its files are text, which may have another encoding than UTF-8.
     """
 
     suffixes: tuple[str, ...] = ()
+    is_text: bool = True
 
     def resolve(self, source: CorpusSource, spec: CorpusSpec) -> CorpusSpec:
         """Returns the declaration of a source with the settings that only the data tells.
@@ -43,7 +46,7 @@ class Reader:
         Raises:
             InputError: there are none, or all are empty.
         """
-        return find_files(Location.parse(source.input_dir, "input_dir"), corpus=corpus)
+        raise NotImplementedError
 
     def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
         """Returns files without those that only describe others of this format.
@@ -72,7 +75,7 @@ class Reader:
 
         Args:
             file: the file.
-            stream: its content, unpacked.
+            stream: its content, unpacked; of text, in UTF-8.
             cursor: where the content begins; afterwards, where it ends.
 
         Raises:
@@ -112,9 +115,7 @@ class Reader:
         try:
             return document.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            received = f"byte 0x{document.content[error.start]:02x}"
-            hint = "convert the file first, for example with iconv -f gb18030 -t utf-8"
-            raise InputError(document.origin, "UTF-8 text", received, hint=hint) from error
+            raise not_utf8(document.content, error, document.origin) from error
 
 
 class _Window(io.RawIOBase):

@@ -1,16 +1,20 @@
 """Parquet: each row is a document; only the text columns are read, some rows at a time."""
 
 import contextlib
+import dataclasses
+import functools
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base import streams
 from pipeline.base.errors import InputError
-from pipeline.corpora import columns, content
+from pipeline.corpora import columns
 from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader
 
@@ -22,10 +26,28 @@ _BATCH_BYTES, _MAX_BATCH_ROWS = 4 * 2**20, 2**10
 _MEMORY_BYTES = 64 * 2**20
 
 
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """An open file.
+
+    Attributes:
+        file: the file, for messages.
+        content: what pyarrow reads it with.
+        rows: the number of rows of each row group.
+        sizes: the bytes of each row group, before it was compressed.
+    """
+
+    file: CorpusFile
+    content: pq.ParquetFile
+    rows: Sequence[int]
+    sizes: Sequence[int]
+
+
 class ParquetReader(Reader):
     """Apache Parquet."""
 
     suffixes = (".parquet", ".pq")
+    is_text = False
 
     def recognises(self, start: bytes) -> bool:
         """See `Reader`."""
@@ -37,12 +59,14 @@ class ParquetReader(Reader):
         """See `Reader`; of a stream that only goes forward a nameless copy is read."""
         with _seekable(stream) as whole:
             table = _open(file, whole)
-            yield from _row_documents(file, table, 0, table.metadata.num_rows, cursor)
+            for group, rows in enumerate(table.rows):
+                if rows:
+                    yield from _Rows(table, group).documents(0, rows, cursor)
 
     def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
         """See `Reader`."""
         with _seekable(stream) as whole:
-            table, schema = _open_table(file, whole)
+            table, schema = _open_content(file, whole)
             try:
                 return columns.first_row(schema, table.iter_batches(1))
             except columns.ERRORS as error:
@@ -51,13 +75,12 @@ class ParquetReader(Reader):
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
         """See `Reader`: small row groups together, a large one in runs of rows."""
         table = _open(file, stream)
-        total = table.metadata.num_rows
-        sizes = [_text_bytes(file, table, group) for group in range(table.num_row_groups)]
-        rows = max(1, total * part_bytes // max(1, sum(sizes)))
+        total = sum(table.rows)
+        rows = max(1, total * part_bytes // max(1, sum(table.sizes)))
         if rows >= total:
             return []
         return [
-            FilePart(file, begin, end, file.bytes * end // total)
+            FilePart(file, begin, end, file.bytes * end // total, documents=end - begin)
             for begin in range(0, total, rows)
             for end in [min(total, begin + rows)]
         ]
@@ -65,8 +88,16 @@ class ParquetReader(Reader):
     def part_documents(
         self, part: FilePart, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
-        """See `Reader`."""
-        return _row_documents(part.file, _open(part.file, stream), part.begin, part.end, cursor)
+        """See `Reader`: a process goes on in a row group where its last part ended."""
+        if not part.begin:
+            _open_rows.cache_clear()
+        table = _open(part.file, stream)
+        group_begin = 0
+        for group, rows in enumerate(table.rows):
+            first, last = max(part.begin - group_begin, 0), min(part.end - group_begin, rows)
+            if first < last:
+                yield from _open_rows(part.file, group).documents(first, last, cursor)
+            group_begin += rows
 
 
 @contextlib.contextmanager
@@ -81,19 +112,22 @@ def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
         yield copy
 
 
-def _open(file: CorpusFile, stream: BinaryIO) -> pq.ParquetFile:
+def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
     """Opens a file, whose footer says what it has.
 
     Raises:
         InputError: it is encrypted or damaged, or lacks a text field.
     """
-    table, schema = _open_table(file, stream)
+    table, schema = _open_content(file, stream)
     columns.expect_text(file, schema)
-    return table
+    # Of whole rows: pyarrow ends the process where a damaged footer is asked for a column's.
+    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+    sizes = [group.total_byte_size for group in groups]
+    return _Table(file, table, [group.num_rows for group in groups], sizes)
 
 
-def _open_table(file: CorpusFile, stream: BinaryIO) -> tuple[pq.ParquetFile, pa.Schema]:
-    start, _ = content.peek(stream)
+def _open_content(file: CorpusFile, stream: BinaryIO) -> tuple[pq.ParquetFile, pa.Schema]:
+    start, _ = streams.peek(stream, len(_ENCRYPTED_MAGIC))
     if start.startswith(_ENCRYPTED_MAGIC):
         raise InputError(file.path, "a Parquet file", "an encrypted one", "decrypt it first")
     try:
@@ -103,55 +137,51 @@ def _open_table(file: CorpusFile, stream: BinaryIO) -> tuple[pq.ParquetFile, pa.
         raise columns.damaged(file, "Parquet", "", error) from error
 
 
-def _text_bytes(file: CorpusFile, table: pq.ParquetFile, group: int) -> int:
-    """Returns the bytes of a row group's text columns, before they were compressed."""
-    metadata = table.metadata.row_group(group)
-    chunks = (metadata.column(number) for number in range(metadata.num_columns))
-    names = file.corpus.spec.text_fields
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
+class _Rows:
+    """The rows of a row group, which are read forward; for earlier ones it begins anew."""
+
+    def __init__(self, table: _Table, group: int) -> None:
+        self._table, self._group = table, group
+        self._position = 0
+        self._batches = self._open_batches()
+        self._rest: pa.RecordBatch | None = None
+
+    def documents(self, first: int, last: int, cursor: Cursor) -> Iterator[RawDocument]:
+        """Yields the documents of rows from `first` to `last`."""
+        file, place = self._table.file, f"row group {self._group}, "
+        try:
+            for batch in self._take(first, last):
+                yield from columns.batch_documents(file, batch, cursor, place)
+        except columns.ERRORS as error:
+            place = f", row group {self._group}"
+            raise columns.damaged(file, "Parquet", place, error) from error
+
+    def _open_batches(self) -> Iterator[pa.RecordBatch]:
+        row_bytes = self._table.sizes[self._group] // self._table.rows[self._group]
+        size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+        names = list(self._table.file.corpus.spec.text_fields)
+        return self._table.content.iter_batches(
+            size, row_groups=[self._group], columns=names, use_threads=False
+        )
+
+    def _take(self, first: int, last: int) -> Iterator[pa.RecordBatch]:
+        if first < self._position:
+            self._position, self._batches, self._rest = 0, self._open_batches(), None
+        while self._position < last:
+            batch = next(self._batches, None) if self._rest is None else self._rest
+            if batch is None:
+                raise pa.ArrowInvalid(f"{self._position} rows in place of {last}")
+            begin, end = max(first - self._position, 0), min(last - self._position, batch.num_rows)
+            self._rest = batch.slice(end) if end < batch.num_rows else None
+            self._position += end
+            if begin < end:
+                yield batch.slice(begin, end - begin)
 
 
-def _row_documents(
-    file: CorpusFile, table: pq.ParquetFile, begin: int, end: int, cursor: Cursor
-) -> Iterator[RawDocument]:
-    """Yields rows from `begin` to `end`; those before them in their row group are skipped."""
-    group_begin = 0
-    cursor.documents = begin
-    for group in range(table.num_row_groups):
-        group_rows = table.metadata.row_group(group).num_rows
-        group_end = group_begin + group_rows
-        if group_begin < end and begin < group_end:
-            first, last = max(begin, group_begin) - group_begin, min(end, group_end) - group_begin
-            yield from _group_documents(file, table, group, first, last, cursor)
-        group_begin = group_end
-
-
-def _group_documents(
-    file: CorpusFile, table: pq.ParquetFile, group: int, first: int, last: int, cursor: Cursor
-) -> Iterator[RawDocument]:
-    place = f"row group {group}, "
-    position = 0
-    for batch in _batches(file, table, group):
-        begin, end = max(first - position, 0), min(last - position, batch.num_rows)
-        if begin < end:
-            part = batch.slice(begin, end - begin)
-            try:
-                yield from columns.batch_documents(file, part, cursor, place)
-            except columns.ERRORS as error:
-                raise columns.damaged(file, "Parquet", f", {place[:-2]}", error) from error
-        position += batch.num_rows
-        if position >= last:
-            return
-    raise columns.damaged(
-        file, "Parquet", f", {place[:-2]}", ValueError(f"{position} of {last} rows")
-    )
-
-
-def _batches(file: CorpusFile, table: pq.ParquetFile, group: int) -> Iterator[Any]:
-    row_bytes = _text_bytes(file, table, group) // max(1, table.metadata.row_group(group).num_rows)
-    size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
-    names = list(file.corpus.spec.text_fields)
-    try:
-        yield from table.iter_batches(size, row_groups=[group], columns=names, use_threads=False)
-    except columns.ERRORS as error:
-        raise columns.damaged(file, "Parquet", f", row group {group}", error) from error
+@functools.lru_cache(maxsize=1)
+def _open_rows(file: CorpusFile, group: int) -> _Rows:
+    """Opens a row group, whose parts are mostly read one after another."""
+    stream = file.path.open("rb")
+    rows = _Rows(_open(file, stream), group)
+    weakref.finalize(rows, stream.close)
+    return rows

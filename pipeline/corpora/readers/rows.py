@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSpec
+from pipeline.base import streams
 from pipeline.base.errors import InputError
-from pipeline.corpora import content, fields
+from pipeline.corpora import fields
 from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader, line_parts
 
 MAX_ROW_BYTES = 16 * 2**20
+# Enough for the first sign that is no space.
+_START_BYTES = 4096
 # What is left of a row that is refused: its place in the corpus's digest.
 _FAULTY_BYTES = 2**10
 _BLOCK_CHARS = 2**20
@@ -33,14 +36,14 @@ class RowsReader(Reader):
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
         """See `Reader`."""
-        start, stream = content.peek(stream)
+        start, stream = streams.peek(stream, _START_BYTES)
         if not cursor.lines and _is_array(start):
             return _array_rows(file, stream, cursor)
         return _line_rows(file, stream, cursor)
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
         """See `Reader`; an array is for one reader."""
-        if _is_array(content.peek(stream)[0]):
+        if _is_array(streams.peek(stream, _START_BYTES)[0]):
             return []
         return line_parts(file, stream, part_bytes, lambda stream, limit: stream.tell())
 
@@ -151,11 +154,13 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
         raise InputError(origin, "a JSON object", type(row).__name__)
     missing = [name for name in spec.text_fields if name not in row]
     if missing:
-        raise fields.missing_fields(spec, origin, list(row), fields.text_names(row))
+        raise fields.missing_fields(spec, origin, list(row), fields.text_names(row), is_row=True)
     values = {name: row[name] for name in spec.text_fields if row[name] is not None}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise fields.no_text(origin, name, type(value).__name__, fields.text_names(row))
+            raise fields.no_text(
+                origin, name, type(value).__name__, fields.text_names(row), is_row=True
+            )
     text = "\n".join(filter(None, values.values()))
     try:
         text.encode("utf-8")

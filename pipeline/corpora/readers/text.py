@@ -16,8 +16,12 @@ from pipeline.corpora.readers.base import Reader, line_parts
 
 # A longer document is cut at the end of a line; its pieces stay on one side of the split.
 MAX_PIECE_BYTES = 4 * 2**20
-# The space of Chinese typography, which indents paragraphs and fills blank lines.
-_WIDE_SPACE = "\u3000".encode()
+# Characters that no reader sees: white space, and the marks that have no width.
+_INVISIBLE = (
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u180e\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
+    + "".join(map(chr, range(0x2000, 0x2010)))
+)
+_BLANK = re.compile(b"(?:%s)*+" % b"|".join(char.encode("utf-8") for char in _INVISIBLE))
 
 
 class TextReader(Reader):
@@ -71,7 +75,7 @@ class TextReader(Reader):
 
 
 def _is_blank(line: bytes) -> bool:
-    return not line.replace(_WIDE_SPACE, b"").strip()
+    return _BLANK.fullmatch(line) is not None
 
 
 def _short_lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes]]:

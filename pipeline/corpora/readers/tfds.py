@@ -77,7 +77,13 @@ class TfdsReader(RowsReader):
         """See `Reader`: the text fields are those asked for, or the only text feature."""
         if source.tfds_name is None:
             raise InputError(Setting("corpus_spec"), "`tfds_name` for reader: tfds", "none")
-        features = _text_features(_open_builder(source.tfds_name, source.input_dir))
+        builder = _open_builder(source.tfds_name, source.input_dir)
+        splits, split = builder.info.splits, source.tfds_split or _TRAIN
+        if split not in splits:
+            has = ", ".join(sorted(splits)) or "none"
+            expected = f"a split of {source.tfds_name}, which has {has}"
+            raise InputError(Setting("tfds_split"), expected, split)
+        features = _text_features(builder)
         wanted = source.text_fields
         if wanted is None and len(features) == 1:
             wanted = features
@@ -89,16 +95,12 @@ class TfdsReader(RowsReader):
         return msgspec.structs.replace(spec, text_fields=wanted)
 
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
-        """See `Reader`: the `train` split of a dataset, or all where none has that name."""
+        """See `Reader`: the split of a dataset that is asked for, `train` by default."""
         splits = _open_builder(corpus.tfds_name, corpus.tfds_dir).info.splits
-        files = tuple(
-            CorpusFile(corpus.tfds_name, name, splits[name].num_bytes, corpus)
-            for name in ([_TRAIN] if _TRAIN in splits else sorted(splits))
-            if splits[name].num_examples
-        )
-        if not files:
-            raise InputError(_NAME, f"examples in {corpus.tfds_name}", "none")
-        return files
+        name = corpus.split or _TRAIN
+        if not splits[name].num_examples:
+            raise InputError(_NAME, f"examples in {name} of {corpus.tfds_name}", "none")
+        return (CorpusFile(corpus.tfds_name, name, splits[name].num_bytes, corpus),)
 
     def look_into(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
         """See `FileReader`: of the fields only the text fields."""

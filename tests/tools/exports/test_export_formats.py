@@ -56,8 +56,8 @@ def cased(subject, teacher_dir, tmp_path_factory) -> tuple[Subject, Opened]:
     tokenizer = load_tokenizer(vocab_file, do_lower_case=False)
     subject = dataclasses.replace(subject, tokenizer=tokenizer)
     folder = tmp_path_factory.mktemp("cased") / "saved_model"
-    saved_model.write(subject, folder)
-    return subject, saved_model.open_saved_model(subject, folder)
+    saved_model.write_text(subject, folder)
+    return subject, saved_model.open_text(subject, folder)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_padded_batch_of_another_shape(exported, subject, teacher_dir, name: s
 def test_the_report_has_a_row_for_each_format(exported) -> None:
     report = json.loads((exported / "export.json").read_text())
     rows = {row["name"]: row for row in report["rows"]}
-    exact = ["hf", "saved_model", "saved_model, from text", "litert", "onnx"]
+    exact = ["hf", "saved_model", "saved_model_text", "litert", "onnx"]
     assert list(rows) == ["model", *exact[:-1], "litert_int8", "onnx"]
     for name in exact:
         assert rows[name]["comparison"]["agreement"] == 1.0
@@ -118,7 +118,7 @@ def test_the_report_has_a_row_for_each_format(exported) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_become_the_same_ids(exported, subject, text: str) -> None:
-    opened = exporter._OPENERS["saved_model"](subject, exported / "saved_model")
+    opened = exporter._OPENERS["saved_model_text"](subject, exported / "saved_model_text")
     found = opened.from_text(text)
     expected = encode(subject.tokenizer, text, subject.max_seq_length)
     assert len(set(expected.tolist())) > 3
@@ -148,7 +148,8 @@ def test_settings_that_tensorflow_text_lacks_take_no_text(subject) -> None:
 
 
 def test_texts_of_several_lengths_are_padded(exported) -> None:
-    signature = tf.saved_model.load(str(exported / "saved_model")).signatures["from_text"]
+    loaded = tf.saved_model.load(str(exported / "saved_model_text"))
+    signature = loaded.signatures["serving_default"]
     texts = ["春", "春天来了，院子里的桃树开满了花。"]
     both = signature(tf.constant(texts))
     (alone,) = signature(tf.constant(texts[:1]))["logits"]

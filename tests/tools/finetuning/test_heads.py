@@ -269,6 +269,17 @@ def test_no_label_names_are_two_unnamed_labels(tmp_path, labels: object) -> None
     assert read_head(find_model(tmp_path)).labels == ("LABEL_0", "LABEL_1")
 
 
+def test_labels_that_are_only_counted_are_unnamed(tmp_path) -> None:
+    saved(tmp_path, BERT, CLASSIFICATION)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["id2label"]
+    path.write_text(json.dumps(settings | {"num_labels": 3}))
+    head = read_head(find_model(tmp_path))
+    assert head.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert HEADS[CLASSIFICATION].fits(head)
+
+
 def test_a_head_fits_the_same_or_unnamed_labels() -> None:
     head = Head(CLASSIFICATION, ("0", "1"))
     assert head.fits(Head(CLASSIFICATION, ("0", "1")))

@@ -1,0 +1,471 @@
+"""Formats and compressions: the same documents whatever the file, and errors that name it."""
+
+import dataclasses
+import json
+import pathlib
+import tarfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs.corpora import CorpusSource, CorpusSpec
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.corpora import compressions, corpus
+from pipeline.corpora.documents import Corpus
+from pipeline.corpora.readers import FILES, delimited, rows
+from pipeline.masking.masked_examples import create_masked_examples
+from tests.corpora import written
+
+DOCUMENTS = [f'第{n}篇 "small", model\nline {n}' for n in range(50)]
+TEXT_FIELD = CorpusSpec(text_fields=("text",))
+
+
+def _files(path: pathlib.Path, spec: CorpusSpec = TEXT_FIELD, reader: str = "auto") -> Any:
+    source = CorpusSource(input_dir=str(path))
+    return FILES.find(source, Corpus(spec=spec, reader=reader))
+
+
+def _blocks(path: pathlib.Path, spec: CorpusSpec = TEXT_FIELD, **settings: Any) -> Any:
+    return corpus.read_blocks(_files(path, spec, **settings))
+
+
+def _texts(path: pathlib.Path, spec: CorpusSpec = TEXT_FIELD, **settings: Any) -> list[str]:
+    blocks = _blocks(path, spec, **settings)
+    return [corpus.document_text(document) for block in blocks for document in block.documents]
+
+
+def _error(path: pathlib.Path, spec: CorpusSpec = TEXT_FIELD, **settings: Any) -> InputError:
+    with pytest.raises(InputError) as error:
+        _texts(path, spec, **settings)
+    assert path.name in str(error.value) and "\n" not in str(error.value)
+    return error.value
+
+
+def _write(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", written.COMPRESSORS)
+@pytest.mark.parametrize("name", written.FORMATS)
+def test_every_format_in_every_compression_has_the_same_documents(
+    tmp_path, name: str, suffix: str
+) -> None:
+    content = written.COMPRESSORS[suffix](written.FORMATS[name](DOCUMENTS))
+    path = _write(tmp_path / f"docs.{name}{suffix}", content)
+    assert _texts(path) == DOCUMENTS
+
+
+@pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
+def test_a_compression_is_known_by_its_content(tmp_path, suffix: str) -> None:
+    content = written.COMPRESSORS[suffix](written.json_lines(DOCUMENTS))
+    assert _texts(_write(tmp_path / "docs.jsonl", content)) == DOCUMENTS
+
+
+@pytest.mark.parametrize("name", ["parquet", "arrow", "feather"])
+def test_a_table_is_known_by_its_content(tmp_path, name: str) -> None:
+    path = _write(tmp_path / "docs.txt", written.FORMATS[name](DOCUMENTS))
+    assert _texts(path) == _texts(path, reader="text") == DOCUMENTS
+
+
+@pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
+def test_two_compressed_files_in_one_are_both_read(tmp_path, suffix: str) -> None:
+    pack = written.COMPRESSORS[suffix]
+    content = pack(b"first\n\n") + pack(b"second\n") + bytes(512)
+    assert _texts(_write(tmp_path / f"docs.txt{suffix}", content)) == ["first", "second"]
+
+
+@pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
+@given(data=st.data())
+def test_a_truncated_compressed_file_is_never_a_shorter_corpus(
+    tmp_path_factory, suffix: str, data: st.DataObject
+) -> None:
+    whole = written.COMPRESSORS[suffix](written.text(DOCUMENTS))
+    size = data.draw(st.integers(8, len(whole) - 1))
+    path = tmp_path_factory.mktemp("cut") / f"docs.txt{suffix}"
+    assert "not a whole" in _error(_write(path, whole[:size])).received
+
+
+def test_a_name_of_a_compression_with_other_content_is_refused(tmp_path) -> None:
+    assert "not a whole zstd" in _error(_write(tmp_path / "a.txt.zst", "plain text")).received
+
+
+@pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
+def test_a_bomb_is_refused(tmp_path, monkeypatch, suffix: str) -> None:
+    monkeypatch.setattr(compressions, "_UNSUSPECTED_BYTES", 2**20)
+    content = written.COMPRESSORS[suffix](bytes(2**24))
+    error = _error(_write(tmp_path / f"bomb.txt{suffix}", content))
+    assert str(compressions._MAX_RATIO) in error.expected
+
+
+@pytest.mark.parametrize(
+    ("content", "description"),
+    [
+        (b"WARC/1.0\r\nWARC-Type: response\r\n", "WARC"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html>", "HTML"),
+        (b"PK\x03\x04rest", "ZIP"),
+        (b"%PDF-1.7", "PDF"),
+        ("plain text of some length".encode("utf-16-le"), "utf-16-le"),
+        ("plain text of some length".encode("utf-16-be"), "utf-16-be"),
+    ],
+)
+def test_a_file_that_no_reader_reads_is_refused_by_name(
+    tmp_path, content: bytes, description: str
+) -> None:
+    error = _error(_write(tmp_path / "a.txt", content))
+    assert description in error.received and error.hint
+
+
+def test_pages_are_read_where_tags_are_cleaned_away(tmp_path) -> None:
+    spec = CorpusSpec(cleaning=("html",))
+    assert _texts(_write(tmp_path / "a.txt", "<html><p>一</p></html>"), spec) == ["一"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_utf_16_with_its_mark_is_read(tmp_path, encoding: str) -> None:
+    content = written.text(DOCUMENTS).decode().encode(encoding)
+    assert _texts(_write(tmp_path / "a.txt", content)) == DOCUMENTS
+    assert _error(_write(tmp_path / "b.txt", content[:-1])).expected.startswith(encoding)
+
+
+def test_half_a_surrogate_pair_is_the_fault_of_its_document(tmp_path) -> None:
+    content = "whole\n\nhalf \ud800\n".encode("utf-16", "surrogatepass")
+    assert "line 3" in _error(_write(tmp_path / "a.txt", content)).subject
+
+
+# Archives.
+
+
+def test_members_of_an_archive_are_read_as_files_are(tmp_path) -> None:
+    members = {
+        f"./part/{name}.{name}{suffix}": pack(written.FORMATS[name](DOCUMENTS[:3]))
+        for name in written.FORMATS
+        for suffix, pack in written.COMPRESSORS.items()
+    }
+    members |= {"./._a.txt": b"\x00hidden", ".git/config": b"hidden"}
+    for suffix, pack in written.COMPRESSORS.items():
+        path = _write(tmp_path / f"all.tar{suffix}", pack(written.tar(members)))
+        assert _texts(path) == DOCUMENTS[:3] * (len(members) - 2)
+
+
+def test_an_archive_has_the_files_that_a_declaration_names(tmp_path) -> None:
+    members = {"a/wiki_00": b"yes", "README": b"no", "wiki_01.gz": written.COMPRESSORS[".gz"](b"2")}
+    _write(tmp_path / "dump.tar", written.tar(members))
+    assert _texts(tmp_path, CorpusSpec(files=("wiki_*",))) == ["yes", "2"]
+
+
+def _special_tar(**attributes: Any) -> bytes:
+    info = tarfile.TarInfo(attributes.pop("name", "a.txt"))
+    for name, value in attributes.items():
+        setattr(info, name, value)
+    return info.tobuf() + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "received"),
+    [
+        ({"name": "/etc/passwd"}, "absolute"),
+        ({"name": "a/../../b.txt"}, "parent path"),
+        ({"type": tarfile.SYMTYPE, "linkname": "b.txt"}, "link"),
+        ({"type": tarfile.LNKTYPE, "linkname": "b.txt"}, "link"),
+        ({"type": tarfile.CHRTYPE}, "device"),
+        ({"type": tarfile.FIFOTYPE}, "device"),
+    ],
+)
+def test_an_archive_with_a_dangerous_member_is_refused(
+    tmp_path, attributes: dict[str, Any], received: str
+) -> None:
+    error = _error(_write(tmp_path / "a.tar", _special_tar(**attributes)))
+    assert received in error.received and "member" in error.subject
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.tar"]
+
+
+def test_a_truncated_archive_and_one_in_another_are_refused(tmp_path) -> None:
+    whole = written.tar({"a.txt": b"text " * 1000})
+    assert "tar archive" in _error(_write(tmp_path / "a.tar", whole[:2000])).received
+    nested = written.tar({"inner.tar": whole})
+    assert _error(_write(tmp_path / "b.tar", nested)).received == "another archive"
+
+
+# Delimited rows.
+
+
+def test_rows_of_rfc_4180(tmp_path) -> None:
+    content = '\ufefftext,"n"\r\n"a ""b"", c\r\nd",1\r\n\r\n,2\r\nplain,3'
+    assert _texts(_write(tmp_path / "a.csv", content)) == ['a "b", c\r\nd', "", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("content", "subject", "received"),
+    [
+        ("text,n\na,1\nb\n", "line 3", "1"),
+        ('text,n\n"a" b,1\n', "line 2", "something else"),
+        ('text,n\na,1\n"b,2\n', "line 3", "something else"),
+        ("content,n\na,1\n", "first row", "content,n"),
+        ("text,text\na,1\n", "first row", "text,text"),
+        (b"text,n\na\xff,1\n", "line 2", "byte 0xff"),
+        (b"text,n\n\xed\xa0\x80,1\n", "line 2", "byte 0xed"),
+    ],
+)
+def test_an_error_of_a_delimited_file_names_the_row(
+    tmp_path, content: bytes | str, subject: str, received: str
+) -> None:
+    error = _error(_write(tmp_path / "a.csv", content))
+    assert error.subject.endswith(subject) and received in str(error.received)
+
+
+def test_a_wrong_field_suggests_the_right_one(tmp_path) -> None:
+    error = _error(_write(tmp_path / "a.csv", "id,content\n1,a\n"))
+    assert "`text_fields`=content" in error.hint
+    error = _error(_write(tmp_path / "a.jsonl", '{"id": "1", "words": "some text"}\n'))
+    assert "`text_fields`=words" in error.hint
+
+
+def test_an_endless_quoted_field_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
+    content = 'text\nok\n"' + "line\n" * 100
+    assert _error(_write(tmp_path / "a.csv", content)).subject.endswith("line 3")
+
+
+# What one bad row costs.
+
+
+def _bad_rows(path: pathlib.Path) -> tuple[list[str], list[InputError]]:
+    texts, errors = [], []
+    for block in _blocks(path):
+        for document in block.documents:
+            try:
+                texts.append(corpus.document_text(document))
+            except InputError as error:
+                errors.append(error)
+    return texts, errors
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("a.csv", 'text,n\na,1\nb\n"c"c,1\nd,2\n', ["line 3", "line 4"]),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text"\n[' + "1" * 200 + ']\n{"text": "d"}\n',
+            ["line 2", "line 3"],
+        ),
+    ],
+)
+def test_a_bad_row_can_be_skipped(
+    tmp_path, monkeypatch, name: str, content: str, lines: list[str]
+) -> None:
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
+    texts, errors = _bad_rows(_write(tmp_path / name, content))
+    assert texts == ["a", "d"]
+    assert [error.subject.rsplit(", ", 1)[1] for error in errors] == lines
+
+
+# Tables.
+
+
+def _parquet(path: pathlib.Path, table: pa.Table, **settings: Any) -> pathlib.Path:
+    pq.write_table(table, path, **settings)
+    return path
+
+
+def test_nulls_and_bytes_and_dictionaries_are_text(tmp_path) -> None:
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary()):
+        table = pa.table({"text": pa.array(["a", None, ""], kind)})
+        for format_name in ("parquet", "arrow"):
+            path = tmp_path / f"a.{format_name}"
+            if format_name == "parquet":
+                _parquet(path, table)
+            else:
+                with pa.ipc.new_file(str(path), table.schema) as writer:
+                    writer.write_table(table)
+            assert _texts(path) == ["a", "", ""]
+    table = pa.table({"text": pa.array(["a", None, "a"]).dictionary_encode()})
+    assert _texts(_parquet(tmp_path / "b.parquet", table)) == ["a", "", "a"]
+
+
+@pytest.mark.parametrize(
+    ("values", "received"),
+    [(pa.array([1, 2]), "int64"), (pa.array([["a"], ["b"]]), "list<")],
+)
+def test_a_column_that_is_no_text_suggests_one_that_is(tmp_path, values, received: str) -> None:
+    table = pa.table({"text": values, "words": ["a", "b"]})
+    error = _error(_parquet(tmp_path / "a.parquet", table))
+    assert error.received.startswith(received) and "`text_fields`=words" in error.hint
+    error = _error(_parquet(tmp_path / "b.parquet", table), CorpusSpec())
+    assert error.received == "text,words" and "`text_fields`=words" in error.hint
+
+
+def test_bytes_of_a_table_that_are_not_utf_8_are_the_fault_of_their_row(tmp_path) -> None:
+    table = pa.table({"text": pa.array([b"a", b"\xff", b"c"], pa.binary())})
+    texts, errors = _bad_rows(_parquet(tmp_path / "a.parquet", table))
+    assert texts == ["a", "c"]
+    assert errors[0].subject.endswith("row group 0, row 1")
+
+
+@pytest.mark.parametrize("name", ["parquet", "arrow", "feather"])
+@given(data=st.data())
+def test_a_truncated_table_is_never_a_shorter_corpus(
+    tmp_path_factory, name: str, data: st.DataObject
+) -> None:
+    whole = written.FORMATS[name](DOCUMENTS)
+    end = len(whole) - (300 if name == "feather" else 1)
+    size = data.draw(st.integers(10, end))
+    path = tmp_path_factory.mktemp("cut") / f"a.{name}"
+    assert _error(_write(path, whole[:size])).received.startswith("not a whole")
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path) -> None:
+    table = pa.table({"text": ["a"] * 10, "image": [bytes(1000)] * 10})
+    path = _parquet(tmp_path / "a.parquet", table, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    begin = content.index(bytes(500))
+    content[begin - 10 : begin] = b"\xff" * 10
+    assert _texts(_write(path, bytes(content))) == ["a"] * 10
+    assert "not a whole Parquet" in _error(path, CorpusSpec(text_fields=("image",))).received
+
+
+# The directories of `datasets`.
+
+
+def test_a_dataset_directory_is_its_data_files(tmp_path) -> None:
+    written.save_to_disk(tmp_path / "set", DOCUMENTS)
+    _write(tmp_path / "set" / "cache-0.arrow", written.arrow_stream(["cached"]))
+    assert _texts(tmp_path / "set") == DOCUMENTS
+    (tmp_path / "set" / "data-00001-of-00002.arrow").unlink()
+    assert "data-00001" in _dataset_error(tmp_path / "set").received
+
+
+def _dataset_error(path: pathlib.Path) -> InputError:
+    with pytest.raises(InputError) as error:
+        _files(path)
+    return error.value
+
+
+@pytest.mark.parametrize(("splits", "expected"), [(("train", "test"), 1), (("a", "b"), 2)])
+def test_several_splits_are_train_alone_where_one_has_that_name(
+    tmp_path, splits: tuple[str, ...], expected: int
+) -> None:
+    for split in splits:
+        written.save_to_disk(tmp_path / split, DOCUMENTS)
+    _write(tmp_path / "dataset_dict.json", json.dumps({"splits": splits}))
+    assert _texts(tmp_path) == DOCUMENTS * expected
+
+
+def test_json_files_without_tables_beside_them_are_rows(tmp_path) -> None:
+    _write(tmp_path / "state.json", '{"text": "a"}')
+    assert _texts(tmp_path) == ["a"]
+
+
+# Parts of large files.
+
+
+def _run(function: Any, jobs: Iterable[Any]) -> Iterator[Any]:
+    return map(function, jobs)
+
+
+def _described(blocks: Iterable[corpus.DocumentBlock]) -> list[tuple[Any, ...]]:
+    return [
+        (document.ordinal, document.place, document.content, document.split_key)
+        for block in blocks
+        for document in block.loaded().documents
+    ]
+
+
+_LINES = st.lists(
+    st.sampled_from(
+        ["", " ", "\u3000", "\r", "a", "汉字", "= b", "\ufeff", "\ufeffx", "x" * 30, "x" * 70]
+    ),
+    min_size=1,
+    max_size=40,
+)
+_SPECS = (
+    CorpusSpec(),
+    CorpusSpec(documents="lines", lines_per_document=1),
+    CorpusSpec(documents="lines", lines_per_document=3),
+    CorpusSpec(documents="starts", document_start="="),
+    CorpusSpec(documents="files"),
+)
+
+
+@pytest.mark.parametrize("spec", _SPECS)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@given(lines=_LINES, size=st.integers(3, 60), ends=st.booleans())
+def test_parts_have_the_documents_of_the_file(
+    tmp_path_factory, spec: CorpusSpec, name: str, lines: list[str], size: int, ends: bool
+) -> None:
+    from pipeline.corpora.readers import text
+
+    path = tmp_path_factory.mktemp("parts") / name
+    _write(path, "\n".join(lines) + "\n" * ends)
+    if not path.stat().st_size:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "MAX_PIECE_BYTES", 64)
+        files = _files(path, spec)
+        whole = _described(corpus.read_blocks(files))
+        patch.setattr(corpus, "_MIN_BLOCK_BYTES", size)
+        patch.setattr(corpus, "_MAX_BLOCK_BYTES", size)
+        assert _described(corpus.read_blocks(files)) == whole
+        assert _described(corpus.read_blocks(files, _run)) == whole
+
+
+@given(groups=st.integers(1, 30), size=st.integers(20, 3000), batch=st.integers(1, 40))
+def test_parts_of_a_parquet_file_have_its_rows(
+    tmp_path_factory, groups: int, size: int, batch: int
+) -> None:
+    from pipeline.corpora.readers import parquet
+
+    path = tmp_path_factory.mktemp("parts") / "a.parquet"
+    _parquet(path, written.table(DOCUMENTS), row_group_size=groups)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "_MAX_BATCH_ROWS", batch)
+        files = _files(path)
+        whole = _described(corpus.read_blocks(files))
+        assert [content.decode() for _, _, content, _ in whole] == DOCUMENTS
+        patch.setattr(corpus, "_MIN_BLOCK_BYTES", size)
+        patch.setattr(corpus, "_MAX_BLOCK_BYTES", size)
+        assert _described(corpus.read_blocks(files)) == whole
+        assert _described(corpus.read_blocks(files, _run)) == whole
+
+
+@pytest.mark.parametrize("name", ["txt", "jsonl", "parquet"])
+def test_large_files_are_split(tmp_path, monkeypatch, name: str) -> None:
+    monkeypatch.setattr(corpus, "_MIN_BLOCK_BYTES", 200)
+    path = _write(tmp_path / f"a.{name}", written.FORMATS[name](DOCUMENTS))
+    blocks = list(corpus.read_blocks(_files(path), _run))
+    assert sum(block.part is not None for block in blocks) > 3
+    assert [block.index for block in blocks] == list(range(len(blocks)))
+
+
+@pytest.mark.parametrize("name", written.FORMATS)
+def test_shards_depend_on_neither_format_nor_workers(
+    tmp_path, monkeypatch, examples_config, name: str
+) -> None:
+    monkeypatch.setattr(corpus, "_MIN_BLOCK_BYTES", 500)
+    documents = [f"the small model learns step {n} of 五" for n in range(60)]
+    spec = _write(tmp_path / "spec.yaml", "title: t\nurl: u\ntext_fields: [text]\n")
+    shards = []
+    for format_name, workers in ((name, 1), (name, 2), ("txt", 1)):
+        path = _write(tmp_path / format_name / "docs", written.FORMATS[format_name](documents))
+        if format_name in ("jsonl", "json", "csv", "tsv"):
+            reader = format_name if format_name in ("csv", "tsv") else "rows"
+            spec.write_text(f"title: t\nurl: u\ntext_fields: [text]\nreader: {reader}\n")
+        output = tmp_path / f"{format_name}-{workers}"
+        config = dataclasses.replace(
+            examples_config,
+            corpora=(CorpusSource(input_dir=str(path), corpus_spec=str(spec), name=""),),
+            output_dir=Location.parse(str(output)),
+            max_workers=workers,
+        )
+        create_masked_examples(config)
+        shards.append([file.read_bytes() for file in sorted(output.glob("*.tfrecord"))])
+        spec.write_text("title: t\nurl: u\ntext_fields: [text]\n")
+    assert shards[0] == shards[1] == shards[2] and any(shards[0])
