@@ -52,6 +52,12 @@ def batch_documents(
         cursor.documents += 1
 
 
+def first_row(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> dict[str, object]:
+    """Returns the fields of a table with their values in its first row."""
+    rows = (batch.slice(0, 1).to_pylist()[0] for batch in batches if batch.num_rows)
+    return dict.fromkeys(schema.names) | next(rows, {})
+
+
 def _values(column: pa.Array) -> list[bytes | None]:
     if pa.types.is_dictionary(column.type):
         # Its indices are not to be trusted either.

@@ -1,6 +1,6 @@
 """The fields of rows that are a document's text: errors that name the right ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from data_specs.corpora import CorpusSpec
 from pipeline.base.errors import InputError
@@ -44,9 +44,20 @@ def no_text(
     return InputError(origin, f"text in the field {name}", kind, _hint(texts, is_row))
 
 
+def text_names(row: Mapping[str, object]) -> list[str]:
+    """Returns the fields of a row that hold text, the longest text first."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str) and value}
+    return sorted(texts, key=lambda name: -len(texts[name]))
+
+
+def likely_text(texts: Sequence[str]) -> str | None:
+    """Returns which of the fields that hold text is a document's, by all appearances."""
+    usual = [name for name in _USUAL if name in texts]
+    return next(iter((*usual, *texts)), None)
+
+
 def _hint(texts: Sequence[str], is_row: bool) -> str:
     """Returns a hint that names the field which is the text, by all appearances."""
-    usual = [name for name in _USUAL if name in texts]
-    likely = usual or list(texts)
-    hint = f"set `text_fields`={shown_names(likely[:1])}" if likely else _NO_SUGGESTION
+    likely = likely_text(texts)
+    hint = _NO_SUGGESTION if likely is None else f"set `text_fields`={shown_names([likely])}"
     return f"{hint}, or `skip_bad_lines` to leave the row out" if is_row else hint

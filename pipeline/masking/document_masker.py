@@ -21,7 +21,8 @@ from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.hub import models
-from pipeline.masking import masks, windows
+from pipeline.masking import duplicates, masks, windows
+from pipeline.masking.duplicates import LeftOut, MaskedDocument
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.masking.windows import WindowInput
 from pipeline.storage import serialization, spill, token_counts
@@ -39,12 +40,8 @@ SPILL_FOLDER = ".spill"
 # Why a document has no examples.
 BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
-_LEFT_OUT = "left out by the weight of their corpus"
-_UNMASKABLE = "without a word to mask"
 # Where a text may be divided, the best place first.
 _DIVISIONS = (re.compile(r"\n"), re.compile(r"(?<=[。！？])|(?<=[.!?])\s"), re.compile(r"\s"))
-# What windows are counted as: without, and with a word to mask.
-_WINDOWS = (f"windows {_UNMASKABLE}", "windows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +122,7 @@ class DocumentMasker:
             longest = self._policy.num_to_predict(len(window.input_ids))
             special = self._is_special[window.token_ids]
             words = masks.maskable_words(window.word_starts, special, longest)
-            statistics[_WINDOWS[len(words.starts) > 0]] += 1
+            statistics[duplicates.WINDOWS[len(words.starts) > 0]] += 1
             features = windows.window_features(window, self.vocab_size)
             for copy in range(num_copies if len(words.starts) else 0):
                 yield number, copy, features
@@ -152,7 +149,7 @@ class DocumentMasker:
             numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
             counts = masked.counts.tolist()
             for count in counts[: len(batch)]:
-                statistics[_WINDOWS[count > 0]] += 1
+                statistics[duplicates.WINDOWS[count > 0]] += 1
             for (copy, number), count, values in zip(numbers, counts, features, strict=True):
                 if count:
                     yield number, copy, values
@@ -208,6 +205,16 @@ def spill_path(config: MaskedExamplesConfig, index: int) -> Location:
     return spill_folder(config) / f"{index:08d}.spill"
 
 
+def table_path(config: MaskedExamplesConfig, index: int) -> Location:
+    """Returns the table of a block's documents."""
+    return spill_folder(config) / f"{index:08d}.documents.spill"
+
+
+def left_out_path(config: MaskedExamplesConfig) -> Location:
+    """Returns the file of which documents are duplicates."""
+    return spill_folder(config) / "duplicates"
+
+
 def counts_path(config: MaskedExamplesConfig, index: int) -> Location:
     """Returns the file of how often each token is in a block of unmasked windows."""
     return spill_folder(config) / f"{index:08d}.counts.npy"
@@ -257,16 +264,25 @@ def mask_block(
     if header is None or header.get("fingerprint") != fingerprint:
         if not is_only_writer:
             _expect_same_tokenizer(config)
-        header, entries = _mask_documents(config, block, divides_text=divides_text)
+        header, documents, entries = _mask_documents(config, block, divides_text=divides_text)
         header["fingerprint"] = fingerprint
-        if config.is_dynamic:
-            # Before the spill file, which says that the block is done.
-            counts = token_counts.count_tokens(
-                (entry.record for entry in entries), _masker(config).vocab_size
-            )
-            token_counts.write_counts(counts_path(config, block.index), counts)
+        labels = [source.label for source in config.corpora]
+        # Before the spill file, which says that the block is done.
+        table = table_path(config, block.index)
+        duplicates.write_table(table, documents, labels, is_only_writer=is_only_writer)
         spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
     return header, block.bytes_read
+
+
+def count_block(config: MaskedExamplesConfig, left_out: LeftOut, index: int) -> None:
+    """Counts the tokens of a block's unmasked windows, those of duplicates left out."""
+    path = spill_path(config, index)
+    everything = spill.KeyRange(0, spill.KEY_SPACE, 0, spill.KEY_SPACE)
+    windows_read = spill.read_sorted(
+        [path], everything, expected_bytes=path.stat().st_size, left_out=[left_out.of_block(index)]
+    )
+    counts = token_counts.count_tokens(windows_read, _masker(config).vocab_size)
+    token_counts.write_counts(counts_path(config, index), counts)
 
 
 def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> list[Location]:
@@ -298,56 +314,78 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
 
 def _mask_documents(
     config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, divides_text: bool
-) -> tuple[dict[str, Any], list[spill.Entry]]:
+) -> tuple[dict[str, Any], list[MaskedDocument], list[spill.Entry]]:
+    """Returns the header of a block's spill file, its table of documents and its examples."""
     statistics: Counter[str] = Counter(documents=len(block.documents))
     skipped: Counter[str] = Counter()
     by_corpus: Counter[str] = Counter()
+    table: list[MaskedDocument] = []
     entries: list[spill.Entry] = []
-    for document in block.documents:
+    for number, document in enumerate(block.documents):
         before = len(entries)
-        reason = _mask_document(config, document, statistics, entries, divides_text=divides_text)
+        text, reason = _read_text(config, document)
+        if text is not None:
+            groups = _groups(config, document, text, divides_text=divides_text)
+            table.append(_mask_document(config, document, number, text, groups, entries))
+            statistics.update(table[-1].statistics)
+            reason = table[-1].skipped
         if reason is not None:
             skipped[reason] += 1
         by_corpus[document.file.corpus.label] += len(entries) - before
-    groups = [entry.group for entry in entries]
     header = {
         "statistics": dict(statistics),
         "skipped": dict(skipped),
         "examples": dict(by_corpus),
         "bytes": sum(len(entry.record) for entry in entries),
-        "groups": [min(groups), max(groups)] if groups else None,
     }
-    return header, entries
+    return header, table, entries
+
+
+def _groups(
+    config: MaskedExamplesConfig, document: RawDocument, text: str, *, divides_text: bool
+) -> dict[str, int]:
+    """Returns the parts of a text that are masked, mostly one, and what decides their split."""
+    if divides_text and (parts := divide_text(text, config.eval_fraction, config.min_chars)):
+        # The lowest and the highest group: they are on two sides of any threshold.
+        return dict(zip(parts, (spill.KEY_SPACE - 1, 0), strict=True))
+    return {text: _group(config, document, text)}
 
 
 def _mask_document(
     config: MaskedExamplesConfig,
     document: RawDocument,
-    statistics: Counter[str],
+    number: int,
+    text: str,
+    groups: Mapping[str, int],
     entries: list[spill.Entry],
-    *,
-    divides_text: bool,
-) -> str | None:
-    """Adds a document's masked examples to `entries`; returns why there are none."""
-    text, reason = _read_text(config, document)
-    if text is None:
-        return reason
-    groups = {text: _group(config, document, text)}
-    if divides_text and (parts := divide_text(text, config.eval_fraction, config.min_chars)):
-        # The lowest and the highest group: they are on two sides of any threshold.
-        groups = dict(zip(parts, (spill.KEY_SPACE - 1, 0), strict=True))
+) -> MaskedDocument:
+    """Adds the masked examples of a document's parts to `entries`.
+
+    Args:
+        number: the document's within the block.
+        groups: see `_groups`.
+    """
+    document_key = _document_key(config, document, text)
     masker, settings = _masker(config), document.file.corpus
-    num_copies = masker.num_copies(_document_key(document, text), settings.weight)
-    if not num_copies:
-        return _LEFT_OUT
-    before, segmenter = len(entries), settings.spec.segmenter
-    for part, group in groups.items():
-        key = _document_key(document, part)
+    statistics, before = Counter(), len(entries)
+    num_copies = masker.num_copies(document_key, settings.weight)
+    options = {"segmenter": settings.spec.segmenter, "num_copies": num_copies}
+    for part, group in groups.items() if num_copies else ():
         examples = masker.examples(
-            part, key, statistics, segmenter=segmenter, num_copies=num_copies
+            part, _document_key(config, document, part), statistics, **options
         )
-        entries.extend(spill.Entry(example_id, group, record) for example_id, record in examples)
-    return _UNMASKABLE if len(entries) == before else None
+        entries.extend(spill.Entry(name, group, record, number) for name, record in examples)
+    skipped = duplicates.UNMASKABLE if num_copies else duplicates.LEFT_OUT
+    return MaskedDocument(
+        key=document_key,
+        number=number,
+        groups=(min(groups.values()), max(groups.values())),
+        corpus=settings.label,
+        copies=num_copies,
+        bytes=sum(len(entry.record) for entry in entries[before:]),
+        statistics=statistics,
+        skipped=skipped if len(entries) == before else None,
+    )
 
 
 def _read_text(
@@ -373,9 +411,13 @@ def _group(config: MaskedExamplesConfig, document: RawDocument, text: str) -> in
     return seeding.hash64(config.random_seed, "split", content)
 
 
-def _document_key(document: RawDocument, text: str) -> bytes:
-    """Returns the key of all random choices of a text."""
-    return seeding.digest(document.file.key, document.ordinal, text.encode("utf-8"))
+def _document_key(config: MaskedExamplesConfig, document: RawDocument, text: str) -> bytes:
+    """Returns the key of all random choices of a text: its own, or its place's where each counts.
+
+    So the examples are the same wherever the one copy stands that is kept.
+    """
+    place = (document.file.key, document.ordinal) if config.keep_duplicates else ()
+    return seeding.digest(*place, text.encode("utf-8"))
 
 
 def divide_text(text: str, fraction: float, min_chars: int) -> tuple[str, str] | None:

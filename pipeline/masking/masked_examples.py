@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tqdm
 
 from data_specs import records
@@ -23,7 +24,8 @@ from pipeline.base.errors import InputError, InterruptedRunError, Setting, namin
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile
-from pipeline.masking import document_masker, tokenizer_choice
+from pipeline.masking import document_masker, duplicates, tokenizer_choice
+from pipeline.masking.duplicates import LeftOut
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
@@ -52,6 +54,7 @@ class ShardPlan:
         num_shards: shards of each split.
         record_bytes: of all records.
         statistics: for the manifest and the summary.
+        left_out: the documents that are left out as duplicates.
     """
 
     corpus_digest: str
@@ -60,6 +63,7 @@ class ShardPlan:
     num_shards: Mapping[str, int]
     record_bytes: int
     statistics: Mapping[str, Any]
+    left_out: LeftOut
 
     def keys(self, job: ShardJob) -> spill.KeyRange:
         """Returns the keys of a shard's examples."""
@@ -93,6 +97,7 @@ def eval_threshold(fraction: float, lowest: int, highest: int) -> int:
 def make_plan(
     config: MaskedExamplesConfig,
     headers: Sequence[Mapping[str, Any]],
+    survey: duplicates.Survey,
     corpus_files: Sequence[CorpusFile],
     id_bytes: int,
 ) -> ShardPlan:
@@ -100,25 +105,25 @@ def make_plan(
 
     Args:
         headers: of all spill files.
+        survey: of their documents.
         id_bytes: bytes of a token id in a record.
 
     Raises:
         InputError: no document has an example.
     """
     statistics, skipped, by_corpus = (
-        _total(headers, name) for name in ("statistics", "skipped", "examples")
+        _total([*headers, survey.header], name) for name in ("statistics", "skipped", "examples")
     )
-    ranges = [header["groups"] for header in headers if header["groups"]]
-    if not ranges:
+    skipped = +skipped
+    if survey.groups is None:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
         received = f"{statistics['documents']} documents, all skipped: {reasons or 'none'}"
         hint = f"documents of fewer than `min_chars`={config.min_chars} characters are skipped"
         if list(skipped) == [document_masker.BAD_ROWS]:
             hint = "without `skip_bad_lines` the first is named"
         raise InputError(Setting("input_dir"), "text to mask", received, hint)
-    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
-    eval_below = eval_threshold(config.eval_fraction, lowest, highest)
-    record_bytes = sum(header["bytes"] for header in headers)
+    eval_below = eval_threshold(config.eval_fraction, *survey.groups)
+    record_bytes = sum(header["bytes"] for header in (*headers, survey.header))
     cached_bytes = _USUAL_TRUNCATION_FACTOR * (id_bytes + 2) * statistics["masked_positions"]
     num_shards = _num_shards(config, record_bytes + cached_bytes, has_eval=eval_below > 0)
     counts = dict(statistics) | {
@@ -129,7 +134,9 @@ def make_plan(
     }
     fingerprints = tuple(header["fingerprint"] for header in headers)
     digest = seeding.digest(*fingerprints).hex()
-    return ShardPlan(digest, fingerprints, eval_below, num_shards, record_bytes, counts)
+    return ShardPlan(
+        digest, fingerprints, eval_below, num_shards, record_bytes, counts, survey.left_out
+    )
 
 
 def _num_shards(
@@ -186,6 +193,17 @@ def _mask_corpus(
     return headers
 
 
+def _find_duplicates(
+    config: MaskedExamplesConfig, headers: Sequence[Mapping[str, Any]]
+) -> duplicates.Survey:
+    firsts = np.cumsum([0, *(header["statistics"]["documents"] for header in headers)])
+    return duplicates.find_duplicates(
+        [document_masker.table_path(config, index) for index in range(len(headers))],
+        LeftOut(document_masker.left_out_path(config), tuple(firsts.tolist())),
+        [source.label for source in config.corpora],
+    )
+
+
 def _make_records(
     config: MaskedExamplesConfig, plan: ShardPlan, job: ShardJob
 ) -> tuple[Iterator[bytes], None]:
@@ -193,6 +211,7 @@ def _make_records(
         document_masker.expect_blocks(config, plan.fingerprints),
         plan.keys(job),
         expected_bytes=plan.record_bytes // plan.num_shards[job.split],
+        left_out=plan.left_out.of_blocks(),
     ), None
 
 
@@ -278,8 +297,10 @@ def _make(
         )
         headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
-        plan = make_plan(config, headers, corpus_files, id_bytes)
+        survey = _find_duplicates(config, headers)
+        plan = make_plan(config, headers, survey, corpus_files, id_bytes)
         splits = _write_shards(config, plan, workers)
+        counts = _write_token_counts(config, plan, workers, tokenizer.info.size)
     held_out = (
         {manifests.HELD_OUT_TEXT: config.eval_fraction} if divides_text and EVAL in splits else {}
     )
@@ -295,18 +316,22 @@ def _make(
         splits=splits,
         tokenizer_files=tuple(sorted(tokenizer.files())),
         statistics={**plan.statistics, **held_out},
-        token_counts=_write_token_counts(config, plan, tokenizer.info.size),
+        token_counts=counts,
     )
     manifests.publish(config.output_dir, manifest)
     return manifest
 
 
 def _write_token_counts(
-    config: MaskedExamplesConfig, plan: ShardPlan, vocab_size: int
+    config: MaskedExamplesConfig, plan: ShardPlan, workers: Workers, vocab_size: int
 ) -> manifests.FileInfo | None:
     if not config.is_dynamic:
         return None
-    paths = [document_masker.counts_path(config, index) for index in range(len(plan.fingerprints))]
+    blocks = range(len(plan.fingerprints))
+    count = functools.partial(document_masker.count_block, config, plan.left_out)
+    for _ in workers.run(count, blocks):
+        pass
+    paths = [document_masker.counts_path(config, index) for index in blocks]
     path = config.output_dir / token_counts.TOKEN_COUNTS_FILE
     return token_counts.write_counts(path, token_counts.sum_counts(paths, vocab_size))
 

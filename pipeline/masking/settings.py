@@ -88,6 +88,11 @@ class MaskedExamplesConfig(Settings):
     )
     random_seed: int = setting(12345, "Seed of every random choice.", low=0)
     min_chars: int = setting(20, "Documents with fewer characters are skipped.", low=1)
+    keep_duplicates: bool = setting(
+        False,
+        "Whether to keep documents whose cleaned text equals that of another one. By default one "
+        "of them is kept: of the corpus with the greatest weight, else the first.",
+    )
     eval_fraction: float = setting(
         0.05, "Fraction of documents that go to the eval split.", low=0.0, high=0.5
     )
@@ -167,5 +172,8 @@ class MaskedExamplesConfig(Settings):
         if not self.is_dynamic:
             # It has no effect, and is not in the run configurations of older directories.
             del settings["mask_smoothing"]
+        if self.keep_duplicates:
+            # As in directories from before there was a choice.
+            del settings["keep_duplicates"]
         # Tuples become lists, as in the file that this is compared with.
         return json.loads(json.dumps(settings))

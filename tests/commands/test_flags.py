@@ -181,7 +181,7 @@ def test_run_configurations_hold_the_settings_that_they_held_before_flags_were_g
     expected = (
         "do_lower_case do_whole_word_mask segments max_seq_length max_predictions_per_seq "
         "masked_lm_prob short_seq_prob doc_stride mask_smoothing dupe_factor random_seed "
-        "min_chars eval_fraction num_shards skip_bad_lines",
+        "min_chars keep_duplicates eval_fraction num_shards skip_bad_lines",
         "truncation_factor temperatures logit_encoding cache_hidden_states hidden_encoding "
         "compute_dtype predict_batch_size",
         "losses loss_schedules loss_positions freeze do_train temperature tail truncation_factor "

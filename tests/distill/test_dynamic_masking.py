@@ -271,7 +271,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch) -> 
     losses = {split: [] for split in ("train", "eval")}
     for line in lines:
         losses[line["split"]].append(line["loss"])
-    assert losses["train"][-1] < 0.9 * losses["train"][0]
+    assert losses["train"][-1] < 0.95 * losses["train"][0]
     assert losses["eval"] == sorted(losses["eval"], reverse=True)
 
 

@@ -63,6 +63,24 @@ class FileReader(Reader):
             if is_declared(member):
                 yield from self._documents(member, member_stream, is_member=True)
 
+    def look_into(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
+        """Returns a file with its format, and its fields as `Reader.first_row`.
+
+        Of an archive it is the first file there.
+
+        Raises:
+            InputError: the file cannot be read, or has another format.
+        """
+        with content.opened(file) as raw:
+            start, stream = content.unpacked(file, raw)
+            if archives.is_tar(start):
+                for member, member_stream in archives.members(file, stream):
+                    start, stream = content.unpacked(member, member_stream)
+                    file = member
+                    break
+            file = _with_format(file, start)
+            return file, FORMATS[file.format].first_row(file, _in_utf8(file, stream))
+
     def split(self, file: CorpusFile, part_bytes: int) -> list[FilePart]:
         """Returns parts of a file of about `part_bytes`; none if only one can read it.
 

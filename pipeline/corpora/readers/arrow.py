@@ -6,7 +6,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -53,6 +53,14 @@ class ArrowReader(Reader):
             for path in (path for path, own_name in described.items() if own_name == name):
                 files = choose(path, files)
         return files
+
+    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
+        """See `Reader`."""
+        try:
+            with pa.ipc.open_stream(_as_stream(stream)) as reader:
+                return columns.first_row(reader.schema, iter(reader))
+        except columns.ERRORS as error:
+            raise columns.damaged(file, "Arrow", "", error) from error
 
     def documents(
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
@@ -116,17 +124,21 @@ class _Ended(io.RawIOBase):
         return content
 
 
+def _as_stream(stream: BinaryIO) -> BinaryIO:
+    start, stream = streams.peek(stream, len(_FILE_MAGIC))
+    if start.startswith(_FILE_MAGIC):
+        # Behind its mark a file is a stream, with a table of contents at its end.
+        stream.read(len(_FILE_MAGIC))
+    return stream
+
+
 def _batches(file: CorpusFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
     """Yields the batches of a table.
 
     Raises:
         InputError: it lacks a text field, or its end.
     """
-    start, stream = streams.peek(stream, len(_FILE_MAGIC))
-    if start.startswith(_FILE_MAGIC):
-        # Behind its mark a file is a stream, with a table of contents at its end.
-        stream.read(len(_FILE_MAGIC))
-    ended = _Ended(stream)
+    ended = _Ended(_as_stream(stream))
     with pa.ipc.open_stream(ended) as reader:
         columns.expect_text(file, reader.schema)
         yield from reader

@@ -4,7 +4,7 @@ import codecs
 import fnmatch
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from data_specs.corpora import CorpusSource, CorpusSpec
@@ -82,6 +82,16 @@ class Reader:
             InputError: the content has another format.
         """
         raise NotImplementedError
+
+    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
+        """Returns the fields of an open file with their values in its first row.
+
+        None of them is needed. A format without fields, or a file without rows, has none.
+
+        Raises:
+            InputError: the content has another format.
+        """
+        return {}
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
         """Returns parts of about `part_bytes` of an open file; none if only one can read it."""

@@ -5,7 +5,8 @@ Fields may be in double quotation marks, as RFC 4180 has them. The first row nam
 
 import codecs
 import csv
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from pipeline.base.errors import InputError
@@ -44,6 +45,12 @@ class CsvReader(Reader):
             content = "\n".join(filter(None, chosen)).encode("utf-8", _BYTES)
             yield RawDocument(file, cursor.documents, place, content, fault=fault)
             cursor.documents += 1
+
+    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
+        """See `Reader`."""
+        rows = (cells for _, cells, _ in _rows(file, stream, Cursor(), self.delimiter))
+        names, values = next(rows, []), next(rows, [])
+        return dict(itertools.zip_longest(names, values[: len(names)]))
 
 
 class TsvReader(CsvReader):

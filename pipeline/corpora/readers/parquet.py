@@ -6,7 +6,7 @@ import functools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -57,16 +57,20 @@ class ParquetReader(Reader):
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
         """See `Reader`; of a stream that only goes forward a nameless copy is read."""
-        with contextlib.ExitStack() as stack:
-            if not stream.seekable():
-                copy = stack.enter_context(tempfile.SpooledTemporaryFile(_MEMORY_BYTES))
-                shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
-                copy.seek(0)
-                stream = copy
-            table = _open(file, stream)
+        with _seekable(stream) as whole:
+            table = _open(file, whole)
             for group, rows in enumerate(table.rows):
                 if rows:
                     yield from _Rows(table, group).documents(0, rows, cursor)
+
+    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
+        """See `Reader`."""
+        with _seekable(stream) as whole:
+            table, schema = _open_content(file, whole)
+            try:
+                return columns.first_row(schema, table.iter_batches(1))
+            except columns.ERRORS as error:
+                raise columns.damaged(file, "Parquet", "", error) from error
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
         """See `Reader`: small row groups together, a large one in runs of rows."""
@@ -96,24 +100,41 @@ class ParquetReader(Reader):
             group_begin += rows
 
 
+@contextlib.contextmanager
+def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """Yields the stream or, of one that only goes forward, a copy."""
+    if stream.seekable():
+        yield stream
+        return
+    with tempfile.SpooledTemporaryFile(_MEMORY_BYTES) as copy:
+        shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
+        copy.seek(0)
+        yield copy
+
+
 def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
     """Opens a file, whose footer says what it has.
 
     Raises:
         InputError: it is encrypted or damaged, or lacks a text field.
     """
+    table, schema = _open_content(file, stream)
+    columns.expect_text(file, schema)
+    # Of whole rows: pyarrow ends the process where a damaged footer is asked for a column's.
+    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+    sizes = [group.total_byte_size for group in groups]
+    return _Table(file, table, [group.num_rows for group in groups], sizes)
+
+
+def _open_content(file: CorpusFile, stream: BinaryIO) -> tuple[pq.ParquetFile, pa.Schema]:
     start, _ = streams.peek(stream, len(_ENCRYPTED_MAGIC))
     if start.startswith(_ENCRYPTED_MAGIC):
         raise InputError(file.path, "a Parquet file", "an encrypted one", "decrypt it first")
     try:
         table = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        columns.expect_text(file, table.schema_arrow)
+        return table, table.schema_arrow
     except columns.ERRORS as error:
         raise columns.damaged(file, "Parquet", "", error) from error
-    # Of whole rows: pyarrow ends the process where a damaged footer is asked for a column's.
-    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
-    sizes = [group.total_byte_size for group in groups]
-    return _Table(file, table, [group.num_rows for group in groups], sizes)
 
 
 class _Rows:

@@ -47,6 +47,13 @@ class RowsReader(Reader):
             return []
         return line_parts(file, stream, part_bytes, lambda stream, limit: stream.tell())
 
+    def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
+        """See `Reader`."""
+        for document in self.documents(file, stream, Cursor()):
+            row = _parse_row(super().text(document), document.origin)
+            return row if isinstance(row, dict) else {}
+        return {}
+
     def text(self, document: RawDocument) -> str:
         """See `Reader`: the text fields of a row, joined by newlines."""
         row = _parse_row(super().text(document), document.origin)
@@ -147,11 +154,13 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
         raise InputError(origin, "a JSON object", type(row).__name__)
     missing = [name for name in spec.text_fields if name not in row]
     if missing:
-        raise fields.missing_fields(spec, origin, list(row), _text_names(row), is_row=True)
+        raise fields.missing_fields(spec, origin, list(row), fields.text_names(row), is_row=True)
     values = {name: row[name] for name in spec.text_fields if row[name] is not None}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise fields.no_text(origin, name, type(value).__name__, _text_names(row), is_row=True)
+            raise fields.no_text(
+                origin, name, type(value).__name__, fields.text_names(row), is_row=True
+            )
     text = "\n".join(filter(None, values.values()))
     try:
         text.encode("utf-8")
@@ -159,9 +168,3 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
         # An escape such as \\ud800 is valid JSON and no character.
         raise InputError(origin, "text", "half a surrogate pair") from error
     return text
-
-
-def _text_names(row: Mapping[str, object]) -> list[str]:
-    """Returns the fields of a row that hold text, the longest text first."""
-    texts = {name: value for name, value in row.items() if isinstance(value, str) and value}
-    return sorted(texts, key=lambda name: -len(texts[name]))

@@ -3,9 +3,10 @@
 TensorFlow is imported when a dataset is opened: other formats do not need it.
 """
 
+import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -100,6 +101,11 @@ class TfdsReader(RowsReader):
         if not splits[name].num_examples:
             raise InputError(_NAME, f"examples in {name} of {corpus.tfds_name}", "none")
         return (CorpusFile(corpus.tfds_name, name, splits[name].num_bytes, corpus),)
+
+    def look_into(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
+        """See `FileReader`: of the fields only the text fields."""
+        row = next((json.loads(document.content) for document, _ in self.read(file)), {})
+        return dataclasses.replace(file, format=TFDS), row
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
         """See `Reader`: the examples in their stored order; the bytes are an estimate."""

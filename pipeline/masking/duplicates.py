@@ -1,0 +1,171 @@
+"""Exact duplicates: of documents with the same text one is kept, the others are left out.
+
+Each document block leaves a table of its documents beside its spill file, sorted by their keys.
+Equal keys meet when the tables are read together, one range of keys after another: memory
+grows by one byte for each document. Kept is the document with the most masked copies, that of
+the corpus with the greatest weight; of several, the first in the order of the corpora, their
+files and the documents there.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.storage import spill
+
+# Why documents have no examples.
+LEFT_OUT = "left out by the weight of their corpus"
+UNMASKABLE = "without a word to mask"
+DUPLICATES = "duplicates of another document"
+# What windows are counted as: without, and with a word to mask.
+WINDOWS = (f"windows {UNMASKABLE}", "windows")
+_STATISTICS = ("tokens", "unknown_tokens", *WINDOWS, "masked_positions", "examples")
+_SKIPPED = (LEFT_OUT, UNMASKABLE)
+_NUMBERS = ("copies", "corpus", "bytes", *_STATISTICS, *_SKIPPED)
+_GROUPS = ("lowest", "highest")
+_ROW = np.dtype([*((name, "<u8") for name in _GROUPS), *((name, "<i8") for name in _NUMBERS)])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MaskedDocument:
+    """A document in the table of its block.
+
+    Attributes:
+        key: 16 bytes; those of two documents are equal where one is a duplicate.
+        number: within the block.
+        groups: the smallest and the largest that its examples have; they decide the split.
+        corpus: the label of its corpus.
+        copies: masked copies of each of its windows.
+        bytes: of its examples.
+        statistics: counts of its tokens, windows and so on.
+        skipped: why it has no examples; None where it has.
+    """
+
+    key: bytes
+    number: int
+    groups: tuple[int, int]
+    corpus: str
+    copies: int
+    bytes: int
+    statistics: Mapping[str, int]
+    skipped: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A file of which documents are left out: a byte for each, in their order.
+
+    Attributes:
+        path: the file.
+        firsts: the number of the first document of each block, and of all documents.
+    """
+
+    path: Location
+    firsts: tuple[int, ...]
+
+    def of_block(self, index: int) -> np.ndarray:
+        """Returns which documents of a block are left out: bool [documents]."""
+        return np.memmap(self.path, bool, "r")[self.firsts[index] : self.firsts[index + 1]]
+
+    def of_blocks(self) -> list[np.ndarray]:
+        """Returns the same of every block."""
+        return np.split(np.memmap(self.path, bool, "r"), self.firsts[1:-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """The documents of all blocks after their tables have met.
+
+    Attributes:
+        left_out: the duplicates.
+        groups: the smallest and the largest group of the others that have examples, or None.
+        header: what to add to the sum of the blocks' headers, so that duplicates do not count.
+    """
+
+    left_out: LeftOut
+    groups: tuple[int, int] | None
+    header: Mapping[str, Any]
+
+
+def write_table(
+    path: Location,
+    documents: Sequence[MaskedDocument],
+    labels: Sequence[str],
+    *,
+    is_only_writer: bool = True,
+) -> None:
+    """Writes the table of a block; `labels` are those of all corpora. See `write_spill`."""
+    rows = np.zeros(len(documents), _ROW)
+    for row, document in zip(rows, documents, strict=True):
+        skipped = {} if document.skipped is None else {document.skipped: 1}
+        numbers = {"copies": document.copies, "corpus": labels.index(document.corpus)}
+        numbers |= {"bytes": document.bytes, **document.statistics, **skipped}
+        numbers |= dict(zip(_GROUPS, document.groups, strict=True))
+        for name, number in numbers.items():
+            row[name] = number
+    entries = [
+        spill.Entry(document.key, document.groups[0], row.tobytes(), document.number)
+        for document, row in zip(documents, rows, strict=True)
+    ]
+    spill.write_spill(path, entries, {}, is_only_writer=is_only_writer)
+
+
+def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequence[str]) -> Survey:
+    """Reads the tables of all blocks together.
+
+    Args:
+        paths: the tables.
+        left_out: its file is written.
+        labels: of all corpora.
+
+    Raises:
+        InputError: a table is damaged.
+    """
+    firsts = np.array(left_out.firsts)
+    is_duplicate = np.zeros(firsts[-1], bool)
+    removed = np.zeros((len(labels), len(_NUMBERS)), np.int64)
+    groups: list[int] = []
+    for step, rows in _steps(paths):
+        documents = firsts[step.files] + step.index["document"]
+        index = step.index
+        order = np.lexsort((documents, -rows["copies"], index["tie"], index["key"]))
+        ids = index[["key", "tie"]][order]
+        repeated = order[1:][ids[1:] == ids[:-1]]
+        is_duplicate[documents[repeated]] = True
+        numbers = rows.view("<i8").reshape(-1, _ROW.itemsize // 8)[:, len(_GROUPS) :]
+        np.add.at(removed, rows["corpus"][repeated], numbers[repeated])
+        present = rows[(rows["examples"] > 0) & ~is_duplicate[documents]]
+        if len(present):
+            groups += [int(present["lowest"].min()), int(present["highest"].max())]
+    left_out.path.write_whole(is_duplicate.tobytes())
+    return Survey(
+        left_out,
+        (min(groups), max(groups)) if groups else None,
+        _correction(removed, labels, int(np.count_nonzero(is_duplicate))),
+    )
+
+
+def _steps(paths: Sequence[Location]) -> Iterator[tuple[spill.Step, np.ndarray]]:
+    size = sum(path.stat().st_size for path in paths)
+    for step in spill.read_steps(paths, 0, spill.KEY_SPACE, expected_bytes=size):
+        for wrong in np.flatnonzero(step.index["size"] != _ROW.itemsize)[:1]:
+            raise InputError(paths[step.files[wrong]], received=spill.DAMAGED)
+        yield step, np.frombuffer(b"".join(step.contents), _ROW)
+
+
+def _correction(removed: np.ndarray, labels: Sequence[str], count: int) -> dict[str, Any]:
+    """Returns the header that takes back what the duplicates counted, int [corpora, numbers]."""
+    total = dict(zip(_NUMBERS, (-removed.sum(axis=0)).tolist(), strict=True))
+    examples = -removed[:, _NUMBERS.index("examples")]
+    return {
+        "statistics": {name: total[name] for name in _STATISTICS if total[name]},
+        "skipped": {name: total[name] for name in _SKIPPED} | {DUPLICATES: count},
+        "examples": {
+            label: number for label, number in zip(labels, examples.tolist(), strict=True) if number
+        },
+        "bytes": total["bytes"],
+    }

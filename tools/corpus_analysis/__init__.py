@@ -1,0 +1,1 @@
+"""Analysis of corpora before they are prepared."""
