@@ -99,8 +99,18 @@ class Compression:
 
 
 COMPRESSIONS = (
-    Compression("gzip", (b"\x1f\x8b",), {".gz": "", ".tgz": ".tar"}, _ZlibFrame),
-    Compression("bzip2", (b"BZh",), {".bz2": "", ".tbz2": ".tar"}, bz2.BZ2Decompressor),
+    Compression("gzip", (b"\x1f\x8b\x08",), {".gz": "", ".tgz": ".tar"}, _ZlibFrame),
+    Compression(
+        "bzip2",
+        # The begin of a block, and the end of a file without one; a text may begin with BZh.
+        tuple(
+            b"BZh%d%s" % (level, mark)
+            for level in range(1, 10)
+            for mark in (b"1AY&SY", b"\x17rE8P\x90")
+        ),
+        {".bz2": "", ".tbz2": ".tar"},
+        bz2.BZ2Decompressor,
+    ),
     Compression(
         "xz",
         (b"\xfd7zXZ\x00",),

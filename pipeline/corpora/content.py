@@ -17,20 +17,20 @@ _EXTRACT = "extract its text first, for example with trafilatura"
 _SAVE = "save it as Parquet, JSON lines, CSV or text first"
 # Files that no reader reads: first bytes, description, hint.
 _REFUSED = (
-    (b"WARC/", "a WARC file of web pages", _EXTRACT),
+    (b"WARC/0.", "a WARC file of web pages", _EXTRACT),
+    (b"WARC/1.", "a WARC file of web pages", _EXTRACT),
     (b"%PDF-", "a PDF file", _EXTRACT),
     (b"PK\x03\x04", "a ZIP archive or an Office document", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
     (b"\x04\x22\x4d\x18", "an LZ4 file", _UNPACK),
     (b"\x1f\x9d", "a file of compress (.Z)", _UNPACK),
-    (b"LZIP", "an lzip file", _UNPACK),
+    (b"LZIP\x01", "an lzip file", _UNPACK),
     (b"\xff\x06\x00\x00sNaPpY", "a Snappy file", _UNPACK),
     (b"SQLite format 3\x00", "an SQLite database", _SAVE),
     (b"Obj\x01", "an Avro file", _SAVE),
     (b"ORC\x11", "an ORC file", _SAVE),
-    (b"ORC\x0a", "an ORC file", _SAVE),
-    (b"FEA1", "a Feather file of version 1", _SAVE),
+    (b"FEA1\0\0\0\0", "a Feather file of version 1", _SAVE),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _SAVE),
     (b"\x93NUMPY", "a NumPy file", _SAVE),
 )

@@ -123,6 +123,14 @@ def test_a_file_that_no_reader_reads_is_refused_by_name(
     assert description in error.received and error.hint
 
 
+@pytest.mark.parametrize(
+    "start", ["BZh9", "PAR1", "PAR1\n", "LZIP", "ORC\n", "FEA1", "WARC/", "PK"]
+)
+def test_text_that_begins_like_another_format_is_text(tmp_path, start: str) -> None:
+    documents = [f"{start} is the name of a gene"]
+    assert _texts(_write(tmp_path / "a.txt", documents[0])) == documents
+
+
 def test_pages_are_read_where_tags_are_cleaned_away(tmp_path) -> None:
     spec = CorpusSpec(cleaning=("html",))
     assert _texts(_write(tmp_path / "a.txt", "<html><p>一</p></html>"), spec) == ["一"]

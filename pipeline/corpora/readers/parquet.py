@@ -50,8 +50,9 @@ class ParquetReader(Reader):
     is_text = False
 
     def recognises(self, start: bytes) -> bool:
-        """See `Reader`."""
-        return start.startswith((_MAGIC, _ENCRYPTED_MAGIC))
+        """See `Reader`; a text may begin with the same letters, but then goes on as text."""
+        after = start[len(_MAGIC) : len(_MAGIC) + 1]
+        return start.startswith((_MAGIC, _ENCRYPTED_MAGIC)) and after < b" " and not after.isspace()
 
     def documents(
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
