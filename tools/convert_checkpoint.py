@@ -234,8 +234,8 @@ def _convert(values: absl_flags.FlagValues) -> None:
     directory.expect_empty()
     if _TF1 in (source.layout, config.layout):
         running.import_quietly("tensorflow")
-    source.print_unused()
     copied = write_model(source, directory, layout=config.layout)
+    source.print_unused()
     table = weight_names.weight_table(source.config)
     print(f"weights    {len(table)} of a {source.config.model_type}, from {source.layout}")
     print(f"tokenizer  {', '.join(copied) or 'no file of one beside the model'}")

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import find_model
 from tests.conftest import save_tiny_bert
@@ -18,7 +19,7 @@ from tools import convert_checkpoint
 
 tf = pytest.importorskip("tensorflow")
 
-SHARED = pathlib.Path(__file__).parents[3] / "shared"
+SHARED = Location.parse(pathlib.Path(__file__).parents[3] / "shared")
 
 
 def _listed(*lines: str) -> list[str]:
