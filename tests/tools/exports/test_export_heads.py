@@ -167,12 +167,10 @@ def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
     out = tmp_path / "out"
     settings = {"model": models[kind], "sentences": sentences, "output_dir": out}
     # A question and its context are two texts.
-    assert run_export(**settings, formats=",".join(formats.FORMATS)) == int(kind == SPAN)
+    names = [name for name in formats.FORMATS if kind != SPAN or name != formats.SAVED_MODEL_TEXT]
+    assert run_export(**settings, formats=",".join(names)) == 0
     rows = _report(out)
-    from_text = [] if kind == SPAN else ["saved_model_text"]
-    assert list(rows) == [
-        *("model", "hf", "saved_model", *from_text, "litert", "litert_int8", "onnx")
-    ]
+    assert list(rows) == ["model", *names]
     for name in rows.keys() - {"model", "litert_int8"}:
         assert rows[name]["comparison"]["agreement"] == 1.0
         assert rows[name]["comparison"]["largest_difference"] < 2e-5
@@ -199,6 +197,8 @@ def test_a_family_without_segments_and_poolers(vocab_file, sentences, tmp_path, 
     plain = save_tiny_bert(tmp_path / "plain", vocab_file, seed=3, num_layers=1, **changes)
     model = save_tiny_head(tmp_path / "model", plain, HEADS[kind])
     settings = {"model": model, "sentences": sentences, "output_dir": tmp_path / "out"}
-    assert run_export(**settings, formats=",".join(formats.FORMATS)) == 0
+    # Its vocabulary has tokens twice.
+    names = [name for name in formats.FORMATS if name != formats.SAVED_MODEL_TEXT]
+    assert run_export(**settings, formats=",".join(names)) == 0
     rows = _report(tmp_path / "out")
     assert rows["onnx"]["comparison"]["largest_difference"] < 2e-5
