@@ -129,7 +129,7 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
     is_duplicate = np.zeros(firsts[-1], bool)
     removed = np.zeros((len(labels), len(_NUMBERS)), np.int64)
     groups: list[int] = []
-    for step, rows in _steps(paths):
+    for step, rows in _steps(paths, np.diff(firsts), len(labels)):
         documents = firsts[step.files] + step.index["document"]
         index = step.index
         order = np.lexsort((documents, -rows["copies"], index["tie"], index["key"]))
@@ -149,12 +149,20 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
     )
 
 
-def _steps(paths: Sequence[Location]) -> Iterator[tuple[spill.Step, np.ndarray]]:
+def _steps(
+    paths: Sequence[Location], num_documents: np.ndarray, num_corpora: int
+) -> Iterator[tuple[spill.Step, np.ndarray]]:
+    """Yields the entries of the tables, range by range, with their rows."""
     size = sum(path.stat().st_size for path in paths)
     for step in spill.read_steps(paths, 0, spill.KEY_SPACE, expected_bytes=size):
-        for wrong in np.flatnonzero(step.index["size"] != _ROW.itemsize)[:1]:
-            raise InputError(paths[step.files[wrong]], received=spill.DAMAGED)
-        yield step, np.frombuffer(b"".join(step.contents), _ROW)
+        index = step.index
+        wrong = (index["size"] != _ROW.itemsize) | (index["document"] >= num_documents[step.files])
+        if not wrong.any():
+            rows = np.frombuffer(b"".join(step.contents), _ROW)
+            wrong = (rows["corpus"] < 0) | (rows["corpus"] >= num_corpora)
+        if wrong.any():
+            raise InputError(paths[step.files[wrong.argmax()]], received=spill.DAMAGED)
+        yield step, rows
 
 
 def _correction(removed: np.ndarray, labels: Sequence[str], count: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipeline.corpora import corpus
 from pipeline.corpora.readers import text
 from pipeline.masking import document_masker, duplicates
 from pipeline.masking.masked_examples import create_masked_examples
-from pipeline.storage import manifest
+from pipeline.storage import manifest, spill
 from tests.conftest import SENTENCES, make_text, read_folder
 from tests.masking.running import make, read, restored
 
@@ -202,14 +202,22 @@ def test_golden_shards(tmp_path, examples_config) -> None:
 GOLDEN = {True: "17511ca1d0f046ef", False: "dcef192b7e25d38f"}
 
 
-def test_a_damaged_table_is_named(tmp_path, examples_config, monkeypatch) -> None:
+@pytest.mark.parametrize("damage", ["end", "number", "corpus", "size"])
+def test_a_damaged_table_is_named(tmp_path, examples_config, monkeypatch, damage: str) -> None:
     config = dataclasses.replace(examples_config, output_dir=str(tmp_path / "made"))
     find = duplicates.find_duplicates
 
-    def damaged(paths, *arguments):
-        content = paths[0].read_bytes()
-        paths[0].write_bytes(content[:-1])
-        return find(paths, *arguments)
+    def damaged(paths, left_out, labels):
+        if damage == "end":
+            paths[0].write_bytes(paths[0].read_bytes()[:-1])
+        if damage == "number":
+            left_out = dataclasses.replace(left_out, firsts=(0, 59))
+        if damage == "corpus":
+            labels = []
+        if damage == "size":
+            entries = [spill.Entry(bytes(16), 0, b"of another size")]
+            spill.write_spill(paths[0], entries, {})
+        return find(paths, left_out, labels)
 
     monkeypatch.setattr(duplicates, "find_duplicates", damaged)
     with pytest.raises(InputError) as error:
