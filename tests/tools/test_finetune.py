@@ -242,7 +242,7 @@ def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> 
     other["output_dir"] = tmp_path / "other"
     message = _fails(capsys, **other, do_train=False)
     assert "a classification head with 3 labels (entailment, neutral, contradiction)" in message
-    assert message.endswith(f"received {model} with a classification head with 2 labels (0, 1)")
+    assert f"received {model} with a classification head with 2 labels" in message
     assert _run(**other) == 0
 
 
