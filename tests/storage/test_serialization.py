@@ -1,11 +1,12 @@
 """Records: the same bytes as TensorFlow writes, and no way to be misread."""
 
+import itertools
 import pathlib
 import tracemalloc
 
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError
@@ -25,6 +26,10 @@ def _tensorflow_bytes(features: dict[str, bytes]) -> bytes:
 
 @given(FEATURES)
 def test_examples_are_tensorflows_deterministic_bytes(features: dict[str, bytes]) -> None:
+    # Of a name and a longer one that begins with it, implementations of Protocol Buffers put
+    # one or the other first. No two features of a record are such a pair.
+    names = sorted(features)
+    assume(not any(longer.startswith(name) for name, longer in itertools.pairwise(names)))
     assert serialization.encode_example(features) == _tensorflow_bytes(features)
 
 
