@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from data_specs import tasks
 from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer, Tokens
 from tools.finetuning.inputs import Feature, build_features, truncated_lengths
 from tools.finetuning.scoring import best_answers
 from tools.finetuning.task_data import Answer, TaskExample, read_split
 
-SHARED = pathlib.Path(__file__).parents[4] / "shared"
+SHARED = Location.parse(pathlib.Path(__file__).parents[4] / "shared")
 CLS, SEP = 2, 3
 
 
@@ -220,7 +221,7 @@ def test_right_logits_give_the_right_answers_of_real_questions(
     name: str, folder: str, split: str, vocab: str, count: int, share: float
 ) -> None:
     tokenizer = load_tokenizer(
-        str(SHARED / "data" / "vocab" / f"{vocab}.txt"), do_lower_case="chinese" in vocab
+        SHARED / "data" / "vocab" / f"{vocab}.txt", do_lower_case="chinese" in vocab
     )
     examples = read_split(tasks.load_task(name), SHARED / "data" / folder, split).examples
     features = build_features(examples, tokenizer, kind="span", max_seq_length=384, doc_stride=128)
