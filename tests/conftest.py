@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -46,13 +46,7 @@ def _make_location(factory: pytest.TempPathFactory, name: str, numbered: bool = 
 pytest.TempPathFactory.mktemp = _make_location
 
 # The machines that run this are shared: a slow example is no failure.
-settings.register_profile(
-    "default",
-    deadline=None,
-    max_examples=60,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("default")
 
 SENTENCES = (
