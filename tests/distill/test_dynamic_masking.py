@@ -257,7 +257,7 @@ def own_settings(windows_dir) -> dict:
         "input_dir": windows_dir,
         "train_batch_size": 16,
         "num_train_steps": 30,
-        "learning_rate": 3e-3,
+        "learning_rate": 4e-3,
         "save_checkpoints_steps": 10,
         "log_steps": 5,
     }
@@ -271,7 +271,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch) -> 
     losses = {split: [] for split in ("train", "eval")}
     for line in lines:
         losses[line["split"]].append(line["loss"])
-    assert losses["train"][-1] < 0.95 * losses["train"][0]
+    assert losses["train"][-1] < 0.9 * losses["train"][0]
     assert losses["eval"] == sorted(losses["eval"], reverse=True)
 
 
