@@ -1,6 +1,8 @@
 """Formats and compressions: the same documents whatever the file, and errors that name it."""
 
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 import tarfile
@@ -240,6 +242,73 @@ def test_an_endless_quoted_field_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
     content = 'text\nok\n"' + "line\n" * 100
     assert _error(_write(tmp_path / "a.csv", content)).subject.endswith("line 3")
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        # Marks that open no quoted field.
+        ('1\t"one\n0\ttwo\n', ['"one', "two"]),
+        ('1\t"one\n0\ttwo"\n', ['"one', 'two"']),
+        ('1\t"one" more\n0\ta "two"\n', ['"one" more', 'a "two"']),
+        ('"1\tone"\n0\ttwo\n', ['one"', "two"]),
+        ('1\t"one\n', ['"one']),
+        ('1\t"one\n\n0\t"two" more', ['"one', '"two" more']),
+        # Quoted fields.
+        ('1\t"a ""one"""\r\n0\t"two"', ['a "one"', "two"]),
+        ('1\t"one\n\nmore"\n0\ttwo\n', ["one\n\nmore", "two"]),
+        ('1\t"one\tmore\nand more"\n0\t""\n', ["one\tmore\nand more", ""]),
+        ('"1"\t"one"\n"0\n"\t"two\r\nmore"\r\n', ["one", "two\r\nmore"]),
+    ],
+)
+def test_a_mark_opens_a_field_of_tsv_only_where_one_closes_it(
+    tmp_path, content: str, texts: list[str]
+) -> None:
+    path = _write(tmp_path / "a.tsv", "label\ttext\n" + content)
+    assert _texts(path) == texts
+    assert _texts(_write(path, b"\xef\xbb\xbf" + path.read_bytes())) == texts
+
+
+_CELLS = st.lists(st.text('a"\n\r', max_size=5), min_size=2, max_size=2)
+
+
+@given(rows=st.lists(_CELLS, max_size=6), ending=st.sampled_from(["\n", "\r\n"]))
+def test_tsv_that_is_quoted_is_read_as_it_was_written(
+    tmp_path_factory, rows: list[list[str]], ending: str
+) -> None:
+    """A line break in a field tells that fields are quoted, as its lines have too few tabs."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter="\t", lineterminator=ending, quoting=csv.QUOTE_ALL)
+    writer.writerows([["text", "n"], *rows])
+    path = _write(tmp_path_factory.mktemp("tsv") / "a.tsv", stream.getvalue())
+    blocks = [block.documents for block in _blocks(path)]
+    contents = [document.content.decode() for documents in blocks for document in documents]
+    assert contents == [text for text, _ in rows]
+
+
+@given(
+    rows=st.lists(st.lists(st.text('a" ', max_size=5), min_size=2, max_size=2), max_size=8),
+    last=st.sampled_from(["", "\n"]),
+)
+def test_stray_marks_lose_no_row_of_tsv(tmp_path_factory, rows: list[list[str]], last: str) -> None:
+    lines = ["text\tn", *("\t".join(row) for row in rows)]
+    path = _write(tmp_path_factory.mktemp("tsv") / "a.tsv", "\n".join(lines) + last)
+    documents = [document for block in _blocks(path) for document in block.documents]
+    assert [document.place for document in documents] == [
+        f"line {number}" for number in range(2, len(rows) + 2)
+    ]
+    for document, (text, _) in zip(documents, rows, strict=True):
+        quoted = text[1:-1].replace('""', '"') if text[:1] == text[-1:] == '"' else text
+        assert document.fault is None and document.content.decode() in (text, quoted)
+
+
+def test_a_stray_mark_before_more_lines_than_a_row_may_have_is_text(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
+    content = 'text\n"a\n' + "one\n" * 60 + '"two"\n'
+    texts = _texts(_write(tmp_path / "a.tsv", content))
+    assert texts == ['"a', *["one"] * 60, "two"]
+    error = _error(_write(tmp_path / "b.tsv", 'text\n"a\n' + "b" * 101))
+    assert error.subject.endswith("line 3")
 
 
 # What one bad row costs.
