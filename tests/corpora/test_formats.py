@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.corpora import compressions, corpus
+from pipeline.corpora import archives, compressions, corpus
 from pipeline.corpora.documents import Corpus
 from pipeline.corpora.readers import FILES, delimited, rows
 from pipeline.masking.masked_examples import create_masked_examples
@@ -187,6 +187,7 @@ def _special_tar(**attributes: Any) -> bytes:
         ({"type": tarfile.LNKTYPE, "linkname": "b.txt"}, "link"),
         ({"type": tarfile.CHRTYPE}, "device"),
         ({"type": tarfile.FIFOTYPE}, "device"),
+        ({"type": tarfile.GNUTYPE_SPARSE}, "special"),
     ],
 )
 def test_an_archive_with_a_dangerous_member_is_refused(
@@ -195,6 +196,41 @@ def test_an_archive_with_a_dangerous_member_is_refused(
     error = _error(_write(tmp_path / "a.tar", _special_tar(**attributes)))
     assert received in error.received and "member" in error.subject
     assert list(tmp_path.iterdir()) == [tmp_path / "a.tar"]
+
+
+def test_large_headers_of_members_are_refused_unread(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(archives, "_MAX_HEADER_BYTES", 2000)
+    for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
+        content = _special_tar(type=kind, size=2001)
+        error = _error(_write(tmp_path / "a.tar", content))
+        assert error.received == "2,001 bytes" and "2,000" in error.expected
+
+
+def _header(kind: bytes, name: str, size: int) -> bytes:
+    """Returns a header of `size` bytes, at most 1,024, that stands before a member."""
+    record = f"{size} {name}={'v' * (size - len(name) - 6)}\n".encode()
+    return _special_tar(type=kind, size=size)[:512] + record.ljust(1024, b"\0")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("size", [600, 900])
+def test_headers_of_a_member_are_limited_together(
+    tmp_path, monkeypatch, kind: bytes, size: int
+) -> None:
+    """Those of other members do not count, but those which are for the whole archive do."""
+    monkeypatch.setattr(archives, "_MAX_HEADER_BYTES", 2000)
+    headers = [_header(kind, f"SOME.{name}", size) for name in "abc"]
+    member, end = written.tar({"a.txt": b"text"})[:1024], bytes(1024)
+    together = _write(tmp_path / "a.tar", b"".join([*headers, member, end]))
+    apart = _write(tmp_path / "b.tar", b"".join(header + member for header in headers) + end)
+    if size == 600:
+        assert _texts(together) == ["text"] and _texts(apart) == ["text"] * 3
+        return
+    assert _error(together).received == "2,700 bytes"
+    if kind == tarfile.XGLTYPE:
+        assert _error(apart).received == "2,700 bytes"
+    else:
+        assert _texts(apart) == ["text"] * 3
 
 
 def test_a_truncated_archive_and_one_in_another_are_refused(tmp_path) -> None:
@@ -378,6 +414,27 @@ def test_a_column_that_is_no_text_suggests_one_that_is(tmp_path, values, receive
     assert error.received.startswith(received) and "`text_fields`=words" in error.hint
     error = _error(_parquet(tmp_path / "b.parquet", table), CorpusSpec())
     assert error.received == "text,words" and "`text_fields`=words" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"title": "short", "text": ["a", "b"]}, "lists are not read"),
+        ({"title": "short", "text": 5}, "to those that are text"),
+        ({"summary": "of more characters than a title", "text": ["a"]}, "`text_fields`=summary"),
+    ],
+)
+def test_a_field_of_a_row_that_is_no_text_suggests_none_that_is_short(
+    tmp_path, row: dict[str, object], hint: str
+) -> None:
+    error = _error(_write(tmp_path / "a.jsonl", json.dumps(row)))
+    assert error.received == type(row["text"]).__name__
+    assert hint in error.hint and "`skip_bad_lines`" in error.hint
+
+
+def test_a_table_of_lists_says_that_they_are_not_read(tmp_path) -> None:
+    table = pa.table({"text": pa.array([["a"]], pa.large_list(pa.string()))})
+    assert "lists are not read" in _error(_parquet(tmp_path / "a.parquet", table)).hint
 
 
 def test_bytes_of_a_table_that_are_not_utf_8_are_the_fault_of_their_row(tmp_path) -> None:
