@@ -301,9 +301,11 @@ def _make(
         plan = make_plan(config, headers, survey, corpus_files, id_bytes)
         splits = _write_shards(config, plan, workers)
         counts = _write_token_counts(config, plan, workers, tokenizer.info.size)
-    held_out = (
-        {manifests.HELD_OUT_TEXT: config.eval_fraction} if divides_text and EVAL in splits else {}
-    )
+    unusual: dict[str, Any] = {}
+    if divides_text and EVAL in splits:
+        unusual[manifests.HELD_OUT_TEXT] = config.eval_fraction
+    if (divides_text or EVAL not in splits) and not corpus.ends_at_blank_lines(corpus_files):
+        unusual[manifests.ROWS] = True
     manifest = Manifest(
         kind=config.kind,
         vocab=tokenizer.info,
@@ -315,7 +317,7 @@ def _make(
         flags=request,
         splits=splits,
         tokenizer_files=tuple(sorted(tokenizer.files())),
-        statistics={**plan.statistics, **held_out},
+        statistics={**plan.statistics, **unusual},
         token_counts=counts,
     )
     manifests.publish(config.output_dir, manifest)
