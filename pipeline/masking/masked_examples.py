@@ -193,6 +193,23 @@ def _mask_corpus(
     return headers
 
 
+def _mask_and_survey(
+    config: MaskedExamplesConfig,
+    corpus_files: Sequence[CorpusFile],
+    workers: Workers,
+    *,
+    divides_text: bool,
+) -> tuple[list[Mapping[str, Any]], duplicates.Survey]:
+    """Masks the corpus and finds its duplicates; masks again what relied on a changed text."""
+    while True:
+        headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
+        survey = _find_duplicates(config, headers)
+        if not survey.incomplete:
+            return headers, survey
+        for index in survey.incomplete:
+            document_masker.spill_path(config, index).unlink()
+
+
 def _find_duplicates(
     config: MaskedExamplesConfig, headers: Sequence[Mapping[str, Any]]
 ) -> duplicates.Survey:
@@ -295,9 +312,8 @@ def _make(
         divides_text = config.eval_fraction > 0.0 and not document_masker.has_two_documents(
             config, corpus_files
         )
-        headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
+        headers, survey = _mask_and_survey(config, corpus_files, workers, divides_text=divides_text)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
-        survey = _find_duplicates(config, headers)
         plan = make_plan(config, headers, survey, corpus_files, id_bytes)
         splits = _write_shards(config, plan, workers)
         counts = _write_token_counts(config, plan, workers, tokenizer.info.size)
