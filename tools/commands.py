@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
+from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 
 _SETTINGS_FILE = "settings.json"
@@ -80,13 +81,22 @@ def show_step(
     print(f"\n[{number}/{num_steps}] {title}   {minutes}", flush=True)
 
 
-def call_alone(function: Callable[..., Result], *arguments: Any) -> Result:
+def call_alone(
+    function: Callable[..., Result], *arguments: Any, imports: Sequence[str] = ()
+) -> Result:
     """Calls a function in a process of its own, which returns all memory, that of a GPU included.
 
-    Function, arguments and result must be picklable.
+    Args:
+        function: it must be picklable, as arguments and result.
+        *arguments: of the function.
+        imports: modules that the process imports first, and quietly.
     """
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=running.import_quietly,
+        initargs=tuple(imports),
+    ) as pool:
         return pool.submit(function, *arguments).result()
 
 

@@ -18,6 +18,8 @@ from tools.recipe_comparison.settings import CompareRecipesConfig
 # The texts that students are evaluated on.
 LIKE, OTHER = "like", "other"
 _BASELINE = {"losses": f"{MASKED_LM}=1"}
+# Imported by the processes that measure.
+_BACKEND = ("keras", "tensorflow")
 # Of the caches that students are evaluated on.
 _JUDGE = {"logit_encoding": "compact", "truncation_factor": 128}
 
@@ -295,7 +297,7 @@ class RecipeComparison:
             run = self._run_arguments(settings, mix, self.config.seeds[0])
             run |= {"output_dir": self.work / "unused", "compute_dtype": self.config.compute_dtype}
             runs.append([f"--{name}={value}" for name, value in run.items()])
-        return call_alone(measuring.step_seconds, runs)
+        return call_alone(measuring.step_seconds, runs, imports=_BACKEND)
 
     def _time_baseline(self) -> None:
         (seconds,) = self._step_seconds(None)
@@ -330,7 +332,7 @@ class RecipeComparison:
     def _evaluate(self, cell: Cell) -> None:
         caches = {text: self._judge(text) for text in self.texts}
         student, most = self.student(cell), self.config.max_eval_steps
-        reports = call_alone(measuring.evaluate_on, student, caches, most)
+        reports = call_alone(measuring.evaluate_on, student, caches, most, imports=_BACKEND)
         path = self.scores_file(cell)
         path.parent.make_directory()
         path.write_json(reports)

@@ -48,7 +48,7 @@ def test_steps_follow_from_the_step_time_beside_the_baselines(tmp_path, monkeypa
     measured = iter([[0.5], [1.8, 1.2], [0.6, 1.2]])
     runs = []
 
-    def call(function, arguments):
+    def call(function, arguments, *, imports):
         runs.append(arguments)
         return next(measured)
 
@@ -68,7 +68,7 @@ def test_steps_follow_from_the_step_time_beside_the_baselines(tmp_path, monkeypa
 def test_a_mix_that_cannot_be_trained_is_named(tmp_path, monkeypatch) -> None:
     made = _comparison(tmp_path, _KL)
 
-    def call(function, arguments):
+    def call(function, arguments, *, imports):
         raise InputError(Setting("temperature"), "1", "8")
 
     monkeypatch.setattr(module, "call_alone", call)
