@@ -314,7 +314,10 @@ class RecipeComparison:
                 raise InputError(Setting("recipes"), received=f"{mix.title}: {error}") from error
             ratio = own / baseline
         seconds = ratio * self._baseline_file.read_json()["seconds"]
-        steps = max(1, round(self.config.train_seconds / seconds))
+        steps = self.config.train_seconds / seconds
+        if self.config.baseline_steps is not None:
+            steps = self.config.baseline_steps / ratio
+        steps = max(1, round(steps))
         value = {"ratio": ratio, "seconds": seconds, "num_train_steps": steps}
         self.step_time_file(mix).write_json(value)
 

@@ -63,6 +63,13 @@ class CompareRecipesConfig(Settings):
         "the making of caches do not count.",
         low=0.001,
     )
+    baseline_steps: int | None = setting(
+        None,
+        "In place of `train_seconds`: steps of a student of masked_lm alone. The others have as "
+        "many as fit in its time. For machines whose speed changes.",
+        low=1,
+        omit_default=True,
+    )
     cache_bytes: int | None = setting(
         None,
         "Bytes of training shards that each cache may have; larger caches lose examples. By "

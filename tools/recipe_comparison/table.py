@@ -149,12 +149,16 @@ def _difference(pair: Mapping[bool, Mapping[str, Any]], column: Score) -> dict[s
 def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
     """Returns a report as Markdown."""
     settings, teacher = report["settings"], report["teacher"]
+    time = f"{settings['train_seconds']:g} s"
+    if steps := settings.get("baseline_steps"):
+        time = f"the time of {steps:,} steps of masked_lm alone"
     lines = [
         "# Comparison of recipes",
         "",
-        f"Training time of each student: {settings['train_seconds']:g} s, as steps of a measured "
-        f"step time, batches of {settings['train_batch_size']}. Mean and standard deviation of "
-        f"{len(settings['seeds'])} seeds. Shares in percent, KL in nats at temperature 1.",
+        f"Training time of each student: {time}. Its number of steps follows from its step time, "
+        f"measured in turns with that of masked_lm alone; batches of "
+        f"{settings['train_batch_size']}. Mean and standard deviation of {len(settings['seeds'])} "
+        "seeds. Shares in percent, KL in nats at temperature 1.",
         "",
     ]
     for text, accuracy in teacher.items():

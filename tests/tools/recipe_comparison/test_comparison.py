@@ -65,6 +65,15 @@ def test_steps_follow_from_the_step_time_beside_the_baselines(tmp_path, monkeypa
     assert "--losses=masked_lm=1" in runs[1][1]
 
 
+def test_steps_may_be_those_of_the_baseline(tmp_path, monkeypatch) -> None:
+    made = _comparison(tmp_path, _KL, baseline_steps=300)
+    measured = iter([[0.5], [1.8, 1.2]])
+    monkeypatch.setattr(module, "call_alone", lambda *arguments, imports: next(measured))
+    made._time_baseline()
+    made._time(made.mixes[0])
+    assert made.step_time_file(made.mixes[0]).read_json()["num_train_steps"] == 200
+
+
 def test_a_mix_that_cannot_be_trained_is_named(tmp_path, monkeypatch) -> None:
     made = _comparison(tmp_path, _KL)
 
