@@ -81,23 +81,33 @@ def show_step(
     print(f"\n[{number}/{num_steps}] {title}   {minutes}", flush=True)
 
 
-def call_alone(
-    function: Callable[..., Result], *arguments: Any, imports: Sequence[str] = ()
-) -> Result:
-    """Calls a function in a process of its own, which returns all memory, that of a GPU included.
+class SeparateProcess:
+    """A process that calls functions, and with its end returns all memory, that of a GPU included.
 
     Args:
-        function: it must be picklable, as arguments and result.
-        *arguments: of the function.
         imports: modules that the process imports first, and quietly.
     """
-    with concurrent.futures.ProcessPoolExecutor(
-        1,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=running.import_quietly,
-        initargs=tuple(imports),
-    ) as pool:
-        return pool.submit(function, *arguments).result()
+
+    def __init__(self, imports: Sequence[str] = ()) -> None:
+        self._imports = tuple(imports)
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Calls a function, which must be picklable as its arguments and its result."""
+        if self._pool is None:
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                1,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=running.import_quietly,
+                initargs=self._imports,
+            )
+        return self._pool.submit(function, *arguments).result()
+
+    def close(self) -> None:
+        """Ends the process; the next call begins another one."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
 
 def claim_directory(

@@ -11,6 +11,7 @@ Caches are cut to equal bytes. Re-running the command resumes; recipes, seeds an
 added. Writes comparison.md and comparison.json.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -135,7 +136,8 @@ def _compare(values: absl_flags.FlagValues) -> None:
 
     comparison = RecipeComparison(config, mixes, student_layers)
     comparison.claim()
-    make_steps(list(comparison.steps()), begun)
+    with contextlib.closing(comparison):
+        make_steps(list(comparison.steps()), begun)
     report = table.read_report(comparison)
     text = table.markdown(report, table.score_columns(comparison))
     (config.work / "comparison.json").write_json(report)

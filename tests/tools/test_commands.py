@@ -1,8 +1,11 @@
 """What tools share to run their steps."""
 
+import contextlib
+import os
+
 import pytest
 
-from tools.commands import Step, call_alone, time_left
+from tools.commands import SeparateProcess, Step, time_left
 
 
 def _step(path, kind: str | None) -> Step:
@@ -21,7 +24,13 @@ def test_the_time_left_is_the_sum_of_the_means_of_the_kinds(tmp_path) -> None:
     assert time_left(steps[:1], {}) == 0.0
 
 
-def test_a_call_alone_returns_its_result_or_its_error() -> None:
-    assert call_alone(divmod, 7, 2) == (3, 1)
-    with pytest.raises(ZeroDivisionError):
-        call_alone(divmod, 7, 0)
+def test_a_separate_process_returns_results_and_errors() -> None:
+    process = SeparateProcess(["keyword"])
+    with contextlib.closing(process):
+        first = process.call(os.getpid)
+        assert first == process.call(os.getpid) != os.getpid()
+        assert process.call(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            process.call(divmod, 7, 0)
+        process.close()
+        assert process.call(os.getpid) != first

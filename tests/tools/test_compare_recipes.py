@@ -111,7 +111,6 @@ def test_a_comparison_of_tiny_sizes(
         f"--input_dir={corpus_dir}",
         f"--other_text={corpus_dir}",
         f"--work={work}",
-        "--cache=compact-16",
         f"--tasks=chnsenticorp={sentiment_dir}",
         "--max_task_examples=32",
         "--train_seconds=0.05",
@@ -122,32 +121,23 @@ def test_a_comparison_of_tiny_sizes(
         "--student_layers=1",
         "--compute_dtype=float32",
     ]
-    recipes = "--recipes=masked_lm,kl_divergence@sampled-4,roberta_wwm"
+    recipes = "--recipes=kl_divergence@sampled-4,kl_divergence=2@live"
     assert tool.main(["compare_recipes", *flags, recipes]) == 0
     report = json.loads((work / "comparison.json").read_text())
-    keys = [(row["recipe"], row["source"], row["with_labels"]) for row in report["mixes"]]
-    assert keys == [
-        ("masked_lm", "labels", True),
-        ("kl_divergence", "sampled-4", True),
-        ("kl_divergence", "sampled-4", False),
-        ("roberta_wwm", "compact-16", True),
-        ("roberta_wwm", "compact-16", False),
-    ]
-    sizes = {row["source"]: row["cache_bytes"] for row in report["mixes"]}
-    assert sizes["compact-16"] <= sum(
-        path.stat().st_size for path in work.glob("caches/sampled-4/train-*.tfrecord")
-    )
-    assert report["mixes"][0]["step_time_ratio"] == 1.0
+    keys = [(row["source"], row["with_labels"]) for row in report["mixes"]]
+    assert keys == [("sampled-4", True), ("sampled-4", False), ("live", True), ("live", False)]
+    sizes = [row["cache_bytes"] for row in report["mixes"]]
+    assert sizes[0] == sum(path.stat().st_size for path in work.glob("caches/*/train-*.tfrecord"))
+    assert sizes[2] is None
     for row in report["mixes"]:
         assert len(row["scores"]["other/masked_lm_accuracy"]["values"]) == 2
         assert 0.0 <= row["scores"]["chnsenticorp"]["mean"] <= 1.0
+        assert row["step_time_ratio"] > 0.0
     assert len(report["labels_effect"]) == 2
+    assert "| kl_divergence=2 | live | yes |" in (work / "comparison.md").read_text()
+    # Nothing is made again.
     capsys.readouterr()
-    # Nothing is made again, and a recipe may be added.
-    students = {path: path.stat().st_mtime_ns for path in work.glob("students/*/model.safetensors")}
-    assert len(students) == 2 * len(report["mixes"])
-    assert tool.main(["compare_recipes", *flags, f"{recipes},kl_divergence=1@live"]) == 0
-    assert all(path.stat().st_mtime_ns == time for path, time in students.items())
-    assert len(list(work.glob("students/*/model.safetensors"))) == len(students) + 4
-    text = (work / "comparison.md").read_text()
-    assert "| kl_divergence=1 | live | yes |" in text and "Effect of masked_lm" in text
+    assert tool.main(["compare_recipes", *flags, recipes]) == 0
+    printed = capsys.readouterr().out
+    titles = [line for line in printed.splitlines() if line.startswith("[")]
+    assert len(titles) > 30 and all("(done before)" in line for line in titles)

@@ -52,16 +52,18 @@ def finetune(
     output_dir: Location,
     *,
     seed: int,
+    max_seq_length: int | None = None,
     max_train_examples: int | None = None,
 ) -> None:
     """Fine-tunes a model on a task with one seed.
 
-    `max_train_examples`, unless it is None, takes the place of the number in `task_settings`.
+    `max_seq_length` and `max_train_examples` take the place of those of `task_settings`.
 
     Raises:
         SystemExit: the run failed and has printed the reason.
     """
     settings = task_settings(task)
+    length = max_seq_length or settings.max_seq_length
     run_tool(
         "finetune",
         task=task,
@@ -70,8 +72,8 @@ def finetune(
         output_dir=output_dir,
         learning_rates=settings.learning_rate,
         num_train_epochs=settings.num_train_epochs,
-        max_seq_length=settings.max_seq_length,
-        doc_stride=settings.max_seq_length // 2,
+        max_seq_length=length,
+        doc_stride=length // 2,
         max_train_examples=max_train_examples or settings.max_train_examples,
         seeds=seed,
         skip_bad_rows=True,

@@ -9,7 +9,7 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import EVAL, TRAIN
-from tools.commands import Step, call_alone, run_command
+from tools.commands import SeparateProcess, Step, run_command
 from tools.finetuning import short_runs
 from tools.recipe_comparison import measuring
 from tools.recipe_comparison.mixes import LABELS, LIVE, MASKED_LM, CacheSpec, Mix
@@ -18,7 +18,7 @@ from tools.recipe_comparison.settings import CompareRecipesConfig
 # The texts that students are evaluated on.
 LIKE, OTHER = "like", "other"
 _BASELINE = {"losses": f"{MASKED_LM}=1"}
-# Imported by the processes that measure.
+# Imported by the process that measures.
 _BACKEND = ("keras", "tensorflow")
 # Of the caches that students are evaluated on.
 _JUDGE = {"logit_encoding": "compact", "truncation_factor": 128}
@@ -58,6 +58,7 @@ class RecipeComparison:
         self.mixes = tuple(mixes)
         self.work = config.work
         self._student_layers = student_layers
+        self._measuring = SeparateProcess(_BACKEND)
 
     @property
     def cells(self) -> list[Cell]:
@@ -112,6 +113,10 @@ class RecipeComparison:
     def _baseline_file(self) -> Location:
         return self.work / "step_times" / "baseline.json"
 
+    def close(self) -> None:
+        """Ends the process that measures."""
+        self._measuring.close()
+
     def steps(self) -> Iterator[Step]:
         """Yields all steps, in order: errors in recipes show before the first training."""
         yield from self._data_steps()
@@ -126,7 +131,27 @@ class RecipeComparison:
                 "time",
             )
         for cell in self.cells:
-            yield from self._cell_steps(cell)
+            yield Step(
+                f"train: {cell.title}",
+                self.student(cell) / "config.json",
+                lambda cell=cell: self._train(cell),
+                "train",
+            )
+        for cell in self.cells:
+            yield Step(
+                f"evaluate: {cell.title}",
+                self.scores_file(cell),
+                lambda cell=cell: self._evaluate(cell),
+                "evaluate",
+            )
+        for task in self.config.tasks:
+            for cell in self.cells:
+                yield Step(
+                    f"{short_runs.task_name(task)}: {cell.title}",
+                    self.task_directory(cell, task) / "summary.json",
+                    lambda cell=cell, task=task: self._finetune(cell, task),
+                    task,
+                )
 
     def _data_steps(self) -> Iterator[Step]:
         work = self.work
@@ -157,27 +182,6 @@ class RecipeComparison:
 
     def _published(self, title: str, directory: Location, make: Any) -> Step:
         return Step(title, directory / manifests.MANIFEST_FILE, make, "data")
-
-    def _cell_steps(self, cell: Cell) -> Iterator[Step]:
-        yield Step(
-            f"train: {cell.title}",
-            self.student(cell) / "config.json",
-            lambda: self._train(cell),
-            "train",
-        )
-        yield Step(
-            f"evaluate: {cell.title}",
-            self.scores_file(cell),
-            lambda: self._evaluate(cell),
-            "evaluate",
-        )
-        for task in self.config.tasks:
-            yield Step(
-                f"{short_runs.task_name(task)}: {cell.title}",
-                self.task_directory(cell, task) / "summary.json",
-                lambda task=task: self._finetune(cell, task),
-                task,
-            )
 
     def _mask(self, text: str, output_dir: Location, **settings: Any) -> None:
         length = self.config.max_seq_length
@@ -297,7 +301,7 @@ class RecipeComparison:
             run = self._run_arguments(settings, mix, self.config.seeds[0])
             run |= {"output_dir": self.work / "unused", "compute_dtype": self.config.compute_dtype}
             runs.append([f"--{name}={value}" for name, value in run.items()])
-        return call_alone(measuring.step_seconds, runs, imports=_BACKEND)
+        return self._measuring.call(measuring.step_seconds, runs)
 
     def _time_baseline(self) -> None:
         (seconds,) = self._step_seconds(None)
@@ -322,6 +326,8 @@ class RecipeComparison:
         self.step_time_file(mix).write_json(value)
 
     def _train(self, cell: Cell) -> None:
+        # Its memory is for the student now.
+        self._measuring.close()
         steps = self.step_time_file(cell.mix).read_json()["num_train_steps"]
         run_command(
             "run_distill",
@@ -335,17 +341,19 @@ class RecipeComparison:
     def _evaluate(self, cell: Cell) -> None:
         caches = {text: self._judge(text) for text in self.texts}
         student, most = self.student(cell), self.config.max_eval_steps
-        reports = call_alone(measuring.evaluate_on, student, caches, most, imports=_BACKEND)
+        reports = self._measuring.call(measuring.evaluate_on, student, caches, most)
         path = self.scores_file(cell)
         path.parent.make_directory()
         path.write_json(reports)
 
     def _finetune(self, cell: Cell, task: str) -> None:
+        self._measuring.close()
         short_runs.finetune(
             task,
             self.config.tasks[task],
             self.student(cell),
             self.task_directory(cell, task),
             seed=cell.seed,
+            max_seq_length=self.config.max_seq_length,
             max_train_examples=self.config.max_task_examples,
         )

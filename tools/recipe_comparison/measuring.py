@@ -1,4 +1,4 @@
-"""Step times and evaluations, each measured in a process of its own; see `commands.call_alone`."""
+"""Step times and evaluations, for a process of their own: see `commands.SeparateProcess`."""
 
 import dataclasses
 import statistics
@@ -34,6 +34,7 @@ def step_seconds(runs: Sequence[Sequence[str]]) -> list[float]:
     """
     steps = [_make_step(_read_config(arguments)) for arguments in runs]
     times = in_turns(steps, _REPEATS, warm_up=_WARM_UP)
+    keras.backend.clear_session()
     return [statistics.median(seconds) for seconds in times]
 
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.base.errors import InputError, Setting
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import TRAIN
-from tools.recipe_comparison import comparison as module
+from tools.commands import SeparateProcess
 from tools.recipe_comparison.comparison import RecipeComparison
 from tools.recipe_comparison.mixes import Depths, Recipe, make_mixes
 from tools.recipe_comparison.settings import CompareRecipesConfig
@@ -34,7 +34,7 @@ def test_all_step_times_are_known_before_a_student_is_trained(tmp_path) -> None:
     assert kinds[:7] == ["data"] * 7
     assert kinds[7:13] == ["time"] * 6
     # Five mixes with two seeds.
-    assert kinds[13:] == ["train", "evaluate", "tnews", "ocnli"] * 10
+    assert kinds[13:] == [kind for kind in ("train", "evaluate", *tasks) for _ in range(10)]
     assert len({step.result for step in steps}) == len(steps)
 
 
@@ -48,11 +48,11 @@ def test_steps_follow_from_the_step_time_beside_the_baselines(tmp_path, monkeypa
     measured = iter([[0.5], [1.8, 1.2], [0.6, 1.2]])
     runs = []
 
-    def call(function, arguments, *, imports):
+    def call(process, function, arguments):
         runs.append(arguments)
         return next(measured)
 
-    monkeypatch.setattr(module, "call_alone", call)
+    monkeypatch.setattr(SeparateProcess, "call", call)
     made._time_baseline()
     for mix in made.mixes:
         made._time(mix)
@@ -68,7 +68,7 @@ def test_steps_follow_from_the_step_time_beside_the_baselines(tmp_path, monkeypa
 def test_steps_may_be_those_of_the_baseline(tmp_path, monkeypatch) -> None:
     made = _comparison(tmp_path, _KL, baseline_steps=300)
     measured = iter([[0.5], [1.8, 1.2]])
-    monkeypatch.setattr(module, "call_alone", lambda *arguments, imports: next(measured))
+    monkeypatch.setattr(SeparateProcess, "call", lambda *arguments: next(measured))
     made._time_baseline()
     made._time(made.mixes[0])
     assert made.step_time_file(made.mixes[0]).read_json()["num_train_steps"] == 200
@@ -77,10 +77,10 @@ def test_steps_may_be_those_of_the_baseline(tmp_path, monkeypatch) -> None:
 def test_a_mix_that_cannot_be_trained_is_named(tmp_path, monkeypatch) -> None:
     made = _comparison(tmp_path, _KL)
 
-    def call(function, arguments, *, imports):
+    def call(process, function, arguments):
         raise InputError(Setting("temperature"), "1", "8")
 
-    monkeypatch.setattr(module, "call_alone", call)
+    monkeypatch.setattr(SeparateProcess, "call", call)
     with pytest.raises(InputError) as caught:
         made._time(made.mixes[0])
     assert caught.value.subject == Setting("recipes")
