@@ -252,7 +252,7 @@ class _TrainingCallback(keras.callbacks.Callback):
             print(f"the last lines of the log are not written: {error}", file=sys.stderr)
 
 
-def _find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
+def find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
     """Returns how to cut the examples of an update, by the lengths of the cache's inputs."""
     on_cpu = all(device.startswith("cpu") for device in keras.distribution.list_devices())
     return length_buckets.plan_chunks(
@@ -268,7 +268,7 @@ def _find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas)
     )
 
 
-def _steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
+def steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
     """Returns how many microbatches make an update."""
     return config.examples_per_step * chunking.num_chunks // chunking.group_size
 
@@ -363,8 +363,8 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
     if not config.do_train:
         with StopRequest() as stop:
             return evaluation.run_alone(build_distiller(run), stop)
-    chunking = _find_chunking(config, cache, replicas)
-    distiller = build_distiller(run, _steps_per_update(config, chunking))
+    chunking = find_chunking(config, cache, replicas)
+    distiller = build_distiller(run, steps_per_update(config, chunking))
     with barrier(replicas):
         if replicas.writes:
             manifests.reserve_output_dir(config.output_dir, run.request())
@@ -387,7 +387,7 @@ def _train(
     evaluation: _Evaluation | None,
 ) -> Mapping[str, float]:
     """Makes all updates that are not made yet and returns the last report."""
-    stop, steps = StopRequest(), _steps_per_update(run.config, chunking)
+    stop, steps = StopRequest(), steps_per_update(run.config, chunking)
     progress = _TrainingCallback(run.config, replicas, evaluation, stop, steps_per_update=steps)
     with stop:
         try:
@@ -414,7 +414,7 @@ def _fit(
     """Makes the updates that are left, of microbatches of which this process has its rows."""
     config, start = run.config, progress.start.step
     updates = config.num_train_steps - start
-    calls = updates * _steps_per_update(config, chunking)
+    calls = updates * steps_per_update(config, chunking)
     order = {
         "seed": config.random_seed,
         "start": start * config.examples_per_step,
