@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 
 from data_specs import recipes
-from pipeline.base import compute_dtype
+from pipeline.base import compiled_programs, compute_dtype
 from pipeline.base.errors import InputError, Setting, StoppedRunError, describe
 from pipeline.commands.flags import read_config, read_values
 from pipeline.commands.settings import RAY
@@ -151,6 +151,8 @@ def import_backend(values: flags.FlagValues, *modules: str) -> None:
         received = f"{values.backend} cannot be imported ({error})"
         hint = "install it, for example with pip install '.[jax]'"
         raise InputError(Setting("backend"), received=received, hint=hint) from error
+    if values.backend == "jax":
+        compiled_programs.keep_programs()
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
