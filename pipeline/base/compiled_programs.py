@@ -13,6 +13,8 @@ import threading
 import warnings
 from typing import Any
 
+import tqdm
+
 from pipeline.base.errors import InputError
 from pipeline.base.local_mirror import mirror_folder
 from pipeline.base.location import Location
@@ -64,7 +66,7 @@ class _Listener:
         (self.counts.loaded if hit else self.counts.compiled)[program] += 1
         if seconds >= _PRINTED_SECONDS:
             verb = "loaded the compiled program" if hit else "compiled"
-            print(f"{verb} {program} in {seconds:.1f} s", file=sys.stderr)
+            tqdm.tqdm.write(f"{verb} {program} in {seconds:.1f} s", file=sys.stderr)
 
 
 _listener: _Listener | None = None
@@ -129,7 +131,7 @@ def _replace_broken_programs(folder: Location) -> None:
             path.unlink(missing_ok=True)
         reason = " ".join(match[2].split())[:200]
         line = f"{folder}: {match[1]} cannot be read and is compiled again ({reason})"
-        print(line, file=sys.stderr)
+        tqdm.tqdm.write(line, file=sys.stderr)
 
     warnings.showwarning = remove
     warnings.filterwarnings("always", _BROKEN.pattern)
