@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
+from pipeline.base.distribution import ALONE, DISTRIBUTIONS
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_words, setting, unrecorded
@@ -13,10 +14,6 @@ from pipeline.distill.losses import LOSSES
 from pipeline.distill.losses.base import LOSS_POSITIONS, TAIL_POLICIES
 from pipeline.distill.losses.weights import WeightSchedule, parse_loss_schedules, parse_losses
 
-# What `--distribution` takes.
-ALONE = "none"
-DATA_PARALLEL = "data_parallel"
-DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
 # Its name in a run's request, where there are several.
 NUM_DATA_STREAMS = "num_data_streams"
 # What `--freeze` takes: all but the masked-LM head, and tables by their variables' names.
