@@ -18,6 +18,7 @@ from pipeline.base.location import BucketLocation, Location
 from pipeline.distill import training
 from pipeline.distill.checkpoints import CheckpointFiles
 from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
@@ -257,7 +258,7 @@ def stage_2(bucket, cache_dir, teacher) -> Callable[..., DistillConfig]:
 def _lines(content: bytes) -> list[dict]:
     """Returns lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in content.splitlines()]
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
 
 
 def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatch) -> None:

@@ -1,8 +1,9 @@
 """The settings of `run_distill`."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
@@ -87,6 +88,40 @@ class StudentConfig(Settings):
             raise InputError(Setting("init_from"), expected, "neither")
         if self.init_from is None and shaping:
             raise InputError(Setting(shaping[0]), "`init_from`=<teacher> beside it", "none")
+
+
+_RANGE = re.compile(r"([1-9][0-9]{0,11})(?:-([1-9][0-9]{0,11}))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRange:
+    """Consecutive steps.
+
+    Attributes:
+        first: from 1.
+        last: inclusive.
+    """
+
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Returns the range that a text names.
+
+        Example: `10-15` is (10, 15), and `10` is (10, 10).
+
+        Raises:
+            InputError: it is no range.
+        """
+        match = _RANGE.fullmatch(text.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise InputError(None, "a range of steps, for example 10-15", text)
+        return cls(first, last)
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +248,12 @@ class DistillConfig(Settings):
         low=1,
     )
     log_steps: int = unrecorded(100, "Steps between lines of metrics.jsonl.", low=1)
+    profile_steps: StepRange | None = unrecorded(
+        None,
+        "Steps FIRST-LAST whose trace is written to the folder profile of `output_dir`, for "
+        "TensorBoard and, with `backend`=jax, for ui.perfetto.dev; for example 10-15.",
+        parse=StepRange.parse,
+    )
     max_eval_steps: int = unrecorded(100, "Most batches of an evaluation.", low=1)
     deterministic: bool = setting(True, "Whether a repeated run gives the same bits on a CPU.")
     # The same numbers within float error.
@@ -245,6 +286,9 @@ class DistillConfig(Settings):
         if self.warmup_steps > self.num_train_steps:
             expected = f"at most `num_train_steps`={self.num_train_steps}"
             raise InputError(Setting("num_warmup_steps"), expected, self.num_warmup_steps)
+        if self.profile_steps is not None and self.profile_steps.last > self.num_train_steps:
+            expected = f"steps up to `num_train_steps`={self.num_train_steps}"
+            raise InputError(Setting("profile_steps"), expected, self.profile_steps)
 
     def _fill_schedules(self) -> None:
         """Refuses schedules of other losses, and gives constant ones their weight."""

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline.base.accelerators import TPUS, Accelerator
 from pipeline.base.errors import InputError, Setting
 from tools.dev.workloads import step_programs
-from tools.dev.workloads.accelerators import TPUS, Accelerator
 from tools.dev.workloads.step_programs import Workload
 
 GIB = 2**30
