@@ -9,6 +9,7 @@ from keras import ops
 
 from data_specs import records
 from pipeline.base.seeding import hash64
+from pipeline.distill import step_times
 from pipeline.distill.comparison import (
     CONFIDENCE,
     FIRST,
@@ -23,6 +24,7 @@ from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import ATTENTION, AVERAGES, HIDDEN, LABEL, LOSS_SHARES
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
+from pipeline.distill.step_times import InputClock
 from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM
 
@@ -117,6 +119,7 @@ class Distiller(keras.Model):
             kind = {"dtype": "int32", "initializer": "zeros", "trainable": False}
             self._step = self.add_weight(name="step", shape=(), **kind)
         self.projections = self._make_projections(teacher_hidden_size, seed)
+        self.input_clock = InputClock()
         self.built = True
 
     def _make_projections(self, size: int | None, seed: int) -> dict[int, keras.layers.Layer]:
@@ -226,6 +229,14 @@ class Distiller(keras.Model):
             mean = mean_over_weights(values, batch.weights)
             self._guesses[name].update_state(mean, sample_weight=ops.sum(batch.weights))
         self._calibration.update_state(guesses[CONFIDENCE], correct, sample_weight=batch.weights)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes Keras's function of a step, in which `input_clock` runs while it waits."""
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            made = step_times.time_inputs(self.train_function, self.train_step, self.input_clock)
+            self.train_function = made
+        return self.train_function
 
     def set_updates(self, updates: int) -> None:
         """Sets the counters of calls; the number of calls in an update may have changed."""
