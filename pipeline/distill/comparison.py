@@ -18,7 +18,7 @@ from pipeline.distill.losses.distributions import (
     student_log_probs,
     teacher_distribution,
 )
-from pipeline.models import position_blocks, topk
+from pipeline.models import layer_groups, position_blocks, topk
 from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attention, mean_state
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
@@ -105,9 +105,27 @@ class Comparison:
 
     def groups(self, need: str) -> tuple[LayerGroup, ...]:
         """Returns the layers compared by losses with a need, each group once."""
+        return tuple(dict.fromkeys(itertools.chain(*self._groups_of_losses(need))))
+
+    def describe_groups(self, need: str) -> str:
+        """Returns the layers compared by losses with a need, as text.
+
+        Losses that compare other layers than the others are separated by a semicolon.
+        """
+        return ";".join(dict.fromkeys(map(layer_groups.describe, self._groups_of_losses(need))))
+
+    def _groups_of_losses(self, need: str) -> list[tuple[LayerGroup, ...]]:
         compared = self.layer_groups.items()
-        matching = [groups for name, groups in compared if load_loss(name).needs == need]
-        return tuple(dict.fromkeys(itertools.chain(*matching)))
+        return [groups for name, groups in compared if load_loss(name).needs == need]
+
+    def projects_with_bias(self, layer: int) -> bool:
+        """Returns whether the projection of a student layer's hidden states has a bias."""
+        return any(
+            load_loss(name).needs == HIDDEN
+            and load_loss(name).projects_with_bias
+            and layer in {group.student for group in groups}
+            for name, groups in self.layer_groups.items()
+        )
 
     def losses(self, names: Iterable[str]) -> list[Loss]:
         """Returns the losses of these names in the order in which they are computed.

@@ -121,18 +121,20 @@ class Distiller(keras.Model):
 
     def _make_projections(self, size: int | None, seed: int) -> dict[int, keras.layers.Layer]:
         """Returns a projection by the student's layer, where hidden states differ in size."""
-        own_size = self.student.config.hidden_size
+        own_size, comparison = self.student.config.hidden_size, self.objective.comparison
         if size is None or size == own_size:
             return {}
         projections: dict[int, keras.layers.Layer] = {}
-        for group in self.objective.comparison.groups(HIDDEN):
+        for group in comparison.groups(HIDDEN):
             if group.student in projections:
                 continue
             drawn = hash64(seed, "hidden projection", str(group)) % 2**31
             initializer = keras.initializers.LecunNormal(seed=drawn)
-            name = f"hidden_projection_{group.student}"
             projections[group.student] = keras.layers.Dense(
-                size, use_bias=False, kernel_initializer=initializer, name=name
+                size,
+                use_bias=comparison.projects_with_bias(group.student),
+                kernel_initializer=initializer,
+                name=f"hidden_projection_{group.student}",
             )
             projections[group.student].build((None, None, own_size))
         return projections

@@ -13,7 +13,7 @@ from pipeline.distill.losses.base import ATTENTION, HIDDEN
 from pipeline.distill.objective import Objective, choose_objective
 from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
-from pipeline.models import layer_groups, position_blocks
+from pipeline.models import position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
@@ -71,8 +71,8 @@ class Preparation:
             "teacher": None if self.teacher is None else self.teacher.sha256(),
             "backend": keras.config.backend(),
             **settings,
-            "hidden_groups": layer_groups.describe(comparison.groups(HIDDEN)),
-            "attention_groups": layer_groups.describe(comparison.groups(ATTENTION)),
+            "hidden_groups": comparison.describe_groups(HIDDEN),
+            "attention_groups": comparison.describe_groups(ATTENTION),
             "losses": self.objective.weights,
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,

@@ -128,8 +128,9 @@ class DistillConfig(Settings):
     # The run configuration holds the layers that it names.
     layer_groups: str | None = unrecorded(
         None,
-        "Layers that the losses on layers compare: last, mean, skip, or a list of teacher layers "
-        "and the student layer; for example 1-6:1,7-12:2. Each loss has its own default.",
+        "Layers that the losses on layers compare: last, mean, skip, uniform, or a list of teacher "
+        "layers and the student layer; for example 1-6:1,7-12:2. 0 is the embeddings' output. Each "
+        "loss has its own default.",
     )
     freeze: tuple[str, ...] = setting(
         (),

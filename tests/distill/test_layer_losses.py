@@ -12,6 +12,7 @@ from pipeline.distill.comparison import Comparison, mean_over_weights
 from pipeline.distill.losses import distributions
 from pipeline.distill.losses.attention_mse import AttentionMSE
 from pipeline.distill.losses.hidden_cosine import HiddenCosine
+from pipeline.distill.losses.hidden_mse import HiddenMSE, HiddenMSEMasked
 from pipeline.distill.losses.kl_divergence import KLDivergence
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.losses.probability_cosine import ProbabilityCosine
@@ -35,6 +36,13 @@ def test_hidden_cosine_by_hand() -> None:
     teacher = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]], "float32")
     student = np.array([[6.0, 8.0], [0.0, 5.0], [0.0, -1.0]], "float32")
     np.testing.assert_allclose(HiddenCosine()(student, teacher, {}), [0.0, 1.0, 2.0], atol=1e-6)
+
+
+def test_hidden_mse_by_hand() -> None:
+    teacher = np.array([[3.0, 4.0], [1.0, 0.0]], "float32")
+    student = np.array([[3.0, 4.0], [0.0, 5.0]], "float32")
+    for loss in (HiddenMSE, HiddenMSEMasked):
+        np.testing.assert_allclose(loss()(student, teacher, {}), [0.0, (1 + 25) / 2], rtol=1e-6)
 
 
 def test_attention_mse_by_hand() -> None:
@@ -150,6 +158,18 @@ def test_distilberts_three_losses_are_pytorchs() -> None:
     one, two = (torch.tensor(state)[real] for state in states)
     expected = torch.nn.CosineEmbeddingLoss()(two, one, torch.ones(len(one)))
     _expect("hidden_cosine", float(mean_over_weights(HiddenCosine()(*states, {}), mask)), expected)
+
+
+@pytest.mark.peers
+def test_hidden_mse_is_pytorchs() -> None:
+    """MSELoss over the elements of real tokens."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(5)
+    mask = _mask(random, 3, 7)
+    one, two = random.normal(0, 1, (2, 3, 7, 16)).astype("float32")
+    real = torch.tensor(mask) > 0
+    expected = torch.nn.MSELoss()(torch.tensor(one)[real], torch.tensor(two)[real])
+    _expect("hidden_mse", float(mean_over_weights(HiddenMSE()(one, two, {}), mask)), expected)
 
 
 @pytest.mark.peers

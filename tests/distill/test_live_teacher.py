@@ -164,6 +164,53 @@ def test_a_student_of_another_size_learns_a_projection(
     assert_same_weights(again.output_dir, changed.output_dir)
 
 
+def test_a_narrow_student_learns_states_from_the_embeddings_on(
+    config, examples_dir, teacher_dir, monkeypatch, tmp_path
+) -> None:
+    """Live at all tokens and from a cache; projections resume and stay in the checkpoint."""
+    folder = make_cache(tmp_path / "cache", examples_dir, teacher_dir, cache_hidden_states="0,1,3")
+    changed = dataclasses.replace(
+        config,
+        student=dataclasses.replace(config.student, student_hidden_size=16),
+        losses={"hidden_mse": 3.0},
+        layer_groups="0:0,1:1,3:2",
+    )
+    training.distill(changed)
+    cached = dataclasses.replace(
+        changed, input_dir=folder, teacher=None, output_dir=tmp_path / "cached"
+    )
+    training.distill(cached)
+    for run, name in ((changed, "hidden_mse"), (cached, "hidden_mse_masked")):
+        lines = read_lines(run.output_dir, "eval")
+        assert lines[-1][name] < lines[0][name]
+        stored = load_file(run.output_dir / "checkpoints" / "step-00000012.safetensors")
+        for layer in range(3):
+            assert stored[f"hidden_projection_{layer}/kernel"].shape == (16, 32)
+            assert stored[f"hidden_projection_{layer}/bias"].any()
+        assert not any("projection" in weight for weight in read_weights(run.output_dir))
+    again = dataclasses.replace(cached, output_dir=str(tmp_path / "again"))
+    interrupt_at(monkeypatch, again, update=11, step=10)
+    training.distill(again)
+    assert_same_weights(again.output_dir, cached.output_dir)
+
+
+def test_the_embeddings_output_is_compared_alone(config) -> None:
+    """A student that begins with the teacher's embeddings has their output, and no other."""
+    changes = {"losses": {"hidden_mse": 1.0}, "compute_dtype": "float32"}
+    assert _evaluate(config, layer_groups="0:0", **changes)["hidden_mse"] == 0.0
+    assert _evaluate(config, layer_groups="0:0,3:2", **changes)["hidden_mse"] > 1e-3
+
+
+def test_losses_of_other_layers_are_another_run(config) -> None:
+    """Each loss's own layers decide the run, where they differ."""
+    losses = {"hidden_mse": 1.0, "hidden_cosine": 1.0}
+    changes = {"losses": losses, "student": dataclasses.replace(config.student, student_layers=3)}
+    own = preparation.prepare(dataclasses.replace(config, **changes))
+    assert own.request()["hidden_groups"] == "0:0,1:1,2:2,3:3;3:3"
+    given = dataclasses.replace(config, **changes, layer_groups="0:0,1:1,2:2,3:3")
+    assert preparation.prepare(given).request()["hidden_groups"] == "0:0,1:1,2:2,3:3"
+
+
 def test_weights_follow_their_schedules(config) -> None:
     """The last update has the last weight, whatever the accumulation."""
     changed = dataclasses.replace(
@@ -252,6 +299,8 @@ OF_CACHE = NO_TEACHER | {"losses": "hidden_cosine", "input_dir": "cache"}
         ({"layer_groups": "1-4:1"}, "layer_groups", "1-4"),
         ({"losses": "attention_mse", "layer_groups": "0-3:1"}, "layer_groups", "0-3:1"),
         ({"losses": "attention_mse"}, "layer_groups", "mean"),
+        ({"losses": "hidden_mse"}, "layer_groups", "uniform"),
+        (NO_TEACHER | {"losses": "hidden_mse", "layer_groups": "0:0"}, "losses", "layers 1-3, 3"),
         ({"freeze": ("pooler",)}, "freeze", "pooler"),
         ({"teacher": "nowhere"}, "teacher", None),
     ],

@@ -88,7 +88,12 @@ class HiddenLoss(Loss):
 
     The teacher's is the mean over a group of layers, the student's is projected to the
     teacher's size where the sizes differ.
+
+    Attributes:
+        projects_with_bias: whether that projection has a bias.
     """
+
+    projects_with_bias: ClassVar[bool] = False
 
     needs = HIDDEN
     over = TOKENS
