@@ -10,7 +10,19 @@ from keras import ops
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill.losses import LOSSES, load_loss
-from pipeline.distill.losses.base import ATTENTION, HIDDEN, LABEL, MASKED, PAIRS, TOKENS, TOPK, Loss
+from pipeline.distill.losses.base import (
+    ATTENTION,
+    HIDDEN,
+    LABEL,
+    MASKED,
+    OF_ATTENTION,
+    PAIRS,
+    RELATIONS,
+    SCORES,
+    TOKENS,
+    TOPK,
+    Loss,
+)
 from pipeline.distill.losses.distributions import (
     StudentDistribution,
     TeacherDistribution,
@@ -19,7 +31,12 @@ from pipeline.distill.losses.distributions import (
     teacher_distribution,
 )
 from pipeline.models import layer_groups, position_blocks, topk
-from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.architectures.parts import (
+    ATTENTION_SCORES,
+    ATTENTIONS,
+    QUERIES_KEYS_VALUES,
+    split_heads,
+)
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attention, mean_state
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 
@@ -33,12 +50,19 @@ FIRST = "first"
 # What a cache holds of the teacher's distribution.
 _TOPK_TARGETS = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
 _FROM_TEACHER = "a live teacher (`teacher`=DIR)"
+# Activations by what a loss needs; all but the hidden states are asked for by name.
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    HIDDEN: (records.HIDDEN_STATES,),
+    ATTENTION: (ATTENTIONS,),
+    SCORES: (ATTENTION_SCORES,),
+    RELATIONS: QUERIES_KEYS_VALUES,
+}
 # Where to get what a loss needs: from the cache, or else from a live teacher.
 _WAYS = {
     TOPK: f"a teacher cache (make one with create_teacher_output_data) or {_FROM_TEACHER}",
     HIDDEN: "a teacher cache of create_teacher_output_data `cache_hidden_states`=… or "
     f"{_FROM_TEACHER}",
-    ATTENTION: f"{_FROM_TEACHER} (no cache holds attention maps)",
+    **{need: f"{_FROM_TEACHER} (no cache holds {need})" for need in OF_ATTENTION},
 }
 
 
@@ -59,6 +83,7 @@ class Comparison:
         loss_positions: where distributions are compared, one of `LOSS_POSITIONS`.
         layer_groups: the layers that a loss compares, by its name.
         cached_groups: the groups whose hidden states the cache holds, in its order.
+        relation_heads: R of losses that compare relations.
     """
 
     temperature: float = 1.0
@@ -70,6 +95,7 @@ class Comparison:
     loss_positions: str = "masked"
     layer_groups: Mapping[str, tuple[LayerGroup, ...]] = dataclasses.field(default_factory=dict)
     cached_groups: tuple[TeacherGroup, ...] = ()
+    relation_heads: int = 1
 
     def __post_init__(self) -> None:
         if self.loss_positions == "all" and not self.live:
@@ -174,9 +200,8 @@ class Comparison:
             LABEL: True,
             TOPK: bool(self.cached_temperatures),
             HIDDEN: loss.over == MASKED and self.hidden_cached,
-            ATTENTION: False,
         }
-        if not (self.live or cached[loss.needs]):
+        if not (self.live or cached.get(loss.needs, False)):
             what, held = "top-k" if loss.needs == TOPK else loss.needs, ""
             if loss.needs == HIDDEN and self.cached_groups:
                 held = f" except of layers {', '.join(map(str, self.cached_groups))}"
@@ -387,7 +412,12 @@ class BatchComparison:
 
     def _layer_values(self, loss: Loss) -> list[Any]:
         """Returns a loss of each element that it is averaged over, for each layer group."""
-        side = self._hidden_states if loss.needs == HIDDEN else self._attention_maps
+        side = {
+            HIDDEN: self._hidden_states,
+            ATTENTION: self._attention_maps,
+            SCORES: self._attention_maps,
+            RELATIONS: self._relations,
+        }[loss.needs]
         batch = {**self._inputs, **self._targets}
         groups = self._comparison.layer_groups[loss.name]
         return [loss(*side(loss, group), batch) for group in groups]
@@ -420,8 +450,17 @@ class BatchComparison:
         return (student if project is None else project(student)), teacher
 
     def _attention_maps(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:
-        teacher = mean_attention(self._activations[TEACHER][ATTENTIONS], group.teacher)
-        return self._activations[STUDENT][ATTENTIONS][group.student - 1], teacher
+        (name,) = ACTIVATIONS[loss.needs]
+        teacher = mean_attention(self._activations[TEACHER][name], group.teacher)
+        return self._activations[STUDENT][name][group.student - 1], teacher
+
+    def _relations(self, loss: Loss, group: LayerGroup) -> tuple[list[Any], list[Any]]:
+        def select(model: str, layer: int) -> list[Any]:
+            tensors = (self._activations[model][name] for name in ACTIVATIONS[loss.needs])
+            heads = self._comparison.relation_heads
+            return [split_heads(of_layers[layer - 1], heads) for of_layers in tensors]
+
+        return select(STUDENT, group.student), select(TEACHER, group.teacher.last)
 
 
 def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -> tuple[Any, Any]:

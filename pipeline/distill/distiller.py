@@ -10,6 +10,7 @@ from keras import ops
 from data_specs import records
 from pipeline.base.seeding import hash64
 from pipeline.distill.comparison import (
+    ACTIVATIONS,
     CONFIDENCE,
     FIRST,
     GUESS,
@@ -20,10 +21,9 @@ from pipeline.distill.comparison import (
     mean_over_weights,
 )
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import ATTENTION, AVERAGES, HIDDEN, LABEL, LOSS_SHARES
+from pipeline.distill.losses.base import AVERAGES, HIDDEN, LOSS_SHARES, OF_ATTENTION
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
-from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM
 
 
@@ -161,11 +161,11 @@ class Distiller(keras.Model):
     ) -> dict[str, Any]:
         """Returns a model's activations that losses compare."""
         needs = {load_loss(name).needs for name in self.objective.weights}
+        wanted = [name for need in OF_ATTENTION if need in needs for name in ACTIVATIONS[need]]
+        found = model.activations(inputs, training=training, wanted=wanted)
         outputs = LOGITS if self._block_size is None else HEAD_STATES
-        names = {LABEL: outputs, HIDDEN: records.HIDDEN_STATES, ATTENTION: ATTENTIONS}
-        with_attentions = ATTENTION in needs
-        found = model.activations(inputs, training=training, with_attentions=with_attentions)
-        return {name: found[name] for need, name in names.items() if need in needs | {LABEL}}
+        names = [outputs, *(ACTIVATIONS[HIDDEN] if HIDDEN in needs else ()), *wanted]
+        return {name: found[name] for name in names}
 
     def compute_loss(
         self,

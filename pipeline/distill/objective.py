@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from keras import ops
@@ -10,7 +10,7 @@ from keras import ops
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.comparison import Comparison
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import ATTENTION, Loss
+from pipeline.distill.losses.base import OF_ATTENTION, RELATIONS, Loss
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.settings import DistillConfig
 from pipeline.models import layer_groups
@@ -98,8 +98,36 @@ def choose_objective(
             if load_loss(name).default_layer_groups is not None
         },
         cached_groups=cached,
+        relation_heads=_relation_heads(config, weights, student, teacher),
     )
     return Objective(weights, comparison, schedules)
+
+
+def _relation_heads(
+    config: DistillConfig,
+    losses: Iterable[str],
+    student: EncoderConfig,
+    teacher: EncoderConfig | None,
+) -> int:
+    """Returns how many relation heads both models' vectors are split into.
+
+    Raises:
+        InputError: they do not divide a hidden size.
+    """
+    needed = any(load_loss(name).needs == RELATIONS for name in losses)
+    if config.relation_heads is not None and not needed:
+        expected = "none without a loss of relations, such as relation_kl"
+        raise InputError(Setting("relation_heads"), expected, config.relation_heads)
+    if teacher is None or not needed:
+        return 1
+    heads = config.relation_heads or teacher.num_attention_heads
+    sizes = teacher.hidden_size, student.hidden_size
+    if any(size % heads for size in sizes):
+        expected = f"a number that divides the hidden sizes {sizes[0]} of the teacher and "
+        expected += f"{sizes[1]} of the student"
+        hint = f"for example {math.gcd(*sizes)}"
+        raise InputError(Setting("relation_heads"), expected, heads, hint)
+    return heads
 
 
 def _renamed(values: Mapping[str, Any], *, from_cache: bool) -> dict[str, Any]:
@@ -118,7 +146,7 @@ def _renamed(values: Mapping[str, Any], *, from_cache: bool) -> dict[str, Any]:
 def _groups(
     config: DistillConfig, loss: type[Loss], student: EncoderConfig, teacher: EncoderConfig | None
 ) -> tuple[LayerGroup, ...]:
-    """Returns the layers that a loss compares; of maps, checks that both models have equal ones."""
+    """Returns the layers that a loss compares, which both models must have."""
     if teacher is None:
         # Without a cache either: the loss is refused for that.
         return ()
@@ -127,14 +155,28 @@ def _groups(
         groups = layer_groups.parse_layer_groups(
             text, teacher.num_hidden_layers, student.num_hidden_layers
         )
-    if loss.needs != ATTENTION:
-        return groups
+    if loss.needs in OF_ATTENTION:
+        _expect_attention(groups, loss, config, student, teacher)
+    return groups
+
+
+def _expect_attention(
+    groups: Iterable[LayerGroup],
+    loss: type[Loss],
+    config: DistillConfig,
+    student: EncoderConfig,
+    teacher: EncoderConfig,
+) -> None:
+    """Raises InputError where the layers of a loss have no attention that can be compared."""
     for group in groups:
         if 0 in (group.teacher.first, group.student):
-            expected = f"layers from 1 on, as embeddings have no {ATTENTION}"
+            expected = f"for {loss.name} layers from 1 on, as embeddings have no {loss.needs}"
+            hint = "without `layer_groups` each loss compares the layers of its recipe"
+            raise InputError(Setting("layer_groups"), expected, group, hint)
+        if loss.needs == RELATIONS and group.teacher.first != group.teacher.last:
+            expected = f"for {loss.name} one teacher layer for a student layer"
             raise InputError(Setting("layer_groups"), expected, group)
     own, heads = student.num_attention_heads, teacher.num_attention_heads
-    if config.teacher is not None and own != heads:
+    if loss.needs != RELATIONS and config.teacher is not None and own != heads:
         expected = f"for {loss.name} a student of {heads} attention heads, as the teacher"
         raise InputError(Setting("losses"), expected, own)
-    return groups

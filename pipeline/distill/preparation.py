@@ -9,7 +9,7 @@ import keras
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import ATTENTION, HIDDEN
+from pipeline.distill.losses.base import ATTENTION, HIDDEN, OF_ATTENTION, RELATIONS, SCORES
 from pipeline.distill.objective import Objective, choose_objective
 from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
@@ -73,6 +73,11 @@ class Preparation:
             **settings,
             "hidden_groups": comparison.describe_groups(HIDDEN),
             "attention_groups": comparison.describe_groups(ATTENTION),
+            **{
+                name: groups
+                for name, need in (("score_groups", SCORES), ("relation_groups", RELATIONS))
+                if (groups := comparison.describe_groups(need))
+            },
             "losses": self.objective.weights,
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,
@@ -110,19 +115,20 @@ def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
     if ENCODER not in config.freeze:
         return
     for name in objective.weights:
-        if load_loss(name).needs in (HIDDEN, ATTENTION):
+        if load_loss(name).needs in (HIDDEN, *OF_ATTENTION):
             expected = f"losses of the output distribution together with `freeze`={ENCODER}"
             raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
 
 
 def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
     """Refuses losses of attention maps over inputs for which maps need too much memory."""
-    names = [name for name in objective.weights if load_loss(name).needs == ATTENTION]
+    names = [name for name in objective.weights if load_loss(name).needs in OF_ATTENTION]
     length = cache.manifest.max_seq_length
     if names and length > _MAX_MAP_LENGTH:
         received = f"{names[0]} for inputs of {length} tokens (max_seq_length of {cache.directory})"
-        hint = "a map has the square of that for each head and layer; compare hidden states instead"
-        expected = f"losses without {ATTENTION} above {_MAX_MAP_LENGTH} tokens"
+        hint = "they take the square of that for each head and layer; compare hidden states instead"
+        needs = load_loss(names[0]).needs
+        expected = f"losses without {needs} above {_MAX_MAP_LENGTH} tokens"
         raise InputError(Setting("losses"), expected, received, hint)
 
 

@@ -132,6 +132,13 @@ class DistillConfig(Settings):
         "layers and the student layer; for example 1-6:1,7-12:2. 0 is the embeddings' output. Each "
         "loss has its own default.",
     )
+    relation_heads: int | None = setting(
+        None,
+        "Heads that relation_kl splits queries, keys and values into; it divides the hidden sizes "
+        "of both models. The teacher's attention heads by default.",
+        low=1,
+        omit_default=True,
+    )
     freeze: tuple[str, ...] = setting(
         (),
         f"Parts that are not trained, of {', '.join(FREEZABLE)}. With encoder only the masked-LM "

@@ -11,11 +11,13 @@ from pipeline.base.errors import InputError
 from pipeline.distill.comparison import Comparison, mean_over_weights
 from pipeline.distill.losses import distributions
 from pipeline.distill.losses.attention_mse import AttentionMSE
+from pipeline.distill.losses.attention_score_mse import AttentionScoreMSE
 from pipeline.distill.losses.hidden_cosine import HiddenCosine
 from pipeline.distill.losses.hidden_mse import HiddenMSE, HiddenMSEMasked
 from pipeline.distill.losses.kl_divergence import KLDivergence
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.losses.probability_cosine import ProbabilityCosine
+from pipeline.distill.losses.relation_kl import RelationKL
 from pipeline.distill.losses.weights import WeightSchedule, parse_loss_schedules
 from pipeline.distill.objective import Objective
 from tests.distill.running import loss_values
@@ -26,8 +28,13 @@ def _mask(random: np.random.Generator, batch: int, length: int) -> np.ndarray:
     return (np.arange(length) < counts).astype("float32")
 
 
-def _attention_mse(teacher: np.ndarray, student: np.ndarray, mask: np.ndarray) -> float:
-    values = AttentionMSE()(student, teacher, {})
+def _attention_mse(
+    teacher: np.ndarray,
+    student: np.ndarray,
+    mask: np.ndarray,
+    loss: type[AttentionMSE] = AttentionMSE,
+) -> float:
+    values = loss()(student, teacher, {})
     mask = mask.astype("float32")
     return float(mean_over_weights(values, mask[:, :, None] * mask[:, None, :]))
 
@@ -52,6 +59,49 @@ def test_attention_mse_by_hand() -> None:
     mask = np.array([[1, 1, 0]], "int32")
     expected = (0 + 1 + 9 + 16) / 4
     assert (_attention_mse(teacher, student, mask)) == pytest.approx(expected)
+    assert (_attention_mse(teacher, student, mask, AttentionScoreMSE)) == pytest.approx(expected)
+
+
+def _relation_kl(teacher: Any, student: Any, mask: np.ndarray) -> float:
+    batch = {"input_mask": mask.astype("int32")}
+    values = RelationKL()(list(student), list(teacher), batch)
+    return float(mean_over_weights(values, mask.astype("float32")))
+
+
+def test_relation_kl_by_hand() -> None:
+    """One head of size 1, two tokens and one of padding; the student's keys alone differ.
+
+    The teacher's keys 0 and 1 relate as softmax(0, 0) and softmax(0, 1), the student's keys
+    0 and 0 evenly.
+    """
+    teacher = np.zeros((3, 1, 1, 3, 1), "float32")
+    student = np.zeros((3, 1, 1, 3, 1), "float32")
+    teacher[1, 0, 0, :, 0] = 0.0, 1.0, 7.0
+    mask = np.array([[1, 1, 0]])
+    p = np.array([1.0, np.e]) / (1.0 + np.e)
+    expected = (0.0 + (p * np.log(p / 0.5)).sum()) / 2
+    assert _relation_kl(teacher, student, mask) == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]))
+def test_relations_equal_a_plain_computation(seed: int, heads: int) -> None:
+    """Of models of 8 and 4 dimensions; padding is no key and no query."""
+    random = np.random.default_rng(seed)
+    mask = _mask(random, 2, 5)
+    sides = [random.normal(0, 1.5, (3, 2, heads, 5, size // heads)) for size in (8, 4)]
+    total = 0.0
+    for row, length in enumerate(mask.sum(axis=1).astype(int)):
+        for relation in range(3):
+            logs = []
+            for side in sides:
+                vectors = side[relation, row, :, :length]
+                scaled = vectors @ np.swapaxes(vectors, 1, 2) / np.sqrt(vectors.shape[-1])
+                weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+                logs.append(np.log(weights / weights.sum(axis=-1, keepdims=True)))
+            total += (np.exp(logs[0]) * (logs[0] - logs[1])).sum() / heads
+    received = _relation_kl(*(side.astype("float32") for side in sides), mask)
+    assert received == pytest.approx(total / mask.sum(), rel=1e-4, abs=1e-5)
+    assert _relation_kl(sides[0].astype("float32"), sides[0].astype("float32"), mask) == 0.0
 
 
 @given(st.integers(0, 10**6))
@@ -170,6 +220,42 @@ def test_hidden_mse_is_pytorchs() -> None:
     real = torch.tensor(mask) > 0
     expected = torch.nn.MSELoss()(torch.tensor(one)[real], torch.tensor(two)[real])
     _expect("hidden_mse", float(mean_over_weights(HiddenMSE()(one, two, {}), mask)), expected)
+
+
+@pytest.mark.peers
+def test_minilms_relations_are_pytorchs() -> None:
+    """KLDivLoss over softmax and log_softmax of each row's real tokens, three relations."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(6)
+    mask = _mask(random, 3, 7)
+    teacher, student = (
+        random.normal(0, 1, (3, 3, 4, 7, size)).astype("float32") for size in (12, 5)
+    )
+    total = 0.0
+    for row, length in enumerate(mask.sum(axis=1).astype(int)):
+        for relation in range(3):
+            one, two = (
+                torch.tensor(side[relation, row, :, :length]) for side in (teacher, student)
+            )
+            scores = [x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5 for x in (one, two)]
+            total += torch.nn.KLDivLoss(reduction="sum")(
+                torch.log_softmax(scores[1], dim=-1), torch.softmax(scores[0], dim=-1)
+            ) / len(one)
+    _expect("relation_kl", _relation_kl(teacher, student, mask), float(total) / mask.sum())
+
+
+@pytest.mark.peers
+def test_tinyberts_attention_loss_is_pytorchs() -> None:
+    """MSELoss over the scores of pairs of real tokens."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(7)
+    mask = _mask(random, 3, 6)
+    one, two = random.normal(0, 3, (2, 3, 4, 6, 6)).astype("float32")
+    real = torch.tensor(mask) > 0
+    pairs = (real[:, None, :, None] & real[:, None, None, :]).expand(3, 4, 6, 6)
+    expected = torch.nn.MSELoss()(torch.tensor(two)[pairs], torch.tensor(one)[pairs])
+    received = _attention_mse(one, two, mask, AttentionScoreMSE)
+    _expect("attention_score_mse", received, expected)
 
 
 @pytest.mark.peers

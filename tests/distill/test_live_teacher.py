@@ -300,6 +300,13 @@ OF_CACHE = NO_TEACHER | {"losses": "hidden_cosine", "input_dir": "cache"}
         ({"losses": "attention_mse", "layer_groups": "0-3:1"}, "layer_groups", "0-3:1"),
         ({"losses": "attention_mse"}, "layer_groups", "mean"),
         ({"losses": "hidden_mse"}, "layer_groups", "uniform"),
+        ({"losses": "attention_score_mse", "layer_groups": "0:0"}, "layer_groups", "0:0"),
+        ({"losses": "relation_kl", "layer_groups": "0:0"}, "layer_groups", "0:0"),
+        ({"losses": "relation_kl", "layer_groups": "1-2:1"}, "layer_groups", "1-2:1"),
+        ({"losses": "relation_kl", "relation_heads": 3}, "relation_heads", 3),
+        ({"losses": "masked_lm", "relation_heads": 4}, "relation_heads", 4),
+        (NO_TEACHER | {"losses": "relation_kl"}, "losses", "queries, keys and values"),
+        (NO_TEACHER | {"losses": "attention_score_mse"}, "layer_groups", "skip"),
         (NO_TEACHER | {"losses": "hidden_mse", "layer_groups": "0:0"}, "losses", "layers 1-3, 3"),
         ({"freeze": ("pooler",)}, "freeze", "pooler"),
         ({"teacher": "nowhere"}, "teacher", None),
@@ -312,6 +319,41 @@ def test_targets_and_layers_that_are_not_there_are_refused(
     with refused(setting, received):
         distilled(config, **{**changes, "input_dir": folder})
     assert not config.output_dir.exists()
+
+
+def test_attention_of_models_of_another_width_is_compared(config, tmp_path) -> None:
+    """Relations in heads of either's own size, beside the cache's top-k; every loss falls."""
+    student = dataclasses.replace(config.student, student_hidden_size=16, student_layers=3)
+    changed = dataclasses.replace(
+        config,
+        student=student,
+        losses={"relation_kl": 1.0, "attention_score_mse": 1.0, "masked_lm": 0.1},
+        layer_groups="1:1,3:3",
+        relation_heads=8,
+        num_train_steps=40,
+        save_checkpoints_steps=40,
+        log_steps=10,
+    )
+    training.distill(changed)
+    lines = read_lines(config.output_dir, "train")
+    for name in ("relation_kl", "attention_score_mse"):
+        assert lines[-1][name] < 0.9 * lines[0][name], name
+    request = preparation.prepare(changed).request()
+    assert (request["relation_groups"], request["score_groups"]) == ("1:1,3:3", "1:1,3:3")
+    assert request["relation_heads"] == 8
+
+
+def test_relations_of_a_copy_are_the_teachers(config, still_teacher_dir) -> None:
+    """In the first layer, of which a student that begins with the teacher's has the same."""
+    changes = {
+        "losses": {"relation_kl": 1.0, "attention_score_mse": 1.0},
+        "teacher": still_teacher_dir,
+        "student": StudentConfig(init_from=still_teacher_dir, student_layers=2),
+    }
+    same = _evaluate(config, layer_groups="1:1", **changes)
+    assert (same["relation_kl"], same["attention_score_mse"]) == (0.0, 0.0)
+    other = _evaluate(config, layer_groups="3:1", **changes)
+    assert min(other["relation_kl"], other["attention_score_mse"]) > 1e-4
 
 
 def test_attention_maps_of_other_numbers_of_heads_are_refused(config) -> None:

@@ -18,11 +18,11 @@ from pipeline.distill import losses
 from pipeline.distill.comparison import Comparison, mean_over_weights
 from pipeline.distill.distiller import CalibrationError
 from pipeline.distill.losses.base import (
-    ATTENTION,
     AVERAGES,
     HIDDEN,
     LABEL,
     MASKED,
+    OF_ATTENTION,
     TAIL_POLICIES,
     TOPK,
     Loss,
@@ -202,7 +202,7 @@ def test_every_loss_is_in_the_table_under_its_name() -> None:
 
 def test_every_loss_declares_what_it_needs_and_is_averaged_over() -> None:
     for loss in map(losses.load_loss, losses.LOSSES):
-        assert loss.needs in (TOPK, LABEL, HIDDEN, ATTENTION), loss
+        assert loss.needs in (TOPK, LABEL, HIDDEN, *OF_ATTENTION), loss
         assert loss.over in AVERAGES, loss
         assert loss.default_tail in (None, *TAIL_POLICIES), loss
         assert (loss.default_layer_groups is None) == (loss.needs in (TOPK, LABEL)), loss

@@ -20,6 +20,8 @@ LOSSES: Mapping[str, str] = {
     "hidden_mse": "hidden_mse:HiddenMSE",
     "hidden_mse_masked": "hidden_mse:HiddenMSEMasked",
     "attention_mse": "attention_mse:AttentionMSE",
+    "attention_score_mse": "attention_score_mse:AttentionScoreMSE",
+    "relation_kl": "relation_kl:RelationKL",
 }
 
 

@@ -5,11 +5,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 # What a loss needs of the teacher: its output distribution, nothing but the true token, its
-# hidden states, or its attention maps.
+# hidden states, its attention maps, the scores that they are made of, or the queries, keys
+# and values of its attention.
 TOPK = "topk"
 LABEL = "label"
 HIDDEN = "hidden states"
 ATTENTION = "attention maps"
+SCORES = "attention scores"
+RELATIONS = "queries, keys and values"
+# What attention makes: layers from 1 on have it, no cache holds it, and comparing it takes memory
+# that grows with the square of the length.
+OF_ATTENTION = (ATTENTION, SCORES, RELATIONS)
 
 # What a loss is averaged over, in the order of the columns of `LOSS_SHARES`.
 AVERAGES = MASKED, TOKENS, PAIRS = ("masked positions", "tokens", "pairs of tokens")
@@ -28,7 +34,7 @@ class Loss(abc.ABC):
 
     Attributes:
         name: in `--losses` and in metrics.jsonl.
-        needs: `TOPK`, `LABEL`, `HIDDEN` or `ATTENTION`.
+        needs: `TOPK`, `LABEL`, `HIDDEN` or one of `OF_ATTENTION`.
         over: what it is averaged over, one of `AVERAGES`.
         tempered: whether it compares distributions at the distillation temperature
             instead of at 1.
@@ -109,3 +115,15 @@ class AttentionLoss(Loss):
     needs = ATTENTION
     over = PAIRS
     default_layer_groups = "mean"
+
+
+class RelationLoss(Loss):
+    """Compares queries, keys and values of one layer of each model, in relation heads.
+
+    Both sides are sequences of these three, [B, R, L, d] with R relation heads of a size d of the
+    model's own.
+    """
+
+    needs = RELATIONS
+    over = TOKENS
+    default_layer_groups = "last"
