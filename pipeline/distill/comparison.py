@@ -12,10 +12,13 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.distill.losses import LOSSES, load_loss
 from pipeline.distill.losses.base import (
     ATTENTION,
+    EMBEDDING,
+    EXAMPLES,
     HIDDEN,
     LABEL,
     MASKED,
     OF_ATTENTION,
+    OF_POSITIONS,
     PAIRS,
     RELATIONS,
     SCORES,
@@ -62,6 +65,8 @@ _WAYS = {
     TOPK: f"a teacher cache (make one with create_teacher_output_data) or {_FROM_TEACHER}",
     HIDDEN: "a teacher cache of create_teacher_output_data `cache_hidden_states`=… or "
     f"{_FROM_TEACHER}",
+    EMBEDDING: "a teacher cache of create_teacher_output_data `cache_embedding`=… or "
+    f"{_FROM_TEACHER}",
     **{need: f"{_FROM_TEACHER} (no cache holds {need})" for need in OF_ATTENTION},
 }
 
@@ -84,6 +89,8 @@ class Comparison:
         layer_groups: the layers that a loss compares, by its name.
         cached_groups: the groups whose hidden states the cache holds, in its order.
         relation_heads: R of losses that compare relations.
+        pooling: of the embeddings that are compared.
+        cached_pooling: of the embeddings that the cache holds; None where it holds none.
     """
 
     temperature: float = 1.0
@@ -96,6 +103,8 @@ class Comparison:
     layer_groups: Mapping[str, tuple[LayerGroup, ...]] = dataclasses.field(default_factory=dict)
     cached_groups: tuple[TeacherGroup, ...] = ()
     relation_heads: int = 1
+    pooling: str = "mean"
+    cached_pooling: str | None = None
 
     def __post_init__(self) -> None:
         if self.loss_positions == "all" and not self.live:
@@ -129,6 +138,11 @@ class Comparison:
         groups = self.groups(HIDDEN)
         return bool(groups) and {group.teacher for group in groups} <= set(self.cached_groups)
 
+    @property
+    def embedding_cached(self) -> bool:
+        """Whether the cache holds the embeddings that are compared."""
+        return self.cached_pooling == self.pooling
+
     def groups(self, need: str) -> tuple[LayerGroup, ...]:
         """Returns the layers compared by losses with a need, each group once."""
         return tuple(dict.fromkeys(itertools.chain(*self._groups_of_losses(need))))
@@ -161,7 +175,7 @@ class Comparison:
         names = set(names)
         settings = {"temperature": self.temperature, "tail": self.tail}
         losses = [load_loss(name)(**settings) for name in LOSSES if name in names]
-        return sorted(losses, key=lambda loss: (bool(loss.default_layer_groups), loss.temperature))
+        return sorted(losses, key=lambda loss: (loss.needs not in OF_POSITIONS, loss.temperature))
 
     def over(self, loss: Loss) -> str:
         """Returns what a loss is averaged over, one of `losses.base.AVERAGES`."""
@@ -200,13 +214,17 @@ class Comparison:
             LABEL: True,
             TOPK: bool(self.cached_temperatures),
             HIDDEN: loss.over == MASKED and self.hidden_cached,
+            EMBEDDING: self.embedding_cached,
         }
         if not (self.live or cached.get(loss.needs, False)):
             what, held = "top-k" if loss.needs == TOPK else loss.needs, ""
             if loss.needs == HIDDEN and self.cached_groups:
                 held = f" except of layers {', '.join(map(str, self.cached_groups))}"
+            if loss.needs == EMBEDDING and self.cached_pooling is not None:
+                held = f" except those of the pooling {self.cached_pooling}"
             received = f"{name} needs the teacher's {what}, and nothing here holds any{held}"
             wanted = ",".join(str(group.teacher) for group in self.groups(HIDDEN))
+            wanted = self.pooling if loss.needs == EMBEDDING else wanted
             hint = _WAYS[loss.needs].replace("…", wanted or "…")
             raise InputError(Setting("losses"), received=received, hint=f"expected {hint}")
 
@@ -323,6 +341,7 @@ class BatchComparison:
             layer; empty where the sizes are equal.
         vocabulary: makes the logits in blocks of positions; None to take those of the
             activations.
+        embeddings: float32 [B, D] of both, of equal sizes; none where they are not compared.
     """
 
     def __init__(
@@ -333,7 +352,9 @@ class BatchComparison:
         activations: Mapping[str, Mapping[str, Any]],
         projections: Mapping[int, Any] | None = None,
         vocabulary: Vocabulary | None = None,
+        embeddings: Mapping[str, Any] | None = None,
     ) -> None:
+        self._embeddings = embeddings or {}
         self._comparison = comparison
         self._inputs = inputs
         self._targets = targets
@@ -400,7 +421,7 @@ class BatchComparison:
         """
         # All values before the means: the order decides the last bits of gradients.
         values = [
-            self._layer_values(loss) if loss.default_layer_groups else [at_positions[loss.name]]
+            [at_positions[loss.name]] if loss.name in at_positions else self._layer_values(loss)
             for loss in losses
         ]
         means = {}
@@ -411,7 +432,12 @@ class BatchComparison:
         return means
 
     def _layer_values(self, loss: Loss) -> list[Any]:
-        """Returns a loss of each element that it is averaged over, for each layer group."""
+        """Returns a loss of each element that it is averaged over, for each layer group.
+
+        Embeddings are compared once.
+        """
+        if loss.needs == EMBEDDING:
+            return [loss(self._embeddings[STUDENT], self._embeddings[TEACHER], self._targets)]
         side = {
             HIDDEN: self._hidden_states,
             ATTENTION: self._attention_maps,
@@ -423,12 +449,14 @@ class BatchComparison:
         return [loss(*side(loss, group), batch) for group in groups]
 
     def _weights(self, loss: Loss) -> Any:
-        """Returns 1 for what counts and 0 for padding: [B, P], [B, L] or [B, L, L]."""
+        """Returns 1 for what counts and 0 for padding: [B, P], [B, L], [B, L, L] or [B]."""
         over = self._comparison.over(loss)
         if over == MASKED:
             spread = loss.needs in (LABEL, TOPK)
             return self.weights if spread else self._targets[records.MASKED_LM_WEIGHTS]
         mask = ops.cast(self._inputs[records.INPUT_MASK], "float32")
+        if over == EXAMPLES:
+            return ops.max(mask, axis=1)
         return ops.expand_dims(mask, 2) * ops.expand_dims(mask, 1) if over == PAIRS else mask
 
     def _hidden_states(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:

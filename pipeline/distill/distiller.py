@@ -21,9 +21,17 @@ from pipeline.distill.comparison import (
     mean_over_weights,
 )
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import AVERAGES, HIDDEN, LOSS_SHARES, OF_ATTENTION
+from pipeline.distill.losses.base import (
+    AVERAGES,
+    EMBEDDING,
+    HIDDEN,
+    LOSS_SHARES,
+    OF_ATTENTION,
+    OF_POSITIONS,
+)
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
+from pipeline.models.embeddings import embed
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM
 
 
@@ -79,6 +87,7 @@ class Distiller(keras.Model):
         teacher: a live one, which stays as it is; None where the cache holds all.
         teacher_hidden_size: of the states that are compared with the student's; a
             student of another size gets a learned projection for each layer group.
+        teacher_embedding_size: of the embeddings, likewise.
         num_steps: updates in all, over which weights of losses change.
         steps_per_update: calls of the optimizer that make one update.
         seed: of the projections' first weights.
@@ -93,6 +102,7 @@ class Distiller(keras.Model):
         *,
         teacher: MaskedLM | None = None,
         teacher_hidden_size: int | None = None,
+        teacher_embedding_size: int | None = None,
         num_steps: int = 1,
         steps_per_update: int = 1,
         seed: int = 0,
@@ -117,6 +127,16 @@ class Distiller(keras.Model):
             kind = {"dtype": "int32", "initializer": "zeros", "trainable": False}
             self._step = self.add_weight(name="step", shape=(), **kind)
         self.projections = self._make_projections(teacher_hidden_size, seed)
+        needs = {load_loss(name).needs for name in objective.weights}
+        self._compares_embeddings = EMBEDDING in needs
+        self.embedding_projection = None
+        if EMBEDDING in needs and teacher_embedding_size != student.config.hidden_size:
+            self.embedding_projection = self._projection(
+                "embedding_projection",
+                teacher_embedding_size,
+                use_bias=True,
+                seed=hash64(seed, "embedding projection", ""),
+            )
         self.built = True
 
     def _make_projections(self, size: int | None, seed: int) -> dict[int, keras.layers.Layer]:
@@ -126,18 +146,23 @@ class Distiller(keras.Model):
             return {}
         projections: dict[int, keras.layers.Layer] = {}
         for group in comparison.groups(HIDDEN):
-            if group.student in projections:
-                continue
-            drawn = hash64(seed, "hidden projection", str(group)) % 2**31
-            initializer = keras.initializers.LecunNormal(seed=drawn)
-            projections[group.student] = keras.layers.Dense(
-                size,
-                use_bias=comparison.projects_with_bias(group.student),
-                kernel_initializer=initializer,
-                name=f"hidden_projection_{group.student}",
-            )
-            projections[group.student].build((None, None, own_size))
+            if group.student not in projections:
+                projections[group.student] = self._projection(
+                    f"hidden_projection_{group.student}",
+                    size,
+                    use_bias=comparison.projects_with_bias(group.student),
+                    seed=hash64(seed, "hidden projection", str(group)),
+                )
         return projections
+
+    def _projection(self, name: str, size: int, *, use_bias: bool, seed: int) -> keras.layers.Layer:
+        """Returns a learned projection from the student's hidden size to another."""
+        initializer = keras.initializers.LecunNormal(seed=seed % 2**31)
+        layer = keras.layers.Dense(
+            size, use_bias=use_bias, kernel_initializer=initializer, name=name
+        )
+        layer.build((None, None, self.student.config.hidden_size))
+        return layer
 
     @property
     def state_variables(self) -> list[keras.Variable]:
@@ -183,11 +208,17 @@ class Distiller(keras.Model):
         del sample_weight
         comparison = self.objective.comparison
         batch = BatchComparison(
-            comparison, x, y, y_pred, self.projections, self._vocabulary(training)
+            comparison,
+            x,
+            y,
+            y_pred,
+            self.projections,
+            self._vocabulary(training),
+            self._embeddings(x, y, training) if self._compares_embeddings else None,
         )
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
         losses = comparison.losses(self.objective.weights if training else self._means)
-        of_positions = [loss for loss in losses if not loss.default_layer_groups]
+        of_positions = [loss for loss in losses if loss.needs in OF_POSITIONS]
         at_positions = batch.at_positions(of_positions, with_guesses=not training)
         measured, means = batch.means(losses, at_positions), {}
         for loss in losses:
@@ -200,6 +231,17 @@ class Distiller(keras.Model):
         if not training:
             self._update_guesses(batch, at_positions)
         return self.objective.total(means, self._progress(training))
+
+    def _embeddings(self, x: Any, y: Any, training: bool) -> dict[str, Any]:
+        """Returns both models' embeddings of the inputs before masking."""
+        comparison, labels = self.objective.comparison, y[records.MASKED_LM_IDS]
+        student = embed(self.student, x, labels, comparison.pooling, training)
+        if self.embedding_projection is not None:
+            student = self.embedding_projection(student)
+        if comparison.embedding_cached:
+            return {STUDENT: student, TEACHER: y[records.EMBEDDING]}
+        teacher = embed(self.teacher, x, labels, comparison.pooling, False)
+        return {STUDENT: student, TEACHER: ops.stop_gradient(teacher)}
 
     def _vocabulary(self, training: bool) -> Vocabulary | None:
         if self._block_size is None:

@@ -9,8 +9,8 @@ from keras import ops
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.comparison import Comparison
-from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import OF_ATTENTION, RELATIONS, Loss
+from pipeline.distill.losses import LOSSES, load_loss
+from pipeline.distill.losses.base import EMBEDDING, OF_ATTENTION, RELATIONS, Loss
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.settings import DistillConfig
 from pipeline.models import layer_groups
@@ -84,6 +84,8 @@ def choose_objective(
         _renamed(values, from_cache=bool(cached) and not live)
         for values in (config.losses, config.loss_schedules)
     )
+    cached_pooling = None if info is None else info.embedding
+    _expect_used(config, weights)
     comparison = Comparison(
         temperature=config.temperature,
         tail=config.tail,
@@ -99,8 +101,24 @@ def choose_objective(
         },
         cached_groups=cached,
         relation_heads=_relation_heads(config, weights, student, teacher),
+        pooling=config.embedding_pooling or cached_pooling or "mean",
+        cached_pooling=cached_pooling,
     )
     return Objective(weights, comparison, schedules)
+
+
+# Settings that change only the losses with a need.
+_SETTINGS_OF_NEEDS = {"relation_heads": RELATIONS, "embedding_pooling": EMBEDDING}
+
+
+def _expect_used(config: DistillConfig, losses: Iterable[str]) -> None:
+    """Raises InputError where a setting is given that changes none of the losses."""
+    needs = {load_loss(name).needs for name in losses}
+    for name, need in _SETTINGS_OF_NEEDS.items():
+        if (value := getattr(config, name)) is not None and need not in needs:
+            names = [loss for loss in LOSSES if load_loss(loss).needs == need]
+            expected = f"none unless `losses` has {' or '.join(names)}"
+            raise InputError(Setting(name), expected, value)
 
 
 def _relation_heads(
@@ -114,11 +132,7 @@ def _relation_heads(
     Raises:
         InputError: they do not divide a hidden size.
     """
-    needed = any(load_loss(name).needs == RELATIONS for name in losses)
-    if config.relation_heads is not None and not needed:
-        expected = "none without a loss of relations, such as relation_kl"
-        raise InputError(Setting("relation_heads"), expected, config.relation_heads)
-    if teacher is None or not needed:
+    if teacher is None or not any(load_loss(name).needs == RELATIONS for name in losses):
         return 1
     heads = config.relation_heads or teacher.num_attention_heads
     sizes = teacher.hidden_size, student.hidden_size

@@ -9,7 +9,14 @@ import keras
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import ATTENTION, HIDDEN, OF_ATTENTION, RELATIONS, SCORES
+from pipeline.distill.losses.base import (
+    ATTENTION,
+    HIDDEN,
+    OF_ATTENTION,
+    OF_POSITIONS,
+    RELATIONS,
+    SCORES,
+)
 from pipeline.distill.objective import Objective, choose_objective
 from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
@@ -36,6 +43,7 @@ class Preparation:
         teacher: a live one; None without.
         objective: of the training.
         teacher_hidden_size: of the states that are compared with the student's; None if unknown.
+        teacher_embedding_size: of the embeddings, likewise.
     """
 
     config: DistillConfig
@@ -44,6 +52,7 @@ class Preparation:
     teacher: model_directory.ModelSource | None
     objective: Objective
     teacher_hidden_size: int | None
+    teacher_embedding_size: int | None
 
     def block_size(self) -> int | None:
         """Returns the most positions whose logits are computed at once; None for all."""
@@ -105,9 +114,12 @@ def prepare(config: DistillConfig) -> Preparation:
     _expect_trained_losses(config, objective)
     _expect_short_maps(cache, objective)
     size = None if known is None else known.hidden_size
-    if objective.comparison.hidden_cached and info is not None:
-        size = info.hidden_size
-    return Preparation(config, cache, start, teacher, objective, size)
+    cached_size = None if info is None else info.hidden_size
+    hidden, embedding = (
+        cached_size if is_cached else size
+        for is_cached in (objective.comparison.hidden_cached, objective.comparison.embedding_cached)
+    )
+    return Preparation(config, cache, start, teacher, objective, hidden, embedding)
 
 
 def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
@@ -115,7 +127,7 @@ def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
     if ENCODER not in config.freeze:
         return
     for name in objective.weights:
-        if load_loss(name).needs in (HIDDEN, *OF_ATTENTION):
+        if load_loss(name).needs not in OF_POSITIONS:
             expected = f"losses of the output distribution together with `freeze`={ENCODER}"
             raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from data_specs.records import POOLINGS
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.errors import InputError, Setting
@@ -137,6 +138,13 @@ class DistillConfig(Settings):
         "Heads that relation_kl splits queries, keys and values into; it divides the hidden sizes "
         "of both models. The teacher's attention heads by default.",
         low=1,
+        omit_default=True,
+    )
+    embedding_pooling: str | None = setting(
+        None,
+        "Pooling of the last hidden states to the embeddings that embedding_cosine and "
+        "embedding_mse compare: cls, or mean over all tokens. The cache's by default, else mean.",
+        choices=POOLINGS,
         omit_default=True,
     )
     freeze: tuple[str, ...] = setting(

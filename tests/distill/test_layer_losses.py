@@ -12,6 +12,8 @@ from pipeline.distill.comparison import Comparison, mean_over_weights
 from pipeline.distill.losses import distributions
 from pipeline.distill.losses.attention_mse import AttentionMSE
 from pipeline.distill.losses.attention_score_mse import AttentionScoreMSE
+from pipeline.distill.losses.embedding_cosine import EmbeddingCosine
+from pipeline.distill.losses.embedding_mse import EmbeddingMSE
 from pipeline.distill.losses.hidden_cosine import HiddenCosine
 from pipeline.distill.losses.hidden_mse import HiddenMSE, HiddenMSEMasked
 from pipeline.distill.losses.kl_divergence import KLDivergence
@@ -42,13 +44,14 @@ def _attention_mse(
 def test_hidden_cosine_by_hand() -> None:
     teacher = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]], "float32")
     student = np.array([[6.0, 8.0], [0.0, 5.0], [0.0, -1.0]], "float32")
-    np.testing.assert_allclose(HiddenCosine()(student, teacher, {}), [0.0, 1.0, 2.0], atol=1e-6)
+    for loss in (HiddenCosine, EmbeddingCosine):
+        np.testing.assert_allclose(loss()(student, teacher, {}), [0.0, 1.0, 2.0], atol=1e-6)
 
 
 def test_hidden_mse_by_hand() -> None:
     teacher = np.array([[3.0, 4.0], [1.0, 0.0]], "float32")
     student = np.array([[3.0, 4.0], [0.0, 5.0]], "float32")
-    for loss in (HiddenMSE, HiddenMSEMasked):
+    for loss in (HiddenMSE, HiddenMSEMasked, EmbeddingMSE):
         np.testing.assert_allclose(loss()(student, teacher, {}), [0.0, (1 + 25) / 2], rtol=1e-6)
 
 
@@ -220,6 +223,20 @@ def test_hidden_mse_is_pytorchs() -> None:
     real = torch.tensor(mask) > 0
     expected = torch.nn.MSELoss()(torch.tensor(one)[real], torch.tensor(two)[real])
     _expect("hidden_mse", float(mean_over_weights(HiddenMSE()(one, two, {}), mask)), expected)
+
+
+@pytest.mark.peers
+def test_losses_of_embeddings_are_pytorchs() -> None:
+    """CosineEmbeddingLoss and MSELoss of pooled vectors."""
+    torch = pytest.importorskip("torch")
+    one, two = np.random.default_rng(8).normal(0, 1, (2, 5, 16)).astype("float32")
+    weights = np.ones(5, "float32")
+    expected = torch.nn.CosineEmbeddingLoss()(torch.tensor(one), torch.tensor(two), torch.ones(5))
+    received = mean_over_weights(EmbeddingCosine()(one, two, {}), weights)
+    _expect("embedding_cosine", float(received), expected)
+    expected = torch.nn.MSELoss()(torch.tensor(one), torch.tensor(two))
+    received = mean_over_weights(EmbeddingMSE()(one, two, {}), weights)
+    _expect("embedding_mse", float(received), expected)
 
 
 @pytest.mark.peers

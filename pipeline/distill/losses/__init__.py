@@ -22,6 +22,8 @@ LOSSES: Mapping[str, str] = {
     "attention_mse": "attention_mse:AttentionMSE",
     "attention_score_mse": "attention_score_mse:AttentionScoreMSE",
     "relation_kl": "relation_kl:RelationKL",
+    "embedding_cosine": "embedding_cosine:EmbeddingCosine",
+    "embedding_mse": "embedding_mse:EmbeddingMSE",
 }
 
 
