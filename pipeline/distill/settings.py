@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Self
 
+from data_specs.records import POOLINGS
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.distribution import ALONE, DISTRIBUTIONS
@@ -160,8 +161,23 @@ class DistillConfig(Settings):
     # The run configuration holds the layers that it names.
     layer_groups: str | None = unrecorded(
         None,
-        "Layers that the losses on layers compare: last, mean, skip, or a list of teacher layers "
-        "and the student layer; for example 1-6:1,7-12:2. Each loss has its own default.",
+        "Layers that the losses on layers compare: last, mean, skip, uniform, or a list of teacher "
+        "layers and the student layer; for example 1-6:1,7-12:2. 0 is the embeddings' output. Each "
+        "loss has its own default.",
+    )
+    relation_heads: int | None = setting(
+        None,
+        "Heads that relation_kl splits queries, keys and values into; it divides the hidden sizes "
+        "of both models. The teacher's attention heads by default.",
+        low=1,
+        omit_default=True,
+    )
+    embedding_pooling: str | None = setting(
+        None,
+        "Pooling of the last hidden states to the embeddings that embedding_cosine and "
+        "embedding_mse compare: cls, or mean over all tokens. The cache's by default, else mean.",
+        choices=POOLINGS,
+        omit_default=True,
     )
     freeze: tuple[str, ...] = setting(
         (),

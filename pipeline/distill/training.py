@@ -340,6 +340,7 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
         run.objective,
         teacher=teacher,
         teacher_hidden_size=run.teacher_hidden_size,
+        teacher_embedding_size=run.teacher_embedding_size,
         num_steps=config.num_train_steps,
         steps_per_update=steps_per_update,
         seed=config.random_seed,

@@ -186,8 +186,9 @@ def parse_batch(
         and `masked_lm_ids` [B, P]; float32 `masked_lm_weights` [B, P], 1 at real
         positions; from a teacher cache `topk_ids` int32 and `topk_logits`
         float32 [B, P, K] and `log_tail_masses` float32 [B, P, T], and where it has
-        them `hidden_states` float32 [B, P, G, D]. Padding is 0, and −inf in the
-        tails. Where a real position has fewer ids, `NO_ID` and its logit follow.
+        them `hidden_states` float32 [B, P, G, D] and `embedding` float32 [B, D].
+        Padding is 0, and −inf in the tails. Where a real position has fewer ids,
+        `NO_ID` and its logit follow.
 
     Raises:
         ValueError: a teacher cache without its codec.
@@ -221,4 +222,7 @@ def parse_batch(
         hidden_codec = manifest.teacher_info.hidden_codec()
         if hidden_codec is not None:
             batch[records.HIDDEN_STATES] = hidden_codec.decode_tensors(tf, parsed, sizes["P"])
+        if manifest.teacher_info.embedding is not None:
+            embedding = padded(records.EMBEDDING_FEATURE)
+            batch[records.EMBEDDING] = tf.cast(embedding, tf.float32)
     return batch

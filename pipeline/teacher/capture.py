@@ -22,14 +22,14 @@ from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
 from pipeline.hub import models
-from pipeline.models import layer_groups, position_blocks
+from pipeline.models import embeddings, layer_groups, position_blocks
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
-from pipeline.storage import cache_input, cache_tokenizer, serialization
+from pipeline.storage import arrays, cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs import CODECS, HiddenCodec, TopKCodec
@@ -132,6 +132,9 @@ def run_configuration(
     settings = config.decisive()
     groups = find_groups(config, source)
     del settings["cache_hidden_states"]
+    if config.cache_embedding is not None:
+        settings["embedding"] = settings.pop("cache_embedding")
+        settings["hidden_size"] = source.config.hidden_size
     if groups:
         settings["hidden_groups"] = [str(group) for group in groups]
         settings["hidden_size"] = source.config.hidden_size
@@ -291,6 +294,7 @@ class Capture:
         scores: LabelScores,
     ) -> list[dict[str, bytes]]:
         """Returns what the cache adds to each example of a batch, whose labels are scored."""
+        of_examples = self._embeddings(output, len(examples))
         kept, row_splits = forward.real_positions(output, examples)
         sampled = self.info.truncation == SAMPLED
         exact = kept.pop(LOGITS) if sampled else kept[records.TOPK_LOGITS]
@@ -307,7 +311,19 @@ class Capture:
             temperatures=self.info.temperatures,
             hidden_states=kept.get(records.HIDDEN_STATES),
         )
-        return targets.to_features(self.codec, row_splits, self.hidden_codec)
+        features = targets.to_features(self.codec, row_splits, self.hidden_codec)
+        return [{**one, **other} for one, other in zip(features, of_examples, strict=True)]
+
+    def _embeddings(self, output: Mapping[str, np.ndarray], count: int) -> list[dict[str, bytes]]:
+        """Returns the features of the embeddings of a batch's examples; none without."""
+        if self.info.embedding is None:
+            return [{}] * count
+        values = output[records.EMBEDDING][:count]
+        if not (np.abs(values) <= np.finfo(np.float16).max).all():
+            received = "NaN, infinity or numbers beyond float16"
+            raise InputError(Setting("teacher"), "embeddings of finite numbers", received)
+        feature, size = records.EMBEDDING_FEATURE, self.manifest.vocab.size
+        return [{feature.name: arrays.encode(feature, one, size)} for one in values]
 
 
 def keep_hidden_states(
@@ -357,6 +373,9 @@ def keep_function(
             kept[LOGITS] = outputs[LOGITS]
         if groups:
             kept[records.HIDDEN_STATES] = keep_hidden_states(groups, outputs, batch)
+        if config.cache_embedding is not None:
+            labels, pooling = batch[records.MASKED_LM_IDS], config.cache_embedding
+            kept[records.EMBEDDING] = embeddings.embed(model, batch, labels, pooling)
         return kept
 
     return keep

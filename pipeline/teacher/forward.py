@@ -139,10 +139,10 @@ def run_examples(
 def real_positions(
     output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
 ) -> tuple[Arrays, np.ndarray]:
-    """Removes the padding of a batch's output.
+    """Removes the padding of a batch's output; embeddings, which are of examples, are left out.
 
     Args:
-        output: [B, P, …] each, as the compiled forward pass returns it.
+        output: [B, P, …] each but the embeddings, as the compiled forward pass returns it.
         examples: those of the batch.
 
     Returns:
@@ -150,6 +150,7 @@ def real_positions(
         begin.
     """
     counts = np.array([len(example.masked_lm_ids) for example in examples])
+    output = {name: value for name, value in output.items() if name != records.EMBEDDING}
     width = next(iter(output.values())).shape[1]
     real = np.arange(width) < counts[:, np.newaxis]
     kept = {name: value[: len(examples)][real] for name, value in output.items()}

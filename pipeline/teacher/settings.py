@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from data_specs.records import POOLINGS
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
 from pipeline.base.distribution import ALONE, DATA_PARALLEL, DISTRIBUTIONS
@@ -78,6 +79,14 @@ class TeacherCacheConfig(Settings):
     )
     hidden_encoding: str = setting(
         "float16", "Codec of the hidden states.", choices=tuple(HIDDEN_CODECS)
+    )
+    cache_embedding: str | None = setting(
+        None,
+        "Pooling of the teacher's last hidden states to an embedding of each example, which is "
+        "stored: cls, or mean over all tokens. The teacher reads the example without masks, a "
+        "second time.",
+        choices=POOLINGS,
+        omit_default=True,
     )
     compute_dtype: str = setting(
         FLOAT32,

@@ -92,6 +92,7 @@ def build_distiller(workload: Workload) -> "Distiller":
         objective,
         teacher=build_teacher(workload) if workload.live else None,
         teacher_hidden_size=workload.teacher.hidden_size,
+        teacher_embedding_size=workload.teacher.hidden_size,
         num_steps=config.num_train_steps,
         steps_per_update=config.gradient_accumulation_steps,
         seed=_SEED,
