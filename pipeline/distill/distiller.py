@@ -75,7 +75,7 @@ def _make_means(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
 
 
 class Distiller(keras.Model):
-    """Trains a student by an objective.
+    """Trains a student by an objective; its masked-LM head stays where no loss depends on it.
 
     Called with a batch's inputs it returns the activations of the student and of the live
     teacher, if there is one; `compute_loss` compares these with each other and with the
@@ -114,6 +114,9 @@ class Distiller(keras.Model):
         self.teacher = teacher
         if teacher is not None:
             teacher.trainable = False
+        if not objective.trains_head:
+            # What has no gradient would still decay on JAX.
+            student.head.trainable = False
         self._means = _make_means(objective.comparison.reported(objective.weights))
         of_teacher = ["teacher_agreement", "teacher_accuracy"]
         guesses = ["masked_lm_accuracy", *of_teacher * objective.comparison.has_teacher]

@@ -10,7 +10,13 @@ from keras import ops
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.comparison import Comparison
 from pipeline.distill.losses import LOSSES, load_loss
-from pipeline.distill.losses.base import EMBEDDING, OF_ATTENTION, RELATIONS, Loss
+from pipeline.distill.losses.base import (
+    EMBEDDING,
+    OF_ATTENTION,
+    OF_POSITIONS,
+    RELATIONS,
+    Loss,
+)
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.settings import DistillConfig
 from pipeline.models import layer_groups
@@ -36,6 +42,11 @@ class Objective:
     def __post_init__(self) -> None:
         for name in self.weights:
             self.comparison.expect_target(name)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether a loss depends on the student's masked-LM head."""
+        return any(load_loss(name).needs in OF_POSITIONS for name in self.weights)
 
     def weight(self, name: str, progress: Any) -> Any:
         """Returns a loss's weight.

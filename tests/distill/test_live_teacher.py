@@ -18,6 +18,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.records import read_examples
 from tests.conftest import make_cache, save_tiny_bert
 from tests.distill.running import (
+    assert_equal_arrays,
     assert_same_weights,
     distilled,
     interrupt_at,
@@ -343,6 +344,20 @@ def test_attention_of_models_of_another_width_is_compared(config, tmp_path) -> N
     request = preparation.prepare(changed).request()
     assert (request["relation_groups"], request["score_groups"]) == ("1:1,3:3", "1:1,3:3")
     assert request["relation_heads"] == 8
+
+
+@pytest.mark.filterwarnings("error:Gradients do not exist")
+def test_a_head_that_no_loss_trains_stays(config, teacher_dir, capsys) -> None:
+    """Also under weight decay; one line says so."""
+    distilled(config, losses={"relation_kl": 1.0}, weight_decay=0.5, learning_rate=0.01)
+    trained, teacher = read_weights(config.output_dir), read_weights(teacher_dir)
+    heads = [name for name in teacher if name.startswith("cls.predictions")]
+    assert len(heads) >= 5
+    assert_equal_arrays(*({name: one[name] for name in heads} for one in (trained, teacher)))
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not np.array_equal(trained[name], teacher[name])
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("masked-LM head" in line and "relation_kl" in line for line in lines) == 1
 
 
 def test_relations_of_a_copy_are_the_teachers(config, still_teacher_dir) -> None:
