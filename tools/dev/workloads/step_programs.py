@@ -65,7 +65,15 @@ class Workload:
         """Returns what the teacher cache holds; None where the teacher is live."""
         if self.live:
             return None
-        return TeacherInfo(self.cached_ids, "float16", _TEMPERATURES, teacher={}, parent={})
+        return TeacherInfo(
+            self.cached_ids,
+            "float16",
+            _TEMPERATURES,
+            teacher={},
+            parent={},
+            hidden_size=self.teacher.hidden_size,
+            embedding=self.config.embedding_pooling,
+        )
 
 
 def build_distiller(workload: Workload) -> "Distiller":
@@ -176,6 +184,9 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
         targets[records.TOPK_LOGITS] = np.broadcast_to(logits, shape).copy()
         tails = (*labels.shape, len(_TEMPERATURES))
         targets[records.LOG_TAIL_MASSES] = np.full(tails, np.log(0.05), np.float32)
+        if workload.config.embedding_pooling is not None:
+            size = workload.teacher.hidden_size
+            targets[records.EMBEDDING] = random.normal(size=(batch_size, size)).astype(np.float32)
     return inputs, targets
 
 
@@ -219,13 +230,21 @@ def forward_flops(config: EncoderConfig, length: int, positions: int) -> float:
 
 
 def step_flops(workload: Workload) -> float:
-    """Returns the operations of a step of stage 2 for one example, a live teacher's included."""
+    """Returns the operations of a step of stage 2 for one example, a live teacher's included.
+
+    The products that losses of attention make themselves are not counted.
+    """
     length = workload.max_seq_length
     everywhere = workload.config.loss_positions == "all"
     positions = length if everywhere else workload.max_predictions_per_seq
     flops = 3.0 * forward_flops(workload.student, length, positions)
     if workload.live:
         flops += forward_flops(workload.teacher, length, positions)
+    if workload.config.embedding_pooling is not None:
+        # The input once more, without masks and through no vocabulary.
+        flops += 3.0 * forward_flops(workload.student, length, 0)
+        if workload.live:
+            flops += forward_flops(workload.teacher, length, 0)
     return flops
 
 
