@@ -1,27 +1,38 @@
 """Running commands and other tools from a tool, as one would type it, step by step."""
 
+import collections
+import concurrent.futures
 import dataclasses
+import multiprocessing
 import shlex
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
+from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 
 _SETTINGS_FILE = "settings.json"
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step of a tool, done when the file it leaves is there."""
+    """A step of a tool, done when the file it leaves is there.
+
+    Steps of one `kind` take about equally long: from those that are made follows how long those
+    to come take.
+    """
 
     title: str
     result: Location
     make: Callable[[], None]
+    kind: str | None = None
 
 
 def make_steps(steps: Sequence[Step], begun: float, num_more: int = 0) -> None:
@@ -32,17 +43,71 @@ def make_steps(steps: Sequence[Step], begun: float, num_more: int = 0) -> None:
         begun: when the program began, on the monotonic clock.
         num_more: steps that follow these.
     """
+    seconds: dict[str | None, list[float]] = collections.defaultdict(list)
     for number, step in enumerate(steps, 1):
         done = " (done before)" if step.result.is_file() else ""
-        show_step(number, len(steps) + num_more, f"{step.title}{done}", begun)
+        left = time_left(steps[number - 1 :], seconds)
+        show_step(number, len(steps) + num_more, f"{step.title}{done}", begun, left)
         if not done:
+            step_begun = time.monotonic()
             step.make()
+            seconds[step.kind].append(time.monotonic() - step_begun)
 
 
-def show_step(number: int, num_steps: int, title: str, begun: float) -> None:
-    """Prints which step begins, and after how many minutes."""
-    minutes = (time.monotonic() - begun) / 60
-    print(f"\n[{number}/{num_steps}] {title}   {minutes:.1f} min", flush=True)
+def time_left(steps: Sequence[Step], seconds: Mapping[str | None, Sequence[float]]) -> float | None:
+    """Returns the seconds that the steps without a result will take.
+
+    Args:
+        steps: those to come.
+        seconds: of steps that were made, by kind.
+
+    Returns:
+        the sum over the steps of the mean of their kind; None where a step has no kind, or one
+        of which none was made.
+    """
+    kinds = [step.kind for step in steps if not step.result.is_file()]
+    if any(kind is None or not seconds.get(kind) for kind in kinds):
+        return None
+    return sum(statistics.fmean(seconds[kind]) for kind in kinds)
+
+
+def show_step(
+    number: int, num_steps: int, title: str, begun: float, left: float | None = None
+) -> None:
+    """Prints which step begins, after how many minutes, and how many are left if that is known."""
+    minutes = f"{(time.monotonic() - begun) / 60:.1f} min"
+    if left is not None:
+        minutes += f", about {left / 60:.0f} min left"
+    print(f"\n[{number}/{num_steps}] {title}   {minutes}", flush=True)
+
+
+class SeparateProcess:
+    """A process that calls functions, and with its end returns all memory, that of a GPU included.
+
+    Args:
+        imports: modules that the process imports first, and quietly.
+    """
+
+    def __init__(self, imports: Sequence[str] = ()) -> None:
+        self._imports = tuple(imports)
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Calls a function, which must be picklable as its arguments and its result."""
+        if self._pool is None:
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                1,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=running.import_quietly,
+                initargs=self._imports,
+            )
+        return self._pool.submit(function, *arguments).result()
+
+    def close(self) -> None:
+        """Ends the process; the next call begins another one."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
 
 def claim_directory(

@@ -24,6 +24,7 @@ from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import Manifest
 from tools.commands import run_command
+from tools.student_evaluation import evaluate
 from tools.text_table import aligned_lines
 
 # Of the report on an eval split: its names there, and over the columns of the table.
@@ -130,33 +131,6 @@ def _open(paths: Sequence[Location]) -> list[Manifest]:
     return found
 
 
-def evaluate(student: Location, cache: Location, max_steps: int) -> dict[str, float]:
-    """Returns what `METRICS` are of a student on a cache's eval split.
-
-    Args:
-        student: a model directory.
-        cache: a cache directory.
-        max_steps: at most so many batches of 32.
-    """
-    import keras
-
-    from pipeline.distill import training
-    from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
-
-    config = DistillConfig(
-        StudentConfig(student=student),
-        parse_losses("kl_divergence=1"),
-        input_dir=cache,
-        do_train=False,
-        max_eval_steps=max_steps,
-        verify="sizes",
-    )
-    report = training.distill(config)
-    # Else the models of all students stay in memory.
-    keras.backend.clear_session()
-    return {name: report[name] for name in METRICS}
-
-
 def compare(config: CompareConfig) -> list[Comparison]:
     """Trains a student from each cache with each seed, and evaluates it on the first cache.
 
@@ -176,10 +150,10 @@ def compare(config: CompareConfig) -> list[Comparison]:
             run_command("run_distill", *config.distill_flags, do_eval=False, **settings)
     comparisons = []
     for number, (cache, manifest) in enumerate(zip(config.caches, found, strict=True)):
-        scores = {
-            seed: evaluate(students[number, seed], config.caches[0], config.max_eval_steps)
-            for seed in config.seeds
-        }
+        scores = {}
+        for seed in config.seeds:
+            report = evaluate(students[number, seed], config.caches[0], config.max_eval_steps)
+            scores[seed] = {name: report[name] for name in METRICS}
         info = manifest.teacher_info
         comparisons.append(
             Comparison(

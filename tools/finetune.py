@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags as absl_flags
 
+from data_specs.tasks import load_task
 from pipeline.base import compute_dtype, hub_id
 from pipeline.base.errors import DivergedError, InputError, Setting
+from pipeline.base.location import Location
 from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from tools.finetuning.settings import FinetuneConfig, GridSettings
+from tools.finetuning.short_runs import task_name
+from tools.finetuning.task_data import find_files
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -53,6 +57,29 @@ def read_config(values: absl_flags.FlagValues) -> FinetuneConfig:
         if values[name].present and not (values.finetune_teacher or values.teacher_cache):
             raise InputError(Setting(name), "`finetune_teacher` or `teacher_cache` with it", "none")
     return flags.read_config(values, FinetuneConfig)
+
+
+def parse_tasks(text: str) -> dict[str, Location]:
+    """Parses tasks and the directories of their files, TASK=DIRECTORY,….
+
+    Raises:
+        InputError: a part has another form, there is no such task, or its files are missing.
+    """
+    tasks: dict[str, Location] = {}
+    for part in text.split(","):
+        name, _, folder = part.strip().partition("=")
+        if not name or not folder or task_name(name) in map(task_name, tasks):
+            raise InputError(None, "task=folder,…, each task once", f"{part!r}")
+        tasks[name] = Location.parse(folder, "tasks").expect_local()
+    # They are read last of all, when hours have gone by.
+    for name, folder in tasks.items():
+        try:
+            spec = load_task(name)
+        except ValueError as error:
+            raise InputError(None, received=error) from error
+        for split in ("train", "dev"):
+            find_files(spec, folder, split)
+    return tasks
 
 
 def read_grid(values: absl_flags.FlagValues) -> list[tuple[float, int]]:

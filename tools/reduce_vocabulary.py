@@ -6,12 +6,13 @@ run_distill --input_dir=CACHE --student=START --output_dir=STUDENT
 
 Counts the true tokens of the train split, keeps the special and the most frequent
 ones, and writes a model directory: the teacher's layers, the rows of its word
-embeddings that are kept, and the smaller tokenizer. The cache is read as it is.
+embeddings that are kept, and the smaller tokenizer. The cache is read as it is: run_distill
+cuts a token that the student lacks into tokens that it has, or reads it as [UNK].
 """
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags as absl_flags
@@ -25,8 +26,10 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.initialization import from_teacher
 from pipeline.models.weight_names import count_parameters
-from pipeline.storage import cache_input, cache_tokenizer
+from pipeline.storage import cache_input, cache_tokenizer, vocab_subset
 from pipeline.storage import manifest as manifests
+from pipeline.storage.codecs.base import NO_ID
+from pipeline.tokenizers.tokens import Tokenizer
 from tools.vocabulary import cache_tokens, vocab_reduction
 from tools.vocabulary.vocab_reduction import VocabLimit
 
@@ -95,6 +98,35 @@ def table(teacher: EncoderConfig, student: EncoderConfig) -> str:
     )
 
 
+def describe_coverage(
+    counts: np.ndarray, kept_ids: np.ndarray, tokenizer: Tokenizer
+) -> Iterator[str]:
+    """Yields lines on how the student reads the text's tokens.
+
+    Args:
+        counts: of the tokens in the text.
+        kept_ids: of the student's tokens.
+        tokenizer: of the teacher.
+    """
+    total = counts.sum()
+    kept = f"{counts[kept_ids].sum() / total:.3%} of the text's {total:,} tokens"
+    yield f"covered: {kept}, {np.count_nonzero(counts):,} different ones"
+    table = np.full(len(counts), NO_ID, np.int32)
+    table[kept_ids] = np.arange(len(kept_ids))
+    pieces = vocab_subset.cut_tokens(
+        tokenizer.vocab,
+        [tokenizer.vocab[index] for index in kept_ids],
+        table,
+        unknown_id=NO_ID,
+        continuation=tokenizer.continuation,
+    )
+    numbers = np.sum(pieces != NO_ID, axis=1)
+    cut, unknown = counts[(table == NO_ID) & (numbers > 0)], counts[numbers == 0]
+    shares = [f"{part.sum() / total:.3%}" for part in (cut, unknown)]
+    yield f"lost: {shares[0]} cut into covered tokens, {shares[1]} unknown"
+    yield f"inputs become {counts @ np.maximum(numbers, 1) / total:.3f} times as long"
+
+
 def _reduce(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, ReduceConfig)
     limit = VocabLimit(config.vocab_size, config.coverage, config.min_count)
@@ -123,10 +155,7 @@ def _reduce(values: absl_flags.FlagValues) -> None:
         (folder / name).write_whole(content)
     model_directory.save_hf_weights(folder, student, weights)
     print(table(source.config, student))
-    print(
-        f"covered: {counts[kept_ids].sum() / counts.sum():.3%} of the text's {counts.sum():,} "
-        f"tokens, {np.count_nonzero(counts):,} different ones"
-    )
+    print("\n".join(describe_coverage(counts, kept_ids, tokenizer)))
     print(f"student: {folder}")
 
 

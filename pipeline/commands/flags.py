@@ -110,7 +110,7 @@ def build_config(values: flags.FlagValues, config: type[Config], **others: Any) 
 def describe_flag(field: dataclasses.Field) -> FlagDescription:
     """Returns how the flag of a setting is shown."""
     declaration, value = declaration_of(field), default_value(field)
-    default = "required" if is_required(field) else "" if value is None else _text(value)
+    default = "required" if is_required(field) else "" if value is None else as_text(value)
     text = show_settings(declaration.help, "--{}".format)
     return FlagDescription(field.name, default, _constraint(declaration), text)
 
@@ -160,15 +160,15 @@ class _FieldParser(flags.ArgumentParser):
 
 class _Serializer(flags.ArgumentSerializer):
     def serialize(self, value: Any) -> str:
-        return _text(value)
+        return as_text(value)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Returns a value as one types it."""
     if isinstance(value, Mapping):
-        return ",".join(f"{name}={_text(item)}" for name, item in value.items())
+        return ",".join(f"{name}={as_text(item)}" for name, item in value.items())
     if isinstance(value, tuple):
-        return ",".join(map(_text, value))
+        return ",".join(map(as_text, value))
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

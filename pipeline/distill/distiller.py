@@ -9,6 +9,7 @@ from keras import ops
 
 from data_specs import records
 from pipeline.base.seeding import hash64
+from pipeline.distill import step_times
 from pipeline.distill.comparison import (
     ACTIVATIONS,
     CONFIDENCE,
@@ -20,10 +21,8 @@ from pipeline.distill.comparison import (
     Vocabulary,
     mean_over_weights,
 )
-from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import (
     AVERAGES,
-    EMBEDDING,
     HIDDEN,
     LOSS_SHARES,
     OF_ATTENTION,
@@ -31,6 +30,7 @@ from pipeline.distill.losses.base import (
 )
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
+from pipeline.distill.step_times import InputClock
 from pipeline.models.embeddings import embed
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM
 
@@ -130,10 +130,9 @@ class Distiller(keras.Model):
             kind = {"dtype": "int32", "initializer": "zeros", "trainable": False}
             self._step = self.add_weight(name="step", shape=(), **kind)
         self.projections = self._make_projections(teacher_hidden_size, seed)
-        needs = {load_loss(name).needs for name in objective.weights}
-        self._compares_embeddings = EMBEDDING in needs
+        self.input_clock = InputClock()
         self.embedding_projection = None
-        if EMBEDDING in needs and teacher_embedding_size != student.config.hidden_size:
+        if objective.compares_embeddings and teacher_embedding_size != student.config.hidden_size:
             self.embedding_projection = self._projection(
                 "embedding_projection",
                 teacher_embedding_size,
@@ -188,7 +187,7 @@ class Distiller(keras.Model):
         self, model: MaskedLM, inputs: Mapping[str, Any], training: bool | None
     ) -> dict[str, Any]:
         """Returns a model's activations that losses compare."""
-        needs = {load_loss(name).needs for name in self.objective.weights}
+        needs = self.objective.needs
         wanted = [name for need in OF_ATTENTION if need in needs for name in ACTIVATIONS[need]]
         found = model.activations(inputs, training=training, wanted=wanted)
         outputs = LOGITS if self._block_size is None else HEAD_STATES
@@ -217,7 +216,7 @@ class Distiller(keras.Model):
             y_pred,
             self.projections,
             self._vocabulary(training),
-            self._embeddings(x, y, training) if self._compares_embeddings else None,
+            self._embeddings(x, y, training) if self.objective.compares_embeddings else None,
         )
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
         losses = comparison.losses(self.objective.weights if training else self._means)
@@ -273,6 +272,14 @@ class Distiller(keras.Model):
             mean = mean_over_weights(values, batch.weights)
             self._guesses[name].update_state(mean, sample_weight=ops.sum(batch.weights))
         self._calibration.update_state(guesses[CONFIDENCE], correct, sample_weight=batch.weights)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes Keras's function of a step, in which `input_clock` runs while it waits."""
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            made = step_times.time_inputs(self.train_function, self.train_step, self.input_clock)
+            self.train_function = made
+        return self.train_function
 
     def set_updates(self, updates: int) -> None:
         """Sets the counters of calls; the number of calls in an update may have changed."""

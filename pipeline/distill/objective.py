@@ -44,9 +44,19 @@ class Objective:
             self.comparison.expect_target(name)
 
     @property
+    def needs(self) -> set[str]:
+        """The needs of its losses."""
+        return {load_loss(name).needs for name in self.weights}
+
+    @property
     def trains_head(self) -> bool:
         """Whether a loss depends on the student's masked-LM head."""
-        return any(load_loss(name).needs in OF_POSITIONS for name in self.weights)
+        return not self.needs.isdisjoint(OF_POSITIONS)
+
+    @property
+    def compares_embeddings(self) -> bool:
+        """Whether both models read each input once more, for its embedding."""
+        return EMBEDDING in self.needs
 
     def weight(self, name: str, progress: Any) -> Any:
         """Returns a loss's weight.

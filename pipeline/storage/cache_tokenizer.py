@@ -128,12 +128,20 @@ def find_subset(
     special_ids = reference.special_ids
     table = vocab_subset.id_table(reference.vocab, tokens, special_ids, where=str(path))
     unknown = special_ids.get("unk", special_ids["pad"])
+    pieces = vocab_subset.cut_tokens(
+        reference.vocab,
+        tokens,
+        table,
+        unknown_id=int(table[unknown]),
+        continuation=reference.continuation,
+    )
     tokenizer = loading.load_tokenizer(path, do_lower_case=None)
     if type(tokenizer) is type(reference):
         # The student sees the cache's text, whatever its own settings say of capitals.
         tokenizer = tokenizer.with_options_of(reference)
     return VocabSubset(
         table=table,
+        pieces=pieces,
         unknown_id=int(table[unknown]),
         unknown_token=reference.vocab[unknown],
         vocab=vocab_info(tokens),

@@ -44,6 +44,8 @@ SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 HUB = "hub"
 # In the statistics: the share of each text that is in the eval split, where texts are divided.
 HELD_OUT_TEXT = "held_out_text"
+# In the statistics of a directory with an unusual eval split: that `documents` decided nothing.
+ROWS = "documents_are_rows"
 _LINES_HINT = "if each line of the text is a document: create_pretraining_data `documents`=lines"
 # How the ids of a masked position are chosen: the most probable, or by chance.
 TOPK = "topk"
@@ -314,7 +316,8 @@ class Manifest:
             yield "documents differ"
         else:
             return
-        yield show_settings(_LINES_HINT, str)
+        if not self.statistics.get(ROWS):
+            yield show_settings(_LINES_HINT, str)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `manifest.json` holds."""

@@ -1,7 +1,10 @@
 """Reading a cache with a student that knows only some of its tokens.
 
-A token that the student lacks is read as [UNK]; as a label it counts for no loss;
-and what the teacher gave it joins the tail:
+A token that the student lacks is lost. In the input it is cut into the student's own tokens,
+the longest first, as the student's tokenizer cuts a word; one that cannot be cut is read as
+[UNK]. The input becomes longer, positions move, and what exceeds the length is cut off at the
+end. A masked position stays one [MASK]. As a label a lost token counts for no loss; and what the
+teacher gave it joins the tail:
 
     tail'_T = tail_T + (1 − tail_T) · removed_T
 
@@ -33,6 +36,8 @@ class VocabSubset:
 
     Attributes:
         table: int32 [V of the cache], the student's id of each token, or `NO_ID`.
+        pieces: int32 [V of the cache, most pieces], the student's ids that the input has in
+            place of each token, as `cut_tokens` returns them.
         unknown_id: the student's id for a token that it lacks: its [UNK], or its
             padding where a byte-level vocabulary has none.
         unknown_token: that token.
@@ -41,6 +46,7 @@ class VocabSubset:
     """
 
     table: np.ndarray = dataclasses.field(repr=False, compare=False)
+    pieces: np.ndarray = dataclasses.field(repr=False, compare=False)
     unknown_id: int
     unknown_token: str
     vocab: VocabInfo
@@ -49,9 +55,12 @@ class VocabSubset:
     def describe(self, manifest: Manifest) -> str:
         """Returns, in one line, what becomes of a cache's tokens."""
         joined = "" if manifest.teacher_info is None else ", their mass joins the tail"
+        others = f"others are read as {self.unknown_token}"
+        if num_cut := np.count_nonzero(self.pieces[:, 1:2] != NO_ID):
+            others = f"{num_cut:,} others are cut into these, the rest are {self.unknown_token}"
         return (
             f"vocabulary: {self.vocab.size:,} of the cache's {manifest.vocab.size:,} tokens; "
-            f"others are read as {self.unknown_token}{joined}"
+            f"{others}{joined}"
         )
 
     def write_tokenizer(self, directory: Location) -> None:
@@ -102,15 +111,68 @@ def id_table(
     return table
 
 
+def cut_tokens(
+    cache_tokens: Sequence[str],
+    student_tokens: Sequence[str],
+    table: np.ndarray,
+    *,
+    unknown_id: int,
+    continuation: str | None,
+) -> np.ndarray:
+    """Cuts the tokens that a student lacks into those that it has.
+
+    Args:
+        cache_tokens: in the order of their ids.
+        student_tokens: likewise.
+        table: as `id_table` returns it.
+        unknown_id: the student's id for a token that cannot be cut.
+        continuation: what begins a token within a word; None for tokens that cannot be cut.
+
+    Returns:
+        int32 [cache tokens, most pieces], in each row the pieces, then `NO_ID`s. A token that
+        the student has is one piece.
+
+    Example:
+        of `unhappy ##ness` with the student's `un ##happy ##ness` they are `un ##happy` and
+        `##ness`.
+    """
+    ids = {token: index for index, token in enumerate(student_tokens) if token}
+    rows: list[Sequence[int]] = [(index,) for index in table.tolist()]
+    for index in np.flatnonzero(table == NO_ID):
+        cut = None
+        if continuation is not None:
+            cut = _cut_token(cache_tokens[index], ids, continuation)
+        rows[index] = cut or (unknown_id,)
+    pieces = np.full((len(rows), max(map(len, rows))), NO_ID, np.int32)
+    for row, cut in zip(pieces, rows, strict=True):
+        row[: len(cut)] = cut
+    return pieces
+
+
+def _cut_token(token: str, ids: Mapping[str, int], continuation: str) -> list[int] | None:
+    """Returns the ids of a token's pieces, the longest first; None where a part is in none."""
+    prefix = continuation if token.startswith(continuation) else ""
+    rest, pieces = token.removeprefix(prefix), []
+    while rest:
+        lengths = range(len(rest), 0, -1)
+        length = next((size for size in lengths if prefix + rest[:size] in ids), None)
+        if length is None:
+            return None
+        pieces.append(ids[prefix + rest[:length]])
+        rest, prefix = rest[length:], continuation
+    return pieces
+
+
 def remap_batch(
     tf: Any, batch: Mapping[str, Any], subset: VocabSubset, temperatures: Sequence[float]
 ) -> dict[str, Any]:
-    """Renames the ids of a batch to the student's.
+    """Renames the ids of a batch to the student's, and cuts the tokens that it lacks.
 
     The teacher's kept ids move to the front in their order, so that a smaller k is
     still a prefix; behind them stand `NO_ID`s. A label that the student lacks gets
     weight 0. So does a position without a kept id, or whose kept ids have less than
-    a millionth of the mass at a cached temperature; it becomes as padding is.
+    a millionth of the mass at a cached temperature; it becomes as padding is. A position
+    behind the end of an input that has become too long is dropped likewise.
 
     Args:
         tf: the TensorFlow module.
@@ -122,18 +184,64 @@ def remap_batch(
         the batch with the same names, shapes and dtypes.
     """
     table = tf.constant(subset.table)
-    tokens = tf.gather(table, batch[records.INPUT_IDS])
     labels = tf.gather(table, batch[records.MASKED_LM_IDS])
     known = tf.cast(labels != NO_ID, tf.float32)
     remapped = {
         **batch,
-        records.INPUT_IDS: tf.where(tokens == NO_ID, subset.unknown_id, tokens),
         records.MASKED_LM_IDS: tf.where(labels == NO_ID, subset.unknown_id, labels),
         records.MASKED_LM_WEIGHTS: batch[records.MASKED_LM_WEIGHTS] * known,
     }
+    remapped |= _cut_inputs(tf, remapped, subset.pieces)
     if temperatures:
         _remap_teacher(tf, remapped, table, temperatures)
     return remapped
+
+
+def _cut_inputs(tf: Any, batch: Mapping[str, Any], pieces: np.ndarray) -> dict[str, Any]:
+    """Returns the inputs with each token's pieces in its place, as far as they fit.
+
+    An input that has become too long ends with its last token, [SEP]. At a position that is
+    predicted one token stays one: of a lost one that stands there by chance the first piece.
+
+    Args:
+        tf: the TensorFlow module.
+        batch: with the cache's ids in `input_ids`, int32 [B, L], and weight 0 where a label is
+            lost.
+        pieces: see `VocabSubset`.
+
+    Returns:
+        `input_ids`, `segment_lengths`, `masked_lm_positions`, `masked_lm_weights`.
+    """
+    ids, positions = batch[records.INPUT_IDS], batch[records.MASKED_LM_POSITIONS]
+    weights, length = batch[records.MASKED_LM_WEIGHTS], ids.shape[1]
+    places = tf.range(length)
+    predicted = positions[..., tf.newaxis] == places
+    predicted = tf.reduce_any(predicted & (weights > 0)[..., tf.newaxis], axis=1)
+    counts = tf.gather(tf.constant(np.sum(pieces != NO_ID, axis=1, dtype=np.int32)), ids)
+    ends = tf.cumsum(tf.where(predicted, 1, counts), axis=1)
+    starts = ends - tf.where(predicted, 1, counts)
+    # The token whose pieces each place of the new input has. Padding follows as it was.
+    wanted = tf.broadcast_to(places, tf.shape(ids))
+    source = tf.searchsorted(ends, wanted, side="right")
+    offsets = wanted - tf.gather(starts, source, batch_dims=1)
+    tokens = tf.stack([tf.gather(ids, source, batch_dims=1), offsets], axis=-1)
+    new_ids = tf.gather_nd(tf.constant(pieces), tokens)
+
+    bounds = tf.cumsum(batch[records.SEGMENT_LENGTHS], axis=1)
+    new_bounds = tf.gather(ends, tf.maximum(bounds - 1, 0), batch_dims=1)
+    new_bounds = tf.where(bounds > 0, new_bounds, 0)
+    too_long = new_bounds[:, -1:] > length
+    last = tf.gather(ids, tf.maximum(bounds[:, -1:] - 1, 0), batch_dims=1)
+    last = tf.gather(tf.constant(pieces[:, 0]), last)
+    new_bounds = tf.minimum(new_bounds, length)
+    new_positions = tf.gather(starts, positions, batch_dims=1)
+    fits = new_positions < tf.where(too_long, length - 1, length)
+    return {
+        records.INPUT_IDS: tf.where(too_long & (places == length - 1), last, new_ids),
+        records.SEGMENT_LENGTHS: new_bounds - tf.pad(new_bounds[:, :-1], [[0, 0], [1, 0]]),
+        records.MASKED_LM_POSITIONS: tf.where(fits, new_positions, 0),
+        records.MASKED_LM_WEIGHTS: tf.where(fits, weights, 0.0),
+    }
 
 
 def _remap_teacher(

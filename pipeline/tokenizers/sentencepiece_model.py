@@ -86,6 +86,8 @@ class SentencePieceTokenizer(Tokenizer):
         numbering: fairseq's, see `number_tokens`; None for the model's own.
     """
 
+    continuation = ""
+
     model: bytes = dataclasses.field(repr=False)
     numbering: Numbering | None = None
 

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,7 +60,11 @@ class Tokenizer(abc.ABC):
         special_ids: the ids of pad, unk, cls, sep and mask; a byte-level tokenizer may have no unk.
         do_lower_case: whether text is lower-cased; None where the tokenizer's file says it.
         notes: what a user must know of how it was chosen, a line each.
+        continuation: what begins a token within a word; None where tokens are not cut by their
+            letters.
     """
+
+    continuation: ClassVar[str | None] = None
 
     vocab: tuple[str, ...]
     special_ids: Mapping[str, int]

@@ -78,6 +78,8 @@ class WordPieceTokenizer(Tokenizer):
         tokenizer_class: of `transformers`, which puts special tokens around texts.
     """
 
+    continuation = "##"
+
     strip_accents: bool | None = None
     tokenize_chinese_chars: bool = True
     whole_tokens: tuple[WholeToken, ...] = ()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.storage.vocab_subset import NO_ID, VocabSubset, id_table, remap_batch
+from pipeline.storage.vocab_subset import NO_ID, VocabSubset, cut_tokens, id_table, remap_batch
 from pipeline.tokenizers.vocabulary import VocabInfo
 
 TEMPERATURES = (1.0, 2.0)
@@ -21,7 +21,9 @@ LOG = math.log
 
 def _subset(table: list[int] | np.ndarray, unknown_id: int = 1) -> VocabSubset:
     table = np.asarray(table, np.int32)
-    return VocabSubset(table, unknown_id, "[UNK]", VocabInfo(int((table >= 0).sum()), ""), {})
+    pieces = np.where(table == NO_ID, unknown_id, table)[:, np.newaxis]
+    info = VocabInfo(int((table >= 0).sum()), "")
+    return VocabSubset(table, pieces, unknown_id, "[UNK]", info, {})
 
 
 def _batch(
@@ -246,3 +248,140 @@ def test_another_temperature_still_renormalizes() -> None:
         p = _softmax(got[records.TOPK_LOGITS][0, 0] / np.float32(temperature))
         expected = [*_softmax(np.array([-1.0, -2.0]) / temperature), 0.0]
         np.testing.assert_allclose(p, expected, rtol=1e-5)
+
+
+def _cut(cache: str, student: str, continuation: str | None = "##") -> list[list[str]]:
+    """Returns the pieces of each token of a cache, as text."""
+    cache_tokens, student_tokens = cache.split(), student.split()
+    ids = {token: index for index, token in enumerate(student_tokens)}
+    table = np.array([ids.get(token, NO_ID) for token in cache_tokens], np.int32)
+    pieces = cut_tokens(
+        cache_tokens, student_tokens, table, unknown_id=1, continuation=continuation
+    )
+    assert pieces.dtype == np.int32
+    return [[student_tokens[index] for index in row if index != NO_ID] for row in pieces]
+
+
+def test_lost_word_pieces_are_cut_by_the_longest_first() -> None:
+    student = "[PAD] [UNK] un ##hap ##happy ##p ##y ##ness ##ne play p l a y"
+    assert _cut("[PAD] [UNK] unhappy ##ness ##happyp ##ness", student) == [
+        ["[PAD]"],
+        ["[UNK]"],
+        ["un", "##happy"],
+        ["##ness"],
+        ["##happy", "##p"],
+        ["##ness"],
+    ]
+    # A word's beginning is not taken for its middle, nor the other way.
+    assert _cut("[PAD] [UNK] playl ##play ##nes", student)[2:] == [["[UNK]"]] * 3
+
+
+def test_lost_sentence_pieces_are_cut_without_a_mark() -> None:
+    cut = _cut("[PAD] [UNK] \u2581word ords", "[PAD] [UNK] \u2581wo rd ord s r", "")
+    assert cut[2:] == [["\u2581wo", "rd"], ["ord", "s"]]
+
+
+def test_tokens_that_are_no_text_are_not_cut() -> None:
+    assert _cut("[PAD] [UNK] ab", "[PAD] [UNK] a b", None)[2] == ["[UNK]"]
+
+
+# Tokens 0 to 9 of a cache: 6 is cut into two pieces, 7 into three, 8 is unknown.
+_PIECES = [[0], [1], [2], [3], [4], [5], [6, 7], [8, 9, 10], [1], [11]]
+_CLS, _SEP, _MASK = 2, 3, 4
+_LENGTH = 12
+
+
+def _piece_subset() -> VocabSubset:
+    rows = np.full((10, 3), NO_ID, np.int32)
+    for row, piece in zip(rows, _PIECES, strict=True):
+        row[: len(piece)] = piece
+    table = np.where((rows[:, 1] == NO_ID) & (np.arange(10) != 8), rows[:, 0], NO_ID)
+    return VocabSubset(table, rows, 1, "[UNK]", VocabInfo(12, ""), {})
+
+
+def _input_batch(
+    ids: list[int], lengths: tuple[int, int], positions: list[int], labels: list[int]
+) -> dict[str, tf.Tensor]:
+    padded = [*ids, *[0] * (_LENGTH - len(ids))]
+    weights = np.ones(len(positions))
+    return {
+        records.INPUT_IDS: tf.constant([padded], tf.int32),
+        records.SEGMENT_LENGTHS: tf.constant([lengths], tf.int32),
+        records.MASKED_LM_POSITIONS: tf.constant([positions], tf.int32),
+        records.MASKED_LM_IDS: tf.constant([labels], tf.int32),
+        records.MASKED_LM_WEIGHTS: tf.constant([weights], tf.float32),
+    }
+
+
+def _cut_batch(*arguments) -> dict[str, list]:
+    remapped = remap_batch(tf, _input_batch(*arguments), _piece_subset(), ())
+    return {name: value.numpy()[0].tolist() for name, value in remapped.items()}
+
+
+def test_an_input_becomes_longer_and_its_positions_move() -> None:
+    # [CLS] 6 [MASK] 5 [SEP] 7 [MASK] 8 [SEP], the masked ones 5 and the lost 7.
+    ids = [_CLS, 6, _MASK, 5, _SEP, 7, _MASK, 8, _SEP]
+    got = _cut_batch(ids, (5, 4), [2, 6], [5, 7])
+    expected = [_CLS, 6, 7, _MASK, 5, _SEP, 8, 9, 10, _MASK, 1, _SEP]
+    assert got[records.INPUT_IDS] == expected
+    assert got[records.SEGMENT_LENGTHS] == [6, 6]
+    assert got[records.MASKED_LM_POSITIONS] == [3, 9]
+    assert got[records.MASKED_LM_WEIGHTS] == [1.0, 0.0]
+    assert got[records.MASKED_LM_IDS] == [5, 1]
+
+
+def test_a_lost_token_that_is_predicted_stays_one() -> None:
+    """By chance another token may stand in place of the label; one position is predicted."""
+    got = _cut_batch([_CLS, 7, 6, _SEP], (4, 0), [1], [5])
+    assert got[records.INPUT_IDS][:6] == [_CLS, 8, 6, 7, _SEP, 0]
+    assert got[records.SEGMENT_LENGTHS] == [5, 0]
+    assert got[records.MASKED_LM_POSITIONS] == [1]
+
+
+def test_what_exceeds_the_length_is_cut_and_the_end_stays() -> None:
+    ids = [_CLS, 7, 7, 7, _MASK, 5, _MASK, _SEP]
+    got = _cut_batch(ids, (8, 0), [4, 6], [5, 5])
+    assert got[records.INPUT_IDS] == [_CLS, 8, 9, 10, 8, 9, 10, 8, 9, 10, _MASK, _SEP]
+    assert got[records.SEGMENT_LENGTHS] == [12, 0]
+    assert got[records.MASKED_LM_WEIGHTS] == [1.0, 0.0]
+    assert got[records.MASKED_LM_POSITIONS] == [10, 0]
+
+
+@st.composite
+def _inputs(draw: st.DrawFn):
+    first = draw(st.lists(st.integers(4, 9), max_size=6))
+    second = draw(st.one_of(st.none(), st.lists(st.integers(4, 9), max_size=3)))
+    ids = [_CLS, *first, _SEP]
+    lengths = [len(ids), 0]
+    if second is not None:
+        ids += [*second, _SEP]
+        lengths[1] = len(second) + 1
+    positions = draw(st.sets(st.integers(0, len(ids) - 1), min_size=1, max_size=4))
+    labels = [draw(st.integers(4, 9)) for _ in positions]
+    return ids, tuple(lengths), sorted(positions), labels
+
+
+@given(_inputs())
+def test_inputs_are_cut_token_by_token(case) -> None:
+    ids, lengths, positions, labels = case
+    got = _cut_batch(*case)
+    known = [label not in (6, 7, 8) for label in labels]
+    predicted = {place for place, kept in zip(positions, known, strict=True) if kept}
+    cut = [
+        _PIECES[token][:1] if place in predicted else _PIECES[token]
+        for place, token in enumerate(ids)
+    ]
+    starts = np.cumsum([0, *map(len, cut)])
+    whole = [piece for pieces in cut for piece in pieces]
+    ends = [min(int(starts[lengths[0]]), _LENGTH), min(len(whole), _LENGTH)]
+    if len(whole) > _LENGTH:
+        whole[_LENGTH - 1 :] = [_SEP]
+        last = _LENGTH - 1
+    else:
+        last = len(whole)
+    assert got[records.INPUT_IDS] == whole + [0] * (_LENGTH - len(whole))
+    assert got[records.SEGMENT_LENGTHS] == [ends[0], ends[1] - ends[0]]
+    fits = [kept and starts[place] < last for place, kept in zip(positions, known, strict=True)]
+    assert got[records.MASKED_LM_WEIGHTS] == [float(fit) for fit in fits]
+    for place, fit, moved in zip(positions, fits, got[records.MASKED_LM_POSITIONS], strict=True):
+        assert not fit or moved == starts[place]

@@ -113,6 +113,57 @@ def test_what_it_writes_and_prints(flags, tmp_path, capsys, vocab) -> None:
     assert printed[6].startswith("covered: ") and printed[-1] == f"student: {folder}"
 
 
+@pytest.fixture(scope="module")
+def cut_student_dir(tmp_path_factory, flags, vocab) -> pathlib.Path:
+    """A student without the words of more than one letter, but with all letters; read only."""
+    wanted = tmp_path_factory.mktemp("wanted") / "wanted.txt"
+    letters = [token for token in vocab if len(token.removeprefix("##")) == 1]
+    wanted.write_text("\n".join(letters) + "\n", encoding="utf-8")
+    folder = tmp_path_factory.mktemp("cut") / "student"
+    size = len(letters) + 6
+    assert _run(**flags, output_dir=folder, vocab_size=size, keep_tokens=wanted) == 0
+    return folder
+
+
+def test_lost_words_are_cut_as_the_students_tokenizer_cuts_them(
+    cut_student_dir, cache_dir, vocab
+) -> None:
+    cache = cache_input.open_cache(cache_dir, None)
+    files = loading.tokenizer_files(cut_student_dir)
+    subset = cache_tokenizer.find_subset(cache, len(_tokens(cut_student_dir)), files)
+    own = loading.load_tokenizer(cut_student_dir / "vocab.txt", do_lower_case=None)
+    lost = [index for index, new in enumerate(subset.table) if new < 0]
+    words = [index for index in lost if not vocab[index].startswith("##")]
+    assert len(words) > 3
+    for index in words:
+        pieces = [piece for piece in subset.pieces[index].tolist() if piece >= 0]
+        assert pieces == own.tokenize(vocab[index]).ids.tolist() and len(pieces) > 1
+
+
+def test_it_tells_how_lost_tokens_are_read(flags, cut_student_dir, tmp_path, capsys, vocab) -> None:
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("\n".join(_tokens(cut_student_dir)[5:]) + "\n", encoding="utf-8")
+    settings = {"keep_tokens": wanted, "min_count": 10**6}
+    assert _run(**flags, output_dir=tmp_path / "student", **settings) == 0
+    printed = capsys.readouterr().out.splitlines()
+    covered = float(printed[6].split()[1].rstrip("%"))
+    cut, unknown = (float(word.rstrip("%")) for word in printed[7].split() if "%" in word)
+    assert covered + cut + unknown == pytest.approx(100.0, abs=2e-3)
+    assert cut > 0.0 and unknown == 0.0
+    assert float(printed[8].split()[2]) > 1.0
+
+
+def test_a_student_of_cut_words_trains(cut_student_dir, cache_dir, tmp_path, capsys) -> None:
+    places = {"input_dir": cache_dir, "student": cut_student_dir, "output_dir": tmp_path / "made"}
+    sizes = {"num_train_steps": 20, "train_batch_size": 8, "learning_rate": 3e-3, "log_steps": 5}
+    assert _main(run_distill, losses="kl_divergence=1,masked_lm=1", **places, **sizes) == 0
+    assert "others are cut into these, the rest are [UNK], their mass" in capsys.readouterr().err
+    text = (tmp_path / "made" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    losses = [line["loss"] for line in lines if line["split"] == "train"]
+    assert losses[-1] < losses[0]
+
+
 def test_coverage_is_what_it_says(student_dir, flags, tmp_path, capsys) -> None:
     assert _run(**flags, output_dir=tmp_path / "more", vocab_size=len(_tokens(student_dir))) == 0
     share = float(capsys.readouterr().out.split("covered: ")[1].split("%")[0])

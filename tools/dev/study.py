@@ -11,8 +11,6 @@ that was stopped continues where it was.
 """
 
 import dataclasses
-import math
-import pathlib
 import statistics
 import sys
 import time
@@ -21,7 +19,6 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from data_specs.tasks import load_task
 from pipeline.base import hub_id
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
@@ -30,9 +27,11 @@ from pipeline.commands import flags, running
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import manifest as manifests
-from tools.commands import Step, make_steps, run_command, run_tool
-from tools.finetuning.task_data import find_files
-from tools.report.inputs import Summary, read_struct
+from tools import spreads
+from tools.commands import Step, make_steps, run_command
+from tools.finetune import parse_tasks
+from tools.finetuning import short_runs
+from tools.finetuning.short_runs import read_score, task_name, task_settings
 from tools.report.runs import EVAL, METRICS_FILE, read_metrics
 from tools.text_table import aligned_lines
 
@@ -84,15 +83,10 @@ def read_report(study: "Study") -> dict[str, Any]:
             values[model.key].setdefault(task_name(task), []).append(score)
     tasks = [task_name(task) for task in study.config.tasks]
     for key, row in rows.items():
-        row["scores"] = {score: _spread(found) for score, found in values[key].items()}
+        row["scores"] = {score: spreads.spread(found) for score, found in values[key].items()}
         row["share_kept"] = _share_kept(values[key], values[TEACHER], tasks)
     report = {"models": list(rows.values()), "tasks": tasks}
     return {**report, "gains": compare(rows, [ACCURACY, AGREEMENT, *tasks])}
-
-
-def task_name(task: str) -> str:
-    """Returns a task's name, which may be given as the path of a declaration."""
-    return pathlib.Path(task).stem
 
 
 def last_evaluation(directory: Location) -> Mapping[str, float]:
@@ -111,24 +105,6 @@ def last_evaluation(directory: Location) -> Mapping[str, float]:
     if missing:
         raise InputError(path, f"an evaluation with {missing[0]}", "none")
     return found[-1]
-
-
-def read_score(path: Location) -> float:
-    """Returns the mean of the main score at the first rate of a `summary.json`.
-
-    Raises:
-        InputError: the file is missing, or is not as `finetune` writes it.
-    """
-    summary = read_struct(path, Summary)
-    metrics = summary.rates[0].metrics
-    if summary.main_metric not in metrics:
-        raise InputError(path, f"a score {summary.main_metric}", "none")
-    return metrics[summary.main_metric].mean
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "values": list(values)}
 
 
 def _share_kept(
@@ -152,17 +128,8 @@ def compare(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> lis
     for taught, untaught in PAIRS:
         for score in scores:
             ours, theirs = (rows[key]["scores"][score] for key in (taught, untaught))
-            difference = ours["mean"] - theirs["mean"]
-            spread = None
-            if ours["std"] is not None:
-                spread = math.sqrt((ours["std"] ** 2 + theirs["std"] ** 2) / 2)
-            verdict = "better" if difference > 0 else "worse" if difference < 0 else "equal"
-            if spread is None:
-                verdict += ", one seed"
-            elif abs(difference) <= spread:
-                verdict = "within the spread"
             gain = {"taught": taught, "untaught": untaught, "score": score}
-            gains.append({**gain, "difference": difference, "spread": spread, "verdict": verdict})
+            gains.append({**gain, **spreads.difference(ours, theirs)})
     return gains
 
 
@@ -198,7 +165,7 @@ def _cell(score: Mapping[str, Any] | None) -> str:
 
 
 def _gain(gain: Mapping[str, Any]) -> str:
-    mark = " ~" if gain["verdict"] == "within the spread" else ""
+    mark = " ~" if gain["verdict"] == spreads.WITHIN_SPREAD else ""
     return f"{100 * gain['difference']:+.1f}{mark}"
 
 
@@ -207,54 +174,6 @@ _LOSSES = {
     "distilled": "soft_cross_entropy=1,probability_cosine=1",
     "undistilled": "masked_lm=1",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskSettings:
-    """Settings of `finetune` for a task, and how many of the study's seeds it takes."""
-
-    num_train_epochs: float = 2.0
-    learning_rate: float = 2e-4
-    max_seq_length: int = _MAX_SEQ_LENGTH
-    max_train_examples: int | None = None
-    num_seeds: int | None = None
-
-
-# What is not said here is `TaskSettings`' own. A study of four layers and four tasks is to end
-# within two hours on two cores.
-_TASK_SETTINGS: Mapping[str, TaskSettings] = {
-    "chnsenticorp": TaskSettings(num_train_epochs=1.0, max_train_examples=6_000),
-    # With half of the steps it is chance which models have left the plateau near a third.
-    "ocnli": TaskSettings(num_train_epochs=3.0, learning_rate=1e-4),
-    "tnews": TaskSettings(num_train_epochs=8.0),
-    # A question has a dozen windows.
-    "cmrc2018": TaskSettings(
-        num_train_epochs=1.0, learning_rate=5e-4, max_train_examples=2_500, num_seeds=1
-    ),
-}
-
-
-def parse_tasks(text: str) -> dict[str, Location]:
-    """Parses tasks and the folders of their files.
-
-    Raises:
-        InputError: a part is no task=folder, there is no such task, or its files are not there.
-    """
-    tasks: dict[str, Location] = {}
-    for part in text.split(","):
-        name, _, folder = part.strip().partition("=")
-        if not name or not folder or task_name(name) in map(task_name, tasks):
-            raise InputError(None, "task=folder,…, each task once", f"{part!r}")
-        tasks[name] = Location.parse(folder, "tasks").expect_local()
-    # They are read last of all, when hours have gone by.
-    for name, folder in tasks.items():
-        try:
-            spec = load_task(name)
-        except ValueError as error:
-            raise InputError(None, received=error) from error
-        for split in ("train", "dev"):
-            find_files(spec, folder, split)
-    return tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -433,30 +352,17 @@ class Study:
 
     def finetune(self, model: StudyModel, task: str) -> None:
         """Fine-tunes a model on a task with its own seed."""
-        settings = task_settings(task)
-        run_tool(
-            "finetune",
-            task=task,
-            data_dir=self.config.tasks[task],
-            model=self.directory(model),
-            output_dir=self.task_directory(model, task),
-            learning_rates=settings.learning_rate,
-            num_train_epochs=settings.num_train_epochs,
-            max_seq_length=settings.max_seq_length,
-            doc_stride=settings.max_seq_length // 2,
-            max_train_examples=settings.max_train_examples,
-            seeds=model.seed,
-            skip_bad_rows=True,
+        short_runs.finetune(
+            task,
+            self.config.tasks[task],
+            self.directory(model),
+            self.task_directory(model, task),
+            seed=model.seed,
         )
 
 
 def _count(layers: int) -> str:
     return f"{layers} layer{'s' * (layers != 1)}"
-
-
-def task_settings(task: str) -> TaskSettings:
-    """Returns how a task is trained."""
-    return _TASK_SETTINGS.get(task_name(task), TaskSettings())
 
 
 def _study(values: absl_flags.FlagValues) -> None:

@@ -22,6 +22,9 @@ class WeightSchedule:
     shape: str
     last: float | None
 
+    def __str__(self) -> str:
+        return self.shape if self.last is None else f"{self.shape}:{self.last:g}"
+
 
 def parse_loss_schedules(text: str) -> dict[str, WeightSchedule]:
     """Parses the text of `loss_schedules`, for example "masked_lm=linear:0,hidden_cosine=cosine:1".

@@ -8,7 +8,7 @@ import pytest
 from pipeline.base.errors import InputError
 from pipeline.base.location import LocalLocation
 from pipeline.models.formats import model_directory
-from tools import commands
+from tools import commands, spreads
 from tools.dev import study
 from tools.dev.study import Study, StudyConfig
 
@@ -108,19 +108,15 @@ def test_results_of_other_files_are_not_taken_for_these(tmp_path: pathlib.Path) 
     assert str(tmp_path / "a") in error.value.received
 
 
-def _score(*values: float) -> dict:
-    return study._spread(values)
-
-
 def test_a_gain_is_weighed_against_the_spread() -> None:
     # Standard deviations of two values are their distance over the root of 2.
     scores = {
-        "half-distilled": _score(0.72, 0.74),
-        "half-undistilled": _score(0.70, 0.70),
-        "quarter-distilled": _score(0.60, 0.64),
-        "quarter-undistilled": _score(0.61, 0.65),
-        "base-distilled": _score(0.5),
-        "base-undistilled": _score(0.6),
+        "half-distilled": spreads.spread([0.72, 0.74]),
+        "half-undistilled": spreads.spread([0.70, 0.70]),
+        "quarter-distilled": spreads.spread([0.60, 0.64]),
+        "quarter-undistilled": spreads.spread([0.61, 0.65]),
+        "base-distilled": spreads.spread([0.5]),
+        "base-undistilled": spreads.spread([0.6]),
     }
     rows = {key: {"scores": {"tnews": score}} for key, score in scores.items()}
     half, quarter, base = study.compare(rows, ["tnews"])

@@ -1,0 +1,104 @@
+"""A recipe with and without labels, and the source of its teacher targets."""
+
+import pytest
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.distill.losses.weights import WeightSchedule
+from tools.recipe_comparison.mixes import CacheSpec, Depths, Mix, Recipe, make_mixes
+
+_DISTILBERT = Recipe(
+    "distilbert",
+    None,
+    {"kl_divergence": 5.0, "masked_lm": 2.0, "hidden_cosine": 1.0},
+    settings={"temperature": "2", "loss_positions": "all"},
+)
+_WWM = Recipe("wwm", None, {"soft_cross_entropy": 1.0, "probability_cosine": 1.0})
+
+
+def _mixes(*recipes: Recipe, teacher: int = 4, student: int = 2) -> list[Mix]:
+    depths = Depths(teacher, student)
+    return make_mixes(recipes, depths=depths, cache="compact-128", masked_lm_weight=0.5)
+
+
+def test_labels_are_added_to_a_recipe_without_them() -> None:
+    with_labels, without = _mixes(_WWM)
+    assert with_labels.losses == {**_WWM.losses, "masked_lm": 0.5}
+    assert with_labels.with_labels and not without.with_labels
+    assert without.losses == _WWM.losses
+    assert with_labels.arguments()["losses"] == (
+        "soft_cross_entropy=1,probability_cosine=1,masked_lm=0.5"
+    )
+    assert (with_labels.key, without.key) == ("wwm@compact-128+labels", "wwm@compact-128-labels")
+
+
+def test_labels_are_taken_from_a_recipe_that_has_them() -> None:
+    with_labels, without = _mixes(_DISTILBERT)
+    assert with_labels.losses == {"kl_divergence": 5.0, "hidden_cosine": 1.0, "masked_lm": 2.0}
+    assert without.losses == {"kl_divergence": 5.0, "hidden_cosine": 1.0}
+    assert without.arguments()["temperature"] == "2"
+
+
+def test_labels_alone_are_one_mix_without_a_teacher() -> None:
+    (mix,) = _mixes(Recipe("masked_lm", None, {"masked_lm": 1.0}))
+    assert (mix.source, mix.cache, mix.key) == ("labels", None, "masked_lm")
+
+
+def test_a_schedule_goes_with_its_loss() -> None:
+    losses = {"kl_divergence": 1.0, "masked_lm": 1.0}
+    schedules = {"masked_lm": WeightSchedule("linear", 0.0)}
+    with_labels, without = _mixes(Recipe("mine", None, losses, schedules))
+    assert with_labels.arguments()["loss_schedules"] == "masked_lm=linear:0"
+    assert "loss_schedules" not in without.arguments()
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "source"),
+    [
+        ({"kl_divergence": 1.0}, {}, "compact-128"),
+        ({"kl_divergence": 1.0}, {"loss_positions": "all"}, "live"),
+        ({"kl_divergence": 1.0, "hidden_cosine": 1.0}, {}, "live"),
+        ({"attention_mse": 1.0}, {}, "live"),
+    ],
+)
+def test_losses_that_no_cache_serves_have_a_live_teacher(losses, settings, source: str) -> None:
+    recipe = Recipe("mine", None, losses, settings=settings)
+    assert {mix.source for mix in _mixes(recipe)} == {source}
+
+
+def test_a_cache_holds_the_temperature_and_the_states_of_its_recipe() -> None:
+    losses = {"kl_divergence": 1.0, "hidden_cosine": 1.0}
+    settings = {"temperature": "8", "layer_groups": "1-2:1,3-4:2"}
+    mix, _ = _mixes(Recipe("mine", "float16-16", losses, settings=settings))
+    assert mix.cache == CacheSpec("float16-16", (1.0, 2.0, 8.0), ("1-2", "3-4"))
+    assert mix.cache.key == "float16-16_T8_layers1-2,3-4"
+    assert mix.cache.settings() == {
+        "logit_encoding": "float16",
+        "truncation_factor": "16",
+        "temperatures": "1,2,8",
+        "cache_hidden_states": "1-2,3-4",
+    }
+
+
+def test_draws_have_no_temperatures() -> None:
+    mix, _ = _mixes(Recipe("mine", "sampled-12", {"kl_divergence": 1.0}))
+    assert mix.cache.key == "sampled-12"
+    assert mix.cache.settings() == {
+        "truncation": "sampled",
+        "truncation_factor": "12",
+        "logit_encoding": "compact",
+    }
+
+
+def test_layer_groups_of_another_depth_are_left_out() -> None:
+    settings = {"layer_groups": "1-6:1,7-12:2"}
+    recipe = Recipe("mine", None, {"hidden_cosine": 1.0}, settings=settings)
+    assert "layer_groups" not in _mixes(recipe, teacher=4)[0].settings
+    assert _mixes(recipe, teacher=12)[0].settings == settings
+
+
+def test_a_recipe_is_compared_once_for_each_source() -> None:
+    assert len(_mixes(_WWM, Recipe("wwm", "compact-32", _WWM.losses))) == 4
+    with pytest.raises(InputError) as caught:
+        _mixes(_WWM, Recipe("wwm", "compact-128", _WWM.losses))
+    assert caught.value.subject == Setting("recipes")
+    assert "wwm" in caught.value.received

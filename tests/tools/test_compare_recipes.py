@@ -1,0 +1,143 @@
+"""Recipes as they are named, and a whole comparison of tiny sizes."""
+
+import json
+
+import pytest
+
+from data_specs import recipes as published
+from pipeline.base.errors import InputError, Setting
+from pipeline.distill.losses.weights import WeightSchedule
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from tools import compare_recipes as tool
+from tools.recipe_comparison.settings import CompareRecipesConfig
+
+
+def test_a_recipe_gives_its_objective_and_nothing_of_its_scale() -> None:
+    recipe = tool.read_recipe("distilbert")
+    assert (recipe.name, recipe.source) == ("distilbert", None)
+    assert recipe.losses == {"kl_divergence": 5.0, "masked_lm": 2.0, "hidden_cosine": 1.0}
+    assert recipe.settings == {
+        "temperature": "2",
+        "loss_positions": "all",
+        "layer_groups": "last",
+        "freeze": "position_embeddings",
+    }
+
+
+@pytest.mark.parametrize("name", published.names())
+def test_each_published_recipe_is_read(name: str) -> None:
+    recipe = tool.read_recipe(f"{name}@live")
+    assert recipe.source == "live" and recipe.losses
+    # What is kept is known to the command by its text.
+    DistillConfig(
+        StudentConfig(student="model"), losses=recipe.losses, output_dir="x", **_parsed(recipe)
+    )
+
+
+def _parsed(recipe) -> dict[str, object]:
+    numbers = {"temperature": float}
+    return {name: numbers.get(name, str)(text) for name, text in recipe.settings.items()}
+
+
+def test_a_flagfile_of_ones_own_is_read_by_its_path(tmp_path) -> None:
+    path = tmp_path / "mine.flags"
+    path.write_text(
+        "# My own.\n--losses=kl_divergence=2,masked_lm=1\n--loss_schedules=masked_lm=linear:0\n"
+        "--temperature=4\n--train_batch_size=7\n--student_layers=9\n--nodo_eval\n"
+    )
+    recipe = tool.read_recipe(f"{path}@float16-8")
+    assert (recipe.name, recipe.source) == ("mine", "float16-8")
+    assert recipe.losses == {"kl_divergence": 2.0, "masked_lm": 1.0}
+    assert recipe.schedules == {"masked_lm": WeightSchedule("linear", 0.0)}
+    assert recipe.settings == {"temperature": "4"}
+
+
+def test_losses_are_a_recipe() -> None:
+    recipe = tool.read_recipe("kl_divergence=5+masked_lm@compact-32")
+    assert recipe.name == "kl_divergence=5+masked_lm"
+    assert recipe.losses == {"kl_divergence": 5.0, "masked_lm": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("entry", "received"),
+    [
+        ("distilbart", "'distilbart'"),
+        ("kl_divergence=5+masked", "'masked'"),
+        ("kl_divergence=0", "0"),
+        ("distilbert@gzip-3", "'gzip-3'"),
+        ("distilbert@compact", "'compact'"),
+        ("distilbert@compact-0", "'compact-0'"),
+    ],
+)
+def test_unknown_recipes_and_sources_are_refused(entry: str, received: str) -> None:
+    with pytest.raises(InputError) as caught:
+        tool.read_recipe(entry)
+    assert caught.value.subject == Setting("recipes")
+    assert received in str(caught.value.received)
+
+
+@pytest.mark.parametrize("content", ["--losses=x\n", "--no_such=1\n", "--temperature=2\n"])
+def test_invalid_flagfiles_are_refused(tmp_path, content: str) -> None:
+    path = tmp_path / "mine.flags"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        tool.read_recipe(str(path))
+    error = caught.value
+    assert error.subject == Setting("recipes")
+    assert str(path) in f"{error.expected} {error.received}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject"),
+    [
+        ({"seeds": "1"}, "seeds"),
+        ({"student": "model", "student_layers": 2}, "student_layers"),
+        ({"tasks": "tnews"}, "tasks"),
+    ],
+)
+def test_invalid_settings_are_refused(tmp_path, changes, subject: str) -> None:
+    with pytest.raises(InputError) as caught:
+        CompareRecipesConfig(**{"teacher": "t", "input_dir": "i", "work": tmp_path, **changes})
+    assert subject in (caught.value.subject, caught.value.setting)
+
+
+@pytest.mark.slow
+def test_a_comparison_of_tiny_sizes(
+    corpus_dir, teacher_dir, sentiment_dir, tmp_path, capsys
+) -> None:
+    work = tmp_path / "work"
+    flags = [
+        f"--teacher={teacher_dir}",
+        f"--input_dir={corpus_dir}",
+        f"--other_text={corpus_dir}",
+        f"--work={work}",
+        f"--tasks=chnsenticorp={sentiment_dir}",
+        "--max_task_examples=32",
+        "--train_seconds=0.05",
+        "--train_batch_size=4",
+        "--max_seq_length=32",
+        "--num_shards=4",
+        "--max_eval_steps=1",
+        "--student_layers=1",
+        "--compute_dtype=float32",
+    ]
+    recipes = "--recipes=kl_divergence@sampled-4,kl_divergence=2@live"
+    assert tool.main(["compare_recipes", *flags, recipes]) == 0
+    report = json.loads((work / "comparison.json").read_text())
+    keys = [(row["source"], row["with_labels"]) for row in report["mixes"]]
+    assert keys == [("sampled-4", True), ("sampled-4", False), ("live", True), ("live", False)]
+    sizes = [row["cache_bytes"] for row in report["mixes"]]
+    assert sizes[0] == sum(path.stat().st_size for path in work.glob("caches/*/train-*.tfrecord"))
+    assert sizes[2] is None
+    for row in report["mixes"]:
+        assert len(row["scores"]["other/masked_lm_accuracy"]["values"]) == 2
+        assert 0.0 <= row["scores"]["chnsenticorp"]["mean"] <= 1.0
+        assert row["step_time_ratio"] > 0.0
+    assert len(report["labels_effect"]) == 2
+    assert "| kl_divergence=2 | live | yes |" in (work / "comparison.md").read_text()
+    # Nothing is made again.
+    capsys.readouterr()
+    assert tool.main(["compare_recipes", *flags, recipes]) == 0
+    printed = capsys.readouterr().out
+    titles = [line for line in printed.splitlines() if line.startswith("[")]
+    assert len(titles) > 30 and all("(done before)" in line for line in titles)

@@ -1,0 +1,156 @@
+"""Recipes side by side: the same student, text and training time, scored on text and tasks.
+
+offline_distill compare_recipes --teacher=TEACHER --input_dir=TEXT --other_text=OTHER --work=DIR \\
+    --recipes=masked_lm,roberta_wwm,distilbert --train_seconds=600 \\
+    --tasks=chnsenticorp=DATA,ocnli=DATA
+
+Trains each recipe with and without masked_lm in its mix of losses, with at least two seeds.
+From a recipe come the losses and their settings; the student, batches, rate and time are the
+same for all. Steps follow from step times, each measured in turns with that of masked_lm alone.
+Caches are cut to equal bytes. Re-running the command resumes; recipes, seeds and tasks may be
+added. Writes comparison.md and comparison.json.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags as absl_flags
+
+from data_specs import recipes as published
+from pipeline import run_distill
+from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.location import Location
+from pipeline.commands import flags, running
+from pipeline.distill.losses import LOSSES
+from pipeline.distill.losses.weights import parse_losses
+from pipeline.distill.settings import DistillConfig
+from pipeline.models.formats import model_directory
+from tools.commands import make_steps
+from tools.recipe_comparison.settings import CompareRecipesConfig
+
+if TYPE_CHECKING:
+    from tools.recipe_comparison.mixes import Mix, Recipe
+
+# Settings of a flagfile that the comparison decides for all recipes.
+_EQUAL = (
+    "train_batch_size",
+    "eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_steps",
+    "num_warmup_steps",
+    "learning_rate",
+    "weight_decay",
+    "clip_norm",
+    "compute_dtype",
+    "random_seed",
+    "truncation_factor",
+    "max_seq_length",
+    "max_predictions_per_seq",
+    "save_checkpoints_steps",
+    "max_eval_steps",
+    "do_eval",
+    "verify",
+    "teacher",
+    "input_dir",
+    "input_file",
+    "output_dir",
+)
+
+
+def read_recipe(entry: str) -> "Recipe":
+    """Reads an entry of `recipes`: NAME, FLAGFILE or LOSS=WEIGHT+LOSS, then perhaps @SOURCE.
+
+    Raises:
+        InputError: there is no such recipe, or its flags are invalid.
+    """
+    from tools.recipe_comparison.mixes import LIVE, Recipe, expect_codec
+
+    name, _, source = entry.partition("@")
+    if source not in ("", LIVE):
+        expect_codec(source, "recipes")
+    if name.partition("=")[0].partition("+")[0] in LOSSES:
+        with naming_setting("recipes"):
+            return Recipe(name, source or None, parse_losses(name.replace("+", ",")))
+    given = _read_flags(_find_flagfile(name))
+    losses, schedules = given.pop("losses", None), given.pop("loss_schedules", {})
+    if losses is None:
+        raise InputError(Setting("recipes"), f"`losses` in {name}", "none")
+    stem = Location.parse(name).name.removesuffix(".flags")
+    settings = {setting: flags.as_text(value) for setting, value in given.items()}
+    return Recipe(stem, source or None, losses, schedules, settings)
+
+
+def _find_flagfile(name: str) -> Location:
+    if (path := Location.parse(name)).is_file():
+        return path
+    try:
+        return Location.parse(published.find(name))
+    except ValueError as error:
+        hint = "or the path of a flagfile, or losses such as kl_divergence=1+masked_lm=1"
+        raise InputError(Setting("recipes"), received=error, hint=hint) from error
+
+
+def _read_flags(path: Location) -> dict[str, Any]:
+    """Returns the settings of a flagfile that belong to the recipe, by name."""
+    values = run_distill.define_flags()
+    try:
+        values(["run_distill", f"--flagfile={path}"])
+    except (absl_flags.Error, InputError) as error:
+        raise InputError(Setting("recipes"), received=f"{path}: {error}") from error
+    names = [
+        field.name for field in flags.setting_fields(DistillConfig) if field.name not in _EQUAL
+    ]
+    return {name: values[name].value for name in names if values[name].present}
+
+
+def _read_mixes(config: CompareRecipesConfig) -> tuple[list["Mix"], int]:
+    """Returns the mixes and the layers of the students."""
+    from tools.recipe_comparison import mixes
+
+    recipes = [read_recipe(entry) for entry in config.recipes]
+    mixes.expect_codec(config.cache, "cache")
+    layers = model_directory.find_model(config.teacher).config.num_hidden_layers
+    student_layers = config.student_layers or max(1, layers // 2)
+    if config.student is not None:
+        student_layers = model_directory.find_model(config.student).config.num_hidden_layers
+    made = mixes.make_mixes(
+        recipes,
+        depths=mixes.Depths(layers, student_layers),
+        cache=config.cache,
+        masked_lm_weight=config.masked_lm_weight,
+    )
+    return made, student_layers
+
+
+def _compare(values: absl_flags.FlagValues) -> None:
+    begun = time.monotonic()
+    config = flags.read_config(values, CompareRecipesConfig)
+    running.import_quietly("keras", "tensorflow")
+    mixes, student_layers = _read_mixes(config)
+
+    from tools.recipe_comparison import table
+    from tools.recipe_comparison.comparison import RecipeComparison
+
+    comparison = RecipeComparison(config, mixes, student_layers)
+    comparison.claim()
+    with contextlib.closing(comparison):
+        make_steps(list(comparison.steps()), begun)
+    report = table.read_report(comparison)
+    text = table.markdown(report, table.score_columns(comparison))
+    (config.work / "comparison.json").write_json(report)
+    (config.work / "comparison.md").write_whole(text.encode("utf-8"))
+    print(f"\n{text}")
+    minutes = (time.monotonic() - begun) / 60
+    print(f"{minutes:.1f} minutes; comparison.md and comparison.json are in {config.work}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return running.run(flags.define_flags(CompareRecipesConfig), _compare, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

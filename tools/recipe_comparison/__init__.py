@@ -1,0 +1,1 @@
+"""Comparison of recipes in equal time."""

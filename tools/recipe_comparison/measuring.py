@@ -1,0 +1,77 @@
+"""Step times and evaluations, for a process of their own: see `commands.SeparateProcess`."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+from pipeline import run_distill
+from pipeline.base.location import Location
+from pipeline.commands import running
+from pipeline.distill import batches, training
+from pipeline.distill.preparation import prepare
+from pipeline.distill.replicas import choose_streams, find_replicas
+from pipeline.distill.settings import DistillConfig
+from tools.measurement import in_turns
+from tools.student_evaluation import evaluate
+
+# Steps that compile, and steps that are timed.
+_WARM_UP, _REPEATS = 8, 30
+
+
+def step_seconds(runs: Sequence[Sequence[str]]) -> list[float]:
+    """Returns the median seconds of a step of several runs, timed in turns.
+
+    Reading the input counts; compiling does not.
+
+    Args:
+        runs: the arguments of `run_distill` of each run.
+
+    Raises:
+        InputError: a run that cannot begin.
+    """
+    steps = [_make_step(_read_config(arguments)) for arguments in runs]
+    times = in_turns(steps, _REPEATS, warm_up=_WARM_UP)
+    keras.backend.clear_session()
+    return [statistics.median(seconds) for seconds in times]
+
+
+def _read_config(arguments: Sequence[str]) -> DistillConfig:
+    values = run_distill.define_flags()
+    values(["run_distill", *arguments])
+    config = run_distill.read_config(values)
+    dtype = running.choose_compute_dtype(values, keras.distribution.list_devices())
+    return dataclasses.replace(config, compute_dtype=dtype)
+
+
+def _make_step(config: DistillConfig) -> Callable[[], None]:
+    """Returns a function that makes the next step of a run and waits for it."""
+    replicas = find_replicas(config.distribution)
+    config = dataclasses.replace(config, num_data_streams=choose_streams(config, replicas))
+    run = prepare(config)
+    keras.utils.set_random_seed(config.random_seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    lengths = training.sample_lengths(run.cache)
+    chunking = training.find_chunking(config, run.cache, replicas, lengths)
+    count = training.steps_per_update(config, chunking)
+    distiller = training.build_distiller(run, count)
+    order = {"seed": config.random_seed, "shuffle_buffer_size": config.shuffle_buffer_size}
+    stream = iter(batches.training_batches(run.cache, chunking, start=0, **order))
+    train = distiller.make_train_function() or distiller.train_function
+
+    def step() -> None:
+        for _ in range(count):
+            metrics = train(stream)
+        keras.tree.map_structure(float, metrics)
+
+    return step
+
+
+def evaluate_on(
+    student: Location, caches: Mapping[str, Location], max_steps: int
+) -> dict[str, dict[str, float]]:
+    """Returns the evaluation reports of a student on several caches, by the caches' names."""
+    return {name: dict(evaluate(student, cache, max_steps)) for name, cache in caches.items()}

@@ -1,0 +1,222 @@
+"""The mixes of losses that are compared, and the sources of their teacher targets."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.distill.losses import load_loss
+from pipeline.distill.losses.base import HIDDEN, LABEL, TOPK
+from pipeline.distill.losses.weights import WeightSchedule
+from pipeline.models import layer_groups
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.manifest import SAMPLED
+
+MASKED_LM = "masked_lm"
+# Sources of a mix besides caches: a live teacher, and the labels alone.
+LIVE = "live"
+LABELS = "labels"
+# The codec whose number is bits of a state, not tokens of a position.
+_STATES = "states"
+# Codecs of caches in which tail masses depend on the temperature.
+_CACHED_TEMPERATURES = (1.0, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The objective of a recipe; batches, steps and rates are those of the comparison.
+
+    Attributes:
+        name: of the flagfile, or the losses as they were given.
+        source: `LIVE`, or a cache such as `compact-32`; None where the losses decide.
+        losses: the weights by name.
+        schedules: of weights that change.
+        settings: other settings of `run_distill`, as text by name.
+    """
+
+    name: str
+    source: str | None
+    losses: Mapping[str, float]
+    schedules: Mapping[str, WeightSchedule] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSpec:
+    """A teacher cache of a comparison.
+
+    Attributes:
+        codec: such as `compact-32`.
+        temperatures: those with a stored tail mass; empty where the codec decides.
+        hidden_groups: groups of teacher layers whose hidden states are stored.
+    """
+
+    codec: str
+    temperatures: tuple[float, ...]
+    hidden_groups: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The name of its directory."""
+        extra = [f"T{value:g}" for value in self.temperatures if value not in _CACHED_TEMPERATURES]
+        extra += [f"layers{','.join(self.hidden_groups)}"] if self.hidden_groups else []
+        return "_".join([self.codec, *extra])
+
+    def settings(self) -> dict[str, Any]:
+        """Returns settings of `create_teacher_output_data`."""
+        kind, _, number = self.codec.rpartition("-")
+        if kind == SAMPLED:
+            chosen = {
+                "truncation": SAMPLED,
+                "truncation_factor": number,
+                "logit_encoding": "compact",
+            }
+        elif kind == _STATES:
+            chosen = {"logit_encoding": _STATES, "state_bits": number}
+        else:
+            chosen = {"logit_encoding": kind, "truncation_factor": number}
+        if self.temperatures:
+            chosen["temperatures"] = ",".join(f"{value:g}" for value in self.temperatures)
+        if self.hidden_groups:
+            chosen["cache_hidden_states"] = ",".join(self.hidden_groups)
+        return chosen
+
+
+def expect_codec(source: str, subject: str) -> None:
+    """Checks the name of a cache.
+
+    Raises:
+        InputError: it is no codec's name with a number.
+    """
+    kind, _, number = source.rpartition("-")
+    if kind not in (SAMPLED, *CODECS) or not number.isdecimal() or not int(number):
+        names = ", ".join(f"{name}-NUMBER" for name in (*CODECS, SAMPLED))
+        raise InputError(Setting(subject), f"{LIVE} or one of {names}", f"{source!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """A recipe with or without `masked_lm`, and where its teacher targets come from.
+
+    Attributes:
+        recipe: the name of the recipe.
+        source: `LIVE`, `LABELS` or a cache's codec.
+        losses: the weights by name.
+        settings: the other settings of `run_distill` that the recipe decides, as text.
+        cache: read in training; None without one.
+    """
+
+    recipe: str
+    source: str
+    losses: Mapping[str, float]
+    settings: Mapping[str, str]
+    cache: CacheSpec | None
+
+    @property
+    def with_labels(self) -> bool:
+        """Whether `masked_lm` is in it."""
+        return MASKED_LM in self.losses
+
+    @property
+    def key(self) -> str:
+        """The name of its directories."""
+        if self.source == LABELS:
+            return self.recipe
+        return f"{self.recipe}@{self.source}{'+labels' if self.with_labels else '-labels'}"
+
+    @property
+    def title(self) -> str:
+        """The mix for people."""
+        if self.source == LABELS:
+            return self.recipe
+        return f"{self.recipe}, {self.source}, {'with' if self.with_labels else 'without'} labels"
+
+    def arguments(self) -> dict[str, str]:
+        """Returns the settings of `run_distill` that differ between mixes, as text."""
+        losses = ",".join(f"{name}={weight:g}" for name, weight in self.losses.items())
+        return {"losses": losses, **self.settings}
+
+
+@dataclasses.dataclass(frozen=True)
+class Depths:
+    """Layers of the teacher and of the students."""
+
+    teacher: int
+    student: int
+
+
+def make_mixes(
+    recipes: Iterable[Recipe], *, depths: Depths, cache: str, masked_lm_weight: float
+) -> list[Mix]:
+    """Returns each recipe with and without `masked_lm`; one of labels alone once.
+
+    Args:
+        recipes: to compare.
+        depths: of the models.
+        cache: the source of recipes that name none.
+        masked_lm_weight: of `masked_lm` where a recipe has none.
+
+    Raises:
+        InputError: a mix that is there twice.
+    """
+    mixes: dict[str, Mix] = {}
+    for recipe in recipes:
+        for mix in _variants(recipe, depths, cache, masked_lm_weight):
+            if mix.key in mixes:
+                raise InputError(Setting("recipes"), "each recipe and source once", mix.title)
+            mixes[mix.key] = mix
+    return list(mixes.values())
+
+
+def _variants(recipe: Recipe, depths: Depths, cache: str, masked_lm_weight: float) -> Iterator[Mix]:
+    others = {name: weight for name, weight in recipe.losses.items() if name != MASKED_LM}
+    weight = recipe.losses.get(MASKED_LM, masked_lm_weight)
+    variants = [{MASKED_LM: weight}] if not others else [{**others, MASKED_LM: weight}, others]
+    for losses in variants:
+        source = _source(recipe, losses, cache)
+        settings = _fit_layers(recipe.settings, depths)
+        spec = None if source in (LIVE, LABELS) else _cache_spec(source, settings, losses, depths)
+        schedules = {name: item for name, item in recipe.schedules.items() if name in losses}
+        if schedules:
+            settings["loss_schedules"] = ",".join(
+                f"{name}={item}" for name, item in schedules.items()
+            )
+        yield Mix(recipe.name, source, losses, settings, spec)
+
+
+def _source(recipe: Recipe, losses: Mapping[str, float], cache: str) -> str:
+    """Returns where a mix's teacher targets come from."""
+    needs = {load_loss(name).needs for name in losses}
+    if needs == {LABEL}:
+        return LABELS
+    if recipe.source is not None:
+        return recipe.source
+    over_all = recipe.settings.get("loss_positions") == "all"
+    return LIVE if over_all or needs - {LABEL, TOPK} else cache
+
+
+def _fit_layers(settings: Mapping[str, str], depths: Depths) -> dict[str, str]:
+    """Leaves out layer groups that name layers of other depths: the losses' defaults apply."""
+    settings = dict(settings)
+    if (text := settings.get("layer_groups")) is not None:
+        try:
+            layer_groups.parse_layer_groups(text, depths.teacher, depths.student)
+        except InputError:
+            del settings["layer_groups"]
+    return settings
+
+
+def _cache_spec(
+    codec: str, settings: Mapping[str, str], losses: Mapping[str, float], depths: Depths
+) -> CacheSpec:
+    """Returns the cache that holds what a mix needs."""
+    has_tails = codec.rpartition("-")[0] not in (SAMPLED, _STATES)
+    temperature = float(settings.get("temperature", 1.0))
+    temperatures = tuple(sorted({*_CACHED_TEMPERATURES, temperature})) if has_tails else ()
+    groups: dict[str, None] = {}
+    for loss in map(load_loss, losses):
+        if loss.needs == HIDDEN:
+            text = settings.get("layer_groups", loss.default_layer_groups)
+            parsed = layer_groups.parse_layer_groups(text, depths.teacher, depths.student)
+            groups |= dict.fromkeys(str(group.teacher) for group in parsed)
+    return CacheSpec(codec, temperatures, tuple(groups))

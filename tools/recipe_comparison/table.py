@@ -1,0 +1,199 @@
+"""The results of a comparison of recipes, as JSON values and as Markdown."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.storage import manifest as manifests
+from pipeline.storage.manifest import TRAIN
+from tools import spreads
+from tools.finetuning import short_runs
+from tools.measurement import describe_machine
+from tools.recipe_comparison.comparison import LIKE, OTHER, Cell, RecipeComparison
+from tools.recipe_comparison.mixes import LABELS, Mix
+
+_TEXTS = {LIKE: "text like the training text", OTHER: "other text"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A column of the table.
+
+    Attributes:
+        key: in the report.
+        title: of the column.
+        factor: of the shown values; 100 for shares.
+        less_is_better: whether a smaller value is better.
+    """
+
+    key: str
+    title: str
+    factor: float = 100.0
+    less_is_better: bool = False
+
+    def cell(self, found: Mapping[str, Any]) -> str:
+        """Returns the mean and the deviation of the seeds."""
+        digits = 1 if self.factor == 100.0 else 3
+        deviation = "" if found["std"] is None else f" ± {self.factor * found['std']:.{digits}f}"
+        return f"{self.factor * found['mean']:.{digits}f}{deviation}"
+
+    def effect(self, found: Mapping[str, Any]) -> str:
+        """Returns a difference, marked where it is within the spread."""
+        digits = 1 if self.factor == 100.0 else 3
+        mark = " ~" if found["verdict"] == spreads.WITHIN_SPREAD else ""
+        return f"{self.factor * found['difference']:+.{digits}f}{mark}"
+
+
+def score_columns(comparison: RecipeComparison) -> list[Score]:
+    """Returns the columns of a comparison."""
+    columns = []
+    for text in comparison.texts:
+        columns += [
+            Score(f"{text}/masked_lm_accuracy", f"accuracy, {text}"),
+            Score(f"{text}/teacher_agreement", f"agreement, {text}"),
+            Score(f"{text}/kl_divergence", f"KL, {text}", factor=1.0, less_is_better=True),
+        ]
+    names = map(short_runs.task_name, comparison.config.tasks)
+    return [*columns, *(Score(name, name) for name in names)]
+
+
+def read_report(comparison: RecipeComparison) -> dict[str, Any]:
+    """Collects the results of a finished comparison, as JSON values.
+
+    Returns:
+        `settings`; `machine`; `teacher`, its masked-LM accuracy on each text; `mixes`, each with
+        its source, losses, steps, step time, training examples, cache bytes and `scores`;
+        `labels_effect`, the difference that `masked_lm` makes to each recipe.
+    """
+    columns = score_columns(comparison)
+    rows = [_row(comparison, mix, columns) for mix in comparison.mixes]
+    config = comparison.config
+    reports = comparison.scores_file(comparison.cells[0]).read_json()
+    return {
+        "settings": {**config.request(), "seeds": list(config.seeds)},
+        "machine": describe_machine(),
+        "teacher": {text: reports[text]["teacher_accuracy"] for text in comparison.texts},
+        "mixes": rows,
+        "labels_effect": list(_labels_effect(rows, columns)),
+    }
+
+
+def _row(comparison: RecipeComparison, mix: Mix, columns: Sequence[Score]) -> dict[str, Any]:
+    time = comparison.step_time_file(mix).read_json()
+    cells = [Cell(mix, seed) for seed in comparison.config.seeds]
+    values = [_cell_values(comparison, cell) for cell in cells]
+    return {
+        "recipe": mix.recipe,
+        "source": mix.source,
+        "with_labels": mix.with_labels,
+        "settings": mix.arguments(),
+        "step_seconds": time["seconds"],
+        "step_time_ratio": time["ratio"],
+        "num_train_steps": time["num_train_steps"],
+        **_data(comparison, mix),
+        "scores": {
+            column.key: spreads.spread([found[column.key] for found in values])
+            for column in columns
+        },
+    }
+
+
+def _cell_values(comparison: RecipeComparison, cell: Cell) -> dict[str, float]:
+    reports = comparison.scores_file(cell).read_json()
+    values = {
+        f"{text}/{name}": value
+        for text in comparison.texts
+        for name, value in reports[text].items()
+    }
+    for task in comparison.config.tasks:
+        path = comparison.task_directory(cell, task) / "summary.json"
+        values[short_runs.task_name(task)] = short_runs.read_score(path)
+    return values
+
+
+def _data(comparison: RecipeComparison, mix: Mix) -> dict[str, int | None]:
+    """Returns how many examples a mix is trained on, and the bytes of its cache."""
+    size = None
+    if mix.cache is not None:
+        manifest = manifests.load(comparison.training_cache(mix.cache))
+        size = sum(shard.bytes for shard in manifest.splits[TRAIN])
+    else:
+        name = "examples" if mix.source == LABELS else "windows"
+        manifest = manifests.load(comparison.work / name)
+    return {"train_examples": manifest.num_examples(TRAIN), "cache_bytes": size}
+
+
+def _labels_effect(
+    rows: Iterable[Mapping[str, Any]], columns: Sequence[Score]
+) -> Iterator[dict[str, Any]]:
+    """Yields, of each recipe and source, what `masked_lm` in the mix changes."""
+    pairs: dict[tuple[str, str], dict[bool, Mapping[str, Any]]] = {}
+    for row in rows:
+        pairs.setdefault((row["recipe"], row["source"]), {})[row["with_labels"]] = row["scores"]
+    for (recipe, source), pair in pairs.items():
+        if len(pair) == 2:
+            scores = {column.key: _difference(pair, column) for column in columns}
+            yield {"recipe": recipe, "source": source, "scores": scores}
+
+
+def _difference(pair: Mapping[bool, Mapping[str, Any]], column: Score) -> dict[str, Any]:
+    """Returns with − without labels; the verdict knows which of them is better."""
+    ours, theirs = pair[True][column.key], pair[False][column.key]
+    if not column.less_is_better:
+        return spreads.difference(ours, theirs)
+    found = spreads.difference(theirs, ours)
+    return {**found, "difference": -found["difference"]}
+
+
+def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
+    """Returns a report as Markdown."""
+    settings, teacher = report["settings"], report["teacher"]
+    time = f"{settings['train_seconds']:g} s"
+    if steps := settings.get("baseline_steps"):
+        time = f"the time of {steps:,} steps of masked_lm alone"
+    lines = [
+        "# Comparison of recipes",
+        "",
+        f"Training time of each student: {time}. Its number of steps follows from its step time, "
+        f"measured in turns with that of masked_lm alone; batches of "
+        f"{settings['train_batch_size']}. Mean and standard deviation of {len(settings['seeds'])} "
+        "seeds. Shares in percent, KL in nats at temperature 1.",
+        "",
+    ]
+    for text, accuracy in teacher.items():
+        lines.append(f"Accuracy of the teacher on {_TEXTS[text]}: {100 * accuracy:.1f}.")
+    titles = ("recipe", "targets", "masked_lm", "steps", "step time", "examples", "cache MB")
+    rows = [
+        (*_describe(row), *(column.cell(row["scores"][column.key]) for column in columns))
+        for row in report["mixes"]
+    ]
+    lines += ["", *_table((*titles, *(column.title for column in columns)), rows)]
+    effects = [
+        (row["recipe"], row["source"], *(one.effect(row["scores"][one.key]) for one in columns))
+        for row in report["labels_effect"]
+    ]
+    if effects:
+        titles = ("recipe", "targets", *(column.title for column in columns))
+        lines += ["", "## Effect of masked_lm in the mix", "", *_table(titles, effects)]
+        lines += ["", "~: within the standard deviation of the seeds."]
+    lines += ["", f"Machine: {json.dumps(report['machine'])}", ""]
+    return "\n".join(lines)
+
+
+def _describe(row: Mapping[str, Any]) -> tuple[str, ...]:
+    size = row["cache_bytes"]
+    return (
+        row["recipe"],
+        row["source"],
+        "yes" if row["with_labels"] else "no",
+        f"{row['num_train_steps']:,}",
+        f"{row['step_time_ratio']:.2f}",
+        f"{row['train_examples']:,}",
+        "" if size is None else f"{size / 1e6:.1f}",
+    )
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
