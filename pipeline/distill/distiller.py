@@ -21,10 +21,8 @@ from pipeline.distill.comparison import (
     Vocabulary,
     mean_over_weights,
 )
-from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import (
     AVERAGES,
-    EMBEDDING,
     HIDDEN,
     LOSS_SHARES,
     OF_ATTENTION,
@@ -77,7 +75,7 @@ def _make_means(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
 
 
 class Distiller(keras.Model):
-    """Trains a student by an objective.
+    """Trains a student by an objective; its masked-LM head stays where no loss depends on it.
 
     Called with a batch's inputs it returns the activations of the student and of the live
     teacher, if there is one; `compute_loss` compares these with each other and with the
@@ -116,6 +114,9 @@ class Distiller(keras.Model):
         self.teacher = teacher
         if teacher is not None:
             teacher.trainable = False
+        if not objective.trains_head:
+            # What has no gradient would still decay on JAX.
+            student.head.trainable = False
         self._means = _make_means(objective.comparison.reported(objective.weights))
         of_teacher = ["teacher_agreement", "teacher_accuracy"]
         guesses = ["masked_lm_accuracy", *of_teacher * objective.comparison.has_teacher]
@@ -130,10 +131,8 @@ class Distiller(keras.Model):
             self._step = self.add_weight(name="step", shape=(), **kind)
         self.projections = self._make_projections(teacher_hidden_size, seed)
         self.input_clock = InputClock()
-        needs = {load_loss(name).needs for name in objective.weights}
-        self._compares_embeddings = EMBEDDING in needs
         self.embedding_projection = None
-        if EMBEDDING in needs and teacher_embedding_size != student.config.hidden_size:
+        if objective.compares_embeddings and teacher_embedding_size != student.config.hidden_size:
             self.embedding_projection = self._projection(
                 "embedding_projection",
                 teacher_embedding_size,
@@ -188,7 +187,7 @@ class Distiller(keras.Model):
         self, model: MaskedLM, inputs: Mapping[str, Any], training: bool | None
     ) -> dict[str, Any]:
         """Returns a model's activations that losses compare."""
-        needs = {load_loss(name).needs for name in self.objective.weights}
+        needs = self.objective.needs
         wanted = [name for need in OF_ATTENTION if need in needs for name in ACTIVATIONS[need]]
         found = model.activations(inputs, training=training, wanted=wanted)
         outputs = LOGITS if self._block_size is None else HEAD_STATES
@@ -217,7 +216,7 @@ class Distiller(keras.Model):
             y_pred,
             self.projections,
             self._vocabulary(training),
-            self._embeddings(x, y, training) if self._compares_embeddings else None,
+            self._embeddings(x, y, training) if self.objective.compares_embeddings else None,
         )
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
         losses = comparison.losses(self.objective.weights if training else self._means)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN
 
+_UNTRAINED = "do not train the masked-LM head, which stays as it is; masked_lm trains it"
 # Inputs whose lengths decide how batches are cut.
 _SAMPLE_SIZE = 1024
 # What a microbatch costs whatever is in it, in tokens: gradients are added up, kernels begin. On
@@ -323,7 +325,13 @@ def _find_rates(run: Preparation, replicas: Replicas, lengths: np.ndarray) -> Ra
     teacher = None if run.teacher is None else run.teacher.config
     return Rates(
         tokens=length,
-        flops=flops.step_flops(run.start.config, teacher, length, positions),
+        flops=flops.step_flops(
+            run.start.config,
+            teacher,
+            length,
+            positions,
+            embeds=run.objective.compares_embeddings,
+        ),
         peak_flops=step_times.peak_flops(replicas.num_devices),
     )
 
@@ -392,6 +400,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
             print(line, file=sys.stderr)
     if (line := run.start.describe_new_head()) is not None:
         print(line, file=sys.stderr)
+    if config.do_train and not run.objective.trains_head:
+        print(f"losses: {', '.join(run.objective.weights)} {_UNTRAINED}", file=sys.stderr)
     if config.do_train:
         manifests.check_output_dir(config.output_dir, run.request())
     with barrier(replicas):
@@ -494,10 +504,12 @@ def _fit(
             num_lengths=chunking.num_lengths,
             gather=make_gather(),
         )
+    fitting = {"steps_per_epoch": calls, "callbacks": [progress], "verbose": 0, "shuffle": False}
     try:
-        distiller.fit(
-            microbatches, steps_per_epoch=calls, callbacks=[progress], verbose=0, shuffle=False
-        )
+        with warnings.catch_warnings():
+            # Losses of layers depend on nothing behind these layers.
+            warnings.filterwarnings("ignore", "Gradients do not exist for variables")
+            distiller.fit(microbatches, **fitting)
     except KeyboardInterrupt as interrupt:
         saved = checkpoints.checkpoint_steps(config.output_dir)[-1:] or [0]
         raise KeyboardInterrupt(

@@ -177,6 +177,23 @@ def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]
             raise InputError(path, received=f"broken record {index}: {error}") from error
 
 
+def decode_embedding(features: Mapping[str, bytes], info: TeacherInfo) -> np.ndarray | None:
+    """Decodes the embedding of a record of a teacher cache, float32 [D]; None where none is cached.
+
+    Raises:
+        KeyError: the feature is missing.
+        ValueError: it is damaged.
+    """
+    if info.embedding is None:
+        return None
+    feature = records.EMBEDDING_FEATURE
+    values = arrays.decode(feature, features[feature.name], vocab_size=0).astype(np.float32)
+    if len(values) != info.hidden_size or not np.isfinite(values).all():
+        expected = f"expected {info.hidden_size} finite numbers"
+        raise ValueError(f"{feature.name}: {expected}, received {len(values)}")
+    return values
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TeacherTargets:
     """The cached teacher targets at the masked positions of one record, or of several.
