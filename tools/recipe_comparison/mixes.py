@@ -89,8 +89,9 @@ def expect_codec(source: str, subject: str) -> None:
         InputError: it is no codec's name with a number.
     """
     kind, _, number = source.rpartition("-")
-    if kind not in (SAMPLED, *CODECS) or not number.isdecimal() or not int(number):
-        names = ", ".join(f"{name}-NUMBER" for name in (*CODECS, SAMPLED))
+    kinds = (*CODECS, _STATES, SAMPLED)
+    if kind not in kinds or not number.isdecimal() or not int(number):
+        names = ", ".join(f"{name}-NUMBER" for name in kinds)
         raise InputError(Setting(subject), f"{LIVE} or one of {names}", f"{source!r}")
 
 

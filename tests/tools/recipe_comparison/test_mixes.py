@@ -89,6 +89,13 @@ def test_draws_have_no_temperatures() -> None:
     }
 
 
+def test_states_hold_any_temperature() -> None:
+    recipe = Recipe("mine", "states-4", {"kl_divergence": 1.0}, settings={"temperature": "8"})
+    mix, _ = _mixes(recipe)
+    assert mix.cache == CacheSpec("states-4", (), ())
+    assert mix.cache.settings() == {"logit_encoding": "states", "state_bits": "4"}
+
+
 def test_layer_groups_of_another_depth_are_left_out() -> None:
     settings = {"layer_groups": "1-6:1,7-12:2"}
     recipe = Recipe("mine", None, {"hidden_cosine": 1.0}, settings=settings)
