@@ -31,7 +31,7 @@ class CompareRecipesConfig(Settings):
         ("masked_lm", "roberta_wwm", "distilbert"),
         "Recipes, separated by commas. Each is a published recipe's name, the path of a flagfile, "
         "or losses with their weights, for example kl_divergence=5+masked_lm=2. @CODEC after it "
-        "names the source of teacher targets: a cache such as compact-32 (k), sampled-12 (draws) or "
+        "names the source of teacher targets: a cache such as compact-32 (k), sampled-12 (draws), "
         "states-8 (bits), or live for a live teacher. By default `cache`, or live for losses "
         "that no cache serves.",
         parse=parse_words,
