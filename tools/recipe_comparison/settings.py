@@ -125,5 +125,5 @@ class CompareRecipesConfig(Settings):
         Recipes, tasks and seeds may be added to a directory later.
         """
         models = (("teacher", self.teacher), ("student", self.student))
-        named = {name: model and hub_id.name_of(model.absolute()) for name, model in models}
-        return {"kind": "comparison of recipes", **self.decisive(), **named}
+        paths = {name: model and str(model.resolve()) for name, model in models}
+        return {"kind": "comparison of recipes", **self.decisive(), **paths}
