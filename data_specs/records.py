@@ -11,6 +11,8 @@ import dataclasses
 
 import numpy as np
 
+# How an embedding is made of the last hidden states: the first, or their mean over tokens.
+POOLINGS = ("cls", "mean")
 # Stands for `id_dtype(vocab_size)` in a feature's declaration.
 ID_DTYPE = "id"
 
@@ -28,6 +30,7 @@ TOPK_RANGES = "topk_ranges"
 TOPK_COUNTS = "topk_counts"
 HIDDEN_STATES = "hidden_states"
 HIDDEN_SCALES = "hidden_scales"
+EMBEDDING = "embedding"
 TEACHER_LOGITS = "teacher_logits"
 
 # Names that a batch has beside those of a record: BERT's own.
@@ -108,6 +111,9 @@ HIDDEN_FEATURES: dict[str, tuple[Feature, ...]] = {
         Feature(HIDDEN_SCALES, "<f4", ("P", "G"), "What a step of each hidden state is worth."),
     ),
 }
+
+# Once for each example, where a teacher cache holds it.
+EMBEDDING_FEATURE = Feature(EMBEDDING, "<f2", ("D",), "Pooled last hidden state, without masks.")
 
 UNMASKED_WINDOW_FEATURES: tuple[Feature, ...] = (
     _EXAMPLE_ID,

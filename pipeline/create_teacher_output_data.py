@@ -12,16 +12,19 @@ from absl import flags as absl_flags
 from pipeline.base.compute_dtype import AUTO, BFLOAT16, FLOAT32
 from pipeline.base.errors import InputError, Setting
 from pipeline.commands import flags, running
-from pipeline.commands.settings import BackendSettings, RunnerSettings
+from pipeline.commands.settings import BackendSettings, ProcessSettings, RunnerSettings
 from pipeline.runners.ray import RayConfig
 from pipeline.teacher.settings import TeacherCacheConfig
 
-FLAGS = flags.FlagSet((TeacherCacheConfig, BackendSettings, RunnerSettings, RayConfig))
+FLAGS = flags.FlagSet(
+    (TeacherCacheConfig, BackendSettings, ProcessSettings, RunnerSettings, RayConfig)
+)
 define_flags = FLAGS.define
 
 
 def _create(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, TeacherCacheConfig, ray=running.choose_runner(values))
+    running.join_processes(values)
     if config.ray is None:
         devices = running.choose_backend(values)
         chosen = running.choose_compute_dtype(values, devices)

@@ -4,41 +4,19 @@ run_distill --input_dir=CACHE --init_from=TEACHER --student_layers=2 --output_di
 """
 
 import dataclasses
-import importlib.util
 import sys
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from pipeline.base.errors import InputError, Setting
 from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings, ProcessSettings, RecipeSettings
-from pipeline.distill.settings import DATA_PARALLEL, DistillConfig, StudentConfig, shrink
+from pipeline.distill.settings import DistillConfig, StudentConfig, shrink
 
 FLAGS = flags.FlagSet(
     (RecipeSettings, StudentConfig, DistillConfig, BackendSettings, ProcessSettings)
 )
 define_flags = FLAGS.define
-
-
-def _join(values: absl_flags.FlagValues) -> None:
-    """Joins the other processes, if there are any, before devices are asked for."""
-    settings = flags.read_values(values, ProcessSettings)
-    if values.distribution != DATA_PARALLEL:
-        for name, value in settings.items():
-            if value is not None:
-                expected = f"`distribution`={DATA_PARALLEL} together with it"
-                raise InputError(Setting(name), expected, values.distribution)
-        return
-    if values.backend != "jax":
-        expected = f"`backend`=jax together with {values.distribution}"
-        raise InputError(Setting("distribution"), expected, f"`backend`={values.backend}")
-    if importlib.util.find_spec("jax") is None:
-        # `choose_backend` says so.
-        return
-    from pipeline.distill import replicas
-
-    replicas.join(**settings)
 
 
 def read_config(values: absl_flags.FlagValues) -> DistillConfig:
@@ -60,7 +38,7 @@ def read_config(values: absl_flags.FlagValues) -> DistillConfig:
 
 def _distill(values: absl_flags.FlagValues) -> None:
     config = read_config(values)
-    _join(values)
+    running.join_processes(values)
     devices = running.choose_backend(values, "tensorflow")
     chosen = running.choose_compute_dtype(values, devices)
     config = dataclasses.replace(config, compute_dtype=chosen)

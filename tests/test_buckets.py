@@ -13,14 +13,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 from data_specs.corpora import CorpusSource
 from pipeline import create_pretraining_data, create_teacher_output_data
 from pipeline.base.errors import InputError
-from pipeline.base.local_mirror import CACHE_VARIABLE, mirror_folder
+from pipeline.base.local_mirror import CACHE_VARIABLE, LIMIT_VARIABLE, mirror_folder
 from pipeline.base.location import BucketLocation, Location
 from pipeline.distill import training
 from pipeline.distill.checkpoints import CheckpointFiles
 from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
+from pipeline.storage import shuffling
+from pipeline.storage.manifest import TRAIN
 from tests.conftest import make_cache, read_folder, read_objects, upload_folder
 from tools import convert_checkpoint
 
@@ -255,7 +258,7 @@ def stage_2(bucket, cache_dir, teacher) -> Callable[..., DistillConfig]:
 def _lines(content: bytes) -> list[dict]:
     """Returns lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in content.splitlines()]
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
 
 
 def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatch) -> None:
@@ -295,22 +298,54 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
         training.distill(dataclasses.replace(config, learning_rate=2e-3))
 
 
-@pytest.mark.parametrize("moment", [1, 4])
+@pytest.mark.parametrize("moment", [0, 1, 2])
 def test_a_shard_that_cannot_be_copied_is_named(bucket, stage_2, monkeypatch, moment: int) -> None:
     """Also where TensorFlow's threads ask for it: as lengths are sampled, and in training."""
-    real, calls = BucketLocation.mirror, []
+    real, calls = BucketLocation.download, []
 
-    def local_copy(path):
+    def download(path, target):
         if "train-" in str(path):
             calls.append(str(path))
             if len(calls) > moment:
                 raise OSError(5, "the store does not answer as expected (x)", str(path))
-        return real(path)
+        real(path, target)
 
-    monkeypatch.setattr(BucketLocation, "mirror", local_copy)
+    monkeypatch.setattr(BucketLocation, "download", download)
     with pytest.raises(OSError, match="the store does not answer as expected") as caught:
         training.distill(stage_2(bucket / "student"))
     assert caught.value.filename == calls[moment]
+
+
+def test_a_cache_of_three_times_the_limit_trains_to_the_same_bits(
+    bucket, stage_2, cache_dir, monkeypatch, tmp_path
+) -> None:
+    """Shards are read one by one: the next is fetched only where there is room for both."""
+    monkeypatch.setitem(shuffling.record_groups.__kwdefaults__, "group_size", 1)
+    training.distill(stage_2(tmp_path / "unlimited", do_eval=False))
+    shutil.rmtree(mirror_folder())
+    shards = manifests.load(cache_dir).splits[TRAIN]
+    largest = max(shard.bytes for shard in shards)
+    assert 2.5 * largest < sum(shard.bytes for shard in shards)
+    real, present = BucketLocation.download, []
+
+    def download(path, target):
+        real(path, target)
+        sizes = [file.stat().st_size for file in mirror_folder().rglob("*train-*") if file.exists()]
+        present.append(sum(sizes))
+
+    monkeypatch.setattr(BucketLocation, "download", download)
+    for name, limit in (("one", largest), ("two", 2 * largest)):
+        present.clear()
+        monkeypatch.setenv(LIMIT_VARIABLE, str(limit))
+        training.distill(stage_2(tmp_path / name, do_eval=False))
+        assert max(present) <= limit and len(present) > len(shards)
+        for file in ("model.safetensors", "checkpoints/step-00000008.safetensors"):
+            expected = (tmp_path / "unlimited" / file).read_bytes()
+            assert (tmp_path / name / file).read_bytes() == expected
+    monkeypatch.setenv(LIMIT_VARIABLE, str(largest - 1))
+    with pytest.raises(InputError) as caught:
+        training.distill(stage_2(tmp_path / "none", do_eval=False))
+    assert caught.value.subject == LIMIT_VARIABLE
 
 
 def test_only_shards_that_are_read_are_copied(bucket, stage_2, cache_dir) -> None:

@@ -18,6 +18,7 @@ from absl import flags as absl_flags
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
+from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
 from tools.commands import claim_directory, run_command
@@ -148,7 +149,7 @@ def losses_over_steps(directory: Location) -> list[dict[str, float]]:
 def _describe(work: Location) -> str:
     lines = losses_over_steps(work / "student")
     first, last = lines[0], lines[-1]
-    left_out = ("step", "split", "learning_rate", "examples_per_second")
+    left_out = ("step", "split", "learning_rate", *CLOCK_FIELDS)
     rows = [f"{'':<22} step {first['step']:>4}  step {last['step']:>4}"]
     rows += [
         f"{name:<22} {first[name]:>9.4f}  {last[name]:>9.4f}"

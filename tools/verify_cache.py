@@ -246,6 +246,8 @@ def _checked(manifest: Manifest) -> str:
         parts += ["top-k", "tails", "labels"]
         if manifest.teacher_info.hidden_groups:
             parts.append("hidden states")
+        if manifest.teacher_info.embedding is not None:
+            parts.append("embeddings")
     return f"{', '.join(parts[:-1])} and {parts[-1]} as they must be"
 
 

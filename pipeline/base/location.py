@@ -29,11 +29,17 @@ from typing import Any, BinaryIO
 
 from pipeline.base import json_text
 from pipeline.base.errors import InputError, InterruptedRunError
-from pipeline.base.local_mirror import make_upload_folder, mirror_folder
+from pipeline.base.local_mirror import (
+    LOCK,
+    USE_LOCK,
+    expect_within_limit,
+    make_upload_folder,
+    mirror_folder,
+    reserve_room,
+)
 
 # A JSON file of ours is a few kilobytes a shard; a larger one is not ours.
 MAX_JSON_BYTES = 256 * 2**20
-_LOCK = ".lock.tmp"
 # What fsspec needs for each kind of store.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "memory": "fsspec", "hf": "huggingface_hub"}
 # Those that a user's text may name: datasets of the hub are only read, and only as corpora.
@@ -145,12 +151,18 @@ class Location:
 
     def sha256(self) -> str:
         """Returns the SHA-256 of the bytes in hexadecimal; of an object's, of its mirror."""
-        with open(self.mirror(), "rb") as file:
+        with self.mirrored() as copy, open(copy, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def mirror(self) -> "LocalLocation":
         """Returns a file of this machine with this content; see `mirror_all`."""
         return mirror_all([self])[0]
+
+    @contextlib.contextmanager
+    def mirrored(self) -> Iterator["LocalLocation"]:
+        """Yields a file of this machine with this content, which stays while the block runs."""
+        with hold_mirrors([self]) as copies:
+            yield copies[0]
 
     def make_directory(self) -> "Location":
         """Makes this folder and its parents; buckets have none, and need none.
@@ -327,22 +339,35 @@ class LocalLocation(Location, pathlib.PosixPath):
         Raises:
             InterruptedRunError: another process holds it, and `busy_message` is given.
         """
-        descriptor = self._open_locked(busy_message)
+        try:
+            descriptor = self.open_locked(fcntl.LOCK_EX | (fcntl.LOCK_NB if busy_message else 0))
+        except BlockingIOError as error:
+            hint = "wait for it to end"
+            raise InterruptedRunError(None, received=busy_message, hint=hint) from error
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
-    def _open_locked(self, busy_message: str | None) -> int:
-        wait = fcntl.LOCK_NB if busy_message else 0
+    def open_locked(self, kind: int) -> int:
+        """Opens this file, which is made if it is not there, and locks it.
+
+        Args:
+            kind: of the lock, as `fcntl.flock` takes it.
+
+        Returns:
+            a descriptor; closing it ends the lock.
+
+        Raises:
+            BlockingIOError: another process holds it, and `kind` says not to wait.
+        """
         while True:
             descriptor = os.open(self, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
-            except BlockingIOError as error:
+                fcntl.flock(descriptor, kind)
+            except BaseException:
                 os.close(descriptor)
-                hint = "wait for it to end"
-                raise InterruptedRunError(None, received=busy_message, hint=hint) from error
+                raise
             # Otherwise the lock's holder has meanwhile renamed or removed the file.
             if self._is_named(descriptor):
                 return descriptor
@@ -363,7 +388,7 @@ class LocalLocation(Location, pathlib.PosixPath):
             InterruptedRunError: another process keeps it.
         """
         prefix = f"`{self.setting}`: " if self.setting else ""
-        path = self / _LOCK
+        path = self / LOCK
         with path.locked(f"{prefix}another process is at work in {self}"):
             try:
                 yield
@@ -632,7 +657,7 @@ class BucketLocation(Location):
 
     def forget_mirror(self) -> None:
         """See `LocalLocation.forget_mirror`."""
-        shutil.rmtree(_mirror_folder_of([self]), ignore_errors=True)
+        _MirroredObjects([self]).forget()
 
     def scratch(self, name: str) -> LocalLocation:
         """See `LocalLocation.scratch`."""
@@ -773,37 +798,137 @@ def mirror_all(locations: Sequence[Location]) -> tuple[LocalLocation, ...]:
     """Returns files of this machine with the content, and the names, of files or objects.
 
     Objects are copied once, into one folder, whose name says which versions of them: of one that
-    changed the next call makes another copy. Files of this machine stay where they are.
+    changed the next call makes another copy. Copies stay until this process ends. Files of this
+    machine stay where they are.
 
     Args:
         locations: all of this machine, or all objects of one folder.
 
     Raises:
         OSError: there is no such object, or it cannot be copied whole.
+        InputError: the local mirror's limit is smaller than the objects.
     """
     if all(location.is_local for location in locations):
         return tuple(locations)
-    folder = _mirror_folder_of(locations)
-    folder.mkdir(exist_ok=True)
-    copies = tuple(folder / location.name for location in locations)
-    for location, copy in zip(locations, copies, strict=True):
-        if not copy.is_file():
-            _copy_object(location, copy)
-    return copies
+    mirror = _MirroredObjects(locations)
+    if mirror.folder not in _held_by_process or not mirror.is_whole():
+        descriptor = mirror.hold()
+        previous = _held_by_process.pop(mirror.folder, None)
+        _held_by_process[mirror.folder] = descriptor
+        if previous is not None:
+            os.close(previous)
+    return mirror.copies
 
 
-def _mirror_folder_of(objects: Sequence[BucketLocation]) -> LocalLocation:
-    """Returns the folder for copies of these versions of objects."""
-    digest = hashlib.sha256()
-    for path in objects:
-        info = path.stat()
-        digest.update(f"{path}\n{info.st_size} {info.version}\n".encode())
-    return LocalLocation(mirror_folder()) / digest.hexdigest()[:32]
+@contextlib.contextmanager
+def hold_mirrors(locations: Sequence[Location]) -> Iterator[tuple[LocalLocation, ...]]:
+    """Yields files of this machine with the content of each location.
+
+    Copies of objects stay while the block runs; later ones may take their room.
+
+    Raises:
+        OSError: there is no such object, or it cannot be copied whole.
+        InputError: the local mirror's limit is smaller than the objects.
+    """
+    mirrors = {path: _MirroredObjects([path]) for path in locations if not path.is_local}
+    if mirrors:
+        total = sum(mirror.size for mirror in mirrors.values())
+        expect_within_limit(total, f"{len(mirrors)} objects that are read together")
+    with contextlib.ExitStack() as stack:
+        for mirror in mirrors.values():
+            stack.callback(os.close, mirror.hold())
+        yield tuple(mirrors[path].copies[0] if path in mirrors else path for path in locations)
 
 
-def _copy_object(path: BucketLocation, copy: LocalLocation) -> None:
-    """Copies an object; other processes that want the same copy wait meanwhile."""
-    with (copy.parent / _LOCK).locked():
-        if not copy.is_file():
-            with copy.atomic_write() as temporary:
-                path.download(temporary)
+def prefetch_mirrors(locations: Sequence[Location]) -> contextlib.ExitStack:
+    """Copies objects before they are used, as far as the local mirror has room for them.
+
+    Returns:
+        what keeps the copies until it is closed.
+    """
+    with contextlib.ExitStack() as stack:
+        for location in locations:
+            if not location.is_local:
+                descriptor = _MirroredObjects([location]).hold(required=False)
+                if descriptor is None:
+                    break
+                stack.callback(os.close, descriptor)
+        return stack.pop_all()
+
+
+# Locks of the copies that stay until this process ends, by their folder.
+_held_by_process: dict[LocalLocation, int] = {}
+
+
+class _MirroredObjects:
+    """Copies of these versions of objects, in one folder of this machine.
+
+    Attributes:
+        folder: where they are.
+        copies: the files in it, one for each object.
+        size: their bytes.
+    """
+
+    def __init__(self, objects: Sequence[BucketLocation]) -> None:
+        digest = hashlib.sha256()
+        infos = [path.stat() for path in objects]
+        for path, info in zip(objects, infos, strict=True):
+            digest.update(f"{path}\n{info.st_size} {info.version}\n".encode())
+        self._objects = objects
+        self.size = sum(info.st_size for info in infos)
+        self.folder = LocalLocation(mirror_folder()) / digest.hexdigest()[:32]
+        self.copies = tuple(self.folder / path.name for path in objects)
+
+    def is_whole(self) -> bool:
+        """Returns whether all copies are there."""
+        return all(copy.is_file() for copy in self.copies)
+
+    def hold(self, *, required: bool = True) -> int | None:
+        """Copies what is not there; returns the descriptor of a lock under which it stays.
+
+        Args:
+            required: whether to copy also where copies in use leave too little room.
+
+        Returns:
+            None if it was not copied, for want of room.
+        """
+        descriptor = self._open_use_lock()
+        try:
+            if self.is_whole() or self._copy(required):
+                os.utime(descriptor)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def _open_use_lock(self) -> int:
+        while True:
+            self.folder.mkdir(exist_ok=True)
+            # Another process may remove the folder before it is locked.
+            with contextlib.suppress(FileNotFoundError):
+                return (self.folder / USE_LOCK).open_locked(fcntl.LOCK_SH)
+
+    def _copy(self, required: bool) -> bool:
+        """Copies what is not there; others that want the same copies wait meanwhile."""
+        with (self.folder / LOCK).locked() as descriptor:
+            if self.is_whole():
+                return True
+            expect_within_limit(self.size, ", ".join(map(str, self._objects)))
+            if not reserve_room(self.folder, self.size, required=required):
+                return False
+            try:
+                for path, copy in zip(self._objects, self.copies, strict=True):
+                    if not copy.is_file():
+                        with copy.atomic_write() as temporary:
+                            path.download(temporary)
+            finally:
+                os.ftruncate(descriptor, 0)
+        return True
+
+    def forget(self) -> None:
+        """Removes the copies."""
+        if self.folder in _held_by_process:
+            os.close(_held_by_process.pop(self.folder))
+        shutil.rmtree(self.folder, ignore_errors=True)

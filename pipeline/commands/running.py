@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -11,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 
 from data_specs import recipes
-from pipeline.base import compute_dtype
+from pipeline.base import compiled_programs, compute_dtype, distribution
 from pipeline.base.errors import InputError, Setting, StoppedRunError, describe
 from pipeline.commands.flags import read_config, read_values
-from pipeline.commands.settings import RAY
+from pipeline.commands.settings import RAY, ProcessSettings
 from pipeline.runners.ray import RayConfig
 
 _HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
@@ -151,6 +152,8 @@ def import_backend(values: flags.FlagValues, *modules: str) -> None:
         received = f"{values.backend} cannot be imported ({error})"
         hint = "install it, for example with pip install '.[jax]'"
         raise InputError(Setting("backend"), received=received, hint=hint) from error
+    if values.backend == "jax":
+        compiled_programs.keep_programs()
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
@@ -162,6 +165,30 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
     devices = importlib.import_module("keras.distribution").list_devices()
     print(f"computing with {values.backend} on {', '.join(devices)}", file=sys.stderr)
     return devices
+
+
+def join_processes(values: flags.FlagValues) -> None:
+    """Joins the other processes, if there are any, before devices are asked for.
+
+    Args:
+        values: of flags among which are `BackendSettings`, `ProcessSettings` and `distribution`.
+
+    Raises:
+        InputError: settings that do not go together, or the others cannot be reached.
+    """
+    settings = read_values(values, ProcessSettings)
+    if values.distribution != distribution.DATA_PARALLEL:
+        for name, value in settings.items():
+            if value is not None:
+                expected = f"`distribution`={distribution.DATA_PARALLEL} together with it"
+                raise InputError(Setting(name), expected, values.distribution)
+        return
+    if values.backend != "jax":
+        expected = f"`backend`=jax together with {values.distribution}"
+        raise InputError(Setting("distribution"), expected, f"`backend`={values.backend}")
+    # Without JAX, `choose_backend` says so.
+    if importlib.util.find_spec("jax") is not None:
+        distribution.join(**settings)
 
 
 def choose_runner(values: flags.FlagValues) -> RayConfig | None:

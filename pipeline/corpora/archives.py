@@ -12,12 +12,46 @@ from pipeline.corpora.documents import CorpusFile
 
 SUFFIX = ".tar"
 _MAGIC, _MAGIC_OFFSET = b"ustar", 257
+# Of what stands before a member, or in all for the archive; tarfile holds it in memory.
+_MAX_HEADER_BYTES = 2**20
+_FOR_MEMBER = (
+    *(tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_UNKNOWN_TYPE = b"?"
 _ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError)
 
 
 def is_tar(start: bytes) -> bool:
     """Returns whether a content that begins with `start` is a tar archive."""
     return start.startswith(_MAGIC, _MAGIC_OFFSET)
+
+
+class _TooLargeHeaderError(Exception):
+    """The headers before a member, or those for the whole archive, have too many bytes."""
+
+
+def _limited_info() -> type[tarfile.TarInfo]:
+    """Returns the class of an archive's members that reads no more headers than allowed."""
+    sizes = {tarfile.XHDTYPE: 0, tarfile.XGLTYPE: 0}
+
+    class LimitedInfo(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+            info = super().frombuf(buf, encoding, errors)
+            kind = tarfile.XHDTYPE if info.type in _FOR_MEMBER else info.type
+            if kind in sizes:
+                sizes[kind] += max(0, info.size)
+                if sizes[kind] > _MAX_HEADER_BYTES:
+                    raise _TooLargeHeaderError(f"{sizes[kind]:,} bytes")
+            else:
+                sizes[tarfile.XHDTYPE] = 0
+            if kind == tarfile.GNUTYPE_SPARSE:
+                # Its own map, which may be long, is not read: it is refused by its type.
+                info.type = _UNKNOWN_TYPE
+            return info
+
+    return LimitedInfo
 
 
 class _Member(io.RawIOBase):
@@ -49,7 +83,7 @@ def members(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[CorpusFile, Bi
         InputError: the archive is truncated, or has a member that is no file of a corpus.
     """
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_limited_info()) as archive:
             while (info := archive.next()) is not None:
                 _expect_harmless(file, info)
                 path, name = f"{file.path}, member {_shown(info)}", posixpath.normpath(info.name)
@@ -62,6 +96,10 @@ def members(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[CorpusFile, Bi
                 archive.members.clear()
     except InputError:
         raise
+    except _TooLargeHeaderError as error:
+        expected = f"at most {_MAX_HEADER_BYTES:,} bytes of headers before a member"
+        hint = "make the archive without extended attributes (tar --format=ustar)"
+        raise InputError(file.path, expected, str(error), hint) from error
     except _ERRORS as error:
         raise _not_whole(file, error) from error
 

@@ -21,7 +21,7 @@ from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.corpora import cleaning
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
-from pipeline.corpora.readers import FILES, READERS
+from pipeline.corpora.readers import FILES, READERS, TEXT
 from pipeline.corpora.readers.tfds import TFDS
 from pipeline.tokenizers import segmenters
 
@@ -167,6 +167,19 @@ def sample_texts(files: Sequence[CorpusFile], num_files: int, num_documents: int
         for document, _ in itertools.islice(documents, num_documents):
             with contextlib.suppress(InputError):
                 yield document_text(document)
+
+
+def ends_at_blank_lines(files: Sequence[CorpusFile]) -> bool:
+    """Returns whether a corpus's first document is text that ends at a blank line.
+
+    Raises:
+        InputError: a file cannot be read, or has another format than its name says.
+    """
+    documents = (
+        document for file in files for document, _ in READERS[file.corpus.reader].read(file)
+    )
+    file = next(documents).file
+    return file.format == TEXT and file.corpus.spec.documents == "blank_lines"
 
 
 def read_blocks(

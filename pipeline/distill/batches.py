@@ -45,12 +45,15 @@ _TARGETS = (
     records.TOPK_LOGITS,
     records.LOG_TAIL_MASSES,
     records.HIDDEN_STATES,
+    records.EMBEDDING,
     LOSS_SHARES,
 )
 # What tells how much of a batch is padding.
 _SIZED = (records.SEGMENT_LENGTHS, records.MASKED_LM_WEIGHTS)
-# Inputs that are as long as the longest; the others are as wide as the masked positions.
+# Inputs that are as long as the longest, and what is of the same size in all batches; the others
+# are as wide as the masked positions.
 _LENGTHS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+_OF_EXAMPLES = (records.SEGMENT_LENGTHS, records.EMBEDDING, LOSS_SHARES)
 Arrays = dict[str, np.ndarray]
 # Whose masks are drawn: two purposes never share random numbers.
 TRAINING = "mask"
@@ -195,7 +198,7 @@ def trim_batch(
     for name, value in batch.items():
         if name == records.INPUT_IDS:
             value = value[:, : _smallest_from(lengths, longest)]
-        elif name not in (records.SEGMENT_LENGTHS, LOSS_SHARES):
+        elif name not in _OF_EXAMPLES:
             value = value[:, : _smallest_from(widths, most)]
         trimmed[name] = value
     return trimmed
@@ -204,16 +207,16 @@ def trim_batch(
 def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor]:
     """Cuts a group into microbatches of equally many rows, and adds their shares of the losses.
 
-    A loss is a mean over masked positions, over tokens, or over pairs of tokens of one
-    input. So that the mean over microbatches is that over the group, each microbatch's own mean
-    must count by how many of these it has: its share is their number over the mean
-    number of the group's microbatches.
+    A loss is a mean over masked positions, over tokens, over pairs of tokens of one
+    input, or over examples. So that the mean over microbatches is that over the group, each
+    microbatch's own mean must count by how many of these it has: its share is their number
+    over the mean number of the group's microbatches.
 
     Example: of two microbatches with 2 and 6 masked positions the shares are 0.5 and 1.5.
 
     Returns:
         the batch, [C, G / C, …] in place of [G, …] with C = `count`, and `LOSS_SHARES`
-        float32 [C, G / C, 3], the same in all rows of a microbatch.
+        float32 [C, G / C, 4], the same in all rows of a microbatch.
     """
     microbatches = _reshape_group(batch, count)
     shares = _loss_shares(_loss_counts(microbatches))
@@ -229,11 +232,12 @@ def _reshape_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.T
 
 
 def _loss_counts(microbatches: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Returns the counts of `losses.base.AVERAGES` in microbatches, float32 [C, 3]."""
+    """Returns the counts of `losses.base.AVERAGES` in microbatches, float32 [C, 4]."""
     lengths = tf.cast(tf.reduce_sum(microbatches[records.SEGMENT_LENGTHS], axis=2), tf.float32)
     positions = tf.reduce_sum(microbatches[records.MASKED_LM_WEIGHTS], axis=[1, 2])
     tokens, pairs = tf.reduce_sum(lengths, axis=1), tf.reduce_sum(tf.square(lengths), axis=1)
-    return tf.stack([positions, tokens, pairs], axis=1)
+    examples = tf.reduce_sum(tf.sign(lengths), axis=1)
+    return tf.stack([positions, tokens, pairs, examples], axis=1)
 
 
 def _loss_shares(counts: Any) -> tf.Tensor:
@@ -302,9 +306,9 @@ def training_groups(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.d
 
     Returns:
         inputs and targets as `inputs_and_targets` returns them, with the microbatches C before
-        the rows; and float32 [C, 5], what microbatches of this part have: their longest input,
-        the last masked position that counts, and the numbers of masked positions, tokens
-        and pairs of tokens.
+        the rows; and float32 [C, 6], what microbatches of this part have: their longest input,
+        the last masked position that counts, and the numbers of masked positions, tokens,
+        pairs of tokens and examples.
     """
     count = chunking.num_chunks
 
@@ -458,7 +462,7 @@ def _microbatches(
     for number, (longest, most) in enumerate(sizes):
         length = lengths[np.searchsorted(lengths, longest)]
         width = widths[np.searchsorted(widths, most)]
-        ends = dict.fromkeys(_LENGTHS, length)
+        ends = dict.fromkeys(_LENGTHS, length) | dict.fromkeys(_OF_EXAMPLES)
         own, wanted = (
             {name: value[number, :, : ends.get(name, width)] for name, value in part.items()}
             for part in (inputs, targets)

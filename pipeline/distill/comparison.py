@@ -10,7 +10,22 @@ from keras import ops
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill.losses import LOSSES, load_loss
-from pipeline.distill.losses.base import ATTENTION, HIDDEN, LABEL, MASKED, PAIRS, TOKENS, TOPK, Loss
+from pipeline.distill.losses.base import (
+    ATTENTION,
+    EMBEDDING,
+    EXAMPLES,
+    HIDDEN,
+    LABEL,
+    MASKED,
+    OF_ATTENTION,
+    OF_POSITIONS,
+    PAIRS,
+    RELATIONS,
+    SCORES,
+    TOKENS,
+    TOPK,
+    Loss,
+)
 from pipeline.distill.losses.distributions import (
     StudentDistribution,
     TeacherDistribution,
@@ -18,8 +33,13 @@ from pipeline.distill.losses.distributions import (
     student_log_probs,
     teacher_distribution,
 )
-from pipeline.models import position_blocks, topk
-from pipeline.models.encoder import ATTENTIONS
+from pipeline.models import layer_groups, position_blocks, topk
+from pipeline.models.architectures.parts import (
+    ATTENTION_SCORES,
+    ATTENTIONS,
+    QUERIES_KEYS_VALUES,
+    split_heads,
+)
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attention, mean_state
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 
@@ -33,12 +53,21 @@ FIRST = "first"
 # What a cache holds of the teacher's distribution.
 _TOPK_TARGETS = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
 _FROM_TEACHER = "a live teacher (`teacher`=DIR)"
+# Activations by what a loss needs; all but the hidden states are asked for by name.
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    HIDDEN: (records.HIDDEN_STATES,),
+    ATTENTION: (ATTENTIONS,),
+    SCORES: (ATTENTION_SCORES,),
+    RELATIONS: QUERIES_KEYS_VALUES,
+}
 # Where to get what a loss needs: from the cache, or else from a live teacher.
 _WAYS = {
     TOPK: f"a teacher cache (make one with create_teacher_output_data) or {_FROM_TEACHER}",
     HIDDEN: "a teacher cache of create_teacher_output_data `cache_hidden_states`=… or "
     f"{_FROM_TEACHER}",
-    ATTENTION: f"{_FROM_TEACHER} (no cache holds attention maps)",
+    EMBEDDING: "a teacher cache of create_teacher_output_data `cache_embedding`=… or "
+    f"{_FROM_TEACHER}",
+    **{need: f"{_FROM_TEACHER} (no cache holds {need})" for need in OF_ATTENTION},
 }
 
 
@@ -59,6 +88,9 @@ class Comparison:
         loss_positions: where distributions are compared, one of `LOSS_POSITIONS`.
         layer_groups: the layers that a loss compares, by its name.
         cached_groups: the groups whose hidden states the cache holds, in its order.
+        relation_heads: R of losses that compare relations.
+        pooling: of the embeddings that are compared.
+        cached_pooling: of the embeddings that the cache holds; None where it holds none.
     """
 
     temperature: float = 1.0
@@ -70,6 +102,9 @@ class Comparison:
     loss_positions: str = "masked"
     layer_groups: Mapping[str, tuple[LayerGroup, ...]] = dataclasses.field(default_factory=dict)
     cached_groups: tuple[TeacherGroup, ...] = ()
+    relation_heads: int = 1
+    pooling: str = "mean"
+    cached_pooling: str | None = None
 
     def __post_init__(self) -> None:
         if self.loss_positions == "all" and not self.live:
@@ -103,11 +138,34 @@ class Comparison:
         groups = self.groups(HIDDEN)
         return bool(groups) and {group.teacher for group in groups} <= set(self.cached_groups)
 
+    @property
+    def embedding_cached(self) -> bool:
+        """Whether the cache holds the embeddings that are compared."""
+        return self.cached_pooling == self.pooling
+
     def groups(self, need: str) -> tuple[LayerGroup, ...]:
         """Returns the layers compared by losses with a need, each group once."""
+        return tuple(dict.fromkeys(itertools.chain(*self._groups_of_losses(need))))
+
+    def describe_groups(self, need: str) -> str:
+        """Returns the layers compared by losses with a need, as text.
+
+        Losses that compare other layers than the others are separated by a semicolon.
+        """
+        return ";".join(dict.fromkeys(map(layer_groups.describe, self._groups_of_losses(need))))
+
+    def _groups_of_losses(self, need: str) -> list[tuple[LayerGroup, ...]]:
         compared = self.layer_groups.items()
-        matching = [groups for name, groups in compared if load_loss(name).needs == need]
-        return tuple(dict.fromkeys(itertools.chain(*matching)))
+        return [groups for name, groups in compared if load_loss(name).needs == need]
+
+    def projects_with_bias(self, layer: int) -> bool:
+        """Returns whether the projection of a student layer's hidden states has a bias."""
+        return any(
+            load_loss(name).needs == HIDDEN
+            and load_loss(name).projects_with_bias
+            and layer in {group.student for group in groups}
+            for name, groups in self.layer_groups.items()
+        )
 
     def losses(self, names: Iterable[str]) -> list[Loss]:
         """Returns the losses of these names in the order in which they are computed.
@@ -117,7 +175,7 @@ class Comparison:
         names = set(names)
         settings = {"temperature": self.temperature, "tail": self.tail}
         losses = [load_loss(name)(**settings) for name in LOSSES if name in names]
-        return sorted(losses, key=lambda loss: (bool(loss.default_layer_groups), loss.temperature))
+        return sorted(losses, key=lambda loss: (loss.needs not in OF_POSITIONS, loss.temperature))
 
     def over(self, loss: Loss) -> str:
         """Returns what a loss is averaged over, one of `losses.base.AVERAGES`."""
@@ -156,14 +214,17 @@ class Comparison:
             LABEL: True,
             TOPK: bool(self.cached_temperatures),
             HIDDEN: loss.over == MASKED and self.hidden_cached,
-            ATTENTION: False,
+            EMBEDDING: self.embedding_cached,
         }
-        if not (self.live or cached[loss.needs]):
+        if not (self.live or cached.get(loss.needs, False)):
             what, held = "top-k" if loss.needs == TOPK else loss.needs, ""
             if loss.needs == HIDDEN and self.cached_groups:
                 held = f" except of layers {', '.join(map(str, self.cached_groups))}"
+            if loss.needs == EMBEDDING and self.cached_pooling is not None:
+                held = f" except those of the pooling {self.cached_pooling}"
             received = f"{name} needs the teacher's {what}, and nothing here holds any{held}"
             wanted = ",".join(str(group.teacher) for group in self.groups(HIDDEN))
+            wanted = self.pooling if loss.needs == EMBEDDING else wanted
             hint = _WAYS[loss.needs].replace("…", wanted or "…")
             raise InputError(Setting("losses"), received=received, hint=f"expected {hint}")
 
@@ -280,6 +341,7 @@ class BatchComparison:
             layer; empty where the sizes are equal.
         vocabulary: makes the logits in blocks of positions; None to take those of the
             activations.
+        embeddings: float32 [B, D] of both, of equal sizes; none where they are not compared.
     """
 
     def __init__(
@@ -290,7 +352,9 @@ class BatchComparison:
         activations: Mapping[str, Mapping[str, Any]],
         projections: Mapping[int, Any] | None = None,
         vocabulary: Vocabulary | None = None,
+        embeddings: Mapping[str, Any] | None = None,
     ) -> None:
+        self._embeddings = embeddings or {}
         self._comparison = comparison
         self._inputs = inputs
         self._targets = targets
@@ -357,7 +421,7 @@ class BatchComparison:
         """
         # All values before the means: the order decides the last bits of gradients.
         values = [
-            self._layer_values(loss) if loss.default_layer_groups else [at_positions[loss.name]]
+            [at_positions[loss.name]] if loss.name in at_positions else self._layer_values(loss)
             for loss in losses
         ]
         means = {}
@@ -368,19 +432,31 @@ class BatchComparison:
         return means
 
     def _layer_values(self, loss: Loss) -> list[Any]:
-        """Returns a loss of each element that it is averaged over, for each layer group."""
-        side = self._hidden_states if loss.needs == HIDDEN else self._attention_maps
+        """Returns a loss of each element that it is averaged over, for each layer group.
+
+        Embeddings are compared once.
+        """
+        if loss.needs == EMBEDDING:
+            return [loss(self._embeddings[STUDENT], self._embeddings[TEACHER], self._targets)]
+        side = {
+            HIDDEN: self._hidden_states,
+            ATTENTION: self._attention_maps,
+            SCORES: self._attention_maps,
+            RELATIONS: self._relations,
+        }[loss.needs]
         batch = {**self._inputs, **self._targets}
         groups = self._comparison.layer_groups[loss.name]
         return [loss(*side(loss, group), batch) for group in groups]
 
     def _weights(self, loss: Loss) -> Any:
-        """Returns 1 for what counts and 0 for padding: [B, P], [B, L] or [B, L, L]."""
+        """Returns 1 for what counts and 0 for padding: [B, P], [B, L], [B, L, L] or [B]."""
         over = self._comparison.over(loss)
         if over == MASKED:
             spread = loss.needs in (LABEL, TOPK)
             return self.weights if spread else self._targets[records.MASKED_LM_WEIGHTS]
         mask = ops.cast(self._inputs[records.INPUT_MASK], "float32")
+        if over == EXAMPLES:
+            return ops.max(mask, axis=1)
         return ops.expand_dims(mask, 2) * ops.expand_dims(mask, 1) if over == PAIRS else mask
 
     def _hidden_states(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:
@@ -402,8 +478,17 @@ class BatchComparison:
         return (student if project is None else project(student)), teacher
 
     def _attention_maps(self, loss: Loss, group: LayerGroup) -> tuple[Any, Any]:
-        teacher = mean_attention(self._activations[TEACHER][ATTENTIONS], group.teacher)
-        return self._activations[STUDENT][ATTENTIONS][group.student - 1], teacher
+        (name,) = ACTIVATIONS[loss.needs]
+        teacher = mean_attention(self._activations[TEACHER][name], group.teacher)
+        return self._activations[STUDENT][name][group.student - 1], teacher
+
+    def _relations(self, loss: Loss, group: LayerGroup) -> tuple[list[Any], list[Any]]:
+        def select(model: str, layer: int) -> list[Any]:
+            tensors = (self._activations[model][name] for name in ACTIVATIONS[loss.needs])
+            heads = self._comparison.relation_heads
+            return [split_heads(of_layers[layer - 1], heads) for of_layers in tensors]
+
+        return select(STUDENT, group.student), select(TEACHER, group.teacher.last)
 
 
 def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -9,7 +9,9 @@ from keras import ops
 
 from data_specs import records
 from pipeline.base.seeding import hash64
+from pipeline.distill import step_times
 from pipeline.distill.comparison import (
+    ACTIVATIONS,
     CONFIDENCE,
     FIRST,
     GUESS,
@@ -20,10 +22,18 @@ from pipeline.distill.comparison import (
     mean_over_weights,
 )
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import ATTENTION, AVERAGES, HIDDEN, LABEL, LOSS_SHARES
+from pipeline.distill.losses.base import (
+    AVERAGES,
+    EMBEDDING,
+    HIDDEN,
+    LOSS_SHARES,
+    OF_ATTENTION,
+    OF_POSITIONS,
+)
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
-from pipeline.models.encoder import ATTENTIONS
+from pipeline.distill.step_times import InputClock
+from pipeline.models.embeddings import embed
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM
 
 
@@ -79,6 +89,7 @@ class Distiller(keras.Model):
         teacher: a live one, which stays as it is; None where the cache holds all.
         teacher_hidden_size: of the states that are compared with the student's; a
             student of another size gets a learned projection for each layer group.
+        teacher_embedding_size: of the embeddings, likewise.
         num_steps: updates in all, over which weights of losses change.
         steps_per_update: calls of the optimizer that make one update.
         seed: of the projections' first weights.
@@ -93,6 +104,7 @@ class Distiller(keras.Model):
         *,
         teacher: MaskedLM | None = None,
         teacher_hidden_size: int | None = None,
+        teacher_embedding_size: int | None = None,
         num_steps: int = 1,
         steps_per_update: int = 1,
         seed: int = 0,
@@ -117,25 +129,43 @@ class Distiller(keras.Model):
             kind = {"dtype": "int32", "initializer": "zeros", "trainable": False}
             self._step = self.add_weight(name="step", shape=(), **kind)
         self.projections = self._make_projections(teacher_hidden_size, seed)
+        self.input_clock = InputClock()
+        needs = {load_loss(name).needs for name in objective.weights}
+        self._compares_embeddings = EMBEDDING in needs
+        self.embedding_projection = None
+        if EMBEDDING in needs and teacher_embedding_size != student.config.hidden_size:
+            self.embedding_projection = self._projection(
+                "embedding_projection",
+                teacher_embedding_size,
+                use_bias=True,
+                seed=hash64(seed, "embedding projection", ""),
+            )
         self.built = True
 
     def _make_projections(self, size: int | None, seed: int) -> dict[int, keras.layers.Layer]:
         """Returns a projection by the student's layer, where hidden states differ in size."""
-        own_size = self.student.config.hidden_size
+        own_size, comparison = self.student.config.hidden_size, self.objective.comparison
         if size is None or size == own_size:
             return {}
         projections: dict[int, keras.layers.Layer] = {}
-        for group in self.objective.comparison.groups(HIDDEN):
-            if group.student in projections:
-                continue
-            drawn = hash64(seed, "hidden projection", str(group)) % 2**31
-            initializer = keras.initializers.LecunNormal(seed=drawn)
-            name = f"hidden_projection_{group.student}"
-            projections[group.student] = keras.layers.Dense(
-                size, use_bias=False, kernel_initializer=initializer, name=name
-            )
-            projections[group.student].build((None, None, own_size))
+        for group in comparison.groups(HIDDEN):
+            if group.student not in projections:
+                projections[group.student] = self._projection(
+                    f"hidden_projection_{group.student}",
+                    size,
+                    use_bias=comparison.projects_with_bias(group.student),
+                    seed=hash64(seed, "hidden projection", str(group)),
+                )
         return projections
+
+    def _projection(self, name: str, size: int, *, use_bias: bool, seed: int) -> keras.layers.Layer:
+        """Returns a learned projection from the student's hidden size to another."""
+        initializer = keras.initializers.LecunNormal(seed=seed % 2**31)
+        layer = keras.layers.Dense(
+            size, use_bias=use_bias, kernel_initializer=initializer, name=name
+        )
+        layer.build((None, None, self.student.config.hidden_size))
+        return layer
 
     @property
     def state_variables(self) -> list[keras.Variable]:
@@ -159,11 +189,11 @@ class Distiller(keras.Model):
     ) -> dict[str, Any]:
         """Returns a model's activations that losses compare."""
         needs = {load_loss(name).needs for name in self.objective.weights}
+        wanted = [name for need in OF_ATTENTION if need in needs for name in ACTIVATIONS[need]]
+        found = model.activations(inputs, training=training, wanted=wanted)
         outputs = LOGITS if self._block_size is None else HEAD_STATES
-        names = {LABEL: outputs, HIDDEN: records.HIDDEN_STATES, ATTENTION: ATTENTIONS}
-        with_attentions = ATTENTION in needs
-        found = model.activations(inputs, training=training, with_attentions=with_attentions)
-        return {name: found[name] for need, name in names.items() if need in needs | {LABEL}}
+        names = [outputs, *(ACTIVATIONS[HIDDEN] if HIDDEN in needs else ()), *wanted]
+        return {name: found[name] for name in names}
 
     def compute_loss(
         self,
@@ -181,11 +211,17 @@ class Distiller(keras.Model):
         del sample_weight
         comparison = self.objective.comparison
         batch = BatchComparison(
-            comparison, x, y, y_pred, self.projections, self._vocabulary(training)
+            comparison,
+            x,
+            y,
+            y_pred,
+            self.projections,
+            self._vocabulary(training),
+            self._embeddings(x, y, training) if self._compares_embeddings else None,
         )
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
         losses = comparison.losses(self.objective.weights if training else self._means)
-        of_positions = [loss for loss in losses if not loss.default_layer_groups]
+        of_positions = [loss for loss in losses if loss.needs in OF_POSITIONS]
         at_positions = batch.at_positions(of_positions, with_guesses=not training)
         measured, means = batch.means(losses, at_positions), {}
         for loss in losses:
@@ -198,6 +234,17 @@ class Distiller(keras.Model):
         if not training:
             self._update_guesses(batch, at_positions)
         return self.objective.total(means, self._progress(training))
+
+    def _embeddings(self, x: Any, y: Any, training: bool) -> dict[str, Any]:
+        """Returns both models' embeddings of the inputs before masking."""
+        comparison, labels = self.objective.comparison, y[records.MASKED_LM_IDS]
+        student = embed(self.student, x, labels, comparison.pooling, training)
+        if self.embedding_projection is not None:
+            student = self.embedding_projection(student)
+        if comparison.embedding_cached:
+            return {STUDENT: student, TEACHER: y[records.EMBEDDING]}
+        teacher = embed(self.teacher, x, labels, comparison.pooling, False)
+        return {STUDENT: student, TEACHER: ops.stop_gradient(teacher)}
 
     def _vocabulary(self, training: bool) -> Vocabulary | None:
         if self._block_size is None:
@@ -226,6 +273,14 @@ class Distiller(keras.Model):
             mean = mean_over_weights(values, batch.weights)
             self._guesses[name].update_state(mean, sample_weight=ops.sum(batch.weights))
         self._calibration.update_state(guesses[CONFIDENCE], correct, sample_weight=batch.weights)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes Keras's function of a step, in which `input_clock` runs while it waits."""
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            made = step_times.time_inputs(self.train_function, self.train_step, self.input_clock)
+            self.train_function = made
+        return self.train_function
 
     def set_updates(self, updates: int) -> None:
         """Sets the counters of calls; the number of calls in an update may have changed."""

@@ -2,15 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from keras import ops
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.comparison import Comparison
-from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import ATTENTION, Loss
+from pipeline.distill.losses import LOSSES, load_loss
+from pipeline.distill.losses.base import EMBEDDING, OF_ATTENTION, RELATIONS, Loss
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.settings import DistillConfig
 from pipeline.models import layer_groups
@@ -84,6 +84,8 @@ def choose_objective(
         _renamed(values, from_cache=bool(cached) and not live)
         for values in (config.losses, config.loss_schedules)
     )
+    cached_pooling = None if info is None else info.embedding
+    _expect_used(config, weights)
     comparison = Comparison(
         temperature=config.temperature,
         tail=config.tail,
@@ -98,8 +100,48 @@ def choose_objective(
             if load_loss(name).default_layer_groups is not None
         },
         cached_groups=cached,
+        relation_heads=_relation_heads(config, weights, student, teacher),
+        pooling=config.embedding_pooling or cached_pooling or "mean",
+        cached_pooling=cached_pooling,
     )
     return Objective(weights, comparison, schedules)
+
+
+# Settings that change only the losses with a need.
+_SETTINGS_OF_NEEDS = {"relation_heads": RELATIONS, "embedding_pooling": EMBEDDING}
+
+
+def _expect_used(config: DistillConfig, losses: Iterable[str]) -> None:
+    """Raises InputError where a setting is given that changes none of the losses."""
+    needs = {load_loss(name).needs for name in losses}
+    for name, need in _SETTINGS_OF_NEEDS.items():
+        if (value := getattr(config, name)) is not None and need not in needs:
+            names = [loss for loss in LOSSES if load_loss(loss).needs == need]
+            expected = f"none unless `losses` has {' or '.join(names)}"
+            raise InputError(Setting(name), expected, value)
+
+
+def _relation_heads(
+    config: DistillConfig,
+    losses: Iterable[str],
+    student: EncoderConfig,
+    teacher: EncoderConfig | None,
+) -> int:
+    """Returns how many relation heads both models' vectors are split into.
+
+    Raises:
+        InputError: they do not divide a hidden size.
+    """
+    if teacher is None or not any(load_loss(name).needs == RELATIONS for name in losses):
+        return 1
+    heads = config.relation_heads or teacher.num_attention_heads
+    sizes = teacher.hidden_size, student.hidden_size
+    if any(size % heads for size in sizes):
+        expected = f"a number that divides the hidden sizes {sizes[0]} of the teacher and "
+        expected += f"{sizes[1]} of the student"
+        hint = f"for example {math.gcd(*sizes)}"
+        raise InputError(Setting("relation_heads"), expected, heads, hint)
+    return heads
 
 
 def _renamed(values: Mapping[str, Any], *, from_cache: bool) -> dict[str, Any]:
@@ -118,7 +160,7 @@ def _renamed(values: Mapping[str, Any], *, from_cache: bool) -> dict[str, Any]:
 def _groups(
     config: DistillConfig, loss: type[Loss], student: EncoderConfig, teacher: EncoderConfig | None
 ) -> tuple[LayerGroup, ...]:
-    """Returns the layers that a loss compares; of maps, checks that both models have equal ones."""
+    """Returns the layers that a loss compares, which both models must have."""
     if teacher is None:
         # Without a cache either: the loss is refused for that.
         return ()
@@ -127,14 +169,28 @@ def _groups(
         groups = layer_groups.parse_layer_groups(
             text, teacher.num_hidden_layers, student.num_hidden_layers
         )
-    if loss.needs != ATTENTION:
-        return groups
+    if loss.needs in OF_ATTENTION:
+        _expect_attention(groups, loss, config, student, teacher)
+    return groups
+
+
+def _expect_attention(
+    groups: Iterable[LayerGroup],
+    loss: type[Loss],
+    config: DistillConfig,
+    student: EncoderConfig,
+    teacher: EncoderConfig,
+) -> None:
+    """Raises InputError where the layers of a loss have no attention that can be compared."""
     for group in groups:
         if 0 in (group.teacher.first, group.student):
-            expected = f"layers from 1 on, as embeddings have no {ATTENTION}"
+            expected = f"for {loss.name} layers from 1 on, as embeddings have no {loss.needs}"
+            hint = "without `layer_groups` each loss compares the layers of its recipe"
+            raise InputError(Setting("layer_groups"), expected, group, hint)
+        if loss.needs == RELATIONS and group.teacher.first != group.teacher.last:
+            expected = f"for {loss.name} one teacher layer for a student layer"
             raise InputError(Setting("layer_groups"), expected, group)
     own, heads = student.num_attention_heads, teacher.num_attention_heads
-    if config.teacher is not None and own != heads:
+    if loss.needs != RELATIONS and config.teacher is not None and own != heads:
         expected = f"for {loss.name} a student of {heads} attention heads, as the teacher"
         raise InputError(Setting("losses"), expected, own)
-    return groups

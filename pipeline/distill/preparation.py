@@ -9,11 +9,18 @@ import keras
 
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import ATTENTION, HIDDEN
+from pipeline.distill.losses.base import (
+    ATTENTION,
+    HIDDEN,
+    OF_ATTENTION,
+    OF_POSITIONS,
+    RELATIONS,
+    SCORES,
+)
 from pipeline.distill.objective import Objective, choose_objective
 from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
-from pipeline.models import layer_groups, position_blocks
+from pipeline.models import position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, cache_tokenizer
@@ -36,6 +43,7 @@ class Preparation:
         teacher: a live one; None without.
         objective: of the training.
         teacher_hidden_size: of the states that are compared with the student's; None if unknown.
+        teacher_embedding_size: of the embeddings, likewise.
     """
 
     config: DistillConfig
@@ -44,6 +52,7 @@ class Preparation:
     teacher: model_directory.ModelSource | None
     objective: Objective
     teacher_hidden_size: int | None
+    teacher_embedding_size: int | None
 
     def block_size(self) -> int | None:
         """Returns the most positions whose logits are computed at once; None for all."""
@@ -71,8 +80,13 @@ class Preparation:
             "teacher": None if self.teacher is None else self.teacher.sha256(),
             "backend": keras.config.backend(),
             **settings,
-            "hidden_groups": layer_groups.describe(comparison.groups(HIDDEN)),
-            "attention_groups": layer_groups.describe(comparison.groups(ATTENTION)),
+            "hidden_groups": comparison.describe_groups(HIDDEN),
+            "attention_groups": comparison.describe_groups(ATTENTION),
+            **{
+                name: groups
+                for name, need in (("score_groups", SCORES), ("relation_groups", RELATIONS))
+                if (groups := comparison.describe_groups(need))
+            },
             "losses": self.objective.weights,
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,
@@ -100,9 +114,12 @@ def prepare(config: DistillConfig) -> Preparation:
     _expect_trained_losses(config, objective)
     _expect_short_maps(cache, objective)
     size = None if known is None else known.hidden_size
-    if objective.comparison.hidden_cached and info is not None:
-        size = info.hidden_size
-    return Preparation(config, cache, start, teacher, objective, size)
+    cached_size = None if info is None else info.hidden_size
+    hidden, embedding = (
+        cached_size if is_cached else size
+        for is_cached in (objective.comparison.hidden_cached, objective.comparison.embedding_cached)
+    )
+    return Preparation(config, cache, start, teacher, objective, hidden, embedding)
 
 
 def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
@@ -110,19 +127,20 @@ def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
     if ENCODER not in config.freeze:
         return
     for name in objective.weights:
-        if load_loss(name).needs in (HIDDEN, ATTENTION):
+        if load_loss(name).needs not in OF_POSITIONS:
             expected = f"losses of the output distribution together with `freeze`={ENCODER}"
             raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
 
 
 def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
     """Refuses losses of attention maps over inputs for which maps need too much memory."""
-    names = [name for name in objective.weights if load_loss(name).needs == ATTENTION]
+    names = [name for name in objective.weights if load_loss(name).needs in OF_ATTENTION]
     length = cache.manifest.max_seq_length
     if names and length > _MAX_MAP_LENGTH:
         received = f"{names[0]} for inputs of {length} tokens (max_seq_length of {cache.directory})"
-        hint = "a map has the square of that for each head and layer; compare hidden states instead"
-        expected = f"losses without {ATTENTION} above {_MAX_MAP_LENGTH} tokens"
+        hint = "they take the square of that for each head and layer; compare hidden states instead"
+        needs = load_loss(names[0]).needs
+        expected = f"losses without {needs} above {_MAX_MAP_LENGTH} tokens"
         raise InputError(Setting("losses"), expected, received, hint)
 
 

@@ -23,16 +23,19 @@ class RunLog:
 
     Lines of updates after `start`, from a run that was killed after its last checkpoint, are
     removed.
+
+    Attributes:
+        directory: of this machine, in which files are written or collected.
     """
 
     def __init__(self, output_dir: Location, *, start: int) -> None:
         self._output_dir = output_dir
         self._collected: tempfile.TemporaryDirectory[str] | None = None
-        self._directory = output_dir
+        self.directory = output_dir
         if not output_dir.is_local:
             self._collected = tempfile.TemporaryDirectory(prefix="log-", dir=mirror_folder())
-            self._directory = LocalLocation(self._collected.name)
-        self._path = self._directory / METRICS_FILE
+            self.directory = LocalLocation(self._collected.name)
+        self._path = self.directory / METRICS_FILE
         self._writers: dict[str, Writer] = {}
         self._evaluated: set[float] = set()
         before = output_dir / METRICS_FILE
@@ -55,7 +58,7 @@ class RunLog:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         if split not in self._writers:
-            self._writers[split] = Writer(str(self._directory / "tensorboard" / split))
+            self._writers[split] = Writer(str(self.directory / "tensorboard" / split))
         for name, value in values.items():
             self._writers[split].add_scalar(name, value, step)
         self._writers[split].flush()
@@ -64,8 +67,8 @@ class RunLog:
         """Uploads what was collected for a directory in a bucket."""
         if self._collected is None:
             return
-        for path in sorted(path for path in self._directory.rglob("*") if path.is_file()):
-            name = path.relative_to(self._directory).as_posix()
+        for path in sorted(path for path in self.directory.rglob("*") if path.is_file()):
+            name = path.relative_to(self.directory).as_posix()
             (self._output_dir / name).take(path)
 
     def close(self) -> None:

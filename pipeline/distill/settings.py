@@ -1,11 +1,14 @@
 """The settings of `run_distill`."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
+from data_specs.records import POOLINGS
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
+from pipeline.base.distribution import ALONE, DISTRIBUTIONS
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_words, setting, unrecorded
@@ -13,10 +16,6 @@ from pipeline.distill.losses import LOSSES
 from pipeline.distill.losses.base import LOSS_POSITIONS, TAIL_POLICIES
 from pipeline.distill.losses.weights import WeightSchedule, parse_loss_schedules, parse_losses
 
-# What `--distribution` takes.
-ALONE = "none"
-DATA_PARALLEL = "data_parallel"
-DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
 # Its name in a run's request, where there are several.
 NUM_DATA_STREAMS = "num_data_streams"
 # What `--freeze` takes: all but the masked-LM head, and tables by their variables' names.
@@ -92,6 +91,40 @@ class StudentConfig(Settings):
             raise InputError(Setting(shaping[0]), "`init_from`=<teacher> beside it", "none")
 
 
+_RANGE = re.compile(r"([1-9][0-9]{0,11})(?:-([1-9][0-9]{0,11}))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRange:
+    """Consecutive steps.
+
+    Attributes:
+        first: from 1.
+        last: inclusive.
+    """
+
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Returns the range that a text names.
+
+        Example: `10-15` is (10, 15), and `10` is (10, 10).
+
+        Raises:
+            InputError: it is no range.
+        """
+        match = _RANGE.fullmatch(text.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise InputError(None, "a range of steps, for example 10-15", text)
+        return cls(first, last)
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
 @dataclasses.dataclass(frozen=True)
 class DistillConfig(Settings):
     """The settings of `run_distill`; its flags are generated from them and `StudentConfig`.
@@ -128,8 +161,23 @@ class DistillConfig(Settings):
     # The run configuration holds the layers that it names.
     layer_groups: str | None = unrecorded(
         None,
-        "Layers that the losses on layers compare: last, mean, skip, or a list of teacher layers "
-        "and the student layer; for example 1-6:1,7-12:2. Each loss has its own default.",
+        "Layers that the losses on layers compare: last, mean, skip, uniform, or a list of teacher "
+        "layers and the student layer; for example 1-6:1,7-12:2. 0 is the embeddings' output. Each "
+        "loss has its own default.",
+    )
+    relation_heads: int | None = setting(
+        None,
+        "Heads that relation_kl splits queries, keys and values into; it divides the hidden sizes "
+        "of both models. The teacher's attention heads by default.",
+        low=1,
+        omit_default=True,
+    )
+    embedding_pooling: str | None = setting(
+        None,
+        "Pooling of the last hidden states to the embeddings that embedding_cosine and "
+        "embedding_mse compare: cls, or mean over all tokens. The cache's by default, else mean.",
+        choices=POOLINGS,
+        omit_default=True,
     )
     freeze: tuple[str, ...] = setting(
         (),
@@ -216,6 +264,12 @@ class DistillConfig(Settings):
         low=1,
     )
     log_steps: int = unrecorded(100, "Steps between lines of metrics.jsonl.", low=1)
+    profile_steps: StepRange | None = unrecorded(
+        None,
+        "Steps FIRST-LAST whose trace is written to the folder profile of `output_dir`, for "
+        "TensorBoard and, with `backend`=jax, for ui.perfetto.dev; for example 10-15.",
+        parse=StepRange.parse,
+    )
     max_eval_steps: int = unrecorded(100, "Most batches of an evaluation.", low=1)
     deterministic: bool = setting(True, "Whether a repeated run gives the same bits on a CPU.")
     # The same numbers within float error.
@@ -248,6 +302,9 @@ class DistillConfig(Settings):
         if self.warmup_steps > self.num_train_steps:
             expected = f"at most `num_train_steps`={self.num_train_steps}"
             raise InputError(Setting("num_warmup_steps"), expected, self.num_warmup_steps)
+        if self.profile_steps is not None and self.profile_steps.last > self.num_train_steps:
+            expected = f"steps up to `num_train_steps`={self.num_train_steps}"
+            raise InputError(Setting("profile_steps"), expected, self.profile_steps)
 
     def _fill_schedules(self) -> None:
         """Refuses schedules of other losses, and gives constant ones their weight."""

@@ -14,11 +14,12 @@ import tensorflow as tf
 import tqdm
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.distill import batches, checkpoints, optimization
+from pipeline.distill import batches, checkpoints, optimization, profiling, step_times
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.optimization import WarmupLinearDecay
 from pipeline.distill.preparation import Preparation, prepare
+from pipeline.distill.profiling import Profiler
 from pipeline.distill.replicas import (
     Replicas,
     barrier,
@@ -30,8 +31,10 @@ from pipeline.distill.replicas import (
     scope,
 )
 from pipeline.distill.run_log import RunLog
-from pipeline.distill.settings import DistillConfig
+from pipeline.distill.settings import DistillConfig, StepRange
+from pipeline.distill.step_times import Rates
 from pipeline.distill.stopping import StopRequest
+from pipeline.models import flops
 from pipeline.models.formats import model_directory
 from pipeline.storage import length_buckets, reader
 from pipeline.storage import manifest as manifests
@@ -87,7 +90,7 @@ class _Evaluation:
             return None
         report = distiller.evaluation_report()
         seconds = time.perf_counter() - begun
-        return {**report, "examples_per_second": self._count / seconds}
+        return {**report, step_times.EXAMPLES: self._count / seconds}
 
     def run_alone(self, distiller: Distiller, stop: StopRequest) -> dict[str, float]:
         """Returns the report of an evaluation that is the whole run, or its end."""
@@ -115,9 +118,11 @@ class _TrainingCallback(keras.callbacks.Callback):
         stop: StopRequest,
         *,
         steps_per_update: int,
+        rates: Rates,
     ) -> None:
         super().__init__()
         self._steps_per_update = steps_per_update
+        self._rates = rates
         self._config = config
         self._replicas = replicas
         self._evaluation = evaluation
@@ -130,6 +135,9 @@ class _TrainingCallback(keras.callbacks.Callback):
         self._logged, self._clock = step, 0.0
         if 0 < step < config.num_train_steps:
             print(f"continuing from step {step}", file=sys.stderr)
+        self._profiler: Profiler | None = None
+        if self._log is not None and config.profile_steps is not None:
+            self._profiler = self._open_profiler(config.profile_steps, self._log)
         self._bar = tqdm.tqdm(
             total=config.num_train_steps,
             initial=step,
@@ -138,6 +146,13 @@ class _TrainingCallback(keras.callbacks.Callback):
             disable=self._log is None or step == config.num_train_steps,
         )
         self.last_report: Mapping[str, float] = {}
+
+    def _open_profiler(self, steps: StepRange, log: RunLog) -> Profiler | None:
+        if steps.first > self.start.step:
+            return Profiler(steps, log.directory / profiling.FOLDER)
+        line = f"no trace of steps {steps}: the run continues from step {self.start.step}"
+        print(line, file=sys.stderr)
+        return None
 
     def _find_start(self) -> tuple[int, bool]:
         """Opens checkpoints and log; returns the step and whether its evaluation is due."""
@@ -168,6 +183,11 @@ class _TrainingCallback(keras.callbacks.Callback):
         """Puts back what `fit` has just set to zero."""
         checkpoints.restore_metrics(self.model, self._metrics)
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Begins the trace that is asked for."""
+        if self._profiler is not None and batch % self._steps_per_update == 0:
+            self._profiler.before(self.start.step + batch // self._steps_per_update + 1)
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts updates and does what is due."""
         done, rest = divmod(batch + 1, self._steps_per_update)
@@ -175,6 +195,8 @@ class _TrainingCallback(keras.callbacks.Callback):
             return
         step, config = self.start.step + done, self._config
         self._bar.update()
+        if self._profiler is not None:
+            self._profiler.after(step, self._synchronize)
         stopping = self._stop.check()
         due = step == config.num_train_steps or step % config.save_checkpoints_steps == 0
         logging = due or step % config.log_steps == 0
@@ -195,6 +217,12 @@ class _TrainingCallback(keras.callbacks.Callback):
             self._clock = time.perf_counter()
         if stopping:
             raise self._stop.stopped(step)
+
+    def _synchronize(self) -> dict[str, float]:
+        """Brings variables up to date, and waits until the device has done what has begun."""
+        if keras.config.backend() == "jax":
+            self.model.jax_state_sync()
+        return self.model.training_report()
 
     def _save(self, step: int, evaluation_due: bool) -> None:
         # A process that stops now must not end while another one still writes.
@@ -220,7 +248,10 @@ class _TrainingCallback(keras.callbacks.Callback):
         seconds = time.perf_counter() - self._clock
         examples = (step - self._logged) * self._config.examples_per_step
         rate = float(WarmupLinearDecay.of(self._config)(step - 1))
-        line = {**report, "learning_rate": rate, "examples_per_second": examples / seconds}
+        clock = self.model.input_clock
+        times = self._rates.measured(examples, seconds, clock.seconds)
+        clock.seconds = 0.0
+        line = {**report, "learning_rate": rate, **times}
         if self._log is not None:
             self._log.write(step, TRAIN, line)
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in report.items()})
@@ -239,8 +270,10 @@ class _TrainingCallback(keras.callbacks.Callback):
         return True
 
     def close(self) -> None:
-        """Ends the bar and the log."""
+        """Ends the bar, the trace and the log."""
         self._bar.close()
+        if self._profiler is not None:
+            self._profiler.close()
         if self._log is not None:
             self._log.close()
 
@@ -252,11 +285,18 @@ class _TrainingCallback(keras.callbacks.Callback):
             print(f"the last lines of the log are not written: {error}", file=sys.stderr)
 
 
-def find_chunking(config: DistillConfig, cache: CacheInput, replicas: Replicas) -> Chunking:
-    """Returns how to cut the examples of an update, by the lengths of the cache's inputs."""
+def sample_lengths(cache: CacheInput) -> np.ndarray:
+    """Returns how many tokens some of the inputs have, int32 [N]."""
+    return reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
+
+
+def find_chunking(
+    config: DistillConfig, cache: CacheInput, replicas: Replicas, lengths: np.ndarray
+) -> Chunking:
+    """Returns how to cut the examples of an update, by the lengths of some of the inputs."""
     on_cpu = all(device.startswith("cpu") for device in keras.distribution.list_devices())
     return length_buckets.plan_chunks(
-        reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE),
+        lengths,
         batch_size=config.train_batch_size,
         num_batches=config.gradient_accumulation_steps,
         max_seq_length=cache.manifest.max_seq_length,
@@ -273,6 +313,21 @@ def steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
     return config.examples_per_step * chunking.num_chunks // chunking.group_size
 
 
+def _find_rates(run: Preparation, replicas: Replicas, lengths: np.ndarray) -> Rates:
+    """Returns what an example costs, by the lengths of some of the inputs."""
+    config, manifest = run.config, run.cache.manifest
+    length = float(lengths.mean())
+    positions = length
+    if config.loss_positions == "masked":
+        positions *= manifest.max_predictions_per_seq / manifest.max_seq_length
+    teacher = None if run.teacher is None else run.teacher.config
+    return Rates(
+        tokens=length,
+        flops=flops.step_flops(run.start.config, teacher, length, positions),
+        peak_flops=step_times.peak_flops(replicas.num_devices),
+    )
+
+
 def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
     """Returns the student of a run with its objective and optimizer, ready to `fit`."""
     config, teacher = run.config, None
@@ -285,6 +340,7 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
         run.objective,
         teacher=teacher,
         teacher_hidden_size=run.teacher_hidden_size,
+        teacher_embedding_size=run.teacher_embedding_size,
         num_steps=config.num_train_steps,
         steps_per_update=steps_per_update,
         seed=config.random_seed,
@@ -363,12 +419,14 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
     if not config.do_train:
         with StopRequest() as stop:
             return evaluation.run_alone(build_distiller(run), stop)
-    chunking = find_chunking(config, cache, replicas)
+    lengths = sample_lengths(cache)
+    chunking = find_chunking(config, cache, replicas, lengths)
     distiller = build_distiller(run, steps_per_update(config, chunking))
     with barrier(replicas):
         if replicas.writes:
             manifests.reserve_output_dir(config.output_dir, run.request())
-    report = _train(run, replicas, chunking, distiller, evaluation)
+    rates = _find_rates(run, replicas, lengths)
+    report = _train(run, replicas, chunking, distiller, evaluation, rates)
     with barrier(replicas):
         if replicas.writes:
             if cache.vocab_subset is None:
@@ -385,10 +443,13 @@ def _train(
     chunking: Chunking,
     distiller: Distiller,
     evaluation: _Evaluation | None,
+    rates: Rates,
 ) -> Mapping[str, float]:
     """Makes all updates that are not made yet and returns the last report."""
     stop, steps = StopRequest(), steps_per_update(run.config, chunking)
-    progress = _TrainingCallback(run.config, replicas, evaluation, stop, steps_per_update=steps)
+    progress = _TrainingCallback(
+        run.config, replicas, evaluation, stop, steps_per_update=steps, rates=rates
+    )
     with stop:
         try:
             progress.restore(distiller)

@@ -22,7 +22,7 @@ from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.hub import models
 from pipeline.masking import duplicates, masks, windows
-from pipeline.masking.duplicates import LeftOut, MaskedDocument
+from pipeline.masking.duplicates import LeftOut, MaskedDocument, MaskedTexts
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.masking.windows import WindowInput
 from pipeline.storage import serialization, spill, token_counts
@@ -66,6 +66,7 @@ class DocumentMasker:
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
+        self.masked_texts = MaskedTexts()
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
         segment = segmenters.SEGMENTERS[segmenter]
@@ -264,6 +265,8 @@ def mask_block(
     if header is None or header.get("fingerprint") != fingerprint:
         if not is_only_writer:
             _expect_same_tokenizer(config)
+        # Where a job may be repeated, its spill file must not depend on who does it.
+        _masker(config).masked_texts.begin_block(block.index, forget=not is_only_writer)
         header, documents, entries = _mask_documents(config, block, divides_text=divides_text)
         header["fingerprint"] = fingerprint
         labels = [source.label for source in config.corpora]
@@ -370,7 +373,8 @@ def _mask_document(
     statistics, before = Counter(), len(entries)
     num_copies = masker.num_copies(document_key, settings.weight)
     options = {"segmenter": settings.spec.segmenter, "num_copies": num_copies}
-    for part, group in groups.items() if num_copies else ():
+    is_duplicate = masker.masked_texts.add(document_key, num_copies)
+    for part, group in groups.items() if num_copies and not is_duplicate else ():
         examples = masker.examples(
             part, _document_key(config, document, part), statistics, **options
         )
@@ -384,7 +388,7 @@ def _mask_document(
         copies=num_copies,
         bytes=sum(len(entry.record) for entry in entries[before:]),
         statistics=statistics,
-        skipped=skipped if len(entries) == before else None,
+        skipped=skipped if len(entries) == before and not is_duplicate else None,
     )
 
 

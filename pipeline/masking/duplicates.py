@@ -5,6 +5,9 @@ Equal keys meet when the tables are read together, one range of keys after anoth
 grows by one byte for each document. Kept is the document with the most masked copies, that of
 the corpus with the greatest weight; of several, the first in the order of the corpora, their
 files and the documents there.
+
+Most duplicates need not be masked to be left out: a process that has masked the same text in an
+earlier document of the corpus knows that the later one is not kept.
 """
 
 import dataclasses
@@ -27,6 +30,10 @@ _STATISTICS = ("tokens", "unknown_tokens", *WINDOWS, "masked_positions", "exampl
 _SKIPPED = (LEFT_OUT, UNMASKABLE)
 _NUMBERS = ("copies", "corpus", "bytes", *_STATISTICS, *_SKIPPED)
 _GROUPS = ("lowest", "highest")
+# Texts that a process remembers, and the bytes of one: its key, and its masked copies up to 255.
+_MEMORY_SLOTS = 2**20
+_KEY_BYTES = 16
+_SLOT_BYTES = _KEY_BYTES + 1
 _ROW = np.dtype([*((name, "<u8") for name in _GROUPS), *((name, "<i8") for name in _NUMBERS)])
 
 
@@ -42,7 +49,7 @@ class MaskedDocument:
         copies: masked copies of each of its windows.
         bytes: of its examples.
         statistics: counts of its tokens, windows and so on.
-        skipped: why it has no examples; None where it has.
+        skipped: why it has no examples; None where it has, or is a duplicate that was not masked.
     """
 
     key: bytes
@@ -84,11 +91,41 @@ class Survey:
         left_out: the duplicates.
         groups: the smallest and the largest group of the others that have examples, or None.
         header: what to add to the sum of the blocks' headers, so that duplicates do not count.
+        incomplete: blocks of an interrupted run with a text that was not masked as a duplicate,
+            and is none: the other document has changed since.
     """
 
     left_out: LeftOut
     groups: tuple[int, int] | None
     header: Mapping[str, Any]
+    incomplete: frozenset[int]
+
+
+class MaskedTexts:
+    """The texts that a process has masked lately, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._slots = bytearray()
+        self._last_block = -1
+
+    def begin_block(self, index: int, *, forget: bool) -> None:
+        """Goes on with a block; texts are remembered only of blocks before it, in the same run."""
+        if forget or index <= self._last_block or not self._slots:
+            self._slots = bytearray(_MEMORY_SLOTS * _SLOT_BYTES)
+        self._last_block = index
+
+    def add(self, key: bytes, copies: int) -> bool:
+        """Adds a text, unless a document before had it and as many masked copies at least.
+
+        Returns:
+            whether that was so. It may have been forgotten: an older text gives way to a newer one.
+        """
+        begin = int.from_bytes(key, "little") % _MEMORY_SLOTS * _SLOT_BYTES
+        slot = self._slots[begin : begin + _SLOT_BYTES]
+        if slot[:_KEY_BYTES] == key and slot[_KEY_BYTES] >= copies:
+            return True
+        self._slots[begin : begin + _SLOT_BYTES] = key + bytes([min(copies, 255)])
+        return False
 
 
 def write_table(
@@ -129,6 +166,7 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
     is_duplicate = np.zeros(firsts[-1], bool)
     removed = np.zeros((len(labels), len(_NUMBERS)), np.int64)
     groups: list[int] = []
+    incomplete: set[int] = set()
     for step, rows in _steps(paths, np.diff(firsts), len(labels)):
         documents = firsts[step.files] + step.index["document"]
         index = step.index
@@ -138,6 +176,8 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
         is_duplicate[documents[repeated]] = True
         numbers = rows.view("<i8").reshape(-1, _ROW.itemsize // 8)[:, len(_GROUPS) :]
         np.add.at(removed, rows["corpus"][repeated], numbers[repeated])
+        unmasked = ~np.any([rows[name] for name in ("examples", *_SKIPPED)], axis=0)
+        incomplete.update(step.files[unmasked & ~is_duplicate[documents]].tolist())
         present = rows[(rows["examples"] > 0) & ~is_duplicate[documents]]
         if len(present):
             groups += [int(present["lowest"].min()), int(present["highest"].max())]
@@ -146,6 +186,7 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
         left_out,
         (min(groups), max(groups)) if groups else None,
         _correction(removed, labels, int(np.count_nonzero(is_duplicate))),
+        frozenset(incomplete),
     )
 
 

@@ -193,6 +193,23 @@ def _mask_corpus(
     return headers
 
 
+def _mask_and_survey(
+    config: MaskedExamplesConfig,
+    corpus_files: Sequence[CorpusFile],
+    workers: Workers,
+    *,
+    divides_text: bool,
+) -> tuple[list[Mapping[str, Any]], duplicates.Survey]:
+    """Masks the corpus and finds its duplicates; masks again what relied on a changed text."""
+    while True:
+        headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
+        survey = _find_duplicates(config, headers)
+        if not survey.incomplete:
+            return headers, survey
+        for index in survey.incomplete:
+            document_masker.spill_path(config, index).unlink()
+
+
 def _find_duplicates(
     config: MaskedExamplesConfig, headers: Sequence[Mapping[str, Any]]
 ) -> duplicates.Survey:
@@ -295,15 +312,16 @@ def _make(
         divides_text = config.eval_fraction > 0.0 and not document_masker.has_two_documents(
             config, corpus_files
         )
-        headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
+        headers, survey = _mask_and_survey(config, corpus_files, workers, divides_text=divides_text)
         id_bytes = records.id_dtype(tokenizer.info.size).itemsize
-        survey = _find_duplicates(config, headers)
         plan = make_plan(config, headers, survey, corpus_files, id_bytes)
         splits = _write_shards(config, plan, workers)
         counts = _write_token_counts(config, plan, workers, tokenizer.info.size)
-    held_out = (
-        {manifests.HELD_OUT_TEXT: config.eval_fraction} if divides_text and EVAL in splits else {}
-    )
+    unusual: dict[str, Any] = {}
+    if divides_text and EVAL in splits:
+        unusual[manifests.HELD_OUT_TEXT] = config.eval_fraction
+    if (divides_text or EVAL not in splits) and not corpus.ends_at_blank_lines(corpus_files):
+        unusual[manifests.ROWS] = True
     manifest = Manifest(
         kind=config.kind,
         vocab=tokenizer.info,
@@ -315,7 +333,7 @@ def _make(
         flags=request,
         splits=splits,
         tokenizer_files=tuple(sorted(tokenizer.files())),
-        statistics={**plan.statistics, **held_out},
+        statistics={**plan.statistics, **unusual},
         token_counts=counts,
     )
     manifests.publish(config.output_dir, manifest)

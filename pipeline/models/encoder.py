@@ -3,7 +3,7 @@
 Shapes: B batch, L length, D hidden size, H heads, N layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -16,13 +16,10 @@ from pipeline.models.architectures.parts import MASKED_SCORE, DType, LayerParts,
 from pipeline.models.config import EncoderConfig
 from pipeline.models.relative_positions import RelativePositions
 
-# What an encoder gives beside its hidden states.
-ATTENTIONS = "attentions"
-
 
 def _recomputed(
-    layer: keras.layers.Layer, hidden: Tensor, score_mask: Tensor
-) -> tuple[Tensor, Tensor]:
+    layer: keras.layers.Layer, hidden: Tensor, score_mask: Tensor, wanted: Collection[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Applies a layer in training; its gradient computes it once more.
 
     Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). The layer is
@@ -33,7 +30,9 @@ def _recomputed(
     fixed = [ops.copy(variable.value) for variable in layer.non_trainable_variables]
 
     def function(trainable: list[Tensor], hidden: Tensor, score_mask: Tensor) -> Any:
-        return layer.stateless_call(trainable, fixed, hidden, score_mask, training=True)
+        return layer.stateless_call(
+            trainable, fixed, hidden, score_mask, training=True, wanted=wanted
+        )
 
     trainable = [variable.value for variable in layer.trainable_variables]
     outputs, after = keras.remat(function)(trainable, hidden, score_mask)
@@ -65,11 +64,19 @@ class EncoderLayer(keras.layers.Layer):
         self.feed_forward.build(input_shape)
 
     def call(
-        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Applies attention, then the feed-forward block; returns [B, L, D] and the map."""
-        hidden, attention_map = self.attention(hidden, score_mask, training=training)
-        return self.feed_forward(hidden, training=training), attention_map
+        self,
+        hidden: Tensor,
+        score_mask: Tensor,
+        training: bool | None = None,
+        wanted: Collection[str] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Applies attention, then the feed-forward block.
+
+        Returns:
+            [B, L, D]; and what is wanted of the attention, by name.
+        """
+        hidden, found = self.attention(hidden, score_mask, training=training, wanted=wanted)
+        return self.feed_forward(hidden, training=training), found
 
 
 class Encoder(keras.layers.Layer):
@@ -125,7 +132,7 @@ class Encoder(keras.layers.Layer):
         self,
         inputs: Mapping[str, Tensor],
         training: bool | None = None,
-        with_attentions: bool = False,
+        wanted: Collection[str] = (),
     ) -> dict[str, list[Tensor]]:
         """Encodes a batch.
 
@@ -134,12 +141,13 @@ class Encoder(keras.layers.Layer):
                 `segment_ids`, int [B, L] each; other entries are left alone. L is
                 at most `config.max_input_length`.
             training: whether dropout is active.
-            with_attentions: whether attention maps are returned, which are large.
+            wanted: what is returned of each layer's attention, of `ATTENTIONS`,
+                `ATTENTION_SCORES` and `QUERIES_KEYS_VALUES` of `architectures.parts`.
 
         Returns:
             `hidden_states`: all N + 1, [B, L, D] in the compute dtype, the embeddings'
             output first; the last is normalised where the architecture has a final
-            normalisation. `attentions`, if asked for: N maps, float32 [B, H, L, L].
+            normalisation. What is wanted, by name: N tensors each.
 
         Raises:
             ValueError: L is known and exceeds `config.max_input_length`.
@@ -155,16 +163,16 @@ class Encoder(keras.layers.Layer):
             padding = padding + self.relative_positions(input_ids)
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
         states = [self.embeddings(input_ids, segment_ids, training=training)]
-        attentions = []
+        found: dict[str, list[Tensor]] = {name: [] for name in wanted}
         for index, score_mask in enumerate(self._architecture.score_masks(self.config, padding)):
             layer = self.encoder_layers[index % len(self.encoder_layers)]
             if training and self.recompute_activations:
-                hidden, attention_map = _recomputed(layer, states[-1], score_mask)
+                hidden, of_layer = _recomputed(layer, states[-1], score_mask, wanted)
             else:
-                hidden, attention_map = layer(states[-1], score_mask, training=training)
+                hidden, of_layer = layer(states[-1], score_mask, training=training, wanted=wanted)
             states.append(hidden)
-            if with_attentions:
-                attentions.append(attention_map)
+            for name in wanted:
+                found[name].append(of_layer[name])
         if self.layer_norm is not None:
             states[-1] = self.layer_norm(states[-1])
-        return {HIDDEN_STATES: states} | ({ATTENTIONS: attentions} if with_attentions else {})
+        return {HIDDEN_STATES: states, **found}

@@ -68,13 +68,15 @@ def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[
     """Returns the groups that a preset stands for.
 
     These are `last`: the last states of both, as DistilBERT; `mean`: consecutive groups of
-    equal size, as DistilRuBERT; `skip`: the last of each of those, as TinyBERT.
+    equal size, as DistilRuBERT; `skip`: the last of each of those, as TinyBERT; `uniform`: the
+    embeddings' outputs of both, then `skip`.
 
     Raises:
         InputError: the teacher's layers cannot be shared out equally.
 
     Example:
-        for 12 and 2 layers `mean` is `1-6:1,7-12:2` and `skip` is `6:1,12:2`.
+        for 12 and 2 layers `mean` is `1-6:1,7-12:2`, `skip` is `6:1,12:2`, and `uniform` is
+        `0:0,6:1,12:2`.
     """
     if name == "last":
         return (LayerGroup(TeacherGroup(teacher_layers, teacher_layers), student_layers),)
@@ -84,13 +86,14 @@ def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[
         received = f"{name} for {teacher_layers} teacher layers, {reason}"
         raise InputError(None, "explicit groups such as 1-6:1,7-12:2", received)
     first = 1 if name == "mean" else size
-    return tuple(
+    embeddings = (LayerGroup(TeacherGroup(0, 0), 0),) if name == "uniform" else ()
+    return embeddings + tuple(
         LayerGroup(TeacherGroup(index * size + first, (index + 1) * size), index + 1)
         for index in range(student_layers)
     )
 
 
-PRESETS = ("last", "mean", "skip")
+PRESETS = ("last", "mean", "skip", "uniform")
 
 
 def parse_layer_groups(

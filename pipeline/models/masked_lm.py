@@ -1,6 +1,6 @@
 """The encoder with BERT's masked-LM head, which sees only the masked positions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -123,7 +123,7 @@ class MaskedLM(keras.Model):
         inputs: Mapping[str, Tensor],
         training: bool | None = None,
         *,
-        with_attentions: bool = False,
+        wanted: Collection[str] = (),
     ) -> dict[str, Any]:
         """Computes the logits at the masked positions, and all that leads to them.
 
@@ -132,7 +132,7 @@ class MaskedLM(keras.Model):
                 whose padding slots may hold any position, for example 0; without
                 it, logits are those of all L positions.
             training: whether dropout is active; a frozen encoder has none.
-            with_attentions: whether attention maps are returned, which are large.
+            wanted: what `Encoder.call` returns of each layer's attention.
 
         Returns:
             `logits`, float32 [B, P, V]; `head_states`, [B, P, E], of which
@@ -140,9 +140,7 @@ class MaskedLM(keras.Model):
             program only what is used is computed.
         """
         is_trained = self.encoder.trainable
-        outputs = self.encoder(
-            inputs, training=training and is_trained, with_attentions=with_attentions
-        )
+        outputs = self.encoder(inputs, training=training and is_trained, wanted=wanted)
         if not is_trained:
             # TensorFlow would trace the gradients of what is frozen.
             outputs = keras.tree.map_structure(ops.stop_gradient, outputs)

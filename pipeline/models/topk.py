@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 
@@ -41,11 +42,24 @@ def top_k(logits: Any, k: int, *, temperatures: Sequence[float], mass: float | N
         mass: above 0; a position's ids end where they have this mass at temperature 1.
             There is at least one, and the dropped ones are in the tail.
     """
-    values, ids = ops.top_k(logits, k)
+    values, ids = _largest(logits, k)
     kept = None if mass is None else _needed(logits, values, mass)
     masses = [_masses(logits, values, kept, temperature) for temperature in temperatures]
     tails = [ops.log(tail) - ops.log(total) for tail, total in masses]
     return TopK(ids, values, kept, ops.stack(tails, axis=-1), ops.log(masses[0][1]))
+
+
+def _largest(logits: Any, k: int) -> tuple[Any, Any]:
+    """Returns the k largest logits and their ids.
+
+    XLA recognises a top-k as a sort followed by a slice. Without the barrier it merges later
+    slices of the values into that one, recognises no top-k, and sorts the whole vocabulary.
+    """
+    if keras.config.backend() != "jax":
+        return ops.top_k(logits, k)
+    import jax
+
+    return jax.lax.optimization_barrier(ops.top_k(logits, k))
 
 
 def _masses(logits: Any, values: Any, kept: Any | None, temperature: float) -> tuple[Any, Any]:

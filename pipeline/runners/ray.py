@@ -24,8 +24,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pipeline.base.compiled_programs import FOLDER_VARIABLE
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
-from pipeline.base.local_mirror import CACHE_VARIABLE
+from pipeline.base.local_mirror import CACHE_VARIABLE, LIMIT_VARIABLE
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.runners import local, ray_job
@@ -107,7 +108,14 @@ def _environment(config: RayConfig) -> tuple[tuple[str, str], ...]:
     if not config.gpus_per_job:
         # Other jobs may have been given those that are there.
         found |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-    for name in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL", CACHE_VARIABLE):
+    names = (
+        "KERAS_BACKEND",
+        "TF_CPP_MIN_LOG_LEVEL",
+        CACHE_VARIABLE,
+        LIMIT_VARIABLE,
+        FOLDER_VARIABLE,
+    )
+    for name in names:
         if name in os.environ:
             found[name] = os.environ[name]
     return tuple(found.items())

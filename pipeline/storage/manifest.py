@@ -44,6 +44,8 @@ SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 HUB = "hub"
 # In the statistics: the share of each text that is in the eval split, where texts are divided.
 HELD_OUT_TEXT = "held_out_text"
+# In the statistics of a directory with an unusual eval split: that `documents` decided nothing.
+ROWS = "documents_are_rows"
 _LINES_HINT = "if each line of the text is a document: create_pretraining_data `documents`=lines"
 # How the ids of a masked position are chosen: the most probable, or by chance.
 TOPK = "topk"
@@ -172,9 +174,11 @@ class TeacherInfo:
         hidden_groups: the groups of teacher layers, such as `1-6`, whose mean
             hidden state is kept; empty where none is.
         hidden_encoding: a name in `pipeline.storage.codecs.HIDDEN_CODECS`.
-        hidden_size: D of the kept states.
+        hidden_size: D of the kept states and of the kept embedding.
         truncation: one of `TRUNCATIONS`.
         truncation_mass: the mass at which a position's ids end; None for none.
+        embedding: the pooling of the kept embedding, one of `records.POOLINGS`; None where
+            none is kept.
     """
 
     truncation_factor: Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -187,6 +191,7 @@ class TeacherInfo:
     hidden_size: int | None = None
     truncation: Literal[TOPK, SAMPLED] = TOPK
     truncation_mass: Share | None = None
+    embedding: Literal[records.POOLINGS] | None = None
 
     @property
     def variable(self) -> bool:
@@ -212,14 +217,15 @@ class TeacherInfo:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields of a manifest.
 
-        The truncation is stated only where it is not simply the top-k, as in manifests
-        from before there was a choice.
+        The truncation is stated only where it is not simply the top-k, and the embedding
+        only where there is one, as in manifests from before there was a choice.
         """
         value = dataclasses.asdict(self)
         if self.truncation == TOPK:
             del value["truncation"]
-        if self.truncation_mass is None:
-            del value["truncation_mass"]
+        for name in ("truncation_mass", "embedding"):
+            if value[name] is None:
+                del value[name]
         return value
 
 
@@ -263,6 +269,7 @@ class Manifest:
             *((records.TOPK_COUNTS_FEATURE,) if info.variable else ()),
             *records.MASS_FEATURES,
             *(records.HIDDEN_FEATURES[info.hidden_encoding] if info.hidden_groups else ()),
+            *((records.EMBEDDING_FEATURE,) if info.embedding else ()),
         )
 
     def bytes_per_position(self) -> dict[str, float]:
@@ -272,6 +279,7 @@ class Manifest:
         """
         sizes = {"P": 1, **self.teacher_info.sizes}
         added = self.features[len(records.MASKED_EXAMPLE_FEATURES) :]
+        added = [feature for feature in added if feature.name != records.EMBEDDING]
         means = measured_means(self.shards, [feature.name for feature in added])
         if means is not None:
             return {name: round(mean, 2) for name, mean in means.items()}
@@ -308,7 +316,8 @@ class Manifest:
             yield "documents differ"
         else:
             return
-        yield show_settings(_LINES_HINT, str)
+        if not self.statistics.get(ROWS):
+            yield show_settings(_LINES_HINT, str)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `manifest.json` holds."""
@@ -517,10 +526,11 @@ def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo
         raise InputError(f"{path}: temperatures", "ascending numbers from 1", received)
     # The teacher of a cache that is not merged is like one of the teachers of a merged one.
     json_text.convert({**info.teacher, "weight": 1.0}, _MergedTeacher, f"{path}: teacher")
-    # Without groups, no one reads the size.
     if info.hidden_groups:
         _expect_encoding(f"{path}: hidden_encoding", info.hidden_encoding, HIDDEN_CODECS)
-        most, size = _MAX_HIDDEN_SIZE // len(info.hidden_groups), info.hidden_size
+    # Without groups and embeddings, no one reads the size.
+    if info.hidden_groups or info.embedding:
+        most, size = _MAX_HIDDEN_SIZE // max(1, len(info.hidden_groups)), info.hidden_size
         if not 1 <= (size or 0) <= most:
             raise InputError(f"{path}: hidden_size", f"a number from 1 to {most}", shown(size))
     return info

@@ -1,5 +1,6 @@
 """Shards as TensorFlow datasets of padded batches. The only reader that needs TensorFlow."""
 
+import concurrent.futures
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -9,11 +10,12 @@ import tensorflow as tf
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.base.prefetch import ahead
+from pipeline.base.location import hold_mirrors, prefetch_mirrors
 from pipeline.storage import arrays, shuffling
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import TopKCodec
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.shuffling import RecordGroup
 
 _SEGMENTS = records.MASKED_EXAMPLE_FEATURES[2]
 _TAILS = records.MASS_FEATURES[0]
@@ -38,14 +40,49 @@ def copy_errors_raised(cache: CacheInput) -> Iterator[None]:
         raise cache.copy_errors[0] from error
 
 
+@contextlib.contextmanager
+def _copy_errors_kept(cache: CacheInput) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, InputError) as error:
+        cache.copy_errors.append(error)
+        raise
+
+
 def _local_paths(cache: CacheInput, files: Iterable[str]) -> Iterator[str]:
     """Yields where TensorFlow reads shards; those in a bucket are copied when it is their turn."""
     for file in files:
+        with _copy_errors_kept(cache), hold_mirrors([cache.directory / file]) as (path,):
+            yield str(path)
+
+
+def _local_groups(
+    cache: CacheInput, groups: Iterable[RecordGroup]
+) -> Iterator[tuple[RecordGroup, list[str]]]:
+    """Yields groups, and where TensorFlow reads the shards of each.
+
+    Shards in a bucket are copied to this machine while the group before is read. Their copies
+    stay until the next group is asked for.
+    """
+    remaining = iter(groups)
+
+    def copy_next() -> tuple[RecordGroup, contextlib.ExitStack] | None:
+        group = next(remaining, None)
+        return group and (group, prefetch_mirrors([cache.directory / f for f in group.files]))
+
+    with _copy_errors_kept(cache), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(copy_next)
         try:
-            yield str((cache.directory / file).mirror())
-        except (OSError, InputError) as error:
-            cache.copy_errors.append(error)
-            raise
+            while found := upcoming.result():
+                group, prefetched = found
+                with hold_mirrors([cache.directory / file for file in group.files]) as paths:
+                    prefetched.close()
+                    # One group ahead: a later one must not take the room of the next.
+                    upcoming = pool.submit(copy_next)
+                    yield group, [str(path) for path in paths]
+        finally:
+            if not upcoming.cancel() and upcoming.exception() is None and upcoming.result():
+                upcoming.result()[1].close()
 
 
 def training_records(
@@ -77,17 +114,12 @@ def training_records(
     """
     shards = [shard for shard in cache.manifest.splits[split] if shard.num_examples]
 
-    def copy_groups():
+    def plan():
         groups = shuffling.record_groups(
             shards, seed, start=start, num_streams=num_streams, stream=stream
         )
-        for group in groups:
-            paths = list(_local_paths(cache, group.files))
+        for group, paths in _local_groups(cache, groups):
             yield paths, group.skip, group.shuffle_seed, group.epoch
-
-    def plan():
-        groups = copy_groups()
-        return groups if cache.directory.is_local else ahead(groups, depth=1)
 
     def read_group(paths, skip, shuffle_seed, epoch):
         dataset = tf.data.Dataset.from_tensor_slices(paths).interleave(
@@ -154,8 +186,9 @@ def parse_batch(
         and `masked_lm_ids` [B, P]; float32 `masked_lm_weights` [B, P], 1 at real
         positions; from a teacher cache `topk_ids` int32 and `topk_logits`
         float32 [B, P, K] and `log_tail_masses` float32 [B, P, T], and where it has
-        them `hidden_states` float32 [B, P, G, D]. Padding is 0, and −inf in the
-        tails. Where a real position has fewer ids, `NO_ID` and its logit follow.
+        them `hidden_states` float32 [B, P, G, D] and `embedding` float32 [B, D].
+        Padding is 0, and −inf in the tails. Where a real position has fewer ids,
+        `NO_ID` and its logit follow.
 
     Raises:
         ValueError: a teacher cache without its codec.
@@ -189,4 +222,7 @@ def parse_batch(
         hidden_codec = manifest.teacher_info.hidden_codec()
         if hidden_codec is not None:
             batch[records.HIDDEN_STATES] = hidden_codec.decode_tensors(tf, parsed, sizes["P"])
+        if manifest.teacher_info.embedding is not None:
+            embedding = padded(records.EMBEDDING_FEATURE)
+            batch[records.EMBEDDING] = tf.cast(embedding, tf.float32)
     return batch

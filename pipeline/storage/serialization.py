@@ -165,7 +165,7 @@ def read_records(path: Location) -> Iterator[bytes]:
         InputError: the file is truncated or damaged; names it and the byte offset.
     """
     offset = 0
-    with open(path.mirror(), "rb") as file:
+    with path.mirrored() as copy, open(copy, "rb") as file:
         while header := file.read(_HEADER.size):
             problem = f"{path}: broken record at byte {offset}"
             if len(header) < _HEADER.size:

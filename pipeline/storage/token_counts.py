@@ -87,7 +87,7 @@ def _read(path: Location, vocab_size: int) -> np.ndarray:
         raise InputError(path, received="this file of token counts is missing")
     size = vocab_size * _DTYPE.itemsize
     try:
-        with open(path.mirror(), "rb") as file:
+        with path.mirrored() as copy, open(copy, "rb") as file:
             shape, dtype = arrays.read_npy_header(file)
             content = file.read(size + 1)
     except ValueError as error:

@@ -7,6 +7,7 @@ import itertools
 import platform
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,18 +17,19 @@ import tqdm
 
 from data_specs import records
 from pipeline.base import json_text
+from pipeline.base.distribution import DATA_PARALLEL
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
 from pipeline.hub import models
-from pipeline.models import layer_groups, position_blocks
+from pipeline.models import embeddings, layer_groups, position_blocks
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
 from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
-from pipeline.storage import cache_input, cache_tokenizer, serialization
+from pipeline.storage import arrays, cache_input, cache_tokenizer, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs import CODECS, HiddenCodec, TopKCodec
@@ -49,6 +51,8 @@ _MOST_JUDGED_EXAMPLES = 1_024
 # Examples from which on a teacher of noise is refused. Fewer are done in minutes, and for a trial
 # a warning is enough.
 _LARGE_CAPTURE = 10_000
+# How often a process that is done looks whether the others are.
+_POLL_SECONDS = 5.0
 
 
 # The teacher and the masked examples.
@@ -128,6 +132,9 @@ def run_configuration(
     settings = config.decisive()
     groups = find_groups(config, source)
     del settings["cache_hidden_states"]
+    if config.cache_embedding is not None:
+        settings["embedding"] = settings.pop("cache_embedding")
+        settings["hidden_size"] = source.config.hidden_size
     if groups:
         settings["hidden_groups"] = [str(group) for group in groups]
         settings["hidden_size"] = source.config.hidden_size
@@ -232,7 +239,7 @@ class Capture:
     info: TeacherInfo
     batch_size: int
     codec: TopKCodec
-    forward: Callable[[Arrays], Arrays]
+    forward: forward.CompiledForward
     on_examples: Callable[[int], None]
 
     @functools.cached_property
@@ -287,6 +294,7 @@ class Capture:
         scores: LabelScores,
     ) -> list[dict[str, bytes]]:
         """Returns what the cache adds to each example of a batch, whose labels are scored."""
+        of_examples = self._embeddings(output, len(examples))
         kept, row_splits = forward.real_positions(output, examples)
         sampled = self.info.truncation == SAMPLED
         exact = kept.pop(LOGITS) if sampled else kept[records.TOPK_LOGITS]
@@ -303,7 +311,19 @@ class Capture:
             temperatures=self.info.temperatures,
             hidden_states=kept.get(records.HIDDEN_STATES),
         )
-        return targets.to_features(self.codec, row_splits, self.hidden_codec)
+        features = targets.to_features(self.codec, row_splits, self.hidden_codec)
+        return [{**one, **other} for one, other in zip(features, of_examples, strict=True)]
+
+    def _embeddings(self, output: Mapping[str, np.ndarray], count: int) -> list[dict[str, bytes]]:
+        """Returns the features of the embeddings of a batch's examples; none without."""
+        if self.info.embedding is None:
+            return [{}] * count
+        values = output[records.EMBEDDING][:count]
+        if not (np.abs(values) <= np.finfo(np.float16).max).all():
+            received = "NaN, infinity or numbers beyond float16"
+            raise InputError(Setting("teacher"), "embeddings of finite numbers", received)
+        feature, size = records.EMBEDDING_FEATURE, self.manifest.vocab.size
+        return [{feature.name: arrays.encode(feature, one, size)} for one in values]
 
 
 def keep_hidden_states(
@@ -353,6 +373,9 @@ def keep_function(
             kept[LOGITS] = outputs[LOGITS]
         if groups:
             kept[records.HIDDEN_STATES] = keep_hidden_states(groups, outputs, batch)
+        if config.cache_embedding is not None:
+            labels, pooling = batch[records.MASKED_LM_IDS], config.cache_embedding
+            kept[records.EMBEDDING] = embeddings.embed(model, batch, labels, pooling)
         return kept
 
     return keep
@@ -393,12 +416,12 @@ class _ShardMaker:
         )
 
     @functools.cached_property
-    def _forward(self) -> Callable[[Arrays], Arrays]:
+    def _forward(self) -> forward.CompiledForward:
         """The compiled teacher; see `Capture.forward`."""
         inputs = self._inputs
         most = inputs.cache.manifest.max_predictions_per_seq
         keep = keep_function(inputs.config, inputs.source, self.model, max_positions=most)
-        return forward.compile_forward(self.model, keep)
+        return forward.compile_forward(self.model, keep, devices=_devices(inputs.config))
 
     def judge(self, job: ShardJob) -> None:
         """Prints how well the teacher predicts the labels of a shard's first examples.
@@ -471,11 +494,60 @@ def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
     return _ShardMaker(inputs)
 
 
+# Devices and processes.
+
+
+def _devices(config: TeacherCacheConfig) -> Sequence[Any] | None:
+    """Returns the devices that share each batch; None where nothing is divided."""
+    if config.distribution != DATA_PARALLEL:
+        return None
+    import jax
+
+    return jax.local_devices()
+
+
+def _find_share(config: TeacherCacheConfig) -> TeacherCacheConfig:
+    """Returns the settings with the share of the shards that falls to this process.
+
+    Raises:
+        InputError: the backend cannot divide a batch, or the devices cannot share it equally.
+    """
+    if config.distribution != DATA_PARALLEL:
+        return config
+    if keras.config.backend() != "jax":
+        expected = f"`backend`=jax together with {DATA_PARALLEL}"
+        raise InputError(Setting("distribution"), expected, f"`backend`={keras.config.backend()}")
+    import jax
+
+    count, size = len(_devices(config)), config.predict_batch_size
+    if size % count:
+        expected = f"a multiple of {count}, the devices that share a batch equally"
+        raise InputError(Setting("predict_batch_size"), expected, size)
+    if config.num_tasks is not None:
+        return config
+    tasks = {"num_tasks": jax.process_count(), "task_index": jax.process_index()}
+    return dataclasses.replace(config, **tasks)
+
+
+def _wait_for_others(config: TeacherCacheConfig) -> Manifest:
+    """Returns the manifest once another process has published it.
+
+    Processes that were joined end together: the end of one would be taken for its loss.
+    """
+    print("waiting for the shards of other processes", file=sys.stderr)
+    while not (config.output_dir / manifests.MANIFEST_FILE).is_file():
+        time.sleep(_POLL_SECONDS)
+    return manifests.load(config.output_dir)
+
+
 # The whole cache.
 
 
 def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     """Makes a teacher cache, or finishes one, or does this task's share of it.
+
+    With `distribution`=data_parallel, processes that were joined share the shards, and each
+    returns when all are done.
 
     Returns:
         the manifest, or None where shards of other tasks are still missing.
@@ -484,9 +556,12 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
         InputError: the masked examples, the teacher or the directory is invalid. Shards
             that are whole stay.
     """
+    is_joined = config.distribution == DATA_PARALLEL and config.num_tasks is None
+    config = _find_share(config)
     inputs = Inputs.open(config)
     inputs.source.print_unused()
-    return finish_teacher_cache(inputs)
+    manifest = finish_teacher_cache(inputs)
+    return _wait_for_others(config) if manifest is None and is_joined else manifest
 
 
 def finish_teacher_cache(inputs: Inputs) -> Manifest | None:
@@ -507,7 +582,7 @@ def _make_missing_shards(inputs: Inputs) -> None:
         ShardJob(split, index, shard.file)
         for split, shards in splits.items()
         for index, shard in enumerate(shards)
-    ][config.task_index :: config.num_tasks]
+    ][config.task_index or 0 :: config.num_tasks or 1]
     jobs = [job for job in jobs if not manifests.completed_shard(config.output_dir, job.file)]
     if not jobs:
         return
@@ -545,6 +620,8 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         "keras": keras.__version__,
         **CODECS[config.logit_encoding].environment,
     }
+    if devices := _devices(config):
+        environment["devices"] = len(devices)
     manifest = dataclasses.replace(
         cache.manifest,
         kind=records.TEACHER_CACHE,

@@ -5,6 +5,8 @@ padded to the next of at most eight lengths, so that a compiler sees a bounded
 number of shapes, and a batch depends on nothing but its block.
 """
 
+import collections
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,29 @@ _POSITION_INPUTS = (records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS)
 Arrays = dict[str, np.ndarray]
 # From the teacher's `activations` and the batch to what is kept of them.
 Keep = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledForward:
+    """A teacher's compiled forward pass, from a batch to the NumPy arrays that are kept of it.
+
+    Attributes:
+        start: begins to compute a batch, as `build_batch` returns it, and does not wait.
+    """
+
+    start: Callable[[Arrays], Any]
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        return self.fetch(self.start(batch))
+
+    def fetch(self, output: Any) -> Arrays:
+        """Returns the arrays of what `start` returned, once they are computed."""
+        if keras.config.backend() == "jax":
+            import jax
+
+            # All at once: the copies of several arrays overlap.
+            return jax.device_get(output)
+        return {name: value.numpy() for name, value in output.items()}
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
@@ -77,7 +102,7 @@ def build_batch(
 
 
 def run_examples(
-    forward: Callable[[Arrays], Arrays],
+    forward: CompiledForward,
     examples: Sequence[MaskedExample],
     manifest: Manifest,
     *,
@@ -85,12 +110,17 @@ def run_examples(
 ) -> Iterator[tuple[np.ndarray, Arrays]]:
     """Yields the indices of a batch's examples and the output for it, the shortest first.
 
+    On JAX a batch is computed while the output of the one before is fetched and used.
+
     Args:
         forward: as `compile_forward` returns it.
         examples: of the directory that has the manifest.
         manifest: bounds the shapes.
         batch_size: B.
     """
+    # TensorFlow's tensors of a CPU are ready when they are returned.
+    ahead = 1 if keras.config.backend() == "jax" else 0
+    started: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
     for indices in length_batches([len(one.input_ids) for one in examples], batch_size):
         batch = build_batch(
             [examples[index] for index in indices],
@@ -98,16 +128,21 @@ def run_examples(
             max_seq_length=manifest.max_seq_length,
             max_predictions_per_seq=manifest.max_predictions_per_seq,
         )
-        yield indices, forward(batch)
+        started.append((indices, forward.start(batch)))
+        if len(started) > ahead:
+            indices, output = started.popleft()
+            yield indices, forward.fetch(output)
+    for indices, output in started:
+        yield indices, forward.fetch(output)
 
 
 def real_positions(
     output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
 ) -> tuple[Arrays, np.ndarray]:
-    """Removes the padding of a batch's output.
+    """Removes the padding of a batch's output; embeddings, which are of examples, are left out.
 
     Args:
-        output: [B, P, …] each, as the compiled forward pass returns it.
+        output: [B, P, …] each but the embeddings, as the compiled forward pass returns it.
         examples: those of the batch.
 
     Returns:
@@ -115,6 +150,7 @@ def real_positions(
         begin.
     """
     counts = np.array([len(example.masked_lm_ids) for example in examples])
+    output = {name: value for name, value in output.items() if name != records.EMBEDDING}
     width = next(iter(output.values())).shape[1]
     real = np.arange(width) < counts[:, np.newaxis]
     kept = {name: value[: len(examples)][real] for name, value in output.items()}
@@ -128,7 +164,9 @@ def expect_finite(logits: np.ndarray) -> None:
         raise InputError(Setting("teacher"), "finite logits", "NaN or infinity", hint)
 
 
-def compile_forward(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
+def compile_forward(
+    model: MaskedLM, keep: Keep, *, devices: Sequence[Any] | None = None
+) -> CompiledForward:
     """Compiles a model's forward pass and what is kept of its output.
 
     On TensorFlow one graph serves all shapes, whatever comes first: a shard
@@ -137,13 +175,12 @@ def compile_forward(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
     Args:
         model: computes a batch, not in training.
         keep: called inside the graph; activations that it does not use are not computed.
-
-    Returns:
-        a function from a batch, as `build_batch` returns it, to NumPy arrays.
+        devices: of JAX, each of which computes its part of a batch, whose size they divide; one
+            by default.
     """
     if keras.config.backend() == "jax":
-        return _compile_jax(model, keep)
-    return _compile_tensorflow(model, keep)
+        return CompiledForward(_compile_jax(model, keep, devices))
+    return CompiledForward(_compile_tensorflow(model, keep))
 
 
 def stateless_forward(
@@ -164,15 +201,59 @@ def stateless_forward(
     return forward
 
 
-def _compile_jax(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
+def divided_forward(
+    model: MaskedLM, keep: Keep, devices: Sequence[Any]
+) -> tuple[Callable[[Sequence[Any], Mapping[str, Any]], Any], Any, Any]:
+    """Returns a forward pass in which each device computes its part of a batch.
+
+    Nothing passes between devices: each runs the program that one device would run on that
+    part, with all weights.
+
+    Args:
+        model: as `stateless_forward` takes it.
+        keep: as `stateless_forward` takes it.
+        devices: of JAX.
+
+    Returns:
+        the function; the sharding of weights; the sharding of batches and outputs.
+    """
     import jax
 
-    forward = jax.jit(stateless_forward(model, keep))
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    whole, divided = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+    forward = jax.shard_map(
+        stateless_forward(model, keep),
+        mesh=mesh,
+        in_specs=(whole, divided),
+        out_specs=divided,
+        check_vma=False,
+    )
+    return (
+        forward,
+        jax.sharding.NamedSharding(mesh, whole),
+        jax.sharding.NamedSharding(mesh, divided),
+    )
+
+
+def _compile_jax(
+    model: MaskedLM, keep: Keep, devices: Sequence[Any] | None
+) -> Callable[[Arrays], Any]:
+    import jax
+
     values = [variable.value for variable in model.variables]
-    return lambda batch: jax.device_get(forward(values, batch))
+    if devices is None:
+        forward = jax.jit(stateless_forward(model, keep))
+        return lambda batch: forward(values, batch)
+    divided, whole_sharding, batch_sharding = divided_forward(model, keep, devices)
+    forward = jax.jit(divided)
+    values = jax.device_put(values, whole_sharding)
+    # One copy a device: the first would otherwise hold two.
+    for variable, value in zip(model.variables, values, strict=True):
+        variable.assign(value)
+    return lambda batch: forward(values, jax.device_put(batch, batch_sharding))
 
 
-def _compile_tensorflow(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Arrays]:
+def _compile_tensorflow(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Any]:
     import tensorflow as tf
 
     names = (*_TOKEN_INPUTS, *_POSITION_INPUTS)
@@ -181,4 +262,4 @@ def _compile_tensorflow(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Array
     def forward(batch):
         return keep(model.activations(batch, training=False), batch)
 
-    return lambda batch: {name: value.numpy() for name, value in forward(batch).items()}
+    return forward

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+from data_specs.records import POOLINGS
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
+from pipeline.base.distribution import ALONE, DATA_PARALLEL, DISTRIBUTIONS
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_numbers, setting
@@ -78,6 +80,14 @@ class TeacherCacheConfig(Settings):
     hidden_encoding: str = setting(
         "float16", "Codec of the hidden states.", choices=tuple(HIDDEN_CODECS)
     )
+    cache_embedding: str | None = setting(
+        None,
+        "Pooling of the teacher's last hidden states to an embedding of each example, which is "
+        "stored: cls, or mean over all tokens. The teacher reads the example without masks, a "
+        "second time.",
+        choices=POOLINGS,
+        omit_default=True,
+    )
     compute_dtype: str = setting(
         FLOAT32,
         "Precision of the encoder; logits are always float32. auto is mixed_bfloat16 where the "
@@ -102,14 +112,26 @@ class TeacherCacheConfig(Settings):
         "Whether to run a teacher that predicts the labels no better than their frequencies do.",
         decides_output=False,
     )
-    num_tasks: int = setting(
-        1,
-        "Number of processes, started by you, that share the shards.",
+    # The same ids, and values within float error.
+    distribution: str = setting(
+        ALONE,
+        "data_parallel divides each batch among all devices of this machine, and the shards among "
+        "the processes that it joins. Requires `backend`=jax.",
+        choices=DISTRIBUTIONS,
+        decides_output=False,
+    )
+    num_tasks: int | None = setting(
+        None,
+        "Number of processes, started by you, that share the shards; 1 by default, or those that "
+        "`distribution`=data_parallel joins.",
         low=1,
         decides_output=False,
     )
-    task_index: int = setting(
-        0, "Index of this process among `num_tasks`, from 0.", low=0, decides_output=False
+    task_index: int | None = setting(
+        None,
+        "Requires `num_tasks`. Index of this process, from 0.",
+        low=0,
+        decides_output=False,
     )
     ray: RayConfig | None = None
 
@@ -118,11 +140,13 @@ class TeacherCacheConfig(Settings):
         if self.temperatures is None:
             default = (1.0,) if self.truncation == SAMPLED else (1.0, 2.0)
             object.__setattr__(self, "temperatures", default)
-        if self.task_index >= self.num_tasks:
-            raise InputError(
-                Setting("task_index"), f"less than `num_tasks`={self.num_tasks}", self.task_index
-            )
-        if self.ray is not None and self.num_tasks > 1:
+        if (self.task_index or 0) >= (self.num_tasks or 1):
+            expected = f"less than `num_tasks`={self.num_tasks or 1}"
+            raise InputError(Setting("task_index"), expected, self.task_index)
+        if self.ray is not None and self.distribution == DATA_PARALLEL:
+            expected = f"{ALONE} with `runner`=ray, whose jobs have a device each"
+            raise InputError(Setting("distribution"), expected, self.distribution)
+        if self.ray is not None and (self.num_tasks or 1) > 1:
             expected = "none with `runner`=ray, which shares the shards itself"
             raise InputError(Setting("num_tasks"), expected, self.num_tasks)
         if (self.teacher is None) == (self.bert_config_file is None):

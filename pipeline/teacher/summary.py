@@ -24,6 +24,11 @@ def describe(manifest: Manifest) -> Iterator[str]:
     if info.hidden_groups:
         groups = ", ".join(info.hidden_groups)
         yield f"           hidden states of layers {groups}, {info.hidden_encoding}"
+    if info.embedding is not None:
+        yield (
+            f"           {info.embedding} embeddings of {info.hidden_size} numbers, "
+            f"{2 * info.hidden_size:,} bytes an example"
+        )
     sizes = manifest.bytes_per_position()
     parts = ", ".join(f"{name} {_number(size)}" for name, size in sizes.items())
     total = _number(sum(sizes.values()))

@@ -1,6 +1,8 @@
 """Formats and compressions: the same documents whatever the file, and errors that name it."""
 
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 import tarfile
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.corpora import compressions, corpus
+from pipeline.corpora import archives, compressions, corpus
 from pipeline.corpora.documents import Corpus
 from pipeline.corpora.readers import FILES, delimited, rows
 from pipeline.masking.masked_examples import create_masked_examples
@@ -185,6 +187,7 @@ def _special_tar(**attributes: Any) -> bytes:
         ({"type": tarfile.LNKTYPE, "linkname": "b.txt"}, "link"),
         ({"type": tarfile.CHRTYPE}, "device"),
         ({"type": tarfile.FIFOTYPE}, "device"),
+        ({"type": tarfile.GNUTYPE_SPARSE}, "special"),
     ],
 )
 def test_an_archive_with_a_dangerous_member_is_refused(
@@ -193,6 +196,41 @@ def test_an_archive_with_a_dangerous_member_is_refused(
     error = _error(_write(tmp_path / "a.tar", _special_tar(**attributes)))
     assert received in error.received and "member" in error.subject
     assert list(tmp_path.iterdir()) == [tmp_path / "a.tar"]
+
+
+def test_large_headers_of_members_are_refused_unread(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(archives, "_MAX_HEADER_BYTES", 2000)
+    for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
+        content = _special_tar(type=kind, size=2001)
+        error = _error(_write(tmp_path / "a.tar", content))
+        assert error.received == "2,001 bytes" and "2,000" in error.expected
+
+
+def _header(kind: bytes, name: str, size: int) -> bytes:
+    """Returns a header of `size` bytes, at most 1,024, that stands before a member."""
+    record = f"{size} {name}={'v' * (size - len(name) - 6)}\n".encode()
+    return _special_tar(type=kind, size=size)[:512] + record.ljust(1024, b"\0")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("size", [600, 900])
+def test_headers_of_a_member_are_limited_together(
+    tmp_path, monkeypatch, kind: bytes, size: int
+) -> None:
+    """Those of other members do not count, but those which are for the whole archive do."""
+    monkeypatch.setattr(archives, "_MAX_HEADER_BYTES", 2000)
+    headers = [_header(kind, f"SOME.{name}", size) for name in "abc"]
+    member, end = written.tar({"a.txt": b"text"})[:1024], bytes(1024)
+    together = _write(tmp_path / "a.tar", b"".join([*headers, member, end]))
+    apart = _write(tmp_path / "b.tar", b"".join(header + member for header in headers) + end)
+    if size == 600:
+        assert _texts(together) == ["text"] and _texts(apart) == ["text"] * 3
+        return
+    assert _error(together).received == "2,700 bytes"
+    if kind == tarfile.XGLTYPE:
+        assert _error(apart).received == "2,700 bytes"
+    else:
+        assert _texts(apart) == ["text"] * 3
 
 
 def test_a_truncated_archive_and_one_in_another_are_refused(tmp_path) -> None:
@@ -240,6 +278,73 @@ def test_an_endless_quoted_field_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
     content = 'text\nok\n"' + "line\n" * 100
     assert _error(_write(tmp_path / "a.csv", content)).subject.endswith("line 3")
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        # Marks that open no quoted field.
+        ('1\t"one\n0\ttwo\n', ['"one', "two"]),
+        ('1\t"one\n0\ttwo"\n', ['"one', 'two"']),
+        ('1\t"one" more\n0\ta "two"\n', ['"one" more', 'a "two"']),
+        ('"1\tone"\n0\ttwo\n', ['one"', "two"]),
+        ('1\t"one\n', ['"one']),
+        ('1\t"one\n\n0\t"two" more', ['"one', '"two" more']),
+        # Quoted fields.
+        ('1\t"a ""one"""\r\n0\t"two"', ['a "one"', "two"]),
+        ('1\t"one\n\nmore"\n0\ttwo\n', ["one\n\nmore", "two"]),
+        ('1\t"one\tmore\nand more"\n0\t""\n', ["one\tmore\nand more", ""]),
+        ('"1"\t"one"\n"0\n"\t"two\r\nmore"\r\n', ["one", "two\r\nmore"]),
+    ],
+)
+def test_a_mark_opens_a_field_of_tsv_only_where_one_closes_it(
+    tmp_path, content: str, texts: list[str]
+) -> None:
+    path = _write(tmp_path / "a.tsv", "label\ttext\n" + content)
+    assert _texts(path) == texts
+    assert _texts(_write(path, b"\xef\xbb\xbf" + path.read_bytes())) == texts
+
+
+_CELLS = st.lists(st.text('a"\n\r', max_size=5), min_size=2, max_size=2)
+
+
+@given(rows=st.lists(_CELLS, max_size=6), ending=st.sampled_from(["\n", "\r\n"]))
+def test_tsv_that_is_quoted_is_read_as_it_was_written(
+    tmp_path_factory, rows: list[list[str]], ending: str
+) -> None:
+    """A line break in a field tells that fields are quoted, as its lines have too few tabs."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter="\t", lineterminator=ending, quoting=csv.QUOTE_ALL)
+    writer.writerows([["text", "n"], *rows])
+    path = _write(tmp_path_factory.mktemp("tsv") / "a.tsv", stream.getvalue())
+    blocks = [block.documents for block in _blocks(path)]
+    contents = [document.content.decode() for documents in blocks for document in documents]
+    assert contents == [text for text, _ in rows]
+
+
+@given(
+    rows=st.lists(st.lists(st.text('a" ', max_size=5), min_size=2, max_size=2), max_size=8),
+    last=st.sampled_from(["", "\n"]),
+)
+def test_stray_marks_lose_no_row_of_tsv(tmp_path_factory, rows: list[list[str]], last: str) -> None:
+    lines = ["text\tn", *("\t".join(row) for row in rows)]
+    path = _write(tmp_path_factory.mktemp("tsv") / "a.tsv", "\n".join(lines) + last)
+    documents = [document for block in _blocks(path) for document in block.documents]
+    assert [document.place for document in documents] == [
+        f"line {number}" for number in range(2, len(rows) + 2)
+    ]
+    for document, (text, _) in zip(documents, rows, strict=True):
+        quoted = text[1:-1].replace('""', '"') if text[:1] == text[-1:] == '"' else text
+        assert document.fault is None and document.content.decode() in (text, quoted)
+
+
+def test_a_stray_mark_before_more_lines_than_a_row_may_have_is_text(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
+    content = 'text\n"a\n' + "one\n" * 60 + '"two"\n'
+    texts = _texts(_write(tmp_path / "a.tsv", content))
+    assert texts == ['"a', *["one"] * 60, "two"]
+    error = _error(_write(tmp_path / "b.tsv", 'text\n"a\n' + "b" * 101))
+    assert error.subject.endswith("line 3")
 
 
 # What one bad row costs.
@@ -309,6 +414,27 @@ def test_a_column_that_is_no_text_suggests_one_that_is(tmp_path, values, receive
     assert error.received.startswith(received) and "`text_fields`=words" in error.hint
     error = _error(_parquet(tmp_path / "b.parquet", table), CorpusSpec())
     assert error.received == "text,words" and "`text_fields`=words" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"title": "short", "text": ["a", "b"]}, "lists are not read"),
+        ({"title": "short", "text": 5}, "to those that are text"),
+        ({"summary": "of more characters than a title", "text": ["a"]}, "`text_fields`=summary"),
+    ],
+)
+def test_a_field_of_a_row_that_is_no_text_suggests_none_that_is_short(
+    tmp_path, row: dict[str, object], hint: str
+) -> None:
+    error = _error(_write(tmp_path / "a.jsonl", json.dumps(row)))
+    assert error.received == type(row["text"]).__name__
+    assert hint in error.hint and "`skip_bad_lines`" in error.hint
+
+
+def test_a_table_of_lists_says_that_they_are_not_read(tmp_path) -> None:
+    table = pa.table({"text": pa.array([["a"]], pa.large_list(pa.string()))})
+    assert "lists are not read" in _error(_parquet(tmp_path / "a.parquet", table)).hint
 
 
 def test_bytes_of_a_table_that_are_not_utf_8_are_the_fault_of_their_row(tmp_path) -> None:

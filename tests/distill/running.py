@@ -20,6 +20,7 @@ from pipeline.base.location import Location
 from pipeline.distill import training
 from pipeline.distill.comparison import STUDENT, TEACHER, BatchComparison, Comparison
 from pipeline.distill.settings import DistillConfig
+from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.models.masked_lm import LOGITS
 
 
@@ -59,7 +60,7 @@ def read_lines(folder: Location, split: str | None = None) -> list[dict[str, Any
     """Returns metrics.jsonl, or its lines of a split, without what depends on the clock."""
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if name != "examples_per_second"}
+        {name: value for name, value in line.items() if name not in CLOCK_FIELDS}
         for line in parsed
         if split in (None, line["split"])
     ]

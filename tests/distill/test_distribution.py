@@ -266,7 +266,7 @@ def test_the_library_says_it_too(config) -> None:
 def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
     """Starts a process that joins others and says which it is."""
     code = (
-        f"from pipeline.distill import replicas; replicas.join(*{flags!r}); import jax; "
+        f"from pipeline.base import distribution; distribution.join(*{flags!r}); import jax; "
         "print('joined', jax.process_index(), jax.process_count(), jax.device_count())"
     )
     return _start("-c", code, **environment)
@@ -351,11 +351,12 @@ def test_who_knows_of_others_is_not_alone(environment: dict[str, str], message: 
 
 _BARRIER = """
 import sys, time
-from pipeline.distill import replicas
+from pipeline.base import distribution
 from pipeline.base.errors import InputError
+from pipeline.distill import replicas
 
 process = int(sys.argv[2])
-replicas.join(sys.argv[1], 2, process)
+distribution.join(sys.argv[1], 2, process)
 both = replicas.Replicas(2, 2, process)
 print(replicas.broadcast_from_primary(both, lambda: (7, 8)))
 begun = time.monotonic()
@@ -396,10 +397,10 @@ def test_processes_go_on_together_or_not_at_all() -> None:
 
 _STOPPED = """
 import os, sys, time
-from pipeline.distill import replicas
+from pipeline.base import distribution
 from pipeline.distill.stopping import StopRequest
 
-replicas.join(None, None, None)
+distribution.join(None, None, None)
 if sys.argv[2] == "before":
     # As while the student is built, or shards are verified.
     os.kill(os.getpid(), int(sys.argv[1]))

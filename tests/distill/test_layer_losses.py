@@ -11,10 +11,15 @@ from pipeline.base.errors import InputError
 from pipeline.distill.comparison import Comparison, mean_over_weights
 from pipeline.distill.losses import distributions
 from pipeline.distill.losses.attention_mse import AttentionMSE
+from pipeline.distill.losses.attention_score_mse import AttentionScoreMSE
+from pipeline.distill.losses.embedding_cosine import EmbeddingCosine
+from pipeline.distill.losses.embedding_mse import EmbeddingMSE
 from pipeline.distill.losses.hidden_cosine import HiddenCosine
+from pipeline.distill.losses.hidden_mse import HiddenMSE, HiddenMSEMasked
 from pipeline.distill.losses.kl_divergence import KLDivergence
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.losses.probability_cosine import ProbabilityCosine
+from pipeline.distill.losses.relation_kl import RelationKL
 from pipeline.distill.losses.weights import WeightSchedule, parse_loss_schedules
 from pipeline.distill.objective import Objective
 from tests.distill.running import loss_values
@@ -25,8 +30,13 @@ def _mask(random: np.random.Generator, batch: int, length: int) -> np.ndarray:
     return (np.arange(length) < counts).astype("float32")
 
 
-def _attention_mse(teacher: np.ndarray, student: np.ndarray, mask: np.ndarray) -> float:
-    values = AttentionMSE()(student, teacher, {})
+def _attention_mse(
+    teacher: np.ndarray,
+    student: np.ndarray,
+    mask: np.ndarray,
+    loss: type[AttentionMSE] = AttentionMSE,
+) -> float:
+    values = loss()(student, teacher, {})
     mask = mask.astype("float32")
     return float(mean_over_weights(values, mask[:, :, None] * mask[:, None, :]))
 
@@ -34,7 +44,15 @@ def _attention_mse(teacher: np.ndarray, student: np.ndarray, mask: np.ndarray) -
 def test_hidden_cosine_by_hand() -> None:
     teacher = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]], "float32")
     student = np.array([[6.0, 8.0], [0.0, 5.0], [0.0, -1.0]], "float32")
-    np.testing.assert_allclose(HiddenCosine()(student, teacher, {}), [0.0, 1.0, 2.0], atol=1e-6)
+    for loss in (HiddenCosine, EmbeddingCosine):
+        np.testing.assert_allclose(loss()(student, teacher, {}), [0.0, 1.0, 2.0], atol=1e-6)
+
+
+def test_hidden_mse_by_hand() -> None:
+    teacher = np.array([[3.0, 4.0], [1.0, 0.0]], "float32")
+    student = np.array([[3.0, 4.0], [0.0, 5.0]], "float32")
+    for loss in (HiddenMSE, HiddenMSEMasked, EmbeddingMSE):
+        np.testing.assert_allclose(loss()(student, teacher, {}), [0.0, (1 + 25) / 2], rtol=1e-6)
 
 
 def test_attention_mse_by_hand() -> None:
@@ -44,6 +62,49 @@ def test_attention_mse_by_hand() -> None:
     mask = np.array([[1, 1, 0]], "int32")
     expected = (0 + 1 + 9 + 16) / 4
     assert (_attention_mse(teacher, student, mask)) == pytest.approx(expected)
+    assert (_attention_mse(teacher, student, mask, AttentionScoreMSE)) == pytest.approx(expected)
+
+
+def _relation_kl(teacher: Any, student: Any, mask: np.ndarray) -> float:
+    batch = {"input_mask": mask.astype("int32")}
+    values = RelationKL()(list(student), list(teacher), batch)
+    return float(mean_over_weights(values, mask.astype("float32")))
+
+
+def test_relation_kl_by_hand() -> None:
+    """One head of size 1, two tokens and one of padding; the student's keys alone differ.
+
+    The teacher's keys 0 and 1 relate as softmax(0, 0) and softmax(0, 1), the student's keys
+    0 and 0 evenly.
+    """
+    teacher = np.zeros((3, 1, 1, 3, 1), "float32")
+    student = np.zeros((3, 1, 1, 3, 1), "float32")
+    teacher[1, 0, 0, :, 0] = 0.0, 1.0, 7.0
+    mask = np.array([[1, 1, 0]])
+    p = np.array([1.0, np.e]) / (1.0 + np.e)
+    expected = (0.0 + (p * np.log(p / 0.5)).sum()) / 2
+    assert _relation_kl(teacher, student, mask) == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]))
+def test_relations_equal_a_plain_computation(seed: int, heads: int) -> None:
+    """Of models of 8 and 4 dimensions; padding is no key and no query."""
+    random = np.random.default_rng(seed)
+    mask = _mask(random, 2, 5)
+    sides = [random.normal(0, 1.5, (3, 2, heads, 5, size // heads)) for size in (8, 4)]
+    total = 0.0
+    for row, length in enumerate(mask.sum(axis=1).astype(int)):
+        for relation in range(3):
+            logs = []
+            for side in sides:
+                vectors = side[relation, row, :, :length]
+                scaled = vectors @ np.swapaxes(vectors, 1, 2) / np.sqrt(vectors.shape[-1])
+                weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+                logs.append(np.log(weights / weights.sum(axis=-1, keepdims=True)))
+            total += (np.exp(logs[0]) * (logs[0] - logs[1])).sum() / heads
+    received = _relation_kl(*(side.astype("float32") for side in sides), mask)
+    assert received == pytest.approx(total / mask.sum(), rel=1e-4, abs=1e-5)
+    assert _relation_kl(sides[0].astype("float32"), sides[0].astype("float32"), mask) == 0.0
 
 
 @given(st.integers(0, 10**6))
@@ -150,6 +211,68 @@ def test_distilberts_three_losses_are_pytorchs() -> None:
     one, two = (torch.tensor(state)[real] for state in states)
     expected = torch.nn.CosineEmbeddingLoss()(two, one, torch.ones(len(one)))
     _expect("hidden_cosine", float(mean_over_weights(HiddenCosine()(*states, {}), mask)), expected)
+
+
+@pytest.mark.peers
+def test_hidden_mse_is_pytorchs() -> None:
+    """MSELoss over the elements of real tokens."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(5)
+    mask = _mask(random, 3, 7)
+    one, two = random.normal(0, 1, (2, 3, 7, 16)).astype("float32")
+    real = torch.tensor(mask) > 0
+    expected = torch.nn.MSELoss()(torch.tensor(one)[real], torch.tensor(two)[real])
+    _expect("hidden_mse", float(mean_over_weights(HiddenMSE()(one, two, {}), mask)), expected)
+
+
+@pytest.mark.peers
+def test_losses_of_embeddings_are_pytorchs() -> None:
+    """CosineEmbeddingLoss and MSELoss of pooled vectors."""
+    torch = pytest.importorskip("torch")
+    one, two = np.random.default_rng(8).normal(0, 1, (2, 5, 16)).astype("float32")
+    weights = np.ones(5, "float32")
+    expected = torch.nn.CosineEmbeddingLoss()(torch.tensor(one), torch.tensor(two), torch.ones(5))
+    received = mean_over_weights(EmbeddingCosine()(one, two, {}), weights)
+    _expect("embedding_cosine", float(received), expected)
+    expected = torch.nn.MSELoss()(torch.tensor(one), torch.tensor(two))
+    received = mean_over_weights(EmbeddingMSE()(one, two, {}), weights)
+    _expect("embedding_mse", float(received), expected)
+
+
+@pytest.mark.peers
+def test_minilms_relations_are_pytorchs() -> None:
+    """KLDivLoss over softmax and log_softmax of each row's real tokens, three relations."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(6)
+    mask = _mask(random, 3, 7)
+    teacher, student = (
+        random.normal(0, 1, (3, 3, 4, 7, size)).astype("float32") for size in (12, 5)
+    )
+    total = 0.0
+    for row, length in enumerate(mask.sum(axis=1).astype(int)):
+        for relation in range(3):
+            one, two = (
+                torch.tensor(side[relation, row, :, :length]) for side in (teacher, student)
+            )
+            scores = [x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5 for x in (one, two)]
+            total += torch.nn.KLDivLoss(reduction="sum")(
+                torch.log_softmax(scores[1], dim=-1), torch.softmax(scores[0], dim=-1)
+            ) / len(one)
+    _expect("relation_kl", _relation_kl(teacher, student, mask), float(total) / mask.sum())
+
+
+@pytest.mark.peers
+def test_tinyberts_attention_loss_is_pytorchs() -> None:
+    """MSELoss over the scores of pairs of real tokens."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(7)
+    mask = _mask(random, 3, 6)
+    one, two = random.normal(0, 3, (2, 3, 4, 6, 6)).astype("float32")
+    real = torch.tensor(mask) > 0
+    pairs = (real[:, None, :, None] & real[:, None, None, :]).expand(3, 4, 6, 6)
+    expected = torch.nn.MSELoss()(torch.tensor(two)[pairs], torch.tensor(one)[pairs])
+    received = _attention_mse(one, two, mask, AttentionScoreMSE)
+    _expect("attention_score_mse", received, expected)
 
 
 @pytest.mark.peers

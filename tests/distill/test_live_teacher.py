@@ -15,6 +15,7 @@ from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
+from pipeline.storage.records import read_examples
 from tests.conftest import make_cache, save_tiny_bert
 from tests.distill.running import (
     assert_same_weights,
@@ -164,6 +165,53 @@ def test_a_student_of_another_size_learns_a_projection(
     assert_same_weights(again.output_dir, changed.output_dir)
 
 
+def test_a_narrow_student_learns_states_from_the_embeddings_on(
+    config, examples_dir, teacher_dir, monkeypatch, tmp_path
+) -> None:
+    """Live at all tokens and from a cache; projections resume and stay in the checkpoint."""
+    folder = make_cache(tmp_path / "cache", examples_dir, teacher_dir, cache_hidden_states="0,1,3")
+    changed = dataclasses.replace(
+        config,
+        student=dataclasses.replace(config.student, student_hidden_size=16),
+        losses={"hidden_mse": 3.0},
+        layer_groups="0:0,1:1,3:2",
+    )
+    training.distill(changed)
+    cached = dataclasses.replace(
+        changed, input_dir=folder, teacher=None, output_dir=tmp_path / "cached"
+    )
+    training.distill(cached)
+    for run, name in ((changed, "hidden_mse"), (cached, "hidden_mse_masked")):
+        lines = read_lines(run.output_dir, "eval")
+        assert lines[-1][name] < lines[0][name]
+        stored = load_file(run.output_dir / "checkpoints" / "step-00000012.safetensors")
+        for layer in range(3):
+            assert stored[f"hidden_projection_{layer}/kernel"].shape == (16, 32)
+            assert stored[f"hidden_projection_{layer}/bias"].any()
+        assert not any("projection" in weight for weight in read_weights(run.output_dir))
+    again = dataclasses.replace(cached, output_dir=str(tmp_path / "again"))
+    interrupt_at(monkeypatch, again, update=11, step=10)
+    training.distill(again)
+    assert_same_weights(again.output_dir, cached.output_dir)
+
+
+def test_the_embeddings_output_is_compared_alone(config) -> None:
+    """A student that begins with the teacher's embeddings has their output, and no other."""
+    changes = {"losses": {"hidden_mse": 1.0}, "compute_dtype": "float32"}
+    assert _evaluate(config, layer_groups="0:0", **changes)["hidden_mse"] == 0.0
+    assert _evaluate(config, layer_groups="0:0,3:2", **changes)["hidden_mse"] > 1e-3
+
+
+def test_losses_of_other_layers_are_another_run(config) -> None:
+    """Each loss's own layers decide the run, where they differ."""
+    losses = {"hidden_mse": 1.0, "hidden_cosine": 1.0}
+    changes = {"losses": losses, "student": dataclasses.replace(config.student, student_layers=3)}
+    own = preparation.prepare(dataclasses.replace(config, **changes))
+    assert own.request()["hidden_groups"] == "0:0,1:1,2:2,3:3;3:3"
+    given = dataclasses.replace(config, **changes, layer_groups="0:0,1:1,2:2,3:3")
+    assert preparation.prepare(given).request()["hidden_groups"] == "0:0,1:1,2:2,3:3"
+
+
 def test_weights_follow_their_schedules(config) -> None:
     """The last update has the last weight, whatever the accumulation."""
     changed = dataclasses.replace(
@@ -252,6 +300,16 @@ OF_CACHE = NO_TEACHER | {"losses": "hidden_cosine", "input_dir": "cache"}
         ({"layer_groups": "1-4:1"}, "layer_groups", "1-4"),
         ({"losses": "attention_mse", "layer_groups": "0-3:1"}, "layer_groups", "0-3:1"),
         ({"losses": "attention_mse"}, "layer_groups", "mean"),
+        ({"losses": "hidden_mse"}, "layer_groups", "uniform"),
+        ({"losses": "attention_score_mse", "layer_groups": "0:0"}, "layer_groups", "0:0"),
+        ({"losses": "relation_kl", "layer_groups": "0:0"}, "layer_groups", "0:0"),
+        ({"losses": "relation_kl", "layer_groups": "1-2:1"}, "layer_groups", "1-2:1"),
+        ({"losses": "relation_kl", "relation_heads": 3}, "relation_heads", 3),
+        ({"losses": "masked_lm", "relation_heads": 4}, "relation_heads", 4),
+        (NO_TEACHER | {"losses": "relation_kl"}, "losses", "queries, keys and values"),
+        (NO_TEACHER | {"losses": "embedding_mse"}, "losses", "embeddings"),
+        (NO_TEACHER | {"losses": "attention_score_mse"}, "layer_groups", "skip"),
+        (NO_TEACHER | {"losses": "hidden_mse", "layer_groups": "0:0"}, "losses", "layers 1-3, 3"),
         ({"freeze": ("pooler",)}, "freeze", "pooler"),
         ({"teacher": "nowhere"}, "teacher", None),
     ],
@@ -263,6 +321,124 @@ def test_targets_and_layers_that_are_not_there_are_refused(
     with refused(setting, received):
         distilled(config, **{**changes, "input_dir": folder})
     assert not config.output_dir.exists()
+
+
+def test_attention_of_models_of_another_width_is_compared(config, tmp_path) -> None:
+    """Relations in heads of either's own size, beside the cache's top-k; every loss falls."""
+    student = dataclasses.replace(config.student, student_hidden_size=16, student_layers=3)
+    changed = dataclasses.replace(
+        config,
+        student=student,
+        losses={"relation_kl": 1.0, "attention_score_mse": 1.0, "masked_lm": 0.1},
+        layer_groups="1:1,3:3",
+        relation_heads=8,
+        num_train_steps=40,
+        save_checkpoints_steps=40,
+        log_steps=10,
+    )
+    training.distill(changed)
+    lines = read_lines(config.output_dir, "train")
+    for name in ("relation_kl", "attention_score_mse"):
+        assert lines[-1][name] < 0.9 * lines[0][name], name
+    request = preparation.prepare(changed).request()
+    assert (request["relation_groups"], request["score_groups"]) == ("1:1,3:3", "1:1,3:3")
+    assert request["relation_heads"] == 8
+
+
+def test_relations_of_a_copy_are_the_teachers(config, still_teacher_dir) -> None:
+    """In the first layer, of which a student that begins with the teacher's has the same."""
+    changes = {
+        "losses": {"relation_kl": 1.0, "attention_score_mse": 1.0},
+        "teacher": still_teacher_dir,
+        "student": StudentConfig(init_from=still_teacher_dir, student_layers=2),
+    }
+    same = _evaluate(config, layer_groups="1:1", **changes)
+    assert (same["relation_kl"], same["attention_score_mse"]) == (0.0, 0.0)
+    other = _evaluate(config, layer_groups="3:1", **changes)
+    assert min(other["relation_kl"], other["attention_score_mse"]) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def embedding_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Path:
+    """A cache with the mean embedding of each example."""
+    folder = tmp_path_factory.mktemp("embedding") / "cache"
+    return make_cache(folder, examples_dir, teacher_dir, cache_embedding="mean")
+
+
+def test_cached_embeddings_are_the_teachers_of_the_text(embedding_cache_dir, teacher_dir) -> None:
+    manifest = manifests.load(embedding_cache_dir)
+    info = manifest.teacher_info
+    assert (info.embedding, info.hidden_size, info.hidden_groups) == ("mean", 32, ())
+    assert records.EMBEDDING not in manifest.bytes_per_position()
+    model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
+    for example in read_examples(embedding_cache_dir / manifest.shards[0].file, manifest):
+        content = example.features[records.EMBEDDING]
+        text = {
+            records.INPUT_IDS: example.true_ids()[None].astype("int32"),
+            records.INPUT_MASK: np.ones((1, len(example.input_ids)), "int32"),
+            records.SEGMENT_IDS: np.repeat([0, 1], [*example.segment_lengths, 0][:2])[None],
+        }
+        states = model.activations(text)[records.HIDDEN_STATES][-1]
+        expected = np.asarray(states)[0].mean(axis=0)
+        np.testing.assert_allclose(np.frombuffer(content, "<f2"), expected, atol=2e-3)
+
+
+def test_a_cache_without_embeddings_is_as_before(cache_dir) -> None:
+    manifest = (cache_dir / "manifest.json").read_json()
+    assert "embedding" not in manifest
+    assert "cache_embedding" not in manifest["flags"]
+
+
+def test_cached_and_live_embeddings_agree(config, embedding_cache_dir) -> None:
+    """Within what float16 loses."""
+    losses = {"losses": {"embedding_cosine": 1.0, "embedding_mse": 1.0, "masked_lm": 1.0}}
+    cached = _evaluate(config, input_dir=embedding_cache_dir, teacher=None, **losses)
+    live = _evaluate(config, **losses)
+    first = _evaluate(config, embedding_pooling="cls", **losses)
+    for name in ("embedding_cosine", "embedding_mse"):
+        assert cached[name] == pytest.approx(live[name], rel=1e-2, abs=1e-5)
+        assert abs(first[name] - live[name]) > 1e-3
+    assert cached["masked_lm"] == pytest.approx(live["masked_lm"], rel=1e-5)
+
+
+def test_a_narrow_student_learns_embeddings(
+    config, embedding_cache_dir, monkeypatch, tmp_path
+) -> None:
+    """Through a projection, in microbatches of other lengths; and a killed run ends as another."""
+    changed = dataclasses.replace(
+        config,
+        input_dir=embedding_cache_dir,
+        teacher=None,
+        student=dataclasses.replace(config.student, student_hidden_size=16),
+        losses={"embedding_cosine": 5.0, "masked_lm": 0.1},
+        gradient_accumulation_steps=2,
+    )
+    training.distill(changed)
+    lines = read_lines(changed.output_dir, "eval")
+    assert lines[-1]["embedding_cosine"] < lines[0]["embedding_cosine"]
+    stored = load_file(changed.output_dir / "checkpoints" / "step-00000012.safetensors")
+    assert stored["embedding_projection/kernel"].shape == (16, 32)
+    assert not any("projection" in weight for weight in read_weights(changed.output_dir))
+    again = dataclasses.replace(changed, output_dir=str(tmp_path / "again"))
+    interrupt_at(monkeypatch, again, update=11, step=10)
+    training.distill(again)
+    assert_same_weights(again.output_dir, changed.output_dir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "received"),
+    [
+        ({"embedding_pooling": "cls"}, "losses", "except those of the pooling mean"),
+        ({"losses": "masked_lm"} | {"embedding_pooling": "cls"}, "embedding_pooling", "cls"),
+        ({"freeze": ("encoder",)}, "losses", "embedding_mse"),
+    ],
+)
+def test_embeddings_that_are_not_there_are_refused(
+    config, embedding_cache_dir, changes, setting, received
+) -> None:
+    cached = {"losses": "embedding_mse", "input_dir": embedding_cache_dir, "teacher": None}
+    with refused(setting, received):
+        distilled(config, **{**cached, **changes})
 
 
 def test_attention_maps_of_other_numbers_of_heads_are_refused(config) -> None:

@@ -18,11 +18,13 @@ from pipeline.distill import losses
 from pipeline.distill.comparison import Comparison, mean_over_weights
 from pipeline.distill.distiller import CalibrationError
 from pipeline.distill.losses.base import (
-    ATTENTION,
     AVERAGES,
+    EMBEDDING,
     HIDDEN,
     LABEL,
     MASKED,
+    OF_ATTENTION,
+    OF_POSITIONS,
     TAIL_POLICIES,
     TOPK,
     Loss,
@@ -202,10 +204,11 @@ def test_every_loss_is_in_the_table_under_its_name() -> None:
 
 def test_every_loss_declares_what_it_needs_and_is_averaged_over() -> None:
     for loss in map(losses.load_loss, losses.LOSSES):
-        assert loss.needs in (TOPK, LABEL, HIDDEN, ATTENTION), loss
+        assert loss.needs in (*OF_POSITIONS, HIDDEN, EMBEDDING, *OF_ATTENTION), loss
         assert loss.over in AVERAGES, loss
         assert loss.default_tail in (None, *TAIL_POLICIES), loss
-        assert (loss.default_layer_groups is None) == (loss.needs in (TOPK, LABEL)), loss
+        of_layers = loss.needs not in (*OF_POSITIONS, EMBEDDING)
+        assert (loss.default_layer_groups is not None) == of_layers, loss
         if loss.from_cache is not None:
             assert losses.load_loss(loss.from_cache).over == MASKED
     names = ("soft_cross_entropy", "kl_divergence")

@@ -19,7 +19,7 @@ from pipeline import create_pretraining_data
 from pipeline.base.errors import InputError
 from pipeline.corpora import corpus
 from pipeline.corpora.readers import text
-from pipeline.masking import document_masker, duplicates
+from pipeline.masking import document_masker, duplicates, masked_examples
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest, spill
 from tests.conftest import SENTENCES, make_text, read_folder
@@ -223,3 +223,77 @@ def test_a_damaged_table_is_named(tmp_path, examples_config, monkeypatch, damage
     with pytest.raises(InputError) as error:
         create_masked_examples(config)
     assert error.value.subject == str(document_masker.table_path(config, 0))
+
+
+@pytest.fixture
+def masked(monkeypatch) -> list[str]:
+    """The texts that are masked, in order."""
+    texts: list[str] = []
+    examples = document_masker.DocumentMasker.examples
+
+    def counted(self, text, *args, **settings):
+        texts.append(text)
+        return examples(self, text, *args, **settings)
+
+    monkeypatch.setattr(document_masker.DocumentMasker, "examples", counted)
+    return texts
+
+
+def test_a_duplicate_is_not_masked(tmp_path, examples_config, masked, plain, monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "_MIN_BLOCK_BYTES", 1)
+    source = _write(tmp_path / "corpus", [DOCUMENTS[:8], DOCUMENTS[4:] + DOCUMENTS[:2]])
+    made = make(examples_config, tmp_path / "made", corpora=(source,))
+    assert masked == DOCUMENTS
+    assert _shards(made) == _shards(plain["static"])
+    # Another directory, and this one anew, remember nothing of it.
+    for folder in (tmp_path / "other", made):
+        for path in folder.iterdir() if folder.exists() else ():
+            path.unlink()
+        masked.clear()
+        assert _shards(make(examples_config, folder, corpora=(source,))) == _shards(plain["static"])
+        assert masked == DOCUMENTS
+
+
+def test_a_text_is_masked_again_where_it_has_more_copies(tmp_path, examples_config, masked) -> None:
+    sources = tuple(
+        msgspec.structs.replace(_write(tmp_path / name, [DOCUMENTS]), name=name, weight=weight)
+        for name, weight in (("once", 1.0), ("twice", 2.0), ("again", 1.0))
+    )
+    make(examples_config, tmp_path / "made", corpora=sources)
+    assert masked == DOCUMENTS * 2
+
+
+def test_a_forgotten_text_is_masked_again(
+    tmp_path, examples_config, masked, plain, monkeypatch
+) -> None:
+    monkeypatch.setattr(duplicates, "_MEMORY_SLOTS", 1)
+    documents = [*DOCUMENTS, DOCUMENTS[-1], DOCUMENTS[0]]
+    source = _write(tmp_path / "corpus", [documents])
+    made = make(examples_config, tmp_path / "made", corpora=(source,))
+    assert masked == [*DOCUMENTS, DOCUMENTS[0]]
+    assert _shards(made) == _shards(plain["static"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_text_that_only_a_duplicate_still_has_is_masked_when_a_run_is_resumed(
+    tmp_path, examples_config, masked, plain, monkeypatch, workers: int
+) -> None:
+    monkeypatch.setattr(corpus, "_MIN_BLOCK_BYTES", 1)
+    config = dataclasses.replace(examples_config, output_dir=str(tmp_path / "made"))
+    other = DOCUMENTS[1] * (1 + len(DOCUMENTS[0]) // len(DOCUMENTS[1]))
+    texts = [*DOCUMENTS[:2], *DOCUMENTS]
+    source = _write(tmp_path / "corpus", [texts])
+    with monkeypatch.context() as patch:
+        patch.setattr(masked_examples, "_write_shards", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(config, tmp_path / "made", corpora=(source,))
+    assert masked == DOCUMENTS
+    # Of the first two texts, one changes and one becomes a duplicate.
+    texts[:2] = [other[: len(DOCUMENTS[0])], DOCUMENTS[5]]
+    (tmp_path / "corpus" / "0.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    made, anew = (
+        make(config, tmp_path / name, corpora=(source,), max_workers=number)
+        for name, number in (("made", workers), ("anew", 1))
+    )
+    assert _shards(made) == _shards(anew)
+    assert _statistics(made) == _statistics(anew)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections import Counter, defaultdict
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from pipeline.masking import document_masker, masked_examples
 from pipeline.masking.document_masker import divide_text
 from pipeline.storage import manifest, serialization, spill
 from tests.conftest import read_folder
+from tests.corpora import written
 from tests.masking.running import make, read, restored
 
 
@@ -185,6 +187,23 @@ def test_a_summary_says_where_an_eval_split_is_unusual(tmp_path, examples_config
         assert word in next(loaded.evaluation_notes())
         assert any(word in line for line in masked_examples.describe(loaded))
         assert any("--documents=lines" in line for line in masked_examples.describe(loaded))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.0])
+@pytest.mark.parametrize("name", ["parquet", "jsonl"])
+def test_a_row_is_not_offered_to_be_cut_at_its_lines(
+    tmp_path, examples_config, name: str, fraction: float
+) -> None:
+    changes = _one_document(tmp_path, examples_config, text_fields=("text",))
+    text = (tmp_path / "corpus.txt").read_text(encoding="utf-8")
+    path = tmp_path / f"corpus.{name}"
+    path.write_bytes(written.FORMATS[name]([text]))
+    source = msgspec.structs.replace(changes["corpora"][0], input_dir=str(path))
+    changes |= {"corpora": (source,), "eval_fraction": fraction}
+    loaded = manifest.load(make(examples_config, tmp_path / "out", **changes))
+    notes = list(loaded.evaluation_notes())
+    assert notes and bool(loaded.num_examples("eval")) == bool(fraction)
+    assert not any("documents=lines" in line for line in notes)
 
 
 def test_a_second_document_ends_the_division(tmp_path, examples_config, monkeypatch) -> None:

@@ -19,8 +19,8 @@ from data_specs.records import (
 )
 from pipeline.base.errors import InputError
 from pipeline.models import families
+from pipeline.models.architectures.parts import ATTENTIONS
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.families import FAMILIES, REFUSED, find_family
 from pipeline.models.formats.model_directory import (
     assign_weights,
@@ -245,7 +245,7 @@ def test_mpnets_bias_of_a_distance_moves_attention() -> None:
 
 def _attention(model: MaskedLM, weights: dict[str, np.ndarray]) -> np.ndarray:
     assign_weights(model, weights)
-    outputs = model.activations(_batch(pad_id=1), with_attentions=True)
+    outputs = model.activations(_batch(pad_id=1), wanted=(ATTENTIONS,))
     return np.asarray(outputs[ATTENTIONS][0])
 
 

@@ -18,6 +18,7 @@ from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attentio
         ("last", "12:2"),
         ("mean", "1-6:1,7-12:2"),
         ("skip", "6:1,12:2"),
+        ("uniform", "0:0,6:1,12:2"),
     ],
 )
 def test_groups_are_read(text: str, expected: str) -> None:
@@ -47,8 +48,8 @@ def test_presets_share_the_teachers_layers(size: int, student: int) -> None:
 @pytest.mark.parametrize(
     ("text", "expected", "received"),
     [
-        ("first", "last, mean, skip, or groups such as 1-6:1,7-12:2", "'first'"),
-        ("1-6", "last, mean, skip, or groups such as 1-6:1,7-12:2", "'1-6'"),
+        ("first", "last, mean, skip, uniform, or groups such as 1-6:1,7-12:2", "'first'"),
+        ("1-6", "last, mean, skip, uniform, or groups such as 1-6:1,7-12:2", "'1-6'"),
         ("1-6:1,x:2", "teacher layers such as 6 or 1-6", "'x'"),
         ("6-1:1", "an ascending range", "'6-1'"),
         ("7-13:2", "teacher layers from 0 to 12", "'7-13'"),

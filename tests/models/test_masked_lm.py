@@ -10,8 +10,15 @@ from safetensors.numpy import save_file
 from data_specs import records
 from data_specs.records import HIDDEN_STATES
 from pipeline.base.location import Location
+from pipeline.models.architectures.parts import (
+    ATTENTION_SCORES,
+    ATTENTIONS,
+    KEYS,
+    QUERIES,
+    QUERIES_KEYS_VALUES,
+    VALUES,
+)
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 
@@ -62,7 +69,7 @@ def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
     real = golden["input_mask"].astype(bool)
-    outputs = model.activations(inputs, with_attentions=True)
+    outputs = model.activations(inputs, wanted=(ATTENTIONS,))
     logits, states = np.asarray(outputs[LOGITS]), outputs[HIDDEN_STATES]
     np.testing.assert_allclose(logits[real], golden["logits"][real], atol=1e-5)
     for state, expected in zip(states, golden["hidden_states"], strict=True):
@@ -72,6 +79,41 @@ def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None
     for own, expected in zip(outputs[ATTENTIONS], maps, strict=bool(len(maps))):
         queries = (np.moveaxis(one, 1, 2)[real] for one in (np.asarray(own), expected))
         np.testing.assert_allclose(*queries, atol=1e-5)
+
+
+def _heads(tensor: object, count: int) -> np.ndarray:
+    array = np.asarray(tensor)
+    return np.moveaxis(array.reshape(*array.shape[:2], count, -1), 1, 2)
+
+
+@pytest.mark.parametrize("golden", ["bert"], indirect=True)
+def test_attention_is_made_of_its_scores_and_these_of_queries_and_keys(golden, golden_dir) -> None:
+    model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
+    inputs = _inputs(golden)
+    wanted = (ATTENTIONS, ATTENTION_SCORES, *QUERIES_KEYS_VALUES)
+    outputs = model.activations(inputs, wanted=wanted)
+    heads = model.config.num_attention_heads
+    for layer in range(model.config.num_hidden_layers):
+        queries, keys = (_heads(outputs[name][layer], heads) for name in (QUERIES, KEYS))
+        scores = queries @ np.swapaxes(keys, 2, 3) / np.sqrt(queries.shape[-1])
+        np.testing.assert_allclose(outputs[ATTENTION_SCORES][layer], scores, atol=1e-5)
+        weights = np.exp(scores) * golden["input_mask"][:, None, None]
+        expected = weights / weights.sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(outputs[ATTENTIONS][layer], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("golden", GOLDEN, indirect=True)
+def test_only_what_is_wanted_of_attention_is_returned(golden, golden_dir) -> None:
+    model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
+    inputs, size = _inputs(golden), model.config.hidden_size
+    plain = model.activations(inputs)
+    assert not plain.keys() & {ATTENTIONS, ATTENTION_SCORES, *QUERIES_KEYS_VALUES}
+    asked = model.activations(inputs, wanted=(ATTENTION_SCORES, VALUES))
+    assert asked.keys() - plain.keys() == {ATTENTION_SCORES, VALUES}
+    shape = inputs[records.INPUT_IDS].shape
+    assert [tensor.shape for tensor in asked[VALUES]] == [(*shape, size)] * len(asked[VALUES])
+    assert len(asked[VALUES]) == model.config.num_hidden_layers
+    np.testing.assert_array_equal(asked[LOGITS], plain[LOGITS])
 
 
 def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_dir) -> None:

@@ -13,8 +13,8 @@ from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.models.architectures.modernbert import rotate
+from pipeline.models.architectures.parts import ATTENTIONS
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ATTENTIONS
 from pipeline.models.formats.model_directory import (
     ModelSource,
     find_model,
@@ -186,7 +186,7 @@ def _batch(length: int = 20) -> dict[str, np.ndarray]:
 
 def test_local_layers_see_half_a_window_on_each_side_and_no_padding() -> None:
     batch = _batch()
-    maps = MaskedLM(TINY, seed=2).activations(batch, with_attentions=True)[ATTENTIONS]
+    maps = MaskedLM(TINY, seed=2).activations(batch, wanted=(ATTENTIONS,))[ATTENTIONS]
     distances = np.abs(np.arange(20)[:, None] - np.arange(20)[None])
     for index, attention in enumerate(map(np.asarray, maps)):
         near = (distances <= 2) | TINY.is_global_layer(index)
@@ -200,7 +200,7 @@ def test_local_layers_see_half_a_window_on_each_side_and_no_padding() -> None:
 def test_maps_are_returned_only_where_they_are_asked_for() -> None:
     model, batch = MaskedLM(TINY), _batch()
     assert ATTENTIONS not in model.activations(batch)
-    assert len(model.activations(batch, with_attentions=True)[ATTENTIONS]) == 7
+    assert len(model.activations(batch, wanted=(ATTENTIONS,))[ATTENTIONS]) == 7
 
 
 def test_the_last_state_alone_is_normalised() -> None:

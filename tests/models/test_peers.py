@@ -14,7 +14,11 @@ from data_specs.records import (
     SEGMENT_IDS,
 )
 from pipeline.base.location import Location
-from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.architectures.parts import (
+    ATTENTION_SCORES,
+    ATTENTIONS,
+    QUERIES_KEYS_VALUES,
+)
 from pipeline.models.formats.model_directory import (
     assign_weights,
     find_model,
@@ -76,7 +80,7 @@ def load_torch(directory: pathlib.Path):
 
 
 def assert_parity(model: MaskedLM, peer, batch: dict[str, np.ndarray], *, atol: float) -> None:
-    ours = model.activations(batch, with_attentions=True)
+    ours = model.activations(batch, wanted=(ATTENTIONS,))
     ours[LOGITS] = [ours[LOGITS]]
     theirs = run_torch(peer, batch)
     real = batch[INPUT_MASK] == 1
@@ -91,6 +95,53 @@ def assert_parity(model: MaskedLM, peer, batch: dict[str, np.ndarray], *, atol: 
         differences[name] = max(float(np.abs(one - two)[place].max()) for one, two in pairs)
     print("max abs differences", differences)
     assert max(differences.values()) < atol
+
+
+# Modules whose outputs are the queries, keys and values, and their layer in `transformers`.
+_PROJECTIONS = {
+    "bert": ("bert.encoder.layer.{}.attention.self.", ("query", "key", "value")),
+    "modernbert": ("model.layers.{}.attn.", ("Wqkv",)),
+}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("model_type", _PROJECTIONS)
+def test_queries_keys_and_values_are_those_of_transformers(tmp_path, model_type: str) -> None:
+    """Without positions and scale; TinyBERT's scores are the products of BERT's."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 53, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3}
+    settings = transformers.AutoConfig.for_model(
+        model_type, **sizes, intermediate_size=40, initializer_range=0.3, pad_token_id=0
+    )
+    peer = transformers.AutoModelForMaskedLM.from_config(settings, attn_implementation="eager")
+    peer.save_pretrained(tmp_path)
+    prefix, names = _PROJECTIONS[model_type]
+    seen: list = []
+    for layer in range(3):
+        for name in names:
+            module = peer.get_submodule(prefix.format(layer) + name)
+            module.register_forward_hook(lambda _, __, output: seen.append(output))
+    batch = make_batch(53, 17)
+    if model_type == "modernbert":
+        batch[SEGMENT_IDS][:] = 0
+    run_torch(peer, batch)
+    theirs = torch.cat(seen, dim=-1).reshape(4, 17, 3, 3, 24).numpy()
+    wanted = (*QUERIES_KEYS_VALUES, ATTENTION_SCORES)
+    ours = load_masked_lm(find_model(tmp_path)).activations(batch, wanted=wanted)
+    real = batch[INPUT_MASK] == 1
+    for layer in range(3):
+        for index, name in enumerate(QUERIES_KEYS_VALUES):
+            difference = np.abs(np.asarray(ours[name][layer]) - theirs[:, :, layer, index])
+            assert difference[real].max() < 2e-5, (layer, name)
+    if model_type == "bert":
+        queries, keys = (
+            np.moveaxis(theirs[:, :, 0, index].reshape(4, 17, 3, 8), 2, 1) for index in range(2)
+        )
+        scores = queries @ np.swapaxes(keys, 2, 3) / np.sqrt(8)
+        pairs = np.abs(np.asarray(ours[ATTENTION_SCORES][0]) - scores)
+        assert np.moveaxis(pairs, 1, 2)[real].max() < 1e-4
 
 
 @pytest.mark.peers

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from data_specs.records import HIDDEN_STATES
+from pipeline.models.architectures.parts import (
+    ATTENTION_SCORES,
+    ATTENTIONS,
+    QUERIES_KEYS_VALUES,
+)
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ATTENTIONS, EncoderLayer
+from pipeline.models.encoder import EncoderLayer
 from pipeline.models.families import FAMILIES
 from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
@@ -21,7 +26,7 @@ import sys
 import jax, keras
 import numpy as np
 from pipeline.models.config import EncoderConfig
-from pipeline.models.encoder import ATTENTIONS
+from pipeline.models.architectures.parts import ATTENTIONS
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 import json
 
@@ -37,7 +42,7 @@ for recompute in (False, True):
     def loss(trainable, seeds):
         mapping = [*zip(model.trainable_variables, trainable), *zip(fixed, seeds)]
         with keras.StatelessScope(state_mapping=mapping) as scope:
-            said = model.activations(batch, training=True, with_attentions=True)
+            said = model.activations(batch, training=True, wanted=(ATTENTIONS,))
             value = (said[LOGITS] ** 2).mean() + (said[ATTENTIONS][1] ** 2).mean()
         return value, [scope.get_current_value(variable) for variable in fixed]
 
@@ -71,8 +76,10 @@ def _two_steps(model: MaskedLM, batch) -> list[np.ndarray]:
     @tf.function
     def step():
         with tf.GradientTape() as tape:
-            said = model.activations(batch, training=True, with_attentions=True)
-            loss = tf.reduce_mean(said[LOGITS] ** 2) + tf.reduce_mean(said[ATTENTIONS][1] ** 2)
+            wanted = (ATTENTIONS, ATTENTION_SCORES, *QUERIES_KEYS_VALUES)
+            said = model.activations(batch, training=True, wanted=wanted)
+            loss = tf.reduce_mean(said[LOGITS] ** 2)
+            loss += sum(tf.reduce_mean(said[name][1] ** 2) for name in wanted)
         return [loss, *tape.gradient(loss, model.trainable_variables)]
 
     results = [np.asarray(value) for _ in range(2) for value in step()]

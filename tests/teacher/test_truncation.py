@@ -1,5 +1,9 @@
 """The top-k equals a dense float64 computation; random draws equal it on average."""
 
+import importlib.util
+import json
+
+import keras
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +13,22 @@ from data_specs import records
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
 from pipeline.storage.records import MaskedExample
 from pipeline.teacher.truncation import sample, sample_positions, truncate
+from tests.conftest import run_python
 
 TEMPERATURES = (1.0, 2.0)
+ON_JAX = """
+import json, sys
+import jax, numpy as np
+from pipeline.teacher.truncation import truncate
+
+with np.load(sys.argv[1]) as file:
+    logits, labels = file["logits"], file["labels"]
+settings = dict(truncation_factor=50, temperatures=(1.0, 2.0), **json.loads(sys.argv[2]))
+program = jax.jit(lambda *arrays: truncate(*arrays, **settings)).lower(logits, labels).compile()
+np.savez(sys.argv[1], **program(logits, labels))
+text = program.as_text()
+print(json.dumps({"sorts": text.count(" sort("), "top-k calls": text.count('"TopK"')}))
+"""
 
 
 def _truncate(
@@ -120,6 +138,28 @@ def test_a_mass_by_hand() -> None:
 def test_a_broken_teacher_is_not_hidden_by_a_mass() -> None:
     kept = _truncate(np.full((1, 4), np.nan), None, 2, truncation_mass=0.5)
     assert np.isnan(kept[records.TOPK_LOGITS]).any()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="compares with TensorFlow")
+@pytest.mark.parametrize("mass", [{}, {"truncation_mass": 0.9}])
+def test_jax_equals_tensorflow_and_sorts_no_vocabulary(tmp_path, mass: dict[str, float]) -> None:
+    random = np.random.default_rng(3)
+    # Steps of a quarter: many ties, at the last of the top-k too.
+    logits = np.round(random.normal(0.0, 2.0, (4, 5, 2_000)) * 4).astype(np.float32) / 4
+    labels = random.integers(0, 2_000, (4, 5)).astype(np.int32)
+    path = tmp_path / "arrays.npz"
+    np.savez(path, logits=logits, labels=labels)
+    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    run = run_python("-c", ON_JAX, str(path), json.dumps(mass), **environment)
+    assert json.loads(run.stdout) == {"sorts": 0, "top-k calls": 1}
+    expected = _truncate(logits, labels, 50, **mass)
+    with np.load(path) as on_jax:
+        assert on_jax.keys() == expected.keys()
+        for name in (records.TOPK_IDS, records.TOPK_LOGITS):
+            np.testing.assert_array_equal(on_jax[name], expected[name])
+        for name in (records.LOG_TAIL_MASSES, records.LABEL_LOG_PROBS):
+            np.testing.assert_allclose(on_jax[name], expected[name], rtol=1e-6, atol=1e-6)
 
 
 # Random draws.

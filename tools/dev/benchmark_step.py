@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from pipeline.base import accelerators
 from pipeline.base.compute_dtype import BFLOAT16, CHOICES, FLOAT32
 from pipeline.base.errors import naming_setting
 from pipeline.base.location import Location
@@ -25,7 +26,7 @@ from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
-from tools.dev.workloads import accelerators, recipes, step_programs
+from tools.dev.workloads import recipes, step_programs
 from tools.dev.workloads.step_programs import PARTS, Workload
 from tools.text_table import aligned_lines
 

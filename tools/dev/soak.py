@@ -29,6 +29,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
+from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from tools.dev import faults
@@ -114,7 +115,8 @@ def _records(stage: Stage) -> Iterator[bytes]:
         yield (stage.output / "model.safetensors").read_bytes()
         for text in (stage.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
-            line.pop("examples_per_second", None)
+            for name in CLOCK_FIELDS:
+                line.pop(name, None)
             if line["split"] == manifests.EVAL:
                 yield json.dumps(line, sort_keys=True).encode()
         return

@@ -10,6 +10,7 @@ import yaml
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
+from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.models.config import EncoderConfig
 from pipeline.storage.manifest import EVAL, HUB, REQUEST_FILE, TRAIN, HubSource, Manifest
 from tools.exports.formats import CardSettings
@@ -22,7 +23,7 @@ _MASKED_LM_TASK = ModelTask()
 # Titles of a table of names and what they name.
 _UNTITLED = ("", "")
 # Of a line of `metrics.jsonl`, what is no score.
-_NO_SCORES = ("step", "split", "examples_per_second", "learning_rate")
+_NO_SCORES = ("step", "split", "learning_rate", *CLOCK_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,8 @@ def _make_step(config: DistillConfig) -> Callable[[], None]:
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    chunking = training.find_chunking(config, run.cache, replicas)
+    lengths = training.sample_lengths(run.cache)
+    chunking = training.find_chunking(config, run.cache, replicas, lengths)
     count = training.steps_per_update(config, chunking)
     distiller = training.build_distiller(run, count)
     order = {"seed": config.random_seed, "shuffle_buffer_size": config.shuffle_buffer_size}

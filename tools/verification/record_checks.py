@@ -143,6 +143,10 @@ class RecordChecker:
             yield from self._logit_problems(self._column(records.TEACHER_LOGITS, examples))
             return
         yield from self._input_problems(examples)
+        if records.EMBEDDING in examples[0]:
+            embedding = self._column(records.EMBEDDING, examples)
+            problem = f"{records.EMBEDDING}: expected finite numbers"
+            yield problem, embedding.any(~np.isfinite(embedding.values))
         if self.codec is not None:
             bad = np.zeros(len(examples), bool)
             for begin, end in self._teacher_blocks(examples):

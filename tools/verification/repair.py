@@ -53,6 +53,7 @@ def recorded_config(
         logit_encoding=info.logit_encoding,
         cache_hidden_states=",".join(info.hidden_groups) or None,
         hidden_encoding=info.hidden_encoding or "float16",
+        cache_embedding=info.embedding,
         compute_dtype=dtype,
         predict_batch_size=batch_size,
         # The rest of the cache is there, whatever its teacher knows.

@@ -16,7 +16,7 @@ from pipeline.corpora import archives, content, hub_datasets
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader, find_files, is_declared, stem
 
-AUTO = "auto"
+AUTO, TEXT = "auto", "text"
 # Files beside those of a dataset of the hub that hold no documents.
 _DESCRIPTIONS = (
     *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"),
@@ -126,7 +126,7 @@ def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:
     if found is None:
         name = stem(file.name)
         named = (key for key, reader in FORMATS.items() if name.endswith(reader.suffixes))
-        found = next(named, "text")
+        found = next(named, TEXT)
     return dataclasses.replace(file, format=found)
 
 
@@ -144,7 +144,7 @@ FORMATS: Mapping[str, Reader] = {
         "csv": "delimited:CsvReader",
         "parquet": "parquet:ParquetReader",
         "rows": "rows:RowsReader",
-        "text": "text:TextReader",
+        TEXT: "text:TextReader",
         "tsv": "delimited:TsvReader",
     }.items()
 }

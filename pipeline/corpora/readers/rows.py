@@ -158,9 +158,8 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
     values = {name: row[name] for name in spec.text_fields if row[name] is not None}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise fields.no_text(
-                origin, name, type(value).__name__, fields.text_names(row), is_row=True
-            )
+            texts = fields.long_text_names(row)
+            raise fields.no_text(origin, name, type(value).__name__, texts, is_row=True)
     text = "\n".join(filter(None, values.values()))
     try:
         text.encode("utf-8")

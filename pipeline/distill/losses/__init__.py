@@ -17,7 +17,13 @@ LOSSES: Mapping[str, str] = {
     "masked_lm": "masked_lm:MaskedLMLoss",
     "hidden_cosine": "hidden_cosine:HiddenCosine",
     "hidden_cosine_masked": "hidden_cosine:HiddenCosineMasked",
+    "hidden_mse": "hidden_mse:HiddenMSE",
+    "hidden_mse_masked": "hidden_mse:HiddenMSEMasked",
     "attention_mse": "attention_mse:AttentionMSE",
+    "attention_score_mse": "attention_score_mse:AttentionScoreMSE",
+    "relation_kl": "relation_kl:RelationKL",
+    "embedding_cosine": "embedding_cosine:EmbeddingCosine",
+    "embedding_mse": "embedding_mse:EmbeddingMSE",
 }
 
 

@@ -5,15 +5,29 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 # What a loss needs of the teacher: its output distribution, nothing but the true token, its
-# hidden states, or its attention maps.
+# hidden states, its attention maps, the scores that they are made of, the queries, keys
+# and values of its attention, or its embeddings of the inputs before masking.
 TOPK = "topk"
 LABEL = "label"
 HIDDEN = "hidden states"
 ATTENTION = "attention maps"
+SCORES = "attention scores"
+RELATIONS = "queries, keys and values"
+EMBEDDING = "embeddings"
+# What is compared position by position, which logits are made for.
+OF_POSITIONS = (TOPK, LABEL)
+# What attention makes: layers from 1 on have it, no cache holds it, and comparing it takes memory
+# that grows with the square of the length.
+OF_ATTENTION = (ATTENTION, SCORES, RELATIONS)
 
 # What a loss is averaged over, in the order of the columns of `LOSS_SHARES`.
-AVERAGES = MASKED, TOKENS, PAIRS = ("masked positions", "tokens", "pairs of tokens")
-# A target where an update is computed in microbatches, float32 [B, 3], all rows alike: the
+AVERAGES = MASKED, TOKENS, PAIRS, EXAMPLES = (
+    "masked positions",
+    "tokens",
+    "pairs of tokens",
+    "examples",
+)
+# A target where an update is computed in microbatches, float32 [B, 4], all rows alike: the
 # microbatch's count of each of `AVERAGES`, divided by the mean count of the microbatches.
 LOSS_SHARES = "loss_shares"
 
@@ -28,7 +42,7 @@ class Loss(abc.ABC):
 
     Attributes:
         name: in `--losses` and in metrics.jsonl.
-        needs: `TOPK`, `LABEL`, `HIDDEN` or `ATTENTION`.
+        needs: `TOPK`, `LABEL`, `HIDDEN`, `EMBEDDING` or one of `OF_ATTENTION`.
         over: what it is averaged over, one of `AVERAGES`.
         tempered: whether it compares distributions at the distillation temperature
             instead of at 1.
@@ -67,7 +81,7 @@ class Loss(abc.ABC):
 
         Returns:
             float32 [B, P] over masked positions, [B, L] over tokens, [B, L, L] over pairs
-            of tokens. Values at padding are ignored.
+            of tokens, [B] over examples. Values at padding are ignored.
         """
 
 
@@ -88,7 +102,12 @@ class HiddenLoss(Loss):
 
     The teacher's is the mean over a group of layers, the student's is projected to the
     teacher's size where the sizes differ.
+
+    Attributes:
+        projects_with_bias: whether that projection has a bias.
     """
+
+    projects_with_bias: ClassVar[bool] = False
 
     needs = HIDDEN
     over = TOKENS
@@ -104,3 +123,25 @@ class AttentionLoss(Loss):
     needs = ATTENTION
     over = PAIRS
     default_layer_groups = "mean"
+
+
+class RelationLoss(Loss):
+    """Compares queries, keys and values of one layer of each model, in relation heads.
+
+    Both sides are sequences of these three, [B, R, L, d] with R relation heads of a size d of the
+    model's own.
+    """
+
+    needs = RELATIONS
+    over = TOKENS
+    default_layer_groups = "last"
+
+
+class EmbeddingLoss(Loss):
+    """Compares embeddings of inputs before masking, float32 [B, D] on both sides.
+
+    The student's is projected to the teacher's size where the sizes differ.
+    """
+
+    needs = EMBEDDING
+    over = EXAMPLES

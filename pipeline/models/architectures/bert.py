@@ -5,7 +5,7 @@ Understanding" (2019). Shapes: B batch, L length, D hidden size, H heads.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ from pipeline.models.architectures.parts import (
     LayerParts,
     Tensor,
     attend,
+    projections,
     split_heads,
     take_rows,
 )
@@ -114,8 +115,12 @@ class Attention(keras.layers.Layer):
             layer.build((None, None, self.config.hidden_size))
 
     def call(
-        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        hidden: Tensor,
+        score_mask: Tensor,
+        training: bool | None = None,
+        wanted: Collection[str] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Attends within each row of the batch.
 
         Args:
@@ -123,17 +128,20 @@ class Attention(keras.layers.Layer):
             score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding; MPNet's is
                 [B, H, L, L], with its bias.
             training: whether dropout is active.
+            wanted: see `Encoder.call`.
 
         Returns:
-            [B, L, D]; and the attention map, see `attend`.
+            [B, L, D]; and what is wanted, by name.
         """
         heads = self.config.num_attention_heads
-        query = split_heads(self.query(hidden) * self.scale, heads)
-        key, value = split_heads(self.key(hidden), heads), split_heads(self.value(hidden), heads)
+        queries, keys, values = self.query(hidden), self.key(hidden), self.value(hidden)
+        query = split_heads(queries * self.scale, heads)
+        key, value = split_heads(keys, heads), split_heads(values, heads)
         dropout = functools.partial(self.probability_dropout, training=training)
-        context, attention_map = attend(query, key, value, score_mask, dropout)
+        context, found = attend(query, key, value, score_mask, dropout, wanted)
+        found |= projections(wanted, queries, keys, values)
         output = self.projection(context)
-        return self.layer_norm(hidden + self.dropout(output, training=training)), attention_map
+        return self.layer_norm(hidden + self.dropout(output, training=training)), found
 
 
 class FeedForward(keras.layers.Layer):

@@ -6,7 +6,7 @@ Transformer" (2020). Shapes: B batch, L length, D hidden size, H heads.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from pipeline.models.architectures.parts import (
     LayerParts,
     Tensor,
     attend,
+    projections,
     split_heads,
     take_rows,
 )
@@ -123,28 +124,34 @@ class Attention(keras.layers.Layer):
                 layer.build((None, None, self.config.hidden_size))
 
     def call(
-        self, hidden: Tensor, score_mask: Tensor, training: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        hidden: Tensor,
+        score_mask: Tensor,
+        training: bool | None = None,
+        wanted: Collection[str] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Attends within each row of the batch.
 
         Args:
             hidden: [B, L, D].
             score_mask: of this layer, from `score_masks`.
             training: whether dropout is active.
+            wanted: see `Encoder.call`.
 
         Returns:
-            [B, L, D]; and the attention map, see `attend`.
+            [B, L, D]; and what is wanted, by name.
         """
         normalised = hidden if self.layer_norm is None else self.layer_norm(hidden)
+        projected = ops.split(self.query_key_value(normalised), 3, axis=-1)
         query, key, value = (
-            split_heads(part, self.config.num_attention_heads)
-            for part in ops.split(self.query_key_value(normalised), 3, axis=-1)
+            split_heads(part, self.config.num_attention_heads) for part in projected
         )
         query, key = rotate(query * self.scale, self.theta), rotate(key, self.theta)
         dropout = functools.partial(self.probability_dropout, training=training)
-        context, attention_map = attend(query, key, value, score_mask, dropout)
+        context, found = attend(query, key, value, score_mask, dropout, wanted)
+        found |= projections(wanted, *projected)
         output = self.dropout(self.projection(context), training=training)
-        return hidden + output, attention_map
+        return hidden + output, found
 
 
 class FeedForward(keras.layers.Layer):

@@ -4,7 +4,7 @@ Shapes: B batch, L length, D hidden size, H heads.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -12,6 +12,14 @@ from keras import ops
 
 from pipeline.base.seeding import hash64
 from pipeline.models.config import EncoderConfig
+
+# What a layer's attention gives beside its output, where it is asked for. The maps and scores are
+# float32 [B, H, L, L]: each query's probabilities over the keys, before dropout; and the scaled
+# products of queries and keys that they are made of, before any mask or bias is added. Queries,
+# keys and values are [B, L, D], of all heads side by side, before any scaling or rotation.
+ATTENTIONS = "attentions"
+ATTENTION_SCORES = "attention_scores"
+QUERIES_KEYS_VALUES = QUERIES, KEYS, VALUES = ("queries", "keys", "values")
 
 Tensor = Any
 DType = str | keras.DTypePolicy | None
@@ -128,7 +136,8 @@ def attend(
     value: Tensor,
     score_mask: Tensor,
     dropout: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+    wanted: Collection[str] = (),
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Attends within each row of the batch.
 
     Args:
@@ -137,14 +146,27 @@ def attend(
         value: [B, H, L, D / H].
         score_mask: added to the scores, of a shape that fits [B, H, L, L].
         dropout: of the probabilities.
+        wanted: of `ATTENTIONS` and `ATTENTION_SCORES`, which are large.
 
     Returns:
-        the heads' outputs side by side, [B, L, D]; and the attention map float32
-        [B, H, L, L], each query's probabilities over the keys, before dropout.
+        the heads' outputs side by side, [B, L, D]; and what is wanted, by name.
     """
-    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) + score_mask
-    attention_map = ops.softmax(ops.cast(scores, "float32"))
+    products = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+    attention_map = ops.softmax(ops.cast(products + score_mask, "float32"))
     probabilities = dropout(ops.cast(attention_map, value.dtype))
     context = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
     batch, length, num_heads, size = ops.shape(context)
-    return ops.reshape(context, (batch, length, num_heads * size)), attention_map
+    found = {}
+    if ATTENTIONS in wanted:
+        found[ATTENTIONS] = attention_map
+    if ATTENTION_SCORES in wanted:
+        found[ATTENTION_SCORES] = ops.cast(products, "float32")
+    return ops.reshape(context, (batch, length, num_heads * size)), found
+
+
+def projections(
+    wanted: Collection[str], queries: Tensor, keys: Tensor, values: Tensor
+) -> dict[str, Tensor]:
+    """Returns what is wanted of `QUERIES_KEYS_VALUES`, by name."""
+    tensors = zip(QUERIES_KEYS_VALUES, (queries, keys, values), strict=True)
+    return {name: tensor for name, tensor in tensors if name in wanted}

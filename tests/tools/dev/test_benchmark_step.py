@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from data_specs import records
+from pipeline.base.accelerators import TPUS, find_accelerator
 from pipeline.distill import batches
 from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.models import flops
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
 from pipeline.storage import cache_input
@@ -18,7 +20,6 @@ from pipeline.storage.length_buckets import Chunking
 from tests.conftest import run_python
 from tools.dev import benchmark_step as tool
 from tools.dev.workloads import recipes, step_programs
-from tools.dev.workloads.accelerators import TPUS, find_accelerator
 from tools.dev.workloads.step_programs import Workload
 
 # What is not there where only Keras, JAX and NumPy are.
@@ -106,7 +107,7 @@ def test_all_that_is_compiled_for_a_tpu_is_made_without_tensorflow(tmp_path) -> 
 import dataclasses
 import jax
 from tools.dev.workloads import recipes, tpu_compiler
-from tools.dev.workloads.accelerators import TPUS
+from pipeline.base.accelerators import TPUS
 from tools.dev.workloads.tpu_compiler import GIB, Topology
 topology = Topology("cpu", TPUS["v5e"], 16 * GIB, jax.devices())
 for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers"):
@@ -185,29 +186,27 @@ def test_flops_by_hand() -> None:
     # With 3 tokens: four 4 × 4 matrices, 4 · (2·3·4·4) = 384; scores and values, each
     # 2·3·3·4 = 72; up and down, each 2·3·4·5 = 120. The head of one position: 2·4·4 + 2·4·7.
     layers, head = 2 * (384 + 2 * 72 + 2 * 120), 32 + 56
-    assert step_programs.forward_flops(shape, 3, 1) == layers + head
+    assert flops.forward_flops(shape, 3, 1) == layers + head
     narrow = dict(shape.to_dict(), model_type="albert", embedding_size=2)
     # Embeddings of 2 dimensions go to 4 at each token, and back in the head.
-    assert step_programs.forward_flops(EncoderConfig(**narrow), 3, 1) == (
+    assert flops.forward_flops(EncoderConfig(**narrow), 3, 1) == (
         layers + 2 * 3 * 2 * 4 + 2 * 4 * 2 + 2 * 2 * 7
     )
     # A gated unit has a third matrix of the same size.
     gated = dict(shape.to_dict(), model_type="modernbert", type_vocab_size=0)
     gated |= FAMILIES["modernbert"].config_defaults
-    assert step_programs.forward_flops(EncoderConfig(**gated), 3, 1) == layers + 2 * 120 + head
+    assert flops.forward_flops(EncoderConfig(**gated), 3, 1) == layers + 2 * 120 + head
     base = recipes.SHAPES["bert-base"]
-    assert step_programs.forward_flops(base, 512, 20) == pytest.approx(9.76e10, rel=1e-3)
+    assert flops.forward_flops(base, 512, 20) == pytest.approx(9.76e10, rel=1e-3)
 
 
 def test_a_live_teacher_costs_its_forward_pass() -> None:
     workload = recipes.read_recipe("distilbert")
     # All tokens go through the vocabulary of both.
-    student = step_programs.forward_flops(workload.student, 512, 512)
-    teacher = step_programs.forward_flops(workload.teacher, 512, 512)
+    student = flops.forward_flops(workload.student, 512, 512)
+    teacher = flops.forward_flops(workload.teacher, 512, 512)
     assert step_programs.step_flops(workload) == 3 * student + teacher
-    assert step_programs.teacher_flops(workload) == (
-        step_programs.forward_flops(workload.teacher, 512, 77)
-    )
+    assert step_programs.teacher_flops(workload) == (flops.forward_flops(workload.teacher, 512, 77))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import pytest
 
+from pipeline.base.accelerators import TPUS
 from pipeline.base.errors import InputError
 from tests.tools.dev.test_benchmark_step import write_config
 from tools.dev import compile_for_tpu as tool
 from tools.dev.workloads import recipes, tpu_compiler
-from tools.dev.workloads.accelerators import TPUS
 from tools.dev.workloads.tpu_compiler import Program, Topology
 
 ROOT = pathlib.Path(__file__).parents[3]

@@ -8,6 +8,7 @@ import numpy as np
 
 from data_specs import records
 from pipeline.distill.settings import DistillConfig
+from pipeline.models import flops
 from pipeline.models.config import EncoderConfig
 from pipeline.storage.manifest import TeacherInfo
 
@@ -91,6 +92,7 @@ def build_distiller(workload: Workload) -> "Distiller":
         objective,
         teacher=build_teacher(workload) if workload.live else None,
         teacher_hidden_size=workload.teacher.hidden_size,
+        teacher_embedding_size=workload.teacher.hidden_size,
         num_steps=config.num_train_steps,
         steps_per_update=config.gradient_accumulation_steps,
         seed=_SEED,
@@ -185,51 +187,17 @@ def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
     return {**inputs, records.MASKED_LM_IDS: _random_labels(workload, batch_size, random)}
 
 
-# The operations of a model are its matrix products alone, a multiplication and an addition
-# counting as two, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
-# Clusters Using Megatron-LM" (2021), appendix. A gradient costs twice its forward pass. Activations
-# that are computed once more for `recompute_activations` are not counted.
-def forward_flops(config: EncoderConfig, length: int, positions: int) -> float:
-    """Returns the operations of a forward pass for one example.
-
-    A layer over L tokens of D dimensions with F inside the feed-forward block takes 8·L·D² for
-    query, key, value and output, 4·L²·D for the scores and their product with the values, and
-    4·L·D·F for the feed-forward block, 6·L·D·F with gated units; those of local attention are
-    counted in full, as they are computed. The head over P positions, with embeddings of width E and
-    V tokens, takes 2·P·D·E + 2·P·E·V.
-
-    Args:
-        config: the model's shape.
-        length: L.
-        positions: P, those that go through the vocabulary.
-
-    Example:
-        BERT's base shape with 512 tokens and 20 positions: 9.76e10, of which 9.66e10
-        are the twelve layers'.
-    """
-    size, inner, width = config.hidden_size, config.intermediate_size, config.embedding_width
-    feed_forward = 4 * length * size * inner
-    if config.family.has_gated_units:
-        feed_forward += 2 * length * size * inner
-    layer = 8 * length * size**2 + 4 * length**2 * size + feed_forward
-    head = 2 * positions * size * width + 2 * positions * width * config.vocab_size
-    embedded = 2 * length * size * width if width != size else 0
-    return float(config.num_hidden_layers * layer + head + embedded)
-
-
 def step_flops(workload: Workload) -> float:
     """Returns the operations of a step of stage 2 for one example, a live teacher's included."""
     length = workload.max_seq_length
     everywhere = workload.config.loss_positions == "all"
     positions = length if everywhere else workload.max_predictions_per_seq
-    flops = 3.0 * forward_flops(workload.student, length, positions)
-    if workload.live:
-        flops += forward_flops(workload.teacher, length, positions)
-    return flops
+    teacher = workload.teacher if workload.live else None
+    return flops.step_flops(workload.student, teacher, length, positions)
 
 
 def teacher_flops(workload: Workload) -> float:
     """Returns the operations of the teacher's forward pass in stage 1b for one example."""
-    return forward_flops(
+    return flops.forward_flops(
         workload.teacher, workload.max_seq_length, workload.max_predictions_per_seq
     )

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline.base.accelerators import TPUS, Accelerator
 from pipeline.base.errors import InputError, Setting
 from tools.dev.workloads import step_programs
-from tools.dev.workloads.accelerators import TPUS, Accelerator
 from tools.dev.workloads.step_programs import Workload
 
 GIB = 2**30
@@ -277,12 +277,12 @@ def _lower_teacher(workload: Workload, batch_size: int, topology: Topology) -> A
 
     from pipeline.teacher import forward
 
-    whole, divided = _shardings(topology)
     model = step_programs.build_teacher(workload)
     keep = functools.partial(step_programs.keep_topk, workload)
+    run, whole, divided = forward.divided_forward(model, keep, topology.devices)
     values = _abstract([variable.value for variable in model.variables], whole)
     batch = _abstract(step_programs.teacher_batch(workload, 1), divided, batch_size)
-    return jax.jit(forward.stateless_forward(model, keep)).lower(values, batch)
+    return jax.jit(run).lower(values, batch)
 
 
 _PARTS = {"step": _lower_step, "teacher": _lower_teacher}

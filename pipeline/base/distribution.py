@@ -1,0 +1,60 @@
+"""Devices and processes that share the work of a command."""
+
+import os
+
+from pipeline.base.errors import InputError, Setting
+
+# What `--distribution` takes.
+ALONE = "none"
+DATA_PARALLEL = "data_parallel"
+DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
+# Heartbeat and shutdown timeout.
+_PATIENCE_SECONDS = 100
+# The environment variable for `coordinator_address`, which JAX reads, too.
+_ADDRESS_VARIABLE = "JAX_COORDINATOR_ADDRESS"
+
+
+def join(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of a run; call it before anything asks for devices.
+
+    What is None is found by JAX itself on a Cloud TPU pod, under Slurm and under Open MPI;
+    where it finds nothing, this process is alone. With `num_processes` 1 nothing is looked for.
+
+    Raises:
+        InputError: the address is none, something is missing, or the others cannot be reached.
+    """
+    if num_processes == 1:
+        return
+    setting, named = Setting("coordinator_address"), os.environ.get(_ADDRESS_VARIABLE)
+    address = coordinator_address or named
+    if address and not address.rpartition(":")[2].isdigit():
+        raise InputError(setting, "HOST:PORT of process 0", f"{address!r}")
+    given = {
+        "`coordinator_address`": coordinator_address,
+        _ADDRESS_VARIABLE: named,
+        "`num_processes`": num_processes,
+        "`process_id`": process_id,
+    }
+    told = " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=_PATIENCE_SECONDS,
+            shutdown_timeout_seconds=_PATIENCE_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        expected, received = None, f"the other processes cannot be joined ({error})"
+        if isinstance(error, ValueError):
+            if not told and str(error).startswith("coordinator_address"):
+                # It says so where nothing tells of others.
+                return
+            expected = "it, `num_processes` and `process_id`"
+            received = f"{told or 'none'} ({error})"
+        hint = "`num_processes`=1 for a process that is alone"
+        raise InputError(setting, expected, received, hint) from error

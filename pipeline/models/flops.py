@@ -1,0 +1,50 @@
+"""Operations of a model's forward pass and of a training step."""
+
+from pipeline.models.config import EncoderConfig
+
+
+# The operations of a model are its matrix products alone, a multiplication and an addition
+# counting as two, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
+# Clusters Using Megatron-LM" (2021), appendix. A gradient costs twice its forward pass. Activations
+# that are computed once more for `recompute_activations` are not counted.
+def forward_flops(config: EncoderConfig, length: float, positions: float) -> float:
+    """Returns the operations of a forward pass for one example.
+
+    A layer over L tokens of D dimensions with F inside the feed-forward block takes 8·L·D² for
+    query, key, value and output, 4·L²·D for the scores and their product with the values, and
+    4·L·D·F for the feed-forward block, 6·L·D·F with gated units; those of local attention are
+    counted in full, as they are computed. The head over P positions, with embeddings of width E and
+    V tokens, takes 2·P·D·E + 2·P·E·V.
+
+    Args:
+        config: the model's shape.
+        length: L.
+        positions: P, those that go through the vocabulary.
+
+    Example:
+        BERT's base shape with 512 tokens and 20 positions: 9.76e10, of which 9.66e10
+        are the twelve layers'.
+    """
+    size, inner, width = config.hidden_size, config.intermediate_size, config.embedding_width
+    feed_forward = 4 * length * size * inner
+    if config.family.has_gated_units:
+        feed_forward += 2 * length * size * inner
+    layer = 8 * length * size**2 + 4 * length**2 * size + feed_forward
+    head = 2 * positions * size * width + 2 * positions * width * config.vocab_size
+    embedded = 2 * length * size * width if width != size else 0
+    return float(config.num_hidden_layers * layer + head + embedded)
+
+
+def step_flops(
+    student: EncoderConfig, teacher: EncoderConfig | None, length: float, positions: float
+) -> float:
+    """Returns the operations of a training step for one example.
+
+    Args:
+        student: the trained model's shape.
+        teacher: the shape of a live teacher; None without one.
+        length: L.
+        positions: P, those that go through the vocabulary.
+    """
+    total = 3.0 * forward_flops(student, length, positions)
+    return total if teacher is None else total + forward_flops(teacher, length, positions)

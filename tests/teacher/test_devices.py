@@ -1,0 +1,122 @@
+"""The teacher on several devices and in joined processes: the cache of one device."""
+
+import importlib.util
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pipeline.api.cache import Cache, CachedExample
+from pipeline.base.errors import InputError
+from pipeline.base.local_mirror import CACHE_VARIABLE
+from pipeline.storage import manifest as manifests
+from tests.conftest import ROOT, make_cache
+
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="JAX is not installed"
+)
+
+
+class _Captures:
+    """Captures of the session's masked examples by the command on JAX, into one folder."""
+
+    def __init__(self, examples: pathlib.Path, teacher: pathlib.Path, folder: pathlib.Path):
+        self.folder = folder
+        self._flags = (
+            *(f"--input_dir={examples}", f"--teacher={teacher}", "--backend=jax"),
+            *("--truncation_factor=16", "--cache_hidden_states=3", "--predict_batch_size=8"),
+        )
+
+    def start(self, name: str, *flags: str, devices: int = 1) -> subprocess.Popen[str]:
+        """Starts a process that has so many devices."""
+        others = ("SLURM", "XLA_FLAGS", "JAX_COORDINATOR", "KERAS_BACKEND")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(others)}
+        environment["JAX_PLATFORMS"] = "cpu"
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        environment[CACHE_VARIABLE] = str(self.folder / "mirror")
+        command = [sys.executable, "-m", "pipeline.create_teacher_output_data", *self._flags]
+        return subprocess.Popen(
+            [*command, f"--output_dir={self.folder / name}", *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *processes: subprocess.Popen[str]) -> list[str]:
+        """Waits for processes, which must succeed, and returns their stderr."""
+        outputs = [process.communicate(timeout=900) for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), outputs
+        return [stderr for _, stderr in outputs]
+
+    def expect_equal(self, one: str, other: str) -> None:
+        """Checks that two caches have the same ids, and values within float error."""
+        pairs = list(zip(self.read(one), self.read(other), strict=True))
+        assert len(pairs) > 100
+        for first, second in pairs:
+            assert first.example_id == second.example_id
+            np.testing.assert_array_equal(first.targets.ids, second.targets.ids)
+            for name in ("logits", "log_tail_masses", "label_log_probs", "hidden_states"):
+                values = [getattr(each.targets, name) for each in (first, second)]
+                # A step of float16.
+                np.testing.assert_allclose(*values, rtol=2e-3, atol=2e-3, err_msg=name)
+
+    def read(self, name: str) -> list[CachedExample]:
+        """Returns all examples of a cache."""
+        cache = Cache(str(self.folder / name))
+        return [example for split in cache.manifest.splits for example in cache.examples(split)]
+
+
+@pytest.fixture(scope="module")
+def captures(examples_dir, teacher_dir, tmp_path_factory) -> _Captures:
+    """With the cache of one device."""
+    made = _Captures(examples_dir, teacher_dir, tmp_path_factory.mktemp("captures"))
+    made.run(made.start("one"))
+    return made
+
+
+@needs_jax
+def test_eight_devices_make_the_cache_of_one(captures) -> None:
+    captures.run(captures.start("eight", "--distribution=data_parallel", devices=8))
+    captures.expect_equal("one", "eight")
+    environment = manifests.load(captures.folder / "eight").statistics["environment"]
+    assert environment["devices"] == 8
+    assert "devices" not in manifests.load(captures.folder / "one").statistics["environment"]
+
+
+@needs_jax
+def test_joined_processes_share_the_shards(captures) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = ("--distribution=data_parallel", f"--coordinator_address={address}")
+    flags += ("--num_processes=2",)
+    processes = [
+        captures.start("two", *flags, f"--process_id={number}", devices=2) for number in (0, 1)
+    ]
+    outputs = captures.run(*processes)
+    captures.expect_equal("one", "two")
+    counts = [shard.num_examples for shard in manifests.load(captures.folder / "two").shards]
+    # Each made every second shard.
+    for process, stderr in enumerate(outputs):
+        assert f"/{sum(counts[process::2])} " in stderr, stderr
+
+
+@needs_jax
+def test_batch_that_devices_cannot_share_is_refused(captures) -> None:
+    process = captures.start("none", "--distribution=data_parallel", devices=3)
+    _, stderr = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1].startswith("error: --predict_batch_size: ")
+    assert not (captures.folder / "none").exists()
+
+
+def test_devices_are_shared_only_on_jax(examples_dir, teacher_dir, tmp_path) -> None:
+    with pytest.raises(InputError) as caught:
+        make_cache(tmp_path / "x", examples_dir, teacher_dir, distribution="data_parallel")
+    assert caught.value.subject == "distribution" and not (tmp_path / "x").exists()
