@@ -1,5 +1,6 @@
 """The student with its objective, as a Keras model for `fit` and `evaluate`."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from keras import ops
 
 from data_specs import records
 from pipeline.base.seeding import hash64
+from pipeline.distill.cached_head import CachedHead
 from pipeline.distill.comparison import (
     CONFIDENCE,
     FIRST,
@@ -24,7 +26,7 @@ from pipeline.distill.losses.base import ATTENTION, AVERAGES, HIDDEN, LABEL, LOS
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
 from pipeline.models.encoder import ATTENTIONS
-from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM
+from pipeline.models.masked_lm import LOGITS, MaskedLM
 
 
 class CalibrationError(keras.metrics.Metric):
@@ -77,6 +79,7 @@ class Distiller(keras.Model):
         student: takes a batch's inputs.
         objective: the weighted losses.
         teacher: a live one, which stays as it is; None where the cache holds all.
+        cached_head: of a cache of head states.
         teacher_hidden_size: of the states that are compared with the student's; a
             student of another size gets a learned projection for each layer group.
         num_steps: updates in all, over which weights of losses change.
@@ -92,6 +95,7 @@ class Distiller(keras.Model):
         objective: Objective,
         *,
         teacher: MaskedLM | None = None,
+        cached_head: CachedHead | None = None,
         teacher_hidden_size: int | None = None,
         num_steps: int = 1,
         steps_per_update: int = 1,
@@ -102,6 +106,7 @@ class Distiller(keras.Model):
         self.student = student
         self.objective = objective
         self.teacher = teacher
+        self.cached_head = cached_head
         if teacher is not None:
             teacher.trainable = False
         self._means = _make_means(objective.comparison.reported(objective.weights))
@@ -140,8 +145,8 @@ class Distiller(keras.Model):
     @property
     def state_variables(self) -> list[keras.Variable]:
         """The variables that change without being trained, and frozen weights."""
-        fixed = () if self.teacher is None else self.teacher.variables
-        ids = {id(variable) for variable in fixed}
+        fixed = (one.variables for one in (self.teacher, self.cached_head) if one is not None)
+        ids = {id(variable) for variable in itertools.chain(*fixed)}
         return [one for one in self.non_trainable_variables if id(one) not in ids]
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
@@ -159,7 +164,7 @@ class Distiller(keras.Model):
     ) -> dict[str, Any]:
         """Returns a model's activations that losses compare."""
         needs = {load_loss(name).needs for name in self.objective.weights}
-        outputs = LOGITS if self._block_size is None else HEAD_STATES
+        outputs = LOGITS if self._block_size is None else records.HEAD_STATES
         names = {LABEL: outputs, HIDDEN: records.HIDDEN_STATES, ATTENTION: ATTENTIONS}
         with_attentions = ATTENTION in needs
         found = model.activations(inputs, training=training, with_attentions=with_attentions)
@@ -180,8 +185,9 @@ class Distiller(keras.Model):
         """
         del sample_weight
         comparison = self.objective.comparison
+        activations = self._with_states(y_pred, y) if comparison.from_states else y_pred
         batch = BatchComparison(
-            comparison, x, y, y_pred, self.projections, self._vocabulary(training)
+            comparison, x, y, activations, self.projections, self._vocabulary(training)
         )
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
         losses = comparison.losses(self.objective.weights if training else self._means)
@@ -202,7 +208,21 @@ class Distiller(keras.Model):
     def _vocabulary(self, training: bool) -> Vocabulary | None:
         if self._block_size is None:
             return None
-        return Vocabulary(self.student, self.teacher, self._block_size, recompute=training)
+        is_cached = self.objective.comparison.from_states
+        teacher = self.cached_head if is_cached else self.teacher
+        return Vocabulary(self.student, teacher, self._block_size, recompute=training)
+
+    def _with_states(
+        self, activations: Mapping[str, Mapping[str, Any]], targets: Mapping[str, Any]
+    ) -> dict[str, Mapping[str, Any]]:
+        """Returns activations with those of the teacher that its cached head states give."""
+        states = targets[records.HEAD_STATES]
+        output = {records.HEAD_STATES: states}
+        if self._block_size is None:
+            head = self.cached_head
+            logits = head.vocabulary_logits(states, *head.output_layer())
+            output = {LOGITS: ops.stop_gradient(logits)}
+        return {**activations, TEACHER: {**activations.get(TEACHER, {}), **output}}
 
     def _progress(self, training: bool) -> Any:
         """Returns the fraction of all updates that is done, and counts a call in training."""

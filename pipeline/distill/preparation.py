@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.distill.comparison import CAPTURE_STATES
 from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import ATTENTION, HIDDEN
 from pipeline.distill.objective import Objective, choose_objective
@@ -49,10 +50,14 @@ class Preparation:
         """Returns the most positions whose logits are computed at once; None for all."""
         config, manifest = self.config, self.cache.manifest
         over_all = self.objective.comparison.loss_positions == "all"
+        vocab_size = self.start.config.vocab_size
+        if self.objective.comparison.from_states:
+            # Of a student that knows only some of the tokens, the teacher's logits are more.
+            vocab_size = max(vocab_size, manifest.vocab.size)
         return position_blocks.block_size(
             batch_size=max(config.train_batch_size, config.eval_batch_size),
             num_positions=manifest.max_seq_length if over_all else manifest.max_predictions_per_seq,
-            vocab_size=self.start.config.vocab_size,
+            vocab_size=vocab_size,
         )
 
     def request(self) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def prepare(config: DistillConfig) -> Preparation:
     teacher = _find_teacher(config, cache)
     info = cache.manifest.teacher_info
     known = _known_teacher(info) if teacher is None else teacher.config
-    k = _truncation_factor(config, cache, info)
+    k = _truncation_factor(config, cache, info, start.config.vocab_size)
     objective = choose_objective(
         config, info, student=start.config, teacher=known, truncation_factor=k
     )
@@ -177,11 +182,16 @@ def _known_teacher(info: TeacherInfo | None) -> EncoderConfig | None:
 
 
 def _truncation_factor(
-    config: DistillConfig, cache: CacheInput, info: TeacherInfo | None
+    config: DistillConfig, cache: CacheInput, info: TeacherInfo | None, vocab_size: int
 ) -> int | None:
-    """Returns k: the cached one, or the smaller one given; None for all of a live teacher's."""
+    """Returns k: the cached one, or the smaller one given; None for the whole distribution.
+
+    That is of a live teacher or of head states; `vocab_size` is the student's.
+    """
     setting, given = Setting("truncation_factor"), config.truncation_factor
     wanted = None if given is None else min(given, cache.manifest.vocab.size)
+    if info is not None and info.holds_states:
+        return None if given is None else min(given, vocab_size)
     if info is None or config.loss_positions == "all":
         if wanted is not None and config.teacher is None:
             received = f"{cache.manifest.kind}, which hold no top-k"
@@ -189,7 +199,8 @@ def _truncation_factor(
         return wanted
     cached = info.truncation_factor
     if wanted is not None and wanted > cached:
-        raise InputError(setting, f"at most {cached}, as in {cache.directory}", given)
+        hint = f"a cache of {CAPTURE_STATES} gives any"
+        raise InputError(setting, f"at most {cached}, as in {cache.directory}", given, hint)
     if info.truncation == SAMPLED and (given or cached) < cached:
         expected = f"{cached}, all draws of a cache of `truncation`=sampled"
         raise InputError(setting, expected, given)

@@ -15,6 +15,7 @@ import tqdm
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill import batches, checkpoints, optimization
+from pipeline.distill.cached_head import open_head
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.optimization import WarmupLinearDecay
@@ -280,10 +281,14 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
         teacher = model_directory.load_masked_lm(
             run.teacher, dtype=config.compute_dtype, logits_dtype="float32"
         )
+    cached_head = None
+    if run.objective.comparison.from_states:
+        cached_head = open_head(run.cache, run.start.config.vocab_size)
     distiller = Distiller(
         run.start.build(config, run.cache),
         run.objective,
         teacher=teacher,
+        cached_head=cached_head,
         teacher_hidden_size=run.teacher_hidden_size,
         num_steps=config.num_train_steps,
         steps_per_update=steps_per_update,

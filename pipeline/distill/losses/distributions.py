@@ -17,6 +17,10 @@ from keras import ops
 # Smallest distance of the student's top-k mass from 1, in its logarithm; float32 does not
 # resolve smaller ones.
 _SMALLEST_LOG_REST = 1e-7
+# Of a token that the student knows, where the teacher's mass is on others: what is squared and
+# summed is more than 0 in float32.
+_SMALLEST_PROBABILITY = 1e-18
+_LARGEST_LOG_TAIL = -1e-6
 # The log-probability at an id below 0, which is no token: finite, and its exponential is 0.
 _NO_ID_LOG_PROB = -1e4
 
@@ -26,15 +30,17 @@ class TeacherDistribution:
     """The teacher's distribution at one temperature.
 
     Attributes:
-        ids: int [..., K], −1 where there is none; None where K is the whole
+        ids: int [..., K], −1 where there is none; None where K is the student's whole
             vocabulary in its order.
         probabilities: float32 [..., K], 0 where there is no id.
         tail: float32 [...], the mass outside K.
+        has_tail: whether the tail may be more than 0.
     """
 
     ids: Any
     probabilities: Any
     tail: Any
+    has_tail: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +77,43 @@ def teacher_distribution(
     return TeacherDistribution(ids[..., :truncation_factor], kept, tail + dropped)
 
 
-def dense_distribution(logits: Any, *, temperature: float) -> TeacherDistribution:
-    """Returns a live teacher's distribution of logits [..., V]: softmax(logits / T), no tail."""
+def dense_distribution(
+    logits: Any, *, temperature: float, vocab_size: int | None = None
+) -> TeacherDistribution:
+    """Returns the distribution softmax(logits / T) of all of a teacher's logits.
+
+    Args:
+        logits: [..., V of the teacher], the student's tokens first, in their order.
+        temperature: T.
+        vocab_size: V of the student, where it is smaller: the mass of the teacher's other
+            tokens is the tail. Without it there is none.
+    """
     probabilities = ops.softmax(logits / temperature, axis=-1)
-    return TeacherDistribution(None, probabilities, ops.zeros_like(probabilities[..., 0]))
+    if vocab_size in (None, logits.shape[-1]):
+        tail = ops.zeros_like(probabilities[..., 0])
+        return TeacherDistribution(None, probabilities, tail, has_tail=False)
+    tail = ops.sum(probabilities[..., vocab_size:], axis=-1)
+    # Where the student knows nothing of what the teacher says, all of it is equally likely.
+    known = ops.maximum(probabilities[..., :vocab_size], _SMALLEST_PROBABILITY)
+    return TeacherDistribution(None, known, tail)
+
+
+def join_tails(log_tail: Any, logits: Any, *, temperature: float, vocab_size: int) -> Any:
+    """Returns the log of the tail among the student's tokens, and of all tokens that it lacks.
+
+    Args:
+        log_tail: float32 [..., 1], of the distribution over the student's tokens alone.
+        logits: [..., V of the teacher], the student's tokens first.
+        temperature: T.
+        vocab_size: V of the student.
+    """
+    scaled = logits / temperature
+    log_known = ops.logsumexp(scaled[..., :vocab_size], axis=-1, keepdims=True)
+    log_others = ops.logsumexp(scaled[..., vocab_size:], axis=-1, keepdims=True)
+    log_total = ops.logaddexp(log_known, log_others)
+    joined = ops.logaddexp(log_tail + log_known - log_total, log_others - log_total)
+    # So that the rest can be divided by its sum.
+    return ops.minimum(joined, _LARGEST_LOG_TAIL)
 
 
 def student_log_probs(
@@ -142,8 +181,9 @@ def negative_entropy(teacher: TeacherDistribution, labels: Any, *, tail: str) ->
         p = p / ops.sum(p, axis=-1, keepdims=True)
     if tail == "bucket":
         return ops.sum(_xlogx(p), axis=-1) + _xlogx(teacher.tail)
-    if tail == "label" and teacher.ids is not None:
-        hit = ops.cast(ops.equal(teacher.ids, ops.expand_dims(labels, -1)), p.dtype)
+    if tail == "label" and teacher.has_tail:
+        ids = ops.arange(p.shape[-1], dtype=labels.dtype) if teacher.ids is None else teacher.ids
+        hit = ops.cast(ops.equal(ids, ops.expand_dims(labels, -1)), p.dtype)
         inside = p + hit * ops.expand_dims(teacher.tail, -1)
         outside = teacher.tail * (1.0 - ops.sum(hit, axis=-1))
         return ops.sum(_xlogx(inside), axis=-1) + _xlogx(outside)
