@@ -44,8 +44,7 @@ def ensure_table(
     if path.is_file():
         read_table(directory, vocab_size, state_size)
     else:
-        with np.errstate(over="ignore"):
-            output = OutputTable.of(*read_layer())
+        output = OutputTable.of(*read_layer())
         if not output.is_finite:
             expected = "an output table of finite numbers below 65,504"
             raise InputError(Setting("teacher"), expected, "others")
@@ -71,7 +70,8 @@ def read_table(directory: Location, vocab_size: int, state_size: int) -> OutputT
             expected = {_TABLE: ("F16", [vocab_size, state_size]), _BIAS: ("F32", [vocab_size])}
             # Before anything is read: a file may claim any size.
             if received != expected:
-                raise InputError(path, f"tensors {expected}", shown(received))
+                text = f"{_TABLE} in F16, [{vocab_size}, {state_size}], and {_BIAS} in F32"
+                raise InputError(path, text, shown(received))
             output = OutputTable(file.get_tensor(_TABLE), file.get_tensor(_BIAS))
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:200]

@@ -211,9 +211,11 @@ def test_a_student_of_fewer_tokens_sees_what_it_sees_of_all_tokens(
         cache = cache_input.open_cache(folder, None)
         cache = dataclasses.replace(cache, vocab_subset=subset)
         is_complete = folder is complete_cache_dir
+        # Of a student without a token outside the list.
+        has_no_rest = is_complete and k is None and tail == "bucket"
         comparison = Comparison(
             temperature=2.0,
-            tail=tail,
+            tail="renormalize" if has_no_rest else tail,
             truncation_factor=k or (len(vocab) if is_complete else None),
             cached_temperatures=cache.manifest.teacher_info.temperatures,
             states_cached=not is_complete,
@@ -336,7 +338,7 @@ def test_an_altered_a_cut_and_a_missing_table_are_refused(config, tmp_path) -> N
         damage()
         with pytest.raises(InputError) as caught:
             distilled(config, input_dir=folder)
-        assert caught.value.subject == path
+        assert caught.value.subject == str(path)
 
 
 def test_another_teachers_table_is_refused(config, tmp_path, vocab_file) -> None:
@@ -351,7 +353,7 @@ def test_another_teachers_table_is_refused(config, tmp_path, vocab_file) -> None
     output_table.ensure_table(folder, *size, read_layer=lambda: layer)
     with pytest.raises(InputError) as caught:
         distilled(config, input_dir=folder)
-    assert caught.value.subject == folder / OUTPUT_TABLE_FILE
+    assert caught.value.subject == str(folder / OUTPUT_TABLE_FILE)
 
 
 @pytest.mark.parametrize(
@@ -370,11 +372,11 @@ def test_foreign_table_files_are_refused(tmp_path, tensors) -> None:
     save_file(tensors, path)
     with pytest.raises(InputError) as caught:
         output_table.read_table(tmp_path, 3, 4)
-    assert caught.value.subject == path
+    assert caught.value.subject == str(path)
     path.write_bytes(b"\xff" * 40)
     with pytest.raises(InputError) as caught:
         output_table.read_table(tmp_path, 3, 4)
-    assert caught.value.subject == path
+    assert caught.value.subject == str(path)
 
 
 def test_a_table_beyond_float16_is_refused(tmp_path) -> None:

@@ -7,6 +7,8 @@ Tail policies:
     renormalize  both sides are rescaled to sum to 1 over K
     bucket       the tail is one more class, with the student's own rest as its q
     label        the tail is added to the true token's p
+Where K are all tokens of a student that knows fewer than the teacher, the student has no rest to
+be compared with the tail: `bucket` is then `renormalize`.
 """
 
 import dataclasses
@@ -158,9 +160,16 @@ def _renormalized(teacher: TeacherDistribution, student: StudentDistribution) ->
     return p, log_q
 
 
+def _effective(tail: str, teacher: TeacherDistribution) -> str:
+    """Returns the tail policy for a teacher's distribution; see above."""
+    has_no_rest = teacher.ids is None and teacher.has_tail
+    return "renormalize" if tail == "bucket" and has_no_rest else tail
+
+
 def cross_entropy(teacher: TeacherDistribution, student: StudentDistribution, *, tail: str) -> Any:
     """Returns −Σ p log q of two distributions at the same temperature under a tail policy."""
     p, log_q = teacher.probabilities, student.log_probs
+    tail = _effective(tail, teacher)
     if tail == "renormalize":
         p, log_q = _renormalized(teacher, student)
     inside = -ops.sum(p * log_q, axis=-1)
@@ -177,6 +186,7 @@ def negative_entropy(teacher: TeacherDistribution, labels: Any, *, tail: str) ->
     The true tokens, int [...], are for the policy `label`.
     """
     p = teacher.probabilities
+    tail = _effective(tail, teacher)
     if tail == "renormalize":
         p = p / ops.sum(p, axis=-1, keepdims=True)
     if tail == "bucket":

@@ -53,8 +53,12 @@ class OutputTable:
 
     @classmethod
     def of(cls, table: np.ndarray, bias: np.ndarray) -> "OutputTable":
-        """Returns the table that is stored of a teacher's, float32 [V, E], and its bias [V]."""
-        return cls(rotate(table).astype("<f2"), bias.astype("<f4"))
+        """Returns what is stored of a teacher's table, float32 [V, E], and its bias [V].
+
+        A number that float16 cannot hold is infinite.
+        """
+        with np.errstate(over="ignore"):
+            return cls(rotate(table).astype("<f2"), bias.astype("<f4"))
 
     @property
     def is_finite(self) -> bool:
