@@ -60,6 +60,11 @@ class OutputTable:
         with np.errstate(over="ignore"):
             return cls(rotate(table).astype("<f2"), bias.astype("<f4"))
 
+    @functools.cached_property
+    def largest_norm(self) -> float:
+        """The largest length of a row."""
+        return float(np.linalg.norm(self.table.astype(np.float32), axis=-1).max(initial=0.0))
+
     @property
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
@@ -80,9 +85,12 @@ class StatePacking(ArrayCodec):
 
     Attributes:
         state_size: E.
+        half: steps, of the numbers in a block, from 0 to the largest.
     """
 
     state_size: int
+
+    half: ClassVar[float]
 
     @property
     def _num_blocks(self) -> int:
@@ -101,6 +109,7 @@ class Float16States(StatePacking):
     """Two bytes a number."""
 
     stored: ClassVar[tuple[Feature, ...]] = HEAD_STATE_FEATURES[16]
+    half: ClassVar[float] = 2.0**11
 
     def _pack(self, values: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.clip(values, -_FLOAT16_HIGHEST, _FLOAT16_HIGHEST).astype("<f2"),)
@@ -110,13 +119,7 @@ class Float16States(StatePacking):
 
 
 class _SteppedStates(StatePacking):
-    """Numbers in equal steps from minus to plus the largest of their block.
-
-    Attributes:
-        half: steps on each side of 0.
-    """
-
-    half: ClassVar[float]
+    """Numbers in equal steps from minus to plus the largest of their block."""
 
     def _scale(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns values in steps, float32 [positions, E], and the blocks' largest, float16."""
@@ -211,13 +214,28 @@ class StatesCodec(TargetCodec):
             expected = f"expected at most {MAX_RECORD_IDS} logits in a record"
             received = f"{num_positions} positions of {self.vocab_size}"
             raise ValueError(f"{expected}, received {received}")
-        states = self.packing.decode(features, num_positions)
+        return self.rank(self.packing.decode(features, num_positions))
+
+    def rank(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `decode` does, of rotated states, float32 [P, E].
+
+        Raises:
+            ValueError: a number is NaN or infinite.
+        """
         if not np.isfinite(states).all():
             raise ValueError(f"{HEAD_STATES}: expected finite numbers")
         logits = self.output.logits(states)
         ids = np.argsort(-logits, axis=-1, kind="stable").astype(np.int32)
         ordered = np.take_along_axis(logits, ids, axis=-1)
         return ids, ordered - ordered[:, :1]
+
+    def logit_deviations(self, states: np.ndarray) -> np.ndarray:
+        """Returns the standard deviation of a logit's error, at most, float32 [P].
+
+        An error is uniform within a step, whose length follows from the largest number.
+        """
+        steps = np.abs(states).max(axis=-1) / self.packing.half
+        return steps / np.sqrt(12.0) * self.output.largest_norm
 
     def target_tensors(
         self, tf: Any, features: dict[str, Any], num_positions: Any, max_positions: int
