@@ -1,6 +1,7 @@
 """The settings of `create_teacher_output_data`."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
@@ -188,9 +189,7 @@ class TeacherCacheConfig(Settings):
             expected = "`logit_encoding`=states together with it"
             raise InputError(Setting("state_bits"), expected, self.logit_encoding)
         mass, temperatures = self.truncation_mass, self.temperatures
-        given = ",".join(f"{value:g}" for value in temperatures)
-        if temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
-            raise InputError(Setting("temperatures"), "ascending numbers beginning with 1", given)
+        expect_ascending_from_1("temperatures", temperatures)
         if mass is not None and not 0.0 < mass <= 1.0:
             expected = "a number above 0 and at most 1"
             raise InputError(Setting("truncation_mass"), expected, f"{mass:g}")
@@ -200,6 +199,16 @@ class TeacherCacheConfig(Settings):
             expected = "none with `truncation`=sampled"
             raise InputError(Setting("truncation_mass"), expected, f"{mass:g}")
         if temperatures != (1.0,):
-            raise InputError(
-                Setting("temperatures"), "1, the only temperature of `truncation`=sampled", given
-            )
+            expected = "1, the only temperature of `truncation`=sampled"
+            raise InputError(Setting("temperatures"), expected, _join(temperatures))
+
+
+def expect_ascending_from_1(setting: str, temperatures: Sequence[float]) -> None:
+    """Raises InputError about a setting unless its temperatures ascend from 1."""
+    if tuple(temperatures[:1]) != (1.0,) or list(temperatures) != sorted(set(temperatures)):
+        expected = "ascending numbers beginning with 1"
+        raise InputError(Setting(setting), expected, _join(temperatures))
+
+
+def _join(temperatures: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in temperatures)
