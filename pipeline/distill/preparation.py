@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -10,14 +10,14 @@ import keras
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.comparison import CAPTURE_STATES
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import ATTENTION, HIDDEN
+from pipeline.distill.losses.base import ATTENTION, HIDDEN, TOPK
 from pipeline.distill.objective import Objective, choose_objective
 from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
 from pipeline.distill.student import StudentStart, find_student
 from pipeline.models import layer_groups, position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input, cache_tokenizer
+from pipeline.storage import cache_input, cache_tokenizer, list_mass
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
 
@@ -59,6 +59,18 @@ class Preparation:
             num_positions=manifest.max_seq_length if over_all else manifest.max_predictions_per_seq,
             vocab_size=vocab_size,
         )
+
+    def temperature_warnings(self) -> Iterator[str]:
+        """Yields a line where a cached top-k holds little of the teacher at the temperature."""
+        comparison, cache = self.objective.comparison, self.cache
+        temperatures = {
+            loss.temperature
+            for loss in comparison.losses(self.objective.weights)
+            if loss.needs == TOPK
+        }
+        if comparison.topk_cached:
+            fits = list_mass.measure(cache.directory, cache.manifest, sorted(temperatures))
+            yield from list_mass.warnings(fits, cache.manifest.teacher_info.truncation_factor)
 
     def request(self) -> dict[str, Any]:
         """Returns the settings that decide the student, as JSON values."""

@@ -351,6 +351,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
         }
         own = dataclasses.replace(cache.manifest, splits=splits)
         manifests.verify(cache.directory, own, full=config.verify == "full")
+    for line in run.temperature_warnings():
+        print(line, file=sys.stderr)
     if keras.config.backend() == "jax":
         # TensorFlow only reads records here; it would take the GPU's memory from JAX.
         tf.config.set_visible_devices([], "GPU")

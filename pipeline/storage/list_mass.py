@@ -6,8 +6,9 @@ much as if the tail were tokens as probable as the last of the list: w ↦ w^(T'
 that fewer and larger weights have the smallest sum.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -45,10 +46,24 @@ def masses(targets: TeacherTargets, temperature: float) -> np.ndarray:
     return inside / (inside + rest)
 
 
-def mean_masses(
+@dataclasses.dataclass(frozen=True)
+class ListFit:
+    """What a cache's lists hold at a temperature.
+
+    Attributes:
+        mass: in the mean; at most, where the temperature is not cached.
+        divergence: the mean KL(list ‖ teacher) in nats, the list's probabilities being rescaled
+            to 1: −log of the mass.
+    """
+
+    mass: float
+    divergence: float
+
+
+def measure(
     directory: Location, manifest: Manifest, temperatures: Sequence[float]
-) -> dict[float, float]:
-    """Returns the mean mass of the ids at temperatures, of the first examples of a shard.
+) -> dict[float, ListFit]:
+    """Returns what the lists hold at temperatures, of the first examples of a shard.
 
     Empty for a cache that has no top-k, or no example.
 
@@ -72,7 +87,12 @@ def mean_masses(
         raise InputError(directory / shard.file, received=f"broken record: {error}") from error
     if not len(targets.ids):
         return {}
-    return {one: float(masses(targets, one).mean()) for one in temperatures}
+    fits = {}
+    for temperature in temperatures:
+        found = masses(targets, temperature)
+        divergence = -np.log(np.maximum(found, np.finfo(np.float64).tiny))
+        fits[temperature] = ListFit(float(found.mean()), float(divergence.mean()))
+    return fits
 
 
 def warning(temperature: float | str, mass: float, k: int) -> str:
@@ -84,11 +104,8 @@ def warning(temperature: float | str, mass: float, k: int) -> str:
     )
 
 
-def warnings(
-    directory: Location, manifest: Manifest, temperatures: Sequence[float]
-) -> Iterator[str]:
-    """Yields a line for each temperature at which a cache's lists hold too little."""
-    k = manifest.teacher_info.truncation_factor
-    for temperature, mass in mean_masses(directory, manifest, temperatures).items():
-        if mass < LEAST:
-            yield warning(temperature, mass, k)
+def warnings(fits: Mapping[float, ListFit], k: int) -> Iterator[str]:
+    """Yields a line for each temperature at which a cache's lists of k hold too little."""
+    for temperature, fit in fits.items():
+        if fit.mass < LEAST:
+            yield warning(temperature, fit.mass, k)

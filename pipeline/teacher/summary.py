@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.base.location import Location
+from pipeline.storage import list_mass
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import STATES
 from pipeline.storage.manifest import SAMPLED, Manifest
@@ -36,6 +38,23 @@ def describe(manifest: Manifest) -> Iterator[str]:
         yield f"           {unused} rows of its vocabulary's tables stand for no token"
     if (found := judgement.of_cache(manifest)) is not None:
         yield from found.describe()
+
+
+def describe_mass(directory: Location, manifest: Manifest) -> Iterator[str]:
+    """Yields the lines on what a cache's top-k holds at its temperatures; none without a top-k.
+
+    Raises:
+        InputError: a shard is damaged.
+    """
+    info = manifest.teacher_info
+    fits = list_mass.measure(directory, manifest, info.temperatures)
+    if fits:
+        parts = [
+            f"T = {temperature:g}: {fit.mass:.1%}, KL {fit.divergence:.2g}"
+            for temperature, fit in fits.items()
+        ]
+        yield f"mass       in the top-k, and KL of it alone to the teacher: {'; '.join(parts)}"
+    yield from list_mass.warnings(fits, info.truncation_factor)
 
 
 def _kept(manifest: Manifest) -> str:
