@@ -76,6 +76,7 @@ class _FidelityReport(msgspec.Struct, frozen=True):
     mass_kept: Number
     bytes_per_position: Annotated[dict[str, Positive], _AT_LEAST_ONE]
     kl_divergence: Annotated[dict[str, Mean], _AT_LEAST_ONE]
+    state_bits: Count | None = None
 
 
 class _Agreement(msgspec.Struct, frozen=True):
@@ -205,7 +206,7 @@ def read_fidelity(path: Location) -> Fidelity:
     report = read_struct(path, _FidelityReport)
     first = next(iter(report.kl_divergence.values()))
     return Fidelity(
-        visible(report.logit_encoding),
+        visible(encoding_name(report.logit_encoding, report.state_bits)),
         report.truncation_factor,
         sum(report.bytes_per_position.values()),
         report.mass_kept,
