@@ -223,7 +223,7 @@ def test_examples_are_shown_with_guesses(states_cache_dir, cache_dir) -> None:
     expected, _ = inspect_cache.inspect_cache(InspectConfig(input_dir=cache_dir, examples=2))
     # Number, label and the label's own probability are the teacher's in both.
     rows, known = (
-        [line.split()[:3] for line in found if line.strip()[:1].isdigit()]
+        [words[:3] for words in map(str.split, found) if len(words) > 4 and words[0].isdigit()]
         for found in (lines, expected)
     )
     assert rows == known and len(rows) > 4
