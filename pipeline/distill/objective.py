@@ -112,6 +112,7 @@ def choose_objective(
         tail=config.tail,
         truncation_factor=truncation_factor,
         cached_temperatures=() if info is None else info.temperatures,
+        states_cached=info is not None and info.holds_states,
         sampled=info is not None and info.truncation == SAMPLED,
         live=live,
         loss_positions=config.loss_positions,

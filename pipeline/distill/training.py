@@ -16,6 +16,7 @@ import tqdm
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill import batches, checkpoints, optimization, profiling, step_times
+from pipeline.distill.cached_head import open_head
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.optimization import WarmupLinearDecay
@@ -343,10 +344,14 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
         teacher = model_directory.load_masked_lm(
             run.teacher, dtype=config.compute_dtype, logits_dtype="float32"
         )
+    cached_head = None
+    if run.objective.comparison.from_states:
+        cached_head = open_head(run.cache, run.start.config.vocab_size)
     distiller = Distiller(
         run.start.build(config, run.cache),
         run.objective,
         teacher=teacher,
+        cached_head=cached_head,
         teacher_hidden_size=run.teacher_hidden_size,
         teacher_embedding_size=run.teacher_embedding_size,
         num_steps=config.num_train_steps,
@@ -412,6 +417,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
         }
         own = dataclasses.replace(cache.manifest, splits=splits)
         manifests.verify(cache.directory, own, full=config.verify == "full")
+    for line in run.temperature_warnings():
+        print(line, file=sys.stderr)
     if keras.config.backend() == "jax":
         # TensorFlow only reads records here; it would take the GPU's memory from JAX.
         tf.config.set_visible_devices([], "GPU")

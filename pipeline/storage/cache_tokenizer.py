@@ -141,9 +141,9 @@ def find_subset(
         tokenizer = tokenizer.with_options_of(reference)
     return VocabSubset(
         table=table,
-        pieces=pieces,
         unknown_id=int(table[unknown]),
         unknown_token=reference.vocab[unknown],
         vocab=vocab_info(tokens),
         tokenizer_files=tokenizer.files(),
+        pieces=pieces,
     )

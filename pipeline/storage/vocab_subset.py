@@ -36,21 +36,26 @@ class VocabSubset:
 
     Attributes:
         table: int32 [V of the cache], the student's id of each token, or `NO_ID`.
-        pieces: int32 [V of the cache, most pieces], the student's ids that the input has in
-            place of each token, as `cut_tokens` returns them.
         unknown_id: the student's id for a token that it lacks: its [UNK], or its
             padding where a byte-level vocabulary has none.
         unknown_token: that token.
         vocab: the identity of the student's vocabulary.
         tokenizer_files: what makes the student's directory self-contained, by name.
+        pieces: int32 [V of the cache, most pieces], the student's ids that the input has in
+            place of each token, as `cut_tokens` returns them; by default no token is cut.
     """
 
     table: np.ndarray = dataclasses.field(repr=False, compare=False)
-    pieces: np.ndarray = dataclasses.field(repr=False, compare=False)
     unknown_id: int
     unknown_token: str
     vocab: VocabInfo
     tokenizer_files: Mapping[str, bytes] = dataclasses.field(repr=False)
+    pieces: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.pieces is None:
+            whole = np.where(self.table == NO_ID, self.unknown_id, self.table)
+            object.__setattr__(self, "pieces", whole[:, np.newaxis].astype(np.int32))
 
     def describe(self, manifest: Manifest) -> str:
         """Returns, in one line, what becomes of a cache's tokens."""

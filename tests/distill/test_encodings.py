@@ -275,10 +275,9 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
         size = cache.manifest.vocab.size
         table = np.where(np.arange(size) % 3 == 1, vocab_subset.NO_ID, np.arange(size))
         table[:5] = np.arange(5)
-        table = table.astype(np.int32)
-        pieces = np.where(table == vocab_subset.NO_ID, 1, table)[:, None]
-        info = vocabulary.VocabInfo(size, "0" * 64)
-        subset = VocabSubset(table, pieces, 1, "[UNK]", info, {})
+        subset = VocabSubset(
+            table.astype(np.int32), 1, "[UNK]", vocabulary.VocabInfo(size, "0" * 64), {}
+        )
         cache = dataclasses.replace(cache, vocab_subset=subset)
         (batch,) = batches.evaluation_batches(cache, batch_size=16, max_steps=1)
         made.append({key: value.numpy() for key, value in batch[1].items()})

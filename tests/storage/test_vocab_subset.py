@@ -21,9 +21,7 @@ LOG = math.log
 
 def _subset(table: list[int] | np.ndarray, unknown_id: int = 1) -> VocabSubset:
     table = np.asarray(table, np.int32)
-    pieces = np.where(table == NO_ID, unknown_id, table)[:, np.newaxis]
-    info = VocabInfo(int((table >= 0).sum()), "")
-    return VocabSubset(table, pieces, unknown_id, "[UNK]", info, {})
+    return VocabSubset(table, unknown_id, "[UNK]", VocabInfo(int((table >= 0).sum()), ""), {})
 
 
 def _batch(
@@ -296,7 +294,7 @@ def _piece_subset() -> VocabSubset:
     for row, piece in zip(rows, _PIECES, strict=True):
         row[: len(piece)] = piece
     table = np.where((rows[:, 1] == NO_ID) & (np.arange(10) != 8), rows[:, 0], NO_ID)
-    return VocabSubset(table, rows, 1, "[UNK]", VocabInfo(12, ""), {})
+    return VocabSubset(table, 1, "[UNK]", VocabInfo(12, ""), {}, rows)
 
 
 def _input_batch(

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill.losses import load_loss
-from pipeline.distill.losses.base import HIDDEN, LABEL, TOPK
+from pipeline.distill.losses.base import EMBEDDING, HIDDEN, LABEL, TOPK
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.models import layer_groups
 from pipeline.storage.codecs import CODECS
@@ -49,17 +49,20 @@ class CacheSpec:
         codec: such as `compact-32`.
         temperatures: those with a stored tail mass; empty where the codec decides.
         hidden_groups: groups of teacher layers whose hidden states are stored.
+        embedding: the pooling of the embeddings that are stored; None for none.
     """
 
     codec: str
     temperatures: tuple[float, ...]
-    hidden_groups: tuple[str, ...]
+    hidden_groups: tuple[str, ...] = ()
+    embedding: str | None = None
 
     @property
     def key(self) -> str:
         """The name of its directory."""
         extra = [f"T{value:g}" for value in self.temperatures if value not in _CACHED_TEMPERATURES]
         extra += [f"layers{','.join(self.hidden_groups)}"] if self.hidden_groups else []
+        extra += [self.embedding] if self.embedding else []
         return "_".join([self.codec, *extra])
 
     def settings(self) -> dict[str, Any]:
@@ -79,6 +82,8 @@ class CacheSpec:
             chosen["temperatures"] = ",".join(f"{value:g}" for value in self.temperatures)
         if self.hidden_groups:
             chosen["cache_hidden_states"] = ",".join(self.hidden_groups)
+        if self.embedding is not None:
+            chosen["cache_embedding"] = self.embedding
         return chosen
 
 
@@ -89,8 +94,9 @@ def expect_codec(source: str, subject: str) -> None:
         InputError: it is no codec's name with a number.
     """
     kind, _, number = source.rpartition("-")
-    if kind not in (SAMPLED, *CODECS) or not number.isdecimal() or not int(number):
-        names = ", ".join(f"{name}-NUMBER" for name in (*CODECS, SAMPLED))
+    kinds = (*CODECS, _STATES, SAMPLED)
+    if kind not in kinds or not number.isdecimal() or not int(number):
+        names = ", ".join(f"{name}-NUMBER" for name in kinds)
         raise InputError(Setting(subject), f"{LIVE} or one of {names}", f"{source!r}")
 
 
@@ -214,9 +220,12 @@ def _cache_spec(
     temperature = float(settings.get("temperature", 1.0))
     temperatures = tuple(sorted({*_CACHED_TEMPERATURES, temperature})) if has_tails else ()
     groups: dict[str, None] = {}
+    embedding = None
     for loss in map(load_loss, losses):
         if loss.needs == HIDDEN:
             text = settings.get("layer_groups", loss.default_layer_groups)
             parsed = layer_groups.parse_layer_groups(text, depths.teacher, depths.student)
             groups |= dict.fromkeys(str(group.teacher) for group in parsed)
-    return CacheSpec(codec, temperatures, tuple(groups))
+        elif loss.needs == EMBEDDING:
+            embedding = settings.get("embedding_pooling", "mean")
+    return CacheSpec(codec, temperatures, tuple(groups), embedding)

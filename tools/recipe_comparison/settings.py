@@ -31,8 +31,8 @@ class CompareRecipesConfig(Settings):
         ("masked_lm", "roberta_wwm", "distilbert"),
         "Recipes, separated by commas. Each is a published recipe's name, the path of a flagfile, "
         "or losses with their weights, for example kl_divergence=5+masked_lm=2. @CODEC after it "
-        "names the source of teacher targets: a cache such as compact-32 or float16-128 (k), "
-        "sampled-12 (draws), or live for a live teacher. By default `cache`, or live for losses "
+        "names the source of teacher targets: a cache such as compact-32 (k), sampled-12 (draws), "
+        "states-8 (bits), or live for a live teacher. By default `cache`, or live for losses "
         "that no cache serves.",
         parse=parse_words,
         decides_output=False,
@@ -125,5 +125,5 @@ class CompareRecipesConfig(Settings):
         Recipes, tasks and seeds may be added to a directory later.
         """
         models = (("teacher", self.teacher), ("student", self.student))
-        named = {name: model and hub_id.name_of(model.absolute()) for name, model in models}
-        return {"kind": "comparison of recipes", **self.decisive(), **named}
+        paths = {name: model and str(model.resolve()) for name, model in models}
+        return {"kind": "comparison of recipes", **self.decisive(), **paths}

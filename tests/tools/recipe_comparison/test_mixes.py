@@ -79,6 +79,16 @@ def test_a_cache_holds_the_temperature_and_the_states_of_its_recipe() -> None:
     }
 
 
+def test_a_cache_holds_the_embeddings_of_its_recipe() -> None:
+    losses = {"masked_lm": 1.0, "embedding_cosine": 1.0}
+    recipe = Recipe("mine", "compact-8", losses, settings={"embedding_pooling": "cls"})
+    assert {mix.cache for mix in _mixes(recipe)} == {
+        CacheSpec("compact-8", (1.0, 2.0), embedding="cls")
+    }
+    assert _mixes(recipe)[0].cache.settings()["cache_embedding"] == "cls"
+    assert {mix.source for mix in _mixes(Recipe("mine", None, losses))} == {"live"}
+
+
 def test_draws_have_no_temperatures() -> None:
     mix, _ = _mixes(Recipe("mine", "sampled-12", {"kl_divergence": 1.0}))
     assert mix.cache.key == "sampled-12"
@@ -87,6 +97,13 @@ def test_draws_have_no_temperatures() -> None:
         "truncation_factor": "12",
         "logit_encoding": "compact",
     }
+
+
+def test_states_hold_any_temperature() -> None:
+    recipe = Recipe("mine", "states-4", {"kl_divergence": 1.0}, settings={"temperature": "8"})
+    mix, _ = _mixes(recipe)
+    assert mix.cache == CacheSpec("states-4", ())
+    assert mix.cache.settings() == {"logit_encoding": "states", "state_bits": "4"}
 
 
 def test_layer_groups_of_another_depth_are_left_out() -> None:
