@@ -11,6 +11,7 @@ import socket
 import time
 from typing import Any
 
+from pipeline.base import memory
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.location import LocalLocation, Location
 
@@ -73,6 +74,7 @@ class Node:
 def enter(node: Node) -> None:
     """Makes a worker process ready for jobs, whose node must see the folders and packages."""
     os.environ.update(node.environment)
+    memory.keep_freed(os.environ.get("KERAS_BACKEND"))
     name = socket.gethostname()
     for subject, mark in node.marks:
         if not mark.is_file():
