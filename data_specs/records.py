@@ -3,8 +3,9 @@
 A record is a `tf.train.Example` in which every feature is one bytes value: a little-endian array,
 unpadded, holding real masked positions only. Shapes use these letters: S segments, L tokens, W
 beginnings of words, P masked positions, K top-k, T cached temperatures, G groups of teacher layers,
-D the teacher's hidden size, Z compressed bytes, C outputs of a task's head (two for each token,
-starts before ends, where it tells spans).
+D the teacher's hidden size, E the width of the teacher's output table, N blocks of a head state,
+Y bytes of a head state, Z compressed bytes, C outputs of a task's head (two for each token, starts
+before ends, where it tells spans).
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ TOPK_COUNTS = "topk_counts"
 HIDDEN_STATES = "hidden_states"
 HIDDEN_SCALES = "hidden_scales"
 EMBEDDING = "embedding"
+HEAD_STATES = "head_states"
+HEAD_SCALES = "head_scales"
 TEACHER_LOGITS = "teacher_logits"
 
 # Names that a batch has beside those of a record: BERT's own.
@@ -93,11 +96,23 @@ TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
 # Where fewer than K ids are kept at some positions; the arrays then have as many.
 TOPK_COUNTS_FEATURE = Feature(TOPK_COUNTS, "<u2", ("P",), "How many ids are kept.")
 
-# What every teacher cache holds beside the top-k.
+# What every teacher cache holds.
+LABEL_FEATURE = Feature(
+    LABEL_LOG_PROBS, "<f2", ("P",), "The teacher's log-probability of the label, T=1."
+)
+# And beside the top-k.
 MASS_FEATURES: tuple[Feature, ...] = (
     Feature(LOG_TAIL_MASSES, "<f4", ("P", "T"), "Log mass outside the top-k, a temperature."),
-    Feature(LABEL_LOG_PROBS, "<f2", ("P",), "The teacher's log-probability of the label, T=1."),
+    LABEL_FEATURE,
 )
+# In place of the top-k and its tails: what is multiplied with the teacher's output table, by the
+# bits of a number. All are rotated, see `pipeline.storage.codecs.states`.
+_HEAD_SCALES = Feature(HEAD_SCALES, "<f2", ("P", "N"), "The largest number of each block.")
+HEAD_STATE_FEATURES: dict[int, tuple[Feature, ...]] = {
+    16: (Feature(HEAD_STATES, "<f2", ("P", "E"), "The rotated input of the output table."),),
+    8: (Feature(HEAD_STATES, "|i1", ("P", "E"), "The same, in steps of its block."), _HEAD_SCALES),
+    4: (Feature(HEAD_STATES, "|u1", ("P", "Y"), "The same, two steps a byte."), _HEAD_SCALES),
+}
 # Of a cache in float16.
 TEACHER_CACHE_FEATURES = MASKED_EXAMPLE_FEATURES + TOPK_FEATURES["float16"] + MASS_FEATURES
 

@@ -43,6 +43,8 @@ def _create(values: absl_flags.FlagValues) -> None:
         print(f"task {config.task_index} of {config.num_tasks} is done; others still have shards")
         return
     print("\n".join(summary.describe(manifest)))
+    for line in summary.describe_mass(config.output_dir, manifest):
+        print(line)
     print(f"teacher cache: {config.output_dir}")
 
 

@@ -33,6 +33,7 @@ from pipeline.base.local_mirror import CACHE_VARIABLE
 from pipeline.base.location import BucketLocation, Location
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.masking.settings import MaskedExamplesConfig
+from pipeline.storage.codecs import STATES
 
 ROOT = pathlib.Path(__file__).parents[1]
 _make_temporary = pytest.TempPathFactory.mktemp
@@ -284,12 +285,14 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory, vocab_file: pathlib.Pa
 def make_cache(
     folder: pathlib.Path, examples: pathlib.Path, teacher: pathlib.Path, **changes: Any
 ) -> pathlib.Path:
-    """Makes a teacher cache with k = 16, or as `changes` say."""
+    """Makes a teacher cache with k = 16, or as `changes` say; head states have no k."""
     from pipeline.teacher.capture import create_teacher_cache
     from pipeline.teacher.settings import TeacherCacheConfig
 
     places = {"output_dir": str(folder), "input_dir": str(examples), "teacher": str(teacher)}
     settings = {"truncation_factor": 16, "predict_batch_size": 8, **changes}
+    if settings.get("logit_encoding") == STATES:
+        del settings["truncation_factor"]
     create_teacher_cache(TeacherCacheConfig(**places, **settings))
     return folder
 
@@ -302,6 +305,17 @@ def cache_dir(
 ) -> pathlib.Path:
     """A complete teacher cache with k = 16; read only."""
     return make_cache(tmp_path_factory.mktemp("cache") / "teacher", examples_dir, teacher_dir)
+
+
+@pytest.fixture(scope="session")
+def states_cache_dir(
+    tmp_path_factory: pytest.TempPathFactory,
+    examples_dir: pathlib.Path,
+    teacher_dir: pathlib.Path,
+) -> pathlib.Path:
+    """A complete cache of head states in 8 bits; read only."""
+    folder = tmp_path_factory.mktemp("states") / "cache"
+    return make_cache(folder, examples_dir, teacher_dir, logit_encoding="states")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pipeline import run_distill
 from pipeline.distill import settings
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.masking.settings import MaskedExamplesConfig
+from pipeline.models import layer_groups
 from pipeline.models.formats.model_directory import find_model
 from tests.conftest import make_cache, save_tiny_bert
 from tools import try_recipe
@@ -51,9 +52,8 @@ def _inputs(recipe: str, folder: pathlib.Path, corpus_dir, vocab_file, teacher) 
     )
     if not needs.cached:
         return folder / "examples"
-    return make_cache(
-        folder / "cache", folder / "examples", teacher, truncation_factor=128, predict_batch_size=16
-    )
+    changes = {"truncation_factor": 128, "predict_batch_size": 16, **needs.capture}
+    return make_cache(folder / "cache", folder / "examples", teacher, **changes)
 
 
 # The second of the two differs from it in the number of layers alone.
@@ -72,7 +72,10 @@ def test_a_recipe_runs_and_its_losses_fall(
     if needs.from_layers:
         student = f"--init_from={deep_teacher}"
     else:
-        other = save_tiny_bert(tmp_path / "other", vocab_file, seed=3, num_layers=4)
+        shape = {"num_layers": 4}
+        if needs.num_layers is not None:
+            shape = {"num_layers": needs.num_layers, "hidden_size": 16}
+        other = save_tiny_bert(tmp_path / "other", vocab_file, seed=3, **shape)
         student = f"--student={other}"
     teacher = [] if needs.cached else [f"--teacher={deep_teacher}"]
     flags = [
@@ -82,6 +85,7 @@ def test_a_recipe_runs_and_its_losses_fall(
         student,
         *teacher,
         "--run_local",
+        *(f"--{name}={value}" for name, value in needs.settings.items()),
         # Fewer than a local run has.
         "--num_train_steps=30",
         "--gradient_accumulation_steps=1",
@@ -129,6 +133,22 @@ def test_published_settings() -> None:
     assert (batch, half["temperature"], half["layer_map"]) == (4096, "2", "0,2,4,7,9,11")
     tiny = dict(_flags(ROOT / "data_specs/recipes/distilrubert_tiny.flags"))
     assert (tiny["student_layers"], tiny["layer_groups"]) == ("2", "1-6:1,7-12:2")
+    general = dict(_flags(ROOT / "data_specs/recipes/tinybert_general.flags"))
+    assert (general["train_batch_size"], general["learning_rate"]) == ("256", "5e-5")
+    # Sums over four layers of scores, and five of states.
+    assert general["losses"] == "attention_score_mse=4,hidden_mse=5"
+    relations = dict(_flags(ROOT / "data_specs/recipes/minilm_v2.flags"))
+    batch = int(relations["train_batch_size"]) * int(relations["gradient_accumulation_steps"])
+    assert (batch, relations["learning_rate"], relations["relation_heads"]) == (256, "6e-4", "48")
+    assert (relations["num_train_steps"], relations["num_warmup_steps"]) == ("400000", "4000")
+    mini = dict(_flags(ROOT / "data_specs/recipes/minirbt.flags"))
+    batch = int(mini["train_batch_size"]) * int(mini["gradient_accumulation_steps"])
+    assert (batch, mini["temperature"], mini["learning_rate"]) == (4096, "8", "4e-4")
+    # Seven pairs of layers; T² times the weight is 1.
+    weights = settings.parse_losses(mini["losses"])
+    assert weights == {"kl_divergence": 8.0**-2, "hidden_mse": 7.0}
+    layers = layer_groups.parse_layer_groups(mini["layer_groups"], 12, 6)
+    assert layer_groups.describe(layers) == "0:0,2:1,4:2,6:3,8:4,10:5,12:6"
 
 
 def test_what_a_local_run_changes() -> None:
@@ -149,6 +169,10 @@ CORPORA = {
     "roberta_wwm_3layers": ("zh/mlm/fewclue_unlabeled.txt", "bert_chinese_21128.txt"),
     "distilbert": ("en/mlm/classic_books.txt", "bert_uncased_30522.txt"),
     "distilrubert_tiny": ("ru/mlm/dialogues_anekdots.txt", "bert_multi_cased_119547.txt"),
+    "tinybert_general": ("en/mlm/classic_books.txt", "bert_uncased_30522.txt"),
+    "minilm_v2": ("en/mlm/classic_books.txt", "bert_uncased_30522.txt"),
+    "minirbt": ("zh/mlm/fewclue_unlabeled.txt", "bert_chinese_21128.txt"),
+    "rubert_tiny": ("ru/mlm/dialogues_anekdots.txt", "bert_multi_cased_119547.txt"),
 }
 CLASSES = {"distilbert": "DistilBertForMaskedLM"}
 

@@ -78,6 +78,7 @@ def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, An
         "compute_dtype": config.compute_dtype,
         "truncation_factor": info.truncation_factor,
         "logit_encoding": info.logit_encoding,
+        **({"state_bits": info.state_bits} if info.holds_states else {}),
         # None of caches that were merged and differ in it.
         "cache_compute_dtype": cache.manifest.flags.get("compute_dtype"),
     }

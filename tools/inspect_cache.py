@@ -66,7 +66,8 @@ def inspect_cache(config: InspectConfig) -> tuple[list[str], str | None]:
     about = f"{cache.manifest.kind.replace('_', ' ')}: {count}"
     if (info := cache.manifest.teacher_info) is not None:
         mean = f", {cache.manifest.ids_per_position():.1f} on average" if info.variable else ""
-        about += f"; {info.logit_encoding}, k = {info.truncation_factor}{mean}"
+        bits = f" of {info.state_bits} bits" if info.holds_states else ""
+        about += f"; {info.logit_encoding}{bits}, k = {info.truncation_factor}{mean}"
     notes = list(_notes(cache.manifest))
     page = None
     if config.html:
@@ -89,6 +90,8 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
             "Guesses are drawn by chance: p is the share of the draws, the tail is empty; "
             "the label's p is the teacher's own."
         )
+    elif manifest.teacher_info.holds_states:
+        yield "Guesses are of the whole distribution, rebuilt from head states; the tail is empty."
     else:
         yield "Tail: the teacher's probability outside the cached ids."
     if (labels := judgement.of_cache(manifest)) is not None:

@@ -3,7 +3,7 @@
 offline_distill merge_caches --input_dirs=CACHE_A,CACHE_B --weights=0.5,0.5 --output_dir=MERGED
 
 The probabilities are averaged at temperature 1, the only temperature of the
-merged cache. Killed at any moment, the same command finishes the rest.
+merged cache, which has a top-k. Killed at any moment, the same command finishes the rest.
 """
 
 import collections
@@ -53,7 +53,7 @@ class MergeConfig(Settings):
     truncation_factor: int | None = setting(
         None,
         "k, the number of tokens stored at a masked position; the largest of the caches by "
-        "default.",
+        "default. Required where one holds head states.",
         low=1,
     )
     logit_encoding: str = setting("float16", "Codec of the logits.", choices=tuple(CODECS))
@@ -90,6 +90,9 @@ class MergeConfig(Settings):
 def _teacher_info(config: MergeConfig, caches: Sequence[CacheInput]) -> TeacherInfo:
     """Returns what the merged cache will hold."""
     infos = [cache.manifest.teacher_info for cache in caches]
+    if config.truncation_factor is None and any(info.holds_states for info in infos):
+        expected = "a number, as a cache of head states has all tokens and the merged one a top-k"
+        raise InputError(Setting("truncation_factor"), expected, "none")
     # More than the longest list may not be there everywhere.
     longest = max(info.truncation_factor for info in infos)
     wanted = min(config.truncation_factor or longest, caches[0].manifest.vocab.size)
@@ -162,6 +165,7 @@ def merge_caches(config: MergeConfig) -> Manifest:
         statistics={**statistics, "environment": environment},
         teacher_info=info,
         token_counts=counts,
+        output_table=None,
     )
     manifests.copy_tokenizer(source, manifest, config.output_dir)
     manifests.publish(config.output_dir, manifest)

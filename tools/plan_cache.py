@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
@@ -17,12 +17,13 @@ from absl import flags as absl_flags
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.location import Location
-from pipeline.base.settings import Settings, parse_counts, parse_words, setting
+from pipeline.base.settings import Settings, parse_counts, parse_numbers, parse_words, setting
 from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings
-from pipeline.storage.codecs import CODECS
+from pipeline.storage import list_mass
+from pipeline.storage.codecs import ENCODINGS
 from pipeline.storage.manifest import Manifest
-from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.teacher.settings import TeacherCacheConfig, expect_ascending_from_1
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -54,7 +55,16 @@ class PlanConfig(Settings):
         high=1.0,
     )
     logit_encodings: tuple[str, ...] = setting(
-        tuple(CODECS), "Codecs of the logits.", choices=tuple(CODECS), parse=parse_words
+        tuple(ENCODINGS),
+        "Codecs of the teacher's distribution.",
+        choices=tuple(ENCODINGS),
+        parse=parse_words,
+    )
+    temperatures: tuple[float, ...] = setting(
+        (1.0, 2.0, 4.0, 8.0),
+        "Temperatures of distillation at which the mass kept and the divergence are measured, "
+        "ascending from 1.",
+        parse=parse_numbers,
     )
     dupe_factors: tuple[int, ...] = setting(
         (1, 5, 10), "Numbers of masked copies of the corpus.", parse=parse_counts
@@ -76,6 +86,7 @@ class PlanConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "logit_encodings", tuple(dict.fromkeys(self.logit_encodings)))
+        expect_ascending_from_1("temperatures", self.temperatures)
         if self.output_dir is None:
             is_local = self.output is not None and self.output.is_local
             directory = self.output.parent if is_local else Location.parse(".")
@@ -184,6 +195,7 @@ def plan_cache(config: PlanConfig) -> Plan:
         sample=config.sample,
         truncation_factors=factors,
         logit_encodings=config.logit_encodings,
+        temperatures=config.temperatures,
     )
     free, manifest = _free_bytes(config.output_dir), cache.manifest
     costs = [cache_costs(plan, manifest, config.dupe_factors, free) for plan in sample.plans]
@@ -206,8 +218,38 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def _name(plan: "CachePlan") -> tuple[str, str]:
+    """Returns the columns that tell a plan from others."""
+    if plan.state_bits is None:
+        return plan.logit_encoding, str(plan.truncation_factor)
+    return f"{plan.logit_encoding}, {plan.state_bits} bits", "all"
+
+
+def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
+    """Yields a table of what is kept at each temperature, and warnings."""
+    temperatures = list(plans[0].temperatures)
+    titles = ["encoding", "k", "bytes"]
+    for temperature in temperatures:
+        titles += [f"mass, T = {temperature}", "KL", "max"]
+    rows = []
+    for plan in plans:
+        row = [*_name(plan), f"{plan.position_bytes:.1f}"]
+        for fit in plan.temperatures.values():
+            row += [f"{fit.mass_kept:.2%}", f"{fit.kl.mean:.2g}", f"{fit.kl.max:.2g}"]
+        rows.append(row)
+    yield from aligned_lines(titles, rows)
+    for temperature in temperatures:
+        masses = {
+            plan.truncation_factor: plan.temperatures[temperature].mass_kept
+            for plan in plans
+            if plan.state_bits is None
+        }
+        if light := [k for k, mass in masses.items() if mass < list_mass.LEAST]:
+            yield list_mass.warning(temperature, masses[max(light)], max(light))
+
+
 def _cells(plan: "CachePlan", costs: Sequence[CacheCost]) -> list[str]:
-    cells = [plan.logit_encoding, str(plan.truncation_factor)]
+    cells = [*_name(plan)]
     cells += [f"{plan.ids_per_position:.1f}", f"{plan.mass_kept:.2%}"]
     for spread in (plan.kl_dense, plan.kl_bucket, plan.kl_reverse):
         cells += [f"{spread.mean:.2g}", f"{spread.max:.2g}"]
@@ -231,12 +273,14 @@ def table(plan: Plan) -> str:
             "",
             f"of {plan.sample.num_positions:,} masked positions of {plan.sample.num_examples:,} "
             f"of {plan.num_examples:,} examples (dupe_factor {plan.dupe_factor})",
-            "KL: teacher to decoded, the tail spread evenly over its tokens; nats",
+            "KL: teacher to decoded, the tail spread evenly over its tokens; nats, without T²",
             "codec KL, reverse: the tail as one class, teacher to decoded and decoded to teacher",
             "bytes: the cache adds at a masked position; xN: the whole cache at dupe_factor N",
             f"hours: of capture here, {fastest:.3g} examples/s at best, {plan.compute_dtype}",
             f"free disk: {_size(plan.free_bytes)}; what does not fit is marked !",
             *plan.sample.labels.describe(),
+            "",
+            *_temperature_lines(plan.sample.plans),
         ]
     )
 

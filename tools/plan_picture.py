@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
@@ -32,43 +32,64 @@ def draw(plans: Sequence["CachePlan"], path: Location) -> None:
     """Draws the mean divergence of each plan over its bytes, 960 × 600 pixels.
 
     Args:
-        plans: those of a codec one after the other.
+        plans: those of a codec one after the other; each temperature has a panel.
         path: of the PNG file.
     """
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    temperatures = list(plans[0].temperatures)
+    columns = min(2, len(temperatures))
+    rows = -(-len(temperatures) // columns)
+    figure, panels = pyplot.subplots(
+        rows,
+        columns,
+        figsize=(8, 5),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for axes, temperature in zip(panels.flat, temperatures, strict=False):
+        _draw_panel(axes, plans, temperature)
+        axes.set_title(f"T = {temperature}", fontsize="medium")
+    for axes in panels.flat[len(temperatures) :]:
+        axes.set_visible(False)
+    panels[0, 0].legend(frameon=False, fontsize="small")
+    figure.suptitle("what a byte of the cache buys; points are labelled with k, or bits")
+    figure.supxlabel("bytes a masked position")
+    figure.supylabel("divergence from the teacher, nats")
+    with path.atomic_write() as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def _draw_panel(axes: Any, plans: Sequence["CachePlan"], temperature: str) -> None:
+    from matplotlib import ticker
+
     groups = itertools.groupby(plans, key=lambda plan: plan.logit_encoding)
     styles = itertools.cycle(zip(COLOURS, _MARKERS, strict=False))
     for (name, group), (colour, marker) in zip(groups, styles, strict=False):
-        chosen = list(group)
+        chosen = sorted(group, key=lambda plan: plan.position_bytes)
         sizes = [plan.position_bytes for plan in chosen]
-        divergences = [max(plan.kl_dense.mean, _SMALLEST) for plan in chosen]
+        fits = [plan.temperatures[temperature] for plan in chosen]
+        divergences = [max(fit.kl.mean, _SMALLEST) for fit in fits]
         axes.plot(sizes, divergences, marker=marker, color=colour, label=name)
         for plan, size, divergence in zip(chosen, sizes, divergences, strict=True):
             axes.annotate(
-                f"{plan.truncation_factor}",
+                plan.label,
                 (size, divergence),
                 textcoords="offset points",
                 xytext=(5, 4),
                 color=colour,
+                fontsize="x-small",
             )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     axes.margins(x=0.08)
-    axes.set_xlabel("bytes a masked position")
-    axes.set_ylabel("divergence from the teacher, nats")
-    axes.set_title("what a byte of the cache buys; points are labelled with k")
-    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    with path.atomic_write() as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)

@@ -40,11 +40,18 @@ class Recipe:
         cached: whether it reads a teacher cache, or wants a live teacher.
         from_layers: whether the student begins with the teacher's layers, or is a
             model of its own.
+        num_layers: of a student of its own that is half as wide as the teacher; None for one
+            of the teacher's shape.
+        capture: flags of `create_teacher_output_data`.
+        settings: flags that replace those of the flagfile, which are for larger models.
     """
 
     masking: Mapping[str, object]
     cached: bool
     from_layers: bool
+    num_layers: int | None = None
+    capture: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 _STATIC = {"dupe_factor": 1, "segments": "pair"}
@@ -59,6 +66,22 @@ RECIPES: Mapping[str, Recipe] = {
     "roberta_wwm_3layers": Recipe(_STATIC, cached=True, from_layers=True),
     "distilbert": Recipe(_DYNAMIC, cached=False, from_layers=True),
     "distilrubert_tiny": Recipe(_DYNAMIC, cached=False, from_layers=True),
+    "tinybert_general": Recipe(_STATIC, cached=False, from_layers=False, num_layers=4),
+    "minilm_v2": Recipe(
+        _STATIC,
+        cached=False,
+        from_layers=False,
+        num_layers=6,
+        settings={"relation_heads": 16},
+    ),
+    "minirbt": Recipe(_STATIC, cached=False, from_layers=False, num_layers=6),
+    "rubert_tiny": Recipe(
+        {**_STATIC, "segments": "single"},
+        cached=True,
+        from_layers=False,
+        num_layers=3,
+        capture={"cache_embedding": "cls"},
+    ),
 }
 
 
@@ -91,13 +114,19 @@ def _mask(config: TryConfig, output_dir: Location, masking: Mapping[str, object]
     )
 
 
+def _write_start(
+    examples: Location, directory: Location, *, num_layers: int, hidden_size: int
+) -> None:
+    """Writes the first weights of a small model, unless they are there."""
+    if not (directory / "config.json").is_file():
+        config = local_teacher.local_config(
+            manifests.load(examples), num_hidden_layers=num_layers, hidden_size=hidden_size
+        )
+        local_teacher.write_start(examples, directory, config, seed=_SEED)
+
+
 def _train_teacher(work: Location, examples: Location) -> None:
-    manifest = manifests.load(examples)
-    config = local_teacher.local_config(
-        manifest, num_hidden_layers=_LAYERS, hidden_size=_HIDDEN_SIZE
-    )
-    if not (work / "start" / "config.json").is_file():
-        local_teacher.write_start(examples, work / "start", config, seed=_SEED)
+    _write_start(examples, work / "start", num_layers=_LAYERS, hidden_size=_HIDDEN_SIZE)
     run_command(
         "run_distill",
         input_dir=examples,
@@ -113,7 +142,7 @@ def _train_teacher(work: Location, examples: Location) -> None:
     )
 
 
-def _make_cache(work: Location) -> None:
+def _make_cache(work: Location, settings: Mapping[str, object]) -> None:
     """The teacher over the first shard of each split: enough for the steps of a local run."""
     run_command(
         "create_teacher_output_data",
@@ -122,12 +151,18 @@ def _make_cache(work: Location) -> None:
         output_dir=work / "cache",
         # It was trained for minutes.
         force=True,
+        **settings,
     )
 
 
 def _distil(name: str, recipe: Recipe, work: Location) -> None:
-    own = {"student": work / "start"}
-    settings = {"init_from": work / "teacher"} if recipe.from_layers else own
+    settings = {"student": work / "start"}
+    if recipe.from_layers:
+        settings = {"init_from": work / "teacher"}
+    elif recipe.num_layers is not None:
+        settings = {"student": work / "student_start"}
+        size = {"num_layers": recipe.num_layers, "hidden_size": _HIDDEN_SIZE // 2}
+        _write_start(work / "examples", settings["student"], **size)
     if not recipe.cached:
         settings["teacher"] = work / "teacher"
     run_command(
@@ -137,6 +172,7 @@ def _distil(name: str, recipe: Recipe, work: Location) -> None:
         input_dir=work / ("cache" if recipe.cached else "examples"),
         output_dir=work / "student",
         **settings,
+        **recipe.settings,
     )
 
 
@@ -171,7 +207,7 @@ def _try(values: absl_flags.FlagValues) -> None:
         _mask(config, examples, _STATIC | {"segments": recipe.masking["segments"]})
     _train_teacher(work, examples)
     if recipe.cached:
-        _make_cache(work)
+        _make_cache(work, recipe.capture)
     _distil(config.recipe, recipe, work)
     print(f"\n{_describe(work)}\nstudent: {work / 'student'}")
 

@@ -242,9 +242,10 @@ def _checked(manifest: Manifest) -> str:
         return "features and logits as they must be"
     parts = ["features", "lengths", "ids", "order"]
     parts.append("words" if manifest.kind == records.UNMASKED_WINDOWS else "masks")
-    if manifest.teacher_info is not None:
-        parts += ["top-k", "tails", "labels"]
-        if manifest.teacher_info.hidden_groups:
+    if (info := manifest.teacher_info) is not None:
+        parts += ["head states"] if info.holds_states else ["top-k", "tails"]
+        parts.append("labels")
+        if info.hidden_groups:
             parts.append("hidden states")
         if manifest.teacher_info.embedding is not None:
             parts.append("embeddings")

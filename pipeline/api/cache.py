@@ -5,13 +5,15 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from data_specs.records import UNMASKED_WINDOWS
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.storage import cache_input, serialization
 from pipeline.storage.codecs import TopKCodec
 from pipeline.storage.manifest import Manifest, ShardInfo
-from pipeline.storage.records import MaskedExample, TeacherTargets, Window
+from pipeline.storage.records import MaskedExample, TeacherTargets, Window, decode_embedding
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -27,9 +29,12 @@ class CachedExample(MaskedExample):
 
     Attributes:
         targets: None in a directory of masked examples.
+        embedding: float32 [D], the teacher's of the text before masking; None where none is
+            cached.
     """
 
     targets: TeacherTargets | None = dataclasses.field(default=None, kw_only=True)
+    embedding: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
 
 class Cache:
@@ -117,7 +122,8 @@ class Cache:
         targets = TeacherTargets.from_features(
             example.features, self._codec, self.manifest.teacher_info
         )
-        return dataclasses.replace(example, targets=targets)
+        embedding = decode_embedding(example.features, self.manifest.teacher_info)
+        return dataclasses.replace(example, targets=targets, embedding=embedding)
 
     @functools.cached_property
     def _codec(self) -> TopKCodec | None:

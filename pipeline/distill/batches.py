@@ -44,6 +44,7 @@ _TARGETS = (
     records.TOPK_IDS,
     records.TOPK_LOGITS,
     records.LOG_TAIL_MASSES,
+    records.HEAD_STATES,
     records.HIDDEN_STATES,
     records.EMBEDDING,
     LOSS_SHARES,

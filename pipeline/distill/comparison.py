@@ -9,6 +9,7 @@ from keras import ops
 
 from data_specs import records
 from pipeline.base.errors import InputError, Setting
+from pipeline.distill.cached_head import CachedHead
 from pipeline.distill.losses import LOSSES, load_loss
 from pipeline.distill.losses.base import (
     ATTENTION,
@@ -30,6 +31,7 @@ from pipeline.distill.losses.distributions import (
     StudentDistribution,
     TeacherDistribution,
     dense_distribution,
+    join_tails,
     student_log_probs,
     teacher_distribution,
 )
@@ -41,7 +43,7 @@ from pipeline.models.architectures.parts import (
     split_heads,
 )
 from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attention, mean_state
-from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
+from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 
 # Activations by model, as `Distiller.call` returns them.
 STUDENT = "student"
@@ -60,6 +62,8 @@ ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     SCORES: (ATTENTION_SCORES,),
     RELATIONS: QUERIES_KEYS_VALUES,
 }
+# What makes a cache that gives any k, temperature and loss of distributions.
+CAPTURE_STATES = "create_teacher_output_data `logit_encoding`=states"
 # Where to get what a loss needs: from the cache, or else from a live teacher.
 _WAYS = {
     TOPK: f"a teacher cache (make one with create_teacher_output_data) or {_FROM_TEACHER}",
@@ -80,9 +84,11 @@ class Comparison:
     Attributes:
         temperature: the distillation temperature, of losses that are `tempered`.
         tail: the tail policy; None for each loss's own default.
-        truncation_factor: k, at most the cached one; None without a cache, and then a live
-            teacher's whole distribution.
-        cached_temperatures: those whose tail mass the cache holds; empty without a cache.
+        truncation_factor: k, at most the cached one; None for the whole distribution of a live
+            teacher or of cached head states.
+        cached_temperatures: those whose tail mass the cache holds; empty without a top-k.
+        states_cached: whether the cache holds head states, of which the teacher's logits are
+            rebuilt.
         sampled: whether the cache holds random draws instead of a top-k.
         live: whether there is a live teacher.
         loss_positions: where distributions are compared, one of `LOSS_POSITIONS`.
@@ -97,6 +103,7 @@ class Comparison:
     tail: str | None = None
     truncation_factor: int | None = None
     cached_temperatures: tuple[float, ...] = ()
+    states_cached: bool = False
     sampled: bool = False
     live: bool = False
     loss_positions: str = "masked"
@@ -120,12 +127,18 @@ class Comparison:
             expected = f"one with a cached tail mass ({cached}), or any with `tail`=renormalize"
             expected = f"{expected} or {_FROM_TEACHER} over masked examples"
         if expected is not None:
-            raise InputError(Setting("temperature"), expected, f"{self.temperature:g}")
+            hint = f"a cache of {CAPTURE_STATES} gives any"
+            raise InputError(Setting("temperature"), expected, f"{self.temperature:g}", hint)
 
     @property
     def has_teacher(self) -> bool:
         """Whether the teacher's distribution is known."""
-        return self.live or bool(self.cached_temperatures)
+        return self.live or self.states_cached or bool(self.cached_temperatures)
+
+    @property
+    def from_states(self) -> bool:
+        """Whether the teacher's logits are rebuilt from cached head states."""
+        return self.states_cached and self.loss_positions == "masked"
 
     @property
     def topk_cached(self) -> bool:
@@ -208,11 +221,14 @@ class Comparison:
         if self._needs_topk(loss):
             of_topk = [other for other in map(load_loss, LOSSES) if other.needs == TOPK]
             others = " or ".join(other.name for other in of_topk if other.is_expectation)
-            hint = f"with a cache of `truncation`=sampled expected {others}"
+            hint = (
+                f"with a cache of `truncation`=sampled expected {others}; one of {CAPTURE_STATES} "
+                "gives any"
+            )
             raise InputError(Setting("losses"), received=f"{name} needs a top-k", hint=hint)
         cached = {
             LABEL: True,
-            TOPK: bool(self.cached_temperatures),
+            TOPK: self.states_cached or bool(self.cached_temperatures),
             HIDDEN: loss.over == MASKED and self.hidden_cached,
             EMBEDDING: self.embedding_cached,
         }
@@ -231,17 +247,17 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """How the head states of a student and of a live teacher become logits, block by block.
+    """How the head states of a student and of a teacher become logits, block by block.
 
     Attributes:
         student: the student.
-        teacher: the live teacher; None without one.
+        teacher: the live teacher, or the output layer of cached head states; None without one.
         block_size: the most positions in a block.
         recompute: whether blocks are computed once more for the gradient.
     """
 
     student: MaskedLM
-    teacher: MaskedLM | None
+    teacher: MaskedLM | CachedHead | None
     block_size: int
     recompute: bool
 
@@ -253,7 +269,8 @@ class Distributions:
 
     Args:
         comparison: the settings.
-        logits: float32 [B, P, V], by `STUDENT` and, with a live teacher, `TEACHER`.
+        logits: float32 [B, P, V], by `STUDENT` and, with a live teacher or head states,
+            `TEACHER`; of the teacher the student's tokens first, then others.
         labels: int [B, P].
         targets: from a cache `topk_ids`, `topk_logits` [B, P, K] and `log_tail_masses`
             [B, P, T].
@@ -294,8 +311,14 @@ class Distributions:
             # Ids that the student lacks have moved behind the others.
             guesses[FIRST] = self._targets[records.TOPK_IDS][..., 0]
         elif self._comparison.has_teacher:
-            guesses[FIRST] = ops.cast(ops.argmax(self._logits[TEACHER], axis=-1), dtype)
+            known = self._logits[TEACHER][..., : self._vocab_size]
+            guesses[FIRST] = ops.cast(ops.argmax(known, axis=-1), dtype)
         return guesses
+
+    @property
+    def _vocab_size(self) -> int:
+        """V of the student."""
+        return self._logits[STUDENT].shape[-1]
 
     def _at(self, temperature: float) -> tuple[StudentDistribution, TeacherDistribution | None]:
         if temperature not in self._sides:
@@ -318,10 +341,15 @@ class Distributions:
             cached = comparison.cached_temperatures
             index = cached.index(temperature) if temperature in cached else 0
         elif k is None:
-            return dense_distribution(self._logits[TEACHER], temperature=temperature)
+            return dense_distribution(
+                self._logits[TEACHER], temperature=temperature, vocab_size=self._vocab_size
+            )
         else:
-            top = topk.top_k(self._logits[TEACHER], k, temperatures=(temperature,))
+            every, size = self._logits[TEACHER], self._vocab_size
+            top = topk.top_k(every[..., :size], k, temperatures=(temperature,))
             ids, logits, tails, index = top.ids, top.logits, top.log_tail_masses, 0
+            if size < every.shape[-1]:
+                tails = join_tails(tails, every, temperature=temperature, vocab_size=size)
         return teacher_distribution(
             ids, logits, tails[..., index], temperature=temperature, truncation_factor=k
         )
@@ -336,7 +364,7 @@ class BatchComparison:
         targets: of the batch: `masked_lm_ids` and `masked_lm_weights` [B, P]; from a cache
             `topk_ids`, `topk_logits` [B, P, K] and `log_tail_masses` [B, P, T], and
             `hidden_states` [B, P, G, D].
-        activations: by `STUDENT` and, with a live teacher, `TEACHER`.
+        activations: by `STUDENT` and, with a live teacher or head states, `TEACHER`.
         projections: of the student's hidden states to the teacher's size, by the student's
             layer; empty where the sizes are equal.
         vocabulary: makes the logits in blocks of positions; None to take those of the
@@ -385,7 +413,7 @@ class BatchComparison:
     def _in_blocks(self, measure: Callable[[Distributions], dict[str, Any]]) -> dict[str, Any]:
         """Returns what `measure` makes of the distributions at each position, in blocks."""
         vocabulary, comparison = self._vocabulary, self._comparison
-        arrays = {name: model[HEAD_STATES] for name, model in self._activations.items()}
+        arrays = {name: model[records.HEAD_STATES] for name, model in self._activations.items()}
         arrays[records.MASKED_LM_IDS] = self.labels
         cached = _TOPK_TARGETS if comparison.topk_cached else ()
         arrays |= {name: self._targets[name] for name in cached}

@@ -1,5 +1,6 @@
 """The student with its objective, as a Keras model for `fit` and `evaluate`."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from keras import ops
 from data_specs import records
 from pipeline.base.seeding import hash64
 from pipeline.distill import step_times
+from pipeline.distill.cached_head import CachedHead
 from pipeline.distill.comparison import (
     ACTIVATIONS,
     CONFIDENCE,
@@ -21,10 +23,8 @@ from pipeline.distill.comparison import (
     Vocabulary,
     mean_over_weights,
 )
-from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import (
     AVERAGES,
-    EMBEDDING,
     HIDDEN,
     LOSS_SHARES,
     OF_ATTENTION,
@@ -34,7 +34,7 @@ from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
 from pipeline.distill.step_times import InputClock
 from pipeline.models.embeddings import embed
-from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM
+from pipeline.models.masked_lm import LOGITS, MaskedLM
 
 
 class CalibrationError(keras.metrics.Metric):
@@ -77,7 +77,7 @@ def _make_means(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
 
 
 class Distiller(keras.Model):
-    """Trains a student by an objective.
+    """Trains a student by an objective; its masked-LM head stays where no loss depends on it.
 
     Called with a batch's inputs it returns the activations of the student and of the live
     teacher, if there is one; `compute_loss` compares these with each other and with the
@@ -87,6 +87,7 @@ class Distiller(keras.Model):
         student: takes a batch's inputs.
         objective: the weighted losses.
         teacher: a live one, which stays as it is; None where the cache holds all.
+        cached_head: of a cache of head states.
         teacher_hidden_size: of the states that are compared with the student's; a
             student of another size gets a learned projection for each layer group.
         teacher_embedding_size: of the embeddings, likewise.
@@ -103,6 +104,7 @@ class Distiller(keras.Model):
         objective: Objective,
         *,
         teacher: MaskedLM | None = None,
+        cached_head: CachedHead | None = None,
         teacher_hidden_size: int | None = None,
         teacher_embedding_size: int | None = None,
         num_steps: int = 1,
@@ -114,8 +116,12 @@ class Distiller(keras.Model):
         self.student = student
         self.objective = objective
         self.teacher = teacher
+        self.cached_head = cached_head
         if teacher is not None:
             teacher.trainable = False
+        if not objective.trains_head:
+            # What has no gradient would still decay on JAX.
+            student.head.trainable = False
         self._means = _make_means(objective.comparison.reported(objective.weights))
         of_teacher = ["teacher_agreement", "teacher_accuracy"]
         guesses = ["masked_lm_accuracy", *of_teacher * objective.comparison.has_teacher]
@@ -130,10 +136,8 @@ class Distiller(keras.Model):
             self._step = self.add_weight(name="step", shape=(), **kind)
         self.projections = self._make_projections(teacher_hidden_size, seed)
         self.input_clock = InputClock()
-        needs = {load_loss(name).needs for name in objective.weights}
-        self._compares_embeddings = EMBEDDING in needs
         self.embedding_projection = None
-        if EMBEDDING in needs and teacher_embedding_size != student.config.hidden_size:
+        if objective.compares_embeddings and teacher_embedding_size != student.config.hidden_size:
             self.embedding_projection = self._projection(
                 "embedding_projection",
                 teacher_embedding_size,
@@ -170,8 +174,8 @@ class Distiller(keras.Model):
     @property
     def state_variables(self) -> list[keras.Variable]:
         """The variables that change without being trained, and frozen weights."""
-        fixed = () if self.teacher is None else self.teacher.variables
-        ids = {id(variable) for variable in fixed}
+        fixed = (one.variables for one in (self.teacher, self.cached_head) if one is not None)
+        ids = {id(variable) for variable in itertools.chain(*fixed)}
         return [one for one in self.non_trainable_variables if id(one) not in ids]
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
@@ -188,10 +192,10 @@ class Distiller(keras.Model):
         self, model: MaskedLM, inputs: Mapping[str, Any], training: bool | None
     ) -> dict[str, Any]:
         """Returns a model's activations that losses compare."""
-        needs = {load_loss(name).needs for name in self.objective.weights}
+        needs = self.objective.needs
         wanted = [name for need in OF_ATTENTION if need in needs for name in ACTIVATIONS[need]]
         found = model.activations(inputs, training=training, wanted=wanted)
-        outputs = LOGITS if self._block_size is None else HEAD_STATES
+        outputs = LOGITS if self._block_size is None else records.HEAD_STATES
         names = [outputs, *(ACTIVATIONS[HIDDEN] if HIDDEN in needs else ()), *wanted]
         return {name: found[name] for name in names}
 
@@ -210,14 +214,15 @@ class Distiller(keras.Model):
         """
         del sample_weight
         comparison = self.objective.comparison
+        activations = self._with_states(y_pred, y) if comparison.from_states else y_pred
         batch = BatchComparison(
             comparison,
             x,
             y,
-            y_pred,
+            activations,
             self.projections,
             self._vocabulary(training),
-            self._embeddings(x, y, training) if self._compares_embeddings else None,
+            self._embeddings(x, y, training) if self.objective.compares_embeddings else None,
         )
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
         losses = comparison.losses(self.objective.weights if training else self._means)
@@ -249,7 +254,21 @@ class Distiller(keras.Model):
     def _vocabulary(self, training: bool) -> Vocabulary | None:
         if self._block_size is None:
             return None
-        return Vocabulary(self.student, self.teacher, self._block_size, recompute=training)
+        is_cached = self.objective.comparison.from_states
+        teacher = self.cached_head if is_cached else self.teacher
+        return Vocabulary(self.student, teacher, self._block_size, recompute=training)
+
+    def _with_states(
+        self, activations: Mapping[str, Mapping[str, Any]], targets: Mapping[str, Any]
+    ) -> dict[str, Mapping[str, Any]]:
+        """Returns activations with those of the teacher that its cached head states give."""
+        states = targets[records.HEAD_STATES]
+        output = {records.HEAD_STATES: states}
+        if self._block_size is None:
+            head = self.cached_head
+            logits = head.vocabulary_logits(states, *head.output_layer())
+            output = {LOGITS: ops.stop_gradient(logits)}
+        return {**activations, TEACHER: {**activations.get(TEACHER, {}), **output}}
 
     def _progress(self, training: bool) -> Any:
         """Returns the fraction of all updates that is done, and counts a call in training."""

@@ -10,7 +10,13 @@ from keras import ops
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.comparison import Comparison
 from pipeline.distill.losses import LOSSES, load_loss
-from pipeline.distill.losses.base import EMBEDDING, OF_ATTENTION, RELATIONS, Loss
+from pipeline.distill.losses.base import (
+    EMBEDDING,
+    OF_ATTENTION,
+    OF_POSITIONS,
+    RELATIONS,
+    Loss,
+)
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.settings import DistillConfig
 from pipeline.models import layer_groups
@@ -36,6 +42,21 @@ class Objective:
     def __post_init__(self) -> None:
         for name in self.weights:
             self.comparison.expect_target(name)
+
+    @property
+    def needs(self) -> set[str]:
+        """The needs of its losses."""
+        return {load_loss(name).needs for name in self.weights}
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether a loss depends on the student's masked-LM head."""
+        return not self.needs.isdisjoint(OF_POSITIONS)
+
+    @property
+    def compares_embeddings(self) -> bool:
+        """Whether both models read each input once more, for its embedding."""
+        return EMBEDDING in self.needs
 
     def weight(self, name: str, progress: Any) -> Any:
         """Returns a loss's weight.
@@ -91,6 +112,7 @@ def choose_objective(
         tail=config.tail,
         truncation_factor=truncation_factor,
         cached_temperatures=() if info is None else info.temperatures,
+        states_cached=info is not None and info.holds_states,
         sampled=info is not None and info.truncation == SAMPLED,
         live=live,
         loss_positions=config.loss_positions,

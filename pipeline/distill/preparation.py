@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 
 from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.distill.comparison import CAPTURE_STATES
 from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import (
     ATTENTION,
@@ -16,6 +17,7 @@ from pipeline.distill.losses.base import (
     OF_POSITIONS,
     RELATIONS,
     SCORES,
+    TOPK,
 )
 from pipeline.distill.objective import Objective, choose_objective
 from pipeline.distill.settings import ENCODER, NUM_DATA_STREAMS, DistillConfig
@@ -23,7 +25,7 @@ from pipeline.distill.student import StudentStart, find_student
 from pipeline.models import position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input, cache_tokenizer
+from pipeline.storage import cache_input, cache_tokenizer, list_mass
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
 
@@ -58,11 +60,27 @@ class Preparation:
         """Returns the most positions whose logits are computed at once; None for all."""
         config, manifest = self.config, self.cache.manifest
         over_all = self.objective.comparison.loss_positions == "all"
+        vocab_size = self.start.config.vocab_size
+        if self.objective.comparison.from_states:
+            # Of a student that knows only some of the tokens, the teacher's logits are more.
+            vocab_size = max(vocab_size, manifest.vocab.size)
         return position_blocks.block_size(
             batch_size=max(config.train_batch_size, config.eval_batch_size),
             num_positions=manifest.max_seq_length if over_all else manifest.max_predictions_per_seq,
-            vocab_size=self.start.config.vocab_size,
+            vocab_size=vocab_size,
         )
+
+    def temperature_warnings(self) -> Iterator[str]:
+        """Yields a line where a cached top-k holds little of the teacher at the temperature."""
+        comparison, cache = self.objective.comparison, self.cache
+        temperatures = {
+            loss.temperature
+            for loss in comparison.losses(self.objective.weights)
+            if loss.needs == TOPK
+        }
+        if comparison.topk_cached:
+            fits = list_mass.measure(cache.directory, cache.manifest, sorted(temperatures))
+            yield from list_mass.warnings(fits, cache.manifest.teacher_info.truncation_factor)
 
     def request(self) -> dict[str, Any]:
         """Returns the settings that decide the student, as JSON values."""
@@ -107,7 +125,7 @@ def prepare(config: DistillConfig) -> Preparation:
     teacher = _find_teacher(config, cache)
     info = cache.manifest.teacher_info
     known = _known_teacher(info) if teacher is None else teacher.config
-    k = _truncation_factor(config, cache, info)
+    k = _truncation_factor(config, cache, info, start.config.vocab_size)
     objective = choose_objective(
         config, info, student=start.config, teacher=known, truncation_factor=k
     )
@@ -195,11 +213,16 @@ def _known_teacher(info: TeacherInfo | None) -> EncoderConfig | None:
 
 
 def _truncation_factor(
-    config: DistillConfig, cache: CacheInput, info: TeacherInfo | None
+    config: DistillConfig, cache: CacheInput, info: TeacherInfo | None, vocab_size: int
 ) -> int | None:
-    """Returns k: the cached one, or the smaller one given; None for all of a live teacher's."""
+    """Returns k: the cached one, or the smaller one given; None for the whole distribution.
+
+    That is of a live teacher or of head states; `vocab_size` is the student's.
+    """
     setting, given = Setting("truncation_factor"), config.truncation_factor
     wanted = None if given is None else min(given, cache.manifest.vocab.size)
+    if info is not None and info.holds_states:
+        return None if given is None else min(given, vocab_size)
     if info is None or config.loss_positions == "all":
         if wanted is not None and config.teacher is None:
             received = f"{cache.manifest.kind}, which hold no top-k"
@@ -207,7 +230,8 @@ def _truncation_factor(
         return wanted
     cached = info.truncation_factor
     if wanted is not None and wanted > cached:
-        raise InputError(setting, f"at most {cached}, as in {cache.directory}", given)
+        hint = f"a cache of {CAPTURE_STATES} gives any"
+        raise InputError(setting, f"at most {cached}, as in {cache.directory}", given, hint)
     if info.truncation == SAMPLED and (given or cached) < cached:
         expected = f"{cached}, all draws of a cache of `truncation`=sampled"
         raise InputError(setting, expected, given)

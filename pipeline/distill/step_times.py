@@ -60,6 +60,9 @@ def time_inputs(
     compiled: list[Callable[[Any], Any]] = []
 
     def step(iterator: Any) -> Any:
+        if not isinstance(iterator, tf.data.Iterator):
+            # The one batch of `train_on_batch`.
+            return train_function(iterator)
         if not compiled:
             # One program for all shapes, as for Keras's own step, which takes the batch inside.
             compiled.append(tf.function(train_step, input_signature=[iterator.element_spec]))

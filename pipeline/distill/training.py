@@ -5,6 +5,7 @@ import dataclasses
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import tqdm
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill import batches, checkpoints, optimization, profiling, step_times
+from pipeline.distill.cached_head import open_head
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
 from pipeline.distill.distiller import Distiller
 from pipeline.distill.optimization import WarmupLinearDecay
@@ -42,6 +44,7 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN
 
+_UNTRAINED = "do not train the masked-LM head, which stays as it is; masked_lm trains it"
 # Inputs whose lengths decide how batches are cut.
 _SAMPLE_SIZE = 1024
 # What a microbatch costs whatever is in it, in tokens: gradients are added up, kernels begin. On
@@ -323,7 +326,13 @@ def _find_rates(run: Preparation, replicas: Replicas, lengths: np.ndarray) -> Ra
     teacher = None if run.teacher is None else run.teacher.config
     return Rates(
         tokens=length,
-        flops=flops.step_flops(run.start.config, teacher, length, positions),
+        flops=flops.step_flops(
+            run.start.config,
+            teacher,
+            length,
+            positions,
+            embeds=run.objective.compares_embeddings,
+        ),
         peak_flops=step_times.peak_flops(replicas.num_devices),
     )
 
@@ -335,10 +344,14 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
         teacher = model_directory.load_masked_lm(
             run.teacher, dtype=config.compute_dtype, logits_dtype="float32"
         )
+    cached_head = None
+    if run.objective.comparison.from_states:
+        cached_head = open_head(run.cache, run.start.config.vocab_size)
     distiller = Distiller(
         run.start.build(config, run.cache),
         run.objective,
         teacher=teacher,
+        cached_head=cached_head,
         teacher_hidden_size=run.teacher_hidden_size,
         teacher_embedding_size=run.teacher_embedding_size,
         num_steps=config.num_train_steps,
@@ -392,6 +405,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
             print(line, file=sys.stderr)
     if (line := run.start.describe_new_head()) is not None:
         print(line, file=sys.stderr)
+    if config.do_train and not run.objective.trains_head:
+        print(f"losses: {', '.join(run.objective.weights)} {_UNTRAINED}", file=sys.stderr)
     if config.do_train:
         manifests.check_output_dir(config.output_dir, run.request())
     with barrier(replicas):
@@ -402,6 +417,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
         }
         own = dataclasses.replace(cache.manifest, splits=splits)
         manifests.verify(cache.directory, own, full=config.verify == "full")
+    for line in run.temperature_warnings():
+        print(line, file=sys.stderr)
     if keras.config.backend() == "jax":
         # TensorFlow only reads records here; it would take the GPU's memory from JAX.
         tf.config.set_visible_devices([], "GPU")
@@ -494,10 +511,12 @@ def _fit(
             num_lengths=chunking.num_lengths,
             gather=make_gather(),
         )
+    fitting = {"steps_per_epoch": calls, "callbacks": [progress], "verbose": 0, "shuffle": False}
     try:
-        distiller.fit(
-            microbatches, steps_per_epoch=calls, callbacks=[progress], verbose=0, shuffle=False
-        )
+        with warnings.catch_warnings():
+            # Losses of layers depend on nothing behind these layers.
+            warnings.filterwarnings("ignore", "Gradients do not exist for variables")
+            distiller.fit(microbatches, **fitting)
     except KeyboardInterrupt as interrupt:
         saved = checkpoints.checkpoint_steps(config.output_dir)[-1:] or [0]
         raise KeyboardInterrupt(

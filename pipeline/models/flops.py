@@ -36,15 +36,26 @@ def forward_flops(config: EncoderConfig, length: float, positions: float) -> flo
 
 
 def step_flops(
-    student: EncoderConfig, teacher: EncoderConfig | None, length: float, positions: float
+    student: EncoderConfig,
+    teacher: EncoderConfig | None,
+    length: float,
+    positions: float,
+    *,
+    embeds: bool = False,
 ) -> float:
     """Returns the operations of a training step for one example.
+
+    The products that losses of attention make themselves are not counted.
 
     Args:
         student: the trained model's shape.
         teacher: the shape of a live teacher; None without one.
         length: L.
         positions: P, those that go through the vocabulary.
+        embeds: whether both models read the input once more for its embedding.
     """
-    total = 3.0 * forward_flops(student, length, positions)
-    return total if teacher is None else total + forward_flops(teacher, length, positions)
+    passes = [positions, *([0] * embeds)]
+    total = 3.0 * sum(forward_flops(student, length, count) for count in passes)
+    if teacher is not None:
+        total += sum(forward_flops(teacher, length, count) for count in passes)
+    return total

@@ -6,14 +6,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from data_specs.records import HIDDEN_STATES, MASKED_LM_POSITIONS
+from data_specs.records import HEAD_STATES, HIDDEN_STATES, MASKED_LM_POSITIONS
 from pipeline.models.architectures.parts import ACTIVATION_FUNCTIONS, DType, LayerParts, Tensor
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
 
 LOGITS = "logits"
-# What is multiplied with the vocabulary.
-HEAD_STATES = "head_states"
 
 
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
@@ -33,6 +31,19 @@ def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     length = ops.shape(hidden)[1]
     one_hot = ops.equal(ops.expand_dims(positions, -1), ops.arange(length, dtype="int32"))
     return ops.matmul(ops.cast(one_hot, hidden.dtype), hidden)
+
+
+def vocabulary_logits(states: Tensor, table: Tensor, bias: Tensor, *, dtype: str) -> Tensor:
+    """Maps head states [..., E] to logits, float32 [..., V].
+
+    Args:
+        states: the output of the head.
+        table: the output table, [V, E].
+        bias: float32 [V].
+        dtype: of the product.
+    """
+    logits = ops.matmul(ops.cast(states, dtype), ops.transpose(ops.cast(table, dtype)))
+    return ops.cast(logits, "float32") + bias
 
 
 class MaskedLMHead(keras.layers.Layer):
@@ -170,7 +181,4 @@ class MaskedLM(keras.Model):
             table: see `output_layer`.
             bias: see `output_layer`.
         """
-        logits = ops.matmul(
-            ops.cast(states, self.logits_dtype), ops.transpose(ops.cast(table, self.logits_dtype))
-        )
-        return ops.cast(logits, "float32") + bias
+        return vocabulary_logits(states, table, bias, dtype=self.logits_dtype)

@@ -8,9 +8,10 @@ from data_specs.records import TASK_LOGITS
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.storage import manifest as manifests
-from pipeline.storage import token_counts
-from pipeline.storage.codecs import CODECS
-from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage import output_table, token_counts
+from pipeline.storage.codecs import CODECS, ENCODINGS
+from pipeline.storage.codecs.base import TargetCodec
+from pipeline.storage.codecs.states import StatesCodec
 from pipeline.storage.manifest import FileInfo, Manifest, TeacherInfo
 from pipeline.storage.vocab_subset import VocabSubset
 
@@ -101,13 +102,13 @@ def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:
         raise InputError(None, expected, max_position_embeddings)
 
 
-def open_codec(directory: Location, manifest: Manifest) -> TopKCodec:
+def open_codec(directory: Location, manifest: Manifest) -> TargetCodec:
     """Returns the codec that reads a teacher cache, in whose directory some codecs have a file.
 
     Raises:
         InputError: the file is missing, or is not what the manifest says.
     """
-    # No shards: only the file of token counts, where there is one.
+    # No shards: only the file of token counts or of the output table, where there is one.
     manifests.verify(directory, dataclasses.replace(manifest, splits={}), full=True)
     return make_codec(directory, manifest.teacher_info, manifest.vocab.size)
 
@@ -126,20 +127,23 @@ def count_tokens(
     Returns:
         the file of token counts; None where the codec needs none.
     """
-    if not CODECS[info.logit_encoding].needs_token_counts:
+    if not ENCODINGS[info.logit_encoding].needs_token_counts:
         return None
     paths = [source / shard.file for shard in manifest.shards]
     return token_counts.ensure_counts(directory, paths, manifest.vocab.size)
 
 
-def make_codec(directory: Location, info: TeacherInfo, vocab_size: int) -> TopKCodec:
+def make_codec(directory: Location, info: TeacherInfo, vocab_size: int) -> TargetCodec:
     """Returns the codec of a cache, also of one that is being made.
 
-    Where the codec needs token counts, they are in the cache's directory.
+    Where the codec needs token counts or an output table, they are in the cache's directory.
 
     Raises:
-        InputError: the file of token counts holds something else.
+        InputError: the file there holds something else.
     """
+    if info.holds_states:
+        output = output_table.read_table(directory, vocab_size, info.state_size)
+        return StatesCodec(vocab_size, info.state_packing(), output)
     codec, counts = CODECS[info.logit_encoding], None
     if codec.needs_token_counts:
         path = directory / token_counts.TOKEN_COUNTS_FILE

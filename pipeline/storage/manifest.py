@@ -27,7 +27,14 @@ from pipeline.base.errors import InputError, show_settings
 from pipeline.base.json_text import shown
 from pipeline.base.location import Location
 from pipeline.storage import arrays
-from pipeline.storage.codecs import CODECS, HIDDEN_CODECS, HiddenCodec
+from pipeline.storage.codecs import (
+    CODECS,
+    ENCODINGS,
+    HIDDEN_CODECS,
+    STATES,
+    HiddenCodec,
+)
+from pipeline.storage.codecs.states import STATE_PACKINGS, StatePacking
 from pipeline.tokenizers.vocabulary import MAX_TOKENIZER_BYTES, Sha256, VocabInfo
 
 FORMAT_VERSION = 1
@@ -36,6 +43,8 @@ CHECKSUM_FILE = ".manifest.json.sha256"
 REQUEST_FILE = "request.json"
 # Beside the shards; see `pipeline.storage.token_counts`.
 TOKEN_COUNTS_FILE = "token_counts.npy"
+# Beside the shards of a cache of head states; see `pipeline.storage.output_table`.
+OUTPUT_TABLE_FILE = "output_table.safetensors"
 TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
@@ -58,6 +67,7 @@ NUM_IDS = "num_ids"
 _DROPPED_ENCODINGS = {"uint8": "ef818ef"}
 # Of a position, of all groups of hidden states together.
 _MAX_HIDDEN_SIZE = 2**20
+_MAX_STATE_SIZE = 2**16
 
 # No array has more items.
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -135,6 +145,14 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
 
 
+class TableInfo(FileInfo, frozen=True, forbid_unknown_fields=True):
+    """The file of the teacher's output table, as `FileInfo`."""
+
+    file: Annotated[
+        str, json_text.matching(re.escape(OUTPUT_TABLE_FILE), f"the file {OUTPUT_TABLE_FILE}")
+    ]
+
+
 class HubSource(msgspec.Struct):
     """The model of the hub that weights came from: its id and its commit."""
 
@@ -164,9 +182,10 @@ class TeacherInfo:
 
     Attributes:
         truncation_factor: K, ids kept at a masked position, or the most where that
-            varies; draws at one where `truncation` is `sampled`.
-        logit_encoding: a name in `pipeline.storage.codecs.CODECS`.
-        temperatures: those with a stored tail mass, ascending from 1.
+            varies; draws at one where `truncation` is `sampled`; V of head states.
+        logit_encoding: a name in `pipeline.storage.codecs.ENCODINGS`.
+        temperatures: those with a stored tail mass, ascending from 1; none of head states,
+            which have no tail.
         teacher: the teacher's `config` and the `sha256` of its weights, and of a model of the
             hub `hub`, its id and commit; of a merged cache `merged`, a list of its inputs'
             teachers, each with its `weight`.
@@ -179,6 +198,8 @@ class TeacherInfo:
         truncation_mass: the mass at which a position's ids end; None for none.
         embedding: the pooling of the kept embedding, one of `records.POOLINGS`; None where
             none is kept.
+        state_bits: of a number of a head state; None unless `logit_encoding` is `states`.
+        state_size: E of the head states; None likewise.
     """
 
     truncation_factor: Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -192,6 +213,13 @@ class TeacherInfo:
     truncation: Literal[TOPK, SAMPLED] = TOPK
     truncation_mass: Share | None = None
     embedding: Literal[records.POOLINGS] | None = None
+    state_bits: int | None = None
+    state_size: int | None = None
+
+    @property
+    def holds_states(self) -> bool:
+        """Whether the cache holds head states in place of a top-k."""
+        return self.logit_encoding == STATES
 
     @property
     def variable(self) -> bool:
@@ -204,6 +232,18 @@ class TeacherInfo:
             return None
         return HIDDEN_CODECS[self.hidden_encoding](len(self.hidden_groups), self.hidden_size)
 
+    def state_packing(self) -> StatePacking | None:
+        """Returns the packing of the head states; None where none are cached."""
+        return STATE_PACKINGS[self.state_bits](self.state_size) if self.holds_states else None
+
+    @property
+    def target_features(self) -> tuple[Feature, ...]:
+        """The features that hold the teacher's distribution and the label's probability."""
+        if self.holds_states:
+            return (*self.state_packing().stored, records.LABEL_FEATURE)
+        counts = (records.TOPK_COUNTS_FEATURE,) if self.variable else ()
+        return (*CODECS[self.logit_encoding].stored, *counts, *records.MASS_FEATURES)
+
     @property
     def sizes(self) -> dict[str, int]:
         """Sizes by the letters of `data_specs.records`."""
@@ -212,18 +252,19 @@ class TeacherInfo:
             "T": len(self.temperatures),
             "G": len(self.hidden_groups),
             "D": self.hidden_size or 0,
+            **(self.state_packing().sizes if self.holds_states else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields of a manifest.
 
-        The truncation is stated only where it is not simply the top-k, and the embedding
-        only where there is one, as in manifests from before there was a choice.
+        The truncation is stated only where it is not simply the top-k; head states and the
+        embedding only where there are some, as in manifests from before there was a choice.
         """
         value = dataclasses.asdict(self)
         if self.truncation == TOPK:
             del value["truncation"]
-        for name in ("truncation_mass", "embedding"):
+        for name in ("truncation_mass", "embedding", "state_bits", "state_size"):
             if value[name] is None:
                 del value[name]
         return value
@@ -234,7 +275,7 @@ class Manifest:
     """The contents of a cache directory. Attributes are named as in `manifest.json`.
 
     A teacher cache alone has `teacher_info`; `token_counts` have unmasked windows, and
-    teacher caches of codecs that need them.
+    teacher caches of codecs that need them; an `output_table` have caches of head states.
     """
 
     kind: Literal[tuple(records.FEATURES)]
@@ -251,6 +292,7 @@ class Manifest:
     statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teacher_info: TeacherInfo | None = None
     token_counts: FileInfo | None = None
+    output_table: TableInfo | None = None
 
     @property
     def shards(self) -> list[ShardInfo]:
@@ -265,9 +307,7 @@ class Manifest:
             return records.FEATURES[self.kind]
         return (
             *records.MASKED_EXAMPLE_FEATURES,
-            *CODECS[info.logit_encoding].stored,
-            *((records.TOPK_COUNTS_FEATURE,) if info.variable else ()),
-            *records.MASS_FEATURES,
+            *info.target_features,
             *(records.HIDDEN_FEATURES[info.hidden_encoding] if info.hidden_groups else ()),
             *((records.EMBEDDING_FEATURE,) if info.embedding else ()),
         )
@@ -323,10 +363,11 @@ class Manifest:
         """Returns the object that `manifest.json` holds."""
         value = {**vars(self), "format_version": FORMAT_VERSION}
         del value["teacher_info"]
-        for name in ("vocab", "splits", "token_counts"):
+        for name in ("vocab", "splits", "token_counts", "output_table"):
             value[name] = msgspec.to_builtins(value[name])
-        if self.token_counts is None:
-            del value["token_counts"]
+        for name in ("token_counts", "output_table"):
+            if value[name] is None:
+                del value[name]
         if self.teacher_info is not None:
             value |= self.teacher_info.to_json()
             # For people: it follows from the rest.
@@ -496,14 +537,19 @@ def _parse(value: Mapping[str, Any], path: Location) -> Manifest:
         raise InputError(path, received="no field tokenizer_files")
     info = _parse_teacher_info(value, path) if value.get("kind") == records.TEACHER_CACHE else None
     needs_counts = value.get("kind") == records.UNMASKED_WINDOWS or (
-        info is not None and CODECS[info.logit_encoding].needs_token_counts
+        info is not None and ENCODINGS[info.logit_encoding].needs_token_counts
     )
-    ignored = {"teacher_info"} if needs_counts else {"teacher_info", "token_counts"}
+    has_table = info is not None and info.holds_states
+    ignored = {"teacher_info"}
+    ignored |= set() if needs_counts else {"token_counts"}
+    ignored |= set() if has_table else {"output_table"}
     fields = {name: part for name, part in value.items() if name not in ignored}
     manifest = json_text.convert(fields, Manifest, path)
     manifest = dataclasses.replace(manifest, teacher_info=info)
     if needs_counts and manifest.token_counts is None:
         raise InputError(path, received="no field token_counts")
+    if has_table and manifest.output_table is None:
+        raise InputError(path, received="no field output_table")
     size = manifest.vocab.size
     for name, special in manifest.special_ids.items():
         if special >= size:
@@ -519,9 +565,11 @@ def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo
     # Caches from before there were such fields lack them; others have null.
     given = {name: part for name, part in value.items() if part is not None}
     info = json_text.convert(given, TeacherInfo, path)
-    _expect_encoding(f"{path}: logit_encoding", info.logit_encoding, CODECS)
+    _expect_encoding(f"{path}: logit_encoding", info.logit_encoding, ENCODINGS)
     temperatures = info.temperatures
-    if temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
+    if info.holds_states:
+        _expect_states(info, path)
+    elif temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
         received = shown(list(temperatures))
         raise InputError(f"{path}: temperatures", "ascending numbers from 1", received)
     # The teacher of a cache that is not merged is like one of the teachers of a merged one.
@@ -534,6 +582,19 @@ def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo
         if not 1 <= (size or 0) <= most:
             raise InputError(f"{path}: hidden_size", f"a number from 1 to {most}", shown(size))
     return info
+
+
+def _expect_states(info: TeacherInfo, path: Location) -> None:
+    """Raises InputError unless the sizes of head states are possible and nothing is truncated."""
+    if info.state_bits not in STATE_PACKINGS:
+        expected = f"one of {', '.join(map(str, STATE_PACKINGS))}"
+        raise InputError(f"{path}: state_bits", expected, shown(info.state_bits))
+    if not 1 <= (info.state_size or 0) <= _MAX_STATE_SIZE:
+        expected = f"a number from 1 to {_MAX_STATE_SIZE}"
+        raise InputError(f"{path}: state_size", expected, shown(info.state_size))
+    if info.temperatures or info.variable:
+        expected = "no temperatures and no truncation of head states, which have no tail"
+        raise InputError(path, expected, shown([*info.temperatures, info.truncation]))
 
 
 def _expect_encoding(subject: str, encoding: str | None, table: Mapping[str, Any]) -> None:
@@ -569,7 +630,7 @@ def _expect_shard(shard: ShardInfo, path: Location) -> None:
 
 def varies_in_size(info: TeacherInfo) -> bool:
     """Returns whether records of equal shape may differ in size, so that shards are measured."""
-    return info.variable or CODECS[info.logit_encoding].compresses
+    return info.variable or ENCODINGS[info.logit_encoding].compresses
 
 
 def copy_tokenizer(source: Location, manifest: Manifest, target: Location) -> None:
@@ -586,7 +647,7 @@ def copy_tokenizer(source: Location, manifest: Manifest, target: Location) -> No
 
 
 def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
-    """Checks a directory's shards, and its token counts, against its manifest.
+    """Checks a directory's shards, and the files beside them, against its manifest.
 
     The manifest may be narrowed to some of the shards. `full` checks every byte (SHA-256),
     otherwise only sizes are checked.
@@ -598,6 +659,8 @@ def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
         _verify_file(directory / shard.file, shard, "shard", full=full)
     if (info := manifest.token_counts) is not None:
         _verify_file(directory / info.file, info, "file of token counts", full=full)
+    if (info := manifest.output_table) is not None:
+        _verify_file(directory / info.file, info, "file of the output table", full=full)
 
 
 def _verify_file(path: Location, info: ShardInfo | FileInfo, what: str, *, full: bool) -> None:

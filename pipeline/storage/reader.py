@@ -13,7 +13,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import hold_mirrors, prefetch_mirrors
 from pipeline.storage import arrays, shuffling
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.base import TargetCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shuffling import RecordGroup
 
@@ -171,7 +171,7 @@ def evaluation_records(cache: CacheInput, split: str) -> tf.data.Dataset:
 
 
 def parse_batch(
-    serialized: tf.Tensor, manifest: Manifest, codec: TopKCodec | None = None
+    serialized: tf.Tensor, manifest: Manifest, codec: TargetCodec | None = None
 ) -> Mapping[str, Any]:
     """Decodes a batch of masked examples, or of a teacher cache, to padded tensors.
 
@@ -185,10 +185,10 @@ def parse_batch(
         int32 `input_ids` [B, L], `segment_lengths` [B, 2], `masked_lm_positions`
         and `masked_lm_ids` [B, P]; float32 `masked_lm_weights` [B, P], 1 at real
         positions; from a teacher cache `topk_ids` int32 and `topk_logits`
-        float32 [B, P, K] and `log_tail_masses` float32 [B, P, T], and where it has
-        them `hidden_states` float32 [B, P, G, D] and `embedding` float32 [B, D].
-        Padding is 0, and −inf in the tails. Where a real position has fewer ids,
-        `NO_ID` and its logit follow.
+        float32 [B, P, K] and `log_tail_masses` float32 [B, P, T], or in their place
+        `head_states` float32 [B, P, E]; and where it has them `hidden_states` float32
+        [B, P, G, D] and `embedding` float32 [B, D]. Padding is 0, and −inf in the
+        tails. Where a real position has fewer ids, `NO_ID` and its logit follow.
 
     Raises:
         ValueError: a teacher cache without its codec.
@@ -214,11 +214,11 @@ def parse_batch(
     count = tf.strings.length(parsed[records.MASKED_LM_POSITIONS]) // 2
     batch[records.MASKED_LM_WEIGHTS] = tf.sequence_mask(count, sizes["P"], dtype=tf.float32)
     if codec is not None:
-        ids, logits = codec.decode_tensors(tf, parsed, count, sizes["P"])
-        batch.update({records.TOPK_IDS: ids, records.TOPK_LOGITS: logits})
-        real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
-        # A log of 0 would be a tail of all the mass, and a top-k of none.
-        batch[records.LOG_TAIL_MASSES] = tf.where(real, padded(_TAILS), -float("inf"))
+        batch.update(codec.target_tensors(tf, parsed, count, sizes["P"]))
+        if manifest.teacher_info.temperatures:
+            real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
+            # A log of 0 would be a tail of all the mass, and a top-k of none.
+            batch[records.LOG_TAIL_MASSES] = tf.where(real, padded(_TAILS), -float("inf"))
         hidden_codec = manifest.teacher_info.hidden_codec()
         if hidden_codec is not None:
             batch[records.HIDDEN_STATES] = hidden_codec.decode_tensors(tf, parsed, sizes["P"])

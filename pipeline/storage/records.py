@@ -30,7 +30,8 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.storage import arrays, serialization
 from pipeline.storage.codecs import HiddenCodec, TopKCodec
-from pipeline.storage.codecs.base import NO_ID
+from pipeline.storage.codecs.base import NO_ID, TargetCodec
+from pipeline.storage.codecs.states import StatesCodec
 from pipeline.storage.manifest import Manifest, TeacherInfo
 
 _POSITIONS = records.MASKED_EXAMPLE_FEATURES[3]
@@ -177,6 +178,23 @@ def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]
             raise InputError(path, received=f"broken record {index}: {error}") from error
 
 
+def decode_embedding(features: Mapping[str, bytes], info: TeacherInfo) -> np.ndarray | None:
+    """Decodes the embedding of a record of a teacher cache, float32 [D]; None where none is cached.
+
+    Raises:
+        KeyError: the feature is missing.
+        ValueError: it is damaged.
+    """
+    if info.embedding is None:
+        return None
+    feature = records.EMBEDDING_FEATURE
+    values = arrays.decode(feature, features[feature.name], vocab_size=0).astype(np.float32)
+    if len(values) != info.hidden_size or not np.isfinite(values).all():
+        expected = f"expected {info.hidden_size} finite numbers"
+        raise ValueError(f"{feature.name}: {expected}, received {len(values)}")
+    return values
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TeacherTargets:
     """The cached teacher targets at the masked positions of one record, or of several.
@@ -186,8 +204,11 @@ class TeacherTargets:
         logits: float32 [P, K], each minus its row's largest; `NO_ID_LOGIT` beside `NO_ID`.
         log_tail_masses: float32 [P, T], the log of the mass outside the ids.
         label_log_probs: float32 [P], the log-probability of the label at temperature 1.
-        temperatures: T numbers, ascending from 1.
+        temperatures: T numbers, ascending from 1; none where the ids are all tokens, so that
+            nothing is outside them at any temperature.
         hidden_states: float32 [P, G, D]; None where none are cached.
+        head_states: float32 [P, E], to be packed in place of ids and logits; None where these
+            are, and of targets that were read.
     """
 
     ids: np.ndarray
@@ -196,6 +217,7 @@ class TeacherTargets:
     label_log_probs: np.ndarray
     temperatures: tuple[float, ...]
     hidden_states: np.ndarray | None = None
+    head_states: np.ndarray | None = None
 
     @property
     def counts(self) -> np.ndarray:
@@ -204,7 +226,7 @@ class TeacherTargets:
 
     @classmethod
     def from_features(
-        cls, features: Mapping[str, bytes], codec: TopKCodec, info: TeacherInfo
+        cls, features: Mapping[str, bytes], codec: TargetCodec, info: TeacherInfo
     ) -> Self:
         """Decodes the targets of a record of a teacher cache, whose codec `open_codec` returns.
 
@@ -218,12 +240,14 @@ class TeacherTargets:
         ids, logits = codec.decode(features, count)
         masses = {}
         for feature, each in ((_TAILS, len(info.temperatures)), (_LABELS, 1)):
-            values = arrays.decode(feature, features[feature.name], codec.vocab_size)
+            # Without temperatures there is no such feature.
+            content = features[feature.name] if each else b""
+            values = arrays.decode(feature, content, codec.vocab_size)
             if len(values) != count * each:
                 expected = f"expected {count * each} numbers"
                 raise ValueError(f"{feature.name}: {expected}, received {len(values)}")
             masses[feature.name] = values.astype(np.float32)
-        masses[_TAILS.name] = masses[_TAILS.name].reshape(count, -1)
+        masses[_TAILS.name] = masses[_TAILS.name].reshape(count, len(info.temperatures))
         hidden = None if hidden_codec is None else hidden_codec.decode(features, count)
         targets = cls(ids, logits, **masses, temperatures=info.temperatures, hidden_states=hidden)
         targets._expect_numbers()
@@ -245,12 +269,15 @@ class TeacherTargets:
         return {name: part for name, part in vars(self).items() if isinstance(part, np.ndarray)}
 
     def to_features(
-        self, codec: TopKCodec, row_splits: np.ndarray, hidden_codec: HiddenCodec | None = None
+        self,
+        codec: TopKCodec | StatesCodec,
+        row_splits: np.ndarray,
+        hidden_codec: HiddenCodec | None = None,
     ) -> list[dict[str, bytes]]:
         """Encodes the targets of several records.
 
         Args:
-            codec: packs the top-k; logits may be on any scale.
+            codec: packs the top-k, whose logits may be on any scale, or the head states.
             row_splits: int [records + 1], where each record's positions begin.
             hidden_codec: packs the hidden states; None leaves them out.
 
@@ -260,15 +287,29 @@ class TeacherTargets:
         Raises:
             ValueError: a position has no id, or fewer than K though that does not vary.
         """
-        packed = codec.encode(self.ids, self.logits, row_splits)
+        packed_arrays = (self.ids, self.logits) if self.head_states is None else (self.head_states,)
+        packed = codec.encode(*packed_arrays, row_splits)
         if hidden_codec is not None:
             states = hidden_codec.encode(self.hidden_states, row_splits)
             packed = [{**one, **other} for one, other in zip(packed, states, strict=True)]
+        masses = (_TAILS, _LABELS) if self.log_tail_masses.shape[-1] else (_LABELS,)
         for features, (begin, end) in zip(packed, itertools.pairwise(row_splits), strict=True):
-            for feature in (_TAILS, _LABELS):
+            for feature in masses:
                 values = getattr(self, feature.name)[begin:end]
                 features[feature.name] = arrays.encode(feature, values, codec.vocab_size)
         return packed
+
+    def log_tails(self, temperature: float) -> np.ndarray:
+        """Returns the log of the mass outside the ids at a temperature, float32 [P].
+
+        Raises:
+            ValueError: it is not cached at this temperature.
+        """
+        if not self.temperatures:
+            return np.full(len(self.ids), -np.inf, np.float32)
+        if temperature not in self.temperatures:
+            raise ValueError(f"temperature: expected one of {self.temperatures}, got {temperature}")
+        return self.log_tail_masses[:, self.temperatures.index(temperature)]
 
     def probabilities(
         self, temperature: float, k: int | None = None
@@ -279,7 +320,7 @@ class TeacherTargets:
         joins the tail.
 
         Args:
-            temperature: one of `temperatures`.
+            temperature: one of `temperatures`; any where these are none.
             k: how many ids; None for all K.
 
         Returns:
@@ -288,9 +329,7 @@ class TeacherTargets:
         Raises:
             ValueError: no tail mass is cached at this temperature.
         """
-        if temperature not in self.temperatures:
-            raise ValueError(f"temperature: expected one of {self.temperatures}, got {temperature}")
-        log_tail = self.log_tail_masses[:, self.temperatures.index(temperature)]
+        log_tail = self.log_tails(temperature)
         scaled = self.logits.astype(np.float64) / temperature
         weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
         tail = np.exp(log_tail.astype(np.float64))

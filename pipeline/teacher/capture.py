@@ -26,14 +26,23 @@ from pipeline.models import embeddings, layer_groups, position_blocks
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
-from pipeline.models.masked_lm import HEAD_STATES, LOGITS, MaskedLM, gather_positions
+from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
+from pipeline.models.weight_names import VOCABULARY_ROWS
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
-from pipeline.storage import arrays, cache_input, cache_tokenizer, serialization
+from pipeline.storage import arrays, cache_input, cache_tokenizer, output_table, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs import CODECS, HiddenCodec, TopKCodec
-from pipeline.storage.manifest import SAMPLED, FileInfo, Manifest, ShardInfo, TeacherInfo
+from pipeline.storage.codecs import ENCODINGS, HiddenCodec
+from pipeline.storage.codecs.base import TargetCodec
+from pipeline.storage.manifest import (
+    SAMPLED,
+    FileInfo,
+    Manifest,
+    ShardInfo,
+    TableInfo,
+    TeacherInfo,
+)
 from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from pipeline.teacher import forward, truncation
 from pipeline.teacher import judgement as judgements
@@ -141,13 +150,16 @@ def run_configuration(
     else:
         # It has no effect, and is not in the run configurations of older directories.
         del settings["hidden_encoding"]
+    factor = config.truncation_factor
+    if config.holds_states:
+        factor, settings["state_size"] = source.config.vocab_size, source.config.embedding_width
     return {
         **settings,
         "kind": records.TEACHER_CACHE,
         "parent": {"sha256": manifests.load(cache.directory).sha256()},
         "shards": [shard.file for shard in cache.manifest.shards],
         "teacher": describe_teacher(source),
-        "truncation_factor": min(config.truncation_factor, source.config.vocab_size),
+        "truncation_factor": min(factor, source.config.vocab_size),
         "temperatures": list(config.temperatures),
         "backend": keras.config.backend(),
     }
@@ -157,6 +169,14 @@ def describe_teacher(source: ModelSource) -> dict[str, Any]:
     """Returns what the manifest says of a teacher; of unused rows only where there are some."""
     unused = {"unused_rows": source.unused_rows} if source.unused_rows else {}
     return {"config": source.stored_config.to_dict(), "sha256": source.sha256(), **unused}
+
+
+def read_output_layer(source: ModelSource) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a teacher's output table, float32 [V, E], and its bias [V]."""
+    weights = source.read_weights()
+    # The last one is the decoder where the word embeddings are no output table.
+    words, bias, *decoder = (weights[name] for name in VOCABULARY_ROWS if name in weights)
+    return (decoder or [words])[0], bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +219,18 @@ class Inputs:
             self.config.output_dir, self.teacher_info, self.cache.directory, self.cache.manifest
         )
 
+    def write_table(self) -> TableInfo | None:
+        """Writes the file of the teacher's output table, where the codec needs one."""
+        if not self.config.holds_states:
+            return None
+        teacher = self.source.config
+        return output_table.ensure_table(
+            self.config.output_dir,
+            teacher.vocab_size,
+            teacher.embedding_width,
+            read_layer=lambda: read_output_layer(self.source),
+        )
+
     def open_workers(self) -> Workers:
         """Returns what runs the jobs."""
         return runners.open_workers(self.config.ray, self.config.output_dir)
@@ -229,16 +261,16 @@ class Capture:
         manifest: of the masked examples.
         info: what the cache will hold.
         batch_size: B.
-        codec: packs the top-k.
+        codec: packs the top-k or the head states.
         forward: the compiled teacher, from a batch to what is kept of its output: the top-k,
-            or all logits where tokens are drawn.
+            all logits where tokens are drawn, or head states.
         on_examples: called with the number of examples just done.
     """
 
     manifest: Manifest
     info: TeacherInfo
     batch_size: int
-    codec: TopKCodec
+    codec: TargetCodec
     forward: forward.CompiledForward
     on_examples: Callable[[int], None]
 
@@ -269,7 +301,7 @@ class Capture:
 
     def _read_blocks(self, examples: Iterator[MaskedExample]) -> Iterator[list[MaskedExample]]:
         """Yields examples that are sorted by length together, in their order."""
-        position_bytes = self.codec.truncation_factor * 8
+        position_bytes = 4 * (self.info.state_size or 2 * self.info.truncation_factor)
         if self.hidden_codec is not None:
             position_bytes += self.hidden_codec.num_groups * self.hidden_codec.hidden_size * 4
         example_bytes = self.manifest.max_predictions_per_seq * position_bytes
@@ -306,10 +338,11 @@ class Capture:
         targets = TeacherTargets(
             ids=kept[records.TOPK_IDS],
             logits=kept[records.TOPK_LOGITS],
-            log_tail_masses=kept[records.LOG_TAIL_MASSES],
+            log_tail_masses=kept[records.LOG_TAIL_MASSES][:, : len(self.info.temperatures)],
             label_log_probs=kept[records.LABEL_LOG_PROBS],
             temperatures=self.info.temperatures,
             hidden_states=kept.get(records.HIDDEN_STATES),
+            head_states=kept.get(records.HEAD_STATES),
         )
         features = targets.to_features(self.codec, row_splits, self.hidden_codec)
         return [{**one, **other} for one, other in zip(features, of_examples, strict=True)]
@@ -348,29 +381,32 @@ def keep_function(
     """
     groups, vocab_size = find_groups(config, source), source.config.vocab_size
     sampled = config.truncation == SAMPLED
-    k = 1 if sampled else min(config.truncation_factor, vocab_size)
+    # For draws, and beside head states, only the first guess is asked for.
+    k = 1 if sampled or config.holds_states else min(config.truncation_factor, vocab_size)
     size = position_blocks.block_size(
         batch_size=config.predict_batch_size, num_positions=max_positions, vocab_size=vocab_size
     )
 
     def truncate(output: Sequence[Any], block: Mapping[str, Any]) -> dict[str, Any]:
-        logits = model.vocabulary_logits(block[HEAD_STATES], *output)
+        logits = model.vocabulary_logits(block[records.HEAD_STATES], *output)
         kept = truncation.truncate(
             logits,
             block[records.MASKED_LM_IDS],
             truncation_factor=k,
-            temperatures=config.temperatures,
+            temperatures=config.temperatures or (1.0,),
             truncation_mass=config.truncation_mass,
         )
         return {**kept, ENTROPIES: truncation.entropies(logits)}
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        states = {HEAD_STATES: outputs[HEAD_STATES]}
+        states = {records.HEAD_STATES: outputs[records.HEAD_STATES]}
         states[records.MASKED_LM_IDS] = batch[records.MASKED_LM_IDS]
         kept = position_blocks.over_positions(truncate, model.output_layer(), states, size=size)
         if sampled:
             # The draws are NumPy's: the same on any backend.
             kept[LOGITS] = outputs[LOGITS]
+        if config.holds_states:
+            kept[records.HEAD_STATES] = keras.ops.cast(outputs[records.HEAD_STATES], "float32")
         if groups:
             kept[records.HIDDEN_STATES] = keep_hidden_states(groups, outputs, batch)
         if config.cache_embedding is not None:
@@ -593,6 +629,7 @@ def _make_missing_shards(inputs: Inputs) -> None:
         workers.warm_up(lambda: maker.judge(max(jobs, key=counts.get)))
         manifests.reserve_output_dir(config.output_dir, inputs.run_configuration)
         inputs.count_tokens()
+        inputs.write_table()
         with tqdm.tqdm(
             total=sum(counts.values()), unit=" examples", desc="teacher", smoothing=0.1
         ) as bar:
@@ -618,7 +655,7 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         "machine": platform.machine(),
         "threads": inputs.open_workers().cpus_per_job,
         "keras": keras.__version__,
-        **CODECS[config.logit_encoding].environment,
+        **ENCODINGS[config.logit_encoding].environment,
     }
     if devices := _devices(config):
         environment["devices"] = len(devices)
@@ -630,6 +667,7 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         statistics={**cache.manifest.statistics, "environment": environment},
         teacher_info=inputs.teacher_info,
         token_counts=inputs.count_tokens(),
+        output_table=inputs.write_table(),
     )
     if (judgement := judgements.of_cache(manifest)) is not None:
         # For people: it follows from the shards.

@@ -1,6 +1,7 @@
 """The settings of `create_teacher_output_data`."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from data_specs.records import POOLINGS
 from pipeline.base import hub_id
@@ -10,8 +11,13 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_numbers, setting
 from pipeline.runners.ray import RayConfig
-from pipeline.storage.codecs import CODECS, HIDDEN_CODECS
+from pipeline.storage.codecs import ENCODINGS, HIDDEN_CODECS, STATES
+from pipeline.storage.codecs.states import STATE_PACKINGS
 from pipeline.storage.manifest import SAMPLED, TOPK, TRUNCATIONS
+
+_DEFAULT_K = 128
+_DEFAULT_BITS = 8
+_STATE_BITS = ", ".join(map(str, sorted(STATE_PACKINGS)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +56,12 @@ class TeacherCacheConfig(Settings):
         decides_output=False,
     )
     truncation_factor: int = setting(
-        128, "k, the number of the teacher's tokens stored at a masked position.", low=1
+        _DEFAULT_K, "k, the number of the teacher's tokens stored at a masked position.", low=1
     )
     temperatures: tuple[float, ...] | None = setting(
         None,
         "Temperatures at which the mass outside the top-k is stored, ascending from 1. "
-        "1,2 by default; 1 with `truncation`=sampled.",
+        "1,2 by default; 1 with `truncation`=sampled, none with `logit_encoding`=states.",
         parse=parse_numbers,
     )
     truncation: str = setting(
@@ -73,7 +79,20 @@ class TeacherCacheConfig(Settings):
         high=1.0,
         omit_default=True,
     )
-    logit_encoding: str = setting("float16", "Codec of the logits.", choices=tuple(CODECS))
+    logit_encoding: str = setting(
+        "float16",
+        "Codec of the teacher's distribution. float16 and compact keep a top-k; states keeps all "
+        "of it at any temperature, as the input of the teacher's output table.",
+        choices=tuple(ENCODINGS),
+    )
+    state_bits: int | None = setting(
+        None,
+        f"Requires `logit_encoding`=states. Bits of a number of a state: {_STATE_BITS}; 8 by "
+        "default.",
+        low=min(STATE_PACKINGS),
+        high=max(STATE_PACKINGS),
+        omit_default=True,
+    )
     cache_hidden_states: str | None = setting(
         None, "Groups of teacher layers whose mean hidden state is stored; for example 1-6,7-12."
     )
@@ -137,9 +156,7 @@ class TeacherCacheConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperatures is None:
-            default = (1.0,) if self.truncation == SAMPLED else (1.0, 2.0)
-            object.__setattr__(self, "temperatures", default)
+        self._fill_defaults()
         if (self.task_index or 0) >= (self.num_tasks or 1):
             expected = f"less than `num_tasks`={self.num_tasks or 1}"
             raise InputError(Setting("task_index"), expected, self.task_index)
@@ -158,13 +175,45 @@ class TeacherCacheConfig(Settings):
             raise InputError(Setting("init_checkpoint"), expected, "`teacher`")
         if self.bert_config_file is not None and self.init_checkpoint is None:
             raise InputError(Setting("init_checkpoint"), "the teacher's checkpoint", "none")
-        self._check_truncation()
+        if self.holds_states:
+            self._check_states()
+        else:
+            self._check_truncation()
+
+    @property
+    def holds_states(self) -> bool:
+        """Whether head states are stored in place of a top-k."""
+        return self.logit_encoding == STATES
+
+    def _fill_defaults(self) -> None:
+        if self.temperatures is None:
+            default = (1.0,) if self.truncation == SAMPLED else (1.0, 2.0)
+            object.__setattr__(self, "temperatures", () if self.holds_states else default)
+        if self.state_bits is None and self.holds_states:
+            object.__setattr__(self, "state_bits", _DEFAULT_BITS)
+
+    def _check_states(self) -> None:
+        """Refuses what head states, which hold the whole distribution, have no use for."""
+        if self.state_bits not in STATE_PACKINGS:
+            raise InputError(Setting("state_bits"), f"one of {_STATE_BITS}", self.state_bits)
+        for name, unused in (
+            ("temperatures", ()),
+            ("truncation", TOPK),
+            ("truncation_mass", None),
+            ("truncation_factor", _DEFAULT_K),
+        ):
+            value = getattr(self, name)
+            if value != unused:
+                expected = "none with `logit_encoding`=states, which gives any k and temperature"
+                received = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                raise InputError(Setting(name), expected, received)
 
     def _check_truncation(self) -> None:
+        if self.state_bits is not None:
+            expected = "`logit_encoding`=states together with it"
+            raise InputError(Setting("state_bits"), expected, self.logit_encoding)
         mass, temperatures = self.truncation_mass, self.temperatures
-        given = ",".join(f"{value:g}" for value in temperatures)
-        if temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
-            raise InputError(Setting("temperatures"), "ascending numbers beginning with 1", given)
+        expect_ascending_from_1("temperatures", temperatures)
         if mass is not None and not 0.0 < mass <= 1.0:
             expected = "a number above 0 and at most 1"
             raise InputError(Setting("truncation_mass"), expected, f"{mass:g}")
@@ -174,6 +223,16 @@ class TeacherCacheConfig(Settings):
             expected = "none with `truncation`=sampled"
             raise InputError(Setting("truncation_mass"), expected, f"{mass:g}")
         if temperatures != (1.0,):
-            raise InputError(
-                Setting("temperatures"), "1, the only temperature of `truncation`=sampled", given
-            )
+            expected = "1, the only temperature of `truncation`=sampled"
+            raise InputError(Setting("temperatures"), expected, _join(temperatures))
+
+
+def expect_ascending_from_1(setting: str, temperatures: Sequence[float]) -> None:
+    """Raises InputError about a setting unless its temperatures ascend from 1."""
+    if tuple(temperatures[:1]) != (1.0,) or list(temperatures) != sorted(set(temperatures)):
+        expected = "ascending numbers beginning with 1"
+        raise InputError(Setting(setting), expected, _join(temperatures))
+
+
+def _join(temperatures: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in temperatures)

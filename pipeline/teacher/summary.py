@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.base.location import Location
+from pipeline.storage import list_mass
 from pipeline.storage import manifest as manifests
+from pipeline.storage.codecs import STATES
 from pipeline.storage.manifest import SAMPLED, Manifest
 from pipeline.teacher import judgement
 
@@ -19,8 +22,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
             f"{split:<10} {count:,} examples, {size:,} bytes, "
             f"{size / max(1, count):,.0f} an example"
         )
-    vocab_size = manifest.vocab.size
-    yield f"kept       {_kept(manifest)} of {vocab_size:,}, {info.logit_encoding}"
+    yield f"kept       {_kept(manifest)}"
     if info.hidden_groups:
         groups = ", ".join(info.hidden_groups)
         yield f"           hidden states of layers {groups}, {info.hidden_encoding}"
@@ -43,15 +45,37 @@ def describe(manifest: Manifest) -> Iterator[str]:
         yield from found.describe()
 
 
-def _kept(manifest: Manifest) -> str:
+def describe_mass(directory: Location, manifest: Manifest) -> Iterator[str]:
+    """Yields the lines on what a cache's top-k holds at its temperatures; none without a top-k.
+
+    Raises:
+        InputError: a shard is damaged.
+    """
     info = manifest.teacher_info
-    if not info.variable:
-        return f"top {info.truncation_factor}"
-    mean = f"{manifest.ids_per_position():.1f} on average"
-    if info.truncation == SAMPLED:
-        return f"tokens of {info.truncation_factor} draws, {mean},"
-    mass = f"{info.truncation_mass:g} of the mass"
-    return f"top {info.truncation_factor} up to {mass}, {mean},"
+    fits = list_mass.measure(directory, manifest, info.temperatures)
+    if fits:
+        parts = [
+            f"T = {temperature:g}: {fit.mass:.1%}, KL {fit.divergence:.2g}"
+            for temperature, fit in fits.items()
+        ]
+        yield f"mass       in the top-k, and KL of it alone to the teacher: {'; '.join(parts)}"
+    yield from list_mass.warnings(fits, info.truncation_factor)
+
+
+def _kept(manifest: Manifest) -> str:
+    info, vocab_size = manifest.teacher_info, f"{manifest.vocab.size:,}"
+    if info.holds_states:
+        return (
+            f"all of {vocab_size}, {STATES} of {info.state_size} numbers of {info.state_bits} bits"
+        )
+    kept = f"top {info.truncation_factor}"
+    if info.variable:
+        mean = f"{manifest.ids_per_position():.1f} on average"
+        if info.truncation == SAMPLED:
+            kept = f"tokens of {info.truncation_factor} draws, {mean},"
+        else:
+            kept += f" up to {info.truncation_mass:g} of the mass, {mean},"
+    return f"{kept} of {vocab_size}, {info.logit_encoding}"
 
 
 def _number(value: float) -> str:

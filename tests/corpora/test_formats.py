@@ -290,10 +290,13 @@ def test_an_endless_quoted_field_is_refused(tmp_path, monkeypatch) -> None:
         ('"1\tone"\n0\ttwo\n', ['one"', "two"]),
         ('1\t"one\n', ['"one']),
         ('1\t"one\n\n0\t"two" more', ['"one', '"two" more']),
+        ('1\t"one\n0\ttwo\n1\tthree"\n', ['"one', "two", 'three"']),
         # Quoted fields.
         ('1\t"a ""one"""\r\n0\t"two"', ['a "one"', "two"]),
         ('1\t"one\n\nmore"\n0\ttwo\n', ["one\n\nmore", "two"]),
         ('1\t"one\tmore\nand more"\n0\t""\n', ["one\tmore\nand more", ""]),
+        ('1\t"one:\n\tindented"\n0\t"two"\n', ["one:\n\tindented", "two"]),
+        ('1\t"a\tb\nc\td"\n0\t"a\nb\tc\nd"\n', ["a\tb\nc\td", "a\nb\tc\nd"]),
         ('"1"\t"one"\n"0\n"\t"two\r\nmore"\r\n', ["one", "two\r\nmore"]),
     ],
 )

@@ -49,10 +49,13 @@ def _train(output_dir: Location, table_bytes: int, *arguments: str) -> Location:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("is_live", [False, True])
-def test_blocks_train_the_same_student(tmp_path, cache_dir, teacher_dir, backend, is_live) -> None:
-    arguments = [f"--input_dir={cache_dir}", f"--init_from={teacher_dir}", f"--backend={backend}"]
-    arguments += [*LIVE, f"--teacher={teacher_dir}"] if is_live else CACHED
+@pytest.mark.parametrize("source", ["top-k", "states", "live"])
+def test_blocks_train_the_same_student(
+    tmp_path, cache_dir, states_cache_dir, teacher_dir, backend, source
+) -> None:
+    cache = states_cache_dir if source == "states" else cache_dir
+    arguments = [f"--input_dir={cache}", f"--init_from={teacher_dir}", f"--backend={backend}"]
+    arguments += [*LIVE, f"--teacher={teacher_dir}"] if source == "live" else CACHED
     whole = _train(tmp_path / "whole", 2**40, *arguments)
     # Of two positions in each row, more or less.
     blocks = _train(tmp_path / "blocks", 2**13, *arguments)

@@ -9,15 +9,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from data_specs import records
+from pipeline.api.cache import Cache
 from pipeline.distill import batches, checkpoints, preparation, training
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
-from pipeline.storage.records import read_examples
+from pipeline.storage.records import decode_embedding
 from tests.conftest import make_cache, save_tiny_bert
 from tests.distill.running import (
+    assert_equal_arrays,
     assert_same_weights,
     distilled,
     interrupt_at,
@@ -345,6 +347,20 @@ def test_attention_of_models_of_another_width_is_compared(config, tmp_path) -> N
     assert request["relation_heads"] == 8
 
 
+@pytest.mark.filterwarnings("error:Gradients do not exist")
+def test_a_head_that_no_loss_trains_stays(config, teacher_dir, capsys) -> None:
+    """Also under weight decay; one line says so."""
+    distilled(config, losses={"relation_kl": 1.0}, weight_decay=0.5, learning_rate=0.01)
+    trained, teacher = read_weights(config.output_dir), read_weights(teacher_dir)
+    heads = [name for name in teacher if name.startswith("cls.predictions")]
+    assert len(heads) >= 5
+    assert_equal_arrays(*({name: one[name] for name in heads} for one in (trained, teacher)))
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not np.array_equal(trained[name], teacher[name])
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("masked-LM head" in line and "relation_kl" in line for line in lines) == 1
+
+
 def test_relations_of_a_copy_are_the_teachers(config, still_teacher_dir) -> None:
     """In the first layer, of which a student that begins with the teacher's has the same."""
     changes = {
@@ -371,8 +387,7 @@ def test_cached_embeddings_are_the_teachers_of_the_text(embedding_cache_dir, tea
     assert (info.embedding, info.hidden_size, info.hidden_groups) == ("mean", 32, ())
     assert records.EMBEDDING not in manifest.bytes_per_position()
     model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
-    for example in read_examples(embedding_cache_dir / manifest.shards[0].file, manifest):
-        content = example.features[records.EMBEDDING]
+    for example in Cache(str(embedding_cache_dir)).examples("eval"):
         text = {
             records.INPUT_IDS: example.true_ids()[None].astype("int32"),
             records.INPUT_MASK: np.ones((1, len(example.input_ids)), "int32"),
@@ -380,7 +395,10 @@ def test_cached_embeddings_are_the_teachers_of_the_text(embedding_cache_dir, tea
         }
         states = model.activations(text)[records.HIDDEN_STATES][-1]
         expected = np.asarray(states)[0].mean(axis=0)
-        np.testing.assert_allclose(np.frombuffer(content, "<f2"), expected, atol=2e-3)
+        np.testing.assert_allclose(example.embedding, expected, atol=2e-3)
+        damaged = {records.EMBEDDING: example.features[records.EMBEDDING][:-2]}
+        with pytest.raises(ValueError, match="embedding: expected 32"):
+            decode_embedding(damaged, info)
 
 
 def test_a_cache_without_embeddings_is_as_before(cache_dir) -> None:

@@ -52,6 +52,7 @@ def _window(number: int) -> dict[str, bytes]:
 
 def _teacher_info(encoding: str, *, variable: bool, hidden: str | None) -> TeacherInfo:
     states = {"hidden_groups": ("0", "1-2"), "hidden_encoding": hidden, "hidden_size": 4}
+    states["embedding"] = "cls"
     return TeacherInfo(
         truncation_factor=_K,
         logit_encoding=encoding,
@@ -81,6 +82,8 @@ def _teacher_example(number: int, info: TeacherInfo) -> dict[str, bytes]:
         hidden = HIDDEN_CODECS[info.hidden_encoding](**_HIDDEN)
         states = random.normal(size=(3, 2, 4)).astype(np.float32)
         features.update(hidden.encode(states, np.array([0, 3]))[0])
+    if info.embedding is not None:
+        features[records.EMBEDDING] = np.ones(info.hidden_size, "<f2").tobytes()
     return {**_masked_example(number), **features}
 
 

@@ -13,15 +13,13 @@ from pipeline.base.location import Location
 from pipeline.models.architectures.parts import (
     ATTENTION_SCORES,
     ATTENTIONS,
-    KEYS,
-    QUERIES,
     QUERIES_KEYS_VALUES,
-    VALUES,
 )
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 
+QUERIES, KEYS, VALUES = QUERIES_KEYS_VALUES
 GOLDEN = {
     path.stem.removeprefix("golden_"): path
     for path in sorted(pathlib.Path(__file__).parent.glob("golden_*.npz"))

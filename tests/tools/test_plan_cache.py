@@ -43,10 +43,12 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
     assert labels["num_labels"] == plan["sample"]["num_positions"]
     assert labels["label_log_prob"] < labels["unigram_log_prob"] < 0.0
     names = [(one["logit_encoding"], one["truncation_factor"]) for one in plan["plans"]]
-    assert names == [(name, k) for name in CODECS for k in (4, 16)]
+    topk = [(name, k) for name in CODECS for k in (4, 16)]
+    assert names == topk + [("states", manifest.vocab.size)] * 3
     fields = (
-        "logit_encoding truncation_factor ids_per_position mass_kept kl_dense kl_bucket kl_reverse "
-        "bytes_per_position position_bytes example_bytes examples_per_second caches"
+        "logit_encoding truncation_factor state_bits temperatures ids_per_position mass_kept "
+        "kl_dense kl_bucket kl_reverse bytes_per_position position_bytes example_bytes "
+        "examples_per_second caches"
     )
     for one in plan["plans"]:
         assert set(one) == set(fields.split())

@@ -17,7 +17,10 @@ from pipeline.storage.manifest import SAMPLED, Manifest
 from pipeline.storage.records import TeacherTargets
 from pipeline.teacher import capture
 from tools.cache_analysis import dense_sample, fidelity
-from tools.cache_analysis.dense_sample import DenseBatch
+from tools.cache_analysis.dense_sample import DenseBatch, StateTargets
+
+# At which a cache of head states, which gives any, is compared.
+STATES_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,20 +88,20 @@ class _Comparison:
         self.positions: dict[Any, list[np.ndarray]] = collections.defaultdict(list)
         self.largest: dict[str, float] = collections.defaultdict(float)
 
-    def add(self, batch: DenseBatch, cached: TeacherTargets) -> None:
+    def add(self, batch: DenseBatch, cached: TeacherTargets | StateTargets) -> None:
         labels = batch.labels
         for block in batch.blocks():
             part, logits = cached[block], batch.logits[block]
-            for column, temperature in enumerate(self.temperatures):
-                self._add_temperature(logits, part, column, temperature)
+            for temperature in self.temperatures:
+                self._add_temperature(logits, part, temperature)
             self._add_guesses(fidelity.log_softmax(logits), part, labels[block])
 
     def _add_temperature(
-        self, logits: np.ndarray, cached: TeacherTargets, column: int, temperature: float
+        self, logits: np.ndarray, cached: TeacherTargets, temperature: float
     ) -> None:
         log_probs = fidelity.log_softmax(logits, temperature)
         exact_tail = fidelity.measure_tail(log_probs, cached.ids).log_mass
-        tail = cached.log_tail_masses[:, column]
+        tail = cached.log_tails(temperature)
         exact = fidelity.take_log_probs(log_probs, cached.ids)
         stored = fidelity.cached_log_probs(cached.ids, cached.logits, tail, temperature)
         self.positions[temperature].append(
@@ -150,7 +153,7 @@ class _HiddenComparison:
         self.error = np.zeros(len(self.groups))
         self.cosines: list[np.ndarray] = []
 
-    def add(self, batch: DenseBatch, cached: TeacherTargets) -> None:
+    def add(self, batch: DenseBatch, cached: TeacherTargets | StateTargets) -> None:
         exact = batch.kept[records.HIDDEN_STATES].astype(np.float64)
         stored = cached.hidden_states.astype(np.float64)
         self.error = np.maximum(self.error, np.abs(exact - stored).max(axis=(0, 2)))
@@ -203,7 +206,7 @@ def measure_cache(
     manifest = cache.manifest
     info = manifest.teacher_info
     codec = cache_input.open_codec(cache.directory, manifest)
-    compared, hidden, keep = _Comparison(info.temperatures), None, {}
+    compared, hidden, keep = _Comparison(info.temperatures or STATES_TEMPERATURES), None, {}
     if info.hidden_groups:
         if info.hidden_size != model.config.hidden_size:
             expected = f"hidden states of size {info.hidden_size}, as in {cache.directory}"

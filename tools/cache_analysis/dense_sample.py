@@ -1,6 +1,7 @@
 """A sample of a directory's records, and the teacher's whole distribution at their positions."""
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,13 +10,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from data_specs import records
 from pipeline.base import seeding
 from pipeline.base.errors import InputError
 from pipeline.models.masked_lm import LOGITS, MaskedLM
-from pipeline.storage import length_buckets, serialization
+from pipeline.storage import arrays, length_buckets, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs import TopKCodec
+from pipeline.storage.codecs.base import TargetCodec
+from pipeline.storage.codecs.states import StatesCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.records import MaskedExample, TeacherTargets
 from pipeline.teacher import forward
@@ -105,20 +108,80 @@ def _read(cache: CacheInput, file: str, wanted: Sequence[int]) -> list[MaskedExa
     raise InputError(path, f"a record at {wanted[len(examples)]}", "fewer")
 
 
+@dataclasses.dataclass(frozen=True)
+class StateTargets:
+    """The cached targets of several examples of a cache of head states.
+
+    Their distributions, of all tokens, are made of some positions at a time.
+
+    Attributes:
+        codec: that of the cache.
+        states: rotated, float32 [positions, E].
+        label_log_probs: float32 [positions].
+        hidden_states: as of `TeacherTargets`.
+    """
+
+    codec: StatesCodec
+    states: np.ndarray
+    label_log_probs: np.ndarray
+    hidden_states: np.ndarray | None
+
+    def __getitem__(self, positions: slice) -> TeacherTargets:
+        """Returns the targets at some of the positions."""
+        hidden, states = self.hidden_states, self.states[positions]
+        return TeacherTargets(
+            *self.codec.rank(states),
+            log_tail_masses=np.zeros((len(states), 0), np.float32),
+            label_log_probs=self.label_log_probs[positions],
+            temperatures=(),
+            hidden_states=None if hidden is None else hidden[positions],
+        )
+
+
+def decode_states(
+    cache: CacheInput, codec: StatesCodec, examples: Sequence[MaskedExample]
+) -> StateTargets:
+    """Decodes the cached targets of several examples of a cache of head states, joined."""
+    hidden_codec, label = cache.manifest.teacher_info.hidden_codec(), records.LABEL_FEATURE
+    states, labels, hidden = [], [], []
+    for example in examples:
+        features, count = example.features, len(example.masked_lm_ids)
+        with _naming_record(cache, example):
+            states.append(codec.packing.decode(features, count))
+            labels.append(arrays.decode(label, features[label.name], codec.vocab_size))
+            if hidden_codec is not None:
+                hidden.append(hidden_codec.decode(features, count))
+    return StateTargets(
+        codec,
+        np.concatenate(states),
+        np.concatenate(labels).astype(np.float32),
+        np.concatenate(hidden) if hidden else None,
+    )
+
+
 def decode_targets(
-    cache: CacheInput, codec: TopKCodec, examples: Sequence[MaskedExample]
-) -> TeacherTargets:
+    cache: CacheInput, codec: TargetCodec, examples: Sequence[MaskedExample]
+) -> TeacherTargets | StateTargets:
     """Decodes the cached targets of several examples of a teacher cache, joined."""
+    if isinstance(codec, StatesCodec):
+        return decode_states(cache, codec, examples)
     targets = []
     for example in examples:
-        try:
+        with _naming_record(cache, example):
             targets.append(
                 TeacherTargets.from_features(example.features, codec, cache.manifest.teacher_info)
             )
-        except (KeyError, ValueError) as error:
-            name = example.example_id[:16].hex()
-            raise InputError(cache.directory, received=f"broken record {name}: {error}") from error
     return TeacherTargets.join(targets)
+
+
+@contextlib.contextmanager
+def _naming_record(cache: CacheInput, example: MaskedExample) -> Iterator[None]:
+    """Raises, in place of an error of decoding, the `InputError` that names the record."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        name = example.example_id[:16].hex()
+        raise InputError(cache.directory, received=f"broken record {name}: {error}") from error
 
 
 def run_teacher(

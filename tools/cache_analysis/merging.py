@@ -21,7 +21,7 @@ from pipeline.base.errors import InputError
 from pipeline.storage import arrays, cache_input, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TargetCodec, TopKCodec
 from pipeline.storage.manifest import SAMPLED, Manifest
 from pipeline.storage.records import TeacherTargets
 
@@ -84,7 +84,7 @@ def merge_topk(
 
 def _log_tails(part: TeacherTargets) -> np.ndarray:
     """Returns float64 [positions]; one rounded to all the mass leaves a trace, in order."""
-    tails = part.log_tail_masses[:, part.temperatures.index(TEMPERATURE)]
+    tails = part.log_tails(TEMPERATURE)
     return np.minimum(tails.astype(np.float64), -np.finfo(np.float64).tiny)
 
 
@@ -152,7 +152,10 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
 
 
 def expect_same_examples(caches: Sequence[CacheInput]) -> None:
-    """Raises InputError unless caches, by their manifests, have a top-k of the same examples."""
+    """Raises InputError unless caches, by their manifests, may be merged.
+
+    They have a top-k, or head states, of the same examples.
+    """
     for cache in caches:
         if cache.manifest.kind != records.TEACHER_CACHE:
             raise InputError(cache.directory, "a teacher cache", cache.manifest.kind)
@@ -182,7 +185,7 @@ class CacheMerger:
     on_examples: Callable[[int], None]
 
     @functools.cached_property
-    def _codecs(self) -> list[TopKCodec]:
+    def _codecs(self) -> list[TargetCodec]:
         """The codec of each cache."""
         return [cache_input.open_codec(cache.directory, cache.manifest) for cache in self.caches]
 
@@ -274,7 +277,7 @@ def _first_difference(
 
 
 def _decode_block(
-    cache: CacheInput, codec: TopKCodec, block: _Block, file: str
+    cache: CacheInput, codec: TargetCodec, block: _Block, file: str
 ) -> list[TeacherTargets]:
     """Decodes the targets of records; hidden states cannot be merged."""
     info = dataclasses.replace(cache.manifest.teacher_info, hidden_groups=())

@@ -4,17 +4,19 @@ import collections
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from data_specs import records
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 from pipeline.storage import serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs import CODECS
+from pipeline.storage.codecs import CODECS, ENCODINGS, STATES
 from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.states import STATE_PACKINGS, OutputTable, StatesCodec
 from pipeline.storage.records import TeacherTargets
 from pipeline.teacher import truncation
 from pipeline.teacher.judgement import ENTROPIES, Judgement, LabelScores
@@ -30,20 +32,41 @@ class Spread:
     mean: float
     max: float
 
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Spread":
+        """Summarises an array of numbers, at least one."""
+        return cls(float(values.mean()), float(values.max()))
+
+
+@dataclasses.dataclass(frozen=True)
+class TemperatureFit:
+    """What is kept of the teacher's distribution at a temperature.
+
+    Attributes:
+        mass_kept: as of `CachePlan`.
+        kl: KL(teacher ‖ decoded) in nats, without the factor T² of `kl_divergence`; the tail's
+            mass, as it is at this temperature, spread evenly over its tokens.
+    """
+
+    mass_kept: float
+    kl: Spread
+
 
 @dataclasses.dataclass(frozen=True)
 class CachePlan:
-    """One way to cache, as measured on a sample. Divergences are in nats.
+    """One way to cache, as measured on a sample. Divergences are in nats, at temperature 1.
 
     Attributes:
         logit_encoding: names the codec.
-        truncation_factor: K.
+        truncation_factor: K; V of head states.
+        state_bits: of head states; None of a top-k.
         ids_per_position: how many are kept, in the mean.
         mass_kept: the mean mass of the ids that are kept.
         kl_dense: KL(teacher ‖ decoded), the tail's mass spread evenly over its tokens:
             all that the student is not told.
         kl_bucket: KL(teacher ‖ decoded), the tail being one class: the codec's error.
         kl_reverse: KL(decoded ‖ teacher's top-k), the tail being one class.
+        temperatures: what is kept at each temperature asked for, by its text.
         bytes_per_position: of each feature that a teacher cache adds.
         example_bytes: of a whole record, in the mean.
         seconds: an example takes in capture.
@@ -51,11 +74,13 @@ class CachePlan:
 
     logit_encoding: str
     truncation_factor: int
+    state_bits: int | None
     ids_per_position: float
     mass_kept: float
     kl_dense: Spread
     kl_bucket: Spread
     kl_reverse: Spread
+    temperatures: Mapping[str, TemperatureFit]
     bytes_per_position: Mapping[str, float]
     example_bytes: float
     seconds: float
@@ -65,24 +90,50 @@ class CachePlan:
         """What a masked position adds to the masked examples, in bytes."""
         return sum(self.bytes_per_position.values())
 
+    @property
+    def label(self) -> str:
+        """The number by which a plan differs from others of its codec: k, or bits."""
+        return str(self.truncation_factor if self.state_bits is None else self.state_bits)
+
 
 @dataclasses.dataclass
 class _Candidate:
-    """Sums over the sample of one k and codec; `positions` has arrays of [positions]."""
+    """Sums over the sample of one way to cache.
+
+    `positions`, and by temperature `masses` and `divergences`, have arrays of [positions].
+    """
 
     name: str
-    codec: TopKCodec
+    codec: TopKCodec | StatesCodec
     sizes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     record_bytes: int = 0
     seconds: float = 0.0
     positions: dict[str, list[np.ndarray]] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(list)
     )
+    masses: dict[float, list[np.ndarray]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
+    divergences: dict[float, list[np.ndarray]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
 
-    def pack(self, batch: DenseBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Packs a batch as capture does, and returns the ids and logits that are read back."""
+    def pack(self, batch: DenseBatch) -> list[Any]:
+        """Packs a batch as capture does, and returns what is read back of each block."""
+        begun = time.perf_counter()
+        packed = self._targets(batch).to_features(self.codec, batch.row_splits)
+        for example, features in zip(batch.examples, packed, strict=True):
+            record = serialization.encode_example({**example.features, **features})
+            self.record_bytes += len(serialization.frame_record(record))
+        self.seconds += time.perf_counter() - begun
+        for features in packed:
+            self.sizes.update({name: len(content) for name, content in features.items()})
+        counts = [len(example.masked_lm_ids) for example in batch.examples]
+        return self._decoded(batch, packed, counts)
+
+    def _targets(self, batch: DenseBatch) -> TeacherTargets:
         k = self.codec.truncation_factor
-        targets = TeacherTargets(
+        return TeacherTargets(
             ids=batch.kept[records.TOPK_IDS][:, :k],
             logits=batch.kept[records.TOPK_LOGITS][:, :k],
             # Tails of the largest k: they take as many bytes.
@@ -90,55 +141,135 @@ class _Candidate:
             label_log_probs=batch.kept[records.LABEL_LOG_PROBS],
             temperatures=(),
         )
-        begun = time.perf_counter()
-        packed = targets.to_features(self.codec, batch.row_splits)
-        for example, features in zip(batch.examples, packed, strict=True):
-            record = serialization.encode_example({**example.features, **features})
-            self.record_bytes += len(serialization.frame_record(record))
-        self.seconds += time.perf_counter() - begun
-        for features in packed:
-            self.sizes.update({name: len(content) for name, content in features.items()})
-        decoded = [
-            self.codec.decode(features, len(example.masked_lm_ids))
-            for example, features in zip(batch.examples, packed, strict=True)
-        ]
-        ids, logits = zip(*decoded, strict=True)
-        return np.concatenate(ids), np.concatenate(logits)
 
-    def compare(
-        self, log_probs: np.ndarray, tail: fidelity.Tail, ids: np.ndarray, logits: np.ndarray
-    ) -> None:
-        """Compares decoded positions with the teacher's log-probabilities, [positions, V]."""
-        stored_tail = tail.log_mass.astype(np.float32).astype(np.float64)
-        exact = fidelity.take_log_probs(log_probs, ids)
-        cached = fidelity.cached_log_probs(ids, logits, stored_tail)
-        bucket = fidelity.bucket_divergence(exact, tail.log_mass, cached, stored_tail)
-        reverse = fidelity.bucket_divergence(cached, stored_tail, exact, tail.log_mass)
+    def _decoded(
+        self, batch: DenseBatch, packed: Sequence[Mapping[str, bytes]], counts: Sequence[int]
+    ) -> list[Any]:
+        """Returns ids and logits of each block of positions."""
+        decoded = [self.codec.decode(*pair) for pair in zip(packed, counts, strict=True)]
+        ids, logits = map(np.concatenate, zip(*decoded, strict=True))
+        return [(ids[block], logits[block]) for block in batch.blocks()]
+
+    def compare(self, teacher: "_DenseBlock", decoded: tuple[np.ndarray, np.ndarray]) -> None:
+        """Compares decoded positions with the teacher's distributions."""
+        ids, logits = decoded
         self.positions["ids_per_position"].append((ids >= 0).sum(axis=-1))
-        self.positions["mass_kept"].append(np.exp(exact).sum(axis=-1))
-        self.positions["kl_bucket"].append(bucket)
-        self.positions["kl_dense"].append(bucket + tail.spread_divergence())
-        self.positions["kl_reverse"].append(reverse)
+        for temperature in teacher.temperatures:
+            log_probs, tail = teacher.at(temperature), teacher.tail(temperature, ids)
+            stored_tail = tail.log_mass.astype(np.float32).astype(np.float64)
+            exact = fidelity.take_log_probs(log_probs, ids)
+            cached = fidelity.cached_log_probs(ids, logits, stored_tail, temperature)
+            bucket = fidelity.bucket_divergence(exact, tail.log_mass, cached, stored_tail)
+            mass = np.exp(exact).sum(axis=-1)
+            self._add(temperature, mass, bucket + tail.spread_divergence())
+            if temperature == 1.0:
+                reverse = fidelity.bucket_divergence(cached, stored_tail, exact, tail.log_mass)
+                self.positions["kl_bucket"].append(bucket)
+                self.positions["kl_reverse"].append(reverse)
+
+    def _add(self, temperature: float, mass: np.ndarray, divergence: np.ndarray) -> None:
+        self.masses[temperature].append(mass)
+        self.divergences[temperature].append(divergence)
 
     def plan(self, num_examples: int, forward_seconds: float) -> CachePlan:
         """Returns the means."""
         joined = {name: np.concatenate(values) for name, values in self.positions.items()}
-        num_positions = len(joined["mass_kept"])
-        spreads = {
-            name: Spread(float(values.mean()), float(values.max()))
-            for name, values in joined.items()
-            if name.startswith("kl_")
+        num_positions = len(joined["ids_per_position"])
+        fits = {
+            temperature: TemperatureFit(
+                float(np.concatenate(masses).mean()),
+                Spread.of(np.concatenate(self.divergences[temperature])),
+            )
+            for temperature, masses in self.masses.items()
         }
         return CachePlan(
             logit_encoding=self.name,
             truncation_factor=self.codec.truncation_factor,
+            state_bits=self._state_bits,
             ids_per_position=float(joined["ids_per_position"].mean()),
-            mass_kept=float(joined["mass_kept"].mean()),
+            mass_kept=fits[1.0].mass_kept,
+            kl_dense=fits[1.0].kl,
+            kl_bucket=Spread.of(joined["kl_bucket"]),
+            kl_reverse=Spread.of(joined["kl_reverse"]),
+            temperatures={f"{temperature:g}": fit for temperature, fit in fits.items()},
             bytes_per_position={name: size / num_positions for name, size in self.sizes.items()},
             example_bytes=self.record_bytes / num_examples,
             seconds=(forward_seconds + self.seconds) / num_examples,
-            **spreads,
         )
+
+    @property
+    def _state_bits(self) -> int | None:
+        return None
+
+
+@dataclasses.dataclass
+class _StatesCandidate(_Candidate):
+    """Sums over the sample of head states."""
+
+    def _targets(self, batch: DenseBatch) -> TeacherTargets:
+        return TeacherTargets(
+            ids=batch.kept[records.TOPK_IDS],
+            logits=batch.kept[records.TOPK_LOGITS],
+            log_tail_masses=np.zeros((len(batch.logits), 0), np.float32),
+            label_log_probs=batch.kept[records.LABEL_LOG_PROBS],
+            temperatures=(),
+            head_states=batch.kept[records.HEAD_STATES],
+        )
+
+    def _decoded(
+        self, batch: DenseBatch, packed: Sequence[Mapping[str, bytes]], counts: Sequence[int]
+    ) -> list[Any]:
+        """Returns the rotated states of each block of positions."""
+        packing = self.codec.packing
+        states = [packing.decode(*pair) for pair in zip(packed, counts, strict=True)]
+        states = np.concatenate(states)
+        return [states[block] for block in batch.blocks()]
+
+    def compare(self, teacher: "_DenseBlock", decoded: np.ndarray) -> None:
+        """Compares rebuilt distributions with the teacher's: nothing is outside them."""
+        logits = self.codec.output.logits(decoded)
+        every = np.full(len(logits), self.codec.vocab_size)
+        self.positions["ids_per_position"].append(every)
+        for temperature in teacher.temperatures:
+            log_probs = teacher.at(temperature)
+            cached = fidelity.log_softmax(logits, temperature)
+            divergence = (np.exp(log_probs) * (log_probs - cached)).sum(axis=-1)
+            self._add(temperature, np.ones(len(logits)), divergence)
+            if temperature == 1.0:
+                reverse = (np.exp(cached) * (cached - log_probs)).sum(axis=-1)
+                self.positions["kl_bucket"].append(divergence)
+                self.positions["kl_reverse"].append(reverse)
+
+    @property
+    def _state_bits(self) -> int:
+        return next(
+            bits for bits, kind in STATE_PACKINGS.items() if isinstance(self.codec.packing, kind)
+        )
+
+
+class _DenseBlock:
+    """The teacher's distributions at some positions, each computed once.
+
+    Args:
+        logits: float32 [positions, V].
+        temperatures: ascending from 1.
+    """
+
+    def __init__(self, logits: np.ndarray, temperatures: Sequence[float]) -> None:
+        self.temperatures = temperatures
+        self._log_probs = {one: fidelity.log_softmax(logits, one) for one in temperatures}
+        self._tails: dict[tuple[float, int], fidelity.Tail] = {}
+
+    def at(self, temperature: float) -> np.ndarray:
+        """Returns log-probabilities, float64 [positions, V]."""
+        return self._log_probs[temperature]
+
+    def tail(self, temperature: float, ids: np.ndarray) -> fidelity.Tail:
+        """Returns what is outside a top-k: codecs change the order of ids, never which."""
+        key = temperature, ids.shape[-1]
+        if key not in self._tails:
+            self._tails[key] = fidelity.measure_tail(self.at(temperature), ids)
+        return self._tails[key]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,20 +287,26 @@ def _candidates(
     config: TeacherCacheConfig,
     truncation_factors: Sequence[int],
     logit_encodings: Sequence[str],
+    read_output: Callable[[], OutputTable],
 ) -> list[_Candidate]:
     """Returns one for each codec and k: the one place where codecs are made here."""
     vocab_size, counts = cache.manifest.vocab.size, None
-    if any(CODECS[name].needs_token_counts for name in logit_encodings):
+    if any(ENCODINGS[name].needs_token_counts for name in logit_encodings):
         # Of all examples, as in the cache itself.
         paths = [cache.directory / shard.file for shard in cache.manifest.shards]
         serialized = itertools.chain.from_iterable(map(serialization.read_records, paths))
         counts = token_counts.count_tokens(serialized, vocab_size)
-    variable = config.truncation_mass is not None
-    return [
-        _Candidate(name, CODECS[name](vocab_size, k, variable, counts))
-        for name in logit_encodings
-        for k in truncation_factors
-    ]
+    variable, found = config.truncation_mass is not None, []
+    for name in logit_encodings:
+        if name == STATES:
+            output = read_output()
+            packings = [kind(output.table.shape[-1]) for kind in STATE_PACKINGS.values()]
+            codecs = [StatesCodec(vocab_size, packing, output) for packing in packings]
+            found += [_StatesCandidate(name, codec) for codec in codecs]
+            continue
+        for k in truncation_factors:
+            found.append(_Candidate(name, CODECS[name](vocab_size, k, variable, counts)))
+    return found
 
 
 def measure_plans(
@@ -180,24 +317,32 @@ def measure_plans(
     sample: int,
     truncation_factors: Sequence[int],
     logit_encodings: Sequence[str],
+    temperatures: Sequence[float] = (1.0,),
 ) -> SamplePlans:
     """Runs the teacher over `sample` masked examples, and packs its output in several ways.
 
     Args:
         model: the teacher.
         cache: the masked examples.
-        config: batch size, temperatures and mass are those of capture.
+        config: batch size, temperatures of stored tails and mass are those of capture.
         sample: how many examples.
         truncation_factors: values of K, ascending, at most V.
         logit_encodings: names of codecs.
+        temperatures: at which the decoded distributions are compared, ascending from 1.
 
     Returns:
-        codec by codec a plan for each K. The time is that of the forward pass, the
-        largest top-k and the packing; unlike capture's it includes that whole
+        codec by codec a plan for each K, or number of bits. The time is that of the forward
+        pass, the largest top-k and the packing; unlike capture's it includes that whole
         distributions leave the device.
     """
     examples = dense_sample.draw(cache, sample)
-    candidates = _candidates(cache, config, truncation_factors, logit_encodings)
+    candidates = _candidates(
+        cache,
+        config,
+        truncation_factors,
+        logit_encodings,
+        lambda: OutputTable.of(*map(keras.ops.convert_to_numpy, model.output_layer())),
+    )
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         kept = truncation.truncate(
@@ -207,6 +352,9 @@ def measure_plans(
             temperatures=config.temperatures,
             truncation_mass=config.truncation_mass,
         )
+        if STATES in logit_encodings:
+            states = outputs[records.HEAD_STATES]
+            kept[records.HEAD_STATES] = keras.ops.cast(states, "float32")
         return {**kept, ENTROPIES: truncation.entropies(outputs[LOGITS])}
 
     scores = LabelScores(cache.manifest.vocab.size)
@@ -219,19 +367,16 @@ def measure_plans(
         num_positions += len(batch.logits)
         seconds += batch.seconds * len(batch.examples)
         scores.add(batch.labels, batch.kept)
-        _measure_batch(batch, candidates)
+        _measure_batch(batch, candidates, temperatures)
     plans = tuple(candidate.plan(num_examples, seconds) for candidate in candidates)
     return SamplePlans(num_examples, num_positions, scores.judgement(), plans)
 
 
-def _measure_batch(batch: DenseBatch, candidates: Sequence[_Candidate]) -> None:
+def _measure_batch(
+    batch: DenseBatch, candidates: Sequence[_Candidate], temperatures: Sequence[float]
+) -> None:
     decoded = [candidate.pack(batch) for candidate in candidates]
-    for block in batch.blocks():
-        log_probs = fidelity.log_softmax(batch.logits[block])
-        tails: dict[int, fidelity.Tail] = {}
-        for candidate, (ids, logits) in zip(candidates, decoded, strict=True):
-            k = candidate.codec.truncation_factor
-            if k not in tails:
-                # Codecs change the order of ids, never which they are.
-                tails[k] = fidelity.measure_tail(log_probs, ids[block])
-            candidate.compare(log_probs, tails[k], ids[block], logits[block])
+    for block, *parts in zip(batch.blocks(), *decoded, strict=True):
+        teacher = _DenseBlock(batch.logits[block], temperatures)
+        for candidate, part in zip(candidates, parts, strict=True):
+            candidate.compare(teacher, part)

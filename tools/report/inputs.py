@@ -63,6 +63,7 @@ class _Plan(msgspec.Struct, frozen=True):
     position_bytes: Positive
     mass_kept: Number
     kl_dense: Mean
+    state_bits: Count | None = None
 
 
 class _Plans(msgspec.Struct, frozen=True):
@@ -75,6 +76,7 @@ class _FidelityReport(msgspec.Struct, frozen=True):
     mass_kept: Number
     bytes_per_position: Annotated[dict[str, Positive], _AT_LEAST_ONE]
     kl_divergence: Annotated[dict[str, Mean], _AT_LEAST_ONE]
+    state_bits: Count | None = None
 
 
 class _Agreement(msgspec.Struct, frozen=True):
@@ -180,11 +182,16 @@ class Fidelity:
     name: str = ""
 
 
+def encoding_name(encoding: str, state_bits: int | None) -> str:
+    """Returns a codec's name, with the bits of head states."""
+    return encoding if state_bits is None else f"{encoding}, {state_bits} bits"
+
+
 def read_plan(path: Location) -> list[Fidelity]:
     """Reads the JSON of `plan_cache`, with the tail spread evenly; see `read_struct`."""
     return [
         Fidelity(
-            visible(plan.logit_encoding),
+            visible(encoding_name(plan.logit_encoding, plan.state_bits)),
             plan.truncation_factor,
             plan.position_bytes,
             plan.mass_kept,
@@ -199,7 +206,7 @@ def read_fidelity(path: Location) -> Fidelity:
     report = read_struct(path, _FidelityReport)
     first = next(iter(report.kl_divergence.values()))
     return Fidelity(
-        visible(report.logit_encoding),
+        visible(encoding_name(report.logit_encoding, report.state_bits)),
         report.truncation_factor,
         sum(report.bytes_per_position.values()),
         report.mass_kept,
@@ -282,9 +289,10 @@ def read_cache(path: Location, name: str) -> CacheFacts:
     if info is None:
         raise InputError(path, "a teacher cache", cache.manifest.kind)
     shards = [shard for shards in manifest.splits.values() for shard in shards]
+    is_sampled = info.truncation == SAMPLED
     return CacheFacts(
         name,
-        info.logit_encoding + ", drawn" * (info.truncation == SAMPLED),
+        encoding_name(info.logit_encoding, info.state_bits) + ", drawn" * is_sampled,
         info.truncation_factor,
         manifest.ids_per_position(),
         sum(manifest.bytes_per_position().values()),

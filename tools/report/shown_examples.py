@@ -190,7 +190,8 @@ class ExampleReader:
                 skip -= shard.num_examples
                 continue
             splits = {"": (shard,)}
-            alone = dataclasses.replace(self._cache.manifest, splits=splits, token_counts=None)
+            others = {"token_counts": None, "output_table": None}
+            alone = dataclasses.replace(self._cache.manifest, splits=splits, **others)
             manifests.verify(self._cache.directory, alone, full=False)
             path = self._cache.directory / shard.file
             count = 0

@@ -427,10 +427,9 @@ def _make_checker(
     _note(found, manifests.REQUEST_FILE, request_problems(directory, manifest))
     unreadable = list(special_problems(manifest))
     _note(found, manifests.MANIFEST_FILE, unreadable)
-    if manifest.token_counts is not None:
-        path = directory / manifest.token_counts.file
-        problems = check_file(path, manifest.token_counts)
-        _note(found, manifest.token_counts.file, problems)
+    for info in filter(None, (manifest.token_counts, manifest.output_table)):
+        problems = check_file(directory / info.file, info)
+        _note(found, info.file, problems)
         unreadable += problems if manifest.teacher_info is not None else []
     if unreadable:
         return None
@@ -442,7 +441,8 @@ def _make_checker(
     try:
         codec = cache_input.make_codec(directory, manifest.teacher_info, manifest.vocab.size)
     except InputError as error:
-        _note(found, token_counts.TOKEN_COUNTS_FILE, [facts(error)])
+        file = manifest.output_table or manifest.token_counts
+        _note(found, file.file, [facts(error)])
         return None
     return RecordChecker(manifest, is_special, codec)
 

@@ -14,9 +14,11 @@ import numpy as np
 from data_specs import records
 from data_specs.records import Feature
 from pipeline.storage import arrays
-from pipeline.storage.codecs.base import MAX_RECORD_IDS, TopKCodec
+from pipeline.storage.codecs.base import MAX_RECORD_IDS, TargetCodec, TopKCodec
+from pipeline.storage.codecs.states import StatesCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.records import TeacherTargets
+from tools.verification.state_checks import state_problems
 from tools.verification.topk_checks import Problems, TopKRows, topk_problems
 
 # Ids decoded at once: few enough to stay near a processor's cache.
@@ -69,7 +71,7 @@ class RecordChecker:
 
     manifest: Manifest
     is_special: np.ndarray
-    codec: TopKCodec | None = None
+    codec: TargetCodec | None = None
 
     def check(self, examples: Sequence[Features]) -> list[Finding]:
         """Returns what is wrong with some records, given the features of each."""
@@ -121,7 +123,7 @@ class RecordChecker:
                     expected = columns[records.TOPK_COUNTS].sums()
                 bad = counts[feature.name] != expected
                 yield _wrong_count(feature, counts[feature.name], expected, bad), bad
-        if self.codec is not None:
+        if isinstance(self.codec, TopKCodec):
             ids = sizes["P"] * self.codec.truncation_factor
             yield f"expected a top-k of at most {MAX_RECORD_IDS} ids", ids > MAX_RECORD_IDS
 
@@ -226,6 +228,9 @@ class RecordChecker:
     def _teacher_blocks(self, examples: Sequence[Features]) -> Iterator[tuple[int, int]]:
         """Yields the bounds of records that are decoded at once."""
         positions = self._column(records.MASKED_LM_POSITIONS, examples).counts
+        if isinstance(self.codec, StatesCodec):
+            # All tokens are looked at of the first one only.
+            positions = np.ones_like(positions)
         ids = np.cumsum(positions * self.codec.truncation_factor)
         begin = 0
         while begin < len(examples):
@@ -234,7 +239,45 @@ class RecordChecker:
             yield begin, max(end, begin + 1)
             begin = max(end, begin + 1)
 
+    def _state_problems(self, examples: Sequence[Features]) -> Problems:
+        """Yields which records of head states hold what cannot be."""
+        positions = self._column(records.MASKED_LM_POSITIONS, examples)
+        packing, num_positions = self.codec.packing, len(positions.values)
+        joined = {
+            feature.name: b"".join([one[feature.name] for one in examples])
+            for feature in packing.stored
+        }
+        said = self._column(records.LABEL_LOG_PROBS, examples).values.astype("<f4")
+        labels = self._column(records.MASKED_LM_IDS, examples).values
+        with np.errstate(invalid="ignore", over="ignore"):
+            states = packing.decode(joined, num_positions)
+            found = state_problems(self.codec, states, labels, said, positions.starts)
+            for problem, bad in found:
+                yield problem, positions.any(bad)
+            if records.HEAD_SCALES in joined:
+                scales = self._column(records.HEAD_SCALES, examples)
+                yield (
+                    f"{records.HEAD_SCALES}: expected no negative numbers",
+                    scales.any(scales.values < 0),
+                )
+        hidden = self._hidden_states(examples, num_positions)
+        if hidden is not None:
+            bad = ~np.isfinite(hidden).all(axis=(1, 2))
+            yield f"{records.HIDDEN_STATES}: expected finite numbers", positions.any(bad)
+
+    def _hidden_states(self, examples: Sequence[Features], num_positions: int) -> np.ndarray | None:
+        """Returns the hidden states of records, [positions, G, D]; None where none are cached."""
+        hidden_codec = self.manifest.teacher_info.hidden_codec()
+        if hidden_codec is None:
+            return None
+        names = [feature.name for feature in hidden_codec.stored]
+        joined = {name: b"".join([one[name] for one in examples]) for name in names}
+        return hidden_codec.decode(joined, num_positions)
+
     def _teacher_problems(self, examples: Sequence[Features]) -> Problems:
+        if isinstance(self.codec, StatesCodec):
+            yield from self._state_problems(examples)
+            return
         positions = self._column(records.MASKED_LM_POSITIONS, examples)
         counts = positions.counts.tolist()
         try:
@@ -244,11 +287,6 @@ class RecordChecker:
             return
         info, num_positions = self.manifest.teacher_info, len(ids)
         labels = self._column(records.MASKED_LM_IDS, examples).values
-        hidden_codec, states = info.hidden_codec(), None
-        if hidden_codec is not None:
-            names = [feature.name for feature in records.HIDDEN_FEATURES[info.hidden_encoding]]
-            joined = {name: b"".join([one[name] for one in examples]) for name in names}
-            states = hidden_codec.decode(joined, num_positions)
         targets = TeacherTargets(
             ids=ids,
             logits=logits,
@@ -257,7 +295,7 @@ class RecordChecker:
             ),
             label_log_probs=self._column(records.LABEL_LOG_PROBS, examples).values.astype("<f4"),
             temperatures=info.temperatures,
-            hidden_states=states,
+            hidden_states=self._hidden_states(examples, num_positions),
         )
         rows = TopKRows.of(targets, self.codec, labels)
         for problem, bad in topk_problems(rows, info, self.manifest.vocab.size):

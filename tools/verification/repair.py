@@ -46,11 +46,12 @@ def recorded_config(
         output_dir=directory,
         input_dir=examples,
         teacher=teacher,
-        truncation_factor=info.truncation_factor,
+        **({} if info.holds_states else {"truncation_factor": info.truncation_factor}),
         temperatures=info.temperatures,
         truncation=info.truncation,
         truncation_mass=info.truncation_mass,
         logit_encoding=info.logit_encoding,
+        state_bits=info.state_bits,
         cache_hidden_states=",".join(info.hidden_groups) or None,
         hidden_encoding=info.hidden_encoding or "float16",
         cache_embedding=info.embedding,
@@ -159,8 +160,8 @@ def _broken_files(
             path, wanted = directory / name, (examples.directory / name).sha256()
             if not path.is_file() or path.sha256() != wanted:
                 yield name
-    counts = manifest.token_counts
-    for name in (manifests.REQUEST_FILE, "" if counts is None else counts.file):
+    others = filter(None, (manifest.token_counts, manifest.output_table))
+    for name in (manifests.REQUEST_FILE, *(info.file for info in others)):
         if name in problems:
             yield name
     for shard in manifest.shards:

@@ -17,6 +17,7 @@ from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import cache_input
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.codecs.base import NO_ID
+from pipeline.storage.codecs.states import StatesCodec
 from pipeline.storage.manifest import SAMPLED, TeacherInfo
 from pipeline.storage.records import MaskedExample
 from tools.cache_analysis import dense_sample, fidelity
@@ -81,9 +82,12 @@ def check_sample(
     comparison = _Comparison(info, rounding, shards)
     batches = dense_sample.run_teacher(model, examples, cache.manifest, batch_size=batch_size)
     for batch in batches:
-        targets = dense_sample.decode_targets(cache, codec, batch.examples)
-        rows = TopKRows.of(targets, codec, batch.labels)
         owners = np.repeat(np.arange(len(batch.examples)), np.diff(batch.row_splits))
+        targets = dense_sample.decode_targets(cache, codec, batch.examples)
+        if isinstance(codec, StatesCodec):
+            rows = StateRows(targets.states, batch.labels, targets.label_log_probs, codec)
+        else:
+            rows = TopKRows.of(targets, codec, batch.labels)
         for block in batch.blocks():
             comparison.add(batch.logits[block], rows[block], batch.examples, owners[block])
     return SampleReport(
@@ -92,6 +96,28 @@ def check_sample(
         largest=dict(comparison.largest),
         problems=comparison.problems(),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class StateRows:
+    """Decoded head states at R masked positions, with their labels.
+
+    Attributes:
+        states: rotated, float32 [R, E].
+        labels: int [R], the true tokens.
+        label_log_probs: float32 [R].
+        codec: that of the cache.
+    """
+
+    states: np.ndarray
+    labels: np.ndarray
+    label_log_probs: np.ndarray
+    codec: StatesCodec
+
+    def __getitem__(self, positions: slice) -> "StateRows":
+        """Returns the rows at some of the positions."""
+        parts = (self.states, self.labels, self.label_log_probs)
+        return StateRows(*(part[positions] for part in parts), self.codec)
 
 
 class _Comparison:
@@ -105,7 +131,11 @@ class _Comparison:
         self._found: dict[tuple[str, str], tuple[int, str]] = {}
 
     def add(
-        self, logits: np.ndarray, rows: TopKRows, examples: list[MaskedExample], owners: np.ndarray
+        self,
+        logits: np.ndarray,
+        rows: TopKRows | StateRows,
+        examples: list[MaskedExample],
+        owners: np.ndarray,
     ) -> None:
         """Compares cached positions with the teacher's logits, float32 [R, V].
 
@@ -128,7 +158,7 @@ class _Comparison:
             found[file].append(text)
         return dict(found)
 
-    def _differences(self, logits: np.ndarray, rows: TopKRows) -> Problems:
+    def _differences(self, logits: np.ndarray, rows: TopKRows | StateRows) -> Problems:
         """Yields what must hold, and at which positions it does not: bool [R]."""
         exact = fidelity.log_softmax(logits)
         label = exact[np.arange(len(logits)), rows.labels]
@@ -140,6 +170,9 @@ class _Comparison:
         self._raise("label", difference)
         limit = self.rounding + _FLOAT16_STEP * np.abs(np.where(known, said, 0.0))
         yield f"{records.LABEL_LOG_PROBS}: expected the teacher's", difference > limit
+        if isinstance(rows, StateRows):
+            yield from self._state_differences(exact, rows)
+            return
         if self.info.truncation == SAMPLED:
             # Draws are right on average, not at a position.
             return
@@ -147,6 +180,14 @@ class _Comparison:
         for column, temperature in enumerate(self.info.temperatures):
             log_probs = exact if temperature == 1.0 else fidelity.log_softmax(logits, temperature)
             yield from self._tail_differences(log_probs, rows, column, temperature)
+
+    def _state_differences(self, exact: np.ndarray, rows: StateRows) -> Problems:
+        said = fidelity.log_softmax(rows.codec.output.logits(rows.states))
+        divergence = (np.exp(exact) * (exact - said)).sum(axis=-1)
+        self._raise("KL", divergence)
+        # That of equal logits but for errors of this deviation is half its square.
+        limit = self.rounding + 10.0 * rows.codec.logit_deviations(rows.states) ** 2
+        yield f"{records.HEAD_STATES}: expected the teacher's distribution", ~(divergence <= limit)
 
     def _id_differences(self, exact: np.ndarray, rows: TopKRows) -> Problems:
         taken = fidelity.take_log_probs(exact, rows.ids)

@@ -18,10 +18,10 @@ from pipeline.storage.records import TeacherTargets
 
 # What float32 makes of sums over a vocabulary and of their logarithms, and float16 of small
 # numbers.
-_ROUNDING = 2e-3
+ROUNDING = 2e-3
 # The part of a log tail that float32 is not sure of. It grows where a tail is nearly all.
 _TAIL_ROUNDING = 1e-5
-_FLOAT16_STEP = 2.0**-10
+FLOAT16_STEP = 2.0**-10
 # The log of a mass so small that float32 may take it for none.
 _NO_MASS = -80.0
 
@@ -54,7 +54,7 @@ def topk_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Problem
         yield from _id_problems(rows)
         yield from _tail_problems(rows, info, vocab_size)
         problem = f"{records.LABEL_LOG_PROBS}: expected logarithms of probabilities, at most 0"
-        yield problem, ~(rows.label_log_probs <= _ROUNDING)
+        yield problem, ~(rows.label_log_probs <= ROUNDING)
         if rows.hidden_states is not None:
             is_finite = np.isfinite(rows.hidden_states).all(axis=(1, 2))
             yield f"{records.HIDDEN_STATES}: expected finite numbers", ~is_finite
@@ -84,7 +84,7 @@ def _tail_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Proble
         # One teacher's list of every token leaves nothing; another's may be shorter.
         bad = ((rows.ids != NO_ID).sum(axis=-1) == vocab_size) & (tails > -np.inf).any(axis=-1)
         yield f"{name}: expected −inf where every token is in the top-k", bad
-    bad = (tails[:, 1:] < tails[:, :-1] - _ROUNDING).any(axis=-1)
+    bad = (tails[:, 1:] < tails[:, :-1] - ROUNDING).any(axis=-1)
     yield f"{name}: expected more mass in the tail at a higher temperature", bad
 
 
@@ -110,7 +110,7 @@ def _mass_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Proble
                 yield (
                     f"{records.TOPK_COUNTS}: expected ids of {info.truncation_mass:g} of the mass "
                     f"where there are fewer than {info.truncation_factor}",
-                    (counts < info.truncation_factor) & (kept < info.truncation_mass - _ROUNDING),
+                    (counts < info.truncation_factor) & (kept < info.truncation_mass - ROUNDING),
                 )
 
 
@@ -132,7 +132,7 @@ def said_log_probs(
     inside = -np.expm1(np.minimum(log_tail, 0.0))
     log_probs = scaled + (np.log(inside) - np.log(total)).astype(np.float32)[:, np.newaxis]
     errors = np.where(present & np.isfinite(rows.errors), rows.errors, 0.0)
-    slack = (weights * errors).sum(axis=-1) / total / temperature + _ROUNDING
+    slack = (weights * errors).sum(axis=-1) / total / temperature + ROUNDING
     unsure = np.where(inside > 0.0, _TAIL_ROUNDING * np.exp(log_tail) / inside, np.inf)
     return log_probs, slack + np.where(unsure < 0.5, unsure, np.inf)
 
@@ -143,7 +143,7 @@ def _label_problems(
     is_label = rows.ids == rows.labels[:, np.newaxis]
     places = np.arange(len(rows.labels)), is_label.argmax(axis=-1)
     is_inside, said = is_label.any(axis=-1), rows.label_log_probs
-    slack = slack + _FLOAT16_STEP * np.abs(np.where(np.isfinite(said), said, 0.0))
+    slack = slack + FLOAT16_STEP * np.abs(np.where(np.isfinite(said), said, 0.0))
     yield (
         f"{records.LABEL_LOG_PROBS}: expected the probability of the label in the top-k",
         is_inside & (np.abs(said - log_probs[places]) > slack + rows.errors[places]),

@@ -5,7 +5,8 @@ Fields may be in double quotation marks, as RFC 4180 has them. The first row nam
 Many TSV files have no quoted fields, and a quotation mark in their text is a character. In TSV a
 field is therefore quoted only where it begins with a mark, and the next mark that is not doubled
 stands before a tab or the end of a line. A line with as many tabs as the first row is divided at
-these, and where the next line has as many, too, it is a row of its own.
+these. Where the other mark is in a later line, the lines up to that are rows of their own if each
+has as many tabs as the first row, and none of the later ones begins with one, as indented text.
 """
 
 import codecs
@@ -178,15 +179,15 @@ class _TabRows:
         if end < len(row):
             return row, end if _is_closing(row, end) else -1
         ahead: list[str] = []
+        are_rows = is_whole
         # There may be more lines behind a stray mark than a row may have.
         with contextlib.suppress(csv.Error):
             for line in self._lines:
                 ahead.append(line)
-                if is_whole and len(ahead) == 1 and self._is_whole(line):
-                    break
+                are_rows = are_rows and self._is_whole(line) and not line.startswith("\t")
                 end = _INSIDE.match(line).end()
                 if end < len(line):
-                    if _is_closing(line, end):
+                    if _is_closing(line, end) and not are_rows:
                         row = "".join([row, *ahead])
                         return row, len(row) - len(line) + end
                     break

@@ -7,6 +7,8 @@ Tail policies:
     renormalize  both sides are rescaled to sum to 1 over K
     bucket       the tail is one more class, with the student's own rest as its q
     label        the tail is added to the true token's p
+Where K are all tokens of a student that knows fewer than the teacher, the student has no rest to
+be compared with the tail: `bucket` is then `renormalize`.
 """
 
 import dataclasses
@@ -17,6 +19,10 @@ from keras import ops
 # Smallest distance of the student's top-k mass from 1, in its logarithm; float32 does not
 # resolve smaller ones.
 _SMALLEST_LOG_REST = 1e-7
+# Of a token that the student knows, where the teacher's mass is on others: what is squared and
+# summed is more than 0 in float32.
+_SMALLEST_PROBABILITY = 1e-18
+_LARGEST_LOG_TAIL = -1e-6
 # The log-probability at an id below 0, which is no token: finite, and its exponential is 0.
 _NO_ID_LOG_PROB = -1e4
 
@@ -26,15 +32,17 @@ class TeacherDistribution:
     """The teacher's distribution at one temperature.
 
     Attributes:
-        ids: int [..., K], −1 where there is none; None where K is the whole
+        ids: int [..., K], −1 where there is none; None where K is the student's whole
             vocabulary in its order.
         probabilities: float32 [..., K], 0 where there is no id.
         tail: float32 [...], the mass outside K.
+        has_tail: whether the tail may be more than 0.
     """
 
     ids: Any
     probabilities: Any
     tail: Any
+    has_tail: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +79,43 @@ def teacher_distribution(
     return TeacherDistribution(ids[..., :truncation_factor], kept, tail + dropped)
 
 
-def dense_distribution(logits: Any, *, temperature: float) -> TeacherDistribution:
-    """Returns a live teacher's distribution of logits [..., V]: softmax(logits / T), no tail."""
+def dense_distribution(
+    logits: Any, *, temperature: float, vocab_size: int | None = None
+) -> TeacherDistribution:
+    """Returns the distribution softmax(logits / T) of all of a teacher's logits.
+
+    Args:
+        logits: [..., V of the teacher], the student's tokens first, in their order.
+        temperature: T.
+        vocab_size: V of the student, where it is smaller: the mass of the teacher's other
+            tokens is the tail. Without it there is none.
+    """
     probabilities = ops.softmax(logits / temperature, axis=-1)
-    return TeacherDistribution(None, probabilities, ops.zeros_like(probabilities[..., 0]))
+    if vocab_size in (None, logits.shape[-1]):
+        tail = ops.zeros_like(probabilities[..., 0])
+        return TeacherDistribution(None, probabilities, tail, has_tail=False)
+    tail = ops.sum(probabilities[..., vocab_size:], axis=-1)
+    # Where the student knows nothing of what the teacher says, all of it is equally likely.
+    known = ops.maximum(probabilities[..., :vocab_size], _SMALLEST_PROBABILITY)
+    return TeacherDistribution(None, known, tail)
+
+
+def join_tails(log_tail: Any, logits: Any, *, temperature: float, vocab_size: int) -> Any:
+    """Returns the log of the tail among the student's tokens, and of all tokens that it lacks.
+
+    Args:
+        log_tail: float32 [..., 1], of the distribution over the student's tokens alone.
+        logits: [..., V of the teacher], the student's tokens first.
+        temperature: T.
+        vocab_size: V of the student.
+    """
+    scaled = logits / temperature
+    log_known = ops.logsumexp(scaled[..., :vocab_size], axis=-1, keepdims=True)
+    log_others = ops.logsumexp(scaled[..., vocab_size:], axis=-1, keepdims=True)
+    log_total = ops.logaddexp(log_known, log_others)
+    joined = ops.logaddexp(log_tail + log_known - log_total, log_others - log_total)
+    # So that the rest can be divided by its sum.
+    return ops.minimum(joined, _LARGEST_LOG_TAIL)
 
 
 def student_log_probs(
@@ -119,9 +160,16 @@ def _renormalized(teacher: TeacherDistribution, student: StudentDistribution) ->
     return p, log_q
 
 
+def _effective(tail: str, teacher: TeacherDistribution) -> str:
+    """Returns the tail policy for a teacher's distribution; see above."""
+    has_no_rest = teacher.ids is None and teacher.has_tail
+    return "renormalize" if tail == "bucket" and has_no_rest else tail
+
+
 def cross_entropy(teacher: TeacherDistribution, student: StudentDistribution, *, tail: str) -> Any:
     """Returns −Σ p log q of two distributions at the same temperature under a tail policy."""
     p, log_q = teacher.probabilities, student.log_probs
+    tail = _effective(tail, teacher)
     if tail == "renormalize":
         p, log_q = _renormalized(teacher, student)
     inside = -ops.sum(p * log_q, axis=-1)
@@ -138,12 +186,14 @@ def negative_entropy(teacher: TeacherDistribution, labels: Any, *, tail: str) ->
     The true tokens, int [...], are for the policy `label`.
     """
     p = teacher.probabilities
+    tail = _effective(tail, teacher)
     if tail == "renormalize":
         p = p / ops.sum(p, axis=-1, keepdims=True)
     if tail == "bucket":
         return ops.sum(_xlogx(p), axis=-1) + _xlogx(teacher.tail)
-    if tail == "label" and teacher.ids is not None:
-        hit = ops.cast(ops.equal(teacher.ids, ops.expand_dims(labels, -1)), p.dtype)
+    if tail == "label" and teacher.has_tail:
+        ids = ops.arange(p.shape[-1], dtype=labels.dtype) if teacher.ids is None else teacher.ids
+        hit = ops.cast(ops.equal(ids, ops.expand_dims(labels, -1)), p.dtype)
         inside = p + hit * ops.expand_dims(teacher.tail, -1)
         outside = teacher.tail * (1.0 - ops.sum(hit, axis=-1))
         return ops.sum(_xlogx(inside), axis=-1) + _xlogx(outside)

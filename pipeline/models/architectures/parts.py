@@ -19,7 +19,7 @@ from pipeline.models.config import EncoderConfig
 # keys and values are [B, L, D], of all heads side by side, before any scaling or rotation.
 ATTENTIONS = "attentions"
 ATTENTION_SCORES = "attention_scores"
-QUERIES_KEYS_VALUES = QUERIES, KEYS, VALUES = ("queries", "keys", "values")
+QUERIES_KEYS_VALUES = ("queries", "keys", "values")
 
 Tensor = Any
 DType = str | keras.DTypePolicy | None

@@ -5,10 +5,11 @@ one line here.
 """
 
 from pipeline.base.tables import load_entry
-from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.base import TargetCodec, TopKCodec
 from pipeline.storage.codecs.hidden import HiddenCodec
+from pipeline.storage.codecs.states import StatesCodec
 
-# By the names that `logit_encoding` takes.
+# Codecs of the top-k, by the names that `logit_encoding` takes.
 _CODECS = {
     "float16": "float16:Float16Codec",
     "compact": "compact:CompactCodec",
@@ -16,6 +17,9 @@ _CODECS = {
 CODECS: dict[str, type[TopKCodec]] = {
     name: load_entry(__name__, entry) for name, entry in _CODECS.items()
 }
+# And the one that keeps the whole distribution.
+STATES = "states"
+ENCODINGS: dict[str, type[TargetCodec]] = {**CODECS, STATES: StatesCodec}
 # By the names that `hidden_encoding` takes.
 _HIDDEN_CODECS = {
     "float16": "hidden:Float16HiddenCodec",

@@ -1,4 +1,4 @@
-"""What all codecs of the top-k have in common: rows of k ids, or of fewer.
+"""What all codecs have in common, and all of the top-k: rows of k ids, or of fewer.
 
 Letters as in `data_specs.records`: P masked positions, K top-k. Where the number
 of ids varies, a record holds the ids that are there, row after row without gaps,
@@ -13,7 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_specs.records import TOPK_COUNTS, TOPK_COUNTS_FEATURE, Feature
+from data_specs.records import (
+    TOPK_COUNTS,
+    TOPK_COUNTS_FEATURE,
+    TOPK_IDS,
+    TOPK_LOGITS,
+    Feature,
+)
 from pipeline.base.json_text import shown
 from pipeline.storage import arrays
 
@@ -26,8 +32,61 @@ MAX_RECORD_IDS = 2**26
 NO_ID_LOGIT = -1e30
 
 
+class TargetCodec(abc.ABC):
+    """Reads the teacher's distributions at masked positions from features of a record.
+
+    Attributes:
+        vocab_size: V.
+        truncation_factor: K, ids that a position has when decoded, or the most where that
+            varies.
+        needs_token_counts: whether it needs the counts of all tokens in the text.
+        compresses: whether records of equal shape may differ in size.
+        environment: what equal bytes need besides the settings, such as the version of a
+            library, by its name.
+    """
+
+    vocab_size: int
+    truncation_factor: int
+
+    needs_token_counts: ClassVar[bool] = False
+    compresses: ClassVar[bool] = False
+    environment: ClassVar[Mapping[str, str]] = {}
+
+    @abc.abstractmethod
+    def decode(
+        self, features: Mapping[str, bytes], num_positions: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unpacks the P masked positions of one record.
+
+        Returns:
+            ids int32 [P, K] and logits float32 [P, K], descending; the first of
+            each row is 0. A row of fewer ids ends in `NO_ID` and `NO_ID_LOGIT`.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged.
+        """
+
+    @abc.abstractmethod
+    def target_tensors(
+        self, tf: Any, features: dict[str, Any], num_positions: Any, max_positions: int
+    ) -> dict[str, Any]:
+        """Unpacks a batch of records inside a TensorFlow graph, as a training step takes it.
+
+        Args:
+            tf: the TensorFlow module.
+            features: each feature as a string tensor [B].
+            num_positions: int [B], P of each record.
+            max_positions: P to pad to.
+
+        Returns:
+            what is compared with the student, [B, P, …] each, by the names of
+            `data_specs.records`.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
-class TopKCodec(abc.ABC):
+class TopKCodec(TargetCodec):
     """Packs ids and logits of masked positions into features of a record.
 
     Attributes:
@@ -37,10 +96,6 @@ class TopKCodec(abc.ABC):
         token_counts: int64 [V], how often each token is in the text, for codecs
             that give frequent tokens small numbers; else None.
         stored: the features that it writes, without the counts of `variable`.
-        needs_token_counts: whether it needs `token_counts`.
-        compresses: whether records of equal shape may differ in size.
-        environment: what equal bytes need besides the settings, such as the version of a
-            library, by its name.
     """
 
     vocab_size: int
@@ -49,9 +104,6 @@ class TopKCodec(abc.ABC):
     token_counts: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
     stored: ClassVar[tuple[Feature, ...]]
-    needs_token_counts: ClassVar[bool] = False
-    compresses: ClassVar[bool] = False
-    environment: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         if self.needs_token_counts and self.token_counts is None:
@@ -92,21 +144,6 @@ class TopKCodec(abc.ABC):
         """Packs logits that are minus their row's largest; `present` is bool [positions, K]."""
 
     @abc.abstractmethod
-    def decode(
-        self, features: Mapping[str, bytes], num_positions: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks the P masked positions of one record.
-
-        Returns:
-            ids int32 [P, K] and logits float32 [P, K], descending; the first of
-            each row is 0. A row of fewer ids ends in `NO_ID` and `NO_ID_LOGIT`.
-
-        Raises:
-            KeyError: a feature is missing.
-            ValueError: one is damaged.
-        """
-
-    @abc.abstractmethod
     def errors(self, logits: np.ndarray) -> np.ndarray:
         """Returns how far decoded logits may be from what was packed, float32 [positions, K].
 
@@ -135,6 +172,13 @@ class TopKCodec(abc.ABC):
     def _names(self) -> list[str]:
         names = [feature.name for feature in self.stored]
         return [*names, TOPK_COUNTS] if self.variable else names
+
+    def target_tensors(
+        self, tf: Any, features: dict[str, Any], num_positions: Any, max_positions: int
+    ) -> dict[str, Any]:
+        """See `TargetCodec.target_tensors`: `topk_ids` and `topk_logits`."""
+        ids, logits = self.decode_tensors(tf, features, num_positions, max_positions)
+        return {TOPK_IDS: ids, TOPK_LOGITS: logits}
 
     def decode_tensors(
         self, tf: Any, features: dict[str, Any], num_positions: Any, max_positions: int
@@ -216,6 +260,73 @@ class TopKCodec(abc.ABC):
         if received != counts.sum():
             each = "" if self.variable else f", {self.truncation_factor} at each position"
             raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {received}")
+
+
+class ArrayCodec(abc.ABC):
+    """Packs an array of numbers at each masked position into features of a record.
+
+    Attributes:
+        stored: the features that it writes.
+    """
+
+    stored: ClassVar[tuple[Feature, ...]]
+
+    @abc.abstractmethod
+    def _pack(self, values: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns the arrays of `stored` for float32 [positions, …]."""
+
+    @abc.abstractmethod
+    def _unpack(self, xp: Any, *stored: Any) -> Any:
+        """Returns the numbers, float32, of the arrays of `stored`; `xp` is NumPy or TensorFlow."""
+
+    @abc.abstractmethod
+    def _sizes(self, positions: int) -> dict[str, int]:
+        """Returns the sizes of the letters in the shapes of `stored`."""
+
+    def encode(self, values: np.ndarray, row_splits: np.ndarray) -> list[dict[str, bytes]]:
+        """Packs the positions of several records.
+
+        Args:
+            values: float32 [positions, …].
+            row_splits: int [records + 1], where each record's positions begin.
+
+        Returns:
+            the features of each record.
+        """
+        columns = (split_rows(packed, row_splits) for packed in self._pack(values))
+        return named((feature.name for feature in self.stored), *columns)
+
+    def decode(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
+        """Unpacks one record: float32 [P, …].
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: one is damaged.
+        """
+        sizes, stored = self._sizes(num_positions), []
+        for feature in self.stored:
+            values = arrays.decode(feature, features[feature.name], vocab_size=0)
+            shape = [sizes[letter] for letter in feature.shape]
+            stored.append(values.reshape(shape).astype(np.float32))
+        return self._unpack(np, *stored)
+
+    def decode_tensors(self, tf: Any, features: dict[str, Any], max_positions: int) -> Any:
+        """Unpacks a batch of records inside a TensorFlow graph.
+
+        Args:
+            tf: the TensorFlow module.
+            features: each feature as a string tensor [B].
+            max_positions: P to pad to; padding is 0.
+
+        Returns:
+            float32 [B, P, …].
+        """
+        sizes = self._sizes(max_positions)
+        tensors = (
+            arrays.padded_tensor(tf, feature, features[feature.name], 0, sizes)
+            for feature in self.stored
+        )
+        return self._unpack(tf, *(tf.cast(tensor, tf.float32) for tensor in tensors))
 
 
 def named(names: Iterable[str], *columns: Iterable[bytes]) -> list[dict[str, bytes]]:

@@ -98,11 +98,16 @@ def test_a_benchmark_on_jax_needs_only_keras_jax_and_numpy(tmp_path) -> None:
     _expect_report(tmp_path, result.stdout, "jax")
 
 
+_COMPILED = ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers", "minilm_v2", "rubert_tiny")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_all_that_is_compiled_for_a_tpu_is_made_without_tensorflow(tmp_path) -> None:
     """A live teacher's step and a forward pass, lowered for the CPU instead."""
     teacher = write_config(tmp_path, num_hidden_layers=12)
+    (tmp_path / "student").mkdir()
+    student = write_config(tmp_path / "student", hidden_size=8)
     code = f"""{BARE}
 import dataclasses
 import jax
@@ -110,11 +115,15 @@ from tools.dev.workloads import recipes, tpu_compiler
 from pipeline.base.accelerators import TPUS
 from tools.dev.workloads.tpu_compiler import GIB, Topology
 topology = Topology("cpu", TPUS["v5e"], 16 * GIB, jax.devices())
-for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers"):
+students = dict.fromkeys(("minilm_v2", "rubert_tiny"), {str(student)!r})
+for recipe in {_COMPILED}:
     workload = recipes.read_recipe(
-        recipe, teacher_config={str(teacher)!r}, max_seq_length=16, max_predictions_per_seq=4
+        recipe, teacher_config={str(teacher)!r}, max_seq_length=16, max_predictions_per_seq=4,
+        student_config=students.get(recipe),
     )
     config = dataclasses.replace(workload.config, recompute_activations=True)
+    if config.relation_heads is not None:
+        config = dataclasses.replace(config, relation_heads=4)
     workload = dataclasses.replace(workload, config=config, truncation_factor=8)
     for part in ("step", "teacher"):
         program = tpu_compiler.compile_part(workload, part, 4, topology)
@@ -122,9 +131,7 @@ for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers"):
 """
     result = run_python("-c", code, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
     assert result.stdout.splitlines() == [
-        f"{recipe} {part} True True"
-        for recipe in ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers")
-        for part in ("step", "teacher")
+        f"{recipe} {part} True True" for recipe in _COMPILED for part in ("step", "teacher")
     ]
     assert "compiled: step, 4 examples, cpu: fits, 0.0" in result.stderr
 

@@ -145,6 +145,10 @@ def test_json_says_what_was_compiled() -> None:
         ("roberta_wwm_3layers", 3, 128, 1, 20),
         ("distilbert", 6, 32, 128, 77),
         ("distilrubert_tiny", 2, 8, 512, 77),
+        ("tinybert_general", 4, 256, 1, 20),
+        ("minilm_v2", 6, 8, 32, 6),
+        ("minirbt", 6, 32, 128, 77),
+        ("rubert_tiny", 3, 64, 4, 20),
     ],
 )
 def test_recipes(recipe: str, layers: int, batch: int, accumulated: int, positions: int) -> None:
@@ -153,7 +157,7 @@ def test_recipes(recipe: str, layers: int, batch: int, accumulated: int, positio
     assert workload.config.train_batch_size == batch
     assert workload.config.gradient_accumulation_steps == accumulated
     assert workload.max_predictions_per_seq == positions
-    assert workload.live == (recipe in ("distilbert", "distilrubert_tiny"))
+    assert workload.live == (recipe not in ("roberta_wwm", "roberta_wwm_3layers", "rubert_tiny"))
     assert (workload.teacher_info() is None) == workload.live
     assert (workload.student.type_vocab_size == 0) == (recipe == "distilbert")
 

@@ -200,7 +200,7 @@ def test_a_teacher_cache(cache_dir, edit, problem: str) -> None:
 
 @pytest.fixture(scope="module")
 def small_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Path:
-    """A cache of the other codec, of a varying number of ids, with hidden states; read only."""
+    """A cache of the other codec, of a varying number of ids, with states and embeddings."""
     return make_cache(
         tmp_path_factory.mktemp("small") / "cache",
         examples_dir,
@@ -209,6 +209,7 @@ def small_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Path:
         truncation_mass=0.9,
         cache_hidden_states="1-3",
         hidden_encoding="int8",
+        cache_embedding="cls",
     )
 
 
@@ -226,6 +227,8 @@ COUNTS, RANGES = records.TOPK_COUNTS, records.TOPK_RANGES
         (_put(RANGES, 0, np.nan, "<f2"), "expected {P} ranges of at least 0, received [nan"),
         (_edit(records.HIDDEN_STATES, lambda v: v[1:], "|i1"), "hidden_states: expected "),
         (_put(records.HIDDEN_SCALES, 0, np.inf, "<f4"), "hidden_states: expected finite numbers"),
+        (_edit(records.EMBEDDING, lambda v: v[1:], "<f2"), "embedding: expected 32 numbers"),
+        (_put(records.EMBEDDING, 3, np.nan, "<f2"), "embedding: expected finite numbers"),
     ],
 )
 def test_a_small_cache(small_dir, edit, problem: str) -> None:

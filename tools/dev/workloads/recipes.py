@@ -16,16 +16,20 @@ from tools.dev.workloads.step_programs import Workload
 
 # Sources: the `config.json` or `bert_config.json` of bert-base-uncased and bert-large-uncased
 # (Devlin et al., 2019), of Chinese RoBERTa-wwm-ext and its large version (Cui et al., 2019), and
-# of RuBERT (Kuratov and Arkhipov, 2019).
+# of RuBERT (Kuratov and Arkhipov, 2019); of students those that their recipes name.
 def _shape(
-    vocab_size: int, size: int = 768, num_layers: int = 12, num_heads: int = 12
+    vocab_size: int,
+    size: int = 768,
+    num_layers: int = 12,
+    num_heads: int = 12,
+    intermediate_size: int | None = None,
 ) -> EncoderConfig:
     return EncoderConfig(
         vocab_size=vocab_size,
         hidden_size=size,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
-        intermediate_size=4 * size,
+        intermediate_size=intermediate_size or 4 * size,
         hidden_act="gelu",
         max_position_embeddings=512,
         type_vocab_size=2,
@@ -58,6 +62,11 @@ SHAPES: Mapping[str, EncoderConfig] = {
     "roberta-wwm-ext-large": _large(_CHINESE),
     "rubert": _shape(_RUSSIAN),
     "modernbert-base": _MODERNBERT,
+    "tinybert": _shape(_ENGLISH, 312, 4, intermediate_size=1_200),
+    "minilm": _shape(_ENGLISH, 384, 6),
+    "minirbt": _shape(_CHINESE, 256, 6, 8),
+    # With all tokens of its teacher.
+    "rubert-tiny": _shape(_RUSSIAN, 312, 3, intermediate_size=600),
 }
 
 
@@ -106,6 +115,10 @@ RECIPES: Mapping[str, RecipeModels] = {
     "roberta_wwm_3layers": RecipeModels("roberta-wwm-ext-large"),
     "distilbert": RecipeModels("bert-base", live=True, max_predictions_per_seq=77),
     "distilrubert_tiny": RecipeModels("rubert", live=True, max_predictions_per_seq=77),
+    "tinybert_general": RecipeModels("bert-base", "tinybert", live=True),
+    "minilm_v2": RecipeModels("bert-base", "minilm", live=True, max_predictions_per_seq=6),
+    "minirbt": RecipeModels("roberta-wwm-ext", "minirbt", live=True, max_predictions_per_seq=77),
+    "rubert_tiny": RecipeModels("rubert", "rubert-tiny"),
 }
 
 

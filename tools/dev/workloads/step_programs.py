@@ -66,7 +66,15 @@ class Workload:
         """Returns what the teacher cache holds; None where the teacher is live."""
         if self.live:
             return None
-        return TeacherInfo(self.cached_ids, "float16", _TEMPERATURES, teacher={}, parent={})
+        return TeacherInfo(
+            self.cached_ids,
+            "float16",
+            _TEMPERATURES,
+            teacher={},
+            parent={},
+            hidden_size=self.teacher.hidden_size,
+            embedding=self.config.embedding_pooling,
+        )
 
 
 def build_distiller(workload: Workload) -> "Distiller":
@@ -177,6 +185,9 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
         targets[records.TOPK_LOGITS] = np.broadcast_to(logits, shape).copy()
         tails = (*labels.shape, len(_TEMPERATURES))
         targets[records.LOG_TAIL_MASSES] = np.full(tails, np.log(0.05), np.float32)
+        if workload.config.embedding_pooling is not None:
+            size = workload.teacher.hidden_size
+            targets[records.EMBEDDING] = random.normal(size=(batch_size, size)).astype(np.float32)
     return inputs, targets
 
 
@@ -193,7 +204,8 @@ def step_flops(workload: Workload) -> float:
     everywhere = workload.config.loss_positions == "all"
     positions = length if everywhere else workload.max_predictions_per_seq
     teacher = workload.teacher if workload.live else None
-    return flops.step_flops(workload.student, teacher, length, positions)
+    embeds = workload.config.embedding_pooling is not None
+    return flops.step_flops(workload.student, teacher, length, positions, embeds=embeds)
 
 
 def teacher_flops(workload: Workload) -> float:

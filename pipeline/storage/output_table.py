@@ -1,0 +1,81 @@
+"""The teacher's output layer beside the shards of a cache of head states.
+
+`output_table.safetensors` holds `table`, float16 [V, E], and `bias`, float32 [V]; see
+`pipeline.storage.codecs.states`. Its size and checksum are in the manifest.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.json_text import shown
+from pipeline.base.location import Location
+from pipeline.storage.codecs.states import OutputTable
+from pipeline.storage.manifest import OUTPUT_TABLE_FILE, TableInfo
+
+_TABLE, _BIAS = "table", "bias"
+
+
+def ensure_table(
+    directory: Location,
+    vocab_size: int,
+    state_size: int,
+    *,
+    read_layer: Callable[[], tuple[np.ndarray, np.ndarray]],
+) -> TableInfo:
+    """Writes a teacher's output layer into a directory, unless it is there.
+
+    Args:
+        directory: of the cache.
+        vocab_size: V.
+        state_size: E.
+        read_layer: returns the table, float32 [V, E], and the bias, float32 [V].
+
+    Returns:
+        the file's size and checksum.
+
+    Raises:
+        InputError: the file holds something else, or float16 cannot hold the numbers.
+    """
+    from safetensors.numpy import save
+
+    path = directory / OUTPUT_TABLE_FILE
+    if path.is_file():
+        read_table(directory, vocab_size, state_size)
+    else:
+        output = OutputTable.of(*read_layer())
+        if not output.is_finite:
+            expected = "an output table of finite numbers below 65,504"
+            raise InputError(Setting("teacher"), expected, "others")
+        path.write_whole(save({_TABLE: output.table, _BIAS: output.bias}))
+    return TableInfo(file=path.name, bytes=path.stat().st_size, sha256=path.sha256())
+
+
+def read_table(directory: Location, vocab_size: int, state_size: int) -> OutputTable:
+    """Reads the file of a cache directory.
+
+    Raises:
+        InputError: it is missing, or holds something else than a table of these sizes.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / OUTPUT_TABLE_FILE
+    if not path.is_file():
+        raise InputError(path, received="this file of the teacher's output table is missing")
+    try:
+        with safe_open(path.mirror(), framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            received = {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}
+            expected = {_TABLE: ("F16", [vocab_size, state_size]), _BIAS: ("F32", [vocab_size])}
+            # Before anything is read: a file may claim any size.
+            if received != expected:
+                text = f"{_TABLE} in F16, [{vocab_size}, {state_size}], and {_BIAS} in F32"
+                raise InputError(path, text, shown(received))
+            output = OutputTable(file.get_tensor(_TABLE), file.get_tensor(_BIAS))
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(path, f"a safetensors file ({reason})") from error
+    if not output.is_finite:
+        raise InputError(path, "finite numbers", "others")
+    return output

@@ -1,0 +1,81 @@
+"""The mass that lists hold at temperatures, exact where it is cached and at most elsewhere."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.storage import list_mass
+from pipeline.storage import manifest as manifests
+from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
+from pipeline.storage.list_mass import ListFit
+from pipeline.storage.records import TeacherTargets
+
+
+def _targets(logits: np.ndarray, k: int, temperatures: tuple[float, ...]) -> TeacherTargets:
+    """The top k of one position's logits."""
+    ids = np.argsort(-logits, kind="stable")
+    ordered = logits[ids] - logits.max()
+    tails = []
+    for temperature in temperatures:
+        weights = np.exp(ordered / temperature)
+        with np.errstate(divide="ignore"):
+            tails.append(np.log(weights[k:].sum() / weights.sum()))
+    log_tails = np.array([tails], np.float32)
+    return TeacherTargets(ids[None, :k], ordered[None, :k], log_tails, None, temperatures)
+
+
+def test_masses_by_hand() -> None:
+    """Of .5, .25, .125, .125 the first two hold .75, and at T = 2 √.5 + √.25 of all roots."""
+    logits = np.log([0.5, 0.25, 0.125, 0.125])
+    targets = _targets(logits, 2, (1.0, 2.0))
+    assert list_mass.masses(targets, 1.0) == pytest.approx([0.75])
+    roots = np.sqrt([0.5, 0.25, 0.125, 0.125])
+    assert list_mass.masses(targets, 2.0) == pytest.approx([roots[:2].sum() / roots.sum()])
+    # Not cached: the tail of .25 might be one token as probable as the second.
+    alone = _targets(logits, 2, (1.0,))
+    assert list_mass.masses(alone, 2.0) == pytest.approx([roots[:2].sum() / roots[[0, 1, 1]].sum()])
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 20),
+    st.sampled_from([1.5, 4.0, 8.0, 100.0]),
+    st.sampled_from([0.3, 2.0, 9.0]),
+)
+def test_the_mass_at_another_temperature_is_at_most_that(seed, k, temperature, scale) -> None:
+    logits = np.random.default_rng(seed).normal(0.0, scale, 40)
+    (bound,) = list_mass.masses(_targets(logits, k, (1.0,)), temperature)
+    (exact,) = list_mass.masses(_targets(logits, k, (1.0, temperature)), temperature)
+    (cached,) = list_mass.masses(_targets(logits, k, (1.0,)), 1.0)
+    assert exact - 1e-5 <= bound <= cached + 1e-5
+
+
+def test_rows_without_a_tail_or_with_fewer_ids() -> None:
+    ids = np.array([[1, 0, NO_ID], [2, NO_ID, NO_ID]])
+    logits = np.array([[0.0, -1.0, NO_ID_LOGIT], [0.0, NO_ID_LOGIT, NO_ID_LOGIT]])
+    tails = np.array([[-np.inf], [np.log(0.75)]], np.float32)
+    targets = TeacherTargets(ids, logits, tails, None, (1.0,))
+    assert list_mass.masses(targets, 1.0) == pytest.approx([1.0, 0.25])
+    # Three tokens as probable as the only one of the second list.
+    assert list_mass.masses(targets, 8.0) == pytest.approx([1.0, 0.25])
+
+
+def test_a_cache_is_measured_and_head_states_are_not(cache_dir, states_cache_dir) -> None:
+    manifest = manifests.load(cache_dir)
+    fits = list_mass.measure(cache_dir, manifest, (1.0, 2.0, 8.0))
+    assert list(fits) == [1.0, 2.0, 8.0]
+    assert 1.0 > fits[1.0].mass > fits[2.0].mass > fits[8.0].mass > 0.0
+    for fit in fits.values():
+        # The mean of logarithms is at least the logarithm of the mean.
+        assert fit.divergence >= -np.log(fit.mass) - 1e-9
+    states = manifests.load(states_cache_dir)
+    assert list_mass.measure(states_cache_dir, states, (1.0, 8.0)) == {}
+    assert list_mass.measure(cache_dir, manifest, ()) == {}
+
+
+def test_less_than_half_is_warned_of() -> None:
+    fits = {1.0: ListFit(0.5, 0.7), 4.0: ListFit(0.028, 3.6)}
+    (line,) = list_mass.warnings(fits, 128)
+    assert "temperature 4 the top 128 hold 2.8%" in line
+    assert "--logit_encoding=states" in line

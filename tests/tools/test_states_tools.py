@@ -1,0 +1,278 @@
+"""Tools on caches of head states: checked, repaired, compared, planned, merged and shown."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from data_specs import records
+from pipeline import api
+from pipeline.base import json_text
+from pipeline.base.errors import InputError
+from pipeline.models.formats import model_directory
+from pipeline.storage import cache_input
+from pipeline.storage import manifest as manifests
+from pipeline.storage.codecs.states import STATE_PACKINGS
+from pipeline.storage.manifest import OUTPUT_TABLE_FILE
+from pipeline.teacher.settings import TeacherCacheConfig
+from tests.conftest import make_cache, read_folder
+from tests.tools.conftest import Features, read_rows, rewrite_cache
+from tools import inspect_cache, merge_caches, plan_cache, verify_cache
+from tools.cache_analysis import cache_report, planning
+from tools.fidelity_report import FidelityConfig, report_fidelity
+from tools.inspect_cache import InspectConfig
+from tools.merge_caches import MergeConfig
+from tools.report.inputs import read_cache, read_fidelity, read_plan
+from tools.verification import directory_checks
+
+TRAIN = "train-00000-of-00003.tfrecord"
+
+
+@pytest.fixture
+def folder(states_cache_dir, tmp_path) -> pathlib.Path:
+    """A copy of the cache of head states."""
+    return shutil.copytree(states_cache_dir, tmp_path / "cache")
+
+
+def _verify(folder: pathlib.Path, capsys, *flags: str) -> tuple[int, list[str]]:
+    status = verify_cache.main(["verify_cache", f"--input_dir={folder}", *flags])
+    return status, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("bits", STATE_PACKINGS)
+def test_all_is_well(bits, examples_dir, teacher_dir, tmp_path, capsys) -> None:
+    changes = {"state_bits": bits, "cache_hidden_states": "1"}
+    cache = make_cache(
+        tmp_path / "cache", examples_dir, teacher_dir, logit_encoding="states", **changes
+    )
+    status, lines = _verify(cache, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
+    assert status == 0, lines
+    checked = "masks, head states, labels and hidden states as they must be"
+    assert any(line.endswith(checked) for line in lines)
+    assert any(line.startswith("sample ") and "KL " in line for line in lines)
+
+
+def _changed(name: str, change) -> Features:
+    """Returns a change of a feature's first number in the third record of a shard."""
+
+    def alter(rows: list[Features]) -> list[Features]:
+        content = bytearray(rows[2][name])
+        content[:2] = change(content[:2])
+        rows[2][name] = bytes(content)
+        return rows
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        (records.HEAD_SCALES, np.inf, records.HEAD_STATES),
+        (records.HEAD_SCALES, np.nan, records.HEAD_STATES),
+        (records.HEAD_SCALES, -1.0, records.HEAD_SCALES),
+        # As if another state were there.
+        (records.HEAD_SCALES, 900.0, records.LABEL_LOG_PROBS),
+        (records.LABEL_LOG_PROBS, 0.5, records.LABEL_LOG_PROBS),
+        (records.LABEL_LOG_PROBS, -0.001, records.LABEL_LOG_PROBS),
+        (records.LABEL_LOG_PROBS, np.nan, records.LABEL_LOG_PROBS),
+    ],
+)
+def test_records_that_cannot_be(states_cache_dir, tmp_path, name, value, named) -> None:
+    alter = _changed(name, lambda old: np.array([value], "<f2").tobytes())
+    folder = rewrite_cache(states_cache_dir, tmp_path / "cache", alter)
+    loaded = manifests.load(folder)
+    found = directory_checks.check_directory(folder, loaded, None, on_records=lambda count: None)
+    assert any(f"record 2: {named}: " in text for text in found.problems[TRAIN]), found.problems
+
+
+def test_records_of_a_wrong_length(states_cache_dir, tmp_path) -> None:
+    def alter(rows: list[Features]) -> list[Features]:
+        rows[1][records.HEAD_STATES] += b"\0"
+        return rows
+
+    folder = rewrite_cache(states_cache_dir, tmp_path / "cache", alter)
+    loaded = manifests.load(folder)
+    found = directory_checks.check_directory(folder, loaded, None, on_records=lambda count: None)
+    assert any(f"record 1: {records.HEAD_STATES}: " in one for one in found.problems[TRAIN])
+
+
+@pytest.mark.parametrize("damage", ["alter", "cut", "remove"])
+def test_a_broken_table_is_found_and_made_again(
+    folder, states_cache_dir, examples_dir, teacher_dir, capsys, damage
+) -> None:
+    path = folder / OUTPUT_TABLE_FILE
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-2] if damage == "cut" else content[:-1] + b"\x17")
+    status, (line,) = _verify(folder, capsys)
+    assert status == 1 and line.startswith(f"{OUTPUT_TABLE_FILE}: ")
+    flags = f"--repair --teacher={teacher_dir} --examples={examples_dir} --sample_examples=4"
+    status, lines = _verify(folder, capsys, *flags.split())
+    assert status == 0, lines
+    made = {name: one for name, one in read_folder(folder).items() if ".broken" not in name}
+    assert made == read_folder(states_cache_dir)
+
+
+def test_a_broken_shard_is_made_again(
+    folder, states_cache_dir, examples_dir, teacher_dir, capsys
+) -> None:
+    path = folder / TRAIN
+    path.write_bytes(path.read_bytes()[:-7])
+    flags = f"--repair --teacher={teacher_dir} --examples={examples_dir} --sample_examples=0"
+    status, lines = _verify(folder, capsys, *flags.split())
+    assert status == 0 and f"{TRAIN}: made again, the same bytes" in lines
+    assert path.read_bytes() == (states_cache_dir / TRAIN).read_bytes()
+
+
+def test_a_sample_of_another_teacher_differs(
+    states_cache_dir, examples_dir, other_teacher_dir
+) -> None:
+    from tools.verification import sample_check
+
+    model = model_directory.load_masked_lm(model_directory.find_model(other_teacher_dir))
+    cache = cache_input.open_cache(states_cache_dir, None)
+    report = sample_check.check_sample(model, cache, size=8, batch_size=8, compute_dtype="float32")
+    assert any(
+        f"{records.HEAD_STATES}: " in text for one in report.problems.values() for text in one
+    )
+
+
+def test_the_report_on_a_cache(states_cache_dir, teacher_dir, tmp_path, capsys) -> None:
+    config = FidelityConfig(str(states_cache_dir), str(teacher_dir), sample=20)
+    report, about = report_fidelity(config)
+    assert tuple(map(float, report.kl_divergence)) == cache_report.STATES_TEMPERATURES
+    means = [summary.mean for summary in report.kl_divergence.values()]
+    assert 0.0 < means[-1] < means[0] <= 1e-4
+    assert (about["logit_encoding"], about["state_bits"]) == ("states", 8)
+    assert report.mass_kept == pytest.approx(1.0) and report.tail_error == 0.0
+    assert report.top1_agreement > 0.95
+    path = tmp_path / "report.json"
+    flags = f"--input_dir={states_cache_dir} --teacher={teacher_dir} --sample=4 --output={path}"
+    from tools import fidelity_report
+
+    assert fidelity_report.main(["fidelity_report", *flags.split()]) == 0
+    assert "state" in capsys.readouterr().out
+    assert read_fidelity(path).encoding == "states, 8 bits"
+    assert read_cache(states_cache_dir, "cache").encoding == "states, 8 bits"
+
+
+def test_plans_are_what_the_cache_then_has(examples_dir, teacher_dir, states_cache_dir) -> None:
+    config = TeacherCacheConfig(
+        output_dir="", input_dir=examples_dir, teacher=teacher_dir, predict_batch_size=8
+    )
+    model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
+    measured = planning.measure_plans(
+        model,
+        cache_input.open_cache(examples_dir, None),
+        config,
+        sample=10**6,
+        truncation_factors=[4],
+        logit_encodings=["states", "float16"],
+        temperatures=(1.0, 8.0),
+    )
+    by_bits = {plan.state_bits: plan for plan in measured.plans}
+    assert list(by_bits) == [*STATE_PACKINGS, None]
+    manifest = manifests.load(states_cache_dir)
+    eight = by_bits[8]
+    assert eight.bytes_per_position == manifest.bytes_per_position()
+    total = sum(shard.bytes for shard in manifest.shards)
+    assert eight.example_bytes * measured.num_examples == pytest.approx(total, rel=1e-6)
+    assert eight.truncation_factor == eight.ids_per_position == manifest.vocab.size
+    for temperature in ("1", "8"):
+        fits = {bits: plan.temperatures[temperature] for bits, plan in by_bits.items()}
+        assert fits[16].kl.mean < fits[8].kl.mean < fits[4].kl.mean < fits[None].kl.mean
+        assert fits[8].kl.max <= 1e-3 and fits[8].mass_kept == 1.0 > fits[None].mass_kept
+    assert by_bits[None].temperatures["8"].mass_kept < by_bits[None].mass_kept
+
+
+def test_the_plan_warns_of_light_lists(examples_dir, teacher_dir, tmp_path, capsys) -> None:
+    path = tmp_path / "plan.json"
+    flags = {
+        "input_dir": examples_dir,
+        "teacher": teacher_dir,
+        "sample": 8,
+        "truncation_factors": "4,100000",
+        "temperatures": "1,100",
+        "logit_encodings": "compact,states",
+        "output": path,
+    }
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    assert plan_cache.main(["plan_cache", *arguments]) == 0
+    # Every token holds all of the mass.
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[:8] == "warning:"]
+    assert "temperature 100 the top 4 hold" in lines[-1]
+    assert all("--logit_encoding=states" in line for line in lines)
+    names = [one.encoding for one in read_plan(path)]
+    assert names == ["compact"] * 2 + [f"states, {bits} bits" for bits in STATE_PACKINGS]
+    with pytest.raises(InputError) as caught:
+        plan_cache.PlanConfig(examples_dir, str(teacher_dir), temperatures=(2.0, 8.0))
+    assert caught.value.subject == "temperatures"
+
+
+def test_examples_are_shown_with_guesses(states_cache_dir, cache_dir) -> None:
+    lines, page = inspect_cache.inspect_cache(
+        InspectConfig(input_dir=states_cache_dir, examples=2, html="x.html")
+    )
+    text = " ".join(lines)
+    assert "states of 8 bits" in text and "rebuilt from head states" in text
+    assert page is not None
+    expected, _ = inspect_cache.inspect_cache(InspectConfig(input_dir=cache_dir, examples=2))
+    # Number, label and the label's own probability are the teacher's in both.
+    rows, known = (
+        [line.split()[:3] for line in found if line.strip()[:1].isdigit()]
+        for found in (lines, expected)
+    )
+    assert rows == known and len(rows) > 4
+
+
+def test_head_states_are_merged_to_a_top_k(
+    states_cache_dir, other_cache_dir, merged_dir, tmp_path
+) -> None:
+    pair = (str(states_cache_dir), str(other_cache_dir))
+    with pytest.raises(InputError) as caught:
+        merge_caches.merge_caches(MergeConfig(pair, str(tmp_path / "none")))
+    assert caught.value.subject == "truncation_factor"
+    config = MergeConfig(pair, str(tmp_path / "merged"), (3.0, 1.0), truncation_factor=16)
+    made = merge_caches.merge_caches(config)
+    assert made.teacher_info.logit_encoding == "float16" and made.output_table is None
+    expected = manifests.load(merged_dir)
+    codecs = [
+        cache_input.open_codec(place, one)
+        for place, one in ((config.output_dir, made), (merged_dir, expected))
+    ]
+    for row, other in zip(read_rows(config.output_dir), read_rows(merged_dir), strict=True):
+        count = len(row[records.MASKED_LM_POSITIONS]) // 2
+        (ids, logits), (known, values) = (
+            codec.decode(one, count) for codec, one in zip(codecs, (row, other), strict=True)
+        )
+        # The first tokens are in both lists whatever the tails hold.
+        same = ids[:, 0] == known[:, 0]
+        assert same.mean() > 0.5
+        np.testing.assert_allclose(logits[same, 0], values[same, 0], atol=1e-6)
+
+
+def test_the_programming_interface_gives_any_temperature(states_cache_dir, cache_dir) -> None:
+    cache = api.open_cache(str(states_cache_dir))
+    example = next(cache.examples("eval"))
+    other = next(api.open_cache(str(cache_dir)).examples("eval"))
+    for temperature in (1.0, 2.0):
+        p, rest = example.targets.probabilities(temperature, k=3)
+        q, _ = other.targets.probabilities(temperature, k=3)
+        np.testing.assert_allclose(p, q, rtol=0.05)
+        np.testing.assert_allclose(p.sum(-1) + rest, 1.0, rtol=1e-6)
+    p, rest = example.targets.probabilities(8.0)
+    assert p.shape[-1] == cache.manifest.vocab.size and (rest == 0.0).all()
+    (batch,) = cache.dataset("eval", batch_size=4).take(1)
+    assert batch[records.HEAD_STATES].shape == (4, 8, 32)
+    assert api.verify(str(states_cache_dir)) == {}
+
+
+def test_the_manifest_is_as_it_was_published(states_cache_dir) -> None:
+    value = json.loads((states_cache_dir / "manifest.json").read_text())
+    assert value["output_table"]["file"] == OUTPUT_TABLE_FILE
+    content = (states_cache_dir / "manifest.json").read_bytes()
+    assert json_text.dump(manifests.load(states_cache_dir).to_json()) == content
