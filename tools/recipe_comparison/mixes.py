@@ -9,15 +9,13 @@ from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import EMBEDDING, HIDDEN, LABEL, TOPK
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.models import layer_groups
-from pipeline.storage.codecs import CODECS
+from pipeline.storage.codecs import ENCODINGS, STATES
 from pipeline.storage.manifest import SAMPLED
 
 MASKED_LM = "masked_lm"
 # Sources of a mix besides caches: a live teacher, and the labels alone.
 LIVE = "live"
 LABELS = "labels"
-# The codec whose number is bits of a state, not tokens of a position.
-_STATES = "states"
 # Codecs of caches in which tail masses depend on the temperature.
 _CACHED_TEMPERATURES = (1.0, 2.0)
 
@@ -74,8 +72,8 @@ class CacheSpec:
                 "truncation_factor": number,
                 "logit_encoding": "compact",
             }
-        elif kind == _STATES:
-            chosen = {"logit_encoding": _STATES, "state_bits": number}
+        elif kind == STATES:
+            chosen = {"logit_encoding": STATES, "state_bits": number}
         else:
             chosen = {"logit_encoding": kind, "truncation_factor": number}
         if self.temperatures:
@@ -94,7 +92,7 @@ def expect_codec(source: str, subject: str) -> None:
         InputError: it is no codec's name with a number.
     """
     kind, _, number = source.rpartition("-")
-    kinds = (*CODECS, _STATES, SAMPLED)
+    kinds = (*ENCODINGS, SAMPLED)
     if kind not in kinds or not number.isdecimal() or not int(number):
         names = ", ".join(f"{name}-NUMBER" for name in kinds)
         raise InputError(Setting(subject), f"{LIVE} or one of {names}", f"{source!r}")
@@ -216,7 +214,7 @@ def _cache_spec(
     codec: str, settings: Mapping[str, str], losses: Mapping[str, float], depths: Depths
 ) -> CacheSpec:
     """Returns the cache that holds what a mix needs."""
-    has_tails = codec.rpartition("-")[0] not in (SAMPLED, _STATES)
+    has_tails = codec.rpartition("-")[0] not in (SAMPLED, STATES)
     temperature = float(settings.get("temperature", 1.0))
     temperatures = tuple(sorted({*_CACHED_TEMPERATURES, temperature})) if has_tails else ()
     groups: dict[str, None] = {}
