@@ -142,21 +142,22 @@ class Mix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Depths:
-    """Layers of the teacher and of the students."""
+class Shapes:
+    """Layers of the teacher and of the students, and the hidden sizes of both."""
 
-    teacher: int
-    student: int
+    teacher_layers: int
+    student_layers: int
+    hidden_sizes: tuple[int, ...] = ()
 
 
 def make_mixes(
-    recipes: Iterable[Recipe], *, depths: Depths, cache: str, masked_lm_weight: float
+    recipes: Iterable[Recipe], *, shapes: Shapes, cache: str, masked_lm_weight: float
 ) -> list[Mix]:
     """Returns each recipe with and without `masked_lm`; one of labels alone once.
 
     Args:
         recipes: to compare.
-        depths: of the models.
+        shapes: of the models.
         cache: the source of recipes that name none.
         masked_lm_weight: of `masked_lm` where a recipe has none.
 
@@ -165,21 +166,21 @@ def make_mixes(
     """
     mixes: dict[str, Mix] = {}
     for recipe in recipes:
-        for mix in _variants(recipe, depths, cache, masked_lm_weight):
+        for mix in _variants(recipe, shapes, cache, masked_lm_weight):
             if mix.key in mixes:
                 raise InputError(Setting("recipes"), "each recipe and source once", mix.title)
             mixes[mix.key] = mix
     return list(mixes.values())
 
 
-def _variants(recipe: Recipe, depths: Depths, cache: str, masked_lm_weight: float) -> Iterator[Mix]:
+def _variants(recipe: Recipe, shapes: Shapes, cache: str, masked_lm_weight: float) -> Iterator[Mix]:
     others = {name: weight for name, weight in recipe.losses.items() if name != MASKED_LM}
     weight = recipe.losses.get(MASKED_LM, masked_lm_weight)
     variants = [{MASKED_LM: weight}] if not others else [{**others, MASKED_LM: weight}, others]
     for losses in variants:
         source = _source(recipe, losses, cache)
-        settings = _fit_layers(recipe.settings, depths)
-        spec = None if source in (LIVE, LABELS) else _cache_spec(source, settings, losses, depths)
+        settings = _fit(recipe.settings, shapes)
+        spec = None if source in (LIVE, LABELS) else _cache_spec(source, settings, losses, shapes)
         schedules = {name: item for name, item in recipe.schedules.items() if name in losses}
         if schedules:
             settings["loss_schedules"] = ",".join(
@@ -199,19 +200,22 @@ def _source(recipe: Recipe, losses: Mapping[str, float], cache: str) -> str:
     return LIVE if over_all or needs - {LABEL, TOPK} else cache
 
 
-def _fit_layers(settings: Mapping[str, str], depths: Depths) -> dict[str, str]:
-    """Leaves out layer groups that name layers of other depths: the losses' defaults apply."""
+def _fit(settings: Mapping[str, str], shapes: Shapes) -> dict[str, str]:
+    """Leaves out layer groups and relation heads of models of other shapes: defaults apply."""
     settings = dict(settings)
     if (text := settings.get("layer_groups")) is not None:
         try:
-            layer_groups.parse_layer_groups(text, depths.teacher, depths.student)
+            layer_groups.parse_layer_groups(text, shapes.teacher_layers, shapes.student_layers)
         except InputError:
             del settings["layer_groups"]
+    heads = int(settings.get("relation_heads", 1))
+    if any(size % heads for size in shapes.hidden_sizes):
+        del settings["relation_heads"]
     return settings
 
 
 def _cache_spec(
-    codec: str, settings: Mapping[str, str], losses: Mapping[str, float], depths: Depths
+    codec: str, settings: Mapping[str, str], losses: Mapping[str, float], shapes: Shapes
 ) -> CacheSpec:
     """Returns the cache that holds what a mix needs."""
     has_tails = codec.rpartition("-")[0] not in (SAMPLED, STATES)
@@ -222,7 +226,9 @@ def _cache_spec(
     for loss in map(load_loss, losses):
         if loss.needs == HIDDEN:
             text = settings.get("layer_groups", loss.default_layer_groups)
-            parsed = layer_groups.parse_layer_groups(text, depths.teacher, depths.student)
+            parsed = layer_groups.parse_layer_groups(
+                text, shapes.teacher_layers, shapes.student_layers
+            )
             groups |= dict.fromkeys(str(group.teacher) for group in parsed)
         elif loss.needs == EMBEDDING:
             embedding = settings.get("embedding_pooling", "mean")
