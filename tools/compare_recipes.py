@@ -112,17 +112,18 @@ def _read_mixes(config: CompareRecipesConfig) -> tuple[list["Mix"], int]:
 
     recipes = [read_recipe(entry) for entry in config.recipes]
     mixes.expect_codec(config.cache, "cache")
-    layers = model_directory.find_model(config.teacher).config.num_hidden_layers
-    student_layers = config.student_layers or max(1, layers // 2)
+    teacher = model_directory.find_model(config.teacher).config
+    layers, sizes = config.student_layers or max(1, teacher.num_hidden_layers // 2), set()
     if config.student is not None:
-        student_layers = model_directory.find_model(config.student).config.num_hidden_layers
+        student = model_directory.find_model(config.student).config
+        layers, sizes = student.num_hidden_layers, {student.hidden_size}
     made = mixes.make_mixes(
         recipes,
-        depths=mixes.Depths(layers, student_layers),
+        shapes=mixes.Shapes(teacher.num_hidden_layers, layers, (teacher.hidden_size, *sizes)),
         cache=config.cache,
         masked_lm_weight=config.masked_lm_weight,
     )
-    return made, student_layers
+    return made, layers
 
 
 def _compare(values: absl_flags.FlagValues) -> None:

@@ -3,8 +3,8 @@
 A token that the student lacks is lost. In the input it is cut into the student's own tokens,
 the longest first, as the student's tokenizer cuts a word; one that cannot be cut is read as
 [UNK]. The input becomes longer, positions move, and what exceeds the length is cut off at the
-end. A masked position stays one [MASK]. As a label a lost token counts for no loss; and what the
-teacher gave it joins the tail:
+end. A masked position stays one [MASK], whose label is the first piece of a lost token, or
+counts for no loss where that is [UNK]. What the teacher gave to lost tokens joins the tail:
 
     tail'_T = tail_T + (1 − tail_T) · removed_T
 
@@ -174,10 +174,10 @@ def remap_batch(
     """Renames the ids of a batch to the student's, and cuts the tokens that it lacks.
 
     The teacher's kept ids move to the front in their order, so that a smaller k is
-    still a prefix; behind them stand `NO_ID`s. A label that the student lacks gets
-    weight 0. So does a position without a kept id, or whose kept ids have less than
-    a millionth of the mass at a cached temperature; it becomes as padding is. A position
-    behind the end of an input that has become too long is dropped likewise.
+    still a prefix; behind them stand `NO_ID`s. A label that cannot be cut gets weight 0. So
+    does a position without a kept id, or whose kept ids have less than a millionth of the mass
+    at a cached temperature; it becomes as padding is. A position behind the end of an input
+    that has become too long is dropped likewise.
 
     Args:
         tf: the TensorFlow module.
@@ -189,11 +189,13 @@ def remap_batch(
         the batch with the same names, shapes and dtypes.
     """
     table = tf.constant(subset.table)
-    labels = tf.gather(table, batch[records.MASKED_LM_IDS])
-    known = tf.cast(labels != NO_ID, tf.float32)
+    first, unknown = subset.pieces[:, 0], subset.unknown_id
+    labels = tf.gather(tf.constant(first), batch[records.MASKED_LM_IDS])
+    is_known = tf.constant((subset.table != NO_ID) | (first != unknown))
+    known = tf.cast(tf.gather(is_known, batch[records.MASKED_LM_IDS]), tf.float32)
     remapped = {
         **batch,
-        records.MASKED_LM_IDS: tf.where(labels == NO_ID, subset.unknown_id, labels),
+        records.MASKED_LM_IDS: labels,
         records.MASKED_LM_WEIGHTS: batch[records.MASKED_LM_WEIGHTS] * known,
     }
     remapped |= _cut_inputs(tf, remapped, subset.pieces)
@@ -205,13 +207,12 @@ def remap_batch(
 def _cut_inputs(tf: Any, batch: Mapping[str, Any], pieces: np.ndarray) -> dict[str, Any]:
     """Returns the inputs with each token's pieces in its place, as far as they fit.
 
-    An input that has become too long ends with its last token, [SEP]. At a position that is
-    predicted one token stays one: of a lost one that stands there by chance the first piece.
+    An input that has become too long ends with its last token, [SEP]. A masked position moves
+    to the first piece of the token that stands there.
 
     Args:
         tf: the TensorFlow module.
-        batch: with the cache's ids in `input_ids`, int32 [B, L], and weight 0 where a label is
-            lost.
+        batch: with the cache's ids in `input_ids`, int32 [B, L].
         pieces: see `VocabSubset`.
 
     Returns:
@@ -220,11 +221,9 @@ def _cut_inputs(tf: Any, batch: Mapping[str, Any], pieces: np.ndarray) -> dict[s
     ids, positions = batch[records.INPUT_IDS], batch[records.MASKED_LM_POSITIONS]
     weights, length = batch[records.MASKED_LM_WEIGHTS], ids.shape[1]
     places = tf.range(length)
-    predicted = positions[..., tf.newaxis] == places
-    predicted = tf.reduce_any(predicted & (weights > 0)[..., tf.newaxis], axis=1)
     counts = tf.gather(tf.constant(np.sum(pieces != NO_ID, axis=1, dtype=np.int32)), ids)
-    ends = tf.cumsum(tf.where(predicted, 1, counts), axis=1)
-    starts = ends - tf.where(predicted, 1, counts)
+    ends = tf.cumsum(counts, axis=1)
+    starts = ends - counts
     # The token whose pieces each place of the new input has. Padding follows as it was.
     wanted = tf.broadcast_to(places, tf.shape(ids))
     source = tf.searchsorted(ends, wanted, side="right")

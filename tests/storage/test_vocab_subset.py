@@ -324,16 +324,24 @@ def test_an_input_becomes_longer_and_its_positions_move() -> None:
     assert got[records.INPUT_IDS] == expected
     assert got[records.SEGMENT_LENGTHS] == [6, 6]
     assert got[records.MASKED_LM_POSITIONS] == [3, 9]
-    assert got[records.MASKED_LM_WEIGHTS] == [1.0, 0.0]
-    assert got[records.MASKED_LM_IDS] == [5, 1]
+    assert got[records.MASKED_LM_WEIGHTS] == [1.0, 1.0]
+    # Of the lost label the first piece.
+    assert got[records.MASKED_LM_IDS] == [5, 8]
 
 
-def test_a_lost_token_that_is_predicted_stays_one() -> None:
-    """By chance another token may stand in place of the label; one position is predicted."""
-    got = _cut_batch([_CLS, 7, 6, _SEP], (4, 0), [1], [5])
-    assert got[records.INPUT_IDS][:6] == [_CLS, 8, 6, 7, _SEP, 0]
-    assert got[records.SEGMENT_LENGTHS] == [5, 0]
-    assert got[records.MASKED_LM_POSITIONS] == [1]
+def test_a_position_moves_to_the_first_piece_of_what_stands_there() -> None:
+    """Of a masked token that stays as it is, and of one that another replaces."""
+    got = _cut_batch([_CLS, 7, 6, _SEP], (4, 0), [1, 2], [7, 5])
+    assert got[records.INPUT_IDS][:8] == [_CLS, 8, 9, 10, 6, 7, _SEP, 0]
+    assert got[records.SEGMENT_LENGTHS] == [7, 0]
+    assert got[records.MASKED_LM_POSITIONS] == [1, 4]
+    assert got[records.MASKED_LM_IDS] == [8, 5]
+
+
+def test_a_label_that_cannot_be_cut_counts_for_nothing() -> None:
+    got = _cut_batch([_CLS, _MASK, _SEP], (3, 0), [1], [8])
+    assert got[records.MASKED_LM_WEIGHTS] == [0.0]
+    assert got[records.MASKED_LM_IDS] == [1]
 
 
 def test_what_exceeds_the_length_is_cut_and_the_end_stays() -> None:
@@ -363,12 +371,9 @@ def _inputs(draw: st.DrawFn):
 def test_inputs_are_cut_token_by_token(case) -> None:
     ids, lengths, positions, labels = case
     got = _cut_batch(*case)
-    known = [label not in (6, 7, 8) for label in labels]
-    predicted = {place for place, kept in zip(positions, known, strict=True) if kept}
-    cut = [
-        _PIECES[token][:1] if place in predicted else _PIECES[token]
-        for place, token in enumerate(ids)
-    ]
+    known = [label != 8 for label in labels]
+    cut = [_PIECES[token] for token in ids]
+    assert got[records.MASKED_LM_IDS] == [_PIECES[label][0] for label in labels]
     starts = np.cumsum([0, *map(len, cut)])
     whole = [piece for pieces in cut for piece in pieces]
     ends = [min(int(starts[lengths[0]]), _LENGTH), min(len(whole), _LENGTH)]

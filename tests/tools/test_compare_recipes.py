@@ -5,9 +5,9 @@ import json
 import pytest
 
 from data_specs import recipes as published
+from pipeline import run_distill
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill.losses.weights import WeightSchedule
-from pipeline.distill.settings import DistillConfig, StudentConfig
 from tools import compare_recipes as tool
 from tools.recipe_comparison.settings import CompareRecipesConfig
 
@@ -24,19 +24,22 @@ def test_a_recipe_gives_its_objective_and_nothing_of_its_scale() -> None:
     }
 
 
+def _parsed(*arguments: str):
+    values = run_distill.define_flags()
+    values(["run_distill", *arguments])
+    return values
+
+
 @pytest.mark.parametrize("name", published.names())
 def test_each_published_recipe_is_read(name: str) -> None:
     recipe = tool.read_recipe(f"{name}@live")
-    assert recipe.source == "live" and recipe.losses
-    # What is kept is known to the command by its text.
-    DistillConfig(
-        StudentConfig(student="model"), losses=recipe.losses, output_dir="x", **_parsed(recipe)
-    )
-
-
-def _parsed(recipe) -> dict[str, object]:
-    numbers = {"temperature": float}
-    return {name: numbers.get(name, str)(text) for name, text in recipe.settings.items()}
+    assert recipe.source == "live"
+    whole = _parsed(f"--flagfile={published.find(name)}")
+    assert recipe.losses == whole.losses
+    # What is kept comes to the command as text.
+    kept = _parsed(*(f"--{setting}={text}" for setting, text in recipe.settings.items()))
+    for setting in recipe.settings:
+        assert kept[setting].value == whole[setting].value
 
 
 def test_a_flagfile_of_ones_own_is_read_by_its_path(tmp_path) -> None:

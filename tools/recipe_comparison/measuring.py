@@ -18,7 +18,7 @@ from tools.measurement import in_turns
 from tools.student_evaluation import evaluate
 
 # Steps that compile, and steps that are timed.
-_WARM_UP, _REPEATS = 8, 30
+_WARM_UP, _REPEATS = 4, 16
 
 
 def step_seconds(runs: Sequence[Sequence[str]]) -> list[float]:

@@ -9,15 +9,13 @@ from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import EMBEDDING, HIDDEN, LABEL, TOPK
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.models import layer_groups
-from pipeline.storage.codecs import CODECS
+from pipeline.storage.codecs import ENCODINGS, STATES
 from pipeline.storage.manifest import SAMPLED
 
 MASKED_LM = "masked_lm"
 # Sources of a mix besides caches: a live teacher, and the labels alone.
 LIVE = "live"
 LABELS = "labels"
-# The codec whose number is bits of a state, not tokens of a position.
-_STATES = "states"
 # Codecs of caches in which tail masses depend on the temperature.
 _CACHED_TEMPERATURES = (1.0, 2.0)
 
@@ -74,8 +72,8 @@ class CacheSpec:
                 "truncation_factor": number,
                 "logit_encoding": "compact",
             }
-        elif kind == _STATES:
-            chosen = {"logit_encoding": _STATES, "state_bits": number}
+        elif kind == STATES:
+            chosen = {"logit_encoding": STATES, "state_bits": number}
         else:
             chosen = {"logit_encoding": kind, "truncation_factor": number}
         if self.temperatures:
@@ -94,7 +92,7 @@ def expect_codec(source: str, subject: str) -> None:
         InputError: it is no codec's name with a number.
     """
     kind, _, number = source.rpartition("-")
-    kinds = (*CODECS, _STATES, SAMPLED)
+    kinds = (*ENCODINGS, SAMPLED)
     if kind not in kinds or not number.isdecimal() or not int(number):
         names = ", ".join(f"{name}-NUMBER" for name in kinds)
         raise InputError(Setting(subject), f"{LIVE} or one of {names}", f"{source!r}")
@@ -144,21 +142,22 @@ class Mix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Depths:
-    """Layers of the teacher and of the students."""
+class Shapes:
+    """Layers of the teacher and of the students, and the hidden sizes of both."""
 
-    teacher: int
-    student: int
+    teacher_layers: int
+    student_layers: int
+    hidden_sizes: tuple[int, ...] = ()
 
 
 def make_mixes(
-    recipes: Iterable[Recipe], *, depths: Depths, cache: str, masked_lm_weight: float
+    recipes: Iterable[Recipe], *, shapes: Shapes, cache: str, masked_lm_weight: float
 ) -> list[Mix]:
     """Returns each recipe with and without `masked_lm`; one of labels alone once.
 
     Args:
         recipes: to compare.
-        depths: of the models.
+        shapes: of the models.
         cache: the source of recipes that name none.
         masked_lm_weight: of `masked_lm` where a recipe has none.
 
@@ -167,21 +166,21 @@ def make_mixes(
     """
     mixes: dict[str, Mix] = {}
     for recipe in recipes:
-        for mix in _variants(recipe, depths, cache, masked_lm_weight):
+        for mix in _variants(recipe, shapes, cache, masked_lm_weight):
             if mix.key in mixes:
                 raise InputError(Setting("recipes"), "each recipe and source once", mix.title)
             mixes[mix.key] = mix
     return list(mixes.values())
 
 
-def _variants(recipe: Recipe, depths: Depths, cache: str, masked_lm_weight: float) -> Iterator[Mix]:
+def _variants(recipe: Recipe, shapes: Shapes, cache: str, masked_lm_weight: float) -> Iterator[Mix]:
     others = {name: weight for name, weight in recipe.losses.items() if name != MASKED_LM}
     weight = recipe.losses.get(MASKED_LM, masked_lm_weight)
     variants = [{MASKED_LM: weight}] if not others else [{**others, MASKED_LM: weight}, others]
     for losses in variants:
         source = _source(recipe, losses, cache)
-        settings = _fit_layers(recipe.settings, depths)
-        spec = None if source in (LIVE, LABELS) else _cache_spec(source, settings, losses, depths)
+        settings = _fit(recipe.settings, shapes)
+        spec = None if source in (LIVE, LABELS) else _cache_spec(source, settings, losses, shapes)
         schedules = {name: item for name, item in recipe.schedules.items() if name in losses}
         if schedules:
             settings["loss_schedules"] = ",".join(
@@ -201,22 +200,25 @@ def _source(recipe: Recipe, losses: Mapping[str, float], cache: str) -> str:
     return LIVE if over_all or needs - {LABEL, TOPK} else cache
 
 
-def _fit_layers(settings: Mapping[str, str], depths: Depths) -> dict[str, str]:
-    """Leaves out layer groups that name layers of other depths: the losses' defaults apply."""
+def _fit(settings: Mapping[str, str], shapes: Shapes) -> dict[str, str]:
+    """Leaves out layer groups and relation heads of models of other shapes: defaults apply."""
     settings = dict(settings)
     if (text := settings.get("layer_groups")) is not None:
         try:
-            layer_groups.parse_layer_groups(text, depths.teacher, depths.student)
+            layer_groups.parse_layer_groups(text, shapes.teacher_layers, shapes.student_layers)
         except InputError:
             del settings["layer_groups"]
+    heads = int(settings.get("relation_heads", 1))
+    if any(size % heads for size in shapes.hidden_sizes):
+        del settings["relation_heads"]
     return settings
 
 
 def _cache_spec(
-    codec: str, settings: Mapping[str, str], losses: Mapping[str, float], depths: Depths
+    codec: str, settings: Mapping[str, str], losses: Mapping[str, float], shapes: Shapes
 ) -> CacheSpec:
     """Returns the cache that holds what a mix needs."""
-    has_tails = codec.rpartition("-")[0] not in (SAMPLED, _STATES)
+    has_tails = codec.rpartition("-")[0] not in (SAMPLED, STATES)
     temperature = float(settings.get("temperature", 1.0))
     temperatures = tuple(sorted({*_CACHED_TEMPERATURES, temperature})) if has_tails else ()
     groups: dict[str, None] = {}
@@ -224,7 +226,9 @@ def _cache_spec(
     for loss in map(load_loss, losses):
         if loss.needs == HIDDEN:
             text = settings.get("layer_groups", loss.default_layer_groups)
-            parsed = layer_groups.parse_layer_groups(text, depths.teacher, depths.student)
+            parsed = layer_groups.parse_layer_groups(
+                text, shapes.teacher_layers, shapes.student_layers
+            )
             groups |= dict.fromkeys(str(group.teacher) for group in parsed)
         elif loss.needs == EMBEDDING:
             embedding = settings.get("embedding_pooling", "mean")

@@ -88,7 +88,7 @@ class CompareRecipesConfig(Settings):
         None, "Layers of the students; half of the teacher's by default.", low=1
     )
     masked_lm_weight: float = setting(
-        1.0, "Weight of masked_lm where it is added to a recipe that has none.", low=0.0
+        1.0, "Weight of masked_lm where it is added to a recipe that has none.", low=0.001
     )
     train_batch_size: int = setting(32, "Examples of a step.", low=1)
     learning_rate: float = setting(5e-4, "Peak learning rate of all students.", low=0.0)

@@ -1,7 +1,6 @@
 """The results of a comparison of recipes, as JSON values and as Markdown."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -177,7 +176,9 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
         titles = ("recipe", "targets", *(column.title for column in columns))
         lines += ["", "## Effect of masked_lm in the mix", "", *_table(titles, effects)]
         lines += ["", "~: within the standard deviation of the seeds."]
-    lines += ["", f"Machine: {json.dumps(report['machine'])}", ""]
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("keras", "tensorflow"))
+    lines += ["", f"{machine['processor']}, {machine['cores']} cores; {versions}.", ""]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import TRAIN
 from tools.commands import SeparateProcess
 from tools.recipe_comparison.comparison import RecipeComparison
-from tools.recipe_comparison.mixes import Depths, Recipe, make_mixes
+from tools.recipe_comparison.mixes import Recipe, Shapes, make_mixes
 from tools.recipe_comparison.settings import CompareRecipesConfig
 
 _LABELS = Recipe("masked_lm", None, {"masked_lm": 1.0})
@@ -20,7 +20,7 @@ _LIVE = Recipe("live", "live", {"kl_divergence": 1.0})
 
 def _comparison(work: pathlib.Path, *recipes: Recipe, **settings) -> RecipeComparison:
     settings = {"teacher": work / "teacher", "input_dir": "text", "work": work / "work", **settings}
-    mixes = make_mixes(recipes, depths=Depths(4, 2), cache="compact-128", masked_lm_weight=1.0)
+    mixes = make_mixes(recipes, shapes=Shapes(4, 2), cache="compact-128", masked_lm_weight=1.0)
     return RecipeComparison(CompareRecipesConfig(**settings), mixes, 2)
 
 

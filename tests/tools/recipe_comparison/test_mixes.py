@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.distill.losses.weights import WeightSchedule
-from tools.recipe_comparison.mixes import CacheSpec, Depths, Mix, Recipe, make_mixes
+from tools.recipe_comparison.mixes import CacheSpec, Mix, Recipe, Shapes, make_mixes
 
 _DISTILBERT = Recipe(
     "distilbert",
@@ -16,8 +16,8 @@ _WWM = Recipe("wwm", None, {"soft_cross_entropy": 1.0, "probability_cosine": 1.0
 
 
 def _mixes(*recipes: Recipe, teacher: int = 4, student: int = 2) -> list[Mix]:
-    depths = Depths(teacher, student)
-    return make_mixes(recipes, depths=depths, cache="compact-128", masked_lm_weight=0.5)
+    shapes = Shapes(teacher, student)
+    return make_mixes(recipes, shapes=shapes, cache="compact-128", masked_lm_weight=0.5)
 
 
 def test_labels_are_added_to_a_recipe_without_them() -> None:
@@ -111,6 +111,14 @@ def test_layer_groups_of_another_depth_are_left_out() -> None:
     recipe = Recipe("mine", None, {"hidden_cosine": 1.0}, settings=settings)
     assert "layer_groups" not in _mixes(recipe, teacher=4)[0].settings
     assert _mixes(recipe, teacher=12)[0].settings == settings
+
+
+@pytest.mark.parametrize(("size", "fits"), [(768, True), (256, False)])
+def test_relation_heads_of_another_width_are_left_out(size: int, fits: bool) -> None:
+    recipe = Recipe("mine", None, {"relation_kl": 1.0}, settings={"relation_heads": "48"})
+    shapes = Shapes(4, 2, (768, size))
+    for mix in make_mixes([recipe], shapes=shapes, cache="compact-8", masked_lm_weight=1.0):
+        assert ("relation_heads" in mix.settings) is fits
 
 
 def test_a_recipe_is_compared_once_for_each_source() -> None:

@@ -5,7 +5,7 @@ import pytest
 from pipeline.storage import manifest as manifests
 from tools.recipe_comparison import table
 from tools.recipe_comparison.comparison import RecipeComparison
-from tools.recipe_comparison.mixes import Depths, Recipe, make_mixes
+from tools.recipe_comparison.mixes import Recipe, Shapes, make_mixes
 from tools.recipe_comparison.settings import CompareRecipesConfig
 
 
@@ -19,7 +19,7 @@ def finished(tmp_path, examples_dir, cache_dir) -> RecipeComparison:
         Recipe("masked_lm", None, {"masked_lm": 1.0}),
         Recipe("kl", "float16-16", {"kl_divergence": 1.0}),
     ]
-    mixes = make_mixes(recipes, depths=Depths(4, 2), cache="compact-8", masked_lm_weight=1.0)
+    mixes = make_mixes(recipes, shapes=Shapes(4, 2), cache="compact-8", masked_lm_weight=1.0)
     made = RecipeComparison(config, mixes, 2)
     (made.work / "equal_bytes").make_directory()
     (made.work / "examples").symlink_to(examples_dir)
