@@ -229,11 +229,7 @@ def _reserve_output_dir(config: FinetuneConfig, preparation: "Preparation") -> N
 def _import_backend() -> list[str]:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     running.import_quietly("keras", "tensorflow")
-    import keras
-
-    devices = keras.distribution.list_devices()
-    print(f"computing with tensorflow on {', '.join(devices)}", file=sys.stderr)
-    return devices
+    return running.show_devices("tensorflow")
 
 
 def _finetune(values: absl_flags.FlagValues) -> None:

@@ -74,7 +74,13 @@ RECIPES: Mapping[str, Recipe] = {
         num_layers=6,
         settings={"relation_heads": 16},
     ),
-    "minirbt": Recipe(_STATIC, cached=False, from_layers=False, num_layers=6),
+    "minirbt": Recipe(
+        _STATIC,
+        cached=True,
+        from_layers=False,
+        num_layers=6,
+        capture={"logit_encoding": "states", "cache_hidden_states": "0,2,4,6,8,10,12"},
+    ),
     "rubert_tiny": Recipe(
         {**_STATIC, "segments": "single"},
         cached=True,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 
 from data_specs import recipes
-from pipeline.base import compiled_programs, compute_dtype, distribution
+from pipeline.base import compiled_programs, compute_dtype, distribution, memory
 from pipeline.base.errors import InputError, Setting, StoppedRunError, describe
 from pipeline.commands.flags import read_config, read_values
 from pipeline.commands.settings import RAY, ProcessSettings
@@ -53,6 +53,8 @@ def run(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         _parse(flag_values, argv, with_recipes=with_recipes)
+        # Before anything heavy is imported.
+        memory.keep_freed(flag_values.backend if "backend" in flag_values else None)
         command(flag_values)
     except InputError as error:
         return _fail(describe(error, "--{}".format))
@@ -162,8 +164,14 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
     Arguments are those of `import_backend`; the devices are Keras's names.
     """
     import_backend(values, *modules)
+    return show_devices(values.backend)
+
+
+def show_devices(backend: str) -> list[str]:
+    """Says what the imported backend computes on and in which memory; returns the devices."""
     devices = importlib.import_module("keras.distribution").list_devices()
-    print(f"computing with {values.backend} on {', '.join(devices)}", file=sys.stderr)
+    memory_kept = memory.keep_freed(backend)
+    print(f"computing with {backend} on {', '.join(devices)}; {memory_kept}", file=sys.stderr)
     return devices
 
 

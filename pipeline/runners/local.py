@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pipeline.base import memory
 from pipeline.base.errors import InterruptedRunError, Setting
 
 # Bytes of the path of a socket: what all systems take.
@@ -26,8 +27,9 @@ def num_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _exit_with_parent() -> None:
-    """Ends this worker when its parent is killed; else it would wait for jobs for ever."""
+def _begin_worker() -> None:
+    """Prepares this worker: it ends with its parent, else it would wait for jobs for ever."""
+    memory.keep_freed(os.environ.get("KERAS_BACKEND"))
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -79,7 +81,7 @@ class LocalWorkers:
         self.cpus_per_job = num_cpus()
         self._max_workers = max_workers
         self._pool = concurrent.futures.ProcessPoolExecutor(
-            max_workers, mp_context=_process_context(), initializer=_exit_with_parent
+            max_workers, mp_context=_process_context(), initializer=_begin_worker
         )
 
     def __enter__(self) -> "LocalWorkers":

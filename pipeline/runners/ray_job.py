@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any
 
-from pipeline.base import compiled_programs
+from pipeline.base import compiled_programs, memory
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.location import LocalLocation, Location
 
@@ -74,7 +74,9 @@ class Node:
 def enter(node: Node) -> None:
     """Makes a worker process ready for jobs, whose node must see the folders and packages."""
     os.environ.update(node.environment)
-    if os.environ.get("KERAS_BACKEND") == "jax":
+    backend = os.environ.get("KERAS_BACKEND")
+    memory.keep_freed(backend)
+    if backend == "jax":
         compiled_programs.keep_programs()
     name = socket.gethostname()
     for subject, mark in node.marks:

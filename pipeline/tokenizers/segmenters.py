@@ -70,7 +70,8 @@ def _punctuation() -> np.ndarray:
     return np.array([unicodedata.category(c)[0] == "P" or c in "$+<=>^`|~" for c in characters])
 
 
-def _is_punctuation(code_points: np.ndarray) -> np.ndarray:
+def is_punctuation(code_points: np.ndarray) -> np.ndarray:
+    """Returns which code points (uint32 [n]) BERT's tokenizer splits off (bool [n])."""
     return _punctuation()[np.minimum(code_points, 2**16 - 1)]
 
 
@@ -95,6 +96,6 @@ def word_starts(text: str, tokens: Tokens, segment: Segmenter) -> np.ndarray:
     visible = tokens.ends[:-1] > tokens.starts[:-1]
     # Tokens that share a character are parts of it.
     apart = (right_starts >= left_ends) & visible
-    other_kind = chinese_left | chinese_right | _is_punctuation(left) | _is_punctuation(right)
+    other_kind = chinese_left | chinese_right | is_punctuation(left) | is_punctuation(right)
     same_pieces = (tokens.word_ids[1:] == tokens.word_ids[:-1]) & ~(other_kind & apart)
     return np.concatenate([[True], ~(same_pieces | same_chinese_word)])

@@ -30,6 +30,7 @@ from pipeline.tokenizers.settings import (
     TokenizerSettings,
     WholeToken,
 )
+from pipeline.tokenizers.text_runs import TextRuns
 from pipeline.tokenizers.tokenizer_json import JsonTokenizer
 from pipeline.tokenizers.tokens import (
     Tokenizer,
@@ -138,7 +139,17 @@ class WordPieceTokenizer(Tokenizer):
     def _file_tokens(self) -> tuple[str, ...]:
         return tuple(token for token in self.vocab if token not in self.added_tokens)
 
+    @functools.cached_property
+    def _text_runs(self) -> TextRuns | None:
+        """The same tokenizer by characters and runs; None where a token may span several."""
+        if self.tokenize_chinese_chars and not self._listed_tokens():
+            return TextRuns(self._encode)
+        return None
+
     def tokenize(self, text: str) -> Tokens:
+        return self._encode(text) if self._text_runs is None else self._text_runs.tokenize(text)
+
+    def _encode(self, text: str) -> Tokens:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         # A list of pairs becomes an array in half the time when it is flat.
         flat = itertools.chain.from_iterable(encoding.offsets)

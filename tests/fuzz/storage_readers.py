@@ -13,10 +13,18 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base import json_text
-from pipeline.storage import cache_input, serialization, shuffling, spill, token_counts
+from pipeline.storage import (
+    cache_input,
+    output_table,
+    serialization,
+    shuffling,
+    spill,
+    token_counts,
+)
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
-from pipeline.storage.codecs import CODECS, HIDDEN_CODECS
+from pipeline.storage.codecs import CODECS, ENCODINGS, HIDDEN_CODECS, STATES
+from pipeline.storage.codecs.states import STATE_PACKINGS
 from pipeline.storage.manifest import TeacherInfo
 from pipeline.storage.records import read_examples as read_masked_examples
 from pipeline.tokenizers import vocabulary
@@ -29,6 +37,7 @@ SHARD = "train-00000-of-00001.tfrecord"
 _K = 4
 _NUM_POSITIONS = 3
 _SIZE = len(TOKENS)
+_STATE_SIZE = 5
 _HIDDEN = {"num_groups": 2, "hidden_size": 4}
 _SHA256 = "0" * 64
 
@@ -114,7 +123,7 @@ def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: An
         serialized = map(serialization.encode_example, rows)
         file = manifests.shard_file(split, 0, 1)
         splits[split] = (serialization.write_shard(folder, file, serialized, told),)
-    needs_counts = info is not None and CODECS[info.logit_encoding].needs_token_counts
+    needs_counts = info is not None and ENCODINGS[info.logit_encoding].needs_token_counts
     if needs_counts or values["kind"] == records.UNMASKED_WINDOWS:
         path = folder / token_counts.TOKEN_COUNTS_FILE
         values["token_counts"] = token_counts.write_counts(path, _counts())
@@ -140,6 +149,32 @@ def write_teacher_cache(
     info = _teacher_info(encoding, variable=variable, hidden=hidden)
     rows = [_teacher_example(number, info) for number in (1, 2)]
     write_cache(folder, rows, kind=records.TEACHER_CACHE, teacher_info=info)
+
+
+def write_states_cache(folder: pathlib.Path, bits: int = 8) -> None:
+    """Writes a cache of head states."""
+    info = TeacherInfo(
+        truncation_factor=_SIZE,
+        logit_encoding=STATES,
+        temperatures=(),
+        teacher={"config": {"hidden_size": 4}, "sha256": _SHA256},
+        parent={"sha256": _SHA256},
+        state_bits=bits,
+        state_size=_STATE_SIZE,
+    )
+    random = np.random.default_rng(bits)
+    layer = random.normal(size=(_SIZE, _STATE_SIZE)).astype("<f4"), np.zeros(_SIZE, "<f4")
+    sizes = (_SIZE, _STATE_SIZE)
+    table = output_table.ensure_table(folder, *sizes, read_layer=lambda: layer)
+    codec = cache_input.make_codec(folder, info, _SIZE)
+    rows = []
+    for number in (1, 2):
+        states = random.normal(size=(_NUM_POSITIONS, _STATE_SIZE)).astype("<f4")
+        (features,) = codec.encode(states, np.array([0, _NUM_POSITIONS]))
+        features[records.LABEL_LOG_PROBS] = np.full(_NUM_POSITIONS, -1.0, "<f2").tobytes()
+        rows.append({**_masked_example(number), **features})
+    fields = {"teacher_info": info, "output_table": table}
+    write_cache(folder, rows, kind=records.TEACHER_CACHE, **fields)
 
 
 def _open(folder: pathlib.Path) -> CacheInput:
@@ -300,6 +335,11 @@ def read_counts(folder: pathlib.Path) -> object:
     return token_counts.load_counts(folder, loaded)
 
 
+def read_table(folder: pathlib.Path) -> object:
+    """Reads an output table, unverified."""
+    return output_table.read_table(folder, _SIZE, _STATE_SIZE)
+
+
 def _write_spill(folder: pathlib.Path) -> None:
     entries = [
         spill.Entry(bytes([number]) * 16, 2**63 + number, serialization.encode_example(features))
@@ -345,6 +385,13 @@ def _cache_readers() -> list[Reader]:
                 Reader(f"report, {name}", eval_shard, mutate_records, read_report, write),
                 Reader(f"shown cache, {name}", SHARD, mutate_records, read_shown, write),
             ]
+    for bits in STATE_PACKINGS:
+        name, write = f"states, {bits} bits", functools.partial(write_states_cache, bits=bits)
+        found += [
+            Reader(f"shown cache, {name}", SHARD, mutate_records, read_shown, write),
+            Reader(f"sample, {name}", SHARD, mutate_records, read_cached_report, write, ("/work",)),
+            Reader(f"verify, {name}", SHARD, mutate_records, read_verified, write),
+        ]
     compact = functools.partial(write_teacher_cache, encoding="compact")
     found.append(Reader("merge", SHARD, mutate_records, read_merged, compact))
     for hidden in HIDDEN_CODECS:
@@ -358,8 +405,10 @@ def _other_readers() -> list[Reader]:
     compact = functools.partial(write_teacher_cache, encoding="compact", hidden="int8")
     manifest = manifests.MANIFEST_FILE
     # What a wrong manifest says of files is refused by their names.
-    others = ("vocab.txt", ".tfrecord", token_counts.TOKEN_COUNTS_FILE, "--input", "/work/")
+    files = (token_counts.TOKEN_COUNTS_FILE, manifests.OUTPUT_TABLE_FILE)
+    others = ("vocab.txt", ".tfrecord", *files, "--input", "/work/")
     made = {"masked examples": write_examples, "windows": write_windows, "compact": compact}
+    made["states"] = write_states_cache
     counts, sidecar = token_counts.TOKEN_COUNTS_FILE, f".{SHARD}.json"
     return [
         Reader("verify, shard", SHARD, mutate_records, read_verified, compact),
@@ -376,6 +425,13 @@ def _other_readers() -> list[Reader]:
             "request", manifests.REQUEST_FILE, mutate_json, read_request, write_examples, ("/work",)
         ),
         Reader("token counts", counts, mutate_bytes, read_counts, write_windows),
+        Reader(
+            "output table",
+            manifests.OUTPUT_TABLE_FILE,
+            mutate_bytes,
+            read_table,
+            write_states_cache,
+        ),
         Reader("spill file", "chunk.spill", _mutate_spill, read_spill, _write_spill),
     ]
 

@@ -15,7 +15,7 @@ from pipeline.models.formats import model_directory
 from pipeline.models.masked_lm import MaskedLM
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
-from pipeline.storage.codecs import CODECS, float16
+from pipeline.storage.codecs import CODECS, ENCODINGS, float16
 from pipeline.storage.records import TeacherTargets
 from pipeline.teacher.judgement import STATISTICS_KEY
 from tests.conftest import dense_logits, make_cache, read_folder
@@ -183,7 +183,8 @@ def test_each_cache_has_its_own_codec_and_only_known_features_are_kept(
             row |= {records.TOPK_LOGITS: logits.tobytes(), "hidden_states": b"1234"}
         return rows
 
-    monkeypatch.setitem(CODECS, "negated", Negated)
+    for table in (CODECS, ENCODINGS):
+        monkeypatch.setitem(table, "negated", Negated)
     other = rewrite_cache(other_cache_dir, tmp_path / "other", negate, logit_encoding="negated")
     merge_caches(MergeConfig((str(cache_dir), str(other)), str(tmp_path / "merged"), (3.0, 1.0)))
     assert (tmp_path / "merged" / EVAL).read_bytes() == (merged_dir / EVAL).read_bytes()

@@ -28,7 +28,7 @@ from tools.text_table import aligned_lines
 if TYPE_CHECKING:
     from tools.dev.benchmarks.inputs import Inputs
 
-GROUPS = ("masking", "teacher", "records", "sizes", "student", "memory", "ray")
+GROUPS = ("masking", "teacher", "records", "sizes", "student", "kernel", "memory", "ray")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ def _sources(inputs: "Inputs", large: Location | None) -> Mapping[str, Callable[
         "records": ("record_rows",),
         "sizes": ("record_rows",),
         "student": ("student_rows", dtypes),
+        "kernel": ("process_rows",),
         "memory": ("process_rows", inputs.corpus, large),
         "ray": ("process_rows",),
     }

@@ -146,6 +146,19 @@ def test_teacher_and_student(corpus, teacher_dir, work, tmp_path) -> None:
         assert row["met"] is (row["ratio"] >= row["least_ratio"])
 
 
+@pytest.mark.slow
+def test_system_time_of_each_stage(corpus, teacher_dir, work, tmp_path) -> None:
+    output = tmp_path / "benchmark.json"
+    assert _run(corpus, teacher_dir, work, "--groups=kernel", f"--output={output}") == 0
+    rows = _rows(output)
+    commands = ("create_pretraining_data", "create_teacher_output_data", "run_distill")
+    assert list(rows) == [f"system time, {command}" for command in commands]
+    for row in rows.values():
+        assert row["ours"] > 0 and row["baseline"] > 0
+        count, _, name = row["note"].partition(" ")
+        assert int(count.replace(",", "")) > 1_000 and name == "minor page faults"
+
+
 @pytest.mark.peers
 def test_the_peers_compute_the_same(corpus, teacher_dir, work) -> None:
     from pipeline.models.formats import model_directory
@@ -198,6 +211,12 @@ def test_memory_of_a_process_and_its_children(corpus, vocab_file, tmp_path) -> N
     assert finished.seconds > 0
     # An interpreter with NumPy in it, and no more than the machine has.
     assert 20e6 < finished.peak < 8e9
+    # Of the worker processes too, which end after the command: they import NumPy anew.
+    alone = processes.run(
+        "create_pretraining_data", output_dir=tmp_path / "alone", max_workers=1, **settings
+    )
+    assert finished.page_faults > alone.page_faults + 1_000 > 2_000
+    assert finished.user_seconds > alone.user_seconds / 2 > 0
     with pytest.raises(SystemExit, match="error: missing: --input_dir"):
         processes.run("create_pretraining_data", output_dir=tmp_path / "b", vocab_file=vocab_file)
 

@@ -98,7 +98,14 @@ def test_a_benchmark_on_jax_needs_only_keras_jax_and_numpy(tmp_path) -> None:
     _expect_report(tmp_path, result.stdout, "jax")
 
 
-_COMPILED = ("distilbert", "distilrubert_tiny", "roberta_wwm_3layers", "minilm_v2", "rubert_tiny")
+_COMPILED = (
+    "distilbert",
+    "distilrubert_tiny",
+    "roberta_wwm_3layers",
+    "minilm_v2",
+    "minirbt",
+    "rubert_tiny",
+)
 
 
 @pytest.mark.slow
@@ -115,7 +122,7 @@ from tools.dev.workloads import recipes, tpu_compiler
 from pipeline.base.accelerators import TPUS
 from tools.dev.workloads.tpu_compiler import GIB, Topology
 topology = Topology("cpu", TPUS["v5e"], 16 * GIB, jax.devices())
-students = dict.fromkeys(("minilm_v2", "rubert_tiny"), {str(student)!r})
+students = dict.fromkeys(("minilm_v2", "minirbt", "rubert_tiny"), {str(student)!r})
 for recipe in {_COMPILED}:
     workload = recipes.read_recipe(
         recipe, teacher_config={str(teacher)!r}, max_seq_length=16, max_predictions_per_seq=4,

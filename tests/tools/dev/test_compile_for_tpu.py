@@ -138,6 +138,9 @@ def test_json_says_what_was_compiled() -> None:
     assert said["student"]["hidden_size"] == 768 and said["teacher"]["hidden_size"] == 1024
 
 
+CACHED = ("roberta_wwm", "roberta_wwm_3layers", "minirbt", "rubert_tiny")
+
+
 @pytest.mark.parametrize(
     ("recipe", "layers", "batch", "accumulated", "positions"),
     [
@@ -157,7 +160,7 @@ def test_recipes(recipe: str, layers: int, batch: int, accumulated: int, positio
     assert workload.config.train_batch_size == batch
     assert workload.config.gradient_accumulation_steps == accumulated
     assert workload.max_predictions_per_seq == positions
-    assert workload.live == (recipe not in ("roberta_wwm", "roberta_wwm_3layers", "rubert_tiny"))
+    assert workload.live == (recipe not in CACHED)
     assert (workload.teacher_info() is None) == workload.live
     assert (workload.student.type_vocab_size == 0) == (recipe == "distilbert")
 

@@ -1,4 +1,4 @@
-"""Whole commands: time of masking and of Ray, peak memory of each stage."""
+"""Whole commands: time of masking, of the kernel and of Ray, peak memory of each stage."""
 
 import dataclasses
 import functools
@@ -82,10 +82,48 @@ def masking_rows(inputs: Inputs) -> Iterator[Row]:
     yield dataclasses.replace(row, note=f"{about}, {speed:.2f} MB/s")
 
 
+def kernel_rows(inputs: Inputs) -> Iterator[Row]:
+    """Yields the system time and the page faults of each stage."""
+    stages: dict[str, dict[str, Any]] = {
+        "create_pretraining_data": {
+            "input_dir": inputs.corpus,
+            "vocab_file": inputs.vocab,
+            "max_seq_length": inputs.max_seq_length,
+            "max_workers": 2,
+        },
+        "create_teacher_output_data": {
+            "input_dir": inputs.examples(mixed=False).directory,
+            "teacher": inputs.teacher,
+            "compute_dtype": "auto",
+            "force": True,
+        },
+        "run_distill": {
+            "input_dir": inputs.cache(mixed=False).directory,
+            "init_from": inputs.teacher,
+            "student_layers": 1,
+            "num_train_steps": _KERNEL_STEPS,
+            "compute_dtype": "auto",
+        },
+    }
+    for command, settings in stages.items():
+        output = inputs.new_directory("kernel")
+        finished = processes.run(command, output_dir=output, **settings)
+        inputs.remove(output)
+        yield Row(
+            name=f"system time, {command}",
+            unit="s",
+            ours=finished.system_seconds,
+            against="user time of the same processes",
+            baseline=finished.user_seconds,
+            note=f"{finished.page_faults:,} minor page faults",
+        )
+
+
 _MB = 1e6
 # Growth that counts as none: buffers of the text's own length, and the allocator.
 _SLACK = 1.25
 _LONG_STEPS = 1_000
+_KERNEL_STEPS = 60
 
 
 def _grown(small: float, large: float, name: str, against: str, note: str) -> Row:

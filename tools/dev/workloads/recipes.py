@@ -11,6 +11,7 @@ from pipeline.distill.settings import DistillConfig
 from pipeline.distill.student import derive_config
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
+from pipeline.storage.codecs import STATES
 from tools.dev.workloads.step_programs import Workload
 
 
@@ -102,12 +103,16 @@ class RecipeModels:
             takes the teacher's layers.
         live: whether the teacher runs beside the student.
         max_predictions_per_seq: of the `create_pretraining_data` in its comment.
+        logit_encoding: of the `create_teacher_output_data` in its comment.
+        hidden_groups: likewise.
     """
 
     teacher: str
     student: str | None = None
     live: bool = False
     max_predictions_per_seq: int = 20
+    logit_encoding: str = "float16"
+    hidden_groups: tuple[str, ...] = ()
 
 
 RECIPES: Mapping[str, RecipeModels] = {
@@ -117,7 +122,13 @@ RECIPES: Mapping[str, RecipeModels] = {
     "distilrubert_tiny": RecipeModels("rubert", live=True, max_predictions_per_seq=77),
     "tinybert_general": RecipeModels("bert-base", "tinybert", live=True),
     "minilm_v2": RecipeModels("bert-base", "minilm", live=True, max_predictions_per_seq=6),
-    "minirbt": RecipeModels("roberta-wwm-ext", "minirbt", live=True, max_predictions_per_seq=77),
+    "minirbt": RecipeModels(
+        "roberta-wwm-ext",
+        "minirbt",
+        max_predictions_per_seq=77,
+        logit_encoding=STATES,
+        hidden_groups=("0", "2", "4", "6", "8", "10", "12"),
+    ),
     "rubert_tiny": RecipeModels("rubert", "rubert-tiny"),
 }
 
@@ -153,6 +164,8 @@ def read_recipe(
         max_seq_length,
         max_predictions_per_seq or models.max_predictions_per_seq,
         config.truncation_factor or _TRUNCATION_FACTOR,
+        models.logit_encoding,
+        models.hidden_groups,
     )
     expect_models_fit(workload)
     return workload

@@ -10,9 +10,11 @@ from data_specs import records
 from pipeline.distill.settings import DistillConfig
 from pipeline.models import flops
 from pipeline.models.config import EncoderConfig
+from pipeline.storage.codecs import STATES
 from pipeline.storage.manifest import TeacherInfo
 
 if TYPE_CHECKING:
+    from pipeline.distill.cached_head import CachedHead
     from pipeline.distill.distiller import Distiller
     from pipeline.models.masked_lm import MaskedLM
 
@@ -36,6 +38,8 @@ class Workload:
         max_seq_length: L.
         max_predictions_per_seq: P.
         truncation_factor: K, of the cache.
+        logit_encoding: of the cache.
+        hidden_groups: whose hidden states the cache holds.
     """
 
     config: DistillConfig
@@ -44,6 +48,8 @@ class Workload:
     max_seq_length: int
     max_predictions_per_seq: int
     truncation_factor: int = 128
+    logit_encoding: str = "float16"
+    hidden_groups: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -51,9 +57,14 @@ class Workload:
         return self.config.teacher is not None
 
     @property
+    def holds_states(self) -> bool:
+        """Whether a batch holds head states in place of a top-k."""
+        return not self.live and self.logit_encoding == STATES
+
+    @property
     def cached_ids(self) -> int:
-        """Ids at a masked position of the cache."""
-        return min(self.truncation_factor, self.teacher.vocab_size)
+        """Ids at a masked position of the cache; of head states one, by which labels are judged."""
+        return 1 if self.holds_states else min(self.truncation_factor, self.teacher.vocab_size)
 
     def computing(self, dtype: str, recompute_activations: bool) -> Self:
         """Returns the same workload in another dtype policy."""
@@ -66,14 +77,20 @@ class Workload:
         """Returns what the teacher cache holds; None where the teacher is live."""
         if self.live:
             return None
+        states: dict[str, Any] = {}
+        if self.holds_states:
+            states = {"state_bits": 8, "state_size": self.teacher.embedding_width}
         return TeacherInfo(
-            self.cached_ids,
-            "float16",
-            _TEMPERATURES,
+            self.teacher.vocab_size if self.holds_states else self.cached_ids,
+            self.logit_encoding,
+            () if self.holds_states else _TEMPERATURES,
             teacher={},
             parent={},
+            hidden_groups=self.hidden_groups,
+            hidden_encoding="int8" if self.hidden_groups else None,
             hidden_size=self.teacher.hidden_size,
             embedding=self.config.embedding_pooling,
+            **states,
         )
 
 
@@ -93,12 +110,17 @@ def build_distiller(workload: Workload) -> "Distiller":
         workload.teacher_info(),
         student=workload.student,
         teacher=workload.teacher,
-        truncation_factor=config.truncation_factor if workload.live else workload.cached_ids,
+        truncation_factor=(
+            config.truncation_factor
+            if workload.live or workload.holds_states
+            else workload.cached_ids
+        ),
     )
     distiller = Distiller(
         student,
         objective,
         teacher=build_teacher(workload) if workload.live else None,
+        cached_head=_build_head(workload) if workload.holds_states else None,
         teacher_hidden_size=workload.teacher.hidden_size,
         teacher_embedding_size=workload.teacher.hidden_size,
         num_steps=config.num_train_steps,
@@ -126,6 +148,14 @@ def build_teacher(workload: Workload) -> "MaskedLM":
 
     dtype = workload.config.compute_dtype
     return MaskedLM(workload.teacher, dtype=dtype, logits_dtype="float32", seed=_SEED)
+
+
+def _build_head(workload: Workload) -> "CachedHead":
+    """Returns the output layer of a cache of head states, of zeros."""
+    from pipeline.distill.cached_head import CachedHead
+
+    shape = workload.teacher.vocab_size, workload.teacher.embedding_width
+    return CachedHead(np.zeros(shape, np.float16), np.zeros(shape[:1], np.float32))
 
 
 def keep_topk(workload: Workload, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
@@ -167,7 +197,7 @@ def _random_labels(workload: Workload, size: int, random: np.random.Generator) -
 def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
     """Returns inputs and targets as `pipeline.distill.batches` gives them, always the same.
 
-    A cache's top-k is in the targets unless the teacher is live.
+    What a cache holds is in the targets unless the teacher is live.
     """
     random = np.random.default_rng(_SEED)
     inputs = _random_inputs(workload, workload.student, batch_size, random)
@@ -176,7 +206,12 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
         records.MASKED_LM_IDS: labels,
         records.MASKED_LM_WEIGHTS: np.ones(labels.shape, np.float32),
     }
-    if not workload.live:
+    if workload.live:
+        return inputs, targets
+    for name, shape in _cached_shapes(workload).items():
+        shape = (*(labels.shape if name != records.EMBEDDING else labels.shape[:1]), *shape)
+        targets[name] = random.normal(size=shape).astype(np.float32)
+    if not workload.holds_states:
         shape, count = (*labels.shape, workload.cached_ids), workload.student.vocab_size
         # Distinct ids from a random one on, logits that fall from 0.
         first = random.integers(0, count, (*labels.shape, 1))
@@ -185,10 +220,19 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
         targets[records.TOPK_LOGITS] = np.broadcast_to(logits, shape).copy()
         tails = (*labels.shape, len(_TEMPERATURES))
         targets[records.LOG_TAIL_MASSES] = np.full(tails, np.log(0.05), np.float32)
-        if workload.config.embedding_pooling is not None:
-            size = workload.teacher.hidden_size
-            targets[records.EMBEDDING] = random.normal(size=(batch_size, size)).astype(np.float32)
     return inputs, targets
+
+
+def _cached_shapes(workload: Workload) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the states that a cache holds, of a position or of an example."""
+    size, shapes = workload.teacher.hidden_size, {}
+    if workload.holds_states:
+        shapes[records.HEAD_STATES] = (workload.teacher.embedding_width,)
+    if workload.hidden_groups:
+        shapes[records.HIDDEN_STATES] = (len(workload.hidden_groups), size)
+    if workload.config.embedding_pooling is not None:
+        shapes[records.EMBEDDING] = (size,)
+    return shapes
 
 
 def teacher_batch(workload: Workload, batch_size: int) -> Arrays:

@@ -1,0 +1,126 @@
+"""Tokenises a text by its characters that are tokens of their own, and the runs between them.
+
+A Chinese character and a punctuation mark are a token whatever stands next to them. All other
+characters form runs between these and spaces, such as a Latin word or a number. The tokens of a
+run do not depend on what is around it, and most runs recur, so that each is tokenised once.
+"""
+
+import array
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pipeline.tokenizers.segmenters import is_chinese, is_punctuation
+from pipeline.tokenizers.tokens import Tokens
+
+# In the table of characters: those that are no token of their own.
+_SPACE, _OF_A_RUN = -1, -2
+# Characters beyond the table are of runs.
+_TABLE_SIZE = 2**16
+# Runs that are remembered; where there are more, all are forgotten.
+_MAX_RUNS = 2**17
+
+
+class TextRuns:
+    """A tokenizer of texts, made from one that splits at Chinese characters and punctuation.
+
+    Args:
+        encode: tokenises a text.
+    """
+
+    def __init__(self, encode: Callable[[str], Tokens]) -> None:
+        self._encode = encode
+        self._table = _character_table(encode)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._numbers: dict[str, int] = {}
+        # Of each run: its first token and how many it has.
+        self._firsts, self._counts = array.array("q"), array.array("q")
+        # Of each token: its id, span within the run, and whether it begins a word there.
+        self._ids, self._starts, self._ends, self._begins = (array.array("i") for _ in range(4))
+
+    def tokenize(self, text: str) -> Tokens:
+        """Returns a text's tokens."""
+        code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        kinds = self._table[np.minimum(code_points, _TABLE_SIZE - 1)]
+        bounds = np.flatnonzero(np.diff(kinds == _OF_A_RUN, prepend=False, append=False))
+        runs = [text[begin:end] for begin, end in bounds.reshape(-1, 2).tolist()]
+        numbers = self._look_up(runs)
+        run_counts = _view(self._counts)[numbers]
+        counts = (kinds >= 0).astype(np.int64)
+        counts[bounds[::2]] = run_counts
+        starts = np.repeat(np.arange(len(kinds), dtype=np.int32), counts)
+        ids, ends, begins = kinds[starts], starts + 1, np.ones(len(starts), np.int32)
+        # Of the tokens of runs there is only the beginning of the run so far.
+        of_run = ids == _OF_A_RUN
+        tokens = _ranges(_view(self._firsts)[numbers], run_counts)
+        ids[of_run] = _view(self._ids)[tokens]
+        ends[of_run] = starts[of_run] + _view(self._ends)[tokens]
+        starts[of_run] += _view(self._starts)[tokens]
+        begins[of_run] = _view(self._begins)[tokens]
+        return Tokens(ids, starts, ends, np.cumsum(begins, dtype=np.int32) - 1)
+
+    def _look_up(self, runs: Sequence[str]) -> np.ndarray:
+        """Returns the numbers of runs, int [n]; those that are not known are tokenised."""
+        numbers = [*map(self._numbers.get, runs)]
+        if None in numbers:
+            if len(self._numbers) > _MAX_RUNS:
+                self._forget()
+            self._add([run for run in dict.fromkeys(runs) if run not in self._numbers])
+            numbers = [*map(self._numbers.get, runs)]
+        return np.array(numbers, np.int64)
+
+    def _add(self, runs: Sequence[str]) -> None:
+        """Tokenises runs, a line each, and remembers their tokens."""
+        lengths = np.array([*map(len, runs)]) + 1
+        offsets = np.cumsum(lengths) - lengths
+        tokens = self._encode("\n".join(runs))
+        run = np.searchsorted(offsets, tokens.starts, side="right") - 1
+        counts = np.bincount(run, minlength=len(runs))
+        begins = np.diff(tokens.word_ids, prepend=-1) != 0
+        known = len(self._ids)
+        self._numbers |= {run: len(self._numbers) + i for i, run in enumerate(runs)}
+        _extend(self._firsts, known + np.cumsum(counts) - counts)
+        _extend(self._counts, counts)
+        _extend(self._ids, tokens.ids)
+        _extend(self._starts, tokens.starts - offsets[run])
+        _extend(self._ends, tokens.ends - offsets[run])
+        _extend(self._begins, begins)
+
+
+def _character_table(encode: Callable[[str], Tokens]) -> np.ndarray:
+    """Returns the id of each character that is always a token of its own, int32 [65,536].
+
+    Elsewhere there is `_SPACE` or `_OF_A_RUN`. Candidates are tried between letters.
+    """
+    every = np.arange(_TABLE_SIZE, dtype=np.uint32)
+    spaces = np.array([chr(index).isspace() for index in range(_TABLE_SIZE)])
+    candidates = np.flatnonzero(is_chinese(every) | is_punctuation(every) | spaces)
+    tokens = encode("a" + "".join(f"{chr(index)}a" for index in candidates))
+    places = 2 * np.arange(len(candidates)) + 1
+    # The first token at each candidate or behind it; the last letter is behind the last one.
+    first = np.searchsorted(tokens.starts, places)
+    is_token = (tokens.starts[first] == places) & (tokens.ends[first] == places + 1)
+    is_apart = tokens.word_ids[first] != tokens.word_ids[first - 1]
+    following = np.minimum(first + 1, len(tokens.ids) - 1)
+    is_lone = is_token & is_apart & (tokens.word_ids[first] != tokens.word_ids[following])
+    is_space = is_apart & (tokens.starts[first] > places) & (tokens.ends[first - 1] <= places)
+    table = np.full(_TABLE_SIZE, _OF_A_RUN, np.int32)
+    table[candidates[is_space]] = _SPACE
+    table[candidates[is_lone]] = tokens.ids[first[is_lone]]
+    return table
+
+
+def _ranges(firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns `counts` numbers from each of `firsts` on, one range after another."""
+    shifts = firsts - (np.cumsum(counts) - counts)
+    return np.repeat(shifts, counts) + np.arange(counts.sum())
+
+
+def _view(values: array.array) -> np.ndarray:
+    return np.frombuffer(values, values.typecode)
+
+
+def _extend(values: array.array, added: np.ndarray) -> None:
+    values.frombytes(added.astype(values.typecode).tobytes())
