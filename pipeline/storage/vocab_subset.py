@@ -207,12 +207,14 @@ def remap_batch(
 def _cut_inputs(tf: Any, batch: Mapping[str, Any], pieces: np.ndarray) -> dict[str, Any]:
     """Returns the inputs with each token's pieces in its place, as far as they fit.
 
-    An input that has become too long ends with its last token, [SEP]. A masked position moves
-    to the first piece of the token that stands there.
+    An input that has become too long ends with its last token, [SEP]. At a position that is
+    predicted one token stays one: of a lost one that stands there in place of [MASK] the first
+    piece, as all of its pieces there would be noise around the label.
 
     Args:
         tf: the TensorFlow module.
-        batch: with the cache's ids in `input_ids`, int32 [B, L].
+        batch: with the cache's ids in `input_ids`, int32 [B, L], and weight 0 where nothing is
+            predicted.
         pieces: see `VocabSubset`.
 
     Returns:
@@ -221,7 +223,10 @@ def _cut_inputs(tf: Any, batch: Mapping[str, Any], pieces: np.ndarray) -> dict[s
     ids, positions = batch[records.INPUT_IDS], batch[records.MASKED_LM_POSITIONS]
     weights, length = batch[records.MASKED_LM_WEIGHTS], ids.shape[1]
     places = tf.range(length)
+    predicted = positions[..., tf.newaxis] == places
+    predicted = tf.reduce_any(predicted & (weights > 0)[..., tf.newaxis], axis=1)
     counts = tf.gather(tf.constant(np.sum(pieces != NO_ID, axis=1, dtype=np.int32)), ids)
+    counts = tf.where(predicted, 1, counts)
     ends = tf.cumsum(counts, axis=1)
     starts = ends - counts
     # The token whose pieces each place of the new input has. Padding follows as it was.

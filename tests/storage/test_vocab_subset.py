@@ -329,12 +329,12 @@ def test_an_input_becomes_longer_and_its_positions_move() -> None:
     assert got[records.MASKED_LM_IDS] == [5, 8]
 
 
-def test_a_position_moves_to_the_first_piece_of_what_stands_there() -> None:
-    """Of a masked token that stays as it is, and of one that another replaces."""
+def test_a_lost_token_at_a_predicted_position_stays_one() -> None:
+    """A masked token that stays as it is, and one that another replaces."""
     got = _cut_batch([_CLS, 7, 6, _SEP], (4, 0), [1, 2], [7, 5])
-    assert got[records.INPUT_IDS][:8] == [_CLS, 8, 9, 10, 6, 7, _SEP, 0]
-    assert got[records.SEGMENT_LENGTHS] == [7, 0]
-    assert got[records.MASKED_LM_POSITIONS] == [1, 4]
+    assert got[records.INPUT_IDS][:5] == [_CLS, 8, 6, _SEP, 0]
+    assert got[records.SEGMENT_LENGTHS] == [4, 0]
+    assert got[records.MASKED_LM_POSITIONS] == [1, 2]
     assert got[records.MASKED_LM_IDS] == [8, 5]
 
 
@@ -372,7 +372,11 @@ def test_inputs_are_cut_token_by_token(case) -> None:
     ids, lengths, positions, labels = case
     got = _cut_batch(*case)
     known = [label != 8 for label in labels]
-    cut = [_PIECES[token] for token in ids]
+    predicted = {place for place, kept in zip(positions, known, strict=True) if kept}
+    cut = [
+        _PIECES[token][:1] if place in predicted else _PIECES[token]
+        for place, token in enumerate(ids)
+    ]
     assert got[records.MASKED_LM_IDS] == [_PIECES[label][0] for label in labels]
     starts = np.cumsum([0, *map(len, cut)])
     whole = [piece for pieces in cut for piece in pieces]
