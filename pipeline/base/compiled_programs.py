@@ -17,7 +17,7 @@ import tqdm
 
 from pipeline.base.errors import InputError
 from pipeline.base.local_mirror import mirror_folder
-from pipeline.base.location import Location
+from pipeline.base.location import LocalLocation, Location
 
 # JAX's own variables: where programs are kept, and how many bytes they may take.
 FOLDER_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -73,12 +73,12 @@ _listener: _Listener | None = None
 
 
 def _open_folder() -> Location:
-    if named := os.environ.get(FOLDER_VARIABLE):
-        folder = Location.parse(named)
-        if not folder.is_local and not named.startswith("gs://"):
-            raise InputError(FOLDER_VARIABLE, "a folder of this machine or gs://…", named)
-        return folder.make_directory()
-    return Location.parse(mirror_folder() / _FOLDER)
+    folder = Location.of_variable(FOLDER_VARIABLE)
+    if folder is None:
+        return LocalLocation(mirror_folder()) / _FOLDER
+    if not folder.is_local and not str(folder).startswith("gs://"):
+        raise InputError(FOLDER_VARIABLE, "a folder of this machine or gs://…", folder)
+    return folder.make_directory()
 
 
 def keep_programs() -> ProgramCounts:

@@ -91,6 +91,16 @@ class Location:
         location.setting = setting
         return location
 
+    @staticmethod
+    def of_variable(name: str) -> "Location | None":
+        """Returns the location that an environment variable names; None where it is not set.
+
+        Raises:
+            InputError: a URL of another kind than gs:// and s3://.
+        """
+        text = os.environ.get(name)
+        return Location.parse(text) if text else None
+
     @property
     def is_local(self) -> bool:
         """Whether this is of this machine."""
