@@ -13,8 +13,6 @@ import threading
 import warnings
 from typing import Any
 
-import tqdm
-
 from pipeline.base.errors import InputError
 from pipeline.base.local_mirror import mirror_folder
 from pipeline.base.location import LocalLocation, Location
@@ -46,6 +44,14 @@ class ProgramCounts:
     loaded: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
+def _print(line: str) -> None:
+    """Prints a line that leaves a progress bar whole."""
+    # Not on machines that only compile.
+    import tqdm
+
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+
 class _Listener:
     """Counts programs, and prints a line for each that took long."""
 
@@ -66,7 +72,7 @@ class _Listener:
         (self.counts.loaded if hit else self.counts.compiled)[program] += 1
         if seconds >= _PRINTED_SECONDS:
             verb = "loaded the compiled program" if hit else "compiled"
-            tqdm.tqdm.write(f"{verb} {program} in {seconds:.1f} s", file=sys.stderr)
+            _print(f"{verb} {program} in {seconds:.1f} s")
 
 
 _listener: _Listener | None = None
@@ -130,8 +136,7 @@ def _replace_broken_programs(folder: Location) -> None:
         for path in folder.glob(f"{match[1]}-*"):
             path.unlink(missing_ok=True)
         reason = " ".join(match[2].split())[:200]
-        line = f"{folder}: {match[1]} cannot be read and is compiled again ({reason})"
-        tqdm.tqdm.write(line, file=sys.stderr)
+        _print(f"{folder}: {match[1]} cannot be read and is compiled again ({reason})")
 
     warnings.showwarning = remove
     warnings.filterwarnings("always", _BROKEN.pattern)
