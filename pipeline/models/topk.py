@@ -59,7 +59,9 @@ def _largest(logits: Any, k: int) -> tuple[Any, Any]:
         return ops.top_k(logits, k)
     import jax
 
-    return jax.lax.optimization_barrier(ops.top_k(logits, k))
+    values, ids = ops.top_k(logits, k)
+    # Not of both: where a batch is divided among devices, XLA for CPUs ends with a failed check.
+    return jax.lax.optimization_barrier(values), ids
 
 
 def _masses(logits: Any, values: Any, kept: Any | None, temperature: float) -> tuple[Any, Any]:
