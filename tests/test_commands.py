@@ -249,6 +249,18 @@ def test_mistakes_of_the_later_stages_name_the_flag(
     assert not pathlib.Path("x").exists()
 
 
+def test_tensorflow_for_tpus_is_refused_beside_jax(capsys, tmp_path, monkeypatch) -> None:
+    package = tmp_path / "tensorflow_tpu-2.20.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: tensorflow-tpu\nVersion: 2.20\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ("--input_dir=x", f"--output_dir={tmp_path / 'y'}", "--student=z", "--backend=jax")
+    assert _fails(capsys, run_distill, *flags).startswith("error: --backend: ")
+    assert not (tmp_path / "y").exists()
+
+
 @pytest.mark.parametrize(("key", "value"), [("model_type", "deberta-v2"), ("hidden_act", "swish")])
 def test_a_teacher_of_an_unknown_architecture_is_refused(
     capsys, examples_dir, teacher_dir, tmp_path, key: str, value: str

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -18,6 +19,8 @@ from pipeline.commands.flags import read_config, read_values
 from pipeline.commands.settings import RAY, ProcessSettings
 from pipeline.runners.ray import RayConfig
 
+# It takes a machine's TPU chips from any other framework of the process.
+_TPU_TENSORFLOW = "tensorflow-tpu"
 _HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
 
@@ -142,11 +145,22 @@ def import_quietly(*modules: str) -> None:
             importlib.import_module(module)
 
 
+def _expect_chips_for_jax() -> None:
+    """Refuses TensorFlow's build for TPUs, which would take the chips as soon as it is imported."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version(_TPU_TENSORFLOW)
+        hint = f"pip uninstall {_TPU_TENSORFLOW}, then pip install tensorflow"
+        expected = "TensorFlow's build for CPUs or GPUs, as JAX computes"
+        raise InputError(Setting("backend"), expected, _TPU_TENSORFLOW, hint)
+
+
 def import_backend(values: flags.FlagValues, *modules: str) -> None:
     """Sets Keras's backend and imports it and further modules; no device is asked for.
 
     Keras must not have been imported before.
     """
+    if values.backend == "jax":
+        _expect_chips_for_jax()
     os.environ["KERAS_BACKEND"] = values.backend
     try:
         import_quietly("keras", *modules)
