@@ -51,7 +51,7 @@ class CompiledForward:
 
             # All at once: the copies of several arrays overlap.
             return jax.device_get(output)
-        return {name: value.numpy() for name, value in output.items()}
+        return {name: np.asarray(value) for name, value in output.items()}
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:

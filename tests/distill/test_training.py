@@ -20,8 +20,8 @@ from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.settings import StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
+from pipeline.storage import list_mass, serialization
 from pipeline.storage import manifest as manifests
-from pipeline.storage import serialization
 from tests.distill.running import (
     assert_same_weights,
     damaged_copy,
@@ -228,23 +228,25 @@ def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path)
 
 
 @pytest.mark.parametrize("name", [records.INPUT_IDS, records.TOPK_IDS])
+@pytest.mark.parametrize("row", [0, -1])
 def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
-    config, cache_dir, tmp_path, name
+    config, cache_dir, tmp_path, monkeypatch, row: int, name: str
 ) -> None:
-    """Its checksums are right: its maker meant it so."""
+    """Its checksums are right: its maker meant it so. Records before the run name their shard."""
+    monkeypatch.setattr(list_mass, "_SAMPLE", 1)
     made = tmp_path / "made"
     shutil.copytree(cache_dir, made)
     loaded = manifests.load(made)
     (shard,) = loaded.splits["eval"]
     rows = [serialization.decode_example(r) for r in serialization.read_records(made / shard.file)]
-    rows[0] = {other: value for other, value in rows[0].items() if other != name}
+    rows[row] = {other: value for other, value in rows[row].items() if other != name}
     encoded = map(serialization.encode_example, rows)
     changed = serialization.write_shard(made, shard.file, encoded, None)
     splits = {**loaded.splits, "eval": (changed,)}
     manifests.publish(made, dataclasses.replace(loaded, splits=splits))
     with pytest.raises(InputError) as caught:
         distilled(config, input_dir=str(made), do_train=False)
-    assert caught.value.subject == str(made)
+    assert caught.value.subject == str(made if row else made / shard.file)
 
 
 def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:

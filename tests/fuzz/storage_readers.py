@@ -197,6 +197,7 @@ def read_examples(folder: pathlib.Path) -> object:
 def read_teacher_examples(folder: pathlib.Path) -> object:
     """Makes the teacher's batches, with a teacher that says the same of everything."""
     from pipeline.teacher import capture
+    from pipeline.teacher.forward import CompiledForward
     from pipeline.teacher.judgement import ENTROPIES
 
     cache = _open(folder)
@@ -216,7 +217,7 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
         batch_size=2,
         codec=CODECS["float16"](_SIZE, _K),
         info=TeacherInfo(_K, "float16", (1.0, 2.0), teacher={}, parent={}),
-        forward=constant_output,
+        forward=CompiledForward(constant_output),
         on_examples=lambda count: None,
     )
     examples = read_masked_examples(folder / SHARD, cache.manifest)
