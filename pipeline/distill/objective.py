@@ -161,7 +161,8 @@ def _relation_heads(
     if any(size % heads for size in sizes):
         expected = f"a number that divides the hidden sizes {sizes[0]} of the teacher and "
         expected += f"{sizes[1]} of the student"
-        hint = f"for example {math.gcd(*sizes)}"
+        common = math.gcd(*sizes)
+        hint = f"for example {next(n for n in range(heads, 0, -1) if common % n == 0)}"
         raise InputError(Setting("relation_heads"), expected, heads, hint)
     return heads
 
