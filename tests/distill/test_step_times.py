@@ -4,7 +4,6 @@ import gzip
 import json
 import shutil
 import subprocess
-import time
 
 import pytest
 
@@ -15,18 +14,20 @@ from pipeline.distill.step_times import CLOCK_FIELDS, InputClock, Rates
 from tests.distill.running import distilled, refused, start_command
 
 
-def test_input_clock_adds_the_time_until_a_batch_comes() -> None:
+def test_input_clock_adds_the_time_until_a_batch_comes(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(step_times.time, "perf_counter", lambda: now[0])
     clock = InputClock()
 
     def batches():
         for number in range(3):
-            time.sleep(0.05)
+            now[0] += 0.5
             yield number
 
-    iterator = clock.timed(batches())
-    for number in iterator:
-        time.sleep(0.2)
-        assert 0.05 * (number + 1) <= clock.seconds < 0.05 * (number + 1) + 0.15
+    for number in clock.timed(batches()):
+        now[0] += 10.0
+        assert clock.seconds == 0.5 * (number + 1)
+    assert clock.seconds == 1.5
 
 
 def test_rates_are_of_examples_tokens_and_operations() -> None:
