@@ -1,4 +1,4 @@
-"""What accelerators can do at most, as their makers say.
+"""Peak compute, memory and bandwidth of accelerators, as their makers state them.
 
 Sources: cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e (a chip: peak compute in
 bfloat16, HBM capacity and bandwidth); NVIDIA's data sheets of H200, H100, A100, L40S,
@@ -34,7 +34,7 @@ TPUS: Mapping[str, Accelerator] = {
     "v5p": Accelerator("TPU v5p", 459e12, 95, 2765e9),
     "v6e": Accelerator("TPU v6e", 918e12, 32, 1640e9),
 }
-# What JAX calls them (`device_kind`), for a TPU the whole name.
+# By JAX's `device_kind`, which is the whole name of a TPU.
 _TPU_KINDS: Mapping[str, str] = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -44,7 +44,7 @@ _TPU_KINDS: Mapping[str, str] = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
-# For a GPU words that are in it; the first entry whose words all are is meant.
+# By words of the `device_kind` of a GPU; the first entry whose words are all in it applies.
 _GPUS: tuple[tuple[tuple[str, ...], Accelerator], ...] = (
     (("H200",), Accelerator("H200 SXM", 989e12, 141, 4800e9)),
     (("H100", "PCIe"), Accelerator("H100 PCIe", 756e12, 80, 2000e9)),

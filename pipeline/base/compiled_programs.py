@@ -22,7 +22,7 @@ FOLDER_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SIZE_VARIABLE = "JAX_COMPILATION_CACHE_MAX_SIZE"
 _FOLDER = "compiled-programs"
 _MAX_BYTES = 4 * 10**9
-# Programs that took less are many, and nobody waits for them.
+# Shorter compilations are too many to print.
 _PRINTED_SECONDS = 1.0
 _HIT, _MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 _DURATION = "/jax/core/compile/backend_compile_duration"
@@ -46,10 +46,9 @@ class ProgramCounts:
 
 def _print(line: str) -> None:
     """Prints a line that leaves a progress bar whole."""
-    # Not on machines that only compile.
-    import tqdm
-
-    tqdm.tqdm.write(line, file=sys.stderr)
+    # A program that has not imported tqdm, and may not have it, shows no bar.
+    write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
+    write(line, file=sys.stderr)
 
 
 class _Listener:

@@ -1,8 +1,8 @@
 """The local mirror: the folder of this machine for copies of objects, and its size limit.
 
-Each copy lies in a folder of its own, with two lock files: one for who downloads it, and one that
-every process which uses the copy holds shared, so that no process removes it meanwhile. Where a
-new copy needs room, unused copies are removed, the least recently used first.
+Each copy lies in a folder of its own, with two lock files. The process that downloads it holds
+the first. Every process that uses it holds the second one shared, so that nobody removes it.
+Where a new copy needs room, unused copies are removed, the least recently used first.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ def _remove_unused(copy: _Copy) -> bool:
         descriptor = os.open(copy.folder / USE_LOCK, os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # At once, for who comes while the files are being removed.
+            # In one step: another process must not find a folder of which some files are gone.
             removed = copy.folder.rename(copy.folder.with_name(f"{_REMOVED}{copy.folder.name}"))
             shutil.rmtree(removed, ignore_errors=True)
             return True

@@ -1,4 +1,4 @@
-"""Where the time of training goes: rates, the share of the device's peak, and waiting for input."""
+"""Rates of training, its share of the device's peak, and the time spent waiting for input."""
 
 import dataclasses
 import time
@@ -9,7 +9,7 @@ import keras
 
 from pipeline.base.accelerators import find_accelerator
 
-# What metrics.jsonl has of these, none of which a repeated run finds again.
+# Their fields in metrics.jsonl, which differ between repeated runs.
 EXAMPLES, TOKENS = "examples_per_second", "tokens_per_second"
 PEAK_SHARE, WAITED = "peak_share", "input_wait_seconds"
 CLOCK_FIELDS = (EXAMPLES, TOKENS, PEAK_SHARE, WAITED)
