@@ -58,7 +58,7 @@ def draw(plans: Sequence["CachePlan"], path: Location) -> None:
     for axes in panels.flat[len(temperatures) :]:
         axes.set_visible(False)
     panels[0, 0].legend(frameon=False, fontsize="small")
-    figure.suptitle("what a byte of the cache buys; points are labelled with k, or bits")
+    figure.suptitle("Divergence and size of a cache; labels are k, or bits of a number")
     figure.supxlabel("bytes a masked position")
     figure.supylabel("divergence from the teacher, nats")
     with path.atomic_write() as temporary:
