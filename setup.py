@@ -36,8 +36,8 @@ setup(
     package_dir={"offline_distill": "pipeline/api"},
     package_data={
         "data_specs": ["corpora/*.yaml", "tasks/*.yaml", "recipes/*.flags"],
-        # Templates of pages.
-        "tools": ["**/*.html", "**/*.jinja", "**/*.css"],
+        # Templates of pages, and the teacher of the quickstart.
+        "tools": ["**/*.html", "**/*.jinja", "**/*.css", "quickstart_teacher/*"],
     },
     install_requires=REQUIREMENTS,
     extras_require={

@@ -5,7 +5,7 @@ gets the same masks whichever process handles it, and whenever.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -26,9 +26,27 @@ def digest(*parts: KeyPart) -> bytes:
     Example:
         `digest("ab", "c") != digest("a", "bc")`
     """
-    encoded = [_encode(part) for part in parts]
-    message = b"".join(len(part).to_bytes(8, "little") + part for part in encoded)
-    return hashlib.blake2b(message, digest_size=16).digest()
+    return hashlib.blake2b(_message(parts), digest_size=16).digest()
+
+
+def digester(*parts: KeyPart) -> Callable[..., bytes]:
+    """Returns a function whose `digest` is of these parts and of its arguments.
+
+    For many digests that begin alike, in half the time.
+    """
+    beginning = hashlib.blake2b(_message(parts), digest_size=16)
+
+    def finish(*more: KeyPart) -> bytes:
+        whole = beginning.copy()
+        whole.update(_message(more))
+        return whole.digest()
+
+    return finish
+
+
+def _message(parts: Iterable[KeyPart]) -> bytes:
+    encoded = map(_encode, parts)
+    return b"".join([len(part).to_bytes(8, "little") + part for part in encoded])
 
 
 def stream(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
@@ -52,17 +70,28 @@ def streams(
 ) -> Iterator[np.random.Generator]:
     """Yields the random stream of (seed, purpose, key) for each of many keys.
 
-    It is one generator that begins anew: a stream ends where the next one is asked
-    for. That takes a third of the time of as many calls of `stream`.
-
-    Arguments are those of `stream`.
+    They are those of a `Restarted`. Arguments are those of `stream`.
     """
-    bits = np.random.Philox(key=0)
-    random, state = np.random.Generator(bits), bits.state
+    restarted, name = Restarted(), digester(seed, purpose)
     for key in keys:
-        state["state"]["key"] = np.frombuffer(digest(seed, purpose, *key), "<u8")
-        bits.state = state
-        yield random
+        yield restarted.stream(name(*key))
+
+
+class Restarted:
+    """One generator that begins anew: a stream ends where the next one is asked for.
+
+    That takes a third of the time of as many calls of `stream`.
+    """
+
+    def __init__(self) -> None:
+        self._bits = np.random.Philox(key=0)
+        self._random, self._state = np.random.Generator(self._bits), self._bits.state
+
+    def stream(self, key_digest: bytes) -> np.random.Generator:
+        """Returns the stream that `stream` has for what the digest is of."""
+        self._state["state"]["key"] = np.frombuffer(key_digest, "<u8")
+        self._bits.state = self._state
+        return self._random
 
 
 def hash64(seed: int, purpose: str, *key: KeyPart) -> int:

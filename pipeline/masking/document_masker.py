@@ -66,6 +66,7 @@ class DocumentMasker:
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
+        self._window_random = seeding.Restarted()
         self.masked_texts = MaskedTexts()
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
@@ -107,13 +108,12 @@ class DocumentMasker:
         if self._config.is_dynamic:
             features = self._unmasked(inputs, num_copies, statistics)
         else:
-            rngs = [seeding.stream(seed, "mask", key, copy) for copy in range(num_copies)]
-            features = self._masked(inputs, rngs, statistics)
+            features = self._masked(inputs, key, num_copies, statistics)
+        example_digest = seeding.digester(seed, "example", key)
         for number, copy, values in features:
-            example_id = seeding.digest(seed, "example", key, number, copy)
+            example_id = values[records.EXAMPLE_ID] = example_digest(number, copy)
             statistics["examples"] += 1
-            record = serialization.encode_example({**values, records.EXAMPLE_ID: example_id})
-            yield example_id, record
+            yield example_id, serialization.encode_example(values)
 
     def _unmasked(
         self, inputs: Iterable[WindowInput], num_copies: int, statistics: Counter[str]
@@ -131,23 +131,32 @@ class DocumentMasker:
     def _masked(
         self,
         inputs: Iterator[WindowInput],
-        rngs: Sequence[np.random.Generator],
+        key: bytes,
+        num_copies: int,
         statistics: Counter[str],
     ) -> Iterator[tuple[int, int, dict[str, bytes]]]:
         """Yields masked copies of windows: the window's number, the copy's, and its features.
 
         A copy's random generator masks one window after another.
         """
-        begin = 0
-        while batch := list(itertools.islice(inputs, _BATCH_WINDOWS)):
+        seed, keys = self._config.random_seed, [(key, copy) for copy in range(num_copies)]
+        batch, begin = list(itertools.islice(inputs, _BATCH_WINDOWS)), 0
+        if len(batch) < _BATCH_WINDOWS:
+            rngs: Iterable[np.random.Generator] = seeding.streams(seed, "mask", keys)
+        else:
+            # Each copy goes on in the next batch.
+            rngs = [seeding.stream(seed, "mask", *copy_key) for copy_key in keys]
+        while batch:
             joined = windows.join_windows(batch)
-            repeated = (rng for rng in rngs for _ in batch)
+            repeated = itertools.chain.from_iterable(
+                itertools.repeat(rng, len(batch)) for rng in rngs
+            )
             masked = masks.mask_windows(
-                joined, self._policy, self._is_special, repeated, copies=len(rngs)
+                joined, self._policy, self._is_special, repeated, copies=num_copies
             )
             statistics["masked_positions"] += len(masked.positions)
             features = masks.masked_features(joined, masked, self.vocab_size)
-            numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
+            numbers = itertools.product(range(num_copies), range(begin, begin + len(batch)))
             counts = masked.counts.tolist()
             for count in counts[: len(batch)]:
                 statistics[duplicates.WINDOWS[count > 0]] += 1
@@ -155,14 +164,16 @@ class DocumentMasker:
                 if count:
                     yield number, copy, values
             begin += len(batch)
+            batch = list(itertools.islice(inputs, _BATCH_WINDOWS))
 
     def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
         config, special_ids = self._config, self.tokenizer.special_ids
         length = config.window_length
-        rng = seeding.stream(config.random_seed, "window length", key)
+        seed, restarted = config.random_seed, self._window_random
+        rng = restarted.stream(seeding.digest(seed, "window length", key))
         if rng.random() < config.short_seq_prob:
             length = int(rng.integers(max(1, length // _SHORTEST_SHARE), length + 1))
-        split_rng = seeding.stream(config.random_seed, "segments", key)
+        split_rng = restarted.stream(seeding.digest(seed, "segments", key))
         for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
             ids, starts = document.ids[begin:end], document.word_starts[begin:end]
             split = None
