@@ -36,7 +36,8 @@ pipeline_tag: fill-mask
 ---
 # The quickstart's teacher
 
-{model}, in float16: a small Chinese masked language model, from which the quickstart distils.
+{model}, in float16:
+a small Chinese masked language model, from which the quickstart distils.
 It is too small and has read too little to be of use elsewhere.
 
 Trained from nothing for {steps:,} steps of 64 windows of up to {length} tokens. Whole words are
