@@ -18,6 +18,11 @@ _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
+_GENERATED = re.compile(r"<!-- (\w+) of .*?<!-- end of \1 -->", re.DOTALL)
+_TARGET = re.compile(r"\]\([^)]*\)")
+# Blank lines, headings, items of lists, and cells of tables.
+_PARAGRAPH_END = re.compile(r"\n\s*\n|\n(?=- |\d+\. |#)|\|")
+_SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z`\[])")
 _HEREDOC = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
 _SEPARATORS = frozenset(";&|()")
 _NO_RUN = "no-run:"
@@ -83,6 +88,14 @@ class Page:
             line = self.text.count("\n", 0, match.start()) + 1
             found.append(Block(f"{self.name}:{line}", language, note, match[2]))
         return found
+
+    @functools.cached_property
+    def sentences(self) -> list[str]:
+        """The sentences of its prose, those in tables included, without generated tables."""
+        text = _GENERATED.sub("", self.prose)
+        paragraphs = _PARAGRAPH_END.split(_TARGET.sub("]", text))
+        joined = (" ".join(paragraph.split()) for paragraph in paragraphs)
+        return [sentence for paragraph in joined for sentence in _SENTENCE_END.split(paragraph)]
 
     @functools.cached_property
     def anchors(self) -> set[str]:

@@ -28,6 +28,7 @@ _OTHER_FLAGS = {
     "noflag",
     "seconds",
 }
+_MOST_WORDS = 25
 _NAMED_PATH = re.compile(r"(?:data_specs|pipeline|tools|tests)/[\w./*-]+")
 _NAMED_MODULE = re.compile(r"(?:data_specs|pipeline|tools|tests)(?:\.\w+)+")
 _FLAG = re.compile(r"(?<![\w-])--(\w+)(?![\w-])")
@@ -81,6 +82,12 @@ def test_every_page_is_reached_from_the_main_page() -> None:
 def test_every_page_has_one_title_and_no_headings_in_bold(page: Page) -> None:
     assert len(re.findall(r"^# ", page.prose, re.MULTILINE)) == 1
     assert not re.findall(r"^(?:- )?\*\*.*", page.prose, re.MULTILINE)
+
+
+@_all_pages
+def test_sentences_are_short(page: Page) -> None:
+    words = {sentence: len(re.findall(r"\S*\w\S*", sentence)) for sentence in page.sentences}
+    assert not {sentence: count for sentence, count in words.items() if count > _MOST_WORDS}
 
 
 @_all_pages
