@@ -10,6 +10,7 @@ from tools.finetuning import task_data
 GLUE = ("sst2", "mrpc", "cola", "rte", "qnli", "qqp", "mnli", "stsb")
 CLUE = ("afqmc", "cmnli", "ocnli", "tnews", "cmrc2018")
 OTHERS = ("lcqmc", "chnsenticorp", "squad", "xquad_en", "xquad_ru", "xquad_zh", "rusentiment")
+SIMILARITIES = ("stsb_multi_mt", "stsb_json")
 MINE = """
 title: mine
 url: https://example.org
@@ -26,7 +27,12 @@ submission: {file: mine.json, format: clue}
 
 
 def test_the_known_tasks() -> None:
-    assert {path.stem for path in tasks.FOLDER.glob("*.yaml")} == {*GLUE, *CLUE, *OTHERS}
+    assert {path.stem for path in tasks.FOLDER.glob("*.yaml")} == {
+        *GLUE,
+        *CLUE,
+        *OTHERS,
+        *SIMILARITIES,
+    }
 
 
 @pytest.mark.parametrize("name", known_names(tasks.FOLDER))
