@@ -125,7 +125,7 @@ class CompareRecipesConfig(StudentRunsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.student is not None and self.student_layers is not None:
-            expected = "none together with `student`"
+            expected = "unset with `student`"
             raise InputError(Setting("student_layers"), expected, self.student_layers)
 
     def request(self) -> dict[str, Any]:
