@@ -21,7 +21,8 @@ from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 
 _SETTINGS_FILE = "settings.json"
-# Of Linux's prctl.
+# Of Linux, found here, as a forked process should load nothing.
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 _PR_SET_PDEATHSIG = 1
 Result = TypeVar("Result")
 
@@ -88,8 +89,8 @@ def show_step(
 
 def _end_with_parent() -> None:
     """Asks Linux to stop this process, in order, when the one that began it is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _begin(*modules: str) -> None:

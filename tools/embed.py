@@ -85,10 +85,11 @@ class EmbedConfig(Settings):
         super().__post_init__()
         if (self.sentences is None) == (self.task is None):
             received = "neither" if self.task is None else "both"
-            raise InputError(Setting("sentences"), "either it or `task`", received)
-        if (self.task is None) != (self.data_dir is None):
-            received = "neither" if self.data_dir is None else "without it"
-            raise InputError(Setting("data_dir"), "it and `task` together", received)
+            raise InputError(Setting("sentences"), "given, or `task` in its place", received)
+        if self.task is None and self.data_dir is not None:
+            raise InputError(Setting("data_dir"), "used together with `task`")
+        if self.task is not None and self.data_dir is None:
+            raise InputError(Setting("data_dir"), "the folder of the task's files", "none")
         if self.output is None and self.task is None:
             raise InputError(Setting("output"), "a new file for the vectors", "none")
         if self.output is not None:
@@ -161,7 +162,7 @@ def find_reader(config: EmbedConfig, pooling: PoolingSettings) -> "TextReader":
     """Finds the model and how its vectors are made.
 
     Raises:
-        InputError: the model, its tokenizer or a setting is not as it must be.
+        InputError: the model, its tokenizer or a setting is invalid.
     """
     from tools.sentence_encoding import TextReader
 
@@ -243,12 +244,12 @@ def _score(
 
     spec, data = _read_pairs(config)
     forward = compile_reader()
-    texts = [text for side in (0, 1) for text in (one.texts[side] for one in data.examples)]
+    texts = [text for side in (0, 1) for text in (example.texts[side] for example in data.examples)]
     with _progress(len(texts)) as bar:
         vectors = np.concatenate(list(reader.encode(forward, texts, bar)))
-    found = sentence_encoding.cosines(*np.split(vectors, 2))
+    similarities = sentence_encoding.cosine_similarities(*np.split(vectors, 2))
     labels = np.array([example.label for example in data.examples], np.float64)
-    scores = sentence_encoding.similarity_scores(found, labels)
+    scores = sentence_encoding.similarity_scores(similarities, labels)
     print(f"{spec.name}, {config.eval_split}, {len(labels):,} pairs")
     for name, value in scores.items():
         print(f"{name:<12} {100 * value:6.2f}")

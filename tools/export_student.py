@@ -175,7 +175,7 @@ def _find_layout(
     if formats.SENTENCE_TRANSFORMERS not in config.formats:
         for name in ("pooling", "normalize"):
             if getattr(pooling, name) is not None:
-                expected = f"`formats`={formats.SENTENCE_TRANSFORMERS} together with it"
+                expected = f"used together with `formats`={formats.SENTENCE_TRANSFORMERS}"
                 raise InputError(Setting(name), expected, ",".join(config.formats))
         return None
     return choose_layout(source.directory, pooling)

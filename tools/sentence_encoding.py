@@ -28,7 +28,7 @@ _LEAST_NORM = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class TextReader:
-    """What makes the inputs of a model from texts.
+    """Makes the inputs of a model from texts.
 
     Attributes:
         source: the model.
@@ -93,11 +93,13 @@ class TextReader:
             bar.update(len(indices))
         if not np.isfinite(vectors).all():
             hint = "is the model damaged, or does `compute_dtype` not suit it?"
-            raise InputError(Setting("model"), "finite vectors", "NaN or infinity", hint)
+            raise InputError(
+                Setting("model"), received="its vectors hold NaN or infinity", hint=hint
+            )
         return vectors
 
 
-def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def cosine_similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns the cosines of vectors, float64 [N], of float [N, D] each; 0 for a vector of zeros.
 
     Example: of [3, 4] and [4, 3] it is 0.96.
@@ -115,9 +117,9 @@ def expect_similarities(spec: TaskSpec) -> None:
         raise InputError(Setting("task"), expected, received)
 
 
-def similarity_scores(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+def similarity_scores(cosines: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     """Returns the correlations of cosines with given similarities, the main one first."""
     return {
-        "spearman": scoring.spearman(found, expected),
-        "pearson": scoring.pearson(found, expected),
+        "spearman": scoring.spearman(cosines, expected),
+        "pearson": scoring.pearson(cosines, expected),
     }

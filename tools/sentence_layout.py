@@ -34,7 +34,7 @@ _OTHER_MODES = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
 
 @dataclasses.dataclass(frozen=True)
 class SentenceLayout:
-    """How a text becomes a vector.
+    """The way from a text to a vector.
 
     Attributes:
         pooling: of the last hidden states, one of `data_specs.records.POOLINGS`.
@@ -99,11 +99,11 @@ def choose_layout(directory: Location, settings: PoolingSettings) -> SentenceLay
     pooling, normalize = settings.pooling, settings.normalize
     if pooling is not None and normalize is not None:
         return SentenceLayout(pooling, normalize)
-    found = read_layout(directory) or SentenceLayout(_trained_pooling(directory) or "mean")
+    layout = read_layout(directory) or SentenceLayout(_trained_pooling(directory) or "mean")
     return dataclasses.replace(
-        found,
-        pooling=pooling or found.pooling,
-        normalize=found.normalize if normalize is None else normalize,
+        layout,
+        pooling=pooling or layout.pooling,
+        normalize=layout.normalize if normalize is None else normalize,
     )
 
 
@@ -112,8 +112,8 @@ def _trained_pooling(directory: Location) -> str | None:
     path = directory / REQUEST_FILE
     if not path.is_file():
         return None
-    found = json_text.convert(path.read_json(), _Request, path).embedding_pooling
-    return found if found in POOLINGS else None
+    pooling = json_text.convert(path.read_json(), _Request, path).embedding_pooling
+    return pooling if pooling in POOLINGS else None
 
 
 def read_layout(directory: Location) -> SentenceLayout | None:
@@ -153,7 +153,7 @@ def _read(path: Location, kind: type[Any]) -> Any:
 
 def _read_pooling(directory: Location, folder: str) -> str:
     if folder in ("", ".", "..") or "/" in folder or not folder.isprintable():
-        raise InputError(directory / MODULES_FILE, "a folder beside it", shown(folder))
+        raise InputError(directory / MODULES_FILE, "a folder of the same directory", shown(folder))
     path = directory / folder / _CONFIG_FILE
     settings = path.read_json()
     names = {key: name for name, key in _MODE_KEYS.items()}

@@ -1,11 +1,11 @@
-"""What distillation is worth: a teacher's students on tasks, beside students of labels alone.
+"""Scores a teacher's distilled students on tasks, beside students of the labels alone.
 
 offline_distill study --teacher=MODEL --input_dir=TEXT --work=DIR --budget=2h \\
     --tasks=sst2=DATA,mrpc=DATA
 
 A teacher without a masked-LM head gets one, trained on the text. Students of half of its layers
 are trained from the same start for the same steps: one by the labels alone, the baseline, and one
-by each of --recipes. The baseline also stands for a base model that goes on learning, with the
+by each of --recipes. The baseline also stands for a base model that is continued, with the
 teacher's targets or by labels alone. All are fine-tuned on the tasks, as the teacher is. Each is
 made with two seeds at least.
 
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.commands import flags, running
 from pipeline.models.formats import model_directory
+from pipeline.models.initialization import from_teacher
 from tools.commands import make_steps
 from tools.compare_recipes import read_recipe
 from tools.teacher_study.settings import StudyConfig
@@ -37,7 +38,7 @@ def find_study(config: StudyConfig) -> "Study":
     """Finds the teacher and the recipes.
 
     Raises:
-        InputError: the teacher or a recipe is not as it must be.
+        InputError: the teacher or a recipe is invalid.
     """
     from tools.recipe_comparison import mixes
     from tools.teacher_study.study import Study
@@ -47,7 +48,10 @@ def find_study(config: StudyConfig) -> "Study":
     if not source.is_bare:
         source.expect_head()
     teacher = source.config
+    with naming_setting("teacher"):
+        from_teacher.expect_tied(teacher)
     layers = config.student_layers or max(1, teacher.num_hidden_layers // 2)
+    from_teacher.choose_layers(teacher, layers, None)
     baseline = mixes.Recipe(mixes.MASKED_LM, None, {mixes.MASKED_LM: 1.0})
     made = mixes.make_mixes(
         [baseline, *map(read_recipe, config.recipes)],

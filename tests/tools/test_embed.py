@@ -60,14 +60,14 @@ def test_vectors_are_pooled_states_in_the_order_of_the_lines(
     settings = {"pooling": pooling, "normalize": normalize, "max_seq_length": 12, "batch_size": 4}
     assert _run(model=teacher_dir, sentences=sentences, output=path, **settings) == 0
     if path.suffix == ".npy":
-        found = np.load(path)
-        assert found.dtype == np.float32
+        vectors = np.load(path)
+        assert vectors.dtype == np.float32
     else:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         assert [row["text"] for row in rows] == list(TEXTS)
-        found = np.array([row["vector"] for row in rows])
+        vectors = np.array([row["vector"] for row in rows])
     expected = _plain_vectors(teacher_dir, pooling, 12, normalize=normalize)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
 
 
 def test_json_lines_have_their_texts_in_a_field(tmp_path) -> None:
@@ -136,7 +136,9 @@ def test_a_directory_of_sentence_transformers_says_how(
 def test_cosines_by_hand() -> None:
     first = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]], np.float32)
     second = np.array([[4.0, 3.0], [-2.0, 0.0], [1.0, 1.0]], np.float32)
-    np.testing.assert_allclose(sentence_encoding.cosines(first, second), [0.96, -1.0, 0.0])
+    np.testing.assert_allclose(
+        sentence_encoding.cosine_similarities(first, second), [0.96, -1.0, 0.0]
+    )
 
 
 def test_equal_similarities_share_their_mean_rank() -> None:
@@ -154,15 +156,15 @@ _NUMBERS = st.lists(st.integers(0, 5), min_size=3, max_size=12)
 @given(values=_NUMBERS, order=st.randoms())
 def test_spearman_is_the_ranks_correlation_counted_pair_by_pair(values, order) -> None:
     others = order.sample(values, len(values))
-    found = np.array(values, np.float64)
+    cosines = np.array(values, np.float64)
     expected = np.array(others, np.float64)
 
     def ranks(side: np.ndarray) -> np.ndarray:
-        return np.array([(side < one).sum() + ((side == one).sum() + 1) / 2 for one in side])
+        return np.array([(side < value).sum() + ((side == value).sum() + 1) / 2 for value in side])
 
     constant = len(set(values)) == 1
-    plain = 0.0 if constant else np.corrcoef(ranks(found), ranks(expected))[0, 1]
-    scores = sentence_encoding.similarity_scores(found, expected)
+    plain = 0.0 if constant else np.corrcoef(ranks(cosines), ranks(expected))[0, 1]
+    scores = sentence_encoding.similarity_scores(cosines, expected)
     assert scores["spearman"] == pytest.approx(plain)
 
 
@@ -170,10 +172,10 @@ def test_spearman_is_the_ranks_correlation_counted_pair_by_pair(values, order) -
 def test_spearman_is_scipys() -> None:
     stats = pytest.importorskip("scipy.stats")
     random = np.random.default_rng(1)
-    found, expected = random.integers(0, 9, (2, 400)).astype(np.float64)
-    scores = sentence_encoding.similarity_scores(found, expected)
-    assert scores["spearman"] == pytest.approx(stats.spearmanr(found, expected).statistic)
-    assert scores["pearson"] == pytest.approx(stats.pearsonr(found, expected).statistic)
+    cosines, expected = random.integers(0, 9, (2, 400)).astype(np.float64)
+    scores = sentence_encoding.similarity_scores(cosines, expected)
+    assert scores["spearman"] == pytest.approx(stats.spearmanr(cosines, expected).statistic)
+    assert scores["pearson"] == pytest.approx(stats.pearsonr(cosines, expected).statistic)
 
 
 # One pair of equal texts, one with a comma and one with a quotation mark.
@@ -187,13 +189,17 @@ _ROWS = (
 def _write_tsv(folder) -> None:
     names = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
     lines = ["\t".join(names.split())]
-    lines += ["\t".join(["0", *["x"] * 6, one, two, str(score)]) for one, two, score in _ROWS]
+    lines += [
+        "\t".join(["0", *["x"] * 6, first, second, str(score)]) for first, second, score in _ROWS
+    ]
     (folder / "dev.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _write_csv(folder) -> None:
     quoted = [[text.replace('"', '""') for text in row[:2]] for row in _ROWS]
-    lines = [f'"{one}","{two}",{row[2]}' for (one, two), row in zip(quoted, _ROWS, strict=True)]
+    lines = [
+        f'"{first}","{second}",{row[2]}' for (first, second), row in zip(quoted, _ROWS, strict=True)
+    ]
     (folder / "stsb-zh-dev.csv").write_text("\r\n".join(lines) + "\r\n", encoding="utf-8")
 
 
@@ -216,7 +222,7 @@ def test_each_distribution_of_sts_b_is_scored_alike(
     path = tmp_path / "scores.json"
     assert _run(model=teacher_dir, task=task, data_dir=tmp_path, output=path) == 0
     scores = json.loads(path.read_text())
-    found = scores[f"spearman of cosines on {task}, dev"]
+    spearman = scores[f"spearman of cosines on {task}, dev"]
     settings = EmbedConfig(model=teacher_dir, sentences=path, output=tmp_path / "v.npy")
     reader = tool.find_reader(settings, PoolingSettings())
     forward = reader.compile("cpu:0", "float32")
@@ -227,11 +233,11 @@ def test_each_distribution_of_sts_b_is_scored_alike(
 
     sides = ([row[side] for row in _ROWS] for side in (0, 1))
     vectors = [next(reader.encode(forward, texts, Bar())) for texts in sides]
-    cosines = sentence_encoding.cosines(*vectors)
+    cosines = sentence_encoding.cosine_similarities(*vectors)
     assert cosines[0] == pytest.approx(1.0)
     expected = sentence_encoding.similarity_scores(cosines, np.array([5.0, 2.5, 0.0]))
-    assert found == pytest.approx(expected["spearman"])
-    assert f"{100 * found:.2f}" in capsys.readouterr().out
+    assert spearman == pytest.approx(expected["spearman"])
+    assert f"{100 * spearman:.2f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", ["mrpc", "squad", "chnsenticorp"])

@@ -102,8 +102,8 @@ def test_other_vectors_are_refused_unless_the_settings_say_all(
     with pytest.raises(InputError) as caught:
         choose_layout(tmp_path, PoolingSettings(pooling="cls"))
     assert received in caught.value.received
-    found = choose_layout(tmp_path, PoolingSettings(pooling="cls", normalize=False))
-    assert found == SentenceLayout("cls", False)
+    chosen = choose_layout(tmp_path, PoolingSettings(pooling="cls", normalize=False))
+    assert chosen == SentenceLayout("cls", False)
 
 
 def test_a_default_prompt_is_refused(tmp_path) -> None:

@@ -26,8 +26,8 @@ def bare_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("bare") / "encoder"
     shutil.copytree(teacher_dir, folder)
     weights = load_file(folder / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith("cls.")}
-    save_file(kept, folder / "model.safetensors")
+    encoder = {name: value for name, value in weights.items() if not name.startswith("cls.")}
+    save_file(encoder, folder / "model.safetensors")
     return folder
 
 
@@ -64,11 +64,18 @@ def test_labels_alone_are_no_recipe_beside_the_baseline(teacher_dir, tmp_path) -
     assert caught.value.subject == Setting("recipes")
 
 
+def test_more_layers_than_the_teachers_are_refused(teacher_dir, tmp_path) -> None:
+    given = {"input_dir": "text", "work": tmp_path, "tasks": {"tnews": tmp_path}}
+    with pytest.raises(InputError) as caught:
+        tool.find_study(StudyConfig(teacher=teacher_dir, student_layers=9, **given))
+    assert caught.value.subject == Setting("student_layers")
+
+
 def test_half_of_the_layers_are_the_students(bare_dir, teacher_dir, tmp_path) -> None:
     given = {"input_dir": "text", "work": tmp_path, "tasks": {"tnews": tmp_path}}
-    found = tool.find_study(StudyConfig(teacher=teacher_dir, **given))
-    assert (found.student_layers, found.has_head) == (1, True)
-    assert [mix.recipe for mix in found.mixes] == [
+    study = tool.find_study(StudyConfig(teacher=teacher_dir, **given))
+    assert (study.student_layers, study.has_head) == (1, True)
+    assert [mix.recipe for mix in study.mixes] == [
         "masked_lm",
         "roberta_wwm",
         "distilbert",

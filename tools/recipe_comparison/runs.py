@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        """What the students of all seeds have in common, as the name of a file."""
+        """The name of the students of all seeds, for files."""
         return self.mix.key if self.base is None else f"{self.base.key}_then_{self.mix.key}"
 
     @property

@@ -18,7 +18,7 @@ _Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 
 
 class TaskCounts(msgspec.Struct, frozen=True):
-    """What a run of `finetune` counted: a long example has several inputs."""
+    """The counts of a run of `finetune`: a long example has several inputs."""
 
     num_train_examples: _Positive
     num_train_inputs: _Positive

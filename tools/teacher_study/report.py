@@ -72,7 +72,7 @@ def _teacher(study: Study) -> dict[str, Any]:
         | table.task_values(study, f"{TEACHER}_seed{seed}")
         for seed in study.config.seeds
     ]
-    scores = {name: spreads.spread([found[name] for found in values]) for name in values[0]}
+    scores = {name: spreads.spread([scores[name] for scores in values]) for name in values[0]}
     # It is evaluated once.
     scores[f"{LIKE}/{ACCURACY}"]["std"] = None
     return {
@@ -105,9 +105,10 @@ def _students(study: Study, columns: Sequence[Score]) -> Iterator[dict[str, Any]
             "settings": first.mix.arguments(),
             "source": first.mix.source,
             "num_train_steps": study.num_train_steps(first),
+            "step_time_ratio": study.step_time_ratio(first.mix),
             "parameters": count_parameters(config),
             "scores": {
-                column.key: spreads.spread([found[column.key] for found in values])
+                column.key: spreads.spread([scores[column.key] for scores in values])
                 for column in columns
             },
         }
@@ -138,11 +139,11 @@ def _gains(
 
 def _speed(study: Study) -> dict[str, Any]:
     """Returns, of each computation, how many times the student is as fast as the teacher."""
-    found = read_inference(study.inference_file)
-    pairs = zip(found.rows[::2], found.rows[1::2], strict=True)
+    inference = read_inference(study.inference_file)
+    pairs = zip(inference.rows[::2], inference.rows[1::2], strict=True)
     return {
-        "seq_length": found.seq_length,
-        "batch_size": found.batch_size,
+        "seq_length": inference.seq_length,
+        "batch_size": inference.batch_size,
         "rows": [
             {
                 "computed": f"{student.computation}, {student.device}",
@@ -167,10 +168,10 @@ def _sentences(models: Sequence[Mapping[str, Any]], speed: Mapping[str, Any]) ->
     distilled = [model for model in models if model["role"] == DISTILLED]
     for model in sorted(distilled, key=lambda model: -(model["share_kept"] or 0.0)):
         smaller = 100.0 * (1.0 - model["parameters"] / teacher["parameters"])
-        kept, without = (_percent(one["share_kept"]) for one in (model, baseline))
+        share, of_baseline = (_percent(either["share_kept"]) for either in (model, baseline))
         yield (
-            f"{model['title']}: {smaller:.0f}% smaller, {faster:.0f}% faster, {kept} kept "
-            f"(by labels alone: {without} kept)"
+            f"{model['title']}: {smaller:.0f}% smaller, {faster:.0f}% faster, {share} kept "
+            f"(by labels alone: {of_baseline} kept)"
         )
 
 
@@ -187,7 +188,7 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
         (
             model["title"],
             f"{model['parameters'] / 1e6:.2f} M",
-            f"{model['num_train_steps']:,}" if "num_train_steps" in model else "",
+            *_steps(model),
             *(
                 column.cell(model["scores"][column.key]) if column.key in model["scores"] else ""
                 for column in columns
@@ -196,10 +197,10 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
         )
         for model in report["models"]
     ]
-    lines += markdown_table(("", "parameters", "steps", *names, "kept"), rows)
+    lines += markdown_table(("", "parameters", "steps", "step time", *names, "kept"), rows)
     lines += ["", "## Difference to the same start and steps by labels alone", ""]
     effects = [
-        (titles[gain["model"]], *(one.effect(gain["scores"][one.key]) for one in columns))
+        (titles[gain["model"]], *(column.effect(gain["scores"][column.key]) for column in columns))
         for gain in report["gains"]
     ]
     lines += markdown_table(("", *names), effects)
@@ -207,6 +208,13 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
     lines += ["## Where distillation does not help", ""]
     lines += [*_no_help(report, titles), "", "## Size and speed", "", *_speed_lines(report), ""]
     return "\n".join(lines)
+
+
+def _steps(model: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the steps of a student and their time as a multiple of the baseline's."""
+    if model["role"] == TEACHER:
+        return "", ""
+    return f"{model['num_train_steps']:,}", f"{model['step_time_ratio']:.2f}"
 
 
 def _describe(report: Mapping[str, Any]) -> Iterator[str]:
@@ -217,7 +225,7 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
     settings, sizes, head = report["settings"], report["sizes"], report["head"]
     yield (
         f"{sizes['num_train_steps']:,} steps of {settings['train_batch_size']} inputs for each "
-        f"student; a base model goes on for half as many. Mean and standard deviation of "
+        f"student; a base model is continued for half as many. Mean and standard deviation of "
         f"{len(settings['seeds'])} seeds. Shares in percent, KL in nats at temperature 1. Kept: of "
         "the teacher's score, the mean over the tasks on which it scores above 0. Faster: the "
         "throughput."
@@ -243,9 +251,9 @@ def _no_help(report: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[s
     for gain in report["gains"]:
         tasks = [task for task in report["sizes"]["task_examples"] if task in gain["scores"]]
         unhelped = [
-            f"{task} ({100 * found['difference']:+.1f}, {found['verdict']})"
+            f"{task} ({100 * effect['difference']:+.1f}, {effect['verdict']})"
             for task in tasks
-            if (found := gain["scores"][task])["verdict"] != spreads.BETTER
+            if (effect := gain["scores"][task])["verdict"] != spreads.BETTER
         ]
         where = ", ".join(unhelped) or "it helps on every task"
         yield f"- {titles[gain['model']]}: {where}."
@@ -275,6 +283,6 @@ def _speed_lines(report: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _times(found: Sequence[float]) -> str:
-    median, low, high = found
+def _times(times_better: Sequence[float]) -> str:
+    median, low, high = times_better
     return f"{median:.2f} ({low:.2f}-{high:.2f})"

@@ -23,8 +23,8 @@ def parse_duration(text: str) -> float:
         InputError: it is no duration, or 0.
     """
     match = _DURATION.fullmatch(text.strip())
-    parts = [float(part or 0) for part in match.groups()] if match else [0.0]
-    seconds = sum(part * unit for part, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False))
+    numbers = [float(number or 0) for number in match.groups()] if match else [0.0]
+    seconds = sum(number * unit for number, unit in zip(numbers, (3600.0, 60.0, 1.0), strict=False))
     if seconds <= 0.0:
         raise InputError(None, "a duration such as 30m, 1h30m or 90s", f"{text!r}")
     return seconds
@@ -37,14 +37,14 @@ class StudyConfig(StudentRunsConfig):
     recipes: tuple[str, ...] = setting(
         ("roberta_wwm", "distilbert", "kl_divergence=1+masked_lm=1"),
         "Recipes of the distilled students, as compare_recipes takes them, separated by commas. "
-        "With the first of them a base model goes on learning, too.",
+        "The first also continues a base model.",
         parse=parse_words,
         decides_output=False,
     )
     num_train_steps: int | None = setting(
         None,
         f"Steps of each student; {DEFAULT_STEPS} by default, or as many as fit in `budget`. A base "
-        "model that goes on learning makes half as many.",
+        "model is continued for half as many.",
         low=2,
     )
     head_steps: int = setting(
@@ -68,7 +68,7 @@ class StudyConfig(StudentRunsConfig):
         super().__post_init__()
         for name in ("tasks", "recipes"):
             if not getattr(self, name):
-                raise InputError(Setting(name), "at least one", "none")
+                raise InputError(Setting(name), "a list of at least one", "none")
 
     def request(self) -> dict[str, Any]:
         """Returns the settings that decide all students, as JSON values.

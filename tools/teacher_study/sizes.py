@@ -14,7 +14,7 @@ _STEPS_SHARE = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class TaskCost:
-    """What fine-tuning on a task costs.
+    """The costs of fine-tuning on a task.
 
     Attributes:
         num_examples: training examples of a whole run.
@@ -36,7 +36,7 @@ class TaskCost:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What is still to be made costs.
+    """The costs of all that is still to be made.
 
     Attributes:
         fixed: seconds of all students and evaluations besides their steps.

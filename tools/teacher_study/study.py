@@ -143,7 +143,7 @@ class Study(StudentRuns):
 
     @property
     def cells(self) -> list[Cell]:
-        """All students; those that go on from a baseline last."""
+        """All students; those that continue a baseline last."""
         more = (self.mixes[1], self.baseline)
         return [Cell(mix, seed) for seed in self.config.seeds for mix in self.mixes] + [
             Cell(mix, seed, self.baseline) for seed in self.config.seeds for mix in more
@@ -163,7 +163,7 @@ class Study(StudentRuns):
         self._probe.close()
 
     def num_train_steps(self, cell: Cell) -> int:
-        """Returns the common number of steps, or half of it for a base model that goes on."""
+        """Returns the common number of steps, or half of it for a base model that is continued."""
         return self.common_steps // (1 if cell.base is None else 2)
 
     @property
@@ -181,6 +181,11 @@ class Study(StudentRuns):
         if self.config.budget is None:
             return self.config.head_steps
         return self._head_file.read_json()["num_train_steps"]
+
+    def step_time_ratio(self, mix: Mix) -> float:
+        """Returns the step time of a mix as a multiple of the baseline's."""
+        measured = self if self.config.budget is None else self._probe
+        return measured.step_time_file(mix).read_json()["ratio"]
 
     def task_changes(self, task: str) -> dict[str, Any]:
         """Returns the number of examples that fits in the budget."""
@@ -230,6 +235,8 @@ class Study(StudentRuns):
             make = functools.partial(self._take_data, live=live)
             yield self.published("training data", self.training_data(live=live), make)
         yield from self.cache_steps()
+        if not budgeted:
+            yield from self.time_steps()
         yield from self.train_steps()
         yield from self.evaluate_steps()
         if budgeted:
@@ -283,16 +290,16 @@ class Study(StudentRuns):
 
     def _size_tasks(self) -> None:
         tasks = self._probe.costs(self.cells).tasks
-        found = sizes.choose_examples(self._seconds_left, tasks)
-        names = {short_runs.task_name(task): count for task, count in found.items()}
+        examples = sizes.choose_examples(self._seconds_left, tasks)
+        names = {short_runs.task_name(task): count for task, count in examples.items()}
         self._write_sizes(self._examples_file, names)
 
-    def _write_sizes(self, path: Location, found: Mapping[str, int]) -> None:
+    def _write_sizes(self, path: Location, chosen: Mapping[str, int]) -> None:
         spent, budget = self.clock.total / 60, self.config.budget / 60
-        chosen = ", ".join(f"{name} {count:,}" for name, count in found.items())
-        print(f"{spent:.1f} of {budget:.1f} min are used; chosen to fit: {chosen}", flush=True)
+        shown = ", ".join(f"{name} {count:,}" for name, count in chosen.items())
+        print(f"{spent:.1f} of {budget:.1f} min are used; chosen to fit: {shown}", flush=True)
         path.parent.make_directory()
-        path.write_json(found)
+        path.write_json(chosen)
 
     def _take_data(self, *, live: bool) -> None:
         """Makes a directory of the first shards of the data, as many as the steps read."""

@@ -23,7 +23,7 @@ _TASKS = st.dictionaries(
     ("text", "seconds"),
     [("30m", 1800.0), ("4h", 14400.0), ("90s", 90.0), ("1h30m", 5400.0), ("0.5h", 1800.0)],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_have_units(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -61,13 +61,13 @@ def test_tasks_have_the_same_share_of_their_examples() -> None:
 
 @given(left=_SECONDS, tasks=_TASKS)
 def test_examples_fit_or_are_the_fewest(left, tasks) -> None:
-    found = sizes.choose_examples(left, tasks)
+    examples = sizes.choose_examples(left, tasks)
     for name, cost in tasks.items():
-        assert min(sizes.LEAST_EXAMPLES, cost.num_examples) <= found[name] <= cost.num_examples
+        assert min(sizes.LEAST_EXAMPLES, cost.num_examples) <= examples[name] <= cost.num_examples
     used = sum(
-        cost.fixed + found[name] * cost.num_epochs * cost.per_example
+        cost.fixed + examples[name] * cost.num_epochs * cost.per_example
         for name, cost in tasks.items()
-        if found[name] > sizes.LEAST_EXAMPLES
+        if examples[name] > sizes.LEAST_EXAMPLES
     )
     assert used <= left * (1 + 1e-9) or not used
 

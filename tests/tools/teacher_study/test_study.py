@@ -39,7 +39,7 @@ def test_recipes_are_taken_as_they_are(tmp_path) -> None:
     assert losses == [dict(recipe.losses) for recipe in _RECIPES]
 
 
-def test_students_come_before_those_that_go_on_from_them(tmp_path) -> None:
+def test_students_come_before_those_that_continue_them(tmp_path) -> None:
     study = _study(tmp_path)
     keys = [step.result.parent.name for step in study.steps() if step.kind == "train"]
     assert keys == [
@@ -66,7 +66,7 @@ def test_a_teacher_without_a_head_gets_one_first(tmp_path) -> None:
     assert "the teacher's head" not in [step.title for step in with_head.steps()]
 
 
-def test_students_have_equal_steps_and_base_models_go_on_for_half(tmp_path) -> None:
+def test_students_have_equal_steps_and_base_models_continue_for_half(tmp_path) -> None:
     study = _study(tmp_path, num_train_steps=100)
     assert {study.num_train_steps(cell) for cell in study.cells if cell.base is None} == {100}
     assert {study.num_train_steps(cell) for cell in study.cells if cell.base is not None} == {50}
@@ -182,8 +182,10 @@ def test_with_a_budget_nothing_can_be_added(tmp_path) -> None:
 def _write_results(study: Study, teacher: pathlib.Path, student: pathlib.Path) -> None:
     """Writes what finished steps leave: on tnews, the cached recipe helps by 2 points; on ocnli
     seeds differ by more than recipes do, and on it the teacher scores 0."""
-    for folder in ("scores", "students"):
+    for folder in ("scores", "students", "step_times"):
         (study.work / folder).make_directory()
+    for mix in study.mixes:
+        study.step_time_file(mix).write_json({"ratio": 1.25, "seconds": 0.1})
     models = [("teacher", seed, None) for seed in study.config.seeds]
     for cell in study.cells:
         helped = "wwm" in cell.kind
@@ -198,11 +200,11 @@ def _write_results(study: Study, teacher: pathlib.Path, student: pathlib.Path) -
         models.append((cell.kind, cell.seed, helped))
     for key, seed, helped in models:
         is_teacher = key == "teacher"
-        found = {
+        scores_of_tasks = {
             "tnews": 0.8 if is_teacher else 0.60 + 0.02 * helped,
             "ocnli": 0.0 if is_teacher else 0.2 + 0.1 * seed + 0.001 * helped,
         }
-        for task, score in found.items():
+        for task, score in scores_of_tasks.items():
             metrics = {"accuracy": {"mean": score, "std": None}}
             path = study.task_directory(f"{key}_seed{seed}", task) / "summary.json"
             path.parent.make_directory()
@@ -240,7 +242,7 @@ def finished(tmp_path, teacher_dir, model_dir) -> Study:
 
 def test_the_report_collects_what_the_steps_left(finished, teacher_dir, model_dir) -> None:
     report = reports.read_report(finished)
-    teacher, baseline, cached, live, going_on, base = report["models"]
+    teacher, baseline, cached, live, continued, base = report["models"]
     assert teacher["scores"]["like/masked_lm_accuracy"] == {
         "mean": 0.44,
         "std": None,
@@ -249,8 +251,8 @@ def test_the_report_collects_what_the_steps_left(finished, teacher_dir, model_di
     roles = [model["role"] for model in report["models"]]
     assert roles == ["teacher", "baseline", *["distilled"] * 2, *["continued"] * 2]
     assert (cached["baseline"], live["baseline"]) == ("masked_lm", "masked_lm")
-    assert going_on["baseline"] == base["key"] == "masked_lm_then_masked_lm"
-    assert (cached["num_train_steps"], going_on["num_train_steps"]) == (600, 300)
+    assert continued["baseline"] == base["key"] == "masked_lm_then_masked_lm"
+    assert (cached["num_train_steps"], continued["num_train_steps"]) == (600, 300)
     accuracy = cached["scores"]["like/masked_lm_accuracy"]
     assert accuracy["mean"] == pytest.approx(0.335)
     assert accuracy["std"] == pytest.approx(0.01 / 2**0.5)
@@ -260,6 +262,7 @@ def test_the_report_collects_what_the_steps_left(finished, teacher_dir, model_di
     sizes = [count_parameters(find_model(path).config) for path in (teacher_dir, model_dir)]
     assert [teacher["parameters"], cached["parameters"]] == sizes
     assert report["minutes"] == 1.5
+    assert cached["step_time_ratio"] == 1.25
     assert report["sizes"]["task_examples"] == {"tnews": None, "ocnli": None}
 
 
@@ -291,6 +294,7 @@ def test_the_markdown_has_the_sentence_and_where_it_does_not_help(finished) -> N
     of_students, of_gains = (row[1:] for row in rows if row[0].startswith("wwm, compact-8"))
     assert of_students[1:] == [
         "600",
+        "1.25",
         "33.5 ± 0.7",
         "70.0 ± 0.0",
         "0.900 ± 0.000",
@@ -310,8 +314,8 @@ def test_the_markdown_has_the_sentence_and_where_it_does_not_help(finished) -> N
 def test_a_student_that_is_better_everywhere_is_said_to_be(finished) -> None:
     report = reports.read_report(finished)
     for gain in report["gains"]:
-        for found in gain["scores"].values():
-            found["verdict"] = "better"
+        for difference in gain["scores"].values():
+            difference["verdict"] = "better"
     text = reports.markdown(report, table.score_columns(finished))
     assert text.count("it helps on every task") == 3
 
