@@ -100,7 +100,7 @@ def test_every_codec(settings, examples_dir, teacher_dir, cache_dir, tmp_path, c
     assert all(columns(line) <= 100 for line in printed.splitlines()[:-1])
     parse(page.read_text(encoding="utf-8"))
     drawn = "truncation" in settings
-    assert ("Guesses are drawn by chance" in printed) == drawn
+    assert ("Predictions are sampled" in printed) == drawn
     for one, other in zip(_read(folder), _read(cache_dir), strict=True):
         assert one.example_id == other.example_id and one.segments == other.segments
         for position, expected in zip(one.positions, other.positions, strict=True):
@@ -125,7 +125,7 @@ def test_masked_examples_and_windows(examples_dir, windows_dir, tmp_path, capsys
     assert tool.main(["x", f"--input_dir={examples_dir}", f"--html={page}", "--examples=50"]) == 0
     printed = capsys.readouterr().out
     assert "masked examples: " in printed and "  labels:  1 " in printed
-    assert "[n:MASK] masked" in printed and "first guesses" not in printed
+    assert "[n:MASK] masked" in printed and "top predictions" not in printed
     # A kept and a replaced token are each told as such, in both.
     assert re.search(r"\[\d+:MASK\]", printed) and re.search(r"\[\d+=\S+\]", printed)
     assert re.search(r"\[\d+~\S+\]", printed)
@@ -135,7 +135,7 @@ def test_masked_examples_and_windows(examples_dir, windows_dir, tmp_path, capsys
     assert found == {MASKED, KEPT, REPLACED}
     assert tool.main(["x", f"--input_dir={windows_dir}", "--examples=1"]) == 0
     printed = capsys.readouterr().out
-    assert "a bar stands before each word" in printed and "MASK" not in printed
+    assert "Each word starts at a bar." in printed and "MASK" not in printed
 
 
 def test_words_of_windows(windows_dir, vocab) -> None:
@@ -220,14 +220,14 @@ def test_the_lines_of_an_example() -> None:
         "",
         "  春[1:MASK]，the[2=##el] [3~cat]",
         "",
-        "    n  label   its p   rank    tail     first guesses (* the label)",
-        "    1  天      25.0%      1   10.0%  ✓  *天 50.0%",
-        "    2  ##el    25.0%  > 128   10.0%  ✗  a <0.1%   b 0.0%",
-        "    3  dog     25.0%  > 128   10.0%  ✗  b 30.0%",
+        "    n  label  p(label)   rank    tail     top predictions (* the label)",
+        "    1  天        25.0%      1   10.0%  ✓  *天 50.0%",
+        "    2  ##el      25.0%  > 128   10.0%  ✗  a <0.1%   b 0.0%",
+        "    3  dog       25.0%  > 128   10.0%  ✗  b 30.0%",
     ]
     assert examples_text.outcome([example]) == (
-        "The first guess is right at 1 of 3 masked positions (33%); "
-        "on average the label has 25.0%, the tail 10.0%."
+        "The teacher's prediction is correct at 1 of 3 masked positions (33%). "
+        "Mean probability: 25.0% for the label and 10.0% for the tail."
     )
 
 
@@ -265,7 +265,7 @@ def test_the_page_holds_what_the_terminal_says(cache_dir, tmp_path, capsys) -> N
         for position, row in zip(one.positions, rows[1:], strict=True):
             assert row[:2] == [str(position.number), position.label]
             assert row[2] == examples_text.percent(position.teacher.label_probability)
-            assert row[4] == ("✓ right" if position.teacher.right else "✗ wrong")
+            assert row[4] == ("✓ correct" if position.teacher.right else "✗ wrong")
     outcome = examples_text.outcome(shown)
     assert outcome in "".join(found.text)
     assert outcome in " ".join(printed.split())

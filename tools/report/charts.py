@@ -30,9 +30,14 @@ _MARKERS = "os^Dvp"
 # Stands for the colour of the page's text.
 _INK = "#16181d"
 _DOTTED = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (1, 3))}
+# Labels of neighbouring lines are on different sides, both free where a line falls.
+_LABELS = (
+    {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right"},
+    {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"},
+)
 _WIDTH = 5.0
 _MAX_LABEL = 28
-# A line of more points has small markers.
+# A line of more points has markers that are too small to see, only places of its hints.
 _MAX_MARKS = 12
 _SVG = "{http://www.w3.org/2000/svg}"
 _STYLE = {
@@ -131,7 +136,7 @@ class Series:
         if not self.joined:
             return {**style, "linestyle": "none", "markersize": 7.0}
         small = self.is_grey or len(self.points) > _MAX_MARKS
-        style["markersize"] = 2.0 if small else 4.5
+        style |= {"markersize": 0.1, "markeredgewidth": 0.0} if small else {"markersize": 4.5}
         if self.is_grey:
             return {**style, "linewidth": 1.0, "zorder": 1}
         return {**style, "dashes": _DASHES[self.place]}
@@ -186,7 +191,7 @@ def figure(
     if reference is not None:
         legend.append((axes.axhline(reference[1], **_DOTTED), reference[0]))
         heights.append(reference[1])
-    axes.margins(0.05, 0.1)
+    axes.margins(0.05, 0.2 if any(point.label for point in points) else 0.1)
     _set_axis(axes.xaxis, x_axis, [point.x for point in points])
     _set_axis(axes.yaxis, y_axis, heights)
     axes.set_xlabel(x_axis.title)
@@ -239,7 +244,7 @@ def svg(drawn: "Figure", description: str) -> "Markup":
         warnings.simplefilter("ignore")
         drawn.savefig(content, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(content.getvalue())
-    series = {line.get_gid(): line.series for line in drawn.axes[0].lines if line.get_gid()}
+    series = {line.get_gid(): line.series for line in _series_lines(drawn)}
     for group in root.iter(f"{_SVG}g"):
         # Another chart of the page has the same names.
         if (one := series.get(group.attrib.pop("id", None))) is not None:
@@ -252,6 +257,17 @@ def svg(drawn: "Figure", description: str) -> "Markup":
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     text = ElementTree.tostring(root, encoding="unicode")
     return Markup(text.replace(_INK, "currentColor"))
+
+
+def hints(drawn: "Figure") -> list[str]:
+    """Returns the hints of all points, for readers without a pointer."""
+    return [
+        point.hint for line in _series_lines(drawn) for point in line.series.finite if point.hint
+    ]
+
+
+def _series_lines(drawn: "Figure") -> list[Any]:
+    return [line for line in drawn.axes[0].lines if line.get_gid()]
 
 
 def _figure(height: float) -> tuple["Figure", "Axes"]:
@@ -270,8 +286,9 @@ def _plot(axes: "Axes", series: Series) -> Any:
         if point.spread:
             axes.errorbar(point.x, point.y, point.spread, fmt="none", ecolor=series.colour)
         if point.label:
-            place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 9}
-            axes.annotate(shortened(point.label), (point.x, point.y), **place)
+            axes.annotate(
+                shortened(point.label), (point.x, point.y), fontsize=9, **_LABELS[series.place % 2]
+            )
     return line
 
 
@@ -285,7 +302,7 @@ def _set_axis(drawn: "MatplotlibAxis", axis: Axis, values: Sequence[float]) -> N
         drawn.set_major_locator(ticker.LogLocator(subs=subs, numticks=8))
         drawn.set_minor_locator(ticker.NullLocator())
     else:
-        drawn.set_major_locator(ticker.MaxNLocator(5, integer=axis.whole))
+        drawn.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10], integer=axis.whole))
     drawn.set_major_formatter(lambda value, _: axis.format(value))
     low, high = getattr(drawn.axes, f"get_{drawn.axis_name}lim")()
     if min(values) >= axis.bounds[0]:
@@ -303,8 +320,11 @@ def _set_legend(made: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
 
 
 def _add_hints(group: ElementTree.Element, series: Series) -> None:
-    """Puts the hint of each point into the element that draws it."""
+    """Adds to each point a larger invisible circle with its hint, which a pointer hits easily."""
     group.set("data-name", series.name)
-    for marker, point in zip(group.iter(f"{_SVG}use"), series.finite, strict=True):
+    markers = list(group.iter(f"{_SVG}use"))
+    for marker, point in zip(markers, series.finite, strict=True):
         if point.hint:
-            ElementTree.SubElement(marker, f"{_SVG}title").text = point.hint
+            place = {"class": "point", "cx": marker.get("x"), "cy": marker.get("y"), "r": "7"}
+            circle = ElementTree.SubElement(group, f"{_SVG}circle", place)
+            ElementTree.SubElement(circle, f"{_SVG}title").text = point.hint

@@ -28,17 +28,17 @@ def whole_percents(share: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """What an evaluation measures.
+    """A metric of an evaluation.
 
     Attributes:
-        key: in `metrics.jsonl`.
-        title: of a column.
-        sentence: how a chart's title begins.
-        axis: of a chart, with the unit.
-        format: of a value.
-        tick: of a value at an axis.
-        higher_is_better: whether it is.
-        ceiling: what it cannot be above. Nothing is below 0.
+        key: name in `metrics.jsonl`.
+        title: title of a column.
+        sentence: beginning of a chart's title.
+        axis: title of a chart's axis, with the unit.
+        format: formats a value.
+        tick: formats a value at an axis.
+        higher_is_better: whether a higher value is better.
+        ceiling: largest possible value; the smallest is 0.
     """
 
     key: str
@@ -64,7 +64,7 @@ _SHARE = (percents, whole_percents, True, 1.0)
 ACCURACY = Measure(
     "masked_lm_accuracy",
     "accuracy",
-    "Masked tokens guessed",
+    "Masked-token accuracy",
     "share of held-out masked tokens",
     *_SHARE,
 )
@@ -72,7 +72,7 @@ AGREEMENT = Measure(
     "teacher_agreement",
     "agreement",
     "Agreement with the teacher",
-    "share of first guesses that are the teacher's",
+    "share of predictions equal to the teacher's",
     *_SHARE,
 )
 _THREE, _FOUR = "{:.3f}".format, "{:.4f}".format
@@ -105,7 +105,7 @@ def _cell(value: float | None, form: Format) -> str:
 
 
 def results(runs: Sequence[Run]) -> Section:
-    """Returns the runs side by side: size, updates, the last evaluation."""
+    """Returns a table of the runs: size, steps, last evaluation."""
     measures = [one for one in COLUMNS if any(one.key in run.final for run in runs)]
     named = {"step", "split", *(one.key for one in COLUMNS)}
     others = dict.fromkeys(name for run in runs for name in run.final if name not in named)
@@ -119,7 +119,7 @@ def results(runs: Sequence[Run]) -> Section:
         top = one.best([run.final[one.key] for run in runs if one.key in run.final])
         shown = None if top is None or len(runs) < 2 else one.format(top)
         best += [(place, column) for place, row in enumerate(rows) if row[column] == shown]
-    titles = ["run", "layers × width", "parameters", "weights", "updates"]
+    titles = ["run", "layers × width", "parameters", "weights", "steps"]
     titles += [one.title for one in measures]
     parts = [Table(titles, rows, best=best), _result_note(runs)]
     if others:
@@ -128,8 +128,8 @@ def results(runs: Sequence[Run]) -> Section:
             for run in runs
         ]
         titles = ["run", *map(visible, others)]
-        parts.append(Table(titles, rows, summary="Other measures of the evaluations"))
-    return Section("Students side by side", parts)
+        parts.append(Table(titles, rows, summary="Other metrics"))
+    return Section("Results", parts)
 
 
 def _shape(run: Run) -> str:
@@ -138,19 +138,19 @@ def _shape(run: Run) -> str:
 
 
 def headline(runs: Sequence[Run]) -> str | None:
-    """Returns in a sentence what came out; None where no run measured its accuracy.
+    """Returns the best accuracy as a sentence; None where no run measured its accuracy.
 
-    Example: `distilled guesses 21.1% of the held-out masked tokens, 96% of the
+    Example: `distilled predicts 21.1% of the held-out masked tokens correctly, 96% of the
     teacher's 22.1%.`
     """
-    # A run beside its students that taught them is not what came out.
+    # The teacher's own run is not a result.
     taught = [run for run in runs if _has(run)] or runs
     scores = [(run.final[ACCURACY.key], run) for run in taught if ACCURACY.key in run.final]
     best = ACCURACY.best([score for score, _ in scores])
     if best is None:
         return None
     run = next(run for score, run in scores if score == best)
-    text = f"{run.name} guesses {percents(best)} of the held-out masked tokens"
+    text = f"{run.name} predicts {percents(best)} of the held-out masked tokens correctly"
     teacher = run.final.get("teacher_accuracy", 0.0)
     if teacher > 0.0:
         text += f", {best / teacher:.0%} of the teacher's {percents(teacher)}"
@@ -158,14 +158,14 @@ def headline(runs: Sequence[Run]) -> str | None:
 
 
 def _result_note(runs: Sequence[Run]) -> Note:
-    text = "The last evaluation of each run; the best of a column is bold."
+    text = "Last evaluation of each run; the best value of a column is bold."
     teachers = sorted({percents(run.final["teacher_accuracy"]) for run in runs if _has(run)})
     if teachers:
         text += f" The teacher's accuracy: {', '.join(teachers)}."
     if len({str(run.settings.get("cache")) for run in runs}) == 1:
         return Note(text)
-    warning = "so that they may have been evaluated on different examples."
-    return Note(text, f"The runs read different caches, {warning}")
+    warning = "The runs read different caches and may have been evaluated on different examples."
+    return Note(text, warning)
 
 
 def _has(run: Run) -> bool:
@@ -191,7 +191,7 @@ def _short(name: str) -> str:
 
 
 def settings(runs: Sequence[Run]) -> Section:
-    """Returns in which settings runs differ, and those that they share."""
+    """Returns the settings in which runs differ, and those that they share."""
     differing, shared = split_settings(runs)
     parts = []
     if differing:
@@ -205,7 +205,7 @@ def settings(runs: Sequence[Run]) -> Section:
             titles = ("setting", *titles[1:])
         parts.append(Table(titles, rows, texts=len(titles)))
     same = [[_short(name), setting_text(value)] for name, value in sorted(shared.items())]
-    title = "Settings that all runs share" if len(runs) > 1 else "Its settings"
+    title = "Settings that all runs share" if len(runs) > 1 else "All settings"
     parts.append(Table(["setting", "value"], same, texts=2, summary=title))
     return Section("Settings that differ" if differing else "Settings", parts)
 
@@ -223,21 +223,21 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _curves(runs: Sequence[Run], measure: Measure, *, training: bool = False) -> list[Series]:
-    """Returns what runs measured over their updates; leaves out those that did not."""
+    """Returns a measure of the runs over their steps; leaves out runs without it."""
     found, form = [], measure.format
     for place, run in enumerate(runs):
         lines = run.train if training else run.evaluations
         points = [(line["step"], line[measure.key]) for line in lines if measure.key in line]
         points = _thinned([(x, y) for x, y in points if math.isfinite(y)])
         if points:
-            hints = (f"{run.name}, update {x:,.0f}: {form(y)}" for x, y in points)
+            hints = (f"{run.name}, step {x:,.0f}: {form(y)}" for x, y in points)
             drawn = tuple(Point(*point, hint) for point, hint in zip(points, hints, strict=True))
             found.append(Series(run.name, drawn, place, value=form(points[-1][1])))
     return found
 
 
 def finding(measure: Measure, series: Sequence[Series]) -> str:
-    """Returns in a sentence what curves of a measure show.
+    """Returns the result of a measure's curves as a sentence.
 
     Example: `Agreement with the teacher: distilled ends highest, at 78.8%`.
     """
@@ -254,7 +254,7 @@ def finding(measure: Measure, series: Sequence[Series]) -> str:
     return f"{measure.sentence}: {who} {word}, at {best}"
 
 
-UPDATES = Axis("updates", "{:,.0f}".format, whole=True, bounds=(0.0, math.inf))
+STEPS = Axis("optimizer steps", "{:,.0f}".format, whole=True, bounds=(0.0, math.inf))
 
 
 def measure_chart(
@@ -264,7 +264,7 @@ def measure_chart(
     series = _curves(runs, measure)
     if not series:
         return None
-    drawn = figure(series, UPDATES, measure.y_axis(), reference=reference)
+    drawn = figure(series, STEPS, measure.y_axis(), reference=reference)
     return chart(finding(measure, series), "at each evaluation", drawn)
 
 
@@ -279,16 +279,16 @@ def _training_chart(runs: Sequence[Run]) -> Chart | None:
     series = _curves(runs, TRAINING, training=True)
     if not series:
         return None
-    title, note = finding(TRAINING, series), "the mean since the line before"
+    title, note = finding(TRAINING, series), "mean since the previous logged step"
     losses = [{k: v for k, v in run.settings.items() if k.startswith("losses.")} for run in runs]
     if any(one != losses[0] for one in losses):
-        title = "Training loss: each run minimises its own"
-        note = "of different sums of losses, whose heights cannot be compared"
-    return chart(title, note, figure(series, UPDATES, TRAINING.y_axis()))
+        title = "Training loss: each run minimises a different loss"
+        note = "weighted sums of different losses, whose values cannot be compared"
+    return chart(title, note, figure(series, STEPS, TRAINING.y_axis()))
 
 
 def curves(runs: Sequence[Run]) -> Section:
-    """Returns loss and agreement over the updates."""
+    """Returns loss and agreement over the steps."""
     teacher = _teacher_accuracy(runs)
     charts = [measure_chart(runs, one, teacher if one is ACCURACY else None) for one in _CURVES]
     charts.append(_training_chart(runs))

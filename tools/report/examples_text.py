@@ -10,7 +10,7 @@ _INDENT = "  "
 _LABEL_WIDTH = 16
 # What stands between the number of a masked position and its token.
 _SIGNS = {MASKED: ":", KEPT: "=", REPLACED: "~"}
-LEGEND = "[n:MASK] masked, [n=x] kept as it was, [n~x] replaced by x"
+LEGEND = "[n:MASK] masked, [n=x] kept, [n~x] replaced by x"
 
 
 def percent(share: float) -> str:
@@ -25,7 +25,7 @@ def rank(position: MaskedPosition) -> str:
 
 
 def outcome(examples: Sequence[ShownExample]) -> str | None:
-    """Returns how the teacher did at all masked positions shown; None without one."""
+    """Returns the teacher's results at all masked positions shown; None without one."""
     words = [position.teacher for one in examples for position in one.positions]
     words = [word for word in words if word is not None]
     if not words:
@@ -33,9 +33,9 @@ def outcome(examples: Sequence[ShownExample]) -> str | None:
     right = sum(word.right for word in words)
     label = sum(word.label_probability for word in words) / len(words)
     tail = sum(word.tail for word in words) / len(words)
-    first = f"right at {right} of {len(words)} masked positions ({right / len(words):.0%})"
-    means = f"on average the label has {percent(label)}, the tail {percent(tail)}"
-    return f"The first guess is {first}; {means}."
+    share = f"{right} of {len(words)} masked positions ({right / len(words):.0%})"
+    means = f"{percent(label)} for the label and {percent(tail)} for the tail"
+    return f"The teacher's prediction is correct at {share}. Mean probability: {means}."
 
 
 def facts(example: ShownExample) -> str:
@@ -78,13 +78,13 @@ def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
     labels = [clipped(position.label, _LABEL_WIDTH) for position in positions]
     width = max(len("label"), *map(columns, labels))
     ranks = max(len("rank"), *(len(rank(position)) for position in positions))
-    head = f"{_INDENT}  n  {padded('label', width)}   its p  {'rank':>{ranks}}    tail  "
-    yield f"{head}   first guesses (* the label)"
+    head = f"{_INDENT}  n  {padded('label', width)}  p(label) {'rank':>{ranks}}    tail  "
+    yield f"{head}   top predictions (* the label)"
     for position, label in zip(positions, labels, strict=True):
         word = position.teacher
         begin = (
             f"{_INDENT}{position.number:3}  {padded(label, width)}  "
-            f"{percent(word.label_probability):>6}  {rank(position):>{ranks}}  "
+            f"{percent(word.label_probability):>8}  {rank(position):>{ranks}}  "
             f"{percent(word.tail):>6}  {'✓' if word.right else '✗'}  "
         )
         guesses = [

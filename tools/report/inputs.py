@@ -57,12 +57,16 @@ class Mean(msgspec.Struct, frozen=True):
     std: Number | None = None
 
 
+class _TemperatureFit(msgspec.Struct, frozen=True):
+    mass_kept: Number
+    kl: Mean
+
+
 class _Plan(msgspec.Struct, frozen=True):
     logit_encoding: str
     truncation_factor: Count
     position_bytes: Positive
-    mass_kept: Number
-    kl_dense: Mean
+    temperatures: Annotated[dict[str, _TemperatureFit], _AT_LEAST_ONE]
     state_bits: Count | None = None
 
 
@@ -163,23 +167,42 @@ class Summary(msgspec.Struct, frozen=True):
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """What a cache costs at a masked position, and how far from the teacher it is.
+    """Size and divergence of a cache at a masked position.
 
     Attributes:
-        encoding: of the logits.
-        truncation_factor: k.
-        bytes: at a masked position.
-        mass: of the cached ids.
-        divergence: the mean KL(teacher ‖ cached) in nats.
-        name: of the cache; empty for one that is only planned.
+        codec: name of the codec.
+        state_bits: bits of head states; None for a top-k.
+        truncation_factor: k; the size of the vocabulary for head states.
+        bytes: bytes at a masked position.
+        mass: probability mass of the cached ids.
+        divergence: mean KL(teacher ‖ cached) in nats.
+        temperature: temperature of mass and divergence, as text.
+        name: name of the cache; empty for a planned cache.
     """
 
-    encoding: str
+    codec: str
+    state_bits: int | None
     truncation_factor: int
     bytes: float
     mass: float
     divergence: float
+    temperature: str = "1"
     name: str = ""
+
+    @property
+    def encoding(self) -> str:
+        """The codec, and the bits of head states."""
+        return encoding_name(self.codec, self.state_bits)
+
+    @property
+    def k(self) -> str:
+        """The number of cached ids; `all` for head states."""
+        return "all" if self.state_bits is not None else str(self.truncation_factor)
+
+    @property
+    def label(self) -> str:
+        """The cache's name, or the number that differs between caches of one codec."""
+        return self.name or (self.k if self.state_bits is None else f"{self.state_bits} bits")
 
 
 def encoding_name(encoding: str, state_bits: int | None) -> str:
@@ -188,16 +211,31 @@ def encoding_name(encoding: str, state_bits: int | None) -> str:
 
 
 def read_plan(path: Location) -> list[Fidelity]:
-    """Reads the JSON of `plan_cache`, with the tail spread evenly; see `read_struct`."""
+    """Reads the JSON of `plan_cache`; see `planned_caches` and `read_struct`."""
+    return _planned(read_struct(path, _Plans))
+
+
+def planned_caches(plan: object) -> list[Fidelity]:
+    """Returns an entry for each plan and temperature of `plan_cache`'s JSON object.
+
+    The tail's mass is spread evenly over its tokens.
+    """
+    return _planned(msgspec.convert(plan, _Plans))
+
+
+def _planned(plans: _Plans) -> list[Fidelity]:
     return [
         Fidelity(
-            visible(encoding_name(plan.logit_encoding, plan.state_bits)),
+            visible(plan.logit_encoding),
+            plan.state_bits,
             plan.truncation_factor,
             plan.position_bytes,
-            plan.mass_kept,
-            plan.kl_dense.mean,
+            fit.mass_kept,
+            fit.kl.mean,
+            visible(temperature),
         )
-        for plan in read_struct(path, _Plans).plans
+        for plan in plans.plans
+        for temperature, fit in plan.temperatures.items()
     ]
 
 
@@ -206,12 +244,13 @@ def read_fidelity(path: Location) -> Fidelity:
     report = read_struct(path, _FidelityReport)
     first = next(iter(report.kl_divergence.values()))
     return Fidelity(
-        visible(encoding_name(report.logit_encoding, report.state_bits)),
+        visible(report.logit_encoding),
+        report.state_bits,
         report.truncation_factor,
         sum(report.bytes_per_position.values()),
         report.mass_kept,
         report.kl_divergence.get("1", first).mean,
-        visible(path.stem),
+        name=visible(path.stem),
     )
 
 
@@ -292,7 +331,7 @@ def read_cache(path: Location, name: str) -> CacheFacts:
     is_sampled = info.truncation == SAMPLED
     return CacheFacts(
         name,
-        encoding_name(info.logit_encoding, info.state_bits) + ", drawn" * is_sampled,
+        encoding_name(info.logit_encoding, info.state_bits) + ", sampled" * is_sampled,
         info.truncation_factor,
         manifest.ids_per_position(),
         sum(manifest.bytes_per_position().values()),

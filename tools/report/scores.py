@@ -1,4 +1,4 @@
-"""The report's parts about what a student is worth: speed and size, scores on tasks."""
+"""The report's sections on students: speed and size, scores on tasks."""
 
 import collections
 import dataclasses
@@ -91,7 +91,7 @@ def _size_chart(runs: Sequence[Run]) -> Chart | None:
     if len({one.cost for one in found}) < 2:
         return None
     axis = _cost_axis("weights, MB", found)
-    return _worth_chart(found, axis, "smaller than", "model.safetensors as it is")
+    return _worth_chart(found, axis, "smaller than", "size of model.safetensors")
 
 
 def _range(spread: Spread, factor: float = 1.0) -> str:
@@ -100,7 +100,7 @@ def _range(spread: Spread, factor: float = 1.0) -> str:
 
 
 def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
-    """Returns quality against latency and size; None where neither tells a difference."""
+    """Returns accuracy against latency and size; None where there is nothing to compare."""
     charts = [one for one in (_latency_chart(runs, speeds), _size_chart(runs)) if one]
     if not charts and not speeds:
         return None
@@ -111,10 +111,10 @@ def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
             sizes = [f"{one.parameters / 1e6:,.2f} M", megabytes(1e6 * one.megabytes)]
             times = [_range(one.latency, 1000.0), _range(one.throughput)]
             rows.append([visible(one.model), one.computed, *sizes, *times])
-        titles = ["model", "computed", "parameters", "weights", "latency, ms", "sequences/s"]
+        titles = ["model", "computation", "parameters", "weights", "latency, ms", "sequences/s"]
         parts.append(Table(titles, rows, texts=2))
-        parts.append(Note("Medians, with the smallest and the largest."))
-    return Section("Quality against latency and size", parts)
+        parts.append(Note("Medians, with minimum and maximum."))
+    return Section("Accuracy against latency and size", parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _task_chart(scores: Sequence[Score], places: Mapping[str, int]) -> Chart:
         point = Point(100.0 * one.mean, 0.0, hint, spread=spread)
         rows.append(Series(one.model, (point,), places[one.model], value=f"{point.x:.2f}"))
     axis = Axis(f"{best.metric} × 100, {best.split}")
-    note = "mean over seeds ± the sample's standard deviation, at the best learning rate"
+    note = "mean ± standard deviation over seeds, at the best learning rate"
     return chart(title, note, interval_figure(rows, axis))
 
 

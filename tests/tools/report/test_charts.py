@@ -47,6 +47,16 @@ def test_lines_lie_at_their_values_and_the_legend_has_the_last_ones() -> None:
     assert hints(_read(figure)) == {"a": ["at 20", "at 120"], "b": ["at 20", "at 120"]}
 
 
+def test_each_hint_has_a_circle_at_its_point_and_stands_in_the_list_of_values() -> None:
+    points = (Point(1, 0.1, "first"), Point(2, 0.4), Point(3, 0.9, "third"))
+    figure = _line_figure(Series("a", points))
+    (group,) = [one for one in _read(figure).iter() if one.get("data-name") == "a"]
+    markers = [(one.get("x"), one.get("y")) for one in group.iter() if one.tag.endswith("}use")]
+    circles = [one for one in group.iter() if one.get("class") == "point"]
+    assert [(one.get("cx"), one.get("cy")) for one in circles] == [markers[0], markers[2]]
+    assert [one[0].text for one in circles] == charts.hints(figure) == ["first", "third"]
+
+
 @pytest.mark.parametrize("points", [[(5, 0.5)], [(5, 0.5), (9, 0.5)], [(0, 0.0)], [(0, 1e40)]])
 def test_one_point_and_equal_values_are_drawn(points) -> None:
     figure = _line_figure(_series("a", *points))

@@ -91,7 +91,7 @@ def _write(path: Location, value: Any) -> Location:
 def test_results_and_settings_stand_in_tables(two_runs) -> None:
     found = parse(_report(runs=two_runs))
     results, _, settings, shared = found.tables
-    titles = "run|layers × width|parameters|weights|updates|accuracy|agreement|loss|perplexity|KL"
+    titles = "run|layers × width|parameters|weights|steps|accuracy|agreement|loss|perplexity|KL"
     distilled = "distilled|2 × –|–|–|60|31.0%|62.0%|4.190|120.0|0.1450|0.0231"
     plain = "plain|2 × –|–|–|60|25.0%|50.0%|4.250|120.0|0.1750|0.0225"
     expected = [f"{titles}|calibration error", distilled, plain]
@@ -100,18 +100,19 @@ def test_results_and_settings_stand_in_tables(two_runs) -> None:
     assert [" ".join(row) for row in settings] == rows
     assert ["cache", "aaaaaaaa…"] in shared and ["num_hidden_layers", "2"] in shared
     assert not [row for row in shared if row[0] in ("learning_rate", "kind")]
-    headline = "31.0% of the held-out masked tokens, 69% of the teacher's 45.0%. From 2 runs."
-    assert f"distilled guesses {headline}" in found.text
+    headline = "31.0% of the held-out masked tokens correctly, 69% of the teacher's 45.0%."
+    assert f"distilled predicts {headline} From 2 runs." in found.text
     best = [a["class"] for tag, a in found.tags if tag == "td" and "best" in a.get("class", "")]
     # Accuracy, agreement, loss, two equal perplexities, divergence; calibration of the other.
     assert len(best) == 7
 
 
 def test_curves_have_each_evaluation(two_runs) -> None:
-    found = charts(_report(runs=two_runs))
+    page = _report(runs=two_runs)
+    found, values_shown = charts(page), parse(page).texts
     assert list(found) == [
         "Agreement with the teacher: distilled ends highest, at 62.0%",
-        "Masked tokens guessed: distilled ends highest, at 31.0%",
+        "Masked-token accuracy: distilled ends highest, at 31.0%",
         "Loss on held-out tokens: distilled ends lowest, at 4.190",
         "Divergence from the teacher: distilled ends lowest, at 0.1450",
         "Training loss: 2 runs end lowest, at 4.400",
@@ -124,8 +125,10 @@ def test_curves_have_each_evaluation(two_runs) -> None:
         (loss, "plain", ["4.400", "4.350", "4.250"]),
         (training, "distilled", ["4.800", "4.600", "4.400"]),
     ):
-        expected = [f"{name}, update {x}: {y}" for x, y in zip((20, 40, 60), values, strict=True)]
+        expected = [f"{name}, step {x}: {y}" for x, y in zip((20, 40, 60), values, strict=True)]
         assert hints(chart)[name] == expected
+        # And as text, for a phone.
+        assert set(expected) <= set(values_shown)
     legend = {" ".join(text.split()) for text in texts(accuracy)}
     assert {"distilled 31.0%", "plain 25.0%", "the teacher 45.0%"} <= legend
 
@@ -136,7 +139,7 @@ def test_what_is_missing_is_left_out(tmp_path) -> None:
     (run / "metrics.jsonl").write_text(text.replace("0.2,", "NaN,", 1))
     page = _report(runs=(run,))
     found = parse(page).text
-    assert "Masked tokens guessed: from 10.0% to 20.0%" in found
+    assert "Masked-token accuracy: from 10.0% to 20.0%" in found
     for title in ("Agreement", "that differ", "Scores on tasks", "Cache size", "against latency"):
         assert title not in found
     assert "nan" not in page.lower()
@@ -146,8 +149,8 @@ def test_different_losses_and_caches_are_not_compared(tmp_path) -> None:
     first = _make_run(tmp_path / "a", [0.1])
     other = _make_run(tmp_path / "b", [0.2], losses={"kl_divergence": 1.0}, cache="b" * 64)
     found = parse(_report(runs=(first, other))).text
-    assert "Training loss: each run minimises its own" in found
-    assert "The runs read different caches," in found
+    assert "Training loss: each run minimises a different loss" in found
+    assert "The runs read different caches and" in found
     # More runs than settings are rows.
     others = [_make_run(tmp_path / "c", [0.2], learning_rate=1.0, cache="c" * 64)]
     others.append(_make_run(tmp_path / "d", [0.3]))
@@ -285,20 +288,30 @@ def test_the_model_of_a_folder(folder: str) -> None:
 
 def _planned(encoding: str, k: int, size: float, divergence: float) -> dict[str, Any]:
     plan = {"logit_encoding": encoding, "truncation_factor": k, "position_bytes": size}
-    return {**plan, "mass_kept": 0.9, "kl_dense": {"mean": divergence, "max": 1.0}}
+    fits = {
+        temperature: {"mass_kept": mass, "kl": {"mean": factor * divergence, "max": 1.0}}
+        for temperature, mass, factor in (("1", 0.9, 1.0), ("2", 0.5, 2.0))
+    }
+    return {**plan, "temperatures": fits}
+
+
+def _fit(**changes: Any) -> dict[str, Any]:
+    return {"temperatures": {"1": {"mass_kept": 0.9, "kl": {"mean": 0.1}, **changes}}}
 
 
 def test_a_plan_is_a_line_for_each_codec(tmp_path) -> None:
     plans = [_planned("float16", k, 10 + 4 * k, 3 / k) for k in (16, 64, 256)]
     plans += [_planned("compact", k, 10 + 1.5 * k, 3 / k + 1e-4) for k in (16, 64, 256)]
     page = _report(plan=_write(tmp_path / "plan.json", {"plans": plans}))
-    ((title, chart),) = charts(page).items()
-    assert title == "At k = 256 compact takes 38% of float16's bytes for the same divergence"
-    hint = "34 bytes a masked position, KL 0.19 nats, 90.0% of the mass kept"
+    (title, chart), (hot_title, hot) = charts(page).items()
+    finding = "at k = 256 compact takes 38% of float16's bytes for the same divergence"
+    assert (title, hot_title) == (f"T = 1: {finding}", f"T = 2: {finding}")
+    hint = "34 bytes per masked position, KL 0.19 nats, 90.0% of the mass kept"
     assert hints(chart)["compact"][0] == f"compact, k = 16: {hint}"
     assert len(hints(chart)["float16"]) == 3 and {"16", "64", "256"} <= set(texts(chart))
+    assert "k = 16: 34 bytes per masked position, KL 0.38 nats, 50.0%" in hints(hot)["compact"][0]
     (table,) = parse(page).tables
-    assert table[1] == ["float16", "16", "74.0", "90.0%", "0.19"]
+    assert table[1] == ["float16", "16", "74.0", "90.0%", "0.19", "50.0%", "0.38"]
 
 
 def test_students_of_several_caches_are_compared(tmp_path) -> None:
@@ -307,7 +320,7 @@ def test_students_of_several_caches_are_compared(tmp_path) -> None:
         scores = {f"{seed}": {"teacher_agreement": share} for seed, share in enumerate(shares)}
         rows.append({"cache": f"/caches/{name}", "bytes_per_position": size, "scores": scores})
     ((title, chart),) = charts(_report(comparison=_write(tmp_path / "c.json", rows))).items()
-    assert title == "Students agree with the teacher in 70.0% from small, in 82.0% from large"
+    assert title == "Agreement with the teacher: 70.0% with small, 82.0% with large"
     expected = {"large": ["large: 500 bytes, 82.0%"], "small": ["small: 50 bytes, 70.0%"]}
     assert hints(chart) == expected
 
@@ -329,9 +342,9 @@ def test_caches_and_reports_on_them(cache_dir, examples_dir, teacher_dir, tmp_pa
     manifest = manifests.load(cache_dir)
     examples = sum(map(manifest.num_examples, manifest.splits))
     assert made[1][:6] == [cache_dir.name, "float16", "16", "16.0", "74.0", f"{examples:,}"]
-    assert made[2][1] == "float16, drawn"
+    assert made[2][1] == "float16, sampled"
     # One teacher, whose reliability is drawn once.
-    title = "The teacher's own probabilities are off by"
+    title = "The teacher's expected calibration error: "
     assert sum(name.startswith(title) for name in charts(page)) == 1
 
 
@@ -367,7 +380,7 @@ def test_names_are_short_and_settings_flat() -> None:
 
 def test_titles_of_ties_and_of_a_single_evaluation() -> None:
     series = [Series(name, (Point(1, 0.1), Point(2, 0.5))) for name in ("a", "b")]
-    assert finding(ACCURACY, series) == "Masked tokens guessed: 2 runs end highest, at 50.0%"
+    assert finding(ACCURACY, series) == "Masked-token accuracy: 2 runs end highest, at 50.0%"
     series = [Series("student", (Point(200, 0.941),))]
     assert finding(AGREEMENT, series) == f"{AGREEMENT.sentence}: 94.1%"
 
@@ -403,10 +416,12 @@ def test_malformed_metrics_are_refused_by_their_line(two_runs, line: str, expect
         ({"truncation_factor": "x"}, "plans[0].truncation_factor"),
         ({"position_bytes": -3.0}, "plans[0].position_bytes"),
         ({"position_bytes": 1e300}, "plans[0].position_bytes"),
-        ({"mass_kept": True}, "plans[0].mass_kept"),
-        ({"mass_kept": float("nan")}, "plans[0].mass_kept"),
-        ({"kl_dense": {"mean": 10**299}}, "plans[0].kl_dense.mean"),
-        ({"kl_dense": None}, "plans[0].kl_dense"),
+        (_fit(mass_kept=True), "plans[0].temperatures[...].mass_kept"),
+        (_fit(mass_kept=float("nan")), "plans[0].temperatures[...].mass_kept"),
+        (_fit(kl={"mean": 10**299}), "plans[0].temperatures[...].kl.mean"),
+        (_fit(kl=None), "plans[0].temperatures[...].kl"),
+        ({"temperatures": {}}, "plans[0].temperatures"),
+        ({"temperatures": None}, "plans[0].temperatures"),
     ],
 )
 def test_malformed_plans_are_refused_by_their_place(tmp_path, changes, place: str) -> None:
