@@ -24,7 +24,7 @@ _LATENCY_RUNS = 60
 # Records that sizes are measured on.
 _SAMPLE = 200
 _MEASURES = (curves.ACCURACY, curves.LOSS, curves.AGREEMENT)
-_TITLES = ("", "parameters", "accuracy", "loss", "agreement", "CPU latency")
+_TITLES = ("model", "parameters", "accuracy", "loss", "agreement", "CPU latency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,9 @@ def _size_chart(report: Report) -> page.Chart:
     for place, (name, size) in zip(places, sizes.items(), strict=True):
         point = charts.Point(size, 0.0, f"{name}: {size:,.1f} bytes")
         rows.append(charts.Series(name, (point,), place, value=f"{size:,.0f}"))
-    axis = charts.Axis("bytes per masked position", limits=(0.0, 1.05 * max(sizes.values())))
+    axis = charts.Axis(
+        "bytes per masked position", "{:,.0f}".format, limits=(0.0, 1.05 * max(sizes.values()))
+    )
     ratio = report.list_bytes / report.position_bytes
     title = f"Lists of int64 and float take {ratio:.1f} times the bytes of this cache"
     return page.chart(title, "inputs included", charts.interval_figure(rows, axis))
@@ -189,10 +191,10 @@ def _size_chart(report: Report) -> page.Chart:
 
 def html_page(report: Report, students: Sequence[Run]) -> str:
     """Returns the page: the table, the size of the cache, curves and settings."""
-    lines = "; ".join(_notes(report)[:2])
     models = page.Table(_TITLES, _rows(report))
-    note = "undistilled: the baseline student, trained on labels only from the same start"
-    results = page.Section("Teacher and students", [models, page.Note(f"{note}; {lines}.")])
+    note = "undistilled: the baseline student, trained on labels only, from the same start"
+    notes = [page.Note(text) for text in (note, *_notes(report)[:2])]
+    results = page.Section("Teacher and students", [models, *notes])
     size = page.Section("Cache size", [page.Charts([_size_chart(report)])])
     sections = [results, curves.curves(students), size, curves.settings(students)]
     return page.report_page("Quickstart", curves.headline(students), sections)

@@ -31,10 +31,8 @@ _MARKERS = "os^Dvp"
 _INK = "#16181d"
 _DOTTED = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (1, 3))}
 # Labels of neighbouring lines are on different sides, both free where a line falls.
-_LABELS = (
-    {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right"},
-    {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"},
-)
+_ABOVE = {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"}
+_BELOW = {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right"}
 _WIDTH = 5.0
 _MAX_LABEL = 28
 # A line of more points has markers that are too small to see, only places of its hints.
@@ -191,7 +189,8 @@ def figure(
     if reference is not None:
         legend.append((axes.axhline(reference[1], **_DOTTED), reference[0]))
         heights.append(reference[1])
-    axes.margins(0.05, 0.2 if any(point.label for point in points) else 0.1)
+    # Room for labels.
+    axes.margins(*((0.1, 0.2) if any(point.label for point in points) else (0.05, 0.1)))
     _set_axis(axes.xaxis, x_axis, [point.x for point in points])
     _set_axis(axes.yaxis, y_axis, heights)
     axes.set_xlabel(x_axis.title)
@@ -286,9 +285,9 @@ def _plot(axes: "Axes", series: Series) -> Any:
         if point.spread:
             axes.errorbar(point.x, point.y, point.spread, fmt="none", ecolor=series.colour)
         if point.label:
-            axes.annotate(
-                shortened(point.label), (point.x, point.y), fontsize=9, **_LABELS[series.place % 2]
-            )
+            below = series.joined and series.place % 2 == 0
+            where, place = (point.x, point.y), _BELOW if below else _ABOVE
+            axes.annotate(shortened(point.label), where, fontsize=9, **place)
     return line
 
 

@@ -96,6 +96,14 @@ def test_points_on_logarithmic_axes_keep_values_labels_and_error_bars() -> None:
     assert chart.get("aria-label") == "described" and chart.get("role") == "img"
 
 
+def test_labels_of_neighbouring_lines_are_on_different_sides() -> None:
+    points = tuple(Point(x, 1 / x, label=f"{x}") for x in (1, 2))
+    axis = Axis("bytes", logarithmic=True)
+    lines = [Series("a", points), Series("b", points, 1), Series("c", points, joined=False)]
+    heights = [text.xyann[1] for text in charts.figure(lines, axis, axis).axes[0].texts]
+    assert [height > 0 for height in heights] == [False, False, True, True, True, True]
+
+
 def test_intervals_have_names_values_and_bars() -> None:
     rows = [
         Series("a", (Point(90.0, 0.0, "hint", spread=2.0),), value="90.00"),
