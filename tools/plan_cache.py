@@ -1,4 +1,4 @@
-"""Tells, before a teacher cache is made, what each k and codec would keep and cost.
+"""Estimates the size, time and fidelity of teacher caches before the teacher runs.
 
 offline_distill plan_cache --input_dir=EXAMPLES --teacher=MODEL --html=plan.html
 
@@ -107,7 +107,7 @@ class PlanConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class CacheCost:
-    """What a whole cache takes if the corpus is masked `dupe_factor` times."""
+    """Size and time of a whole cache if the corpus is masked `dupe_factor` times."""
 
     dupe_factor: int
     bytes: int
@@ -172,7 +172,7 @@ def cache_costs(
 
 
 def plan_cache(config: PlanConfig) -> Plan:
-    """Measures what caches would keep and cost."""
+    """Measures fidelity, size and time of caches."""
     # Keras is imported only now that there is something to compute.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
@@ -266,7 +266,7 @@ def table(plan: Plan) -> str:
     for cost in plan.costs[0]:
         titles += [f"x{cost.dupe_factor}", "hours"]
     rows = list(map(_cells, plan.sample.plans, plan.costs))
-    fastest = max(1.0 / one.seconds for one in plan.sample.plans)
+    fastest = max(1.0 / measured.seconds for measured in plan.sample.plans)
     return "\n".join(
         [
             *aligned_lines(titles, rows),
@@ -295,8 +295,8 @@ def html_page(plan: Plan) -> str:
         f"{plan.num_examples:,} examples. The teacher's forward pass is {plan.compute_dtype}."
     )
     labels = page.Note(f"Teacher: {sample.labels.figures()}; {sample.labels.baselines()}.")
-    parts = [*caches.plan_parts(inputs.planned_caches(plan.to_json())), labels]
-    section = page.Section("Divergence against size", parts)
+    contents = [*caches.plan_parts(inputs.planned_caches(plan.to_json())), labels]
+    section = page.Section("Divergence against size", contents)
     return page.report_page("Plan of a teacher cache", lead, [section])
 
 

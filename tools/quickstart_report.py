@@ -76,7 +76,7 @@ def measure(work: Location, teacher: Location, students: Sequence[Run]) -> Repor
     label_log_probs = _label_log_probs(cache, evaluation)
     accuracy = students[0].final["teacher_accuracy"]
     scores = [(accuracy, -float(label_log_probs.mean()), 1.0)]
-    scores += [tuple(run.final[one.key] for one in _MEASURES) for run in students]
+    scores += [tuple(run.final[measure.key] for measure in _MEASURES) for run in students]
     directories = [teacher, *(run.directory for run in students)]
     latencies = _latencies(directories, manifest, evaluation[0])
     own_bytes, list_bytes = _position_bytes(cache, evaluation[:_SAMPLE])
@@ -98,8 +98,8 @@ def _label_log_probs(cache: CacheInput, examples: Sequence[MaskedExample]) -> np
     """Returns the teacher's log-probability of each label, float64 [positions]."""
     info = cache.manifest.teacher_info
     codec = cache_input.open_codec(cache.directory, cache.manifest)
-    targets = (TeacherTargets.from_features(one.features, codec, info) for one in examples)
-    return np.concatenate([one.label_log_probs for one in targets]).astype(np.float64)
+    targets = (TeacherTargets.from_features(example.features, codec, info) for example in examples)
+    return np.concatenate([target.label_log_probs for target in targets]).astype(np.float64)
 
 
 def _position_bytes(cache: CacheInput, sample: Sequence[MaskedExample]) -> tuple[float, float]:
@@ -118,7 +118,7 @@ def _num_parameters(directory: Location) -> int:
 
 
 def _latencies(
-    places: Sequence[Location], manifest: Manifest, example: MaskedExample
+    directories: Sequence[Location], manifest: Manifest, example: MaskedExample
 ) -> list[float]:
     """Returns the median milliseconds that each model takes for one example, in turns."""
     # Keras is imported only now that there is something to compute.
@@ -136,7 +136,7 @@ def _latencies(
             model_directory.load_masked_lm(model_directory.find_model(place)),
             lambda outputs, _: {LOGITS: outputs[LOGITS]},
         )
-        for place in places
+        for place in directories
     ]
     calls = [functools.partial(forward, batch) for forward in forwards]
     times = measurement.in_turns(calls, _LATENCY_RUNS, warm_up=5)
@@ -176,11 +176,11 @@ def table(report: Report) -> str:
 def _size_chart(report: Report) -> page.Chart:
     """Returns a chart of the bytes of a masked position, here and in lists."""
     sizes = {"this cache": report.position_bytes, "int64 and float lists": report.list_bytes}
-    places = (0, charts.NUM_COLOURS)
+    colours = (0, charts.NUM_COLOURS)
     rows = []
-    for place, (name, size) in zip(places, sizes.items(), strict=True):
+    for colour, (name, size) in zip(colours, sizes.items(), strict=True):
         point = charts.Point(size, 0.0, f"{name}: {size:,.1f} bytes")
-        rows.append(charts.Series(name, (point,), place, value=f"{size:,.0f}"))
+        rows.append(charts.Series(name, (point,), colour, value=f"{size:,.0f}"))
     axis = charts.Axis(
         "bytes per masked position", "{:,.0f}".format, limits=(0.0, 1.05 * max(sizes.values()))
     )

@@ -29,7 +29,7 @@ def _error(capsys) -> str:
     return line
 
 
-def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
+def test_the_command_writes_every_measurement(examples_dir, teacher_dir, tmp_path, capsys) -> None:
     output = tmp_path / "plan.json"
     assert tool.main(_flags(examples_dir, teacher_dir, output=output)) == 0
     plan = json.loads(output.read_text())
@@ -43,7 +43,9 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
     labels = plan["sample"]["labels"]
     assert labels["num_labels"] == plan["sample"]["num_positions"]
     assert labels["label_log_prob"] < labels["unigram_log_prob"] < 0.0
-    names = [(one["logit_encoding"], one["truncation_factor"]) for one in plan["plans"]]
+    names = [
+        (measured["logit_encoding"], measured["truncation_factor"]) for measured in plan["plans"]
+    ]
     topk = [(name, k) for name in CODECS for k in (4, 16)]
     assert names == topk + [("states", manifest.vocab.size)] * 3
     fields = (
@@ -51,14 +53,16 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
         "kl_dense kl_bucket kl_reverse bytes_per_position position_bytes example_bytes "
         "examples_per_second caches"
     )
-    for one in plan["plans"]:
-        assert set(one) == set(fields.split())
-        assert one["position_bytes"] == pytest.approx(sum(one["bytes_per_position"].values()))
-        assert [cost["dupe_factor"] for cost in one["caches"]] == [1, 5, 10]
-        for cost in one["caches"]:
+    for measured in plan["plans"]:
+        assert set(measured) == set(fields.split())
+        assert measured["position_bytes"] == pytest.approx(
+            sum(measured["bytes_per_position"].values())
+        )
+        assert [cost["dupe_factor"] for cost in measured["caches"]] == [1, 5, 10]
+        for cost in measured["caches"]:
             count = plan["num_examples"] * cost["dupe_factor"] / 2
-            assert cost["bytes"] == pytest.approx(count * one["example_bytes"], abs=1)
-            assert cost["hours"] == pytest.approx(count / one["examples_per_second"] / 3600)
+            assert cost["bytes"] == pytest.approx(count * measured["example_bytes"], abs=1)
+            assert cost["hours"] == pytest.approx(count / measured["examples_per_second"] / 3600)
             assert cost["fits"]
     # 4 ids and logits of 2 bytes each, two tails of 4 and the label's 2.
     assert plan["plans"][0]["position_bytes"] == 4 * 4 + 2 * 4 + 2
@@ -77,7 +81,7 @@ def test_k_is_at_most_the_vocabulary_and_there_once(examples_dir, teacher_dir, v
     plan = tool.plan_cache(
         PlanConfig(str(examples_dir), str(teacher_dir), truncation_factors=factors, **settings)
     )
-    assert [one.truncation_factor for one in plan.sample.plans] == [8, len(vocab)]
+    assert [measured.truncation_factor for measured in plan.sample.plans] == [8, len(vocab)]
 
 
 def test_costs_scale_and_say_what_fits(examples_dir) -> None:
@@ -114,7 +118,7 @@ def test_the_page_charts_every_plan_at_each_temperature(
     drawn = charts(page)
     assert [title.partition(":")[0] for title in drawn] == ["T = 1", "T = 8"]
     for chart in drawn.values():
-        assert {name: len(found) for name, found in hints(chart).items()} == {
+        assert {name: len(texts_of_points) for name, texts_of_points in hints(chart).items()} == {
             **dict.fromkeys(CODECS, 3),
             "states": len(STATE_PACKINGS),
         }

@@ -31,36 +31,38 @@ def _power(value: float) -> str:
     return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _point(one: Fidelity) -> Point:
-    size = f"k = {one.k}: {one.bytes:,.0f} bytes per masked position"
-    kept = f"KL {_divergence(one.divergence)} nats, {one.mass:.1%} of the mass kept"
-    hint = f"{one.name or one.encoding}, {size}, {kept}"
-    return Point(one.bytes, max(one.divergence, _SMALLEST), hint, one.label)
+def _point(entry: Fidelity) -> Point:
+    size = f"k = {entry.k}: {entry.bytes:,.0f} bytes per masked position"
+    fit = f"KL {_divergence(entry.divergence)} nats, {entry.mass:.1%} of the mass kept"
+    hint = f"{entry.name or entry.encoding}, {size}, {fit}"
+    return Point(entry.bytes, max(entry.divergence, _SMALLEST), hint, entry.label)
 
 
-def _fidelity_chart(found: Sequence[Fidelity], title: str, subtitle: str, joined: bool) -> Chart:
+def _fidelity_chart(entries: Sequence[Fidelity], title: str, subtitle: str, joined: bool) -> Chart:
     series = []
-    for place, codec in enumerate(sorted({one.codec for one in found})):
-        members = sorted((one for one in found if one.codec == codec), key=lambda one: one.bytes)
+    for place, codec in enumerate(sorted({entry.codec for entry in entries})):
+        members = sorted(
+            (entry for entry in entries if entry.codec == codec), key=lambda entry: entry.bytes
+        )
         series.append(Series(codec, tuple(map(_point, members)), place, joined=joined))
     axis = Axis("KL(teacher ‖ cached), nats", _power, logarithmic=True)
     return chart(title, subtitle, figure(series, _SIZE_AXIS, axis))
 
 
-def _title(found: Sequence[Fidelity]) -> str:
+def _title(entries: Sequence[Fidelity]) -> str:
     """Returns the effect of a smaller codec, or of a smaller k, on the divergence."""
-    lists = [one for one in found if one.state_bits is None]
-    factors = [one.truncation_factor for one in lists]
+    lists = [entry for entry in entries if entry.state_bits is None]
+    factors = [entry.truncation_factor for entry in lists]
     # The largest k that each codec of a top-k has.
-    shared = [k for k in set(factors) if factors.count(k) == len({one.codec for one in lists})]
-    rivals = [one for one in lists if shared and one.truncation_factor == max(shared)]
-    least, most = (pick(rivals or found, key=lambda one: one.bytes) for pick in (min, max))
+    shared = [k for k in set(factors) if factors.count(k) == len({entry.codec for entry in lists})]
+    rivals = [entry for entry in lists if shared and entry.truncation_factor == max(shared)]
+    least, most = (pick(rivals or entries, key=lambda entry: entry.bytes) for pick in (min, max))
     if len(rivals) > 1 and least.divergence <= 1.05 * most.divergence:
         return (
             f"at k = {least.k} {least.encoding} takes "
             f"{least.bytes / most.bytes:.0%} of {most.encoding}'s bytes for the same divergence"
         )
-    least, most = (pick(found, key=lambda one: one.bytes) for pick in (min, max))
+    least, most = (pick(entries, key=lambda entry: entry.bytes) for pick in (min, max))
     if least == most:
         return f"{least.bytes:,.0f} bytes for {_divergence(least.divergence)} nats"
     return (
@@ -72,27 +74,27 @@ def _title(found: Sequence[Fidelity]) -> str:
 def _plan_charts(planned: Sequence[Fidelity]) -> list[Chart]:
     """Returns a chart for each temperature."""
     charts = []
-    for temperature in dict.fromkeys(one.temperature for one in planned):
-        found = [one for one in planned if one.temperature == temperature]
-        title = f"T = {temperature}: {_title(found)}"
-        charts.append(_fidelity_chart(found, title, _PLANNED, joined=True))
+    for temperature in dict.fromkeys(entry.temperature for entry in planned):
+        entries = [entry for entry in planned if entry.temperature == temperature]
+        title = f"T = {temperature}: {_title(entries)}"
+        charts.append(_fidelity_chart(entries, title, _PLANNED, joined=True))
     return charts
 
 
 def _plan_table(planned: Sequence[Fidelity]) -> Table:
     """Returns a row for each plan, with mass and divergence at each temperature."""
     titles, rows = ["encoding", "k", "bytes per position"], []
-    fits = {(one.encoding, one.k, one.temperature): one for one in planned}
-    temperatures = dict.fromkeys(one.temperature for one in planned)
+    fits = {(entry.encoding, entry.k, entry.temperature): entry for entry in planned}
+    temperatures = dict.fromkeys(entry.temperature for entry in planned)
     for temperature in temperatures:
         titles += [f"mass, T = {temperature}", "KL, nats"]
-    for encoding, k in dict.fromkeys((one.encoding, one.k) for one in planned):
-        found = [fits.get((encoding, k, temperature)) for temperature in temperatures]
-        size = next(f"{one.bytes:,.1f}" for one in found if one)
+    for encoding, k in dict.fromkeys((entry.encoding, entry.k) for entry in planned):
+        row_fits = [fits.get((encoding, k, temperature)) for temperature in temperatures]
+        size = next(f"{fit.bytes:,.1f}" for fit in row_fits if fit)
         cells = [
             text
-            for one in found
-            for text in ((percents(one.mass), _divergence(one.divergence)) if one else ("–", "–"))
+            for fit in row_fits
+            for text in ((percents(fit.mass), _divergence(fit.divergence)) if fit else ("–", "–"))
         ]
         rows.append([encoding, k, size, *cells])
     return Table(titles, rows)
@@ -112,9 +114,9 @@ def _measured_chart(measured: Sequence[Fidelity]) -> Chart:
 
 def _measured_table(measured: Sequence[Fidelity]) -> Table:
     rows = []
-    for one in measured:
-        sizes = [one.k, f"{one.bytes:,.1f}", percents(one.mass)]
-        rows.append([one.name, one.encoding, *sizes, _divergence(one.divergence)])
+    for entry in measured:
+        sizes = [entry.k, f"{entry.bytes:,.1f}", percents(entry.mass)]
+        rows.append([entry.name, entry.encoding, *sizes, _divergence(entry.divergence)])
     titles = ["cache", "encoding", "k", "bytes per position", "mass kept", "KL, nats"]
     return Table(titles, rows, texts=2)
 
@@ -129,39 +131,41 @@ def caches(
 
     They are those of `plan_cache`, `fidelity_report` and `compare_caches`, and caches themselves.
     """
-    parts = plan_parts(planned) if planned else []
+    contents = plan_parts(planned) if planned else []
     charts = [_measured_chart(measured)] if measured else []
     charts += [_taught_chart(taught)] if taught else []
-    parts += [Charts(charts)] if charts else []
+    contents += [Charts(charts)] if charts else []
     if measured:
-        parts.append(_measured_table(measured))
+        contents.append(_measured_table(measured))
     if made:
-        parts.append(_made(made))
-    return Section("Cache size against fidelity", parts) if parts else None
+        contents.append(_made(made))
+    return Section("Cache size against fidelity", contents) if contents else None
 
 
 def _made(made: Sequence[CacheFacts]) -> Table:
     rows = []
-    for one in made:
-        sizes = [f"{one.ids:,.1f}", f"{one.position_bytes:,.1f}", f"{one.examples:,}"]
-        k = str(one.truncation_factor)
-        rows.append([one.name, one.encoding, k, *sizes, megabytes(one.bytes)])
+    for cache in made:
+        sizes = [f"{cache.ids:,.1f}", f"{cache.position_bytes:,.1f}", f"{cache.examples:,}"]
+        k = str(cache.truncation_factor)
+        rows.append([cache.name, cache.encoding, k, *sizes, megabytes(cache.bytes)])
     titles = ["cache", "encoding", "k", "ids kept", "bytes per position", "examples", "on disk"]
     return Table(titles, rows, texts=2)
 
 
 def _taught_chart(taught: Sequence[Taught]) -> Chart:
-    least, most = (pick(taught, key=lambda one: one.bytes_per_position) for pick in (min, max))
+    least, most = (
+        pick(taught, key=lambda students: students.bytes_per_position) for pick in (min, max)
+    )
     title = (
         f"Agreement with the teacher: {percents(least.agreement)} with {least.name}, "
         f"{percents(most.agreement)} with {most.name}"
     )
     series = []
-    for place, one in enumerate(taught):
-        size = one.bytes_per_position
-        hint = f"{one.name}: {size:,.0f} bytes, {percents(one.agreement)}"
-        point = Point(size, one.agreement, hint, one.name, one.deviation)
-        series.append(Series(one.name, (point,), place, joined=False))
+    for place, students in enumerate(taught):
+        size = students.bytes_per_position
+        hint = f"{students.name}: {size:,.0f} bytes, {percents(students.agreement)}"
+        point = Point(size, students.agreement, hint, students.name, students.deviation)
+        series.append(Series(students.name, (point,), place, joined=False))
     note = "the same student trained from each cache; bars: standard deviation over seeds"
     return chart(title, note, figure(series, _SIZE_AXIS, AGREEMENT.y_axis()))
 
@@ -174,20 +178,22 @@ def calibration(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section | 
         if cache.reliability is not None and cache.teacher not in seen:
             charts.append(_reliability_chart(cache, len(seen)))
             seen.add(cache.teacher)
-    charts = [one for one in charts if one is not None]
+    charts = list(filter(None, charts))
     return Section("Calibration", [Charts(charts)]) if charts else None
 
 
 def _reliability_chart(cache: CacheFacts, place: int) -> Chart:
-    found = cache.reliability
+    reliability = cache.reliability
     points = tuple(
         Point(x, y, f"{count:,} predictions of mean probability {x:.1%}: {y:.1%} correct")
-        for x, y, count in zip(found.confidence, found.accuracy, found.counts, strict=True)
+        for x, y, count in zip(
+            reliability.confidence, reliability.accuracy, reliability.counts, strict=True
+        )
         if count >= _MIN_IN_BIN
     )
-    title = f"The teacher's expected calibration error: {100.0 * found.error:.1f} points"
+    title = f"The teacher's expected calibration error: {100.0 * reliability.error:.1f} points"
     note = (
-        f"predictions at {sum(found.counts):,} masked positions of {cache.name}; "
+        f"predictions at {sum(reliability.counts):,} masked positions of {cache.name}; "
         "the dotted line is perfect calibration"
     )
     x_axis = Axis("probability of the prediction", whole_percents, limits=(0.0, 1.0))

@@ -81,7 +81,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A point of a chart, with a hint for who points at it, and a label beside it.
+    """A point of a chart, with a hint for the pointer, and a label.
 
     `spread` is half the length of its error bar, on the axis of its value.
     """
@@ -116,7 +116,9 @@ class Series:
     @property
     def finite(self) -> tuple[Point, ...]:
         """The points that can be drawn."""
-        return tuple(one for one in self.points if math.isfinite(one.x) and math.isfinite(one.y))
+        return tuple(
+            point for point in self.points if math.isfinite(point.x) and math.isfinite(point.y)
+        )
 
     @property
     def is_grey(self) -> bool:
@@ -176,15 +178,15 @@ def figure(
     At least one of the series has a point that can be drawn. Dotted lines are drawn at
     `reference`, a text of the legend and a value of y, and for `diagonal` at y = x.
     """
-    drawn = [one for one in series if one.finite]
+    drawn = [curve for curve in series if curve.finite]
     made, axes = _figure(3.1)
-    lines = [_plot(axes, one) for one in drawn]
+    lines = [_plot(axes, curve) for curve in drawn]
     legend = [
-        (line, f"{shortened(one.name)}  {one.value}".strip())
-        for line, one in zip(lines, drawn, strict=True)
-        if not one.is_grey
+        (line, f"{shortened(curve.name)}  {curve.value}".strip())
+        for line, curve in zip(lines, drawn, strict=True)
+        if not curve.is_grey
     ]
-    points = [point for one in drawn for point in one.finite]
+    points = [point for curve in drawn for point in curve.finite]
     heights = [point.y for point in points]
     if reference is not None:
         legend.append((axes.axhline(reference[1], **_DOTTED), reference[0]))
@@ -198,7 +200,7 @@ def figure(
     axes.grid(axis="y")
     if diagonal:
         axes.axline((0.0, 0.0), slope=1.0, **_DOTTED)
-    if len(drawn) > 1 or any(one.value for one in drawn):
+    if len(drawn) > 1 or any(curve.value for curve in drawn):
         _set_legend(made, legend)
     return made
 
@@ -246,8 +248,8 @@ def svg(drawn: "Figure", description: str) -> "Markup":
     series = {line.get_gid(): line.series for line in _series_lines(drawn)}
     for group in root.iter(f"{_SVG}g"):
         # Another chart of the page has the same names.
-        if (one := series.get(group.attrib.pop("id", None))) is not None:
-            _add_hints(group, one)
+        if (curve := series.get(group.attrib.pop("id", None))) is not None:
+            _add_hints(group, curve)
     for child in root.findall(f"{_SVG}metadata"):
         root.remove(child)
     del root.attrib["width"], root.attrib["height"]

@@ -106,30 +106,30 @@ def _cell(value: float | None, form: Format) -> str:
 
 def results(runs: Sequence[Run]) -> Section:
     """Returns a table of the runs: size, steps, last evaluation."""
-    measures = [one for one in COLUMNS if any(one.key in run.final for run in runs)]
-    named = {"step", "split", *(one.key for one in COLUMNS)}
+    measures = [measure for measure in COLUMNS if any(measure.key in run.final for run in runs)]
+    named = {"step", "split", *(measure.key for measure in COLUMNS)}
     others = dict.fromkeys(name for run in runs for name in run.final if name not in named)
     rows, best = [], []
     for run in runs:
-        cells = [_cell(run.final.get(one.key), one.format) for one in measures]
+        cells = [_cell(run.final.get(measure.key), measure.format) for measure in measures]
         parameters = _cell(run.parameters, lambda count: f"{count / 1e6:,.2f} M")
         size = _cell(run.bytes, megabytes)
         rows.append([run.name, _shape(run), parameters, size, f"{run.updates:,}", *cells])
-    for column, one in enumerate(measures, 5):
-        top = one.best([run.final[one.key] for run in runs if one.key in run.final])
-        shown = None if top is None or len(runs) < 2 else one.format(top)
+    for column, measure in enumerate(measures, 5):
+        top = measure.best([run.final[measure.key] for run in runs if measure.key in run.final])
+        shown = None if top is None or len(runs) < 2 else measure.format(top)
         best += [(place, column) for place, row in enumerate(rows) if row[column] == shown]
     titles = ["run", "layers × width", "parameters", "weights", "steps"]
-    titles += [one.title for one in measures]
-    parts = [Table(titles, rows, best=best), _result_note(runs)]
+    titles += [measure.title for measure in measures]
+    contents = [Table(titles, rows, best=best), _result_note(runs)]
     if others:
         rows = [
-            [run.name, *(_cell(run.final.get(one), "{:.4g}".format) for one in others)]
+            [run.name, *(_cell(run.final.get(name), "{:.4g}".format) for name in others)]
             for run in runs
         ]
         titles = ["run", *map(visible, others)]
-        parts.append(Table(titles, rows, summary="Other metrics"))
-    return Section("Results", parts)
+        contents.append(Table(titles, rows, summary="Other metrics"))
+    return Section("Results", contents)
 
 
 def _shape(run: Run) -> str:
@@ -193,21 +193,22 @@ def _short(name: str) -> str:
 def settings(runs: Sequence[Run]) -> Section:
     """Returns the settings in which runs differ, and those that they share."""
     differing, shared = split_settings(runs)
-    parts = []
+    contents = []
     if differing:
         # As few columns as there can be.
         titles = ["run", *map(_short, differing)]
         rows = [
-            [run.name, *(setting_text(run.settings.get(one)) for one in differing)] for run in runs
+            [run.name, *(setting_text(run.settings.get(name)) for name in differing)]
+            for run in runs
         ]
         if len(runs) <= len(differing):
             titles, *rows = zip(titles, *rows, strict=True)
             titles = ("setting", *titles[1:])
-        parts.append(Table(titles, rows, texts=len(titles)))
+        contents.append(Table(titles, rows, texts=len(titles)))
     same = [[_short(name), setting_text(value)] for name, value in sorted(shared.items())]
     title = "Settings that all runs share" if len(runs) > 1 else "All settings"
-    parts.append(Table(["setting", "value"], same, texts=2, summary=title))
-    return Section("Settings that differ" if differing else "Settings", parts)
+    contents.append(Table(["setting", "value"], same, texts=2, summary=title))
+    return Section("Settings that differ" if differing else "Settings", contents)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -224,7 +225,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _curves(runs: Sequence[Run], measure: Measure, *, training: bool = False) -> list[Series]:
     """Returns a measure of the runs over their steps; leaves out runs without it."""
-    found, form = [], measure.format
+    curves, form = [], measure.format
     for place, run in enumerate(runs):
         lines = run.train if training else run.evaluations
         points = [(line["step"], line[measure.key]) for line in lines if measure.key in line]
@@ -232,8 +233,8 @@ def _curves(runs: Sequence[Run], measure: Measure, *, training: bool = False) ->
         if points:
             hints = (f"{run.name}, step {x:,.0f}: {form(y)}" for x, y in points)
             drawn = tuple(Point(*point, hint) for point, hint in zip(points, hints, strict=True))
-            found.append(Series(run.name, drawn, place, value=form(points[-1][1])))
-    return found
+            curves.append(Series(run.name, drawn, place, value=form(points[-1][1])))
+    return curves
 
 
 def finding(measure: Measure, series: Sequence[Series]) -> str:
@@ -241,14 +242,14 @@ def finding(measure: Measure, series: Sequence[Series]) -> str:
 
     Example: `Agreement with the teacher: distilled ends highest, at 78.8%`.
     """
-    last = [one.points[-1].y for one in series]
+    last = [curve.points[-1].y for curve in series]
     if len(series) == 1:
         if len(series[0].points) == 1:
             return f"{measure.sentence}: {measure.format(last[0])}"
         first = measure.format(series[0].points[0].y)
         return f"{measure.sentence}: from {first} to {measure.format(last[0])}"
     best = measure.format(measure.best(last))
-    winners = [one.name for one in series if measure.format(one.points[-1].y) == best]
+    winners = [curve.name for curve in series if measure.format(curve.points[-1].y) == best]
     word = "highest" if measure.higher_is_better else "lowest"
     who = f"{winners[0]} ends" if len(winners) == 1 else f"{len(winners)} runs end"
     return f"{measure.sentence}: {who} {word}, at {best}"
@@ -269,10 +270,10 @@ def measure_chart(
 
 
 def _teacher_accuracy(runs: Sequence[Run]) -> tuple[str, float] | None:
-    found = {run.final["teacher_accuracy"] for run in runs if _has(run)}
-    if not found or max(found) - min(found) > 1e-3:
+    accuracies = {run.final["teacher_accuracy"] for run in runs if _has(run)}
+    if not accuracies or max(accuracies) - min(accuracies) > 1e-3:
         return None
-    return f"the teacher  {percents(max(found))}", max(found)
+    return f"the teacher  {percents(max(accuracies))}", max(accuracies)
 
 
 def _training_chart(runs: Sequence[Run]) -> Chart | None:
@@ -281,7 +282,7 @@ def _training_chart(runs: Sequence[Run]) -> Chart | None:
         return None
     title, note = finding(TRAINING, series), "mean since the previous logged step"
     losses = [{k: v for k, v in run.settings.items() if k.startswith("losses.")} for run in runs]
-    if any(one != losses[0] for one in losses):
+    if any(weights != losses[0] for weights in losses):
         title = "Training loss: each run minimises a different loss"
         note = "weighted sums of different losses, whose values cannot be compared"
     return chart(title, note, figure(series, STEPS, TRAINING.y_axis()))
@@ -290,10 +291,15 @@ def _training_chart(runs: Sequence[Run]) -> Chart | None:
 def curves(runs: Sequence[Run]) -> Section:
     """Returns loss and agreement over the steps."""
     teacher = _teacher_accuracy(runs)
-    charts = [measure_chart(runs, one, teacher if one is ACCURACY else None) for one in _CURVES]
+    charts = [
+        measure_chart(runs, measure, teacher if measure is ACCURACY else None)
+        for measure in _CURVES
+    ]
     charts.append(_training_chart(runs))
-    parts: list[Note | Charts] = [Charts([one for one in charts if one is not None])]
+    contents: list[Note | Charts] = [Charts(list(filter(None, charts)))]
     if len(runs) > NUM_COLOURS:
         grey = len(runs) - NUM_COLOURS
-        parts.insert(0, Note(f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey."))
-    return Section("Curves", parts)
+        contents.insert(
+            0, Note(f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey.")
+        )
+    return Section("Curves", contents)

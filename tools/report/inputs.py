@@ -101,7 +101,7 @@ class Taught(msgspec.Struct, frozen=True):
 
     @property
     def agreement(self) -> float:
-        """How often a student's first guess is the teacher's, in the mean over seeds."""
+        """Agreement with the teacher, the mean over seeds."""
         return statistics.mean(score.teacher_agreement for score in self.scores.values())
 
     @property
@@ -256,11 +256,11 @@ def read_fidelity(path: Location) -> Fidelity:
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """How often first guesses are right, by how sure they are.
+    """Reliability diagram of predictions.
 
     Attributes:
-        confidence: the mean probability of the first guess in each bin.
-        accuracy: the share of right ones.
+        confidence: mean probability of the predictions in each bin.
+        accuracy: share of correct predictions.
         counts: masked positions.
     """
 
@@ -276,7 +276,7 @@ class Reliability:
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
-    """Sorts first guesses, float [n] and bool [n], into bins of equal width; leaves out empty ones.
+    """Sorts predictions, float [n] and bool [n], into bins of equal width; drops empty bins.
 
     Example: 0.91 right and 0.95 wrong fall into the 14th and the 15th of 15 bins.
     """
@@ -287,7 +287,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
     )
     full = counts > 0
     shares = ((sums / np.maximum(counts, 1))[full], (hits / np.maximum(counts, 1))[full])
-    return Reliability(*(tuple(one.tolist()) for one in (*shares, counts[full].astype(int))))
+    return Reliability(*(tuple(values.tolist()) for values in (*shares, counts[full].astype(int))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +303,7 @@ class CacheFacts:
         examples: in all splits.
         bytes: of all shards.
         teacher: what tells its teacher from others.
-        reliability: of the teacher's first guesses in the split eval; None of draws.
+        reliability: of the teacher's predictions in the split eval; None of samples.
     """
 
     name: str
@@ -343,11 +343,11 @@ def read_cache(path: Location, name: str) -> CacheFacts:
 
 
 def _teacher_reliability(cache: CacheInput) -> Reliability | None:
-    """Returns how reliable the teacher is; None of draws."""
+    """Returns the reliability of the teacher; None of samples."""
     manifest, info = cache.manifest, cache.manifest.teacher_info
     if info.truncation == SAMPLED:
         return None
-    codec, found = cache_input.open_codec(cache.directory, manifest), []
+    codec, outcomes = cache_input.open_codec(cache.directory, manifest), []
     shards = manifest.splits.get(manifests.EVAL, ())
     paths = [cache.directory / shard.file for shard in shards]
     examples = ((path, example) for path in paths for example in read_examples(path, manifest))
@@ -358,8 +358,8 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
             place = f"{path}, example {example.example_id.hex()}"
             raise InputError(place, received=f"a broken record ({error})") from error
         p, _ = targets.probabilities(1.0, k=1)
-        found.append((p[:, 0], targets.ids[:, 0] == example.masked_lm_ids))
-    if not found:
+        outcomes.append((p[:, 0], targets.ids[:, 0] == example.masked_lm_ids))
+    if not outcomes:
         return None
-    confidence, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    confidence, right = (np.concatenate(arrays) for arrays in zip(*outcomes, strict=True))
     return reliability(confidence, right) if len(right) else None

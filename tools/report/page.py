@@ -79,7 +79,7 @@ class Section:
     """A part of a page under a heading of its own."""
 
     title: str
-    parts: Sequence[Table | Note | Charts]
+    contents: Sequence[Table | Note | Charts]
 
 
 def expect_packages() -> None:

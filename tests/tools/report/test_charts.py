@@ -16,8 +16,8 @@ NASTY = "<script>$\\frac{$ _&\"'"
 
 
 def _series(name: str, *points: tuple[float, float], place: int = 0) -> Series:
-    found = tuple(Point(x, y, f"at {x}") for x, y in points)
-    return Series(name, found, place, value=f"{points[-1][1]:.1%}")
+    drawn = tuple(Point(x, y, f"at {x}") for x, y in points)
+    return Series(name, drawn, place, value=f"{points[-1][1]:.1%}")
 
 
 def _line_figure(*series: Series, **settings):
@@ -50,11 +50,12 @@ def test_lines_lie_at_their_values_and_the_legend_has_the_last_ones() -> None:
 def test_each_hint_has_a_circle_at_its_point_and_stands_in_the_list_of_values() -> None:
     points = (Point(1, 0.1, "first"), Point(2, 0.4), Point(3, 0.9, "third"))
     figure = _line_figure(Series("a", points))
-    (group,) = [one for one in _read(figure).iter() if one.get("data-name") == "a"]
-    markers = [(one.get("x"), one.get("y")) for one in group.iter() if one.tag.endswith("}use")]
-    circles = [one for one in group.iter() if one.get("class") == "point"]
-    assert [(one.get("cx"), one.get("cy")) for one in circles] == [markers[0], markers[2]]
-    assert [one[0].text for one in circles] == charts.hints(figure) == ["first", "third"]
+    (group,) = [element for element in _read(figure).iter() if element.get("data-name") == "a"]
+    markers = [(use.get("x"), use.get("y")) for use in group.iter() if use.tag.endswith("}use")]
+    circles = [circle for circle in group.iter() if circle.get("class") == "point"]
+    centres = [(circle.get("cx"), circle.get("cy")) for circle in circles]
+    assert centres == [markers[0], markers[2]]
+    assert [circle[0].text for circle in circles] == charts.hints(figure) == ["first", "third"]
 
 
 @pytest.mark.parametrize("points", [[(5, 0.5)], [(5, 0.5), (9, 0.5)], [(0, 0.0)], [(0, 1e40)]])

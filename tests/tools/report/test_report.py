@@ -89,8 +89,8 @@ def _write(path: Location, value: Any) -> Location:
 
 
 def test_results_and_settings_stand_in_tables(two_runs) -> None:
-    found = parse(_report(runs=two_runs))
-    results, _, settings, shared = found.tables
+    parsed = parse(_report(runs=two_runs))
+    results, _, settings, shared = parsed.tables
     titles = "run|layers × width|parameters|weights|steps|accuracy|agreement|loss|perplexity|KL"
     distilled = "distilled|2 × –|–|–|60|31.0%|62.0%|4.190|120.0|0.1450|0.0231"
     plain = "plain|2 × –|–|–|60|25.0%|50.0%|4.250|120.0|0.1750|0.0225"
@@ -101,16 +101,16 @@ def test_results_and_settings_stand_in_tables(two_runs) -> None:
     assert ["cache", "aaaaaaaa…"] in shared and ["num_hidden_layers", "2"] in shared
     assert not [row for row in shared if row[0] in ("learning_rate", "kind")]
     headline = "31.0% of the held-out masked tokens correctly, 69% of the teacher's 45.0%."
-    assert f"distilled predicts {headline} From 2 runs." in found.text
-    best = [a["class"] for tag, a in found.tags if tag == "td" and "best" in a.get("class", "")]
+    assert f"distilled predicts {headline} From 2 runs." in parsed.text
+    best = [a["class"] for tag, a in parsed.tags if tag == "td" and "best" in a.get("class", "")]
     # Accuracy, agreement, loss, two equal perplexities, divergence; calibration of the other.
     assert len(best) == 7
 
 
 def test_curves_have_each_evaluation(two_runs) -> None:
     page = _report(runs=two_runs)
-    found, values_shown = charts(page), parse(page).texts
-    assert list(found) == [
+    drawn, values_shown = charts(page), parse(page).texts
+    assert list(drawn) == [
         "Agreement with the teacher: distilled ends highest, at 62.0%",
         "Masked-token accuracy: distilled ends highest, at 31.0%",
         "Loss on held-out tokens: distilled ends lowest, at 4.190",
@@ -118,7 +118,7 @@ def test_curves_have_each_evaluation(two_runs) -> None:
         "Training loss: 2 runs end lowest, at 4.400",
         "Calibration error: plain ends lowest, at 0.0225",
     ]
-    agreement, accuracy, loss, _, training, _ = found.values()
+    agreement, accuracy, loss, _, training, _ = drawn.values()
     for chart, name, values in (
         (agreement, "distilled", ["20.0%", "40.0%", "62.0%"]),
         (accuracy, "plain", ["10.0%", "15.0%", "25.0%"]),
@@ -138,19 +138,19 @@ def test_what_is_missing_is_left_out(tmp_path) -> None:
     text = (run / "metrics.jsonl").read_text().replace('"teacher_agreement"', '"other"')
     (run / "metrics.jsonl").write_text(text.replace("0.2,", "NaN,", 1))
     page = _report(runs=(run,))
-    found = parse(page).text
-    assert "Masked-token accuracy: from 10.0% to 20.0%" in found
+    text = parse(page).text
+    assert "Masked-token accuracy: from 10.0% to 20.0%" in text
     for title in ("Agreement", "that differ", "Scores on tasks", "Cache size", "against latency"):
-        assert title not in found
+        assert title not in text
     assert "nan" not in page.lower()
 
 
 def test_different_losses_and_caches_are_not_compared(tmp_path) -> None:
     first = _make_run(tmp_path / "a", [0.1])
     other = _make_run(tmp_path / "b", [0.2], losses={"kl_divergence": 1.0}, cache="b" * 64)
-    found = parse(_report(runs=(first, other))).text
-    assert "Training loss: each run minimises a different loss" in found
-    assert "The runs read different caches and" in found
+    text = parse(_report(runs=(first, other))).text
+    assert "Training loss: each run minimises a different loss" in text
+    assert "The runs read different caches and" in text
     # More runs than settings are rows.
     others = [_make_run(tmp_path / "c", [0.2], learning_rate=1.0, cache="c" * 64)]
     others.append(_make_run(tmp_path / "d", [0.3]))
@@ -163,10 +163,10 @@ def test_names_are_escaped(tmp_path) -> None:
     nasty = "<script>alert(1)<" + "!--"
     runs = (_make_run(tmp_path / nasty, [0.3]), _make_run(tmp_path / "b\x1b", [0.2], note='"><b>'))
     page = _report(runs=runs, title="<i>&")
-    found = parse(page)
-    assert found.tables[0][1][0] == nasty and found.tables[0][2][0] == "b\\x1b"
+    parsed = parse(page)
+    assert parsed.tables[0][1][0] == nasty and parsed.tables[0][2][0] == "b\\x1b"
     assert "<script" not in page and "<i>" not in page and '"><b>' not in page
-    assert ("title", {}) in found.tags and "<i>&" in found.texts
+    assert ("title", {}) in parsed.tags and "<i>&" in parsed.texts
 
 
 def test_many_runs_are_grey(tmp_path) -> None:
@@ -197,7 +197,7 @@ def test_speed_is_shown_against_accuracy(two_runs, tmp_path) -> None:
     page = _report(runs=two_runs, inference=_write(tmp_path / "bench.json", {"rows": rows}))
     chart = charts(page)["plain: 4.0 times as fast as distilled, 81% of its accuracy"]
     assert hints(chart) == {"distilled": ["distilled: 20, 31.0%"], "plain": ["plain: 5, 25.0%"]}
-    (table,) = [one for one in parse(page).tables if "sequences/s" in one[0]]
+    (table,) = [rows for rows in parse(page).tables if "sequences/s" in rows[0]]
     expected = "distilled|float32 on cpu:0|2.50 M|10.0 MB|20 (18–22)|100 (90–110)"
     assert "|".join(table[1]) == expected
     assert [row[0] for row in table[1:]] == ["distilled", str(two_runs[1]), "teacher", "plain"]
@@ -239,13 +239,13 @@ def test_scores_on_tasks(tmp_path) -> None:
         _summary(tmp_path / "distilled" / "ocnli", "ocnli", 0.61, 0.01),
     )
     page = _report(finetune=paths)
-    found = parse(page)
+    parsed = parse(page)
     rows = ["model|tnews, accuracy|ocnli, accuracy", "distilled|56.12 ± 0.21|61.00 ± 1.00"]
-    assert ["|".join(row) for row in found.tables[0]] == [*rows, "plain|55.00|–"]
+    assert ["|".join(row) for row in parsed.tables[0]] == [*rows, "plain|55.00|–"]
     tnews, ocnli = charts(page).items()
     assert tnews[0] == "tnews: distilled scores highest, 56.12 ± 0.21"
     assert ocnli[0] == "ocnli: 61.00 ± 1.00"
-    assert list(hints(tnews[1])) == ["distilled", "plain"] and "Curves" not in found.text
+    assert list(hints(tnews[1])) == ["distilled", "plain"] and "Curves" not in parsed.text
 
 
 def test_a_model_is_called_as_its_summary_says(tmp_path) -> None:
@@ -256,10 +256,10 @@ def test_a_model_is_called_as_its_summary_says(tmp_path) -> None:
         # Of an older version.
         _summary(tmp_path / "student", "cmnli", 0.7, None),
     )
-    found = parse(_report(finetune=paths))
-    names = [row[0] for row in found.tables[0][1:]]
+    parsed = parse(_report(finetune=paths))
+    names = [row[0] for row in parsed.tables[0][1:]]
     assert names == ["student", "teacher", f"{tmp_path.name}/student"]
-    assert found.tables[0][1][1:] == ["50.00", "60.00", "–"]
+    assert parsed.tables[0][1][1:] == ["50.00", "60.00", "–"]
 
 
 @pytest.mark.parametrize("name", ["model", "", ".", "/"])
@@ -269,8 +269,8 @@ def test_names_that_tell_nothing_give_way_to_folders(tmp_path, name: str) -> Non
         _summary(tmp_path / "plain", "tnews", 0.4, None, model=name),
         _summary(tmp_path / "plain_ocnli", "ocnli", 0.6, None, model=name),
     )
-    found = parse(_report(finetune=paths))
-    assert [row[0] for row in found.tables[0][1:]] == ["distilled", "plain"]
+    parsed = parse(_report(finetune=paths))
+    assert [row[0] for row in parsed.tables[0][1:]] == ["distilled", "plain"]
 
 
 def test_two_scores_of_one_model_on_a_task_are_refused(tmp_path) -> None:
@@ -349,24 +349,24 @@ def test_caches_and_reports_on_them(cache_dir, examples_dir, teacher_dir, tmp_pa
 
 
 def test_reliability_of_four_guesses() -> None:
-    found = reliability(np.array([0.91, 0.92, 0.95, 0.1]), np.array([True, False, False, True]))
-    assert found.counts == (1, 2, 1)
-    assert found.confidence == pytest.approx((0.1, 0.915, 0.95))
-    assert found.accuracy == (1.0, 0.5, 0.0)
-    assert found.error == pytest.approx((0.9 + 2 * 0.415 + 0.95) / 4)
+    measured = reliability(np.array([0.91, 0.92, 0.95, 0.1]), np.array([True, False, False, True]))
+    assert measured.counts == (1, 2, 1)
+    assert measured.confidence == pytest.approx((0.1, 0.915, 0.95))
+    assert measured.accuracy == (1.0, 0.5, 0.0)
+    assert measured.error == pytest.approx((0.9 + 2 * 0.415 + 0.95) / 4)
 
 
 def test_the_teachers_reliability_is_that_of_the_examples_shown(cache_dir) -> None:
-    found = read_cache(cache_dir, "x").reliability
+    measured = read_cache(cache_dir, "x").reliability
     reader = ExampleReader(open_cache(cache_dir, None), num_guesses=1)
     shown = reader.read(Selection("eval", count=10_000))
-    words = [position.teacher for one in shown for position in one.positions]
+    words = [position.teacher for example in shown for position in example.positions]
     confidence = np.array([word.guesses[0].probability for word in words])
     right = np.array([word.right for word in words])
-    assert sum(found.counts) == len(words)
+    assert sum(measured.counts) == len(words)
     bins = np.minimum((confidence * 15).astype(int), 14)
     error = sum(abs((right - confidence)[bins == place].sum()) for place in range(15))
-    assert found.error == pytest.approx(error / len(words))
+    assert measured.error == pytest.approx(error / len(words))
 
 
 def test_names_are_short_and_settings_flat() -> None:
