@@ -105,5 +105,5 @@ def expect_others() -> None:
     """
     store = _key_value_store()
     for key, _ in [] if store is None else store.key_value_dir_get(_FAILURES):
-        received = f"process {key.rpartition('/')[2]} cannot go on"
-        raise InterruptedRunError(None, received=received, hint="see what it says")
+        received = f"process {key.rpartition('/')[2]} failed"
+        raise InterruptedRunError(None, received=received, hint="see its output")

@@ -75,7 +75,7 @@ def _two_steps(config: EncoderConfig, batch, *, recompute: bool) -> list[np.ndar
         return [loss, *tape.gradient(loss, model.trainable_variables)]
 
     results = [np.asarray(value) for _ in range(2) for value in step()]
-    return [*results, *(np.asarray(one) for one in model.non_trainable_variables)]
+    return [*results, *(np.asarray(seed) for seed in model.non_trainable_variables)]
 
 
 @pytest.mark.parametrize("family", FAMILY_CHANGES)
@@ -83,12 +83,12 @@ def test_recomputed_attention_gives_the_same_numbers_on_tensorflow(
     config, batch, family: str
 ) -> None:
     config = dataclasses.replace(config, **FAMILY_CHANGES[family])
-    kept, recomputed = (_two_steps(config, batch, recompute=one) for one in (False, True))
-    for one, other in zip(kept, recomputed, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=3e-6)
+    plain, recomputed = (_two_steps(config, batch, recompute=flag) for flag in (False, True))
+    for expected, value in zip(plain, recomputed, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=3e-6)
     model = MaskedLM(config)
     # Another step draws other dropout.
-    same = kept[0] == kept[1 + len(model.trainable_variables)]
+    same = plain[0] == plain[1 + len(model.trainable_variables)]
     assert same == (not config.attention_probs_dropout_prob)
 
 
@@ -96,13 +96,13 @@ def test_recomputed_attention_gives_the_same_numbers_on_tensorflow(
 def test_wanted_maps_are_returned_whether_or_not_attention_is_recomputed(
     config, batch, wanted: str
 ) -> None:
-    found = []
+    results = []
     for recompute in (False, True):
         model = MaskedLM(config, seed=3)
         model.encoder.recompute_attention = recompute
-        found.append(model.activations(batch, training=True, wanted=(wanted,))[wanted])
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_array_equal(one, other)
+        results.append(model.activations(batch, training=True, wanted=(wanted,))[wanted])
+    for plain, recomputed in zip(*results, strict=True):
+        np.testing.assert_array_equal(plain, recomputed)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
@@ -124,15 +124,15 @@ def test_recomputed_attention_keeps_no_map_on_jax(config, tmp_path, dtype: str) 
     )
     jax = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     run_python("-c", ON_JAX, str(tmp_path), dtype, **jax)
-    with np.load(tmp_path / "False.npz") as kept, np.load(tmp_path / "True.npz") as recomputed:
-        assert kept["kept_maps"] >= config.num_hidden_layers and recomputed["kept_maps"] == 0
+    with np.load(tmp_path / "False.npz") as plain, np.load(tmp_path / "True.npz") as recomputed:
+        assert plain["kept_maps"] >= config.num_hidden_layers and recomputed["kept_maps"] == 0
         # In bfloat16 the order of a sum decides its last bits, and gradients are sums.
-        largest = max(np.abs(kept[name]).max() for name in kept if name.startswith("gradient"))
+        largest = max(np.abs(plain[name]).max() for name in plain if name.startswith("gradient"))
         tolerance = largest * (1e-5 if dtype == "float32" else 1e-2)
-        for name in kept:
+        for name in plain:
             if name.startswith("seed"):
-                np.testing.assert_array_equal(kept[name], recomputed[name])
+                np.testing.assert_array_equal(plain[name], recomputed[name])
             elif name != "kept_maps":
                 np.testing.assert_allclose(
-                    kept[name], recomputed[name], rtol=0, atol=tolerance, err_msg=name
+                    plain[name], recomputed[name], rtol=0, atol=tolerance, err_msg=name
                 )

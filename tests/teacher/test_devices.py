@@ -125,7 +125,7 @@ def test_failure_of_a_joined_process_ends_the_other_with_one_line(
         [line for line in stderr.splitlines() if line.startswith("error: ")] for stderr in outputs
     ]
     assert [len(lines) for lines in errors] == [1, 1], outputs
-    assert f"process {failing} cannot go on" in errors[1 - failing][0]
+    assert f"process {failing} failed" in errors[1 - failing][0]
     assert all("Traceback" not in stderr for stderr in outputs)
 
 

@@ -87,9 +87,9 @@ def test_tiny_benchmark_reports_all_programs_and_both_stages(tmp_path) -> None:
     assert report["device"] == "cpu" and report["compute_dtype"] == "float32"
     assert report["examples_per_second"].keys() == {"stage 1b", "stage 2"}
     assert min(report["examples_per_second"].values()) > 0
-    found = [(row["part"], row["program"]) for row in report["programs"]]
+    measured = [(row["part"], row["program"]) for row in report["programs"]]
     programs = ("Keras", "JAX", "JAX, fused attention")
-    assert found == [(part, name) for part in ("teacher", "step") for name in programs]
+    assert measured == [(part, name) for part in ("teacher", "step") for name in programs]
 
 
 @needs_jax

@@ -99,8 +99,8 @@ def _dropout(rate: float, key: Any) -> Callable[[Any], Any]:
     def drop(x: Any) -> Any:
         if key is None or not rate:
             return x
-        kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-        return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)
+        mask = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+        return jnp.where(mask, x / (1.0 - rate), 0).astype(x.dtype)
 
     return drop
 

@@ -116,11 +116,11 @@ class RecordStages:
             on_examples=lambda count: None,
         )
         totals = capture.ShardTotals(manifest.vocab.size)
-        examples = [MaskedExample.from_record(one, manifest) for one in serialized]
+        examples = [MaskedExample.from_record(record, manifest) for record in serialized]
         few = iter(examples[: warm_up * self.batch_size])
         list(made.records(few, capture.ShardTotals(manifest.vocab.size)))
         begun = time.perf_counter()
-        decoded = (MaskedExample.from_record(one, manifest) for one in serialized)
+        decoded = (MaskedExample.from_record(record, manifest) for record in serialized)
         serialization.write_shard(self.folder, _SHARD, made.records(decoded, totals))
         return time.perf_counter() - begun
 
@@ -136,7 +136,10 @@ class RecordStages:
             while batch := list(itertools.islice(examples, self.batch_size)):
                 yield self._to_arrays(
                     batch,
-                    [TeacherTargets.from_features(one.features, codec, info) for one in batch],
+                    [
+                        TeacherTargets.from_features(example.features, codec, info)
+                        for example in batch
+                    ],
                 )
 
         return ahead(make())
@@ -155,7 +158,7 @@ class RecordStages:
         return inputs, {
             records.MASKED_LM_IDS: labels,
             records.MASKED_LM_WEIGHTS: np.ones(labels.shape, np.float32),
-            records.TOPK_IDS: np.stack([one.ids for one in targets]),
-            records.TOPK_LOGITS: np.stack([one.logits for one in targets]),
-            records.LOG_TAIL_MASSES: np.stack([one.log_tail_masses for one in targets]),
+            records.TOPK_IDS: np.stack([target.ids for target in targets]),
+            records.TOPK_LOGITS: np.stack([target.logits for target in targets]),
+            records.LOG_TAIL_MASSES: np.stack([target.log_tail_masses for target in targets]),
         }
