@@ -69,16 +69,13 @@ class EncoderLayer(keras.layers.Layer):
         score_mask: Tensor,
         training: bool | None = None,
         wanted: Collection[str] = (),
-        recompute_attention: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Applies attention, then the feed-forward block.
 
         Returns:
             [B, L, D]; and what is wanted of the attention, by name.
         """
-        hidden, found = self.attention(
-            hidden, score_mask, training=training, wanted=wanted, recompute=recompute_attention
-        )
+        hidden, found = self.attention(hidden, score_mask, training=training, wanted=wanted)
         return self.feed_forward(hidden, training=training), found
 
 
@@ -95,9 +92,6 @@ class Encoder(keras.layers.Layer):
         recompute_activations: whether training keeps only what goes from layer to
             layer and computes the rest of a layer once more for its gradient. Set
             it before the first call.
-        recompute_attention: whether training computes attention maps once more for their
-            gradient, and nothing else, where `recompute_activations` is off. Set it before
-            the first call.
     """
 
     def __init__(
@@ -106,7 +100,6 @@ class Encoder(keras.layers.Layer):
         super().__init__(name=name, dtype=dtype)
         self.config = config
         self.recompute_activations = False
-        self.recompute_attention = False
         self._architecture = ARCHITECTURES[config.family.architecture]
         policy = self.dtype_policy
         self.embeddings = self._architecture.Embeddings(config, seed=seed, dtype=policy)
@@ -176,13 +169,7 @@ class Encoder(keras.layers.Layer):
             if training and self.recompute_activations:
                 hidden, of_layer = _recomputed(layer, states[-1], score_mask, wanted)
             else:
-                hidden, of_layer = layer(
-                    states[-1],
-                    score_mask,
-                    training=training,
-                    wanted=wanted,
-                    recompute_attention=self.recompute_attention,
-                )
+                hidden, of_layer = layer(states[-1], score_mask, training=training, wanted=wanted)
             states.append(hidden)
             for name in wanted:
                 found[name].append(of_layer[name])

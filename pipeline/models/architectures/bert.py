@@ -4,6 +4,7 @@ Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Langua
 Understanding" (2019). Shapes: B batch, L length, D hidden size, H heads.
 """
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -119,7 +120,6 @@ class Attention(keras.layers.Layer):
         score_mask: Tensor,
         training: bool | None = None,
         wanted: Collection[str] = (),
-        recompute: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Attends within each row of the batch.
 
@@ -129,7 +129,6 @@ class Attention(keras.layers.Layer):
                 [B, H, L, L], with its bias.
             training: whether dropout is active.
             wanted: see `Encoder.call`.
-            recompute: see `parts.attend`.
 
         Returns:
             [B, L, D]; and what is wanted, by name.
@@ -138,16 +137,8 @@ class Attention(keras.layers.Layer):
         queries, keys, values = self.query(hidden), self.key(hidden), self.value(hidden)
         query = split_heads(queries * self.scale, heads)
         key, value = split_heads(keys, heads), split_heads(values, heads)
-        context, found = attend(
-            query,
-            key,
-            value,
-            score_mask,
-            self.probability_dropout,
-            training=training,
-            wanted=wanted,
-            recompute=recompute,
-        )
+        dropout = functools.partial(self.probability_dropout, training=training)
+        context, found = attend(query, key, value, score_mask, dropout, wanted)
         found |= projections(wanted, queries, keys, values)
         output = self.projection(context)
         return self.layer_norm(hidden + self.dropout(output, training=training)), found

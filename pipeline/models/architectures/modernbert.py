@@ -5,6 +5,7 @@ positions from Su et al., "RoFormer" (2021), gated units from Shazeer, "GLU Vari
 Transformer" (2020). Shapes: B batch, L length, D hidden size, H heads.
 """
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -128,7 +129,6 @@ class Attention(keras.layers.Layer):
         score_mask: Tensor,
         training: bool | None = None,
         wanted: Collection[str] = (),
-        recompute: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Attends within each row of the batch.
 
@@ -137,7 +137,6 @@ class Attention(keras.layers.Layer):
             score_mask: of this layer, from `score_masks`.
             training: whether dropout is active.
             wanted: see `Encoder.call`.
-            recompute: see `parts.attend`.
 
         Returns:
             [B, L, D]; and what is wanted, by name.
@@ -148,16 +147,8 @@ class Attention(keras.layers.Layer):
             split_heads(part, self.config.num_attention_heads) for part in projected
         )
         query, key = rotate(query * self.scale, self.theta), rotate(key, self.theta)
-        context, found = attend(
-            query,
-            key,
-            value,
-            score_mask,
-            self.probability_dropout,
-            training=training,
-            wanted=wanted,
-            recompute=recompute,
-        )
+        dropout = functools.partial(self.probability_dropout, training=training)
+        context, found = attend(query, key, value, score_mask, dropout, wanted)
         found |= projections(wanted, *projected)
         output = self.dropout(self.projection(context), training=training)
         return hidden + output, found

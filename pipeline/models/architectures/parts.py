@@ -135,11 +135,8 @@ def attend(
     key: Tensor,
     value: Tensor,
     score_mask: Tensor,
-    dropout: keras.layers.Dropout,
-    *,
-    training: bool | None = None,
+    dropout: Callable[[Tensor], Tensor],
     wanted: Collection[str] = (),
-    recompute: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attends within each row of the batch.
 
@@ -149,61 +146,22 @@ def attend(
         value: [B, H, L, D / H].
         score_mask: added to the scores, of a shape that fits [B, H, L, L].
         dropout: of the probabilities.
-        training: whether dropout is active.
         wanted: of `ATTENTIONS` and `ATTENTION_SCORES`, which are large.
-        recompute: whether the gradient makes the attention map once more, instead of keeping
-            it; where the map or its scores are wanted, they are kept.
 
     Returns:
         the heads' outputs side by side, [B, L, D]; and what is wanted, by name.
     """
-    if training and recompute and not {ATTENTIONS, ATTENTION_SCORES} & set(wanted):
-        return _recomputed_context(query, key, value, score_mask, dropout), {}
-    attention_map, products = _attention_map(query, key, score_mask)
-    probabilities = dropout(ops.cast(attention_map, value.dtype), training=training)
+    products = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+    attention_map = ops.softmax(ops.cast(products + score_mask, "float32"))
+    probabilities = dropout(ops.cast(attention_map, value.dtype))
+    context = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
+    batch, length, num_heads, size = ops.shape(context)
     found = {}
     if ATTENTIONS in wanted:
         found[ATTENTIONS] = attention_map
     if ATTENTION_SCORES in wanted:
         found[ATTENTION_SCORES] = ops.cast(products, "float32")
-    return _context(probabilities, value), found
-
-
-def _attention_map(query: Tensor, key: Tensor, score_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the probabilities, float32, and the products of queries and keys, [B, H, L, L]."""
-    products = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
-    return ops.softmax(ops.cast(products + score_mask, "float32")), products
-
-
-def _context(probabilities: Tensor, value: Tensor) -> Tensor:
-    """Returns the heads' outputs side by side, [B, L, D]."""
-    context = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
-    batch, length, num_heads, size = ops.shape(context)
-    return ops.reshape(context, (batch, length, num_heads * size))
-
-
-def _recomputed_context(
-    query: Tensor, key: Tensor, value: Tensor, score_mask: Tensor, dropout: keras.layers.Dropout
-) -> Tensor:
-    """Attends in training and keeps no map for the gradient.
-
-    Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022).
-    Dropout is called as a function of its seeds, so that it draws the same both times.
-    """
-    # Copies: a variable of TensorFlow would be read again, after it was moved on.
-    seeds = [ops.copy(variable.value) for variable in dropout.non_trainable_variables]
-
-    def function(query: Tensor, key: Tensor, value: Tensor, score_mask: Tensor) -> Any:
-        attention_map, _ = _attention_map(query, key, score_mask)
-        probabilities, moved = dropout.stateless_call(
-            [], seeds, ops.cast(attention_map, value.dtype), training=True
-        )
-        return _context(probabilities, value), moved
-
-    context, moved = keras.remat(function)(query, key, value, score_mask)
-    for variable, seed in zip(dropout.non_trainable_variables, moved, strict=True):
-        variable.assign(seed)
-    return context
+    return ops.reshape(context, (batch, length, num_heads * size)), found
 
 
 def projections(
