@@ -87,7 +87,7 @@ class ExportConfig(Settings):
         if (self.sentences is None) == (self.input_dir is None):
             raise InputError(
                 Setting("sentences"),
-                "either it or `input_dir`, real text that exports are checked on",
+                "given, or `input_dir` in its place: real text that exports are checked on",
                 "neither" if self.sentences is None else "both",
             )
         self.output_dir.expect_local()

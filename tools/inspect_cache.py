@@ -48,7 +48,7 @@ class InspectConfig(Settings):
                 Setting("example_id"), "up to 32 hexadecimal digits", f"{self.example_id!r}"
             )
         if self.example_id is not None and self.first:
-            raise InputError(Setting("first"), "none together with `example_id`", self.first)
+            raise InputError(Setting("first"), "unset with `example_id`", self.first)
 
 
 def inspect_cache(config: InspectConfig) -> tuple[list[str], str | None]:

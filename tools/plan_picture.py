@@ -23,7 +23,7 @@ def expect_matplotlib() -> None:
     except ImportError as error:
         raise InputError(
             Setting("picture"),
-            "matplotlib, which is not installed",
+            "unset, as matplotlib is not installed",
             hint="pip install '.[quickstart]' brings it",
         ) from error
 

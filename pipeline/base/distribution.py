@@ -54,7 +54,7 @@ def join(
             if not told and str(error).startswith("coordinator_address"):
                 # It says so where nothing tells of others.
                 return
-            expected = "it, `num_processes` and `process_id`"
+            expected = "set together with `num_processes` and `process_id`"
             received = f"{told or 'none'} ({error})"
         hint = "`num_processes`=1 for a process that is alone"
         raise InputError(setting, expected, received, hint) from error

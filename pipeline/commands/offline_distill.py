@@ -44,7 +44,7 @@ def _overview() -> str:
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, find_programs())
     hint = f"did you mean {' or '.join(close)}?" if close else "offline_distill --help lists them"
-    return f"error: NAME: expected a command or a tool, received {name!r}; {hint}"
+    return f"error: unknown command or tool {name!r}; {hint}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

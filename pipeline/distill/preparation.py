@@ -191,7 +191,7 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
     source = model_directory.find_model(config.teacher)
     source.expect_head()
     if cache.vocab_subset is not None:
-        expected = "none with a student of a part of the vocabulary, as both read the same inputs"
+        expected = "unset with a student of a part of the vocabulary, as both read the same inputs"
         hint = "train from a teacher cache instead"
         raise InputError(Setting("teacher"), expected, config.teacher, hint)
     with naming_setting("teacher"):

@@ -551,8 +551,8 @@ def _find_share(config: TeacherCacheConfig) -> TeacherCacheConfig:
     if config.distribution != DATA_PARALLEL:
         return config
     if keras.config.backend() != "jax":
-        expected = f"`backend`=jax together with {DATA_PARALLEL}"
-        raise InputError(Setting("distribution"), expected, f"`backend`={keras.config.backend()}")
+        expected = f"jax with `distribution`={DATA_PARALLEL}"
+        raise InputError(Setting("backend"), expected, keras.config.backend())
     import jax
 
     count, size = len(_devices(config)), config.predict_batch_size

@@ -115,7 +115,7 @@ def test_no_matplotlib(examples_dir, teacher_dir, tmp_path, capsys, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = tmp_path / "plan.png"
     assert tool.main(_flags(examples_dir, teacher_dir, picture=path)) == 1
-    assert _error(capsys).startswith("error: --picture: expected matplotlib")
+    assert _error(capsys).startswith("error: --picture: must be unset, as matplotlib")
     assert not path.exists()
 
 

@@ -168,7 +168,11 @@ def make_mixes(
     for recipe in recipes:
         for mix in _variants(recipe, shapes, cache, masked_lm_weight):
             if mix.key in mixes:
-                raise InputError(Setting("recipes"), "each recipe and source once", mix.title)
+                raise InputError(
+                    Setting("recipes"),
+                    "a list in which each recipe and source stands once",
+                    mix.title,
+                )
             mixes[mix.key] = mix
     return list(mixes.values())
 

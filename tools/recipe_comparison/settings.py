@@ -116,7 +116,7 @@ class CompareRecipesConfig(Settings):
         if len(self.seeds) < 2:
             raise InputError(Setting("seeds"), "at least two seeds", len(self.seeds))
         if self.student is not None and self.student_layers is not None:
-            expected = "none together with `student`"
+            expected = "unset with `student`"
             raise InputError(Setting("student_layers"), expected, self.student_layers)
 
     def request(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class ReportConfig(Settings):
         given = {name: value for name, value in vars(self).items() if name != "title"}
         if not any(given.values()):
             others = ", ".join(f"`{name}`" for name in given if name != "runs")
-            raise InputError(Setting("runs"), f"it or one of {others}", "none")
+            raise InputError(Setting("runs"), f"given, or one of {others}", "none")
 
 
 def make_report(config: ReportConfig) -> str:

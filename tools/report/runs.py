@@ -158,7 +158,9 @@ def read_runs(paths: Sequence[Location]) -> list[Run]:
     directories = [path.absolute() for path in paths]
     for directory, count in collections.Counter(directories).items():
         if count > 1:
-            raise InputError(Setting("runs"), "each directory once", f"{directory} twice")
+            raise InputError(
+                Setting("runs"), "a list in which each directory stands once", f"{directory} twice"
+            )
     return list(map(read_run, directories, short_names(directories)))
 
 
