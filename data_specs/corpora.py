@@ -26,7 +26,7 @@ _MIXTURE_KEY = "corpora"
 
 
 class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a corpus becomes documents.
+    """The way from a corpus's files to documents.
 
     Readers, cleaning steps and segmenters are names in tables of `pipeline`, which checks them.
 

@@ -1,4 +1,4 @@
-"""A masked-LM model from one layout into the other.
+"""Converts a masked LM between the layouts of Hugging Face and Google.
 
 offline_distill convert_checkpoint --input=MODEL --output_dir=NEW --layout=hf
 

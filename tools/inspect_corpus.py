@@ -1,4 +1,4 @@
-"""Tells what a corpus holds before it is prepared: formats, fields, scripts, lengths, duplicates.
+"""Describes a corpus before it is prepared: formats, fields, scripts, lengths, duplicates.
 
 offline_distill inspect_corpus --input_dir=CORPUS --vocab_file=vocab.txt
 

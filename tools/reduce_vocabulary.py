@@ -1,4 +1,4 @@
-"""A student with only the tokens that a corpus needs, from a teacher.
+"""Makes a student with only the tokens that a corpus needs.
 
 offline_distill reduce_vocabulary --input_dir=CACHE --teacher=TEACHER --coverage=0.999
     --student_layers=2 --output_dir=START

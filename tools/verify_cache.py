@@ -1,4 +1,4 @@
-"""Checks a directory's shards to the last byte, and makes broken ones of a cache again.
+"""Checks a directory to the last byte, and repairs a teacher cache.
 
 Of the tokenizer's files it checks the vocabulary and the special tokens, which alone the
 manifest records; their other settings, such as lower-casing, may have been changed.
