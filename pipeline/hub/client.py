@@ -192,7 +192,7 @@ def _explaining(model: HubModel) -> Iterator[None]:
         hint = f"accept the terms at {page}, then {_LOG_IN}"
         raise InputError(model, "access to this gated model", "none", hint) from error
     except errors.RepositoryNotFoundError as error:
-        expected = f"a path of this machine or a model of {hub}"
+        expected = f"a path on this machine or a model of {hub}"
         hint = f"check the spelling; for a private model {_LOG_IN}"
         raise InputError(model, expected, "neither", hint) from error
     except errors.RevisionNotFoundError as error:

@@ -26,8 +26,8 @@ power management:
             "avx512_bf16x",
             ("float32", "the processor is not known to have avx512_bf16 or amx_bf16"),
         ),
-        (["gpu:0", "gpu:1"], "", ("mixed_bfloat16", "gpu:0 knows it")),
-        (["cpu:0", "tpu:0"], "", ("mixed_bfloat16", "tpu:0 knows it")),
+        (["gpu:0", "gpu:1"], "", ("mixed_bfloat16", "gpu:0 supports it")),
+        (["cpu:0", "tpu:0"], "", ("mixed_bfloat16", "tpu:0 supports it")),
     ],
 )
 def test_what_is_chosen(tmp_path, devices, flags: str, expected: tuple[str, str]) -> None:

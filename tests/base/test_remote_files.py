@@ -28,8 +28,8 @@ def test_what_is_no_url_is_a_path_of_this_machine(path: str) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("az://b/c", "az://b/c: expected a path of this machine, gs://… or s3://…, received az://"),
-        ("https://a.b/c", "https://a.b/c: expected a path of this machine, gs://… or s3://…, rec"),
+        ("az://b/c", "az://b/c: expected a path on this machine, gs://… or s3://…, received az://"),
+        ("https://a.b/c", "https://a.b/c: expected a path on this machine, gs://… or s3://…, rec"),
         ("s3://", "s3://: expected s3://BUCKET/NAME"),
         ("gs:///", "gs:///: expected gs://BUCKET/NAME"),
         ("s3://bucket/../other/a", "s3://bucket/../other/a: expected s3://BUCKET/NAME"),
@@ -293,7 +293,7 @@ def test_a_copy_that_is_not_whole_is_none(bucket, monkeypatch) -> None:
         with pytest.raises(OSError) as caught:
             path.mirror()
     assert caught.value.filename == str(path)
-    assert caught.value.strerror == "expected 10 bytes that stay the same, received 5"
+    assert caught.value.strerror == "expected 10 unchanged bytes, received 5"
     assert not list(mirror_folder().rglob("*a.bin*"))
     assert path.mirror().read_bytes() == b"0123456789"
 
@@ -322,10 +322,8 @@ def test_the_cache_folder_is_ones_own(tmp_path, monkeypatch) -> None:
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError) as caught:
         mirror_folder()
-    assert str(caught.value) == (
-        f"OFFLINE_DISTILL_CACHE: expected a folder for copies of objects, as {folder} "
-        "belongs to another user"
-    )
+    assert caught.value.subject == CACHE_VARIABLE
+    assert caught.value.received == f"the default folder {folder} belongs to another user"
 
 
 def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch) -> None:

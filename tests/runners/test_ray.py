@@ -280,7 +280,7 @@ def test_two_commands_do_not_write_into_one_directory(config, tmp_path) -> None:
     )
     with other:
         assert other.stdout.readline() == "here\n"
-        message = f"another process is at work in {tmp_path}"
+        message = f"another process is writing to {tmp_path}"
         with RayWorkers(config, tmp_path) as workers, pytest.raises(InputError, match=message):
             list(workers.run(square, range(2)))
         other.communicate("\n")
