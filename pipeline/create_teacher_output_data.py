@@ -33,14 +33,14 @@ def _create(values: absl_flags.FlagValues) -> None:
         expected = f"{FLOAT32} or {BFLOAT16} with `runner`=ray, whose nodes may differ"
         raise InputError(Setting("compute_dtype"), expected, AUTO)
     else:
-        # The jobs use the devices, not this process.
+        # Only the jobs use the devices, so this process initialises none.
         running.import_backend(values)
 
     from pipeline.teacher import capture, summary
 
     manifest = capture.create_teacher_cache(config)
     if manifest is None:
-        print(f"task {config.task_index} of {config.num_tasks} is done; others still have shards")
+        print(f"task {config.task_index} of {config.num_tasks} is done; others are not")
         return
     print("\n".join(summary.describe(manifest)))
     for line in summary.describe_mass(config.output_dir, manifest):
