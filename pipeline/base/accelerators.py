@@ -36,7 +36,7 @@ TPUS: Mapping[str, Accelerator] = {
     "v5p": Accelerator("TPU v5p", 459e12, 95, 2765e9),
     "v6e": Accelerator("TPU v6e", 918e12, 32, 1640e9),
 }
-# Keyed by JAX's `device_kind`. Its values are keys of `TPUS`.
+# Keys of `TPUS` for each `device_kind` of JAX.
 _TPU_KINDS: Mapping[str, str] = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",

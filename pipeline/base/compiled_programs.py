@@ -122,10 +122,10 @@ def keep_programs() -> ProgramCounts:
 
 
 def _remove_unreadable_programs(folder: Location) -> None:
-    """Makes JAX's warning about an unreadable program remove the program's files.
+    """Installs a warning handler that removes programs that JAX cannot read.
 
     A process that is killed while it writes a program leaves a truncated file. JAX warns and
-    compiles the program again, but leaves the truncated file in place.
+    compiles the program again, but does not replace the truncated file.
     """
     show_warning = warnings.showwarning
 

@@ -38,7 +38,7 @@ from pipeline.base.local_mirror import (
     reserve_room,
 )
 
-# The project's JSON files take a few kilobytes per shard. A larger file is none of them.
+# The project's JSON files take a few kilobytes per shard. A larger file is not one of them.
 MAX_JSON_BYTES = 256 * 2**20
 # The package that fsspec needs for each kind of store.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "memory": "fsspec", "hf": "huggingface_hub"}
@@ -269,7 +269,7 @@ class LocalLocation(Location, pathlib.PosixPath):
         return path
 
     def find(self) -> dict["LocalLocation", int]:
-        """Returns the size of this file, of all files in this folder, or of a glob's matches."""
+        """Returns the size of each file: this one, all below this folder, or a glob's matches."""
         if self.is_dir():
             walk = os.walk(self)
             paths = [os.path.join(folder, name) for folder, _, names in walk for name in names]
@@ -319,7 +319,7 @@ class LocalLocation(Location, pathlib.PosixPath):
 
     @contextlib.contextmanager
     def stage(self) -> Iterator["LocalLocation"]:
-        """Yields a path to write a file to that `publish` can rename later.
+        """Yields a path to which the block writes a file. `publish` can rename it later.
 
         This location is one of `own_temporary`. No other process uses it, so it needs no lock.
         Several processes, also on several machines, may stage the same file; one of them is
@@ -621,7 +621,7 @@ class BucketLocation(Location):
                 yield path
 
     def find(self) -> dict["BucketLocation", int]:
-        """Returns the size of this object, of all objects below it, or of a glob's matches."""
+        """Returns the size of each object: this one, all below it, or a glob's matches."""
         kind = self._kind()
         if kind == "file":
             return {self: self.stat().st_size}
@@ -811,8 +811,8 @@ def _describe(error: Exception) -> tuple[int, str]:
     message = re.sub(r"\[Errno -?\d+\] ", "", str(error))
     text = " ".join(message.split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
-        # A text of one word only repeats the object's name. Others, for example that of a
-        # missing bucket, have information.
+        # A message of one word only repeats the object's name. A longer one states a reason, for
+        # example a missing bucket.
         return errno.ENOENT, text if " " in text else "no such object"
     if isinstance(error, FileExistsError):
         return errno.EEXIST, text

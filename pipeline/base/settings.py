@@ -28,7 +28,7 @@ class Declaration:
     The range and the choices apply to each item of a tuple.
 
     Attributes:
-        help: one sentence on the effect of the setting, for `--help`.
+        help: effect, units and constraints of the setting, for `--help`.
         low: smallest value; None for no bound.
         high: largest value; None for no bound.
         choices: allowed values; None if any value is allowed.

@@ -92,7 +92,7 @@ def read_values(values: flags.FlagValues, config: type[Settings]) -> dict[str, A
 
 
 def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -> Config:
-    """Returns a config of the values of parsed flags, and downloads its models of the hub.
+    """Returns the config for parsed flags, and downloads the models of the hub that it names.
 
     Args:
         values: the parsed flags.
@@ -106,7 +106,10 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
 
 
 def build_config(values: flags.FlagValues, config: type[Config], **others: Any) -> Config:
-    """Returns a config that is a field of another one: as `read_config`, without downloads."""
+    """Returns a config for parsed flags that becomes a field of another config.
+
+    Unlike `read_config`, it downloads no models.
+    """
     return config(**{**read_values(values, config), **others})
 
 

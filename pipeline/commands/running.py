@@ -64,7 +64,7 @@ def run(
     except OSError as error:
         file = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
-        hint = "complete files are kept, re-run the command to resume"
+        hint = "complete files are kept; re-run the command to resume"
         return _fail(f"{file}{reason}; {hint}")
     except StoppedRunError as stopped:
         print(stopped, file=sys.stderr)
@@ -153,8 +153,8 @@ def _expect_chips_for_jax() -> None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version(_TPU_TENSORFLOW)
         hint = f"pip uninstall {_TPU_TENSORFLOW}, then pip install tensorflow"
-        expected = "used with TensorFlow's build for CPUs or GPUs if JAX computes"
-        raise InputError(Setting("backend"), expected, _TPU_TENSORFLOW, hint)
+        received = f"the package {_TPU_TENSORFLOW} would reserve the TPU chips that JAX needs"
+        raise InputError(Setting("backend"), received=received, hint=hint)
 
 
 def import_backend(values: flags.FlagValues, *modules: str) -> None:

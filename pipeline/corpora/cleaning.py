@@ -12,7 +12,7 @@ _BLANK_LINES = re.compile(r"\s*\n\s*")
 _HEADING = re.compile(r"^(?=.{1,300}$)(?: ?=)++ (.*?) (?:= ?)++$", re.MULTILINE)
 _SPLIT_SIGN = re.compile(r" @([-,.])@ ")
 _SUBTITLE_STYLE = re.compile(r"\{[^{}\n]*\}|[♪#*]")
-# Possessive quantifiers, so that blank lines are matched only once if no dash follows them.
+# Possessive quantifiers match blank lines only once, even if no dash follows them.
 _SUBTITLE_DASH = re.compile(r"^(\s*+)([-–—]++\s*+)?", re.MULTILINE)
 _MENTION = re.compile(r"\[(?:id|club)\d{1,30}(?::[^|\]]{0,1000})?\|([^\]]{0,1000})\]")
 # No character has such a number, and Python refuses to parse it.

@@ -40,7 +40,7 @@ class Snapshot:
         commit: hash of the commit.
         names: relative paths of the files. If the hub is unreachable, only those in the cache.
         folder: folder of the files in the hub's cache.
-        failure: the reason why the hub is unreachable; None if it is not.
+        failure: the reason why the hub is unreachable; None if it is reachable.
     """
 
     model: HubModel
@@ -108,7 +108,7 @@ class Snapshot:
             if partial.sha256() == metadata.etag:
                 os.replace(partial, blobs / metadata.etag)
             else:
-                # The left file was not the beginning of this one. The package downloads it anew.
+                # The partial file was not the beginning of this file. The package downloads it.
                 partial.unlink()
 
     def remember(self) -> None:

@@ -92,7 +92,7 @@ def _expect_answer(address: str) -> None:
 def _expect_cluster(address: str) -> None:
     """Checks in another process that a Ray cluster can be joined.
 
-    If it cannot, Ray retries for minutes and then ends its process.
+    If it cannot be joined, `ray.init` retries for minutes and then ends its process.
     """
     code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
     command = [sys.executable, "-c", code, address]

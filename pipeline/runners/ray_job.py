@@ -100,7 +100,7 @@ def enter(node: Node) -> None:
         if expected.get(package) != actual.get(package):
             raise InterruptedRunError(
                 Setting("ray_address"),
-                f"{package} {expected.get(package)} on every node, as on the command's machine",
+                f"a cluster whose nodes have {package} {expected.get(package)}",
                 f"{actual.get(package)} on {name}",
             )
 
