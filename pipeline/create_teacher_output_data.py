@@ -27,8 +27,8 @@ def _create(values: absl_flags.FlagValues) -> None:
     running.join_processes(values)
     if config.ray is None:
         devices = running.choose_backend(values)
-        chosen = running.choose_compute_dtype(values, devices)
-        config = dataclasses.replace(config, compute_dtype=chosen)
+        policy = running.choose_compute_dtype(values, devices)
+        config = dataclasses.replace(config, compute_dtype=policy)
     elif config.compute_dtype == AUTO:
         expected = f"{FLOAT32} or {BFLOAT16} with `runner`=ray, whose nodes may differ"
         raise InputError(Setting("compute_dtype"), expected, AUTO)

@@ -40,8 +40,8 @@ def _distill(values: absl_flags.FlagValues) -> None:
     config = read_config(values)
     running.join_processes(values)
     devices = running.choose_backend(values, "tensorflow")
-    chosen = running.choose_compute_dtype(values, devices)
-    config = dataclasses.replace(config, compute_dtype=chosen)
+    policy = running.choose_compute_dtype(values, devices)
+    config = dataclasses.replace(config, compute_dtype=policy)
 
     from pipeline.distill import replicas, training
 

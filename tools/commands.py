@@ -39,23 +39,23 @@ class Step:
     kind: str | None = None
 
 
-def make_steps(steps: Sequence[Step], begun: float, num_more: int = 0) -> None:
+def make_steps(steps: Sequence[Step], start: float, num_more: int = 0) -> None:
     """Runs the steps that are not done.
 
     Args:
         steps: the steps, in order.
-        begun: start time of the program, on the monotonic clock.
+        start: start time of the program, on the monotonic clock.
         num_more: number of steps that follow these.
     """
     seconds: dict[str | None, list[float]] = collections.defaultdict(list)
     for number, step in enumerate(steps, 1):
         done = " (done before)" if step.result.is_file() else ""
-        left = time_left(steps[number - 1 :], seconds)
-        show_step(number, len(steps) + num_more, f"{step.title}{done}", begun, left)
+        seconds_left = time_left(steps[number - 1 :], seconds)
+        show_step(number, len(steps) + num_more, f"{step.title}{done}", start, seconds_left)
         if not done:
-            step_begun = time.monotonic()
+            step_start = time.monotonic()
             step.make()
-            seconds[step.kind].append(time.monotonic() - step_begun)
+            seconds[step.kind].append(time.monotonic() - step_start)
 
 
 def time_left(steps: Sequence[Step], seconds: Mapping[str | None, Sequence[float]]) -> float | None:
@@ -76,12 +76,12 @@ def time_left(steps: Sequence[Step], seconds: Mapping[str | None, Sequence[float
 
 
 def show_step(
-    number: int, num_steps: int, title: str, begun: float, left: float | None = None
+    number: int, num_steps: int, title: str, start: float, seconds_left: float | None = None
 ) -> None:
     """Prints the number and title of a step, the minutes so far, and those left if known."""
-    minutes = f"{(time.monotonic() - begun) / 60:.1f} min"
-    if left is not None:
-        minutes += f", about {left / 60:.0f} min left"
+    minutes = f"{(time.monotonic() - start) / 60:.1f} min"
+    if seconds_left is not None:
+        minutes += f", about {seconds_left / 60:.0f} min left"
     print(f"\n[{number}/{num_steps}] {title}   {minutes}", flush=True)
 
 
@@ -118,7 +118,7 @@ class SeparateProcess:
 
 
 def claim_directory(
-    work: Location, settings: dict[str, Any], contents: str, way_out: str = "choose another"
+    work: Location, settings: dict[str, Any], contents: str, hint: str = "choose another"
 ) -> None:
     """Makes the directory of a tool's run, or checks that it belongs to the same run.
 
@@ -126,7 +126,7 @@ def claim_directory(
         work: the directory, from the setting `work`.
         settings: settings that decide its contents, as JSON values.
         contents: description of the run, for messages.
-        way_out: hint on what the user can do.
+        hint: a correction that the user can make, for messages.
 
     Raises:
         InputError: the directory contains another run, or other files.
@@ -139,13 +139,13 @@ def claim_directory(
             Setting("work"),
             "an empty folder or that of an earlier run",
             f"{work}, which contains {present[0]!r}",
-            hint=way_out,
+            hint=hint,
         )
     recorded = path.read_json() if path.is_file() else settings
     if recorded != settings:
         difference = manifests.describe_difference(recorded, settings)
         raise InputError(
-            Setting("work"), received=f"{work} holds {contents}: {difference}", hint=way_out
+            Setting("work"), received=f"{work} contains {contents}: {difference}", hint=hint
         )
     path.write_json(settings)
 

@@ -231,5 +231,5 @@ def _with_compute_dtype(config: Any) -> Any:
         return config
     import keras
 
-    chosen, _ = compute_dtype.detect(keras.distribution.list_devices())
-    return dataclasses.replace(config, compute_dtype=chosen)
+    policy, _ = compute_dtype.detect(keras.distribution.list_devices())
+    return dataclasses.replace(config, compute_dtype=policy)

@@ -252,6 +252,6 @@ def choose_compute_dtype(values: flags.FlagValues, devices: Sequence[str]) -> st
     """
     if values.compute_dtype != compute_dtype.AUTO:
         return values.compute_dtype
-    chosen, reason = compute_dtype.detect(devices)
-    print(f"--compute_dtype=auto: {chosen}, as {reason}", file=sys.stderr)
-    return chosen
+    policy, reason = compute_dtype.detect(devices)
+    print(f"--compute_dtype=auto: {policy}, as {reason}", file=sys.stderr)
+    return policy

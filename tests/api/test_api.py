@@ -87,8 +87,8 @@ def test_dataset_with_a_seed_is_endless_and_reproducible(cache_dir) -> None:
     count = cache.manifest.num_examples("eval")
     batches = cache.dataset("eval", batch_size=count + 1, seed=1).take(2)
     first, _ = [batch[records.INPUT_IDS].numpy() for batch in batches]
-    again = next(iter(cache.dataset("eval", batch_size=count + 1, seed=1)))
-    assert (first == again[records.INPUT_IDS].numpy()).all()
+    repeated = next(iter(cache.dataset("eval", batch_size=count + 1, seed=1)))
+    assert (first == repeated[records.INPUT_IDS].numpy()).all()
 
 
 def test_verify_names_the_damaged_file(cache_dir, tmp_path) -> None:

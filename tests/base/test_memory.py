@@ -21,9 +21,9 @@ def fill():
 
 def count():
     for _ in range(2):
-        begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        faults_before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         fill()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before)
 
 if sys.argv[3] == "thread":
     thread = threading.Thread(target=count)

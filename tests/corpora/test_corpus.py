@@ -172,7 +172,7 @@ def test_carriage_returns_as_only_line_ends_are_converted(tmp_path, end: str) ->
     assert _texts(path) == TEXTS
 
 
-def test_carriage_return_does_not_end_a_line_if_other_lines_end_with_newlines(tmp_path) -> None:
+def test_carriage_return_among_newlines_does_not_end_a_line(tmp_path) -> None:
     path = _write(tmp_path / "x.txt", "第一行\r\r第二行\n第三行\r\r\n第四行")
     assert len(_texts(path)) == 1
 

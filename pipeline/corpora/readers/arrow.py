@@ -84,8 +84,8 @@ def _select_split(description: Location, files: list[CorpusFile]) -> list[Corpus
     folder, splits = os.path.dirname(str(description)), description.read_json().get("splits")
     if not isinstance(splits, list) or _TRAIN not in splits:
         return files
-    others = {os.path.join(folder, str(split)) for split in splits if split != _TRAIN}
-    return [file for file in files if _folder(file) not in others]
+    other_folders = {os.path.join(folder, str(split)) for split in splits if split != _TRAIN}
+    return [file for file in files if _folder(file) not in other_folders]
 
 
 def _select_data_files(description: Location, files: list[CorpusFile]) -> list[CorpusFile]:

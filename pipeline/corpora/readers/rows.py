@@ -166,6 +166,6 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        # An escape such as \\ud800 is valid JSON, but not a character.
+        # The escape \\ud800, for example, is valid JSON, but not a character.
         raise InputError(origin, "text", "an unpaired surrogate") from error
     return text
