@@ -690,5 +690,5 @@ def test_one_repair_at_a_time(folder, teacher_dir, examples_dir, capsys) -> None
     _flip(folder / EVAL, 5)
     with folder.lock():
         status, _, (error,) = _repair(folder, capsys, teacher_dir, examples_dir)
-    assert status == 1 and "--input_dir: another process is at work in" in error
+    assert status == 1 and "--input_dir: another process is writing to" in error
     assert not os.path.exists(folder / f"{EVAL}.broken")
