@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import ctypes
 import dataclasses
-import importlib
 import multiprocessing
 import shlex
 import signal
