@@ -228,7 +228,7 @@ def test_the_program_prints_each_teachers_share(
     flags = [inputs, "--weights=1,1,2", "--truncation_factor=4", f"--output_dir={tmp_path}/merged"]
     assert tool.main(["merge_caches", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("kept       top 4 of ")
+    assert lines[2].startswith("stored     top 4 of ")
     assert lines[3].endswith("topk_ids 8, topk_logits 8, log_tail_masses 4, label_log_probs 2")
     assert lines[4:] == [
         f"teacher    SHA-256 {first}, weight 0.25",
