@@ -361,7 +361,7 @@ def test_an_unfinished_directory_is_told_from_none(tmp_path: pathlib.Path) -> No
     with pytest.raises(InputError) as unfinished:
         manifest.load(tmp_path)
     assert none.value.subject == unfinished.value.subject == str(tmp_path)
-    assert "no cache" in none.value.received and "unfinished" in unfinished.value.received
+    assert "without it" in none.value.received and "unfinished" in unfinished.value.received
 
 
 def test_a_glob_narrows_a_cache(complete: pathlib.Path) -> None:

@@ -213,7 +213,7 @@ class CompactCodec(TopKCodec):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks several records; see `TopKCodec.decode_records`."""
         stored = [self._read(*pair) for pair in zip(examples, num_positions, strict=True)]
-        return self._unpack(*(np.concatenate(arrays) for arrays in zip(*stored, strict=True)))
+        return self._unpack(*(np.concatenate(values) for values in zip(*stored, strict=True)))
 
     def errors(self, logits: np.ndarray) -> np.ndarray:
         """See `TopKCodec.errors`: half the longest step, and the rounding of the range."""
