@@ -49,7 +49,7 @@ def test_all_is_well(bits, examples_dir, teacher_dir, tmp_path, capsys) -> None:
     )
     status, lines = _verify(cache, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
     assert status == 0, lines
-    checked = "masks, head states, labels and hidden states as they must be"
+    checked = "masks, head states, labels and hidden states are valid"
     assert any(line.endswith(checked) for line in lines)
     assert any(line.startswith("sample ") and "KL " in line for line in lines)
 
