@@ -24,7 +24,7 @@ def find_programs() -> dict[str, pathlib.Path]:
     return commands | {name: tools[name] for name in programs}
 
 
-def _summary(path: pathlib.Path) -> str:
+def summary(path: pathlib.Path) -> str:
     """Returns the first line of a module's docstring, without importing the module."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
@@ -37,7 +37,7 @@ def _overview() -> str:
     for name, path in programs.items():
         if name not in COMMANDS and COMMANDS[-1] in lines[-1]:
             lines.append("")
-        lines.append(f"  {name:{width}}  {_summary(path)}")
+        lines.append(f"  {name:{width}}  {summary(path)}")
     return "\n".join(lines)
 
 

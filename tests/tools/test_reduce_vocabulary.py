@@ -303,7 +303,7 @@ def test_errors_about_invalid_settings_name_the_flag(
     for changes, flag, part in (
         ({}, "vocab_size", "none"),
         ({"vocab_size": 5}, "vocab_size", f"6 to {len(vocab)}"),
-        ({"coverage": "0"}, "coverage", "received 0"),
+        ({"coverage": "0"}, "coverage", "got 0"),
         ({"coverage": "1.5"}, "coverage", "1.5"),
         ({"coverage": "0.5,0.6"}, "coverage", "0.5,0.6"),
         ({"coverage": "most"}, "coverage", "most"),

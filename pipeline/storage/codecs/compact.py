@@ -136,7 +136,7 @@ def _decompress(content: bytes, max_bytes: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class CompactCodec(TopKCodec):
-    """Codec of about 1.5 bytes for an id with its logit.
+    """Ids as gaps of frequency ranks, logits as steps, compressed: about 1.5 bytes for both.
 
     Tokens are ranked by their count in the text, ties by the smaller id. A position's ids are
     stored in the order of their ranks. Each is stored as the gap to the previous rank, minus 1,
