@@ -40,6 +40,14 @@ def test_bucket_lengths_of_known_maxima(
     assert length_buckets.bucket_lengths(max_seq_length, count) == expected
 
 
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [(["cpu:0"], 8), (["gpu:0", "gpu:1"], 8), (["tpu:0", "tpu:1"], 4), ([], 8)],
+)
+def test_tpus_get_fewer_padded_lengths(devices: list[str], expected: int) -> None:
+    assert length_buckets.choose_num_lengths(devices) == expected
+
+
 def test_bucket_widths_of_known_maxima() -> None:
     assert length_buckets.bucket_widths(20) == (5, 10, 15, 20)
     assert length_buckets.bucket_widths(77) == (20, 40, 60, 77)
