@@ -19,8 +19,8 @@ _MAX_GROUP = 512
 # Number of random groups from which the padded length of chunks is estimated.
 _NUM_DRAWS = 64
 _NUM_LENGTHS = 8
-# A program takes minutes to compile there, and its tiles have 128 columns: of inputs of 512 tokens
-# more lengths would save little.
+# On a TPU, a program takes minutes to compile and its tiles have 128 columns. More lengths would
+# save little for inputs of 512 tokens.
 _NUM_LENGTHS_ON_TPU = 4
 
 
@@ -47,10 +47,10 @@ def _bucket_sizes(largest: int, count: int, multiple: int) -> tuple[int, ...]:
 
 
 def choose_num_lengths(devices: Sequence[str]) -> int:
-    """Returns the number of lengths where a setting leaves it open.
+    """Returns the default number of padded lengths.
 
     Args:
-        devices: Keras's names, such as `tpu:0`.
+        devices: names of the devices in Keras, for example `tpu:0`.
     """
     on_tpu = any(device.startswith("tpu") for device in devices)
     return _NUM_LENGTHS_ON_TPU if on_tpu else _NUM_LENGTHS
