@@ -1,4 +1,4 @@
-"""Compares teacher caches by the students that are trained from them.
+"""Trains the same student from each of several caches, and compares the students.
 
 offline_distill compare_caches --caches=CACHE,SMALLER --work=DIR --seeds=1,2 \\
   --distill_flags="--init_from=TEACHER --student_layers=2 --num_train_steps=400"

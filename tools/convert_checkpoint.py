@@ -1,4 +1,4 @@
-"""Converts a masked-LM model between the layouts of Hugging Face and Google.
+"""Converts a masked LM between the layouts of Hugging Face and Google.
 
 offline_distill convert_checkpoint --input=MODEL --output_dir=NEW --layout=hf
 

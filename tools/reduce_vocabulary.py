@@ -1,4 +1,4 @@
-"""Makes a student from a teacher, with only the tokens that a corpus needs.
+"""Makes a student with only the tokens that a corpus needs.
 
 offline_distill reduce_vocabulary --input_dir=CACHE --teacher=TEACHER --coverage=0.999
     --student_layers=2 --output_dir=START

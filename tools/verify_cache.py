@@ -1,4 +1,4 @@
-"""Checks every byte of a shard directory, and repairs a teacher cache.
+"""Checks a directory to the last byte, and repairs a teacher cache.
 
 It checks the vocabulary and the special tokens of the tokenizer's files, which the manifest
 records. Other settings of these files, for example lower-casing, may have been changed.

@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_an_empty_directory(teacher_dir, tmp_path, capsys, mo
     with monkeypatch.context() as patch:
         patch.setattr(tf.raw_ops, "SaveV2", full)
         line = _fails(capsys, *flags)
-    hint = "what is complete is kept, the same command continues"
+    hint = "complete files are kept; re-run the command to resume"
     assert line.endswith(f"bert_model.ckpt: No space left on device; {hint}")
     assert _names(tmp_path / "out") == []
     _convert(*flags)

@@ -707,5 +707,5 @@ def test_concurrent_repair_of_a_cache_is_refused(folder, teacher_dir, examples_d
     _flip(folder / EVAL, 5)
     with folder.lock():
         status, _, (error,) = _repair(folder, capsys, teacher_dir, examples_dir)
-    assert status == 1 and "--input_dir: another process is at work in" in error
+    assert status == 1 and "--input_dir: another process is writing to" in error
     assert not os.path.exists(folder / f"{EVAL}.broken")
