@@ -206,8 +206,9 @@ def test_the_plan_warns_of_light_lists(examples_dir, teacher_dir, tmp_path, caps
     lines = [line for line in capsys.readouterr().out.splitlines() if line[:8] == "warning:"]
     assert "temperature 100 the top 4 hold" in lines[-1]
     assert all("--logit_encoding=states" in line for line in lines)
-    names = [one.encoding for one in read_plan(path)]
-    assert names == ["compact"] * 2 + [f"states, {bits} bits" for bits in STATE_PACKINGS]
+    planned = [(entry.encoding, entry.temperature) for entry in read_plan(path)]
+    names = ["compact"] * 2 + [f"states, {bits} bits" for bits in STATE_PACKINGS]
+    assert planned == [(name, temperature) for name in names for temperature in ("1", "100")]
     with pytest.raises(InputError) as caught:
         plan_cache.PlanConfig(examples_dir, str(teacher_dir), temperatures=(2.0, 8.0))
     assert caught.value.subject == "temperatures"
