@@ -133,15 +133,15 @@ def _read_card(folder: pathlib.Path) -> object:
 
 
 def _read_study(folder: pathlib.Path) -> object:
-    from tools.dev import study
+    from tools.teacher_study import readings
 
-    return study.last_evaluation(folder / "run")
+    return readings.last_evaluation(folder / "run")
 
 
 def _read_study_summary(folder: pathlib.Path) -> object:
-    from tools.dev import study
+    from tools.finetuning import short_runs
 
-    return study.read_score(folder / "finetune.json")
+    return short_runs.read_score(folder / "finetune.json")
 
 
 def _write_finetuned(folder: pathlib.Path) -> None:
