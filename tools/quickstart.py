@@ -25,6 +25,7 @@ from pipeline.tokenizers import loading
 from tools import local_teacher, quickstart_forecast, quickstart_report, quickstart_text
 from tools.commands import Step, claim_directory, make_steps, run_command, show_step
 from tools.local_teacher import LocalTraining
+from tools.report.page import expect_packages
 
 SHIPPED_TEACHER = LocalLocation(__file__).parent / "quickstart_teacher"
 # The cache holds one shard in so many.
@@ -208,6 +209,7 @@ class Quickstart:
 
 def _quickstart(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, QuickstartConfig)
+    expect_packages()
     # What the user may have got wrong first: a corrected command may then use the folder.
     if config.teacher is not None:
         model_directory.find_model(config.teacher)
@@ -218,12 +220,13 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     run.claim()
     steps = run.steps()
     make_steps(steps, run.begun, num_more=1)
-    show_step(len(steps) + 1, len(steps) + 1, "table and picture", run.begun)
+    show_step(len(steps) + 1, len(steps) + 1, "table and page", run.begun)
     running.import_quietly("tensorflow")
-    report = quickstart_report.measure(run.work, run.teacher)
+    students = quickstart_report.read_students(run.work)
+    report = quickstart_report.measure(run.work, run.teacher, students)
     print(f"\n{quickstart_report.table(report)}\n")
-    picture = quickstart_report.draw(report, run.work)
-    print(f"picture: {picture}")
+    page = quickstart_report.write(report, students, run.work)
+    print(f"page: {page}")
     print(f"{(time.monotonic() - run.begun) / 60:.1f} minutes; everything is in {run.work}")
 
 

@@ -1,7 +1,7 @@
-"""Random streams keyed by what they are for, never by the order of use.
+"""Keyed random generators: random numbers that do not depend on the order of their use.
 
-Every stream is a function of (seed, purpose, key …), so that the same document
-gets the same masks whichever process handles it, and whenever.
+Each generator is a function of (seed, purpose, key …). A document therefore gets the same masks
+in every process and at any time.
 """
 
 import hashlib
@@ -12,54 +12,55 @@ import numpy as np
 KeyPart = bytes | str | int
 
 
-def _encode(part: KeyPart) -> bytes:
-    if isinstance(part, bytes):
-        return b"b" + part
-    if isinstance(part, str):
-        return b"s" + part.encode("utf-8")
-    return b"i%d" % part
+def _encode(key_part: KeyPart) -> bytes:
+    if isinstance(key_part, bytes):
+        return b"b" + key_part
+    if isinstance(key_part, str):
+        return b"s" + key_part.encode("utf-8")
+    return b"i%d" % key_part
 
 
-def digest(*parts: KeyPart) -> bytes:
-    """Returns 16 bytes that depend on every part and on where each one ends.
+def digest(*key: KeyPart) -> bytes:
+    """Returns 16 bytes that depend on every key part and on its length.
 
     Example:
         `digest("ab", "c") != digest("a", "bc")`
     """
-    return hashlib.blake2b(_message(parts), digest_size=16).digest()
+    return hashlib.blake2b(_message(key), digest_size=16).digest()
 
 
-def digester(*parts: KeyPart) -> Callable[..., bytes]:
-    """Returns a function whose `digest` is of these parts and of its arguments.
+def digester(*beginning: KeyPart) -> Callable[..., bytes]:
+    """Returns a function whose `digest` is of these key parts and of its arguments.
 
     For many digests that begin alike, in half the time.
     """
-    beginning = hashlib.blake2b(_message(parts), digest_size=16)
+    begun = hashlib.blake2b(_message(beginning), digest_size=16)
 
-    def finish(*more: KeyPart) -> bytes:
-        whole = beginning.copy()
-        whole.update(_message(more))
+    def finish(*key: KeyPart) -> bytes:
+        whole = begun.copy()
+        whole.update(_message(key))
         return whole.digest()
 
     return finish
 
 
-def _message(parts: Iterable[KeyPart]) -> bytes:
-    encoded = map(_encode, parts)
-    return b"".join([len(part).to_bytes(8, "little") + part for part in encoded])
+def _message(key: Iterable[KeyPart]) -> bytes:
+    encoded = map(_encode, key)
+    return b"".join([len(content).to_bytes(8, "little") + content for content in encoded])
 
 
 def stream(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
-    """Returns the random stream of (seed, purpose, key).
+    """Returns the random generator of (seed, purpose, key).
 
     Args:
         seed: the user's seed.
-        purpose: what the numbers decide, for example `"mask"`: two purposes never share numbers.
-        *key: what they decide it for, for example the document and the copy.
+        purpose: the decision that the numbers make, for example `"mask"`. Two purposes never
+            share numbers.
+        *key: the object of the decision, for example a document and the number of its copy.
 
     Returns:
-        a generator over Philox, a counter-based generator whose 128-bit key is
-        the digest of the arguments (Salmon et al., 2011).
+        a generator over Philox, a counter-based generator (Salmon et al., 2011). Its 128-bit
+        key is the digest of the arguments.
     """
     key_bits = int.from_bytes(digest(seed, purpose, *key), "little")
     return np.random.Generator(np.random.Philox(key=key_bits))
@@ -68,30 +69,36 @@ def stream(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
 def streams(
     seed: int, purpose: str, keys: Iterable[tuple[KeyPart, ...]]
 ) -> Iterator[np.random.Generator]:
-    """Yields the random stream of (seed, purpose, key) for each of many keys.
+    """Yields the random generator of (seed, purpose, key) for each of many keys.
 
-    They are those of a `Restarted`. Arguments are those of `stream`.
+    They are those of a `RestartedGenerator`: use one only until the next one is requested.
+
+    Args:
+        seed: see `stream`.
+        purpose: see `stream`.
+        keys: the keys, as tuples of key parts.
     """
-    restarted, name = Restarted(), digester(seed, purpose)
+    restarted, finish = RestartedGenerator(), digester(seed, purpose)
     for key in keys:
-        yield restarted.stream(name(*key))
+        yield restarted.stream(finish(*key))
 
 
-class Restarted:
-    """One generator that begins anew: a stream ends where the next one is asked for.
+class RestartedGenerator:
+    """A random generator with a new state for each key.
 
-    That takes a third of the time of as many calls of `stream`.
+    It returns the same object each time. Use it only until the next one is requested. This
+    takes a third of the time of separate calls of `stream`.
     """
 
     def __init__(self) -> None:
-        self._bits = np.random.Philox(key=0)
-        self._random, self._state = np.random.Generator(self._bits), self._bits.state
+        self._bit_generator = np.random.Philox(key=0)
+        self._rng, self._state = np.random.Generator(self._bit_generator), self._bit_generator.state
 
     def stream(self, key_digest: bytes) -> np.random.Generator:
-        """Returns the stream that `stream` has for what the digest is of."""
+        """Returns the generator that `stream` returns for the arguments of this `digest`."""
         self._state["state"]["key"] = np.frombuffer(key_digest, "<u8")
-        self._bits.state = self._state
-        return self._random
+        self._bit_generator.state = self._state
+        return self._rng
 
 
 def hash64(seed: int, purpose: str, *key: KeyPart) -> int:

@@ -94,7 +94,7 @@ class DocumentMasker:
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
-        self._window_random = seeding.Restarted()
+        self._window_random = seeding.RestartedGenerator()
         self.masked_texts = MaskedTexts()
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:

