@@ -107,9 +107,10 @@ class Quickstart:
 
     def claim(self) -> None:
         """Makes the folder, or recognises it as that of the same run."""
-        corpus = self._config.corpus
+        teacher, corpus = self._config.teacher, self._config.corpus
+        default = "trained" if self._config.trains_teacher else "shipped"
         settings = {
-            "teacher": "trained" if self._config.trains_teacher else str(self.teacher.resolve()),
+            "teacher": default if teacher is None else str(teacher.resolve()),
             "corpus": str(corpus and corpus.resolve()),
         }
         contents = "a run with another teacher or corpus"

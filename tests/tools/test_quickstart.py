@@ -84,7 +84,7 @@ def test_a_teacher_is_trained_where_asked_for_or_for_your_own_text(tmp_path) -> 
     assert not trains(corpus=tmp_path, teacher=tmp_path)
     with pytest.raises(InputError) as error:
         _run(tmp_path / "work", teacher=tmp_path, train_teacher=True)
-    assert error.value.setting == "train_teacher"
+    assert error.value.subject == "train_teacher"
 
 
 def test_the_shipped_teacher_is_a_small_model_with_its_tokenizer_and_page() -> None:
