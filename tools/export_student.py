@@ -18,9 +18,10 @@ and export.json with the figures. All but hf and saved_model need
 pip install '.[export]'.
 
 Of a fine-tuned model (a run's folder model, as tools.finetune writes it) the logits are those
-of the classes, [B, C], or of an answer's start and end, [B, 2, L]. It is compared on the lines
-as they are. For pairs and questions they are taken two by two: the first with the second, the
-third with the fourth. That a classification is of pairs is read from the run's request.json.
+of the classes, [B, C], of an answer's start and end, [B, 2, L], or of each token's tags,
+[B, L, C]. It is compared on the lines as they are. For pairs and questions they are taken two
+by two: the first with the second, the third with the fourth. That a classification is of
+pairs is read from the run's request.json.
 """
 
 import dataclasses

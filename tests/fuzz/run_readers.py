@@ -58,8 +58,7 @@ _REPORTS: dict[str, Any] = {
                 "logit_encoding": "compact",
                 "truncation_factor": k,
                 "position_bytes": 3.0 * k,
-                "mass_kept": 0.9,
-                "kl_dense": {"mean": 0.1 / k},
+                "temperatures": {"1": {"mass_kept": 0.9, "kl": {"mean": 0.1 / k}}},
             }
             for k in (8, 16)
         ]

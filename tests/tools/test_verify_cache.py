@@ -258,6 +258,21 @@ _CLASSES = {"head": "classification", "labels": ["0", "1"]}
             {"head": "regression", "labels": []},
             "record 0: teacher_logits: expected 1 numbers",
         ),
+        (
+            [[0.5] * 4, [0.5] * 3],
+            {"head": "span", "labels": []},
+            "record 1: teacher_logits: expected 2 numbers for each token",
+        ),
+        (
+            [[0.5] * 6, [0.5] * 4],
+            {"head": "token_classification", "labels": ["O", "B-X", "I-X"]},
+            "record 1: teacher_logits: expected 3 numbers for each token",
+        ),
+        (
+            [[0.5] * 6, []],
+            {"head": "token_classification", "labels": ["O", "B-X", "I-X"]},
+            "record 1: teacher_logits: expected 3 numbers for each token",
+        ),
     ],
 )
 def test_task_logits(tmp_path, capsys, rows, flags, problem: str) -> None:

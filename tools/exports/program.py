@@ -69,7 +69,7 @@ def model_program(model: "MaskedLM | TaskModel") -> Program:
 
     Its `logits` are float32, of a masked LM [B, L, V]; of a task [B, C], of each class or of
     the one number; for questions [B, 2, L], of the answer's start and then of its end at each
-    token.
+    token; for the tags of tokens [B, L, C].
     """
     return _program(model, LOGITS, functools.partial(model, training=False))
 

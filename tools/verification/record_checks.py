@@ -18,13 +18,12 @@ from pipeline.storage.codecs.base import MAX_RECORD_IDS, TargetCodec, TopKCodec
 from pipeline.storage.codecs.states import StatesCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.records import TeacherTargets
+from tools.finetuning.kinds import KINDS
 from tools.verification.state_checks import state_problems
 from tools.verification.topk_checks import Problems, TopKRows, topk_problems
 
 # Ids decoded at once: few enough to stay near a processor's cache.
 _IDS_AT_ONCE = 2**19
-# What a task's logits are of where there is one for each input; see `data_specs.tasks.KINDS`.
-_REGRESSION = "regression"
 
 Features = Mapping[str, bytes]
 
@@ -160,15 +159,18 @@ class RecordChecker:
     def _logit_problems(self, logits: Column) -> Problems:
         """Yields which records of a task's logits hold what cannot be."""
         name, flags = records.TEACHER_LOGITS, self.manifest.flags
-        labels = flags.get("labels")
-        # A span has two numbers for each token of an input that the record does not tell.
-        expected = 1 if flags.get("head") == _REGRESSION else 0
-        if isinstance(labels, list) and labels:
-            expected = len(labels)
-        if expected:
-            yield f"{name}: expected {expected} numbers", logits.counts != expected
-        else:
+        # Flags may hold anything.
+        kind, labels = KINDS.get(str(flags.get("head"))), flags.get("labels")
+        labels = labels if isinstance(labels, list) else []
+        expected = 0 if kind is None else kind.num_outputs(labels)
+        if not expected:
             yield f"{name}: expected one number at least", logits.counts == 0
+        elif kind.is_over_tokens:
+            # The record does not tell of how many.
+            is_wrong = (logits.counts == 0) | (logits.counts % expected != 0)
+            yield f"{name}: expected {expected} numbers for each token", is_wrong
+        else:
+            yield f"{name}: expected {expected} numbers", logits.counts != expected
         yield f"{name}: expected finite numbers", logits.any(~np.isfinite(logits.values))
 
     def _input_problems(self, examples: Sequence[Features]) -> Problems:
