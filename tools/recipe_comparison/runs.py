@@ -59,17 +59,17 @@ class Cell:
 
 
 def link_first_shards(source: Location, target: Location, count: int) -> None:
-    """Makes a directory of the first training shards of another, without copying them."""
+    """Makes a directory of the first training shards of another alone, without copying them."""
     manifest = manifests.load(source)
-    shards = manifest.splits[TRAIN]
-    left_out = {shard.file for shard in shards[count:]} | {manifests.MANIFEST_FILE}
+    shards = manifest.splits[TRAIN][:count]
+    every = {shard.file for split in manifest.splits.values() for shard in split}
+    left_out = every - {shard.file for shard in shards} | {manifests.MANIFEST_FILE}
     target.make_directory()
     for path in source.iterdir():
         if path.name not in left_out and not path.name.startswith("."):
             (target / path.name).unlink(missing_ok=True)
             os.link(path, target / path.name)
-    splits = {**manifest.splits, TRAIN: shards[:count]}
-    manifests.publish(target, dataclasses.replace(manifest, splits=splits))
+    manifests.publish(target, dataclasses.replace(manifest, splits={TRAIN: shards}))
 
 
 class StudentRuns(abc.ABC):

@@ -81,8 +81,8 @@ class Probe(StudentRuns):
     def costs(self, cells: Sequence[Cell]) -> Costs:
         """Returns what a study of some students costs, once all steps are made."""
         (probed,) = self.cells
-        once = self._clock.seconds(self.student(probed) / "config.json")
-        evaluation = self._clock.seconds(self.scores_file(probed))
+        once = self._seconds(self.student(probed) / "config.json")
+        evaluation = self._seconds(self.scores_file(probed))
         seconds = {mix.key: self.step_time_file(mix).read_json()["seconds"] for mix in self.mixes}
         per_step = sum(
             seconds[cell.mix.key] / (1 if cell.base is None else 2) for cell in cells
@@ -94,9 +94,13 @@ class Probe(StudentRuns):
         tasks = {task: self._task_cost(task, len(cells)) for task in self.config.tasks}
         return Costs(fixed, per_step, tasks)
 
+    def _seconds(self, result: Location) -> float:
+        """Returns the seconds of a step; where it ended after the tool was killed, of another."""
+        return self._clock.seconds(result) or self._clock.seconds(self._baseline_file)
+
     def _seconds_per_target(self, cache: Location, once: float) -> float:
         """Returns the teacher's seconds for an example, without those of a process's begin."""
-        seconds = self._clock.seconds(cache / manifests.MANIFEST_FILE)
+        seconds = self._seconds(cache / manifests.MANIFEST_FILE)
         return max(seconds - once, seconds / 4) / manifests.load(cache).num_examples(TRAIN)
 
     def _task_cost(self, task: str, num_students: int) -> TaskCost:
@@ -107,7 +111,7 @@ class Probe(StudentRuns):
             directory = self.task_directory(key, task)
             counts = read_task_counts(directory)
             own = counts.num_train_inputs / examples_per_second(directory)
-            fixed += count * max(0.0, self._clock.seconds(directory / "summary.json") - own)
+            fixed += count * max(0.0, self._seconds(directory / "summary.json") - own)
             per_example += count * own / counts.num_train_examples
         settings = short_runs.task_settings(task)
         folder = self.config.tasks[task]
