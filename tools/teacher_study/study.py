@@ -289,7 +289,14 @@ class Study(StudentRuns):
 
     def _size_students(self) -> None:
         self._probe.close()
-        steps = sizes.choose_steps(self._seconds_left, self._probe.costs(self.cells))
+        costs, budget = self._probe.costs(self.cells), self.config.budget
+        steps = self.config.num_train_steps or sizes.choose_steps(self._seconds_left, costs)
+        least = self.clock.total + costs.least_seconds(steps) + _INFERENCE_SECONDS
+        if least > budget:
+            print(
+                f"the budget of {budget / 60:.1f} min is too short for these recipes, seeds and "
+                f"tasks: with the fewest steps and examples the study takes {least / 60:.0f} min"
+            )
         self._write_sizes(self._steps_file, {"num_train_steps": steps})
 
     def _size_tasks(self) -> None:
