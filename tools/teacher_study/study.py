@@ -22,8 +22,11 @@ from tools.teacher_study.sizes import Costs, TaskCost
 
 TEACHER = "teacher"
 _HEAD_LEARNING_RATE = 2e-3
+_EVAL_FRACTION = 0.02
 # Training examples of a task in the probe, a few batches.
 _PROBE_EXAMPLES = 256
+# Steps of each measurement for a budget: a precise ratio is worth less than the time.
+_PROBE_STEPS = 5
 # Seconds of the last table, latency and throughput.
 _INFERENCE_SECONDS = 60.0
 _INFERENCE_REPEATS = 10
@@ -58,6 +61,11 @@ class Probe(StudentRuns):
         """A few batches, each of which is logged."""
         del task
         return {"max_train_examples": _PROBE_EXAMPLES, "num_train_epochs": 1.0, "log_steps": 1}
+
+    @property
+    def timed_steps(self) -> int:
+        """A few."""
+        return _PROBE_STEPS
 
     def judge(self, text: str) -> Location:
         """Returns that of the study."""
@@ -169,6 +177,16 @@ class Study(StudentRuns):
     def num_train_steps(self, cell: Cell) -> int:
         """Returns the common number of steps, or half of it for a base model that is continued."""
         return self.common_steps // (1 if cell.base is None else 2)
+
+    @property
+    def eval_fraction(self) -> float:
+        """Share of the documents that students are evaluated on, and that the teacher reads."""
+        return _EVAL_FRACTION
+
+    @property
+    def timed_steps(self) -> int:
+        """See `StudentRuns`; a few for a budget."""
+        return super().timed_steps if self.config.budget is None else _PROBE_STEPS
 
     @property
     def common_steps(self) -> int:
