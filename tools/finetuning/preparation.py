@@ -202,15 +202,22 @@ def prepare(config: FinetuneConfig) -> Preparation:
 
 
 def _name_labels(config: FinetuneConfig, spec: TaskSpec, own: Head | None) -> TaskSpec:
-    """Returns the task with labels where it declares none.
+    """Returns the task with the labels of its head, where names alone tell what they mean.
 
-    They are those of the training file, and of the model where nothing is trained.
+    They are those of the declaration, else of the training file. Where nothing is trained they
+    are the model's, in its order, unless the declaration has others.
     """
     kind = KINDS[spec.kind]
-    if spec.labels or not kind.finds_labels:
+    if not kind.finds_labels:
         return spec
-    if own is not None and own.kind == spec.kind and not config.do_train:
-        return msgspec.structs.replace(spec, labels=own.labels)
+    is_own = not config.do_train and own is not None and own.kind == spec.kind
+    if is_own and (not spec.labels or set(spec.labels) == set(own.labels)):
+        try:
+            return msgspec.structs.replace(spec, labels=own.labels)
+        except ValueError as error:
+            raise InputError(Setting("model"), received=error) from error
+    if spec.labels:
+        return spec
     data = read_split(spec, config.data_dir, TRAIN_SPLIT, skip_bad_rows=config.skip_bad_rows)
     return msgspec.structs.replace(spec, labels=kind.find_labels(spec, data.examples))
 
