@@ -36,16 +36,16 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         url: its source.
         licence: its licence.
         files: globs of the names of its files, endings of compressions left out; all by default.
-        reader: a name in `pipeline.corpora.readers.READERS`, for files whose content does not tell.
+        reader: one of `pipeline.corpora.readers.READERS`, for files whose content does not tell.
         text_fields: the fields of a row that are its text.
         documents: one of `DOCUMENTS`, for text: blank lines separate them;
             every `lines_per_document` lines are one; a line that matches
             `document_start` begins one; each file is one.
         lines_per_document: lines of a document.
         document_start: a regular expression.
-        cleaning: names in `pipeline.corpora.cleaning.STEPS`, in this order.
+        cleaning: steps of `pipeline.corpora.cleaning.STEPS`, in this order.
         language: a code such as `zh`.
-        segmenter: a name in `pipeline.tokenizers.segmenters.SEGMENTERS`.
+        segmenter: one of `pipeline.tokenizers.segmenters.SEGMENTERS`.
     """
 
     name: str = ""

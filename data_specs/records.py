@@ -84,7 +84,12 @@ MASKED_EXAMPLE_FEATURES: tuple[Feature, ...] = (
 # The top-k, by how it is encoded. Bytes Z are compressed: zlib (RFC 1950).
 TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
     "float16": (
-        Feature(TOPK_IDS, ID_DTYPE, ("P", "K"), "The teacher's most probable tokens, descending."),
+        Feature(
+            TOPK_IDS,
+            ID_DTYPE,
+            ("P", "K"),
+            "The teacher's most probable tokens, in descending order.",
+        ),
         Feature(TOPK_LOGITS, "<f2", ("P", "K"), "Their logits, each minus the position's largest."),
     ),
     "compact": (
@@ -94,7 +99,7 @@ TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
     ),
 }
 # Where fewer than K ids are kept at some positions; the arrays then have as many.
-TOPK_COUNTS_FEATURE = Feature(TOPK_COUNTS, "<u2", ("P",), "How many ids are kept.")
+TOPK_COUNTS_FEATURE = Feature(TOPK_COUNTS, "<u2", ("P",), "Number of ids at each position.")
 
 # What every teacher cache holds.
 LABEL_FEATURE = Feature(
@@ -102,7 +107,12 @@ LABEL_FEATURE = Feature(
 )
 # And beside the top-k.
 MASS_FEATURES: tuple[Feature, ...] = (
-    Feature(LOG_TAIL_MASSES, "<f4", ("P", "T"), "Log mass outside the top-k, a temperature."),
+    Feature(
+        LOG_TAIL_MASSES,
+        "<f4",
+        ("P", "T"),
+        "Log of the mass outside the top-k, for each temperature.",
+    ),
     LABEL_FEATURE,
 )
 # In place of the top-k and its tails: what is multiplied with the teacher's output table, by the
@@ -110,8 +120,14 @@ MASS_FEATURES: tuple[Feature, ...] = (
 _HEAD_SCALES = Feature(HEAD_SCALES, "<f2", ("P", "N"), "The largest number of each block.")
 HEAD_STATE_FEATURES: dict[int, tuple[Feature, ...]] = {
     16: (Feature(HEAD_STATES, "<f2", ("P", "E"), "The rotated input of the output table."),),
-    8: (Feature(HEAD_STATES, "|i1", ("P", "E"), "The same, in steps of its block."), _HEAD_SCALES),
-    4: (Feature(HEAD_STATES, "|u1", ("P", "Y"), "The same, two steps a byte."), _HEAD_SCALES),
+    8: (
+        Feature(HEAD_STATES, "|i1", ("P", "E"), "The rotated input, in steps of its block."),
+        _HEAD_SCALES,
+    ),
+    4: (
+        Feature(HEAD_STATES, "|u1", ("P", "Y"), "The rotated input, two steps in a byte."),
+        _HEAD_SCALES,
+    ),
 }
 # Of a cache in float16.
 TEACHER_CACHE_FEATURES = MASKED_EXAMPLE_FEATURES + TOPK_FEATURES["float16"] + MASS_FEATURES
@@ -122,8 +138,13 @@ HIDDEN_FEATURES: dict[str, tuple[Feature, ...]] = {
         Feature(HIDDEN_STATES, "<f2", ("P", "G", "D"), "Mean hidden state of each layer group."),
     ),
     "int8": (
-        Feature(HIDDEN_STATES, "|i1", ("P", "G", "D"), "The same, in steps of its scale."),
-        Feature(HIDDEN_SCALES, "<f4", ("P", "G"), "What a step of each hidden state is worth."),
+        Feature(
+            HIDDEN_STATES,
+            "|i1",
+            ("P", "G", "D"),
+            "Mean hidden state of each layer group, in steps.",
+        ),
+        Feature(HIDDEN_SCALES, "<f4", ("P", "G"), "Size of a step of each hidden state."),
     ),
 }
 
@@ -139,7 +160,7 @@ UNMASKED_WINDOW_FEATURES: tuple[Feature, ...] = (
 
 TASK_LOGITS_FEATURES: tuple[Feature, ...] = (
     Feature(EXAMPLE_ID, "|u1", ("16",), "Digest of the input's tokens and segments."),
-    Feature(TEACHER_LOGITS, "<f4", ("C",), "What a fine-tuned teacher says of the input."),
+    Feature(TEACHER_LOGITS, "<f4", ("C",), "The fine-tuned teacher's logits of the input."),
 )
 
 MASKED_EXAMPLES = "masked_examples"

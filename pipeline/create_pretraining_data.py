@@ -29,7 +29,7 @@ def _create(values: absl_flags.FlagValues) -> None:
     sources = flags.read_config(values, CorpusSettings).sources()
     ray = running.choose_runner(values)
     if ray is not None and values["max_workers"].present:
-        expected = "none with `runner`=ray, which runs a job for each `cpus_per_job` processors"
+        expected = "unset with `runner`=ray, which runs a job for each `cpus_per_job` processors"
         raise InputError(Setting("max_workers"), expected, values.max_workers)
     config = flags.read_config(values, MaskedExamplesConfig, corpora=sources, ray=ray)
     if ray is None and config.max_workers > 1:

@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out opt-in tests unless -m asks for something."""
     if config.option.markexpr:
         return
-    opt_in = {"export", "peers", "ray", "remote", "shared", "slow", "tpu"}
+    opt_in = {"docs", "export", "peers", "ray", "remote", "shared", "slow", "tpu"}
     kept = [item for item in items if not opt_in & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept

@@ -2,9 +2,12 @@
 
 import collections
 import concurrent.futures
+import ctypes
 import dataclasses
+import importlib
 import multiprocessing
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +21,9 @@ from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 
 _SETTINGS_FILE = "settings.json"
+# Of Linux, found here, as a forked process should load nothing.
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+_PR_SET_PDEATHSIG = 1
 Result = TypeVar("Result")
 
 
@@ -81,6 +87,17 @@ def show_step(
     print(f"\n[{number}/{num_steps}] {title}   {minutes}", flush=True)
 
 
+def _end_with_parent() -> None:
+    """Asks Linux to stop this process, in order, when the one that began it is killed."""
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _begin(*modules: str) -> None:
+    _end_with_parent()
+    running.import_quietly(*modules)
+
+
 class SeparateProcess:
     """A process that calls functions, and with its end returns all memory, that of a GPU included.
 
@@ -98,7 +115,7 @@ class SeparateProcess:
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 1,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=running.import_quietly,
+                initializer=_begin,
                 initargs=self._imports,
             )
         return self._pool.submit(function, *arguments).result()
@@ -158,17 +175,28 @@ def run_command(command: str, *arguments: str, **settings: object) -> None:
     _run(f"pipeline.{command}", command, [*arguments, *_typed(settings)])
 
 
-def run_tool(tool: str, **settings: object) -> None:
+def run_tool(tool: str, *, process: SeparateProcess | None = None, **settings: object) -> None:
     """Runs another tool likewise.
 
     Args:
         tool: the name of its module.
+        process: runs it, in place of a process of its own, which would import all once more.
         **settings: its flags, by name.
 
     Raises:
         SystemExit: it failed, and has said why; with its status.
     """
-    _run(f"tools.{tool}", f"offline_distill {tool}", _typed(settings))
+    module, shown, typed = f"tools.{tool}", f"offline_distill {tool}", _typed(settings)
+    if process is None:
+        _run(module, shown, typed)
+        return
+    print(f"$ {shown} {shlex.join(typed)}", flush=True)
+    if status := process.call(_call_main, module, [tool, *typed]):
+        raise SystemExit(status)
+
+
+def _call_main(module: str, argv: Sequence[str]) -> int:
+    return importlib.import_module(module).main(argv)
 
 
 def _typed(settings: dict[str, object]) -> list[str]:
@@ -177,6 +205,9 @@ def _typed(settings: dict[str, object]) -> list[str]:
 
 def _run(module: str, shown: str, typed: list[str]) -> None:
     print(f"$ {shown} {shlex.join(typed)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", module, *typed], check=False).returncode
+    # A command that outlives a killed tool would hold the lock of its directory.
+    status = subprocess.run(
+        [sys.executable, "-m", module, *typed], check=False, preexec_fn=_end_with_parent
+    ).returncode
     if status:
         raise SystemExit(status)

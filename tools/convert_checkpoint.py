@@ -73,12 +73,12 @@ class ConvertConfig(Settings):
         if (self.input is None) == (self.bert_config_file is None):
             raise InputError(
                 Setting("input"),
-                "either it or `bert_config_file` with `init_checkpoint`",
+                "given, or `bert_config_file` with `init_checkpoint` in its place",
                 "neither" if self.input is None else "both",
             )
         if self.input is not None and self.init_checkpoint is not None:
             raise InputError(
-                Setting("init_checkpoint"), "`bert_config_file` together with it", "`input`"
+                Setting("init_checkpoint"), "used together with `bert_config_file`", "`input`"
             )
         if self.input is None and self.init_checkpoint is None:
             raise InputError(Setting("init_checkpoint"), "the model's checkpoint", "none")

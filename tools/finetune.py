@@ -55,7 +55,9 @@ def read_config(values: absl_flags.FlagValues) -> FinetuneConfig:
     """
     for name in ("distill_temperature", "distill_weight"):
         if values[name].present and not (values.finetune_teacher or values.teacher_cache):
-            raise InputError(Setting(name), "`finetune_teacher` or `teacher_cache` with it", "none")
+            raise InputError(
+                Setting(name), "used together with `finetune_teacher` or `teacher_cache`"
+            )
     return flags.read_config(values, FinetuneConfig)
 
 
@@ -69,7 +71,9 @@ def parse_tasks(text: str) -> dict[str, Location]:
     for part in text.split(","):
         name, _, folder = part.strip().partition("=")
         if not name or not folder or task_name(name) in map(task_name, tasks):
-            raise InputError(None, "task=folder,…, each task once", f"{part!r}")
+            raise InputError(
+                None, "a list such as task=folder,…, in which each task stands once", f"{part!r}"
+            )
         tasks[name] = Location.parse(folder, "tasks").expect_local()
     # They are read last of all, when hours have gone by.
     for name, folder in tasks.items():

@@ -1,6 +1,6 @@
-"""Tells, before a teacher cache is made, what each k and codec would keep and cost.
+"""Estimates the size, time and fidelity of teacher caches before the teacher runs.
 
-offline_distill plan_cache --input_dir=EXAMPLES --teacher=MODEL --picture=plan.png
+offline_distill plan_cache --input_dir=EXAMPLES --teacher=MODEL --html=plan.html
 
 The teacher runs over a sample of the masked examples. Nothing is cached.
 """
@@ -79,8 +79,8 @@ class PlanConfig(Settings):
         "there. By default the directory of `output`.",
     )
     output: Location | None = setting(None, "New JSON file for the table.")
-    picture: Location | None = setting(
-        None, "New PNG file: bytes a position against the divergence."
+    html: Location | None = setting(
+        None, "New HTML file: charts of the divergence against the bytes of a position."
     )
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class PlanConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class CacheCost:
-    """What a whole cache takes if the corpus is masked `dupe_factor` times."""
+    """Size and time of a whole cache if the corpus is masked `dupe_factor` times."""
 
     dupe_factor: int
     bytes: int
@@ -172,7 +172,7 @@ def cache_costs(
 
 
 def plan_cache(config: PlanConfig) -> Plan:
-    """Measures what caches would keep and cost."""
+    """Measures fidelity, size and time of caches."""
     # Keras is imported only now that there is something to compute.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
@@ -266,7 +266,7 @@ def table(plan: Plan) -> str:
     for cost in plan.costs[0]:
         titles += [f"x{cost.dupe_factor}", "hours"]
     rows = list(map(_cells, plan.sample.plans, plan.costs))
-    fastest = max(1.0 / one.seconds for one in plan.sample.plans)
+    fastest = max(1.0 / measured.seconds for measured in plan.sample.plans)
     return "\n".join(
         [
             *aligned_lines(titles, rows),
@@ -285,25 +285,40 @@ def table(plan: Plan) -> str:
     )
 
 
+def html_page(plan: Plan) -> str:
+    """Returns the page: the divergence at each temperature, in charts and in a table."""
+    from tools.report import caches, inputs, page
+
+    sample = plan.sample
+    lead = (
+        f"Measured at {sample.num_positions:,} masked positions of {sample.num_examples:,} of "
+        f"{plan.num_examples:,} examples. The teacher's forward pass is {plan.compute_dtype}."
+    )
+    labels = page.Note(f"Teacher: {sample.labels.figures()}; {sample.labels.baselines()}.")
+    contents = [*caches.plan_parts(inputs.planned_caches(plan.to_json())), labels]
+    section = page.Section("Divergence against size", contents)
+    return page.report_page("Plan of a teacher cache", lead, [section])
+
+
 def _plan(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, PlanConfig)
     config.capture_config()
-    for location in (config.output, config.picture):
+    for location in (config.output, config.html):
         if location is not None:
             location.expect_absent()
-    if config.picture is not None:
-        from tools import plan_picture
+    if config.html is not None:
+        from tools.report import page
 
-        plan_picture.expect_matplotlib()
+        page.expect_packages()
     running.choose_backend(values)
     plan = plan_cache(config)
     print(table(plan))
     if config.output is not None:
         config.output.write_json(plan.to_json())
         print(f"plan: {config.output}")
-    if config.picture is not None:
-        plan_picture.draw(plan.sample.plans, config.picture)
-        print(f"picture: {config.picture}")
+    if config.html is not None:
+        config.html.write_whole(html_page(plan).encode("utf-8"))
+        print(f"page: {config.html}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -80,9 +80,9 @@ class VerifyConfig(Settings):
         super().__post_init__()
         if self.repair and (self.teacher is None or self.examples is None):
             missing = "teacher" if self.teacher is None else "examples"
-            raise InputError(Setting("repair"), f"`{missing}` together with it", "none")
+            raise InputError(Setting("repair"), f"used together with `{missing}`")
         if self.examples is not None and not self.repair:
-            raise InputError(Setting("examples"), "`repair` together with it", "none")
+            raise InputError(Setting("examples"), "used together with `repair`")
 
 
 class Verification(NamedTuple):

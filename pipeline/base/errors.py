@@ -30,7 +30,8 @@ class InputError(ValueError):
     Attributes:
         subject: what is wrong: a `Setting`, or the text of a location, a place in a file, an
             environment variable; None where the message needs none.
-        expected: what would be right, as a noun phrase; None where only facts are stated.
+        expected: what would be right, as a phrase that follows "must be" (for a setting) or
+            "expected"; None where only facts are stated.
         received: what was there instead, or, without `expected`, what is wrong.
         hint: what to do.
         setting: the setting whose value the subject is, or is found in; None if unknown.
@@ -102,17 +103,18 @@ def describe(error: InputError, show_setting: Callable[[str], str]) -> str:
 
     Example:
         `describe(InputError(Setting("batch"), "at least 1", 0), str)` is
-        "batch: expected at least 1, received 0".
+        "batch: must be at least 1, got 0".
     """
-    subject = error.subject
-    if isinstance(subject, Setting):
+    subject, received = error.subject, error.received
+    is_setting = isinstance(subject, Setting)
+    if is_setting:
         subject = show_setting(subject)
     elif error.setting is not None and subject is not None:
         subject = f"{show_setting(error.setting)}: {subject}"
-    received = error.received
     if error.expected is not None:
-        expected = f"expected {error.expected}"
-        received = expected if received is None else f"{expected}, received {received}"
+        requirement, actual = ("must be", "got") if is_setting else ("expected", "received")
+        requirement = f"{requirement} {error.expected}"
+        received = requirement if received is None else f"{requirement}, {actual} {received}"
     facts = "; ".join(str(text) for text in (received, error.hint) if text is not None)
     parts = (subject, show_settings(facts, show_setting))
     return " ".join(": ".join(part for part in parts if part).split())

@@ -24,7 +24,7 @@ def find_programs() -> dict[str, pathlib.Path]:
     return commands | {name: tools[name] for name in programs}
 
 
-def _summary(path: pathlib.Path) -> str:
+def summary(path: pathlib.Path) -> str:
     """Returns the first line of a module's docstring, without importing the module."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
@@ -37,14 +37,14 @@ def _overview() -> str:
     for name, path in programs.items():
         if name not in COMMANDS and COMMANDS[-1] in lines[-1]:
             lines.append("")
-        lines.append(f"  {name:{width}}  {_summary(path)}")
+        lines.append(f"  {name:{width}}  {summary(path)}")
     return "\n".join(lines)
 
 
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, find_programs())
     hint = f"did you mean {' or '.join(close)}?" if close else "offline_distill --help lists them"
-    return f"error: NAME: expected a command or a tool, received {name!r}; {hint}"
+    return f"error: unknown command or tool {name!r}; {hint}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -96,7 +96,9 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str], *, with_recipes: 
         text = str(error).removeprefix("flag ")
         raise InputError(None, received=text[max(0, text.find("missing: ")) :]) from error
     if rest:
-        raise InputError(None, "flags only", f"the argument {rest[0]!r}")
+        raise InputError(
+            None, received=f"unexpected argument {rest[0]!r}: the command takes flags only"
+        )
 
 
 def _expand_recipes(argv: Sequence[str]) -> list[str]:
@@ -202,12 +204,12 @@ def join_processes(values: flags.FlagValues) -> None:
     if values.distribution != distribution.DATA_PARALLEL:
         for name, value in settings.items():
             if value is not None:
-                expected = f"`distribution`={distribution.DATA_PARALLEL} together with it"
+                expected = f"used together with `distribution`={distribution.DATA_PARALLEL}"
                 raise InputError(Setting(name), expected, values.distribution)
         return
     if values.backend != "jax":
-        expected = f"`backend`=jax together with {values.distribution}"
-        raise InputError(Setting("distribution"), expected, f"`backend`={values.backend}")
+        expected = f"jax with `distribution`={values.distribution}"
+        raise InputError(Setting("backend"), expected, values.backend)
     # Without JAX, `choose_backend` says so.
     if importlib.util.find_spec("jax") is not None:
         distribution.join(**settings)
@@ -225,7 +227,9 @@ def choose_runner(values: flags.FlagValues) -> RayConfig | None:
         return config
     for name in read_values(values, RayConfig):
         if values[name].present:
-            raise InputError(Setting(name), f"`runner`={RAY} together with it", values[name].value)
+            raise InputError(
+                Setting(name), f"used together with `runner`={RAY}", values[name].value
+            )
     return None
 
 

@@ -56,7 +56,7 @@ def locate(source: CorpusSource, is_data: Callable[[str], bool]) -> Location:
     if not pattern:
         return _Split.of(root, source.hf_split or _TRAIN, is_data)
     if source.hf_split is not None:
-        expected = "none together with the files of a dataset"
+        expected = "unset where `input_dir` names the files of a dataset"
         raise InputError(Setting("hf_split"), expected, source.hf_split)
     return root / pattern
 

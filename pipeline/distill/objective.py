@@ -139,7 +139,7 @@ def _expect_used(config: DistillConfig, losses: Iterable[str]) -> None:
     for name, need in _SETTINGS_OF_NEEDS.items():
         if (value := getattr(config, name)) is not None and need not in needs:
             names = [loss for loss in LOSSES if load_loss(loss).needs == need]
-            expected = f"none unless `losses` has {' or '.join(names)}"
+            expected = f"unset unless `losses` has {' or '.join(names)}"
             raise InputError(Setting(name), expected, value)
 
 
@@ -207,13 +207,17 @@ def _expect_attention(
     """Raises InputError where the layers of a loss have no attention that can be compared."""
     for group in groups:
         if 0 in (group.teacher.first, group.student):
-            expected = f"for {loss.name} layers from 1 on, as embeddings have no {loss.needs}"
+            expected = (
+                f"made of layers from 1 on for {loss.name}, as embeddings have no {loss.needs}"
+            )
             hint = "without `layer_groups` each loss compares the layers of its recipe"
             raise InputError(Setting("layer_groups"), expected, group, hint)
         if loss.needs == RELATIONS and group.teacher.first != group.teacher.last:
-            expected = f"for {loss.name} one teacher layer for a student layer"
+            expected = f"pairs of one teacher layer and one student layer for {loss.name}"
             raise InputError(Setting("layer_groups"), expected, group)
     own, heads = student.num_attention_heads, teacher.num_attention_heads
     if loss.needs != RELATIONS and config.teacher is not None and own != heads:
-        expected = f"for {loss.name} a student of {heads} attention heads, as the teacher"
-        raise InputError(Setting("losses"), expected, own)
+        expected = (
+            f"losses other than {loss.name}, which needs the teacher's {heads} attention heads"
+        )
+        raise InputError(Setting("losses"), expected, f"a student of {own}")

@@ -61,8 +61,8 @@ def find_replicas(distribution: str) -> Replicas:
     import keras
 
     if keras.config.backend() != "jax":
-        received = f"`backend`={keras.config.backend()}"
-        raise InputError(Setting("distribution"), f"`backend`=jax beside {DATA_PARALLEL}", received)
+        expected = f"jax with `distribution`={DATA_PARALLEL}"
+        raise InputError(Setting("backend"), expected, keras.config.backend())
     import jax
 
     return Replicas(jax.device_count(), jax.process_count(), jax.process_index(), distributed=True)

@@ -77,18 +77,19 @@ class StudentConfig(Settings):
         sources = ("student", "bert_config_file", "init_from")
         given = [f"`{name}`" for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            expected = "one of `student`, `bert_config_file`, `init_from`"
+            expected = "the only one set of `student`, `bert_config_file` and `init_from`"
             raise InputError(Setting("student"), expected, " and ".join(given) or "none")
         if self.init_checkpoint is not None and self.bert_config_file is None:
-            raise InputError(Setting("init_checkpoint"), "`bert_config_file` beside it", "none")
+            expected = "used together with `bert_config_file`"
+            raise InputError(Setting("init_checkpoint"), expected)
         names = (field.name for field in dataclasses.fields(self))
         names = (name for name in names if name.startswith(("student_", "layer_", "drop_")))
         shaping = [name for name in names if getattr(self, name)]
         if self.init_from is not None and not shaping:
-            expected = "`student_layers` or `layer_map` beside it"
-            raise InputError(Setting("init_from"), expected, "neither")
+            expected = "used together with `student_layers` or `layer_map`"
+            raise InputError(Setting("init_from"), expected)
         if self.init_from is None and shaping:
-            raise InputError(Setting(shaping[0]), "`init_from`=<teacher> beside it", "none")
+            raise InputError(Setting(shaping[0]), "used together with `init_from`=TEACHER")
 
 
 _RANGE = re.compile(r"([1-9][0-9]{0,11})(?:-([1-9][0-9]{0,11}))?")
@@ -250,10 +251,11 @@ class DistillConfig(Settings):
         12345, "Seed of the order, of dropout and of new weights.", low=0, high=2**32 - 1
     )
     shuffle_buffer_size: int = setting(10_000, "Examples that are shuffled in memory.", low=1)
-    length_buckets: int = setting(
-        8,
+    length_buckets: int | None = setting(
+        None,
         "Number of lengths that the inputs of a step, sorted by length, are padded to. 1 pads "
-        "all to `max_seq_length`.",
+        "all to `max_seq_length`. By default as the run began, else 8, or 4 on TPUs, where "
+        "programs take long to compile.",
         low=1,
     )
     save_checkpoints_steps: int = unrecorded(1_000, "Steps between checkpoints.", low=1)
@@ -296,9 +298,11 @@ class DistillConfig(Settings):
         super().__post_init__()
         self._fill_schedules()
         if not (self.do_train or self.do_eval):
-            raise InputError(Setting("do_train"), "it or `do_eval`", "neither")
+            raise InputError(Setting("do_train"), "set unless `do_eval` is", "neither")
         if self.do_train and not self.output_dir:
-            raise InputError(Setting("output_dir"), "a folder for the student", "none")
+            raise InputError(
+                Setting("output_dir"), "the student's directory where `do_train` is set", "none"
+            )
         if self.warmup_steps > self.num_train_steps:
             expected = f"at most `num_train_steps`={self.num_train_steps}"
             raise InputError(Setting("num_warmup_steps"), expected, self.num_warmup_steps)

@@ -118,10 +118,10 @@ class MaskedExamplesConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_dynamic and self.dupe_factor is not None:
-            expected = "none beside `masking`=dynamic, which masks each window anew each epoch"
+            expected = "unset with `masking`=dynamic, which masks each window anew each epoch"
             raise InputError(Setting("dupe_factor"), expected, self.dupe_factor)
         if self.mask_smoothing and not self.is_dynamic:
-            expected = "`masking`=dynamic, which counts the tokens before the first mask"
+            expected = "used together with `masking`=dynamic"
             raise InputError(Setting("mask_smoothing"), expected, f"`masking`={self.masking}")
         special = f"{self.num_special} special tokens of `segments`={self.segments}"
         if self.window_length < 1:

@@ -60,7 +60,7 @@ def parse_teacher_groups(text: str, num_layers: int) -> tuple[TeacherGroup, ...]
     groups = tuple(_parse_range(part, num_layers) for part in text.split(","))
     for group in groups:
         if groups.count(group) > 1:
-            raise InputError(None, "each group once", f"{group} twice")
+            raise InputError(None, "a list in which each group stands once", f"{group} twice")
     return groups
 
 
@@ -124,7 +124,7 @@ def _expect_apart(groups: Sequence[LayerGroup]) -> None:
     """Refuses what is more likely a slip, such as 1-6:1,6-12:2, than a wish."""
     for one, two in itertools.pairwise(sorted(group.student for group in groups)):
         if one == two:
-            raise InputError(None, "each student layer once", f"{one} twice")
+            raise InputError(None, "a list in which each student layer stands once", f"{one} twice")
     for one, two in itertools.pairwise(sorted(group.teacher for group in groups)):
         if two.first <= one.last:
             raise InputError(None, "groups that do not overlap", f"{one} and {two}")

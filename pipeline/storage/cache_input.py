@@ -50,7 +50,7 @@ def open_cache(input_dir: Location | None, input_file: Location | None) -> Cache
     """
     if (input_dir is None) == (input_file is None):
         received = "neither" if input_dir is None else "both"
-        raise InputError(Setting("input_dir"), "either it or `input_file`", received)
+        raise InputError(Setting("input_dir"), "given, or `input_file` in its place", received)
     given = input_dir if input_file is None else input_file
     if input_file is None or input_file.is_dir():
         return CacheInput(given, _load(given))

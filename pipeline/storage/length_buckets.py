@@ -7,6 +7,7 @@ inputs of a batch are sorted by length and cut into chunks, and lengths are roun
 
 import bisect
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from pipeline.base import seeding
 _MAX_GROUP = 512
 # Groups drawn to see how long chunks become.
 _NUM_DRAWS = 64
+_NUM_LENGTHS = 8
+# A program takes minutes to compile there, and its tiles have 128 columns: of inputs of 512 tokens
+# more lengths would save little.
+_NUM_LENGTHS_ON_TPU = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,17 @@ def _bucket_sizes(largest: int, count: int, multiple: int) -> tuple[int, ...]:
     return (*range(step, largest, step), largest)
 
 
-def bucket_lengths(max_seq_length: int, count: int = 8) -> tuple[int, ...]:
+def choose_num_lengths(devices: Sequence[str]) -> int:
+    """Returns the number of lengths where a setting leaves it open.
+
+    Args:
+        devices: Keras's names, such as `tpu:0`.
+    """
+    on_tpu = any(device.startswith("tpu") for device in devices)
+    return _NUM_LENGTHS_ON_TPU if on_tpu else _NUM_LENGTHS
+
+
+def bucket_lengths(max_seq_length: int, count: int = _NUM_LENGTHS) -> tuple[int, ...]:
     """Returns the lengths that inputs are padded to, ascending.
 
     They are at most `count`, the last `max_seq_length`. Example: for 512 they are 64, 128, … 512.
@@ -57,9 +72,9 @@ def bucket_widths(max_predictions_per_seq: int) -> tuple[int, ...]:
     return _bucket_sizes(max_predictions_per_seq, 4, 1)
 
 
-def padded_length(length: int, max_seq_length: int) -> int:
-    """Returns the length that an input of at most `max_seq_length` tokens is padded to."""
-    lengths = bucket_lengths(max_seq_length)
+def padded_length(length: int, max_seq_length: int, count: int = _NUM_LENGTHS) -> int:
+    """Returns the length, of `count`, that an input of at most `max_seq_length` tokens gets."""
+    lengths = bucket_lengths(max_seq_length, count)
     return lengths[bisect.bisect_left(lengths, length)]
 
 

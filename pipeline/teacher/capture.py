@@ -16,13 +16,14 @@ import numpy as np
 import tqdm
 
 from data_specs import records
-from pipeline.base import json_text
+from pipeline.base import distribution, json_text
 from pipeline.base.distribution import DATA_PARALLEL
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
 from pipeline.hub import models
 from pipeline.models import embeddings, layer_groups, position_blocks
+from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
@@ -124,13 +125,13 @@ def fit_teacher(config: TeacherCacheConfig, source: ModelSource, cache: CacheInp
 # The run configuration.
 
 
-def find_groups(config: TeacherCacheConfig, source: ModelSource) -> tuple[TeacherGroup, ...]:
+def find_groups(config: TeacherCacheConfig, teacher: EncoderConfig) -> tuple[TeacherGroup, ...]:
     """Returns the groups of layers whose hidden states are kept; none by default."""
     if config.cache_hidden_states is None:
         return ()
     with naming_setting("cache_hidden_states"):
         return layer_groups.parse_teacher_groups(
-            config.cache_hidden_states, source.config.num_hidden_layers
+            config.cache_hidden_states, teacher.num_hidden_layers
         )
 
 
@@ -139,7 +140,7 @@ def run_configuration(
 ) -> dict[str, Any]:
     """Returns the settings that decide the output, as JSON values; reads the teacher's files."""
     settings = config.decisive()
-    groups = find_groups(config, source)
+    groups = find_groups(config, source.config)
     del settings["cache_hidden_states"]
     if config.cache_embedding is not None:
         settings["embedding"] = settings.pop("cache_embedding")
@@ -369,17 +370,16 @@ def keep_hidden_states(
 
 
 def keep_function(
-    config: TeacherCacheConfig, source: ModelSource, model: MaskedLM, *, max_positions: int
+    config: TeacherCacheConfig, model: MaskedLM, *, max_positions: int
 ) -> forward.Keep:
     """Returns the function from the teacher's outputs for a batch to what is kept of them.
 
     Args:
         config: of the capture.
-        source: the teacher.
-        model: the teacher with its weights.
+        model: the teacher.
         max_positions: the most masked positions of an example.
     """
-    groups, vocab_size = find_groups(config, source), source.config.vocab_size
+    groups, vocab_size = find_groups(config, model.config), model.config.vocab_size
     sampled = config.truncation == SAMPLED
     # For draws, and beside head states, only the first guess is asked for.
     k = 1 if sampled or config.holds_states else min(config.truncation_factor, vocab_size)
@@ -456,7 +456,7 @@ class _ShardMaker:
         """The compiled teacher; see `Capture.forward`."""
         inputs = self._inputs
         most = inputs.cache.manifest.max_predictions_per_seq
-        keep = keep_function(inputs.config, inputs.source, self.model, max_positions=most)
+        keep = keep_function(inputs.config, self.model, max_positions=most)
         return forward.compile_forward(self.model, keep, devices=_devices(inputs.config))
 
     def judge(self, job: ShardJob) -> None:
@@ -548,11 +548,9 @@ def _find_share(config: TeacherCacheConfig) -> TeacherCacheConfig:
     Raises:
         InputError: the backend cannot divide a batch, or the devices cannot share it equally.
     """
-    if config.distribution != DATA_PARALLEL:
-        return config
     if keras.config.backend() != "jax":
-        expected = f"`backend`=jax together with {DATA_PARALLEL}"
-        raise InputError(Setting("distribution"), expected, f"`backend`={keras.config.backend()}")
+        expected = f"jax with `distribution`={DATA_PARALLEL}"
+        raise InputError(Setting("backend"), expected, keras.config.backend())
     import jax
 
     count, size = len(_devices(config)), config.predict_batch_size
@@ -572,6 +570,7 @@ def _wait_for_others(config: TeacherCacheConfig) -> Manifest:
     """
     print("waiting for the shards of other processes", file=sys.stderr)
     while not (config.output_dir / manifests.MANIFEST_FILE).is_file():
+        distribution.expect_others()
         time.sleep(_POLL_SECONDS)
     return manifests.load(config.output_dir)
 
@@ -591,13 +590,21 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
     Raises:
         InputError: the masked examples, the teacher or the directory is invalid. Shards
             that are whole stay.
+        InterruptedRunError: a joined process cannot go on.
     """
-    is_joined = config.distribution == DATA_PARALLEL and config.num_tasks is None
+    if config.distribution != DATA_PARALLEL:
+        return _make(config)
+    shares_shards = config.num_tasks is None
     config = _find_share(config)
+    with distribution.failure_reported():
+        manifest = _make(config)
+        return _wait_for_others(config) if manifest is None and shares_shards else manifest
+
+
+def _make(config: TeacherCacheConfig) -> Manifest | None:
     inputs = Inputs.open(config)
     inputs.source.print_unused()
-    manifest = finish_teacher_cache(inputs)
-    return _wait_for_others(config) if manifest is None and is_joined else manifest
+    return finish_teacher_cache(inputs)
 
 
 def finish_teacher_cache(inputs: Inputs) -> Manifest | None:
@@ -633,7 +640,13 @@ def _make_missing_shards(inputs: Inputs) -> None:
         with tqdm.tqdm(
             total=sum(counts.values()), unit=" examples", desc="teacher", smoothing=0.1
         ) as bar:
-            made = runners.make_shards(workers, config.output_dir, maker, jobs, bar.update)
+
+            def count(examples: int) -> None:
+                bar.update(examples)
+                if config.distribution == DATA_PARALLEL:
+                    distribution.expect_others()
+
+            made = runners.make_shards(workers, config.output_dir, maker, jobs, count)
             collections.deque(made, maxlen=0)
 
 

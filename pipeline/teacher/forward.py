@@ -87,7 +87,8 @@ def build_batch(
     """
     longest = max(len(example.input_ids) for example in examples)
     most = max(len(example.masked_lm_ids) for example in examples)
-    length = length_buckets.padded_length(longest, max_seq_length)
+    num_lengths = length_buckets.choose_num_lengths(keras.distribution.list_devices())
+    length = length_buckets.padded_length(longest, max_seq_length, num_lengths)
     positions = min(-(-most // POSITION_STEP) * POSITION_STEP, max_predictions_per_seq)
     batch = {name: np.zeros((batch_size, length), np.int32) for name in _TOKEN_INPUTS}
     batch |= {name: np.zeros((batch_size, positions), np.int32) for name in _POSITION_INPUTS}

@@ -164,14 +164,14 @@ class TeacherCacheConfig(Settings):
             expected = f"{ALONE} with `runner`=ray, whose jobs have a device each"
             raise InputError(Setting("distribution"), expected, self.distribution)
         if self.ray is not None and (self.num_tasks or 1) > 1:
-            expected = "none with `runner`=ray, which shares the shards itself"
+            expected = "unset with `runner`=ray, which shares the shards itself"
             raise InputError(Setting("num_tasks"), expected, self.num_tasks)
         if (self.teacher is None) == (self.bert_config_file is None):
             received = "neither" if self.teacher is None else "both"
-            expected = "either it or `bert_config_file` with `init_checkpoint`"
+            expected = "given, or `bert_config_file` with `init_checkpoint` in its place"
             raise InputError(Setting("teacher"), expected, received)
         if self.teacher is not None and self.init_checkpoint is not None:
-            expected = "`bert_config_file` together with it"
+            expected = "used together with `bert_config_file`"
             raise InputError(Setting("init_checkpoint"), expected, "`teacher`")
         if self.bert_config_file is not None and self.init_checkpoint is None:
             raise InputError(Setting("init_checkpoint"), "the teacher's checkpoint", "none")
@@ -204,13 +204,13 @@ class TeacherCacheConfig(Settings):
         ):
             value = getattr(self, name)
             if value != unused:
-                expected = "none with `logit_encoding`=states, which gives any k and temperature"
+                expected = "unset with `logit_encoding`=states, which gives any k and temperature"
                 received = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 raise InputError(Setting(name), expected, received)
 
     def _check_truncation(self) -> None:
         if self.state_bits is not None:
-            expected = "`logit_encoding`=states together with it"
+            expected = "used together with `logit_encoding`=states"
             raise InputError(Setting("state_bits"), expected, self.logit_encoding)
         mass, temperatures = self.truncation_mass, self.temperatures
         expect_ascending_from_1("temperatures", temperatures)
@@ -220,7 +220,7 @@ class TeacherCacheConfig(Settings):
         if self.truncation != SAMPLED:
             return
         if mass is not None:
-            expected = "none with `truncation`=sampled"
+            expected = "unset with `truncation`=sampled"
             raise InputError(Setting("truncation_mass"), expected, f"{mass:g}")
         if temperatures != (1.0,):
             expected = "1, the only temperature of `truncation`=sampled"

@@ -62,7 +62,7 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
     if path.suffix != ".json":
         return wordpiece.load_wordpiece(path, settings, do_lower_case=do_lower_case)
     if do_lower_case is not None:
-        expected = f"none, as {path} has a normaliser of its own"
+        expected = f"unset, as {path} has a normaliser of its own"
         raise InputError(Setting("do_lower_case"), expected, do_lower_case)
     return tokenizer_json.load_tokenizer_json(path, settings)
 

@@ -254,7 +254,7 @@ def _without_basic(
 ) -> JsonTokenizer:
     """Returns WordPiece alone, which splits at spaces and changes no letter."""
     if do_lower_case:
-        expected = f"none, as {settings.path} has do_basic_tokenize: false"
+        expected = f"unset, as {settings.path} has do_basic_tokenize: false"
         raise InputError(Setting("do_lower_case"), expected, do_lower_case)
     if settings.added:
         raise settings.refusal("do_basic_tokenize", f"true together with {ADDED_TOKENS_KEY}")

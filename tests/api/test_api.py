@@ -153,9 +153,9 @@ def test_the_three_stages_make_a_student(corpus_dir, vocab_file, teacher_dir, tm
 
 
 def _snippets() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "pipeline" / "storage" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    return [block for block in blocks if "offline_distill" in block]
+    return [block for block in blocks if "open_cache" in block]
 
 
 @pytest.mark.parametrize("number", range(2))

@@ -23,5 +23,5 @@ from pipeline.base.errors import InputError, Setting, describe
 )
 def test_settings_are_shown_as_flags_of_their_command(hint: str, shown: str) -> None:
     error = InputError(Setting("batch"), "at least 1", 0, hint)
-    line = f"<batch>: expected at least 1, received 0; {shown}"
+    line = f"<batch>: must be at least 1, got 0; {shown}"
     assert describe(error, "<{}>".format) == line

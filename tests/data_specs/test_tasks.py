@@ -12,6 +12,7 @@ CLUE = ("afqmc", "cmnli", "ocnli", "tnews", "cmrc2018")
 OTHERS = ("lcqmc", "chnsenticorp", "squad", "xquad_en", "xquad_ru", "xquad_zh", "rusentiment")
 TAGS = ("weibo_ner", "msra_ner", "peoples_daily_ner", "cluener", "conll2003", "wnut17", "wikiann",
         "collection3")  # fmt: skip
+SIMILARITIES = ("stsb_multi_mt", "stsb_json")
 MINE = """
 title: mine
 url: https://example.org
@@ -28,7 +29,8 @@ submission: {file: mine.json, format: clue}
 
 
 def test_the_known_tasks() -> None:
-    assert {path.stem for path in tasks.FOLDER.glob("*.yaml")} == {*GLUE, *CLUE, *OTHERS, *TAGS}
+    known = {*GLUE, *CLUE, *OTHERS, *TAGS, *SIMILARITIES}
+    assert {path.stem for path in tasks.FOLDER.glob("*.yaml")} == known
 
 
 @pytest.mark.parametrize("name", known_names(tasks.FOLDER))

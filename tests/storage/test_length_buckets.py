@@ -38,6 +38,14 @@ def test_lengths_by_hand(max_seq_length: int, count: int, expected: tuple[int, .
     assert length_buckets.bucket_lengths(max_seq_length, count) == expected
 
 
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [(["cpu:0"], 8), (["gpu:0", "gpu:1"], 8), (["tpu:0", "tpu:1"], 4), ([], 8)],
+)
+def test_fewer_lengths_on_tpus(devices: list[str], expected: int) -> None:
+    assert length_buckets.choose_num_lengths(devices) == expected
+
+
 def test_widths_by_hand() -> None:
     assert length_buckets.bucket_widths(20) == (5, 10, 15, 20)
     assert length_buckets.bucket_widths(77) == (20, 40, 60, 77)

@@ -89,22 +89,44 @@ def test_eight_devices_make_the_cache_of_one(captures) -> None:
     assert "devices" not in manifests.load(captures.folder / "one").statistics["environment"]
 
 
-@needs_jax
-def test_joined_processes_share_the_shards(captures) -> None:
+def _joined_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the flags of each of two processes that join each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     flags = ("--distribution=data_parallel", f"--coordinator_address={address}")
-    flags += ("--num_processes=2",)
-    processes = [
-        captures.start("two", *flags, f"--process_id={number}", devices=2) for number in (0, 1)
-    ]
+    first, second = ((*flags, "--num_processes=2", f"--process_id={number}") for number in (0, 1))
+    return first, second
+
+
+@needs_jax
+def test_joined_processes_share_the_shards(captures) -> None:
+    processes = [captures.start("two", *flags, devices=2) for flags in _joined_flags()]
     outputs = captures.run(*processes)
     captures.expect_equal("one", "two")
     counts = [shard.num_examples for shard in manifests.load(captures.folder / "two").shards]
     # Each made every second shard.
     for process, stderr in enumerate(outputs):
         assert f"/{sum(counts[process::2])} " in stderr, stderr
+
+
+@needs_jax
+@pytest.mark.parametrize("failing", [0, 1])
+def test_failure_of_a_joined_process_ends_the_other_with_one_line(
+    captures, tmp_path, failing: int
+) -> None:
+    processes = []
+    for number, flags in enumerate(_joined_flags()):
+        others = (f"--teacher={tmp_path}",) if number == failing else ()
+        processes.append(captures.start(f"failed-{failing}", *flags, *others))
+    outputs = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    errors = [
+        [line for line in stderr.splitlines() if line.startswith("error: ")] for stderr in outputs
+    ]
+    assert [len(lines) for lines in errors] == [1, 1], outputs
+    assert f"process {failing} failed" in errors[1 - failing][0]
+    assert all("Traceback" not in stderr for stderr in outputs)
 
 
 @needs_jax

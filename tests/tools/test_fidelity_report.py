@@ -109,4 +109,4 @@ def test_mistakes(cache_dir, teacher_dir, vocab_file, tmp_path, capsys) -> None:
     assert path.read_text() == "mine"
     short = save_tiny_bert(tmp_path / "short", vocab_file, seed=1, max_position_embeddings=40)
     assert _run(cache_dir, short, "--any_teacher") == 1
-    assert _error(capsys).startswith("error: --teacher: expected a model of at least 48 positions")
+    assert _error(capsys).startswith("error: --teacher: must be a model of at least 48 positions")

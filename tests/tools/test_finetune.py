@@ -307,7 +307,7 @@ def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> 
     message = _fails(capsys, **other, do_train=False)
     assert "a classification head with 3 labels (entailment, neutral, contradiction)" in message
     labels = "2 labels (LABEL_0, LABEL_1)"
-    assert message.endswith(f"received {model} with a classification head with {labels}")
+    assert message.endswith(f"got {model} with a classification head with {labels}")
     assert _run(**other) == 0
 
 

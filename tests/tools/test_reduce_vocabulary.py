@@ -278,7 +278,7 @@ def test_other_stages_want_the_whole_vocabulary(student_dir, examples_dir, tmp_p
 
     settings = {"teacher": student_dir, "output_dir": tmp_path / "cache"}
     found = _fails(capsys, create_teacher_output_data, input_dir=examples_dir, **settings)
-    assert found.startswith("--teacher: expected a vocabulary of ")
+    assert found.startswith("--teacher: must be a vocabulary of ")
 
 
 def test_mistakes(flags, tmp_path, capsys, student_dir, vocab, vocab_file) -> None:
@@ -291,7 +291,7 @@ def test_mistakes(flags, tmp_path, capsys, student_dir, vocab, vocab_file) -> No
     for changes, flag, part in (
         ({}, "vocab_size", "none"),
         ({"vocab_size": 5}, "vocab_size", f"6 to {len(vocab)}"),
-        ({"coverage": "0"}, "coverage", "received 0"),
+        ({"coverage": "0"}, "coverage", "got 0"),
         ({"coverage": "1.5"}, "coverage", "1.5"),
         ({"coverage": "0.5,0.6"}, "coverage", "0.5,0.6"),
         ({"coverage": "most"}, "coverage", "most"),
@@ -353,7 +353,7 @@ def test_a_tokenizer_json_cannot_be_reduced(world, bpe_file, tmp_path, capsys) -
     output_dir = tmp_path / "student"
     settings = {"teacher": teacher, "output_dir": output_dir, "vocab_size": 100}
     found = _fails(capsys, reduce_vocabulary, input_dir=examples, **settings)
-    assert found.startswith("--input_dir: ") and found.endswith("received a tokenizer.json")
+    assert found.startswith("--input_dir: ") and found.endswith("got a tokenizer.json")
     assert not output_dir.exists()
 
 

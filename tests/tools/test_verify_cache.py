@@ -664,9 +664,9 @@ def test_other_examples(folder, teacher_dir, examples_dir, tmp_path, capsys) -> 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--repair",), "--repair: expected --teacher together with it"),
-        (("--repair", "--teacher=x"), "--repair: expected --examples together with it"),
-        (("--examples=x",), "--examples: expected --repair together with it"),
+        (("--repair",), "--repair: must be used together with --teacher"),
+        (("--repair", "--teacher=x"), "--repair: must be used together with --examples"),
+        (("--examples=x",), "--examples: must be used together with --repair"),
         (("--sample_examples=-1",), "sample_examples"),
     ],
 )
@@ -683,7 +683,7 @@ def test_what_this_does_not_repair(examples_dir, merged_dir, folder, teacher_dir
     assert "was merged from 2 caches" in error and "offline_distill merge_caches" in error
     _flip(folder / ".manifest.json.sha256", 3)
     _, _, (error,) = _run(folder, capsys, *flags)
-    assert error.startswith("error: --repair: expected a sound manifest.json to go by")
+    assert error.startswith("error: --repair: must be a sound manifest.json to go by")
 
 
 def test_one_repair_at_a_time(folder, teacher_dir, examples_dir, capsys) -> None:

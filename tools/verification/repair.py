@@ -32,7 +32,7 @@ def recorded_config(
     info, flags = manifest.teacher_info, manifest.flags
     if "merged" in info.teacher:
         expected = (
-            f"none for {directory}, which was merged from {len(info.teacher['merged'])} caches"
+            f"unset for {directory}, which was merged from {len(info.teacher['merged'])} caches"
         )
         hint = "run the same offline_distill merge_caches command in an empty folder"
         raise InputError(Setting("teacher"), expected, teacher, hint)

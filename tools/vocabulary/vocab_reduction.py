@@ -40,7 +40,7 @@ class VocabLimit:
         given = [f"`{name}`" for name, value in values.items() if value is not None]
         if len(given) != 1:
             received = " and ".join(given) or "none"
-            expected = "one of `vocab_size`, `coverage`, `min_count`"
+            expected = "the only one set of `vocab_size`, `coverage` and `min_count`"
             raise InputError(Setting("vocab_size"), expected, received)
 
 

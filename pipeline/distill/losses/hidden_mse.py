@@ -21,9 +21,10 @@ class HiddenMSEMasked(HiddenLoss):
 
 
 class HiddenMSE(HiddenMSEMasked):
-    """The same over tokens: a loss of TinyBERT (Jiao et al., 2020) and MiniRBT (Yao et al., 2023).
+    """Squared difference of two hidden states over tokens, averaged over dimensions.
 
-    Both sum it over the layers, from the embeddings' output on; this is the mean over them.
+    A loss of TinyBERT (Jiao et al., 2020) and MiniRBT (Yao et al., 2023). Both sum it over the
+    layers, from the embeddings' output on; this is the mean over them.
     """
 
     name = "hidden_mse"

@@ -37,7 +37,7 @@ def parse_loss_schedules(text: str) -> dict[str, WeightSchedule]:
         name, _, value = entry.partition("=")
         shape, _, last = value.partition(":")
         if name in schedules:
-            raise InputError(None, "each loss once", f"{name} twice")
+            raise InputError(None, "a list in which each loss stands once", f"{name} twice")
         try:
             weight = None if shape == "constant" and not last else float(last)
         except ValueError:
@@ -61,15 +61,15 @@ def parse_losses(text: str) -> dict[str, float]:
     for entry in parse_words(text):
         name, _, weight = entry.partition("=")
         if name not in LOSSES:
-            raise InputError(None, f"names of {', '.join(LOSSES)}", f"{name!r}")
+            raise InputError(None, f"a list of {', '.join(LOSSES)}", f"{name!r}")
         if name in losses:
-            raise InputError(None, "each loss once", f"{name} twice")
+            raise InputError(None, "a list in which each loss stands once", f"{name} twice")
         try:
             losses[name] = float(weight or 1.0)
         except ValueError as error:
-            raise InputError(None, f"a number for {name}", f"{weight!r}") from error
+            raise InputError(None, f"a list with a number for {name}", f"{weight!r}") from error
         if not 0.0 < losses[name] < math.inf:
-            raise InputError(None, f"a weight above 0 for {name}", weight)
+            raise InputError(None, f"a list with a weight above 0 for {name}", weight)
     if not losses:
-        raise InputError(None, "at least one loss", "none")
+        raise InputError(None, "a list of at least one loss", "none")
     return losses

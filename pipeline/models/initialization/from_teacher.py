@@ -133,7 +133,7 @@ def _named_layers(
     name = layer_map.strip()
     if name in ("even", "first", "last"):
         if student_layers is None:
-            raise InputError(_LAYER_MAP, f"`student_layers` together with {name}", "none")
+            raise InputError(_LAYER_MAP, "used together with `student_layers`", f"{name!r}")
         # Checks the number, too.
         even = default_layer_map(teacher_layers, student_layers)
         first = 0 if name == "first" else teacher_layers - student_layers

@@ -135,7 +135,7 @@ def _decompress(content: bytes, most: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class CompactCodec(TopKCodec):
-    """About 1.5 bytes an id and its logit.
+    """Ids as gaps of frequency ranks, logits as steps, compressed: about 1.5 bytes for both.
 
     Tokens are numbered by how often they are in the text (of equals the smaller
     id first), and a position's ids are stored in the order of these ranks: each

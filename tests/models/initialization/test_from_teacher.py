@@ -238,7 +238,7 @@ def test_layer_maps_are_read(text, student, expected):
 @pytest.mark.parametrize(
     ("text", "student", "subject", "received"),
     [
-        ("last", None, "layer_map", "none"),
+        ("last", None, "layer_map", "'last'"),
         ("first", 13, "student_layers", 13),
         ("every:13", None, "layer_map", "'every:13'"),
         ("every:4", 2, "layer_map", "3: 'every:4'"),
